@@ -1,0 +1,1 @@
+"""Text to checked method. Imports neither torch nor transformers: checking a spec takes a blink."""

@@ -1,0 +1,414 @@
+"""The type checker of rows and methods, with sizes as symbols (before any model) or as a model's numbers (in a plan)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Mapping, Sequence
+
+from .diagnostics import Diagnostic, Label, PeltError, near
+from .infer import Inference, bounded, reading
+from .ir import Method, Row, fits
+from .primitives import INITIALISERS
+from .printer import to_text
+from .sites import NUMBERS, RESERVED, SITES, SIZES, SiteSignature, TensorType, signature, site_name
+from .sizes import Size
+from .syntax import Apply, Axis, Expr, Later, Let, Name, Param, Path, Require, Statement, String, Tensor
+from .values import AFFINE, OTHER, POISON, Distribution, NumberType, Poison, Value, WordType, join, product
+
+PLACES = ("model", "kind", "layer", "layers", "site")
+PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope")
+MAX_ENTRIES = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTyping:
+    """A declared tensor: its axes and sizes, the place that owns it, how it starts."""
+
+    name: str
+    type: TensorType
+    place: str
+    start: Distribution | None
+    exact: Expr | None
+    frozen: bool
+    lr: float | None
+    declaration: Tensor
+
+    @property
+    def count(self) -> Size:
+        """Entries of one copy, its axes not counted."""
+        total = Size.of(1)
+        for s in self.type.sizes:
+            total = total * s
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class RowTyping:
+    """A row at a site: tensors, the types of its lets, and the value of ``out`` (after the gate)."""
+
+    row: Row
+    site: SiteSignature
+    tensors: tuple[TensorTyping, ...]
+    values: Mapping[str, Value]
+    out: Value
+    z: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What sizes and numbers stand for: nothing (symbols) or a model's values at one site."""
+
+    values: Mapping[str, int] | None = None
+    layer: int | None = None
+    depth: int | None = None
+
+    def of(self, name: str) -> Size:
+        return Size.of(self.values[name]) if self.values is not None and name in self.values else Size.of(name)
+
+
+SYMBOLS = Sizes()
+
+
+def parameters(params: Sequence[Param], numeric: bool) -> dict[str, Value]:
+    """Parameters as values: symbols, or their bound arguments."""
+    known: dict[str, Value] = {}
+    for p in params:
+        if p.type in ("int", "float") and not (numeric and p.default is not None):
+            known[p.name] = Value(NumberType(Size.of(p.name) if p.type == "int" else None))
+        elif p.type in ("activation", "init", "sites", "string", "scope"):
+            word = p.default.id if isinstance(p.default, Name) else p.default
+            known[p.name] = Value(WordType(p.type, word))
+        elif p.default is not None:
+            value = Inference(dict(known), {}).infer(p.default)
+            known[p.name] = value if numeric else Value(NumberType())
+        else:
+            known[p.name] = Value(NumberType())
+    return known
+
+
+class RowChecker:
+    """Checks one row at one kind of site."""
+
+    def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes):
+        self.row, self.site, self.sizes = row, site, sizes
+        self.params = {p.name: p for p in params}
+        self.tensors: list[TensorTyping] = []
+        bound = {n: sizes.of(n) for n in SIZES}
+        where = {p.name: "parameter" for p in params} | {"d_in": "last size of z", "d_out": "last size of h"}
+        self.inf = Inference(parameters(params, sizes.values is not None), bound, where=where)
+        for number, value in zip(NUMBERS, (sizes.layer, sizes.depth)):
+            if value is not None:
+                self.inf.names[number] = Value(NumberType(Size.of(value), value))
+        self.inf.bases = {
+            n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases
+        }
+
+    def _bound(self, t: TensorType) -> TensorType:
+        if self.sizes.values is None:
+            return t
+        return TensorType(t.axes, tuple(s.bind({k: v for k, v in self.sizes.values.items()}) for s in t.sizes))
+
+    def check(self) -> RowTyping:
+        inf, site = self.inf, self.site
+        scope: dict[str, Value] = {}
+        if site.x is not None:
+            scope["x"] = reading(self._bound(site.x), "x")
+        for name, t in site.scope:
+            constant = name in ("W", "bias")
+            scope[name] = Value(self._bound(t)) if constant else reading(self._bound(t), name)
+            if name == "log_mass":
+                scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
+        if site.family == "heads":
+            scope["scale"] = Value(NumberType())
+        h_type = self._bound(site.h)
+        h = Value(h_type) if site.family == "weight" else reading(h_type, "h")
+        inf.sizes["d_out"] = h_type.sizes[-1]
+        inf.names |= scope
+        z = self._insertion(h)
+        if z is not None:
+            inf.names["z"] = z
+            if isinstance(z.type, TensorType) and z.type.sizes:
+                inf.sizes["d_in"] = z.type.sizes[0 if site.family == "weight" else -1]
+        else:
+            inf.hidden["z"] = "is what `insert` says, and this row has no `insert`"
+            inf.sizes["d_in"] = inf.sizes["d_out"]
+        inf.hidden["h"] = "is visible to compositions, not to forms and gates"
+        self._body(self.row.form)
+        gate = None
+        if self.row.gate is not None:
+            before = dict(inf.names)
+            self._body(self.row.gate)
+            gate = inf.names.get("g", Value(POISON))
+            inf.names = before | {k: v for k, v in inf.names.items() if k not in before}
+        del inf.hidden["h"]
+        inf.names["h"] = h
+        if not self.row.form:
+            inf.hidden["delta"] = "is bound by a form, and this row has none"
+        self._body(self.row.compose)
+        out = self._result(inf.names.get("out", Value(POISON)), h, gate)
+        return RowTyping(self.row, site, tuple(self.tensors), dict(inf.names), out, z)
+
+    # ------------------------------------------------------------ parts
+
+    def _insertion(self, h: Value) -> Value | None:
+        e, site = self.row.insert, self.site
+        if site.family == "weight":
+            if e is not None:
+                self.inf.fail("E0305", "at a weight z is the weight itself: `insert` does not apply", e.span)
+            return h
+        if e is None:
+            return None
+        if isinstance(e, Name) and e.id == "parallel":
+            if site.parallel is None:
+                self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is the model's input", e.span)
+                return Value(POISON)
+            return self.inf.names[site.parallel]
+        if isinstance(e, Name) and e.id == "sequential":
+            return h
+        self.inf.names["h"] = h
+        z = self.inf.infer(e)
+        del self.inf.names["h"]
+        return z
+
+    def _body(self, body: Sequence[Statement]) -> None:
+        for s in body:
+            if isinstance(s, Tensor):
+                self._tensor(s)
+            elif isinstance(s, Let):
+                self._let(s)
+            elif isinstance(s, Axis):
+                size = self._size(s.size, "an axis")
+                if size is not None:
+                    self.inf.axes[s.name] = size
+            elif isinstance(s, Require):
+                require(s, self.inf)
+            elif isinstance(s, Later):
+                self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
+
+    def _let(self, s: Let) -> None:
+        value = self.inf.infer(s.value)
+        if len(s.names) > 1:
+            value = self.inf.fail("E0391", "several names on the left are not built yet", s.span)
+        for name in s.names:
+            if name in self.inf.names and name not in ("delta", "out", "g") and name in RESERVED:
+                value = self.inf.fail("E0224", f"`{name}` has a meaning of its own here", s.span)
+            self.inf.names[name] = value
+
+    def _size(self, e: Expr, what: str) -> Size | None:
+        v = self.inf.infer(e)
+        if isinstance(v.type, Poison):
+            return None
+        if not isinstance(v.type, NumberType) or v.type.size is None:
+            self.inf.fail("E0340", f"{what}'s size is a whole number, not {v.type}", e.span)
+            return None
+        n = v.type.size.number
+        if n is not None and (n.denominator != 1 or n < 1):
+            self.inf.fail("E0343", f"{what}'s size must be a whole number of at least 1; here it is {float(n):g}", e.span)
+            return None
+        return v.type.size
+
+    def _tensor(self, s: Tensor) -> None:
+        sizes = [self._size(e, f"the tensor `{s.name}`") for e in s.shape]
+        place, axes = self._scope(s)
+        if any(size is None for size in sizes):
+            self.inf.names[s.name] = Value(POISON)
+            return
+        t = TensorType(axes, tuple(x for x in sizes if x is not None))
+        start, exact = None, None
+        if s.exact:
+            exact = s.start
+            value = self.inf.infer(s.start)
+            if not isinstance(value.type, Poison) and value.type != t:
+                self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span)
+        else:
+            start = self._distribution(s.start)
+        lr = None
+        if s.lr is not None:
+            v = self.inf.infer(s.lr)
+            if not isinstance(v.type, (NumberType, Poison)):
+                self.inf.fail("E0345", f"a learning-rate multiple is a number, not {v.type}", s.lr.span)
+            elif isinstance(v.type, NumberType) and v.type.value is not None:
+                lr = float(v.type.value)
+        total = Size.of(1)
+        for x in t.sizes:
+            total = total * x
+        n = total.number
+        if n is not None and n > MAX_ENTRIES:
+            self.inf.fail("E0346", f"the tensor `{s.name}` would have {int(n):,} entries, more than {MAX_ENTRIES:,}", s.span,
+                          help="choose a smaller size")  # fmt: skip
+        self.tensors.append(TensorTyping(s.name, t, place, start, exact, s.frozen, lr, s))
+        self.inf.names[s.name] = Value(t, learned=not s.frozen, reads=frozenset({s.name}))
+
+    def _scope(self, s: Tensor) -> tuple[str, frozenset[str]]:
+        if not s.per:
+            return "site", frozenset(self.site.implied)
+        place, axes = "", set()
+        for word in s.per:
+            if word.name in PLACES:
+                if word.name == "layers":
+                    self.inf.fail("E0392", "`per layers(k)` is not built yet", word.span)
+                place = word.name
+            elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.family == "heads"):
+                axes.add(word.name)
+            elif word.name in ("head", "group"):
+                self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span)
+            else:
+                known = [*PLACES, "head", "group", *self.inf.axes]
+                self.inf.fail("E0342", f"`{word.name}` is neither a place nor an axis", word.span,
+                              help=near(word.name, known) or f"places: {', '.join(PLACES)}")  # fmt: skip
+        return place or "site", frozenset(axes)
+
+    def _distribution(self, e: Expr) -> Distribution | None:
+        if isinstance(e, Name) and e.id in self.params and self.params[e.id].type == "init":
+            default = self.params[e.id].default
+            return self._distribution(default) if default is not None else None
+        name = e.function if isinstance(e, Apply) else e
+        args = tuple(a.value for a in e.args) if isinstance(e, Apply) else ()
+        if not isinstance(name, Name) or name.id not in INITIALISERS:
+            self.inf.fail("E0341", f"there is no distribution `{to_text(name)}`", e.span,
+                          help=near(to_text(name), INITIALISERS) or f"known: {', '.join(INITIALISERS)}")  # fmt: skip
+            return None
+        spec = INITIALISERS[name.id]
+        if not spec.arity[0] <= len(args) <= spec.arity[1]:
+            self.inf.fail("E0321", f"`{spec.name}` takes {spec.arity[0]} arguments, {len(args)} are given", e.span,
+                          help=spec.doc)  # fmt: skip
+            return None
+        values: list[Expr] = []
+        for a in args:
+            v = self.inf.infer(a)
+            good = WordType if spec.text else NumberType
+            if not isinstance(v.type, (good, Poison)):
+                self.inf.fail("E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span)
+            if isinstance(v.type, NumberType) and v.type.value is not None:
+                from .syntax import Number
+
+                values.append(Number(v.type.value))
+            elif isinstance(v.type, WordType) and isinstance(v.type.word, (str, String)):
+                values.append(v.type.word if isinstance(v.type.word, String) else String(v.type.word))
+            else:
+                values.append(a)
+        return Distribution(spec.name, tuple(values))
+
+    def _result(self, out: Value, h: Value, gate: Value | None) -> Value:
+        inf, row = self.inf, self.row
+        span = row.compose[-1].span if row.compose else row.span
+        if gate is not None and not isinstance(gate.type, Poison):
+            if _changes_length(row):
+                return inf.fail("E0351", "a composition that changes the length cannot be gated", row.span)
+            if not isinstance(gate.type, (TensorType, NumberType)):
+                return inf.fail("E0352", f"a gate is a tensor or a number, not {gate.type}", row.span)
+            out = product(gate, join((out, h), out.type), out.type, span)
+            if isinstance(gate.type, TensorType) and isinstance(out.type, TensorType):
+                out = out.typed(TensorType(inf.merge_axes(out.type.axes, gate.type.axes), out.type.sizes))
+        if isinstance(out.type, Poison) or not isinstance(h.type, TensorType):
+            return out
+        if isinstance(out.type, NumberType):
+            return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
+        if not isinstance(out.type, TensorType):
+            return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
+        declared = sorted(out.type.axes & set(inf.axes))
+        if declared:
+            return inf.fail("E0353", f"`out` still carries the axis `{declared[0]}`", span,
+                            help=f"reduce it, for example with `sum(…, {declared[0]})`")  # fmt: skip
+        if not out.type.axes <= h.type.axes or out.type.sizes != h.type.sizes:
+            return inf.fail("E0350", f"`out` has the type {out.type}, and `h` at `{self.site.name}` is {h.type}", span,
+                            where=inf.bindings(*out.type.sizes, *h.type.sizes))  # fmt: skip
+        return out
+
+
+def _changes_length(row: Row) -> bool:
+    from .syntax import walk
+
+    return any(isinstance(n, Name) and n.id == "prepend" for s in row.compose for n in walk(s))
+
+
+def changes_length(row: Row) -> bool:
+    """Whether the composition puts rows before the tokens (``prepend``)."""
+    return _changes_length(row)
+
+
+def require(s: Require, inf: Inference) -> None:
+    """A requirement whose numbers are known must hold; one that is no condition is an error."""
+    v = inf.infer(s.condition)
+    if isinstance(v.type, NumberType) and v.type.value is not None and not v.type.value:
+        inf.fail("E0360", s.message or f"the requirement `{to_text(s.condition)}` does not hold", s.span)
+    elif not isinstance(v.type, (NumberType, Poison)):
+        inf.fail("E0361", f"a requirement is a condition, not {v.type}", s.span)
+
+
+# ---------------------------------------------------------------- methods
+
+
+def sites_of(paths: Sequence[Path], params: Sequence[Param]) -> list[Path]:
+    """The paths of a row; a parameter of type `sites` stands for its sites."""
+    from .elaborate import site_paths
+
+    known = {p.name: p for p in params if p.type == "sites"}
+    out: list[Path] = []
+    for p in paths:
+        param = known.get(p.parts[0]) if len(p.parts) == 1 else None
+        out += site_paths(param.default) if param is not None and param.default is not None else [p]
+    return out
+
+
+def site_problem(path: Path) -> Diagnostic | None:
+    text = str(path)
+    _, name = site_name(text)
+    if signature(name) is not None or text.startswith("module("):
+        return None
+    return Diagnostic("E0302", f"there is no site `{text}`", path.span,
+                      help=near(name, SITES) or f"sites: {', '.join(SITES)}")  # fmt: skip
+
+
+def check_row(row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes = SYMBOLS) -> RowTyping:
+    """The row's typing at a site; raises `PeltError` with every mistake."""
+    checker = RowChecker(row, site, params, sizes)
+    typing = checker.check()
+    if checker.inf.problems:
+        raise PeltError(checker.inf.problems)
+    return typing
+
+
+def check_method(method: Method) -> list[RowTyping]:
+    """Checks every row at every site it names, with symbolic sizes; raises `PeltError` with all mistakes."""
+    problems: list[Diagnostic] = []
+    for p in method.params:
+        if p.type not in PARAM_TYPES:
+            problems.append(Diagnostic("E0230", f"there is no type `{p.type}`", p.span,
+                                       help=near(p.type, PARAM_TYPES) or f"types: {', '.join(PARAM_TYPES)}"))  # fmt: skip
+        elif p.name in SIZES or p.name in ("d_in", "d_out", *NUMBERS):
+            problems.append(Diagnostic("E0231", f"`{p.name}` is a size of the site and no parameter's name", p.span))
+        elif p.default is not None and not fits(p.default, p.type):
+            problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.span))
+    typings: list[RowTyping] = []
+    for row in method.rows:
+        for path in sites_of(row.sites, method.params):
+            problem = site_problem(path)
+            if problem is not None:
+                problems.append(problem)
+                continue
+            found = signature(site_name(str(path))[1])
+            try:
+                typings.append(check_row(row, found, method.params))  # type: ignore[arg-type]
+            except PeltError as e:
+                problems += e.diagnostics
+    if not problems:
+        inf = Inference(parameters(method.params, False), {n: Size.of(n) for n in SIZES})
+        inf.names["params"] = Value(NumberType())
+        for r in method.requires:
+            require(r, inf)
+        problems += inf.problems
+    if problems:
+        raise PeltError(_distinct(problems))
+    return typings
+
+
+def _distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """A mistake seen at two sites is one mistake."""
+    seen: dict[tuple, Diagnostic] = {}
+    for d in problems:
+        seen.setdefault((d.code, d.span.file, d.span.start, d.span.end), d)
+    return list(seen.values())
+
+
+__all__ = ["AFFINE", "Label", "RowTyping", "Sizes", "TensorTyping", "check_method", "check_row", "changes_length"]

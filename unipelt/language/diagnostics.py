@@ -1,0 +1,62 @@
+"""One `Diagnostic` type for the command line, Python and editors; `PeltError` carries the collected ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Iterable, Literal
+
+from .syntax import NOWHERE, Span
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A secondary span with what stands there."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One mistake: stable code, place, reason, and what to do about it.
+
+    ``where`` are the bindings of the sizes that took part (``r = 64 (parameter)``), ``help`` a remedy as a statement.
+    """
+
+    code: str
+    message: str
+    span: Span = NOWHERE
+    label: str = ""
+    labels: tuple[Label, ...] = ()
+    where: tuple[str, ...] = ()
+    help: str = ""
+    severity: Severity = "error"
+
+
+class PeltError(ValueError):
+    """Bad input. ``diagnostics`` holds every mistake found; ``str()`` renders them with their places."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic] | Diagnostic):
+        self.diagnostics = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
+        super().__init__("; ".join(d.message for d in self.diagnostics))
+
+    def __reduce__(self):  # exceptions pickle their args, ours is the tuple of diagnostics
+        return (type(self), (self.diagnostics,))
+
+    def __str__(self) -> str:
+        from .render import render_all
+
+        return render_all(self.diagnostics)
+
+
+def error(code: str, message: str, span: Span = NOWHERE, **more) -> PeltError:
+    return PeltError(Diagnostic(code, message, span, **more))
+
+
+def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A help sentence that names the nearest known word, or nothing."""
+    found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"a name that is close exists: `{found[0]}`" if found else ""

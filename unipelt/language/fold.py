@@ -1,0 +1,88 @@
+"""Folding: closed expressions over an adapter's own tensors become tensors, computed once after training.
+
+Prefix tuning's MLP and P-tuning's encoder do not read the input: after training only what they yield is needed.
+Non-goal: deciding whether folding pays; the plan does, by counting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .check import RowTyping
+from .infer import Inference
+from .properties import Fold
+from .sites import TensorType
+from .syntax import Apply, Attr, Expr, Index, Let, Name, Statement, Tensor, dotted, rewrite, walk
+from .values import CONSTANT, NumberType, Value
+
+_BASE = frozenset(("W", "bias", "scale", "log_mass"))
+
+
+def fold_form(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
+    """The form with its largest closed expressions replaced by names, and what those names stand for."""
+    tensors = {x.name: x for x in t.tensors}
+    closed: dict[str, Expr] = {}
+    folds: list[Fold] = []
+    out: list[Statement] = []
+    for s in t.row.form:
+        if isinstance(s, Tensor):
+            continue
+        if not isinstance(s, Let):
+            out.append(s)
+            continue
+        value = rewrite(s.value, lambda n: closed.get(n.id, n) if isinstance(n, Name) else n)
+        if _closed(value, t) and s.names[0] != "delta":
+            closed[s.names[0]] = value
+            continue
+        out.append(replace(s, value=_hoist(value, t, folds, tensors)))
+    used = {n.id for s in (*out, *t.row.compose) for n in walk(s) if isinstance(n, Name)}
+    kept = [s for s in t.row.form if isinstance(s, Tensor) and s.name in used]
+    # a composition may read a closed let of the form: it then stays as it was written
+    late = {n.id for s in t.row.compose for n in walk(s) if isinstance(n, Name)} & set(closed)
+    if late:
+        return t.row.form, ()
+    return (*kept, *out), tuple(folds)
+
+
+def _closed(e: Expr, t: RowTyping) -> bool:
+    names = [n.id for n in walk(e) if isinstance(n, Name)]
+    calls = [dotted(n.function) or "" for n in walk(e) if isinstance(n, Apply)]
+    if any("." in c for c in calls) or any(c == "drop" for c in calls) or _BASE & set(names):
+        return False
+    values = [t.values[n] for n in names if n in t.values]
+    return any(v.learned for v in values) and all(v.degree == CONSTANT and not v.random for v in values)
+
+
+def _hoist(e: Expr, t: RowTyping, folds: list[Fold], tensors: dict) -> Any:
+    if isinstance(e, (Name, Index)) or (isinstance(e, Attr) and isinstance(e.value, Name)):
+        return e
+    if _closed(e, t) and isinstance(_type(e, t), TensorType):
+        for f in folds:
+            if f.value == e:
+                return Name(f.name)
+        reads = {n.id for n in walk(e) if isinstance(n, Name)} & set(tensors)
+        places = {tensors[n].place for n in reads}
+        name = f"folded_{len(folds) + 1}"
+        folds.append(Fold(name, e, _type(e, t), places.pop() if len(places) == 1 else "site"))  # type: ignore[arg-type]
+        return Name(name)
+    changes = {}
+    for field in e.__dataclass_fields__:
+        part = getattr(e, field)
+        if field in ("span", "kind", "op", "name", "function"):
+            continue
+        if isinstance(part, tuple):
+            changes[field] = tuple(
+                replace(p, value=_hoist(p.value, t, folds, tensors)) if hasattr(p, "value") and not hasattr(p, "kind")
+                else _hoist(p, t, folds, tensors) if hasattr(p, "kind") else p
+                for p in part
+            )  # fmt: skip
+        elif hasattr(part, "kind"):
+            changes[field] = _hoist(part, t, folds, tensors)
+    return replace(e, **changes) if changes else e
+
+
+def _type(e: Expr, t: RowTyping) -> Any:
+    inf = Inference(dict(t.values), {})
+    value: Value = inf.infer(e)
+    return value.type if not inf.problems and not isinstance(value.type, NumberType) else None

@@ -1,0 +1,306 @@
+"""Types and facts of expressions, with sizes as symbols (a check) or numbers (a plan). One mistake, one error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .diagnostics import Diagnostic, Label, near
+from .primitives import DOMAINS, PRIMITIVES
+from .printer import to_text
+from .sites import NUMBERS, TensorType
+from .sizes import Size
+from .syntax import (
+    Apply, Attr, Binary, Choose, Compare, Expr, Index, ListOf, Name, Negative, Number, Slice, Span, String, dotted,
+)  # fmt: skip
+from .values import AFFINE, POISON, NumberType, Poison, Type, Value, WordType, bend, join, product
+
+
+@dataclass
+class Inference:
+    """Infers expressions in a scope. ``sizes`` are the site's sizes, ``bases`` the callable frozen modules,
+    ``hidden`` maps names that exist here but may not be read to the reason, ``where`` names what symbols are."""
+
+    names: dict[str, Value]
+    sizes: dict[str, Size]
+    bases: dict[str, tuple[Size, Size]] = field(default_factory=dict)
+    hidden: dict[str, str] = field(default_factory=dict)
+    axes: dict[str, Size] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
+    problems: list[Diagnostic] = field(default_factory=list)
+
+    # ------------------------------------------------------------ reporting
+
+    def fail(self, code: str, message: str, span: Span, **more: Any) -> Value:
+        self.problems.append(Diagnostic(code, message, span, **more))
+        return Value(POISON)
+
+    def axis_size(self, name: str) -> Size | None:
+        return self.axes.get(name) or self.sizes.get(name)
+
+    def bindings(self, *sizes: Size) -> tuple[str, ...]:
+        symbols = sorted(set().union(*(s.symbols for s in sizes))) if sizes else []
+        return tuple(f"{s} ({self.where.get(s, 'a size of the site')})" for s in symbols)
+
+    # ------------------------------------------------------------ expressions
+
+    def infer(self, e: Expr) -> Value:
+        return getattr(self, "_" + e.kind)(e)
+
+    def _number(self, e: Number) -> Value:
+        value = e.value / 100 if e.percent else e.value
+        return Value(NumberType(Size.of(value) if isinstance(value, int) else None, value))
+
+    def _string(self, e: String) -> Value:
+        return Value(WordType("string", e.value))
+
+    def _list(self, e: ListOf) -> Value:
+        return Value(WordType("list", tuple(self.infer(i) for i in e.items)))
+
+    def _name(self, e: Name) -> Value:
+        if e.id in self.names:
+            return self.names[e.id]
+        if e.id in self.hidden:
+            return self.fail("E0303", f"`{e.id}` {self.hidden[e.id]}", e.span)
+        if e.id in self.axes:
+            return Value(WordType("axis", e.id))
+        if e.id in self.sizes:
+            size = self.sizes[e.id]
+            n = size.number
+            return Value(NumberType(size, int(n) if n is not None and n.denominator == 1 else None))
+        if e.id in NUMBERS:
+            return Value(NumberType(Size.of(e.id)))
+        if e.id in DOMAINS:
+            return Value(WordType("domain", e.id))
+        if e.id in ("true", "false"):
+            return Value(NumberType(None, e.id == "true"))
+        if e.id == "training":
+            return Value(NumberType(None, False))
+        if e.id in PRIMITIVES and PRIMITIVES[e.id].elementwise:
+            return Value(WordType("activation", e.id))
+        known = [*self.names, *self.sizes, *self.axes]
+        return self.fail("E0301", f"there is no `{e.id}` here", e.span, help=near(e.id, known) or self._in_scope())
+
+    def _in_scope(self) -> str:
+        return f"in scope: {', '.join(sorted(self.names))}" if self.names else ""
+
+    def _attr(self, e: Attr) -> Value:
+        if e.name == "T":
+            a = self.infer(e.value)
+            if isinstance(a.type, TensorType) and len(a.type.sizes) >= 2:
+                *front, p, q = a.type.sizes
+                return a.typed(TensorType(a.type.axes, (*front, q, p)))
+            if isinstance(a.type, Poison):
+                return a
+            return self.fail("E0314", f"`.T` turns the last two sizes, and this is {a.type}", e.span)
+        text = dotted(e)
+        if text in self.bases:
+            return self.fail("E0322", f"`{text}` is a module of the base: call it", e.span, help=f"write `{text}(…)`")
+        help_ = near(text or "", self.bases) or (f"modules here: {', '.join(self.bases)}" if self.bases else "")
+        return self.fail("E0301", f"there is no `{text or e.name}` here", e.span, help=help_)
+
+    def _negative(self, e: Negative) -> Value:
+        a = self.infer(e.value)
+        if isinstance(a.type, NumberType):
+            size = -a.type.size if a.type.size is not None else None
+            return a.typed(NumberType(size, -a.type.value if a.type.value is not None else None))
+        return a
+
+    def _compare(self, e: Compare) -> Value:
+        a, b = self.infer(e.left), self.infer(e.right)
+        if isinstance(a.type, NumberType) and isinstance(b.type, NumberType):
+            x, y = a.type.value, b.type.value
+            if x is None or y is None:
+                return join((a, b), NumberType())
+            table = {"==": x == y, "!=": x != y, "<=": x <= y, ">=": x >= y, "<": x < y, ">": x > y}
+            return join((a, b), NumberType(None, table[e.op]))
+        return bend(self._elementwise(e.op, a, b, e), e.span)
+
+    def _choose(self, e: Choose) -> Value:
+        test, a, b = self.infer(e.test), self.infer(e.then), self.infer(e.other)
+        if not isinstance(test.type, (NumberType, Poison)):
+            return self.fail("E0315", f"a condition is a number or a comparison, not {test.type}", e.test.span)
+        if isinstance(test.type, NumberType) and test.type.value is not None:
+            return a if test.type.value else b  # `training` counts as false: verdicts are those of evaluation
+        if isinstance(a.type, Poison) or isinstance(b.type, Poison):
+            return Value(POISON)
+        if type(a.type) is not type(b.type) or (isinstance(a.type, TensorType) and a.type != b.type):
+            return self.fail("E0316", f"the two branches differ: {a.type} and {b.type}", e.span)
+        return join((test, a, b), a.type if a.type == b.type else NumberType())
+
+    def _binary(self, e: Binary) -> Value:
+        a, b = self.infer(e.left), self.infer(e.right)
+        if isinstance(a.type, Poison) or isinstance(b.type, Poison):
+            return Value(POISON)
+        for side, expr in ((a, e.left), (b, e.right)):
+            if isinstance(side.type, WordType):
+                return self.fail("E0317", f"`{e.op}` takes tensors and numbers, not {side.type}", expr.span)
+        if isinstance(a.type, NumberType) and isinstance(b.type, NumberType):
+            return self._numbers(e, a, b)
+        if e.op == "@":
+            return self._matmul(e, a, b)
+        out = self._elementwise(e.op, a, b, e)
+        if e.op == "*":
+            return product(a, b, out.type, e.span)
+        if e.op == "/":
+            return product(a, bend(b, e.right.span), out.type, e.span)
+        if e.op == "**":
+            square = isinstance(b.type, NumberType) and b.type.value == 1
+            return out if square else bend(out, e.span)
+        return out
+
+    def _numbers(self, e: Binary, a: Value, b: Value) -> Value:
+        assert isinstance(a.type, NumberType) and isinstance(b.type, NumberType)
+        x, y, value, size = a.type.value, b.type.value, None, None
+        try:
+            if x is not None and y is not None:
+                if e.op == "**" and (abs(y) > 64 or abs(x) > 1e9):
+                    raise OverflowError
+                value = {"+": lambda: x + y, "-": lambda: x - y, "*": lambda: x * y, "/": lambda: x / y,
+                         "**": lambda: x**y}[e.op]()  # fmt: skip
+                if e.op == "/" and isinstance(x, int) and isinstance(y, int) and x % y == 0:
+                    value = x // y
+            if a.type.size is not None and b.type.size is not None:
+                p, q = a.type.size, b.type.size
+                if e.op in "+-*/":
+                    size = {"+": lambda: p + q, "-": lambda: p - q, "*": lambda: p * q, "/": lambda: p / q}[e.op]()
+                elif e.op == "**" and isinstance(y, int) and 0 <= y <= 4:
+                    size = Size.of(1)
+                    for _ in range(y):
+                        size = size * p
+        except (ZeroDivisionError, OverflowError, KeyError):
+            reason = {"@": "`@` multiplies tensors; numbers take `*`"}.get(e.op, "this number cannot be computed")
+            return self.fail("E0318", reason, e.span)
+        return join((a, b), NumberType(size, value))
+
+    def merge_axes(self, *groups: frozenset[str]) -> frozenset[str]:
+        """Axes unite by name; head refines group (ruling 2)."""
+        axes = frozenset().union(*groups)
+        return axes - {"group"} if "head" in axes else axes
+
+    def _elementwise(self, op: str, a: Value, b: Value, e: Any) -> Value:
+        if isinstance(a.type, Poison) or isinstance(b.type, Poison):
+            return join((a, b))
+        p = a.type if isinstance(a.type, TensorType) else TensorType(frozenset(), ())
+        q = b.type if isinstance(b.type, TensorType) else TensorType(frozenset(), ())
+        sizes: list[Size] = []
+        for i in range(1, max(len(p.sizes), len(q.sizes)) + 1):
+            s = p.sizes[-i] if i <= len(p.sizes) else None
+            t = q.sizes[-i] if i <= len(q.sizes) else None
+            if s is None or t is None or s == t or t.number == 1:
+                sizes.insert(0, s if s is not None else t)  # type: ignore[arg-type]
+            elif s.number == 1:
+                sizes.insert(0, t)
+            else:
+                return self.fail(
+                    "E0310", f"the sizes of `{op}` do not agree: {s} and {t}", e.span,
+                    labels=(Label(e.left.span, str(p)), Label(e.right.span, str(q))), where=self.bindings(s, t),
+                )  # fmt: skip
+        return join((a, b), TensorType(self.merge_axes(p.axes, q.axes), tuple(sizes)))
+
+    def _matmul(self, e: Binary, a: Value, b: Value) -> Value:
+        for side, expr in ((a, e.left), (b, e.right)):
+            if not isinstance(side.type, TensorType) or not side.type.sizes:
+                return self.fail(
+                    "E0313", "`@` contracts the last size of its left side with the first of its right side; this side "
+                    f"has none: {side.type}", expr.span, help="use `*`",
+                )  # fmt: skip
+        assert isinstance(a.type, TensorType) and isinstance(b.type, TensorType)
+        s, t = a.type.sizes[-1], b.type.sizes[0]
+        if s != t:
+            flipped = len(b.type.sizes) >= 2 and b.type.sizes[1] == s
+            return self.fail(
+                "E0312", "the sizes of `@` do not agree", e.right.span, label=f"first size {t}",
+                labels=(Label(e.left.span, f"last size {s}: {a.type}"),), where=self.bindings(s, t),
+                help=f"`{to_text(e.right)}.T` would fit" if flipped else self._near_size(s, t),
+            )  # fmt: skip
+        axes = self.merge_axes(a.type.axes, b.type.axes)
+        return product(a, b, TensorType(axes, a.type.sizes[:-1] + b.type.sizes[1:]), e.span)
+
+    def _near_size(self, s: Size, t: Size) -> str:
+        for wrong, right in ((t, s), (s, t)):
+            symbol = next(iter(wrong.symbols), "") if wrong == Size.of(next(iter(wrong.symbols), 0)) else ""
+            if symbol and right == Size.of(next(iter(right.symbols), 0)):
+                hint = near(symbol, right.symbols, 0.5)
+                if hint:
+                    return hint
+        return f"the two sizes would have to be equal: {s} and {t}"
+
+    def _index(self, e: Index) -> Value:
+        a = self.infer(e.value)
+        if isinstance(a.type, Poison):
+            return a
+        if not isinstance(a.type, TensorType) or len(e.items) > len(a.type.sizes):
+            return self.fail("E0319", f"this has no {len(e.items)} sizes to index: {a.type}", e.span)
+        sizes = list(a.type.sizes)
+        for i, item in enumerate(e.items):
+            if not isinstance(item, Slice):
+                return self.fail("E0319", "only ranges `[a : b]` of sizes are built so far", item.span)
+            low = self._bound(item.low) if item.low is not None else Size.of(0)
+            high = self._bound(item.high) if item.high is not None else sizes[i]
+            if low is None or high is None:
+                return Value(POISON)
+            low = sizes[i] + low if (low.number or 0) < 0 else low
+            high = sizes[i] + high if (high.number or 0) < 0 else high
+            sizes[i] = high - low
+            n = sizes[i].number
+            if n is not None and n < 0:
+                return self.fail("E0319", "this range is empty", item.span)
+        return a.typed(TensorType(a.type.axes, tuple(sizes)))
+
+    def _bound(self, e: Expr) -> Size | None:
+        v = self.infer(e)
+        if isinstance(v.type, NumberType) and v.type.size is not None:
+            return v.type.size
+        if not isinstance(v.type, Poison):
+            self.fail("E0319", f"a range's end is a whole number, not {v.type}", e.span)
+        return None
+
+    # ------------------------------------------------------------ calls
+
+    def _apply(self, e: Apply) -> Value:
+        args = [self.infer(a.value) for a in e.args]
+        text = dotted(e.function)
+        if text in self.bases:
+            return self._base_call(e, text, args)  # type: ignore[arg-type]
+        name = e.function.id if isinstance(e.function, Name) else None
+        if name is not None and name in self.names and isinstance(self.names[name].type, WordType):
+            word = self.names[name].type
+            if word.what == "activation":  # type: ignore[union-attr]
+                name = word.word if isinstance(word.word, str) else "relu"  # type: ignore[union-attr]
+        if name is None or name not in PRIMITIVES:
+            known = [*PRIMITIVES, *self.bases]
+            title = text or to_text(e.function)
+            return self.fail("E0320", f"there is no function `{title}` here", e.function.span,
+                             help=near(title, known) or (f"modules here: {', '.join(self.bases)}" if "." in title else ""))  # fmt: skip
+        p = PRIMITIVES[name]
+        if any(a.name is not None for a in e.args):
+            return self.fail("E0321", f"`{name}` takes its arguments by position", e.span)
+        if not p.arity[0] <= len(args) <= p.arity[1]:
+            n = str(p.arity[0]) if p.arity[0] == p.arity[1] else f"{p.arity[0]} to {p.arity[1]}"
+            return self.fail("E0321", f"`{name}` takes {n} arguments, {len(args)} are given", e.span, help=p.doc)
+        if any(isinstance(a.type, Poison) for a in args):
+            return Value(POISON)
+        return p.rule(self, e.span, args, [a.value for a in e.args])
+
+    def _base_call(self, e: Apply, text: str, args: list[Value]) -> Value:
+        if len(args) != 1:
+            return self.fail("E0321", f"`{text}` takes one argument", e.span)
+        (a,), (d_in, d_out) = args, self.bases[text]
+        if isinstance(a.type, Poison):
+            return a
+        if not isinstance(a.type, TensorType) or not a.type.sizes or a.type.sizes[-1] != d_in:
+            return self.fail("E0312", f"`{text}` reads vectors of size {d_in}, and this is {a.type}", e.args[0].span,
+                             where=self.bindings(d_in))  # fmt: skip
+        out = a.typed(TensorType(a.type.axes, (*a.type.sizes[:-1], d_out)))
+        return bend(out, e.span) if text.endswith(".norm") else out
+
+
+def reading(type: Type, name: str, degree: int = AFFINE) -> Value:
+    """A value of the scope that reads the input."""
+    return Value(type, degree, reads=frozenset({name}))
+
+
+def bounded(value: Value, span: Span) -> Value:
+    """A scope value that is no affine function of the input (``log_mass``)."""
+    return replace(value, bends=span)

@@ -1,0 +1,290 @@
+"""The IR: a resolved method. Every definition is inlined, every name is a parameter, a tensor, a let or in scope.
+
+A `Method` is a frozen value that prints as a ``.pelt`` text (`str`), which elaborates to the same value again, and goes
+to JSON and back (`to_json`, `from_json`; schema `SCHEMA`, published by `json_schema`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Mapping, Union
+
+from .diagnostics import PeltError, error, near
+from .syntax import (
+    Apply, Block, Compose, Expr, File, Form, Insert, Layers, ListOf, MethodDef, Modify, Name, Negative, Number, Param,
+    Path, Require, RowBlock, Selection, Span, NOWHERE, Statement, String, Tokens, Train, Use,
+)  # fmt: skip
+
+LANGUAGE_VERSION = 1
+SCHEMA = "unipelt-ir/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The four columns as they were written, for tables; they carry no meaning."""
+
+    modify: str = ""
+    insert: str = ""
+    form: str = ""
+    compose: str = ""
+    gate: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table. ``compose`` binds ``out``; ``gate`` (if any) binds ``g``: h + g (out - h)."""
+
+    name: str
+    sites: tuple[Path, ...]
+    insert: Expr | None
+    form: tuple[Statement, ...]
+    compose: tuple[Statement, ...]
+    gate: tuple[Statement, ...] | None = None
+    layers: Selection | None = None
+    tokens: tuple[Selection, ...] = ()
+    columns: Columns = field(default=Columns(), compare=False)
+    span: Span = field(default=NOWHERE, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """``train PATHS``: trained copies of base parameters, an edit like any row (ruling 18)."""
+
+    name: str
+    paths: tuple[Path, ...]
+    lr: Expr | None = None
+    layers: Selection | None = None
+    span: Span = field(default=NOWHERE, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A resolved method: rows and trained parameters over parameters whose defaults are the bound arguments."""
+
+    name: str
+    params: tuple[Param, ...] = ()
+    rows: tuple[Row, ...] = ()
+    trains: tuple[Trained, ...] = ()
+    requires: tuple[Require, ...] = ()
+    doc: str | None = None
+    source: str = field(default="", compare=False)
+    span: Span = field(default=NOWHERE, compare=False, repr=False)
+
+    def __call__(self, **arguments: Any) -> "Method":
+        """The method with arguments bound: ``method(r=4, act="gelu")``. Unknown names and wrong types are errors."""
+        known = {p.name: p for p in self.params}
+        for name in arguments:
+            if name not in known:
+                listed = ", ".join(f"{p.name}: {p.type}" for p in self.params) or "none"
+                raise error(
+                    "E0402",
+                    f"`{self.name}` has no argument `{name}`",
+                    help="; ".join(filter(None, [near(name, known), f"its arguments: {listed}"])),
+                )
+        new = tuple(
+            replace(p, default=argument(p, arguments[p.name])) if p.name in arguments else p for p in self.params
+        )
+        return replace(self, params=new)
+
+    def __add__(self, other: "Method") -> "Method":
+        """The union of two methods ("methods add up"): the rows of both; parameters of one name must agree."""
+        params = {p.name: p for p in self.params}
+        for p in other.params:
+            if p.name in params and (params[p.name].type, params[p.name].default) != (p.type, p.default):
+                raise error(
+                    "E0403",
+                    f"both methods have an argument `{p.name}`, with different types or values",
+                    help=f"bind it in one of them first: {other.name}({p.name}=…)",
+                )
+            params[p.name] = p
+        taken = {r.name for r in self.rows} | {t.name for t in self.trains}
+        clash = sorted(taken & ({r.name for r in other.rows} | {t.name for t in other.trains}))
+        if clash:
+            raise error("E0404", f"both methods have a row named `{clash[0]}`", help="name one with `use … as NAME`")
+        return Method(
+            f"{self.name}_{other.name}", tuple(params.values()), self.rows + other.rows, self.trains + other.trains,
+            self.requires + other.requires, self.doc,
+        )  # fmt: skip
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments in force, as plain Python values where they are plain."""
+        return {p.name: plain(p.default) for p in self.params if p.default is not None}
+
+    def __str__(self) -> str:
+        from .printer import to_text
+
+        return to_text(as_definition(self))
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def argument(param: Param, value: Any) -> Expr:
+    """A Python value (or a text of the language) as an expression of the parameter's type."""
+    try:
+        expr = _expression(value, param.type)
+    except PeltError as e:
+        raise error("E0405", f"the argument `{param.name}` cannot be read: {e.diagnostics[0].message}") from None
+    if expr is None or not fits(expr, param.type):
+        raise error(
+            "E0405", f"the argument `{param.name}` takes {_article(param.type)}, not {value!r}",
+            help=_EXAMPLES.get(param.type, ""),
+        )  # fmt: skip
+    return expr
+
+
+_EXAMPLES = {
+    "int": "for example 8", "float": "for example 0.1", "bool": "true or false", "activation": "for example gelu",
+    "init": "for example normal(0.02)", "sites": "for example [attn, ffn]",
+}  # fmt: skip
+
+
+def _article(type_: str) -> str:
+    return {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}.get(
+        type_, f"an expression of type {type_}"
+    )
+
+
+def _expression(value: Any, type_: str) -> Expr | None:
+    if isinstance(value, bool):
+        return Name("true" if value else "false")
+    if isinstance(value, (int, float)):
+        if value != value or value in (float("inf"), float("-inf")):
+            return None
+        number = float(value) if type_ == "float" else value
+        return Number(number) if number >= 0 else Negative(Number(-number))
+    if isinstance(value, str):
+        if type_ == "string":
+            return String(value)
+        from .parser import parse_expression
+
+        parsed = parse_expression(value)
+        if type_ == "float" and isinstance(parsed, Number):
+            return Number(float(parsed.value))
+        return parsed
+    if hasattr(value, "__dataclass_fields__"):
+        return value
+    return None
+
+
+def fits(expr: Expr, type_: str) -> bool:
+    """Whether a closed expression can be an argument of that type."""
+    if type_ in ("int", "float"):
+        inner = expr.value if isinstance(expr, Negative) else expr
+        if isinstance(inner, Number):
+            return type_ == "float" or isinstance(inner.value, int)
+        return not isinstance(inner, (String, ListOf))
+    if type_ == "bool":
+        return isinstance(expr, Name) and expr.id in ("true", "false")
+    if type_ == "string":
+        return isinstance(expr, String)
+    if type_ == "activation":
+        from .primitives import PRIMITIVES
+
+        return isinstance(expr, Name) and expr.id in PRIMITIVES and PRIMITIVES[expr.id].elementwise
+    if type_ == "init":
+        from .primitives import INITIALISERS
+
+        name = expr.function if isinstance(expr, Apply) else expr
+        return isinstance(name, Name) and name.id in INITIALISERS
+    return True
+
+
+def plain(expr: Expr | None) -> Any:
+    """A Python value of a literal; the expression's text otherwise."""
+    if isinstance(expr, Number):
+        return expr.value
+    if isinstance(expr, Negative) and isinstance(expr.value, Number):
+        return -expr.value.value
+    if isinstance(expr, String):
+        return expr.value
+    if isinstance(expr, Name) and expr.id in ("true", "false"):
+        return expr.id == "true"
+    if expr is None:
+        return None
+    from .printer import to_text
+
+    return to_text(expr)
+
+
+# ---------------------------------------------------------------- back to syntax
+
+
+def row_clauses(row: Row) -> tuple:
+    clauses: list = []
+    if row.layers is not None:
+        clauses.append(Layers((row.layers,)))
+    clauses.append(Modify((row.sites,)))
+    if row.tokens:
+        clauses.append(Tokens(row.tokens))
+    if row.insert is not None:
+        clauses.append(Insert((row.insert,)))
+    if row.form:
+        clauses.append(Form((Block(row.form),)))
+    clauses.append(Compose((Block(row.compose),)))
+    return tuple(clauses)
+
+
+def as_definition(method: Method) -> MethodDef:
+    """The method as a definition that stands alone: inline bodies only."""
+    uses: list = [
+        Use(RowBlock(row_clauses(r)), r.name, Block(r.gate) if r.gate is not None else None) for r in method.rows
+    ]
+    for t in method.trains:
+        train = Train(t.paths, t.lr)
+        uses.append(Use(RowBlock((Layers((t.layers,)), train) if t.layers else (train,)), t.name))
+    return MethodDef(method.name, method.params, None, method.doc, (*method.requires, *uses))
+
+
+def as_file(method: Method) -> File:
+    return File((), (as_definition(method),))
+
+
+# ---------------------------------------------------------------- JSON
+
+
+@lru_cache(maxsize=1)
+def _adapter():
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Method)
+
+
+def to_json(method: Method) -> dict[str, Any]:
+    """The IR as plain data, with the schema's name and the language's version."""
+    return {"schema": SCHEMA, "language": LANGUAGE_VERSION, "method": _adapter().dump_python(method, mode="json")}
+
+
+def from_json(data: Union[str, Mapping[str, Any]]) -> Method:
+    """The inverse of `to_json`; another schema or broken data is a `PeltError`."""
+    try:
+        parsed = json.loads(data) if isinstance(data, str) else dict(data)
+    except ValueError as e:
+        raise error("E0410", f"the IR is not JSON: {e}") from None
+    if not isinstance(parsed, dict) or parsed.get("schema") != SCHEMA:
+        found = parsed.get("schema") if isinstance(parsed, dict) else type(parsed).__name__
+        raise error("E0411", f"the IR's schema is {found!r}, this version reads {SCHEMA!r}")
+    from pydantic import ValidationError
+
+    try:
+        return _adapter().validate_python(_tuples(parsed["method"]))
+    except (ValidationError, KeyError, RecursionError) as e:
+        first = str(e).splitlines()[0]
+        raise error("E0410", f"the IR does not fit its schema: {first}") from None
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return value
+
+
+def json_schema() -> dict[str, Any]:
+    """The published schema of the IR."""
+    schema = _adapter().json_schema()
+    return {"$id": SCHEMA, **schema}

@@ -1,0 +1,118 @@
+"""Where names come from: a file's own definitions, its imports, then the library in ``specs/``.
+
+Forms, compositions, gates, methods and anatomies have a namespace each. The library is indexed by a scan for headers;
+a file of it is parsed only when one of its names is asked for, so that checking one spec stays quick.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Iterator
+
+from ..resources import folder
+from .diagnostics import Diagnostic, PeltError, error
+from .source import read
+from .syntax import AnatomyDef, BodyDef, Definition, File, MethodDef
+
+_HEADER = re.compile(r"^(method|form|gate|compose|anatomy)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
+Key = tuple[str, str]
+MAX_FILES = 64
+
+
+def key_of(definition: Definition) -> Key:
+    if isinstance(definition, MethodDef):
+        return "method", definition.name
+    if isinstance(definition, AnatomyDef):
+        return "anatomy", definition.name
+    return definition.what, definition.name
+
+
+@lru_cache(maxsize=1)
+def index() -> dict[Key, Path]:
+    """Every definition of the library and the file it stands in."""
+    found: dict[Key, Path] = {}
+    for path in sorted(folder("specs").rglob("*.pelt")):
+        for what, name in _HEADER.findall(path.read_text(encoding="utf-8")):
+            found.setdefault((what, name), path)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path) -> dict[Key, Definition]:
+    from .parser import parse
+
+    return {key_of(d): d for d in parse(read(path).text, str(path)).definitions}
+
+
+def library_names(what: str) -> list[str]:
+    return sorted(name for kind, name in index() if kind == what)
+
+
+def library_definition(what: str, name: str) -> Definition | None:
+    path = index().get((what, name))
+    return _parsed(path).get((what, name)) if path else None
+
+
+@dataclass
+class Names:
+    """The definitions that a file sees."""
+
+    own: dict[Key, Definition] = field(default_factory=dict)
+    imported: dict[Key, Definition] = field(default_factory=dict)
+
+    def find(self, what: str, name: str) -> Definition | None:
+        return self.own.get((what, name)) or self.imported.get((what, name)) or library_definition(what, name)
+
+    def names(self, what: str) -> list[str]:
+        local = {n for w, n in (*self.own, *self.imported) if w == what}
+        return sorted(local | set(library_names(what)))
+
+    def bodies(self) -> Iterator[BodyDef]:
+        return (d for d in self.own.values() if isinstance(d, BodyDef))
+
+
+def names_of(file: File, path: Path | None) -> Names:
+    """The names a parsed file sees; a name defined twice is an error. Imports stay inside the file's own folder."""
+    names = Names()
+    problems: list[Diagnostic] = []
+    for d in file.definitions:
+        if key_of(d) in names.own:
+            problems.append(Diagnostic("E0201", f"the {d.kind} `{d.name}` is defined twice", d.name_span))
+        names.own[key_of(d)] = d
+    if problems:
+        raise PeltError(problems)
+    if file.imports:
+        _imports(file, path, names.imported)
+    return names
+
+
+def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None:
+    from .parser import parse
+
+    if path is None:
+        raise error("E0202", "a text without a file cannot import", file.imports[0].span)
+    root = path.resolve().parent
+    todo = [(i, path.resolve()) for i in file.imports]
+    seen = {path.resolve()}
+    while todo:
+        item, importer = todo.pop()
+        target = (importer.parent / item.path).resolve()
+        if not target.is_relative_to(root):
+            raise error(
+                "E0203", f"the import {item.path!r} leaves the folder of the spec", item.span,
+                help="put the file beside the spec, or into a folder below it",
+            )  # fmt: skip
+        if target in seen:
+            continue
+        seen.add(target)
+        if len(seen) > MAX_FILES:
+            raise error("E0204", f"a spec may import at most {MAX_FILES} files", item.span)
+        if not target.is_file():
+            raise error("E0205", f"the imported file {item.path!r} does not exist", item.span)
+        inner = parse(read(target).text, str(target))
+        for d in inner.definitions:
+            into.setdefault(key_of(d), d)
+        todo += [(i, target) for i in inner.imports]

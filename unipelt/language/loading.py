@@ -1,0 +1,145 @@
+"""Methods by name or from files, and checks of whole files: what the command line and the API stand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .check import check_method
+from .diagnostics import Diagnostic, PeltError, error, near
+from .elaborate import elaborate, is_space
+from .ir import Method
+from .library import Names, index, library_definition, library_names, names_of
+from .syntax import AnatomyDef, MethodDef
+
+#: From JSON-safe kinds to the words users read.
+KINDS = {"method": "method", "form": "form", "compose": "composition", "gate": "gate", "anatomy": "anatomy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check found of one definition: its mistakes, and the method if it has none."""
+
+    name: str
+    kind: str
+    diagnostics: tuple[Diagnostic, ...] = ()
+    method: Method | None = None
+    space: bool = False
+
+    @property
+    def properties(self) -> dict:
+        """The verdicts (`unipelt.language.properties`) of a method without mistakes."""
+        from .properties import verdicts
+
+        return verdicts(self.method) if self.method is not None else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One definition of the library."""
+
+    kind: str
+    name: str
+    doc: str
+    file: str
+
+
+def load(name: str | Path, method: str | None = None) -> Method:
+    """A checked method: of the library by name, or of a ``.pelt`` file (its only method, or the one named).
+
+    ``a+b`` is the union of two methods. Raises `PeltError` with place and remedy.
+    """
+    text = str(name)
+    if "+" in text and not text.endswith(".pelt"):
+        parts = [load(p.strip()) for p in text.split("+")]
+        total = parts[0]
+        for p in parts[1:]:
+            total = total + p
+        return total
+    if text.endswith(".pelt"):
+        return _from_file(Path(text), method)
+    found = library_definition("method", text)
+    if not isinstance(found, MethodDef):
+        known = library_names("method")
+        beside = Path(f"{text}.pelt")
+        hint = f"a file {beside} exists: give that name" if beside.is_file() else near(text, known)
+        raise error("E0401", f"there is no method named `{text}` in the library",
+                    help=hint or "`unipelt list` shows the methods there are; a file's name ends in .pelt")  # fmt: skip
+    return resolve(found, Names())
+
+
+def resolve(definition: MethodDef, names: Names) -> Method:
+    """A definition elaborated and checked."""
+    method = elaborate(definition, names)
+    check_method(method)
+    return method
+
+
+def parse(text: str, name: str | None = None, file: str = "<text>") -> Method:
+    """The method of a text of the language."""
+    from .parser import parse as parse_file
+
+    return _pick(parse_file(text, file), None, name, file)
+
+
+def _from_file(path: Path, name: str | None) -> Method:
+    from .parser import parse as parse_file
+    from .source import read
+
+    return _pick(parse_file(read(path).text, str(path)), path, name, str(path))
+
+
+def _pick(file, path: Path | None, name: str | None, title: str) -> Method:
+    names = names_of(file, path)
+    methods = [d for d in file.definitions if isinstance(d, MethodDef)]
+    if name is not None:
+        chosen = [d for d in methods if d.name == name]
+        if not chosen:
+            known = [d.name for d in methods]
+            raise error("E0401", f"{title} has no method `{name}`", help=near(name, known) or f"it has: {', '.join(known)}")
+        return resolve(chosen[0], names)
+    if len(methods) != 1:
+        found = ", ".join(d.name for d in methods) or "none"
+        raise error("E0406", f"{title} has {len(methods)} methods, so one must be named: {found}")
+    return resolve(methods[0], names)
+
+
+def check(path: Path) -> list[Checked]:
+    """Every definition of a ``.pelt`` file, or of every such file below a folder, with its mistakes."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.rglob("*.pelt"))
+        if not files:
+            raise error("E0407", f"the folder {path} holds no .pelt file")
+        return [c for f in files for c in check(f)]
+    from .parser import parse as parse_file
+    from .source import read
+
+    try:
+        file = parse_file(read(path).text, str(path))
+        names = names_of(file, path)
+    except PeltError as e:
+        return [Checked(path.name, "file", e.diagnostics)]
+    out: list[Checked] = []
+    for d in file.definitions:
+        if isinstance(d, MethodDef):
+            if is_space(d):
+                out.append(Checked(d.name, "space", space=True))
+                continue
+            try:
+                out.append(Checked(d.name, "method", method=resolve(d, names)))
+            except PeltError as e:
+                out.append(Checked(d.name, "method", e.diagnostics))
+        else:
+            out.append(Checked(d.name, "anatomy" if isinstance(d, AnatomyDef) else KINDS[d.what]))
+    return out
+
+
+def library() -> list[Entry]:
+    """Every definition of the library with the first line of its docstring."""
+    out = []
+    for (kind, name), path in index().items():
+        d = library_definition(kind, name)
+        doc = (getattr(d, "doc", None) or "").strip().split("\n")[0]
+        out.append(Entry(KINDS[kind], name, doc, str(path)))
+    return sorted(out, key=lambda e: (e.kind != "method", e.kind, e.name))

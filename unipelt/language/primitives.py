@@ -1,0 +1,344 @@
+"""The primitives: one table entry each – name, type rule with its facts, what it does to the input's degree.
+
+The torch functions of the same names stand in `unipelt.compiler.functions`; a test holds that the two tables agree.
+A rule gets the checker (for diagnostics), the call's span and the argument values, and returns the result's value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Callable, Protocol
+
+from .sites import TensorType
+from .sizes import Size
+from .syntax import Expr, Span
+from .values import POISON, NumberType, Poison, Value, WordType, bend, join
+
+
+class Reporter(Protocol):
+    """What a rule may ask of the checker."""
+
+    def fail(self, code: str, message: str, span: Span, **more) -> Value: ...
+
+    def axis_size(self, name: str) -> Size | None: ...
+
+
+Rule = Callable[[Reporter, Span, list[Value], list[Expr]], Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Primitive:
+    """``arity`` is (least, most) arguments. ``elementwise`` primitives may be passed as an `activation`."""
+
+    name: str
+    rule: Rule
+    arity: tuple[int, int]
+    doc: str
+    elementwise: bool = False
+
+
+PRIMITIVES: dict[str, Primitive] = {}
+
+
+def primitive(name: str, arity: tuple[int, int], doc: str, elementwise: bool = False) -> Callable[[Rule], Rule]:
+    def add(rule: Rule) -> Rule:
+        PRIMITIVES[name] = Primitive(name, rule, arity, doc, elementwise)
+        return rule
+
+    return add
+
+
+# ---------------------------------------------------------------- elementwise
+
+
+def _curve(name: str, number: Callable[[float], float] | None) -> Rule:
+    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+        (a,) = args
+        if isinstance(a.type, NumberType):
+            value = a.type.value
+            if value is None or number is None:
+                return a.typed(NumberType())
+            try:
+                return a.typed(NumberType(None, number(value)))
+            except (ValueError, OverflowError):
+                return check.fail("E0330", f"`{name}` is not defined at {value}", span)
+        if not isinstance(a.type, (TensorType, Poison)):
+            return check.fail("E0331", f"`{name}` takes a tensor or a number, not {a.type}", span)
+        return bend(a, span)
+
+    return rule
+
+
+for _name, _number, _doc in (
+    ("relu", lambda v: max(v, 0.0), "max(x, 0)"),
+    ("gelu", None, "x Φ(x), exact"),
+    ("gelu_new", None, "x Φ(x), the tanh approximation"),
+    ("silu", None, "x σ(x)"),
+    ("tanh", math.tanh, "the hyperbolic tangent"),
+    ("sigmoid", lambda v: 1 / (1 + math.exp(-v)), "1 / (1 + exp(-x))"),
+    ("softplus", None, "log(1 + exp(x))"),
+    ("exp", math.exp, "the exponential"),
+    ("log", math.log, "the natural logarithm"),
+    ("sqrt", math.sqrt, "the square root"),
+    ("abs", abs, "the absolute value"),
+    ("sin", math.sin, "the sine"),
+    ("cos", math.cos, "the cosine"),
+):
+    primitive(_name, (1, 1), _doc, elementwise=True)(_curve(_name, _number))
+
+
+@primitive("identity_map", (1, 1), "x itself: the activation that does not bend", elementwise=True)
+def _identity_map(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    return args[0]
+
+
+@primitive("stop_gradient", (1, 1), "x, through which no gradient flows")
+def _stop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    return args[0]
+
+
+@primitive("drop", (2, 2), "dropout with the given probability; x itself outside training")
+def _drop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    a, p = args
+    if not isinstance(p.type, (NumberType, Poison)):
+        return check.fail("E0331", f"`drop` takes a probability, not {p.type}", exprs[1].span)
+    if isinstance(p.type, NumberType) and p.type.value is not None and not 0 <= p.type.value < 1:
+        return check.fail("E0332", f"a dropout probability lies in [0, 1), not {p.type.value}", exprs[1].span)
+    silent = isinstance(p.type, NumberType) and p.type.value == 0
+    return a if silent else replace(a, random=True)
+
+
+def _extremum(name: str, pick: Callable) -> Rule:
+    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+        kinds = [a.type for a in args]
+        if all(isinstance(t, NumberType) for t in kinds):
+            values = [t.value for t in kinds]  # type: ignore[union-attr]
+            if all(v is not None for v in values):
+                best = pick(values)
+                return join(args, NumberType(Size.of(best) if isinstance(best, int) else None, best))
+            sizes = [t.size for t in kinds]  # type: ignore[union-attr]
+            known = all(s is not None for s in sizes)
+            return join(args, NumberType(Size.of(f"{name}({', '.join(map(str, sizes))})") if known else None))
+        return check.fail("E0331", f"`{name}` takes numbers", span)
+
+    return rule
+
+
+primitive("max", (2, 8), "the largest of some numbers")(_extremum("max", max))
+primitive("min", (2, 8), "the smallest of some numbers")(_extremum("min", min))
+
+
+def _rounding(name: str, round_: Callable[[float], int]) -> Rule:
+    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+        (a,) = args
+        if isinstance(a.type, NumberType):
+            if a.type.value is not None:
+                whole = round_(a.type.value)
+                return a.typed(NumberType(Size.of(whole), whole))
+            return a.typed(NumberType(Size.of(f"{name}({a.type.size})") if a.type.size is not None else None))
+        return a if isinstance(a.type, Poison) else check.fail("E0331", f"`{name}` takes a number", span)
+
+    return rule
+
+
+primitive("ceil", (1, 1), "the next whole number")(_rounding("ceil", math.ceil))
+primitive("floor", (1, 1), "the previous whole number")(_rounding("floor", math.floor))
+
+
+@primitive("divides", (2, 2), "whether the first number divides the second")
+def _divides(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    a, b = (v.type for v in args)
+    if isinstance(a, NumberType) and isinstance(b, NumberType):
+        if a.value is not None and b.value is not None:
+            return join(args, NumberType(None, bool(a.value) and b.value % a.value == 0))
+        return join(args, NumberType())
+    return check.fail("E0331", "`divides` takes two numbers", span)
+
+
+# ---------------------------------------------------------------- reductions
+
+DOMAINS = ("tokens", "positions")
+
+
+def _reduction(name: str, affine: bool) -> Rule:
+    """Reduces the last size, a size by its number, an axis, or the axis token over a domain."""
+
+    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+        a = args[0]
+        if isinstance(a.type, Poison):
+            return a
+        if not isinstance(a.type, TensorType):
+            return check.fail("E0331", f"`{name}` takes a tensor, not {a.type}", span)
+        out = a if affine else bend(a, span)
+        for over, expr in zip(args[1:], exprs[1:]):
+            out = _reduce(check, name, out, over, expr)
+        return _last(check, name, out, span) if len(args) == 1 else out
+
+    return rule
+
+
+def _last(check: Reporter, name: str, a: Value, span: Span, index: int = -1) -> Value:
+    if not isinstance(a.type, TensorType):
+        return a
+    sizes = list(a.type.sizes)
+    if not -len(sizes) <= index < len(sizes):
+        return check.fail("E0333", f"`{name}` has no size to reduce in a value of type {a.type}", span)
+    del sizes[index]
+    return a.typed(TensorType(a.type.axes, tuple(sizes)))
+
+
+def _reduce(check: Reporter, name: str, a: Value, over: Value, expr: Expr) -> Value:
+    if not isinstance(a.type, TensorType):
+        return a
+    what = over.type
+    if isinstance(what, NumberType) and isinstance(what.value, int):
+        return _last(check, name, a, expr.span, what.value)
+    if not isinstance(what, WordType) or what.what not in ("domain", "axis"):
+        return check.fail("E0334", f"`{name}` reduces a size (by its number), an axis, `tokens` or `positions`", expr.span)
+    axis = "token" if what.what == "domain" else str(what.word)
+    if axis not in a.type.axes:
+        return check.fail("E0335", f"this value has no axis `{axis}` to reduce: {a.type}", expr.span)
+    out = replace(a, type=TensorType(a.type.axes - {axis}, a.type.sizes))
+    if axis == "token" and a.degree:
+        # the mean over all positions reads every later one, and the pads unless only real tokens count
+        out = replace(out, future=out.future or expr.span)
+        if what.word == "positions":
+            out = replace(out, padding=out.padding or expr.span)
+    return out
+
+
+primitive("mean", (1, 3), "the mean over the last size, an axis, `tokens` (real ones) or `positions` (all)")(
+    _reduction("mean", True)
+)
+primitive("sum", (1, 3), "the sum over the last size, an axis, `tokens` or `positions`")(_reduction("sum", True))
+primitive("norm", (1, 2), "the Euclidean norm over the last size or the one given")(_reduction("norm", False))
+primitive("logsumexp", (1, 2), "log of the sum of exponentials over the last size or an axis")(
+    _reduction("logsumexp", False)
+)
+
+
+@primitive("softmax", (1, 2), "softmax over the last size or an axis")
+def _softmax(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    a = args[0]
+    if isinstance(a.type, Poison):
+        return a
+    if not isinstance(a.type, TensorType):
+        return check.fail("E0331", f"`softmax` takes a tensor, not {a.type}", span)
+    checked = _reduce(check, "softmax", a, args[1], exprs[1]) if len(args) > 1 else _last(check, "softmax", a, span)
+    return bend(replace(checked, type=a.type if not isinstance(checked.type, Poison) else POISON), span)
+
+
+@primitive("running_mean", (1, 1), "the mean over the positions up to each one: the causal twin of a pooled mean")
+def _running_mean(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    (a,) = args
+    if isinstance(a.type, TensorType) and "token" not in a.type.axes:
+        return check.fail("E0335", f"this value has no axis `token`: {a.type}", span)
+    # a stateless evaluation sees only the current chunk, so left pads count: said as padding-dependent
+    return replace(a, padding=a.padding or span)
+
+
+@primitive("first", (2, 2), "the value at the first of `tokens` or `positions`")
+def _first(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    out = _reduce(check, "first", args[0], args[1], exprs[1])
+    return replace(out, future=args[0].future, padding=args[0].padding)
+
+
+@primitive("last", (2, 2), "the value at the last of `tokens` or `positions`")
+def _last_token(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    return _reduce(check, "last", args[0], args[1], exprs[1])
+
+
+# ---------------------------------------------------------------- shapes
+
+
+@primitive("heads", (1, 1), "splits the last size into key/value heads: axis `group`, size d_head")
+def _heads(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    (a,) = args
+    if isinstance(a.type, Poison):
+        return a
+    d_head, d_kv, d_q = check.axis_size("d_head"), check.axis_size("d_kv"), check.axis_size("d_q")
+    if d_head is None or not isinstance(a.type, TensorType) or not a.type.sizes:
+        return check.fail("E0336", "`heads` splits a tensor whose last size is that of all heads, at a heads site", span)
+    if a.type.sizes[-1] == d_kv:
+        return a.typed(TensorType(a.type.axes | {"group"}, (*a.type.sizes[:-1], d_head)))
+    if a.type.sizes[-1] == d_q:
+        return a.typed(TensorType(a.type.axes | {"head"}, (*a.type.sizes[:-1], d_head)))
+    return check.fail("E0336", f"the last size {a.type.sizes[-1]} is that of no set of heads", span)
+
+
+@primitive("concat", (2, 8), "joins tensors along their last size")
+def _concat(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    types = [a.type for a in args]
+    if any(isinstance(t, Poison) for t in types):
+        return join(args)
+    if not all(isinstance(t, TensorType) and t.sizes for t in types):
+        return check.fail("E0331", "`concat` joins tensors along their last size", span)
+    tensors = [t for t in types if isinstance(t, TensorType)]
+    if any(t.sizes[:-1] != tensors[0].sizes[:-1] for t in tensors):
+        return check.fail("E0312", "only the last sizes of what `concat` joins may differ", span)
+    axes = frozenset().union(*(t.axes for t in tensors))
+    total = Size(())
+    for t in tensors:
+        total = total + t.sizes[-1]
+    return join(args, TensorType(axes, (*tensors[0].sizes[:-1], total)))
+
+
+@primitive("prepend", (2, 2), "puts l rows before the tokens of h: the length changes, mask and positions follow")
+def _prepend(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    rows, h = (a.type for a in args)
+    if isinstance(rows, Poison) or isinstance(h, Poison):
+        return join(args)
+    if not (isinstance(rows, TensorType) and isinstance(h, TensorType) and "token" in h.axes):
+        return check.fail("E0331", "`prepend` puts rows before the tokens of h", span)
+    if len(rows.sizes) != 2 or len(h.sizes) != 1 or "token" in rows.axes:
+        return check.fail("E0337", f"`prepend` takes rows of type [l, d], not {rows}", exprs[0].span)
+    if rows.sizes[1] != h.sizes[0]:
+        return check.fail("E0312", f"the rows are {rows.sizes[1]} wide and h is {h.sizes[0]}", exprs[0].span)
+    return join(args, h)
+
+
+@primitive("width", (1, 1), "the last size of a tensor, as a number")
+def _width(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    t = args[0].type
+    if isinstance(t, Poison):
+        return Value(POISON)
+    if not isinstance(t, TensorType) or not t.sizes:
+        return check.fail("E0331", f"`width` takes a tensor with a size, not {t}", span)
+    n = t.sizes[-1].number
+    return Value(NumberType(t.sizes[-1], int(n) if n is not None and n.denominator == 1 else None))
+
+
+# ---------------------------------------------------------------- initialisers
+
+
+@dataclass(frozen=True, slots=True)
+class Initialiser:
+    """A starting distribution. ``data`` names what it needs when a method is attached (ruling 25)."""
+
+    name: str
+    arity: tuple[int, int]
+    doc: str
+    data: str | None = None
+    text: bool = False
+
+
+INITIALISERS: dict[str, Initialiser] = {
+    i.name: i
+    for i in (
+        Initialiser("zeros", (0, 0), "0"),
+        Initialiser("ones", (0, 0), "1"),
+        Initialiser("constant", (1, 1), "the number given"),
+        Initialiser("normal", (1, 2), "normal(std) or normal(mean, std)"),
+        Initialiser("truncated_normal", (1, 1), "normal(std), cut at two standard deviations"),
+        Initialiser("uniform", (2, 2), "uniform between two numbers"),
+        Initialiser("kaiming_uniform", (1, 1), "bound sqrt(6 / ((1 + a^2) fan_in)), fan_in = the first size"),
+        Initialiser("xavier_uniform", (0, 0), "bound sqrt(6 / (fan_in + fan_out))"),
+        Initialiser("xavier_normal", (0, 0), "std sqrt(2 / (fan_in + fan_out))"),
+        Initialiser("torch_linear", (1, 1), "torch's default for a linear layer with that fan_in: U(±1/sqrt(fan_in))"),
+        Initialiser("orthogonal", (0, 0), "orthonormal columns"),
+        Initialiser("identity", (0, 0), "the identity matrix"),
+        Initialiser("sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary"),
+        Initialiser("tokens", (1, 1), "the word embeddings of a text, repeated to fill", "a tokenizer", text=True),
+    )
+}

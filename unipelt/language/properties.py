@@ -1,0 +1,115 @@
+"""What is known of a method without running it: causal, mergeable, foldable – with the place that decides.
+
+The facts come from the primitives' own rules (`primitives`, `infer`); here they are only read. No method has a name here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterable, Literal
+
+from .check import RowTyping, changes_length, check_method
+from .ir import Method, Row
+from .sites import TensorType
+from .syntax import NOWHERE, Expr, Let, Name, Span, Statement, walk
+from .values import AFFINE, CONSTANT
+
+#: Sites whose edit can be absorbed, for each insertion the linear map that absorbs it (relative to the site's part).
+#: A projection's output edit goes into the projection itself; a scaled hidden activation goes into `down`.
+ABSORBED_BY_SITE = ("projection", "weight")
+ABSORBED_SEQUENTIAL = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.down", "ffn.hidden": "ffn.down"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    value: Literal["yes", "no", "unknown"]
+    reason: str
+    span: Span = NOWHERE
+
+
+def row_reads(row: Row) -> frozenset[str]:
+    """The names a row's expressions mention."""
+    parts: list = [row.insert, *row.form, *row.compose, *(row.gate or ())]
+    return frozenset(n.id for p in parts if p is not None for n in walk(p) if isinstance(n, Name))
+
+
+def causal(t: RowTyping) -> Verdict:
+    """Whether position t of the edit sees no later position (for a model whose attention is causal)."""
+    if t.out.future is not None:
+        return Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future)
+    return Verdict("yes", "nothing reads another position of the sequence", t.row.span)
+
+
+def padding_invariant(t: RowTyping) -> Verdict:
+    if t.out.padding is not None:
+        return Verdict("no", "pad positions take part here", t.out.padding)
+    return Verdict("yes", "pad positions are never read", t.row.span)
+
+
+def mergeable(t: RowTyping) -> Verdict:
+    """Whether the edit can be absorbed by a linear map beside it: ``out`` affine in the input, at a site next to one."""
+    row, site = t.row, t.site
+    if row.tokens:
+        return Verdict("no", "it changes only some tokens", row.span)
+    if changes_length(row):
+        return Verdict("no", "it adds tokens", row.span)
+    if t.out.degree > AFFINE:
+        span = t.out.bends or row.span
+        return Verdict("no", "the output is not affine in the input: this depends on it otherwise", span)
+    if site.family in ABSORBED_BY_SITE:
+        return Verdict("yes", "affine in the input of the projection, which absorbs it", row.span)
+    if site.name in ABSORBED_SEQUENTIAL:
+        outside = sorted(t.out.reads & {"x", "residual", "q", "log_mass"})
+        if not outside:
+            return Verdict("yes", f"affine in the output of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", row.span)
+        return Verdict("no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", row.span)
+    return Verdict("no", f"no linear map beside `{site.name}` could absorb it", row.span)
+
+
+def verdicts(method: Method) -> dict[str, Verdict]:
+    """The method's verdicts: the first row that decides against, else yes. Checks the method."""
+    typings = check_method(method)
+    return {
+        "mergeable": _all((mergeable(t) for t in typings), "trained copies of parameters merge by replacing them"),
+        "causal": _all((causal(t) for t in typings), "trained parameters see no other position"),
+        "padding-invariant": _all((padding_invariant(t) for t in typings), "pad positions are never read"),
+    }
+
+
+def _all(found: Iterable[Verdict], otherwise: str) -> Verdict:
+    verdict: Verdict | None = None
+    for v in found:
+        if v.value != "yes":
+            return v
+        verdict = verdict or v
+    return verdict or Verdict("yes", otherwise)
+
+
+# ---------------------------------------------------------------- folding
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A closed expression over learned tensors: computed once after training and stored in their place."""
+
+    name: str
+    value: Expr
+    type: TensorType
+    place: str
+
+
+def folded(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
+    """The form with its largest closed expressions replaced by names, and what those stand for.
+
+    Closed means: reads at least one learned tensor and nothing of the input, and is more than a tensor's name.
+    """
+    from .fold import fold_form
+
+    return fold_form(t)
+
+
+def is_closed(value, constant: int = CONSTANT) -> bool:
+    return value.degree == constant and value.learned and not value.random
+
+
+__all__ = ["Fold", "Let", "Verdict", "causal", "folded", "mergeable", "padding_invariant", "row_reads", "verdicts"]

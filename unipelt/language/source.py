@@ -1,0 +1,116 @@
+"""Source texts: reading a `.pelt` file with bounds, and finding the text of a span's file again."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from threading import Lock
+
+from .diagnostics import PeltError, error
+from .syntax import Span
+
+MAX_BYTES = 1 << 20
+_MAX_REMEMBERED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A text and the name it goes by in messages."""
+
+    file: str
+    text: str
+    _starts: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """Line and column of an offset, both counted from 1."""
+        if not self._starts:
+            self._starts.append(0)
+            self._starts.extend(i + 1 for i, c in enumerate(self.text) if c == "\n")
+        offset = min(max(offset, 0), len(self.text))
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def line(self, number: int) -> str:
+        """The text of a line, counted from 1, without its end."""
+        self.position(0)
+        start = self._starts[number - 1]
+        end = self._starts[number] - 1 if number < len(self._starts) else len(self.text)
+        return self.text[start:end]
+
+
+def normalised(text: str) -> str:
+    """Without a byte order mark, with `\\n` as the only line end."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read(path: str | PathLike[str], name: str | None = None) -> Source:
+    """The source in a file; whatever is wrong with the file is a `PeltError`. ``name`` is shown in messages."""
+    shown = fspath(path) if name is None else name
+    nowhere = Span(shown)
+    try:
+        # One byte more than allowed is enough to know; a device or an endless pipe is never read whole.
+        if not Path(path).is_file():
+            if Path(path).exists():
+                raise error("E0122", f"`{shown}` is not a file", nowhere, help="name a `.pelt` file, not a folder")
+            raise FileNotFoundError
+        with open(path, "rb") as f:
+            data = f.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise error("E0121", f"there is no file `{shown}`", nowhere, help="check the path and the spelling") from None
+    except PeltError:
+        raise
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise error("E0123", f"`{shown}` cannot be read: {reason}", nowhere, help="check its permissions") from None
+    if len(data) > MAX_BYTES:
+        raise too_large(shown)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise error(
+            "E0124", f"`{shown}` is not UTF-8 (line {line})", nowhere, help="save the file with the encoding UTF-8"
+        ) from None
+    source = Source(shown, normalised(text))
+    check(source)
+    remember(source)
+    return source
+
+
+def check(source: Source) -> None:
+    """Refuses a text that is too large or holds NUL."""
+    if len(source.text) > MAX_BYTES:
+        raise too_large(source.file)
+    nul = source.text.find("\0")
+    if nul >= 0:
+        remember(source)
+        raise error("E0125", "the text holds a NUL character", Span(source.file, nul, nul + 1), help="remove it")
+
+
+def too_large(file: str) -> PeltError:
+    return error(
+        "E0126", f"`{file}` is larger than {MAX_BYTES >> 20} MiB", Span(file), help="split it into several files"
+    )
+
+
+# ---------------------------------------------------------------- the registry
+
+_known: OrderedDict[str, Source] = OrderedDict()
+_lock = Lock()
+
+
+def remember(source: Source) -> None:
+    """Keeps a source for messages. The newest of a name wins; the oldest names are forgotten."""
+    with _lock:
+        _known.pop(source.file, None)
+        _known[source.file] = source
+        while len(_known) > _MAX_REMEMBERED:
+            _known.popitem(last=False)
+
+
+def lookup(file: str) -> Source | None:
+    with _lock:
+        return _known.get(file)

@@ -1,0 +1,430 @@
+"""The syntax tree of a ``.pelt`` file: frozen values with spans. Equality ignores spans, so trees compare by meaning.
+
+The tree is also the body of the IR (`unipelt.language.ir`): a resolved method is made of the same nodes, with every
+definition inlined, and prints as a ``.pelt`` text again (`unipelt.language.printer`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Callable, Iterator, Literal, Union
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of characters ``[start, end)`` of the source called ``file``."""
+
+    file: str = ""
+    start: int = 0
+    end: int = 0
+
+    def to(self, other: "Span") -> "Span":
+        return Span(self.file, self.start, max(self.end, other.end))
+
+
+NOWHERE = Span()
+
+
+def _span() -> Any:
+    return field(default=NOWHERE, compare=False, repr=False)
+
+
+# ---------------------------------------------------------------- expressions
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    value: Union[int, float]
+    percent: bool = False
+    span: Span = _span()
+    kind: Literal["number"] = "number"
+
+
+@dataclass(frozen=True, slots=True)
+class String:
+    value: str
+    span: Span = _span()
+    kind: Literal["string"] = "string"
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    id: str
+    span: Span = _span()
+    kind: Literal["name"] = "name"
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """``value.name``: a part of a site (``ffn.norm``), or ``.T``."""
+
+    value: "Expr"
+    name: str
+    span: Span = _span()
+    kind: Literal["attr"] = "attr"
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    value: "Expr"
+    name: str | None = None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """``function(args)``; the function is a `Name` or a dotted `Attr` (``attn.k(P)``)."""
+
+    function: "Expr"
+    args: tuple[Arg, ...] = ()
+    span: Span = _span()
+    kind: Literal["apply"] = "apply"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    low: "Expr | None" = None
+    high: "Expr | None" = None
+    span: Span = _span()
+    kind: Literal["slice"] = "slice"
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    value: "Expr"
+    items: tuple[Union["Slice", "Expr"], ...]
+    span: Span = _span()
+    kind: Literal["index"] = "index"
+
+
+@dataclass(frozen=True, slots=True)
+class Negative:
+    value: "Expr"
+    span: Span = _span()
+    kind: Literal["negative"] = "negative"
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    op: Literal["+", "-", "*", "/", "@", "**"]
+    left: "Expr"
+    right: "Expr"
+    span: Span = _span()
+    kind: Literal["binary"] = "binary"
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    op: Literal["==", "!=", "<=", ">=", "<", ">"]
+    left: "Expr"
+    right: "Expr"
+    span: Span = _span()
+    kind: Literal["compare"] = "compare"
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """``then if test else other``."""
+
+    then: "Expr"
+    test: "Expr"
+    other: "Expr"
+    span: Span = _span()
+    kind: Literal["choose"] = "choose"
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    items: tuple["Expr", ...]
+    span: Span = _span()
+    kind: Literal["list"] = "list"
+
+
+Expr = Union[Number, String, Name, Attr, Apply, Index, Negative, Binary, Compare, Choose, ListOf]
+
+# ---------------------------------------------------------------- statements of a body
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One word behind ``per``: a place (model, kind, layer, layers(k), site) or an axis (head, group, …)."""
+
+    name: str
+    argument: Expr | None = None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """``[frozen] name: [sizes] ~ distribution`` or ``= exact value``, with its scope and learning-rate multiple."""
+
+    name: str
+    shape: tuple[Expr, ...]
+    start: Expr
+    exact: bool = False
+    frozen: bool = False
+    per: tuple[Scope, ...] = ()
+    lr: Expr | None = None
+    span: Span = _span()
+    kind: Literal["tensor"] = "tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    names: tuple[str, ...]
+    value: Expr
+    span: Span = _span()
+    kind: Literal["let"] = "let"
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    name: str
+    size: Expr
+    span: Span = _span()
+    kind: Literal["axis"] = "axis"
+
+
+@dataclass(frozen=True, slots=True)
+class Require:
+    condition: Expr
+    message: str | None = None
+    span: Span = _span()
+    kind: Literal["require"] = "require"
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A statement of part 2 of the language that parses and is not yet built (input, carry, after step, penalty)."""
+
+    word: str
+    names: tuple[str, ...] = ()
+    shape: tuple[Expr, ...] | None = None
+    values: tuple[Expr, ...] = ()
+    body: tuple["Let", ...] = ()
+    span: Span = _span()
+    kind: Literal["later"] = "later"
+
+
+Statement = Union[Tensor, Let, Axis, Require, Later]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An inline ``{ … }`` body of a form, composition or gate."""
+
+    body: tuple[Statement, ...]
+    span: Span = _span()
+    kind: Literal["block"] = "block"
+
+
+# ---------------------------------------------------------------- slots and clauses of a method
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A dotted site or parameter path: ``attn.q``, ``*.norm.weight``."""
+
+    parts: tuple[str, ...]
+    span: Span = _span()
+
+    def __str__(self) -> str:
+        return ".".join(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Modify:
+    alternatives: tuple[tuple[Path, ...], ...]
+    span: Span = _span()
+    kind: Literal["modify"] = "modify"
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    alternatives: tuple[Expr, ...]
+    span: Span = _span()
+    kind: Literal["insert"] = "insert"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    alternatives: tuple[Union[Apply, Block], ...]
+    span: Span = _span()
+    kind: Literal["form"] = "form"
+
+
+@dataclass(frozen=True, slots=True)
+class Compose:
+    alternatives: tuple[Union[Expr, Block], ...]
+    span: Span = _span()
+    kind: Literal["compose"] = "compose"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """``all | first e | last e | e .. e | every e | since e | inserted``."""
+
+    word: Literal["all", "first", "last", "range", "every", "since", "inserted"]
+    values: tuple[Expr, ...] = ()
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    alternatives: tuple[Selection, ...]
+    span: Span = _span()
+    kind: Literal["layers"] = "layers"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    selections: tuple[Selection, ...]
+    span: Span = _span()
+    kind: Literal["tokens"] = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    paths: tuple[Path, ...]
+    lr: Expr | None = None
+    span: Span = _span()
+    kind: Literal["train"] = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """``use { modify … insert … }``."""
+
+    clauses: tuple["Clause", ...]
+    span: Span = _span()
+    kind: Literal["row"] = "row"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    target: Union[Apply, RowBlock]
+    name: str | None = None
+    gate: Union[Apply, Block, None] = None
+    overrides: tuple["Clause", ...] = ()
+    span: Span = _span()
+    kind: Literal["use"] = "use"
+
+
+Clause = Union[Modify, Insert, Form, Compose, Layers, Tokens, Train, Use, Statement]
+
+# ---------------------------------------------------------------- definitions
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    name: str
+    type: str
+    default: Expr | None = None
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class MethodDef:
+    name: str
+    params: tuple[Param, ...] = ()
+    base: Apply | None = None
+    doc: str | None = None
+    clauses: tuple[Clause, ...] = ()
+    span: Span = _span()
+    name_span: Span = _span()
+    kind: Literal["method"] = "method"
+
+
+@dataclass(frozen=True, slots=True)
+class BodyDef:
+    """A ``form``, a ``compose`` or a ``gate`` definition. A short composition ``= e`` is the body ``out = e``."""
+
+    what: Literal["form", "compose", "gate"]
+    name: str
+    params: tuple[Param, ...] = ()
+    doc: str | None = None
+    body: tuple[Statement, ...] = ()
+    span: Span = _span()
+    name_span: Span = _span()
+    kind: Literal["body"] = "body"
+
+
+@dataclass(frozen=True, slots=True)
+class AnatomyDef:
+    """Where the architectures ``models`` (``config.model_type``) keep their sites."""
+
+    name: str
+    models: tuple[str, ...] = ()
+    doc: str | None = None
+    entries: tuple[tuple[str, str], ...] = ()
+    span: Span = _span()
+    name_span: Span = _span()
+    kind: Literal["anatomy"] = "anatomy"
+
+
+Definition = Union[MethodDef, BodyDef, AnatomyDef]
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    path: str
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    imports: tuple[Import, ...] = ()
+    definitions: tuple[Definition, ...] = ()
+
+
+# ---------------------------------------------------------------- walking
+
+
+def children(node: Any) -> Iterator[Any]:
+    """The nodes directly below a node, in source order."""
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if f.name in ("span", "name_span", "kind"):
+            continue
+        stack = [value]
+        while stack:
+            item = stack.pop(0)
+            if isinstance(item, tuple):
+                stack = list(item) + stack
+            elif hasattr(item, "__dataclass_fields__"):
+                yield item
+
+
+def walk(node: Any) -> Iterator[Any]:
+    """The node and everything below it."""
+    todo = [node]
+    while todo:
+        item = todo.pop()
+        yield item
+        todo.extend(children(item))
+
+
+def rewrite(node: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of the tree in which ``change`` has been applied to every node, leaves first."""
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(visit(v) for v in value)
+        if hasattr(value, "__dataclass_fields__") and not isinstance(value, Span):
+            return rewrite(value, change)
+        return value
+
+    new = {f.name: visit(getattr(node, f.name)) for f in fields(node) if f.name not in ("span", "name_span", "kind")}
+    changed = {k: v for k, v in new.items() if v is not getattr(node, k)}
+    return change(replace(node, **changed) if changed else node)
+
+
+def dotted(expr: Any) -> str | None:
+    """``attn.q`` of nested `Attr` over a `Name`, else None."""
+    parts: list[str] = []
+    while isinstance(expr, Attr):
+        parts.append(expr.name)
+        expr = expr.value
+    if not isinstance(expr, Name):
+        return None
+    return ".".join([expr.id, *reversed(parts)])

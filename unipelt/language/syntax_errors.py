@@ -1,0 +1,234 @@
+"""What the parser could not read, said in human words: what was found, what could stand there, and what to do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Iterable
+
+from .diagnostics import Diagnostic, Label, near
+from .syntax import Span
+
+_DEFINITIONS = ("method", "form", "compose", "gate", "anatomy")
+_CLAUSES = ("modify", "insert", "form", "compose", "layers", "tokens", "train", "use")
+_STATEMENTS = ("axis", "frozen", "input", "carry", "after", "penalty", "require")
+_SIGNS = {
+    "LBRACE": "{", "RBRACE": "}", "LPAR": "(", "RPAR": ")", "LSQB": "[", "RSQB": "]", "COLON": ":", "COMMA": ",",
+    "EQUAL": "=", "DOT": ".", "VBAR": "|", "TILDE": "~", "STAR": "*", "SLASH": "/", "PLUS": "+", "MINUS": "-",
+    "AT": "@", "POW": "**", "DOTDOT": "..", "COMPARE": "==",
+}  # fmt: skip
+_WORDS = {"NAME": "a name", "NUMBER": "a number", "STRING": "a string", "LONGSTRING": "a docstring",
+          "$END": "the end of the text"}  # fmt: skip
+_EXPRESSION = {"NAME", "NUMBER", "STRING", "LPAR", "LSQB", "MINUS"}
+_OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "AT", "POW", "COMPARE", "_IF", "DOT", "LPAR", "LSQB"}
+_SELECTION = {"_ALL", "_FIRST", "_LAST", "_EVERY", "_SINCE", "_INSERTED"}
+_BRACKETS = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|#[^\n]*|(?P<bracket>[()\[\]{}])')
+_HELP = {
+    "'": "strings stand between double quotes",
+    ";": "nothing is needed between clauses or statements",
+    "^": "a power is written `**`",
+    "%": "`%` is only a percent sign; divisibility is `divides(b, d)`",
+    "!": "not equal is written `!=`",
+    "&": "conditions are written one `require` each",
+    "\\": "lines may be broken anywhere without a sign",
+}
+
+
+def explain(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
+    """The diagnostic of an exception of lark, raised over ``text`` that begins at ``offset`` of its file."""
+    if hasattr(failure, "token"):
+        return _token(failure, text, file, offset)
+    return _character(text, failure.pos_in_stream, file, offset)
+
+
+def _character(text: str, at: int, file: str, offset: int) -> Diagnostic:
+    """Nothing in the language begins with what stands here."""
+
+    def span(length: int) -> Span:
+        return Span(file, offset + at, offset + at + length)
+
+    sign = text[at]
+    if text.startswith('"""', at):
+        return Diagnostic(
+            "E0104", "a docstring is not closed", span(3), label="opened here", help='close it with `"""`'
+        )
+    if sign == '"':
+        length = len(text[at:].split("\n", 1)[0])
+        return Diagnostic("E0104", "a string is not closed on its line", span(length), help='close it with `"`')
+    number = re.compile(r"[0-9.][\w.]*%?\w*").match(text, at)
+    if number and any(c.isdigit() for c in number.group()):
+        help_ = "a name begins with a letter; put a sign or a blank behind a number"
+        return Diagnostic("E0103", f"`{_shown(number.group())}` is not a number", span(len(number.group())), help=help_)
+    name = f"`{sign}`" if sign.isprintable() and not sign.isspace() else f"the character U+{ord(sign):04X}"
+    help_ = _HELP.get(sign, "names are made of the letters a to z, digits and `_`" if sign.isalpha() else "remove it")
+    return Diagnostic("E0103", f"{name} means nothing here", span(1), help=help_)
+
+
+def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
+    token = failure.token
+    state = failure.interactive_parser.parser_state
+    allowed = acceptable(state)
+    before = state.value_stack[-1] if state.value_stack else None
+    before = before if hasattr(before, "type") else None
+    at_end = token.type == "$END"
+
+    def span(start: int, end: int) -> Span:
+        return Span(file, offset + start, offset + end)
+
+    if at_end:
+        end = len(text.rstrip())
+        opened = _open_brackets(text)
+        if opened:
+            return Diagnostic(
+                "E0102",
+                f"`{text[opened[-1]]}` is not closed",
+                span(opened[-1], opened[-1] + 1),
+                label="opened here",
+                labels=(Label(span(end, end), f"expected {expected(allowed)}"),),
+                help=f"add `{'})]'['{(['.index(text[opened[-1]])]}`",
+            )
+        place, found = span(end, end), "the end of the text"
+    else:
+        place = span(token.start_pos, token.start_pos + max(1, len(str(token).split("\n", 1)[0])))
+        found = f"`{_shown(str(token))}`" if token.type not in ("STRING", "LONGSTRING") else _WORDS[token.type]
+
+    # A keyword that was meant as a name, or a name that was meant as a keyword, may show itself one token later.
+    keyword = before if token.type in ("EQUAL", "COLON") else token
+    if keyword is not None and _is_word(keyword.type) and re.compile(r"\s*(?:=(?!=)|:)").match(text, keyword.end_pos):
+        return Diagnostic(
+            "E0105",
+            f"`{keyword}` is a word of the language and cannot name a tensor or a value",
+            span(keyword.start_pos, keyword.end_pos),
+            label="reserved",
+            help=f"choose another name, for example `{keyword}_`",
+        )
+    if before is not None and before.type == "NAME" and {"COLON", "EQUAL"} <= allowed <= {"COLON", "EQUAL", "COMMA"}:
+        return _no_beginning(before, _in_method(state), span(before.start_pos, before.end_pos))
+    message = f"expected {expected(allowed)}, found {found}"
+    return Diagnostic("E0101", message, place, help=_help(token, text, allowed))
+
+
+def _is_word(terminal: str) -> bool:
+    return terminal.startswith("_") or terminal == "FROZEN"
+
+
+def _no_beginning(word: Any, in_method: bool, span: Span) -> Diagnostic:
+    """A name stands where a clause or a statement begins, and is neither a keyword nor declared."""
+    shown = _shown(str(word))
+    help_ = near(str(word), (*(_CLAUSES if in_method else ()), *_STATEMENTS), 0.7) if len(word) < 40 else ""
+    return Diagnostic(
+        "E0101",
+        f"`{shown}` begins no {'clause' if in_method else 'statement'}",
+        span,
+        help=help_.replace("a name", "a word")
+        or f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`",
+    )
+
+
+def _in_method(state: Any) -> bool:
+    """Whether the innermost open brace is that of a method or a row."""
+    types = [getattr(v, "type", "") for v in state.value_stack]
+    while types and types.pop() != "LBRACE":
+        pass
+    words = [t for t in types if t.startswith("_")]
+    return bool(words) and words[-1] in ("_METHOD", "_USE")
+
+
+def _help(token: Any, text: str, allowed: set[str]) -> str:
+    if "_METHOD" in allowed and token.type == "NAME":
+        return (
+            len(token) < 40
+            and near(str(token), _DEFINITIONS).replace("a name", "a word")
+            or "a file is a list of definitions"
+        )
+    if "_METHOD" in allowed and token.type == "_IMPORT":
+        return "imports stand at the top of the file"
+    if "_METHOD" in allowed and token.type == "RBRACE":
+        return "there is one `}` too many"
+    if token.type == "SLASH" and text[token.start_pos - 1 : token.start_pos] == "/":
+        return "comments begin with `#`"
+    if token.type == "STAR" and text[token.start_pos - 1 : token.start_pos] == "*":
+        return "a power has a base and an exponent: `a ** b`"
+    if token.type == "COMPARE" and "EQUAL" in allowed:
+        return "a value is given with one `=`"
+    if token.type == "EQUAL" and "COMPARE" in allowed:
+        return "equality is written `==`"
+    if token.type == "TILDE" and "LSQB" in allowed:
+        return "a tensor needs its sizes: `name: [sizes] ~ distribution`"
+    if allowed == {"COLON"} and token.type in ("EQUAL", "COMMA", "RPAR"):
+        return "a parameter has a type: `r: int = 8`"
+    return ""
+
+
+def acceptable(state: Any) -> set[str]:
+    """The terminals that really can come next: the parse table's row, each followed through its reductions."""
+    from lark.parsers.lalr_analysis import Shift
+
+    table, end_state = state.parse_conf.states, state.parse_conf.end_state
+    found = {"$END"} if state.state_stack[-1] == end_state else set()
+    for terminal in table[state.state_stack[-1]]:
+        if not (terminal.isupper() or terminal == "$END"):
+            continue
+        stack = list(state.state_stack)
+        while terminal in table[stack[-1]]:
+            action, target = table[stack[-1]][terminal]
+            if action is Shift:
+                found.add(terminal)
+                break
+            if target.expansion:
+                del stack[-len(target.expansion) :]
+            stack.append(table[stack[-1]][target.origin.name][1])
+            if terminal == "$END" and stack[-1] == end_state:
+                found.add(terminal)
+                break
+    return found
+
+
+def expected(allowed: Iterable[str]) -> str:
+    """`a clause (…), an operator or `}``: the terminals in the words of the language."""
+    rest = set(allowed)
+    words = []
+
+    def group(test: bool, words_: str, members: Iterable[str]) -> None:
+        if test:
+            words.append(words_)
+            rest.difference_update(members)
+
+    group(
+        "_METHOD" in rest,
+        "a definition (`method`, `form`, `compose`, `gate` or `anatomy`)",
+        {"_" + d.upper() for d in _DEFINITIONS} | {"_IMPORT", "$END"},
+    )
+    statement = {"_" + s.upper() for s in _STATEMENTS} | {"FROZEN", "NAME"}
+    operator = {"PLUS", "STAR"} <= rest
+    group(_SELECTION & rest != set(), "a selection (`all`, `first 4`, `last 4`, `2 .. 6`, …)", _SELECTION | _EXPRESSION)
+    group(not operator and {"NUMBER", "LPAR"} <= rest, "an expression", _EXPRESSION)
+    group(operator, "an operator", _OPERATORS)
+    begins = "_MODIFY" in rest or "_AXIS" in rest
+    clause = {"_" + c.upper() for c in _CLAUSES} | statement
+    group("_MODIFY" in rest, "a clause (`modify`, `insert`, `form`, `compose`, …)", clause)
+    group("_AXIS" in rest, "a statement (`name: [sizes] ~ …`, `name = …`, …)", statement)
+    if begins:  # what may go on before the next one is only noise then
+        rest &= {"RBRACE"}
+    if words or len(rest) > 1:
+        rest.discard("LONGSTRING")
+    words += [_WORDS.get(t) or f"`{_SIGNS.get(t) or t.lstrip('_').lower()}`" for t in sorted(rest)]
+    words = words[:6]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1] if words else "nothing"
+
+
+def _open_brackets(text: str) -> list[int]:
+    """Where the brackets stand that are never closed."""
+    opened: list[int] = []
+    pairs = {")": "(", "]": "[", "}": "{"}
+    for match in _BRACKETS.finditer(text):
+        sign = match["bracket"]
+        if sign in ("(", "[", "{"):
+            opened.append(match.start())
+        elif sign and opened and text[opened[-1]] == pairs[sign]:
+            opened.pop()
+    return opened
+
+
+def _shown(text: str, limit: int = 40) -> str:
+    text = text.split("\n", 1)[0]
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,28 @@
+"""Training on Hugging Face models: data, tasks, one small Trainer subclass, saved runs. Imports torch only when used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+    from .data import Data, Split, read
+    from .run import Result, train
+    from .saved import Run, evaluate_run, load_run, merge_run, predict_run
+
+_WHERE = {
+    "TrainConfig": "config", "Data": "data", "Split": "data", "read": "data", "Result": "run", "train": "run",
+    "Run": "saved", "load_run": "saved", "evaluate_run": "saved", "predict_run": "saved", "merge_run": "saved",
+}  # fmt: skip
+
+__all__ = [
+    "Data", "Result", "Run", "Split", "TrainConfig",
+    "evaluate_run", "load_run", "merge_run", "predict_run", "read", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,103 @@
+"""What a training run is asked to do. Plain data: neither torch nor transformers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Mapping
+
+from ..language.diagnostics import error
+
+
+TaskKind = Literal["sequence-classification", "causal-lm"]
+TASKS: tuple[str, ...] = ("sequence-classification", "causal-lm")
+SCHEDULERS = ("linear", "constant", "cosine")
+
+#: Options that may change between a run and its continuation: they do not change what is computed.
+NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps", "keep_checkpoints")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of a run.
+
+    ``method`` is a name of the library, a `.pelt` file, or several joined by ``+``; ``set`` binds its arguments.
+    ``lr`` and ``task`` are chosen from the plan and the data where they are None.
+    """
+
+    method: str
+    model: str
+    data: str
+    out: str
+    set: Mapping[str, Any] = field(default_factory=dict)
+    head: str | None = None
+    task: str | None = None
+    text: tuple[str, ...] | None = None
+    label: str | None = None
+    loss: Literal["completion", "all"] | None = None
+    epochs: int = 3
+    max_steps: int | None = None
+    lr: float | None = None
+    batch_size: int = 16
+    eval_batch_size: int = 64
+    max_length: int = 128
+    padding: Literal["longest", "max_length"] = "longest"
+    train_size: int | None = None
+    seed: int = 0
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    scheduler: str = "linear"
+    clip: float = 1.0
+    dropout: float | None = None
+    best: bool = True
+    allow_future: bool = False
+    save_steps: int | None = None
+    keep_checkpoints: bool = True
+    resume: bool = False
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Refuse values that cannot mean anything, before a model is loaded."""
+        least = {"epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise _option(name, f"must be at least {low}", getattr(self, name))
+        for name in ("max_steps", "train_size", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise _option(name, "must be at least 1", value)
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise _option("lr", "must be positive", self.lr)
+        if not 0 <= self.warmup <= 1:
+            raise _option("warmup", "is a share of the steps, between 0 and 1", self.warmup)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise _option("dropout", "is a probability below 1", self.dropout)
+        for name, allowed in (("task", TASKS), ("scheduler", SCHEDULERS), ("padding", ("longest", "max_length"))):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise _option(name, f"is one of {', '.join(allowed)}", value)
+        if self.loss not in (None, "completion", "all"):
+            raise _option("loss", "is one of completion, all", self.loss)
+        if self.resume and self.overwrite:
+            raise error("E0620", "`--resume` and `--overwrite` exclude each other", help="give one of them")
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["text"] = list(self.text) if self.text is not None else None
+        data["set"] = {k: str(v) for k, v in self.set.items()}
+        return data
+
+    def differs(self, earlier: Mapping[str, Any]) -> list[str]:
+        """The options in which an earlier run's record differs, as text; those that change no result are left out."""
+        mine = self.to_json()
+        names = (f.name for f in fields(self) if f.name not in NOT_PART_OF_A_RUN)
+        return [f"{n}: {earlier.get(n)!r} then, {mine[n]!r} now" for n in names if earlier.get(n) != mine[n]]
+
+
+def _option(name: str, rule: str, value: object) -> Exception:
+    return error("E0620", f"`--{name.replace('_', '-')}` {rule}; it is {value!r}", help="change the option")
+
+
+def absolute(folder: str) -> str:
+    """A local folder as an absolute path, a hub name as it is: so that a saved run finds its model from anywhere."""
+    return str(Path(folder).resolve()) if Path(folder).exists() else folder
