@@ -139,7 +139,7 @@ def test_tensors():
 
 
 def test_other_statements():
-    lets = body("U, S, V = svd(W) axis e = n require r <= 1%, \"small\"")
+    lets = body('U, S, V = svd(W) axis e = n require r <= 1%, "small"')
     assert lets[0].names == ("U", "S", "V")
     assert lets[1] == S.Axis("e", N("n"))
     assert lets[2] == S.Require(S.Compare("<=", N("r"), S.Number(1, percent=True)), "small")
@@ -233,7 +233,7 @@ def test_keywords_end_at_a_word_boundary():
     assert [c.kind for c in clauses("modify ffn formula = 1 user = 2 modifying = 3")] == ["modify"] + ["let"] * 3
     assert only("compose formal = useful").name == "formal"
     assert errors("methodm { modify ffn }")[0][0] == "E0101"
-    assert errors("method m { usefoo }") == [("E0101", "usefoo")] or errors("method m { usefoo }")
+    assert errors("method m { usefoo lora }") == [("E0101", "usefoo")]
     assert errors("method m { modifyffn insert x }") == [("E0101", "modifyffn")]
 
 
@@ -275,11 +275,11 @@ def test_keywords_are_reserved(word):
         ("form f { a = g\n(z) }", "E0106", "("),
         ("form f { a = g # c\n  [z] }", "E0106", "["),
         ("method m { form f\n(1) }", "E0106", "("),
-        ("method m { modify mod(\"x\") }", "E0107", 'mod("x")'),
+        ('method m { modify mod("x") }', "E0107", 'mod("x")'),
         ("compose c = (a + b)(c)", "E0115", "a + b"),
         ("compose c = 1e999", "E0110", "1e999"),
         ("compose c = 123456789012345678901", "E0110", "123456789012345678901"),
-        ("compose c = h import \"a\"", "E0117", 'import "a"'),
+        ('compose c = h import "a"', "E0117", 'import "a"'),
         ("form f { a = \0 }", "E0125", "\0"),
     ],
 )
@@ -298,7 +298,7 @@ def test_each_broken_definition_gives_one_error_and_good_ones_none():
         "compose k = h + * delta * * 2\n",
         "gate g { open = (z\n",
         "method never_closed {\n  modify ffn\n",
-        "form with_string { a = \"open }\n",
+        'form with_string { a = "open }\n',
         "anatomy a for { x: y }\n",
     ]
     text = "".join(good.format(i) + b for i, b in enumerate(bad)) + good.format("z")
@@ -429,7 +429,7 @@ import "x.pelt"
 method m(r: int = 8, a: float = 1e-3) from b(r) {
   \"\"\"Doc.\"\"\"
   layers 1 .. depth  modify attn.q, *.bias | ffn  insert ffn.norm(h + residual)
-  form { axis e = n  frozen A: [d_in, r] ~ normal(0.02) per e, layers(k) lr 10  delta = z @ A[: r, 0] if x else -z ** 2 }
+  form { axis e = n  frozen A: [d_in, r] ~ normal(0.02) per e, layers(k) lr 1  delta = z @ A[: r] if x else -z ** 2 }
   compose scaled(a / r)  use { train head lr 0.1 } as row gated by g  require r <= 1%, "why"
 }
 compose add = h + delta  # comment

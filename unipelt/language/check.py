@@ -32,6 +32,12 @@ class TensorTyping:
     frozen: bool
     lr: float | None
     declaration: Tensor
+    part: str = ""  # "gate" for a tensor of the row's gate, whose names are apart from those of form and composition
+
+    @property
+    def label(self) -> str:
+        """The last part of the tensor's name in a state dict."""
+        return f"{self.part}.{self.name}" if self.part else self.name
 
     @property
     def count(self) -> Size:
@@ -137,9 +143,9 @@ class RowChecker:
         gate = None
         if self.row.gate is not None:
             before = dict(inf.names)
-            self._body(self.row.gate)
+            self._body(self.row.gate, "gate")
             gate = inf.names.get("g", Value(POISON))
-            inf.names = before | {k: v for k, v in inf.names.items() if k not in before}
+            inf.names = before
         del inf.hidden["h"]
         inf.names["h"] = h
         if not self.row.form:
@@ -170,10 +176,10 @@ class RowChecker:
         del self.inf.names["h"]
         return z
 
-    def _body(self, body: Sequence[Statement]) -> None:
+    def _body(self, body: Sequence[Statement], part: str = "") -> None:
         for s in body:
             if isinstance(s, Tensor):
-                self._tensor(s)
+                self._tensor(s, part)
             elif isinstance(s, Let):
                 self._let(s)
             elif isinstance(s, Axis):
@@ -207,7 +213,7 @@ class RowChecker:
             return None
         return v.type.size
 
-    def _tensor(self, s: Tensor) -> None:
+    def _tensor(self, s: Tensor, part: str) -> None:
         sizes = [self._size(e, f"the tensor `{s.name}`") for e in s.shape]
         place, axes = self._scope(s)
         if any(size is None for size in sizes):
@@ -236,7 +242,11 @@ class RowChecker:
         if n is not None and n > MAX_ENTRIES:
             self.inf.fail("E0346", f"the tensor `{s.name}` would have {int(n):,} entries, more than {MAX_ENTRIES:,}", s.span,
                           help="choose a smaller size")  # fmt: skip
-        self.tensors.append(TensorTyping(s.name, t, place, start, exact, s.frozen, lr, s))
+        twice = next((x for x in self.tensors if (x.name, x.part) == (s.name, part)), None)
+        if twice is not None:
+            self.inf.fail("E0348", f"the tensor `{s.name}` is declared twice in this row", s.span,
+                          labels=(Label(twice.declaration.span, "the first time"),))  # fmt: skip
+        self.tensors.append(TensorTyping(s.name, t, place, start, exact, s.frozen, lr, s, part))
         self.inf.names[s.name] = Value(t, learned=not s.frozen, reads=frozenset({s.name}))
 
     def _scope(self, s: Tensor) -> tuple[str, frozenset[str]]:

@@ -58,5 +58,5 @@ def error(code: str, message: str, span: Span = NOWHERE, **more) -> PeltError:
 
 def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """A help sentence that names the nearest known word, or nothing."""
-    found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    found = get_close_matches(word, [k for k in known if k != word], n=1, cutoff=cutoff)
     return f"a name that is close exists: `{found[0]}`" if found else ""

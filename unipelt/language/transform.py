@@ -119,9 +119,10 @@ class Transform:
         }
         body = []
         for part in rest:
-            if part.data == "params":
+            kind = getattr(part, "data", "")
+            if kind == "params":
                 head["params"] = tuple(self._param(p) for p in part.children)
-            elif part.data == "doc":
+            elif kind == "doc":
                 head["doc"] = docstring(part.children[0].value[3:-3])
             else:
                 body.append(part)
@@ -159,6 +160,8 @@ class Transform:
     def _anatomy(self, node: Any) -> S.AnatomyDef:
         head, body = self._head(node, "an anatomy")
         models, *entries = body
+        if entries and getattr(entries[0], "type", "") == "LONGSTRING":
+            head["doc"] = docstring(entries.pop(0).value[3:-3])
         pairs = tuple((str(self.path(e.children[0])), e.children[1].value[1:-1]) for e in entries)
         return S.AnatomyDef(models=tuple(str(m) for m in models.children), entries=pairs, **head)
 
@@ -358,7 +361,8 @@ class Transform:
     def number(self, token: Any, span: S.Span) -> S.Number:
         text = token.value.removesuffix("%")
         percent = text != token.value
-        if sum(c.isdigit() for c in text) > MAX_DIGITS:
+        digits = "".join(c for c in text[: 4 * MAX_DIGITS] if c.isdigit()).lstrip("0")  # 0.000123… has few
+        if len(digits) > MAX_DIGITS or len(text) > 2 * MAX_DIGITS:
             self.wrong("E0110", f"a number has more than {MAX_DIGITS} digits", span, help="write it with an exponent")
             return S.Number(0, percent, span)
         value = int(text) if text.isdigit() else float(text)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Mapping
+from typing import Any, Literal
 
 from ..language.diagnostics import error
-
 
 TaskKind = Literal["sequence-classification", "causal-lm"]
 TASKS: tuple[str, ...] = ("sequence-classification", "causal-lm")
 SCHEDULERS = ("linear", "constant", "cosine")
 
 #: Options that may change between a run and its continuation: they do not change what is computed.
-NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps", "keep_checkpoints")
+NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class TrainConfig:
     """Options of a run.
 
     ``method`` is a name of the library, a `.pelt` file, or several joined by ``+``; ``set`` binds its arguments.
-    ``lr`` and ``task`` are chosen from the plan and the data where they are None.
+    ``lr`` and ``task`` are chosen from the plan and the data where they are None. Without ``checkpoints`` nothing is
+    evaluated or saved before the end: quicker, and the last epoch counts.
     """
 
     method: str
@@ -49,10 +50,10 @@ class TrainConfig:
     scheduler: str = "linear"
     clip: float = 1.0
     dropout: float | None = None
+    checkpoints: bool = True
     best: bool = True
     allow_future: bool = False
     save_steps: int | None = None
-    keep_checkpoints: bool = True
     resume: bool = False
     overwrite: bool = False
 
@@ -78,6 +79,8 @@ class TrainConfig:
                 raise _option(name, f"is one of {', '.join(allowed)}", value)
         if self.loss not in (None, "completion", "all"):
             raise _option("loss", "is one of completion, all", self.loss)
+        if not self.checkpoints and (self.resume or self.save_steps):
+            raise error("E0620", "without checkpoints a run cannot be resumed", help="leave `--no-checkpoints` out")
         if self.resume and self.overwrite:
             raise error("E0620", "`--resume` and `--overwrite` exclude each other", help="give one of them")
 

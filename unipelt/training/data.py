@@ -10,9 +10,11 @@ import csv
 import io
 import json
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.syntax import Span
@@ -52,7 +54,7 @@ class Split:
         """Every column that some row has, in the order of appearance."""
         return list(dict.fromkeys(c for row in self.rows for c in row))
 
-    def take(self, indices: Sequence[int], name: str | None = None) -> "Split":
+    def take(self, indices: Sequence[int], name: str | None = None) -> Split:
         return replace(
             self,
             name=name or self.name,
@@ -261,9 +263,8 @@ def _first(split: Split, names: Sequence[str], option: str) -> str:
     for name in names:
         if name in split.columns:
             return name
-    close = [n for c in split.columns if (n := near(c.lower(), names, 0.75)) and c not in names]
-    near_by = next((c for c in split.columns if near(c.lower(), names, 0.75)), None) if close else None
-    remedy = f"`{near_by}` is close: name it with `--{option} {near_by}`" if near_by else f"name the column: `--{option} …`"
+    found = next((c for c in split.columns if get_close_matches(c.lower(), names, 1, 0.75)), None)
+    remedy = f"`{found}` is close: name it with `--{option} {found}`" if found else f"name the column: `--{option} …`"
     raise error("E0603", f"`{split.file}` has no column that holds the {option}; it has {_listed(split.columns)}",
                 Span(split.file), where=(f"looked for {', '.join(names)}",), help=remedy)  # fmt: skip
 
@@ -370,7 +371,14 @@ def prepare(data: Data, train_size: int | None, seed: int, carve: float = 0.1) -
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 

@@ -1,19 +1,15 @@
-"""Loading models and tokenizers for a task, and methods named on the command line, without noise."""
+"""Loading models and tokenizers for a task, without noise."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, Mapping
-
-import unipelt
+from typing import Any
 
 from ..language.diagnostics import PeltError, error, near
-from ..language.library import library_names
 from .tasks import Task
-
-METHOD_FILE = ".pelt"
 
 
 @contextlib.contextmanager
@@ -22,7 +18,7 @@ def quiet() -> Iterator[None]:
     import transformers
     from transformers.utils import logging as hf
 
-    loggers = [hf.get_logger("transformers"), logging.getLogger("accelerate")]
+    loggers: list[logging.Logger] = [logging.getLogger("transformers"), logging.getLogger("accelerate")]
     levels = [x.level for x in loggers]
     bars = hf.is_progress_bar_enabled() if hasattr(hf, "is_progress_bar_enabled") else True
     try:
@@ -37,64 +33,6 @@ def quiet() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-# ---------------------------------------------------------------- methods
-
-
-def resolve_method(spec: str, arguments: Mapping[str, Any] | None = None, head: str | None = None) -> Any:
-    """A method from ``a``, ``mine.pelt`` or ``a+b``, its arguments bound.
-
-    An argument goes to each part that has it; ``part.name`` binds one part's. ``head`` adds the library's method of
-    that name, or of that name with ``_head`` behind it.
-    """
-    names = [n.strip() for n in spec.split("+")]
-    if head:
-        names.append(head if head in library_names("method") else f"{head}_head")
-    parts = [unipelt.load(n) for n in names]
-    left = dict(arguments or {})
-    bound = []
-    for part in parts:
-        mine: dict[str, Any] = {}
-        for key in list(left):
-            owner, _, name = key.rpartition(".")
-            if owner in ("", part.name) and name in {p.name for p in part.params}:
-                mine[name] = arguments[key] if arguments else None
-        bound.append(part(**mine) if mine else part)
-    known = {k for part in parts for p in part.params for k in (p.name, f"{part.name}.{p.name}")}
-    unknown = [k for k in left if k not in known]
-    if unknown and len(parts) == 1:
-        parts[0](**{k: left[k] for k in unknown})  # the language's own error, with the place of the parameters
-    if unknown:
-        have = sorted({p.name for part in parts for p in part.params})
-        raise error("E0621", f"none of {', '.join(f'`{p.name}`' for p in parts)} has an argument `{unknown[0]}`",
-                    help=near(unknown[0], have) or f"their arguments are {', '.join(have) or 'none'}")  # fmt: skip
-    method = bound[0]
-    for part in bound[1:]:
-        method = method + part
-    return method
-
-
-def argument(text: str) -> tuple[str, Any]:
-    """``r=16`` as a name and a value; what is no number stays a text of the language."""
-    name, sep, value = text.partition("=")
-    if not sep or not name.strip() or not value.strip():
-        raise error("E0621", f"`{text}` is not an argument", help="write it as `name=value`, as in `--set r=16`")
-    value = value.strip()
-    for number in (int, float):
-        with contextlib.suppress(ValueError):
-            return name.strip(), number(value)
-    return name.strip(), value
-
-
-def read_arguments(texts: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, value = argument(text)
-        if name in found:
-            raise error("E0621", f"the argument `{name}` is given twice", help="give it once")
-        found[name] = value
-    return found
-
-
 # ---------------------------------------------------------------- models
 
 
@@ -104,7 +42,7 @@ def load_tokenizer(model: str) -> Any:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(model)
-    except Exception as e:  # transformers raises whatever its parsers raise
+    except Exception as e:  # noqa: BLE001 - transformers raises whatever its parsers raise
         raise _unloadable(model, "tokenizer", e) from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -136,9 +74,9 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
             loaded = kind.from_pretrained(model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
     except PeltError:
         raise
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
-    longest = _positions(loaded.config)
+    longest = _positions(loaded)
     if longest is not None and task.max_length > longest:
         raise error("E0617", f"`{model}` reads at most {longest} tokens, fewer than the {task.max_length} asked for",
                     help=f"give `--max-length {longest}` or less")  # fmt: skip
@@ -157,7 +95,7 @@ def load_config_model(path: str, task: str) -> Any:
     try:
         with quiet(), torch.device("meta"):
             return kinds[task].from_config(AutoConfig.from_pretrained(path))
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001
         raise _unloadable(path, "model", e) from None
 
 
@@ -170,16 +108,17 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
             setattr(config, name, dropout)
 
 
-def _positions(config: Any) -> int | None:
-    """How many tokens the model reads; None where nothing bounds it (rotary and relative positions only slow down)."""
+def _positions(model: Any) -> int | None:
+    """How many tokens the model reads; None where its configuration does not bound it."""
+    config = model.config
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if not isinstance(longest, int):
         return None
-    # RoBERTa and its kin count positions from behind the padding index.
-    return longest - config.pad_token_id - 1 if config.model_type in _OFFSET_POSITIONS else longest
-
-
-_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "data2vec-text"})
+    for name, module in model.named_modules():
+        # A position table with a padding row (RoBERTa and its kin) counts positions from behind that row.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            longest = min(longest, module.num_embeddings - module.padding_idx - 1)
+    return longest
 
 
 def _unloadable(model: str, what: str, e: BaseException) -> PeltError:

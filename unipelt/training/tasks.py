@@ -6,8 +6,9 @@ A task is plain data (`task.json` in a run's folder), so that a saved run needs 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +54,11 @@ class Task:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Task":
+    def from_json(cls, record: Mapping[str, Any]) -> Task:
         try:
-            known = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in cls.__annotations__}
+            known: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in cls.__annotations__
+            }
             return cls(**known)
         except TypeError as e:
             raise error("E0615", f"the task's record is incomplete: {e}", help="train again") from None
@@ -227,7 +230,9 @@ def evaluate(model: Any, task: Task, encoded: Encoded, collator: Collator, size:
             target = batch.pop("labels")[:, 1:]
             # A method may put tokens of its own in front: the text's predictions are the last ones.
             logits = model(**batch).logits[:, -target.shape[1] - 1 : -1].float()
-            total += F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum").item()
+            total += F.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
+            ).item()
             count += int((target != IGNORED).sum())
             done += len(chosen)
             if tick:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import unipelt
 
-from .tasks import Collator, Encoded, Task, evaluate
+from .tasks import Collator, Task, evaluate
 
 STATE = "trainer_state.json"
 
@@ -25,8 +25,8 @@ STATE = "trainer_state.json"
 class AdapterTrainer(Trainer):
     """Trains the adapter called ``adapter`` of a model: optimizer groups by the method, small checkpoints."""
 
-    def __init__(self, *args: Any, adapter: str, task: Task, collator: Collator, **kwargs: Any):
-        super().__init__(*args, data_collator=collator, **kwargs)
+    def __init__(self, adapter: str, task: Task, collator: Collator, **kwargs: Any):
+        super().__init__(data_collator=collator, **kwargs)
         self.adapter = adapter
         self.task = task
         self.collator = collator
@@ -34,13 +34,13 @@ class AdapterTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             groups = unipelt.parameter_groups(self.model, self.adapter, self.args.learning_rate, self.args.weight_decay)
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = cls(groups, **options)
         return self.optimizer
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """Exact metrics over each example once; the Trainer's own means weigh a padded batch like a full one."""
-        encoded: Encoded = self.eval_dataset if eval_dataset is None else eval_dataset
+        encoded: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         found = evaluate(self.model, self.task, encoded, self.collator, self.args.eval_batch_size)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         self.log(dict(metrics))
@@ -49,7 +49,7 @@ class AdapterTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
-            folder = output_dir or self.args.output_dir
+            folder = str(output_dir or self.args.output_dir)
             Path(folder).parent.mkdir(parents=True, exist_ok=True)
             # Unfolded: training goes on from here.
             unipelt.save(self.model, folder, self.adapter, fold=False)
@@ -68,7 +68,7 @@ class AdapterTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         # By step, not by the recorded path: the run's folder may have been moved since.
-        best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         unipelt.restore(self.model, best, self.adapter)
 
     def load_best(self) -> bool:

@@ -1,0 +1,200 @@
+"""The commands of `unipelt` and their options. What they do is in `methods` and `runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import MISTAKES, guarded
+
+app = typer.Typer(
+    name="unipelt",
+    help="Parameter-efficient tuning methods, written down in `.pelt` files and compiled into any Hugging Face model.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help: rich takes longer to import than most commands take to run.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+MethodName = Annotated[
+    str, typer.Argument(metavar="METHOD", help="A method of the library, a `.pelt` file (`file.pelt:name`), or `a+b`.")
+]
+Arguments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument of the method; repeatable.")
+]
+AllowFuture = Annotated[
+    bool, typer.Option("--allow-future", help="Allow a method that sees later tokens on a causal model.")
+]
+HeadName = Annotated[
+    str | None, typer.Option("--head", help="Add a head of the library, such as `mean`. Default: the model's own.")
+]
+
+
+@app.command()
+@guarded
+def check(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="`.pelt` files, or folders of them.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check specs: syntax, names, types and properties."""
+    from .methods import check_paths
+
+    if not check_paths(paths, as_json):
+        raise SystemExit(MISTAKES)
+
+
+@app.command("list")
+@guarded
+def list_(
+    everything: Annotated[bool, typer.Option("--all", help="Also forms, compositions, gates and anatomies.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the library's methods."""
+    from .methods import list_library
+
+    list_library(everything, as_json)
+
+
+@app.command()
+@guarded
+def show(method: MethodName, arguments: Arguments = None, as_json: AsJson = False) -> None:
+    """Show a method: its row of the table, arguments, formula, properties."""
+    from .methods import show_method
+
+    show_method(method, arguments or [], as_json)
+
+
+@app.command()
+@guarded
+def plan(
+    method: MethodName,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model folder or a configuration file.")],
+    task: Annotated[str, typer.Option(help="sequence-classification, causal-lm or base.")] = "base",
+    arguments: Arguments = None,
+    head: HeadName = None,
+    allow_future: AllowFuture = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a method would change a model, and how many parameters that takes. Needs no weights."""
+    from .methods import plan_method
+
+    plan_method(method, model, task, arguments or [], head, allow_future, as_json)
+
+
+@app.command()
+@guarded
+def train(
+    method: MethodName,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder made by `save_pretrained`, or a hub name.")],
+    data: Annotated[str, typer.Option("--data", "-d", help="A jsonl or csv file, or a folder of splits.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder of the run.")],
+    arguments: Arguments = None,
+    head: HeadName = None,
+    task: Annotated[
+        str | None, typer.Option(help="sequence-classification or causal-lm; default: by the data.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="The text column; two, as in `premise,hypothesis`, for pairs.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The label column; for causal-lm the completion's.")] = None,
+    loss: Annotated[str | None, typer.Option(help="causal-lm: count `completion` tokens only, or `all`.")] = None,
+    epochs: int = 3,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimizer steps.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate; default 1e-3, or 5e-5 if over 20 % is trained.")
+    ] = None,
+    batch_size: int = 16,
+    eval_batch_size: int = 64,
+    max_length: Annotated[int, typer.Option(help="Tokens per example; longer ones are cut, and counted.")] = 128,
+    padding: Annotated[str, typer.Option(help="`longest` in the batch, or `max_length`.")] = "longest",
+    train_size: Annotated[
+        int | None, typer.Option(help="Train on this many rows: the first after a shuffle with the seed.")
+    ] = None,
+    seed: int = 0,
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate grows.")] = 0.06,
+    weight_decay: float = 0.0,
+    scheduler: Annotated[str, typer.Option(help="linear, constant or cosine.")] = "linear",
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient; 0 for none.")] = 1.0,
+    dropout: Annotated[
+        float | None, typer.Option(help="The base's dropout rate; default: its configuration's.")
+    ] = None,
+    last: Annotated[
+        bool, typer.Option("--last", help="Keep the last epoch instead of the best on validation.")
+    ] = False,
+    no_checkpoints: Annotated[
+        bool, typer.Option("--no-checkpoints", help="Evaluate and save at the end only; implies --last.")
+    ] = False,
+    allow_future: AllowFuture = False,
+    save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps, besides each epoch.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter and save it."""
+    from .runs import train_command
+
+    columns = tuple(c.strip() for c in text.split(",")) if text else None
+    train_command(
+        arguments or [], as_json, method=method, model=model, data=data, out=out, head=head, task=task, text=columns,
+        label=label, loss=loss, epochs=epochs, max_steps=max_steps, lr=lr, batch_size=batch_size,
+        eval_batch_size=eval_batch_size, max_length=max_length, padding=padding, train_size=train_size, seed=seed,
+        warmup=warmup, weight_decay=weight_decay, scheduler=scheduler, clip=clip, dropout=dropout, best=not last,
+        checkpoints=not no_checkpoints, allow_future=allow_future, save_steps=save_steps, resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+
+
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`.")]
+Base = Annotated[str | None, typer.Option("--model", "-m", help="The base model; default: the one trained on.")]
+Force = Annotated[bool, typer.Option("--force", help="Attach to a base with other weights than the one trained on.")]
+
+
+@app.command("eval")
+@guarded
+def eval_(
+    folder: Folder,
+    data: Annotated[str, typer.Option("--data", "-d", help="A jsonl or csv file, or a folder of splits.")],
+    split: Annotated[str | None, typer.Option(help="train, validation or test; default: test.")] = None,
+    model: Base = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a saved adapter on a data set."""
+    from .runs import eval_command
+
+    eval_command(folder, data, split, model, force, as_json)
+
+
+@app.command()
+@guarded
+def predict(
+    folder: Folder,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT…]", help="Texts to label or go on from.")] = None,
+    file: Annotated[str | None, typer.Option("--file", "-f", help="A data file, or one text on each line.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a language model's answer.")] = 64,
+    model: Base = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict with a saved adapter."""
+    from .runs import predict_command
+
+    predict_command(folder, texts or [], file, max_new_tokens, model, force, as_json)
+
+
+@app.command()
+@guarded
+def merge(
+    folder: Folder,
+    out: Annotated[str, typer.Option("--out", "-o", help="Where the plain model is written.")],
+    model: Base = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merge a saved adapter into its model and write that as a plain Hugging Face model."""
+    from .runs import merge_command
+
+    merge_command(folder, out, model, force, as_json)

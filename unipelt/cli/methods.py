@@ -1,0 +1,121 @@
+"""The commands that read methods: check, list, show, plan. Only `plan` needs torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from ..language.loading import Checked, check, library
+from .output import emit, report, say, table
+
+PLURALS = {"anatomy": "anatomies"}
+
+
+def check_paths(paths: list[Path], as_json: bool) -> bool:
+    """Check files and folders; whether all is well."""
+    found: list[Checked] = [c for p in paths for c in check(p)]
+    diagnostics = [d for c in found for d in c.diagnostics]
+    good = not any(d.severity == "error" for d in diagnostics)
+    if as_json:
+        from ..language.render import to_json
+
+        emit({"ok": good, "definitions": [
+            {"name": c.name, "kind": c.kind, "diagnostics": [to_json(d) for d in c.diagnostics],
+             "properties": {k: v.value for k, v in c.properties.items()}}
+            for c in found
+        ]})  # fmt: skip
+        return good
+    report(diagnostics, False)
+    broken = Counter(c.kind for c in found if any(d.severity == "error" for d in c.diagnostics))
+    if len(found) <= SHOWN:
+        for c in found:
+            if not c.diagnostics and c.method is not None:
+                verdicts = ", ".join(f"{k}: {v.value}" for k, v in c.properties.items())
+                print(f"{c.kind} {c.name}: ok ({verdicts})")
+            elif not c.diagnostics:
+                print(f"{c.kind} {c.name}: ok")
+    total = Counter(c.kind for c in found)
+    words = ", ".join(f"{n} {plural(kind, n)}" for kind, n in total.items())
+    mistakes = sum(d.severity == "error" for d in diagnostics)
+    if good:
+        print(f"{words}: all well")
+    else:
+        say(f"\n{words}: {mistakes} {plural('mistake', mistakes)} in {sum(broken.values())} of them")
+    return good
+
+
+#: Up to this many definitions, each gets a line of its own.
+SHOWN = 12
+
+
+def plural(word: str, n: int) -> str:
+    return word if n == 1 else PLURALS.get(word, f"{word}s")
+
+
+def list_library(everything: bool, as_json: bool) -> None:
+    entries = [e for e in library() if everything or e.kind == "method"]
+    if as_json:
+        emit({"ok": True, "definitions": [
+            {"kind": e.kind, "name": e.name, "doc": e.doc, "file": Path(e.file).name} for e in entries
+        ]})  # fmt: skip
+        return
+    width = max((len(e.name) for e in entries), default=0)
+    kinds = list(dict.fromkeys(e.kind for e in entries))
+    for n, kind in enumerate(kinds):
+        if everything:
+            print(f"{chr(10) if n else ''}{plural(kind, 2)}")
+        for e in entries:
+            if e.kind == kind:
+                print(f"{'  ' if everything else ''}{e.name:<{width}}  {e.doc}".rstrip())
+
+
+def show_method(spec: str, arguments: list[str], as_json: bool) -> None:
+    from ..language.counts import formula
+    from ..language.printer import to_text
+    from ..language.properties import verdicts
+    from ..training.resolve import read_arguments, resolve_method
+
+    method = resolve_method(spec, read_arguments(arguments))
+    rows = [
+        {"row": r.name, **{c: getattr(r.columns, c) for c in ("modify", "insert", "form", "compose")},
+         "gated by": r.columns.gate}
+        for r in method.rows
+    ]  # fmt: skip
+    trained = [{"row": t.name, "trains": ", ".join(to_text(p) for p in t.paths)} for t in method.trains]
+    params = [{"argument": p.name, "type": p.type, "value": method.arguments.get(p.name)} for p in method.params]
+    counts = {k: str(v) for k, v in formula(method).items()}
+    properties = {k: {"value": v.value, "reason": v.reason} for k, v in verdicts(method).items()}
+    if as_json:
+        emit({"ok": True, "name": method.name, "doc": method.doc, "rows": rows, "trains": trained,
+              "arguments": params, "parameters": counts, "properties": properties, "text": str(method)})  # fmt: skip
+        return
+    print(method.name + (f"\n{method.doc.strip()}" if method.doc else ""))
+    if rows:
+        gated = [] if not any(r["gated by"] for r in rows) else ["gated by"]
+        table(rows, ["row", "modify", "insert", "form", "compose", *gated])
+    if trained:
+        table(trained, ["row", "trains"])
+    if params:
+        table(params, ["argument", "type", "value"])
+    table([{"parameters of a layer": k, "formula": v} for k, v in counts.items()], ["parameters of a layer", "formula"])
+    table([{"property": k, "": v["value"], "because": v["reason"]} for k, v in properties.items()],
+          ["property", "", "because"])  # fmt: skip
+    print(method)
+
+
+def plan_method(
+    spec: str, model: str, task: str, arguments: list[str], head: str | None, allow_future: bool, as_json: bool
+) -> None:
+    from ..training.resolve import read_arguments, resolve_method
+
+    method = resolve_method(spec, read_arguments(arguments), head)  # mistakes in the method come before torch
+
+    import unipelt
+
+    from ..training.models import load_config_model
+
+    plan = unipelt.plan(load_config_model(model, task), method, allow_future=allow_future)
+    if as_json:
+        emit({"ok": True, "method": method.name, "arguments": method.arguments, "plan": plan.to_json()})
+        return
+    print(plan)

@@ -1,0 +1,110 @@
+"""What commands print: results on stdout, everything else on stderr; mistakes with their places; exit codes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ..language.diagnostics import PeltError
+
+OK, MISTAKES, USAGE, OTHER = 0, 1, 2, 3
+#: Codes of errors that are no mistakes in the input: there is nothing to do.
+NOTHING_TO_DO = ("E0618",)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def say(text: str = "") -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(value: Any) -> None:
+    """A result for programs, on stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def guarded(command: Command) -> Command:
+    """No traceback reaches a user: mistakes are rendered, and the exit code tells them apart."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            return command(*args, **kwargs)
+        except PeltError as e:
+            report(e.diagnostics, as_json)
+            nothing = all(d.code in NOTHING_TO_DO for d in e.diagnostics)
+            raise SystemExit(OTHER if nothing else MISTAKES) from None
+        except KeyboardInterrupt:
+            hint = "; the same command with `--resume` goes on from the last checkpoint" if "resume" in kwargs else ""
+            say(f"\ninterrupted{hint}")
+            raise SystemExit(OTHER) from None
+        except BrokenPipeError:
+            # The reader of a pipe has gone; python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(OTHER) from None
+        except OSError as e:
+            where = f" `{e.filename}`" if e.filename else ""
+            failed(f"{e.strerror or e}{where}", as_json)
+            raise SystemExit(OTHER) from None
+        except Exception as e:
+            # Usage errors and exits of the command line's own are no failures.
+            if type(e).__module__.startswith("typer") or os.environ.get("UNIPELT_TRACEBACK"):
+                raise
+            failed(f"this is a mistake in unipelt, not in your input: {type(e).__name__}: {e}", as_json)
+            say("UNIPELT_TRACEBACK=1 shows where; please report it")
+            raise SystemExit(OTHER) from None
+
+    return run  # type: ignore[return-value]
+
+
+def report(diagnostics: Sequence[Any], as_json: bool) -> None:
+    """Mistakes: rendered on stderr, or as JSON on stdout."""
+    from ..language.render import render_all, to_json
+
+    if as_json:
+        emit({"ok": False, "diagnostics": [to_json(d) for d in diagnostics]})
+    elif diagnostics:
+        say(render_all(diagnostics, color=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+
+
+def failed(reason: str, as_json: bool) -> None:
+    if as_json:
+        emit({"ok": False, "reason": reason})
+    else:
+        say(f"error: {reason}")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> None:
+    """Rows under their columns, on stdout; numbers at the right, long texts wrapped."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    shown = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        numbers = all(isinstance(r.get(column), (int, float)) for r in rows if r.get(column) is not None)
+        shown.add_column(column, justify="right" if numbers and rows else "left", overflow="fold")
+    for row in rows:
+        # As text, not markup: a spec's text must not be read as a style.
+        shown.add_row(*(Text(cell(row.get(c))) for c in columns))
+    console.print(shown)
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

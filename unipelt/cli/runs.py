@@ -1,0 +1,73 @@
+"""The commands that run a model: train, eval, predict, merge."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from ..language.diagnostics import error
+from .output import emit, say, table
+
+
+def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
+    from ..training.config import TrainConfig
+    from ..training.resolve import read_arguments
+    from ..training.run import train
+
+    config = TrainConfig(set=read_arguments(arguments), **options)
+    result = train(config, say=say, bar=False if as_json else None)
+    if as_json:
+        emit({"ok": True, **result.to_json()})
+        return
+    c = result.counts
+    say(f"trained {c['trained']:,} parameters in {result.seconds:.0f} s; stored {c['stored']:,} in {result.folder}")
+    table([{"split": s, **m} for s, m in result.metrics.items()], ["split", *next(iter(result.metrics.values()))])
+
+
+def eval_command(folder: str, data: str, split: str | None, model: str | None, force: bool, as_json: bool) -> None:
+    from ..training.saved import evaluate_run, load_run
+
+    run = load_run(folder, model, force)
+    metrics, chosen, cut = evaluate_run(run, data, split)
+    if as_json:
+        emit({"ok": True, "split": chosen, "metrics": metrics, "truncated": cut})
+        return
+    if cut:
+        say(f"{cut} examples are longer than {run.task.max_length} tokens and are cut")
+    table([{"split": chosen, **metrics}], ["split", *metrics])
+
+
+def predict_command(folder: str, texts: list[str], file: str | None, max_new_tokens: int, model: str | None,
+                    force: bool, as_json: bool) -> None:  # fmt: skip
+    from ..training.saved import load_run, predict_run, read_texts
+
+    if file is None and not texts:
+        raise typer.BadParameter("give texts, or a file with --file")
+    run = load_run(folder, model, force)
+    pairs = run.task.classifies and len(run.task.texts) == 2
+    if pairs and len(texts) % 2:
+        raise error("E0607", "the task reads two texts each", help="give them one after the other, in quotes")
+    wanted = [texts[i : i + 2] for i in range(0, len(texts), 2)] if pairs else [[t] for t in texts]
+    if file is not None:
+        wanted += read_texts(run, file)
+    found = predict_run(run, wanted, max_new_tokens)
+    if as_json:
+        emit({"ok": True, "predictions": found})
+    elif run.task.classifies:
+        table([{**p, "text": p["text"] if isinstance(p["text"], str) else " | ".join(p["text"])} for p in found],
+              ["text", "label", "probability"])  # fmt: skip
+    else:
+        for p in found:
+            sys.stdout.write(f"{p['completion']}\n")
+
+
+def merge_command(folder: str, out: str, model: str | None, force: bool, as_json: bool) -> None:
+    from ..training.saved import load_run, merge_run
+
+    merge_run(load_run(folder, model, force), out)
+    if as_json:
+        emit({"ok": True, "folder": out})
+    else:
+        say(f"merged into {out}: a plain model for `from_pretrained`")

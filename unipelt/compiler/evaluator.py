@@ -1,0 +1,124 @@
+"""The literal evaluator: every line of a row as written, with named axes, in any dtype. The reference for everything."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+
+from ..language.syntax import (
+    Apply, Attr, Axis, Binary, Choose, Compare, Expr, Index, Let, ListOf, Name, Negative, Number, Param, Require, Slice,
+    Statement, String, Tensor, dotted,
+)  # fmt: skip
+from .functions import FUNCTIONS
+from .named import Named, Value, elementwise, matmul, transpose
+
+_OPS: dict[str, Callable] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "**": operator.pow,
+    "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+
+
+@dataclass
+class Context:
+    """What expressions read: ``names`` (scope, tensors, lets), the site's sizes, parameters, the callable frozen base
+    modules, the mask of real tokens ([batch, token] or None), and whether the model trains."""
+
+    names: dict[str, Value]
+    sizes: Mapping[str, int]
+    bases: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
+    mask: torch.Tensor | None = None
+    training: bool = False
+
+
+def constants(params: Sequence[Param], sizes: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, Value]:
+    """Parameters, sizes and numbers as values that expressions read."""
+    context = Context({**sizes, **numbers}, sizes)
+    for p in params:
+        if p.default is None or p.type in ("init", "sites", "scope"):
+            continue
+        if p.type == "activation" and isinstance(p.default, Name):
+            context.names[p.name] = p.default.id
+        else:
+            context.names[p.name] = evaluate(p.default, context)
+    return context.names
+
+
+def run(body: Sequence[Statement], context: Context) -> None:
+    """Executes the lets of a body; its tensors must be in ``context.names`` already."""
+    for s in body:
+        if isinstance(s, Let):
+            context.names[s.names[0]] = evaluate(s.value, context)
+        elif not isinstance(s, (Tensor, Axis, Require)):
+            raise NotImplementedError(f"`{s.word}` is not built yet")
+
+
+def evaluate(e: Expr, c: Context) -> Value:
+    """The value of an expression."""
+    if isinstance(e, Name):
+        if e.id in c.names:
+            return c.names[e.id]
+        if e.id in c.sizes:
+            return c.sizes[e.id]
+        if e.id in ("true", "false"):
+            return e.id == "true"
+        if e.id == "training":
+            return c.training
+        return e.id  # a domain, an axis, an activation: words stand for themselves
+    if isinstance(e, Number):
+        return e.value / 100 if e.percent else e.value
+    if isinstance(e, Binary):
+        a, b = evaluate(e.left, c), evaluate(e.right, c)
+        if e.op == "@":
+            assert isinstance(a, Named) and isinstance(b, Named)
+            return matmul(a, b)
+        if e.op == "/" and isinstance(a, int) and isinstance(b, int) and a % b == 0:
+            return a // b
+        return elementwise(_OPS[e.op], a, b)
+    if isinstance(e, Apply):
+        return _apply(e, c)
+    if isinstance(e, Attr):
+        value = evaluate(e.value, c)
+        assert e.name == "T" and isinstance(value, Named)
+        return transpose(value)
+    if isinstance(e, Negative):
+        value = evaluate(e.value, c)
+        return Named(-value.data, value.axes) if isinstance(value, Named) else -value  # type: ignore[operator]
+    if isinstance(e, Compare):
+        return elementwise(_OPS[e.op], evaluate(e.left, c), evaluate(e.right, c))
+    if isinstance(e, Choose):
+        return evaluate(e.then if evaluate(e.test, c) else e.other, c)
+    if isinstance(e, Index):
+        return _index(e, c)
+    if isinstance(e, String):
+        return e.value
+    assert isinstance(e, ListOf)
+    raise NotImplementedError("lists are not values")
+
+
+def _apply(e: Apply, c: Context) -> Value:
+    args = [evaluate(a.value, c) for a in e.args]
+    text = dotted(e.function)
+    if text in c.bases:
+        (a,) = args
+        assert isinstance(a, Named)
+        return Named(c.bases[text](a.data), a.axes)
+    name: Any = e.function.id if isinstance(e.function, Name) else None
+    bound = c.names.get(name)
+    return FUNCTIONS[bound if isinstance(bound, str) else name](c, *args)
+
+
+def _index(e: Index, c: Context) -> Value:
+    value = evaluate(e.value, c)
+    assert isinstance(value, Named)
+    data, front = value.data, len(value.axes)
+    for i, item in enumerate(e.items):
+        assert isinstance(item, Slice)
+        low = evaluate(item.low, c) if item.low is not None else 0
+        high = evaluate(item.high, c) if item.high is not None else data.shape[front + i]
+        n = data.shape[front + i]
+        low, high = (v + n if v < 0 else v for v in (low, high))  # type: ignore[operator]
+        data = data.narrow(front + i, int(low), int(high - low))  # type: ignore[arg-type,operator]
+    return Named(data, value.axes)

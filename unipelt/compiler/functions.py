@@ -1,0 +1,190 @@
+"""The torch side of the primitives: the same names as in `unipelt.language.primitives` (a test holds that)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable
+
+import torch
+from torch.nn import functional as F
+
+from .named import Named, Value, elementwise, ordered
+
+Function = Callable[..., Value]
+FUNCTIONS: dict[str, Function] = {}
+
+
+def function(name: str) -> Callable[[Function], Function]:
+    def add(f: Function) -> Function:
+        FUNCTIONS[name] = f
+        return f
+
+    return add
+
+
+def _curve(name: str, tensor: Callable[[torch.Tensor], torch.Tensor], number: Callable[[float], float] | None) -> None:
+    def curve(context: Any, a: Value) -> Value:
+        if isinstance(a, Named):
+            return Named(tensor(a.data), a.axes)
+        if number is None or isinstance(a, str):
+            raise TypeError(f"{name} takes a tensor")
+        return number(a)
+
+    FUNCTIONS[name] = curve
+
+
+_curve("relu", F.relu, lambda v: max(v, 0.0))
+_curve("gelu", F.gelu, None)
+_curve("gelu_new", lambda t: F.gelu(t, approximate="tanh"), None)
+_curve("silu", F.silu, None)
+_curve("tanh", torch.tanh, math.tanh)
+_curve("sigmoid", torch.sigmoid, lambda v: 1 / (1 + math.exp(-v)))
+_curve("softplus", F.softplus, None)
+_curve("exp", torch.exp, math.exp)
+_curve("log", torch.log, math.log)
+_curve("sqrt", torch.sqrt, math.sqrt)
+_curve("abs", torch.abs, abs)
+_curve("sin", torch.sin, math.sin)
+_curve("cos", torch.cos, math.cos)
+_curve("identity_map", lambda t: t, lambda v: v)
+_curve("stop_gradient", torch.Tensor.detach, lambda v: v)
+
+
+@function("drop")
+def drop(context: Any, a: Value, p: Value) -> Value:
+    if not isinstance(a, Named) or not context.training or not p:
+        return a
+    return Named(F.dropout(a.data, float(p), True), a.axes)  # type: ignore[arg-type]
+
+
+FUNCTIONS["max"] = lambda context, *numbers: max(numbers)  # type: ignore[type-var]
+FUNCTIONS["min"] = lambda context, *numbers: min(numbers)  # type: ignore[type-var]
+FUNCTIONS["ceil"] = lambda context, a: math.ceil(a)
+FUNCTIONS["floor"] = lambda context, a: math.floor(a)
+FUNCTIONS["divides"] = lambda context, a, b: bool(a) and b % a == 0
+
+
+# ---------------------------------------------------------------- reductions
+
+
+def _mask(context: Any, a: Named) -> Named | None:
+    """1 at real tokens, over (batch, token); None where every position is real."""
+    if context.mask is None:
+        return None
+    mask = context.mask
+    if mask.shape[-1] != a.data.shape[a.axes.index("token")]:
+        mask = mask[..., -a.data.shape[a.axes.index("token")] :]
+    return Named(mask.to(a.data.dtype), ("batch", "token"))
+
+
+def _dim(a: Named, over: Value) -> tuple[int, tuple[str, ...]]:
+    """The data's dimension that is reduced, and the axes that stay."""
+    if isinstance(over, str):
+        axis = "token" if over in ("tokens", "positions") else over
+        return a.axes.index(axis), tuple(x for x in a.axes if x != axis)
+    index = int(over)  # type: ignore[arg-type]
+    return (len(a.axes) + index if index >= 0 else a.data.dim() + index), a.axes
+
+
+def _reduce(name: str, plain: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    def reduction(context: Any, a: Named, *over: Value) -> Value:
+        for what in over or (-1,):
+            masked = _mask(context, a) if what == "tokens" else None
+            dim, axes = _dim(a, what)
+            if masked is None:
+                a = Named(plain(a.data, dim), axes)
+                continue
+            if name not in ("mean", "sum"):
+                raise NotImplementedError(f"`{name}` over `tokens`")
+            weighted = elementwise(torch.mul, a, masked)
+            assert isinstance(weighted, Named)
+            total = Named(weighted.data.sum(weighted.axes.index("token")), axes)
+            count = Named(masked.data.sum(-1).clamp(min=1), ("batch",))
+            a = elementwise(torch.div, total, count) if name == "mean" else total  # type: ignore[assignment]
+        return a
+
+    FUNCTIONS[name] = reduction
+
+
+_reduce("mean", lambda t, d: t.mean(d))
+_reduce("sum", lambda t, d: t.sum(d))
+_reduce("norm", lambda t, d: torch.linalg.vector_norm(t, dim=d))
+_reduce("logsumexp", lambda t, d: torch.logsumexp(t, d))
+
+
+@function("softmax")
+def softmax(context: Any, a: Named, over: Value = -1) -> Value:
+    return Named(torch.softmax(a.data, _dim(a, over)[0]), a.axes)
+
+
+@function("running_mean")
+def running_mean(context: Any, a: Named) -> Value:
+    dim = a.axes.index("token")
+    steps = torch.arange(1, a.data.shape[dim] + 1, device=a.data.device, dtype=a.data.dtype)
+    return Named(a.data.cumsum(dim) / steps.reshape([-1 if i == dim else 1 for i in range(a.data.dim())]), a.axes)
+
+
+def _at(a: Named, context: Any, over: Value, last: bool) -> Value:
+    dim, axes = _dim(a, over)
+    n = a.data.shape[dim]
+    mask = _mask(context, a) if over == "tokens" else None
+    if mask is None:
+        return Named(a.data.select(dim, n - 1 if last else 0), axes)
+    steps = torch.arange(n, device=a.data.device)
+    real = mask.data.bool()
+    index = torch.where(real, steps, -1).amax(-1) if last else torch.where(real, steps, n).amin(-1)
+    index = index.clamp(0, n - 1)
+    moved = a.data.movedim((a.axes.index("batch"), dim), (0, 1))
+    picked = moved[torch.arange(moved.shape[0], device=a.data.device), index]
+    return Named(picked.movedim(0, axes.index("batch")), axes)
+
+
+@function("first")
+def first(context: Any, a: Named, over: Value) -> Value:
+    return _at(a, context, over, last=False)
+
+
+@function("last")
+def last(context: Any, a: Named, over: Value) -> Value:
+    return _at(a, context, over, last=True)
+
+
+# ---------------------------------------------------------------- shapes
+
+
+@function("heads")
+def heads(context: Any, a: Named) -> Value:
+    """[…, n · d_head] → axis group (or head) of n, [… , d_head]."""
+    d_head, d_kv = context.sizes["d_head"], context.sizes["d_kv"]
+    width = a.data.shape[-1]
+    name = "group" if width == d_kv else "head"
+    split = a.data.reshape(*a.data.shape[:-1], width // d_head, d_head)
+    axes = ordered((*a.axes, name))
+    return Named(split.movedim(-2, axes.index(name)), axes)
+
+
+@function("concat")
+def concat(context: Any, *parts: Named) -> Value:
+    axes = ordered(tuple(x for t in parts for x in t.axes))
+    lead = [max(t.data.shape[t.axes.index(x)] for t in parts if x in t.axes) for x in axes]
+    datas = []
+    for t in parts:
+        shape = [*lead, *t.sizes]
+        index = [t.axes.index(x) if x in t.axes else None for x in axes]
+        data = t.data.reshape([t.data.shape[i] if i is not None else 1 for i in index] + list(t.sizes))
+        datas.append(data.expand(shape))
+    return Named(torch.cat(datas, -1), axes)
+
+
+@function("prepend")
+def prepend(context: Any, rows: Named, h: Named) -> Value:
+    """The first l tokens of ``h`` are placeholders (see `runtime.prompts`); they become the rows."""
+    n = rows.data.shape[-2]
+    tokens = h.data.shape[1]
+    filled = rows.data.to(h.data.dtype).expand(h.data.shape[0], n, h.data.shape[-1])
+    return Named(torch.cat([filled, h.data[:, n:tokens]], 1), h.axes)
+
+
+@function("width")
+def width(context: Any, a: Named) -> Value:
+    return a.data.shape[-1]

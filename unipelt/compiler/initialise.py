@@ -1,0 +1,80 @@
+"""Starting values: counter-based draws (seed, tensor's name), so they depend on neither order, device nor neighbours."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Callable, Sequence
+
+import torch
+
+from ..language.diagnostics import error
+from ..language.syntax import Number, String
+from ..language.values import Distribution
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """A generator for one tensor; equal for equal seed and name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _number(d: Distribution, i: int) -> float:
+    a = d.args[i]
+    assert isinstance(a, Number)
+    return float(a.value)
+
+
+def draw(
+    d: Distribution, copies: Sequence[int], sizes: Sequence[int], g: torch.Generator,
+    embeddings: Callable[[str | None, int, torch.Generator], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """A float32 tensor [*copies, *sizes]; fans are those of the sizes: [d_in, r] has fan_in d_in.
+
+    ``embeddings(text or None, rows, generator)`` gives word embeddings of a text, or of sampled tokens.
+    """  # fmt: skip
+    shape = (*copies, *sizes)
+    t = torch.empty(shape)
+    fan_in = sizes[0] if sizes else 1
+    fan_out = sizes[-1] if sizes else 1
+    match d.name:
+        case "zeros":
+            return t.zero_()
+        case "ones":
+            return t.fill_(1.0)
+        case "constant":
+            return t.fill_(_number(d, 0))
+        case "normal":
+            mean, std = (_number(d, 0), _number(d, 1)) if len(d.args) == 2 else (0.0, _number(d, 0))
+            return t.normal_(mean, std, generator=g)
+        case "truncated_normal":
+            std = _number(d, 0)
+            return torch.nn.init.trunc_normal_(t, 0.0, std, -2 * std, 2 * std, generator=g)
+        case "uniform":
+            return t.uniform_(_number(d, 0), _number(d, 1), generator=g)
+        case "kaiming_uniform":
+            bound = math.sqrt(6 / ((1 + _number(d, 0) ** 2) * fan_in))
+            return t.uniform_(-bound, bound, generator=g)
+        case "xavier_uniform":
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            return t.uniform_(-bound, bound, generator=g)
+        case "xavier_normal":
+            return t.normal_(0.0, math.sqrt(2 / (fan_in + fan_out)), generator=g)
+        case "torch_linear":
+            bound = 1 / math.sqrt(_number(d, 0))
+            return t.uniform_(-bound, bound, generator=g)
+        case "orthogonal":
+            flat = t.reshape(-1, *sizes)
+            for i in range(flat.shape[0]):
+                q, r = torch.linalg.qr(torch.randn(max(sizes), min(sizes), generator=g))
+                q = q * r.diagonal().sign()
+                flat[i] = q if sizes[0] >= sizes[-1] else q.T
+            return t
+        case "identity":
+            return torch.eye(*sizes).expand(shape).clone()
+        case "sampled_tokens" | "tokens":
+            if embeddings is None:
+                raise error("E0520", f"`{d.name}` starts from word embeddings, and this place has none")
+            text = d.args[0].value if d.args and isinstance(d.args[0], String) else None
+            return embeddings(text, sizes[0], g).expand(shape).clone()
+    raise error("E0341", f"there is no distribution `{d.name}`")

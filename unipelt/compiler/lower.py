@@ -1,0 +1,105 @@
+"""Lowerings: rewrites of a row into something faster that computes the same. Each can be switched off.
+
+- ``added``: a composition ``out = h + E`` lets a gate multiply E alone.
+- ``keys``/``values``: attention over learned rows that shares the softmax (h, scores, log_mass joined as in He et al.
+  2022, equation 7) equals that many more key/value rows in the fused attention kernel.
+
+Recognition is by structure after inlining lets, never by name. Non-goals: merging (`runtime.merge`), folding (`language.fold`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..language.check import RowTyping
+from ..language.ir import Row
+from ..language.sites import TensorType
+from ..language.syntax import Apply, Attr, Binary, Expr, Let, Name, Statement, rewrite, walk
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    added: Expr | None = None
+    before: tuple[Statement, ...] = ()
+    keys: Expr | None = None
+    values: Expr | None = None
+
+
+@lru_cache(maxsize=1)
+def _shared_softmax() -> Expr:
+    from ..language.parser import parse_expression
+
+    share = "sigmoid(logsumexp(scores) - log_mass)"
+    return parse_expression(f"(1 - {share}) * h + {share} * delta")
+
+
+def shares_softmax(row: Row) -> bool:
+    """Whether the composition gives delta its share of one softmax; later rows then see a larger ``log_mass``."""
+    return row.gate is None and _result(row) == _shared_softmax()
+
+
+def _result(row: Row) -> Expr | None:
+    """The composition's ``out`` with its lets inlined."""
+    known: dict[str, Expr] = {}
+    for s in row.compose:
+        if isinstance(s, Let) and len(s.names) == 1:
+            known[s.names[0]] = rewrite(s.value, lambda n: known.get(n.id, n) if isinstance(n, Name) else n)
+    return known.get("out")
+
+
+def lower(row: Row, typing: RowTyping) -> Lowered:
+    """What can be done with a row; an empty `Lowered` if nothing."""
+    rows = _rows(row, typing) if shares_softmax(row) else None
+    return Lowered(_added(row), *(rows or ((), None, None)))
+
+
+def _added(row: Row) -> Expr | None:
+    last = row.compose[-1]
+    if isinstance(last, Let) and last.names == ("out",) and isinstance(last.value, Binary) and last.value.op == "+":
+        left, right = last.value.left, last.value.right
+        if left == Name("h") and Name("h") not in list(walk(right)):
+            return right
+    return None
+
+
+def _rows(row: Row, typing: RowTyping) -> tuple[tuple[Statement, ...], Expr, Expr] | None:
+    """``scores = q @ K.T * scale`` and ``delta = softmax(scores) @ V``, with K and V the same for every token."""
+    lets = {s.names[0]: s.value for s in row.form if isinstance(s, Let)}
+    scores, delta = lets.get("scores"), lets.get("delta")
+    keys = _keys(scores)
+    values = _values(delta)
+    if keys is None or values is None:
+        return None
+    before = tuple(s for s in row.form if not (isinstance(s, Let) and s.names[0] in ("scores", "delta")))
+    reads = {n.id for e in (keys, values, *before) for n in walk(e) if isinstance(n, Name)}
+    if reads & {"scores", "delta", "q", "z", "residual"}:
+        return None
+    for e in (keys, values):
+        t = _type(e, typing)
+        if not isinstance(t, TensorType) or "token" in t.axes or len(t.sizes) != 2:
+            return None
+    return before, keys, values
+
+
+def _keys(e: Any) -> Expr | None:
+    match e:
+        case Binary("*", Binary("@", Name("q"), Attr(keys, "T")), Name("scale")):
+            return keys
+    return None
+
+
+def _values(e: Any) -> Expr | None:
+    match e:
+        case Binary("@", Apply(Name("softmax"), (arg,)), values) if arg.value == Name("scores") and arg.name is None:
+            return values
+    return None
+
+
+def _type(e: Expr, typing: RowTyping) -> Any:
+    from ..language.infer import Inference
+
+    inf = Inference(dict(typing.values), {})
+    value = inf.infer(e)
+    return None if inf.problems else value.type

@@ -1,0 +1,137 @@
+"""Which parameters `train PATHS` means on a model, and where each is used (tied weights are views of one tensor)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..anatomy.sites import SiteMap
+from ..language.diagnostics import error, near
+from ..language.sites import STACKS
+from ..language.syntax import Path
+
+_NORMS = ("layernorm", "rmsnorm", "groupnorm")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of the base: its path, and every (module path, attribute) that holds it."""
+
+    path: str
+    uses: tuple[tuple[str, str], ...]
+    count: int
+    shape: tuple[int, ...]
+
+
+def is_norm(module: nn.Module) -> bool:
+    return any(n in type(module).__name__.lower() for n in _NORMS)
+
+
+def parameters_of(model: nn.Module) -> dict[str, Parameter]:
+    """Every parameter once, by the first path that holds it."""
+    uses: dict[int, list[tuple[str, str]]] = {}
+    first: dict[int, tuple[str, nn.Parameter]] = {}
+    for path, module in model.named_modules():
+        if "unipelt" in path.split("."):
+            continue
+        for name, p in module.named_parameters(recurse=False):
+            uses.setdefault(id(p), []).append((path, name))
+            first.setdefault(id(p), (f"{path}.{name}" if path else name, p))
+    return {
+        path: Parameter(path, tuple(uses[key]), p.numel(), tuple(p.shape)) for key, (path, p) in first.items()
+    }
+
+
+def select(model: nn.Module, sites: SiteMap, paths: tuple[Path, ...], layers: frozenset[int] | None) -> list[Parameter]:
+    """The parameters that the paths of one `train` clause name; a path that names none is an error."""
+    everything = parameters_of(model)
+    root = f"{sites.prefix}." if sites.prefix else ""
+    chosen: dict[str, Parameter] = {}
+    for path in paths:
+        found = _matching(model, sites, everything, path, root)
+        if layers is not None:
+            inside = tuple(f"{root}{sites.blocks[i]}." for i in layers)
+            found = [p for p in found if any(m.startswith(inside) or f"{m}.".startswith(inside) for m, _ in p.uses)]
+        if not found:
+            raise error("E0510", f"`train {path}` names no parameter of this {type(model).__name__}", path.span,
+                        help=_help(str(path), sites))  # fmt: skip
+        chosen |= {p.path: p for p in found}
+    for p in chosen.values():
+        _leaves(model, p)
+    return list(chosen.values())
+
+
+def _help(path: str, sites: SiteMap) -> str:
+    if path == "head":
+        return "load the model with a head, for example with AutoModelForSequenceClassification"
+    return near(path, [*sites.names(), "*.bias", "*.norm.*", "head", "*"]) or "for example *.bias, *.norm.*, head, block"
+
+
+def _matching(
+    model: nn.Module, sites: SiteMap, everything: dict[str, Parameter], path: Path, root: str
+) -> list[Parameter]:
+    parts = path.parts[1:] if path.parts[0] in STACKS and len(path.parts) > 1 else path.parts
+    if parts[0] == "head" and len(parts) == 1:
+        return head_parameters(sites, everything)
+    for cut in range(len(parts), 0, -1):
+        found = sites.named(".".join(parts[:cut]))
+        if found:
+            modules = tuple(dict.fromkeys(_module(s.name, s.view.module, s.x) for s in found))
+            rest = parts[cut:]
+            return [
+                p for p in everything.values()
+                if any(_under(m, n, module, rest) for m, n in p.uses for module in modules)
+            ]  # fmt: skip
+    aliases = {
+        p.path: [_alias(model, m, n, root) for m, n in p.uses] for p in everything.values()
+    }
+    return [p for p in everything.values() if any(_glob(parts, a) for a in aliases[p.path])]
+
+
+def _module(name: str, module: str, x: str | None) -> str:
+    # a sublayer's own parameters are those of the module that x enters; its h may leave a dropout
+    return x if name in ("attn", "cross", "ffn") and x is not None else module
+
+
+def _under(module: str, name: str, front: str, rest: tuple[str, ...]) -> bool:
+    if module != front and not module.startswith(f"{front}."):
+        return False
+    return not rest or _glob(rest, [*module[len(front) :].split("."), name])
+
+
+def head_parameters(sites: SiteMap, everything: dict[str, Parameter]) -> list[Parameter]:
+    fronts = sites.head
+    return [p for p in everything.values() if any(m == f or m.startswith(f"{f}.") for m, _ in p.uses for f in fronts)]
+
+
+def _alias(model: nn.Module, module: str, name: str, root: str) -> list[str]:
+    """The path's parts, where a norm module is called `norm` whatever the architecture calls it."""
+    parts = module[len(root) :].split(".") if module.startswith(root) else module.split(".")
+    if is_norm(model.get_submodule(module)):
+        parts[-1] = "norm"
+    return [p for p in parts if p] + [name]
+
+
+def _glob(pattern: tuple[str, ...], parts: list[str]) -> bool:
+    """Whether dotted parts fit a pattern in which ``*`` stands for any number of parts."""
+    parts = [p for p in parts if p]
+    if not pattern:
+        return not parts
+    if pattern[0] == "*":
+        return any(_glob(pattern[1:], parts[i:]) for i in range(len(parts) + 1))
+    return bool(parts) and pattern[0] == parts[0] and _glob(pattern[1:], parts[1:])
+
+
+def _leaves(model: nn.Module, p: Parameter) -> None:
+    """A trained copy lives in a twin of the module that owns the parameter; that must be a leaf (ruling 22)."""
+    owners = [(m, n) for m, n in p.uses if not _children(model.get_submodule(m))]
+    if not owners:
+        m, _ = p.uses[0]
+        kind = type(model.get_submodule(m)).__name__
+        raise error("E0511", f"the parameter `{p.path}` belongs to a {kind}, which holds other modules; only parameters of "
+                    "linear, embedding, norm and other leaf modules can be trained as copies")  # fmt: skip
+
+
+def _children(module: nn.Module) -> bool:
+    return any(name != "unipelt" for name, _ in module.named_children())

@@ -1,0 +1,391 @@
+"""Puts a plan into a model, whole or not at all; switches adapters; takes them out without a trace."""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import nn
+
+from ..compiler.evaluator import Context, constants, evaluate
+from ..compiler.initialise import draw, generator
+from ..compiler.named import Named
+from ..compiler.plan import Plan, PlannedEdit, PlannedTensor, plan as make_plan
+from ..language.diagnostics import error, near
+from ..language.ir import Method
+from .attention import install
+from .edits import BaseCall, CopyEdit, Edit
+from .prompts import Doorway
+from .seam import NAME, Seam, Tap, key_of, seam_of, seams, tap_key
+from .switch import Switch
+
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
+
+
+@dataclass
+class Attached:
+    """What a model remembers of one adapter."""
+
+    plan: Plan
+    seed: int
+    lowering: bool
+    trainable: bool
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    copies: dict[str, nn.Parameter] = field(default_factory=dict)
+    handles: list[Any] = field(default_factory=list)
+
+    @property
+    def method(self) -> Method:
+        return self.plan.method
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter by its name: the rows' tensors, then the copies."""
+        own = {n: t for n, t in self.tensors.items() if isinstance(t, nn.Parameter)}
+        return own | self.copies
+
+
+class Registry(Doorway):
+    """The model's own record of its adapters: the child ``unipelt`` of the model itself."""
+
+    def __init__(self, switch: Switch, sites: Any, frozen: dict[str, bool]):
+        super().__init__(switch, sites)
+        self.attached: dict[str, Attached] = {}
+        self.required = frozen  # which parameters of the base required a gradient before
+        self.merged: Any = None
+        self.root_handles: list[Any] = []
+
+
+def registry(model: nn.Module) -> Registry | None:
+    found = model._modules.get(NAME)
+    return found if isinstance(found, Registry) else None
+
+
+def record(model: nn.Module, name: str) -> Attached:
+    """The record of an attached adapter; an unknown name is an error that lists those there are."""
+    r = registry(model)
+    if r is None:
+        raise error("E0550", "this model has no adapter", help="attach one: unipelt.apply(model, method, name=…)")
+    if name not in r.attached:
+        raise error("E0551", f"this model has no adapter named `{name}`",
+                    help=near(name, r.attached) or f"it has: {', '.join(r.attached)}")  # fmt: skip
+    return r.attached[name]
+
+
+# ---------------------------------------------------------------- apply
+
+
+def apply(
+    model: nn.Module, method: Method, name: str = "default", seed: int = 0, *, head: bool | None = None,
+    tokenizer: Any = None, dtype: torch.dtype | None = None, allow_future: bool = False, lowering: bool = True,
+    trainable: bool = True,
+) -> Plan:  # fmt: skip
+    """Attaches a method under a name, freezes the base and activates the adapter. Returns the plan it carried out.
+
+    The same seed gives the same tensors, whatever the order of sites, the device or the other adapters. If anything
+    fails, the model is as it was. ``head`` is as in `unipelt.plan`; ``tokenizer`` serves starts from a text;
+    ``dtype`` is that of the adapter's tensors (the base's own by default); ``lowering=False`` evaluates every line
+    as written. Raises `PeltError`.
+    """
+    model = _unwrapped(model)
+    if not isinstance(name, str) or not _ADAPTER_NAME.fullmatch(name):
+        raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
+    r = registry(model)
+    if r is not None and name in r.attached:
+        raise error("E0553", f"the model has an adapter named `{name}` already", help="unipelt.remove it, or choose another")
+    if r is not None and r.merged is not None:
+        raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
+    _refuse_sharded(model)
+    planned = make_plan(model, method, head=head, allow_future=allow_future)
+    if planned.needs and tokenizer is None:
+        raise error("E0521", f"this method needs {planned.needs[0]}", help="pass tokenizer=…")
+    attached = Attached(planned, seed, lowering, trainable)
+    _create(model, planned, attached, seed, tokenizer, dtype)
+    _install(model, name, attached)
+    return planned
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "_orig_mod", None)  # torch.compile's wrapper shares the module it wraps
+    if isinstance(inner, nn.Module):
+        return inner
+    if type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+        raise error("E0555", f"apply to the model before it is wrapped in {type(model).__name__}")
+    return model
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
+        raise error("E0556", "the model is sharded already, and gradients of what is added now would not be reduced",
+                    help="apply the method first, then shard (fully_shard)")  # fmt: skip
+
+
+def _create(
+    model: nn.Module, planned: Plan, attached: Attached, seed: int, tokenizer: Any, dtype: torch.dtype | None
+) -> None:
+    owner: dict[str, PlannedEdit] = {}
+    for e in planned.edits:
+        for n in e.tensors.values():
+            owner.setdefault(n, e)
+    for n, t in planned.tensors.items():
+        like = _like(model, owner[n])
+        target = dtype or like.dtype
+        if like.device.type == "meta":
+            data = torch.empty(t.shape, dtype=target, device="meta")
+        else:
+            data = _start(model, t, owner[n], seed, tokenizer, planned).to(like.device, target)
+        if t.frozen:
+            attached.tensors[n] = data
+        else:
+            attached.tensors[n] = nn.Parameter(data, requires_grad=attached.trainable)
+    for c in planned.copies:
+        source = model.get_parameter(c.parameter.path)
+        attached.copies[c.name] = nn.Parameter(source.detach().clone(), requires_grad=attached.trainable)
+
+
+def _like(model: nn.Module, e: PlannedEdit) -> torch.Tensor:
+    """A floating parameter at the edit's place, for device and dtype."""
+    module = model.get_submodule(e.site.view.module)
+    candidates = [*module.parameters(), *([] if e.site.x is None else model.get_submodule(e.site.x).parameters())]
+    candidates += list(model.parameters())
+    return next(p for p in candidates if p.is_floating_point())
+
+
+def _start(model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, tokenizer: Any, planned: Plan) -> torch.Tensor:
+    if t.exact is None:
+        assert t.start is not None
+
+        def embeddings(text: str | None, rows: int, g: torch.Generator) -> torch.Tensor:
+            return _embeddings(model, text, rows, g, tokenizer)
+
+        return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
+    module = model.get_submodule(e.site.view.module)
+    weight = module.weight.detach().float()  # type: ignore[union-attr,operator]
+    W = weight if type(module).__name__ == "Conv1D" else weight.T
+    context = Context({**constants(planned.method.params, e.site.sizes, e.constants), "W": Named(W)}, e.site.sizes)
+    value = evaluate(t.exact, context)
+    assert isinstance(value, Named)
+    return value.data.expand(t.shape).clone()
+
+
+def _embeddings(model: nn.Module, text: str | None, rows: int, g: torch.Generator, tokenizer: Any) -> torch.Tensor:
+    table = model.get_input_embeddings().weight.detach().float().cpu()  # type: ignore[operator]
+    if text is None:
+        ids = torch.randint(table.shape[0], (rows,), generator=g)
+    else:
+        found = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not found:
+            raise error("E0522", f"the text {text!r} has no tokens")
+        ids = torch.tensor((found * (rows // len(found) + 1))[:rows])
+    return table[ids]
+
+
+def _install(model: nn.Module, name: str, attached: Attached) -> None:
+    """Hangs the adapter into the model; on any failure takes it out again."""
+    before = registry(model)
+    if before is None:
+        required = {n: p.requires_grad for n, p in model.named_parameters()}
+        r = Registry(Switch(), attached.plan.sites, required)
+    else:
+        r = before
+    was = r.switch.active
+    try:
+        for p in model.parameters():
+            if before is None:
+                p.requires_grad_(False)
+        if before is None:
+            model.add_module(NAME, r)
+        r.attached[name] = attached
+        for e in attached.plan.edits:
+            _hang_edit(model, r, name, attached, e)
+        _hang_copies(model, r, name, attached)
+        _hang_root(model, r)
+        if any(e.site.side == "attention" for e in attached.plan.edits):
+            _refuse_upcast(model)
+            install()
+        activate(model, name)
+        _forget_compiled()
+    except BaseException:
+        if before is not None:
+            r.switch.active = was
+        if name in r.attached:
+            _take_out(model, r, name)
+        raise
+
+
+def _refuse_upcast(model: nn.Module) -> None:
+    config = model.config
+    if getattr(config, "reorder_and_upcast_attn", False) and config._attn_implementation == "eager":
+        raise error("E0547", "this configuration (reorder_and_upcast_attn, eager) bypasses the attention interface",
+                    help='model.set_attn_implementation("sdpa")')  # fmt: skip
+
+
+def _seam(model: nn.Module, r: Registry, path: str) -> tuple[nn.Module, Seam]:
+    host = model.get_submodule(path)
+    seam = seam_of(host)
+    if seam is None:
+        if NAME in host._modules:
+            raise error("E0557", f"the module `{path}` has a child named {NAME} already")
+        seam = Seam(path, r.switch)
+        seam.train(host.training)
+        host.add_module(NAME, seam)
+    return host, seam
+
+
+def _edits(seam: Seam, name: str) -> nn.ModuleList:
+    key = key_of(name)
+    if key not in seam.adapters:
+        seam.adapters[key] = nn.ModuleList()
+    return seam.adapters[key]  # type: ignore[return-value]
+
+
+def _hang_edit(model: nn.Module, r: Registry, name: str, attached: Attached, e: PlannedEdit) -> None:
+    tensors = {label: attached.tensors[n] for label, n in e.tensors.items()}
+    axes = {label: attached.plan.tensors[n].axes for label, n in e.tensors.items()}
+    bases = {n: BaseCall(model.get_submodule(v.module), v.part) for n, v in e.site.bases.items()}
+    host, seam = _seam(model, r, e.site.view.module)
+    edit = Edit(e, attached.method.params, tensors, axes, bases, attached.lowering)
+    edit.train(host.training)
+    _edits(seam, name).append(edit)
+    seam.hang(host)
+    for need in sorted(edit.needs & {"x", "residual"}):
+        source = e.site.x if need == "x" else e.site.residual
+        if source is None or (need == "x" and source == e.site.view.module and e.site.side == "output"):
+            continue
+        tap = Tap(r.switch, tap_key(e.site.view.module, name, edit, need), name)
+        module = model.get_submodule(source) if source else model
+        if e.site.family == "head":
+            attached.handles.append(module.register_forward_hook(tap.leaves))
+        else:
+            attached.handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
+
+
+def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached) -> None:
+    hosts: dict[str, dict[str, nn.Parameter]] = {}
+    for c in attached.plan.copies:
+        for path, attribute in c.parameter.uses:
+            if not any(n != NAME for n, _ in model.get_submodule(path).named_children()):
+                hosts.setdefault(path, {})[attribute] = attached.copies[c.name]
+    for path, trained in hosts.items():
+        host, seam = _seam(model, r, path)
+        copy_edit = CopyEdit(host, trained, attached.lowering)
+        copy_edit.train(host.training)
+        _edits(seam, name).insert(0, copy_edit)  # weight edits precede activation edits (ruling 6)
+        seam.hang(host)
+
+
+def _hang_root(model: nn.Module, r: Registry) -> None:
+    """The model's own hooks, where an attached adapter needs the mask or prepends a prompt."""
+    edits = [e for a in r.attached.values() for e in a.plan.edits]
+    prompts = any(e.site.side == "prompt" for e in edits)
+    needed = prompts or any("tokens" in e.names for e in edits)
+    if needed and not r.root_handles:
+        r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
+        base = getattr(model, "base_model", model)
+        if base is not model:
+            r.root_handles.append(model.register_forward_pre_hook(r.mark, with_kwargs=True))
+            r.root_handles.append(model.register_forward_hook(r.leave, always_call=True))
+            r.root_handles.append(base.register_forward_pre_hook(r.base_enter, with_kwargs=True))
+    elif not needed:
+        for handle in r.root_handles:
+            handle.remove()
+        r.root_handles.clear()
+
+
+def _forget_compiled() -> None:
+    """Code that torch.compile made before knows nothing of the new hooks: it is made anew."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+# ---------------------------------------------------------------- remove, activate, disable
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Takes an adapter out. With the last one every hook, name and flag of the model is as before."""
+    model = _unwrapped(model)
+    record(model, name)
+    r = registry(model)
+    assert r is not None
+    if r.merged is not None and name in r.merged.names:
+        raise error("E0554", f"the adapter `{name}` is merged into the base", help="unipelt.unmerge(model) first")
+    _take_out(model, r, name)
+
+
+def _take_out(model: nn.Module, r: Registry, name: str) -> None:
+    attached = r.attached.pop(name)
+    r.switch.active = tuple(n for n in r.switch.active if n != name)
+    for handle in attached.handles:
+        handle.remove()
+    for host, seam in seams(model):
+        if key_of(name) in seam.adapters:
+            del seam.adapters[key_of(name)]
+        seam.hang(host)
+        if not seam.adapters:
+            del host._modules[NAME]
+    _hang_root(model, r)
+    if not r.attached:
+        model._modules.pop(NAME, None)
+        for n, p in model.named_parameters():
+            p.requires_grad_(r.required.get(n, True))
+    _forget_compiled()
+
+
+def adapters(model: nn.Module) -> dict[str, Method]:
+    """The attached adapters by name, with their methods."""
+    r = registry(_unwrapped(model))
+    return {n: a.method for n, a in r.attached.items()} if r is not None else {}
+
+
+def active(model: nn.Module) -> tuple[str, ...]:
+    """The names of the acting adapters, in order of application."""
+    r = registry(_unwrapped(model))
+    return r.switch.active if r is not None else ()
+
+
+def activate(model: nn.Module, *names: str) -> None:
+    """Makes exactly these adapters act, in this order; only they receive gradients. No name: none acts."""
+    model = _unwrapped(model)
+    for n in names:
+        record(model, n)
+    if len(set(names)) != len(names):
+        raise error("E0558", "an adapter is named twice")
+    r = registry(model)
+    if r is None:
+        raise error("E0550", "this model has no adapter")
+    for n, a in r.attached.items():
+        for p in a.trained().values():
+            p.requires_grad_(n in names and a.trainable)
+    r.switch.active = tuple(names)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block this thread sees the base model. Blocks nest; an exception restores what was."""
+    r = registry(_unwrapped(model))
+    if r is None:
+        yield model
+        return
+    r.switch.holder.depth += 1
+    try:
+        yield model
+    finally:
+        r.switch.holder.depth -= 1
+
+
+def parameter_groups(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Optimiser groups of an adapter: the method's learning-rate multiples, no decay on vectors and scalars."""
+    a = record(_unwrapped(model), name)
+    multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for n, p in a.trained().items():
+        if p.requires_grad:
+            decay = weight_decay if p.dim() > 1 else 0.0
+            groups.setdefault((lr * multiples[n], decay), []).append(p)
+    return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+
+
+_ = Callable

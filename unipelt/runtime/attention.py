@@ -1,0 +1,154 @@
+"""Heads: a wrapper around every attention function of transformers, inert on modules without an edit.
+
+The names in a model's configuration stay as they are, so `set_attn_implementation` and other models that share the
+configuration are untouched. Rows that share the softmax go through the model's own kernel as further keys and values.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Callable
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from ..compiler.lower import shares_softmax
+from ..language.diagnostics import error
+from .edits import Edit
+from .seam import Seam, seam_of
+
+#: The implementations whose masks are understood: additive or boolean [batch, 1, queries, keys], or none.
+SUPPORTED = ("sdpa", "eager")
+
+
+class Wrapped:
+    """An attention function of transformers with the edits of the calling module's seam around it."""
+
+    def __init__(self, name: str, function: Callable | None):
+        self.name, self.function = name, function
+
+    def base(self, module: nn.Module) -> Callable:
+        if self.function is not None:
+            return self.function
+        for cls in type(module).__mro__:  # "eager" is each model's own function, in its modeling file
+            found = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+            if found is not None:
+                return found
+        raise error("E0541", f"{type(module).__name__} has no eager attention function of its own")
+
+    def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                 attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:  # fmt: skip
+        seam = seam_of(module)
+        edits = seam.live("attention") if seam is not None else []
+        if not edits:
+            return self.base(module)(module, query, key, value, attention_mask, **kwargs)
+        if self.name not in SUPPORTED:
+            raise error("E0542", f"edits at heads know the attention implementations {' and '.join(SUPPORTED)}, not {self.name}",
+                        help='model.set_attn_implementation("sdpa")')  # fmt: skip
+        assert seam is not None
+        return _attend(self, seam, edits, module, query, key, value, attention_mask, kwargs)
+
+
+def install() -> None:
+    """Wraps every attention function once for the process; registering one later and applying again wraps it too."""
+    names = [*ALL_ATTENTION_FUNCTIONS.keys(), "eager"]
+    for name in dict.fromkeys(names):
+        function = ALL_ATTENTION_FUNCTIONS.get(name)
+        if not isinstance(function, Wrapped):
+            AttentionInterface.register(name, Wrapped(name, function))
+
+
+def _attend(
+    wrapped: Wrapped, seam: Seam, edits: list[tuple[str, Any]], module: nn.Module, query: torch.Tensor,
+    key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any],
+) -> Any:  # fmt: skip
+    """query [batch, heads, tokens, d]; key, value [batch, groups, all tokens, d] → (out [batch, tokens, heads, d], weights)."""
+    given = [_given(seam, name, edit, query, kwargs, module) for name, edit in edits]
+    fused = 0
+    while fused < len(edits) and _fusable(edits[fused][1]):
+        fused += 1
+    rest = edits[fused:]
+    if fused or any("log_mass" in e.needs for _, e in rest):
+        mask, key, value = _explicit(module, query, key, value, mask)
+    for (_, edit), scope in zip(edits[:fused], given):
+        k, v = edit.rows(scope)
+        key, value, mask = _with_rows(k, v, key, value, mask)
+    # `mask` is explicit here wherever rows were added; without one, nothing is hidden from any query
+    extra = {"is_causal": False} if (fused or mask is not None) and wrapped.name == "sdpa" else {}
+    shown = _additive(mask, query) if wrapped.name == "eager" else mask
+    out, weights = wrapped.base(module)(module, query, key, value, shown, **{**kwargs, **extra})
+    if not rest:
+        return out, weights
+    h = out.transpose(1, 2)
+    log_mass = _log_mass(module, query, key, mask, kwargs) if any("log_mass" in e.needs for _, e in rest) else None
+    for (_, edit), scope in zip(rest, given[fused:]):
+        if log_mass is not None:
+            scope["log_mass"] = log_mass
+        if log_mass is not None and shares_softmax(edit.row):
+            h, names = edit.evaluate(h, scope, seam.mask())
+            own = torch.logsumexp(names.names["scores"].data, -1)
+            log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))  # ruling 7: the next prefix sees this one
+        else:
+            h = edit(h, scope, seam.mask())
+    return h.transpose(1, 2).contiguous(), weights
+
+
+def _given(seam: Seam, name: str, edit: Edit, query: torch.Tensor, kwargs: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    scaling = kwargs.get("scaling")
+    scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
+    scope = seam.gather(name, edit, None, module)
+    return {**scope, "q": query, "scale": scale}
+
+
+def _fusable(edit: Edit) -> bool:
+    return edit.lowered is not None and edit.lowered.keys is not None
+
+
+def _explicit(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """A mask that says what the kernel's causal flag would: aligned at the top left, later (empty) keys cut off."""
+    n, m = query.shape[2], key.shape[2]
+    if mask is not None or n == 1 or not getattr(module, "is_causal", True):
+        return mask, key, value
+    key, value = key[:, :, :n], value[:, :, :n]
+    m = min(m, n)
+    return torch.ones(n, m, dtype=torch.bool, device=query.device).tril()[None, None], key, value
+
+
+def _with_rows(
+    k: torch.Tensor, v: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Learned rows before the tokens' own keys and values; no query is kept from them."""
+    batch, groups, _, _ = key.shape
+    if k.shape[1] != groups:
+        key, value = key.repeat_interleave(k.shape[1] // groups, 1), value.repeat_interleave(k.shape[1] // groups, 1)
+    k = k.to(key.dtype).expand(batch, -1, -1, -1)
+    v = v.to(value.dtype).expand(batch, -1, -1, -1)
+    if mask is not None:
+        free = torch.ones if mask.dtype == torch.bool else torch.zeros
+        room = free(*mask.shape[:-1], k.shape[2], dtype=mask.dtype, device=mask.device)
+        mask = torch.cat([room, mask[..., : key.shape[2]]], -1)
+    return torch.cat([k, key], 2), torch.cat([v, value], 2), mask
+
+
+def _additive(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    zero = torch.zeros((), dtype=query.dtype, device=query.device)
+    return torch.where(mask, zero, torch.finfo(query.dtype).min)
+
+
+def _log_mass(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any]
+) -> torch.Tensor:
+    """log Σ exp(score) over the keys each query may see: [batch, heads, tokens]."""
+    repeat = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(repeat, 1) if repeat > 1 else key
+    scaling = kwargs.get("scaling")
+    scores = query @ key.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    shown = _additive(mask, scores)
+    if shown is not None:
+        scores = scores + shown[..., : key.shape[2]]
+    return torch.logsumexp(scores, -1)

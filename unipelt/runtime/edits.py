@@ -1,0 +1,228 @@
+"""The modules that edit: a row at a site, evaluated as written, and a trained copy of a module's parameters."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Callable, Mapping
+
+import torch
+from torch import nn
+
+from ..compiler.evaluator import Context, constants, evaluate, run
+from ..compiler.lower import Lowered, lower
+from ..compiler.named import Named, elementwise, to_axes
+from ..compiler.plan import PlannedEdit
+from ..language.syntax import Name, Param
+
+_AXES = {"heads": ("batch", "head", "token")}
+
+
+def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
+    """The axes of a scope tensor with one trailing size: [batch, token, d], [batch, d] at a pooled head."""
+    if family == "heads":
+        return ("batch", "head", "token")
+    if family == "head" and t.dim() == 2:
+        return ("batch",)
+    return ("batch", "token")[max(0, 3 - t.dim()) :]
+
+
+def part_of(t: torch.Tensor, part: tuple[int, int] | None) -> torch.Tensor:
+    """Slice i of n equal slices of the last dimension."""
+    if part is None:
+        return t
+    width = t.shape[-1] // part[1]
+    return t.narrow(-1, part[0] * width, width)
+
+
+class BaseCall:
+    """Calls a frozen module of the base past every hook, so past every edit (ruling 8)."""
+
+    def __init__(self, module: nn.Module, part: tuple[int, int] | None):
+        self.module, self.part = module, part
+
+    def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        weight = getattr(self.module, "weight", None)
+        data = t.to(weight.dtype) if weight is not None and not torch.is_autocast_enabled(t.device.type) else t
+        return part_of(self.module.forward(data), self.part)
+
+
+class Edit(nn.Module):
+    """One row at one site. Its learned tensors are its parameters (shared ones are registered at each place)."""
+
+    def __init__(
+        self, planned: PlannedEdit, params: tuple[Param, ...], tensors: Mapping[str, torch.Tensor],
+        axes: Mapping[str, tuple[str, ...]], bases: Mapping[str, BaseCall], lowering: bool,
+    ):  # fmt: skip
+        super().__init__()
+        self.row, self.site = planned.row, planned.site
+        self.side = planned.site.side
+        self.part = planned.site.view.part
+        self.needs = needs(planned)
+        self.axes = dict(axes)
+        self.bases = dict(bases)  # a plain dict: the base's modules must not become children
+        self.constants = constants(params, planned.site.sizes, planned.constants)
+        for label, t in tensors.items():
+            if isinstance(t, nn.Parameter):
+                self.register_parameter(_key(label), t)
+            else:
+                self.register_buffer(_key(label), t)
+        self.lowered: Lowered | None = lower(planned.row, planned.typing) if lowering else None
+
+    # ------------------------------------------------------------ evaluation
+
+    def context(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Context:
+        """The names a form reads: constants, tensors, and what is in scope."""
+        names: dict[str, Any] = dict(self.constants)
+        for label, axes in self.axes.items():
+            if ":" not in _key(label):
+                names[label] = Named(self._tensor(label), axes)
+        dtype = self._dtype()
+        for name, t in given.items():
+            if isinstance(t, torch.Tensor):
+                if dtype is not None and t.dtype != dtype and not torch.is_autocast_enabled(t.device.type):
+                    t = t.to(dtype)
+                names[name] = Named(t, self._scope_axes(name, t))
+            else:
+                names[name] = t
+        return Context(names, self.site.sizes, self.bases, mask, self.training)
+
+    def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
+        if name in ("W", "bias"):
+            return ()
+        if name == "log_mass":
+            return ("batch", "head", "token")
+        if name == "q" or (name == "h" and self.site.family == "heads"):
+            return ("batch", "head", "token")
+        return axes_of("head" if name == "h" and self.site.family == "head" else "token", t)
+
+    def _tensor(self, label: str) -> torch.Tensor:
+        return getattr(self, _key(label))
+
+    def _dtype(self) -> torch.dtype | None:
+        for label in self.axes:
+            return self._tensor(label).dtype
+        return None
+
+    def _z(self, c: Context, h: Named) -> None:
+        e = self.row.insert
+        if e is None:
+            return
+        if isinstance(e, Name) and e.id == "parallel":
+            c.names["z"] = c.names["q" if self.site.family == "heads" else "x"]
+        elif isinstance(e, Name) and e.id == "sequential":
+            c.names["z"] = h
+        else:
+            c.names["h"] = h
+            c.names["z"] = evaluate(e, c)
+            del c.names["h"]
+
+    def forward(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The new h, of h's shape and dtype."""
+        return self.evaluate(h, given, mask)[0]
+
+    def evaluate(
+        self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Context]:
+        """The new h and every name that was bound on the way (``scores`` for the next row's ``log_mass``)."""
+        c = self.context({**given, "h": h}, mask)
+        named = c.names.pop("h")
+        assert isinstance(named, Named)
+        self._z(c, named)
+        g = self._gate(c)
+        run(self.row.form, c)
+        c.names["h"] = named
+        if self.lowered is not None and self.lowered.added is not None:
+            run(self.row.compose[:-1], c)
+            added = evaluate(self.lowered.added, c)
+            out = elementwise(torch.add, named, added if g is None else elementwise(torch.mul, g, added))
+        else:
+            run(self.row.compose, c)
+            out = c.names["out"]
+            if g is not None:
+                change = elementwise(torch.sub, out, named)
+                out = elementwise(torch.add, named, elementwise(torch.mul, g, change))
+        if not isinstance(out, Named):
+            raise TypeError("a row yields a tensor")
+        data = out.data
+        if data.shape != h.shape:
+            data = to_axes(out, named.axes, h.shape)
+        return data.to(h.dtype), c
+
+    def _gate(self, c: Context) -> Any:
+        if self.row.gate is None:
+            return None
+        inner = Context(dict(c.names), c.sizes, c.bases, c.mask, c.training)
+        for label, axes in self.axes.items():
+            if label.startswith("gate."):
+                inner.names[label[5:]] = Named(self._tensor(label), axes)
+        run(self.row.gate, inner)
+        return inner.names["g"]
+
+    def rows(self, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [batch or 1, group, l, d_head] of a row that shares the softmax (see `compiler.lower`)."""
+        assert self.lowered is not None and self.lowered.keys is not None and self.lowered.values is not None
+        c = self.context(given, None)
+        run(self.lowered.before, c)
+        return self._kv(evaluate(self.lowered.keys, c)), self._kv(evaluate(self.lowered.values, c))
+
+    def _kv(self, v: Any) -> torch.Tensor:
+        assert isinstance(v, Named)
+        axes = ("batch", "head" if "head" in v.axes else "group")
+        from ..compiler.named import spread
+
+        t = spread(v, axes, 2)
+        return t.expand(-1, self.site.sizes["heads" if axes[1] == "head" else "groups"], -1, -1)
+
+    def length(self) -> int:
+        """How many tokens this edit puts before the others: the rows of its ``delta``."""
+        c = self.context({}, None)
+        run(self.row.form, c)
+        delta = c.names["delta"]
+        assert isinstance(delta, Named)
+        return delta.data.shape[-2]
+
+
+def needs(planned: PlannedEdit) -> frozenset[str]:
+    """The scope names that must be gathered for an edit."""
+    found = set(planned.names)
+    if "parallel" in found:
+        found.add("q" if planned.site.family == "heads" else "x")
+    return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens"})
+
+
+def _key(label: str) -> str:
+    return label.replace(".", ":")
+
+
+class CopyEdit(nn.Module):
+    """A trained copy of some parameters of a leaf module: the same class, its own tensors, the frozen rest shared.
+
+    ``out`` is what the copy computes of the module's own input; where only biases of a map that adds them are
+    trained, the difference of the biases is added instead (the same value, without computing the map twice).
+    """
+
+    side = "output"
+    part = None
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, host: nn.Module, trained: Mapping[str, nn.Parameter], lowering: bool):
+        super().__init__()
+        twin = copy.copy(host)
+        twin._parameters = {n: trained.get(n, p) for n, p in host._parameters.items()}
+        twin._modules = {}
+        twin._forward_hooks, twin._forward_pre_hooks = type(host._forward_hooks)(), type(host._forward_pre_hooks)()
+        twin._forward_hooks_with_kwargs = type(host._forward_hooks_with_kwargs)()
+        twin._forward_pre_hooks_with_kwargs = type(host._forward_pre_hooks_with_kwargs)()
+        self.twin = twin
+        self.trained = tuple(trained)
+        adds = isinstance(host, (nn.Linear, nn.LayerNorm)) or type(host).__name__ == "Conv1D"
+        self.bias_only = lowering and adds and self.trained == ("bias",)
+        self._base = [host]  # in a list: the base's module must not become a child
+
+    def forward(self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+        if self.bias_only:
+            return output + (self.twin.bias - self._base[0].bias).to(output.dtype)  # type: ignore[operator]
+        return self.twin(*args, **kwargs)
+
+
+Caller = Callable[[torch.Tensor], torch.Tensor]

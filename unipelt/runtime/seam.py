@@ -1,0 +1,200 @@
+"""What hangs on a module of the base: its seam, with the edits of every adapter there, behind public hooks.
+
+A seam is a child of its host under the one reserved name ``unipelt``. Values that enter elsewhere (``x``, ``residual``)
+come through taps: pre-hooks that leave a tensor in the thread's holder, from which the seam takes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from .edits import CopyEdit, Edit, axes_of, part_of
+from .switch import Switch
+
+NAME = "unipelt"
+Editing = Edit | CopyEdit
+
+
+def first_tensor(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What enters a module: its first positional argument, or `hidden_states`, or the first tensor among the named."""
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0]
+    if isinstance(kwargs.get("hidden_states"), torch.Tensor):
+        return kwargs["hidden_states"]
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            return value
+    raise RuntimeError("a module of the base was called without a tensor")
+
+
+def _with_first(args: tuple, kwargs: Mapping[str, Any], new: torch.Tensor) -> tuple[tuple, dict]:
+    if args and isinstance(args[0], torch.Tensor):
+        return (new, *args[1:]), dict(kwargs)
+    name = "hidden_states" if "hidden_states" in kwargs else next(k for k, v in kwargs.items() if isinstance(v, torch.Tensor))
+    return args, {**kwargs, name: new}
+
+
+def _element(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def _with_element(output: Any, new: torch.Tensor) -> Any:
+    if isinstance(output, torch.Tensor):
+        return new
+    if isinstance(output, tuple) and type(output) is tuple:
+        return (new, *output[1:])
+    changed = type(output)(**output) if hasattr(output, "keys") else output
+    first = next(iter(changed.keys()))
+    changed[first] = new
+    return changed
+
+
+class Tap:
+    """A pre-hook (or, for a module's output, a hook) that leaves a tensor in the holder while an adapter acts."""
+
+    def __init__(self, switch: Switch, key: str, adapter: str):
+        self.switch, self.key, self.adapter = switch, key, adapter
+
+    def enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.adapter in self.switch.live:
+            self.switch.holder.values[self.key] = first_tensor(args, kwargs)
+
+    def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.adapter in self.switch.live:
+            self.switch.holder.values[self.key] = _element(output)
+
+
+class Seam(nn.Module):
+    """The edits at one host module, by adapter, in order of application."""
+
+    def __init__(self, path: str, switch: Switch):
+        super().__init__()
+        self.path, self.switch = path, switch
+        self.adapters = nn.ModuleDict()
+        self.handles: dict[str, Any] = {}
+
+    def live(self, side: str) -> list[tuple[str, Any]]:
+        """(adapter, edit) of the acting adapters at a side of the host."""
+        found = []
+        for name in self.switch.live:
+            key = key_of(name)
+            if key in self.adapters:
+                found += [(name, e) for e in self.adapters[key] if e.side == side]  # type: ignore[union-attr]
+        return found
+
+    def sides(self) -> set[str]:
+        return {e.side for edits in self.adapters.values() for e in edits}  # type: ignore[union-attr]
+
+    def hang(self, host: nn.Module) -> None:
+        """Registers the hooks that the edits here need, and takes away those they no longer need."""
+        wanted = self.sides()
+        for side in set(self.handles) - wanted:
+            self.handles.pop(side).remove()
+        for side in wanted - set(self.handles):
+            if side == "input":
+                self.handles[side] = host.register_forward_pre_hook(self.on_input, with_kwargs=True)
+            elif side == "output":
+                self.handles[side] = host.register_forward_hook(self.on_output, with_kwargs=True)
+            elif side == "prompt":
+                self.handles[side] = host.register_forward_hook(self.on_prompt)
+
+    # ------------------------------------------------------------ hooks
+
+    def on_input(self, host: nn.Module, args: tuple, kwargs: dict) -> Any:
+        edits = self.live("input")
+        if not edits:
+            return None
+        h = first_tensor(args, kwargs)
+        for name, edit in edits:
+            h = edit(h, self.gather(name, edit, None, host), self.mask())
+        return _with_first(args, kwargs, h)
+
+    def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        edits = self.live("output")
+        if not edits:
+            return None
+        h = _element(output)
+        x = first_tensor(args, kwargs) if args or kwargs else None
+        parts: dict[tuple[int, int], torch.Tensor] = {}
+        for name, edit in edits:
+            if isinstance(edit, CopyEdit):
+                h = _element(edit(args, kwargs, h))
+            elif edit.part is None:
+                h = edit(h, self.gather(name, edit, x, host), self.mask())
+            else:
+                at = parts.get(edit.part)
+                at = part_of(h, edit.part) if at is None else at
+                parts[edit.part] = edit(at, self.gather(name, edit, x, host), self.mask())
+        if parts:
+            n = next(iter(parts))[1]
+            h = torch.cat([parts.get((i, n), part_of(h, (i, n))) for i in range(n)], -1)
+        return _with_element(output, h)
+
+    def on_prompt(self, host: nn.Module, args: tuple, output: torch.Tensor) -> Any:
+        edits = self.live("prompt")
+        left = self.switch.holder.values.get(f"prompt:{self.path}")
+        if not edits or not left:
+            return None
+        return self.prompt(output, left)
+
+    def prompt(self, h: torch.Tensor, left: int) -> torch.Tensor:
+        """Fills the placeholders: the first adapter's rows stand nearest to the tokens. ``left`` is where they begin."""
+        edits = [e for _, e in self.live("prompt")]
+        end = left
+        for edit in edits:
+            n = edit.length()
+            start = end - n
+            filled = edit(h[:, start:], {}, self.mask())
+            h = torch.cat([h[:, :start], filled], 1) if start else filled
+            end = start
+        return h
+
+    # ------------------------------------------------------------ scope
+
+    def mask(self) -> torch.Tensor | None:
+        return self.switch.holder.values.get("mask")
+
+    def gather(self, name: str, edit: Edit, x: torch.Tensor | None, host: nn.Module) -> dict[str, Any]:
+        """The scope values an edit reads at this host."""
+        given: dict[str, Any] = {}
+        values = self.switch.holder.values
+        for need in edit.needs & {"x", "residual"}:
+            key = tap_key(self.path, name, edit, need)
+            if key in values:
+                given[need] = values.pop(key)
+            elif need == "x" and x is not None:
+                given["x"] = x
+        if edit.needs & {"W", "bias"}:
+            W = host.weight if type(host).__name__ == "Conv1D" else host.weight.T  # type: ignore[union-attr,operator]
+            given["W"] = part_of(W, edit.part)  # type: ignore[arg-type]
+            bias = getattr(host, "bias", None)
+            given["bias"] = part_of(bias, edit.part) if bias is not None else W.new_zeros(given["W"].shape[-1])  # type: ignore[union-attr,operator]
+        return given
+
+
+def tap_key(path: str, adapter: str, edit: Any, need: str) -> str:
+    return f"{need}:{adapter}:{path}:{edit.site.name}:{edit.row.name}"
+
+
+def key_of(name: str) -> str:
+    """An adapter's key in a `ModuleDict`, whose keys may not be names of its own methods."""
+    return f"adapter_{name}"
+
+
+def seam_of(module: nn.Module) -> Seam | None:
+    found = module._modules.get(NAME)
+    return found if isinstance(found, Seam) else None
+
+
+def seams(model: nn.Module) -> Iterable[tuple[nn.Module, Seam]]:
+    """Every host with its seam."""
+    for module in list(model.modules()):
+        seam = seam_of(module)
+        if seam is not None:
+            yield module, seam
+
+
+__all__ = ["Callable", "Seam", "Tap", "axes_of", "key_of", "seam_of", "seams", "tap_key"]

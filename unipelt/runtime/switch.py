@@ -1,0 +1,36 @@
+"""Which adapters act, and the per-thread holder in which a tensor travels from one hook to the next."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+
+class Holder(threading.local):
+    """Values on their way between two hooks of one forward pass, one dictionary for each thread.
+
+    A copied or unpickled model gets an empty one: what is under way belongs to the pass, not to the model.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.depth = 0  # how many `disabled` blocks this thread is in
+
+    def __deepcopy__(self, memo: dict) -> "Holder":
+        return Holder()
+
+    def __reduce__(self):
+        return Holder, ()
+
+
+class Switch:
+    """The state all seams of a model share: the active adapters in order of application."""
+
+    def __init__(self) -> None:
+        self.active: tuple[str, ...] = ()
+        self.holder = Holder()
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """The adapters that act in this thread now."""
+        return () if self.holder.depth else self.active
