@@ -1,0 +1,46 @@
+"""unipelt: parameter-efficient tuning methods, written down.
+
+A method is a row of the unified view's table (He et al. 2022) in a ``.pelt`` text; it is compiled into edits on a
+Hugging Face model. Importing this package imports neither torch nor transformers; the functions that need them do.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "language.loading", "parse": "language.loading", "check": "language.loading", "library": "language.loading",
+    "Method": "language.ir", "Diagnostic": "language.diagnostics", "PeltError": "language.diagnostics",
+    "plan": "compiler.plan", "Plan": "compiler.plan",
+    "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
+    "adapters": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
+    "merge": "runtime.merge", "unmerge": "runtime.merge",
+    "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
+    "restore": "runtime.checkpoint",
+}  # fmt: skip
+
+__all__ = sorted(_WHERE)
+
+if TYPE_CHECKING:
+    from .compiler.plan import Plan, plan
+    from .language.diagnostics import Diagnostic, PeltError
+    from .language.ir import Method
+    from .language.loading import check, library, load, parse
+    from .runtime.attach import activate, active, adapters, apply, disabled, parameter_groups, remove
+    from .runtime.checkpoint import attach, restore, save, state_dict
+    from .runtime.merge import merge, unmerge
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'unipelt' has no attribute {name!r}")
+    value = getattr(import_module(f"unipelt.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

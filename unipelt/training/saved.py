@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,4 +113,14 @@ def merge_run(run: Run, out: str | Path) -> None:
     place = Path(out)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise error("E0611", f"`{place}` exists and is not empty", help="give another `--out`")
-    raise NotImplementedError
+    unipelt.merge(run.model, run.name)
+    # What lives in the model under the reserved name is the adapter, now inactive; the rest is the plain model.
+    plain = {n: t for n, t in run.model.state_dict().items() if RESERVED not in n.split(".")}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as staging, quiet():
+        whole = Path(staging) / "model"
+        run.model.save_pretrained(whole, state_dict=plain)
+        run.tokenizer.save_pretrained(whole)
+        if place.exists():
+            place.rmdir()
+        whole.rename(place)

@@ -1,0 +1,438 @@
+"""Adapters on disk: a folder with ``adapter.safetensors``, ``adapter.json`` and ``method.pelt``, whole or not there.
+
+``method.pelt`` is the resolved method in canonical form, so a checkpoint contains its own definition. A folded save
+stores what closed expressions yield (a prefix instead of its MLP), and the method as it then reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch import nn
+
+from ..compiler.evaluator import evaluate
+from ..compiler.named import Named, spread
+from ..compiler.plan import Plan, PlannedFold
+from ..language.diagnostics import PeltError, error
+from ..language.fold import fold_form
+from ..language.ir import LANGUAGE_VERSION, Method, as_file
+from ..language.loading import parse
+from ..language.printer import to_text
+from ..language.sites import TensorType
+from ..language.syntax import Apply, Arg, Block, Expr, Name, Number, Scope, Tensor
+from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
+from .edits import Edit
+from .seam import key_of, seam_of
+
+FORMAT = "unipelt-adapter/1"
+WEIGHTS, MANIFEST, METHOD = "adapter.safetensors", "adapter.json", "method.pelt"
+MAX_MANIFEST = 16 * 2**20
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def state_dict(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
+    """The adapter's tensors by name: block path, site, row, tensor – trained ones, kept frozen draws, trained copies."""
+    a = record(_unwrapped(model), name)
+    return {n: t.detach() for n, t in {**a.tensors, **a.copies}.items()}
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """What a base is: a hash of its parameters' names and shapes, and a few of its values (the head left out)."""
+    base = getattr(model, "base_model", model)
+    r = registry(model)
+    merged = r.merged.originals if r is not None and r.merged is not None else {}
+    prefix = r.sites.prefix + "." if r is not None and r.sites.prefix else ""
+    shapes, samples = [], {}
+    for n, p in sorted(base.named_parameters()):
+        if "unipelt" in n.split(".") or n.startswith("pooler."):
+            continue
+        shapes.append(f"{n}:{list(p.shape)}")
+        if p.device.type != "meta" and p.numel():
+            flat = merged.get(f"{prefix}{n}", p).detach().reshape(-1)
+            index = torch.linspace(0, flat.numel() - 1, min(4, flat.numel()), dtype=torch.float64).long()
+            samples[n] = [float(f"{v:.6g}") for v in flat[index.to(flat.device)].float().tolist()]
+    config = getattr(model, "config", None)
+    return {
+        "class": type(base).__name__,
+        "model_type": getattr(config, "model_type", ""),
+        "name": str(getattr(config, "_name_or_path", "") or ""),
+        "architecture": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
+        "samples": samples,
+    }
+
+
+def _compare_base(model: nn.Module, saved: Mapping[str, Any], folder: Path, force: bool) -> None:
+    here = fingerprint(model)
+    if here["architecture"] != saved.get("architecture"):
+        raise error("E0570", f"the adapter in {folder} belongs to another architecture: {saved.get('class')} "
+                    f"({saved.get('name') or 'unnamed'}), and this is {here['class']} of other shapes")  # fmt: skip
+    samples = saved.get("samples")
+    if force or not isinstance(samples, dict) or not here["samples"]:
+        return
+    for n, values in samples.items():
+        mine = here["samples"].get(n, [])
+        same = len(mine) == len(values) and all(
+            isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=2e-2, abs_tol=1e-3) for a, b in zip(values, mine)
+        )
+        if not same:
+            raise error("E0571", f"the adapter in {folder} was trained on other weights: `{n}` differs",
+                        help="load the base it was trained on, or pass force=True")  # fmt: skip
+
+
+# ---------------------------------------------------------------- saving
+
+
+def save(
+    model: nn.Module, folder: str | Path, name: str = "default", *, fold: bool = True, card: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes the adapter's folder, atomically: beside its place, synced, then renamed. An old folder survives a failure.
+
+    ``fold`` stores what closed expressions yield in place of their tensors (smaller; no longer trained as before).
+    ``card`` is kept in the manifest as it is (training arguments, metrics). Other files of an existing folder are kept.
+    """
+    model = _unwrapped(model)
+    a = record(model, name)
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise error("E0572", f"{folder} is a file, and an adapter is saved as a folder")
+    method, tensors = _folded(model, a, name) if fold and a.plan.folds else (a.method, state_dict(model, name))
+    bad = [n for n, t in tensors.items() if t.device.type != "meta" and not torch.isfinite(t).all()]
+    if bad:
+        raise error("E0573", f"`{bad[0]}` holds NaN or infinity; the adapter is not saved")
+    if any(t.device.type == "meta" for t in tensors.values()):
+        raise error("E0574", "the adapter is on the meta device and has no values to save")
+    text = to_text(as_file(method))
+    try:
+        _write(folder, tensors, text, model, a, name, fold, method, card)
+    except OSError as e:
+        raise error("E0575", f"the adapter could not be written to {folder}: {e.strerror or e}",
+                    help="what was there before is unchanged") from e  # fmt: skip
+    return folder
+
+
+def _write(
+    folder: Path, tensors: dict[str, torch.Tensor], text: str, model: nn.Module, a: Attached, name: str, fold: bool,
+    method: Method, card: Mapping[str, Any] | None,
+) -> None:  # fmt: skip
+    from safetensors.torch import save as pack
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    blob = pack({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
+    files = {WEIGHTS: blob, METHOD: text.encode()}
+    manifest = {
+        "format": FORMAT, "language": LANGUAGE_VERSION, "adapter": name, "method": method.name,
+        "arguments": {p.name: _argument(p.default) for p in method.params}, "folded": bool(fold and a.plan.folds),
+        "seed": a.seed, "base": fingerprint(model), "head": a.plan.counts.head,
+        "copies": [c.name for c in a.plan.copies],
+        "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
+        "sha256": {n: hashlib.sha256(b).hexdigest() for n, b in files.items()}, "card": dict(card or {}),
+    }  # fmt: skip
+    files[MANIFEST] = (json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n").encode()
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for n, data in files.items():
+            with open(beside / n, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+        _swap(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Puts a complete folder in place of an old one, whose further files move along."""
+    os.chmod(new, 0o755)
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    for item in folder.iterdir():
+        if item.name not in (WEIGHTS, MANIFEST, METHOD):
+            if item.is_dir():
+                shutil.copytree(item, new / item.name, copy_function=_link)
+            else:
+                _link(str(item), str(new / item.name))
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> str:
+    """A hard link where the file system has them (a copy else): checkpoints beside an adapter are not written again."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def _argument(e: Expr | None) -> Any:
+    from ..language.ir import plain
+
+    return plain(e)
+
+
+# ---------------------------------------------------------------- folding
+
+
+def _folded(model: nn.Module, a: Attached, name: str) -> tuple[Method, dict[str, torch.Tensor]]:
+    """The method after folding and its tensors: closed expressions evaluated once."""
+    plan = a.plan
+    chosen: dict[str, list[PlannedFold]] = {}
+    for f in plan.folds:
+        chosen.setdefault(plan.edits[f.edit].row.name, []).append(f)
+    values: dict[str, torch.Tensor] = {}
+    for folds in chosen.values():
+        for f in folds:
+            values[f.name] = _value(model, name, plan, f)
+    rows = []
+    for row in plan.method.rows:
+        if row.name not in chosen:
+            rows.append(row)
+            continue
+        typing = next(e.typing for e in plan.edits if e.row.name == row.name)
+        form, folds_ = fold_form(typing)
+        symbolic = {f.name: f for f in _symbolic_folds(plan.method, row)}
+        tensors = tuple(
+            _declaration(f.name, symbolic[f.name].type, f.type, f.place, _axes(plan, chosen[row.name], f.name))
+            for f in folds_
+        )
+        rows.append(replace(row, form=(*tensors, *form)))
+    method = replace(plan.method, rows=tuple(rows))
+    keep = _kept(plan, method)
+    stored = {n: t for n, t in state_dict(model, name).items() if n in keep}
+    return method, {**stored, **values}
+
+
+def _symbolic_folds(method: Method, row: Any) -> tuple:
+    from ..language.check import check_row, sites_of
+    from ..language.sites import signature, site_name
+
+    path = sites_of(row.sites, method.params)[0]
+    found = signature(site_name(str(path))[1])
+    assert found is not None
+    return fold_form(check_row(row, found, method.params))[1]
+
+
+def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
+    return next(f.tensor.axes for f in folds if f.fold.name == name)
+
+
+def _declaration(name: str, symbolic: TensorType, numeric: TensorType, place: str, axes: tuple[str, ...]) -> Tensor:
+    """A tensor declaration whose sizes are written in the method's own terms."""
+    from ..language.parser import parse_expression
+
+    sizes = []
+    for s, n in zip(symbolic.sizes, numeric.sizes):
+        text = str(s)
+        sizes.append(Name(text) if text.isidentifier() else _number(n) if n.number is not None else parse_expression(text))
+    per = tuple(Scope(w) for w in (*axes, *(() if place == "site" else (place,))))
+    return Tensor(name, tuple(sizes), Name("zeros"), per=per or (Scope("site"),))
+
+
+def _number(size: Any) -> Expr:
+    return Number(int(size.number))
+
+
+def _value(model: nn.Module, name: str, plan: Plan, f: PlannedFold) -> torch.Tensor:
+    e = plan.edits[f.edit]
+    seam = seam_of(model.get_submodule(e.site.view.module))
+    assert seam is not None
+    edit = next(
+        x for x in seam.adapters[key_of(name)]  # type: ignore[union-attr]
+        if isinstance(x, Edit) and x.row.name == e.row.name and x.site.label == e.site.label
+    )  # fmt: skip
+    training, edit.training = edit.training, False
+    try:
+        with torch.no_grad():
+            value = evaluate(f.fold.value, edit.context({}, None))
+    finally:
+        edit.training = training
+    assert isinstance(value, Named)
+    return spread(value, f.tensor.axes, len(f.tensor.sizes)).expand(f.tensor.shape).contiguous()
+
+
+def _kept(plan: Plan, method: Method) -> set[str]:
+    """Names of tensors that the folded method still declares."""
+    declared = {
+        r.name: {s.name for s in (*r.form, *r.compose) if isinstance(s, Tensor)} | {
+            f"gate.{s.name}" for s in r.gate or () if isinstance(s, Tensor)
+        } for r in method.rows
+    }  # fmt: skip
+    kept = {n for e in plan.edits for label, n in e.tensors.items() if label in declared[e.row.name]}
+    return kept | {c.name for c in plan.copies}
+
+
+# ---------------------------------------------------------------- loading
+
+
+def attach(
+    model: nn.Module, folder: str | Path, name: str | None = None, *, force: bool = False, trainable: bool = False,
+    tokenizer: Any = None, allow_future: bool = True,
+) -> str:  # fmt: skip
+    """Attaches a saved adapter (active, not trained unless ``trainable``) and returns its name.
+
+    A wrong base, a truncated or changed file, a missing, surplus or misshapen tensor, NaN: a `PeltError`, the model
+    untouched. ``force`` accepts a base of the same shapes and other weights.
+    """
+    model = _unwrapped(model)
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    method = _method(folder, manifest)
+    _compare_base(model, manifest.get("base") or {}, folder, force)
+    tensors = _tensors(folder, manifest)
+    chosen = name or str(manifest.get("adapter") or "default")
+    head = None if not manifest.get("copies") else any(True for _ in manifest["copies"]) and bool(manifest.get("head")) or None
+    before = registry(model)
+    was = before.switch.active if before is not None else ()
+    apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, allow_future=allow_future,
+          trainable=trainable, tokenizer=tokenizer)  # fmt: skip
+    try:
+        _fill(model, chosen, tensors, folder)
+    except BaseException:
+        remove(model, chosen)
+        r = registry(model)
+        if isinstance(r, Registry) and was:
+            activate(model, *was)
+        raise
+    return chosen
+
+
+def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:
+    """Loads an unfolded save into the attached adapter of that name, all or nothing (resuming, best checkpoints)."""
+    model = _unwrapped(model)
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest.get("folded"):
+        raise error("E0576", f"{folder} holds a folded adapter; only an unfolded one can be trained on")
+    _fill(model, name, _tensors(folder, manifest), folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``adapter.json``, checked for form and version."""
+    if not folder.is_dir():
+        raise error("E0577", f"there is no folder {folder}")
+    path = folder / MANIFEST
+    for n in (MANIFEST, WEIGHTS, METHOD):
+        if not (folder / n).is_file():
+            raise error("E0577", f"{folder} is no adapter: it has no {n}")
+    if path.stat().st_size > MAX_MANIFEST:
+        raise error("E0578", f"{path} is too large to be a manifest")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError, RecursionError) as e:
+        raise error("E0578", f"{path} is broken: {e}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise error("E0579", f"{path} has the format {found!r}, this version reads {FORMAT!r}")
+    return manifest
+
+
+def _method(folder: Path, manifest: Mapping[str, Any]) -> Method:
+    from ..language.source import read
+
+    path = folder / METHOD
+    source = read(path)
+    _hash(path, manifest)
+    return parse(source.text, file=str(path))
+
+
+def _hash(path: Path, manifest: Mapping[str, Any]) -> None:
+    hashes = manifest.get("sha256")
+    wanted = hashes.get(path.name) if isinstance(hashes, dict) else None
+    if wanted != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise error("E0580", f"{path} is not the file that was saved: its hash differs",
+                    help="the file is truncated or was changed; copy the folder again")  # fmt: skip
+
+
+def _tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS
+    _hash(path, manifest)
+    listed = manifest.get("tensors")
+    try:
+        with safe_open(path, framework="pt") as f:
+            names = set(f.keys())
+            if not isinstance(listed, dict) or names != set(listed):
+                raise error("E0581", f"{path} and its manifest list different tensors")
+            for n in names:  # headers before values: a shape that disagrees is never allocated
+                s = f.get_slice(n)
+                if list(s.get_shape()) != listed[n].get("shape") or s.get_dtype() not in _DTYPES:
+                    raise error("E0582", f"the tensor `{n}` in {path} has another shape or type than its manifest says")
+            tensors = {n: f.get_tensor(n) for n in names}
+    except (SafetensorError, OSError, AttributeError) as e:
+        raise error("E0583", f"{path} cannot be read: {e}") from None
+    for n, t in tensors.items():
+        if not torch.isfinite(t).all():
+            raise error("E0584", f"the tensor `{n}` in {path} holds NaN or infinity")
+    return tensors
+
+
+def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    a = record(model, name)
+    own = {**a.tensors, **a.copies}
+    missing, surplus = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing:
+        raise error("E0585", f"{folder} lacks the tensor `{missing[0]}`" + _more(missing))
+    if surplus:
+        raise error("E0586", f"{folder} has a tensor that this method has no place for: `{surplus[0]}`" + _more(surplus))
+    for n, t in tensors.items():
+        if t.shape != own[n].shape:
+            raise error("E0587", f"`{n}` in {folder} has the shape {list(t.shape)}, here it is {list(own[n].shape)}",
+                        help="a head has as many rows as there are labels: load the model with the same num_labels"
+                        if n in a.copies else "")  # fmt: skip
+    with torch.no_grad():
+        for n, t in tensors.items():
+            own[n].copy_(t)
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _without_data(method: Method) -> Method:
+    """The method with starts that need data replaced by zeros: the saved values follow."""
+    from ..language.primitives import INITIALISERS
+    from ..language.syntax import rewrite
+
+    def change(n: Any) -> Any:
+        if isinstance(n, Tensor) and not n.exact:
+            name = n.start.function if isinstance(n.start, Apply) else n.start
+            known = INITIALISERS.get(name.id) if isinstance(name, Name) else None
+            if known is not None and known.data:
+                return replace(n, start=Name("zeros"))
+        return n
+
+    rows = tuple(replace(r, form=tuple(rewrite(s, change) for s in r.form)) for r in method.rows)
+    params = tuple(replace(p, default=_plain_start(p.default)) if p.type == "init" else p for p in method.params)
+    return replace(method, rows=rows, params=params)
+
+
+def _plain_start(e: Expr | None) -> Expr | None:
+    from ..language.primitives import INITIALISERS
+
+    name = e.function if isinstance(e, Apply) else e
+    known = INITIALISERS.get(name.id) if isinstance(name, Name) else None
+    return Name("zeros") if known is not None and known.data else e
+
+
+__all__ = ["Arg", "Block", "PeltError", "attach", "fingerprint", "read_manifest", "restore", "save", "state_dict"]

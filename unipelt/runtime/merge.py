@@ -1,0 +1,183 @@
+"""Merging: an edit that is affine in its input is absorbed by the linear map beside it, exactly.
+
+An affine map is known by its values at zero and on the basis, so no method needs a formula of its own: the edited map
+is evaluated there in float64 and becomes the new weight and bias. Undoing puts a kept copy of the base back, bit for
+bit (it costs the memory of the merged weights).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compiler.plan import PlannedEdit
+from ..language.diagnostics import Diagnostic, PeltError, error
+from ..language.properties import ABSORBED_SEQUENTIAL, mergeable
+from .attach import Attached, _forget_compiled, _unwrapped, record, registry
+from .edits import Edit
+from .seam import Seam, key_of, seam_of
+
+
+@dataclass
+class Merged:
+    """Which adapter went into the base, and the base's own values."""
+
+    names: tuple[str, ...]
+    originals: dict[str, torch.Tensor] = field(default_factory=dict)
+    was_active: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def merge(model: nn.Module, name: str) -> None:
+    """Absorbs an adapter into the base's weights, or raises `PeltError` naming the part of the method that forbids it.
+
+    Afterwards the base computes what base and adapter computed; the adapter stays attached and inactive until
+    `unmerge`. Nothing is changed if anything fails.
+    """
+    model = _unwrapped(model)
+    attached = record(model, name)
+    r = registry(model)
+    assert r is not None
+    if r.merged is not None:
+        if r.merged.names == (name,):
+            return  # merging twice is merging once
+        raise error("E0554", f"the adapter `{r.merged.name}` is merged already", help="unipelt.unmerge(model) first")
+    others = [n for n in r.switch.active if n != name]
+    if others:
+        raise error("E0560", f"the adapter `{others[0]}` is active too, and would act on the merged base",
+                    help=f"unipelt.activate(model, {name!r}) first")  # fmt: skip
+    _refuse(attached)
+    new = _merged_values(model, attached, name)
+    bad = [n for n, t in new.items() if not torch.isfinite(t).all()]
+    if bad:
+        raise error("E0561", f"merging would put NaN or infinity into `{bad[0]}`")
+    merged = Merged((name,), {n: model.get_parameter(n).detach().clone() for n in new}, r.switch.active)
+    with torch.no_grad():
+        for n, t in new.items():
+            model.get_parameter(n).copy_(t)
+    r.merged = merged
+    r.switch.active = ()
+    _forget_compiled()
+
+
+def unmerge(model: nn.Module) -> None:
+    """Puts the base's own values back, bit for bit, and activates what was active."""
+    model = _unwrapped(model)
+    r = registry(model)
+    if r is None or r.merged is None:
+        raise error("E0562", "nothing is merged into this model")
+    with torch.no_grad():
+        for n, t in r.merged.originals.items():
+            model.get_parameter(n).copy_(t)
+    r.switch.active = r.merged.was_active
+    r.merged = None
+    _forget_compiled()
+
+
+def _refuse(attached: Attached) -> None:
+    problems: list[Diagnostic] = []
+    seen: set[str] = set()
+    for e in attached.plan.edits:
+        verdict = mergeable(e.typing)
+        if verdict.value != "yes" and e.row.name not in seen:
+            seen.add(e.row.name)
+            problems.append(Diagnostic(
+                "E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: {verdict.reason}", verdict.span,
+                label="this forbids it", help="save the adapter instead: unipelt.save(model, folder, name)"))  # fmt: skip
+    if problems:
+        raise PeltError(problems)
+
+
+def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str, torch.Tensor]:
+    """New values of base parameters, by path. A bias that is needed and absent is refused."""
+    new: dict[str, torch.Tensor] = {}
+    for c in attached.plan.copies:
+        new[c.parameter.path] = attached.copies[c.name].detach().clone()
+    by_host: dict[str, list[PlannedEdit]] = {}
+    for e in attached.plan.edits:
+        by_host.setdefault(_absorber(model, attached, e), []).append(e)
+    for path, edits in by_host.items():
+        host = model.get_submodule(path)
+        weight_path, bias_path = f"{path}.weight", f"{path}.bias"
+        conv = type(host).__name__ == "Conv1D"
+        weight = new.get(weight_path, host.weight.detach())  # type: ignore[arg-type,union-attr]
+        old_bias = host.bias.detach() if getattr(host, "bias", None) is not None else None  # type: ignore[union-attr,operator]
+        bias = new.get(bias_path, old_bias)
+        W = (weight if conv else weight.T).double()
+        b = bias.double() if bias is not None else W.new_zeros(W.shape[1])
+        with torch.no_grad():
+            probe = torch.cat([W.new_zeros(1, W.shape[0]), torch.eye(W.shape[0], dtype=W.dtype, device=W.device)])
+            out = _edited(model, name, path, edits, probe, W, b)
+            b_new = out[0]
+            W_new = out[1:] - b_new
+        if _changed(W_new, W):
+            new[weight_path] = (W_new if conv else W_new.T).to(weight.dtype)
+        if _changed(b_new, b):
+            if bias is None:
+                raise error("E0564", f"the merged `{path}` would need a bias, and it has none", edits[0].row.span)
+            new[bias_path] = b_new.to(bias.dtype)
+    return new
+
+
+def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() > 1e-12 * max(1.0, float(b.abs().max())))
+
+
+def _absorber(model: nn.Module, attached: Attached, e: PlannedEdit) -> str:
+    if e.site.name not in ABSORBED_SEQUENTIAL:
+        return e.site.view.module
+    wanted = ABSORBED_SEQUENTIAL[e.site.name]
+    return next(s.view.module for s in attached.plan.sites.named(wanted) if s.layer == e.site.layer)
+
+
+def _edited(
+    model: nn.Module, name: str, path: str, edits: list[PlannedEdit], x: torch.Tensor, W: torch.Tensor, b: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """The edited map's values at rows ``x``: edits before the map, the map, edits on (slices of) its output."""
+    before = [e for e in edits if e.site.side == "input"]
+    after = [e for e in edits if e.site.side != "input"]
+    h = x[None]
+    for e in before:
+        h = _double(model, name, e)(h, {}, None)
+    x_in = h
+    h = h @ W + b
+    # the row's own order: edits of the map itself, then those of the sublayer behind it
+    for e in sorted(after, key=lambda e: e.site.family == "sublayer"):
+        edit = _double(model, name, e)
+        part = e.site.view.part
+        given: dict[str, Any] = {"x": x_in} if "x" in edit.needs else {}
+        if edit.needs & {"W", "bias"}:
+            width = W.shape[1] // part[1] if part else W.shape[1]
+            start = part[0] * width if part else 0
+            given |= {"W": W[:, start : start + width], "bias": b[start : start + width]}
+        if part is None:
+            h = edit(h, given, None)
+            continue
+        pieces = list(h.chunk(part[1], -1))
+        pieces[part[0]] = edit(pieces[part[0]], given, None)
+        h = torch.cat(pieces, -1)
+    return h[0]
+
+
+def _double(model: nn.Module, name: str, e: PlannedEdit) -> Edit:
+    """A float64 copy of the edit that hangs at a site."""
+    seam = seam_of(model.get_submodule(e.site.view.module))
+    assert isinstance(seam, Seam)
+    found = next(
+        x for x in seam.adapters[key_of(name)]  # type: ignore[union-attr]
+        if isinstance(x, Edit) and x.row.name == e.row.name and x.site.label == e.site.label
+    )  # fmt: skip
+    bases, found.bases = found.bases, {}  # the base's modules are not copied along
+    try:
+        double = copy.deepcopy(found).double().eval()
+    finally:
+        found.bases = bases
+    double.bases = bases
+    return double
