@@ -23,6 +23,9 @@ def intents(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory):
+    import torch
+
+    torch.set_num_threads(1)
     return write_bert(tmp_path_factory.mktemp("bert"))
 
 

@@ -79,7 +79,7 @@ def write_intents(folder: Path, train: int = 90, validation: int = 18, test: int
     return folder
 
 
-def write_completions(folder: Path, train: int = 24) -> Path:
+def write_completions(folder: Path, train: int = 60) -> Path:
     """Prompts whose completion is their class."""
     rng = random.Random(3)
     for name, size in (("train", train), ("validation", 9)):
@@ -129,7 +129,7 @@ def write_gpt2(folder: Path) -> str:
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=3,
-        pad_token_id=0,
+        pad_token_id=0, initializer_range=0.2,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
     return str(folder)
@@ -143,7 +143,7 @@ def write_llama(folder: Path) -> str:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=2, eos_token_id=3, pad_token_id=0, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)

@@ -130,7 +130,7 @@ def _map(a: AnatomyDef, model: nn.Module, base: nn.Module, prefix: str, config: 
     head = _head(model, base, prefix)
     if head:
         labels = _labels(model.get_submodule(head[-1]), config)
-        is_lm = model.get_output_embeddings() is not None if hasattr(model, "get_output_embeddings") else False
+        is_lm = _output_embeddings(model) is not None
         sites.append(Site("head", "head", View(head[-1]), "output", {**sizes, "labels": labels}, x=prefix,
                           causal=causal and is_lm))  # fmt: skip
     learned = entries.get("embed") != entries.get("embed.words")
@@ -163,10 +163,15 @@ def _head(model: nn.Module, base: nn.Module, prefix: str) -> tuple[str, ...]:
     own = [n for n, m in model.named_children() if n != prefix.split(".")[0] and any(True for _ in m.parameters())]
     if not own:
         return ()
-    tied = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    tied = _output_embeddings(model)
     pooler = getattr(base, "pooler", None)
     with_pooler = tied is None and isinstance(pooler, nn.Module)
     return (*((f"{prefix}.pooler",) if with_pooler else ()), *own)
+
+
+def _output_embeddings(model: Any) -> Any:
+    """A language model's output layer; None for other models."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
 def _labels(head: nn.Module, config: Any) -> int:

@@ -70,12 +70,14 @@ def list_library(everything: bool, as_json: bool) -> None:
 
 
 def show_method(spec: str, arguments: list[str], as_json: bool) -> None:
-    from ..language.counts import formula
-    from ..language.printer import to_text
-    from ..language.properties import verdicts
     from ..training.resolve import read_arguments, resolve_method
 
     method = resolve_method(spec, read_arguments(arguments))
+
+    from ..language.counts import formula
+    from ..language.printer import to_text
+    from ..language.properties import verdicts
+
     rows = [
         {"row": r.name, **{c: getattr(r.columns, c) for c in ("modify", "insert", "form", "compose")},
          "gated by": r.columns.gate}
@@ -97,7 +99,7 @@ def show_method(spec: str, arguments: list[str], as_json: bool) -> None:
         table(trained, ["row", "trains"])
     if params:
         table(params, ["argument", "type", "value"])
-    table([{"parameters of a layer": k, "formula": v} for k, v in counts.items()], ["parameters of a layer", "formula"])
+    table([{"parameters": k, "formula": v} for k, v in counts.items()], ["parameters", "formula"])
     table([{"property": k, "": v["value"], "because": v["reason"]} for k, v in properties.items()],
           ["property", "", "because"])  # fmt: skip
     print(method)

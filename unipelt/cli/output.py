@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..language.diagnostics import PeltError
 
+#: Columns of a table where stdout is no terminal.
+WIDTH = 120
 OK, MISTAKES, USAGE, OTHER = 0, 1, 2, 3
-#: Codes of errors that are no mistakes in the input: there is nothing to do.
-NOTHING_TO_DO = ("E0618",)
+#: Codes of errors that are no mistakes in the input: the run is complete already; an adapter could not be written.
+NO_MISTAKES = ("E0618", "E0575")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -37,8 +41,8 @@ def guarded(command: Command) -> Command:
             return command(*args, **kwargs)
         except PeltError as e:
             report(e.diagnostics, as_json)
-            nothing = all(d.code in NOTHING_TO_DO for d in e.diagnostics)
-            raise SystemExit(OTHER if nothing else MISTAKES) from None
+            other = all(d.code in NO_MISTAKES for d in e.diagnostics)
+            raise SystemExit(OTHER if other else MISTAKES) from None
         except KeyboardInterrupt:
             hint = "; the same command with `--resume` goes on from the last checkpoint" if "resume" in kwargs else ""
             say(f"\ninterrupted{hint}")
@@ -82,22 +86,26 @@ def failed(reason: str, as_json: bool) -> None:
 # ---------------------------------------------------------------- tables
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str = "") -> None:
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Rows under their columns, on stdout; numbers at the right, long texts wrapped."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    shown = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         numbers = all(isinstance(r.get(column), (int, float)) for r in rows if r.get(column) is not None)
         shown.add_column(column, justify="right" if numbers and rows else "left", overflow="fold")
     for row in rows:
         # As text, not markup: a spec's text must not be read as a style.
         shown.add_row(*(Text(cell(row.get(c))) for c in columns))
-    console.print(shown)
+    with console.capture() as captured:
+        console.print(shown)
+    # Without the padding that fills each line: what is printed can be compared and pasted.
+    print("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")) + "\n")
 
 
 def cell(value: Any) -> str:

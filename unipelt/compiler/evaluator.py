@@ -31,6 +31,7 @@ class Context:
     bases: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
     mask: torch.Tensor | None = None
     training: bool = False
+    fused: bool = False  # a lowering: `z @ W + b` in one kernel
 
 
 def constants(params: Sequence[Param], sizes: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, Value]:
@@ -70,6 +71,8 @@ def evaluate(e: Expr, c: Context) -> Value:
     if isinstance(e, Number):
         return e.value / 100 if e.percent else e.value
     if isinstance(e, Binary):
+        if c.fused and e.op == "+" and isinstance(e.left, Binary) and e.left.op == "@":
+            return _affine(e.left, e.right, c)
         a, b = evaluate(e.left, c), evaluate(e.right, c)
         if e.op == "@":
             assert isinstance(a, Named) and isinstance(b, Named)
@@ -87,7 +90,7 @@ def evaluate(e: Expr, c: Context) -> Value:
         value = evaluate(e.value, c)
         return Named(-value.data, value.axes) if isinstance(value, Named) else -value  # type: ignore[operator]
     if isinstance(e, Compare):
-        return elementwise(_OPS[e.op], evaluate(e.left, c), evaluate(e.right, c))
+        return _compare(e, c)
     if isinstance(e, Choose):
         return evaluate(e.then if evaluate(e.test, c) else e.other, c)
     if isinstance(e, Index):
@@ -98,10 +101,29 @@ def evaluate(e: Expr, c: Context) -> Value:
     raise NotImplementedError("lists are not values")
 
 
+def _affine(product: Binary, bias: Expr, c: Context) -> Value:
+    """``a @ W + b`` as one linear map where W and b are the same for every position."""
+    a, W, b = evaluate(product.left, c), evaluate(product.right, c), evaluate(bias, c)
+    assert isinstance(a, Named) and isinstance(W, Named)
+    if isinstance(b, Named) and not (W.axes or b.axes) and W.data.dim() == 2 and b.data.dim() == 1 and a.axes:
+        return Named(torch.nn.functional.linear(a.data, W.data.T, b.data), a.axes)
+    return elementwise(operator.add, matmul(a, W), b)
+
+
+def _compare(e: Compare, c: Context) -> Value:
+    """1 where it holds and 0 elsewhere, in the dtype of what is compared."""
+    a, b = evaluate(e.left, c), evaluate(e.right, c)
+    out = elementwise(_OPS[e.op], a, b)
+    if not isinstance(out, Named):
+        return out
+    like = next(t.data.dtype for t in (a, b) if isinstance(t, Named))
+    return Named(out.data.to(like), out.axes)
+
+
 def _apply(e: Apply, c: Context) -> Value:
     args = [evaluate(a.value, c) for a in e.args]
     text = dotted(e.function)
-    if text in c.bases:
+    if text is not None and text in c.bases:
         (a,) = args
         assert isinstance(a, Named)
         return Named(c.bases[text](a.data), a.axes)

@@ -26,9 +26,9 @@ def _curve(name: str, tensor: Callable[[torch.Tensor], torch.Tensor], number: Ca
     def curve(context: Any, a: Value) -> Value:
         if isinstance(a, Named):
             return Named(tensor(a.data), a.axes)
-        if number is None or isinstance(a, str):
-            raise TypeError(f"{name} takes a tensor")
-        return number(a)
+        if isinstance(a, str):
+            raise TypeError(f"{name} takes a tensor or a number")
+        return number(a) if number is not None else tensor(torch.tensor(float(a), dtype=torch.float64)).item()
 
     FUNCTIONS[name] = curve
 

@@ -1,6 +1,7 @@
 """Lowerings: rewrites of a row into something faster that computes the same. Each can be switched off.
 
-- ``added``: a composition ``out = h + E`` lets a gate multiply E alone.
+- ``added``: a composition ``out = h + E`` lets a gate multiply E alone; a plain ``factor`` of E goes into the addition.
+- ``z @ W + b`` is one linear map (`evaluator.Context.fused`).
 - ``keys``/``values``: attention over learned rows that shares the softmax (h, scores, log_mass joined as in He et al.
   2022, equation 7) equals that many more key/value rows in the fused attention kernel.
 
@@ -16,12 +17,15 @@ from typing import Any
 from ..language.check import RowTyping
 from ..language.ir import Row
 from ..language.sites import TensorType
+
 from ..language.syntax import Apply, Attr, Binary, Expr, Let, Name, Statement, rewrite, walk
+from ..language.values import NumberType
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
     added: Expr | None = None
+    factor: Expr | None = None
     before: tuple[Statement, ...] = ()
     keys: Expr | None = None
     values: Expr | None = None
@@ -52,7 +56,12 @@ def _result(row: Row) -> Expr | None:
 def lower(row: Row, typing: RowTyping) -> Lowered:
     """What can be done with a row; an empty `Lowered` if nothing."""
     rows = _rows(row, typing) if shares_softmax(row) else None
-    return Lowered(_added(row), *(rows or ((), None, None)))
+    added, factor = _added(row), None
+    if isinstance(added, Binary) and added.op == "*" and isinstance(_type(added.left, typing), NumberType):
+        added, factor = added.right, added.left
+    if added is not None and not isinstance(_type(added, typing), TensorType):
+        added, factor = None, None  # a plain number is added: as written
+    return Lowered(added, factor, *(rows or ((), None, None)))
 
 
 def _added(row: Row) -> Expr | None:

@@ -18,10 +18,10 @@ from ..language.fold import fold_form
 from ..language.infer import Inference
 from ..language.ir import Method, Row
 from ..language.primitives import INITIALISERS
-from ..language.properties import Fold, causal, mergeable, padding_invariant, row_reads
+from ..language.properties import Fold, cache_consistent, causal, mergeable, padding_invariant, row_reads
 from ..language.sites import axis_order, signature, site_name
 from ..language.sizes import Size
-from ..language.syntax import Expr, Name, Param, Selection, Statement
+from ..language.syntax import Expr, Name, Param, Selection, Statement, Tensor
 from ..language.values import Distribution, NumberType
 from .trained import Parameter, head_parameters, parameters_of, select
 
@@ -271,6 +271,10 @@ class _Builder:
                     help="gate each token by itself (`token_gate`) or use a running mean; allow_future=True applies the "
                     "method as it is",
                 )  # fmt: skip
+            elif cache_consistent(typing).value == "no":
+                note = f"row `{row.name}`: reads other positions, so decoding with a cache differs (use_cache=False does not)"
+                if note not in self.warnings:
+                    self.warnings.append(note)
         if padding_invariant(typing).value == "no":
             note = f"row `{row.name}`: pad positions take part, so the output depends on how a batch is padded"
             if note not in self.warnings:
@@ -364,7 +368,8 @@ class _Builder:
             self.warnings.append(f"`{name}` is tied: its copy is used in {' and '.join(m for m, _ in p.uses)}")
 
     def _is_lm(self) -> bool:
-        return hasattr(self.model, "get_output_embeddings") and self.model.get_output_embeddings() is not None
+        model: Any = self.model
+        return hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None
 
     def head(self, wanted: bool | None) -> None:
         own = any(e.site.name == "head" for e in self.edits)
@@ -428,7 +433,7 @@ class _Builder:
                 if e.row.name != name:
                     continue
                 form, folds = fold_form(e.typing)
-                left = {s.name for s in form if hasattr(s, "shape")} | {n for n in e.tensors if n.startswith("gate.")}
+                left = {s.name for s in form if isinstance(s, Tensor)} | {n for n in e.tensors if n.startswith("gate.")}
                 left |= {t.name for t in e.typing.tensors if t.declaration in e.row.compose}
                 before |= set(e.tensors.values())
                 kept |= {e.tensors[n] for n in left if n in e.tensors}

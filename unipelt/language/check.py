@@ -12,7 +12,9 @@ from .primitives import INITIALISERS
 from .printer import to_text
 from .sites import NUMBERS, RESERVED, SITES, SIZES, SiteSignature, TensorType, signature, site_name
 from .sizes import Size
-from .syntax import Apply, Axis, Expr, Later, Let, Name, Param, Path, Require, Statement, String, Tensor
+from .syntax import (
+    NOWHERE, Apply, Axis, Expr, Later, Let, Name, Param, Path, Require, Scope, Statement, String, Tensor,
+)  # fmt: skip
 from .values import AFFINE, OTHER, POISON, Distribution, NumberType, Poison, Value, WordType, join, product
 
 PLACES = ("model", "kind", "layer", "layers", "site")
@@ -253,7 +255,7 @@ class RowChecker:
         if not s.per:
             return "site", frozenset(self.site.implied)
         place, axes = "", set()
-        for word in s.per:
+        for word in (self._scope_word(w) for w in s.per):
             if word.name in PLACES:
                 if word.name == "layers":
                     self.inf.fail("E0392", "`per layers(k)` is not built yet", word.span)
@@ -267,6 +269,13 @@ class RowChecker:
                 self.inf.fail("E0342", f"`{word.name}` is neither a place nor an axis", word.span,
                               help=near(word.name, known) or f"places: {', '.join(PLACES)}")  # fmt: skip
         return place or "site", frozenset(axes)
+
+    def _scope_word(self, word: Scope) -> Scope:
+        """A parameter of type `scope` stands for its argument; without one, for the default place."""
+        param = self.params.get(word.name)
+        if param is None or param.type != "scope":
+            return word
+        return replace(word, name=param.default.id if isinstance(param.default, Name) else "site")
 
     def _distribution(self, e: Expr) -> Distribution | None:
         if isinstance(e, Name) and e.id in self.params and self.params[e.id].type == "init":
@@ -382,7 +391,9 @@ def check_row(row: Row, site: SiteSignature, params: Sequence[Param], sizes: Siz
 def check_method(method: Method) -> list[RowTyping]:
     """Checks every row at every site it names, with symbolic sizes; raises `PeltError` with all mistakes."""
     problems: list[Diagnostic] = []
+    params: list[Param] = []
     for p in method.params:
+        before = len(problems)
         if p.type not in PARAM_TYPES:
             problems.append(Diagnostic("E0230", f"there is no type `{p.type}`", p.span,
                                        help=near(p.type, PARAM_TYPES) or f"types: {', '.join(PARAM_TYPES)}"))  # fmt: skip
@@ -390,18 +401,19 @@ def check_method(method: Method) -> list[RowTyping]:
             problems.append(Diagnostic("E0231", f"`{p.name}` is a size of the site and no parameter's name", p.span))
         elif p.default is not None and not fits(p.default, p.type):
             problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.span))
+        params.append(p if len(problems) == before else replace(p, default=None))  # a mistake is reported once
     typings: list[RowTyping] = []
     for row in method.rows:
-        for path in sites_of(row.sites, method.params):
+        for path in sites_of(row.sites, params):
             problem = site_problem(path)
             if problem is not None:
                 problems.append(problem)
                 continue
             found = signature(site_name(str(path))[1])
             try:
-                typings.append(check_row(row, found, method.params))  # type: ignore[arg-type]
+                typings.append(check_row(row, found, params))  # type: ignore[arg-type]
             except PeltError as e:
-                problems += e.diagnostics
+                problems += [_from_afar(d, method, row) for d in e.diagnostics]
     if not problems:
         inf = Inference(parameters(method.params, False), {n: Size.of(n) for n in SIZES})
         inf.names["params"] = Value(NumberType())
@@ -411,6 +423,13 @@ def check_method(method: Method) -> list[RowTyping]:
     if problems:
         raise PeltError(_distinct(problems))
     return typings
+
+
+def _from_afar(d: Diagnostic, method: Method, row: Row) -> Diagnostic:
+    """A mistake that shows itself in a definition of another file names the method that brings the two together."""
+    if d.span.file == method.span.file or method.span == NOWHERE:
+        return d
+    return replace(d, labels=(*d.labels, Label(method.span, f"in the row `{row.name}` of this method")))
 
 
 def _distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:

@@ -16,13 +16,16 @@ from .primitives import INITIALISERS, PRIMITIVES
 from .printer import to_text
 from .sites import RESERVED
 from .syntax import (
-    Apply, Arg, Block, BodyDef, Clause, Compose, Expr, Form, Insert, Layers, Let, ListOf, MethodDef, Modify, Name,
+    AnatomyDef, Apply, Arg, Block, BodyDef, Clause, Compose, Expr, Form, Insert, Layers, Let, ListOf, MethodDef, Modify, Name,
     Number, Param, Path, Require, RowBlock, Scope, Selection, Span, Statement, String, Tensor, Tokens, Train, Use,
     rewrite, walk,
 )  # fmt: skip
 
 MAX_DEPTH = 32
+MAX_PARTS = 512  # rows, trained copies and requirements of one method
+MAX_NODES = 2000  # of an argument after substitution: `use` in `use` may double it each time
 Mapping = dict[str, Expr]
+Trail = tuple[MethodDef, ...]  # the methods that are being put together, outermost first
 SLOTS: dict[type, str] = {Modify: "modify", Insert: "insert", Form: "form", Compose: "compose", Layers: "layers",
                           Tokens: "tokens"}  # fmt: skip
 
@@ -35,6 +38,7 @@ class Draft:
     span: Span
     slots: dict[str, Any] = field(default_factory=dict)
     gate: Apply | Block | None = None
+    used: Span | None = None  # the outermost `use` that brings the row in
 
 
 @dataclass
@@ -51,20 +55,24 @@ def is_space(definition: MethodDef) -> bool:
     return any(len(getattr(c, "alternatives", ())) > 1 for c in walk(definition) if type(c) in SLOTS)
 
 
-def elaborate(definition: MethodDef, names: Names) -> Method:
-    """The resolved method; raises `PeltError` with every mistake found in its rows."""
+def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | None = None) -> Method:
+    """The resolved method; raises `PeltError` with every mistake found in its rows.
+
+    Given a list ``found``, mistakes are added to it instead, and a row whose composition or gate is at fault goes on
+    without it, so that the rest of the row is checked too.
+    """
     space = next((c for c in walk(definition) if type(c) in SLOTS and len(getattr(c, "alternatives", ())) > 1), None)
     if space is not None:
         raise error(
             "E0220", f"`{definition.name}` is a space of methods, not one method", space.span,
             help="keep one alternative in each slot",
         )  # fmt: skip
-    parts = _parts(definition, {}, names, 0)
+    parts = _parts(definition, {}, names, ())
     problems: list[Diagnostic] = []
     rows: list[Row] = []
     for draft in parts.drafts:
         try:
-            rows.append(_row(draft, definition, names))
+            rows.append(_row(draft, definition, names, problems))
         except PeltError as e:
             problems += e.diagnostics
     seen: dict[str, Span] = {}
@@ -72,18 +80,20 @@ def elaborate(definition: MethodDef, names: Names) -> Method:
         if draft.name in seen:
             problems.append(
                 Diagnostic(
-                    "E0211", f"two rows are named `{draft.name}`", draft.span,
+                    "E0211", f"two rows are named `{draft.name}`", draft.used or draft.span,
                     labels=(Label(seen[draft.name], "the first one"),), help="name one of them: `use … as NAME`",
                 )  # fmt: skip
             )
-        seen[draft.name] = draft.span
+        seen[draft.name] = draft.used or draft.span
     if not rows and not parts.trains and not problems:
         problems.append(
             Diagnostic("E0212", f"the method `{definition.name}` changes nothing", definition.name_span,
                        help="add a row (`modify`, `insert`, `form`, `compose`), a `use` or a `train`")
         )  # fmt: skip
-    if problems:
+    if problems and found is None:
         raise PeltError(problems)
+    if found is not None:
+        found += problems
     return Method(
         definition.name, definition.params, tuple(rows), tuple(parts.trains), tuple(parts.requires), definition.doc,
         definition.span.file, definition.name_span,
@@ -93,22 +103,35 @@ def elaborate(definition: MethodDef, names: Names) -> Method:
 # ---------------------------------------------------------------- methods
 
 
-def _parts(definition: MethodDef, bound: Mapping, names: Names, depth: int) -> Parts:
+def _inner(call: Apply, bound: Mapping, names: Names, trail: Trail) -> Parts:
+    """The parts of the method that a `from` or `use` calls."""
+    callee, mapping = _callee("method", call, names)
+    if any(d is callee for d in trail):
+        chain = " → ".join(f"`{d.name}`" for d in (*trail, callee))
+        raise error("E0213", f"the method `{callee.name}` uses itself: {chain}", call.function.span,
+                    help="say in one of them what it does in its own words")  # fmt: skip
+    if len(trail) > MAX_DEPTH:
+        raise error("E0213", f"methods use each other more than {MAX_DEPTH} deep", call.function.span)
+    given = {k: substitute(v, bound) for k, v in mapping.items()}
+    if any(n >= MAX_NODES for v in given.values() for n, _ in enumerate(walk(v))):
+        raise error("E0227", f"an argument of `{callee.name}` grows beyond {MAX_NODES} words", call.span)
+    return _parts(callee, given, names, trail)
+
+
+def _parts(definition: MethodDef, bound: Mapping, names: Names, trail: Trail) -> Parts:
     """The rows of a method with ``bound`` for its parameters; ``{}`` leaves them as they are (the outermost)."""
-    if depth > MAX_DEPTH:
-        raise error("E0213", f"`{definition.name}` uses itself, or nests more than {MAX_DEPTH} deep", definition.name_span)
+    trail = (*trail, definition)
     parts = Parts()
     if definition.base is not None:
-        base, mapping = _callee("method", definition.base, names)
-        parts = _parts(base, {k: substitute(v, bound) for k, v in mapping.items()}, names, depth + 1)
+        parts = _inner(definition.base, bound, names, trail)
         for draft in parts.drafts:
             draft.name = definition.name if len(parts.drafts) == 1 else draft.name
-    _apply_clauses(definition.clauses, parts, definition.name, bound, names, depth, inherited=definition.base is not None)
+    _apply_clauses(definition.clauses, parts, definition.name, bound, names, trail, inherited=definition.base is not None)
     return parts
 
 
 def _apply_clauses(
-    clauses: Sequence[Clause], parts: Parts, name: str, bound: Mapping, names: Names, depth: int, inherited: bool
+    clauses: Sequence[Clause], parts: Parts, name: str, bound: Mapping, names: Names, trail: Trail, inherited: bool
 ) -> None:
     own: dict[str, Any] = {}
     trains: list[Train] = []
@@ -120,7 +143,9 @@ def _apply_clauses(
                             labels=(Label(own[slot].span, "the first time"),))  # fmt: skip
             own[slot] = substitute(clause, bound)
         elif isinstance(clause, Use):
-            parts.drafts += _use(clause, parts, name, bound, names, depth)
+            parts.drafts += _use(clause, parts, name, bound, names, trail)
+            if len(parts.drafts) + len(parts.trains) + len(parts.requires) > MAX_PARTS:
+                raise error("E0227", f"the method `{name}` has more than {MAX_PARTS} rows", clause.span)
         elif isinstance(clause, Train):
             trains.append(clause)
         elif isinstance(clause, Require):
@@ -150,16 +175,16 @@ def _apply_clauses(
         parts.drafts.append(Draft(name, span, own))
 
 
-def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, depth: int) -> list[Draft]:
+def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail: Trail) -> list[Draft]:
     inner = Parts()
     if isinstance(use.target, RowBlock):
-        _apply_clauses(use.target.clauses, inner, use.name or outer, bound, names, depth, inherited=False)
+        _apply_clauses(use.target.clauses, inner, use.name or outer, bound, names, trail, inherited=False)
     else:
-        callee, mapping = _callee("method", use.target, names)
-        inner = _parts(callee, {k: substitute(v, bound) for k, v in mapping.items()}, names, depth + 1)
+        inner = _inner(use.target, bound, names, trail)
     if use.overrides:
-        _apply_clauses(use.overrides, inner, use.name or outer, bound, names, depth, inherited=True)
+        _apply_clauses(use.overrides, inner, use.name or outer, bound, names, trail, inherited=True)
     for draft in inner.drafts:
+        draft.used = use.span
         if use.name is not None:
             draft.name = use.name if len(inner.drafts) == 1 else f"{use.name}_{draft.name}"
         if use.gate is not None:
@@ -181,7 +206,7 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, depth
 # ---------------------------------------------------------------- rows
 
 
-def _row(draft: Draft, definition: MethodDef, names: Names) -> Row:
+def _row(draft: Draft, definition: MethodDef, names: Names, problems: list[Diagnostic]) -> Row:
     slots = draft.slots
     if "modify" not in slots:
         raise error("E0218", f"the row `{draft.name}` does not say what it modifies", draft.span,
@@ -194,15 +219,24 @@ def _row(draft: Draft, definition: MethodDef, names: Names) -> Row:
     compose_value = slots["compose"].alternatives[0]
     insert = slots["insert"].alternatives[0] if "insert" in slots else None
     form = _inline_gates(_body("form", form_value, names), names) if form_value is not None else ()
-    compose = _inline_gates(_compose(compose_value, names), names)
-    gate = _inline_gates(_body("gate", draft.gate, names), names) if draft.gate is not None else None
+    compose: tuple[Statement, ...] = (Let(("out",), Name("h")),)
+    gate = None
+    try:
+        compose = _inline_gates(_compose(compose_value, names), names)
+    except PeltError as e:
+        problems += e.diagnostics
+    try:
+        gate = _inline_gates(_body("gate", draft.gate, names), names) if draft.gate is not None else None
+    except PeltError as e:
+        problems += e.diagnostics
+        draft.gate = None
     _check_names(form, compose, gate or (), params)
     if not any(isinstance(s, Let) and "out" in s.names for s in compose):
         raise error("E0219", "this composition does not bind `out`", slots["compose"].span, help="end it with `out = …`")
     if form_value is not None and not any(isinstance(s, Let) and "delta" in s.names for s in form):
         raise error("E0219", "this form does not bind `delta`", slots["form"].span, help="end it with `delta = …`")
-    if gate is not None and not any(isinstance(s, Let) and "g" in s.names for s in gate):
-        raise error("E0219", "this gate does not bind `g`", slots["compose"].span, help="end it with `g = …`")
+    if draft.gate is not None and not any(isinstance(s, Let) and "g" in s.names for s in gate or ()):
+        raise error("E0219", "this gate does not bind `g`", draft.gate.span, help="end it with `g = …`")
     columns = Columns(
         ", ".join(str(p) for p in slots["modify"].alternatives[0]),
         to_text(insert) if insert is not None else "",
@@ -324,6 +358,7 @@ def _callee(what: str, call: Apply, names: Names) -> tuple[Any, Mapping]:
         title = {"compose": "composition"}.get(what, what)
         raise error("E0225", f"there is no {title} named `{text}`", name.span,
                     help=near(text, names.names(what)) or f"`unipelt list` shows the {title}s there are")  # fmt: skip
+    assert not isinstance(definition, AnatomyDef)
     return definition, bind(definition.params, call, f"the {what} `{definition.name}`")
 
 

@@ -66,7 +66,7 @@ def _hoist(e: Expr, t: RowTyping, folds: list[Fold], tensors: dict) -> Any:
         name = f"folded_{len(folds) + 1}"
         folds.append(Fold(name, e, _type(e, t), places.pop() if len(places) == 1 else "site"))  # type: ignore[arg-type]
         return Name(name)
-    changes = {}
+    changes: dict[str, Any] = {}
     for field in e.__dataclass_fields__:
         part = getattr(e, field)
         if field in ("span", "kind", "op", "name", "function"):

@@ -62,7 +62,7 @@ class Inference:
             return self.names[e.id]
         if e.id in self.hidden:
             return self.fail("E0303", f"`{e.id}` {self.hidden[e.id]}", e.span)
-        if e.id in self.axes:
+        if e.id in self.axes or e.id in ("head", "group"):
             return Value(WordType("axis", e.id))
         if e.id in self.sizes:
             size = self.sizes[e.id]
@@ -160,7 +160,11 @@ class Inference:
                          "**": lambda: x**y}[e.op]()  # fmt: skip
                 if e.op == "/" and isinstance(x, int) and isinstance(y, int) and x % y == 0:
                     value = x // y
-            if a.type.size is not None and b.type.size is not None:
+            if e.op == "@":
+                raise KeyError
+            if isinstance(value, int):
+                size = Size.of(value)
+            elif a.type.size is not None and b.type.size is not None:
                 p, q = a.type.size, b.type.size
                 if e.op in "+-*/":
                     size = {"+": lambda: p + q, "-": lambda: p - q, "*": lambda: p * q, "/": lambda: p / q}[e.op]()
@@ -212,7 +216,7 @@ class Inference:
             return self.fail(
                 "E0312", "the sizes of `@` do not agree", e.right.span, label=f"first size {t}",
                 labels=(Label(e.left.span, f"last size {s}: {a.type}"),), where=self.bindings(s, t),
-                help=f"`{to_text(e.right)}.T` would fit" if flipped else self._near_size(s, t),
+                help=f"`{_turned(e.right)}` would fit" if flipped else self._near_size(s, t),
             )  # fmt: skip
         axes = self.merge_axes(a.type.axes, b.type.axes)
         return product(a, b, TensorType(axes, a.type.sizes[:-1] + b.type.sizes[1:]), e.span)
@@ -242,10 +246,12 @@ class Inference:
                 return Value(POISON)
             low = sizes[i] + low if (low.number or 0) < 0 else low
             high = sizes[i] + high if (high.number or 0) < 0 else high
-            sizes[i] = high - low
+            whole, sizes[i] = sizes[i], high - low
             n = sizes[i].number
-            if n is not None and n < 0:
+            if n is not None and n < 1:
                 return self.fail("E0319", "this range is empty", item.span)
+            if (low.number or 0) < 0 or ((whole - high).number or 0) < 0:
+                return self.fail("E0319", f"this range leaves the size {whole}", item.span)
         return a.typed(TensorType(a.type.axes, tuple(sizes)))
 
     def _bound(self, e: Expr) -> Size | None:
@@ -294,6 +300,13 @@ class Inference:
                              where=self.bindings(d_in))  # fmt: skip
         out = a.typed(TensorType(a.type.axes, (*a.type.sizes[:-1], d_out)))
         return bend(out, e.span) if text.endswith(".norm") else out
+
+
+def _turned(e: Expr) -> str:
+    """The text of an expression with its last two sizes turned."""
+    if isinstance(e, Attr) and e.name == "T":
+        return to_text(e.value)
+    return f"{to_text(e)}.T" if isinstance(e, (Name, Attr, Apply, Index)) else f"({to_text(e)}).T"
 
 
 def reading(type: Type, name: str, degree: int = AFFINE) -> Value:

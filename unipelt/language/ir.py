@@ -100,11 +100,19 @@ class Method:
                 )
             params[p.name] = p
         taken = {r.name for r in self.rows} | {t.name for t in self.trains}
-        clash = sorted(taken & ({r.name for r in other.rows} | {t.name for t in other.trains}))
+        clash = sorted(taken & {r.name for r in other.rows})
         if clash:
             raise error("E0404", f"both methods have a row named `{clash[0]}`", help="name one with `use … as NAME`")
+        taken |= {r.name for r in other.rows}
+        trains = list(self.trains)
+        for t in other.trains:  # they accumulate, as with `use`
+            label, n = t.name, 2
+            while label in taken:
+                label, n = f"{t.name}_{n}", n + 1
+            taken.add(label)
+            trains.append(replace(t, name=label))
         return Method(
-            f"{self.name}_{other.name}", tuple(params.values()), self.rows + other.rows, self.trains + other.trains,
+            f"{self.name}_{other.name}", tuple(params.values()), self.rows + other.rows, tuple(trains),
             self.requires + other.requires, self.doc,
         )  # fmt: skip
 
@@ -190,7 +198,9 @@ def fits(expr: Expr, type_: str) -> bool:
 
         name = expr.function if isinstance(expr, Apply) else expr
         return isinstance(name, Name) and name.id in INITIALISERS
-    return True
+    if type_ == "scope":
+        return isinstance(expr, Name)
+    return not isinstance(expr, (Number, Negative, String))
 
 
 def plain(expr: Expr | None) -> Any:
@@ -230,6 +240,9 @@ def row_clauses(row: Row) -> tuple:
 
 def as_definition(method: Method) -> MethodDef:
     """The method as a definition that stands alone: inline bodies only."""
+    if len(method.rows) == 1 and not method.trains and method.rows[0].gate is None and method.rows[0].name == method.name:
+        clauses = (*method.requires, *row_clauses(method.rows[0]))
+        return MethodDef(method.name, method.params, None, method.doc, clauses)
     uses: list = [
         Use(RowBlock(row_clauses(r)), r.name, Block(r.gate) if r.gate is not None else None) for r in method.rows
     ]

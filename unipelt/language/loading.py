@@ -69,9 +69,15 @@ def load(name: str | Path, method: str | None = None) -> Method:
 
 
 def resolve(definition: MethodDef, names: Names) -> Method:
-    """A definition elaborated and checked."""
-    method = elaborate(definition, names)
-    check_method(method)
+    """A definition elaborated and checked; raises `PeltError` with every mistake of both."""
+    problems: list[Diagnostic] = []
+    method = elaborate(definition, names, problems)
+    try:
+        check_method(method)
+    except PeltError as e:
+        problems += e.diagnostics
+    if problems:
+        raise PeltError(problems)
     return method
 
 

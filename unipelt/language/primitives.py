@@ -240,13 +240,22 @@ def _running_mean(check: Reporter, span: Span, args: list[Value], exprs: list[Ex
 
 @primitive("first", (2, 2), "the value at the first of `tokens` or `positions`")
 def _first(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    out = _reduce(check, "first", args[0], args[1], exprs[1])
-    return replace(out, future=args[0].future, padding=args[0].padding)
+    out = _picked(check, "first", span, args, exprs)
+    return replace(out, future=args[0].future)  # the first of all positions is a pad where pads stand at the left
 
 
 @primitive("last", (2, 2), "the value at the last of `tokens` or `positions`")
 def _last_token(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    return _reduce(check, "last", args[0], args[1], exprs[1])
+    return _picked(check, "last", span, args, exprs)
+
+
+def _picked(check: Reporter, name: str, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    a, what = args[0], args[1].type
+    if not isinstance(a.type, (TensorType, Poison)):
+        return check.fail("E0331", f"`{name}` takes a tensor, not {a.type}", span)
+    if not isinstance(what, WordType) or what.what != "domain":
+        return check.fail("E0334", f"`{name}` picks one of `tokens` or of `positions`", exprs[1].span)
+    return _reduce(check, name, a, args[1], exprs[1])
 
 
 # ---------------------------------------------------------------- shapes

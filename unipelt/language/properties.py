@@ -19,6 +19,9 @@ from .values import AFFINE, CONSTANT
 ABSORBED_BY_SITE = ("projection", "weight")
 ABSORBED_SEQUENTIAL = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.down", "ffn.hidden": "ffn.down"}
 
+#: Words through which an expression reads other positions than its own.
+POOLS = ("tokens", "positions", "running_mean")
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -46,6 +49,16 @@ def padding_invariant(t: RowTyping) -> Verdict:
     return Verdict("yes", "pad positions are never read", t.row.span)
 
 
+def cache_consistent(t: RowTyping) -> Verdict:
+    """Whether decoding with a cache equals one full pass: a step sees only its own chunk, so nothing may pool over it."""
+    row = t.row
+    for part in (row.insert, *row.form, *row.compose, *(row.gate or ())):
+        for n in walk(part) if part is not None else ():
+            if isinstance(n, Name) and n.id in POOLS:
+                return Verdict("no", "this reads other positions, and a step with a cache sees only its own chunk", n.span)
+    return Verdict("yes", "nothing reads another position of the sequence", row.span)
+
+
 def mergeable(t: RowTyping) -> Verdict:
     """Whether the edit can be absorbed by a linear map beside it: ``out`` affine in the input, at a site next to one."""
     row, site = t.row, t.site
@@ -55,7 +68,7 @@ def mergeable(t: RowTyping) -> Verdict:
         return Verdict("no", "it adds tokens", row.span)
     if t.out.degree > AFFINE:
         span = t.out.bends or row.span
-        return Verdict("no", "the output is not affine in the input: this depends on it otherwise", span)
+        return Verdict("no", "the output is not an affine function of the input", span)
     if site.family in ABSORBED_BY_SITE:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", row.span)
     if site.name in ABSORBED_SEQUENTIAL:

@@ -75,8 +75,8 @@ class Size:
     def symbols(self) -> frozenset[str]:
         return frozenset(s for m, _ in self.terms for s, _ in m)
 
-    def bind(self, values: Mapping[str, int]) -> "Size":
-        """The size with the given symbols replaced by numbers."""
+    def bind(self, values: Mapping[str, Union["Size", int]]) -> "Size":
+        """The size with the given symbols replaced."""
         total = Size(())
         for m, c in self.terms:
             term = Size.of(c)

@@ -217,7 +217,7 @@ def _install(model: nn.Module, name: str, attached: Attached) -> None:
 
 
 def _refuse_upcast(model: nn.Module) -> None:
-    config = model.config
+    config: Any = model.config
     if getattr(config, "reorder_and_upcast_attn", False) and config._attn_implementation == "eager":
         raise error("E0547", "this configuration (reorder_and_upcast_attn, eager) bypasses the attention interface",
                     help='model.set_attn_implementation("sdpa")')  # fmt: skip

@@ -257,7 +257,7 @@ def _value(model: nn.Module, name: str, plan: Plan, f: PlannedFold) -> torch.Ten
     seam = seam_of(model.get_submodule(e.site.view.module))
     assert seam is not None
     edit = next(
-        x for x in seam.adapters[key_of(name)]  # type: ignore[union-attr]
+        x for x in seam.adapters[key_of(name)]  # type: ignore[attr-defined]
         if isinstance(x, Edit) and x.row.name == e.row.name and x.site.label == e.site.label
     )  # fmt: skip
     training, edit.training = edit.training, False

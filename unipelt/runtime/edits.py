@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -84,7 +84,7 @@ class Edit(nn.Module):
                 names[name] = Named(t, self._scope_axes(name, t))
             else:
                 names[name] = t
-        return Context(names, self.site.sizes, self.bases, mask, self.training)
+        return Context(names, self.site.sizes, self.bases, mask, self.training, self.lowered is not None)
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
         if name in ("W", "bias"):
@@ -133,8 +133,7 @@ class Edit(nn.Module):
         c.names["h"] = named
         if self.lowered is not None and self.lowered.added is not None:
             run(self.row.compose[:-1], c)
-            added = evaluate(self.lowered.added, c)
-            out = elementwise(torch.add, named, added if g is None else elementwise(torch.mul, g, added))
+            out = self._add(named, g, c)
         else:
             run(self.row.compose, c)
             out = c.names["out"]
@@ -148,10 +147,19 @@ class Edit(nn.Module):
             data = to_axes(out, named.axes, h.shape)
         return data.to(h.dtype), c
 
+    def _add(self, h: Named, g: Any, c: Context) -> Any:
+        """h + g · factor · added, a plain factor within the addition's kernel."""
+        assert self.lowered is not None and self.lowered.added is not None
+        added = evaluate(self.lowered.added, c)
+        factor = evaluate(self.lowered.factor, c) if self.lowered.factor is not None else 1
+        if g is not None:
+            added = elementwise(torch.mul, g, added)
+        return elementwise(lambda a, b: torch.add(a, b, alpha=factor), h, added)
+
     def _gate(self, c: Context) -> Any:
         if self.row.gate is None:
             return None
-        inner = Context(dict(c.names), c.sizes, c.bases, c.mask, c.training)
+        inner = Context(dict(c.names), c.sizes, c.bases, c.mask, c.training, c.fused)
         for label, axes in self.axes.items():
             if label.startswith("gate."):
                 inner.names[label[5:]] = Named(self._tensor(label), axes)
@@ -219,7 +227,15 @@ class CopyEdit(nn.Module):
         self.bias_only = lowering and adds and self.trained == ("bias",)
         self._base = [host]  # in a list: the base's module must not become a child
 
-    def forward(self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence["CopyEdit"] = ()
+    ) -> torch.Tensor:
+        """``output`` is the host's own. Of each parameter the last copy counts: ``earlier`` ones give those not trained here."""
+        others = {n: c.twin._parameters[n] for c in earlier for n in c.trained if n not in self.trained}
+        if others:
+            twin = copy.copy(self.twin)
+            twin._parameters = {**self.twin._parameters, **others}
+            return twin(*args, **kwargs)
         if self.bias_only:
             return output + (self.twin.bias - self._base[0].bias).to(output.dtype)  # type: ignore[operator]
         return self.twin(*args, **kwargs)

@@ -107,7 +107,7 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
         host = model.get_submodule(path)
         weight_path, bias_path = f"{path}.weight", f"{path}.bias"
         conv = type(host).__name__ == "Conv1D"
-        weight = new.get(weight_path, host.weight.detach())  # type: ignore[arg-type,union-attr]
+        weight = new.get(weight_path, host.weight.detach())  # type: ignore[arg-type,operator,union-attr]
         old_bias = host.bias.detach() if getattr(host, "bias", None) is not None else None  # type: ignore[union-attr,operator]
         bias = new.get(bias_path, old_bias)
         W = (weight if conv else weight.T).double()
@@ -171,7 +171,7 @@ def _double(model: nn.Module, name: str, e: PlannedEdit) -> Edit:
     seam = seam_of(model.get_submodule(e.site.view.module))
     assert isinstance(seam, Seam)
     found = next(
-        x for x in seam.adapters[key_of(name)]  # type: ignore[union-attr]
+        x for x in seam.adapters[key_of(name)]  # type: ignore[attr-defined]
         if isinstance(x, Edit) and x.row.name == e.row.name and x.site.label == e.site.label
     )  # fmt: skip
     bases, found.bases = found.bases, {}  # the base's modules are not copied along

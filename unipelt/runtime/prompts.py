@@ -95,7 +95,7 @@ class Doorway(nn.Module):
         if ids is not None:
             filler = ids.new_full((batch, total), self._filler(model))
             named["input_ids"] = torch.cat([filler, ids], 1)
-        else:
+        elif embeds is not None:
             named["inputs_embeds"] = torch.cat([embeds.new_zeros(batch, total, embeds.shape[-1]), embeds], 1)
         for name, fill in (("labels", -100), ("token_type_ids", 0)):
             t = named.get(name)
@@ -134,9 +134,9 @@ class Doorway(nn.Module):
         if position is None:
             start = seen - total if seen else 0
             position = self._own_positions(model, named, given, tokens, start)
-            if named.get("attention_mask") is None and not seen:
-                # without a mask, transformers reads repeated positions as packed sequences
-                named["attention_mask"] = given.new_ones(given.shape[0], tokens + total, dtype=torch.long)
+        if still and named.get("attention_mask") is None and not seen:
+            # without a mask, transformers reads repeated positions as packed sequences
+            named["attention_mask"] = given.new_ones(given.shape[0], tokens + total, dtype=torch.long)
         position = position + moved
         if not seen:
             rows = torch.cat([position.new_zeros(still), torch.arange(moved, device=position.device)]).to(position.dtype)

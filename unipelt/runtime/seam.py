@@ -82,11 +82,11 @@ class Seam(nn.Module):
         for name in self.switch.live:
             key = key_of(name)
             if key in self.adapters:
-                found += [(name, e) for e in self.adapters[key] if e.side == side]  # type: ignore[union-attr]
+                found += [(name, e) for e in self.adapters[key] if e.side == side]  # type: ignore[attr-defined]
         return found
 
     def sides(self) -> set[str]:
-        return {e.side for edits in self.adapters.values() for e in edits}  # type: ignore[union-attr]
+        return {e.side for edits in self.adapters.values() for e in edits}  # type: ignore[attr-defined]
 
     def hang(self, host: nn.Module) -> None:
         """Registers the hooks that the edits here need, and takes away those they no longer need."""
@@ -119,10 +119,13 @@ class Seam(nn.Module):
         h = _element(output)
         x = first_tensor(args, kwargs) if args or kwargs else None
         parts: dict[tuple[int, int], torch.Tensor] = {}
+        copies = [e for _, e in edits if isinstance(e, CopyEdit)]
+        if copies:  # weight edits precede activation edits, those of other adapters too (ruling 6)
+            h = _element(copies[-1](args, kwargs, h, copies[:-1]))
         for name, edit in edits:
             if isinstance(edit, CopyEdit):
-                h = _element(edit(args, kwargs, h))
-            elif edit.part is None:
+                continue
+            if edit.part is None:
                 h = edit(h, self.gather(name, edit, x, host), self.mask())
             else:
                 at = parts.get(edit.part)

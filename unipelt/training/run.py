@@ -235,6 +235,8 @@ def _record(config: TrainConfig) -> dict[str, Any]:
 def _finish(folder: Path, config: TrainConfig, result: Result, best: int | None) -> None:
     """The adapter is written beside its place and moved in file by file, the one that names the others last."""
     card = {"task": result.task.kind, "metrics": result.metrics, "seed": config.seed, "lr": result.lr}
+    if not config.checkpoints:
+        (folder / CHECKPOINTS).rmdir()  # the Trainer makes its folder in any case
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as staging:
         unipelt.save(result.model, Path(staging) / "adapter", NAME, fold=True, card=card)
         files = sorted((Path(staging) / "adapter").iterdir(), key=lambda f: (f.name == "adapter.json", f.name))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import unipelt
 
 from ..language.diagnostics import error
+from ..runtime.seam import NAME as RESERVED
 from . import data as reading
 from .models import load_model, load_tokenizer, quiet
 from .run import TASK, read_json

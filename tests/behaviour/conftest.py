@@ -1,0 +1,32 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = str(Path(__file__).parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
+
+from tiny import Bases
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shared_bases():
+    return Bases()
+
+
+@pytest.fixture
+def bases(shared_bases):
+    """Lends base models; a test must give each back exactly as it was."""
+    yield shared_bases
+    changed = shared_bases.take_back()
+    assert not changed, f"these bases were not given back as they were: {changed}"

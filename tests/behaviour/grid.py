@@ -1,0 +1,92 @@
+"""The committed grid: which property is tested of which method on which model, and why a cell is blank.
+
+A blank cell's reason is checked: it must be the one that `blank` finds on the model itself, so that a cell can neither
+be left out without cause nor keep a cause that has gone. For a new method, `python tests/behaviour/grid.py NAME` prints
+its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("grid.json")
+MODELS = {
+    "bert": "BertModel", "bert_head": "BertForSequenceClassification", "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+}  # fmt: skip
+DECODING = ("dynamic cache", "static cache", "greedy", "beams", "left-padded generation")
+
+
+def read() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def refusal(spec: str, model: Any) -> str | None:
+    """Why the method does not go onto the model at all."""
+    import unipelt
+    from tiny import small
+
+    try:
+        unipelt.plan(model, small(spec), allow_future=True)
+    except unipelt.PeltError as e:
+        d = e.diagnostics[0]
+        return f"{d.code}: {d.message}"
+    return None
+
+
+def blank(spec: str, kind: str, model: Any) -> dict[str, list[str]]:
+    """Reason → the properties that stay blank for it, of a method on a model."""
+    import unipelt
+    from tiny import DECODERS, small
+    from unipelt.language.properties import cache_consistent
+
+    plan = unipelt.plan(model, small(spec), allow_future=True)
+    said = plan.properties
+    out: dict[str, list[str]] = {}
+    taken: set[str] = set()
+
+    def leave(reason: str, *properties: str) -> None:
+        new = [p for p in properties if p not in taken]
+        taken.update(new)
+        if new:
+            out.setdefault(reason, []).extend(new)
+
+    if said["mergeable"] == "yes":
+        leave("it merges", "merge refused")
+    else:
+        leave(f"not mergeable, {said['mergeable']}", "merged")
+    if kind not in DECODERS:
+        leave("an encoder does not decode", *DECODING)
+    elif plan.leaks:
+        leave(f"sees the future, so it is refused on causal models unless allow_future; {said['causal']}", *DECODING)
+    elif any(cache_consistent(e.typing).value != "yes" for e in plan.edits):
+        leave("reads other positions than the chunk of a cached step; the plan warns of it", *DECODING)
+    if kind == "bert_head":
+        leave("the base itself reads the first position, which padding at the left makes a pad", "padding left")
+    if said["padding-invariant"] == "yes":
+        leave("pads take no part", "padding seen")
+    else:
+        leave(f"pads take part, {said['padding-invariant']}", "padding left", "padding right", DECODING[-1])
+    return out
+
+
+def left_blank(cell: dict[str, list[str]]) -> set[str]:
+    return {p for properties in cell.values() for p in properties}
+
+
+def row(spec: str) -> dict[str, Any]:
+    """Model → the reason of its refusal, or its blank cells by reason."""
+    from tiny import build
+
+    found: dict[str, Any] = {}
+    for kind in MODELS:
+        model = build(kind)
+        found[kind] = refusal(spec, model) or blank(spec, kind, model)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: row(name) for name in sys.argv[1:]}, indent=1, ensure_ascii=False))

@@ -1,0 +1,91 @@
+"""Method × model × property, for every method of the library, with randomised tensors (see `properties` and `grid`)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from grid import MODELS, blank, left_blank, read, refusal, row
+from properties import PROPERTIES, Case
+from tiny import footprint, small
+
+import unipelt
+
+GRID = read()
+METHODS = [e.name for e in unipelt.library() if e.kind == "method"]
+CELLS = [
+    (spec, kind, name)
+    for spec in METHODS if spec in GRID["methods"]
+    for kind in MODELS if isinstance(GRID["methods"][spec].get(kind), dict)
+    for name in PROPERTIES if name not in left_blank(GRID["methods"][spec][kind])
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "kind", "name"), CELLS, ids=lambda v: v.replace(" ", "-"))
+def test_cell(spec, kind, name, bases, tmp_path):
+    PROPERTIES[name](Case(spec, kind, bases, tmp_path))
+
+
+def test_every_method_of_the_library_is_in_the_grid():
+    missing = [m for m in METHODS if m not in GRID["methods"]]
+    proposed = json.dumps({m: row(m) for m in missing}, indent=1, ensure_ascii=False) if missing else ""
+    assert not missing, f"tests/behaviour/grid.json lacks {', '.join(missing)}; what is found on the models:\n{proposed}"
+    surplus = [m for m in GRID["methods"] if m not in METHODS]
+    assert not surplus, f"tests/behaviour/grid.json has methods that the library lacks: {', '.join(surplus)}"
+    assert GRID["properties"] == {n: (f.__doc__ or "").split("\n")[0] for n, f in PROPERTIES.items()}
+    assert GRID["models"] == MODELS
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("spec", METHODS)
+def test_every_blank_has_its_reason(spec, kind, bases):
+    written = GRID["methods"][spec][kind]
+    model = bases.get(kind)
+    refused = refusal(spec, model)
+    if refused is None:
+        assert written == blank(spec, kind, model)
+        return
+    assert written == refused
+    before = footprint(model)
+    with pytest.raises(unipelt.PeltError, match=refused.split(":")[0]):
+        unipelt.apply(model, small(spec), allow_future=True)
+    assert footprint(model) == before
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("spec", METHODS)
+def test_what_sees_the_future_is_refused_unless_it_is_allowed(spec, kind, bases):
+    """The verdict agrees with the numbers: a later token changes an earlier logit exactly where the verdict says so."""
+    written = GRID["methods"][spec][kind]
+    if isinstance(written, str):
+        return
+    from tiny import batch, look, put
+
+    model = bases.get(kind)
+    plan = unipelt.plan(model, small(spec), allow_future=True)
+    if plan.leaks:
+        with pytest.raises(unipelt.PeltError, match="E0530"):
+            unipelt.apply(model, small(spec))
+    a = batch(kind, rows=2, tokens=8, padded=False)
+    b = {**a, "input_ids": a["input_ids"].clone()}
+    b["input_ids"][:, 5:] = 95 - b["input_ids"][:, 5:]
+    assert (look(model, a)["logits"][:, 5:] - look(model, b)["logits"][:, 5:]).abs().max() > 1e-3
+    put(model, spec)
+    x, y = look(model, a)["logits"][:, -8:], look(model, b)["logits"][:, -8:]
+    early = float((x[:, :5] - y[:, :5]).abs().max())
+    assert (early > 1e-4) if plan.leaks else (early <= 1e-6 * max(1.0, float(x.abs().max()))), early
+    unipelt.remove(model, "a")
+
+
+def test_cells_are_counted(capsys):
+    total = len(METHODS) * len(MODELS) * len(PROPERTIES)
+    count = {"cells": total, "filled": len(CELLS), "blank": total - len(CELLS)}
+    with capsys.disabled():
+        print(f"\ngrid: {len(METHODS)} methods x {len(MODELS)} models x {len(PROPERTIES)} properties: "
+              f"{len(CELLS)} cells filled, {total - len(CELLS)} blank, each with its reason")  # fmt: skip
+    assert GRID["counts"] == count
+
+
+def test_the_bases_are_in_float32(bases):
+    assert all(p.dtype == torch.float32 for k in MODELS for p in bases.get(k).parameters())

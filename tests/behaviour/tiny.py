@@ -1,0 +1,210 @@
+"""Tiny random base models, batches for them, and what the behaviour tests measure."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    BertConfig, BertForSequenceClassification, BertModel, ElectraConfig, ElectraForSequenceClassification, GPT2Config,
+    GPT2ForSequenceClassification, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification,
+    MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, RobertaConfig, RobertaForSequenceClassification,
+)  # fmt: skip
+
+import unipelt
+
+VOCAB, WIDTH, PAD = 96, 32, 0
+_SPECIAL: dict[str, Any] = dict(vocab_size=VOCAB, pad_token_id=PAD, bos_token_id=2, eos_token_id=None, initializer_range=0.1)
+_COMMON: dict[str, Any] = dict(
+    **_SPECIAL, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64
+)
+_ENCODER: dict[str, Any] = dict(**_COMMON, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+_GPT2: dict[str, Any] = dict(
+    **_SPECIAL, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+)
+_GROUPED: dict[str, Any] = dict(**_COMMON, num_key_value_heads=2)
+
+KINDS = {
+    "bert": (BertModel, BertConfig, _ENCODER),
+    "bert_head": (BertForSequenceClassification, BertConfig, {**_ENCODER, "num_labels": 3}),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, _GPT2),
+    "llama": (LlamaForCausalLM, LlamaConfig, _GROUPED),
+    "gpt2_head": (GPT2ForSequenceClassification, GPT2Config, {**_GPT2, "num_labels": 3}),
+    "llama_head": (LlamaForSequenceClassification, LlamaConfig, {**_GROUPED, "num_labels": 3}),
+    "roberta_head": (RobertaForSequenceClassification, RobertaConfig, {**_ENCODER, "num_labels": 3}),
+    "electra_head": (ElectraForSequenceClassification, ElectraConfig, {**_ENCODER, "num_labels": 3, "embedding_size": WIDTH}),
+    "mistral": (MistralForCausalLM, MistralConfig, {**_GROUPED, "sliding_window": None}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, _GROUPED),
+}
+DECODERS = ("gpt2", "llama", "mistral", "qwen2")
+
+
+def build(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> nn.Module:
+    """A base in evaluation mode. Biases and norms are random too: a zero bias would hide what is done to it."""
+    cls, config, options = KINDS[kind]
+    torch.manual_seed(0)
+    model = cls(config(**{**options, **changes}))
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 1:
+                p.add_(0.1 * torch.randn(p.shape, generator=g))
+    return model.to(dtype).eval()
+
+
+def batch(kind: str, rows: int = 3, tokens: int = 7, padded: bool = True, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Token ids and a mask; one row is shorter, with its padding at the right."""
+    ids = torch.randint(5, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    if padded and rows > 1:
+        mask[1, -2:] = 0
+        ids[1, -2:] = PAD
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def outputs(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> dict[str, torch.Tensor]:
+    """What a user reads from a model: logits, or the last hidden state and the pooled one."""
+    o = model(**inputs, **more)
+    found = {n: o[n] for n in ("logits", "last_hidden_state", "pooler_output") if n in o and o[n] is not None}
+    assert found
+    return found
+
+
+def look(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        return {n: t.detach().clone() for n, t in outputs(model, inputs, **more).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference. Where a prompt made one of them longer, the tokens' own positions are compared."""
+    assert a.keys() == b.keys()
+    found = 0.0
+    for n in a:
+        x, y = a[n].double(), b[n].double()
+        assert torch.isfinite(x).all() and torch.isfinite(y).all()
+        if x.dim() == 3:
+            tokens = min(x.shape[1], y.shape[1])
+            x, y = x[:, -tokens:], y[:, -tokens:]
+        assert x.shape == y.shape
+        found = max(found, float((x - y).abs().max()))
+    return found
+
+
+def size(a: dict[str, torch.Tensor]) -> float:
+    return max(float(t.double().abs().max()) for t in a.values())
+
+
+def loss(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> torch.Tensor:
+    """A number that depends on every entry of the output."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i, t in enumerate(outputs(model, inputs, **more).values()):
+        weights = torch.randn(t.shape, generator=torch.Generator().manual_seed(40 + i), dtype=torch.float64)
+        total = total + (t.double() * weights).sum()
+    return total
+
+
+# ---------------------------------------------------------------- adapters
+
+
+@lru_cache(maxsize=None)
+def small(name: str) -> Any:
+    """A method of the library with sizes that suit the tiny models."""
+    method = unipelt.load(name)
+    sizes = {
+        p.name: 4 for p in method.params
+        if p.type == "int" and getattr(p.default, "value", 0) > 4
+    }  # fmt: skip
+    return method(**sizes) if sizes else method
+
+
+def trained(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The adapter's trained parameters by their names in its state dict."""
+    parameters = {p.data_ptr(): p for g in unipelt.parameter_groups(model, name, 1.0) for p in g["params"]}
+    return {n: parameters[t.data_ptr()] for n, t in unipelt.state_dict(model, name).items() if t.data_ptr() in parameters}
+
+
+def randomise(model: nn.Module, name: str, seed: int = 0, scale: float = 0.2) -> None:
+    """Adds noise to every trained tensor, drawn by its name: a start at the identity would hide everything."""
+    found = trained(model, name)
+    assert found
+    with torch.no_grad():
+        for n, p in found.items():
+            key = int.from_bytes(hashlib.sha256(f"{seed}:{n}".encode()).digest()[:6], "little")
+            noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(key), dtype=torch.float64)
+            p.add_((scale * noise).to(p.dtype))
+
+
+def put(model: nn.Module, spec: Any, name: str = "a", noise: int = 0, **options: Any) -> Any:
+    """Applies a method (a name of the library, or a method) and randomises it; a method is put on a causal model as is."""
+    method = small(spec) if isinstance(spec, str) else spec
+    plan = unipelt.apply(model, method, name=name, allow_future=True, **options)
+    randomise(model, name, noise)
+    return plan
+
+
+# ---------------------------------------------------------------- traces
+
+
+def footprint(model: nn.Module) -> dict[str, Any]:
+    """Everything a model is made of, but for its values."""
+    hooks = {}
+    for path, m in model.named_modules():
+        counts = {k: len(v) for k, v in vars(m).items() if k.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))}
+        hooks[path] = (type(m), tuple(sorted(vars(m))), tuple(sorted(counts.items())), m.training)
+    return {
+        "modules": hooks,
+        "state": {n: (tuple(t.shape), t.dtype) for n, t in model.state_dict().items()},
+        "parameters": {n: (id(p), p.requires_grad) for n, p in model.named_parameters()},
+        "buffers": {n: id(b) for n, b in model.named_buffers()},
+        "config": repr(model.config),
+        "attention": model.config._attn_implementation,
+    }
+
+
+def values(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: t.detach().clone() for n, t in model.state_dict().items()}
+
+
+def same_values(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+class Bases:
+    """Base models that the tests share. A base that a failing test left changed is built anew."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple, tuple[nn.Module, dict, dict]] = {}
+        self.lent: list[tuple] = []
+
+    def get(self, kind: str, dtype: torch.dtype = torch.float32, copy_number: int = 0) -> nn.Module:
+        key = (kind, dtype, copy_number)
+        if key not in self.kept:
+            model = build(kind, dtype)
+            self.kept[key] = (model, footprint(model), values(model))
+        self.lent.append(key)
+        return self.kept[key][0]
+
+    def take_back(self) -> list[tuple]:
+        """The bases that were lent and are not as they were."""
+        changed = []
+        for key in dict.fromkeys(self.lent):
+            model, before, weights = self.kept[key]
+            clean = footprint(model) == before and same_values(values(model), weights)
+            if not clean or any(p.grad is not None for p in model.parameters()):
+                changed.append(key)
+                del self.kept[key]
+        self.lent.clear()
+        return changed
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model)

@@ -1,0 +1,260 @@
+"""Every recording of two public libraries whose method and model unipelt has so far: outputs and gradients agree.
+
+The recordings are looked for in ``UNIPELT_FIXTURES``, else in ``shared/fixtures`` beside the checkout.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import pytest
+import torch
+import transformers
+from fidelity_kit import (
+    EFFECT, GRADIENTS, OUTPUTS, Piece, Place, adaption, bottleneck, classifier, effect, fill, gradient_error, gradients,
+    library, low_rank, mapping, norms, output_error, prefix, prefix_gates, prefix_mlp, prompt, rescaling, variant,
+)  # fmt: skip
+from recordings import COUNT, FOLDER, RESULTS, listed
+
+import unipelt
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a recorded method is written here, and how its tensors are named."""
+
+    method: Callable[[], unipelt.Method]
+    pieces: tuple[Piece, ...]
+    shift: int = 0  # token positions start here
+    allow_future: bool = False
+    why: str = field(default="", compare=False)  # what differs from the library's own spec or from a plain call
+
+
+def own(name: str, *pieces: Piece, **arguments: Any) -> Case:
+    return Case(lambda: library(name, **arguments), pieces)
+
+
+def other(file: str, name: str, why: str, *pieces: Piece, allow_future: bool = False, **arguments: Any) -> Case:
+    return Case(lambda: variant(file, name, **arguments), pieces, allow_future=allow_future, why=why)
+
+
+def with_classifier(
+    name: str, pieces: tuple[Piece, ...], shift: int = 0, wrapper: bool = False, **arguments: Any
+) -> Case:
+    return Case(lambda: library(name, **arguments) + variant("peft", "classifier_copy"), (*pieces, classifier(wrapper)),
+                shift, why=f"{CLASSIFIER}; {SHIFT}" if shift else CLASSIFIER)  # fmt: skip
+
+
+QKV = ("attn.q", "attn.k", "attn.v")
+UNIPELT_MLP = ("K", "bk", "V", "bv")
+CLASSIFIER = "the classifier is trained too, the pooler is not"
+SHIFT = "peft's prefix goes through the cache, so the tokens' positions start after it: they are passed as position_ids"
+
+CASES: dict[str, Case] = {
+    "adapters/bert-seq_bn": own("pfeiffer", bottleneck("ffn"), r=8),
+    "adapters/bert-double_seq_bn": other("adapters", "double_bottleneck", "swish, and frozen norms",
+                                          bottleneck("attn", "ffn"), r=8),
+    "adapters/bert-par_bn": own("scaled_parallel_adapter", bottleneck("ffn"), r=16, s=4.0),
+    "adapters/bert-scaled_par_bn": own("scaled_parallel_adapter_learned", bottleneck("ffn", scaled=True), r=8),
+    "adapters/bert-prefix_tuning": own("prefix_tuning_mlp", prefix_mlp(), l=5, mid=16),
+    "adapters/bert-prefix_tuning_flat": own("prefix_tuning", prefix(5), l=5),
+    "adapters/bert-prompt_tuning": own("prompt_tuning", prompt("embed"), l=4, at="embed"),
+    "adapters/bert-lora": own("lora", low_rank("attn.q", "attn.v"), r=4, alpha=8.0),
+    "adapters/bert-lora_all": other("adapters", "lora_everywhere", "five places instead of two",
+                                    low_rank(*QKV, "ffn.up", "ffn.down"), r=3, alpha=6.0),
+    "adapters/bert-ia3": other("adapters", "ia3_before_activation", "the inner vector acts before the activation",
+                               rescaling("attn.k", "attn.v", "ffn.up")),
+    "adapters/bert-mam": own("mam", prefix_mlp(0), bottleneck("ffn", row=1), l=5, r=16, s=4.0, mid=24),
+    "adapters/bert-mam_paper": Case(
+        lambda: library("prefix_tuning", l=5) + library("scaled_parallel_adapter", r=8, s=4.0),
+        (prefix(5, 0), bottleneck("ffn", row=1)), why="the paper's flat prefix"),
+    "adapters/bert-unipelt": own(
+        "unipelt_apl", bottleneck("ffn", gated=True), prefix_mlp(1, UNIPELT_MLP), prefix_gates("G", row=1),
+        low_rank("attn.q", "attn.v", row=2, gated=True), ra=8, l=5, rl=4, mid=16),
+    "adapters/bert-unipelt_separate_gates": other(
+        "adapters", "unipelt_separate_gates", "keys and values have a gate each", bottleneck("ffn", gated=True),
+        prefix_mlp(1, UNIPELT_MLP), prefix_gates("GK", "GV", row=1), low_rank("attn.q", "attn.v", row=2, gated=True),
+        ra=4, l=4, rl=2, mid=12),
+    "adapters/bert-union_nogates": own(
+        "unipelt_apl_ungated", bottleneck("ffn"), prefix_mlp(1, UNIPELT_MLP), low_rank("attn.q", "attn.v", row=2),
+        ra=8, l=5, rl=4, alpha=2.0, mid=16),
+    "adapters/gpt2-lora": own("lora", low_rank("attn.q", "attn.v", r=4), r=4, alpha=8.0),
+    "adapters/gpt2-lora_qkv": other("adapters", "lora_everywhere", "five places instead of two",
+                                    low_rank(*QKV, "ffn.up", "ffn.down", r=4), r=4, alpha=8.0),
+    "adapters/gpt2-ia3": other("adapters", "ia3_before_activation", "the inner vector acts before the activation",
+                               rescaling("attn.k", "attn.v", "ffn.up")),
+    "adapters/gpt2-par_bn": other("adapters", "parallel_raw", "reads the raw stream", bottleneck("ffn"), r=8, s=4.0),
+    "adapters/gpt2-seq_bn": other("adapters", "sequential_raw", "reads the sum, which has no norm",
+                                  bottleneck("ffn"), r=8),
+    "adapters/gpt2-prefix_tuning_flat": own("prefix_tuning", prefix(5), l=5),
+    "adapters/gpt2-union_nogates": other(
+        "adapters", "union_raw", "the adapter reads the sum, which has no norm", bottleneck("ffn"),
+        prefix_mlp(1, UNIPELT_MLP), low_rank("attn.q", "attn.v", row=2, r=4), ra=8, l=5, rl=4, alpha=2.0, mid=16),
+    "adapters/gpt2-unipelt": other(
+        "adapters", "unipelt_raw", "the adapter reads the sum; the pooled gates see later positions, allowed here",
+        bottleneck("ffn", gated=True), prefix_mlp(1, UNIPELT_MLP), prefix_gates("G", row=1),
+        low_rank("attn.q", "attn.v", row=2, r=4, gated=True), allow_future=True, ra=8, l=5, rl=4, mid=16),
+    "peft/llama-lora": own("lora", low_rank("attn.q", "attn.v"), r=4, alpha=8.0),
+    "peft/llama-rslora": other("peft", "rslora_attention", "four places instead of two",
+                               low_rank(*QKV, "attn.o"), r=4, alpha=6.0),
+    "peft/llama-lora_rank_alpha_pattern": other(
+        "peft", "lora_patterns", "a row for each rank and alpha", low_rank("attn.q", row=0),
+        low_rank("attn.v", row=1, layers=[0]), low_rank("attn.v", row=2, layers=[1])),
+    "peft/llama-lora_bias": other("peft", "lora_with_bias", "B has a bias",
+                                  low_rank("attn.q", "ffn.down", bias=True), r=4, alpha=8.0),
+    "peft/llama-ia3": own("ia3", rescaling("attn.k", "attn.v", "ffn.hidden")),
+    "peft/llama-ln_tuning": own(
+        "ln_tuning", norms("*.input_layernorm", "*.post_attention_layernorm", "norm", biases=False)),
+    "peft/llama-prefix_tuning": Case(lambda: library("prefix_tuning", l=5), (prefix(5),), shift=5, why=SHIFT),
+    "peft/llama-prefix_tuning_mlp": Case(
+        lambda: variant("peft", "prefix_mlp_narrow", l=5, mid=16), (prefix_mlp(0, UNIPELT_MLP),), shift=5,
+        why=f"an embedding as wide as one layer's keys; {SHIFT}"),
+    "peft/llama-prompt_tuning": own("prompt_tuning", prompt("embed.words"), l=4, at="embed.words"),
+    "peft/llama-adaption_prompt": other("peft", "adaption_prompt", "one gate a layer, no tanh", adaption(), l=4, top=2),
+    "peft/bert-lora": with_classifier("lora", (low_rank("attn.q", "attn.v"),), r=4, alpha=8.0),
+    "peft/bert-ia3": Case(lambda: variant("peft", "ia3_all_inputs") + variant("peft", "classifier_copy"),
+                          (rescaling("attn.k", "attn.v", "ffn.hidden"), rescaling("attn.heads", row=1), classifier()),
+                          why=f"`output.dense` names two maps, and both have their inputs rescaled; {CLASSIFIER}"),
+    "peft/bert-prefix_tuning": with_classifier("prefix_tuning", (prefix(5),), 5, True, l=5),
+    "peft/bert-prompt_tuning": with_classifier(
+        "prompt_tuning", (prompt("embed.words"),), wrapper=True, l=4, at="embed.words"),
+}  # fmt: skip
+
+_ZOO = "a method that is not in the library of specs yet"
+_WEIGHT = "edits a weight as a function of itself; weight sites are not built yet"
+_SHARED = "needs factors that are drawn once and shared by sites of different sizes"
+_SEQ2SEQ = "an encoder-decoder: no anatomy yet"
+
+#: Recordings whose method or model belongs to later work, each with its reason.
+NOT_HERE: dict[str, str] = {
+    "adapters/bart-lora": _SEQ2SEQ,
+    "adapters/bart-mam": _SEQ2SEQ,
+    "adapters/bart-prefix_tuning_flat": _SEQ2SEQ,
+    "adapters/bart-seq_bn": _SEQ2SEQ,
+    "adapters/bert-compacter": f"{_ZOO}: Kronecker factors",
+    "adapters/bert-compacterpp": f"{_ZOO}: Kronecker factors",
+    "adapters/bert-direft": f"{_ZOO}: selected tokens",
+    "adapters/bert-dora": _WEIGHT,
+    "adapters/bert-dvora": _WEIGHT,
+    "adapters/bert-loreft": f"{_ZOO}: selected tokens, an orthogonal projection",
+    "adapters/bert-noreft": f"{_ZOO}: selected tokens",
+    "adapters/bert-prompt_tuning_after_bos": "a prompt inside the text; `prepend` puts rows before all tokens",
+    "adapters/bert-seq_bn_inv": f"{_ZOO}: an invertible adapter at the embeddings",
+    "adapters/bert-vera": _SHARED,
+    "peft/llama-adalora": f"{_ZOO}: ranks that change in training",
+    "peft/llama-boft": _WEIGHT,
+    "peft/llama-boft_butterfly2": _WEIGHT,
+    "peft/llama-c3a": f"{_ZOO}: circulant blocks",
+    "peft/llama-dora": _WEIGHT,
+    "peft/llama-fourierft": f"{_ZOO}: frozen frequencies",
+    "peft/llama-hira": _WEIGHT,
+    "peft/llama-hra": _WEIGHT,
+    "peft/llama-hra_gs": _WEIGHT,
+    "peft/llama-loha": f"{_ZOO}: a Hadamard product of factors",
+    "peft/llama-lokr": f"{_ZOO}: Kronecker factors",
+    "peft/llama-lokr_decompose_both": f"{_ZOO}: Kronecker factors",
+    "peft/llama-lora_embed": "LoRA on the embedding matrix; the site `embed.weight` is not built yet",
+    "peft/llama-miss": f"{_ZOO}: a tiled block",
+    "peft/llama-miss_bat": _WEIGHT,
+    "peft/llama-oft": _WEIGHT,
+    "peft/llama-oft_coft_shared": _WEIGHT,
+    "peft/llama-oft_neumann": _WEIGHT,
+    "peft/llama-p_tuning_lstm": f"{_ZOO}: an LSTM makes the prompt",
+    "peft/llama-p_tuning_mlp": f"{_ZOO}: an MLP makes the prompt",
+    "peft/llama-randlora": _SHARED,
+    "peft/llama-road": f"{_ZOO}: rotations of output pairs",
+    "peft/llama-road_2": f"{_ZOO}: rotations of output pairs",
+    "peft/llama-road_4": f"{_ZOO}: rotations of output pairs",
+    "peft/llama-vera": _SHARED,
+    "peft/t5-ia3": _SEQ2SEQ,
+    "peft/t5-lora": _SEQ2SEQ,
+    "peft/t5-prefix_tuning": _SEQ2SEQ,
+    "peft/t5-prompt_tuning": _SEQ2SEQ,
+}
+
+
+def test_every_recording_is_listed_once():
+    """A case or a reason for each of the recordings there are (and for no other)."""
+    assert not CASES.keys() & NOT_HERE.keys()
+    assert (len(CASES), len(NOT_HERE)) == (37, COUNT - 37)
+    if FOLDER is None:
+        pytest.skip(f"{COUNT} recordings were not run: UNIPELT_FIXTURES is not set")
+    assert set(listed(FOLDER)) == CASES.keys() | NOT_HERE.keys()
+
+
+@pytest.mark.parametrize("name", CASES if FOLDER is not None else [])
+def test_recording(name):
+    metadata, tensors = read(name)
+    case, key = CASES[name], metadata["output_key"]
+    recorded = {n.removeprefix("adapter."): t for n, t in tensors.items() if n.startswith("adapter.")}
+    recorded_gradients = {n.removeprefix("grad."): t for n, t in tensors.items() if n.startswith("grad.")}
+    assert recorded.keys() == recorded_gradients.keys()
+    model = build(metadata, tensors)
+    inputs = {n: tensors[f"input.{n}"] for n in ("input_ids", "attention_mask")}
+    moved = dict(inputs)
+    if case.shift:
+        moved["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None] + case.shift
+    with torch.no_grad():
+        base = model(**inputs)[key]
+    assert output_error(base, tensors["output.base"]) <= OUTPUTS
+
+    method = case.method()
+    mapped = mapping(case.pieces, Place.of(model.config, name.startswith("peft/"), method))
+    for lowering in (True, False):
+        unipelt.apply(model, method, name="recorded", head=False, allow_future=case.allow_future, lowering=lowering)
+        fill(model, "recorded", mapped, recorded)
+        out = model(**moved)[key]
+        (out * tensors["input.cotangent"]).sum().backward()
+        found = output_error(out, tensors[f"output.{key}"])
+        worst, where = gradient_error(gradients(model, "recorded"), mapped, recorded_gradients)
+        RESULTS.append((name, found, worst, case.why))
+        assert found <= OUTPUTS, f"outputs differ by {found:.1e} (lowering={lowering})"
+        assert worst <= GRADIENTS, f"the gradient of {where} differs by {worst:.1e} (lowering={lowering})"
+        assert effect(out.detach(), base) > EFFECT
+        with torch.no_grad(), unipelt.disabled(model):
+            assert torch.equal(model(**inputs)[key], base)
+        unipelt.remove(model, "recorded")
+
+
+#: Slips that reimplementations make: each must be seen where it is made.
+SLIPS: dict[str, tuple[str, Callable[[], unipelt.Method]]] = {
+    "alpha": ("adapters/bert-lora", lambda: library("lora", r=4, alpha=9.0)),
+    "s": ("adapters/bert-par_bn", lambda: library("scaled_parallel_adapter", r=16, s=1.0)),
+    "activation": ("adapters/bert-seq_bn", lambda: library("pfeiffer", r=8, act="gelu")),
+    "insertion": ("adapters/gpt2-seq_bn", lambda: library("pfeiffer", r=8)),
+    "positions": ("peft/llama-prefix_tuning", lambda: library("prefix_tuning", l=5)),
+    "prompt_site": ("adapters/bert-prompt_tuning", lambda: library("prompt_tuning", l=4, at="embed.words")),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS if FOLDER is not None else [])
+def test_the_comparison_sees_a_slip(slip):
+    name, method = SLIPS[slip]
+    metadata, tensors = read(name)
+    model, wrong = build(metadata, tensors), method()
+    unipelt.apply(model, wrong, name="slip", head=False)
+    pieces = (prompt("embed.words"),) if slip == "prompt_site" else CASES[name].pieces
+    recorded = {n.removeprefix("adapter."): t for n, t in tensors.items() if n.startswith("adapter.")}
+    fill(model, "slip", mapping(pieces, Place.of(model.config, name.startswith("peft/"), wrong)), recorded)
+    with torch.no_grad():
+        out = model(**{n: tensors[f"input.{n}"] for n in ("input_ids", "attention_mask")})[metadata["output_key"]]
+    assert output_error(out, tensors[f"output.{metadata['output_key']}"]) > 100 * OUTPUTS
+
+
+def read(name: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    assert FOLDER is not None
+    with safe_open(FOLDER / f"{name}.safetensors", "pt") as f:
+        return f.metadata(), {n: f.get_tensor(n) for n in f.keys()}
+
+
+def build(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The plain model of a recording, with its weights."""
+    config = getattr(transformers, metadata["model_config_class"])(**json.loads(metadata["model_config"]))
+    config._attn_implementation = "eager"
+    model = getattr(transformers, metadata["model_class"])(config)
+    model.load_state_dict({n.removeprefix("base."): t for n, t in tensors.items() if n.startswith("base.")})
+    return model.eval()

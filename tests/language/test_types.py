@@ -1,0 +1,310 @@
+"""What the checker infers of right methods: signatures, types, verdicts; the IR as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from unipelt.language.check import RowTyping, check_method, check_row
+from unipelt.language.counts import formula
+from unipelt.language.diagnostics import PeltError
+from unipelt.language.ir import SCHEMA, Method, as_file, from_json, json_schema, to_json
+from unipelt.language.loading import library, load, parse
+from unipelt.language.parser import parse as parse_file
+from unipelt.language.printer import to_text
+from unipelt.language.properties import row_reads, verdicts
+from unipelt.language.sites import SITES, signature
+from unipelt.language.syntax import Let, Tensor
+
+METHODS = [e.name for e in library() if e.kind == "method"]
+
+
+def typing(body: str, site: str = "ffn", params: str = "r: int = 4", compose: str = "add", insert: str = "insert parallel") -> RowTyping:
+    (t,) = check_method(
+        parse(f"method m({params}) {{ modify {site} {insert} form {{ {body} }} compose {compose} }}")
+    )
+    return t
+
+
+def shown(t: RowTyping, name: str) -> str:
+    return str(t.values[name].type)
+
+
+def bound(t: RowTyping) -> set[str]:
+    return {n for s in (*t.row.form, *t.row.compose) if isinstance(s, Let) for n in s.names}
+
+
+# ---------------------------------------------------------------- signatures (ruling 24)
+
+
+@pytest.mark.parametrize(
+    ("form", "site", "reads", "binds"),
+    [
+        ("attend(3)", "attn.heads", {"q", "scale"}, {"delta", "scores"}),
+        ("attend_mlp(3, 5)", "attn.heads", {"q", "scale"}, {"delta", "scores", "H"}),
+        ("bottleneck(3)", "ffn", {"z"}, {"delta"}),
+        ("low_rank(3)", "attn.q", {"z"}, {"delta"}),
+    ],
+)
+def test_what_a_form_reads_and_binds(form: str, site: str, reads: set[str], binds: set[str]) -> None:
+    (t,) = check_method(parse(f"method m {{ modify {site} insert parallel form {form} compose {{ out = h + delta }} }}"))
+    assert row_reads(t.row) & {"x", "z", "q", "k", "v", "W", "scale", "residual", "log_mass"} == reads
+    assert bound(t) - {"out"} == binds
+
+
+@pytest.mark.parametrize(("form", "missing"), [("bottleneck(3)", {"scores"}), ("low_rank(3)", {"scores"})])
+def test_a_composition_that_reads_what_the_form_does_not_bind_does_not_fit(form: str, missing: set[str]) -> None:
+    text = f"method misfit {{ modify attn.heads insert parallel form {form} compose share_softmax }}"
+    with pytest.raises(PeltError) as caught:
+        parse(text)
+    assert {d.code for d in caught.value.diagnostics} == {"E0301"}
+    assert {m for m in missing if f"`{m}`" in str(caught.value)} == missing
+    (label,) = caught.value.diagnostics[0].labels  # the mistake shows in the library; the label leads to this method
+    assert text[label.span.start : label.span.end] == "misfit" and "misfit" in label.text
+    assert parse(text.replace(form, "attend(3)")).rows
+
+
+def test_an_attention_form_does_not_fit_where_there_are_no_queries() -> None:
+    with pytest.raises(PeltError) as caught:
+        parse("method m { modify ffn insert parallel form attend(3) compose add }")
+    assert "`q`" in str(caught.value)
+
+
+# ---------------------------------------------------------------- types
+
+
+@pytest.mark.parametrize("site", [s for s in SITES if SITES[s].family not in ("embed",)])
+def test_every_site_takes_its_own_h(site: str) -> None:
+    (t,) = check_method(parse(f"method m {{ modify {site} compose {{ out = 2 * h }} }}"))
+    found = signature(site)
+    assert found is not None and t.out.type == found.h and "batch" in found.h.axes
+
+
+def test_types_of_a_bottleneck_and_of_attention() -> None:
+    t = typing("A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros a = z @ A b = relu(a) delta = b @ B")
+    assert [shown(t, n) for n in ("A", "a", "b", "delta")] == [
+        "[d_model, r]", "batch, token, [r]", "batch, token, [r]", "batch, token, [d_model]",
+    ]  # fmt: skip
+    t = typing("P: [r, d_head] ~ zeros per group s = q @ P.T p = P.T u = sum(s) delta = s @ P", site="attn.heads")
+    assert [shown(t, n) for n in ("P", "p", "s", "u", "delta")] == [
+        "group, [r, d_head]", "group, [d_head, r]", "batch, head, token, [r]", "batch, head, token, []",
+        "batch, head, token, [d_head]",
+    ]  # fmt: skip
+
+
+def test_head_refines_group_in_either_order() -> None:
+    for product in ("q * g", "g * q", "q @ G", "sum(g) * q"):
+        g = "g1: [d_head] ~ zeros per group G: [d_head, d_head] ~ zeros per group delta = " + product.replace("g", "g1")
+        assert shown(typing(g, site="attn.heads"), "delta") == "batch, head, token, [d_head]"
+
+
+def test_only_a_literal_one_stretches() -> None:
+    t = typing("a: [1, d_out] ~ zeros b: [r, 1] ~ zeros c = a * b delta = sum(c, 0) * z")
+    assert shown(t, "c") == "[r, d_model]" and shown(t, "delta") == "batch, token, [d_model]"
+    with pytest.raises(PeltError) as caught:  # r may be 1, but it is not written so
+        typing("a: [r] ~ zeros b: [d_out] ~ zeros delta = z * (a + b)")
+    assert caught.value.diagnostics[0].code == "E0310"
+    t = typing("b: [] ~ zeros delta = b * z")
+    assert shown(t, "delta") == "batch, token, [d_model]"
+
+
+def test_sizes_are_polynomials_not_texts() -> None:
+    t = typing("A: [d_in, 2 * r - r] ~ zeros B: [(r + r) / 2, d_out] ~ zeros delta = z @ A @ B")
+    assert shown(t, "A") == "[d_model, r]"
+    t = typing("A: [r, d_in / r] ~ zeros B: [d_out * r / (r * r), d_out] ~ zeros delta = sum(A @ B, 0) * z")
+    assert shown(t, "A") == "[r, d_model / r]"
+    with pytest.raises(PeltError):
+        typing("A: [d_in, r * r] ~ zeros B: [2 * r, d_out] ~ zeros delta = z @ A @ B")
+
+
+def test_ranges_of_sizes() -> None:
+    t = typing("A: [8, d_out] ~ zeros a = A[2 : 5, :] b = A[: r] c = A[-3 :] delta = sum(a, 0) * z")
+    assert [shown(t, n) for n in "abc"] == ["[3, d_model]", "[r, d_model]", "[3, d_model]"]
+
+
+def test_the_scope_by_default_is_the_site_and_its_heads() -> None:
+    scopes = {
+        "": ("site", {"head"}), "per group": ("site", {"group"}), "per layer": ("layer", set()), "per model": ("model", set()),
+        "per kind, group": ("kind", {"group"}), "per site": ("site", set()),
+    }  # fmt: skip
+    for text, (place, axes) in scopes.items():
+        (x,) = typing(f"P: [d_head] ~ zeros {text} delta = q * P", site="attn.heads").tensors
+        assert (x.place, set(x.type.axes)) == (place, axes), text
+    (x,) = typing("P: [d_out] ~ zeros delta = z * P").tensors
+    assert (x.place, x.type.axes) == ("site", frozenset())
+
+
+def test_a_scope_or_a_site_may_be_a_parameter() -> None:
+    text = "form f(share: scope) { P: [d_out] ~ zeros per share delta = P * z }\n"
+    text += "method m(at: sites = [attn, ffn], share: scope = layer) { modify at insert parallel form f(share) compose add }"
+    for share, place in (("layer", "layer"), ("model", "model")):
+        typings = check_method(parse(text, "m")(share=share))
+        assert [t.site.name for t in typings] == ["attn", "ffn"]
+        assert {x.place for t in typings for x in t.tensors} == {place}
+    assert [t.site.name for t in check_method(parse(text, "m")(at="block"))] == ["block"]
+
+
+def test_a_called_gate_brings_its_tensors_under_the_name_of_the_let() -> None:
+    t = typing("G = token_gate(x) delta = G * z")
+    assert [(x.name, str(x.type), x.place) for x in t.tensors] == [("G_w", "[d_model]", "site"), ("G_b", "[]", "site")]
+    assert shown(t, "G") == "batch, token, []"
+    t = typing("F = token_gate(x) G = token_gate(2 * x) delta = F * G * z")
+    assert [x.name for x in t.tensors] == ["F_w", "F_b", "G_w", "G_b"]
+    t = typing("A: [d_in, 3] ~ zeros B: [3, d_out] ~ zeros G = token_gate(z @ A) delta = G * z @ A @ B")
+    assert {x.name: str(x.type) for x in t.tensors}["G_w"] == "[3]", "the gate is as wide as what it reads"
+    t = typing("delta = (1 - token_gate(x)) * z")  # inside an expression: still apart from other tensors
+    assert len(t.tensors) == 2 and len({x.name for x in t.tensors}) == 2
+
+
+def test_a_wrapped_gate_keeps_names_apart_from_those_of_the_form() -> None:
+    text = "method m { use { modify ffn insert parallel form { w: [d_in] ~ ones delta = w * z } compose add } as a gated by token_gate }"
+    (t,) = check_method(parse(text))
+    assert sorted(x.label for x in t.tensors) == ["gate.b", "gate.w", "w"]
+    assert t.out.type == SITES["ffn"].h
+
+
+def test_weight_sites_check_though_they_are_not_built() -> None:
+    text = """method dora(r: int = 8, alpha: float = 16.0) {
+      modify attn.q.weight, attn.v.weight
+      form { A: [d_in, r] ~ kaiming_uniform(sqrt(5)) B: [r, d_out] ~ zeros delta = A @ B }
+      compose { m: [d_out] = norm(W, 0) V = W + alpha / r * delta out = m * V / stop_gradient(norm(V, 0)) }
+    }"""
+    q, v = check_method(parse(text))
+    assert [str(x.type) for x in q.tensors] == ["[d_model, r]", "[r, d_q]", "[d_q]"]
+    assert str(v.out.type) == "[d_model, d_kv]"
+
+
+def test_bound_arguments_are_numbers_in_a_plan_and_symbols_before() -> None:
+    (row,) = parse("method m(r: int = 4) { modify ffn insert parallel form low_rank(r) compose add }").rows
+    site = signature("ffn")
+    assert site is not None
+    method = parse("method m(r: int = 4) { modify ffn insert parallel form low_rank(r) compose add }")
+    assert str(check_row(row, site, method.params).tensors[0].type) == "[d_model, r]"
+    from unipelt.language.check import Sizes
+
+    sizes = Sizes({"d_model": 32})
+    assert str(check_row(row, site, method(r=7).params, sizes).tensors[0].type) == "[32, 7]"
+
+
+def test_verdicts_of_words() -> None:
+    def of(form: str, site: str = "attn.q") -> dict[str, str]:
+        m = parse(f"method m {{ modify {site} insert parallel form {{ A: [d_in, d_out] ~ zeros delta = {form} }} compose add }}")
+        return {k: v.value for k, v in verdicts(m).items()}
+
+    yes = {"mergeable": "yes", "causal": "yes", "padding-invariant": "yes"}
+    assert of("z @ A") == yes
+    assert of("relu(z @ A)") == {**yes, "mergeable": "no"}
+    assert of("mean(z, tokens) @ A")["causal"] == "no"
+    assert of("mean(z, positions) @ A") == {**of("mean(z, tokens) @ A"), "padding-invariant": "no"}
+    assert of("running_mean(z) @ A")["causal"] == "yes"
+    assert of("first(z, positions) @ A")["causal"] == "yes" and of("last(z, positions) @ A")["causal"] == "no"
+    assert of("z @ A", "ffn")["mergeable"] == "no" and of("2 * x @ A * sum(x)")["mergeable"] == "no"
+
+
+# ---------------------------------------------------------------- the IR as text and JSON
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_text_and_json_of_a_library_method_give_it_back(name: str) -> None:
+    method = load(name)
+    text = str(method)
+    again = parse(text)
+    assert again == method and str(again) == text
+    for word in ("from ", "import "):
+        assert not any(line.strip().startswith(word) for line in text.split("\n")), "the text stands alone"
+    data = json.loads(json.dumps(to_json(method)))
+    assert data["schema"] == SCHEMA and from_json(data) == method and from_json(json.dumps(data)) == method
+    assert {(s.name, s.per, s.lr) for r in from_json(data).rows for s in r.form if isinstance(s, Tensor)} == {
+        (s.name, s.per, s.lr) for r in method.rows for s in r.form if isinstance(s, Tensor)
+    }
+    assert to_text(parse_file(text)) == to_text(as_file(method))
+
+
+def test_texts_stand_alone_without_the_library() -> None:
+    """In a process in which the library is empty, each text still elaborates and checks."""
+    script = """
+import json, sys
+import unipelt.language.library as library
+library.index = lambda: {}
+library.library_definition = lambda what, name: None
+library.library_names = lambda what: []
+from unipelt.language.loading import parse
+for text in json.load(sys.stdin):
+    assert parse(text).name
+print("all")
+"""
+    texts = json.dumps([str(load(n)) for n in METHODS])
+    done = subprocess.run([sys.executable, "-c", script], input=texts, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.strip() == "all", done.stderr
+
+
+def test_arguments_stay_in_the_text() -> None:
+    method = load("lora")(r=3, alpha=6, dropout=0.25)
+    assert parse(str(method)).arguments == {"r": 3, "alpha": 6.0, "dropout": 0.25} == method.arguments
+    assert from_json(to_json(method)) == method != load("lora")
+
+
+def test_the_schema_of_the_ir_is_published_and_holds() -> None:
+    schema = json_schema()
+    assert schema["$id"] == SCHEMA and schema["type"] == "object" and {"rows", "params"} <= set(schema["properties"])
+    json.dumps(schema)
+    for key in ("name", "params", "rows", "trains"):
+        assert key in to_json(load("lora"))["method"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        ("{", "E0410"), ("[]", "E0411"), ("{}", "E0411"), ('{"schema": "unipelt-ir/999"}', "E0411"),
+        ('{"schema": "unipelt-ir/1"}', "E0410"), ('{"schema": "unipelt-ir/1", "method": 3}', "E0410"),
+        ('{"schema": "unipelt-ir/1", "method": {"name": "m", "rows": [{"name": 3}]}}', "E0410"),
+    ],
+)  # fmt: skip
+def test_broken_json_is_refused(broken: str, code: str) -> None:
+    with pytest.raises(PeltError) as caught:
+        from_json(broken)
+    assert [d.code for d in caught.value.diagnostics] == [code]
+
+
+def test_a_tree_that_was_tampered_with_is_refused() -> None:
+    data = to_json(load("lora"))
+    data["method"]["rows"][0]["form"][0]["kind"] = "exec"
+    with pytest.raises(PeltError) as caught:
+        from_json(data)
+    assert caught.value.diagnostics[0].code == "E0410"
+
+
+# ---------------------------------------------------------------- formulas
+
+
+def formulas(text: str) -> dict[str, str]:
+    return formula(parse(text))
+
+
+def test_formulas_of_counts() -> None:
+    head = "method m(r: int = 4, top: int = 2) { "
+    row = "insert parallel form { A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = z @ A @ B } compose add }"
+    assert formulas(head + "modify ffn " + row)["trained"] == "2 L d_model r"
+    assert formulas(head + "modify attn, ffn " + row)["trained"] == "4 L d_model r"
+    assert formulas(head + "layers last top modify ffn " + row)["trained"] == "2 d_model min(top, L) r"
+    assert formulas(head + "modify attn.k " + row)["trained"] == "L d_head groups r + L d_model r"
+    shared = row.replace("zeros B", "zeros per kind B").replace("zeros delta", "zeros per model delta")
+    assert formulas(head + "modify attn, ffn " + shared)["trained"] == "3 d_model r"
+    frozen = formulas(head + "modify ffn " + row.replace("A:", "frozen A:"))
+    assert (frozen["trained"], frozen["frozen"]) == ("L d_model r", "L d_model r")
+    assert formulas("method m { train *.bias }")["trained"] == "every bias"
+    assert formulas("method m { layers first 3 train block }")["trained"] == "every parameter of `block` in min(3, L) layers"
+    assert formulas("method m { train head }") == {"trained": "0", "stored": "0", "frozen": "0", "head": "the model's own head"}
+    assert formulas("method m { use lora(2) use { train *.norm.* } as n }")["trained"].endswith(" + every norm's parameters")
+    folds = formulas("method m { modify ffn insert parallel form { E: [d_in, 9] ~ zeros F: [9, d_out] ~ zeros G = E @ F "
+                     "delta = z @ G } compose add }")  # fmt: skip
+    assert (folds["trained"], folds["stored"]) == ("18 L d_model", "L d_model^2 (folded)")
+
+
+def test_every_type_of_the_api_is_a_value() -> None:
+    method: Method = load("lora")
+    with pytest.raises(AttributeError):
+        method.name = "other"  # type: ignore[misc]

@@ -1,0 +1,74 @@
+"""Small models with random weights and the same inputs, for the tests of compiler and runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+WIDTH, HEADS, GROUPS, LAYERS, INNER, WORDS = 32, 4, 2, 3, 48, 80
+_SIZES = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=INNER,
+              vocab_size=WORDS)  # fmt: skip
+
+
+def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
+    """``bert``, ``bert_labels`` (with a head), ``gpt2``, ``llama`` (two groups); weights and biases all random."""
+    from transformers import (
+        BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+    )  # fmt: skip
+
+    build: Any
+    if kind == "bert":
+        build, config = BertModel, BertConfig(**_SIZES, **options)
+    elif kind == "bert_labels":
+        build, config = BertForSequenceClassification, BertConfig(**_SIZES, **{"num_labels": 3, **options})
+    elif kind == "gpt2":
+        build = GPT2LMHeadModel
+        config = GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_inner=INNER, vocab_size=WORDS, n_positions=64,
+                            bos_token_id=1, eos_token_id=1, **options)  # fmt: skip
+    else:
+        build = LlamaForCausalLM
+        config = LlamaConfig(**_SIZES, **{"num_key_value_heads": GROUPS, **options})
+    m = build(config).eval()
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in m.parameters():
+            if p.device.type != "meta":
+                p.copy_(torch.randn(p.shape, generator=g) * 0.2 + (1.0 if p.dim() == 1 and bool((p == 1).all()) else 0.0))
+    return m.to(dtype)
+
+
+def inputs(padded: bool = True) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(7)
+    ids = torch.randint(2, WORDS, (3, 7), generator=g)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def output(m: nn.Module, **given: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return m(**(given or inputs()))[0].clone()
+
+
+def randomise(m: nn.Module, name: str = "default", seed: int = 1, scale: float = 0.3) -> dict[str, torch.Tensor]:
+    """Random values for an adapter's trained tensors (added to what they are); the same for the same seed."""
+    from unipelt.runtime.attach import record
+
+    g = torch.Generator().manual_seed(seed)
+    own = record(m, name).trained()
+    with torch.no_grad():
+        for n in sorted(own):
+            own[n].add_((torch.randn(own[n].shape, generator=g) * scale).to(own[n].dtype))
+    return {n: t.detach().clone() for n, t in own.items()}
+
+
+def state(m: nn.Module) -> tuple:
+    """What an untouched model shows: names of modules and parameters, flags, hooks, values."""
+    hooks = [
+        (n, len(x._forward_hooks), len(x._forward_pre_hooks), len(x._backward_hooks)) for n, x in m.named_modules()
+    ]
+    values = [(n, p.requires_grad, p.shape, p.detach().double().sum().item()) for n, p in m.named_parameters()]
+    return tuple(hooks), tuple(values)
