@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,31 +14,42 @@ _SIZES = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=H
               vocab_size=WORDS)  # fmt: skip
 
 
-def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
+def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
     """``bert``, ``bert_labels`` (with a head), ``gpt2``, ``llama`` (two groups); weights and biases all random."""
+    if torch.empty(()).is_meta:
+        return _build(kind, seed)
+    return copy.deepcopy(_remembered(kind, seed)).to(dtype)
+
+
+@lru_cache(maxsize=16)
+def _remembered(kind: str, seed: int) -> nn.Module:
+    return _build(kind, seed)
+
+
+def _build(kind: str, seed: int) -> nn.Module:
     from transformers import (
         BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
     )  # fmt: skip
 
     build: Any
     if kind == "bert":
-        build, config = BertModel, BertConfig(**_SIZES, **options)
+        build, config = BertModel, BertConfig(**_SIZES)
     elif kind == "bert_labels":
-        build, config = BertForSequenceClassification, BertConfig(**_SIZES, **{"num_labels": 3, **options})
+        build, config = BertForSequenceClassification, BertConfig(**_SIZES, num_labels=3)
     elif kind == "gpt2":
         build = GPT2LMHeadModel
         config = GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_inner=INNER, vocab_size=WORDS, n_positions=64,
-                            bos_token_id=1, eos_token_id=1, **options)  # fmt: skip
+                            bos_token_id=1, eos_token_id=1)  # fmt: skip
     else:
         build = LlamaForCausalLM
-        config = LlamaConfig(**_SIZES, **{"num_key_value_heads": GROUPS, **options})
+        config = LlamaConfig(**_SIZES, num_key_value_heads=GROUPS)
     m = build(config).eval()
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in m.parameters():
             if p.device.type != "meta":
                 p.copy_(torch.randn(p.shape, generator=g) * 0.2 + (1.0 if p.dim() == 1 and bool((p == 1).all()) else 0.0))
-    return m.to(dtype)
+    return m
 
 
 def inputs(padded: bool = True) -> dict[str, torch.Tensor]:

@@ -121,6 +121,7 @@ def saved(case: Case) -> None:
     before = look(m, inputs)
     case.put(m)
     acting = look(m, inputs)
+    assert distance(acting, before) > EFFECT
     tensors = {n: t.clone() for n, t in unipelt.state_dict(m, "a").items()}
     for fold in (False, True):
         folder = unipelt.save(m, case.folder / f"fold-{fold}", "a", fold=fold)
@@ -169,8 +170,10 @@ def merged(case: Case) -> None:
 def merge_refused(case: Case) -> None:
     """What cannot be merged says which rows forbid it and why, and changes nothing."""
     m, inputs = case.base(), case.inputs
+    before = look(m, inputs)
     plan = case.put(m)
     acting, weights = look(m, inputs), values(m)
+    assert distance(acting, before) > EFFECT
     with pytest.raises(unipelt.PeltError) as caught:
         unipelt.merge(m, "a")
     codes = {d.code for d in caught.value.diagnostics}
@@ -596,7 +599,9 @@ def beams(case: Case) -> None:
     """Beam search, which reorders the cache, is the same with and without one."""
     m = case.base()
     ids = batch(case.kind, rows=2, tokens=6, padded=False, seed=2)["input_ids"]
+    before = look(m, {"input_ids": ids})
     case.put(m)
+    assert distance(look(m, {"input_ids": ids}), before) > EFFECT
     assert torch.equal(_generate(m, ids, num_beams=3), _generate(m, ids, num_beams=3, use_cache=False))
     unipelt.remove(m, "a")
 
@@ -605,9 +610,11 @@ def beams(case: Case) -> None:
 def left_padded(case: Case) -> None:
     """A prompt beside a longer one, padded at the left, is continued as it is alone."""
     m = case.base()
-    case.put(m)
     short = batch(case.kind, rows=1, tokens=4, padded=False, seed=3)["input_ids"]
     long = batch(case.kind, rows=1, tokens=7, padded=False, seed=4)["input_ids"]
+    before = look(m, {"input_ids": long})
+    case.put(m)
+    assert distance(look(m, {"input_ids": long}), before) > EFFECT
     ids = torch.cat([torch.cat([torch.full((1, 3), PAD), short], 1), long])
     mask = torch.ones_like(ids)
     mask[0, :3] = 0

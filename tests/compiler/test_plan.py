@@ -152,11 +152,11 @@ def test_words_that_are_not_built_yet_are_refused() -> None:
 
 
 def test_numbers_are_checked_again() -> None:
-    (d,) = refused(f"method m(r: int = 0) {{ modify ffn {LOW_RANK} }}")
+    d, _ = refused(f"method m(r: int = 0) {{ modify ffn {LOW_RANK} }}")
     assert d.code == "E0343" and "0" in d.message
-    (d,) = refused(f"method m(r: int = 1000000000) {{ modify ffn {LOW_RANK} }}")
-    assert d.code == "E0346" and "32,000,000,000" in d.message
-    (d,) = refused(f"method m(r: int = 4) {{ modify ffn {LOW_RANK.replace('[d_in, r]', '[d_in, r / 3]').replace('[r,', '[r / 3,')} }}")
+    d, other = refused(f"method m(r: int = 1000000000) {{ modify ffn {LOW_RANK} }}")
+    assert d.code == other.code == "E0346" and "32,000,000,000" in d.message
+    d, _ = refused(f"method m(r: int = 4) {{ modify ffn {LOW_RANK.replace('[d_in, r]', '[d_in, r / 3]').replace('[r,', '[r / 3,')} }}")
     assert d.code == "E0343" and "1.33" in d.message
     (d,) = refused(f'method m(r: int = 4) {{ use {{ modify ffn {LOW_RANK} }} as a require divides(r, 6), "r must divide six" }}')
     assert d.code == "E0360" and "six" in d.message
@@ -311,7 +311,7 @@ def test_a_tied_weight_is_one_copy_with_a_warning() -> None:
     p = plan("method m { train embed.words }", "gpt2")
     assert [c.name for c in p.copies] == ["wte.weight"] and len(p.copies[0].parameter.uses) == 2
     assert any("tied" in w and "lm_head" in w for w in p.warnings)
-    assert not any("tied" in w for w in plan("method m { train ln_f }", "gpt2").warnings)
+    assert not any("tied" in w for w in plan("method m { train ln_f.* }", "gpt2").warnings)
 
 
 # ---------------------------------------------------------------- heads
@@ -352,7 +352,7 @@ def test_what_folds_is_stored_folded_where_that_is_smaller() -> None:
     m = model("bert")
     p = unipelt.plan(m, unipelt.load(name("prefix_tuning_mlp"))(l=4, mid=64))
     assert p.counts.stored == 2 * LAYERS * 4 * WIDTH < p.counts.trained
-    assert {f.tensor.shape for f in p.folds} == {(HEADS, 4, WIDTH // HEADS)} and len(p.folds) == 2 * LAYERS
+    assert {f.tensor.shape for f in p.folds} == {(HEADS, 4, 8), (HEADS, 8, 4)} and len(p.folds) == 2 * LAYERS
     p = unipelt.plan(m, unipelt.load(name("prefix_tuning_mlp"))(l=400, mid=1))
     assert p.folds == () and p.counts.stored == p.counts.trained
     assert unipelt.plan(m, unipelt.load(name("lora"))).folds == ()

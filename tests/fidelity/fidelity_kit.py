@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping
 
 import torch
+from names import name as in_force
 from torch import Tensor, nn
 
 import unipelt
@@ -28,7 +29,7 @@ SPECS = Path(__file__).parent / "specs"
 
 def library(name: str, **arguments: Any) -> unipelt.Method:
     """A method of the library of specs."""
-    return unipelt.load(name)(**arguments)
+    return unipelt.load(in_force(name))(**arguments)
 
 
 def variant(file: str, name: str, **arguments: Any) -> unipelt.Method:

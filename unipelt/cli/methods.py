@@ -91,7 +91,7 @@ def show_method(spec: str, arguments: list[str], as_json: bool) -> None:
         emit({"ok": True, "name": method.name, "doc": method.doc, "rows": rows, "trains": trained,
               "arguments": params, "parameters": counts, "properties": properties, "text": str(method)})  # fmt: skip
         return
-    print(method.name + (f"\n{method.doc.strip()}" if method.doc else ""))
+    print(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
     if rows:
         gated = [] if not any(r["gated by"] for r in rows) else ["gated by"]
         table(rows, ["row", "modify", "insert", "form", "compose", *gated])

@@ -223,7 +223,10 @@ class _Builder:
     # ------------------------------------------------------------ rows
 
     def row(self, row: Row) -> None:
+        before = len(self.problems)
         layers = self.layers(row.layers)
+        if len(self.problems) > before:
+            return
         if row.tokens:
             self.problems.append(Diagnostic("E0390", "`tokens` is a word of the language that is not built yet",
                                             row.tokens[0].span))  # fmt: skip
@@ -314,6 +317,10 @@ class _Builder:
             return None
         inf = Inference(parameters(self.method.params, True), {})
         inf.names["depth"] = replace(inf.infer(Name("true")), type=NumberType(Size.of(depth), depth))
+        word = selection.word
+        if word not in ("first", "last", "range", "every"):
+            self.problems.append(Diagnostic("E0515", f"layers are not selected with `{word}`", selection.span))
+            return frozenset()
         values: list[int] = []
         for e in selection.values:
             v = inf.infer(e)
@@ -321,10 +328,6 @@ class _Builder:
                 self.problems += inf.problems or [Diagnostic("E0514", "a layer is counted by a whole number", e.span)]
                 return frozenset()
             values.append(v.type.value)
-        word = selection.word
-        if word not in ("first", "last", "range", "every"):
-            self.problems.append(Diagnostic("E0515", f"layers are not selected with `{word}`", selection.span))
-            return frozenset()
         if min(values) < (0 if word == "range" else 1):
             self.problems.append(Diagnostic("E0514", f"`layers {word}` takes a positive number", selection.span))
             return frozenset()
@@ -333,7 +336,7 @@ class _Builder:
             self.warnings.append(f"`layers {word} {top}` is clamped: the model has {depth} layers")
         table = {
             "first": range(0, min(values[0], depth)), "last": range(max(0, depth - values[0]), depth),
-            "range": range(min(values[0], depth), min(values[-1], depth)), "every": range(0, depth, values[0]),
+            "range": range(min(values[0], depth), min(values[-1], depth)), "every": range(0, depth, values[0] or 1),
         }  # fmt: skip
         chosen = frozenset(table[word])
         if not chosen:
@@ -343,7 +346,10 @@ class _Builder:
     # ------------------------------------------------------------ trained copies
 
     def trained(self, trained: Any) -> None:
+        before = len(self.problems)
         layers = self.layers(trained.layers)
+        if len(self.problems) > before:
+            return
         lr = 1.0
         if trained.lr is not None:
             v = Inference(parameters(self.method.params, True), {}).infer(trained.lr)

@@ -84,7 +84,7 @@ def _matching(
                 if any(_under(m, n, module, rest) for m, n in p.uses for module in modules)
             ]  # fmt: skip
     aliases = {
-        p.path: [_alias(model, m, n, root) for m, n in p.uses] for p in everything.values()
+        p.path: [a for m, n in p.uses for a in _aliases(model, m, n, root)] for p in everything.values()
     }
     return [p for p in everything.values() if any(_glob(parts, a) for a in aliases[p.path])]
 
@@ -105,12 +105,11 @@ def head_parameters(sites: SiteMap, everything: dict[str, Parameter]) -> list[Pa
     return [p for p in everything.values() if any(m == f or m.startswith(f"{f}.") for m, _ in p.uses for f in fronts)]
 
 
-def _alias(model: nn.Module, module: str, name: str, root: str) -> list[str]:
-    """The path's parts, where a norm module is called `norm` whatever the architecture calls it."""
+def _aliases(model: nn.Module, module: str, name: str, root: str) -> list[list[str]]:
+    """The path's parts: as they are, and with a norm module called `norm` whatever the architecture calls it."""
     parts = module[len(root) :].split(".") if module.startswith(root) else module.split(".")
-    if is_norm(model.get_submodule(module)):
-        parts[-1] = "norm"
-    return [p for p in parts if p] + [name]
+    own = [p for p in parts if p] + [name]
+    return [own, [*own[:-2], "norm", name]] if is_norm(model.get_submodule(module)) else [own]
 
 
 def _glob(pattern: tuple[str, ...], parts: list[str]) -> bool:

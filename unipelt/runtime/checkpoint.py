@@ -83,12 +83,16 @@ def _compare_base(model: nn.Module, saved: Mapping[str, Any], folder: Path, forc
         return
     for n, values in samples.items():
         mine = here["samples"].get(n, [])
-        same = len(mine) == len(values) and all(
-            isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=2e-2, abs_tol=1e-3) for a, b in zip(values, mine)
-        )
-        if not same:
+        if not isinstance(values, list) or len(mine) != len(values) or not all(map(_alike, values, mine)):
             raise error("E0571", f"the adapter in {folder} was trained on other weights: `{n}` differs",
                         help="load the base it was trained on, or pass force=True")  # fmt: skip
+
+
+def _alike(saved: Any, here: float) -> bool:
+    """Whether a sampled weight is the same, up to the rounding of a shorter dtype."""
+    if not isinstance(saved, (int, float)) or abs(saved) > 1e300:
+        return False
+    return math.isclose(saved, here, rel_tol=2e-2, abs_tol=1e-3)
 
 
 # ---------------------------------------------------------------- saving
@@ -155,8 +159,10 @@ def _write(
 def _swap(new: Path, folder: Path) -> None:
     """Puts a complete folder in place of an old one, whose further files move along."""
     os.chmod(new, 0o755)
+    old = folder.with_name(f".{folder.name}.old")
     if not folder.exists():
         os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)  # left behind where an earlier save was killed between its two renames
         return
     for item in folder.iterdir():
         if item.name not in (WEIGHTS, MANIFEST, METHOD):
@@ -164,7 +170,6 @@ def _swap(new: Path, folder: Path) -> None:
                 shutil.copytree(item, new / item.name, copy_function=_link)
             else:
                 _link(str(item), str(new / item.name))
-    old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     os.rename(folder, old)
     try:
@@ -300,7 +305,7 @@ def attach(
     _compare_base(model, manifest.get("base") or {}, folder, force)
     tensors = _tensors(folder, manifest)
     chosen = name or str(manifest.get("adapter") or "default")
-    head = None if not manifest.get("copies") else any(True for _ in manifest["copies"]) and bool(manifest.get("head")) or None
+    head = True if manifest.get("copies") and manifest.get("head") else None
     before = registry(model)
     was = before.switch.active if before is not None else ()
     apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, allow_future=allow_future,
@@ -343,7 +348,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise error("E0579", f"{path} has the format {found!r}, this version reads {FORMAT!r}")
+    for key, (type_, what) in _MANIFEST.items():
+        if key not in manifest or not isinstance(manifest[key], type_) or isinstance(manifest[key], bool) != (type_ is bool):
+            raise error("E0578", f"{path} is broken: its `{key}` is not {what}")
     return manifest
+
+
+_MANIFEST: dict[str, tuple[type, str]] = {
+    "adapter": (str, "a name"), "seed": (int, "a whole number"), "base": (dict, "an object"), "copies": (list, "a list"),
+    "head": (int, "a whole number"), "tensors": (dict, "an object"), "sha256": (dict, "an object"), "folded": (bool, "true or false"),
+}  # fmt: skip
 
 
 def _method(folder: Path, manifest: Mapping[str, Any]) -> Method:
