@@ -4,7 +4,7 @@
     SEEDS=3 python examples/demo.py         mean and 95 % interval over three seeds
 
 Every way has the same protocol: the same 100 rows, head, batches and epochs; its learning rate is the one of two that does
-better on the validation split with the first seed; the last epoch counts; the test split is read once at the end.
+better on the validation split with the first seed; the last epoch counts; the test split takes no part in any choice.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def half_width(values: list[float], examples: int) -> float:
 def line(title: str, f: dict[str, Any]) -> str:
     accuracy, half = statistics.mean(f["test"]), half_width(f["test"], f["examples"])
     return (f"{title:<17} test accuracy {accuracy:.3f} ± {half:.3f}   trained {f['trained'] + f['head']:>11,} "
-            f"({(f['trained'] + f['head']) / f['base']:6.2%})   rate {f['lr']:g}   {f['seconds']:.0f} s")  # fmt: skip
+            f"({(f['trained'] + f['head']) / f['base']:7.2%})   rate {f['lr']:g}   {f['seconds']:.0f} s")  # fmt: skip
 
 
 def judge(found: dict[str, dict[str, Any]]) -> str:

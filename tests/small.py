@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 WIDTH, HEADS, GROUPS, LAYERS, INNER, WORDS = 32, 4, 2, 3, 48, 80
-_SIZES = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=INNER,
-              vocab_size=WORDS)  # fmt: skip
+_SIZES = dict(
+    hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=INNER, vocab_size=WORDS
+)
 
 
 def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -28,8 +29,14 @@ def _remembered(kind: str, seed: int) -> nn.Module:
 
 def _build(kind: str, seed: int) -> nn.Module:
     from transformers import (
-        BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
-    )  # fmt: skip
+        BertConfig,
+        BertForSequenceClassification,
+        BertModel,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     build: Any
     if kind == "bert":
@@ -38,8 +45,16 @@ def _build(kind: str, seed: int) -> nn.Module:
         build, config = BertForSequenceClassification, BertConfig(**_SIZES, num_labels=3)
     elif kind == "gpt2":
         build = GPT2LMHeadModel
-        config = GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_inner=INNER, vocab_size=WORDS, n_positions=64,
-                            bos_token_id=1, eos_token_id=1)  # fmt: skip
+        config = GPT2Config(
+            n_embd=WIDTH,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            n_inner=INNER,
+            vocab_size=WORDS,
+            n_positions=64,
+            bos_token_id=1,
+            eos_token_id=1,
+        )
     else:
         build = LlamaForCausalLM
         config = LlamaConfig(**_SIZES, num_key_value_heads=GROUPS)
@@ -48,7 +63,9 @@ def _build(kind: str, seed: int) -> nn.Module:
     with torch.no_grad():
         for p in m.parameters():
             if p.device.type != "meta":
-                p.copy_(torch.randn(p.shape, generator=g) * 0.2 + (1.0 if p.dim() == 1 and bool((p == 1).all()) else 0.0))
+                p.copy_(
+                    torch.randn(p.shape, generator=g) * 0.2 + (1.0 if p.dim() == 1 and bool((p == 1).all()) else 0.0)
+                )
     return m
 
 

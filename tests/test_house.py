@@ -17,7 +17,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unipelt"
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: No arrow runs back up (`cli`, `training` and `variants` stand on top).
-ORDER = {"resources": -1, "language": 0, "anatomy": 1, "compiler": 2, "runtime": 3, "training": 4, "variants": 4, "cli": 5, "": 6}
+ORDER = {
+    "resources": -1,
+    "language": 0,
+    "anatomy": 1,
+    "compiler": 2,
+    "runtime": 3,
+    "training": 4,
+    "variants": 4,
+    "cli": 5,
+    "": 6,
+}
 ORDINARY = {"adapter", "full", "probing", "prefix", "block", "head", "partial", "linear", "add", "replace"}
 
 
@@ -46,8 +56,13 @@ def part(module: str) -> str:
 
 def test_there_is_something_to_look_at() -> None:
     assert len(FILES) > 40 and {part(".".join(f.relative_to(ROOT).with_suffix("").parts)) for f in FILES} >= {
-        "language", "anatomy", "compiler", "runtime", "training", "cli",
-    }  # fmt: skip
+        "language",
+        "anatomy",
+        "compiler",
+        "runtime",
+        "training",
+        "cli",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -56,10 +71,14 @@ def test_imports_run_one_way(path: Path) -> None:
     for module, line in imports(path):
         if module.split(".")[0] != "unipelt":
             if own == "language":
-                assert module.split(".")[0] not in ("torch", "transformers", "safetensors", "numpy"), f"{path}:{line} {module}"
+                assert module.split(".")[0] not in ("torch", "transformers", "safetensors", "numpy"), (
+                    f"{path}:{line} {module}"
+                )
             continue
         other = part(module)
-        if other == "" and module.count(".") <= 1 and own != "":  # `import unipelt`: the public API, for what stands on top
+        if (
+            other == "" and module.count(".") <= 1 and own != ""
+        ):  # `import unipelt`: the public API, for what stands on top
             assert ORDER[own] >= ORDER["training"], f"{path}:{line} imports {module}"
         else:
             assert ORDER[other] <= ORDER[own], f"{path}:{line} imports {module}"
@@ -74,7 +93,14 @@ def test_files_are_short(path: Path) -> None:
 def run(script: str, folder: Path = ROOT, **env: str) -> str:
     import os
 
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **env},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -97,7 +123,9 @@ print(json.dumps([bad, len(kinds), len(texts), [m for m in sys.modules if m.spli
 
 
 def test_importing_the_package_is_light() -> None:
-    heavy = run("import sys, unipelt; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'lark')])")
+    heavy = run(
+        "import sys, unipelt; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'lark')])"
+    )
     assert heavy.strip() == "[]"
 
 
@@ -112,17 +140,31 @@ def test_python_knows_no_method_by_name() -> None:
     found = []
     for path in FILES:
         tree = ast.parse(path.read_text())
-        docs = {id(n.body[0].value) for n in ast.walk(tree)
-                if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef)) and n.body and isinstance(n.body[0], ast.Expr)}  # fmt: skip
+        docs = {
+            id(n.body[0].value)
+            for n in ast.walk(tree)
+            if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef)) and n.body and isinstance(n.body[0], ast.Expr)
+        }
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs and node.value in names:
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and id(node) not in docs
+                and node.value in names
+            ):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.value!r}")
     assert found == []
 
 
 def test_no_paths_or_hosts_of_a_machine() -> None:
     bad = re.compile(r"(?<![\w./])/(?:work|home|Users|root|mnt)/\w|localhost|127\.0\.0\.1|\b10\.\d+\.\d+\.\d+")
-    texts = [*FILES, *(ROOT / "specs").rglob("*.pelt"), *(ROOT / "grammar").rglob("*"), ROOT / "README.md", ROOT / "pyproject.toml"]
+    texts = [
+        *FILES,
+        *(ROOT / "specs").rglob("*.pelt"),
+        *(ROOT / "grammar").rglob("*"),
+        ROOT / "README.md",
+        ROOT / "pyproject.toml",
+    ]
     texts += [p for p in (ROOT / "tests").rglob("*.py") if p != Path(__file__)]
     hits = [str(p.relative_to(ROOT)) for p in texts if p.is_file() and bad.search(p.read_text(errors="replace"))]
     assert hits == []
@@ -137,14 +179,31 @@ def test_the_wheel_holds_grammar_and_specs(tmp_path: Path) -> None:
         import hatchling  # noqa: F401
     except ImportError:
         return
-    built = subprocess.run([sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)],
-                           capture_output=True, text=True, timeout=120)  # fmt: skip
+    built = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            str(ROOT),
+            "--no-deps",
+            "--no-build-isolation",
+            "-q",
+            "-w",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     away = tmp_path / "away"
     with zipfile.ZipFile(wheel) as z:
         z.extractall(away)
-    assert {p.name for p in (away / "unipelt/_data/specs").glob("*.pelt")} == {p.name for p in (ROOT / "specs").glob("*.pelt")}
+    assert {p.name for p in (away / "unipelt/_data/specs").glob("*.pelt")} == {
+        p.name for p in (ROOT / "specs").glob("*.pelt")
+    }
     script = "import unipelt; print(unipelt.__file__, len([e for e in unipelt.library() if e.kind == 'method']))"
     out = run(script, tmp_path, PYTHONPATH=str(away))
     assert str(away) in out and int(out.split()[-1]) > 28
@@ -154,6 +213,10 @@ def test_another_library_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "one.pelt").write_text("method only { train *.bias }\n")
     script = "import unipelt; print([e.name for e in unipelt.library()])"
     assert run(script, UNIPELT_SPECS=str(tmp_path)).strip() == "['only']"
-    done = subprocess.run([sys.executable, "-c", script], env={"UNIPELT_SPECS": str(tmp_path / "gone"), "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"UNIPELT_SPECS": str(tmp_path / "gone"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode != 0 and "UNIPELT_SPECS" in done.stderr

@@ -1,7 +1,7 @@
 """Methods are data: with every definition of the library renamed at random, everything stays the same.
 
-A copy of ``specs/`` is renamed consistently (whole words; docstrings and comments keep theirs, model types too). In a process
-that sees only the copy, every method must plan and compute exactly what the original does, and the compiler's and the
+A copy of ``specs/`` is renamed consistently (whole words; docstrings and comments keep theirs, model types too). In a
+process that sees only the copy, every method must plan and compute exactly what the original does, and the compiler's and the
 language's tests must stay green.
 """
 
@@ -35,8 +35,10 @@ def renaming(seed: int) -> dict[str, str]:
 
 
 def renamed(text: str, names: dict[str, str], rng: random.Random) -> str:
-    """The text with whole words replaced, but for docstrings, strings and comments; anatomies get names of their own."""
-    text = re.sub(r"^anatomy (\w+)", lambda m: f"anatomy {''.join(rng.choices('qrstuv', k=8))}", text, flags=re.MULTILINE)
+    """The text with whole words replaced, not in docstrings and comments; anatomies get names of their own."""
+    text = re.sub(
+        r"^anatomy (\w+)", lambda m: f"anatomy {''.join(rng.choices('qrstuv', k=8))}", text, flags=re.MULTILINE
+    )
     out = []
     for m in _PIECES.finditer(text):
         word = m[0]
@@ -53,7 +55,12 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dic
         target = folder / ("anatomy" if path.parent.name == "anatomy" else "") / f"file_{i}.pelt"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(renamed(path.read_text(), names, rng))
-    env = {**os.environ, "UNIPELT_SPECS": str(folder), "UNIPELT_RENAMED": json.dumps(names), "PYTHONPATH": str(ROOT / "tests")}
+    env = {
+        **os.environ,
+        "UNIPELT_SPECS": str(folder),
+        "UNIPELT_RENAMED": json.dumps(names),
+        "PYTHONPATH": str(ROOT / "tests"),
+    }
     return names, env
 
 
@@ -77,7 +84,7 @@ torch.set_num_threads(1)
 back = {v: k for k, v in RENAMED.items()}
 result = {}
 for method in sorted((e.name for e in unipelt.library() if e.kind == "method"), key=lambda n: back.get(n, n)):
-    for kind in ("bert", "bert_labels", "gpt2", "llama"):
+    for kind in ("bert_labels", "gpt2", "llama"):
         m = model(kind)
         key = f"{back.get(method, method)} {kind}"
         try:
@@ -95,7 +102,8 @@ for method in sorted((e.name for e in unipelt.library() if e.kind == "method"), 
             effect = float((out[:, -1] - output(m)[:, -1]).abs().max())
         c = plan.counts
         result[key] = [hashlib.sha256(out.numpy().tobytes()).hexdigest(), list(out.shape), effect > 1e-3,
-                       [c.trained, c.stored, c.frozen, c.head], len(plan.edits), len(plan.folds), plan.properties["mergeable"][:3]]
+                       [c.trained, c.stored, c.frozen, c.head], len(plan.edits), len(plan.folds),
+                       plan.properties["mergeable"][:3]]
 print(json.dumps(result))
 """
 
@@ -104,26 +112,36 @@ def test_every_method_computes_the_same_under_another_name(other: tuple[dict[str
     names, env = other
     plain = {k: v for k, v in env.items() if k not in ("UNIPELT_SPECS", "UNIPELT_RENAMED")}
     running = [
-        subprocess.Popen([sys.executable, "-c", SCRIPT], env=e, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT], env=e, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for e in (plain, env)
-    ]  # fmt: skip
+    ]
     outs = [p.communicate(timeout=300) for p in running]
     assert [p.returncode for p in running] == [0, 0], [e[-2000:] for _, e in outs]
     original, under_other_names = (json.loads(o) for o, _ in outs)
-    assert len(original) >= 4 * 28 and set(original) == set(under_other_names)
+    assert len(original) >= 3 * 28 and set(original) == set(under_other_names)
     for key, value in original.items():
         assert under_other_names[key] == value, key
     computed = {k: v for k, v in original.items() if len(v) == 7}
-    assert len(computed) > 90 and all(v[2] for v in computed.values())
-    assert len({v[0] for v in computed.values()}) > 80, "different methods differ"
+    assert len(computed) > 70 and all(v[2] for v in computed.values())
+    assert len({v[0] for v in computed.values()}) > 60, "different methods differ"
 
 
-@pytest.mark.parametrize("suite", ["compiler/test_evaluator.py compiler/test_counts.py compiler/test_initialise.py"])
+@pytest.mark.parametrize(
+    "suite", ["compiler/test_evaluator.py compiler/test_initialise.py language/test_check.py language/test_types.py"]
+)
 def test_the_core_of_the_suite_stays_green(other: tuple[dict[str, str], dict[str, str]], suite: str) -> None:
     _, env = other
     paths = [str(ROOT / "tests" / p) for p in suite.split()]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", *paths], env=env, cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", *paths],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) > 70 and "skipped" not in done.stdout
+    assert passed and int(passed[1]) > 300 and "skipped" not in done.stdout

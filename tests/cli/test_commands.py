@@ -172,6 +172,20 @@ def test_plan_refuses_what_leaks_on_a_causal_model(spec, gpt2):
     call("plan", f"{spec}:pooling", "--model", gpt2, "--task", "causal-lm", "--allow-future")
 
 
+def test_a_head_is_added_by_name(spec, bert):
+    """Some head of the library, whatever it is called: a method all of whose rows stand at the head."""
+    from unipelt.language.loading import load
+
+    methods = [load(e.name) for e in library() if e.kind == "method"]
+    heads = [m.name for m in methods if m.rows and all(str(p) == "head" for r in m.rows for p in r.sites)]
+    model = ["--model", bert, "--task", "sequence-classification"]
+    with_head = parsed("plan", f"{spec}:small", *model, "--head", heads[0])["plan"]
+    assert heads[0] in {e["row"] for e in with_head["edits"]}
+    # A name that ends in `_head` may be given without that.
+    short = next((h.removesuffix("_head") for h in heads if h.endswith("_head")), heads[0])
+    assert parsed("plan", f"{spec}:small", *model, "--head", short)["plan"]["counts"]["head"] > 0
+
+
 def test_plan_without_a_model(spec, tmp_path):
     assert "no model folder" in call("plan", spec + ":small", "--model", tmp_path / "none", code=1)[1]
     assert "poetry" in call("plan", spec + ":small", "--model", tmp_path, "--task", "poetry", code=1)[1]

@@ -17,9 +17,18 @@ ARGUMENTS = {"r": 5, "ra": 3, "rl": 2, "l": 4, "mid": 11, "top": 2}
 
 def sizes(kind: str, arguments: dict) -> dict[str, int]:
     groups = GROUPS if kind == "llama" else HEADS
-    known = dict(d_model=WIDTH, d_head=WIDTH // HEADS, heads=HEADS, groups=groups, d_ff=INNER, vocab=WORDS,
-                 L=LAYERS, L_cross=0, d_x=WIDTH)
-    known["labels"] = 3 if kind == "bert_labels" else WORDS  # a language model's head has a row for each word  # fmt: skip
+    known = dict(
+        d_model=WIDTH,
+        d_head=WIDTH // HEADS,
+        heads=HEADS,
+        groups=groups,
+        d_ff=INNER,
+        vocab=WORDS,
+        L=LAYERS,
+        L_cross=0,
+        d_x=WIDTH,
+    )
+    known["labels"] = 3 if kind == "bert_labels" else WORDS  # a language model's head has a row for each word
     return known | {k: v for k, v in arguments.items() if isinstance(v, int)}
 
 
@@ -54,9 +63,12 @@ def test_formulas_equal_plans(kind: str, bound: bool) -> None:
 def test_numbers_that_the_papers_give() -> None:
     bert = dict(d_model=768, d_head=64, heads=12, groups=12, d_ff=3072, vocab=30522, labels=2, L=12, L_cross=0)
     wanted = {
-        "pfeiffer": (894_528, 894_528), "prefix_tuning_mlp": (9_857_024, 184_320), "lora": (294_912, 294_912),
-        "unipelt_ap": (None, 1_097_304), "unipelt_apl": (None, 1_410_672),
-    }  # fmt: skip
+        "pfeiffer": (894_528, 894_528),
+        "prefix_tuning_mlp": (9_857_024, 184_320),
+        "lora": (294_912, 294_912),
+        "unipelt_ap": (None, 1_097_304),
+        "unipelt_apl": (None, 1_410_672),
+    }
     for n, (trained, stored) in wanted.items():
         method = unipelt.load(name(n))
         found, values = counts(method), bert | {k: v for k, v in method.arguments.items() if isinstance(v, int)}
@@ -68,7 +80,10 @@ def test_numbers_that_the_papers_give() -> None:
 
 def test_texts() -> None:
     assert formula(unipelt.load(name("prefix_tuning"))) == {
-        "trained": "2 L d_head groups l", "stored": "2 L d_head groups l", "frozen": "0", "head": "0",
-    }  # fmt: skip
+        "trained": "2 L d_head groups l",
+        "stored": "2 L d_head groups l",
+        "frozen": "0",
+        "head": "0",
+    }
     assert formula(unipelt.load(name("llama_adapter")))["trained"] == "d_model l min(top, L) + heads min(top, L)"
     assert formula(unipelt.load(name("bitfit")))["trained"] == "every bias"

@@ -1,4 +1,6 @@
-"""The literal evaluator against explicit loops in float64: what named axes mean, and what the library's rows compute."""
+"""The literal evaluator against explicit loops in float64: what named axes mean, and what the library's rows
+compute.
+"""
 
 from __future__ import annotations
 
@@ -92,22 +94,34 @@ def test_matmul_is_an_einsum(left, right, formula: str, axes: str) -> None:
 @pytest.mark.parametrize(
     ("text", "formula"),
     [
-        ("x * v", lambda x, v, g, s: x * v), ("x + s", lambda x, v, g, s: x + s), ("g * x", lambda x, v, g, s: g[:, None, None] * x),
-        ("g + v", lambda x, v, g, s: g[:, None] + v), ("1 - g", lambda x, v, g, s: 1 - g), ("2 / v", lambda x, v, g, s: 2 / v),
+        ("x * v", lambda x, v, g, s: x * v),
+        ("x + s", lambda x, v, g, s: x + s),
+        ("g * x", lambda x, v, g, s: g[:, None, None] * x),
+        ("g + v", lambda x, v, g, s: g[:, None] + v),
+        ("1 - g", lambda x, v, g, s: 1 - g),
+        ("2 / v", lambda x, v, g, s: 2 / v),
         ("mean(x, tokens)", lambda x, v, g, s: torch.stack([x[0].mean(0), x[1, 2:].mean(0)])),
-        ("mean(x, positions)", lambda x, v, g, s: x.mean(1)), ("sum(x, tokens)", lambda x, v, g, s: torch.stack([x[0].sum(0), x[1, 2:].sum(0)])),
-        ("first(x, tokens)", lambda x, v, g, s: torch.stack([x[0, 0], x[1, 2]])), ("last(x, tokens)", lambda x, v, g, s: x[:, -1]),
+        ("mean(x, positions)", lambda x, v, g, s: x.mean(1)),
+        ("sum(x, tokens)", lambda x, v, g, s: torch.stack([x[0].sum(0), x[1, 2:].sum(0)])),
+        ("first(x, tokens)", lambda x, v, g, s: torch.stack([x[0, 0], x[1, 2]])),
+        ("last(x, tokens)", lambda x, v, g, s: x[:, -1]),
         ("running_mean(x)", lambda x, v, g, s: torch.stack([x[:, : i + 1].mean(1) for i in range(4)], 1)),
-        ("softmax(x)", lambda x, v, g, s: x.exp() / x.exp().sum(-1, keepdim=True)), ("norm(x)", lambda x, v, g, s: (x**2).sum(-1).sqrt()),
-        ("x if training else v", lambda x, v, g, s: v), ("(x > 0) * x", lambda x, v, g, s: torch.relu(x)),
-        ("concat(v, x)", lambda x, v, g, s: torch.cat([v.expand(2, 4, 3), x], -1)), ("v[-2 :]", lambda x, v, g, s: v[-2:]),
+        ("softmax(x)", lambda x, v, g, s: x.exp() / x.exp().sum(-1, keepdim=True)),
+        ("norm(x)", lambda x, v, g, s: (x**2).sum(-1).sqrt()),
+        ("x if training else v", lambda x, v, g, s: v),
+        ("(x > 0) * x", lambda x, v, g, s: torch.relu(x)),
+        ("concat(v, x)", lambda x, v, g, s: torch.cat([v.expand(2, 4, 3), x], -1)),
+        ("v[-2 :]", lambda x, v, g, s: v[-2:]),
     ],
-)  # fmt: skip
+)
 def test_elementwise_reductions_and_words(text: str, formula) -> None:
     x, v, g, s = rand(2, 4, 3), rand(3, seed=1), rand(2, seed=2), rand(1, seed=3)[0]
     names: dict[str, Any] = {
-        "x": Named(x, ("batch", "token")), "v": Named(v), "g": Named(g, ("batch",)), "s": Named(s),
-    }  # fmt: skip
+        "x": Named(x, ("batch", "token")),
+        "v": Named(v),
+        "g": Named(g, ("batch",)),
+        "s": Named(s),
+    }
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     out = evaluate(parse_expression(text), Context(names, {}, mask=mask))
     assert isinstance(out, Named) and close(out.data, formula(x, v, g, s))
@@ -121,12 +135,16 @@ def test_dropout_acts_in_training_alone() -> None:
     torch.manual_seed(0)
     out = evaluate(e, Context(dict(names), {}, training=True))
     assert isinstance(out, Named)
-    assert 0.2 < float((out.data == 0).float().mean()) < 0.3 and torch.allclose(out.data[out.data != 0], torch.tensor(4 / 3))
+    assert 0.2 < float((out.data == 0).float().mean()) < 0.3 and torch.allclose(
+        out.data[out.data != 0], torch.tensor(4 / 3)
+    )
 
 
 def test_parameters_are_values() -> None:
-    method = unipelt.parse("method m(r: int = 4, s: float = 2.0, act: activation = tanh, a: float = s / r) { modify ffn insert parallel "
-                           "form { A: [d_in, r] ~ zeros delta = z } compose { out = h + act(a * delta) } }")  # fmt: skip
+    method = unipelt.parse(
+        "method m(r: int = 4, s: float = 2.0, act: activation = tanh, a: float = s / r) { modify ffn insert parallel "
+        "form { A: [d_in, r] ~ zeros delta = z } compose { out = h + act(a * delta) } }"
+    )
     known = constants(method.params, {"d_in": 3}, {"layer": 1})
     assert known["a"] == 0.5 and known["act"] == "tanh" and known["layer"] == 1
     x = rand(2, 4, 3)
@@ -231,8 +249,10 @@ def test_two_prefixes_commute_in_a_model_and_equal_one_long_prefix(lowering: boo
         return output(m)
 
     places = [f"layers.{i}.attn.heads" for i in range(3)]
-    a, b = ({f"{p}.{n}": rand(GROUPS, size, D, seed=9 * i + size) for i, p in enumerate(places) for n in ("P_k", "P_v")}
-            for size in (2, 5))  # fmt: skip
+    a, b = (
+        {f"{p}.{n}": rand(GROUPS, size, D, seed=9 * i + size) for i, p in enumerate(places) for n in ("P_k", "P_v")}
+        for size in (2, 5)
+    )
     both = {n: torch.cat([a[n], b[n]], 1) for n in a}
     one = attend([7], [both])
     assert (attend([2, 5], [a, b]) - one).abs().max() < 1e-10
@@ -277,7 +297,10 @@ def test_a_gate_mixes_what_was_with_what_would_be(compose: str, lowering: bool) 
 
 
 def test_the_gate_of_a_sequence_pools_over_every_position() -> None:
-    e = edits("method m { use { modify ffn insert parallel form low_rank(4) compose add } as a gated by sequence_gate }", "bert")[0]
+    e = edits(
+        "method m { use { modify ffn insert parallel form low_rank(4) compose add } as a gated by sequence_gate }",
+        "bert",
+    )[0]
     t, h, x = tensors(e), rand(B, T, WIDTH), rand(B, T, WIDTH, seed=1)
     g = torch.sigmoid(x @ t["gate:w"] + t["gate:b"]).mean(1)
     assert close(e(h, {"x": x}), h + g[:, None, None] * (x @ t["A"] @ t["B"]))

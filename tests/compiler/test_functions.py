@@ -21,29 +21,77 @@ from unipelt.language.values import NumberType, Poison, Value
 LENGTHS = {"batch": 9, "token": 13, "head": 4, "group": 2, "expert": 6}
 SIZES = {"d_model": 5, "d_head": 3, "d_q": 12, "d_kv": 6, "d_ff": 10, "r": 7, "l": 11}
 TENSORS = {
-    "x": ("batch token", ("d_model",)), "q": ("batch head token", ("d_head",)), "mass": ("batch head token", ()),
-    "key": ("group", ("l", "d_head")), "own": ("head", ("l", "d_head")), "M": ("", ("d_model", "r")),
-    "N": ("", ("r", "d_model")), "v": ("", ("d_model",)), "u": ("", ("r",)), "s": ("", ()), "one": ("", (1, "d_model")),
-    "P": ("", ("l", "d_kv")), "Q": ("", ("l", "d_q")), "each": ("expert", ("d_model", "r")), "rows": ("", ("l", "d_model")),
-    "T": ("", ("r", "l", "d_model")), "bx": ("batch", ("d_model",)), "gh": ("group", ("d_head",)),
-}  # fmt: skip
+    "x": ("batch token", ("d_model",)),
+    "q": ("batch head token", ("d_head",)),
+    "mass": ("batch head token", ()),
+    "key": ("group", ("l", "d_head")),
+    "own": ("head", ("l", "d_head")),
+    "M": ("", ("d_model", "r")),
+    "N": ("", ("r", "d_model")),
+    "v": ("", ("d_model",)),
+    "u": ("", ("r",)),
+    "s": ("", ()),
+    "one": ("", (1, "d_model")),
+    "P": ("", ("l", "d_kv")),
+    "Q": ("", ("l", "d_q")),
+    "each": ("expert", ("d_model", "r")),
+    "rows": ("", ("l", "d_model")),
+    "T": ("", ("r", "l", "d_model")),
+    "bx": ("batch", ("d_model",)),
+    "gh": ("group", ("d_head",)),
+}
 
 EXAMPLES = {
-    "relu": ("relu(x)", "relu(0 - 2)"), "gelu": ("gelu(q)",), "gelu_new": ("gelu_new(x)",), "silu": ("silu(M)",),
-    "tanh": ("tanh(s)", "tanh(1)"), "sigmoid": ("sigmoid(mass)", "sigmoid(0.5)"), "softplus": ("softplus(x)",),
-    "exp": ("exp(key)", "exp(1)"), "log": ("log(exp(x))", "log(2)"), "sqrt": ("sqrt(exp(v))", "sqrt(5)"),
-    "abs": ("abs(x)", "abs(0 - 3)"), "sin": ("sin(u)", "sin(1)"), "cos": ("cos(u)", "cos(1)"),
-    "identity_map": ("identity_map(x)",), "stop_gradient": ("stop_gradient(M)",), "drop": ("drop(x, 0.5)", "drop(x, 0)"),
-    "max": ("max(2, 7, 3)",), "min": ("min(2, 7, 3)",), "ceil": ("ceil(7 / 2)", "ceil(3)"), "floor": ("floor(7 / 2)",),
+    "relu": ("relu(x)", "relu(0 - 2)"),
+    "gelu": ("gelu(q)",),
+    "gelu_new": ("gelu_new(x)",),
+    "silu": ("silu(M)",),
+    "tanh": ("tanh(s)", "tanh(1)"),
+    "sigmoid": ("sigmoid(mass)", "sigmoid(0.5)"),
+    "softplus": ("softplus(x)",),
+    "exp": ("exp(key)", "exp(1)"),
+    "log": ("log(exp(x))", "log(2)"),
+    "sqrt": ("sqrt(exp(v))", "sqrt(5)"),
+    "abs": ("abs(x)", "abs(0 - 3)"),
+    "sin": ("sin(u)", "sin(1)"),
+    "cos": ("cos(u)", "cos(1)"),
+    "identity_map": ("identity_map(x)",),
+    "stop_gradient": ("stop_gradient(M)",),
+    "drop": ("drop(x, 0.5)", "drop(x, 0)"),
+    "max": ("max(2, 7, 3)",),
+    "min": ("min(2, 7, 3)",),
+    "ceil": ("ceil(7 / 2)", "ceil(3)"),
+    "floor": ("floor(7 / 2)",),
     "divides": ("divides(2, 6)", "divides(4, 6)"),
-    "mean": ("mean(x)", "mean(M, 0)", "mean(x, tokens)", "mean(x, positions)", "mean(each, expert)", "mean(q, head)", "mean(T, 1)"),
-    "sum": ("sum(x)", "sum(M, 0)", "sum(each, expert)", "sum(x, positions)", "sum(x, tokens)", "sum(T, -2)", "sum(T, -3)"),
-    "norm": ("norm(x)", "norm(M, 0)", "norm(M, 1)", "norm(T, -2)"), "logsumexp": ("logsumexp(x)", "logsumexp(q, head)"),
-    "softmax": ("softmax(x)", "softmax(each, expert)", "softmax(M, 0)"), "running_mean": ("running_mean(x)", "running_mean(q)"),
-    "first": ("first(x, positions)", "first(q, tokens)"), "last": ("last(x, tokens)", "last(x, positions)"),
-    "heads": ("heads(P)", "heads(Q)"), "concat": ("concat(x, u)", "concat(key, own)", "concat(v, u, x)", "concat(x, bx)"),
-    "prepend": ("prepend(rows, x)",), "width": ("width(M)", "width(x) * 2"),
-}  # fmt: skip
+    "mean": (
+        "mean(x)",
+        "mean(M, 0)",
+        "mean(x, tokens)",
+        "mean(x, positions)",
+        "mean(each, expert)",
+        "mean(q, head)",
+        "mean(T, 1)",
+    ),
+    "sum": (
+        "sum(x)",
+        "sum(M, 0)",
+        "sum(each, expert)",
+        "sum(x, positions)",
+        "sum(x, tokens)",
+        "sum(T, -2)",
+        "sum(T, -3)",
+    ),
+    "norm": ("norm(x)", "norm(M, 0)", "norm(M, 1)", "norm(T, -2)"),
+    "logsumexp": ("logsumexp(x)", "logsumexp(q, head)"),
+    "softmax": ("softmax(x)", "softmax(each, expert)", "softmax(M, 0)"),
+    "running_mean": ("running_mean(x)", "running_mean(q)"),
+    "first": ("first(x, positions)", "first(q, tokens)"),
+    "last": ("last(x, tokens)", "last(x, positions)"),
+    "heads": ("heads(P)", "heads(Q)"),
+    "concat": ("concat(x, u)", "concat(key, own)", "concat(v, u, x)", "concat(x, bx)"),
+    "prepend": ("prepend(rows, x)",),
+    "width": ("width(M)", "width(x) * 2"),
+}
 
 
 def types(numeric: bool) -> dict[str, Value]:
@@ -111,9 +159,29 @@ def test_a_primitive_computes_what_its_rule_says(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["x @ x", "x @ M @ N", "q @ key.T", "q @ own.T", "key @ q", "key + own", "gh * q", "mass * q", "s * x", "one + rows", "x * bx",
-     "x @ each @ u", "T @ v", "x @ M @ T", "(x > 0) * x", "x ** 2", "2 / exp(x)", "rows[2 : 5, 1 : 3]", "-T[-3 :]", "r / 7 + l"],
-)  # fmt: skip
+    [
+        "x @ x",
+        "x @ M @ N",
+        "q @ key.T",
+        "q @ own.T",
+        "key @ q",
+        "key + own",
+        "gh * q",
+        "mass * q",
+        "s * x",
+        "one + rows",
+        "x * bx",
+        "x @ each @ u",
+        "T @ v",
+        "x @ M @ T",
+        "(x > 0) * x",
+        "x ** 2",
+        "2 / exp(x)",
+        "rows[2 : 5, 1 : 3]",
+        "-T[-3 :]",
+        "r / 7 + l",
+    ],
+)
 def test_operators_compute_what_is_inferred(text: str) -> None:
     assert agree(parse_expression(text)) == ""
 
@@ -132,11 +200,32 @@ def test_an_activation_is_elementwise(name: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "M @ M", "mean(x, batch)", "mean(x, head)", "x + u", "x @ s", "u @ v", "heads(M)", "mean(v, tokens)", "sum(s)", "mean(M, 2)", "norm(M, 2)",
-        "concat(x, s)", "concat(M, N)", "prepend(v, x)", "prepend(P, x)", "softmax(s)", "running_mean(v)",
-        "first(v, positions)", "sum(M, expert)", "divides(M, 2)", "max(M, 2)", "width(s)", "drop(x, M)", "T[0 : 2, 0 : 1, :, :]",
+        "M @ M",
+        "mean(x, batch)",
+        "mean(x, head)",
+        "x + u",
+        "x @ s",
+        "u @ v",
+        "heads(M)",
+        "mean(v, tokens)",
+        "sum(s)",
+        "mean(M, 2)",
+        "norm(M, 2)",
+        "concat(x, s)",
+        "concat(M, N)",
+        "prepend(v, x)",
+        "prepend(P, x)",
+        "softmax(s)",
+        "running_mean(v)",
+        "first(v, positions)",
+        "sum(M, expert)",
+        "divides(M, 2)",
+        "max(M, 2)",
+        "width(s)",
+        "drop(x, M)",
+        "T[0 : 2, 0 : 1, :, :]",
     ],
-)  # fmt: skip
+)
 def test_what_torch_cannot_do_is_refused_before(text: str) -> None:
     assert agree(parse_expression(text)) == "refused"
 
@@ -151,15 +240,28 @@ def random_expression(rng: random.Random, depth: int) -> str:
     def sub() -> str:
         return random_expression(rng, rng.randrange(depth))
 
-    return rng.choice([
-        lambda: f"({sub()} + {sub()})", lambda: f"({sub()} * {sub()})", lambda: f"({sub()} - {sub()})", lambda: f"({sub()} @ {sub()})",
-        lambda: f"({sub()} @ {sub()})", lambda: f"({sub()} @ {sub()}.T)", lambda: f"{sub()}.T", lambda: f"-{sub()}", lambda: f"({sub()} > {sub()})",
-        lambda: f"{rng.choice(['relu', 'tanh', 'softmax', 'sum', 'mean', 'logsumexp', 'norm', 'heads'])}({sub()})",
-        lambda: f"{rng.choice(['sum', 'mean'])}({sub()}, {rng.choice(['tokens', 'positions', 'expert', 'head', '0', '1', '-2'])})",
-        lambda: f"{rng.choice(['first', 'last'])}({sub()}, {rng.choice(['tokens', 'positions'])})",
-        lambda: f"concat({sub()}, {sub()})", lambda: f"{sub()}[{rng.choice(['1 : 3', ': 2', '-2 :', '0 : 1, :'])}]",
-        lambda: f"({sub()} if training else {sub()})",
-    ])()  # fmt: skip
+    return rng.choice(
+        [
+            lambda: f"({sub()} + {sub()})",
+            lambda: f"({sub()} * {sub()})",
+            lambda: f"({sub()} - {sub()})",
+            lambda: f"({sub()} @ {sub()})",
+            lambda: f"({sub()} @ {sub()})",
+            lambda: f"({sub()} @ {sub()}.T)",
+            lambda: f"{sub()}.T",
+            lambda: f"-{sub()}",
+            lambda: f"({sub()} > {sub()})",
+            lambda: f"{rng.choice(['relu', 'tanh', 'softmax', 'sum', 'mean', 'logsumexp', 'norm', 'heads'])}({sub()})",
+            lambda: (
+                f"{rng.choice(['sum', 'mean'])}({sub()}, "
+                f"{rng.choice(['tokens', 'positions', 'expert', 'head', '0', '1', '-2'])})"
+            ),
+            lambda: f"{rng.choice(['first', 'last'])}({sub()}, {rng.choice(['tokens', 'positions'])})",
+            lambda: f"concat({sub()}, {sub()})",
+            lambda: f"{sub()}[{rng.choice(['1 : 3', ': 2', '-2 :', '0 : 1, :'])}]",
+            lambda: f"({sub()} if training else {sub()})",
+        ]
+    )()
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,4 +1,6 @@
-"""Starting values: each distribution's bounds and moments, fans from the first size, draws that depend on nothing else."""
+"""Starting values: each distribution's bounds and moments, fans from the first size, draws that depend on
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from unipelt.language.syntax import Number, String
 from unipelt.language.values import Distribution
 
 
-def start(what: str, *args: float, sizes: tuple[int, ...] = (768, 8), copies: tuple[int, ...] = (), seed: int = 0) -> torch.Tensor:
+def start(
+    what: str, *args: float, sizes: tuple[int, ...] = (768, 8), copies: tuple[int, ...] = (), seed: int = 0
+) -> torch.Tensor:
     return draw(Distribution(what, tuple(Number(a) for a in args)), copies, sizes, generator(seed, "some.tensor"))
 
 
@@ -34,13 +38,19 @@ def test_kaiming_uniform_takes_its_fan_from_the_first_size() -> None:
 @pytest.mark.parametrize(
     ("what", "args", "mean", "std", "bound"),
     [
-        ("zeros", (), 0, 0, 0), ("ones", (), 1, 0, 1), ("constant", (2.5,), 2.5, 0, 2.5), ("normal", (0.02,), 0, 0.02, None),
-        ("normal", (3.0, 0.5), 3, 0.5, None), ("truncated_normal", (0.1,), 0, 0.1 * 0.8796, 0.2),
-        ("uniform", (-1.0, 3.0), 1, 4 / math.sqrt(12), 3), ("kaiming_uniform", (0.0,), 0, math.sqrt(2 / 768), math.sqrt(6 / 768)),
-        ("xavier_uniform", (), 0, math.sqrt(2 / 776), math.sqrt(6 / 776)), ("xavier_normal", (), 0, math.sqrt(2 / 776), None),
+        ("zeros", (), 0, 0, 0),
+        ("ones", (), 1, 0, 1),
+        ("constant", (2.5,), 2.5, 0, 2.5),
+        ("normal", (0.02,), 0, 0.02, None),
+        ("normal", (3.0, 0.5), 3, 0.5, None),
+        ("truncated_normal", (0.1,), 0, 0.1 * 0.8796, 0.2),
+        ("uniform", (-1.0, 3.0), 1, 4 / math.sqrt(12), 3),
+        ("kaiming_uniform", (0.0,), 0, math.sqrt(2 / 768), math.sqrt(6 / 768)),
+        ("xavier_uniform", (), 0, math.sqrt(2 / 776), math.sqrt(6 / 776)),
+        ("xavier_normal", (), 0, math.sqrt(2 / 776), None),
         ("torch_linear", (25.0,), 0, 0.2 / math.sqrt(3), 0.2),
     ],
-)  # fmt: skip
+)
 def test_moments_and_bounds(what: str, args: tuple[float, ...], mean: float, std: float, bound: float | None) -> None:
     t = start(what, *args).double()
     error = max(std, 1e-9) / math.sqrt(t.numel())
@@ -78,12 +88,16 @@ def test_draws_depend_on_seed_and_name_alone() -> None:
     assert not torch.equal(one(1, "a"), first) and not torch.equal(one(0, "b"), first)
     state = torch.get_rng_state()
     one(0, "a")
-    assert torch.equal(torch.get_rng_state(), state) and not torch.equal(before, state), "the global generator is left alone"
+    assert torch.equal(torch.get_rng_state(), state) and not torch.equal(before, state), (
+        "the global generator is left alone"
+    )
 
 
 def test_known_values_stay() -> None:
     """A change of these breaks `same seed, same tensors` for everyone who has a checkpoint's seed."""
-    t = draw(Distribution("uniform", (Number(0.0), Number(1.0))), (), (3,), generator(0, "encoder.layer.0.attn.q.lora.A"))
+    t = draw(
+        Distribution("uniform", (Number(0.0), Number(1.0))), (), (3,), generator(0, "encoder.layer.0.attn.q.lora.A")
+    )
     assert t.tolist() == pytest.approx([0.718644738, 0.622855484, 0.245732069], abs=1e-8)
 
 
@@ -135,7 +149,8 @@ def test_the_order_of_sites_does_not_matter() -> None:
 def test_exact_starts_and_learned_zero() -> None:
     m = model("bert")
     text = f"""method m {{ modify attn.q insert parallel
-      form {{ A: [d_in, 2] ~ zeros B: [2, d_out] ~ ones n: [d_out] = norm(W, 0) delta = z @ A @ B + 0 * n }} compose {name("add")} }}"""
+      form {{ A: [d_in, 2] ~ zeros B: [2, d_out] ~ ones n: [d_out] = norm(W, 0)
+             delta = z @ A @ B + 0 * n }} compose {name("add")} }}"""
     unipelt.apply(m, unipelt.parse(text))
     tensors = unipelt.state_dict(m)
     W = m.encoder.layer[1].attention.self.query.weight.detach()

@@ -15,7 +15,10 @@ from unipelt.language.diagnostics import Diagnostic, PeltError
 from unipelt.language.loading import library
 
 METHODS = [e.name for e in library() if e.kind == "method"]
-LOW_RANK = "insert parallel form { A: [d_in, r] ~ normal(1) B: [r, d_out] ~ zeros delta = z @ A @ B } compose { out = h + delta }"
+LOW_RANK = (
+    "insert parallel form { A: [d_in, r] ~ normal(1) B: [r, d_out] ~ zeros delta = z @ A @ B } "
+    "compose { out = h + delta }"
+)
 
 
 def plan(text: str, kind: Any = "bert", head: bool | None = None, allow_future: bool = False) -> Plan:
@@ -69,7 +72,9 @@ def test_a_plan_lists_what_apply_makes() -> None:
             assert unipelt.apply(m, unipelt.load(n), allow_future=True).counts == p.counts
             made = {k: tuple(t.shape) for k, t in unipelt.state_dict(m).items()}
             assert made == {t.name: t.shape for t in p.tensors.values()} | {c.name: c.parameter.shape for c in p.copies}
-            assert sum(torch.Size(s).numel() for s in made.values()) == p.counts.trained + p.counts.frozen + p.counts.head
+            assert (
+                sum(torch.Size(s).numel() for s in made.values()) == p.counts.trained + p.counts.frozen + p.counts.head
+            )
             assert sum(e["parameters"] for e in p.table()) == p.counts.trained + p.counts.head
 
 
@@ -89,11 +94,20 @@ def test_a_plan_is_plain_data() -> None:
 @pytest.mark.parametrize(
     ("words", "chosen"),
     [
-        ("first 1", [0]), ("first 2", [0, 1]), ("last 2", [1, 2]), ("1 .. 3", [1, 2]), ("0 .. 1", [0]), ("every 2", [0, 2]),
-        ("every 3", [0]), ("every 1", [0, 1, 2]), ("all", [0, 1, 2]), ("last depth - 1", [1, 2]), ("first r / 2", [0, 1]),
+        ("first 1", [0]),
+        ("first 2", [0, 1]),
+        ("last 2", [1, 2]),
+        ("1 .. 3", [1, 2]),
+        ("0 .. 1", [0]),
+        ("every 2", [0, 2]),
+        ("every 3", [0]),
+        ("every 1", [0, 1, 2]),
+        ("all", [0, 1, 2]),
+        ("last depth - 1", [1, 2]),
+        ("first r / 2", [0, 1]),
         ("every 7", [0]),
     ],
-)  # fmt: skip
+)
 def test_selections_of_layers(words: str, chosen: list[int]) -> None:
     p = plan(f"method m(r: int = 4) {{ layers {words} modify ffn {LOW_RANK} }}")
     assert layers(p) == chosen and p.warnings == ()
@@ -110,9 +124,16 @@ def test_more_layers_than_there_are_is_clamped_with_a_warning(words: str, chosen
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [("first 0", "E0514"), ("first 0 - 1", "E0514"), ("first 2.5", "E0514"), ("2 .. 2", "E0516"), ("5 .. 9", "E0516"),
-     ("first gelu", "E0514"), ('since "a"', "E0515")],
-)  # fmt: skip
+    [
+        ("first 0", "E0514"),
+        ("first 0 - 1", "E0514"),
+        ("first 2.5", "E0514"),
+        ("2 .. 2", "E0516"),
+        ("5 .. 9", "E0516"),
+        ("first gelu", "E0514"),
+        ('since "a"', "E0515"),
+    ],
+)
 def test_wrong_selections(words: str, code: str) -> None:
     text = f"method m(r: int = 4) {{ layers {words} modify ffn {LOW_RANK} }}"
     found = refused(text)
@@ -146,8 +167,10 @@ def test_absent_cross_attention_is_left_out_with_a_warning_unless_it_is_all() ->
 def test_words_that_are_not_built_yet_are_refused() -> None:
     (d,) = refused(f"method m(r: int = 4) {{ modify ffn tokens first 2 {LOW_RANK} }}")
     assert d.code == "E0390" and "not built yet" in d.message
-    (d,) = refused("method m(r: int = 4) { modify attn.q.weight form { A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = A @ B } "
-                   "compose { out = W + delta } }")  # fmt: skip
+    (d,) = refused(
+        "method m(r: int = 4) { modify attn.q.weight form { A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = A @ B } "
+        "compose { out = W + delta } }"
+    )
     assert d.code == "E0390" and "weight" in d.message
 
 
@@ -156,22 +179,37 @@ def test_numbers_are_checked_again() -> None:
     assert d.code == "E0343" and "0" in d.message
     d, other = refused(f"method m(r: int = 1000000000) {{ modify ffn {LOW_RANK} }}")
     assert d.code == other.code == "E0346" and "32,000,000,000" in d.message
-    d, _ = refused(f"method m(r: int = 4) {{ modify ffn {LOW_RANK.replace('[d_in, r]', '[d_in, r / 3]').replace('[r,', '[r / 3,')} }}")
+    d, _ = refused(
+        "method m(r: int = 4) { modify ffn "
+        + LOW_RANK.replace("[d_in, r]", "[d_in, r / 3]").replace("[r,", "[r / 3,")
+        + " }"
+    )
     assert d.code == "E0343" and "1.33" in d.message
-    (d,) = refused(f'method m(r: int = 4) {{ use {{ modify ffn {LOW_RANK} }} as a require divides(r, 6), "r must divide six" }}')
+    (d,) = refused(
+        f'method m(r: int = 4) {{ use {{ modify ffn {LOW_RANK} }} as a require divides(r, 6), "r must divide six" }}'
+    )
     assert d.code == "E0360" and "six" in d.message
     (d,) = refused(f"method m(r: int) {{ modify ffn {LOW_RANK} }}")
     assert d.code == "E0408" and "`r`" in d.message
-    (d,) = refused("method m { modify attn insert parallel form { require divides(5, d_in) delta = z } compose { out = h + delta } }")
+    (d,) = refused(
+        "method m { modify attn insert parallel form { require divides(5, d_in) delta = z } "
+        "compose { out = h + delta } }"
+    )
     assert d.code == "E0360"
-    text = "method m { modify ffn.up insert parallel form { A: [d_in, 48] ~ zeros delta = z @ A } compose { out = h + delta } }"
+    text = (
+        "method m { modify ffn.up insert parallel form { A: [d_in, 48] ~ zeros delta = z @ A } "
+        "compose { out = h + delta } }"
+    )
     with pytest.raises(PeltError):  # 48 is d_ff of this model alone
         unipelt.parse(text)
 
 
 def test_the_whole_is_bounded() -> None:
-    rows = " ".join(f"use {{ modify ffn insert parallel form {{ A: [d_in, 60000000] ~ zeros b: [60000000] ~ zeros delta = z * sum(z @ A * b) }} "
-                    f"compose {{ out = h + delta }} }} as r{i}" for i in range(4))  # fmt: skip
+    rows = " ".join(
+        "use { modify ffn insert parallel form { A: [d_in, 60000000] ~ zeros b: [60000000] ~ zeros "
+        "delta = z * sum(z @ A * b) } "(f"compose {{ out = h + delta }} }} as r{i}")
+        for i in range(4)
+    )
     m = model("bert")
     with pytest.raises(PeltError) as caught:
         unipelt.plan(m, unipelt.parse(f"method m {{ {rows} }}"))
@@ -195,7 +233,9 @@ def test_a_gate_that_pools_is_an_error_on_a_causal_model(kind: str, method: str)
     with pytest.raises(PeltError) as caught:
         unipelt.plan(m, unipelt.load(name(method)))
     found = caught.value.diagnostics
-    assert {d.code for d in found} == {"E0530"} and len(found) == (2 if method == "unipelt_ap" else 3), "one for each row"
+    assert {d.code for d in found} == {"E0530"} and len(found) == (2 if method == "unipelt_ap" else 3), (
+        "one for each row"
+    )
     from unipelt.language.source import lookup
 
     for d in found:
@@ -217,8 +257,14 @@ def test_the_causal_twin_passes(kind: str) -> None:
 
 def test_causality_words_by_hand() -> None:
     text = "method m { modify ffn insert parallel form { delta = {} } compose { out = h + delta } }"
-    for words, good in [("mean(z, tokens)", False), ("mean(z, positions)", False), ("last(z, tokens)", False),
-                        ("running_mean(z)", True), ("first(z, positions)", True), ("relu(z)", True)]:  # fmt: skip
+    for words, good in [
+        ("mean(z, tokens)", False),
+        ("mean(z, positions)", False),
+        ("last(z, tokens)", False),
+        ("running_mean(z)", True),
+        ("first(z, positions)", True),
+        ("relu(z)", True),
+    ]:
         one = text.replace("{}", words)
         if good:
             assert plan(one, "gpt2").leaks == ()
@@ -238,19 +284,31 @@ def test_padding_is_a_warning() -> None:
 @pytest.mark.parametrize(
     ("scope", "names"),
     [
-        ("", 2 * LAYERS), ("per site", 2 * LAYERS), ("per layer", LAYERS), ("per kind", 2), ("per model", 1),
+        ("", 2 * LAYERS),
+        ("per site", 2 * LAYERS),
+        ("per layer", LAYERS),
+        ("per kind", 2),
+        ("per model", 1),
     ],
-)  # fmt: skip
+)
 def test_tensors_are_shared_as_their_scope_says(scope: str, names: int) -> None:
-    p = plan(f"method m {{ modify attn, ffn insert parallel form {{ s: [d_out] ~ zeros {scope} delta = s * z }} compose {{ out = h + delta }} }}")
+    p = plan(
+        f"method m {{ modify attn, ffn insert parallel form {{ s: [d_out] ~ zeros {scope} delta = s * z }} "
+        "compose { out = h + delta } }"
+    )
     assert len(p.tensors) == names and p.counts.trained == names * WIDTH and len(p.edits) == 2 * LAYERS
     assert {n for e in p.edits for n in e.tensors.values()} == set(p.tensors)
 
 
 def test_shared_tensors_are_one_tensor_in_the_model() -> None:
     m = model("bert")
-    unipelt.apply(m, unipelt.parse("method m { modify attn, ffn insert parallel form { s: [d_out] ~ ones per model delta = s * z } "
-                                   "compose { out = h + delta } }"))  # fmt: skip
+    unipelt.apply(
+        m,
+        unipelt.parse(
+            "method m { modify attn, ffn insert parallel form { s: [d_out] ~ ones per model delta = s * z } "
+            "compose { out = h + delta } }"
+        ),
+    )
     from unipelt.runtime.edits import Edit
 
     assert len({id(p) for e in m.modules() if isinstance(e, Edit) for p in e.parameters()}) == 1
@@ -258,14 +316,19 @@ def test_shared_tensors_are_one_tensor_in_the_model() -> None:
 
 
 def test_sharing_across_sizes_is_refused() -> None:
-    (d,) = refused("method m { modify attn.k, ffn.up insert parallel form { s: [d_out] ~ zeros per model delta = s } "
-                   "compose { out = h + delta } }")  # fmt: skip
+    (d,) = refused(
+        "method m { modify attn.k, ffn.up insert parallel form { s: [d_out] ~ zeros per model delta = s } "
+        "compose { out = h + delta } }"
+    )
     assert d.code == "E0513" and str(INNER) in d.message and str(WIDTH) in d.message
 
 
 def test_groups_and_heads_have_their_own_copies() -> None:
-    p = plan("method m { modify attn.heads insert parallel form { a: [d_head] ~ zeros b: [d_head] ~ zeros per group c: [d_head] ~ zeros "
-             "per layer, head delta = q * a * b * c } compose { out = h + delta } }", "llama")  # fmt: skip
+    p = plan(
+        "method m { modify attn.heads insert parallel form { a: [d_head] ~ zeros b: [d_head] ~ zeros per group "
+        "c: [d_head] ~ zeros "("per layer, head delta = q * a * b * c } compose { out = h + delta } }"),
+        "llama",
+    )
     shapes = {n.rsplit(".", 1)[1]: t.shape for n, t in p.tensors.items()}
     assert shapes == {"a": (HEADS, WIDTH // HEADS), "b": (GROUPS, WIDTH // HEADS), "c": (HEADS, WIDTH // HEADS)}
 
@@ -294,10 +357,12 @@ def test_patterns_of_parameters() -> None:
     assert copies("attn.q") == {n for n in every if "attention.self.query" in n}
     assert copies("attn.q.weight, ffn.up.bias") == {
         n for n in every if n.endswith("query.weight") or n.endswith("intermediate.dense.bias")
-    }  # fmt: skip
+    }
     assert copies("embed.words") == {"embeddings.word_embeddings.weight"}
     assert copies("block") == {n for n in every if n.startswith("encoder.layer.")}
-    assert copies("*.norm.*", "llama") == {n.removeprefix("model.") for n, _ in model("llama").named_parameters() if "norm" in n}
+    assert copies("*.norm.*", "llama") == {
+        n.removeprefix("model.") for n, _ in model("llama").named_parameters() if "norm" in n
+    }
 
 
 def test_a_pattern_that_names_nothing_is_an_error() -> None:
@@ -322,8 +387,11 @@ def test_a_task_head_trains_along_unless_told() -> None:
     head = WIDTH * WIDTH + WIDTH + 3 * WIDTH + 3
     p = plan(text, "bert_labels")
     assert p.counts.head == head and {c.name for c in p.copies} == {
-        "pooler.dense.weight", "pooler.dense.bias", "classifier.weight", "classifier.bias",
-    }  # fmt: skip
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert plan(text, "bert_labels", head=False).counts.head == 0
     assert plan(text, "gpt2").counts.head == 0 and plan(text, "bert").counts.head == 0
     assert p.counts.trained == plan(text, "bert").counts.trained, "the head is counted apart"

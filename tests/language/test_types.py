@@ -7,25 +7,31 @@ import subprocess
 import sys
 
 import pytest
+from names import name as named, spec
 
 from unipelt.language.check import RowTyping, check_method, check_row
 from unipelt.language.counts import formula
 from unipelt.language.diagnostics import PeltError
 from unipelt.language.ir import SCHEMA, Method, as_file, from_json, json_schema, to_json
-from unipelt.language.loading import library, load, parse
+from unipelt.language.loading import library, load, parse as parse_as_it_is
 from unipelt.language.parser import parse as parse_file
 from unipelt.language.printer import to_text
 from unipelt.language.properties import row_reads, verdicts
 from unipelt.language.sites import SITES, signature
 from unipelt.language.syntax import Let, Tensor
 
+
+def parse(text: str, *more: str) -> Method:
+    return parse_as_it_is(spec(text), *more)
+
+
 METHODS = [e.name for e in library() if e.kind == "method"]
 
 
-def typing(body: str, site: str = "ffn", params: str = "r: int = 4", compose: str = "add", insert: str = "insert parallel") -> RowTyping:
-    (t,) = check_method(
-        parse(f"method m({params}) {{ modify {site} {insert} form {{ {body} }} compose {compose} }}")
-    )
+def typing(
+    body: str, site: str = "ffn", params: str = "r: int = 4", compose: str = "add", insert: str = "insert parallel"
+) -> RowTyping:
+    (t,) = check_method(parse(f"method m({params}) {{ modify {site} {insert} form {{ {body} }} compose {compose} }}"))
     return t
 
 
@@ -50,21 +56,23 @@ def bound(t: RowTyping) -> set[str]:
     ],
 )
 def test_what_a_form_reads_and_binds(form: str, site: str, reads: set[str], binds: set[str]) -> None:
-    (t,) = check_method(parse(f"method m {{ modify {site} insert parallel form {form} compose {{ out = h + delta }} }}"))
+    (t,) = check_method(
+        parse(f"method m {{ modify {site} insert parallel form {form} compose {{ out = h + delta }} }}")
+    )
     assert row_reads(t.row) & {"x", "z", "q", "k", "v", "W", "scale", "residual", "log_mass"} == reads
     assert bound(t) - {"out"} == binds
 
 
 @pytest.mark.parametrize(("form", "missing"), [("bottleneck(3)", {"scores"}), ("low_rank(3)", {"scores"})])
 def test_a_composition_that_reads_what_the_form_does_not_bind_does_not_fit(form: str, missing: set[str]) -> None:
-    text = f"method misfit {{ modify attn.heads insert parallel form {form} compose share_softmax }}"
+    text = spec(f"method misfit {{ modify attn.heads insert parallel form {form} compose share_softmax }}")
     with pytest.raises(PeltError) as caught:
         parse(text)
     assert {d.code for d in caught.value.diagnostics} == {"E0301"}
     assert {m for m in missing if f"`{m}`" in str(caught.value)} == missing
     (label,) = caught.value.diagnostics[0].labels  # the mistake shows in the library; the label leads to this method
     assert text[label.span.start : label.span.end] == "misfit" and "misfit" in label.text
-    assert parse(text.replace(form, "attend(3)")).rows
+    assert parse(text.replace(spec(form), "attend(3)")).rows
 
 
 def test_an_attention_form_does_not_fit_where_there_are_no_queries() -> None:
@@ -86,13 +94,19 @@ def test_every_site_takes_its_own_h(site: str) -> None:
 def test_types_of_a_bottleneck_and_of_attention() -> None:
     t = typing("A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros a = z @ A b = relu(a) delta = b @ B")
     assert [shown(t, n) for n in ("A", "a", "b", "delta")] == [
-        "[d_model, r]", "batch, token, [r]", "batch, token, [r]", "batch, token, [d_model]",
-    ]  # fmt: skip
+        "[d_model, r]",
+        "batch, token, [r]",
+        "batch, token, [r]",
+        "batch, token, [d_model]",
+    ]
     t = typing("P: [r, d_head] ~ zeros per group s = q @ P.T p = P.T u = sum(s) delta = s @ P", site="attn.heads")
     assert [shown(t, n) for n in ("P", "p", "s", "u", "delta")] == [
-        "group, [r, d_head]", "group, [d_head, r]", "batch, head, token, [r]", "batch, head, token, []",
+        "group, [r, d_head]",
+        "group, [d_head, r]",
+        "batch, head, token, [r]",
+        "batch, head, token, []",
         "batch, head, token, [d_head]",
-    ]  # fmt: skip
+    ]
 
 
 def test_head_refines_group_in_either_order() -> None:
@@ -127,9 +141,13 @@ def test_ranges_of_sizes() -> None:
 
 def test_the_scope_by_default_is_the_site_and_its_heads() -> None:
     scopes = {
-        "": ("site", {"head"}), "per group": ("site", {"group"}), "per layer": ("layer", set()), "per model": ("model", set()),
-        "per kind, group": ("kind", {"group"}), "per site": ("site", set()),
-    }  # fmt: skip
+        "": ("site", {"head"}),
+        "per group": ("site", {"group"}),
+        "per layer": ("layer", set()),
+        "per model": ("model", set()),
+        "per kind, group": ("kind", {"group"}),
+        "per site": ("site", set()),
+    }
     for text, (place, axes) in scopes.items():
         (x,) = typing(f"P: [d_head] ~ zeros {text} delta = q * P", site="attn.heads").tensors
         assert (x.place, set(x.type.axes)) == (place, axes), text
@@ -139,7 +157,10 @@ def test_the_scope_by_default_is_the_site_and_its_heads() -> None:
 
 def test_a_scope_or_a_site_may_be_a_parameter() -> None:
     text = "form f(share: scope) { P: [d_out] ~ zeros per share delta = P * z }\n"
-    text += "method m(at: sites = [attn, ffn], share: scope = layer) { modify at insert parallel form f(share) compose add }"
+    text += (
+        "method m(at: sites = [attn, ffn], share: scope = layer) { modify at insert parallel form "
+        "f(share) compose add }"
+    )
     for share, place in (("layer", "layer"), ("model", "model")):
         typings = check_method(parse(text, "m")(share=share))
         assert [t.site.name for t in typings] == ["attn", "ffn"]
@@ -160,7 +181,10 @@ def test_a_called_gate_brings_its_tensors_under_the_name_of_the_let() -> None:
 
 
 def test_a_wrapped_gate_keeps_names_apart_from_those_of_the_form() -> None:
-    text = "method m { use { modify ffn insert parallel form { w: [d_in] ~ ones delta = w * z } compose add } as a gated by token_gate }"
+    text = (
+        "method m { use { modify ffn insert parallel form { w: [d_in] ~ ones delta = w * z } compose add "
+        "} as a gated by token_gate }"
+    )
     (t,) = check_method(parse(text))
     assert sorted(x.label for x in t.tensors) == ["gate.b", "gate.w", "w"]
     assert t.out.type == SITES["ffn"].h
@@ -191,7 +215,12 @@ def test_bound_arguments_are_numbers_in_a_plan_and_symbols_before() -> None:
 
 def test_verdicts_of_words() -> None:
     def of(form: str, site: str = "attn.q") -> dict[str, str]:
-        m = parse(f"method m {{ modify {site} insert parallel form {{ A: [d_in, d_out] ~ zeros delta = {form} }} compose add }}")
+        m = parse(
+            (
+                f"method m {{ modify {site} insert parallel form {{ A: [d_in, d_out] ~ zeros delta = {form} }} "
+                f"compose add }}"
+            )
+        )
         return {k: v.value for k, v in verdicts(m).items()}
 
     yes = {"mergeable": "yes", "causal": "yes", "padding-invariant": "yes"}
@@ -211,7 +240,7 @@ def test_verdicts_of_words() -> None:
 def test_text_and_json_of_a_library_method_give_it_back(name: str) -> None:
     method = load(name)
     text = str(method)
-    again = parse(text)
+    again = parse_as_it_is(text)
     assert again == method and str(again) == text
     for word in ("from ", "import "):
         assert not any(line.strip().startswith(word) for line in text.split("\n")), "the text stands alone"
@@ -242,9 +271,9 @@ print("all")
 
 
 def test_arguments_stay_in_the_text() -> None:
-    method = load("lora")(r=3, alpha=6, dropout=0.25)
-    assert parse(str(method)).arguments == {"r": 3, "alpha": 6.0, "dropout": 0.25} == method.arguments
-    assert from_json(to_json(method)) == method != load("lora")
+    method = load(named("lora"))(r=3, alpha=6, dropout=0.25)
+    assert parse_as_it_is(str(method)).arguments == {"r": 3, "alpha": 6.0, "dropout": 0.25} == method.arguments
+    assert from_json(to_json(method)) == method != load(named("lora"))
 
 
 def test_the_schema_of_the_ir_is_published_and_holds() -> None:
@@ -252,17 +281,21 @@ def test_the_schema_of_the_ir_is_published_and_holds() -> None:
     assert schema["$id"] == SCHEMA and schema["type"] == "object" and {"rows", "params"} <= set(schema["properties"])
     json.dumps(schema)
     for key in ("name", "params", "rows", "trains"):
-        assert key in to_json(load("lora"))["method"]
+        assert key in to_json(load(named("lora")))["method"]
 
 
 @pytest.mark.parametrize(
     ("broken", "code"),
     [
-        ("{", "E0410"), ("[]", "E0411"), ("{}", "E0411"), ('{"schema": "unipelt-ir/999"}', "E0411"),
-        ('{"schema": "unipelt-ir/1"}', "E0410"), ('{"schema": "unipelt-ir/1", "method": 3}', "E0410"),
+        ("{", "E0410"),
+        ("[]", "E0411"),
+        ("{}", "E0411"),
+        ('{"schema": "unipelt-ir/999"}', "E0411"),
+        ('{"schema": "unipelt-ir/1"}', "E0410"),
+        ('{"schema": "unipelt-ir/1", "method": 3}', "E0410"),
         ('{"schema": "unipelt-ir/1", "method": {"name": "m", "rows": [{"name": 3}]}}', "E0410"),
     ],
-)  # fmt: skip
+)
 def test_broken_json_is_refused(broken: str, code: str) -> None:
     with pytest.raises(PeltError) as caught:
         from_json(broken)
@@ -270,7 +303,7 @@ def test_broken_json_is_refused(broken: str, code: str) -> None:
 
 
 def test_a_tree_that_was_tampered_with_is_refused() -> None:
-    data = to_json(load("lora"))
+    data = to_json(load(named("lora")))
     data["method"]["rows"][0]["form"][0]["kind"] = "exec"
     with pytest.raises(PeltError) as caught:
         from_json(data)
@@ -296,15 +329,27 @@ def test_formulas_of_counts() -> None:
     frozen = formulas(head + "modify ffn " + row.replace("A:", "frozen A:"))
     assert (frozen["trained"], frozen["frozen"]) == ("L d_model r", "L d_model r")
     assert formulas("method m { train *.bias }")["trained"] == "every bias"
-    assert formulas("method m { layers first 3 train block }")["trained"] == "every parameter of `block` in min(3, L) layers"
-    assert formulas("method m { train head }") == {"trained": "0", "stored": "0", "frozen": "0", "head": "the model's own head"}
-    assert formulas("method m { use lora(2) use { train *.norm.* } as n }")["trained"].endswith(" + every norm's parameters")
-    folds = formulas("method m { modify ffn insert parallel form { E: [d_in, 9] ~ zeros F: [9, d_out] ~ zeros G = E @ F "
-                     "delta = z @ G } compose add }")  # fmt: skip
+    assert (
+        formulas("method m { layers first 3 train block }")["trained"]
+        == "every parameter of `block` in min(3, L) layers"
+    )
+    assert formulas("method m { train head }") == {
+        "trained": "0",
+        "stored": "0",
+        "frozen": "0",
+        "head": "the model's own head",
+    }
+    assert formulas("method m { use lora(2) use { train *.norm.* } as n }")["trained"].endswith(
+        " + every norm's parameters"
+    )
+    folds = formulas(
+        "method m { modify ffn insert parallel form { E: [d_in, 9] ~ zeros F: [9, d_out] ~ zeros G = E @ F "
+        "delta = z @ G } compose add }"
+    )
     assert (folds["trained"], folds["stored"]) == ("18 L d_model", "L d_model^2 (folded)")
 
 
 def test_every_type_of_the_api_is_a_value() -> None:
-    method: Method = load("lora")
+    method: Method = load(named("lora"))
     with pytest.raises(AttributeError):
         method.name = "other"  # type: ignore[misc]

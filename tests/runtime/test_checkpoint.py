@@ -1,4 +1,6 @@
-"""Adapters on disk: what was saved comes back, and whatever is wrong with a folder is said while the model stays as it was."""
+"""Adapters on disk: what was saved comes back, and whatever is wrong with a folder is said while the model
+stays as it was.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from unipelt.runtime.checkpoint import MANIFEST, METHOD, WEIGHTS, fingerprint, r
 METHODS = [e.name for e in library() if e.kind == "method"]
 
 
-def adapted(kind: str = "bert", method: str = "lora", as_name: str = "default", seed: int = 0, **arguments: Any) -> nn.Module:
+def adapted(
+    kind: str = "bert", method: str = "lora", as_name: str = "default", seed: int = 0, **arguments: Any
+) -> nn.Module:
     m = model(kind)
     unipelt.apply(m, unipelt.load(name(method))(**arguments), name=as_name, allow_future=True)
     randomise(m, as_name, seed=seed + 1)
@@ -38,9 +42,12 @@ def saved(tmp_path: Path) -> Path:
 
 
 def rewrite(
-    folder: Path, tensors: Callable[[dict[str, torch.Tensor]], Any] | None = None,
-    manifest: Callable[[dict[str, Any]], Any] | None = None, method: str | None = None, listed: bool = True,
-) -> None:  # fmt: skip
+    folder: Path,
+    tensors: Callable[[dict[str, torch.Tensor]], Any] | None = None,
+    manifest: Callable[[dict[str, Any]], Any] | None = None,
+    method: str | None = None,
+    listed: bool = True,
+) -> None:
     """Changes a folder so that nothing but the change is wrong: hashes (and the list of tensors) follow."""
     found = json.loads((folder / MANIFEST).read_text())
     if tensors is not None:
@@ -58,7 +65,9 @@ def rewrite(
     (folder / MANIFEST).write_text(json.dumps(found))
 
 
-def refused(folder: Path, code: str, kind: str = "bert_labels", words: str = "", m: nn.Module | None = None, **options: Any) -> str:
+def refused(
+    folder: Path, code: str, kind: str = "bert_labels", words: str = "", m: nn.Module | None = None, **options: Any
+) -> str:
     """Attaching fails with that code and leaves the model as it was: one without adapters, and one with two."""
     bare = model(kind) if m is None else m
     before, out = state(bare), output(bare)
@@ -191,7 +200,11 @@ def test_a_folded_adapter_is_a_method_of_its_own(tmp_path: Path) -> None:
     other = model("llama")
     plan = unipelt.plan(other, method)
     unipelt.attach(other, folder)
-    assert plan.counts.trained == plan.counts.stored < unipelt.plan(m, unipelt.load(name("unipelt_apl_causal"))).counts.trained
+    assert (
+        plan.counts.trained
+        == plan.counts.stored
+        < unipelt.plan(m, unipelt.load(name("unipelt_apl_causal"))).counts.trained
+    )
     assert (output(other) - output(m)).abs().max() < 2e-5
     assert method(**{"rl": 8}) == method
 
@@ -208,7 +221,9 @@ def test_another_architecture_is_refused(saved: Path) -> None:
 def _bert(**options: Any) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=80, num_labels=3)
+    sizes = dict(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=80, num_labels=3
+    )
     return BertForSequenceClassification(BertConfig(**{**sizes, **options})).eval()
 
 
@@ -357,12 +372,20 @@ def test_nan_is_not_saved(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("", "E0578"), ("{", "E0578"), ("nonsense", "E0578"), ("[" * 100_000, "E0578"), ("[]", "E0579"), ("3", "E0579"),
-        ("{}", "E0579"), ('{"format": "unipelt-adapter/2"}', "E0579"), ('{"format": ["unipelt-adapter/1"]}', "E0579"),
-        ('{"peft_type": "LORA", "r": 8}', "E0579"), ('{"format": "unipelt-adapter/1"}', "E0578"),
+        ("", "E0578"),
+        ("{", "E0578"),
+        ("nonsense", "E0578"),
+        ("[" * 100_000, "E0578"),
+        ("[]", "E0579"),
+        ("3", "E0579"),
+        ("{}", "E0579"),
+        ('{"format": "unipelt-adapter/2"}', "E0579"),
+        ('{"format": ["unipelt-adapter/1"]}', "E0579"),
+        ('{"peft_type": "LORA", "r": 8}', "E0579"),
+        ('{"format": "unipelt-adapter/1"}', "E0578"),
     ],
     ids=range(11),
-)  # fmt: skip
+)
 def test_a_broken_or_foreign_manifest(saved: Path, text: str, code: str) -> None:
     (saved / MANIFEST).write_text(text)
     refused(saved, code)
@@ -378,12 +401,25 @@ def test_a_manifest_that_is_not_utf8_or_is_huge(saved: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"seed": "zero"}, {"seed": [1]}, {"seed": 1e400}, {"base": 3}, {"base": []}, {"base": {"architecture": None, "samples": 3}},
-        {"copies": 7}, {"tensors": []}, {"tensors": {"a": 3}}, {"tensors": None}, {"sha256": "x"}, {"sha256": None},
-        {"adapter": "a.b"}, {"adapter": 3.5}, {"head": "many"}, {"folded": "x"},
+        {"seed": "zero"},
+        {"seed": [1]},
+        {"seed": 1e400},
+        {"base": 3},
+        {"base": []},
+        {"base": {"architecture": None, "samples": 3}},
+        {"copies": 7},
+        {"tensors": []},
+        {"tensors": {"a": 3}},
+        {"tensors": None},
+        {"sha256": "x"},
+        {"sha256": None},
+        {"adapter": "a.b"},
+        {"adapter": 3.5},
+        {"head": "many"},
+        {"folded": "x"},
     ],
     ids=lambda c: json.dumps(c),
-)  # fmt: skip
+)
 def test_a_manifest_with_foreign_values_is_an_error(saved: Path, change: dict[str, Any]) -> None:
     rewrite(saved, manifest=lambda found: found.update(change))
     m = model("bert_labels")
@@ -395,7 +431,10 @@ def test_a_manifest_with_foreign_values_is_an_error(saved: Path, change: dict[st
 
 def test_samples_of_another_kind(saved: Path) -> None:
     for values in (3, "x", [None] * 4, ["a"] * 4, [[1]] * 4, [], [0.0] * 5, [10**400] * 4):
-        rewrite(saved, manifest=lambda found: found["base"]["samples"].update({next(iter(found["base"]["samples"])): values}))
+        rewrite(
+            saved,
+            manifest=lambda found: found["base"]["samples"].update({next(iter(found["base"]["samples"])): values}),
+        )
         refused(saved, "E0571")
 
 
@@ -418,13 +457,20 @@ def test_a_method_of_other_sizes(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ('import "other.pelt"\nmethod m { use inner }', "E0202"), ('import "/etc/hosts"\nmethod m { }', "E0202"),
-        ("method m {", "E0102"), ("method m { use wing }", "E0225"), ("", "E0406"), ("form f { delta = z }", "E0406"),
-        ("method m(r: int = 1000000000) { modify ffn insert parallel form { A: [d_in, r] ~ zeros delta = sum(z @ A) * z } "
-         "compose { out = h + delta } }", "E0346"),
+        ('import "other.pelt"\nmethod m { use inner }', "E0202"),
+        ('import "/etc/hosts"\nmethod m { }', "E0202"),
+        ("method m {", "E0102"),
+        ("method m { use wing }", "E0225"),
+        ("", "E0406"),
+        ("form f { delta = z }", "E0406"),
+        (
+            "method m(r: int = 1000000000) { modify ffn insert parallel form { A: [d_in, r] ~ zeros delta = sum(z @ A) * z } "
+            "compose { out = h + delta } }",
+            "E0346",
+        ),
     ],
     ids=range(7),
-)  # fmt: skip
+)
 def test_a_method_that_does_not_stand_alone_or_is_wrong(saved: Path, text: str, code: str) -> None:
     (saved / "other.pelt").write_text("method inner { train head }\n")
     rewrite(saved, method=text)
@@ -462,9 +508,13 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("call", "n"),
-    [(c, n) for c in ("os.fsync", "os.rename", "write", "tempfile.mkdtemp", "os.chmod") for n in (0, 1, 2, 5)
-     if (c, n) != ("os.rename", 1)],  # one that works once and never again cannot be undone: below it fails only once
-)  # fmt: skip
+    [
+        (c, n)
+        for c in ("os.fsync", "os.rename", "write", "tempfile.mkdtemp", "os.chmod")
+        for n in (0, 1, 2, 5)
+        if (c, n) != ("os.rename", 1)
+    ],  # one that works once and never again cannot be undone: below it fails only once
+)
 def test_a_full_disk_leaves_the_old_folder(saved: Path, monkeypatch: pytest.MonkeyPatch, call: str, n: int) -> None:
     import builtins
     import tempfile
@@ -493,7 +543,9 @@ def test_a_full_disk_leaves_the_old_folder(saved: Path, monkeypatch: pytest.Monk
                 return getattr(self.f, attribute)
 
         monkeypatch.setattr(
-            builtins, "open", lambda f, mode="r", *a, **k: Writer(real(f, mode, *a, **k)) if "w" in mode else real(f, mode, *a, **k)
+            builtins,
+            "open",
+            lambda f, mode="r", *a, **k: Writer(real(f, mode, *a, **k)) if "w" in mode else real(f, mode, *a, **k),
         )
         expected = n < 3
     else:

@@ -13,10 +13,17 @@ from .output import emit, say, table
 
 def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
     from ..training.config import TrainConfig
-    from ..training.resolve import read_arguments
-    from ..training.run import train
+    from ..training.data import read
+    from ..training.resolve import read_arguments, resolve_method
 
     config = TrainConfig(set=read_arguments(arguments), **options)
+    # Whatever is wrong with these is said before the seconds that importing torch takes.
+    config.check()
+    resolve_method(config.method, config.set, config.head)
+    read(config.data)
+
+    from ..training.run import train
+
     result = train(config, say=say, bar=False if as_json else None)
     if as_json:
         emit({"ok": True, **result.to_json()})

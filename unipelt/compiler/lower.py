@@ -56,9 +56,11 @@ def _result(row: Row) -> Expr | None:
 def lower(row: Row, typing: RowTyping) -> Lowered:
     """What can be done with a row; an empty `Lowered` if nothing."""
     rows = _rows(row, typing) if shares_softmax(row) else None
-    added, factor = _added(row), None
+    added = _added(row)
+    factor: Expr | None = None
     if isinstance(added, Binary) and added.op == "*" and isinstance(_type(added.left, typing), NumberType):
-        added, factor = added.right, added.left
+        factor = added.left
+        added = added.right
     if added is not None and not isinstance(_type(added, typing), TensorType):
         added, factor = None, None  # a plain number is added: as written
     return Lowered(added, factor, *(rows or ((), None, None)))

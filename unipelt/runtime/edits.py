@@ -151,7 +151,7 @@ class Edit(nn.Module):
         """h + g · factor · added, a plain factor within the addition's kernel."""
         assert self.lowered is not None and self.lowered.added is not None
         added = evaluate(self.lowered.added, c)
-        factor = evaluate(self.lowered.factor, c) if self.lowered.factor is not None else 1
+        factor: Any = evaluate(self.lowered.factor, c) if self.lowered.factor is not None else 1
         if g is not None:
             added = elementwise(torch.mul, g, added)
         return elementwise(lambda a, b: torch.add(a, b, alpha=factor), h, added)
