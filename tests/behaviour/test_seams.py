@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -66,9 +67,9 @@ def compiling():
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize("spec", ["lora", "mam", "unipelt_apl_causal", "llama_adapter", "ln_tuning"])
-def test_compiled_whole(spec, kind, bases, compiling):
+def test_compiled_whole(spec, kind, compiling):
     """Compiled in one graph after `apply`: the same outputs and gradients, and switching takes effect."""
-    m = bases.get(kind)
+    m = build(kind)
     inputs = batch(kind)
     before = look(m, inputs)
     put(m, spec)
@@ -93,15 +94,13 @@ def test_compiled_whole(spec, kind, bases, compiling):
     loss(m, inputs).backward()
     for n, p in trained(m, "a").items():
         assert (p.grad - got[n]).abs().max() <= 1e-4 * max(1.0, float(p.grad.abs().max())), n
-    unipelt.remove(m, "a")
-    unipelt.remove(m, "b")
 
 
 @pytest.mark.parametrize("through", ["model", "compiled"])
 @pytest.mark.parametrize("spec", ["lora", "prefix_tuning", "pfeiffer", "prompt_tuning", "ln_tuning"])
-def test_applied_after_compiling(spec, through, bases, compiling):
+def test_applied_after_compiling(spec, through, compiling):
     """A model that was compiled and run before: the method takes effect, and so does taking it off."""
-    m = bases.get("llama")
+    m = build("llama")
     inputs = batch("llama")
     compiled = torch.compile(m, backend="eager")
     before = look(compiled, inputs)
@@ -142,7 +141,8 @@ def test_checkpointed_gradients(spec, kind, reentrant):
     wanted = {n: p.grad.clone() for n, p in trained(m, "a").items()}
     for p in m.parameters():
         p.grad = None
-    m.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    enable = getattr(m, "activation_checkpointing_enable", None) or m.gradient_checkpointing_enable
+    enable(**{next(iter(inspect.signature(enable).parameters)): {"use_reentrant": reentrant}})
     if reentrant:
         m.enable_input_require_grads()
     passes = []
@@ -319,6 +319,7 @@ def test_another_model_with_the_same_configuration(kind, bases):
     assert same(look(a, inputs), own)
 
 
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers, flex attention
 @pytest.mark.parametrize("spec", ["prefix_tuning", "llama_adapter", "unipelt_apl_causal", "multi_head_parallel_adapter"])
 def test_an_attention_implementation_set_later_keeps_the_heads_edit(spec, bases):
     m = bases.get("llama")
@@ -352,9 +353,9 @@ def _break_after(monkeypatch, where, name, calls):
     left = [calls]
 
     def broken(*args, **kwargs):
-        if not left[0]:
-            raise Broken
         left[0] -= 1
+        if left[0] == -1:  # once: what undoes the half-done work may call it again
+            raise Broken
         return original(*args, **kwargs)
 
     monkeypatch.setattr(where, name, broken)
@@ -416,7 +417,7 @@ def test_merge_that_fails_half_way(spec, bases, monkeypatch):
     inputs = batch("gpt2")
     put(m, spec)
     acting, weights = look(m, inputs), values(m)
-    target, calls = ("_edited", 2) if spec != "bitfit" else ("_changed", 0)
+    target, calls = ("_edited", 1) if spec != "bitfit" else ("_changed", 0)
     with monkeypatch.context() as patch:
         if spec == "bitfit":
             patch.setattr(merge, "_merged_values", lambda *_: (_ for _ in ()).throw(Broken()))
@@ -526,9 +527,10 @@ def test_a_prompt_with_labels(kind, at, bases):
     m = bases.get(kind)
     inputs = batch(kind)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    before = m(**inputs, labels=labels)
-    put(m, prompt(at))
-    o = m(**inputs, labels=labels)
+    with torch.no_grad():
+        before = m(**inputs, labels=labels)
+        put(m, prompt(at))
+        o = m(**inputs, labels=labels)
     logits = o.logits[:, -labels.shape[1] :]
     # the last row of the prompt predicts the first token? its label is left out: the loss counts tokens as the base does
     shifted, targets = logits[:, :-1], labels[:, 1:]
@@ -589,9 +591,10 @@ def test_ids_by_position_by_name_and_as_embeddings(kind, spec, bases):
     put(m, spec)
     acting = look(m, inputs)
     assert distance(acting, before) > EFFECT
-    positional = m(ids, attention_mask=mask)
+    with torch.no_grad():
+        positional = m(ids, attention_mask=mask)
+        tuple_ = m(ids, attention_mask=mask, return_dict=False)[0]
     assert torch.equal(positional[0], acting["logits" if kind != "bert" else "last_hidden_state"])
-    tuple_ = m(ids, attention_mask=mask, return_dict=False)[0]
     assert torch.equal(tuple_, positional[0])
     assert distance(look(m, {"inputs_embeds": embeds, "attention_mask": mask}), acting) <= 1e-6
     unipelt.remove(m, "a")

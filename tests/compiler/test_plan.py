@@ -207,7 +207,7 @@ def test_numbers_are_checked_again() -> None:
 def test_the_whole_is_bounded() -> None:
     rows = " ".join(
         "use { modify ffn insert parallel form { A: [d_in, 60000000] ~ zeros b: [60000000] ~ zeros "
-        "delta = z * sum(z @ A * b) } "(f"compose {{ out = h + delta }} }} as r{i}")
+        f"delta = z * sum(z @ A * b) }} compose {{ out = h + delta }} }} as r{i}"
         for i in range(4)
     )
     m = model("bert")

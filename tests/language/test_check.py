@@ -587,7 +587,6 @@ def test_too_many_imports_are_refused(tmp_path: Path) -> None:
         (lambda d: load(named("adapter"))(act="softmax"), "E0405", "gelu"),
         (lambda d: load(named("adapter"))(act="geluu"), "E0405", "gelu"),
         (lambda d: load(named("prompt_tuning"))(start="normall(1)"), "E0405", "normal(0.02)"),
-        (lambda d: load(named("lora")) + load(named("rslora"))(r=3), "E0403", "bind it"),
         (lambda d: load(named("lora")) + load(named("lora")), "E0404", "as NAME"),
     ],
 )
@@ -599,3 +598,13 @@ def test_asking_for_what_there_is_not(tmp_path: Path, ask, code: str, words: str
         ask(tmp_path)
     (d,) = caught.value.diagnostics
     assert d.code == code and words in f"{d.message} {d.help}"
+
+
+def test_a_sum_renames_arguments_that_differ_and_shares_those_that_agree() -> None:
+    low, wide = load(named("lora"))(r=4), load(named("parallel_adapter"))(r=64)
+    both = low + wide
+    other = f"{wide.name}_r"
+    assert both.arguments["r"] == 4 and both.arguments[other] == 64
+    assert both(**{other: 3}).arguments[other] == 3
+    assert parse(str(both)) == both
+    assert (low + load(named("rslora"))(r=4)).arguments == {"r": 4, "alpha": 16.0, "dropout": 0.0}

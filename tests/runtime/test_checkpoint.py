@@ -464,8 +464,8 @@ def test_a_method_of_other_sizes(saved: Path) -> None:
         ("", "E0406"),
         ("form f { delta = z }", "E0406"),
         (
-            "method m(r: int = 1000000000) { modify ffn insert parallel form { A: [d_in, r] ~ zeros delta = sum(z @ A) * z } "
-            "compose { out = h + delta } }",
+            "method m(r: int = 1000000000) { modify ffn insert parallel form { A: [d_in, r] ~ zeros "
+            "delta = sum(z @ A) * z } compose { out = h + delta } }",
             "E0346",
         ),
     ],

@@ -14,7 +14,7 @@ from typing import Any, Mapping, Union
 from .diagnostics import PeltError, error, near
 from .syntax import (
     Apply, Block, Compose, Expr, File, Form, Insert, Layers, ListOf, MethodDef, Modify, Name, Negative, Number, Param,
-    Path, Require, RowBlock, Selection, Span, NOWHERE, Statement, String, Tokens, Train, Use,
+    Path, Require, RowBlock, Scope, Selection, Span, NOWHERE, Statement, String, Tokens, Train, Use, rewrite,
 )  # fmt: skip
 
 LANGUAGE_VERSION = 1
@@ -89,15 +89,19 @@ class Method:
         return replace(self, params=new)
 
     def __add__(self, other: "Method") -> "Method":
-        """The union of two methods ("methods add up"): the rows of both; parameters of one name must agree."""
+        """The union of two methods ("methods add up"): the rows of both.
+
+        Parameters of one name with one type and value are shared; otherwise the other's is renamed ``METHOD_NAME``.
+        """
         params = {p.name: p for p in self.params}
+        differing = {
+            p.name: f"{other.name}_{p.name}" for p in other.params
+            if p.name in params and (params[p.name].type, params[p.name].default) != (p.type, p.default)
+        }  # fmt: skip
+        other = renamed(other, differing)
         for p in other.params:
-            if p.name in params and (params[p.name].type, params[p.name].default) != (p.type, p.default):
-                raise error(
-                    "E0403",
-                    f"both methods have an argument `{p.name}`, with different types or values",
-                    help=f"bind it in one of them first: {other.name}({p.name}=…)",
-                )
+            if p.name in differing.values() and p.name in params:
+                raise error("E0403", f"both methods have an argument `{p.name}`", help="rename it in one of them")
             params[p.name] = p
         taken = {r.name for r in self.rows} | {t.name for t in self.trains}
         clash = sorted(taken & {r.name for r in other.rows})
@@ -125,6 +129,25 @@ class Method:
         from .printer import to_text
 
         return to_text(as_definition(self))
+
+
+def renamed(method: Method, names: Mapping[str, str]) -> Method:
+    """The method with parameters renamed, wherever they are read."""
+    if not names:
+        return method
+
+    def change(node: Any) -> Any:
+        if isinstance(node, Name) and node.id in names:
+            return replace(node, id=names[node.id])
+        if isinstance(node, Scope) and node.name in names:
+            return replace(node, name=names[node.name])
+        if isinstance(node, Path) and len(node.parts) == 1 and node.parts[0] in names:
+            return replace(node, parts=(names[node.parts[0]],))
+        if isinstance(node, Param) and node.name in names:
+            return replace(node, name=names[node.name])
+        return node
+
+    return rewrite(method, change)
 
 
 # ---------------------------------------------------------------- arguments

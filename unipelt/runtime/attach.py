@@ -19,6 +19,7 @@ from ..language.diagnostics import error, near
 from ..language.ir import Method
 from .attention import install
 from .edits import BaseCall, CopyEdit, Edit
+from .offload import device_of, value_of
 from .prompts import Doorway
 from .seam import NAME, Seam, Tap, key_of, seam_of, seams, tap_key
 from .switch import Switch
@@ -131,27 +132,29 @@ def _create(
         for n in e.tensors.values():
             owner.setdefault(n, e)
     for n, t in planned.tensors.items():
-        like = _like(model, owner[n])
+        like, device = _like(model, owner[n])
         target = dtype or like.dtype
-        if like.device.type == "meta":
+        if device.type == "meta":
             data = torch.empty(t.shape, dtype=target, device="meta")
         else:
-            data = _start(model, t, owner[n], seed, tokenizer, planned).to(like.device, target)
+            data = _start(model, t, owner[n], seed, tokenizer, planned).to(device, target)
         if t.frozen:
             attached.tensors[n] = data
         else:
             attached.tensors[n] = nn.Parameter(data, requires_grad=attached.trainable)
     for c in planned.copies:
-        source = model.get_parameter(c.parameter.path)
+        path, _, attribute = c.parameter.path.rpartition(".")
+        source = value_of(model.get_submodule(path), attribute)
         attached.copies[c.name] = nn.Parameter(source.detach().clone(), requires_grad=attached.trainable)
 
 
-def _like(model: nn.Module, e: PlannedEdit) -> torch.Tensor:
-    """A floating parameter at the edit's place, for device and dtype."""
+def _like(model: nn.Module, e: PlannedEdit) -> tuple[torch.Tensor, torch.device]:
+    """A floating parameter at the edit's place, for its dtype, and the device on which that place runs."""
     module = model.get_submodule(e.site.view.module)
     candidates = [*module.parameters(), *([] if e.site.x is None else model.get_submodule(e.site.x).parameters())]
     candidates += list(model.parameters())
-    return next(p for p in candidates if p.is_floating_point())
+    like = next(p for p in candidates if p.is_floating_point())
+    return like, device_of(module, like.device)
 
 
 def _start(model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, tokenizer: Any, planned: Plan) -> torch.Tensor:
@@ -163,7 +166,7 @@ def _start(model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, tokeni
 
         return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
     module = model.get_submodule(e.site.view.module)
-    weight = module.weight.detach().float()  # type: ignore[union-attr,operator]
+    weight = value_of(module, "weight").detach().float()  # type: ignore[union-attr,operator]
     W = weight if type(module).__name__ == "Conv1D" else weight.T
     context = Context({**constants(planned.method.params, e.site.sizes, e.constants), "W": Named(W)}, e.site.sizes)
     value = evaluate(t.exact, context)
@@ -172,7 +175,7 @@ def _start(model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, tokeni
 
 
 def _embeddings(model: nn.Module, text: str | None, rows: int, g: torch.Generator, tokenizer: Any) -> torch.Tensor:
-    table = model.get_input_embeddings().weight.detach().float().cpu()  # type: ignore[operator]
+    table = value_of(model.get_input_embeddings(), "weight").detach().float().cpu()  # type: ignore[operator]
     if text is None:
         ids = torch.randint(table.shape[0], (rows,), generator=g)
     else:

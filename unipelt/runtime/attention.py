@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from ..compiler.lower import shares_softmax
 from ..language.diagnostics import error
 from .edits import Edit
 from .seam import Seam, seam_of
@@ -72,7 +71,7 @@ def _attend(
     if fused or any("log_mass" in e.needs for _, e in rest):
         mask, key, value = _explicit(module, query, key, value, mask)
     for (_, edit), scope in zip(edits[:fused], given):
-        k, v = edit.rows(scope)
+        k, v = edit(query, scope, want="rows")
         key, value, mask = _with_rows(k, v, key, value, mask)
     # `mask` is explicit here wherever rows were added; without one, nothing is hidden from any query
     extra = {"is_causal": False} if (fused or mask is not None) and wrapped.name == "sdpa" else {}
@@ -85,9 +84,8 @@ def _attend(
     for (_, edit), scope in zip(rest, given[fused:]):
         if log_mass is not None:
             scope["log_mass"] = log_mass
-        if log_mass is not None and shares_softmax(edit.row):
-            h, names = edit.evaluate(h, scope, seam.mask())
-            own = torch.logsumexp(names.names["scores"].data, -1)
+        if log_mass is not None and edit.shares:
+            h, own = edit(h, scope, seam.mask(), want="mass")
             log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))  # ruling 7: the next prefix sees this one
         else:
             h = edit(h, scope, seam.mask())

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ..compiler.evaluator import Context, constants, evaluate, run
-from ..compiler.lower import Lowered, lower
+from ..compiler.lower import Lowered, lower, shares_softmax
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
 from ..language.syntax import Name, Param
+from .offload import PATCHED, value_of
 
 _AXES = {"heads": ("batch", "head", "token")}
 
@@ -67,6 +68,7 @@ class Edit(nn.Module):
             else:
                 self.register_buffer(_key(label), t)
         self.lowered: Lowered | None = lower(planned.row, planned.typing) if lowering else None
+        self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
 
     # ------------------------------------------------------------ evaluation
 
@@ -116,9 +118,21 @@ class Edit(nn.Module):
             c.names["z"] = evaluate(e, c)
             del c.names["h"]
 
-    def forward(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The new h, of h's shape and dtype."""
-        return self.evaluate(h, given, mask)[0]
+    def forward(
+        self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, want: str = "h"
+    ) -> Any:
+        """The new h, of h's shape and dtype; for ``want="mass"`` with the log of its scores' mass, for "rows" only `rows`.
+
+        Whatever reads the tensors goes through here: hooks that bring a module's weights act on its call.
+        """
+        if want == "rows":
+            return self.rows(given)
+        out, c = self.evaluate(h, given, mask)
+        if want == "h":
+            return out
+        scores = c.names["scores"]
+        assert isinstance(scores, Named)
+        return out, torch.logsumexp(scores.data, -1)
 
     def evaluate(
         self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None
@@ -202,6 +216,13 @@ def _key(label: str) -> str:
     return label.replace(".", ":")
 
 
+def _kept(host: nn.Module, name: str) -> nn.Parameter | None:
+    """A frozen parameter of the base for its twin: the same one, or the values of one that is kept elsewhere."""
+    own = host._parameters[name]
+    value = value_of(host, name) if own is not None else own
+    return own if value is own else nn.Parameter(value, requires_grad=False)  # type: ignore[arg-type]
+
+
 class CopyEdit(nn.Module):
     """A trained copy of some parameters of a leaf module: the same class, its own tensors, the frozen rest shared.
 
@@ -216,7 +237,9 @@ class CopyEdit(nn.Module):
     def __init__(self, host: nn.Module, trained: Mapping[str, nn.Parameter], lowering: bool):
         super().__init__()
         twin = copy.copy(host)
-        twin._parameters = {n: trained.get(n, p) for n, p in host._parameters.items()}
+        for patched in PATCHED:
+            twin.__dict__.pop(patched, None)
+        twin._parameters = {n: trained.get(n, _kept(host, n)) for n in host._parameters}
         twin._modules = {}
         twin._forward_hooks, twin._forward_pre_hooks = type(host._forward_hooks)(), type(host._forward_pre_hooks)()
         twin._forward_hooks_with_kwargs = type(host._forward_hooks_with_kwargs)()
@@ -236,7 +259,7 @@ class CopyEdit(nn.Module):
             twin = copy.copy(self.twin)
             twin._parameters = {**self.twin._parameters, **others}
             return twin(*args, **kwargs)
-        if self.bias_only:
+        if self.bias_only and "meta" not in (self.twin.bias.device.type, self._base[0].bias.device.type):  # type: ignore[union-attr]
             return output + (self.twin.bias - self._base[0].bias).to(output.dtype)  # type: ignore[operator]
         return self.twin(*args, **kwargs)
 

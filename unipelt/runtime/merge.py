@@ -59,9 +59,11 @@ def merge(model: nn.Module, name: str) -> None:
     if bad:
         raise error("E0561", f"merging would put NaN or infinity into `{bad[0]}`")
     merged = Merged((name,), {n: model.get_parameter(n).detach().clone() for n in new}, r.switch.active)
-    with torch.no_grad():
-        for n, t in new.items():
-            model.get_parameter(n).copy_(t)
+    try:
+        _write(model, new)
+    except BaseException:
+        _write(model, merged.originals)
+        raise
     r.merged = merged
     r.switch.active = ()
     _forget_compiled()
@@ -73,12 +75,16 @@ def unmerge(model: nn.Module) -> None:
     r = registry(model)
     if r is None or r.merged is None:
         raise error("E0562", "nothing is merged into this model")
-    with torch.no_grad():
-        for n, t in r.merged.originals.items():
-            model.get_parameter(n).copy_(t)
+    _write(model, r.merged.originals)
     r.switch.active = r.merged.was_active
     r.merged = None
     _forget_compiled()
+
+
+def _write(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for n, t in values.items():
+            model.get_parameter(n).copy_(t)
 
 
 def _refuse(attached: Attached) -> None:

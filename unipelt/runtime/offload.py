@@ -1,0 +1,42 @@
+"""Weights that accelerate keeps elsewhere (`device_map`, `cpu_offload`) and brings only while their module runs.
+
+Between calls such a parameter is on the meta device; here is where its values and the device it runs on are asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+import torch
+from torch import nn
+
+#: What accelerate writes on a module it has hooked; a copy of the module must not keep them, as they call the module itself.
+PATCHED = ("forward", "_old_forward", "_hf_hook")
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    yield from getattr(hook, "hooks", (hook,) if hook is not None else ())
+
+
+def device_of(module: nn.Module, given: torch.device) -> torch.device:
+    """The device on which a module runs: ``given`` unless that is meta and accelerate names another."""
+    if given.type == "meta":
+        for m in module.modules():
+            for hook in _hooks(m):
+                device = getattr(hook, "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
+    return given
+
+
+def value_of(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter's values, wherever they are kept; on the meta device only if there are none."""
+    own = module._parameters[name]
+    assert own is not None
+    if own.device.type == "meta":
+        for hook in _hooks(module):
+            kept = getattr(hook, "weights_map", None)
+            if kept is not None:
+                return kept[name].to(device_of(module, own.device))
+    return own
