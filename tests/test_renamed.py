@@ -1,8 +1,8 @@
 """Methods are data: with every definition of the library renamed at random, everything stays the same.
 
 A copy of ``specs/`` is renamed consistently (whole words; docstrings and comments keep theirs, model types too).
-In a process that sees only the copy, every method must plan and compute exactly what the original does, and the compiler's and the
-language's tests must stay green.
+In a process that sees only the copy, every method must plan and compute exactly what the original does, and the
+compiler's and the language's tests must stay green.
 """
 
 from __future__ import annotations

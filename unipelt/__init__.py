@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "load": "language.loading", "parse": "language.loading", "check": "language.loading", "library": "language.loading",
     "Method": "language.ir", "Diagnostic": "language.diagnostics", "PeltError": "language.diagnostics",
-    "plan": "compiler.plan", "Plan": "compiler.plan",
+    "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
     "merge": "runtime.merge", "unmerge": "runtime.merge",
@@ -25,7 +25,8 @@ _WHERE = {
 __all__ = sorted(_WHERE)
 
 if TYPE_CHECKING:
-    from .compiler.plan import Plan, plan
+    from .compiler.plan import Plan
+    from .compiler.planner import plan
     from .language.diagnostics import Diagnostic, PeltError
     from .language.ir import Method
     from .language.loading import check, library, load, parse

@@ -146,7 +146,8 @@ def test_checkpointed_gradients(spec, kind, reentrant):
     if reentrant:
         m.enable_input_require_grads()
     passes = []
-    seen = m.get_submodule("encoder.layer.0" if kind == "bert" else "transformer.h.0" if kind == "gpt2" else "model.layers.0")
+    inner = {"bert": "encoder.layer.0.intermediate", "gpt2": "transformer.h.0.mlp", "llama": "model.layers.0.mlp"}
+    seen = m.get_submodule(inner[kind])
     handle = seen.register_forward_pre_hook(lambda *_: passes.append(1))
     loss(m, inputs).backward()
     handle.remove()
@@ -184,10 +185,12 @@ def test_offloaded(spec, where, tmp_path):
                       "transformer.h": "disk", "transformer.ln_f": "cpu", "unipelt": "cpu"}  # fmt: skip
         dispatch_model(m, {k: v for k, v in device_map.items() if k != "unipelt"}, main_device="cpu", offload_dir=str(tmp_path))
     assert any(p.device.type == "meta" for p in m.parameters())
-    assert same(look(m, inputs), plain)
+    # where only biases are trained, their difference is added in memory, and the copy is computed when offloaded
+    tolerance = 1e-6 if spec == "bitfit" else 0.0
+    assert distance(look(m, inputs), plain) <= tolerance
     with unipelt.disabled(m):
         assert same(look(m, inputs), before)
-    assert same(look(m, inputs), plain)
+    assert distance(look(m, inputs), plain) <= tolerance
 
 
 @pytest.mark.parametrize("spec", CHOSEN)
@@ -319,7 +322,7 @@ def test_another_model_with_the_same_configuration(kind, bases):
     assert same(look(a, inputs), own)
 
 
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers, flex attention
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torch and transformers say on the way to flex attention
 @pytest.mark.parametrize("spec", ["prefix_tuning", "llama_adapter", "unipelt_apl_causal", "multi_head_parallel_adapter"])
 def test_an_attention_implementation_set_later_keeps_the_heads_edit(spec, bases):
     m = bases.get("llama")
@@ -682,9 +685,9 @@ def test_other_architectures_decode(kind, spec, bases):
     unipelt.remove(m, "a")
 
 
-def test_only_the_chosen_layers(bases):
+def test_only_the_chosen_layers():
     """`layers last 1`: the first layer of the base is left alone."""
-    m = bases.get("bert")
+    m = build("bert")  # its own: asking for hidden states leaves transformers' hooks on a model
     plan = put(m, unipelt.load("llama_adapter")(l=4, top=1))
     assert {e.site.layer for e in plan.edits} == {1}
     assert {n.split(".")[2] for n in unipelt.state_dict(m, "a")} == {"1"}
@@ -693,7 +696,6 @@ def test_only_the_chosen_layers(bases):
         with unipelt.disabled(m):
             before = m(**batch("bert"), output_hidden_states=True).hidden_states
     assert torch.equal(acting[1], before[1]) and (acting[2] - before[2]).abs().max() > EFFECT
-    unipelt.remove(m, "a")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

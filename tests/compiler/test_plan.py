@@ -326,7 +326,7 @@ def test_sharing_across_sizes_is_refused() -> None:
 def test_groups_and_heads_have_their_own_copies() -> None:
     p = plan(
         "method m { modify attn.heads insert parallel form { a: [d_head] ~ zeros b: [d_head] ~ zeros per group "
-        "c: [d_head] ~ zeros "("per layer, head delta = q * a * b * c } compose { out = h + delta } }"),
+        "c: [d_head] ~ zeros per layer, head delta = q * a * b * c } compose { out = h + delta } }",
         "llama",
     )
     shapes = {n.rsplit(".", 1)[1]: t.shape for n, t in p.tensors.items()}

@@ -608,3 +608,17 @@ def test_a_sum_renames_arguments_that_differ_and_shares_those_that_agree() -> No
     assert both(**{other: 3}).arguments[other] == 3
     assert parse(str(both)) == both
     assert (low + load(named("rslora"))(r=4)).arguments == {"r": 4, "alpha": 16.0, "dropout": 0.0}
+
+
+def test_a_source_that_was_forgotten_is_read_again(tmp_path: Path) -> None:
+    """Messages about the library keep their excerpts in long sessions."""
+    from unipelt.language.source import lookup
+
+    path = tmp_path / "mine.pelt"
+    path.write_text("method m {\n  modify wing\n  compose { out = h }\n}\n")
+    with pytest.raises(PeltError) as caught:
+        load(path)
+    for i in range(300):
+        with pytest.raises(PeltError):
+            parse("method", file=f"text {i}")
+    assert "modify wing" in str(caught.value) and lookup(str(tmp_path / "gone.pelt")) is None

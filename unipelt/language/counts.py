@@ -12,11 +12,10 @@ from typing import Iterable, Mapping
 
 from .check import RowTyping, TensorTyping, check_method
 from .diagnostics import error
-from .fold import fold_form
+from .fold import Fold, fold_form
 from .infer import Inference
 from .ir import Method, Trained
 from .printer import to_text
-from .properties import Fold
 from .sites import TensorType
 from .sizes import Size
 from .syntax import Selection, Tensor

@@ -6,15 +6,24 @@ Non-goal: deciding whether folding pays; the plan does, by counting.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .check import RowTyping
 from .infer import Inference
-from .properties import Fold
 from .sites import TensorType
 from .syntax import Apply, Attr, Expr, Index, Let, Name, Statement, Tensor, dotted, rewrite, walk
 from .values import CONSTANT, NumberType, Value
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A closed expression over learned tensors: computed once after training and stored in their place."""
+
+    name: str
+    value: Expr
+    type: TensorType
+    place: str
+
 
 _BASE = frozenset(("W", "bias", "scale", "log_mass"))
 

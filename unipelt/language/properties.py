@@ -96,33 +96,3 @@ def _all(found: Iterable[Verdict], otherwise: str) -> Verdict:
             return v
         verdict = verdict or v
     return verdict or Verdict("yes", otherwise)
-
-
-# ---------------------------------------------------------------- folding
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """A closed expression over learned tensors: computed once after training and stored in their place."""
-
-    name: str
-    value: Expr
-    type: TensorType
-    place: str
-
-
-def folded(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
-    """The form with its largest closed expressions replaced by names, and what those stand for.
-
-    Closed means: reads at least one learned tensor and nothing of the input, and is more than a tensor's name.
-    """
-    from .fold import fold_form
-
-    return fold_form(t)
-
-
-def is_closed(value, constant: int = CONSTANT) -> bool:
-    return value.degree == constant and value.learned and not value.random
-
-
-__all__ = ["Fold", "Let", "Verdict", "causal", "folded", "mergeable", "padding_invariant", "row_reads", "verdicts"]

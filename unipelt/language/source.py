@@ -112,5 +112,12 @@ def remember(source: Source) -> None:
 
 
 def lookup(file: str) -> Source | None:
+    """The source of that name; a file that was forgotten is read again."""
     with _lock:
-        return _known.get(file)
+        found = _known.get(file)
+    if found is None and Path(file).is_file():
+        try:
+            return read(file)
+        except PeltError:
+            return None
+    return found

@@ -14,7 +14,8 @@ from torch import nn
 from ..compiler.evaluator import Context, constants, evaluate
 from ..compiler.initialise import draw, generator
 from ..compiler.named import Named
-from ..compiler.plan import Plan, PlannedEdit, PlannedTensor, plan as make_plan
+from ..compiler.plan import Plan, PlannedEdit, PlannedTensor
+from ..compiler.planner import plan as make_plan
 from ..language.diagnostics import error, near
 from ..language.ir import Method
 from .attention import install
@@ -150,11 +151,9 @@ def _create(
 
 def _like(model: nn.Module, e: PlannedEdit) -> tuple[torch.Tensor, torch.device]:
     """A floating parameter at the edit's place, for its dtype, and the device on which that place runs."""
-    module = model.get_submodule(e.site.view.module)
-    candidates = [*module.parameters(), *([] if e.site.x is None else model.get_submodule(e.site.x).parameters())]
-    candidates += list(model.parameters())
-    like = next(p for p in candidates if p.is_floating_point())
-    return like, device_of(module, like.device)
+    places = [model.get_submodule(p) for p in (e.site.view.module, e.site.x) if p is not None] + [model]
+    like = next(p for m in places for p in m.parameters() if p.is_floating_point())
+    return like, device_of(like.device, *places)
 
 
 def _start(model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, tokenizer: Any, planned: Plan) -> torch.Tensor:

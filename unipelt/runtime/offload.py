@@ -19,14 +19,13 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     yield from getattr(hook, "hooks", (hook,) if hook is not None else ())
 
 
-def device_of(module: nn.Module, given: torch.device) -> torch.device:
-    """The device on which a module runs: ``given`` unless that is meta and accelerate names another."""
+def device_of(given: torch.device, *modules: nn.Module) -> torch.device:
+    """The device on which the first of the modules runs: ``given`` unless that is meta and accelerate names another."""
     if given.type == "meta":
-        for m in module.modules():
-            for hook in _hooks(m):
-                device = getattr(hook, "execution_device", None)
-                if device is not None:
-                    return torch.device(device)
+        for hook in (h for module in modules for m in module.modules() for h in _hooks(m)):
+            device = getattr(hook, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
     return given
 
 
@@ -38,5 +37,5 @@ def value_of(module: nn.Module, name: str) -> torch.Tensor:
         for hook in _hooks(module):
             kept = getattr(hook, "weights_map", None)
             if kept is not None:
-                return kept[name].to(device_of(module, own.device))
+                return kept[name].to(device_of(own.device, module))
     return own

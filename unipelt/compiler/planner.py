@@ -1,0 +1,316 @@
+"""Makes a plan: rows to sites, tensors to their places, requirements, causality. Pure; `runtime` carries a plan out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from ..anatomy.find import find
+from ..anatomy.sites import Site, SiteMap
+from ..language.check import RowTyping, Sizes, TensorTyping, check_method, check_row, parameters, sites_of
+from ..language.diagnostics import Diagnostic, PeltError, error, near
+from ..language.fold import Fold, fold_form
+from ..language.infer import Inference
+from ..language.ir import Method, Row
+from ..language.primitives import INITIALISERS
+from ..language.properties import cache_consistent, causal, mergeable, padding_invariant, row_reads
+from ..language.sites import axis_order, signature, site_name
+from ..language.sizes import Size
+from ..language.syntax import Expr, Name, Param, Selection, Statement, Tensor
+from ..language.values import Distribution, NumberType
+from .trained import Parameter, head_parameters, parameters_of, select
+
+from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedFold, PlannedTensor
+
+MAX_TRAINED = 2**33
+
+
+def plan(model: nn.Module, method: Method, head: bool | None = None, allow_future: bool = False) -> Plan:
+    """The plan of a method on a model; nothing is changed. Raises `PeltError` with every mistake.
+
+    ``head``: whether the model's own head trains with the adapter; by default it does where the model has a task head
+    (classification, not a language model's) and the method says nothing of the head. ``allow_future`` lets a method
+    that sees later positions onto a causal model.
+    """
+    check_method(method)
+    missing = [p.name for p in method.params if p.default is None]
+    if missing:
+        raise error("E0408", f"`{method.name}` needs a value for `{missing[0]}`", help=f"write {method.name}({missing[0]}=…)")
+    sites = find(model)
+    builder = _Builder(model, method, sites)
+    for row in method.rows:
+        builder.row(row)
+    for trained in method.trains:
+        builder.trained(trained)
+    builder.head(head)
+    builder.requirements()
+    if builder.problems:
+        raise PeltError(builder.problems)
+    result = builder.plan()
+    if result.leaks and not allow_future:
+        raise PeltError(result.leaks)
+    return result
+
+
+class _Builder:
+    def __init__(self, model: nn.Module, method: Method, sites: SiteMap):
+        self.model, self.method, self.sites = model, method, sites
+        self.edits: list[PlannedEdit] = []
+        self.tensors: dict[str, PlannedTensor] = {}
+        self.copies: dict[str, PlannedCopy] = {}
+        self.problems: list[Diagnostic] = []
+        self.warnings: list[str] = []
+        self.needs: list[str] = []
+        self.leaks: dict[tuple, Diagnostic] = {}
+        self.typings: dict[tuple, RowTyping] = {}
+
+    # ------------------------------------------------------------ rows
+
+    def row(self, row: Row) -> None:
+        before = len(self.problems)
+        layers = self.layers(row.layers)
+        if len(self.problems) > before:
+            return
+        if row.tokens:
+            self.problems.append(Diagnostic("E0390", "`tokens` is a word of the language that is not built yet",
+                                            row.tokens[0].span))  # fmt: skip
+            return
+        found: list[Site] = []
+        absent: list[str] = []
+        for path in sites_of(row.sites, self.method.params):
+            _, name = site_name(str(path))
+            here = [s for s in self.sites.named(name) if s.layer is None or layers is None or s.layer in layers]
+            if not here and signature(name) is not None and name.split(".")[0] == "cross":
+                absent.append(name)
+            elif not here and signature(name) is not None and name.endswith(".weight"):
+                self.problems.append(Diagnostic("E0390", f"weight sites (`{name}`) are not built yet", path.span))
+            elif not here:
+                known = self.sites.names()
+                self.problems.append(Diagnostic(
+                    "E0512", f"this {type(self.model).__name__} has no site `{name}`", path.span,
+                    help=near(name, known) or f"it has: {', '.join(known)}"))  # fmt: skip
+            found += here
+        if absent and not found and not self.problems:
+            self.problems.append(Diagnostic("E0512", f"this {type(self.model).__name__} has no `{absent[0]}`", row.span))
+        elif absent:
+            self.warnings.append(f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out")
+        for site in found:
+            self.edit(row, site)
+
+    def edit(self, row: Row, site: Site) -> None:
+        uses_layer = "layer" in row_reads(row)
+        key = (row.name, site.name, tuple(sorted(site.sizes.items())), site.layer if uses_layer else None)
+        sizes = Sizes(site.sizes, site.layer, self.sites.depth)
+        if key not in self.typings:
+            try:
+                self.typings[key] = check_row(row, signature(site.name), self.method.params, sizes)  # type: ignore[arg-type]
+            except PeltError as e:
+                known = {(d.code, d.span) for d in self.problems}
+                self.problems += [d for d in e.diagnostics if (d.code, d.span) not in known]
+                return
+        typing = self.typings[key]
+        if site.causal:
+            verdict = causal(typing)
+            if verdict.value != "yes":
+                self.leaks[(row.name, verdict.span.start)] = Diagnostic(
+                    "E0530", f"the row `{row.name}` sees later positions, and this {type(self.model).__name__} is causal",
+                    verdict.span, label="pools over the whole sequence",
+                    help="gate each token by itself (`token_gate`) or use a running mean; allow_future=True applies the "
+                    "method as it is",
+                )  # fmt: skip
+            elif cache_consistent(typing).value == "no":
+                note = f"row `{row.name}`: reads other positions, so decoding with a cache differs (use_cache=False does not)"
+                if note not in self.warnings:
+                    self.warnings.append(note)
+        if padding_invariant(typing).value == "no":
+            note = f"row `{row.name}`: pad positions take part, so the output depends on how a batch is padded"
+            if note not in self.warnings:
+                self.warnings.append(note)
+        names: dict[str, str] = {}
+        for t in typing.tensors:
+            planned = self.tensor(t, row, site)
+            names[t.label] = planned.name
+        numbers = {"depth": self.sites.depth} | ({"layer": site.layer} if site.layer is not None else {})
+        self.edits.append(PlannedEdit(row, site, names, row_reads(row), typing, numbers))
+
+    def tensor(self, t: TensorTyping, row: Row, site: Site) -> PlannedTensor:
+        stack = f"{site.stack}." if site.stack else ""
+        place = t.place if site.layer is not None or t.place == "model" else "site"
+        front = {"model": "", "kind": f"{stack}{site.name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
+        name = f"{front}{row.name}.{t.label}"
+        axes = tuple(sorted(t.type.axes, key=axis_order))
+        lengths = {"head": site.sizes["heads"], "group": site.sizes["groups"]}
+        copies = tuple(lengths[a] for a in axes)
+        sizes = tuple(_whole(s) for s in t.type.sizes)
+        planned = PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, t.lr if t.lr is not None else 1.0)
+        before = self.tensors.get(name)
+        if before is not None and before.shape != planned.shape:
+            self.problems.append(Diagnostic(
+                "E0513", f"`{t.name}` is shared `per {t.place}`, but its sizes differ: {list(before.shape)} and "
+                f"{list(planned.shape)}", t.declaration.span, help="share it per site"))  # fmt: skip
+        self.tensors[name] = planned
+        needed = INITIALISERS[t.start.name].data if t.start is not None else None
+        if needed and f"{needed} (for `{name}`)" not in self.needs:
+            self.needs.append(f"{needed} (for `{name}`)")
+        return planned
+
+    def layers(self, selection: Selection | None) -> frozenset[int] | None:
+        """The layers a selection names; 0-based, half-open; more than there are is clamped, with a warning."""
+        depth = self.sites.depth
+        if selection is None or selection.word == "all":
+            return None
+        inf = Inference(parameters(self.method.params, True), {})
+        inf.names["depth"] = replace(inf.infer(Name("true")), type=NumberType(Size.of(depth), depth))
+        word = selection.word
+        if word not in ("first", "last", "range", "every"):
+            self.problems.append(Diagnostic("E0515", f"layers are not selected with `{word}`", selection.span))
+            return frozenset()
+        values: list[int] = []
+        for e in selection.values:
+            v = inf.infer(e)
+            if not isinstance(v.type, NumberType) or not isinstance(v.type.value, int) or isinstance(v.type.value, bool):
+                self.problems += inf.problems or [Diagnostic("E0514", "a layer is counted by a whole number", e.span)]
+                return frozenset()
+            values.append(v.type.value)
+        if min(values) < (0 if word == "range" else 1):
+            self.problems.append(Diagnostic("E0514", f"`layers {word}` takes a positive number", selection.span))
+            return frozenset()
+        top = max(values)
+        if top > depth and word != "every":
+            self.warnings.append(f"`layers {word} {top}` is clamped: the model has {depth} layers")
+        table = {
+            "first": range(0, min(values[0], depth)), "last": range(max(0, depth - values[0]), depth),
+            "range": range(min(values[0], depth), min(values[-1], depth)), "every": range(0, depth, values[0] or 1),
+        }  # fmt: skip
+        chosen = frozenset(table[word])
+        if not chosen:
+            self.problems.append(Diagnostic("E0516", f"this selects none of the {depth} layers", selection.span))
+        return chosen
+
+    # ------------------------------------------------------------ trained copies
+
+    def trained(self, trained: Any) -> None:
+        before = len(self.problems)
+        layers = self.layers(trained.layers)
+        if len(self.problems) > before:
+            return
+        lr = 1.0
+        if trained.lr is not None:
+            v = Inference(parameters(self.method.params, True), {}).infer(trained.lr)
+            if isinstance(v.type, NumberType) and v.type.value is not None:
+                lr = float(v.type.value)
+            else:
+                self.problems.append(Diagnostic("E0345", "a learning-rate multiple is a number", trained.lr.span))
+        try:
+            found = select(self.model, self.sites, trained.paths, layers)
+        except PeltError as e:
+            self.problems += e.diagnostics
+            return
+        heads = {p.path for p in head_parameters(self.sites, parameters_of(self.model))} if self.sites.head else set()
+        for p in found:
+            self.copy(p, lr, p.path in heads and not self._is_lm())
+
+    def copy(self, p: Parameter, lr: float, head: bool) -> None:
+        root = f"{self.sites.prefix}." if self.sites.prefix else ""
+        name = p.path[len(root) :] if root and p.path.startswith(root) else p.path
+        self.copies.setdefault(name, PlannedCopy(name, p, lr, head))
+        if len(p.uses) > 1:
+            self.warnings.append(f"`{name}` is tied: its copy is used in {' and '.join(m for m, _ in p.uses)}")
+
+    def _is_lm(self) -> bool:
+        model: Any = self.model
+        return hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None
+
+    def head(self, wanted: bool | None) -> None:
+        own = any(e.site.name == "head" for e in self.edits)
+        if wanted is None:
+            wanted = bool(self.sites.head) and not own and not self._is_lm()
+        if not wanted:
+            return
+        if not self.sites.head:
+            self.problems.append(Diagnostic("E0517", f"this {type(self.model).__name__} has no head to train",
+                                            help="load it with AutoModelForSequenceClassification"))  # fmt: skip
+            return
+        for p in head_parameters(self.sites, parameters_of(self.model)):
+            self.copy(p, 1.0, True)
+
+    # ------------------------------------------------------------ the whole
+
+    def requirements(self) -> None:
+        base = sum(p.count for p in parameters_of(self.model).values())
+        trained = sum(t.count for t in self.tensors.values() if not t.frozen)
+        for r in self.method.requires:
+            inf = Inference(parameters(self.method.params, True), {})
+            names = {n.id for n in _names(r.condition)}
+            if "params" in names:
+                inf.names["params"] = replace(inf.infer(Name("true")), type=NumberType(None, trained / max(base, 1)))
+            from ..language.check import require
+
+            require(r, inf)
+            self.problems += inf.problems
+
+    def plan(self) -> Plan:
+        trained = sum(t.count for t in self.tensors.values() if not t.frozen)
+        frozen = sum(t.count for t in self.tensors.values() if t.frozen)
+        head = sum(c.parameter.count for c in self.copies.values() if c.head)
+        body = sum(c.parameter.count for c in self.copies.values() if not c.head)
+        head += sum(t.count for e in self.edits if e.site.name == "head" for t in (self.tensors[n] for n in e.tensors.values()))
+        in_head = {n for e in self.edits if e.site.name == "head" for n in e.tensors.values()}
+        trained -= sum(self.tensors[n].count for n in in_head if not self.tensors[n].frozen)
+        total = trained + frozen + head + body
+        if total > MAX_TRAINED:
+            raise error("E0346", f"this method would have {total:,} parameters, more than {MAX_TRAINED:,}",
+                        help="choose smaller sizes")  # fmt: skip
+        folds, saved = self.folds(in_head)
+        base = sum(p.count for p in parameters_of(self.model).values()) - sum(
+            p.count for p in head_parameters(self.sites, parameters_of(self.model)) if self.sites.head and not self._is_lm()
+        )
+        counts = Counts(trained + body, trained + body - saved, frozen, head, base)
+        return Plan(
+            self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folds, counts,
+            tuple(dict.fromkeys(self.warnings)), tuple(self.needs), type(self.model).__name__, tuple(self.leaks.values()),
+        )  # fmt: skip
+
+    def folds(self, in_head: set[str]) -> tuple[tuple[PlannedFold, ...], int]:
+        """The folds of each row that make the stored adapter smaller, and by how much."""
+        chosen: list[PlannedFold] = []
+        saved = 0
+        for name in dict.fromkeys(e.row.name for e in self.edits):
+            planned: dict[str, PlannedFold] = {}
+            before: set[str] = set()
+            kept: set[str] = set()
+            for i, e in enumerate(self.edits):
+                if e.row.name != name:
+                    continue
+                form, folds = fold_form(e.typing)
+                left = {s.name for s in form if isinstance(s, Tensor)} | {n for n in e.tensors if n.startswith("gate.")}
+                left |= {t.name for t in e.typing.tensors if t.declaration in e.row.compose}
+                before |= set(e.tensors.values())
+                kept |= {e.tensors[n] for n in left if n in e.tensors}
+                for f in folds:
+                    typing = TensorTyping(f.name, f.type, f.place, Distribution("zeros"), None, False, None, e.typing.tensors[0].declaration)  # fmt: skip
+                    own = self.tensors.copy()
+                    tensor = self.tensor(typing, e.row, e.site)
+                    self.tensors = own
+                    planned.setdefault(tensor.name, PlannedFold(tensor.name, f, i, tensor))
+            old = sum(self.tensors[n].count for n in before - in_head if not self.tensors[n].frozen)
+            new = sum(self.tensors[n].count for n in kept - in_head if not self.tensors[n].frozen)
+            new += sum(p.tensor.count for p in planned.values())
+            if planned and new < old:
+                chosen += planned.values()
+                saved += old - new
+        return tuple(chosen), saved
+
+
+def _names(e: Expr) -> list[Name]:
+    from ..language.syntax import walk
+
+    return [n for n in walk(e) if isinstance(n, Name)]
+
+
+def _whole(size: Size) -> int:
+    n = size.number
+    assert n is not None and n.denominator == 1, f"unbound size {size}"
+    return int(n)
