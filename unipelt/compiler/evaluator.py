@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from ..language.syntax import (
-    Apply, Attr, Axis, Binary, Choose, Compare, Expr, Index, Let, ListOf, Name, Negative, Number, Param, Require, Slice,
-    Statement, String, Tensor, dotted,
+    Apply,
+    Attr,
+    Axis,
+    Binary,
+    Choose,
+    Compare,
+    Expr,
+    Index,
+    Let,
+    ListOf,
+    Name,
+    Negative,
+    Number,
+    Param,
+    Require,
+    Slice,
+    Statement,
+    String,
+    Tensor,
+    dotted,
 )  # fmt: skip
 from .functions import FUNCTIONS
 from .named import Named, Value, elementwise, matmul, transpose

@@ -17,7 +17,6 @@ from typing import Any
 from ..language.check import RowTyping
 from ..language.ir import Row
 from ..language.sites import TensorType
-
 from ..language.syntax import Apply, Attr, Binary, Expr, Let, Name, Statement, rewrite, walk
 from ..language.values import NumberType
 

@@ -6,7 +6,8 @@ All of the language's shape rules live here once: axes unite by name, head refin
 
 from __future__ import annotations
 
-from typing import Sequence, Union
+from collections.abc import Sequence
+from typing import Union
 
 import torch
 
@@ -19,7 +20,7 @@ Value = Union["Named", Number, str]
 class Named:
     """``data`` with the names of its leading dimensions; what follows them are the sizes."""
 
-    __slots__ = ("data", "axes")
+    __slots__ = ("axes", "data")
 
     def __init__(self, data: torch.Tensor, axes: tuple[str, ...] = ()):
         self.data = data

@@ -5,25 +5,19 @@ A plan is made on the meta device too. `unipelt.runtime` carries it out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
-from ..anatomy.find import find
 from ..anatomy.sites import Site, SiteMap
-from ..language.check import RowTyping, Sizes, TensorTyping, check_method, check_row, parameters, sites_of
-from ..language.diagnostics import Diagnostic, PeltError, error, near
-from ..language.fold import Fold, fold_form
-from ..language.infer import Inference
+from ..language.check import RowTyping
+from ..language.diagnostics import Diagnostic
+from ..language.fold import Fold
 from ..language.ir import Method, Row
-from ..language.primitives import INITIALISERS
-from ..language.properties import cache_consistent, causal, mergeable, padding_invariant, row_reads
-from ..language.sites import axis_order, signature, site_name
-from ..language.sizes import Size
-from ..language.syntax import Expr, Name, Param, Selection, Statement, Tensor
-from ..language.values import Distribution, NumberType
-from .trained import Parameter, head_parameters, parameters_of, select
+from ..language.properties import causal, mergeable, padding_invariant
+from ..language.syntax import Expr
+from ..language.values import Distribution
+from .trained import Parameter
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
@@ -158,8 +152,6 @@ class Plan:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        from .show import plan_text
-
         return plan_text(self)
 
 
@@ -173,3 +165,29 @@ def _ranges(layers: list[int]) -> str:
     if layers == list(range(layers[0], layers[-1] + 1)):
         return str(layers[0]) if len(layers) == 1 else f"{layers[0]}–{layers[-1]}"
     return ", ".join(map(str, layers))
+
+
+# ---------------------------------------------------------------- as text
+
+
+def plan_text(plan: Plan) -> str:
+    """A table of the plan's edits with the counts below it, in plain characters."""
+    head = ("row", "site", "layers", "insert", "form", "compose", "parameters")
+    rows = [
+        tuple(f"{e[k]:,}" if k == "parameters" else _short(str(e[k]) + (f"  gated by {e['gate']}" if k == "compose" and e["gate"] else "")) for k in head)
+        for e in plan.table()
+    ]  # fmt: skip
+    widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+    lines = [f"{plan.method.name} on {plan.model} ({plan.sites.depth} layers, anatomy {plan.sites.anatomy})", ""]
+    for r in (head, tuple("-" * w for w in widths), *rows):
+        cells = [c.rjust(w) if i == len(head) - 1 else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths))]
+        lines.append("  ".join(cells).rstrip())
+    c = plan.counts
+    share = f" ({100 * c.trained / c.base:.2f} % of the base's {c.base:,})" if c.base else ""
+    lines += ["", f"trained {c.trained:,}{share}   stored {c.stored:,}   frozen {c.frozen:,}   head {c.head:,}"]
+    lines += [f"note: {w}" for w in plan.warnings] + [f"needs: {n}" for n in plan.needs]
+    return "\n".join(lines)
+
+
+def _short(text: str, most: int = 44) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

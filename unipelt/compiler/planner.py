@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,18 +11,17 @@ from ..anatomy.find import find
 from ..anatomy.sites import Site, SiteMap
 from ..language.check import RowTyping, Sizes, TensorTyping, check_method, check_row, parameters, sites_of
 from ..language.diagnostics import Diagnostic, PeltError, error, near
-from ..language.fold import Fold, fold_form
+from ..language.fold import fold_form
 from ..language.infer import Inference
 from ..language.ir import Method, Row
 from ..language.primitives import INITIALISERS
-from ..language.properties import cache_consistent, causal, mergeable, padding_invariant, row_reads
+from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
 from ..language.sites import axis_order, signature, site_name
 from ..language.sizes import Size
-from ..language.syntax import Expr, Name, Param, Selection, Statement, Tensor
+from ..language.syntax import Expr, Name, Selection, Tensor
 from ..language.values import Distribution, NumberType
-from .trained import Parameter, head_parameters, parameters_of, select
-
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedFold, PlannedTensor
+from .trained import Parameter, head_parameters, parameters_of, select
 
 MAX_TRAINED = 2**33
 
@@ -181,7 +180,7 @@ class _Builder:
         if top > depth and word != "every":
             self.warnings.append(f"`layers {word} {top}` is clamped: the model has {depth} layers")
         table = {
-            "first": range(0, min(values[0], depth)), "last": range(max(0, depth - values[0]), depth),
+            "first": range(min(values[0], depth)), "last": range(max(0, depth - values[0]), depth),
             "range": range(min(values[0], depth), min(values[-1], depth)), "every": range(0, depth, values[0] or 1),
         }  # fmt: skip
         chosen = frozenset(table[word])

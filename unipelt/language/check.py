@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Mapping, Sequence
 
 from .diagnostics import Diagnostic, Label, PeltError, near
 from .infer import Inference, bounded, reading
@@ -13,9 +13,22 @@ from .printer import to_text
 from .sites import NUMBERS, RESERVED, SITES, SIZES, SiteSignature, TensorType, signature, site_name
 from .sizes import Size
 from .syntax import (
-    NOWHERE, Apply, Axis, Expr, Later, Let, Name, Param, Path, Require, Scope, Statement, String, Tensor,
+    NOWHERE,
+    Apply,
+    Axis,
+    Expr,
+    Later,
+    Let,
+    Name,
+    Param,
+    Path,
+    Require,
+    Scope,
+    Statement,
+    String,
+    Tensor,
 )  # fmt: skip
-from .values import AFFINE, OTHER, POISON, Distribution, NumberType, Poison, Value, WordType, join, product
+from .values import OTHER, POISON, Distribution, NumberType, Poison, Value, WordType, join, product
 
 PLACES = ("model", "kind", "layer", "layers", "site")
 PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope")
@@ -312,7 +325,7 @@ class RowChecker:
         inf, row = self.inf, self.row
         span = row.compose[-1].span if row.compose else row.span
         if gate is not None and not isinstance(gate.type, Poison):
-            if _changes_length(row):
+            if changes_length(row):
                 return inf.fail("E0351", "a composition that changes the length cannot be gated", row.span)
             if not isinstance(gate.type, (TensorType, NumberType)):
                 return inf.fail("E0352", f"a gate is a tensor or a number, not {gate.type}", row.span)
@@ -335,15 +348,11 @@ class RowChecker:
         return out
 
 
-def _changes_length(row: Row) -> bool:
+def changes_length(row: Row) -> bool:
+    """Whether the composition puts rows before the tokens (``prepend``)."""
     from .syntax import walk
 
     return any(isinstance(n, Name) and n.id == "prepend" for s in row.compose for n in walk(s))
-
-
-def changes_length(row: Row) -> bool:
-    """Whether the composition puts rows before the tokens (``prepend``)."""
-    return _changes_length(row)
 
 
 def require(s: Require, inf: Inference) -> None:
@@ -438,6 +447,3 @@ def _distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
     for d in problems:
         seen.setdefault((d.code, d.span.file, d.span.start, d.span.end), d)
     return list(seen.values())
-
-
-__all__ = ["AFFINE", "Label", "RowTyping", "Sizes", "TensorTyping", "check_method", "check_row", "changes_length"]

@@ -6,9 +6,9 @@ are named in words. Non-goal: the numbers of a model; a plan counts them (and a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Iterable, Mapping
 
 from .check import RowTyping, TensorTyping, check_method
 from .diagnostics import error

@@ -6,19 +6,47 @@ Non-goals: types and sizes (`check`), what a site is on a model (the compiler).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Sequence
+from typing import Any
 
 from .diagnostics import Diagnostic, Label, PeltError, error, near
 from .ir import Columns, Method, Row, Trained, fits
 from .library import Names
-from .primitives import INITIALISERS, PRIMITIVES
+from .primitives import PRIMITIVES
 from .printer import to_text
 from .sites import RESERVED
 from .syntax import (
-    AnatomyDef, Apply, Arg, Block, BodyDef, Clause, Compose, Expr, Form, Insert, Layers, Let, ListOf, MethodDef, Modify, Name,
-    Number, Param, Path, Require, RowBlock, Scope, Selection, Span, Statement, String, Tensor, Tokens, Train, Use,
-    rewrite, walk,
+    AnatomyDef,
+    Apply,
+    Arg,
+    Block,
+    Clause,
+    Compose,
+    Expr,
+    Form,
+    Insert,
+    Layers,
+    Let,
+    ListOf,
+    MethodDef,
+    Modify,
+    Name,
+    Number,
+    Param,
+    Path,
+    Require,
+    RowBlock,
+    Scope,
+    Span,
+    Statement,
+    String,
+    Tensor,
+    Tokens,
+    Train,
+    Use,
+    rewrite,
+    walk,
 )  # fmt: skip
 
 MAX_DEPTH = 32
@@ -433,7 +461,3 @@ def site_paths(value: Expr) -> list[Path]:
             raise error("E0226", "an argument of type `sites` is a site or a list of sites", item.span,
                         help="for example [attn, ffn]")  # fmt: skip
     return [Path(tuple(str(t).split(".")), i.span) for t, i in found]
-
-
-__all__ = ["Draft", "INITIALISERS", "Selection", "elaborate", "is_space", "site_paths", "substitute"]
-_ = Callable

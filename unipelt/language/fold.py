@@ -15,6 +15,7 @@ from .sites import TensorType
 from .syntax import Apply, Attr, Expr, Index, Let, Name, Statement, Tensor, dotted, rewrite, walk
 from .values import CONSTANT, NumberType, Value
 
+
 @dataclass(frozen=True, slots=True)
 class Fold:
     """A closed expression over learned tensors: computed once after training and stored in their place."""

@@ -11,7 +11,21 @@ from .printer import to_text
 from .sites import NUMBERS, TensorType
 from .sizes import Size
 from .syntax import (
-    Apply, Attr, Binary, Choose, Compare, Expr, Index, ListOf, Name, Negative, Number, Slice, Span, String, dotted,
+    Apply,
+    Attr,
+    Binary,
+    Choose,
+    Compare,
+    Expr,
+    Index,
+    ListOf,
+    Name,
+    Negative,
+    Number,
+    Slice,
+    Span,
+    String,
+    dotted,
 )  # fmt: skip
 from .values import AFFINE, POISON, NumberType, Poison, Type, Value, WordType, bend, join, product
 

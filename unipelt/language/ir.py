@@ -7,14 +7,41 @@ to JSON and back (`to_json`, `from_json`; schema `SCHEMA`, published by `json_sc
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Mapping, Union
+from typing import Any
 
 from .diagnostics import PeltError, error, near
 from .syntax import (
-    Apply, Block, Compose, Expr, File, Form, Insert, Layers, ListOf, MethodDef, Modify, Name, Negative, Number, Param,
-    Path, Require, RowBlock, Scope, Selection, Span, NOWHERE, Statement, String, Tokens, Train, Use, rewrite,
+    NOWHERE,
+    Apply,
+    Block,
+    Compose,
+    Expr,
+    File,
+    Form,
+    Insert,
+    Layers,
+    ListOf,
+    MethodDef,
+    Modify,
+    Name,
+    Negative,
+    Number,
+    Param,
+    Path,
+    Require,
+    RowBlock,
+    Scope,
+    Selection,
+    Span,
+    Statement,
+    String,
+    Tokens,
+    Train,
+    Use,
+    rewrite,
 )  # fmt: skip
 
 LANGUAGE_VERSION = 1
@@ -72,7 +99,7 @@ class Method:
     source: str = field(default="", compare=False)
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
-    def __call__(self, **arguments: Any) -> "Method":
+    def __call__(self, **arguments: Any) -> Method:
         """The method with arguments bound: ``method(r=4, act="gelu")``. Unknown names and wrong types are errors."""
         known = {p.name: p for p in self.params}
         for name in arguments:
@@ -88,7 +115,7 @@ class Method:
         )
         return replace(self, params=new)
 
-    def __add__(self, other: "Method") -> "Method":
+    def __add__(self, other: Method) -> Method:
         """The union of two methods ("methods add up"): the rows of both.
 
         Parameters of one name with one type and value are shared; otherwise the other's is renamed ``METHOD_NAME``.
@@ -294,7 +321,7 @@ def to_json(method: Method) -> dict[str, Any]:
     return {"schema": SCHEMA, "language": LANGUAGE_VERSION, "method": _adapter().dump_python(method, mode="json")}
 
 
-def from_json(data: Union[str, Mapping[str, Any]]) -> Method:
+def from_json(data: str | Mapping[str, Any]) -> Method:
     """The inverse of `to_json`; another schema or broken data is a `PeltError`."""
     try:
         parsed = json.loads(data) if isinstance(data, str) else dict(data)

@@ -7,10 +7,10 @@ a file of it is parsed only when one of its names is asked for, so that checking
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterator
 
 from ..resources import folder
 from .diagnostics import Diagnostic, PeltError, error

@@ -7,8 +7,9 @@ A rule gets the checker (for diagnostics), the call's span and the argument valu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable, Protocol
+from typing import Protocol
 
 from .sites import TensorType
 from .sizes import Size

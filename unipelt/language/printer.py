@@ -7,8 +7,9 @@ compose. All else keeps its order, so `canonical(x) == x` for a text that has th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any
 
 from . import syntax as S
 from .diagnostics import error

@@ -5,14 +5,14 @@ The facts come from the primitives' own rules (`primitives`, `infer`); here they
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Iterable, Literal
+from typing import Literal
 
 from .check import RowTyping, changes_length, check_method
 from .ir import Method, Row
-from .sites import TensorType
-from .syntax import NOWHERE, Expr, Let, Name, Span, Statement, walk
-from .values import AFFINE, CONSTANT
+from .syntax import NOWHERE, Name, Span, walk
+from .values import AFFINE
 
 #: Sites whose edit can be absorbed, for each insertion the linear map that absorbs it (relative to the site's part).
 #: A projection's output edit goes into the projection itself; a scaled hidden activation goes into `down`.

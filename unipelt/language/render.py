@@ -6,8 +6,9 @@ Whatever comes from a spec is shown with its control characters escaped: a file 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 from .diagnostics import Diagnostic
 from .source import Source, lookup

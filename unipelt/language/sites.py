@@ -103,7 +103,7 @@ SIZES = ("d_model", "d_x", "d_head", "d_ff", "d_kv", "d_q", "vocab", "heads", "g
 #: Numbers that a spec may read; ``layer`` counts from 0 within its stack.
 NUMBERS = ("layer", "depth")
 #: Names that forms, gates and compositions read or bind and that nothing else may rebind (ruling 16).
-RESERVED = frozenset("x h z q k v W bias residual log_mass scale delta out g".split())
+RESERVED = frozenset(["x", "h", "z", "q", "k", "v", "W", "bias", "residual", "log_mass", "scale", "delta", "out", "g"])
 STACKS = ("encoder", "decoder")
 
 

@@ -6,9 +6,9 @@ their normal forms are. What is no polynomial (``max``, ``ceil``, ``min``) becom
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Mapping, Union
 
 Monomial = tuple[tuple[str, int], ...]
 
@@ -20,7 +20,7 @@ class Size:
     terms: tuple[tuple[Monomial, Fraction], ...]
 
     @staticmethod
-    def of(value: Union["Size", int, float, Fraction, str]) -> "Size":
+    def of(value: Size | float | Fraction | str) -> Size:
         if isinstance(value, Size):
             return value
         if isinstance(value, str):
@@ -29,22 +29,22 @@ class Size:
         return Size((((), number),)) if number else Size(())
 
     @staticmethod
-    def _make(terms: Mapping[Monomial, Fraction]) -> "Size":
+    def _make(terms: Mapping[Monomial, Fraction]) -> Size:
         return Size(tuple(sorted((m, c) for m, c in terms.items() if c)))
 
-    def __add__(self, other: Union["Size", int, Fraction]) -> "Size":
+    def __add__(self, other: Size | int | Fraction) -> Size:
         total = dict(self.terms)
         for m, c in Size.of(other).terms:
             total[m] = total.get(m, Fraction(0)) + c
         return Size._make(total)
 
-    def __neg__(self) -> "Size":
+    def __neg__(self) -> Size:
         return Size(tuple((m, -c) for m, c in self.terms))
 
-    def __sub__(self, other: Union["Size", int, Fraction]) -> "Size":
+    def __sub__(self, other: Size | int | Fraction) -> Size:
         return self + (-Size.of(other))
 
-    def __mul__(self, other: Union["Size", int, Fraction]) -> "Size":
+    def __mul__(self, other: Size | int | Fraction) -> Size:
         total: dict[Monomial, Fraction] = {}
         for m1, c1 in self.terms:
             for m2, c2 in Size.of(other).terms:
@@ -52,7 +52,7 @@ class Size:
                 total[m] = total.get(m, Fraction(0)) + c1 * c2
         return Size._make(total)
 
-    def __truediv__(self, other: Union["Size", int, Fraction]) -> "Size":
+    def __truediv__(self, other: Size | int | Fraction) -> Size:
         divisor = Size.of(other)
         if len(divisor.terms) == 1:
             (m, c), = divisor.terms
@@ -75,7 +75,7 @@ class Size:
     def symbols(self) -> frozenset[str]:
         return frozenset(s for m, _ in self.terms for s, _ in m)
 
-    def bind(self, values: Mapping[str, Union["Size", int]]) -> "Size":
+    def bind(self, values: Mapping[str, Size | int]) -> Size:
         """The size with the given symbols replaced."""
         total = Size(())
         for m, c in self.terms:

@@ -6,8 +6,9 @@ definition inlined, and prints as a ``.pelt`` text again (`unipelt.language.prin
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Callable, Iterator, Literal, Union
+from typing import Any, Literal, Union
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Span:
     start: int = 0
     end: int = 0
 
-    def to(self, other: "Span") -> "Span":
+    def to(self, other: Span) -> Span:
         return Span(self.file, self.start, max(self.end, other.end))
 
 
@@ -34,7 +35,7 @@ def _span() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    value: Union[int, float]
+    value: int | float
     percent: bool = False
     span: Span = _span()
     kind: Literal["number"] = "number"
@@ -58,7 +59,7 @@ class Name:
 class Attr:
     """``value.name``: a part of a site (``ffn.norm``), or ``.T``."""
 
-    value: "Expr"
+    value: Expr
     name: str
     span: Span = _span()
     kind: Literal["attr"] = "attr"
@@ -66,7 +67,7 @@ class Attr:
 
 @dataclass(frozen=True, slots=True)
 class Arg:
-    value: "Expr"
+    value: Expr
     name: str | None = None
     span: Span = _span()
 
@@ -75,7 +76,7 @@ class Arg:
 class Apply:
     """``function(args)``; the function is a `Name` or a dotted `Attr` (``attn.k(P)``)."""
 
-    function: "Expr"
+    function: Expr
     args: tuple[Arg, ...] = ()
     span: Span = _span()
     kind: Literal["apply"] = "apply"
@@ -83,23 +84,23 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    low: "Expr | None" = None
-    high: "Expr | None" = None
+    low: Expr | None = None
+    high: Expr | None = None
     span: Span = _span()
     kind: Literal["slice"] = "slice"
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    value: "Expr"
-    items: tuple[Union["Slice", "Expr"], ...]
+    value: Expr
+    items: tuple[Slice | Expr, ...]
     span: Span = _span()
     kind: Literal["index"] = "index"
 
 
 @dataclass(frozen=True, slots=True)
 class Negative:
-    value: "Expr"
+    value: Expr
     span: Span = _span()
     kind: Literal["negative"] = "negative"
 
@@ -107,8 +108,8 @@ class Negative:
 @dataclass(frozen=True, slots=True)
 class Binary:
     op: Literal["+", "-", "*", "/", "@", "**"]
-    left: "Expr"
-    right: "Expr"
+    left: Expr
+    right: Expr
     span: Span = _span()
     kind: Literal["binary"] = "binary"
 
@@ -116,8 +117,8 @@ class Binary:
 @dataclass(frozen=True, slots=True)
 class Compare:
     op: Literal["==", "!=", "<=", ">=", "<", ">"]
-    left: "Expr"
-    right: "Expr"
+    left: Expr
+    right: Expr
     span: Span = _span()
     kind: Literal["compare"] = "compare"
 
@@ -126,16 +127,16 @@ class Compare:
 class Choose:
     """``then if test else other``."""
 
-    then: "Expr"
-    test: "Expr"
-    other: "Expr"
+    then: Expr
+    test: Expr
+    other: Expr
     span: Span = _span()
     kind: Literal["choose"] = "choose"
 
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    items: tuple["Expr", ...]
+    items: tuple[Expr, ...]
     span: Span = _span()
     kind: Literal["list"] = "list"
 
@@ -201,7 +202,7 @@ class Later:
     names: tuple[str, ...] = ()
     shape: tuple[Expr, ...] | None = None
     values: tuple[Expr, ...] = ()
-    body: tuple["Let", ...] = ()
+    body: tuple[Let, ...] = ()
     span: Span = _span()
     kind: Literal["later"] = "later"
 
@@ -248,14 +249,14 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    alternatives: tuple[Union[Apply, Block], ...]
+    alternatives: tuple[Apply | Block, ...]
     span: Span = _span()
     kind: Literal["form"] = "form"
 
 
 @dataclass(frozen=True, slots=True)
 class Compose:
-    alternatives: tuple[Union[Expr, Block], ...]
+    alternatives: tuple[Expr | Block, ...]
     span: Span = _span()
     kind: Literal["compose"] = "compose"
 
@@ -295,17 +296,17 @@ class Train:
 class RowBlock:
     """``use { modify … insert … }``."""
 
-    clauses: tuple["Clause", ...]
+    clauses: tuple[Clause, ...]
     span: Span = _span()
     kind: Literal["row"] = "row"
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    target: Union[Apply, RowBlock]
+    target: Apply | RowBlock
     name: str | None = None
-    gate: Union[Apply, Block, None] = None
-    overrides: tuple["Clause", ...] = ()
+    gate: Apply | Block | None = None
+    overrides: tuple[Clause, ...] = ()
     span: Span = _span()
     kind: Literal["use"] = "use"
 

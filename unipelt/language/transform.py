@@ -18,8 +18,7 @@ MAX_DIGITS = 20
 
 # Words that the lexer may read as keywords where a tensor or a let can begin.
 RESERVED = frozenset(
-    "import method form gate compose anatomy modify insert layers tokens train use as gated axis input carry then after"
-    " penalty require frozen per lr if else".split()
+    ["import", "method", "form", "gate", "compose", "anatomy", "modify", "insert", "layers", "tokens", "train", "use", "as", "gated", "axis", "input", "carry", "then", "after", "penalty", "require", "frozen", "per", "lr", "if", "else"]
 )
 _BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "**"}
 _NESTING = frozenset({*_BINARY, "compare", "choose", "neg", "attr", "apply", "index", "list"})

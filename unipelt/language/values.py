@@ -7,8 +7,9 @@ fact that forbids something keeps the span that decides it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Iterable, Union
+from typing import Any, Union
 
 from .sites import TensorType
 from .sizes import Size
@@ -65,7 +66,7 @@ class Value:
     random: bool = False
     reads: frozenset[str] = frozenset()
 
-    def typed(self, type: Type) -> "Value":
+    def typed(self, type: Type) -> Value:
         return replace(self, type=type)
 
 

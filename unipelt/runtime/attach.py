@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -388,6 +389,3 @@ def parameter_groups(model: nn.Module, name: str, lr: float, weight_decay: float
             decay = weight_decay if p.dim() > 1 else 0.0
             groups.setdefault((lr * multiples[n], decay), []).append(p)
     return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
-
-
-_ = Callable

@@ -7,7 +7,8 @@ configuration are untouched. Rows that share the softmax go through the model's 
 from __future__ import annotations
 
 import sys
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn

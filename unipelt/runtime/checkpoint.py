@@ -12,26 +12,21 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..compiler.evaluator import evaluate
-from ..compiler.named import Named, spread
-from ..compiler.plan import Plan, PlannedFold
-from ..language.diagnostics import PeltError, error
-from ..language.fold import fold_form
+from ..language.diagnostics import error
 from ..language.ir import LANGUAGE_VERSION, Method, as_file
 from ..language.loading import parse
 from ..language.printer import to_text
-from ..language.sites import TensorType
-from ..language.syntax import Apply, Arg, Block, Expr, Name, Number, Scope, Tensor
+from ..language.syntax import Apply, Expr, Name, Tensor
 from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
-from .edits import Edit
-from .seam import key_of, seam_of
+from .folding import folded
 
 FORMAT = "unipelt-adapter/1"
 WEIGHTS, MANIFEST, METHOD = "adapter.safetensors", "adapter.json", "method.pelt"
@@ -111,7 +106,7 @@ def save(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise error("E0572", f"{folder} is a file, and an adapter is saved as a folder")
-    method, tensors = _folded(model, a, name) if fold and a.plan.folds else (a.method, state_dict(model, name))
+    method, tensors = folded(model, name, a.plan, state_dict(model, name)) if fold and a.plan.folds else (a.method, state_dict(model, name))
     bad = [n for n, t in tensors.items() if t.device.type != "meta" and not torch.isfinite(t).all()]
     if bad:
         raise error("E0573", f"`{bad[0]}` holds NaN or infinity; the adapter is not saved")
@@ -193,97 +188,6 @@ def _argument(e: Expr | None) -> Any:
     from ..language.ir import plain
 
     return plain(e)
-
-
-# ---------------------------------------------------------------- folding
-
-
-def _folded(model: nn.Module, a: Attached, name: str) -> tuple[Method, dict[str, torch.Tensor]]:
-    """The method after folding and its tensors: closed expressions evaluated once."""
-    plan = a.plan
-    chosen: dict[str, list[PlannedFold]] = {}
-    for f in plan.folds:
-        chosen.setdefault(plan.edits[f.edit].row.name, []).append(f)
-    values: dict[str, torch.Tensor] = {}
-    for folds in chosen.values():
-        for f in folds:
-            values[f.name] = _value(model, name, plan, f)
-    rows = []
-    for row in plan.method.rows:
-        if row.name not in chosen:
-            rows.append(row)
-            continue
-        typing = next(e.typing for e in plan.edits if e.row.name == row.name)
-        form, folds_ = fold_form(typing)
-        symbolic = {f.name: f for f in _symbolic_folds(plan.method, row)}
-        tensors = tuple(
-            _declaration(f.name, symbolic[f.name].type, f.type, f.place, _axes(plan, chosen[row.name], f.name))
-            for f in folds_
-        )
-        rows.append(replace(row, form=(*tensors, *form)))
-    method = replace(plan.method, rows=tuple(rows))
-    keep = _kept(plan, method)
-    stored = {n: t for n, t in state_dict(model, name).items() if n in keep}
-    return method, {**stored, **values}
-
-
-def _symbolic_folds(method: Method, row: Any) -> tuple:
-    from ..language.check import check_row, sites_of
-    from ..language.sites import signature, site_name
-
-    path = sites_of(row.sites, method.params)[0]
-    found = signature(site_name(str(path))[1])
-    assert found is not None
-    return fold_form(check_row(row, found, method.params))[1]
-
-
-def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
-    return next(f.tensor.axes for f in folds if f.fold.name == name)
-
-
-def _declaration(name: str, symbolic: TensorType, numeric: TensorType, place: str, axes: tuple[str, ...]) -> Tensor:
-    """A tensor declaration whose sizes are written in the method's own terms."""
-    from ..language.parser import parse_expression
-
-    sizes = []
-    for s, n in zip(symbolic.sizes, numeric.sizes):
-        text = str(s)
-        sizes.append(Name(text) if text.isidentifier() else _number(n) if n.number is not None else parse_expression(text))
-    per = tuple(Scope(w) for w in (*axes, *(() if place == "site" else (place,))))
-    return Tensor(name, tuple(sizes), Name("zeros"), per=per or (Scope("site"),))
-
-
-def _number(size: Any) -> Expr:
-    return Number(int(size.number))
-
-
-def _value(model: nn.Module, name: str, plan: Plan, f: PlannedFold) -> torch.Tensor:
-    e = plan.edits[f.edit]
-    seam = seam_of(model.get_submodule(e.site.view.module))
-    assert seam is not None
-    edit = next(
-        x for x in seam.adapters[key_of(name)]  # type: ignore[attr-defined]
-        if isinstance(x, Edit) and x.row.name == e.row.name and x.site.label == e.site.label
-    )  # fmt: skip
-    training, edit.training = edit.training, False
-    try:
-        with torch.no_grad():
-            value = evaluate(f.fold.value, edit.context({}, None))
-    finally:
-        edit.training = training
-    assert isinstance(value, Named)
-    return spread(value, f.tensor.axes, len(f.tensor.sizes)).expand(f.tensor.shape).contiguous()
-
-
-def _kept(plan: Plan, method: Method) -> set[str]:
-    """Names of tensors that the folded method still declares."""
-    declared = {
-        r.name: {s.name for s in (*r.form, *r.compose) if isinstance(s, Tensor)} | {
-            f"gate.{s.name}" for s in r.gate or () if isinstance(s, Tensor)
-        } for r in method.rows
-    }  # fmt: skip
-    kept = {n for e in plan.edits for label, n in e.tensors.items() if label in declared[e.row.name]}
-    return kept | {c.name for c in plan.copies}
 
 
 # ---------------------------------------------------------------- loading
@@ -447,6 +351,3 @@ def _plain_start(e: Expr | None) -> Expr | None:
     name = e.function if isinstance(e, Apply) else e
     known = INITIALISERS.get(name.id) if isinstance(name, Name) else None
     return Name("zeros") if known is not None and known.data else e
-
-
-__all__ = ["Arg", "Block", "PeltError", "attach", "fingerprint", "read_manifest", "restore", "save", "state_dict"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -251,7 +252,7 @@ class CopyEdit(nn.Module):
         self._base = [host]  # in a list: the base's module must not become a child
 
     def forward(
-        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence["CopyEdit"] = ()
+        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit] = ()
     ) -> torch.Tensor:
         """``output`` is the host's own. Of each parameter the last copy counts: ``earlier`` ones give those not trained here."""
         others = {n: c.twin._parameters[n] for c in earlier for n in c.trained if n not in self.trained}

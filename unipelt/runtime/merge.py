@@ -19,7 +19,7 @@ from ..language.diagnostics import Diagnostic, PeltError, error
 from ..language.properties import ABSORBED_SEQUENTIAL, mergeable
 from .attach import Attached, _forget_compiled, _unwrapped, record, registry
 from .edits import Edit
-from .seam import Seam, key_of, seam_of
+from .seam import edit_at
 
 
 @dataclass
@@ -174,12 +174,7 @@ def _edited(
 
 def _double(model: nn.Module, name: str, e: PlannedEdit) -> Edit:
     """A float64 copy of the edit that hangs at a site."""
-    seam = seam_of(model.get_submodule(e.site.view.module))
-    assert isinstance(seam, Seam)
-    found = next(
-        x for x in seam.adapters[key_of(name)]  # type: ignore[attr-defined]
-        if isinstance(x, Edit) and x.row.name == e.row.name and x.site.label == e.site.label
-    )  # fmt: skip
+    found = edit_at(model, name, e)
     bases, found.bases = found.bases, {}  # the base's modules are not copied along
     try:
         double = copy.deepcopy(found).double().eval()

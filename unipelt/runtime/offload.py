@@ -5,7 +5,8 @@ Between calls such a parameter is on the meta device; here is where its values a
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn

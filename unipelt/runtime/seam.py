@@ -6,12 +6,14 @@ come through taps: pre-hooks that leave a tensor in the thread's holder, from wh
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from .edits import CopyEdit, Edit, axes_of, part_of
+from ..compiler.plan import PlannedEdit
+from .edits import CopyEdit, Edit, part_of
 from .switch import Switch
 
 NAME = "unipelt"
@@ -192,6 +194,16 @@ def seam_of(module: nn.Module) -> Seam | None:
     return found if isinstance(found, Seam) else None
 
 
+def edit_at(model: nn.Module, name: str, planned: PlannedEdit) -> Edit:
+    """The edit of an adapter that carries out a planned one."""
+    seam = seam_of(model.get_submodule(planned.site.view.module))
+    assert seam is not None
+    return next(
+        e for e in seam.adapters[key_of(name)]  # type: ignore[attr-defined]
+        if isinstance(e, Edit) and e.row.name == planned.row.name and e.site.label == planned.site.label
+    )  # fmt: skip
+
+
 def seams(model: nn.Module) -> Iterable[tuple[nn.Module, Seam]]:
     """Every host with its seam."""
     for module in list(model.modules()):
@@ -199,5 +211,3 @@ def seams(model: nn.Module) -> Iterable[tuple[nn.Module, Seam]]:
         if seam is not None:
             yield module, seam
 
-
-__all__ = ["Callable", "Seam", "Tap", "axes_of", "key_of", "seam_of", "seams", "tap_key"]

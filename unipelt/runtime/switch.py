@@ -16,7 +16,7 @@ class Holder(threading.local):
         self.values: dict[str, Any] = {}
         self.depth = 0  # how many `disabled` blocks this thread is in
 
-    def __deepcopy__(self, memo: dict) -> "Holder":
+    def __deepcopy__(self, memo: dict) -> Holder:
         return Holder()
 
     def __reduce__(self):
