@@ -29,7 +29,7 @@ GOALS = {
     ("sst2", "lora"): (0.845, (1e-3, 2e-3)),
     ("trec6", "unipelt_apl"): (0.95, (5e-4, 1e-3)),
 }
-EPOCHS = {"sst2": 2, "trec6": 3}
+EPOCHS = {"sst2:unipelt_apl": 2, "sst2:mam": 1, "sst2:lora": 2, "trec6:unipelt_apl": 3}
 
 
 def model_folder() -> str:
@@ -95,7 +95,7 @@ def main() -> None:
             best = max(entry["choice"], key=lambda r: r["validation"])["lr"]
             for seed in SEEDS:
                 if not any(r["seed"] == seed and r["lr"] == best for r in entry["runs"]):
-                    entry["runs"].append(run(folder, method, best, seed, EPOCHS[name], 64))
+                    entry["runs"].append(run(folder, method, best, seed, EPOCHS[key], 64))
                     keep(key)
                     print(key, entry["runs"][-1], flush=True)
             tests = [r["test"] for r in entry["runs"]]

@@ -65,42 +65,42 @@ def compiling():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-@pytest.mark.parametrize("spec", ["lora", "mam", "unipelt_apl_causal", "llama_adapter", "ln_tuning"])
+# One layer: a compilation takes seconds, and layers are alike.
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [("unipelt_apl", "bert"), ("unipelt_apl_causal", "gpt2"), ("mam", "llama"), ("llama_adapter", "llama"), ("ln_tuning", "gpt2")],
+)
 def test_compiled_whole(spec, kind, compiling):
     """Compiled in one graph after `apply`: the same outputs and gradients, and switching takes effect."""
-    m = build(kind)
+    m = build(kind, layers=1)
     inputs = batch(kind)
     before = look(m, inputs)
     put(m, spec)
-    put(m, spec, "b", noise=1)
-    plain = {}
-    for name in ("a", "b"):
-        unipelt.activate(m, name)
-        plain[name] = look(m, inputs)
+    plain = look(m, inputs)
+    assert distance(plain, before) > EFFECT
     compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
-    for name in ("b", "a"):
-        unipelt.activate(m, name)
-        assert distance(look(compiled, inputs), plain[name]) <= 1e-5
-    assert distance(plain["a"], plain["b"]) > EFFECT
+    assert distance(look(compiled, inputs), plain) <= 1e-5
     with unipelt.disabled(m):
         assert distance(look(compiled, inputs), before) <= 1e-5
-    assert distance(look(compiled, inputs), plain["a"]) <= 1e-5
-    total = loss(compiled, inputs)
-    total.backward()
+    assert distance(look(compiled, inputs), plain) <= 1e-5
+    loss(compiled, inputs).backward()
     got = {n: p.grad for n, p in trained(m, "a").items()}
     for p in m.parameters():
         p.grad = None
     loss(m, inputs).backward()
     for n, p in trained(m, "a").items():
-        assert (p.grad - got[n]).abs().max() <= 1e-4 * max(1.0, float(p.grad.abs().max())), n
+        assert (p.grad - got[n]).abs().max() <= 1e-5 * max(1.0, float(p.grad.abs().max())), n
 
 
-@pytest.mark.parametrize("through", ["model", "compiled"])
-@pytest.mark.parametrize("spec", ["lora", "prefix_tuning", "pfeiffer", "prompt_tuning", "ln_tuning"])
+@pytest.mark.parametrize(
+    ("spec", "through"),
+    [("lora", "compiled"), ("lora", "model"), ("prefix_tuning", "model"), ("prompt_tuning", "model"), ("ln_tuning", "model")],
+)
 def test_applied_after_compiling(spec, through, compiling):
-    """A model that was compiled and run before: the method takes effect, and so does taking it off."""
-    m = build("llama")
+    """A model that was compiled and run before: the method takes effect, and so does switching, merging and removing."""
+    m = build("llama", layers=1)
     inputs = batch("llama")
     compiled = torch.compile(m, backend="eager")
     before = look(compiled, inputs)
@@ -112,15 +112,18 @@ def test_applied_after_compiling(spec, through, compiling):
     assert distance(look(compiled, inputs), plain) <= 1e-5
     with unipelt.disabled(target):
         assert distance(look(compiled, inputs), before) <= 1e-5
-    unipelt.activate(target)
-    assert distance(look(compiled, inputs), before) <= 1e-5
+    put(target, spec, "b", noise=1)
+    other = look(m, inputs)
+    assert distance(other, plain) > EFFECT
+    assert distance(look(compiled, inputs), other) <= 1e-5
     unipelt.activate(target, "a")
     assert distance(look(compiled, inputs), plain) <= 1e-5
-    if spec == "lora":
+    if through == "compiled":
         unipelt.merge(target, "a")
-        assert distance(look(compiled, inputs), plain) <= 1e-4
+        assert distance(look(compiled, inputs), plain) <= 1e-5
         unipelt.unmerge(target)
         assert distance(look(compiled, inputs), plain) <= 1e-5
+    unipelt.remove(target, "b")
     unipelt.remove(target, "a")
     assert distance(look(compiled, inputs), before) <= 1e-5
 
@@ -230,22 +233,19 @@ def _sharded(rank: int, file: str, spec: str, results) -> None:
         wanted = {n: p.grad.clone() for n, p in trained(m, "a").items()}
         for p in m.parameters():
             p.grad = None
-        for layer in m.model.layers:
-            fully_shard(layer, mesh=mesh)
+        if spec == "lora":  # tensors that the layers share (an MLP of prefixes) must lie in one group, so FSDP2 demands
+            for layer in m.model.layers:
+                fully_shard(layer, mesh=mesh)
         fully_shard(m, mesh=mesh)
         problems = []
         if distance(look(m, given[rank]), plain) > 1e-5:
             problems.append("the output differs")
         loss(m, given[rank]).backward()
-        for n, t in unipelt.state_dict(m, "a").items():
-            own = [p for k, p in m.named_parameters(remove_duplicate=False) if k.endswith(_tail(n)) and p.requires_grad]
-            if not own:
-                problems.append(f"{n} is not found")
-        got = {tuple(p.grad.full_tensor().shape): 0 for p in m.parameters() if p.grad is not None}
-        total = sorted(float(p.grad.full_tensor().double().norm()) for p in m.parameters() if p.grad is not None)
+        got = {n: p.grad.full_tensor() for n, p in m.named_parameters() if p.grad is not None}
+        total = sorted(float(g.double().norm()) for g in got.values())
         exact = sorted(float(g.double().norm()) for g in wanted.values())
         if len(total) != len(exact) or any(abs(a - b) > 1e-4 * max(1.0, b) for a, b in zip(total, exact)):
-            problems.append(f"the gradients differ: {total} {exact} {got}")
+            problems.append(f"the gradients differ: {total} and {exact}")
         try:
             unipelt.apply(m, small("lora"), name="late")
             problems.append("a method was applied after sharding")
@@ -258,10 +258,6 @@ def _sharded(rank: int, file: str, spec: str, results) -> None:
         raise
     finally:
         dist.destroy_process_group()
-
-
-def _tail(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
 
 
 @pytest.mark.parametrize("spec", ["lora", "mam"])

@@ -43,9 +43,10 @@ KINDS = {
 DECODERS = ("gpt2", "llama", "mistral", "qwen2")
 
 
-def build(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> nn.Module:
+def build(kind: str, dtype: torch.dtype = torch.float32, layers: int = 2, **changes: Any) -> nn.Module:
     """A base in evaluation mode. Biases and norms are random too: a zero bias would hide what is done to it."""
     cls, config, options = KINDS[kind]
+    changes["n_layer" if kind.startswith("gpt2") else "num_hidden_layers"] = layers
     torch.manual_seed(0)
     model = cls(config(**{**options, **changes}))
     g = torch.Generator().manual_seed(1)

@@ -40,11 +40,25 @@ def index() -> dict[Key, Path]:
     return found
 
 
-@lru_cache(maxsize=64)
-def _parsed(path: Path) -> dict[Key, Definition]:
+_FILES: dict[tuple[Path, str], File] = {}
+
+
+def parse_path(path: Path) -> File:
+    """A parsed file. The same file with the same text is parsed once in a process."""
     from .parser import parse
 
-    return {key_of(d): d for d in parse(read(path).text, str(path)).definitions}
+    source = read(path)
+    key = (path.resolve(), source.text)
+    if key not in _FILES:
+        if len(_FILES) > 4 * MAX_FILES:
+            _FILES.clear()
+        _FILES[key] = parse(source.text, str(path))
+    return _FILES[key]
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path) -> dict[Key, Definition]:
+    return {key_of(d): d for d in parse_path(path).definitions}
 
 
 def library_names(what: str) -> list[str]:

@@ -9,7 +9,7 @@ from .check import check_method
 from .diagnostics import Diagnostic, PeltError, error, near
 from .elaborate import elaborate, is_space
 from .ir import Method
-from .library import Names, index, library_definition, library_names, names_of
+from .library import Names, index, library_definition, library_names, names_of, parse_path
 from .syntax import AnatomyDef, MethodDef
 
 #: From JSON-safe kinds to the words users read.
@@ -89,10 +89,7 @@ def parse(text: str, name: str | None = None, file: str = "<text>") -> Method:
 
 
 def _from_file(path: Path, name: str | None) -> Method:
-    from .parser import parse as parse_file
-    from .source import read
-
-    return _pick(parse_file(read(path).text, str(path)), path, name, str(path))
+    return _pick(parse_path(path), path, name, str(path))
 
 
 def _pick(file, path: Path | None, name: str | None, title: str) -> Method:
@@ -118,11 +115,8 @@ def check(path: Path) -> list[Checked]:
         if not files:
             raise error("E0407", f"the folder {path} holds no .pelt file")
         return [c for f in files for c in check(f)]
-    from .parser import parse as parse_file
-    from .source import read
-
     try:
-        file = parse_file(read(path).text, str(path))
+        file = parse_path(path)
         names = names_of(file, path)
     except PeltError as e:
         return [Checked(path.name, "file", e.diagnostics)]

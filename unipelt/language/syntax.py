@@ -35,6 +35,8 @@ def _span() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Number:
+    """A number as it was written; a percent sign is kept apart."""
+
     value: int | float
     percent: bool = False
     span: Span = _span()
@@ -43,6 +45,8 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class String:
+    """A text in quotes."""
+
     value: str
     span: Span = _span()
     kind: Literal["string"] = "string"
@@ -50,6 +54,8 @@ class String:
 
 @dataclass(frozen=True, slots=True)
 class Name:
+    """A name: what it means depends on where it stands."""
+
     id: str
     span: Span = _span()
     kind: Literal["name"] = "name"
@@ -67,6 +73,8 @@ class Attr:
 
 @dataclass(frozen=True, slots=True)
 class Arg:
+    """One argument of a call, by position or by name."""
+
     value: Expr
     name: str | None = None
     span: Span = _span()
@@ -84,6 +92,8 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
+    """A range `low : high` of a size."""
+
     low: Expr | None = None
     high: Expr | None = None
     span: Span = _span()
@@ -92,6 +102,8 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Index:
+    """`value[items]`."""
+
     value: Expr
     items: tuple[Slice | Expr, ...]
     span: Span = _span()
@@ -100,6 +112,8 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Negative:
+    """`-value`."""
+
     value: Expr
     span: Span = _span()
     kind: Literal["negative"] = "negative"
@@ -107,6 +121,8 @@ class Negative:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
+    """An arithmetic operation."""
+
     op: Literal["+", "-", "*", "/", "@", "**"]
     left: Expr
     right: Expr
@@ -116,6 +132,8 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
+    """A comparison."""
+
     op: Literal["==", "!=", "<=", ">=", "<", ">"]
     left: Expr
     right: Expr
@@ -136,6 +154,8 @@ class Choose:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
+    """`[a, b, …]`."""
+
     items: tuple[Expr, ...]
     span: Span = _span()
     kind: Literal["list"] = "list"
@@ -172,6 +192,8 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Let:
+    """`name = expression`: no parameters."""
+
     names: tuple[str, ...]
     value: Expr
     span: Span = _span()
@@ -180,6 +202,8 @@ class Let:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
+    """`axis name = size`: a declared axis."""
+
     name: str
     size: Expr
     span: Span = _span()
@@ -188,6 +212,8 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Require:
+    """`require condition, "message"`."""
+
     condition: Expr
     message: str | None = None
     span: Span = _span()
@@ -235,6 +261,8 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Modify:
+    """The slot `modify`: what is changed."""
+
     alternatives: tuple[tuple[Path, ...], ...]
     span: Span = _span()
     kind: Literal["modify"] = "modify"
@@ -242,6 +270,8 @@ class Modify:
 
 @dataclass(frozen=True, slots=True)
 class Insert:
+    """The slot `insert`: what z is."""
+
     alternatives: tuple[Expr, ...]
     span: Span = _span()
     kind: Literal["insert"] = "insert"
@@ -249,6 +279,8 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Form:
+    """The slot `form`: delta as a function of z."""
+
     alternatives: tuple[Apply | Block, ...]
     span: Span = _span()
     kind: Literal["form"] = "form"
@@ -256,6 +288,8 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Compose:
+    """The slot `compose`: how delta meets h."""
+
     alternatives: tuple[Expr | Block, ...]
     span: Span = _span()
     kind: Literal["compose"] = "compose"
@@ -272,6 +306,8 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
+    """The slot `layers`: which layers."""
+
     alternatives: tuple[Selection, ...]
     span: Span = _span()
     kind: Literal["layers"] = "layers"
@@ -279,6 +315,8 @@ class Layers:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
+    """The slot `tokens`: which tokens."""
+
     selections: tuple[Selection, ...]
     span: Span = _span()
     kind: Literal["tokens"] = "tokens"
@@ -286,6 +324,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Train:
+    """`train PATHS`: trained copies of base parameters."""
+
     paths: tuple[Path, ...]
     lr: Expr | None = None
     span: Span = _span()
@@ -303,6 +343,8 @@ class RowBlock:
 
 @dataclass(frozen=True, slots=True)
 class Use:
+    """`use METHOD` or `use { … }`: a row of its own."""
+
     target: Apply | RowBlock
     name: str | None = None
     gate: Apply | Block | None = None
@@ -318,6 +360,8 @@ Clause = Union[Modify, Insert, Form, Compose, Layers, Tokens, Train, Use, Statem
 
 @dataclass(frozen=True, slots=True)
 class Param:
+    """A parameter of a definition."""
+
     name: str
     type: str
     default: Expr | None = None
@@ -326,6 +370,8 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class MethodDef:
+    """A `method`: a row of the table, or a union of rows."""
+
     name: str
     params: tuple[Param, ...] = ()
     base: Apply | None = None
@@ -368,12 +414,16 @@ Definition = Union[MethodDef, BodyDef, AnatomyDef]
 
 @dataclass(frozen=True, slots=True)
 class Import:
+    """`import "file"`."""
+
     path: str
     span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
 class File:
+    """A whole file."""
+
     imports: tuple[Import, ...] = ()
     definitions: tuple[Definition, ...] = ()
 

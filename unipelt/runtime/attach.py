@@ -212,10 +212,10 @@ def _install(model: nn.Module, name: str, attached: Attached) -> None:
         activate(model, name)
         _forget_compiled()
     except BaseException:
-        if before is not None:
-            r.switch.active = was
         if name in r.attached:
             _take_out(model, r, name)
+        if before is not None:
+            activate(model, *was)  # what trains is as it was, too
         raise
 
 

@@ -1,0 +1,50 @@
+"""How long `unipelt check` takes as a process, and that it imports no torch.
+
+    python benchmarks/check_time.py [--runs 9] [--out benchmarks/results/check_time.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def seconds(arguments: list[str], runs: int) -> dict[str, float]:
+    found = []
+    for _ in range(runs + 1):
+        begun = time.perf_counter()
+        subprocess.run(arguments, check=True, capture_output=True, cwd=ROOT)
+        found.append(time.perf_counter() - begun)
+    found = sorted(found[1:])  # the first fills the file cache
+    return {"median": round(statistics.median(found), 3), "min": round(found[0], 3), "max": round(found[-1], 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "check_time.json")
+    args = parser.parse_args()
+    program = str(Path(sys.executable).parent / "unipelt")
+    probe = "import sys; from unipelt.cli.main import main; sys.argv = ['unipelt', 'check', 'specs']\n"
+    probe += "try:\n main()\nexcept SystemExit: pass\nprint(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    heavy = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, cwd=ROOT, text=True).stdout
+    record = {
+        "python -c pass": seconds([sys.executable, "-c", "pass"], args.runs),
+        "unipelt check specs": seconds([program, "check", "specs"], args.runs),
+        "unipelt check specs/lora.pelt": seconds([program, "check", "specs/lora.pelt"], args.runs),
+        "heavy imports": heavy.strip().splitlines()[-1],
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
