@@ -129,9 +129,13 @@ def test_every_method_computes_the_same_under_another_name(other: tuple[dict[str
 
 
 @pytest.mark.parametrize(
-    "suite", ["compiler/test_evaluator.py compiler/test_initialise.py language/test_check.py language/test_types.py"]
+    "suite,least",
+    [
+        ("compiler/test_evaluator.py compiler/test_initialise.py language/test_check.py language/test_types.py", 300),
+        ("fidelity", 60),
+    ],
 )
-def test_the_core_of_the_suite_stays_green(other: tuple[dict[str, str], dict[str, str]], suite: str) -> None:
+def test_the_suite_stays_green(other: tuple[dict[str, str], dict[str, str]], suite: str, least: int) -> None:
     _, env = other
     paths = [str(ROOT / "tests" / p) for p in suite.split()]
     done = subprocess.run(
@@ -144,4 +148,4 @@ def test_the_core_of_the_suite_stays_green(other: tuple[dict[str, str], dict[str
     )
     assert done.returncode == 0, done.stdout[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) > 300 and "skipped" not in done.stdout
+    assert passed and int(passed[1]) > least and ("skipped" not in done.stdout or suite == "fidelity")

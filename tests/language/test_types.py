@@ -12,6 +12,7 @@ from names import name as named, spec
 from unipelt.language.check import RowTyping, check_method, check_row
 from unipelt.language.counts import formula
 from unipelt.language.diagnostics import PeltError
+from unipelt.resources import folder
 from unipelt.language.ir import SCHEMA, Method, as_file, from_json, json_schema, to_json
 from unipelt.language.loading import library, load, parse as parse_as_it_is
 from unipelt.language.parser import parse as parse_file
@@ -279,7 +280,8 @@ def test_arguments_stay_in_the_text() -> None:
 def test_the_schema_of_the_ir_is_published_and_holds() -> None:
     schema = json_schema()
     assert schema["$id"] == SCHEMA and schema["type"] == "object" and {"rows", "params"} <= set(schema["properties"])
-    json.dumps(schema)
+    published = json.loads((folder("grammar") / "unipelt-ir-1.schema.json").read_text("utf-8"))
+    assert published == json.loads(json.dumps(schema)), "the IR changed: publish a new schema under a new version"
     for key in ("name", "params", "rows", "trains"):
         assert key in to_json(load(named("lora")))["method"]
 
