@@ -29,7 +29,7 @@ GOALS = {
     ("sst2", "lora"): (0.845, (1e-3, 2e-3)),
     ("trec6", "unipelt_apl"): (0.95, (5e-4, 1e-3)),
 }
-EPOCHS = {"sst2:unipelt_apl": 2, "sst2:mam": 1, "sst2:lora": 2, "trec6:unipelt_apl": 3}
+EPOCHS = {"sst2:unipelt_apl": 2, "sst2:mam": 1, "sst2:lora": 1, "trec6:unipelt_apl": 3}
 
 
 def model_folder() -> str:

@@ -8,7 +8,7 @@ HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
     sys.path.insert(0, HERE)
 
-from tiny import Bases
+from tiny import Bases  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

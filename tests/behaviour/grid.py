@@ -1,8 +1,8 @@
 """The committed grid: which property is tested of which method on which model, and why a cell is blank.
 
 A blank cell's reason is checked: it must be the one that `blank` finds on the model itself, so that a cell can neither
-be left out without cause nor keep a cause that has gone. For a new method, `python tests/behaviour/grid.py NAME` prints
-its rows.
+be left out without cause nor keep a cause that has gone. `python tests/behaviour/grid.py NAME` prints the rows of a
+method; with `--write` in place of a name the whole file is written as it is found, for the difference to be judged.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def blank(spec: str, kind: str, model: Any) -> dict[str, list[str]]:
     if said["mergeable"] == "yes":
         leave("it merges", "merge refused")
     else:
-        leave(f"not mergeable, {said['mergeable']}", "merged")
+        leave(f"not mergeable; {said['mergeable']}", "merged")
     if kind not in DECODERS:
         leave("an encoder does not decode", *DECODING)
     elif plan.leaks:
@@ -69,7 +69,7 @@ def blank(spec: str, kind: str, model: Any) -> dict[str, list[str]]:
     if said["padding-invariant"] == "yes":
         leave("pads take no part", "padding seen")
     else:
-        leave(f"pads take part, {said['padding-invariant']}", "padding left", "padding right", DECODING[-1])
+        leave(f"pads take part; {said['padding-invariant']}", "padding left", "padding right", DECODING[-1])
     return out
 
 
@@ -88,5 +88,46 @@ def row(spec: str) -> dict[str, Any]:
     return found
 
 
+def bare(cell: str | dict[str, list[str]]) -> Any:
+    """A cell without the wording of diagnostics and verdicts, which may change: code, or kinds of reason."""
+    if isinstance(cell, str):
+        return cell.split(":")[0]
+    return {reason.split(";")[0]: properties for reason, properties in cell.items()}
+
+
+def found() -> dict[str, Any]:
+    """The whole grid, as it is found on the models."""
+    import unipelt
+    from properties import PROPERTIES
+
+    rows = {name: row(name) for name in sorted(e.name for e in unipelt.library() if e.kind == "method")}
+    cells = len(rows) * len(MODELS) * len(PROPERTIES)
+    filled = sum(len(PROPERTIES) - len(left_blank(c)) for r in rows.values() for c in r.values() if isinstance(c, dict))
+    return {
+        "properties": {n: (f.__doc__ or "").split("\n")[0] for n, f in PROPERTIES.items()}, "models": MODELS,
+        "counts": {"cells": cells, "filled": filled, "blank": cells - filled}, "methods": rows,
+    }  # fmt: skip
+
+
+def text(grid: dict[str, Any]) -> str:
+    """One line for each method on a model."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    def block(entries: dict[str, Any], depth: int) -> str:
+        inner = ",\n".join(f"{' ' * depth}{line(k)}: {line(v)}" for k, v in entries.items())
+        return f"{{\n{inner}\n{' ' * (depth - 1)}}}"
+
+    methods = ",\n".join(f"  {line(name)}: {block(cells, 3)}" for name, cells in grid["methods"].items())
+    return (
+        f'{{\n "properties": {block(grid["properties"], 2)},\n "models": {block(grid["models"], 2)},\n'
+        f' "counts": {line(grid["counts"])},\n "methods": {{\n{methods}\n }}\n}}\n'
+    )
+
+
 if __name__ == "__main__":
-    print(json.dumps({name: row(name) for name in sys.argv[1:]}, indent=1, ensure_ascii=False))
+    if sys.argv[1:] == ["--write"]:
+        FILE.write_text(text(found()), encoding="utf-8")
+    else:
+        print(json.dumps({name: row(name) for name in sys.argv[1:]}, indent=1, ensure_ascii=False))

@@ -15,8 +15,8 @@ from typing import Any, Callable
 import pytest
 import torch
 from tiny import (
-    DECODERS, PAD, Bases, batch, distance, footprint, look, loss, outputs, put, randomise, same, same_values, size, small,
-    trained, values,
+    DECODERS, PAD, Bases, batch, distance, footprint, look, loss, outputs, put, randomise, same,
+    same_values, size, small, trained, values,
 )  # fmt: skip
 from torch import nn
 from transformers import DynamicCache, StaticCache
@@ -418,7 +418,11 @@ def side_by_side(case: Case) -> None:
         idle = "two" if name == "one" else "one"
         mine = {id(p) for p in trained(m, name).values()}
         assert not trained(m, idle)
-        assert mine == {id(p) for p in m.parameters() if p.grad is not None} == {id(p) for p in m.parameters() if p.requires_grad}
+        assert (
+            mine
+            == {id(p) for p in m.parameters() if p.grad is not None}
+            == {id(p) for p in m.parameters() if p.requires_grad}
+        )
         for p in m.parameters():
             p.grad = None
     unipelt.activate(m, "one", "two")

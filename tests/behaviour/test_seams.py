@@ -70,7 +70,13 @@ def compiling():
 
 @pytest.mark.parametrize(
     ("spec", "kind"),
-    [("unipelt_apl", "bert"), ("unipelt_apl_causal", "gpt2"), ("mam", "llama"), ("llama_adapter", "llama"), ("ln_tuning", "gpt2")],
+    [
+        ("unipelt_apl", "bert"),
+        ("unipelt_apl_causal", "gpt2"),
+        ("mam", "llama"),
+        ("llama_adapter", "llama"),
+        ("ln_tuning", "gpt2"),
+    ],
 )
 def test_compiled_whole(spec, kind, compiling):
     """Compiled in one graph after `apply`: the same outputs and gradients, and switching takes effect."""
@@ -96,10 +102,16 @@ def test_compiled_whole(spec, kind, compiling):
 
 @pytest.mark.parametrize(
     ("spec", "through"),
-    [("lora", "compiled"), ("lora", "model"), ("prefix_tuning", "model"), ("prompt_tuning", "model"), ("ln_tuning", "model")],
+    [
+        ("lora", "compiled"),
+        ("lora", "model"),
+        ("prefix_tuning", "model"),
+        ("prompt_tuning", "model"),
+        ("ln_tuning", "model"),
+    ],
 )
 def test_applied_after_compiling(spec, through, compiling):
-    """A model that was compiled and run before: the method takes effect, and so does switching, merging and removing."""
+    """A model that was compiled and run before: the method takes effect, and so do switching, merging, removing."""
     m = build("llama", layers=1)
     inputs = batch("llama")
     compiled = torch.compile(m, backend="eager")
@@ -185,8 +197,8 @@ def test_offloaded(spec, where, tmp_path):
         disk_offload(m, str(tmp_path), torch.device("cpu"))
     else:
         device_map = {"transformer.wte": "cpu", "lm_head": "cpu", "transformer.wpe": "cpu", "transformer.drop": "cpu",
-                      "transformer.h": "disk", "transformer.ln_f": "cpu", "unipelt": "cpu"}  # fmt: skip
-        dispatch_model(m, {k: v for k, v in device_map.items() if k != "unipelt"}, main_device="cpu", offload_dir=str(tmp_path))
+                      "transformer.h": "disk", "transformer.ln_f": "cpu"}  # fmt: skip
+        dispatch_model(m, device_map, main_device="cpu", offload_dir=str(tmp_path))
     assert any(p.device.type == "meta" for p in m.parameters())
     # where only biases are trained, their difference is added in memory, and the copy is computed when offloaded
     tolerance = 1e-6 if spec == "bitfit" else 0.0
@@ -214,6 +226,28 @@ def test_applied_to_an_offloaded_model(spec, tmp_path):
         assert same(look(m, inputs), before)
     unipelt.remove(m, "a")
     assert same(look(m, inputs), before)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("spec", ["mam", "prompt_tuning", "ln_tuning"])
+def test_a_saved_adapter_on_an_offloaded_model(spec, where, tmp_path):
+    from accelerate import cpu_offload, disk_offload
+
+    m = build("gpt2")
+    inputs = batch("gpt2")
+    put(m, spec)
+    acting = look(m, inputs)
+    folder = unipelt.save(m, tmp_path / "adapter", "a")
+    right, wrong = build("gpt2"), build("gpt2", initializer_range=0.2)
+    for other in (right, wrong):
+        if where == "cpu":
+            cpu_offload(other, torch.device("cpu"))
+        else:
+            disk_offload(other, str(tmp_path / str(id(other))), torch.device("cpu"))
+    with pytest.raises(unipelt.PeltError, match="E0571"):
+        unipelt.attach(wrong, folder)
+    unipelt.attach(right, folder)
+    assert distance(look(right, inputs), acting) <= 1e-5
 
 
 def _sharded(rank: int, file: str, spec: str, results) -> None:
@@ -318,8 +352,12 @@ def test_another_model_with_the_same_configuration(kind, bases):
     assert same(look(a, inputs), own)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torch and transformers say on the way to flex attention
-@pytest.mark.parametrize("spec", ["prefix_tuning", "llama_adapter", "unipelt_apl_causal", "multi_head_parallel_adapter"])
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # what torch and transformers say on the way to flex attention
+@pytest.mark.parametrize(
+    "spec", ["prefix_tuning", "llama_adapter", "unipelt_apl_causal", "multi_head_parallel_adapter"]
+)
 def test_an_attention_implementation_set_later_keeps_the_heads_edit(spec, bases):
     m = bases.get("llama")
     inputs = batch("llama")
@@ -464,7 +502,12 @@ def test_an_exception_inside_a_forward_leaves_nothing_behind(spec, bases):
     before = look(m, other)
     put(m, spec)
     wanted = look(m, other)
-    for place in ("transformer.h.0.attn.resid_dropout", "transformer.h.0.mlp.c_proj", "transformer.h.1.ln_2", "lm_head"):
+    for place in (
+        "transformer.h.0.attn.resid_dropout",
+        "transformer.h.0.mlp.c_proj",
+        "transformer.h.1.ln_2",
+        "lm_head",
+    ):
         module = m.get_submodule(place)
 
         def fail(*_):
@@ -531,10 +574,11 @@ def test_a_prompt_with_labels(kind, at, bases):
         put(m, prompt(at))
         o = m(**inputs, labels=labels)
     logits = o.logits[:, -labels.shape[1] :]
-    # the last row of the prompt predicts the first token? its label is left out: the loss counts tokens as the base does
+    # the prompt's last row predicts the first token, whose label counts too
     shifted, targets = logits[:, :-1], labels[:, 1:]
     first = o.logits[:, -labels.shape[1] - 1]
-    by_hand = F.cross_entropy(torch.cat([first[:, None], shifted], 1).reshape(-1, VOCAB), labels.reshape(-1), ignore_index=-100)
+    all_ = torch.cat([first[:, None], shifted], 1)
+    by_hand = F.cross_entropy(all_.reshape(-1, VOCAB), labels.reshape(-1), ignore_index=-100)
     without_first = F.cross_entropy(shifted.reshape(-1, VOCAB), targets.reshape(-1), ignore_index=-100)
     assert abs(float(before.loss - o.loss)) > EFFECT
     assert abs(float(by_hand - without_first)) > 1e-4
@@ -744,5 +788,3 @@ def test_a_trained_copy_beside_an_adapter(copied, order, bases):
     assert distance(both, alone) > EFFECT
     unipelt.remove(m, "one")
     unipelt.remove(m, "two")
-
-

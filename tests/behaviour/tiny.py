@@ -18,9 +18,16 @@ from transformers import (
 import unipelt
 
 VOCAB, WIDTH, PAD = 96, 32, 0
-_SPECIAL: dict[str, Any] = dict(vocab_size=VOCAB, pad_token_id=PAD, bos_token_id=2, eos_token_id=None, initializer_range=0.1)
+_SPECIAL: dict[str, Any] = dict(
+    vocab_size=VOCAB, pad_token_id=PAD, bos_token_id=2, eos_token_id=None, initializer_range=0.1
+)
 _COMMON: dict[str, Any] = dict(
-    **_SPECIAL, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=64
+    **_SPECIAL,
+    hidden_size=WIDTH,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=64,
 )
 _ENCODER: dict[str, Any] = dict(**_COMMON, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 _GPT2: dict[str, Any] = dict(
@@ -36,7 +43,11 @@ KINDS = {
     "gpt2_head": (GPT2ForSequenceClassification, GPT2Config, {**_GPT2, "num_labels": 3}),
     "llama_head": (LlamaForSequenceClassification, LlamaConfig, {**_GROUPED, "num_labels": 3}),
     "roberta_head": (RobertaForSequenceClassification, RobertaConfig, {**_ENCODER, "num_labels": 3}),
-    "electra_head": (ElectraForSequenceClassification, ElectraConfig, {**_ENCODER, "num_labels": 3, "embedding_size": WIDTH}),
+    "electra_head": (
+        ElectraForSequenceClassification,
+        ElectraConfig,
+        {**_ENCODER, "num_labels": 3, "embedding_size": WIDTH},
+    ),
     "mistral": (MistralForCausalLM, MistralConfig, {**_GROUPED, "sliding_window": None}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, _GROUPED),
 }
@@ -130,7 +141,9 @@ def small(name: str) -> Any:
 def trained(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The adapter's trained parameters by their names in its state dict."""
     parameters = {p.data_ptr(): p for g in unipelt.parameter_groups(model, name, 1.0) for p in g["params"]}
-    return {n: parameters[t.data_ptr()] for n, t in unipelt.state_dict(model, name).items() if t.data_ptr() in parameters}
+    return {
+        n: parameters[t.data_ptr()] for n, t in unipelt.state_dict(model, name).items() if t.data_ptr() in parameters
+    }
 
 
 def randomise(model: nn.Module, name: str, seed: int = 0, scale: float = 0.2) -> None:
@@ -145,7 +158,7 @@ def randomise(model: nn.Module, name: str, seed: int = 0, scale: float = 0.2) ->
 
 
 def put(model: nn.Module, spec: Any, name: str = "a", noise: int = 0, **options: Any) -> Any:
-    """Applies a method (a name of the library, or a method) and randomises it; a method is put on a causal model as is."""
+    """Applies a method (or the library's by that name), on a causal model too, and randomises it."""
     method = small(spec) if isinstance(spec, str) else spec
     plan = unipelt.apply(model, method, name=name, allow_future=True, **options)
     randomise(model, name, noise)
@@ -159,7 +172,11 @@ def footprint(model: nn.Module) -> dict[str, Any]:
     """Everything a model is made of, but for its values."""
     hooks = {}
     for path, m in model.named_modules():
-        counts = {k: len(v) for k, v in vars(m).items() if k.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))}
+        counts = {
+            k: len(v)
+            for k, v in vars(m).items()
+            if k.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+        }
         hooks[path] = (type(m), tuple(sorted(vars(m))), tuple(sorted(counts.items())), m.training)
     return {
         "modules": hooks,

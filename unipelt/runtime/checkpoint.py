@@ -26,6 +26,7 @@ from ..language.loading import parse
 from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Tensor
 from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
+from .offload import value_of
 from .folding import folded
 
 FORMAT = "unipelt-adapter/1"
@@ -54,8 +55,10 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         if "unipelt" in n.split(".") or n.startswith("pooler."):
             continue
         shapes.append(f"{n}:{list(p.shape)}")
-        if p.device.type != "meta" and p.numel():
-            flat = merged.get(f"{prefix}{n}", p).detach().reshape(-1)
+        path, _, attribute = n.rpartition(".")
+        kept = value_of(base.get_submodule(path), attribute)  # type: ignore[operator]
+        if kept.device.type != "meta" and kept.numel():
+            flat = merged.get(f"{prefix}{n}", kept).detach().reshape(-1)
             index = torch.linspace(0, flat.numel() - 1, min(4, flat.numel()), dtype=torch.float64).long()
             samples[n] = [float(f"{v:.6g}") for v in flat[index.to(flat.device)].float().tolist()]
     config = getattr(model, "config", None)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-#: What accelerate writes on a module it has hooked; a copy of the module must not keep them, as they call the module itself.
+#: What accelerate writes on a module it has hooked; a copy must not keep them, as they call the module itself.
 PATCHED = ("forward", "_old_forward", "_hf_hook")
 
 
