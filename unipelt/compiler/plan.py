@@ -13,7 +13,7 @@ from ..language.check import RowTyping
 from ..language.diagnostics import Diagnostic
 from ..language.fold import Fold
 from ..language.ir import Method, Row
-from ..language.properties import causal, mergeable, padding_invariant
+from ..language.properties import judged
 from ..language.syntax import Expr
 from ..language.values import Distribution
 from .trained import Parameter
@@ -104,12 +104,8 @@ class Plan:
     @property
     def properties(self) -> dict[str, str]:
         """Verdicts at the sites of this model, in words."""
-        out = {}
-        for name, rule in (("mergeable", mergeable), ("causal", causal), ("padding-invariant", padding_invariant)):
-            found = [rule(e.typing) for e in self.edits]
-            bad = next((v for v in found if v.value != "yes"), None)
-            out[name] = "yes" if bad is None else f"{bad.value}: {bad.reason}"
-        return out
+        found = judged([e.typing for e in self.edits])
+        return {name: v.value if v.value == "yes" else f"{v.value}: {v.reason}" for name, v in found.items()}
 
     def table(self) -> list[dict[str, Any]]:
         """One entry for each row and site name: where, how often, which tensors, how many parameters."""

@@ -5,7 +5,7 @@ The facts come from the primitives' own rules (`primitives`, `infer`); here they
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,14 +79,23 @@ def mergeable(t: RowTyping) -> Verdict:
     return Verdict("no", f"no linear map beside `{site.name}` could absorb it", row.span)
 
 
+#: Every verdict: its rule for a row at a site, and why trained copies of parameters never stand against it.
+RULES: dict[str, tuple[Callable[[RowTyping], Verdict], str]] = {
+    "mergeable": (mergeable, "trained copies of parameters merge by replacing them"),
+    "causal": (causal, "trained parameters see no other position"),
+    "cache-consistent": (cache_consistent, "trained parameters see no other position"),
+    "padding-invariant": (padding_invariant, "pad positions are never read"),
+}
+
+
+def judged(typings: Sequence[RowTyping]) -> dict[str, Verdict]:
+    """Every verdict over some rows: the first row that decides against it, else yes."""
+    return {name: _all((rule(t) for t in typings), otherwise) for name, (rule, otherwise) in RULES.items()}
+
+
 def verdicts(method: Method) -> dict[str, Verdict]:
-    """The method's verdicts: the first row that decides against, else yes. Checks the method."""
-    typings = check_method(method)
-    return {
-        "mergeable": _all((mergeable(t) for t in typings), "trained copies of parameters merge by replacing them"),
-        "causal": _all((causal(t) for t in typings), "trained parameters see no other position"),
-        "padding-invariant": _all((padding_invariant(t) for t in typings), "pad positions are never read"),
-    }
+    """The method's verdicts. Checks the method."""
+    return judged(check_method(method))
 
 
 def _all(found: Iterable[Verdict], otherwise: str) -> Verdict:
