@@ -1,14 +1,4 @@
-import pytest
-import torch
 from recordings import COUNT, FOLDER, RESULTS
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,14 +1,5 @@
 import pytest
-import torch
 from tiny_hf import write_bert, write_completions, write_gpt2, write_intents, write_llama, write_spec
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
