@@ -21,7 +21,10 @@ DECODING = ("dynamic cache", "static cache", "greedy", "beams", "left-padded gen
 
 
 def read() -> dict[str, Any]:
-    return json.loads(FILE.read_text(encoding="utf-8"))
+    from names import name as named
+
+    grid = json.loads(FILE.read_text(encoding="utf-8"))
+    return {**grid, "methods": {named(method): cells for method, cells in grid["methods"].items()}}
 
 
 def refusal(spec: str, model: Any) -> str | None:
