@@ -106,6 +106,3 @@ def _times(a: Monomial, b: Monomial) -> Monomial:
     for s, e in b:
         total[s] = total.get(s, 0) + e
     return tuple(sorted((s, e) for s, e in total.items() if e))
-
-
-ONE = Size.of(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.lower import Lowered, lower, shares_softmax
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
+from ..language.sites import TensorType
 from ..language.syntax import Name, Param
 from .offload import PATCHED, value_of
-
-_AXES = {"heads": ("batch", "head", "token")}
 
 
 def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
@@ -60,6 +59,7 @@ class Edit(nn.Module):
         self.side = planned.site.side
         self.part = planned.site.view.part
         self.needs = needs(planned)
+        self.prepended = _rows_of_delta(planned) if self.side == "prompt" else 0
         self.axes = dict(axes)
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
         self.constants = constants(params, planned.site.sizes, planned.constants)
@@ -196,13 +196,14 @@ class Edit(nn.Module):
         t = spread(v, axes, 2)
         return t.expand(-1, self.site.sizes["heads" if axes[1] == "head" else "groups"], -1, -1)
 
-    def length(self) -> int:
-        """How many tokens this edit puts before the others: the rows of its ``delta``."""
-        c = self.context({}, None)
-        run(self.row.form, c)
-        delta = c.names["delta"]
-        assert isinstance(delta, Named)
-        return delta.data.shape[-2]
+
+def _rows_of_delta(planned: PlannedEdit) -> int:
+    """How many tokens a prompt puts before the others: the rows of its ``delta``, known from the plan."""
+    delta = planned.typing.values["delta"].type
+    assert isinstance(delta, TensorType)
+    rows = delta.sizes[0].number
+    assert rows is not None
+    return int(rows)
 
 
 def needs(planned: PlannedEdit) -> frozenset[str]:
@@ -263,6 +264,3 @@ class CopyEdit(nn.Module):
         if self.bias_only and "meta" not in (self.twin.bias.device.type, self._base[0].bias.device.type):  # type: ignore[union-attr]
             return output + (self.twin.bias - self._base[0].bias).to(output.dtype)  # type: ignore[operator]
         return self.twin(*args, **kwargs)
-
-
-Caller = Callable[[torch.Tensor], torch.Tensor]

@@ -75,7 +75,7 @@ class Doorway(nn.Module):
         return any(isinstance(m, Seam) and m.live("prompt") for m in base.modules())
 
     def _lengths(self, model: nn.Module) -> list[tuple[str, Seam, int]]:
-        return [(p, s, sum(e.length() for _, e in s.live("prompt"))) for p, s in self._seams(model)]
+        return [(p, s, sum(e.prepended for _, e in s.live("prompt"))) for p, s in self._seams(model)]
 
     def _prepend(self, model: nn.Module, named: dict[str, Any], lengths: list[tuple[str, Seam, int]]) -> dict[str, Any]:
         total = sum(n for _, _, n in lengths)

@@ -150,7 +150,7 @@ class Seam(nn.Module):
         edits = [e for _, e in self.live("prompt")]
         end = left
         for edit in edits:
-            n = edit.length()
+            n = edit.prepended
             start = end - n
             filled = edit(h[:, start:], {}, self.mask())
             h = torch.cat([h[:, :start], filled], 1) if start else filled
