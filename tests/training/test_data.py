@@ -7,6 +7,7 @@ from tiny_hf import write_rows
 
 from unipelt.language.diagnostics import PeltError
 from unipelt.training import data
+from unipelt.training.config import TaskOptions
 from unipelt.training.tasks import task_for
 
 
@@ -30,7 +31,7 @@ def good(n=20):
 
 
 def classification(split, **kwargs):
-    return task_for(split, "sequence-classification", kwargs.get("text"), kwargs.get("label"), None, 16, "longest")
+    return task_for(split, TaskOptions(task="sequence-classification", max_length=16, **kwargs))
 
 
 # ---------------------------------------------------------------- files
@@ -141,7 +142,9 @@ def test_columns_by_convention(tmp_path, row, texts, label):
     ],
 )
 def test_task_by_the_columns(tmp_path, row, kind):
-    assert data.guess_task(data.read_file(write_rows(tmp_path / "d.jsonl", [row]))) == kind
+    other = {**row, **({"label": 0} if "label" in row else {})}
+    split = data.read_file(write_rows(tmp_path / "d.jsonl", [row, other]))
+    assert task_for(split, TaskOptions()).kind == kind
 
 
 def test_missing_columns_name_those_there_are(tmp_path):

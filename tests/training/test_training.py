@@ -19,7 +19,9 @@ from unipelt.training import TrainConfig, evaluate_run, load_run, merge_run, pre
 from unipelt.training import data as reading
 from unipelt.training.models import load_tokenizer
 from unipelt.training.run import CHECKPOINTS
-from unipelt.training.tasks import IGNORED, Collator, Task, classification_metrics, encode
+from unipelt.training.tasks import IGNORED, Collator
+from unipelt.training.tasks.causal_lm import CausalLM
+from unipelt.training.tasks.classification import classification_metrics
 from unipelt.training.trainer import last_checkpoint
 
 
@@ -285,13 +287,13 @@ def test_a_method_that_sees_the_future_is_refused_on_a_causal_model(spec, comple
 def test_the_loss_counts_the_completion_only(gpt2, completions):
     tokenizer = load_tokenizer(gpt2)
     split = reading.read(completions)["train"]
-    task = Task("causal-lm", ("prompt",), "completion", loss="completion", max_length=16)
-    encoded = encode(task, split, tokenizer)
+    task = CausalLM(("prompt",), "completion", loss="completion", max_length=16)
+    encoded = task.encode(split, tokenizer)
     for example, row in zip(encoded.examples, split.rows, strict=True):
         counted = [t for t in example["labels"] if t != IGNORED]
         assert tokenizer.decode(counted) == f"{row['completion']} [SEP]"
         assert example["input_ids"][0] == tokenizer.bos_token_id
-    whole = encode(replace(task, loss="all"), split, tokenizer)
+    whole = replace(task, loss="all").encode(split, tokenizer)
     assert all(e["labels"] == e["input_ids"] for e in whole.examples)
 
 
@@ -299,8 +301,8 @@ def test_the_loss_counts_the_completion_only(gpt2, completions):
 def test_padding_takes_no_part_in_the_loss(gpt2, completions, side):
     tokenizer = load_tokenizer(gpt2)
     tokenizer.padding_side = side
-    task = Task("causal-lm", ("prompt",), "completion", loss="all", max_length=16)
-    encoded = encode(task, reading.read(completions)["train"], tokenizer)
+    task = CausalLM(("prompt",), "completion", loss="all", max_length=16)
+    encoded = task.encode(reading.read(completions)["train"], tokenizer)
     batch = Collator(tokenizer, task)(encoded.examples[:5])
     assert ((batch["labels"] == IGNORED) == (batch["attention_mask"] == 0)).all()
     kept = batch["labels"] != IGNORED
@@ -310,7 +312,7 @@ def test_padding_takes_no_part_in_the_loss(gpt2, completions, side):
 def test_cut_examples_are_counted_and_keep_their_completion(gpt2, completions):
     tokenizer = load_tokenizer(gpt2)
     split = reading.read(completions)["train"]
-    encoded = encode(Task("causal-lm", ("prompt",), "completion", loss="completion", max_length=5), split, tokenizer)
+    encoded = CausalLM(("prompt",), "completion", loss="completion", max_length=5).encode(split, tokenizer)
     assert encoded.truncated == sum(len(r["prompt"].split()) + 3 > 5 for r in split.rows) > 0
     for example, row in zip(encoded.examples, split.rows, strict=True):
         assert len(example["input_ids"]) <= 5

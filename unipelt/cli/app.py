@@ -109,7 +109,9 @@ def train(
     ] = None,
     batch_size: int = 16,
     eval_batch_size: int = 64,
-    max_length: Annotated[int, typer.Option(help="Tokens per example; longer ones are cut, and counted.")] = 128,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens per example; longer ones are cut, and counted. Default: 128.")
+    ] = None,
     padding: Annotated[str, typer.Option(help="`longest` in the batch, or `max_length`.")] = "longest",
     train_size: Annotated[
         int | None, typer.Option(help="Train on this many rows: the first after a shuffle with the seed.")

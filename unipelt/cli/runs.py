@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -53,18 +54,18 @@ def predict_command(folder: str, texts: list[str], file: str | None, max_new_tok
     if file is None and not texts:
         raise typer.BadParameter("give texts, or a file with --file")
     run = load_run(folder, model, force)
-    pairs = run.task.classifies and len(run.task.texts) == 2
-    if pairs and len(texts) % 2:
-        raise error("E0607", "the task reads two texts each", help="give them one after the other, in quotes")
-    wanted = [texts[i : i + 2] for i in range(0, len(texts), 2)] if pairs else [[t] for t in texts]
+    each = len(run.task.inputs)
+    if len(texts) % each:
+        raise error("E0607", f"the task reads {each} texts each: {', '.join(run.task.inputs)}",
+                    help="give them one after the other, in quotes")  # fmt: skip
+    wanted: list[Sequence[Any]] = [texts[i : i + each] for i in range(0, len(texts), each)]
     if file is not None:
         wanted += read_texts(run, file)
     found = predict_run(run, wanted, max_new_tokens)
     if as_json:
         emit({"ok": True, "predictions": found})
-    elif run.task.classifies:
-        table([{**p, "text": p["text"] if isinstance(p["text"], str) else " | ".join(p["text"])} for p in found],
-              ["text", "label", "probability"])  # fmt: skip
+    elif run.task.table:
+        table([{k: " | ".join(v) if isinstance(v, list) else v for k, v in p.items()} for p in found], run.task.table)
     else:
         for p in found:
             sys.stdout.write(f"{p['completion']}\n")

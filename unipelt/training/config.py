@@ -8,17 +8,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..language.diagnostics import error
+from .tasks import KINDS
 
-TaskKind = Literal["sequence-classification", "causal-lm"]
-TASKS: tuple[str, ...] = ("sequence-classification", "causal-lm")
 SCHEDULERS = ("linear", "constant", "cosine")
 
 #: Options that may change between a run and its continuation: they do not change what is computed.
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What is asked about the task; whatever is None is chosen by the data."""
+
+    task: str | None = None
+    text: tuple[str, ...] | None = None
+    label: str | None = None
+    loss: Literal["completion", "all"] | None = None
+    max_length: int | None = None
+    padding: Literal["longest", "max_length"] = "longest"
+
+    def length(self, default: int) -> int:
+        return default if self.max_length is None else self.max_length
+
+
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(TaskOptions):
     """Options of a run.
 
     ``method`` is a name of the library, a `.pelt` file, or several joined by ``+``; ``set`` binds its arguments.
@@ -32,17 +46,11 @@ class TrainConfig:
     out: str
     set: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
-    task: str | None = None
-    text: tuple[str, ...] | None = None
-    label: str | None = None
-    loss: Literal["completion", "all"] | None = None
     epochs: int = 3
     max_steps: int | None = None
     lr: float | None = None
     batch_size: int = 16
     eval_batch_size: int = 64
-    max_length: int = 128
-    padding: Literal["longest", "max_length"] = "longest"
     train_size: int | None = None
     seed: int = 0
     warmup: float = 0.06
@@ -59,21 +67,19 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse values that cannot mean anything, before a model is loaded."""
-        least = {"epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0}
+        least = {"epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0,
+                 "max_steps": 1, "train_size": 1, "save_steps": 1}  # fmt: skip
         for name, low in least.items():
-            if getattr(self, name) < low:
-                raise _option(name, f"must be at least {low}", getattr(self, name))
-        for name in ("max_steps", "train_size", "save_steps"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise _option(name, "must be at least 1", value)
+            if value is not None and value < low:
+                raise _option(name, f"must be at least {low}", value)
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise _option("lr", "must be positive", self.lr)
         if not 0 <= self.warmup <= 1:
             raise _option("warmup", "is a share of the steps, between 0 and 1", self.warmup)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise _option("dropout", "is a probability below 1", self.dropout)
-        for name, allowed in (("task", TASKS), ("scheduler", SCHEDULERS), ("padding", ("longest", "max_length"))):
+        for name, allowed in (("task", tuple(KINDS)), ("scheduler", SCHEDULERS), ("padding", ("longest", "max_length"))):
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise _option(name, f"is one of {', '.join(allowed)}", value)

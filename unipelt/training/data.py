@@ -220,12 +220,12 @@ class Columns:
 
 def classification_columns(split: Split, text: Sequence[str] | None, label: str | None) -> Columns:
     have = split.columns
-    label = _named(split, label, "label") if label else _first(split, LABELS, "label")
+    label = named(split, label, "label") if label else _first(split, LABELS, "label")
     if text:
         if len(text) > 2:
             raise error("E0603", f"a classifier reads one or two texts, not {len(text)}: {_listed(text)}",
                         help="name one or two columns")  # fmt: skip
-        return Columns(tuple(_named(split, t, "text") for t in text), label)
+        return Columns(tuple(named(split, t, "text") for t in text), label)
     for pair in PAIRS:
         if set(pair) <= set(have):
             return Columns(pair, label)
@@ -238,21 +238,15 @@ def language_columns(split: Split, text: Sequence[str] | None, completion: str |
         if len(text) > 1:
             raise error("E0603", f"a language model reads one text, not {len(text)}: {_listed(text)}",
                         help="name the prompt with `--text` and the completion with `--label`")  # fmt: skip
-        return Columns((_named(split, text[0], "text"),), _named(split, completion, "label") if completion else None)
+        return Columns((named(split, text[0], "text"),), named(split, completion, "label") if completion else None)
     for prompt, answer in COMPLETIONS:
         if prompt in have and (completion or answer) in have:
             return Columns((prompt,), completion or answer)
-    return Columns((_first(split, TEXTS, "text"),), _named(split, completion, "label") if completion else None)
+    return Columns((_first(split, TEXTS, "text"),), named(split, completion, "label") if completion else None)
 
 
-def guess_task(split: Split) -> str:
-    """Classification where there is a label, else a language model's prompt and completion."""
-    have = set(split.columns)
-    pair = any({p, c} <= have for p, c in COMPLETIONS)
-    return "sequence-classification" if not pair and have & set(LABELS) else "causal-lm"
-
-
-def _named(split: Split, name: str, option: str) -> str:
+def named(split: Split, name: str, option: str) -> str:
+    """A column that the user or an earlier run names; one that is not there is an error with near names."""
     if name in split.columns:
         return name
     raise error("E0603", f"`{split.file}` has no column `{name}`; it has {_listed(split.columns)}", Span(split.file),

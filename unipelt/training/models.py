@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..language.diagnostics import PeltError, error, near
-from .tasks import Task
+from .tasks import Task, kind
 
 
 @contextlib.contextmanager
@@ -55,23 +55,19 @@ def load_tokenizer(model: str) -> Any:
 def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float | None = None) -> Any:
     """The pretrained model with the task's head, in float32; a head it lacks is drawn with the seed."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
+    import transformers
+    from transformers import AutoConfig, set_seed
 
-    options: dict[str, Any] = {}
-    if task.classifies:
-        titles = list(task.titles)
-        options = {"num_labels": len(titles), "id2label": dict(enumerate(titles)),
-                   "label2id": {t: i for i, t in enumerate(titles)}}  # fmt: skip
-    kind = AutoModelForSequenceClassification if task.classifies else AutoModelForCausalLM
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(model, **options)
+            config = AutoConfig.from_pretrained(model, **task.model_options())
             _set_dropout(config, dropout)
             if getattr(config, "pad_token_id", None) is None:
                 config.pad_token_id = tokenizer.pad_token_id
             set_seed(seed)
             # A pretrained head of another size is drawn anew, as one that is missing.
-            loaded = kind.from_pretrained(model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+            auto = getattr(transformers, task.auto)
+            loaded = auto.from_pretrained(model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
     except PeltError:
         raise
     except Exception as e:  # noqa: BLE001
@@ -86,15 +82,13 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
 def load_config_model(path: str, task: str) -> Any:
     """A model on the meta device, without weights, from a folder or a configuration file: enough for a plan."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
+    from transformers import AutoConfig
 
-    kinds = {"sequence-classification": AutoModelForSequenceClassification, "causal-lm": AutoModelForCausalLM,
-             "base": AutoModel}  # fmt: skip
-    if task not in kinds:
-        raise error("E0620", f"there is no task `{task}`", help=f"give one of {', '.join(kinds)}")
+    auto = "AutoModel" if task == "base" else kind(task).auto
     try:
         with quiet(), torch.device("meta"):
-            return kinds[task].from_config(AutoConfig.from_pretrained(path))
+            return getattr(transformers, auto).from_config(AutoConfig.from_pretrained(path))
     except Exception as e:  # noqa: BLE001
         raise _unloadable(path, "model", e) from None
 

@@ -28,7 +28,7 @@ from .config import TrainConfig, absolute
 from .models import load_model, load_tokenizer, quiet
 from .progress import Progress, Say, silent
 from .resolve import resolve_method
-from .tasks import Collator, Encoded, Task, encode, evaluate, task_for
+from .tasks import Collator, Encoded, Task, evaluate, task_for
 from .trainer import AdapterTrainer, SaveEvery, last_checkpoint
 
 NAME = "trained"
@@ -75,9 +75,9 @@ def train(
     data = reading.prepare(reading.read(config.data), config.train_size, config.seed)
     # Labels are those of the whole training file: a small sample may lack a class.
     whole = reading.read_file(Path(data["train"].file)) if config.train_size else data["train"]
-    task = task_for(whole, config.task, config.text, config.label, config.loss, config.max_length, config.padding)
+    task = task_for(whole, config)
     tokenizer = load_tokenizer(config.model)
-    encoded = {name: encode(task, split, tokenizer) for name, split in data.splits.items()}
+    encoded = {name: task.encode(split, tokenizer) for name, split in data.splits.items()}
     notes = [*data.notes, *_truncation(task, encoded)]
 
     model = load_model(config.model, task, tokenizer, config.seed, config.dropout)

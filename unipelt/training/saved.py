@@ -15,7 +15,8 @@ from ..runtime.seam import NAME as RESERVED
 from . import data as reading
 from .models import load_model, load_tokenizer, quiet
 from .run import TASK, read_json
-from .tasks import Collator, Task, Tick, encode, encode_texts, evaluate, generate, logits_of
+from .tasks import Collator, Task, Tick, evaluate, predict, task_from_json
+from .tasks.task import Predicting
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def load_run(folder: str | Path, model: str | None = None, force: bool = False) 
         raise error("E0615", f"`{place}` holds no finished run: `{TASK}` is missing",
                     help="name the `--out` folder of `unipelt train`; a run cut short goes on with `--resume`")  # fmt: skip
     record = read_json(place / TASK)
-    task = Task.from_json(record.get("task", {}))
+    task = task_from_json(record.get("task", {}))
     base = model or str(record.get("model"))
     tokenizer = load_tokenizer(base)
     loaded = load_model(base, task, tokenizer, int(record.get("seed", 0)))
@@ -60,46 +61,31 @@ def evaluate_run(run: Run, data: str | Path, split: str | None = None, tick: Tic
     if chosen is None or chosen not in found:
         have = ", ".join(found.splits)
         raise error("E0608", f"`{data}` has no {chosen or 'test'} split; it has {have}", help="name one with `--split`")
-    encoded = encode(run.task, found[chosen], run.tokenizer)
+    encoded = run.task.encode(found[chosen], run.tokenizer)
     with quiet():
         return evaluate(run.model, run.task, encoded, run.collator, run.batch_size, tick), chosen, encoded.truncated
 
 
-def predict_run(run: Run, texts: Sequence[Sequence[str]], max_new_tokens: int = 64) -> list[dict[str, Any]]:
-    """For each text (a pair where the task reads two) its label with a probability, or its continuation."""
-    if not texts:
-        return []
-    wanted = len(run.task.texts) if run.task.classifies else 1
-    for text in texts:
-        if len(text) != wanted or not all(part.strip() for part in text):
-            raise error("E0607", f"the task reads {wanted} text{'s' * (wanted > 1)} each, none of them empty",
-                        help="give texts, or a file with the columns " + ", ".join(run.task.texts))  # fmt: skip
+def predict_run(run: Run, inputs: Sequence[Sequence[Any]], max_new_tokens: int = 64, tick: Tick | None = None
+                ) -> list[dict[str, Any]]:  # fmt: skip
+    """A record for each input: a label with its probability, a continuation, whatever the task answers.
+
+    An input is a sequence with a value for each of the task's input columns: one text, or two where it reads pairs.
+    """
+    wanted = run.task.inputs
+    for given in inputs:
+        if len(given) != len(wanted) or not all(part.strip() for part in given if isinstance(part, str)):
+            raise error("E0607", f"the task reads {len(wanted)} text{'s' * (len(wanted) > 1)} each, none of them empty",
+                        help="give texts, or a file with the columns " + ", ".join(wanted))  # fmt: skip
     with quiet():
-        if not run.task.classifies:
-            prompts = [t[0] for t in texts]
-            answers = generate(run.model, run.task, prompts, run.tokenizer, max_new_tokens)
-            return [{"text": p, "completion": a} for p, a in zip(prompts, answers)]
-        encoded = encode_texts(run.task, texts, run.tokenizer)
-        shares = logits_of(run.model, encoded, run.collator, run.batch_size).softmax(-1)
-    out = []
-    for text, share in zip(texts, shares):
-        best = int(share.argmax())
-        out.append({
-            "text": text[0] if len(text) == 1 else list(text),
-            "label": run.task.titles[best],
-            "probability": round(share[best].item(), 6),
-            "probabilities": {t: round(p.item(), 6) for t, p in zip(run.task.titles, share)},
-        })  # fmt: skip
-    return out
+        return predict(run.model, run.task, inputs, run.tokenizer, Predicting(run.batch_size, max_new_tokens, tick))
 
 
-def read_texts(run: Run, file: str) -> list[list[str]]:
-    """The texts of a data file, or of a plain text file with one text on each line."""
+def read_texts(run: Run, file: str) -> list[Sequence[Any]]:
+    """The inputs of a data file, or of a plain text file with one text on each line."""
     path = Path(file)
     if path.suffix in reading.SUFFIXES:
-        split = reading.read_file(path)
-        columns = run.task.texts if run.task.classifies else run.task.texts[:1]
-        return [list(row) for row in zip(*(reading.texts_of(split, reading._named(split, c, "text")) for c in columns))]
+        return run.task.read_inputs(reading.read_file(path))
     if not path.is_file():
         raise error("E0601", f"there is no file `{path}`", help="check the path and the spelling")
     try:

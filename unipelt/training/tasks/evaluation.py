@@ -1,0 +1,87 @@
+"""Evaluation in two halves, so that several processes can share it: outputs of each example, then metrics of all outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .task import Encoded, Example, Output, Predicting, Task, Tick
+
+#: Makes of each process's outputs those of all; the position of an example is its key.
+Gather = Callable[[dict[int, Output]], dict[int, Output]]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches of a task's examples."""
+
+    tokenizer: Any
+    task: Task
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        return self.task.collate(examples, self.tokenizer)
+
+
+def batches(encoded: Encoded, size: int) -> Iterator[list[int]]:
+    """Positions of examples of similar length (little padding), the shortest first."""
+    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]["input_ids"]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+@torch.no_grad()
+def outputs_of(model: Any, task: Task, encoded: Encoded, collator: Collator, size: int, tick: Tick | None = None,
+               rank: int = 0, world: int = 1) -> dict[int, Output]:  # fmt: skip
+    """The outputs of the batches that fall to process ``rank`` of ``world``, by the position of their example.
+
+    The batches are the same for any number of processes, and so are the outputs. Each process calls the model equally often, as
+    sharded models demand: those that run out of batches repeat the last one.
+    """
+    every = list(batches(encoded, size))
+    mine = every[rank::world]
+    mine += every[-1:] * (-(-len(every) // world) - len(mine))
+    found: dict[int, Output] = {}
+    with evaluating(model):
+        for chosen in mine:
+            batch = {k: v.to(model.device) for k, v in collator([encoded[i] for i in chosen]).items()}
+            found.update(zip(chosen, task.outputs(model, batch, encoded, chosen), strict=True))
+            if tick:
+                tick(len(found))
+    return found
+
+
+def score(task: Task, encoded: Encoded, outputs: dict[int, Output], tokenizer: Any) -> dict[str, float]:
+    """Metrics over the examples, each counted once: padding, the last, smaller batch and repeated ones change nothing."""
+    return task.score(encoded, [outputs[i] for i in range(len(encoded))], tokenizer)
+
+
+def evaluate(model: Any, task: Task, encoded: Encoded, collator: Collator, size: int, tick: Tick | None = None,
+             rank: int = 0, world: int = 1, gather: Gather | None = None) -> dict[str, float]:  # fmt: skip
+    """Metrics over all examples. In several processes ``gather`` hands everybody the outputs of all."""
+    found = outputs_of(model, task, encoded, collator, size, tick, rank, world)
+    return score(task, encoded, gather(found) if gather else found, collator.tokenizer)
+
+
+def predict(model: Any, task: Task, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
+    """A record for each input; each input is a sequence with a value for each of the task's input columns."""
+    if not inputs:
+        return []
+    with evaluating(model), torch.no_grad():
+        return task.predict(model, inputs, tokenizer, how)
+
+
+class evaluating:
+    """Evaluation mode inside, the mode before afterwards."""
+
+    def __init__(self, model: Any):
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.was = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.model.train(self.was)

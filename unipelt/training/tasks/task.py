@@ -1,0 +1,176 @@
+"""The interface of a kind of task. The kinds are in the files beside this one, the table of them in `__init__`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from ...language.diagnostics import error
+from .. import data as reading
+from ..data import Split
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..config import TaskOptions
+
+#: The label of a token that takes no part in a loss (torch's own default).
+IGNORED = -100
+Example = dict[str, Any]
+#: What a model says about one example: plain numbers, lists or small tensors on the CPU, so that processes can exchange it.
+Output = Any
+#: Called with the number of examples done so far.
+Tick = Callable[[int], None]
+Own = TypeVar("Own", bound="Task")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples as a model reads them. ``truncated`` counts those that were longer than the maximum.
+
+    ``aside`` has, for each example, what its outputs are read with and the model does not see; ``references`` what
+    scoring compares with, one for each row of the data (a row may have several examples).
+    """
+
+    examples: list[Example]
+    truncated: int = 0
+    aside: Sequence[Any] = ()
+    references: Sequence[Any] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> Example:
+        return self.examples[i]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of task with its columns: plain data, and what a run asks of it.
+
+    ``texts`` are the columns read, ``label`` the column of the answer. Evaluation has two halves: ``outputs`` says for a
+    batch what the model says about each example, ``score`` makes the metrics of all examples' outputs. Between them
+    outputs may come from several processes.
+    """
+
+    kind: ClassVar[str]
+    #: The class of transformers that is loaded.
+    auto: ClassVar[str]
+    #: Tokens per example where the user names no maximum.
+    length: ClassVar[int] = 128
+    #: The columns of a table of predictions; without any, predictions are printed as lines of text.
+    table: ClassVar[tuple[str, ...]] = ()
+
+    texts: tuple[str, ...] = ()
+    label: str | None = None
+    max_length: int = 128
+    padding: str = "longest"
+
+    # ------------------------------------------------------------ from data
+
+    @classmethod
+    def suits(cls, split: Split, options: TaskOptions) -> bool:
+        """Whether a user who names no task means this one."""
+        raise NotImplementedError
+
+    @classmethod
+    def find(cls: type[Own], split: Split, options: TaskOptions) -> Own:
+        """The task for a training split: its columns, by convention or as the user names them, and its labels."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ as plain data
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+
+    @classmethod
+    def from_json(cls: type[Own], record: Mapping[str, Any]) -> Own:
+        names = {f.name for f in fields(cls)}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in names}
+        try:
+            return cls(**known)
+        except TypeError as e:
+            raise error("E0615", f"the task's record is incomplete: {e}", help="train again") from None
+
+    # ------------------------------------------------------------ the model
+
+    @property
+    def metric(self) -> tuple[str, bool]:
+        """The metric that chooses the best checkpoint, and whether more is better."""
+        return "loss", False
+
+    def model_options(self) -> dict[str, Any]:
+        """What is set in the model's configuration."""
+        return {}
+
+    # ------------------------------------------------------------ encoding
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that a prediction needs."""
+        return self.texts
+
+    def read_inputs(self, split: Split) -> list[Sequence[Any]]:
+        """The values of the columns that a prediction needs, a sequence for each row."""
+        columns = [reading.texts_of(split, reading.named(split, c, "text")) for c in self.inputs]
+        return list(zip(*columns))
+
+    def encode(self, split: Split, tokenizer: Any) -> Encoded:
+        """A split with its answers. Columns are looked up again, as another file may lack them."""
+        raise NotImplementedError
+
+    def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+        """What predictions are made for."""
+        raise NotImplementedError
+
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+        """A padded batch."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ scores and predictions
+
+    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+        """One output for each of the ``chosen`` examples, which ``batch`` holds. The model is in evaluation mode."""
+        raise NotImplementedError
+
+    def score(self, encoded: Encoded, outputs: Sequence[Output], tokenizer: Any) -> dict[str, float]:
+        """Metrics from one output for each example, in their order: each is counted once."""
+        raise NotImplementedError
+
+    def predict(self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
+        """A record for each input, of plain values."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """How predictions are made: examples in a batch, tokens of a generated answer, who is told of the progress."""
+
+    batch_size: int = 64
+    max_new_tokens: int = 64
+    tick: Tick | None = field(default=None, compare=False)
+
+
+def pad(examples: Sequence[Example], tokenizer: Any, task: Task, leave: Sequence[str] = ("labels",)) -> dict[str, Any]:
+    """Token ids and masks padded to the longest example, or to the task's maximum where outputs must not depend on the batch."""
+    inputs = [{k: v for k, v in e.items() if k not in leave} for e in examples]
+    batch = tokenizer.pad(
+        inputs, padding="max_length" if task.padding == "max_length" else True, max_length=task.max_length,
+        return_tensors="pt", verbose=False,
+    )  # fmt: skip
+    return dict(batch)
+
+
+def spread(examples: Sequence[Example], batch: dict[str, Any], key: str = "labels", fill: int = IGNORED) -> Any:
+    """A value for each token, put where the tokens went: the tokenizer knows the side of the padding, the mask tells."""
+    import torch
+
+    values = torch.full_like(batch["input_ids"], fill)
+    values[batch["attention_mask"].bool()] = torch.tensor([t for e in examples for t in e[key]])
+    return values
+
+
+def text_logits(logits: Any, tokens: int) -> Any:
+    """The rows of the text's own tokens: a method may put tokens of its own in front, so they are the last ones."""
+    return logits[:, -tokens:]
