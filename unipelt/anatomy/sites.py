@@ -11,10 +11,33 @@ Side = Literal["output", "input", "attention", "prompt"]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A module (path from the model that was given) and, where projections are fused, slice ``i`` of ``n`` of its output."""
+    """A module (path from the model that was given) and, where projections are fused, slice ``i`` of ``n`` of its output.
+
+    ``enters``: what enters the module is meant instead of what leaves it (an embedding that no module yields).
+    """
 
     module: str
     part: tuple[int, int] | None = None
+    enters: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One tower of blocks. A model that is no encoder–decoder has one, named ``""``.
+
+    ``depth`` counts the layers that run, ``blocks`` are the modules that serve them (paths from the base model, as in
+    `Site.block`). ``shared``: fewer modules than layers, so no module is one layer. ``module`` is the path, from the
+    model that was given, of the module whose forward takes the stack's tokens and their mask (``""``: the model itself).
+    ``learned_positions``: ``embed`` lies behind something that adds positions, ``embed.words`` before it.
+    """
+
+    name: str
+    depth: int
+    blocks: tuple[str, ...]
+    causal: bool
+    shared: bool
+    learned_positions: bool
+    module: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +45,10 @@ class Site:
     """One place in a model. ``h`` is found at ``side`` of ``view``; ``x`` and ``residual`` enter the named modules.
 
     ``block`` is the block's path from the base model (so that names do not depend on the head a model carries).
+    ``layer`` is the block's number in its stack. ``tokens`` names the stack whose tokens are the axis ``token`` here (a
+    decoder's ``cross.k`` and ``cross.v`` read the encoder's); ``causal`` is about those. ``x_leaves``: ``x`` is what
+    leaves its module. ``rows``: here a module flattens batch and tokens to one dimension; they are those of what enters
+    this module.
     """
 
     name: str
@@ -37,11 +64,20 @@ class Site:
     norm: str | None = None
     bases: Mapping[str, View] = field(default_factory=dict)
     causal: bool = False
+    tokens: str = ""
+    x_leaves: bool = False
+    rows: str | None = None
 
     @property
     def label(self) -> str:
         """``encoder.layer.0.attn.q``: the front of the names of the tensors that live here."""
-        return f"{self.block}.{self.name}" if self.block else self.name
+        front = self.block or self.stack
+        return f"{front}.{self.name}" if front else self.name
+
+    @property
+    def full_name(self) -> str:
+        """``decoder.attn.q``, or ``attn.q`` where there is one stack."""
+        return f"{self.stack}.{self.name}" if self.stack else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +86,16 @@ class SiteMap:
 
     anatomy: str
     prefix: str  # path of the base model inside the model, "" if it is the model
-    depth: int
+    stacks: tuple[Stack, ...]  # in the order of the data flow
     sites: tuple[Site, ...]
-    blocks: tuple[str, ...]
     head: tuple[str, ...]  # modules of the head, outermost first; the last yields the logits
-    causal: bool
-    learned_positions: bool
 
-    def named(self, name: str) -> list[Site]:
-        return [s for s in self.sites if s.name == name]
+    def stack(self, name: str) -> Stack:
+        return next(s for s in self.stacks if s.name == name)
+
+    def named(self, name: str, stack: str | None = None) -> list[Site]:
+        """The sites of a name, of one stack or (without one) of every stack."""
+        return [s for s in self.sites if s.name == name and stack in (None, s.stack)]
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(s.name for s in self.sites))

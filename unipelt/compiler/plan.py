@@ -111,7 +111,8 @@ class Plan:
         """One entry for each row and site name: where, how often, which tensors, how many parameters."""
         groups: dict[tuple[str, str], list[PlannedEdit]] = {}
         for e in self.edits:
-            groups.setdefault((e.row.name, e.site.name), []).append(e)
+            groups.setdefault((e.row.name, e.site.full_name), []).append(e)
+        shared = {s.name: s.depth for s in self.sites.stacks if s.shared}
         counted: set[str] = set()
         out: list[dict[str, Any]] = []
         for (row, site), edits in groups.items():
@@ -119,6 +120,8 @@ class Plan:
             new = [n for n in names if n not in counted]
             counted.update(new)
             layers = sorted({e.site.layer for e in edits if e.site.layer is not None})
+            if layers and edits[0].site.stack in shared:
+                layers = list(range(shared[edits[0].site.stack]))
             shapes = {local: self.tensors[n].shape for local, n in edits[0].tensors.items()}
             out.append({
                 "row": row, "site": site, "layers": _ranges(layers), "insert": edits[0].row.columns.insert,
@@ -174,7 +177,8 @@ def plan_text(plan: Plan) -> str:
         for e in plan.table()
     ]  # fmt: skip
     widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
-    lines = [f"{plan.method.name} on {plan.model} ({plan.sites.depth} layers, anatomy {plan.sites.anatomy})", ""]
+    depths = ", ".join(f"{s.name} {s.depth} layers".strip() for s in plan.sites.stacks)
+    lines = [f"{plan.method.name} on {plan.model} ({depths}, anatomy {plan.sites.anatomy})", ""]
     for r in (head, tuple("-" * w for w in widths), *rows):
         cells = [c.rjust(w) if i == len(head) - 1 else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths))]
         lines.append("  ".join(cells).rstrip())

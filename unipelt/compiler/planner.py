@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..anatomy.find import find
-from ..anatomy.sites import Site, SiteMap
+from ..anatomy.heads import is_language_model
+from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.check import RowTyping, Sizes, TensorTyping, check_method, check_row, parameters, sites_of
 from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.fold import fold_form
@@ -18,10 +19,10 @@ from ..language.primitives import INITIALISERS
 from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
 from ..language.sites import axis_order, signature, site_name
 from ..language.sizes import Size
-from ..language.syntax import Expr, Name, Selection, Tensor
+from ..language.syntax import NOWHERE, Expr, Name, Selection, Tensor
 from ..language.values import Distribution, NumberType
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedFold, PlannedTensor
-from .trained import Parameter, head_parameters, parameters_of, select
+from .trained import Parameter, head_parameters, no_stack, parameters_of, select, stacks_named
 
 MAX_TRAINED = 2**33
 
@@ -56,6 +57,7 @@ def plan(model: nn.Module, method: Method, head: bool | None = None, allow_futur
 class _Builder:
     def __init__(self, model: nn.Module, method: Method, sites: SiteMap):
         self.model, self.method, self.sites = model, method, sites
+        self.stacks = {s.name: s for s in sites.stacks}
         self.edits: list[PlannedEdit] = []
         self.tensors: dict[str, PlannedTensor] = {}
         self.copies: dict[str, PlannedCopy] = {}
@@ -68,10 +70,6 @@ class _Builder:
     # ------------------------------------------------------------ rows
 
     def row(self, row: Row) -> None:
-        before = len(self.problems)
-        layers = self.layers(row.layers)
-        if len(self.problems) > before:
-            return
         if row.tokens:
             self.problems.append(Diagnostic("E0390", "`tokens` is a word of the language that is not built yet",
                                             row.tokens[0].span))  # fmt: skip
@@ -79,8 +77,11 @@ class _Builder:
         found: list[Site] = []
         absent: list[str] = []
         for path in sites_of(row.sites, self.method.params):
-            _, name = site_name(str(path))
-            here = [s for s in self.sites.named(name) if s.layer is None or layers is None or s.layer in layers]
+            stack, name = site_name(str(path))
+            if stack is not None and stack not in self.stacks:
+                self.problems.append(no_stack(stack, self.sites, self.model, path.span))
+                continue
+            here = self.sites.named(name, stack)
             if not here and signature(name) is not None and name.split(".")[0] == "cross":
                 absent.append(name)
             elif not here and signature(name) is not None and name.endswith(".weight"):
@@ -95,13 +96,22 @@ class _Builder:
             self.problems.append(Diagnostic("E0512", f"this {type(self.model).__name__} has no `{absent[0]}`", row.span))
         elif absent:
             self.warnings.append(f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out")
+        chosen: dict[str, frozenset[int]] = {}
+        for stack in (s for s in self.sites.stacks if any(f.stack == s.name and f.layer is not None for f in found)):
+            layers = self.layers(row.layers, stack, "layer" in row_reads(row))
+            if layers is None:
+                return
+            chosen[stack.name] = layers
         for site in found:
-            self.edit(row, site)
+            if site.layer is None or site.layer in chosen[site.stack]:
+                self.edit(row, site)
 
     def edit(self, row: Row, site: Site) -> None:
         uses_layer = "layer" in row_reads(row)
-        key = (row.name, site.name, tuple(sorted(site.sizes.items())), site.layer if uses_layer else None)
-        sizes = Sizes(site.sizes, site.layer, self.sites.depth)
+        stack = self.stacks.get(site.stack, self.sites.stacks[-1])
+        layer = None if stack.shared else site.layer
+        key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if uses_layer else None)
+        sizes = Sizes(site.sizes, layer, stack.depth)
         if key not in self.typings:
             try:
                 self.typings[key] = check_row(row, signature(site.name), self.method.params, sizes)  # type: ignore[arg-type]
@@ -131,13 +141,12 @@ class _Builder:
         for t in typing.tensors:
             planned = self.tensor(t, row, site)
             names[t.label] = planned.name
-        numbers = {"depth": self.sites.depth} | ({"layer": site.layer} if site.layer is not None else {})
+        numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(row, site, names, row_reads(row), typing, numbers))
 
     def tensor(self, t: TensorTyping, row: Row, site: Site) -> PlannedTensor:
-        stack = f"{site.stack}." if site.stack else ""
         place = t.place if site.layer is not None or t.place == "model" else "site"
-        front = {"model": "", "kind": f"{stack}{site.name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
+        front = {"model": "", "kind": f"{site.full_name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
         name = f"{front}{row.name}.{t.label}"
         axes = tuple(sorted(t.type.axes, key=axis_order))
         lengths = {"head": site.sizes["heads"], "group": site.sizes["groups"]}
@@ -155,30 +164,44 @@ class _Builder:
             self.needs.append(f"{needed} (for `{name}`)")
         return planned
 
-    def layers(self, selection: Selection | None) -> frozenset[int] | None:
-        """The layers a selection names; 0-based, half-open; more than there are is clamped, with a warning."""
-        depth = self.sites.depth
-        if selection is None or selection.word == "all":
+    def layers(self, selection: Selection | None, stack: Stack, numbered: bool = False) -> frozenset[int] | None:
+        """The layers of a stack that a selection names; 0-based, half-open; more than there are is clamped, with a warning.
+
+        None where the selection has mistakes, or where it (or a row that is ``numbered`` by layer) tells apart layers
+        that one module serves.
+        """
+        everything = frozenset(range(len(stack.blocks)))
+        selects = selection is not None and selection.word != "all"
+        if stack.shared and (selects or numbered):
+            self.problems.append(Diagnostic(
+                "E0703", f"this {type(self.model).__name__} has {len(stack.blocks)} module(s) for its {stack.depth} layers, so "
+                f"{'layers cannot be selected' if selects else 'a layer has no number'}",
+                selection.span if selection is not None and selects else NOWHERE,
+                help="what is learned there is shared by the layers; leave the selection of layers out"))  # fmt: skip
             return None
+        if selection is None or not selects:
+            return everything
+        depth = stack.depth
+        where = f"the {stack.name}" if stack.name else "the model"
         inf = Inference(parameters(self.method.params, True), {})
         inf.names["depth"] = replace(inf.infer(Name("true")), type=NumberType(Size.of(depth), depth))
         word = selection.word
         if word not in ("first", "last", "range", "every"):
             self.problems.append(Diagnostic("E0515", f"layers are not selected with `{word}`", selection.span))
-            return frozenset()
+            return None
         values: list[int] = []
         for e in selection.values:
             v = inf.infer(e)
             if not isinstance(v.type, NumberType) or not isinstance(v.type.value, int) or isinstance(v.type.value, bool):
                 self.problems += inf.problems or [Diagnostic("E0514", "a layer is counted by a whole number", e.span)]
-                return frozenset()
+                return None
             values.append(v.type.value)
         if min(values) < (0 if word == "range" else 1):
             self.problems.append(Diagnostic("E0514", f"`layers {word}` takes a positive number", selection.span))
-            return frozenset()
+            return None
         top = max(values)
         if top > depth and word != "every":
-            self.warnings.append(f"`layers {word} {top}` is clamped: the model has {depth} layers")
+            self.warnings.append(f"`layers {word} {top}` is clamped: {where} has {depth} layers")
         table = {
             "first": range(min(values[0], depth)), "last": range(max(0, depth - values[0]), depth),
             "range": range(min(values[0], depth), min(values[-1], depth)), "every": range(0, depth, values[0] or 1),
@@ -186,15 +209,20 @@ class _Builder:
         chosen = frozenset(table[word])
         if not chosen:
             self.problems.append(Diagnostic("E0516", f"this selects none of the {depth} layers", selection.span))
+            return None
         return chosen
 
     # ------------------------------------------------------------ trained copies
 
     def trained(self, trained: Any) -> None:
-        before = len(self.problems)
-        layers = self.layers(trained.layers)
-        if len(self.problems) > before:
-            return
+        layers: dict[str, frozenset[int]] | None = None
+        if trained.layers is not None and trained.layers.word != "all":
+            layers = {}
+            for stack in stacks_named(trained.paths, self.sites):
+                found_layers = self.layers(trained.layers, stack)
+                if found_layers is None:
+                    return
+                layers[stack.name] = found_layers
         lr = 1.0
         if trained.lr is not None:
             v = Inference(parameters(self.method.params, True), {}).infer(trained.lr)
@@ -219,8 +247,7 @@ class _Builder:
             self.warnings.append(f"`{name}` is tied: its copy is used in {' and '.join(m for m, _ in p.uses)}")
 
     def _is_lm(self) -> bool:
-        model: Any = self.model
-        return hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None
+        return is_language_model(self.model)
 
     def head(self, wanted: bool | None) -> None:
         own = any(e.site.name == "head" for e in self.edits)

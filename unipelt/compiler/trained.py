@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from ..anatomy.sites import SiteMap
-from ..language.diagnostics import error, near
+from ..anatomy.sites import SiteMap, Stack
+from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.sites import STACKS
-from ..language.syntax import Path
+from ..language.syntax import Path, Span
 
 _NORMS = ("layernorm", "rmsnorm", "groupnorm")
 
@@ -43,15 +44,39 @@ def parameters_of(model: nn.Module) -> dict[str, Parameter]:
     }
 
 
-def select(model: nn.Module, sites: SiteMap, paths: tuple[Path, ...], layers: frozenset[int] | None) -> list[Parameter]:
-    """The parameters that the paths of one `train` clause name; a path that names none is an error."""
+def no_stack(name: str, sites: SiteMap, model: nn.Module, span: Span) -> Diagnostic:
+    """The mistake of naming a stack that a model does not have."""
+    has = [f"`{s.name}`" for s in sites.stacks if s.name]
+    return Diagnostic("E0704", f"this {type(model).__name__} has no {name}", span,
+                      help=f"it has the stack {', '.join(has)}" if has else f"it has one stack: leave `{name}.` out")  # fmt: skip
+
+
+def _stack(path: Path, sites: SiteMap) -> str | None:
+    """The stack that a path names; None where its first part is no stack of the model."""
+    first = path.parts[0]
+    return first if len(path.parts) > 1 and first in {s.name for s in sites.stacks} else None
+
+
+def stacks_named(paths: tuple[Path, ...], sites: SiteMap) -> list[Stack]:
+    """The stacks that some paths speak of: those they name, every one for a path that names none."""
+    named = [_stack(p, sites) for p in paths]
+    return [s for s in sites.stacks if None in named or s.name in named]
+
+
+def select(
+    model: nn.Module, sites: SiteMap, paths: tuple[Path, ...], layers: Mapping[str, frozenset[int]] | None
+) -> list[Parameter]:
+    """The parameters that the paths of one `train` clause name; a path that names none is an error.
+
+    ``layers`` are those of each stack that is spoken of, None for all.
+    """
     everything = parameters_of(model)
     root = f"{sites.prefix}." if sites.prefix else ""
     chosen: dict[str, Parameter] = {}
     for path in paths:
         found = _matching(model, sites, everything, path, root)
         if layers is not None:
-            inside = tuple(f"{root}{sites.blocks[i]}." for i in layers)
+            inside = tuple(f"{root}{sites.stack(s).blocks[i]}." for s, chosen in layers.items() for i in chosen)
             found = [p for p in found if any(m.startswith(inside) or f"{m}.".startswith(inside) for m, _ in p.uses)]
         if not found:
             raise error("E0510", f"`train {path}` names no parameter of this {type(model).__name__}", path.span,
@@ -71,11 +96,15 @@ def _help(path: str, sites: SiteMap) -> str:
 def _matching(
     model: nn.Module, sites: SiteMap, everything: dict[str, Parameter], path: Path, root: str
 ) -> list[Parameter]:
-    parts = path.parts[1:] if path.parts[0] in STACKS and len(path.parts) > 1 else path.parts
+    stack = _stack(path, sites)
+    parts = path.parts if stack is None else path.parts[1:]
     if parts[0] == "head" and len(parts) == 1:
         return head_parameters(sites, everything)
+    if stack is not None:
+        front = sites.stack(stack).module
+        everything = {n: p for n, p in everything.items() if any(m == front or m.startswith(f"{front}.") for m, _ in p.uses)}
     for cut in range(len(parts), 0, -1):
-        found = sites.named(".".join(parts[:cut]))
+        found = sites.named(".".join(parts[:cut]), stack)
         if found:
             modules = tuple(dict.fromkeys(_module(s.name, s.view.module, s.x) for s in found))
             rest = parts[cut:]
@@ -83,10 +112,15 @@ def _matching(
                 p for p in everything.values()
                 if any(_under(m, n, module, rest) for m, n in p.uses for module in modules)
             ]  # fmt: skip
+    if stack is not None:
+        root = f"{sites.stack(stack).module}."
     aliases = {
         p.path: [a for m, n in p.uses for a in _aliases(model, m, n, root)] for p in everything.values()
     }
-    return [p for p in everything.values() if any(_glob(parts, a) for a in aliases[p.path])]
+    matched = [p for p in everything.values() if any(_glob(parts, a) for a in aliases[p.path])]
+    if not matched and stack is None and path.parts[0] in STACKS and len(path.parts) > 1:
+        raise PeltError([no_stack(path.parts[0], sites, model, path.span)])
+    return matched
 
 
 def _module(name: str, module: str, x: str | None) -> str:

@@ -260,7 +260,7 @@ def _hang_edit(model: nn.Module, r: Registry, name: str, attached: Attached, e: 
             continue
         tap = Tap(r.switch, tap_key(e.site.view.module, name, edit, need), name)
         module = model.get_submodule(source) if source else model
-        if e.site.family == "head":
+        if need == "x" and e.site.x_leaves:
             attached.handles.append(module.register_forward_hook(tap.leaves))
         else:
             attached.handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))

@@ -140,7 +140,7 @@ def _absorber(model: nn.Module, attached: Attached, e: PlannedEdit) -> str:
     if e.site.name not in ABSORBED_SEQUENTIAL:
         return e.site.view.module
     wanted = ABSORBED_SEQUENTIAL[e.site.name]
-    return next(s.view.module for s in attached.plan.sites.named(wanted) if s.layer == e.site.layer)
+    return next(s.view.module for s in attached.plan.sites.named(wanted, e.site.stack) if s.layer == e.site.layer)
 
 
 def _edited(

@@ -79,7 +79,7 @@ class Doorway(nn.Module):
 
     def _prepend(self, model: nn.Module, named: dict[str, Any], lengths: list[tuple[str, Seam, int]]) -> dict[str, Any]:
         total = sum(n for _, _, n in lengths)
-        still = sum(n for p, _, n in lengths if self.sites.learned_positions and p != self.words)
+        still = sum(n for p, _, n in lengths if self.sites.stacks[-1].learned_positions and p != self.words)
         ids, embeds = named.get("input_ids"), named.get("inputs_embeds")
         given = ids if ids is not None else embeds
         if given is None:

@@ -1,0 +1,108 @@
+"""An anatomy's text as data: which entry speaks of which stack, and what its path means on a model.
+
+An entry without a stack in front speaks of every stack. ``block`` names the blocks (``*`` for each of a `ModuleList`),
+``stack`` the module that takes the stack's tokens (the base model by default), ``depth`` the configuration's number of
+layers where one module serves several; these and ``embed`` are relative to the base model, every other path to the block
+(``"."`` is the block itself). ``config.NAME`` is a condition on the configuration, not a path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..language.diagnostics import error
+from ..language.sites import STACKS
+from ..language.syntax import AnatomyDef
+from .sites import View
+
+_VIEW = re.compile(r"(before +)?([\w.]+)(?:\[(\d+)/(\d+)\])?")
+#: Entries that say something of a part's surroundings, after its name: ``attn.x``, ``ffn.residual``, …
+AROUND = ("x", "residual", "norm", "rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What an anatomy says of one stack. ``parts`` are relative to the block, the others to the base model."""
+
+    name: str
+    block: str
+    module: str
+    depth: str | None
+    inputs: tuple[tuple[str, str], ...]
+    parts: tuple[tuple[str, str], ...]
+
+
+def stacks_of(a: AnatomyDef) -> list[Entries]:
+    """The stacks an anatomy describes, the unnamed one if it names none; in the order of the data flow."""
+    named = [s for s in STACKS if any(n.startswith(f"{s}.") for n, _ in a.entries)]
+    found = []
+    for stack in named or [""]:
+        mine: dict[str, str] = {}
+        for name, text in a.entries:
+            first, _, rest = name.partition(".")
+            if first == "config" or (first in named and first != stack):
+                continue
+            mine[rest if first == stack else name] = text
+        special = {n: mine.pop(n, None) for n in ("block", "stack", "depth")}
+        if special["block"] is None:
+            raise error("E0700", f"the anatomy `{a.name}` names no `{stack + '.' if stack else ''}block`", a.name_span)
+        inputs = tuple((n, t) for n, t in mine.items() if n.split(".")[0] == "embed")
+        parts = tuple((n, t) for n, t in mine.items() if n.split(".")[0] != "embed")
+        found.append(Entries(stack, special["block"], special["stack"] or "", special["depth"], inputs, parts))
+    return found
+
+
+def conditions(a: AnatomyDef) -> Iterator[tuple[str, str]]:
+    """(name, value as text) of the configuration's entries an anatomy asks for."""
+    for name, text in a.entries:
+        first, _, rest = name.partition(".")
+        if first == "config":
+            yield rest, text
+
+
+def view(text: str, front: str, parent: str = "") -> View:
+    """The view an entry means; ``front`` is the path of the block or base it is relative to, with its dot."""
+    match = _VIEW.fullmatch(text.strip())
+    if match is None:
+        raise error("E0505", f"an anatomy's path reads `module`, `module[i/n]` or `before module`, not {text!r}")
+    path = front.removesuffix(".") if match[2] == "." else front + match[2]
+    return View(path, (int(match[3]), int(match[4])) if match[3] else None, bool(match[1]))
+
+
+def blocks_of(base: nn.Module, pattern: str) -> tuple[str, ...]:
+    """The paths a block's pattern stands for, in order; none if the model has no such list."""
+    paths = [""]
+    for piece in pattern.split("*"):
+        grown = []
+        for path in paths:
+            inner = (path + piece).strip(".")
+            if piece and not has(base, inner):
+                continue
+            module = base.get_submodule(inner)
+            grown += [f"{inner}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [inner]
+        paths = grown
+    return tuple(paths)
+
+
+def has(base: nn.Module, path: str) -> bool:
+    """Whether the model has a module of that path."""
+    try:
+        module: Any = base.get_submodule(path)
+    except AttributeError:
+        return False
+    return isinstance(module, nn.Module)
+
+
+def missing(base: nn.Module, e: Entries) -> str | None:
+    """A path of a stack that the model lacks, None if it has them all. Every block is looked at."""
+    for block in blocks_of(base, e.block):
+        for _, text in e.parts:
+            path = view(text, f"{block}.").module
+            if not has(base, path):
+                return path
+    return next((p for p in (view(t, "").module for _, t in e.inputs) if not has(base, p)), None)

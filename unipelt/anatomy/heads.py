@@ -1,0 +1,68 @@
+"""The head of a model: the modules around its stacks that make the output from their last hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .sizes import weight_shape
+
+
+def head_modules(model: nn.Module, base: nn.Module, prefix: str, entered: set[str]) -> tuple[str, ...]:
+    """The head's modules that have parameters, outermost first, with the base's own pooler before them.
+
+    A model may be its own base (T5's are): then they are its children that hold no stack and no embeddings (``entered``
+    are the paths of those).
+    """
+    if base is model:
+        if not _is_headed(model):
+            return ()
+        words = _call(model, "get_input_embeddings")
+        known = {p.split(".")[0] for p in entered} | {n for n, m in model.named_children() if m is words or n == "pooler"}
+        return tuple(n for n, m in model.named_children() if n not in known and any(True for _ in m.parameters()))
+    own = [n for n, m in model.named_children() if n != prefix.split(".")[0] and any(True for _ in m.parameters())]
+    if not own:
+        return ()
+    pooler = getattr(base, "pooler", None)
+    with_pooler = not is_language_model(model) and isinstance(pooler, nn.Module)
+    return (*((f"{prefix}.pooler",) if with_pooler else ()), *own)
+
+
+def _is_headed(model: nn.Module) -> bool:
+    """Whether a model that is its own base is more than the bare model of its type."""
+    from transformers import MODEL_MAPPING
+
+    bare = MODEL_MAPPING.get(type(getattr(model, "config", None)), None)
+    return type(model) not in (bare if isinstance(bare, tuple) else (bare,))
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Whether the model's head yields words."""
+    return _call(model, "get_output_embeddings") is not None
+
+
+def _call(model: Any, name: str) -> Any:
+    found = getattr(model, name, None)
+    try:
+        return found() if callable(found) else None
+    except NotImplementedError:  # what transformers raises for a model that reads no words
+        return None
+
+
+def labels(head: nn.Module, config: Any) -> int:
+    """How many numbers the head yields."""
+    shapes = [s for m in head.modules() if (s := weight_shape(m)) is not None]
+    return shapes[-1][1] if shapes else int(getattr(config, "num_labels", 0))
+
+
+def reads(head: nn.Module, otherwise: int) -> int:
+    """The size of what a head's first linear map reads."""
+    shapes = [s for m in head.modules() if (s := weight_shape(m)) is not None]
+    return shapes[0][0] if shapes else otherwise
+
+
+def word_embeddings(model: nn.Module) -> nn.Embedding | None:
+    """The table of word embeddings, if the model reads words."""
+    found = _call(model, "get_input_embeddings")
+    return found if isinstance(found, nn.Embedding) else None

@@ -1,0 +1,123 @@
+"""An anatomy that fits a model, read into the map of its sites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..language.diagnostics import error
+from ..language.sites import SITES
+from ..language.syntax import AnatomyDef
+from .entries import AROUND, Entries, blocks_of, view
+from .heads import head_modules, is_language_model, labels, reads, word_embeddings
+from .sites import Site, SiteMap, Stack, View
+from .sizes import block_sizes, projection_shape, width
+
+#: Sites of a decoder's cross-attention whose tokens are the encoder's.
+_OF_THE_ENCODER = ("cross.k", "cross.v")
+
+
+def read(a: AnatomyDef, entries: list[Entries], model: nn.Module, base: nn.Module, prefix: str) -> SiteMap:
+    """The map of a model's sites. The stacks come in the order of the data flow; the head last."""
+    root = f"{prefix}." if prefix else ""
+    stacks: list[Stack] = []
+    sites: list[Site] = []
+    for e in entries:
+        stack, found = _stack(e, model, base, root)
+        stacks.append(stack)
+        sites += found
+    entered = {v.module for s in sites for v in (s.view,)} | {f"{root}{b}" for s in stacks for b in s.blocks}
+    head = head_modules(model, base, prefix, entered)
+    if head:
+        sites.append(_head(model, base, prefix, head, stacks[-1], sites[-1].sizes))
+    return SiteMap(a.name, prefix, tuple(stacks), tuple(sites), head)
+
+
+def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[Stack, list[Site]]:
+    config: Any = model.config
+    words = word_embeddings(model)
+    vocab = words.num_embeddings if words is not None else int(getattr(config, "vocab_size", 0) or 0)
+    blocks = blocks_of(base, e.block)
+    depth = _depth(e, config, base, blocks)
+    sites: list[Site] = []
+    causal = False
+    for layer, block in enumerate(blocks):
+        views = {n: view(t, f"{root}{block}.") for n, t in e.parts}
+        sizes = block_sizes(model, views, config, vocab)
+        causal = bool(getattr(model.get_submodule(views["attn.heads"].module), "is_causal", False))
+        common: dict[str, Any] = dict(stack=e.name, layer=layer, block=block, causal=causal, tokens=e.name)
+        for name in views:
+            part, _, last = name.rpartition(".")
+            if last in AROUND and part:
+                continue
+            sites.append(_site(name, views, sizes, common, model))
+        down = views["ffn.down"]
+        sites.append(Site("ffn.hidden", "hidden", down, "input", sizes, x=views["ffn.x"].module,
+                          rows=_rows("ffn", views), **common))  # fmt: skip
+        at = View(f"{root}{block}")
+        sites.append(Site("block", "block", at, "output", sizes, x=at.module, **common))
+    stack = Stack(e.name, depth, blocks, causal, depth > len(blocks), _learned(e), f"{root}{e.module}".removesuffix("."))
+    inputs = dict(e.inputs)
+    for name in ("embed", "embed.words"):
+        if name in inputs:
+            at = view(inputs[name], root)
+            table = model.get_submodule(view(inputs["embed.words"], root).module) if "embed.words" in inputs else None
+            d = sizes["d_model"] if at.enters else width(model.get_submodule(at.module), table, sizes["d_model"])
+            sites.append(Site(name, "embed", at, "prompt", {**sizes, "d_model": d, "d_x": d}, stack=e.name, causal=causal,
+                              tokens=e.name))  # fmt: skip
+    return stack, sites
+
+
+def _depth(e: Entries, config: Any, base: nn.Module, blocks: tuple[str, ...]) -> int:
+    """How many layers run: as many as there are blocks, unless the outer list's are called in turn."""
+    if e.depth is None:
+        return len(blocks)
+    outer = len(base.get_submodule(e.block.split(".*")[0]))  # type: ignore[arg-type]
+    return int(getattr(config, e.depth)) * len(blocks) // outer
+
+
+def _learned(e: Entries) -> bool:
+    inputs = dict(e.inputs)
+    return "embed" in inputs and inputs["embed"] != inputs.get("embed.words")
+
+
+def _rows(part: str, views: dict[str, View]) -> str | None:
+    found = views.get(f"{part.split('.')[0]}.rows")
+    return found.module if found is not None else None
+
+
+def _site(name: str, views: dict[str, View], sizes: dict[str, int], common: dict[str, Any], model: nn.Module) -> Site:
+    part = name.partition(".")[0]
+    at = views[name]
+    if name not in SITES:
+        raise error("E0702", f"an anatomy names `{name}`, which is no site", help=f"sites: {', '.join(SITES)}")
+    family = SITES[name].family
+    common = {**common, "rows": _rows(part, views)}
+    if family == "sublayer":
+        return Site(name, family, at, "output", sizes, x=views[f"{name}.x"].module, residual=views[f"{name}.residual"].module,
+                    norm=views[f"{name}.norm"].module, bases={f"{name}.norm": views[f"{name}.norm"]}, **common)  # fmt: skip
+    if family == "heads":
+        bases = {f"{part}.{n}": views[f"{part}.{n}"] for n in "qkv"}
+        return Site(name, family, at, "attention", sizes, x=views[f"{part}.x"].module, bases=bases, **common)
+    d_in, d_out = projection_shape(model, at)
+    own = {**sizes, "d_x": d_in}
+    W = dict(SITES[name].scope)["W"]
+    if (d_in, d_out) != tuple(own[str(s)] for s in W.sizes):
+        raise error("E0504", f"`{name}` of {type(model).__name__} maps {d_in} to {d_out}, which does not agree with the sizes "
+                    f"of its other projections ({W})")  # fmt: skip
+    if name in _OF_THE_ENCODER:  # no position of a decoder is read there
+        common |= {"tokens": "encoder", "causal": False}
+    return Site(name, family, at, "output", own, x=at.module, **common)
+
+
+def _head(
+    model: nn.Module, base: nn.Module, prefix: str, head: tuple[str, ...], last: Stack, sizes: Any
+) -> Site:  # fmt: skip
+    """The head's site. A language model's reads what enters it, other heads the last hidden states."""
+    words = is_language_model(model)
+    d = reads(model.get_submodule(head[0]), sizes["d_model"])
+    own = {**sizes, "labels": labels(model.get_submodule(head[-1]), model.config), "d_model": d, "d_x": d}
+    source = head[0] if words else last.module if base is model else prefix
+    return Site("head", "head", View(head[-1]), "output", own, x=source, x_leaves=not words, causal=last.causal and words,
+                tokens=last.name)  # fmt: skip
