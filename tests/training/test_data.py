@@ -1,6 +1,7 @@
 """Reading data: what is found by convention, and that each mistake is named with its file, line and remedy."""
 
 import json
+import sys
 
 import pytest
 from tiny_hf import write_rows
@@ -96,7 +97,7 @@ def test_broken_csv(tmp_path):
 def test_other_files(tmp_path):
     mistake("E0605", rows, tmp_path, [])
     mistake("E0605", rows, tmp_path, ["text,label\n"], "train.csv")
-    mistake("E0608", rows, tmp_path, ["x"], "train.parquet")
+    mistake("E0608", rows, tmp_path, ["x"], "train.xlsx")
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
     messages, _ = mistake("E0610", data.read_file, tmp_path / "latin.jsonl")
     assert "line 2" in messages[0]
@@ -230,3 +231,136 @@ def test_too_few_rows(tmp_path):
     assert "5 rows" in messages[0]
     mistake("E0605", data.prepare, data.read(tmp_path), 1, 0)
     mistake("E0608", data.prepare, data.Data({"test": data.read(tmp_path)["train"]}), None, 0)
+
+
+def test_so_many_rows_of_each_class(tmp_path):
+    write_rows(tmp_path / "train.jsonl", good(50))
+    whole = data.read(tmp_path)
+    classes = data.labels_of(whole["train"], "label")
+    few, again, other = (data.prepare(whole, None, seed, shots=4, classes=classes) for seed in (0, 0, 1))
+    assert few["train"].rows == again["train"].rows != other["train"].rows
+    for split in ("train", "validation"):
+        labels = [r["label"] for r in few[split].rows]
+        assert labels.count("a") == labels.count("b") == 4 == len(labels) / 2
+    assert not {r["text"] for r in few["train"].rows} & {r["text"] for r in few["validation"].rows}
+    assert any("4 rows of each of 2 classes" in n for n in few.notes) and any("held out" in n for n in few.notes)
+    write_rows(tmp_path / "validation.jsonl", good(6))
+    given = data.prepare(data.read(tmp_path), None, 0, shots=25, classes=classes)
+    assert len(given["train"]) == 50 and len(given["validation"]) == 6
+    messages, found = mistake("E0616", data.prepare, whole, None, 0, shots=13, classes=classes)
+    assert "25 rows of the class" in messages[0] and "26" in messages[0]
+
+
+# ---------------------------------------------------------------- parquet and the hub
+
+FEATURES = {
+    "text": {"dtype": "string", "_type": "Value"},
+    "label": {"names": ["bad", "good"], "_type": "ClassLabel"},
+    "tags": {"feature": {"names": ["O", "B-x"], "_type": "ClassLabel"}, "_type": "List"},
+}
+
+
+def write_parquet(path, rows, features=None):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist(rows)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    parquet.write_table(table, path)
+    return path
+
+
+def test_parquet_with_the_names_of_its_classes(tmp_path):
+    rows_ = [{"text": "x", "label": 1, "tags": [0, 1]}, {"text": "y", "label": -1, "tags": []}]
+    split = data.read_file(write_parquet(tmp_path / "train.parquet", rows_, FEATURES))
+    assert split.rows[0] == {"text": "x", "label": "good", "tags": ["O", "B-x"]}
+    assert split.rows[1] == {"text": "y", "label": None, "tags": []}
+    plain = data.read_file(write_parquet(tmp_path / "test.parquet", rows_))
+    assert plain.rows == tuple(rows_)
+    messages, _ = mistake("E0607", data.labels_of, split, "label")
+    assert "train.parquet`, row 2: `label` is missing" in messages[0]
+
+
+def test_parquet_shards_are_one_split(tmp_path):
+    for i in range(2):
+        write_parquet(tmp_path / f"train-0000{i}-of-00002.parquet", [{"text": f"{i}{j}"} for j in range(3)])
+    write_rows(tmp_path / "test.jsonl", good(3))
+    found = data.read(tmp_path)
+    assert [r["text"] for r in found["train"].rows] == ["00", "01", "02", "10", "11", "12"] and len(found["test"]) == 3
+    write_rows(tmp_path / "train.jsonl", good(3))
+    mistake("E0608", data.read, tmp_path)
+
+
+def test_parquet_that_is_none(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing else")
+    mistake("E0631", data.read, tmp_path)
+    mistake("E0605", data.read_file, write_parquet(tmp_path / "none.parquet", []))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    _, found = mistake("E0630", data.read, tmp_path)
+    assert "unipelt[data]" in found[0].help
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The library `datasets` with one data set behind it."""
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name, configuration=None):
+        asked.append((name, configuration))
+        if name != "owner/reviews":
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+        rows = {"text": ["x", "y"], "label": [1, 0]}
+        part = datasets.Dataset.from_dict(rows, features=features)
+        secret = datasets.Dataset.from_dict({"text": ["z"], "label": [-1]}, features=features)
+        return datasets.DatasetDict({"train": part, "test": secret, "unsupervised": part})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
+
+
+def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("hub:owner/reviews", "owner/reviews"):
+        found = data.read(name)
+        assert found["train"].rows == ({"text": "x", "label": "good"}, {"text": "y", "label": "bad"})
+        assert set(found.splits) == {"train"}
+        assert "`unsupervised`" in found.notes[1] and "no labels" in found.notes[0]
+        assert found["train"].place(1) == "`hub:owner/reviews/train`, row 2"
+    data.read("hub:owner/reviews:small")
+    assert hub == [("owner/reviews", None), ("owner/reviews", None), ("owner/reviews", "small")]
+    (tmp_path / "owner" / "reviews").mkdir(parents=True)
+    mistake("E0608", data.read, "owner/reviews")  # a folder of that name comes first
+
+
+def test_a_name_that_is_nowhere(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").mkdir()
+    messages, found = mistake("E0632", data.read, "exmaples/reviews")
+    assert "no file or folder" in messages[0] and "doesn't exist on the Hub" in messages[0]
+    assert "`examples`" in found[0].help
+    assert "no file or folder" not in mistake("E0632", data.read, "hub:exmaples/reviews")[0][0]
+    for path in ("train.jsonl", "./reviews", "/reviews", "a/b/c"):
+        mistake("E0601", data.read, path)
+    assert len(hub) == 2
+
+
+def test_without_the_library_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    _, found = mistake("E0630", data.read, "hub:imdb")
+    assert "unipelt[data]" in found[0].help
+    messages, _ = mistake("E0601", data.read, "imdb")
+    assert "no file or folder `imdb`" in messages[0]
+
+
+def test_a_local_folder_through_the_library_of_the_hub(tmp_path):
+    """The real loader, on files: nothing of ours stands in."""
+    pytest.importorskip("datasets")
+    (tmp_path / "reviews").mkdir()
+    write_parquet(tmp_path / "reviews" / "train.parquet", [{"text": "x", "label": 1, "tags": [0]}], FEATURES)
+    found = data.read(f"hub:{tmp_path / 'reviews'}")
+    assert found["train"].rows[0]["text"] == "x"

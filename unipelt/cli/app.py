@@ -116,6 +116,7 @@ def train(
     train_size: Annotated[
         int | None, typer.Option(help="Train on this many rows: the first after a shuffle with the seed.")
     ] = None,
+    shots: Annotated[int | None, typer.Option(help="Train on this many rows of each class.")] = None,
     seed: int = 0,
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate grows.")] = 0.06,
     weight_decay: float = 0.0,
@@ -143,7 +144,7 @@ def train(
     train_command(
         arguments or [], as_json, method=method, model=model, data=data, out=out, head=head, task=task, text=columns,
         label=label, loss=loss, epochs=epochs, max_steps=max_steps, lr=lr, batch_size=batch_size,
-        eval_batch_size=eval_batch_size, max_length=max_length, padding=padding, train_size=train_size, seed=seed,
+        eval_batch_size=eval_batch_size, max_length=max_length, padding=padding, train_size=train_size, shots=shots, seed=seed,
         warmup=warmup, weight_decay=weight_decay, scheduler=scheduler, clip=clip, dropout=dropout, best=not last,
         checkpoints=not no_checkpoints, allow_future=allow_future, save_steps=save_steps, resume=resume, overwrite=overwrite,
     )  # fmt: skip

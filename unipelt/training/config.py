@@ -52,6 +52,7 @@ class TrainConfig(TaskOptions):
     batch_size: int = 16
     eval_batch_size: int = 64
     train_size: int | None = None
+    shots: int | None = None
     seed: int = 0
     warmup: float = 0.06
     weight_decay: float = 0.0
@@ -68,7 +69,7 @@ class TrainConfig(TaskOptions):
     def check(self) -> None:
         """Refuse values that cannot mean anything, before a model is loaded."""
         least = {"epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0,
-                 "max_steps": 1, "train_size": 1, "save_steps": 1}  # fmt: skip
+                 "max_steps": 1, "train_size": 1, "shots": 1, "save_steps": 1}  # fmt: skip
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -87,6 +88,8 @@ class TrainConfig(TaskOptions):
             raise _option("loss", "is one of completion, all", self.loss)
         if not self.checkpoints and (self.resume or self.save_steps):
             raise error("E0620", "without checkpoints a run cannot be resumed", help="leave `--no-checkpoints` out")
+        if self.shots and self.train_size:
+            raise error("E0620", "`--shots` and `--train-size` exclude each other", help="give one of them")
         if self.resume and self.overwrite:
             raise error("E0620", "`--resume` and `--overwrite` exclude each other", help="give one of them")
 

@@ -72,10 +72,12 @@ def train(
     begun = time.monotonic()
     config.check()
     method = resolve_method(config.method, config.set, config.head)
-    data = reading.prepare(reading.read(config.data), config.train_size, config.seed)
-    # Labels are those of the whole training file: a small sample may lack a class.
-    whole = reading.read_file(Path(data["train"].file)) if config.train_size else data["train"]
+    found = reading.read(config.data)
+    whole = reading.training_split(found)
+    # Labels are those of the whole training split: a small sample may lack a class.
     task = task_for(whole, config)
+    classes = task.classes(whole) if config.shots else None
+    data = reading.prepare(found, config.train_size, config.seed, shots=config.shots, classes=classes)
     tokenizer = load_tokenizer(config.model)
     encoded = {name: task.encode(split, tokenizer) for name, split in data.splits.items()}
     notes = [*data.notes, *_truncation(task, encoded)]

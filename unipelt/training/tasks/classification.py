@@ -41,6 +41,10 @@ class SequenceClassification(Task):
         titles = reading.label_titles(split, columns.label, labels)
         return cls(columns.texts, columns.label, options.length(cls.length), options.padding, tuple(labels), tuple(titles))
 
+    def classes(self, split: Split) -> list[str]:
+        assert self.label is not None
+        return reading.labels_of(split, self.label)
+
     @property
     def metric(self) -> tuple[str, bool]:
         return "accuracy", True

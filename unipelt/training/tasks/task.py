@@ -79,6 +79,10 @@ class Task:
         """The task for a training split: its columns, by convention or as the user names them, and its labels."""
         raise NotImplementedError
 
+    def classes(self, split: Split) -> list[str]:
+        """The class of each row, for samples with a number of rows of each."""
+        raise error("E0620", f"`--shots` counts examples of each class, and {self.kind} has none", help="use `--train-size`")
+
     # ------------------------------------------------------------ as plain data
 
     def to_json(self) -> dict[str, Any]:

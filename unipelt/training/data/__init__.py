@@ -1,0 +1,34 @@
+"""Reading examples: files and folders of splits, data sets of the hub; columns, values, samples. Nothing is dropped in silence.
+
+Every mistake is a `PeltError` with the file, the line, and a remedy.
+"""
+
+from .columns import (
+    COMPLETIONS,
+    LABELS,
+    PAIRS,
+    TEXTS,
+    Columns,
+    classification_columns,
+    first,
+    known_labels,
+    label_set,
+    label_titles,
+    labels_of,
+    language_columns,
+    named,
+    texts_of,
+    unknown_label,
+    values_of,
+)
+from .files import read, read_file
+from .formats import SUFFIXES
+from .sampling import prepare, training_split
+from .split import SHOWN, Data, Split, kind_of_value, listed, raise_all
+
+__all__ = [
+    "COMPLETIONS", "LABELS", "PAIRS", "SHOWN", "SUFFIXES", "TEXTS", "Columns", "Data", "Split",
+    "classification_columns", "first", "kind_of_value", "known_labels", "label_set", "label_titles", "labels_of",
+    "language_columns", "listed", "named", "prepare", "raise_all", "read", "read_file", "texts_of", "training_split",
+    "unknown_label", "values_of",
+]  # fmt: skip

@@ -1,0 +1,155 @@
+"""Columns by convention or by name, and their values, each mistake with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from ...language.diagnostics import Diagnostic, error, near
+from ...language.syntax import Span
+from .split import Split, kind_of_value, listed, raise_all
+
+#: Column names in the order of preference; pairs of texts first, as `sentence1` alone would be half of the input.
+PAIRS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("text1", "text2"), ("text_a", "text_b"),
+    ("question", "sentence"),
+)  # fmt: skip
+TEXTS = ("text", "sentence", "content", "utterance", "query", "review", "tweet", "comment", "input", "question")
+LABELS = ("label", "labels", "target", "class", "intent", "category")
+LABEL_NAMES = ("label_name", "label_text")
+COMPLETIONS = (
+    ("prompt", "completion"), ("mr", "ref"), ("question", "answer"), ("instruction", "response"),
+    ("instruction", "output"), ("input", "output"), ("source", "target"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are read: one or two texts, and a label (classification) or a completion (causal LM)."""
+
+    texts: tuple[str, ...]
+    label: str | None
+
+
+def classification_columns(split: Split, text: Sequence[str] | None, label: str | None) -> Columns:
+    have = split.columns
+    label = named(split, label, "label") if label else first(split, LABELS, "label")
+    if text:
+        if len(text) > 2:
+            raise error("E0603", f"a classifier reads one or two texts, not {len(text)}: {listed(text)}",
+                        help="name one or two columns")  # fmt: skip
+        return Columns(tuple(named(split, t, "text") for t in text), label)
+    for pair in PAIRS:
+        if set(pair) <= set(have):
+            return Columns(pair, label)
+    return Columns((first(split, [t for t in TEXTS if t != label], "text"),), label)
+
+
+def language_columns(split: Split, text: Sequence[str] | None, completion: str | None) -> Columns:
+    have = split.columns
+    if text:
+        if len(text) > 1:
+            raise error("E0603", f"a language model reads one text, not {len(text)}: {listed(text)}",
+                        help="name the prompt with `--text` and the completion with `--label`")  # fmt: skip
+        return Columns((named(split, text[0], "text"),), named(split, completion, "label") if completion else None)
+    for prompt, answer in COMPLETIONS:
+        if prompt in have and (completion or answer) in have:
+            return Columns((prompt,), completion or answer)
+    return Columns((first(split, TEXTS, "text"),), named(split, completion, "label") if completion else None)
+
+
+def named(split: Split, name: str, option: str) -> str:
+    """A column that the user or an earlier run names; one that is not there is an error with near names."""
+    if name in split.columns:
+        return name
+    raise error("E0603", f"`{split.file}` has no column `{name}`; it has {listed(split.columns)}", Span(split.file),
+                help=near(name, split.columns) or f"name one of them with `--{option}`")  # fmt: skip
+
+
+def first(split: Split, names: Sequence[str], option: str) -> str:
+    for name in names:
+        if name in split.columns:
+            return name
+    found = next((c for c in split.columns if get_close_matches(c.lower(), names, 1, 0.75)), None)
+    remedy = f"`{found}` is close: name it with `--{option} {found}`" if found else f"name the column: `--{option} …`"
+    raise error("E0603", f"`{split.file}` has no column that holds the {option}; it has {listed(split.columns)}",
+                Span(split.file), where=(f"looked for {', '.join(names)}",), help=remedy)  # fmt: skip
+
+
+# ---------------------------------------------------------------- values
+
+
+def values_of(split: Split, column: str, wrong: Callable[[Any], str], remedy: str) -> list[Any]:
+    """The values of a column. ``wrong`` says what is the matter with a value, or nothing; each mistake comes with its line."""
+    raise_all([
+        Diagnostic("E0607", f"{split.place(i)}: `{column}` {what}", Span(split.file), help=remedy)
+        for i, row in enumerate(split.rows)
+        if (what := "is missing" if row.get(column) is None and column not in row else wrong(row[column]))
+    ])  # fmt: skip
+    return [row[column] for row in split.rows]
+
+
+def texts_of(split: Split, column: str) -> list[str]:
+    """A column of texts; a number, a null or a missing cell is an error with its line, and so is an empty text."""
+
+    def wrong(value: Any) -> str:
+        if isinstance(value, str):
+            return "" if value.strip() else "is empty"
+        return f"is {kind_of_value(value)}, not a text"
+
+    return values_of(split, column, wrong, "write the text in quotes, or take the row out")
+
+
+def labels_of(split: Split, column: str) -> list[str]:
+    """A column of labels as names; integers are names too."""
+
+    def wrong(value: Any) -> str:
+        if value is None or value == "":
+            return "is missing"
+        return "" if isinstance(value, (str, int)) else f"is {kind_of_value(value)}, not a name or an integer"
+
+    return [str(v) for v in values_of(split, column, wrong, "give each row a label")]
+
+
+def label_set(split: Split, column: str) -> list[str]:
+    """The distinct labels, integers in their order; a single one cannot be learned and is an error."""
+    found = set(labels_of(split, column))
+    if len(found) < 2:
+        raise error("E0604", f"every row of `{split.file}` has the label `{next(iter(found))}`", Span(split.file),
+                    help="a classifier needs at least two classes; check the label column")  # fmt: skip
+    if all(name.removeprefix("-").isdigit() for name in found):
+        return sorted(found, key=int)
+    return sorted(found)
+
+
+def label_titles(split: Split, column: str, labels: Sequence[str]) -> list[str]:
+    """Readable names for labels that are numbers, where a column beside them gives each exactly one."""
+    for other in LABEL_NAMES:
+        if other == column or other not in split.columns:
+            continue
+        seen: dict[str, set[str]] = {}
+        for row in split.rows:
+            if isinstance(row.get(other), str):
+                seen.setdefault(str(row[column]), set()).add(row[other])
+        titles = [next(iter(seen.get(name, {""}))) for name in labels]
+        if all(len(seen.get(name, ())) == 1 for name in labels) and len(set(titles)) == len(labels):
+            return titles
+    return list(labels)
+
+
+def known_labels(split: Split, column: str, labels: Sequence[str]) -> list[int]:
+    """The labels of a split as indices; one that training has not seen is an error."""
+    index = {name: i for i, name in enumerate(labels)}
+    values = labels_of(split, column)
+    raise_all([unknown_label(split, i, v, labels) for i, v in enumerate(values) if v not in index])
+    return [index[v] for v in values]
+
+
+def unknown_label(split: Split, row: int, value: str, labels: Sequence[str]) -> Diagnostic:
+    return Diagnostic(
+        "E0606", f"{split.place(row)}: the label `{value}` does not occur in training", Span(split.file),
+        where=(f"known labels: {listed(list(labels)[:12])}{', …' if len(labels) > 12 else ''}",),
+        help=near(value, labels) or "correct the label, or add examples of it to the training split",
+    )  # fmt: skip

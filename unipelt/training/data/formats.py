@@ -1,0 +1,161 @@
+"""The rows of a file's bytes: JSON lines, JSON, CSV and TSV, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...language.diagnostics import Diagnostic, PeltError, error
+from ...language.syntax import Span
+from .split import Split, kind_of_value, listed, raise_all
+
+Rows = list[dict[str, Any]]
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+def parse(path: Path, name: str) -> Split:
+    """The rows of a file whose name ends in one of the suffixes."""
+    if path.suffix == ".parquet":
+        rows = _parquet_rows(path)
+        return Split(name, str(path), tuple(rows), tuple(range(1, len(rows) + 1)), "row")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = path.read_bytes().count(b"\n", 0, e.start) + 1
+        raise error("E0610", f"`{path}`, line {line}: the file is not UTF-8", Span(str(path)),
+                    help="save the file with the encoding UTF-8") from None  # fmt: skip
+    if path.suffix == ".json":
+        rows = _json_array(text, path)
+        return Split(name, str(path), tuple(rows), tuple(range(1, len(rows) + 1)), "row")
+    rows, lines = _json_lines(text, path) if path.suffix == ".jsonl" else _csv_rows(text, path)
+    return Split(name, str(path), tuple(rows), tuple(lines))
+
+
+def _json_lines(text: str, path: Path) -> tuple[Rows, list[int]]:
+    rows: Rows = []
+    lines: list[int] = []
+    problems: list[Diagnostic] = []
+    # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            reason = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "it cannot be read"
+            problems.append(_broken(path, number, f"this is not JSON: {reason}"))
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+            lines.append(number)
+        else:
+            problems.append(_broken(path, number, f"this is {kind_of_value(row)}, not an object of columns"))
+    raise_all(problems)
+    return rows, lines
+
+
+def _json_array(text: str, path: Path) -> Rows:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        reason = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "it cannot be read"
+        line = e.lineno if isinstance(e, json.JSONDecodeError) else 1
+        raise PeltError(_broken(path, line, f"this is not JSON: {reason}")) from None
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise PeltError(_broken(path, 1, "this is not a list of objects"))
+    return rows
+
+
+def _csv_rows(text: str, path: Path) -> tuple[Rows, list[int]]:
+    rows: Rows = []
+    lines: list[int] = []
+    problems: list[Diagnostic] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    header: list[str] | None = None
+    end = 0
+    try:
+        for cells in reader:
+            start, end = end + 1, reader.line_num
+            if not cells:
+                continue
+            if header is None:
+                header = [c.strip() for c in cells]
+                twice = sorted({c for c in header if header.count(c) > 1})
+                if twice:
+                    raise PeltError(_broken(path, start, f"the header names {listed(twice)} twice", "E0609"))
+            elif len(cells) != len(header):
+                what = f"{len(cells)} columns where the header has {len(header)}"
+                problems.append(_broken(path, start, what, "E0609"))
+            else:
+                rows.append(dict(zip(header, cells)))
+                lines.append(start)
+    except csv.Error as e:
+        problems.append(_broken(path, reader.line_num, f"this is not CSV: {e}", "E0609"))
+    raise_all(problems)
+    return rows, lines
+
+
+def _broken(path: Path, line: int, what: str, code: str = "E0602") -> Diagnostic:
+    remedy = "quote a cell that holds a separator" if code == "E0609" else "put one complete JSON object on each line"
+    return Diagnostic(code, f"`{path}`, line {line}: {what}", Span(str(path)), help=remedy)
+
+
+# ---------------------------------------------------------------- parquet
+
+
+def _parquet_rows(path: Path) -> Rows:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise error("E0630", f"`{path}` is a Parquet file, and reading those needs pyarrow", Span(str(path)),
+                    help="pip install 'unipelt[data]'") from None  # fmt: skip
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError, ValueError) as e:
+        reason = " ".join(str(e).split())
+        raise error("E0631", f"`{path}` cannot be read as Parquet: {reason}", Span(str(path)),
+                    help="write the file again") from None  # fmt: skip
+    twice = sorted({c for c in table.column_names if table.column_names.count(c) > 1})
+    if twice:
+        raise error("E0609", f"`{path}` names the column {listed(twice)} twice", Span(str(path)), help="rename one of them")
+    rows = table.to_pylist()
+    written = (table.schema.metadata or {}).get(b"huggingface")
+    if written:
+        try:
+            features = json.loads(written)["info"]["features"]
+        except (ValueError, KeyError, TypeError):
+            features = {}
+        name_classes(rows, class_names(features))
+    return rows
+
+
+def class_names(features: Any) -> dict[str, list[str]]:
+    """The names of the columns that are classes or lists of classes, from features as the library `datasets` writes them."""
+    found = {}
+    for column, feature in features.items() if isinstance(features, Mapping) else ():
+        while isinstance(feature, Mapping) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+            feature = feature.get("feature")
+        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list):
+            found[column] = [str(n) for n in feature["names"]]
+    return found
+
+
+def name_classes(rows: Rows, names: Mapping[str, Sequence[str]]) -> None:
+    """Class numbers become names, in place; -1, as in test splits whose labels are kept secret, becomes null."""
+
+    def name(value: Any, of: Sequence[str]) -> Any:
+        if isinstance(value, list):
+            return [name(v, of) for v in value]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return of[value] if 0 <= value < len(of) else None if value < 0 else value
+        return value
+
+    for row in rows:
+        for column, of in names.items():
+            if column in row:
+                row[column] = name(row[column], of)

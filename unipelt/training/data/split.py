@@ -1,0 +1,93 @@
+"""Rows with their places, and what mistakes in them are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...language.diagnostics import Diagnostic, PeltError, near
+
+#: After so many mistakes of a kind only their number is said.
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of a file or of a hub's split, each with the line (the row, where there are no lines) on which it stands."""
+
+    name: str
+    file: str
+    rows: tuple[dict[str, Any], ...]
+    lines: tuple[int, ...]
+    unit: str = "line"
+
+    def place(self, i: int) -> str:
+        """Where the row ``i`` stands, for a message."""
+        return f"`{self.file}`, {self.unit} {self.lines[i]}"
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Every column that some row has, in the order of appearance."""
+        return list(dict.fromkeys(c for row in self.rows for c in row))
+
+    def take(self, indices: Sequence[int], name: str | None = None) -> Split:
+        return replace(
+            self,
+            name=name or self.name,
+            rows=tuple(self.rows[i] for i in indices),
+            lines=tuple(self.lines[i] for i in indices),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data set by name (`train`, `validation`, `test`); ``notes`` say what was done to them."""
+
+    splits: dict[str, Split]
+    notes: tuple[str, ...] = field(default=())
+
+    def __getitem__(self, name: str) -> Split:
+        return self.splits[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.splits
+
+
+
+def raise_all(problems: Sequence[Diagnostic]) -> None:
+    """Raise what was found; after the first few, only how many more there are."""
+    if problems:
+        more = len(problems) - SHOWN
+        shown = list(problems[:SHOWN])
+        if more > 0:
+            shown[-1] = replace(shown[-1], message=f"{shown[-1].message} (and {more} more like this)")
+        raise PeltError(shown)
+
+
+def near_path(path: Path) -> str:
+    """A help sentence that names what lies where a path first goes wrong, or nothing."""
+    while not path.parent.exists() and path.parent != path:
+        path = path.parent
+    return near(path.name, [f.name for f in path.parent.iterdir()]) if path.parent.is_dir() else ""
+
+
+def kind_of_value(value: object) -> str:
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{n}`" for n in names) or "nothing"
