@@ -197,7 +197,7 @@ def test_offloaded(spec, where, tmp_path):
         disk_offload(m, str(tmp_path), torch.device("cpu"))
     else:
         device_map = {"transformer.wte": "cpu", "lm_head": "cpu", "transformer.wpe": "cpu", "transformer.drop": "cpu",
-                      "transformer.h": "disk", "transformer.ln_f": "cpu"}  # fmt: skip
+                      "transformer.h": "disk", "transformer.ln_f": "cpu", "unipelt": "cpu"}  # fmt: skip
         dispatch_model(m, device_map, main_device="cpu", offload_dir=str(tmp_path))
     assert any(p.device.type == "meta" for p in m.parameters())
     # where only biases are trained, their difference is added in memory, and the copy is computed when offloaded

@@ -38,7 +38,7 @@ def edits(text_or_method: Any, kind: str = "llama", lowering: bool = False, seed
 
 
 def tensors(e: Edit) -> dict[str, torch.Tensor]:
-    return {n: p.detach() for n, p in e.named_parameters()}
+    return {n: p.detach() for n, p in e.tensors().items()}
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -292,7 +292,7 @@ def test_a_gate_mixes_what_was_with_what_would_be(compose: str, lowering: bool) 
             p.copy_(t[n])
     h, x = rand(B, T, WIDTH), rand(B, T, WIDTH, seed=1)
     out = plain(h, {"x": x})
-    g = torch.sigmoid(x @ t["gate:w"] + t["gate:b"])
+    g = torch.sigmoid(x @ t["gate.w"] + t["gate.b"])
     assert g.shape == (B, T) and close(gated(h, {"x": x}), h + g[..., None] * (out - h))
 
 
@@ -302,7 +302,7 @@ def test_the_gate_of_a_sequence_pools_over_every_position() -> None:
         "bert",
     )[0]
     t, h, x = tensors(e), rand(B, T, WIDTH), rand(B, T, WIDTH, seed=1)
-    g = torch.sigmoid(x @ t["gate:w"] + t["gate:b"]).mean(1)
+    g = torch.sigmoid(x @ t["gate.w"] + t["gate.b"]).mean(1)
     assert close(e(h, {"x": x}), h + g[:, None, None] * (x @ t["A"] @ t["B"]))
 
 

@@ -311,7 +311,11 @@ def test_shared_tensors_are_one_tensor_in_the_model() -> None:
     )
     from unipelt.runtime.edits import Edit
 
-    assert len({id(p) for e in m.modules() if isinstance(e, Edit) for p in e.parameters()}) == 1
+    edits = [e for e in m.modules() if isinstance(e, Edit)]
+    assert len(edits) == 2 * LAYERS and len({id(p) for e in edits for p in e.tensors().values()}) == 1
+    # registered once, and outside the layers: each of these may be sharded by itself
+    registered = [n for n, p in m.named_parameters(remove_duplicate=False) if p.requires_grad]
+    assert len(registered) == 1 and "layer" not in registered[0]
     assert sum(p.numel() for p in m.parameters() if p.requires_grad) == WIDTH
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..compiler.planner import plan as make_plan
 from ..language.diagnostics import error, near
 from ..language.ir import Method
 from .attention import install
-from .edits import BaseCall, CopyEdit, Edit
+from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
 from .offload import device_of, value_of
 from .prompts import Doorway
 from .seam import NAME, Seam, Tap, key_of, seam_of, seams, tap_key
@@ -37,18 +38,28 @@ class Attached:
     seed: int
     lowering: bool
     trainable: bool
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    copies: dict[str, nn.Parameter] = field(default_factory=dict)
+    #: Where each tensor, then each copy, is registered. Looked up at every use: sharding, `load_state_dict(assign=True)`
+    #: and offloading put other tensor objects there.
+    places: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
 
     @property
     def method(self) -> Method:
         return self.plan.method
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the rows' tensors, then of the copies."""
+        return (*self.plan.tensors, *(c.name for c in self.plan.copies))
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """Every tensor and trained copy by its name, wherever its values are kept."""
+        return {n: value_of(*self.places[n]) for n in self.names}
+
     def trained(self) -> dict[str, nn.Parameter]:
-        """Every trained parameter by its name: the rows' tensors, then the copies."""
-        own = {n: t for n, t in self.tensors.items() if isinstance(t, nn.Parameter)}
-        return own | self.copies
+        """Every trained parameter by its name."""
+        found = {n: self.places[n][0]._parameters.get(self.places[n][1]) for n in self.names}
+        return {n: p for n, p in found.items() if p is not None}
 
 
 class Registry(Doorway):
@@ -57,6 +68,7 @@ class Registry(Doorway):
     def __init__(self, switch: Switch, sites: Any, frozen: dict[str, bool]):
         super().__init__(switch, sites)
         self.attached: dict[str, Attached] = {}
+        self.shared = nn.ModuleDict()
         self.required = frozen  # which parameters of the base required a gradient before
         self.merged: Any = None
         self.root_handles: list[Any] = []
@@ -106,8 +118,8 @@ def apply(
     if planned.needs and tokenizer is None:
         raise error("E0521", f"this method needs {planned.needs[0]}", help="pass tokenizer=…")
     attached = Attached(planned, seed, lowering, trainable)
-    _create(model, planned, attached, seed, tokenizer, dtype)
-    _install(model, name, attached)
+    made = _create(model, attached, tokenizer, dtype)
+    _install(model, name, attached, made)
     return planned
 
 
@@ -127,8 +139,11 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def _create(
-    model: nn.Module, planned: Plan, attached: Attached, seed: int, tokenizer: Any, dtype: torch.dtype | None
-) -> None:
+    model: nn.Module, attached: Attached, tokenizer: Any, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """The adapter's tensors and trained copies by name: parameters, and frozen draws as plain tensors."""
+    planned = attached.plan
+    made: dict[str, torch.Tensor] = {}
     owner: dict[str, PlannedEdit] = {}
     for e in planned.edits:
         for n in e.tensors.values():
@@ -139,15 +154,13 @@ def _create(
         if device.type == "meta":
             data = torch.empty(t.shape, dtype=target, device="meta")
         else:
-            data = _start(model, t, owner[n], seed, tokenizer, planned).to(device, target)
-        if t.frozen:
-            attached.tensors[n] = data
-        else:
-            attached.tensors[n] = nn.Parameter(data, requires_grad=attached.trainable)
+            data = _start(model, t, owner[n], attached.seed, tokenizer, planned).to(device, target)
+        made[n] = data if t.frozen else nn.Parameter(data, requires_grad=attached.trainable)
     for c in planned.copies:
         path, _, attribute = c.parameter.path.rpartition(".")
         source = value_of(model.get_submodule(path), attribute)
-        attached.copies[c.name] = nn.Parameter(source.detach().clone(), requires_grad=attached.trainable)
+        made[c.name] = nn.Parameter(source.detach().clone(), requires_grad=attached.trainable)
+    return made
 
 
 def _like(model: nn.Module, e: PlannedEdit) -> tuple[torch.Tensor, torch.device]:
@@ -186,7 +199,7 @@ def _embeddings(model: nn.Module, text: str | None, rows: int, g: torch.Generato
     return table[ids]
 
 
-def _install(model: nn.Module, name: str, attached: Attached) -> None:
+def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
     """Hangs the adapter into the model; on any failure takes it out again."""
     before = registry(model)
     if before is None:
@@ -202,9 +215,10 @@ def _install(model: nn.Module, name: str, attached: Attached) -> None:
         if before is None:
             model.add_module(NAME, r)
         r.attached[name] = attached
+        shared = _share(r, name, attached, made)
         for e in attached.plan.edits:
-            _hang_edit(model, r, name, attached, e)
-        _hang_copies(model, r, name, attached)
+            _hang_edit(model, r, name, attached, e, made, shared)
+        _hang_copies(model, r, name, attached, made)
         _hang_root(model, r)
         if any(e.site.side == "attention" for e in attached.plan.edits):
             _refuse_upcast(model)
@@ -245,12 +259,28 @@ def _edits(seam: Seam, name: str) -> nn.ModuleList:
     return seam.adapters[key]  # type: ignore[return-value]
 
 
-def _hang_edit(model: nn.Module, r: Registry, name: str, attached: Attached, e: PlannedEdit) -> None:
-    tensors = {label: attached.tensors[n] for label, n in e.tensors.items()}
+def _share(r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> Shared | None:
+    """What more than one edit reads, owned by the model."""
+    uses = Counter(n for e in attached.plan.edits for n in set(e.tensors.values()))
+    several = {n: made[n] for n in attached.plan.tensors if uses[n] > 1}
+    if not several:
+        return None
+    shared = r.shared[key_of(name)] = Shared(several)
+    attached.places.update({n: (shared, key_of_tensor(n)) for n in several})
+    return shared
+
+
+def _hang_edit(
+    model: nn.Module, r: Registry, name: str, attached: Attached, e: PlannedEdit, made: dict[str, torch.Tensor],
+    shared: Shared | None,
+) -> None:  # fmt: skip
+    borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.names}
+    own = {label: made[n] for label, n in e.tensors.items() if label not in borrowed}
     axes = {label: attached.plan.tensors[n].axes for label, n in e.tensors.items()}
     bases = {n: BaseCall(model.get_submodule(v.module), v.part) for n, v in e.site.bases.items()}
     host, seam = _seam(model, r, e.site.view.module)
-    edit = Edit(e, attached.method.params, tensors, axes, bases, attached.lowering)
+    edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
+    attached.places.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
     edit.train(host.training)
     _edits(seam, name).append(edit)
     seam.hang(host)
@@ -266,15 +296,16 @@ def _hang_edit(model: nn.Module, r: Registry, name: str, attached: Attached, e: 
             attached.handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
 
 
-def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached) -> None:
-    hosts: dict[str, dict[str, nn.Parameter]] = {}
+def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
+    hosts: dict[str, dict[str, str]] = {}
     for c in attached.plan.copies:
         for path, attribute in c.parameter.uses:
             if not any(n != NAME for n, _ in model.get_submodule(path).named_children()):
-                hosts.setdefault(path, {})[attribute] = attached.copies[c.name]
-    for path, trained in hosts.items():
+                hosts.setdefault(path, {})[attribute] = c.name
+    for path, names in hosts.items():
         host, seam = _seam(model, r, path)
-        copy_edit = CopyEdit(host, trained, attached.lowering)
+        copy_edit = CopyEdit(host, {attribute: made[n] for attribute, n in names.items()}, attached.lowering)  # type: ignore[misc]
+        attached.places.update({n: (copy_edit.twin, attribute) for attribute, n in names.items()})
         copy_edit.train(host.training)
         _edits(seam, name).insert(0, copy_edit)  # weight edits precede activation edits (ruling 6)
         seam.hang(host)
@@ -323,6 +354,8 @@ def _take_out(model: nn.Module, r: Registry, name: str) -> None:
     r.switch.active = tuple(n for n in r.switch.active if n != name)
     for handle in attached.handles:
         handle.remove()
+    if key_of(name) in r.shared:
+        del r.shared[key_of(name)]
     for host, seam in seams(model):
         if key_of(name) in seam.adapters:
             del seam.adapters[key_of(name)]

@@ -38,7 +38,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 def state_dict(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
     """The adapter's tensors by name: block path, site, row, tensor – trained ones, kept frozen draws, trained copies."""
     a = record(_unwrapped(model), name)
-    return {n: t.detach() for n, t in {**a.tensors, **a.copies}.items()}
+    return {n: t.detach() for n, t in a.values().items()}
 
 
 # ---------------------------------------------------------------- fingerprints
@@ -310,7 +310,7 @@ def _tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, torch.Tenso
 
 def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     a = record(model, name)
-    own = {**a.tensors, **a.copies}
+    own = a.values()
     missing, surplus = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     if missing:
         raise error("E0585", f"{folder} lacks the tensor `{missing[0]}`" + _more(missing))
@@ -320,7 +320,7 @@ def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], fold
         if t.shape != own[n].shape:
             raise error("E0587", f"`{n}` in {folder} has the shape {list(t.shape)}, here it is {list(own[n].shape)}",
                         help="a head has as many rows as there are labels: load the model with the same num_labels"
-                        if n in a.copies else "")  # fmt: skip
+                        if n not in a.plan.tensors else "")  # fmt: skip
     with torch.no_grad():
         for n, t in tensors.items():
             own[n].copy_(t)

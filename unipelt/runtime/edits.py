@@ -47,12 +47,30 @@ class BaseCall:
         return part_of(self.module.forward(data), self.part)
 
 
+class Shared(nn.Module):
+    """Tensors of an adapter that several edits read. It belongs to the model, not to a layer.
+
+    Each is registered once, and outside the layers: a layer can be sharded by itself (FSDP2 wants a parameter in one
+    group) or moved by itself. Edits get them by calling it, so that hooks which bring a module's weights act.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]):
+        super().__init__()
+        self.names = tuple(tensors)
+        for name, t in tensors.items():
+            _register(self, name, t)
+
+    def forward(self) -> dict[str, torch.Tensor]:
+        return {name: getattr(self, key_of_tensor(name)) for name in self.names}
+
+
 class Edit(nn.Module):
-    """One row at one site. Its learned tensors are its parameters (shared ones are registered at each place)."""
+    """One row at one site. Its own tensors are its parameters; ``borrowed`` names those it finds in ``shared``."""
 
     def __init__(
         self, planned: PlannedEdit, params: tuple[Param, ...], tensors: Mapping[str, torch.Tensor],
-        axes: Mapping[str, tuple[str, ...]], bases: Mapping[str, BaseCall], lowering: bool,
+        borrowed: Mapping[str, str], shared: Shared | None, axes: Mapping[str, tuple[str, ...]],
+        bases: Mapping[str, BaseCall], lowering: bool,
     ):  # fmt: skip
         super().__init__()
         self.row, self.site = planned.row, planned.site
@@ -63,11 +81,10 @@ class Edit(nn.Module):
         self.axes = dict(axes)
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
         self.constants = constants(params, planned.site.sizes, planned.constants)
+        self.borrowed = dict(borrowed)
+        self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         for label, t in tensors.items():
-            if isinstance(t, nn.Parameter):
-                self.register_parameter(_key(label), t)
-            else:
-                self.register_buffer(_key(label), t)
+            _register(self, label, t)
         self.lowered: Lowered | None = lower(planned.row, planned.typing) if lowering else None
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
 
@@ -76,10 +93,10 @@ class Edit(nn.Module):
     def context(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Context:
         """The names a form reads: constants, tensors, and what is in scope."""
         names: dict[str, Any] = dict(self.constants)
-        for label, axes in self.axes.items():
-            if ":" not in _key(label):
-                names[label] = Named(self._tensor(label), axes)
-        dtype = self._dtype()
+        tensors = self.tensors()
+        # A gate's tensors keep their front, `gate.`, under which no line of the form can name them.
+        names.update({label: Named(tensors[label], axes) for label, axes in self.axes.items()})
+        dtype = next((t.dtype for t in tensors.values()), None)
         for name, t in given.items():
             if isinstance(t, torch.Tensor):
                 if dtype is not None and t.dtype != dtype and not torch.is_autocast_enabled(t.device.type):
@@ -98,13 +115,13 @@ class Edit(nn.Module):
             return ("batch", "head", "token")
         return axes_of("head" if name == "h" and self.site.family == "head" else "token", t)
 
-    def _tensor(self, label: str) -> torch.Tensor:
-        return getattr(self, _key(label))
-
-    def _dtype(self) -> torch.dtype | None:
-        for label in self.axes:
-            return self._tensor(label).dtype
-        return None
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The row's tensors by its own names for them."""
+        shared = self.shared[0]() if self.borrowed else {}
+        return {
+            label: shared[self.borrowed[label]] if label in self.borrowed else getattr(self, key_of_tensor(label))
+            for label in self.axes
+        }
 
     def _z(self, c: Context, h: Named) -> None:
         e = self.row.insert
@@ -175,9 +192,9 @@ class Edit(nn.Module):
         if self.row.gate is None:
             return None
         inner = Context(dict(c.names), c.sizes, c.bases, c.mask, c.training, c.fused)
-        for label, axes in self.axes.items():
+        for label in self.axes:
             if label.startswith("gate."):
-                inner.names[label[5:]] = Named(self._tensor(label), axes)
+                inner.names[label[5:]] = c.names[label]
         run(self.row.gate, inner)
         return inner.names["g"]
 
@@ -214,8 +231,16 @@ def needs(planned: PlannedEdit) -> frozenset[str]:
     return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens"})
 
 
-def _key(label: str) -> str:
-    return label.replace(".", ":")
+def key_of_tensor(name: str) -> str:
+    """A tensor's name as an attribute of a module."""
+    return name.replace(".", ":")
+
+
+def _register(module: nn.Module, name: str, t: torch.Tensor) -> None:
+    if isinstance(t, nn.Parameter):
+        module.register_parameter(key_of_tensor(name), t)
+    else:
+        module.register_buffer(key_of_tensor(name), t)
 
 
 def _kept(host: nn.Module, name: str) -> nn.Parameter | None:

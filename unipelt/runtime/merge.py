@@ -105,7 +105,7 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
     """New values of base parameters, by path. A bias that is needed and absent is refused."""
     new: dict[str, torch.Tensor] = {}
     for c in attached.plan.copies:
-        new[c.parameter.path] = attached.copies[c.name].detach().clone()
+        new[c.parameter.path] = attached.values()[c.name].detach().clone()
     by_host: dict[str, list[PlannedEdit]] = {}
     for e in attached.plan.edits:
         by_host.setdefault(_absorber(model, attached, e), []).append(e)
@@ -178,6 +178,8 @@ def _double(model: nn.Module, name: str, e: PlannedEdit) -> Edit:
     bases, found.bases = found.bases, {}  # the base's modules are not copied along
     try:
         double = copy.deepcopy(found).double().eval()
+        for shared in double.shared:
+            shared.double()
     finally:
         found.bases = bases
     double.bases = bases

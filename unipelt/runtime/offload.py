@@ -31,8 +31,8 @@ def device_of(given: torch.device, *modules: nn.Module) -> torch.device:
 
 
 def value_of(module: nn.Module, name: str) -> torch.Tensor:
-    """A parameter's values, wherever they are kept; on the meta device only if there are none."""
-    own = module._parameters[name]
+    """A parameter's or buffer's values, wherever they are kept; on the meta device only if there are none."""
+    own = module._parameters[name] if name in module._parameters else module._buffers[name]
     assert own is not None
     if own.device.type == "meta":
         for hook in _hooks(module):
