@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .diagnostics import Diagnostic, Label, PeltError, near
 from .infer import Inference, bounded, reading
@@ -73,6 +73,9 @@ class RowTyping:
     values: Mapping[str, Value]
     out: Value
     z: Value | None
+    gate_values: Mapping[str, Value] = field(default_factory=dict)  # what the gate's lines bind
+    sizes: Mapping[str, Size] = field(default_factory=dict)  # every size in scope
+    bases: Mapping[str, tuple[Size, Size]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +158,11 @@ class RowChecker:
             inf.sizes["d_in"] = inf.sizes["d_out"]
         inf.hidden["h"] = "is visible to compositions, not to forms and gates"
         self._body(self.row.form)
-        gate = None
+        gate, in_gate = None, {}
         if self.row.gate is not None:
             before = dict(inf.names)
             self._body(self.row.gate, "gate")
-            gate = inf.names.get("g", Value(POISON))
+            gate, in_gate = inf.names.get("g", Value(POISON)), inf.names
             inf.names = before
         del inf.hidden["h"]
         inf.names["h"] = h
@@ -167,7 +170,9 @@ class RowChecker:
             inf.hidden["delta"] = "is bound by a form, and this row has none"
         self._body(self.row.compose)
         out = self._result(inf.names.get("out", Value(POISON)), h, gate)
-        return RowTyping(self.row, site, tuple(self.tensors), dict(inf.names), out, z)
+        return RowTyping(
+            self.row, site, tuple(self.tensors), dict(inf.names), out, z, in_gate, dict(inf.sizes), dict(inf.bases)
+        )
 
     # ------------------------------------------------------------ parts
 
