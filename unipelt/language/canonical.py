@@ -109,6 +109,8 @@ class _Writer:
                     line = self._tensor(k, self.found.sites[i], bare=True)
                     colours[k] = _hash(line.text + line.start * (not self.erase))
         for _ in range(3):
+            if len(set(colours.values())) == len(colours):
+                break
             new: dict[str, str] = {}
             for k in colours:
                 self.names = {**colours, k: "*"}
@@ -119,12 +121,11 @@ class _Writer:
 
     # ------------------------------------------------------------ pieces: text and leaves
 
-    def _leaf(self, kind: str, value: Any, shown: str) -> tuple[str, tuple[Leaf, ...]]:
-        return ("#", (Leaf(kind, value),)) if self.erase else (shown, ())
-
     def _size(self, size: Size, site: SiteMeaning, kind: str = "size") -> tuple[str, tuple[Leaf, ...]]:
-        own = size.bind({k: Size.of(v) for k, v in site.symbols.items()}) if self.erase else size
-        return self._leaf(kind, own, written(size))
+        if not self.erase:
+            return written(size), ()
+        known = {k: Size.of(v) for k, v in site.symbols.items() if k in size.symbols}
+        return "#", (Leaf(kind, size.bind(known) if known else size),)
 
     def _term(self, t: Term, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
         if not t.products:
@@ -179,8 +180,10 @@ class _Writer:
         shape = (*t.shape[:-2], t.shape[-1], t.shape[-2]) if key in self.turned else t.shape
         sizes = [self._size(s, site) for s in shape]
         scope = ", ".join([*([t.place] if t.place != "site" else []), *t.axes])
-        lr = f" lr {t.lr}" if t.lr != "1" else ""
-        text = f"{'frozen ' if t.frozen else ''}[{', '.join(x for x, _ in sizes)}]{f' per {scope}' if scope else ''}{lr}"
+        text = f"{'frozen ' if t.frozen else ''}[{', '.join(x for x, _ in sizes)}]{f' per {scope}' if scope else ''}"
+        if t.lr != Size.of(1):
+            sizes.append(self._size(t.lr, site, "number"))
+            text += f" lr {sizes[-1][0]}"
         start = f"~ {t.start}" if t.exact is None else f"= {self._term(t.exact, site)[0] if not bare else ''}"
         if key in self.turned and not t.start.startswith(ALIKE):
             start += " turned"

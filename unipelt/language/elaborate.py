@@ -79,8 +79,14 @@ class Parts:
 
 
 def is_space(definition: MethodDef) -> bool:
-    """Whether a slot holds alternatives, which makes the method a space of methods."""
-    return any(len(getattr(c, "alternatives", ())) > 1 for c in walk(definition) if type(c) in SLOTS)
+    """Whether a slot or an argument holds alternatives, which makes the method a space of methods."""
+    return _alternative(definition) is not None
+
+
+def _alternative(definition: MethodDef) -> Any:
+    """The first slot or parameter with more than one alternative."""
+    several = (c for c in walk(definition) if len(getattr(c, "alternatives", ())) > 1 or getattr(c, "choices", ()))
+    return next(several, None)
 
 
 def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | None = None) -> Method:
@@ -89,12 +95,7 @@ def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | Non
     Given a list ``found``, mistakes are added to it instead, and a row whose composition or gate is at fault goes on
     without it, so that the rest of the row is checked too.
     """
-    space = next((c for c in walk(definition) if type(c) in SLOTS and len(getattr(c, "alternatives", ())) > 1), None)
-    if space is not None:
-        raise error(
-            "E0220", f"`{definition.name}` is a space of methods, not one method", space.span,
-            help="keep one alternative in each slot",
-        )  # fmt: skip
+    _refuse_space(definition)
     parts = _parts(definition, {}, names, ())
     problems: list[Diagnostic] = []
     rows: list[Row] = []
@@ -128,6 +129,21 @@ def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | Non
     )  # fmt: skip
 
 
+def drafts(definition: MethodDef, names: Names) -> list[Draft]:
+    """The rows of a method with their slots as they were written, in terms of its own parameters."""
+    _refuse_space(definition)
+    return _parts(definition, {}, names, ()).drafts
+
+
+def _refuse_space(definition: MethodDef, span: Span | None = None) -> None:
+    several = _alternative(definition)
+    if several is not None:
+        raise error(
+            "E0220", f"`{definition.name}` is a space of methods, not one method", span or several.span,
+            help="keep one alternative in each slot, or let `unipelt generate` write its members",
+        )  # fmt: skip
+
+
 # ---------------------------------------------------------------- methods
 
 
@@ -138,6 +154,7 @@ def _inner(call: Apply, bound: Mapping, names: Names, trail: Trail) -> Parts:
         chain = " → ".join(f"`{d.name}`" for d in (*trail, callee))
         raise error("E0213", f"the method `{callee.name}` uses itself: {chain}", call.function.span,
                     help="say in one of them what it does in its own words")  # fmt: skip
+    _refuse_space(callee, call.function.span)
     if len(trail) > MAX_DEPTH:
         raise error("E0213", f"methods use each other more than {MAX_DEPTH} deep", call.function.span)
     given = {k: substitute(v, bound) for k, v in mapping.items()}

@@ -66,7 +66,7 @@ class Learned:
     axes: tuple[str, ...]
     place: str
     frozen: bool
-    lr: str
+    lr: Size
     start: str
     exact: Term | None = None
 
@@ -362,7 +362,7 @@ class _Reader:
         axes = tuple(sorted(t.type.axes))
         exact = self.term(t.exact) if t.exact is not None else None
         start = "" if t.start is None else t.start.name + "(" + ", ".join(self._shown(a) for a in t.start.args) + ")"
-        lr = "1" if t.declaration.lr is None else self._shown(t.declaration.lr)
+        lr = ONE if t.declaration.lr is None else self._plain(t.declaration.lr, self.type(t.declaration.lr))
         self.place.tensors[key] = Learned(t.type.sizes, axes, t.place, t.frozen, lr, start, exact)
         return atom("tensor", t.type.sizes, key)
 

@@ -269,7 +269,8 @@ def _params(params: Sequence[S.Param]) -> str:
 
 
 def _param(node: S.Param) -> str:
-    return f"{node.name}: {node.type}" + (f" = {expression(node.default)}" if node.default is not None else "")
+    choices = f" in {{{_list(node.choices)}}}" if node.choices else ""
+    return f"{node.name}: {node.type}{choices}" + (f" = {expression(node.default)}" if node.default is not None else "")
 
 
 def _method(node: S.MethodDef) -> str:

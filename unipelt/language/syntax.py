@@ -360,11 +360,12 @@ Clause = Union[Modify, Insert, Form, Compose, Layers, Tokens, Train, Use, Statem
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """A parameter of a definition."""
+    """A parameter of a definition. ``choices`` are the arguments it may take in a space of methods."""
 
     name: str
     type: str
     default: Expr | None = None
+    choices: tuple[Expr, ...] = ()
     span: Span = _span()
 
 

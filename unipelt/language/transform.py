@@ -128,9 +128,12 @@ class Transform:
         return head, body
 
     def _param(self, node: Any) -> S.Param:
-        name, type_, *default = node.children
-        value = self.expr(default[0]) if default else None
-        return S.Param(str(name), str(type_), value, self.span(node))
+        name, type_, *rest = node.children
+        choices: tuple[S.Expr, ...] = ()
+        if rest and getattr(rest[0], "data", "") == "choices":
+            choices = tuple(self.expr(c) for c in rest.pop(0).children)
+        value = self.expr(rest[0]) if rest else None
+        return S.Param(str(name), str(type_), value, choices, self.span(node))
 
     def _method(self, node: Any) -> S.MethodDef:
         head, body = self._head(node, "a method")

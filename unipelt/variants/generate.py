@@ -1,0 +1,171 @@
+"""Enumerating a space: what does not type-check or breaks a requirement is dropped with its reason, what means the same
+is kept once, and each survivor gets a name made of its columns and a sentence that says what it is."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..language import syntax as S
+from ..language.canonical import canonical
+from ..language.diagnostics import Diagnostic, PeltError
+from ..language.ir import Method
+from ..language.loading import resolve
+from ..language.meaning import meaning
+from .recognise import Recognised, recognise
+from .space import Space
+
+#: A further test of a member, such as a plan on a model: raises `PeltError`, or gives the method as it is to be kept.
+Test = Callable[[Method], Method]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A survivor: its number in the space, its name, definition and method, and what it was recognised as."""
+
+    index: int
+    name: str
+    definition: S.MethodDef
+    method: Method
+    columns: tuple[tuple[str, str], ...]
+    recognised: Recognised
+
+    @property
+    def sentence(self) -> str:
+        return self.recognised.sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A member that is no method, for the first mistake found in it."""
+
+    index: int
+    columns: tuple[tuple[str, str], ...]
+    diagnostic: Diagnostic
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A member that means what an earlier one means."""
+
+    index: int
+    columns: tuple[tuple[str, str], ...]
+    of: str
+
+
+@dataclass
+class Generated:
+    """A space after enumeration. ``tried`` of its ``size`` members were looked at."""
+
+    size: int
+    tried: int = 0
+    members: list[Member] = field(default_factory=list)
+    dropped: list[Drop] = field(default_factory=list)
+    twins: list[Twin] = field(default_factory=list)
+
+    def reasons(self) -> list[tuple[str, int, Drop]]:
+        """Why members were dropped: (reason, how many, one of them), the commonest first."""
+        first: dict[str, Drop] = {}
+        count: Counter[str] = Counter()
+        for d in self.dropped:
+            reason = f"{d.diagnostic.code}: {d.diagnostic.message}"
+            first.setdefault(reason, d)
+            count[reason] += 1
+        return [(reason, n, first[reason]) for reason, n in count.most_common()]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "size": self.size, "tried": self.tried, "kept": len(self.members), "dropped": len(self.dropped),
+            "duplicates": len(self.twins),
+            "members": [{"name": m.name, "index": m.index, "columns": dict(m.columns), "is": m.sentence} for m in self.members],
+            "reasons": [{"reason": r, "count": n, "example": dict(d.columns)} for r, n, d in self.reasons()],
+            "duplicate_of": [{"columns": dict(t.columns), "of": t.of} for t in self.twins],
+        }  # fmt: skip
+
+
+def outcomes(space: Space, indices: Iterator[int], test: Test | None = None) -> Iterator[Member | Drop | Twin]:
+    """Each member in turn as what becomes of it; nothing is made before it is asked for."""
+    seen: dict[Any, str] = {}
+    names: set[str] = set()
+    for index in indices:
+        columns = space.columns(index)
+        name = _free(_name(space.definition.name, columns), names)
+        definition = space.member(index, name)
+        try:
+            method = resolve(definition, space.names)
+            if test is not None:
+                method = test(method)
+            key = tuple(canonical(meaning(method)).lines())
+        except PeltError as e:
+            yield Drop(index, columns, e.diagnostics[0])
+            continue
+        if key in seen:
+            yield Twin(index, columns, seen[key])
+            continue
+        seen[key] = name
+        names.add(name)
+        found = recognise(method)
+        yield Member(index, name, _documented(definition, method, found), method, columns, found)
+
+
+def generate(
+    space: Space, sample: int | None = None, seed: int = 0, test: Test | None = None, tick: Callable[[int], None] | None = None
+) -> Generated:
+    """Enumerates a space, or a sample of it. Deterministic for a seed."""
+    out = Generated(len(space))
+    for found in outcomes(space, space.indices(sample, seed), test):
+        out.tried += 1
+        if isinstance(found, Member):
+            out.members.append(found)
+        elif isinstance(found, Drop):
+            out.dropped.append(found)
+        else:
+            out.twins.append(found)
+        if tick:
+            tick(out.tried)
+    return out
+
+
+def _documented(definition: S.MethodDef, method: Method, found: Recognised) -> S.MethodDef:
+    """The definition with its sentence as docstring, its arguments as they were bound, unused parameters left out."""
+    bound = {p.name: p.default for p in method.params}
+    params = [replace(p, default=bound.get(p.name, p.default)) for p in definition.params]
+    used = {n.id for n in S.walk(replace(definition, params=())) if isinstance(n, S.Name)}
+    used |= {p.parts[0] for p in S.walk(definition) if isinstance(p, S.Path)}
+    needed = set(used)
+    for p in reversed(params):
+        if p.name in needed and p.default is not None:
+            needed |= {n.id for n in S.walk(p.default) if isinstance(n, S.Name)}
+    sentence = found.sentence[:1].upper() + found.sentence[1:] + "."
+    return replace(definition, params=tuple(p for p in params if p.name in needed), doc=sentence)
+
+
+# ---------------------------------------------------------------- names
+
+
+def _name(space: str, columns: tuple[tuple[str, str], ...]) -> str:
+    words = [_word(what, text) for what, text in columns]
+    name = "_".join(w for w in words if w) or space
+    return name if name[0].isalpha() else f"m_{name}"
+
+
+def _word(what: str, text: str) -> str:
+    """``attn.heads`` → attn_heads, ``scaled(4.0)`` → scaled_4, ``bottleneck(r)`` → bottleneck; an argument as r16."""
+    text = re.sub(r"\.0\b", "", text)
+    if what in ("form", "compose", "insert"):
+        head, _, inner = text.partition("(")
+        numbers = [a for a in inner.rstrip(")").split(", ") if re.fullmatch(r"\d[\w.]*", a)]
+        text = "_".join([head or "block", *numbers])
+    elif what not in ("modify", "layers", "tokens"):
+        text = what + text
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:48].strip("_")
+
+
+def _free(name: str, taken: set[str]) -> str:
+    free, n = name, 2
+    while free in taken:
+        free, n = f"{name}_{n}", n + 1
+    return free

@@ -1,0 +1,156 @@
+"""New spaces from methods: `vary` a method's columns, `cross` two methods, the `neighbours` one column away.
+
+Each gives a definition with alternatives, to be enumerated like any other space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..language import syntax as S
+from ..language.diagnostics import error, near
+from ..language.elaborate import Draft, drafts, substitute
+from ..language.library import Names, library_definition
+from ..language.parser import parse
+from ..language.printer import to_text
+from ..language.sites import SITES
+
+COLUMNS = ("modify", "insert", "form", "compose")
+_SLOT = {"modify": S.Modify, "insert": S.Insert, "form": S.Form, "compose": S.Compose, "layers": S.Layers}
+#: What `neighbours` tries in each column besides the sites and the library's forms and compositions.
+INSERTIONS = ("sequential", "parallel")
+
+
+def alternatives(slot: str, texts: Sequence[str]) -> tuple[Any, ...]:
+    """The alternatives of a slot from their texts: ``("parallel", "sequential")``."""
+    text = "method _ {\n" + f"{slot} {' | '.join(texts)}" + "\n}"
+    clause: Any = parse(text, f"<{slot}>").definitions[0].clauses[0]  # type: ignore[union-attr]
+    return clause.alternatives
+
+
+def _rows(definition: S.MethodDef, names: Names) -> list[Draft]:
+    found = drafts(definition, names)
+    if not found:
+        raise error("E0802", f"`{definition.name}` has no row: it only trains parameters", definition.name_span,
+                    help="choose a method with the four columns")  # fmt: skip
+    return found
+
+
+def _one_row(definition: S.MethodDef, names: Names, row: str | None) -> Draft:
+    found = _rows(definition, names)
+    known = [d.name for d in found]
+    if row is None and len(found) > 1:
+        raise error("E0802", f"`{definition.name}` has {len(found)} rows, so one must be named", definition.name_span,
+                    help=f"name one with `--row`: {', '.join(known)}")  # fmt: skip
+    if row is not None and row not in known:
+        raise error("E0802", f"`{definition.name}` has no row `{row}`", definition.name_span,
+                    help=near(row, known) or f"its rows: {', '.join(known)}")  # fmt: skip
+    return next(d for d in found if row is None or d.name == row)
+
+
+def _clauses(slots: Mapping[str, Any]) -> tuple[Any, ...]:
+    order = ("layers", "modify", "tokens", "insert", "form", "compose")
+    return tuple(slots[s] for s in order if s in slots)
+
+
+def _whole(definition: S.MethodDef, rows: Sequence[Draft], changed: str, slots: Mapping[str, Any], names: Names) -> tuple[Any, ...]:
+    """The clauses of the method with the slots of one row replaced."""
+    kept = tuple(c for c in _trains(definition, names))
+    if len(rows) == 1 and rows[0].gate is None:
+        return (*_clauses(slots), *kept)
+    uses = []
+    for d in rows:
+        own = slots if d.name == changed else d.slots
+        uses.append(S.Use(S.RowBlock(_clauses(own)), d.name, d.gate))
+    return (*uses, *kept)
+
+
+def _trains(definition: S.MethodDef, names: Names) -> list[S.Train]:
+    from ..language.elaborate import elaborate
+
+    return [S.Train(t.paths, t.lr) for t in elaborate(definition, names).trains if t.layers is None]
+
+
+def vary(
+    definition: S.MethodDef, names: Names, slots: Mapping[str, Sequence[str]], row: str | None = None, name: str = ""
+) -> S.MethodDef:
+    """The space of a method in which some columns of a row hold the given alternatives (as texts)."""
+    if not any(slots.values()):
+        raise error("E0803", "nothing is varied", help="give alternatives for a column, such as --insert parallel,sequential")
+    rows = _rows(definition, names)
+    draft = _one_row(definition, names, row)
+    new = dict(draft.slots)
+    for slot, texts in slots.items():
+        if texts:
+            new[slot] = _SLOT[slot](alternatives(slot, texts))
+    clauses = _whole(definition, rows, draft.name, new, names)
+    return replace(definition, name=name or f"{definition.name}_varied", base=None, doc=None, clauses=clauses)
+
+
+def cross(
+    a: S.MethodDef, b: S.MethodDef, names: Names, row_a: str | None = None, row_b: str | None = None
+) -> S.MethodDef:
+    """The space whose members take each column from either parent. Parameters of one name that differ are renamed."""
+    one, other = _one_row(a, names, row_a), _one_row(b, names, row_b)
+    mine = {p.name: p for p in a.params}
+    renamed = {p.name: f"{b.name}_{p.name}" for p in b.params if p.name in mine and (mine[p.name].type, mine[p.name].default) != (p.type, p.default)}
+    mapping: dict[str, Any] = {old: S.Name(new) for old, new in renamed.items()}
+    params = dict(mine)
+    for p in b.params:
+        q = replace(p, name=renamed.get(p.name, p.name), default=substitute(p.default, mapping) if p.default is not None else None)
+        params.setdefault(q.name, q)
+    slots: dict[str, Any] = {}
+    for slot in (*COLUMNS, "layers"):
+        here, there = one.slots.get(slot), other.slots.get(slot)
+        there = substitute(there, mapping) if there is not None else None
+        if here is None or there is None:
+            chosen = here or there
+            if chosen is not None:
+                slots[slot] = chosen
+        else:
+            both = dict.fromkeys((*here.alternatives, *there.alternatives))
+            slots[slot] = replace(here, alternatives=tuple(both))
+    return S.MethodDef(f"{a.name}_x_{b.name}", tuple(params.values()), None, None, _clauses(slots))
+
+
+def neighbours(definition: S.MethodDef, names: Names, row: str | None = None) -> list[S.MethodDef]:
+    """A space for each column: everything the language and the library offer there, the other columns as they are."""
+    draft = _one_row(definition, names, row)
+    out = []
+    for slot in COLUMNS:
+        if slot not in draft.slots:
+            continue
+        own = draft.slots[slot].alternatives[0]
+        offered = [x for x in alternatives(slot, _offered(slot, names)) if x != own]
+        if offered:
+            rows = _rows(definition, names)
+            new = {**draft.slots, slot: _SLOT[slot](tuple(offered))}
+            clauses = _whole(definition, rows, draft.name, new, names)
+            out.append(replace(definition, name=f"{definition.name}_{slot}", base=None, doc=None, clauses=clauses))
+    return out
+
+
+#: Values for the arguments of forms and compositions that have no default.
+_SIZES = {"int": "8", "float": "4.0"}
+
+
+def _offered(slot: str, names: Names) -> list[str]:
+    if slot == "modify":
+        return [n for n, s in SITES.items() if s.family != "head"]
+    if slot == "insert":
+        return list(INSERTIONS)
+    texts = []
+    for name in names.names(slot):
+        d = names.find(slot, name) or library_definition(slot, name)
+        if not isinstance(d, S.BodyDef):
+            continue
+        needed = [p for p in d.params if p.default is None]
+        if all(p.type in _SIZES for p in needed):
+            texts.append(f"{name}({', '.join(_SIZES[p.type] for p in needed)})" if needed else name)
+    return texts
+
+
+def text_of(definition: S.MethodDef) -> str:
+    return to_text(S.File((), (definition,)))

@@ -1,0 +1,112 @@
+"""A method whose slots or arguments hold alternatives, as a space: its members by number, without making them all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from ..language import syntax as S
+from ..language.diagnostics import error
+from ..language.elaborate import SLOTS, is_space
+from ..language.library import Names
+from ..language.printer import to_text
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One place with alternatives: a slot of a row, or a parameter."""
+
+    what: str  # modify, insert, form, compose, layers, tokens, or the parameter's name
+    options: tuple[Any, ...]
+
+    def shown(self, index: int) -> str:
+        option = self.options[index]
+        if self.what == "modify":
+            return ", ".join(str(p) for p in option)
+        return to_text(option)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The members of a definition with alternatives. Member ``i`` counts through the last choice first."""
+
+    definition: S.MethodDef
+    names: Names
+    choices: tuple[Choice, ...]
+
+    def __len__(self) -> int:
+        return prod(len(c.options) for c in self.choices)
+
+    def picks(self, index: int) -> tuple[int, ...]:
+        """Which alternative each choice has in a member."""
+        out: list[int] = []
+        for c in reversed(self.choices):
+            index, rest = divmod(index, len(c.options))
+            out.append(rest)
+        return tuple(reversed(out))
+
+    def member(self, index: int, name: str = "") -> S.MethodDef:
+        """The definition of a member: one alternative in each place."""
+        picks = iter(self.picks(index))
+        params = tuple(_bound_param(p, picks) for p in self.definition.params)
+        clauses = _chosen(self.definition.clauses, picks)
+        return replace(self.definition, name=name or self.definition.name, params=params, clauses=clauses)
+
+    def columns(self, index: int) -> tuple[tuple[str, str], ...]:
+        """(place, alternative) of each choice of a member, as text."""
+        return tuple((c.what, c.shown(i)) for c, i in zip(self.choices, self.picks(index)))
+
+    def indices(self, sample: int | None = None, seed: int = 0) -> Iterator[int]:
+        """Every member's number, or that many drawn without repetition."""
+        total = len(self)
+        if sample is None or sample >= total:
+            yield from range(total)
+            return
+        draw = random.Random(seed)
+        seen: set[int] = set()
+        while len(seen) < sample:
+            index = draw.randrange(total)
+            if index not in seen:
+                seen.add(index)
+                yield index
+
+
+def space_of(definition: S.MethodDef, names: Names, one: bool = False) -> Space:
+    """The space of a definition; one without alternatives is an error unless ``one`` says that it may be."""
+    if not one and not is_space(definition):
+        raise error("E0800", f"`{definition.name}` is one method, not a space: no slot has an alternative", definition.name_span,
+                    help="write alternatives with `|`, or `unipelt vary` makes a space of it")  # fmt: skip
+    choices: list[Choice] = [Choice(p.name, p.choices) for p in definition.params if p.choices]
+    choices += _choices(definition.clauses)
+    return Space(definition, names, tuple(choices))
+
+
+def _choices(clauses: tuple[Any, ...]) -> Iterator[Choice]:
+    for c in clauses:
+        if type(c) in SLOTS and len(getattr(c, "alternatives", ())) > 1:
+            yield Choice(SLOTS[type(c)], c.alternatives)
+        elif isinstance(c, S.Use):
+            if isinstance(c.target, S.RowBlock):
+                yield from _choices(c.target.clauses)
+            yield from _choices(c.overrides)
+
+
+def _chosen(clauses: tuple[Any, ...], picks: Iterator[int]) -> tuple[Any, ...]:
+    """The clauses with the picked alternatives, in the order of `_choices`."""
+    out: list[Any] = []
+    for c in clauses:
+        if type(c) in SLOTS and len(getattr(c, "alternatives", ())) > 1:
+            c = replace(c, alternatives=(c.alternatives[next(picks)],))
+        elif isinstance(c, S.Use):
+            if isinstance(c.target, S.RowBlock):
+                c = replace(c, target=replace(c.target, clauses=_chosen(c.target.clauses, picks)))
+            c = replace(c, overrides=_chosen(c.overrides, picks))
+        out.append(c)
+    return tuple(out)
+
+
+def _bound_param(p: S.Param, picks: Iterator[int]) -> S.Param:
+    return replace(p, default=p.choices[next(picks)], choices=()) if p.choices else p
