@@ -85,6 +85,82 @@ def plan(
     plan_method(method, model, task, arguments or [], head, allow_future, as_json)
 
 
+NewFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Write each member as a `.pelt` file into this new folder.")]
+RowName = Annotated[str | None, typer.Option("--row", help="The row, where the method has several.")]
+
+
+@app.command()
+@guarded
+def equal(first: MethodName, second: MethodName, as_json: AsJson = False) -> None:
+    """Whether two methods mean the same, however they are written; else the first difference. Exit code 1 if not."""
+    from .spaces import equal_command
+
+    if not equal_command(first, second, as_json):
+        raise SystemExit(MISTAKES)
+
+
+@app.command()
+@guarded
+def generate(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A `.pelt` file whose method has alternatives (`file.pelt:name`).")],
+    out: NewFolder = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Keep what goes onto this model (folder or configuration).")] = None,
+    task: Annotated[str, typer.Option(help="The model's task, as for `plan`.")] = "base",
+    params: Annotated[str | None, typer.Option(help="Equal budget: solve each member's size, as in 0.5% or 500000.")] = None,
+    size: Annotated[str | None, typer.Option(help="The argument to solve; default: the one that counts most.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Look at so many members, drawn at random.")] = None,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Enumerate a space of methods: drop what is no method, keep each meaning once, say what each member is."""
+    from .spaces import generate_command
+
+    generate_command(space, out, model, task, params, size, sample, seed, as_json)
+
+
+@app.command()
+@guarded
+def vary(
+    method: MethodName,
+    modify: Annotated[str | None, typer.Option(help="Sites to try, as in attn,ffn.")] = None,
+    insert: Annotated[str | None, typer.Option(help="Insertions to try, as in parallel,sequential.")] = None,
+    form: Annotated[str | None, typer.Option(help="Forms to try, as in 'bottleneck(r),low_rank(r)'.")] = None,
+    compose: Annotated[str | None, typer.Option(help="Compositions to try, as in 'add,scaled(4.0)'.")] = None,
+    row: RowName = None,
+    out: NewFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """A method's variants: columns of its row with other contents."""
+    from .spaces import vary_command
+
+    vary_command(method, row, {"modify": modify, "insert": insert, "form": form, "compose": compose}, out, as_json)
+
+
+@app.command()
+@guarded
+def cross(
+    first: MethodName,
+    second: MethodName,
+    row_a: Annotated[str | None, typer.Option(help="The first parent's row, where it has several.")] = None,
+    row_b: Annotated[str | None, typer.Option(help="The second parent's.")] = None,
+    out: NewFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """The offspring of two methods: each column from either parent."""
+    from .spaces import cross_command
+
+    cross_command(first, second, row_a, row_b, out, as_json)
+
+
+@app.command()
+@guarded
+def neighbours(method: MethodName, row: RowName = None, out: Folder = None, as_json: AsJson = False) -> None:
+    """Every method one column away."""
+    from .spaces import neighbours_command
+
+    neighbours_command(method, row, out, as_json)
+
+
 @app.command()
 @guarded
 def train(

@@ -45,6 +45,7 @@ class Canonical:
     sites: tuple[Line, ...]
     tensors: tuple[Line, ...]
     trains: tuple[str, ...]
+    keys: tuple[tuple[str, bool], ...] = ()  # the tensors in order: key in the meaning, whether it is shown transposed
 
     def lines(self, starts: bool = True) -> list[tuple[str, str]]:
         """(what, text) of everything; two methods are equal where these are."""
@@ -98,7 +99,8 @@ class _Writer:
             sites.append(Line(what, text, leaves))
         tensors = [self._tensor(k, next(s for i, s in enumerate(self.found.sites) if k in used[i])) for k in order]
         trains = tuple(f"{p}{f' in layers {at}' if at else ''}{f' lr {lr}' if lr != '1' else ''}" for p, at, lr in self.found.trains)
-        return Canonical(tuple(sites), tuple(tensors), trains)
+        keys = tuple((k, k in self.turned) for k in order)
+        return Canonical(tuple(sites), tuple(tensors), trains, keys)
 
     def _colours(self, used: Mapping[int, list[str]]) -> dict[str, str]:
         """What tells tensors apart without their names: how they are declared, then the parts they play."""

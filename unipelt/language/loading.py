@@ -68,6 +68,27 @@ def load(name: str | Path, method: str | None = None) -> Method:
     return resolve(found, Names())
 
 
+def definition(name: str) -> tuple[MethodDef, Names]:
+    """A method or a space as it is written, with the names its file sees: of the library, ``file.pelt``, ``file.pelt:name``."""
+    file, sep, wanted = name.rpartition(".pelt:")
+    if not sep and not name.endswith(".pelt"):
+        found = library_definition("method", name)
+        if not isinstance(found, MethodDef):
+            raise error("E0401", f"there is no method named `{name}` in the library",
+                        help=near(name, library_names("method")) or "`unipelt list` shows the methods there are")  # fmt: skip
+        return found, Names()
+    path = Path(f"{file}.pelt" if sep else name)
+    parsed = parse_path(path)
+    methods = {d.name: d for d in parsed.definitions if isinstance(d, MethodDef)}
+    chosen = methods.get(wanted) if sep else next(iter(methods.values()), None) if len(methods) == 1 else None
+    if chosen is None and sep:
+        raise error("E0401", f"{path} has no method `{wanted}`", help=near(wanted, methods) or f"it has: {', '.join(methods)}")
+    if chosen is None:
+        raise error("E0406", f"{path} has {len(methods)} methods, so one must be named: {', '.join(methods) or 'none'}",
+                    help=f"write {path}:NAME")  # fmt: skip
+    return chosen, names_of(parsed, path)
+
+
 def resolve(definition: MethodDef, names: Names) -> Method:
     """A definition elaborated and checked; raises `PeltError` with every mistake of both."""
     problems: list[Diagnostic] = []

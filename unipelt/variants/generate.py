@@ -11,10 +11,15 @@ from typing import Any
 
 from ..language import syntax as S
 from ..language.canonical import canonical
+from ..language.check import parameters, require
 from ..language.diagnostics import Diagnostic, PeltError
+from ..language.infer import Inference
 from ..language.ir import Method
 from ..language.loading import resolve
 from ..language.meaning import meaning
+from ..language.sites import SIZES
+from ..language.sizes import Size
+from ..language.values import NumberType, Value
 from .recognise import Recognised, recognise
 from .space import Space
 
@@ -96,6 +101,7 @@ def outcomes(space: Space, indices: Iterator[int], test: Test | None = None) -> 
         definition = space.member(index, name)
         try:
             method = resolve(definition, space.names)
+            _require(method)
             if test is not None:
                 method = test(method)
             key = tuple(canonical(meaning(method)).lines())
@@ -109,6 +115,16 @@ def outcomes(space: Space, indices: Iterator[int], test: Test | None = None) -> 
         names.add(name)
         found = recognise(method)
         yield Member(index, name, _documented(definition, method, found), method, columns, found)
+
+
+def _require(method: Method) -> None:
+    """The requirements that the arguments alone decide; a share of parameters is known on a model only."""
+    inf = Inference(parameters(method.params, True), {n: Size.of(n) for n in SIZES})
+    inf.names["params"] = Value(NumberType())
+    for r in method.requires:
+        require(r, inf)
+    if inf.problems:
+        raise PeltError(inf.problems)
 
 
 def generate(
@@ -157,8 +173,9 @@ def _word(what: str, text: str) -> str:
     text = re.sub(r"\.0\b", "", text)
     if what in ("form", "compose", "insert"):
         head, _, inner = text.partition("(")
-        numbers = [a for a in inner.rstrip(")").split(", ") if re.fullmatch(r"\d[\w.]*", a)]
-        text = "_".join([head or "block", *numbers])
+        parts = inner.rstrip(")").split(", ")
+        shown = [a for a in parts if re.fullmatch(r"\d[\w.]*", a)] + [v for a in parts for k, e, v in [a.partition(" = ")] if e]
+        text = "_".join([head or "block", *shown])
     elif what not in ("modify", "layers", "tokens"):
         text = what + text
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:48].strip("_")

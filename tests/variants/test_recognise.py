@@ -1,0 +1,126 @@
+"""What a method is recognised as, it is: checked by number with the tensors laid upon each other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from names import name as named
+from names import spec
+from numbers_of import distance, outputs
+
+from unipelt.language import syntax as S
+from unipelt.language.canonical import canonical
+from unipelt.language.ir import Method
+from unipelt.language.loading import definition, library, load, parse
+from unipelt.language.meaning import meaning
+from unipelt.variants.generate import generate
+from unipelt.variants.recognise import Match, recognise
+from unipelt.variants.space import space_of
+
+METHODS = [e.name for e in library() if e.kind == "method"]
+
+
+def claimed(match: Match, sites: tuple) -> Method:
+    """The method that a match speaks of, put at the sites it names; ``gelu for relu`` is carried out."""
+    known = load(match.name)(**match.arguments)
+    if match.activation:
+        new, old = match.activation.split(" for ")
+        known = S.rewrite(known, lambda n: S.Name(new) if n == S.Name(old) else n)
+    row = known.rows[0]
+    return replace(known, rows=(replace(row, sites=sites if match.sites else row.sites, gate=None),), trains=())
+
+
+def biases(method: Method) -> frozenset[str]:
+    """The numbers of the learned vectors that start at 0 and are only added."""
+    found = canonical(meaning(method), erase=True)
+    texts = " ".join(line.text for line in found.sites)
+    return frozenset(
+        t.what for t in found.tensors
+        if re.fullmatch(r"\[#\]( per .*)?", t.text) and t.start.startswith("~ zeros") and not re.search(rf"[@(] *{t.what}\b|\b{t.what} [@]", texts)
+    )  # fmt: skip
+
+
+def check(method: Method, match: Match) -> None:
+    row = replace(method.rows[0], gate=None)
+    mine = replace(method, rows=(row,), trains=())
+    theirs = claimed(match, row.sites)
+    if match.biases:
+        # the one has vectors that the other lacks: they are 0, and the others get their values in the same order
+        one, two = outputs_without(mine), outputs_without(theirs)
+        assert distance(one, two) < 1e-10, match
+        return
+    orders = [canonical(meaning(m), erase=True) for m in (mine, theirs)]  # starts have no part in it
+    assert distance(outputs(mine, orders[0]), outputs(theirs, orders[1])) < 1e-10, match
+
+
+def outputs_without(method: Method):
+    zero = biases(method)
+    found = canonical(meaning(method), erase=True)
+    # numbers count on without the vectors, so that both methods' matrices get the same values
+    kept = [k for i, k in enumerate(found.keys, 1) if f"t{i}" not in zero]
+    gone = [k for i, k in enumerate(found.keys, 1) if f"t{i}" in zero]
+    order = replace(found, keys=(*kept, *gone))
+    return outputs(method, order, frozenset(f"t{i}" for i in range(len(kept) + 1, len(found.keys) + 1)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_library_is_recognised(method):
+    found = recognise(load(method))
+    twins = {named("probing_cls"): named("first_head"), named("probing_mean"): named("mean_head")}
+    own = twins.get(method, method)
+    if len(load(method).rows) <= 1:
+        assert found.whole is not None and found.whole.exact and found.whole.name == own and not found.whole.arguments
+        assert found.sentence == f"this is {own}"
+    else:
+        assert own in found.sentence or "replaced" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("method m { use lora(r = 4, alpha = 4.0) }", "this is lora(alpha = 4.0, r = 4)"),
+        ("method m { modify ffn.up insert parallel form low_rank(8) compose add }", "this is lora(alpha = 8.0) at ffn.up"),
+        ("method m { modify ffn insert parallel form bottleneck(64, gelu) compose add }",
+         "this is parallel_adapter(act = gelu) at ffn with other starts"),
+        ("method m { use prefix_tuning(3) as prefix use parallel_adapter { modify ffn } }",
+         "mam with its prefix replaced by prefix_tuning(l = 3)"),
+        ("method m { use prefix_tuning_mlp(30, 800) as prefix use lora as adapter }", "mam with its adapter replaced by lora"),
+        ("method m { use lora gated by token_gate }", "this is lora, gated by token_gate"),
+        ("method m { modify attn.heads insert parallel form bottleneck(64) compose add }",
+         "this is multi_head_parallel_adapter with biases, with other starts"),
+        ("method m { train *.bias }", "this is bitfit"),
+    ],
+)  # fmt: skip
+def test_sentences(text, sentence):
+    found = recognise(parse(spec(text))).sentence
+    assert found == spec(sentence) or set(re.findall(r"\w+", found)) == set(re.findall(r"\w+", spec(sentence)))
+
+
+def test_a_method_that_is_new_is_called_new():
+    found = recognise(parse(spec("method m { modify block insert sequential form low_rank(4) compose rescale }")))
+    assert found.whole is None and found.sentence.startswith("new: modify block")
+
+
+def test_nothing_in_a_large_space_is_mistaken():
+    """Every member of the space that is said to be a known method computes what that method computes."""
+    found, names = definition("examples/spaces/unified_view.pelt")
+    g = generate(space_of(found, names))
+    claims = [m for m in g.members if m.recognised.whole is not None]
+    assert len(g.members) >= 150 and len(claims) >= 25
+    for m in claims:
+        check(m.method, m.recognised.whole)
+    said = {m.recognised.whole.name for m in claims}
+    assert {named(n) for n in ("prefix_tuning", "parallel_adapter", "scaled_parallel_adapter", "multi_head_parallel_adapter", "lora")} <= said
+
+
+def test_the_check_sees_a_mistake():
+    """A claim with a wrong argument, site or activation is refuted by the numbers."""
+    method = parse(spec("method m { modify ffn insert parallel form bottleneck(64, gelu) compose scaled(4.0) }"))
+    right = recognise(method).whole
+    assert right is not None
+    check(method, right)
+    for wrong in (replace(right, arguments={**right.arguments, "s": 3.0}), replace(right, activation="tanh for relu")):
+        with pytest.raises(AssertionError):
+            check(method, wrong)

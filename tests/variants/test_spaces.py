@@ -1,0 +1,204 @@
+"""Spaces: counted, sampled, written; what is dropped is said; the members work like any other method."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from names import name as named
+from names import spec
+
+import unipelt
+from unipelt.language.library import Names, library_definition
+from unipelt.language.loading import check, definition
+from unipelt.language.parser import parse as parse_file
+from unipelt.variants.budget import size_arguments, solve
+from unipelt.variants.generate import generate
+from unipelt.variants.operators import cross, neighbours, vary
+from unipelt.variants.space import space_of
+from unipelt.variants.write import file_of, write
+
+AROUND_MAM = spec("""
+method around_mam(r: int = 64, l: int = 30) {
+  modify  attn | ffn | attn.heads
+  insert  sequential | parallel
+  form    bottleneck(r) | low_rank(r) | attend(l)
+  compose add | scaled(4.0) | share_softmax
+  require params <= 1%
+}""")
+
+
+def space(text: str, one: bool = False):
+    file = parse_file(spec(text))
+    return space_of(file.definitions[-1], Names({(d.kind if d.kind == "method" else d.what, d.name): d for d in file.definitions}), one)
+
+
+def known(name: str):
+    return library_definition("method", named(name))
+
+
+def test_around_mam_has_27_legal_distinct_members_of_54():
+    g = generate(space(AROUND_MAM))
+    assert (g.size, g.tried, len(g.members), len(g.dropped), len(g.twins)) == (54, 54, 27, 24, 3)
+    assert {n for _, n, _ in g.reasons()} == {12, 6}
+    assert all(d.diagnostic.code in ("E0301", "E0347") for d in g.dropped)
+    # a prefix does not read z, so how it is inserted makes no difference
+    assert all(dict(t.columns)["form"].startswith(spec("attend")) for t in g.twins)
+
+
+def test_from_three_methods_the_unified_view_is_found():
+    """From adapter, prefix tuning and LoRA alone, over the four columns, the paper's new methods come out and are named."""
+    text = """method three(r: int = 64, l: int = 30) {
+      modify attn, ffn | ffn | attn.heads | attn.q, attn.v
+      insert sequential | parallel
+      form bottleneck(r, relu) | low_rank(r) | attend(l)
+      compose add | scaled(4.0) | share_softmax
+    }"""
+    names = {m.recognised.whole.name for m in generate(space(text)).members if m.recognised.whole is not None}
+    assert names >= {named(n) for n in ("parallel_adapter", "multi_head_parallel_adapter", "scaled_parallel_adapter", "prefix_tuning", "lora")}
+
+
+def test_cross_of_scaled_parallel_adapter_and_prefix_tuning_finds_mams_parts():
+    g = generate(space_of(cross(known("scaled_parallel_adapter"), known("prefix_tuning"), Names()), Names()))
+    found = {m.sentence for m in g.members}
+    assert {f"this is {named('scaled_parallel_adapter')}", f"this is {named('prefix_tuning')}"} <= found and len(g.members) == 4
+
+
+def test_arguments_may_be_alternatives_too():
+    g = generate(space("method m(r: int in {2, 4}, act: activation in {relu, tanh}) { modify ffn insert parallel form bottleneck(r, act) compose add }"))
+    assert [m.name for m in g.members] == ["r2_actrelu", "r2_acttanh", "r4_actrelu", "r4_acttanh"]
+    assert [m.method.arguments["r"] for m in g.members] == [2, 2, 4, 4]
+
+
+def test_a_space_of_a_million_is_sampled_without_being_made():
+    sites = " | ".join(["attn", "ffn", "block", "attn.q", "attn.k", "attn.v", "attn.o", "ffn.up", "ffn.down", "ffn.hidden"])
+    ranks = ", ".join(map(str, range(1, 101)))
+    text = f"""method large(r: int in {{{ranks}}}, s: int in {{{ranks}}}) {{
+      modify {sites} insert parallel | sequential form bottleneck(r) | low_rank(r) compose scaled(s) | add | rescale | h - s * delta | h * s + delta
+    }}"""
+    big = space(text)
+    assert len(big) == 100 * 100 * 10 * 2 * 2 * 5
+    a, b = generate(big, sample=60, seed=3), generate(big, sample=60, seed=3)
+    assert a.tried == 60 and [m.index for m in a.members] == [m.index for m in b.members]
+    assert [m.index for m in a.members] != [m.index for m in generate(big, sample=60, seed=4).members]
+
+
+def test_a_broken_requirement_drops_a_member_with_its_reason():
+    text = 'method m(r: int in {3, 4}) { modify ffn insert parallel form { require divides(r, 12), "r divides twelve" A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = z @ A @ B } compose add require r > 3, "r is large" }'
+    g = generate(space(text))
+    assert [m.method.arguments["r"] for m in g.members] == [4]
+    assert [(r, n) for r, n, _ in g.reasons()] == [("E0360: r is large", 1)]
+
+
+def test_members_are_files_that_check(tmp_path):
+    text = """
+    compose halved = h + 0.5 * delta
+    form twice(r: int) { A: [d_in, r] ~ zeros  B: [r, d_out] ~ zeros  delta = 2 * z @ A @ B }
+    method mine(r: int = 3, unused: int = 2) { modify ffn | attn  insert parallel  form twice(r) | bottleneck(r)  compose halved | add }
+    """
+    s = space(text)
+    g = generate(s)
+    files = write(g.members, s.names, tmp_path / "out")
+    assert len(files) == len(g.members) == 8
+    for file, m in zip(files, g.members):
+        (checked, *_), = [[c for c in check(file) if c.kind == "method"]]
+        assert not checked.diagnostics
+        assert unipelt.load(file, m.name).rows == m.method.rows
+        assert "unused" not in file.read_text() and m.sentence[1:] in file.read_text()
+    with pytest.raises(unipelt.PeltError, match="E0801"):
+        write(g.members, s.names, tmp_path / "out")
+
+
+def test_vary_and_neighbours():
+    g = generate(space_of(vary(known("mam"), Names(), {"form": [spec("attend(l)"), spec("attend_mlp(l, mid)")]}, row="prefix"), Names()))
+    assert [m.sentence for m in g.members] == [
+        f"{named('mam')} with its prefix replaced by {named('prefix_tuning')}", f"this is {named('mam')} up to its arguments"]
+    with pytest.raises(unipelt.PeltError, match="has 2 rows"):
+        vary(known("mam"), Names(), {"insert": ["parallel"]})
+    spaces = neighbours(known("ia3"), Names())
+    assert {c.what for d in spaces for c in space_of(d, Names(), one=True).choices} == {"modify", "form", "compose"}
+    assert sum(len(generate(space_of(d, Names(), one=True)).members) for d in spaces) > 15
+
+
+def test_a_method_that_uses_a_space_is_refused():
+    with pytest.raises(unipelt.PeltError, match="E0220"):
+        unipelt.parse(AROUND_MAM + "\nmethod m { use around_mam }", "m")
+
+
+def test_one_method_is_no_space():
+    with pytest.raises(unipelt.PeltError, match="E0800"):
+        space_of(known("lora"), Names())
+
+
+# ---------------------------------------------------------------- on models
+
+
+@pytest.fixture(scope="module")
+def models():
+    from small import model
+
+    return {kind: model(kind) for kind in ("bert", "gpt2", "llama")}
+
+
+def test_equal_budgets(models):
+    m = models["bert"]
+
+    def count(method):
+        return unipelt.plan(m, method).counts.trained
+
+    for target in (3000, 5000, 20000):
+        for name, size in {"parallel_adapter": "r", "lora": "r", "prefix_tuning": "l", "pfeiffer": "r"}.items():
+            method = solve(unipelt.load(named(name)), target, count, size)
+            found = count(method)
+            assert size in size_arguments(method)
+            value = method.arguments[size]
+            near = [count(method(**{size: v})) for v in (value - 1, value + 1) if v > 0]
+            assert all(abs(found - target) <= abs(n - target) for n in near)
+    with pytest.raises(unipelt.PeltError, match="no argument"):
+        solve(unipelt.load(named("bitfit")), 100, count)
+    with pytest.raises(unipelt.PeltError, match="even with"):
+        solve(unipelt.load(named("parallel_adapter")), 10, count, "r")
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_every_member_of_a_large_space_takes_a_training_step(kind, models):
+    from small import inputs, randomise
+
+    found, names = definition("examples/spaces/unified_view.pelt")
+    members = generate(space_of(found, names)).members
+    assert len(members) >= 150
+    m, batch = models[kind], inputs()
+    for member in members:
+        unipelt.apply(m, member.method(**{k: 3 for k in ("r", "l") if k in member.method.arguments}), seed=1)
+        randomise(m)  # some crossings start dead, such as h * 0
+        before = {n: t.clone() for n, t in unipelt.state_dict(m).items()}
+        groups = unipelt.parameter_groups(m, "default", 0.1)
+        optimizer = torch.optim.SGD([p for g in groups for p in g["params"]], lr=0.1)
+        m(**batch)[0].square().mean().backward()
+        optimizer.step()
+        after = unipelt.state_dict(m)
+        assert all(torch.isfinite(t).all() for t in after.values()), member.name
+        assert any(not torch.equal(after[n], before[n]) for n in after), member.name
+        unipelt.remove(m, "default")
+        m.zero_grad()
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    from unipelt.cli import spaces
+
+    file = tmp_path / "s.pelt"
+    file.write_text(AROUND_MAM)
+    spaces.generate_command(str(file), tmp_path / "out", None, "base", None, None, None, 0, True)
+    said = json.loads(capsys.readouterr().out)
+    assert (said["size"], said["kept"], said["dropped"], said["duplicates"]) == (54, 27, 24, 3)
+    assert len(list((tmp_path / "out").iterdir())) == 27
+    assert not spaces.equal_command(named("lora"), named("rslora"), True)
+    assert spaces.equal_command(named("mean_head"), named("probing_mean"), True)
+
+
+def test_files_hold_only_what_they_need():
+    s = space("form a(r: int) { A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = z @ A @ B } form b { delta = z } "
+              "method m(r: int = 2) { modify ffn | attn insert parallel form a(r) compose add }")  # fmt: skip
+    text = file_of(generate(s).members[0], s.names)
+    assert "form a" in text and "form b" not in text

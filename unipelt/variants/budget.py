@@ -1,0 +1,70 @@
+"""Equal budgets: the size argument of a method solved so that it trains a given number of parameters on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..language.counts import counts
+from ..language.diagnostics import error, near
+from ..language.ir import Method
+
+#: A size is looked for up to this.
+MOST = 1 << 16
+Count = Callable[[Method], int]
+
+
+def size_arguments(method: Method) -> list[str]:
+    """The whole-number arguments on which the number of trained parameters depends."""
+    count = counts(method)["trained"]
+    symbols = set(count.size.symbols)
+    return [p.name for p in method.params if p.type == "int" and any(p.name in _words(s) for s in symbols)]
+
+
+def _words(symbol: str) -> set[str]:
+    import re
+
+    return set(re.findall(r"[A-Za-z_]\w*", symbol))
+
+
+def solve(method: Method, target: int, count: Count, name: str | None = None) -> Method:
+    """The method with one size argument such that ``count`` is nearest to ``target`` parameters.
+
+    ``count`` is exact (a plan's trained parameters). Without ``name`` the argument with the largest share is solved;
+    raises `PeltError` where none can be, or where even its least value is too large.
+    """
+    sizes = size_arguments(method)
+    if name is not None and name not in sizes:
+        raise error("E0804", f"`{name}` is no size of `{method.name}`",
+                    help=near(name, sizes) or f"its sizes: {', '.join(sizes) or 'none'}")  # fmt: skip
+    if not sizes:
+        raise error("E0804", f"no argument of `{method.name}` changes how many parameters it trains",
+                    help="leave `--params` out, or give the method a size")  # fmt: skip
+    chosen = name or max(sizes, key=lambda s: _slope(method, s, count))
+
+    def at(n: int) -> int:
+        return count(method(**{chosen: n}))
+
+    low, high = 1, 2
+    if at(low) >= target:
+        return _near_enough(method, chosen, low, target, at)
+    while at(high) < target:
+        low, high = high, high * 2
+        if high > MOST:
+            raise error("E0804", f"`{method.name}` trains fewer than {target:,} parameters for any `{chosen}` up to {MOST:,}",
+                        help="ask for fewer parameters")  # fmt: skip
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if at(middle) < target else (low, middle)
+    best = min((low, high), key=lambda n: abs(at(n) - target))
+    return method(**{chosen: best})
+
+
+def _slope(method: Method, name: str, count: Count) -> int:
+    return count(method(**{name: 2})) - count(method(**{name: 1}))
+
+
+def _near_enough(method: Method, name: str, least: int, target: int, at: Callable[[int], int]) -> Method:
+    if at(least) > 2 * target:
+        raise error("E0804", f"`{method.name}` trains {at(least):,} parameters even with {name} = {least}, more than {target:,}",
+                    help="ask for more parameters")  # fmt: skip
+    return method(**{name: least})
