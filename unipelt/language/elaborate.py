@@ -84,9 +84,10 @@ def is_space(definition: MethodDef) -> bool:
 
 
 def _alternative(definition: MethodDef) -> Any:
-    """The first slot or parameter with more than one alternative."""
-    several = (c for c in walk(definition) if len(getattr(c, "alternatives", ())) > 1 or getattr(c, "choices", ()))
-    return next(several, None)
+    """The first parameter or slot with alternatives."""
+    if definition.choices:
+        return definition.choices[0]
+    return next((c for c in walk(definition) if len(getattr(c, "alternatives", ())) > 1), None)
 
 
 def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | None = None) -> Method:

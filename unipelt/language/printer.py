@@ -264,18 +264,19 @@ def _ordered(clauses: tuple[Any, ...]) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- definitions
 
 
-def _params(params: Sequence[S.Param]) -> str:
-    return f"({', '.join(_param(p) for p in params)})" if params else ""
+def _params(params: Sequence[S.Param], choices: Sequence[S.Choices] = ()) -> str:
+    values = {c.name: f" in {{{_list(c.values)}}}" for c in choices}
+    return f"({', '.join(_param(p, values.get(p.name, '')) for p in params)})" if params else ""
 
 
-def _param(node: S.Param) -> str:
-    choices = f" in {{{_list(node.choices)}}}" if node.choices else ""
-    return f"{node.name}: {node.type}{choices}" + (f" = {expression(node.default)}" if node.default is not None else "")
+def _param(node: S.Param, choices: str = "") -> str:
+    default = f" = {expression(node.default)}" if node.default is not None else ""
+    return f"{node.name}: {node.type}{choices}{default}"
 
 
 def _method(node: S.MethodDef) -> str:
     base = f" from {_call(node.base)}" if node.base is not None else ""
-    return f"method {node.name}{_params(node.params)}{base} {_braces(_ordered(node.clauses), node.doc)}"
+    return f"method {node.name}{_params(node.params, node.choices)}{base} {_braces(_ordered(node.clauses), node.doc)}"
 
 
 def _body_def(node: S.BodyDef) -> str:

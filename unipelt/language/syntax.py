@@ -360,24 +360,33 @@ Clause = Union[Modify, Insert, Form, Compose, Layers, Tokens, Train, Use, Statem
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """A parameter of a definition. ``choices`` are the arguments it may take in a space of methods."""
+    """A parameter of a definition."""
 
     name: str
     type: str
     default: Expr | None = None
-    choices: tuple[Expr, ...] = ()
+    span: Span = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """``in { a, b }`` behind a parameter: the arguments it takes in a space of methods."""
+
+    name: str
+    values: tuple[Expr, ...]
     span: Span = _span()
 
 
 @dataclass(frozen=True, slots=True)
 class MethodDef:
-    """A `method`: a row of the table, or a union of rows."""
+    """A `method`: a row of the table, or a union of rows; with alternatives in slots or ``choices``, a space of methods."""
 
     name: str
     params: tuple[Param, ...] = ()
     base: Apply | None = None
     doc: str | None = None
     clauses: tuple[Clause, ...] = ()
+    choices: tuple[Choices, ...] = ()
     span: Span = _span()
     name_span: Span = _span()
     kind: Literal["method"] = "method"

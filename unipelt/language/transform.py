@@ -121,6 +121,12 @@ class Transform:
             kind = getattr(part, "data", "")
             if kind == "params":
                 head["params"] = tuple(self._param(p) for p in part.children)
+                choices = tuple(c for p in part.children for c in self._choices(p))
+                if choices and what == "a method":
+                    head["choices"] = choices
+                elif choices:
+                    self.wrong("E0118", f"the parameter `{choices[0].name}` has alternatives, and this is {what}", choices[0].span,
+                               help="only a method is a space: give the alternatives there")  # fmt: skip
             elif kind == "doc":
                 head["doc"] = docstring(part.children[0].value[3:-3])
             else:
@@ -129,11 +135,13 @@ class Transform:
 
     def _param(self, node: Any) -> S.Param:
         name, type_, *rest = node.children
-        choices: tuple[S.Expr, ...] = ()
-        if rest and getattr(rest[0], "data", "") == "choices":
-            choices = tuple(self.expr(c) for c in rest.pop(0).children)
-        value = self.expr(rest[0]) if rest else None
-        return S.Param(str(name), str(type_), value, choices, self.span(node))
+        default = [r for r in rest if getattr(r, "data", "") != "choices"]
+        return S.Param(str(name), str(type_), self.expr(default[0]) if default else None, self.span(node))
+
+    def _choices(self, node: Any) -> list[S.Choices]:
+        name, _, *rest = node.children
+        found = [r for r in rest if getattr(r, "data", "") == "choices"]
+        return [S.Choices(str(name), tuple(self.expr(c) for c in r.children), self.span(r)) for r in found]
 
     def _method(self, node: Any) -> S.MethodDef:
         head, body = self._head(node, "a method")

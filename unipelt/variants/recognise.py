@@ -21,7 +21,7 @@ from ..language.infer import Inference
 from ..language.ir import Method, Row, plain
 from ..language.library import library_names
 from ..language.loading import load
-from ..language.meaning import Atom, Meaning, SiteMeaning, Term, bound, meaning
+from ..language.meaning import Atom, Meaning, Term, bound, meaning
 from ..language.parser import parse_expression
 from ..language.sizes import Size
 from ..language.values import NumberType, Value

@@ -51,9 +51,10 @@ class Space:
     def member(self, index: int, name: str = "") -> S.MethodDef:
         """The definition of a member: one alternative in each place."""
         picks = iter(self.picks(index))
-        params = tuple(_bound_param(p, picks) for p in self.definition.params)
+        values = {c.name: c.values[next(picks)] for c in self.definition.choices}
+        params = tuple(replace(p, default=values.get(p.name, p.default)) for p in self.definition.params)
         clauses = _chosen(self.definition.clauses, picks)
-        return replace(self.definition, name=name or self.definition.name, params=params, clauses=clauses)
+        return replace(self.definition, name=name or self.definition.name, params=params, clauses=clauses, choices=())
 
     def columns(self, index: int) -> tuple[tuple[str, str], ...]:
         """(place, alternative) of each choice of a member, as text."""
@@ -79,7 +80,7 @@ def space_of(definition: S.MethodDef, names: Names, one: bool = False) -> Space:
     if not one and not is_space(definition):
         raise error("E0800", f"`{definition.name}` is one method, not a space: no slot has an alternative", definition.name_span,
                     help="write alternatives with `|`, or `unipelt vary` makes a space of it")  # fmt: skip
-    choices: list[Choice] = [Choice(p.name, p.choices) for p in definition.params if p.choices]
+    choices: list[Choice] = [Choice(c.name, c.values) for c in definition.choices]
     choices += _choices(definition.clauses)
     return Space(definition, names, tuple(choices))
 
@@ -107,6 +108,3 @@ def _chosen(clauses: tuple[Any, ...], picks: Iterator[int]) -> tuple[Any, ...]:
         out.append(c)
     return tuple(out)
 
-
-def _bound_param(p: S.Param, picks: Iterator[int]) -> S.Param:
-    return replace(p, default=p.choices[next(picks)], choices=()) if p.choices else p
