@@ -154,7 +154,7 @@ def cross(
 
 @app.command()
 @guarded
-def neighbours(method: MethodName, row: RowName = None, out: Folder = None, as_json: AsJson = False) -> None:
+def neighbours(method: MethodName, row: RowName = None, out: NewFolder = None, as_json: AsJson = False) -> None:
     """Every method one column away."""
     from .spaces import neighbours_command
 

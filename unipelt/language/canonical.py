@@ -218,7 +218,8 @@ def _occurrences(t: Term) -> Iterator[tuple[str, str]]:
 
 def _only_turned(found: Meaning) -> frozenset[str]:
     """Tensors that are read transposed and never as they are: their transposes might as well be declared."""
-    plain, turned = set(), set()
+    plain: set[str] = set()
+    turned: set[str] = set()
     for s in found.sites:
         for how, key in _occurrences(s.out):
             (turned if how == "turned" else plain).add(key)

@@ -177,20 +177,18 @@ def _solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) ->
     words: dict[str, str] = {}
     instead: dict[str, str] = {}
     left: list[tuple[Size, Size]] = []
-    for p, m in pairs:
-        if p.kind != m.kind:
+    for pattern, mine in pairs:
+        if pattern.kind != mine.kind:
             return None
-        if p.kind == "word":
-            name = str(p.value).removeprefix("?")
-            if not str(p.value).startswith("?"):
-                if instead.setdefault(name, m.value) != m.value:
-                    return None
-            elif words.setdefault(name, m.value) != m.value:
+        if pattern.kind == "word":
+            name = str(pattern.value).removeprefix("?")
+            asked = words if str(pattern.value).startswith("?") else instead
+            if asked.setdefault(name, mine.value) != mine.value:
                 return None
         else:
-            left.append((p.value, m.value))
+            left.append((pattern.value, mine.value))
     while left:
-        later = []
+        later: list[tuple[Size, Size]] = []
         for p, m in left:
             p = _evaluated(p.bind(known), known)
             if p == m or _close(p, m):
@@ -264,7 +262,7 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
     """The known rows that a row is, best first; its own gate is not looked at."""
     single = bound(replace(method, rows=(replace(row, gate=None),), trains=(), requires=()))
     found = meaning(single)
-    out: list[tuple[tuple, Match]] = []
+    out: list[tuple[tuple, _Pattern, dict[str, Any], Match]] = []
     for own, m in (("", found), ("without", without_biases(found))):
         if own and m == found:
             continue
