@@ -23,11 +23,14 @@ _SELECTION_WORDS = ("all", "first", "last", "every", "since", "inserted")
 
 def to_text(node: Any) -> str:
     """A file, definition, clause, statement, block or expression as text; a file ends with a newline."""
+    return as_it_stands(canonical(node) if isinstance(node, _ORDERED) else node)
+
+
+def as_it_stands(node: Any) -> str:
+    """The text of a node with its slots in the order in which they are."""
     kind = type(node)
     if kind is S.File:
-        parts = ["\n".join(f"import {_string(i.path)}" for i in node.imports)] if node.imports else []
-        parts += [to_text(d) for d in node.definitions]
-        return "\n\n".join(parts) + "\n" if parts else ""
+        return _file(node)
     if kind in _DEFINITIONS:
         return _DEFINITIONS[kind](node)
     if kind in _CLAUSES:
@@ -48,6 +51,19 @@ def canonical(node: Any) -> Any:
         return replace(n, overrides=_ordered(n.overrides)) if isinstance(n, S.Use) else n
 
     return S.rewrite(node, change)
+
+
+#: What may hold the slots of a row.
+_ORDERED = (S.File, S.MethodDef, S.RowBlock, S.Use)
+
+
+def _file(node: S.File) -> str:
+    parts = ["\n".join(f"import {_string(i.path)}" for i in node.imports)] if node.imports else []
+    if any(isinstance(d, S.Comment) for d in node.definitions):  # laid out: blank lines are in the tree
+        parts.append("\n".join(_lines(node.definitions)))
+    else:
+        parts += [as_it_stands(d) for d in node.definitions]
+    return "\n\n".join(parts) + "\n" if parts else ""
 
 
 # ---------------------------------------------------------------- expressions
@@ -189,19 +205,50 @@ def _require(node: S.Require) -> str:
 
 
 def _lines(nodes: Sequence[Any]) -> list[str]:
-    """The text of clauses or statements, tensors that follow each other aligned."""
-    lines: list[str] = []
-    run: list[S.Tensor] = []
-    for node in [*nodes, None]:
+    """The text of definitions, clauses or statements: tensors that follow each other in columns, slots too, and the
+    comments behind lines that follow each other below each other."""
+    trailing = {i - 1: n.text for i, n in enumerate(nodes) if isinstance(n, S.Comment) and n.trailing}
+    kept = [(i, n) for i, n in enumerate(nodes) if not (isinstance(n, S.Comment) and n.trailing)]
+    width = max((len(_word(n)) for _, n in kept if _word(n)), default=0)
+    lines: list[tuple[str, str]] = []  # text and the comment behind it
+    run: list[tuple[int, S.Tensor]] = []
+    for i, node in [*kept, (-1, None)]:
         if isinstance(node, S.Tensor):
-            run.append(node)
+            run.append((i, node))
             continue
         if run:
-            lines += _tensors(run)
+            lines += [(text, trailing.get(k, "")) for (k, _), text in zip(run, _tensors([n for _, n in run]))]
             run = []
         if node is not None:
-            lines.append(to_text(node))
-    return lines
+            text = as_it_stands(node)
+            word = _word(node)
+            if word and width > len(word):
+                text = f"{word:{width}}{text[len(word) :]}"
+            lines.append((text, trailing.get(i, "")))
+    return _commented(lines)
+
+
+def _word(node: Any) -> str:
+    """The word of a slot that stands on one line with what follows it."""
+    if getattr(node, "kind", "") not in (*_SLOTS, "train") or any(isinstance(a, S.Block) for a in getattr(node, "alternatives", ())):
+        return ""
+    return node.kind
+
+
+def _commented(lines: list[tuple[str, str]]) -> list[str]:
+    out: list[str] = []
+    start = 0
+    while start < len(lines):
+        end = start
+        while end < len(lines) and lines[end][1]:
+            end += 1
+        column = max((len(text.rsplit("\n", 1)[-1]) for text, _ in lines[start:end]), default=0)
+        for text, comment in lines[start:end]:
+            out.append(f"{text}{' ' * (column - len(text.rsplit(chr(10), 1)[-1]))}  {comment}")
+        if end < len(lines):
+            out.append(lines[end][0])
+        start = end + 1
+    return out
 
 
 def _braces(nodes: Sequence[Any], doc: str | None = None) -> str:
@@ -242,13 +289,13 @@ def _train(node: S.Train) -> str:
 
 def _use(node: S.Use) -> str:
     target = node.target
-    parts = ["use", _braces(_ordered(target.clauses)) if isinstance(target, S.RowBlock) else _call(target)]
+    parts = ["use", _braces(target.clauses) if isinstance(target, S.RowBlock) else _call(target)]
     if node.name is not None:
         parts.append(f"as {node.name}")
     if node.gate is not None:
         parts.append("gated by " + _block_or(_call)(node.gate))
     if node.overrides:
-        parts.append(_braces(_ordered(node.overrides)))
+        parts.append(_braces(node.overrides))
     return " ".join(parts)
 
 
@@ -276,7 +323,7 @@ def _param(node: S.Param, choices: str = "") -> str:
 
 def _method(node: S.MethodDef) -> str:
     base = f" from {_call(node.base)}" if node.base is not None else ""
-    return f"method {node.name}{_params(node.params, node.choices)}{base} {_braces(_ordered(node.clauses), node.doc)}"
+    return f"method {node.name}{_params(node.params, node.choices)}{base} {_braces(node.clauses, node.doc)}"
 
 
 def _body_def(node: S.BodyDef) -> str:
@@ -288,10 +335,17 @@ def _body_def(node: S.BodyDef) -> str:
 
 
 def _anatomy(node: S.AnatomyDef) -> str:
-    width = max((len(path) for path, _ in node.entries), default=0) + 1
-    lines = ([_doc(node.doc)] if node.doc is not None else []) + [
-        f"{path + ':':{width}} {_string(value)}" for path, value in node.entries
-    ]
+    width = max((len(e[0]) for e in node.entries if isinstance(e, tuple)), default=0) + 1
+    doc = [_doc(node.doc)] if node.doc is not None else []
+    entries: list[tuple[str, str]] = []
+    for e in node.entries:
+        if isinstance(e, tuple):
+            entries.append((f"{e[0] + ':':{width}} {_string(e[1])}", ""))
+        elif e.trailing and entries:
+            entries[-1] = (entries[-1][0], e.text)
+        else:
+            entries.append((e.text, ""))
+    lines = doc + _commented(entries)
     body = "{\n" + "\n".join(_indented(line) for line in lines) + "\n}" if lines else "{}"
     return f"anatomy {node.name} for {', '.join(node.models)} {body}"
 
@@ -315,10 +369,11 @@ _CLAUSES: dict[type, Callable[[Any], str]] = {
     S.Axis: lambda n: f"axis {n.name} = {expression(n.size)}",
     S.Require: _require,
     S.Later: _later,
+    S.Comment: lambda n: n.text,
 }
 _PARTS: dict[type, Callable[[Any], str]] = {
     S.Block: lambda n: _braces(n.body),
-    S.RowBlock: lambda n: _braces(_ordered(n.clauses)),
+    S.RowBlock: lambda n: _braces(n.clauses),
     S.Path: str,
     S.Param: _param,
     S.Scope: _scope,
