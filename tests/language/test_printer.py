@@ -75,12 +75,12 @@ def test_a_method_in_canonical_form():
     delta = z @ down
   } | low_rank(r)
   use {
-    form f
+    form    f
     compose add
   } as row gated by g {
     insert x
   }
-  train *.bias lr 2
+  train  *.bias lr 2
   after step {
     E = 1
   }

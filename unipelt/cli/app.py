@@ -47,6 +47,21 @@ def check(
         raise SystemExit(MISTAKES)
 
 
+@app.command()
+@guarded
+def fmt(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="`.pelt` files, folders of them, or - for stdin.")],
+    check_only: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 if something would change.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Change nothing; show what would change.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write specs in the canonical layout; comments and docstrings are kept."""
+    from .layout import fmt_paths
+
+    if not fmt_paths(paths, check_only, diff, as_json):
+        raise SystemExit(MISTAKES)
+
+
 @app.command("list")
 @guarded
 def list_(

@@ -68,7 +68,9 @@ class _File:
             out += self.between(before, out)
             node, out_of_place = self.node(node, inside)
             out += out_of_place
-            if top and out and not isinstance(out[-1], S.Comment) and not self.together(out[-1], node):
+            real = [n for n in out if not isinstance(n, S.Comment)]
+            stands_on = out and isinstance(out[-1], S.Comment) and not out[-1].trailing
+            if top and real and not stands_on and not self.together(real[-1], node):
                 out.append(S.Comment(""))
             out.append(node)
         out += self.between(left, out)

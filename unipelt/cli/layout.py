@@ -1,0 +1,93 @@
+"""`unipelt fmt`: files in the canonical layout, each written whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from ..language.diagnostics import Diagnostic, PeltError, error
+from ..language.format import format_text
+from ..language.source import read
+from .output import emit, report, say
+
+
+def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> bool:
+    """Formats files and folders, or stdin to stdout; whether all is well (with ``check_only`` or ``diff``: as it was)."""
+    if "-" in paths:
+        if len(paths) > 1:
+            raise error("E0127", "`-` is stdin, and stands alone", help="format the files in another call")
+        return _stdin(check_only, diff)
+    files = [f for p in paths for f in _files(Path(p))]
+    changed: list[str] = []
+    problems: list[Diagnostic] = []
+    for file in files:
+        try:
+            text = read(file).text
+            new = format_text(text, str(file))
+        except PeltError as e:
+            problems += e.diagnostics
+            continue
+        if new.encode() == file.read_bytes():
+            continue
+        changed.append(str(file))
+        if diff:
+            sys.stdout.write(_difference(text, new, str(file)))
+        elif not check_only:
+            _write(file, new)
+    if as_json:
+        from ..language.render import to_json
+
+        emit({"ok": not problems, "changed": changed, "files": len(files), "diagnostics": [to_json(d) for d in problems]})
+    else:
+        report(problems, False)
+        verb = "would change" if check_only or diff else "changed"
+        for name in changed if not diff else ():
+            print(f"{name}: {verb}")
+        say(f"{len(files)} file{'s' * (len(files) != 1)}: {len(changed)} {verb}")
+    return not problems and not (changed and (check_only or diff))
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.rglob("*.pelt"))
+    if not found:
+        raise error("E0407", f"the folder {path} holds no .pelt file")
+    return found
+
+
+def _stdin(check_only: bool, diff: bool) -> bool:
+    try:
+        text = sys.stdin.buffer.read(1 << 21).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise error("E0124", "the text on stdin is not UTF-8", help="save it with the encoding UTF-8") from None
+    new = format_text(text, "<stdin>")
+    if diff:
+        sys.stdout.write(_difference(text, new, "<stdin>"))
+    elif not check_only:
+        sys.stdout.write(new)
+    return new == text or not (check_only or diff)
+
+
+def _difference(old: str, new: str, name: str) -> str:
+    lines = difflib.unified_diff(old.splitlines(keepends=True), new.splitlines(keepends=True), name, name)
+    return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
+
+
+def _write(file: Path, text: str) -> None:
+    """Beside its place, then renamed; a link is followed, the mode is kept."""
+    target = file.resolve()
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(text.encode())
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(name, target.stat().st_mode & 0o777)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
