@@ -13,7 +13,7 @@ from typing import Any
 
 from . import syntax as S
 from .parser import parse
-from .printer import as_it_stands
+from .printer import Comment, as_it_stands
 from .source import normalised
 
 _PIECES = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|(?P<comment>#[^\n]*)|(?P<blank>\n[ \t\f]*(?=\n))')
@@ -32,16 +32,16 @@ def format_text(text: str, file: str = "<text>") -> str:
     return as_it_stands(laid)
 
 
-def _notes(text: str) -> list[S.Comment]:
+def _notes(text: str) -> list[Comment]:
     """Comments and blank lines in order, with their places."""
-    out: list[S.Comment] = []
+    out: list[Comment] = []
     for m in _PIECES.finditer(text):
         span = S.Span("", m.start(), m.end())
         if m["comment"]:
             before = text[text.rfind("\n", 0, m.start()) + 1 : m.start()]
-            out.append(S.Comment(m["comment"].rstrip(), bool(before.strip()), span))
+            out.append(Comment(m["comment"].rstrip(), bool(before.strip()), span))
         elif m["blank"] is not None:
-            out.append(S.Comment("", False, S.Span("", m.start() + 1, m.start() + 1)))
+            out.append(Comment("", False, S.Span("", m.start() + 1, m.start() + 1)))
     return out
 
 
@@ -51,12 +51,12 @@ class _File:
     def __init__(self, text: str):
         self.text = text
 
-    def file(self, tree: S.File, notes: list[S.Comment]) -> S.File:
+    def file(self, tree: S.File, notes: list[Comment]) -> S.File:
         definitions = self.laid(tree.definitions, notes, top=True)
         imports = tuple(tree.imports)
         return S.File(imports, definitions)
 
-    def laid(self, nodes: Sequence[Any], notes: list[S.Comment], top: bool = False) -> tuple[Any, ...]:
+    def laid(self, nodes: Sequence[Any], notes: list[Comment], top: bool = False) -> tuple[Any, ...]:
         """The nodes with the notes of their list between them, and those inside a node in that node."""
         out: list[Any] = []
         left = list(notes)
@@ -68,25 +68,25 @@ class _File:
             out += self.between(before, out)
             node, out_of_place = self.node(node, inside)
             out += out_of_place
-            real = [n for n in out if not isinstance(n, S.Comment)]
-            stands_on = out and isinstance(out[-1], S.Comment) and not out[-1].trailing
+            real = [n for n in out if not isinstance(n, Comment)]
+            stands_on = out and isinstance(out[-1], Comment) and not out[-1].trailing
             if top and real and not stands_on and not self.together(real[-1], node):
-                out.append(S.Comment(""))
+                out.append(Comment(""))
             out.append(node)
         out += self.between(left, out)
-        while out and isinstance(out[-1], S.Comment) and not out[-1].text:
+        while out and isinstance(out[-1], Comment) and not out[-1].text:
             out.pop()
         return tuple(out)
 
-    def between(self, notes: list[S.Comment], out: list[Any]) -> list[S.Comment]:
+    def between(self, notes: list[Comment], out: list[Any]) -> list[Comment]:
         """Notes between two nodes: no blank line at the beginning, never two in a row."""
-        found: list[S.Comment] = []
+        found: list[Comment] = []
         for n in notes:
             last = found[-1] if found else out[-1] if out else None
-            if not n.text and (last is None or (isinstance(last, S.Comment) and not last.text)):
+            if not n.text and (last is None or (isinstance(last, Comment) and not last.text)):
                 continue
-            trailing = n.trailing and not found and out and not isinstance(out[-1], S.Comment)
-            if n.trailing and not trailing and last is not None and isinstance(last, S.Comment) and last.trailing:
+            trailing = n.trailing and not found and out and not isinstance(out[-1], Comment)
+            if n.trailing and not trailing and last is not None and isinstance(last, Comment) and last.trailing:
                 trailing = False
             found.append(replace(n, trailing=bool(trailing)))
         return found
@@ -95,7 +95,7 @@ class _File:
         """One-liners that stood together stay together."""
         return "\n" not in as_it_stands(a) and "\n" not in as_it_stands(b)
 
-    def node(self, node: Any, notes: list[S.Comment]) -> tuple[Any, list[S.Comment]]:
+    def node(self, node: Any, notes: list[Comment]) -> tuple[Any, list[Comment]]:
         """The node with its inner notes in its lists; those with no list to stand in are put before it."""
         if not notes:
             return node, []
@@ -151,7 +151,7 @@ class _File:
                 return start + m.start()
         return None
 
-    def anatomy(self, node: S.AnatomyDef, notes: list[S.Comment]) -> tuple[Any, list[S.Comment]]:
+    def anatomy(self, node: S.AnatomyDef, notes: list[Comment]) -> tuple[Any, list[Comment]]:
         """Entries have no places of their own: they are found again, in order."""
         start = self.first_brace(node.span.start, node.span.end)
         assert start is not None
@@ -168,7 +168,7 @@ class _File:
             out.append((path, value))
             at = finish
         out += self.between(left, out)
-        while out and isinstance(out[-1], S.Comment) and not out[-1].text:
+        while out and isinstance(out[-1], Comment) and not out[-1].text:
             out.pop()
         return replace(node, entries=tuple(out)), outside
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import syntax as S
@@ -19,6 +19,16 @@ _CHOOSE, _COMPARE, _SUM, _PRODUCT, _UNARY, _POWER, _POSTFIX, _ATOM = range(8)
 _LEVEL = {"+": _SUM, "-": _SUM, "*": _PRODUCT, "/": _PRODUCT, "@": _PRODUCT, "**": _POWER}
 _SLOTS = ("layers", "modify", "insert", "form", "compose")
 _SELECTION_WORDS = ("all", "first", "last", "every", "since", "inserted")
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A comment, or with an empty text a blank line. Only in trees made for printing (`format`)."""
+
+    text: str
+    trailing: bool = False  # behind what stands before it, on the same line
+    span: S.Span = field(default=S.NOWHERE, compare=False, repr=False)
+    kind: str = "comment"
 
 
 def to_text(node: Any) -> str:
@@ -59,7 +69,7 @@ _ORDERED = (S.File, S.MethodDef, S.RowBlock, S.Use)
 
 def _file(node: S.File) -> str:
     parts = ["\n".join(f"import {_string(i.path)}" for i in node.imports)] if node.imports else []
-    if any(isinstance(d, S.Comment) for d in node.definitions):  # laid out: blank lines are in the tree
+    if any(isinstance(d, Comment) for d in node.definitions):  # laid out: blank lines are in the tree
         parts.append("\n".join(_lines(node.definitions)))
     else:
         parts += [as_it_stands(d) for d in node.definitions]
@@ -207,8 +217,8 @@ def _require(node: S.Require) -> str:
 def _lines(nodes: Sequence[Any]) -> list[str]:
     """The text of definitions, clauses or statements: tensors that follow each other in columns, slots too, and the
     comments behind lines that follow each other below each other."""
-    trailing = {i - 1: n.text for i, n in enumerate(nodes) if isinstance(n, S.Comment) and n.trailing}
-    kept = [(i, n) for i, n in enumerate(nodes) if not (isinstance(n, S.Comment) and n.trailing)]
+    trailing = {i - 1: n.text for i, n in enumerate(nodes) if isinstance(n, Comment) and n.trailing}
+    kept = [(i, n) for i, n in enumerate(nodes) if not (isinstance(n, Comment) and n.trailing)]
     width = max((len(_word(n)) for _, n in kept if _word(n)), default=0)
     lines: list[tuple[str, str]] = []  # text and the comment behind it
     run: list[tuple[int, S.Tensor]] = []
@@ -369,7 +379,7 @@ _CLAUSES: dict[type, Callable[[Any], str]] = {
     S.Axis: lambda n: f"axis {n.name} = {expression(n.size)}",
     S.Require: _require,
     S.Later: _later,
-    S.Comment: lambda n: n.text,
+    Comment: lambda n: n.text,
 }
 _PARTS: dict[type, Callable[[Any], str]] = {
     S.Block: lambda n: _braces(n.body),

@@ -431,16 +431,6 @@ class Import:
 
 
 @dataclass(frozen=True, slots=True)
-class Comment:
-    """A comment, or with an empty text a blank line. Only in trees made for printing (`unipelt.language.format`)."""
-
-    text: str
-    trailing: bool = False  # behind what stands before it, on the same line
-    span: Span = _span()
-    kind: Literal["comment"] = "comment"
-
-
-@dataclass(frozen=True, slots=True)
 class File:
     """A whole file."""
 
