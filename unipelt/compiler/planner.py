@@ -107,10 +107,10 @@ class _Builder:
                 self.edit(row, site)
 
     def edit(self, row: Row, site: Site) -> None:
-        uses_layer = "layer" in row_reads(row)
+        reads = row_reads(row)
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
-        key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if uses_layer else None)
+        key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if "layer" in reads else None)
         sizes = Sizes(site.sizes, layer, stack.depth)
         if key not in self.typings:
             try:
@@ -142,7 +142,7 @@ class _Builder:
             planned = self.tensor(t, row, site)
             names[t.label] = planned.name
         numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
-        self.edits.append(PlannedEdit(row, site, names, row_reads(row), typing, numbers))
+        self.edits.append(PlannedEdit(row, site, names, reads, typing, numbers))
 
     def tensor(self, t: TensorTyping, row: Row, site: Site) -> PlannedTensor:
         place = t.place if site.layer is not None or t.place == "model" else "site"
@@ -305,12 +305,15 @@ class _Builder:
         saved = 0
         for name in dict.fromkeys(e.row.name for e in self.edits):
             planned: dict[str, PlannedFold] = {}
+            folded: dict[int, tuple] = {}  # layers that are alike have one typing
             before: set[str] = set()
             kept: set[str] = set()
             for i, e in enumerate(self.edits):
                 if e.row.name != name:
                     continue
-                form, folds = fold_form(e.typing)
+                if id(e.typing) not in folded:
+                    folded[id(e.typing)] = fold_form(e.typing)
+                form, folds = folded[id(e.typing)]
                 left = {s.name for s in form if isinstance(s, Tensor)} | {n for n in e.tensors if n.startswith("gate.")}
                 left |= {t.name for t in e.typing.tensors if t.declaration in e.row.compose}
                 before |= set(e.tensors.values())

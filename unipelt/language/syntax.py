@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal, Union
 
 
@@ -441,19 +442,21 @@ class File:
 # ---------------------------------------------------------------- walking
 
 
+@cache
+def _below(kind: type) -> tuple[str, ...]:
+    """The fields of a kind of node in which other nodes may stand."""
+    return tuple(f.name for f in fields(kind) if f.name not in ("span", "name_span", "kind"))
+
+
 def children(node: Any) -> Iterator[Any]:
     """The nodes directly below a node, in source order."""
-    for f in fields(node):
-        value = getattr(node, f.name)
-        if f.name in ("span", "name_span", "kind"):
-            continue
-        stack = [value]
-        while stack:
-            item = stack.pop(0)
-            if isinstance(item, tuple):
-                stack = list(item) + stack
-            elif hasattr(item, "__dataclass_fields__"):
-                yield item
+    stack = [getattr(node, name) for name in reversed(_below(type(node)))]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, tuple):
+            stack.extend(reversed(item))
+        elif hasattr(type(item), "__dataclass_fields__"):
+            yield item
 
 
 def walk(node: Any) -> Iterator[Any]:
@@ -475,7 +478,7 @@ def rewrite(node: Any, change: Callable[[Any], Any]) -> Any:
             return rewrite(value, change)
         return value
 
-    new = {f.name: visit(getattr(node, f.name)) for f in fields(node) if f.name not in ("span", "name_span", "kind")}
+    new = {name: visit(getattr(node, name)) for name in _below(type(node))}
     changed = {k: v for k, v in new.items() if v is not getattr(node, k)}
     return change(replace(node, **changed) if changed else node)
 
