@@ -1,5 +1,8 @@
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:  # `names` and `small` serve the tests of several folders
@@ -11,3 +14,20 @@ def pytest_runtest_setup() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says the figures that tests found (``record_property``; they come here from the workers too), once, also with -q."""
+    reports = [r for found in terminalreporter.stats.values() for r in found if getattr(r, "when", "") == "call"]
+    found = [p for r in reports for p in r.user_properties]
+    for text in dict.fromkeys(text for name, text in found if name == "figure"):
+        terminalreporter.write_line(text)
+    if any(r.nodeid.startswith("tests/fidelity/") for r in reports):
+        from fidelity.recordings import summary
+
+        terminalreporter.write_line(summary([tuple(value) for name, value in found if name == "recording"]))

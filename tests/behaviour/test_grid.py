@@ -79,10 +79,9 @@ def test_what_sees_the_future_is_refused_unless_it_is_allowed(spec, kind, bases)
     unipelt.remove(model, "a")
 
 
-def test_cells_are_counted(capsys):
+def test_cells_are_counted(record_property):
     total = len(METHODS) * len(MODELS) * len(PROPERTIES)
     count = {"cells": total, "filled": len(CELLS), "blank": total - len(CELLS)}
-    with capsys.disabled():
-        print(f"\ngrid: {len(METHODS)} methods x {len(MODELS)} models x {len(PROPERTIES)} properties: "
-              f"{len(CELLS)} cells filled, {total - len(CELLS)} blank, each with its reason")  # fmt: skip
+    record_property("figure", f"grid: {len(METHODS)} methods x {len(MODELS)} models x {len(PROPERTIES)} properties: "
+                    f"{len(CELLS)} cells filled, {total - len(CELLS)} blank, each with its reason")  # fmt: skip
     assert GRID["counts"] == count

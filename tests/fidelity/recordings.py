@@ -1,4 +1,4 @@
-"""Where the recordings are, and what was found of them (shown at the end of a run by ``conftest.py``)."""
+"""Where the recordings are, and what is said of them at the end of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 COUNT = 80  # recordings there are
-RESULTS: list[tuple[str, float, float, str]] = []  # name, output error, gradient error, explanation
 
 
 def _folder() -> Path | None:
@@ -24,3 +23,16 @@ FOLDER = _folder()
 
 def listed(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.safetensors"))
+
+
+def summary(results: list[tuple[str, float, float, str]]) -> str:
+    """How many recordings were compared; of each: name, error of the output, of the gradient, explained difference."""
+    if FOLDER is None:
+        return f"fidelity: {COUNT} recordings were not run: UNIPELT_FIXTURES is not set"
+    explained = {name for name, _, _, why in results if why}
+    return (
+        f"fidelity: {len({name for name, *_ in results})} of {COUNT} recordings compared ({len(explained)} with an "
+        f"explained difference of method or call), the others belong to later work; largest error of an output "
+        f"{max((r[1] for r in results), default=0):.1e}, of a gradient {max((r[2] for r in results), default=0):.1e} of "
+        f"its largest entry"
+    )

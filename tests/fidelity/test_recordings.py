@@ -16,7 +16,7 @@ from fidelity_kit import (
     EFFECT, GRADIENTS, OUTPUTS, Piece, Place, adaption, bottleneck, classifier, effect, fill, gradient_error, gradients,
     library, low_rank, mapping, norms, output_error, prefix, prefix_gates, prefix_mlp, prompt, rescaling, variant,
 )  # fmt: skip
-from recordings import COUNT, FOLDER, RESULTS, listed
+from recordings import COUNT, FOLDER, listed
 
 import unipelt
 
@@ -185,7 +185,7 @@ def test_every_recording_is_listed_once():
 
 
 @pytest.mark.parametrize("name", CASES if FOLDER is not None else [])
-def test_recording(name):
+def test_recording(name, record_property):
     metadata, tensors = read(name)
     case, key = CASES[name], metadata["output_key"]
     recorded = {n.removeprefix("adapter."): t for n, t in tensors.items() if n.startswith("adapter.")}
@@ -209,7 +209,7 @@ def test_recording(name):
         (out * tensors["input.cotangent"]).sum().backward()
         found = output_error(out, tensors[f"output.{key}"])
         worst, where = gradient_error(gradients(model, "recorded"), mapped, recorded_gradients)
-        RESULTS.append((name, found, worst, case.why))
+        record_property("recording", (name, found, worst, case.why))
         assert found <= OUTPUTS, f"outputs differ by {found:.1e} (lowering={lowering})"
         assert worst <= GRADIENTS, f"the gradient of {where} differs by {worst:.1e} (lowering={lowering})"
         assert effect(out.detach(), base) > EFFECT
