@@ -3,7 +3,8 @@
 An entry without a stack in front speaks of every stack. ``block`` names the blocks (``*`` for each of a `ModuleList`),
 ``stack`` the module that takes the stack's tokens (the base model by default), ``depth`` the configuration's number of
 layers where one module serves several; these and ``embed`` are relative to the base model, every other path to the block
-(``"."`` is the block itself). ``config.NAME`` is a condition on the configuration, not a path.
+(``"."`` is the block itself). ``config.NAME`` is a condition on the configuration, not a path; ``like`` names an anatomy whose
+entries hold where this one is silent (`find` puts them together).
 """
 
 from __future__ import annotations

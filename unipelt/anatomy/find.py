@@ -5,6 +5,7 @@ Several anatomies may be for one type (gated feed-forward layers or not, norms b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +22,18 @@ from .sites import SiteMap
 @lru_cache(maxsize=1)
 def anatomies() -> tuple[AnatomyDef, ...]:
     """The anatomies of the library."""
-    found = (library_definition("anatomy", n) for n in library_names("anatomy"))
-    return tuple(a for a in found if isinstance(a, AnatomyDef))
+    return tuple(_whole(n) for n in library_names("anatomy"))
+
+
+def _whole(name: str, seen: tuple[str, ...] = ()) -> AnatomyDef:
+    """An anatomy with the entries of the one it is ``like``; its own count, and an empty path takes one away."""
+    a = library_definition("anatomy", name)
+    if not isinstance(a, AnatomyDef) or name in seen:
+        raise error("E0705", f"the anatomy `{seen[-1]}` is like `{name}`, which " + ("is like it" if name in seen else "there is not"))
+    own = dict(a.entries)
+    base = own.pop("like", None)
+    entries = {**(dict(_whole(base, (*seen, name)).entries) if base else {}), **own}
+    return replace(a, entries=tuple((n, t) for n, t in entries.items() if t))
 
 
 def find(model: nn.Module) -> SiteMap:
