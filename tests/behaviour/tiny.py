@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    BertConfig, BertForSequenceClassification, BertModel, ElectraConfig, ElectraForSequenceClassification, GPT2Config,
-    GPT2ForSequenceClassification, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification,
-    MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, RobertaConfig, RobertaForSequenceClassification,
+    AlbertConfig, AlbertForSequenceClassification, BartConfig, BartForConditionalGeneration, BertConfig,
+    BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertForSequenceClassification, ElectraConfig,
+    ElectraForSequenceClassification, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, LlamaConfig,
+    LlamaForCausalLM, LlamaForSequenceClassification, MBartConfig, MBartForConditionalGeneration, MistralConfig,
+    MistralForCausalLM, MT5Config, MT5ForConditionalGeneration, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM,
+    RobertaConfig, RobertaForSequenceClassification, T5Config, T5ForConditionalGeneration, ViTConfig,
+    ViTForImageClassification, WhisperConfig, WhisperForConditionalGeneration,
 )  # fmt: skip
 
 import unipelt
@@ -34,6 +38,21 @@ _GPT2: dict[str, Any] = dict(
     **_SPECIAL, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
 )
 _GROUPED: dict[str, Any] = dict(**_COMMON, num_key_value_heads=2)
+# An encoder–decoder's stacks differ in depth and sizes, so that neither can pass for the other.
+_T5: dict[str, Any] = dict(
+    vocab_size=VOCAB, pad_token_id=PAD, eos_token_id=None, decoder_start_token_id=PAD, d_model=WIDTH, d_kv=6, d_ff=48,
+    num_heads=4, dropout_rate=0.0, initializer_factor=0.3, relative_attention_num_buckets=8,
+)  # fmt: skip
+_BART: dict[str, Any] = dict(
+    **{**_SPECIAL, "pad_token_id": PAD}, init_std=0.1, d_model=WIDTH, encoder_ffn_dim=64, decoder_ffn_dim=48, dropout=0.0,
+    encoder_attention_heads=4, decoder_attention_heads=2, max_position_embeddings=64, decoder_start_token_id=2,
+    forced_eos_token_id=None,
+)  # fmt: skip
+_OPT: dict[str, Any] = dict(
+    **_SPECIAL, init_std=0.1, hidden_size=WIDTH, ffn_dim=64, num_attention_heads=4, max_position_embeddings=64, dropout=0.0,
+    word_embed_proj_dim=WIDTH,
+)  # fmt: skip
+FRAMES = 12  # of sound, twice as many as the Whisper encoder's positions
 
 KINDS = {
     "bert": (BertModel, BertConfig, _ENCODER),
@@ -50,14 +69,55 @@ KINDS = {
     ),
     "mistral": (MistralForCausalLM, MistralConfig, {**_GROUPED, "sliding_window": None}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, _GROUPED),
-}
-DECODERS = ("gpt2", "llama", "mistral", "qwen2")
+    "t5": (T5ForConditionalGeneration, T5Config, _T5),
+    "mt5": (MT5ForConditionalGeneration, MT5Config, {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": (BartForConditionalGeneration, BartConfig, _BART),
+    "mbart": (MBartForConditionalGeneration, MBartConfig, _BART),
+    "whisper": (
+        WhisperForConditionalGeneration,
+        WhisperConfig,
+        {**_BART, "num_mel_bins": 5, "max_source_positions": FRAMES // 2, "max_target_positions": 64,
+         "begin_suppress_tokens": None},
+    ),
+    "distilbert_head": (
+        DistilBertForSequenceClassification,
+        DistilBertConfig,
+        {"vocab_size": VOCAB, "pad_token_id": PAD, "dim": WIDTH, "n_heads": 4, "hidden_dim": 64, "dropout": 0.0,
+         "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "max_position_embeddings": 64, "initializer_range": 0.1,
+         "num_labels": 3},
+    ),
+    "albert_head": (
+        AlbertForSequenceClassification,
+        AlbertConfig,
+        {**_ENCODER, "embedding_size": 16, "classifier_dropout_prob": 0.0, "num_labels": 3},
+    ),
+    "opt": (OPTForCausalLM, OPTConfig, _OPT),
+    "opt_post": (OPTForCausalLM, OPTConfig, {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "vit_head": (
+        ViTForImageClassification,
+        ViTConfig,
+        {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 12, "patch_size": 4,
+         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1, "num_labels": 3},
+    ),
+}  # fmt: skip
+DECODERS = ("gpt2", "llama", "mistral", "qwen2", "opt", "opt_post")
+ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "whisper")
+#: What configurations call the number of layers, with how many a stack has beyond the others.
+_DEPTHS: dict[type, tuple[tuple[str, int], ...]] = {
+    GPT2Config: (("n_layer", 0),), DistilBertConfig: (("n_layers", 0),),
+    T5Config: (("num_layers", 1), ("num_decoder_layers", 0)), MT5Config: (("num_layers", 1), ("num_decoder_layers", 0)),
+    BartConfig: (("encoder_layers", 1), ("decoder_layers", 0)), MBartConfig: (("encoder_layers", 1), ("decoder_layers", 0)),
+    WhisperConfig: (("encoder_layers", 1), ("decoder_layers", 0)),
+}  # fmt: skip
 
 
 def build(kind: str, dtype: torch.dtype = torch.float32, layers: int = 2, **changes: Any) -> nn.Module:
-    """A base in evaluation mode. Biases and norms are random too: a zero bias would hide what is done to it."""
+    """A base in evaluation mode. Biases and norms are random too: a zero bias would hide what is done to it.
+
+    An encoder before a decoder has one layer more than it (generation sizes T5's cache by the encoder's depth).
+    """
     cls, config, options = KINDS[kind]
-    changes["n_layer" if kind.startswith("gpt2") else "num_hidden_layers"] = layers
+    changes |= {n: layers + more for n, more in _DEPTHS.get(config, (("num_hidden_layers", 0),))}
     torch.manual_seed(0)
     model = cls(config(**{**options, **changes}))
     g = torch.Generator().manual_seed(1)
@@ -69,13 +129,23 @@ def build(kind: str, dtype: torch.dtype = torch.float32, layers: int = 2, **chan
 
 
 def batch(kind: str, rows: int = 3, tokens: int = 7, padded: bool = True, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Token ids and a mask; one row is shorter, with its padding at the right."""
+    """Token ids and a mask (a decoder's too); one row is shorter, with its padding at the right. Sound and pictures have
+    no padding."""
+    if kind in ENCODER_DECODERS:
+        decoder = {f"decoder_{n}": t for n, t in batch("bert", rows, tokens - 2, padded, seed + 1).items()}
+        return {**(_sound(rows, seed) if kind == "whisper" else batch("bert", rows, tokens, padded, seed)), **decoder}
+    if kind == "vit_head":
+        return {"pixel_values": torch.randn(rows, 3, 12, 12, generator=torch.Generator().manual_seed(seed))}
     ids = torch.randint(5, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(seed))
     mask = torch.ones_like(ids)
     if padded and rows > 1:
         mask[1, -2:] = 0
         ids[1, -2:] = PAD
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _sound(rows: int, seed: int) -> dict[str, torch.Tensor]:
+    return {"input_features": torch.randn(rows, 5, FRAMES, generator=torch.Generator().manual_seed(seed))}
 
 
 def outputs(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> dict[str, torch.Tensor]:

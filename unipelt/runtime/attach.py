@@ -22,9 +22,10 @@ from ..language.diagnostics import error, near
 from ..language.ir import Method
 from .attention import install
 from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
+from .masks import MaskTap
 from .offload import device_of, value_of
 from .prompts import Doorway
-from .seam import NAME, Seam, Tap, key_of, seam_of, seams, tap_key
+from .seam import NAME, Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
 from .switch import Switch
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
@@ -284,6 +285,9 @@ def _hang_edit(
     edit.train(host.training)
     _edits(seam, name).append(edit)
     seam.hang(host)
+    if e.site.rows is not None:
+        tap = Tap(r.switch, rows_key(e.site.rows), name)
+        attached.handles.append(model.get_submodule(e.site.rows).register_forward_pre_hook(tap.shape, with_kwargs=True))
     for need in sorted(edit.needs & {"x", "residual"}):
         source = e.site.x if need == "x" else e.site.residual
         if source is None or (need == "x" and source == e.site.view.module and e.site.side == "output"):
@@ -323,6 +327,10 @@ def _hang_root(model: nn.Module, r: Registry) -> None:
             r.root_handles.append(model.register_forward_pre_hook(r.mark, with_kwargs=True))
             r.root_handles.append(model.register_forward_hook(r.leave, always_call=True))
             r.root_handles.append(base.register_forward_pre_hook(r.base_enter, with_kwargs=True))
+        for stack in r.sites.stacks:
+            module = model.get_submodule(stack.module)
+            tap = MaskTap(r.switch, stack, module)
+            r.root_handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
     elif not needed:
         for handle in r.root_handles:
             handle.remove()

@@ -71,6 +71,8 @@ def _attend(
     rest = edits[fused:]
     if fused or any("log_mass" in e.needs for _, e in rest):
         mask, key, value = _explicit(module, query, key, value, mask)
+        bias = kwargs.pop("position_bias", None)  # T5's; a part of the scores, which learned rows have none of
+        mask = mask if bias is None else _biased(mask, bias[..., : key.shape[2]])
     for (_, edit), scope in zip(edits[:fused], given):
         k, v = edit(query, scope, want="rows")
         key, value, mask = _with_rows(k, v, key, value, mask)
@@ -86,10 +88,10 @@ def _attend(
         if log_mass is not None:
             scope["log_mass"] = log_mass
         if log_mass is not None and edit.shares:
-            h, own = edit(h, scope, seam.mask(), want="mass")
+            h, own = edit(h, scope, seam.mask(edit), want="mass")
             log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))  # ruling 7: the next prefix sees this one
         else:
-            h = edit(h, scope, seam.mask())
+            h = edit(h, scope, seam.mask(edit))
     return h.transpose(1, 2).contiguous(), weights
 
 
@@ -137,6 +139,13 @@ def _additive(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | 
         return mask
     zero = torch.zeros((), dtype=query.dtype, device=query.device)
     return torch.where(mask, zero, torch.finfo(query.dtype).min)
+
+
+def _biased(mask: torch.Tensor | None, bias: torch.Tensor) -> torch.Tensor:
+    """A mask and a bias of the scores in one tensor that is added to them."""
+    if mask is None:
+        return bias
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else mask + bias
 
 
 def _log_mass(

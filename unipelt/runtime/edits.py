@@ -13,6 +13,7 @@ from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.lower import Lowered, lower, shares_softmax
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
+from ..language.diagnostics import error
 from ..language.sites import TensorType
 from ..language.syntax import Name, Param
 from .offload import PATCHED, value_of
@@ -139,12 +140,16 @@ class Edit(nn.Module):
     def forward(
         self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, want: str = "h"
     ) -> Any:
-        """The new h, of h's shape and dtype; for ``want="mass"`` with the log of its scores' mass, for "rows" only `rows`.
+        """The new h, of h's shape and dtype; ``given`` is what is in scope (and ``rows``: see `Site`); for ``want="mass"`` with the log of its scores' mass, for "rows" only `rows`.
 
         Whatever reads the tensors goes through here: hooks that bring a module's weights act on its call.
         """
         if want == "rows":
             return self.rows(given)
+        if "rows" in given:  # a module of the base has flattened batch and tokens
+            lead = given["rows"]
+            inner = {n: t.view(*lead, -1) if n in ("x", "residual") else t for n, t in given.items() if n != "rows"}
+            return self.forward(h.view(*lead, -1), inner, mask, want).view(h.shape)
         out, c = self.evaluate(h, given, mask)
         if want == "h":
             return out
@@ -176,6 +181,11 @@ class Edit(nn.Module):
             raise TypeError("a row yields a tensor")
         data = out.data
         if data.shape != h.shape:
+            beyond = [a for a in out.axes if a not in named.axes]
+            if beyond:
+                raise error("E0706", f"the row `{self.row.name}` yields a value for each {beyond[0]} at `{self.site.full_name}`, and "
+                            f"this {self.site.family} has one for each {' and '.join(named.axes)}", self.row.span,
+                            help=f"reduce it, for example mean(…, {beyond[0]}s)")  # fmt: skip
             data = to_axes(out, named.axes, h.shape)
         return data.to(h.dtype), c
 

@@ -33,7 +33,7 @@ class Doorway(nn.Module):
 
     def enter(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
         values = self.switch.holder.values
-        for key in [k for k in values if k == "mask" or k.startswith("prompt:")]:
+        for key in [k for k in values if k.startswith(("mask:", "prompt:"))]:
             del values[key]
         if not self.switch.live:
             return None
@@ -44,9 +44,6 @@ class Doorway(nn.Module):
         lengths = self._lengths(model)
         if lengths:
             named = self._prepend(model, named, lengths)
-        mask = named.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            values["mask"] = mask
         return ((), named) if lengths else None
 
     def base_enter(self, base: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..compiler.plan import PlannedEdit
 from .edits import CopyEdit, Edit, part_of
+from .masks import mask_key
 from .switch import Switch
 
 NAME = "unipelt"
@@ -64,6 +65,10 @@ class Tap:
         if self.adapter in self.switch.live:
             self.switch.holder.values[self.key] = first_tensor(args, kwargs)
 
+    def shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.adapter in self.switch.live:
+            self.switch.holder.values[self.key] = first_tensor(args, kwargs).shape[:-1]
+
     def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.adapter in self.switch.live:
             self.switch.holder.values[self.key] = _element(output)
@@ -85,7 +90,7 @@ class Seam(nn.Module):
             key = key_of(name)
             if key in self.adapters:
                 found += [(name, e) for e in self.adapters[key] if e.side == side]  # type: ignore[attr-defined]
-        return found
+        return sorted(found, key=_rank) if len(found) > 1 else found
 
     def sides(self) -> set[str]:
         return {e.side for edits in self.adapters.values() for e in edits}  # type: ignore[attr-defined]
@@ -111,7 +116,7 @@ class Seam(nn.Module):
             return None
         h = first_tensor(args, kwargs)
         for name, edit in edits:
-            h = edit(h, self.gather(name, edit, None, host), self.mask())
+            h = edit(h, self.gather(name, edit, None, host), self.mask(edit))
         return _with_first(args, kwargs, h)
 
     def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -128,11 +133,11 @@ class Seam(nn.Module):
             if isinstance(edit, CopyEdit):
                 continue
             if edit.part is None:
-                h = edit(h, self.gather(name, edit, x, host), self.mask())
+                h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
             else:
                 at = parts.get(edit.part)
                 at = part_of(h, edit.part) if at is None else at
-                parts[edit.part] = edit(at, self.gather(name, edit, x, host), self.mask())
+                parts[edit.part] = edit(at, self.gather(name, edit, x, host), self.mask(edit))
         if parts:
             n = next(iter(parts))[1]
             h = torch.cat([parts.get((i, n), part_of(h, (i, n))) for i in range(n)], -1)
@@ -152,15 +157,16 @@ class Seam(nn.Module):
         for edit in edits:
             n = edit.prepended
             start = end - n
-            filled = edit(h[:, start:], {}, self.mask())
+            filled = edit(h[:, start:], {}, self.mask(edit))
             h = torch.cat([h[:, :start], filled], 1) if start else filled
             end = start
         return h
 
     # ------------------------------------------------------------ scope
 
-    def mask(self) -> torch.Tensor | None:
-        return self.switch.holder.values.get("mask")
+    def mask(self, edit: Edit) -> torch.Tensor | None:
+        """Which tokens are real, [batch, tokens] of the stack whose tokens the edit's axis counts."""
+        return self.switch.holder.values.get(mask_key(edit.site.tokens))
 
     def gather(self, name: str, edit: Edit, x: torch.Tensor | None, host: nn.Module) -> dict[str, Any]:
         """The scope values an edit reads at this host."""
@@ -177,7 +183,19 @@ class Seam(nn.Module):
             given["W"] = part_of(W, edit.part)  # type: ignore[arg-type]
             bias = getattr(host, "bias", None)
             given["bias"] = part_of(bias, edit.part) if bias is not None else W.new_zeros(given["W"].shape[-1])  # type: ignore[union-attr,operator]
+        if edit.site.rows is not None:
+            given["rows"] = values[rows_key(edit.site.rows)]
         return given
+
+
+def _rank(item: tuple[str, Any]) -> int:
+    """Edits of a map come before those of the sublayer that ends with it: the order of the data flow (ruling 6)."""
+    return 0 if isinstance(item[1], CopyEdit) or item[1].site.family == "projection" else 1
+
+
+def rows_key(path: str) -> str:
+    """Under which name the holder keeps batch and tokens of what entered a module."""
+    return f"rows:{path}"
 
 
 def tap_key(path: str, adapter: str, edit: Any, need: str) -> str:

@@ -1,0 +1,47 @@
+"""Which tokens of a stack are real: taken from the mask that its own module is called with.
+
+Not from the model's call: a decoder has another mask than its encoder, and generation calls an encoder by itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..anatomy.sites import Stack
+from .switch import Switch
+
+
+def mask_key(stack: str) -> str:
+    """Under which name the holder keeps the mask of a stack's tokens."""
+    return f"mask:{stack}"
+
+
+class MaskTap:
+    """A pre-hook on a stack's module that leaves the mask [batch, tokens] of its tokens in the holder.
+
+    A decoder that is given its encoder's mask leaves that too: the encoder may have run before, in another call.
+    """
+
+    def __init__(self, switch: Switch, stack: Stack, module: nn.Module):
+        self.switch = switch
+        self.keys = {"attention_mask": mask_key(stack.name)}
+        names = list(inspect.signature(module.forward).parameters)
+        if "encoder_attention_mask" in names:
+            self.keys["encoder_attention_mask"] = mask_key("encoder")
+        self.at = {n: names.index(n) for n in self.keys if n in names}
+
+    def enters(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not self.switch.live:
+            return
+        values = self.switch.holder.values
+        for name, key in self.keys.items():
+            at = self.at.get(name, len(args))
+            mask = args[at] if at < len(args) else kwargs.get(name)
+            if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+                values[key] = mask
+            else:
+                values.pop(key, None)
