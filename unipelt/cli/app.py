@@ -76,11 +76,27 @@ def list_(
 
 @app.command()
 @guarded
-def show(method: MethodName, arguments: Arguments = None, as_json: AsJson = False) -> None:
-    """Show a method: its row of the table, arguments, formula, properties."""
-    from .methods import show_method
+def show(
+    methods: Annotated[list[str], typer.Argument(metavar="METHOD…", help="Methods of the library, `.pelt` files (`file.pelt:name`), or `a+b`.")],
+    arguments: Arguments = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown or latex.")] = "text",
+    picture: Annotated[Path | None, typer.Option(help="Draw the method's diagram into this .svg or .png file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a method: its row of the table, formula, arguments, counts, properties. Several: the table."""
+    from .show import show_methods
 
-    show_method(method, arguments or [], as_json)
+    show_methods(methods, arguments or [], form, picture, as_json)
+
+
+@app.command()
+@guarded
+def diff(first: MethodName, second: MethodName, as_json: AsJson = False) -> None:
+    """In which columns two methods differ. Exit code 1 if they do not mean the same."""
+    from .show import diff_methods
+
+    if not diff_methods(first, second, as_json):
+        raise SystemExit(MISTAKES)
 
 
 @app.command()

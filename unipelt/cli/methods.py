@@ -69,42 +69,6 @@ def list_library(everything: bool, as_json: bool) -> None:
                 print(f"{'  ' if everything else ''}{e.name:<{width}}  {e.doc}".rstrip())
 
 
-def show_method(spec: str, arguments: list[str], as_json: bool) -> None:
-    from ..training.resolve import read_arguments, resolve_method
-
-    method = resolve_method(spec, read_arguments(arguments))
-
-    from ..language.counts import formula
-    from ..language.printer import to_text
-    from ..language.properties import verdicts
-
-    rows = [
-        {"row": r.name, **{c: getattr(r.columns, c) for c in ("modify", "insert", "form", "compose")},
-         "gated by": r.columns.gate}
-        for r in method.rows
-    ]  # fmt: skip
-    trained = [{"row": t.name, "trains": ", ".join(to_text(p) for p in t.paths)} for t in method.trains]
-    params = [{"argument": p.name, "type": p.type, "value": method.arguments.get(p.name)} for p in method.params]
-    counts = {k: str(v) for k, v in formula(method).items()}
-    properties = {k: {"value": v.value, "reason": v.reason} for k, v in verdicts(method).items()}
-    if as_json:
-        emit({"ok": True, "name": method.name, "doc": method.doc, "rows": rows, "trains": trained,
-              "arguments": params, "parameters": counts, "properties": properties, "text": str(method)})  # fmt: skip
-        return
-    print(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
-    if rows:
-        gated = [] if not any(r["gated by"] for r in rows) else ["gated by"]
-        table(rows, ["row", "modify", "insert", "form", "compose", *gated])
-    if trained:
-        table(trained, ["row", "trains"])
-    if params:
-        table(params, ["argument", "type", "value"])
-    table([{"parameters": k, "formula": v} for k, v in counts.items()], ["parameters", "formula"])
-    table([{"property": k, "": v["value"], "because": v["reason"]} for k, v in properties.items()],
-          ["property", "", "because"])  # fmt: skip
-    print(method)
-
-
 def plan_method(
     spec: str, model: str, task: str, arguments: list[str], head: str | None, allow_future: bool, as_json: bool
 ) -> None:

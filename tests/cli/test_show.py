@@ -1,0 +1,105 @@
+"""`unipelt show` and `unipelt diff`: tables, formulas and pictures that say what the method is."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from names import name as named
+
+import unipelt
+from unipelt.cli import show as shown
+from unipelt.cli.picture import picture
+from unipelt.language.diagram import diagram
+from unipelt.language.formula import TEX, as_latex, as_text, write
+from unipelt.language.loading import library, load
+from unipelt.language.parser import parse_expression
+
+METHODS = [e.name for e in library() if e.kind == "method"]
+
+
+@pytest.mark.parametrize(
+    ("text", "unicode", "tex"),
+    [
+        ("h + s * (a @ B).T", "h + s · (a B)ᵀ", r"h + s \cdot \left(a\, B\right)^{\top}"),
+        ("(1 - lam) * h + lam * delta", "(1 − λ) · h + λ · Δ", r"\left(1 - \lambda\right) \cdot h + \lambda \cdot \Delta"),
+        ("alpha / r * x", "α / r · x", r"\frac{\alpha}{r} \cdot x"),
+        ("a / (b * c) - (d - e)", "a / (b · c) − (d − e)", r"\frac{a}{b \cdot c} - \left(d - e\right)"),
+        ("sigmoid(-x ** 2)", "σ(-x^2)", r"\sigma(-x^{2})"),
+        ("attn.k(P_k)", "attn.k(P_k)", r"\operatorname{attn.k}(P_{\mathrm{k}})"),
+        ("sqrt(d_model)", "sqrt(d_model)", r"\sqrt{d_{\mathrm{model}}}"),
+    ],
+)
+def test_expressions(text, unicode, tex):
+    e = parse_expression(text)
+    assert write(e) == unicode and write(e, TEX) == tex
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_formulas_end_in_the_new_h_and_name_every_tensor(method):
+    m = load(method)
+    text, tex = as_text(m), as_latex(m)
+    assert text.count("←") == len(m.rows) == tex.count(r"\leftarrow")
+    assert tex.count("{") == tex.count("}") and tex.count(r"\left(") == tex.count(r"\right)")
+    for row in m.rows:
+        for t in row.form:
+            if t.kind == "tensor":
+                assert re.search(rf"(?<!\w){t.name}(?![A-Za-z0-9_])", text), t.name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pictures_show_every_row_and_are_well_formed(method, tmp_path):
+    m = load(method)
+    root = ET.fromstring(picture(m, tmp_path / "m.svg").read_text())
+    said = " ".join("".join(e.itertext()) for e in root.iter() if e.tag.endswith("text"))
+    assert m.name in said
+    for p in diagram(m):
+        assert p.title in said and p.node in said or p.family == "train"
+        assert (p.boxes and all(b.label[:20] in said for b in p.boxes)) or not p.boxes
+        assert not p.gate or p.gate in said
+    assert picture(m, tmp_path / "again.svg").read_bytes() == (tmp_path / "m.svg").read_bytes()
+
+
+def test_a_picture_as_png(tmp_path):
+    file = picture(load(named("unipelt_apl")), tmp_path / "m.png")
+    assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(unipelt.PeltError, match="neither an SVG nor a PNG"):
+        picture(load(named("lora")), tmp_path / "m.gif")
+    with pytest.raises(unipelt.PeltError, match="no folder"):
+        picture(load(named("lora")), tmp_path / "not" / "m.svg")
+
+
+def test_the_way_of_an_adapter():
+    (panel, _) = diagram(load(named("adapter")))
+    assert [(b.kind, b.label) for b in panel.boxes] == [("learned", "down + b_down"), ("function", "act"), ("learned", "up + b_up")]
+    assert (panel.source, panel.node, panel.formula) == ("h", "+", "h ← h + Δ")
+    gated = diagram(load(named("unipelt_apl")))[0]
+    assert gated.gate == named("sequence_gate") and gated.source == "ffn.norm(h + residual)"
+
+
+def test_the_table_of_several(capsys):
+    shown.show_methods([named("adapter"), named("lora")], [], "markdown", None, False)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "| method | row | modify | insert | form | compose |" and len(out) == 5
+    shown.show_methods([named("adapter"), named("lora")], [], "latex", None, False)
+    out = capsys.readouterr().out
+    assert out.count(r"\\") == 4 and "_" not in out.replace(r"\_", "")
+    shown.show_methods([named("lora"), named("ia3")], [], "text", None, True)
+    assert [m["name"] for m in json.loads(capsys.readouterr().out)["methods"]] == [named("lora"), named("ia3")]
+
+
+def test_signs_of_a_document_are_escaped():
+    assert shown._markdown([{"modify": "a|b<c"}], ["modify"]).splitlines()[-1] == "| `a\\|b&lt;c` |"
+    assert shown._tex("a_b%{x}\\") == r"a\_b\%\{x\}\textbackslash{}"
+
+
+def test_diff(capsys):
+    assert not shown.diff_methods(named("lora"), named("rslora"), True)
+    said = json.loads(capsys.readouterr().out)
+    assert [r["column"] for r in said["columns"]] == ["compose"]
+    assert shown.diff_methods(named("mean_head"), named("probing_mean"), False)
+    assert "mean the same" in capsys.readouterr().out
+    assert not shown.diff_methods(named("mam"), named("unipelt_ap"), False)
+    assert "gated by" in capsys.readouterr().out

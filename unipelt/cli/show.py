@@ -1,0 +1,206 @@
+"""`unipelt show` and `unipelt diff`: methods as rows of the unified view's table, with formulas, counts, verdicts, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..language.diagnostics import error
+from ..language.ir import Method
+from .output import emit, say, table
+
+COLUMNS = ("modify", "insert", "form", "compose")
+FORMATS = ("text", "markdown", "latex")
+
+
+def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture: Path | None, as_json: bool) -> None:
+    """One method whole, or the table of several."""
+    from ..training.resolve import read_arguments, resolve_method
+
+    if form not in FORMATS:
+        raise error("E0812", f"there is no format `{form}`", help=f"give one of {', '.join(FORMATS)}")
+    given = read_arguments(arguments)
+    methods = [resolve_method(s, given if len(specs) == 1 else None) for s in specs]
+    if len(specs) > 1 and given:
+        raise error("E0812", "`--set` binds the arguments of one method", help="show one method, or leave it out")
+    if picture is not None:
+        from .picture import picture as draw
+
+        if len(methods) > 1:
+            raise error("E0812", "a picture shows one method", help="draw them one after the other")
+        draw(methods[0], picture)
+        say(f"drawn to {picture}")
+    if as_json:
+        found = [described(m) for m in methods]
+        emit({"ok": True, **found[0]} if len(found) == 1 else {"ok": True, "methods": found})
+    elif form == "latex":
+        print(latex(methods))
+    elif form == "markdown":
+        print(markdown(methods))
+    elif len(methods) > 1:
+        table(rows_of(methods), ["method", "row", *COLUMNS, *_gated(methods)])
+    else:
+        _whole(methods[0])
+
+
+def described(method: Method) -> dict[str, Any]:
+    """Everything that is known of a method without a model, as plain data."""
+    from ..language import formula as mathematics
+    from ..language.counts import formula
+    from ..language.printer import to_text
+    from ..language.properties import verdicts
+
+    rows = [
+        {"row": r.name, **{c: getattr(r.columns, c) for c in COLUMNS}, "gated by": r.columns.gate} for r in method.rows
+    ]
+    return {
+        "name": method.name, "doc": method.doc, "rows": rows,
+        "trains": [{"row": t.name, "trains": ", ".join(to_text(p) for p in t.paths)} for t in method.trains],
+        "formula": {"text": mathematics.as_text(method), "latex": mathematics.as_latex(method)},
+        "arguments": [{"argument": p.name, "type": p.type, "value": method.arguments.get(p.name)} for p in method.params],
+        "parameters": {k: str(v) for k, v in formula(method).items()},
+        "properties": {k: {"value": v.value, "reason": v.reason} for k, v in verdicts(method).items()},
+        "text": str(method),
+    }  # fmt: skip
+
+
+def rows_of(methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """The rows of the unified view's table, trained copies among them."""
+    out: list[dict[str, Any]] = []
+    for m in methods:
+        out += [{"method": m.name, "row": r.name, **{c: getattr(r.columns, c) for c in COLUMNS}, "gated by": r.columns.gate}
+                for r in m.rows]  # fmt: skip
+        out += [{"method": m.name, "row": t.name, "modify": ", ".join(map(str, t.paths)), "insert": "", "form": "a trained copy",
+                 "compose": "in its place", "gated by": ""} for t in m.trains]  # fmt: skip
+    return out
+
+
+def _gated(methods: Sequence[Method]) -> list[str]:
+    return ["gated by"] if any(r.gate is not None for m in methods for r in m.rows) else []
+
+
+def _whole(method: Method) -> None:
+    found = described(method)
+    print(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
+    if found["rows"]:
+        table(found["rows"], ["row", *COLUMNS, *_gated([method])])
+    if found["trains"]:
+        table(found["trains"], ["row", "trains"])
+    if method.rows:
+        print(found["formula"]["text"] + "\n")
+    if found["arguments"]:
+        table(found["arguments"], ["argument", "type", "value"])
+    table([{"parameters": k, "formula": v} for k, v in found["parameters"].items()], ["parameters", "formula"])
+    table([{"property": k, "": v["value"], "because": v["reason"]} for k, v in found["properties"].items()],
+          ["property", "", "because"])  # fmt: skip
+    print(method)
+
+
+# ---------------------------------------------------------------- documents
+
+
+def markdown(methods: Sequence[Method]) -> str:
+    """The table for a document; of one method also its formula, counts and verdicts."""
+    columns = ["method", "row", *COLUMNS, *_gated(methods)]
+    parts = [_markdown(rows_of(methods), columns)]
+    if len(methods) == 1:
+        from ..language.counts import formula
+        from ..language.properties import verdicts
+
+        m = methods[0]
+        if m.rows:
+            from ..language.formula import as_latex
+
+            body = as_latex(m).replace("align*", "aligned")
+            parts.append(f"$$\n{body}\n$$")
+        parts.append(_markdown([{"parameters": k, "formula": v} for k, v in formula(m).items()], ["parameters", "formula"]))
+        parts.append(_markdown([{"property": k, "verdict": v.value, "because": v.reason} for k, v in verdicts(m).items()],
+                               ["property", "verdict", "because"]))  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|").replace("<", "&lt;") for c in cells) + " |"
+
+    code = ("modify", "insert", "form", "compose", "gated by")
+    body = [[f"`{r[c]}`" if c in code and r[c] else str(r[c]) for c in columns] for r in rows]
+    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line(b) for b in body)])
+
+
+_TEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}", "$": r"\$",
+        "^": r"\^{}", "~": r"\~{}"}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in text)
+
+
+def latex(methods: Sequence[Method]) -> str:
+    """The table as a booktabs `tabular`; of one method also its formula."""
+    columns = ["method", "row", *COLUMNS, *_gated(methods)]
+    head = {"modify": "modified representation", "insert": "insertion form", "form": "functional form", "compose": "composition"}
+    lines = [r"\begin{tabular}{" + "l" * len(columns) + "}", r"\toprule", " & ".join(head.get(c, c) for c in columns) + r" \\",
+             r"\midrule"]  # fmt: skip
+    for r in rows_of(methods):
+        cells = [r"\texttt{" + _tex(str(r[c])) + "}" if c not in ("method", "row") and r[c] else _tex(str(r[c])) for c in columns]
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if len(methods) == 1 and methods[0].rows:
+        from ..language.formula import as_latex
+
+        lines += ["", as_latex(methods[0])]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- differences
+
+
+def diff_methods(first: str, second: str, as_json: bool) -> bool:
+    """In which columns two methods differ, row by row; whether they are the same in all."""
+    from ..language.canonical import difference
+    from ..training.resolve import resolve_method
+
+    a, b = resolve_method(first), resolve_method(second)
+    rows = _compared(a, b)
+    equal = difference(a, b) is None
+    if as_json:
+        emit({"ok": True, "equal": equal, "columns": rows})
+        return equal
+    if equal:
+        print(f"{a.name} and {b.name} mean the same" + (", though written differently" if rows else ""))
+    if rows:
+        table(rows, ["row", "column", a.name, b.name])
+    elif not equal:
+        found = difference(a, b)
+        assert found is not None
+        print(f"the columns are the same; they differ in what they call, first at {found[0]}:\n  {a.name}: {found[1]}\n  {b.name}: {found[2]}")
+    return equal
+
+
+def _compared(a: Method, b: Method) -> list[dict[str, Any]]:
+    left, right = rows_of([a]), rows_of([b])
+    pairs = _paired(left, right)
+    out: list[dict[str, Any]] = []
+    for one, other in pairs:
+        name = " / ".join(dict.fromkeys(r["row"] for r in (one, other) if r is not None))
+        for c in (*COLUMNS, "gated by"):
+            mine, theirs = one[c] if one else "", other[c] if other else ""
+            if mine != theirs:
+                out.append({"row": name, "column": c, a.name: mine or "–", b.name: theirs or "–"})
+    return out
+
+
+def _paired(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """Rows of one name together, then those that share most columns."""
+    rest = list(right)
+    out: list[tuple[Any, Any]] = []
+    for one in left:
+        scores = [(sum(one[c] == o[c] for c in COLUMNS) + 2 * (one["row"] == o["row"]), -i) for i, o in enumerate(rest)]
+        if rest and (len(left) == len(right) == 1 or max(scores)[0] > 0):
+            other = rest.pop(-max(scores)[1])
+            out.append((one, other))
+        else:
+            out.append((one, None))
+    return out + [(None, o) for o in rest]
