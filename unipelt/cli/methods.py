@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..language.loading import Checked, check, library
-from .output import emit, report, say, table
+from .output import emit, report, say
 
 PLURALS = {"anatomy": "anatomies"}
 
