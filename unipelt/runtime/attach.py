@@ -336,7 +336,9 @@ def _hang_root(model: nn.Module, r: Registry) -> None:
         for handle in r.root_handles:
             handle.remove()
         r.root_handles.clear()
-        r.switch.holder.values.pop("mask", None)
+        values = r.switch.holder.values
+        for key in [k for k in values if k.startswith("mask:")]:
+            del values[key]
 
 
 def _forget_compiled() -> None:
