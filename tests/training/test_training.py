@@ -376,7 +376,7 @@ def test_classification_metrics_agree_with_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(200, 5, generator=generator)
     labels = torch.randint(0, 4, (200,), generator=generator)
-    found = classification_metrics(scores, labels, 5)
+    found = classification_metrics(scores, labels)
     guess = scores.argmax(-1)
     assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, guess))
     assert found["macro_f1"] == pytest.approx(sklearn.f1_score(labels, guess, average="macro"), abs=1e-6)

@@ -88,11 +88,11 @@ def write_completions(folder: Path, train: int = 60) -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path) -> Any:
+def write_tokenizer(folder: Path, more: tuple[str, ...] = (), **special: str) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *FILLERS, *(w for ws in WORDS.values() for w in ws), *WORDS]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *FILLERS, *(w for ws in WORDS.values() for w in ws), *WORDS, *more]
     vocabulary = {w: i for i, w in enumerate(dict.fromkeys(words))}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -101,7 +101,7 @@ def write_tokenizer(folder: Path) -> Any:
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        bos_token="[CLS]", eos_token="[SEP]", model_max_length=64,
+        bos_token="[CLS]", eos_token="[SEP]", model_max_length=64, **special,
     )  # fmt: skip
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -34,6 +34,40 @@ HeadName = Annotated[
 ]
 
 
+Data = Annotated[
+    str, typer.Option("--data", "-d", help="A jsonl, csv or Parquet file, a folder of splits, or `hub:NAME`, a data set of the hub.")
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(help="sequence-classification, token-classification, question-answering, causal-lm, seq2seq or pet; "
+                 "default: by the data."),
+]  # fmt: skip
+TextColumns = Annotated[str | None, typer.Option(help="The text column; two, as in `premise,hypothesis`, for pairs.")]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="The column of labels, tags or answers; several of 0 and 1, as in `spam,rude`, for multi-label.")
+]
+ProblemType = Annotated[str | None, typer.Option(help="single_label, multi_label or regression; default: by the values.")]
+Pattern = Annotated[
+    str | None, typer.Option(help="A template of the input, as in `{text} It was {mask}.`; `{prompt:3}` for pseudo-tokens.")
+]
+LabelWords = Annotated[
+    str | None, typer.Option("--words", help="pet: the labels' words in their order, or `0=bad,1=good|fine`, or a JSON file.")
+]
+Loss = Annotated[str | None, typer.Option(help="causal-lm: count `completion` tokens only, or `all`.")]
+Chat = Annotated[bool, typer.Option("--chat", help="causal-lm: put prompts and answers into the tokenizer's chat template.")]
+Stride = Annotated[int | None, typer.Option(help="question-answering: tokens that windows of a long context share.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens per example; longer ones are cut, and counted. Default: 128, and 384 for question-answering."),
+]
+MaxTargetLength = Annotated[int | None, typer.Option(help="Tokens of a target or of a generated answer. Default: 128.")]
+Generate = Annotated[
+    bool | None,
+    typer.Option("--generate/--no-generate", help="BLEU, chrF, ROUGE and exact match of generated answers; seq2seq does by itself."),
+]
+AnswerAfter = Annotated[str | None, typer.Option(help="Exact match looks behind the last of these marks, as in GSM8K's `####`.")]
+
+
 @app.command()
 @guarded
 def check(
@@ -104,7 +138,7 @@ def diff(first: MethodName, second: MethodName, as_json: AsJson = False) -> None
 def plan(
     method: MethodName,
     model: Annotated[str, typer.Option("--model", "-m", help="A model folder or a configuration file.")],
-    task: Annotated[str, typer.Option(help="sequence-classification, causal-lm or base.")] = "base",
+    task: Annotated[str, typer.Option(help="The task whose model is planned for, as in `train`, or base.")] = "base",
     arguments: Arguments = None,
     head: HeadName = None,
     allow_future: AllowFuture = False,
@@ -197,18 +231,23 @@ def neighbours(method: MethodName, row: RowName = None, out: NewFolder = None, a
 def train(
     method: MethodName,
     model: Annotated[str, typer.Option("--model", "-m", help="A folder made by `save_pretrained`, or a hub name.")],
-    data: Annotated[str, typer.Option("--data", "-d", help="A jsonl or csv file, or a folder of splits.")],
+    data: Data,
     out: Annotated[str, typer.Option("--out", "-o", help="The folder of the run.")],
     arguments: Arguments = None,
     head: HeadName = None,
-    task: Annotated[
-        str | None, typer.Option(help="sequence-classification or causal-lm; default: by the data.")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(help="The text column; two, as in `premise,hypothesis`, for pairs.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="The label column; for causal-lm the completion's.")] = None,
-    loss: Annotated[str | None, typer.Option(help="causal-lm: count `completion` tokens only, or `all`.")] = None,
+    task: TaskName = None,
+    text: TextColumns = None,
+    label: LabelColumn = None,
+    problem_type: ProblemType = None,
+    pattern: Pattern = None,
+    words: LabelWords = None,
+    loss: Loss = None,
+    chat: Chat = False,
+    pack: Annotated[bool, typer.Option("--pack", help="causal-lm: train on several examples in one row.")] = False,
+    stride: Stride = None,
+    max_target_length: MaxTargetLength = None,
+    generate: Generate = None,
+    answer_after: AnswerAfter = None,
     epochs: int = 3,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimizer steps.")] = None,
     lr: Annotated[
@@ -216,9 +255,7 @@ def train(
     ] = None,
     batch_size: int = 16,
     eval_batch_size: int = 64,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens per example; longer ones are cut, and counted. Default: 128.")
-    ] = None,
+    max_length: MaxLength = None,
     padding: Annotated[str, typer.Option(help="`longest` in the batch, or `max_length`.")] = "longest",
     train_size: Annotated[
         int | None, typer.Option(help="Train on this many rows: the first after a shuffle with the seed.")
@@ -247,14 +284,20 @@ def train(
     """Train an adapter and save it."""
     from .runs import train_command
 
-    columns = tuple(c.strip() for c in text.split(",")) if text else None
     train_command(
-        arguments or [], as_json, method=method, model=model, data=data, out=out, head=head, task=task, text=columns,
-        label=label, loss=loss, epochs=epochs, max_steps=max_steps, lr=lr, batch_size=batch_size,
+        arguments or [], as_json, method=method, model=model, data=data, out=out, head=head, task=task,
+        text=columns_of(text), label=label, problem_type=problem_type, pattern=pattern, words=words, loss=loss, chat=chat,
+        pack=pack, stride=stride, max_target_length=max_target_length, generate=generate, answer_after=answer_after,
+        epochs=epochs, max_steps=max_steps, lr=lr, batch_size=batch_size,
         eval_batch_size=eval_batch_size, max_length=max_length, padding=padding, train_size=train_size, shots=shots, seed=seed,
         warmup=warmup, weight_decay=weight_decay, scheduler=scheduler, clip=clip, dropout=dropout, best=not last,
         checkpoints=not no_checkpoints, allow_future=allow_future, save_steps=save_steps, resume=resume, overwrite=overwrite,
     )  # fmt: skip
+
+
+def columns_of(text: str | None) -> tuple[str, ...] | None:
+    """The columns that `--text` names."""
+    return tuple(c.strip() for c in text.split(",")) if text else None
 
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`.")]
@@ -265,31 +308,51 @@ Force = Annotated[bool, typer.Option("--force", help="Attach to a base with othe
 @app.command("eval")
 @guarded
 def eval_(
-    folder: Folder,
-    data: Annotated[str, typer.Option("--data", "-d", help="A jsonl or csv file, or a folder of splits.")],
+    data: Data,
+    folder: Annotated[
+        str | None,
+        typer.Argument(metavar="[DIR]", help="The `--out` folder of `unipelt train`; without one, --model as it was pretrained."),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test; default: test.")] = None,
     model: Base = None,
     force: Force = False,
+    generate: Generate = None,
+    task: TaskName = None,
+    text: TextColumns = None,
+    label: LabelColumn = None,
+    pattern: Pattern = None,
+    words: LabelWords = None,
+    loss: Loss = None,
+    chat: Chat = False,
+    max_length: MaxLength = None,
+    max_target_length: MaxTargetLength = None,
+    answer_after: AnswerAfter = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a saved adapter on a data set."""
+    """Evaluate a saved adapter on a data set, or a pretrained model alone (language models and pet)."""
     from .runs import eval_command
 
-    eval_command(folder, data, split, model, force, as_json)
+    eval_command(
+        folder, data, split, model, force, generate, as_json, task=task, text=columns_of(text), label=label, pattern=pattern,
+        words=words, loss=loss, chat=chat, max_length=max_length, max_target_length=max_target_length, answer_after=answer_after,
+    )  # fmt: skip
 
 
 @app.command()
 @guarded
 def predict(
     folder: Folder,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT…]", help="Texts to label or go on from.")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT…]", help="Texts to label or go on from; for a task of several columns, one after the other."),
+    ] = None,
     file: Annotated[str | None, typer.Option("--file", "-f", help="A data file, or one text on each line.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of a language model's answer.")] = 64,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of a generated answer; default: the run's.")] = None,
     model: Base = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict with a saved adapter."""
+    """Predict with a saved adapter: labels, entities, answers, texts."""
     from .runs import predict_command
 
     predict_command(folder, texts or [], file, max_new_tokens, model, force, as_json)

@@ -34,11 +34,24 @@ def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
     table([{"split": s, **m} for s, m in result.metrics.items()], ["split", *next(iter(result.metrics.values()))])
 
 
-def eval_command(folder: str, data: str, split: str | None, model: str | None, force: bool, as_json: bool) -> None:
-    from ..training.saved import evaluate_run, load_run
+def eval_command(folder: str | None, data: str, split: str | None, model: str | None, force: bool, generate: bool | None,
+                 as_json: bool, **options: Any) -> None:  # fmt: skip
+    from ..training.config import TaskOptions
 
-    run = load_run(folder, model, force)
-    metrics, chosen, cut = evaluate_run(run, data, split)
+    asked = TaskOptions(**options, generate=generate)
+    asked.check()
+    if folder is None and model is None:
+        raise typer.BadParameter("give the folder of a run, or a model with --model")
+    given = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, False, "longest")]
+    if folder is not None and given:
+        raise typer.BadParameter(f"the run in {folder} has its task already: leave {', '.join(given)} out")
+
+    from ..training.progress import Ticker
+    from ..training.saved import evaluate_run, load_base, load_run
+
+    run = load_run(folder, model, force) if folder is not None else load_base(str(model), asked, data)
+    with Ticker("evaluating", False if as_json else None) as tick:
+        metrics, chosen, cut = evaluate_run(run, data, split, tick, generate)
     if as_json:
         emit({"ok": True, "split": chosen, "metrics": metrics, "truncated": cut})
         return
@@ -47,8 +60,9 @@ def eval_command(folder: str, data: str, split: str | None, model: str | None, f
     table([{"split": chosen, **metrics}], ["split", *metrics])
 
 
-def predict_command(folder: str, texts: list[str], file: str | None, max_new_tokens: int, model: str | None,
+def predict_command(folder: str, texts: list[str], file: str | None, max_new_tokens: int | None, model: str | None,
                     force: bool, as_json: bool) -> None:  # fmt: skip
+    from ..training.progress import Ticker
     from ..training.saved import load_run, predict_run, read_texts
 
     if file is None and not texts:
@@ -61,14 +75,22 @@ def predict_command(folder: str, texts: list[str], file: str | None, max_new_tok
     wanted: list[Sequence[Any]] = [texts[i : i + each] for i in range(0, len(texts), each)]
     if file is not None:
         wanted += read_texts(run, file)
-    found = predict_run(run, wanted, max_new_tokens)
+    with Ticker("predicting", False if as_json else None) as tick:
+        found = predict_run(run, wanted, max_new_tokens, tick)
     if as_json:
         emit({"ok": True, "predictions": found})
     elif run.task.table:
-        table([{k: " | ".join(v) if isinstance(v, list) else v for k, v in p.items()} for p in found], run.task.table)
+        table([{k: _shown(v) for k, v in p.items()} for p in found], run.task.table)
     else:
         for p in found:
             sys.stdout.write(f"{p['completion']}\n")
+
+
+def _shown(value: Any) -> Any:
+    """A prediction in a cell of a table: what is found in a text as `type: text`."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return ", ".join(f"{v['type']}: {v['text']}" for v in value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def merge_command(folder: str, out: str, model: str | None, force: bool, as_json: bool) -> None:

@@ -12,23 +12,62 @@ from .tasks import KINDS
 
 SCHEDULERS = ("linear", "constant", "cosine")
 
+LEAST = {
+    "epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0, "max_steps": 1,
+    "train_size": 1, "shots": 1, "save_steps": 1, "stride": 1, "max_target_length": 1,
+}  # fmt: skip
+CHOICES = {
+    "task": tuple(KINDS), "scheduler": SCHEDULERS, "padding": ("longest", "max_length"), "loss": ("completion", "all"),
+    "problem_type": ("single_label", "multi_label", "regression"),
+}  # fmt: skip
+
 #: Options that may change between a run and its continuation: they do not change what is computed.
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """What is asked about the task; whatever is None is chosen by the data."""
+    """What is asked about the task; whatever is None is chosen by the data.
+
+    ``pattern`` is a template of the input (`"{text} It was {mask}."`), ``words`` say a word for each label (PET).
+    ``max_target_length`` bounds what is generated. ``generate`` asks for generation metrics, of which exact match looks
+    behind the last ``answer_after``.
+    """
 
     task: str | None = None
     text: tuple[str, ...] | None = None
     label: str | None = None
-    loss: Literal["completion", "all"] | None = None
     max_length: int | None = None
     padding: Literal["longest", "max_length"] = "longest"
+    problem_type: Literal["single_label", "multi_label", "regression"] | None = None
+    loss: Literal["completion", "all"] | None = None
+    pattern: str | None = None
+    words: str | None = None
+    chat: bool = False
+    pack: bool = False
+    stride: int | None = None
+    max_target_length: int | None = None
+    generate: bool | None = None
+    answer_after: str | None = None
+
+    def given(self) -> list[str]:
+        """The options that are given and do not mean something to every task."""
+        common = ("task", "text", "label", "max_length", "padding")
+        return [f.name for f in fields(TaskOptions) if f.name not in common and getattr(self, f.name) not in (None, False)]
 
     def length(self, default: int) -> int:
         return default if self.max_length is None else self.max_length
+
+    def check(self) -> None:
+        """Refuse values that cannot mean anything, before a model is loaded."""
+        for name, low in LEAST.items():
+            value = getattr(self, name, None)
+            if value is not None and value < low:
+                raise _option(name, f"must be at least {low}", value)
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name, None)
+            if value is not None and value not in allowed:
+                raise _option(name, f"is one of {', '.join(allowed)}", value)
 
 
 @dataclass(frozen=True)
@@ -67,25 +106,13 @@ class TrainConfig(TaskOptions):
     overwrite: bool = False
 
     def check(self) -> None:
-        """Refuse values that cannot mean anything, before a model is loaded."""
-        least = {"epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0,
-                 "max_steps": 1, "train_size": 1, "shots": 1, "save_steps": 1}  # fmt: skip
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise _option(name, f"must be at least {low}", value)
+        super().check()
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise _option("lr", "must be positive", self.lr)
         if not 0 <= self.warmup <= 1:
             raise _option("warmup", "is a share of the steps, between 0 and 1", self.warmup)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise _option("dropout", "is a probability below 1", self.dropout)
-        for name, allowed in (("task", tuple(KINDS)), ("scheduler", SCHEDULERS), ("padding", ("longest", "max_length"))):
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise _option(name, f"is one of {', '.join(allowed)}", value)
-        if self.loss not in (None, "completion", "all"):
-            raise _option("loss", "is one of completion, all", self.loss)
         if not self.checkpoints and (self.resume or self.save_steps):
             raise error("E0620", "without checkpoints a run cannot be resumed", help="leave `--no-checkpoints` out")
         if self.shots and self.train_size:
@@ -102,8 +129,9 @@ class TrainConfig(TaskOptions):
     def differs(self, earlier: Mapping[str, Any]) -> list[str]:
         """The options in which an earlier run's record differs, as text; those that change no result are left out."""
         mine = self.to_json()
-        names = (f.name for f in fields(self) if f.name not in NOT_PART_OF_A_RUN)
-        return [f"{n}: {earlier.get(n)!r} then, {mine[n]!r} now" for n in names if earlier.get(n) != mine[n]]
+        # An option that is newer than the record had its default then.
+        then = {f.name: earlier.get(f.name, f.default) for f in fields(self) if f.name not in NOT_PART_OF_A_RUN}
+        return [f"{n}: {old!r} then, {mine[n]!r} now" for n, old in then.items() if old != mine[n]]
 
 
 def _option(name: str, rule: str, value: object) -> Exception:

@@ -52,21 +52,34 @@ def load_tokenizer(model: str) -> Any:
     return tokenizer
 
 
+def load_config(model: str, **options: Any) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(model, **options)
+    except Exception as e:  # noqa: BLE001
+        raise _unloadable(model, "model", e) from None
+
+
 def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float | None = None) -> Any:
     """The pretrained model with the task's head, in float32; a head it lacks is drawn with the seed."""
     import torch
     import transformers
-    from transformers import AutoConfig, set_seed
+    from transformers import set_seed
 
+    config = load_config(model, **task.model_options())
+    auto = getattr(transformers, task.auto_for(config))
+    if type(config) not in auto._model_mapping:
+        raise error("E0633", f"`{model}` is a {config.model_type}, of which transformers has no model for {task.kind}",
+                    where=(f"{auto.__name__} knows no {type(config).__name__}",), help="choose another `--task` or model")  # fmt: skip
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(model, **task.model_options())
             _set_dropout(config, dropout)
             if getattr(config, "pad_token_id", None) is None:
                 config.pad_token_id = tokenizer.pad_token_id
             set_seed(seed)
             # A pretrained head of another size is drawn anew, as one that is missing.
-            auto = getattr(transformers, task.auto)
             loaded = auto.from_pretrained(model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
     except PeltError:
         raise
@@ -83,12 +96,15 @@ def load_config_model(path: str, task: str) -> Any:
     """A model on the meta device, without weights, from a folder or a configuration file: enough for a plan."""
     import torch
     import transformers
-    from transformers import AutoConfig
 
-    auto = "AutoModel" if task == "base" else kind(task).auto
+    wanted = None if task == "base" else kind(task)
     try:
+        config = load_config(path)
         with quiet(), torch.device("meta"):
-            return getattr(transformers, auto).from_config(AutoConfig.from_pretrained(path))
+            auto = "AutoModel" if wanted is None else wanted.auto_for(config)
+            return getattr(transformers, auto).from_config(config)
+    except PeltError:
+        raise
     except Exception as e:  # noqa: BLE001
         raise _unloadable(path, "model", e) from None
 

@@ -53,3 +53,29 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class Ticker:
+    """A bar over examples that are evaluated or predicted; without one, nothing is said."""
+
+    def __init__(self, what: str, bar: bool | None = None):
+        self.what = what
+        self.wanted = sys.stderr.isatty() if bar is None else bar
+        self.bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self.wanted:
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=self.what, unit="example", dynamic_ncols=True, file=sys.stderr, leave=False)
+        self.bar.update(done - self.bar.n)
+
+    def __enter__(self) -> Ticker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

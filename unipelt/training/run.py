@@ -25,8 +25,8 @@ import unipelt
 from ..language.diagnostics import error
 from . import data as reading
 from .config import TrainConfig, absolute
-from .models import load_model, load_tokenizer, quiet
-from .progress import Progress, Say, silent
+from .models import load_config, load_model, load_tokenizer, quiet
+from .progress import Progress, Say, Ticker, silent
 from .resolve import resolve_method
 from .tasks import Collator, Encoded, Task, evaluate, task_for
 from .trainer import AdapterTrainer, SaveEvery, last_checkpoint
@@ -72,22 +72,14 @@ def train(
     begun = time.monotonic()
     config.check()
     method = resolve_method(config.method, config.set, config.head)
-    found = reading.read(config.data)
-    whole = reading.training_split(found)
-    # Labels are those of the whole training split: a small sample may lack a class.
-    task = task_for(whole, config)
-    classes = task.classes(whole) if config.shots else None
-    data = reading.prepare(found, config.train_size, config.seed, shots=config.shots, classes=classes)
-    tokenizer = load_tokenizer(config.model)
-    encoded = {name: task.encode(split, tokenizer) for name, split in data.splits.items()}
-    notes = [*data.notes, *_truncation(task, encoded)]
-
+    task, tokenizer, encoded, notes = examples(config)
     model = load_model(config.model, task, tokenizer, config.seed, config.dropout)
     plan = unipelt.apply(
         model, method, name=NAME, seed=config.seed, tokenizer=tokenizer, allow_future=config.allow_future
     )
     if not plan.counts.trained + plan.counts.head:
         raise error("E0622", f"`{method.name}` trains nothing on this model", help="choose another method")
+    task.check_plan(plan)
     lr, why = learning_rate(config, plan)
     notes += [why, *plan.warnings]
 
@@ -118,17 +110,35 @@ def train(
         progress.close()
 
     collator = Collator(tokenizer, task)
-    metrics: dict[str, dict[str, float]] = {
-        name: evaluate(model, task, encoded[name], collator, config.eval_batch_size)
-        for name in ("validation", "test")
-        if name in encoded
-    }
+    metrics: dict[str, dict[str, float]] = {}
+    for name in ("validation", "test"):
+        if name in encoded:
+            with Ticker(f"evaluating {name}", bar) as tick:
+                metrics[name] = evaluate(model, task, encoded[name], collator, config.eval_batch_size, tick)
     counts = {k: int(getattr(plan.counts, k)) for k in ("trained", "stored", "frozen", "head", "base")}
     history = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     seconds = time.monotonic() - begun
     result = Result(str(folder), task, metrics, counts, lr, history, tuple(notes), seconds, model, tokenizer)
     _finish(folder, config, result, trainer.state.best_global_step)
     return result
+
+
+def examples(config: TrainConfig) -> tuple[Task, Any, dict[str, Encoded], list[str]]:
+    """The task, the model's tokenizer, the examples by split, and what is to be said about them."""
+    found = reading.read(config.data)
+    whole = reading.training_split(found)
+    base = load_config(config.model)
+    tokenizer = load_tokenizer(config.model)
+    # Labels are those of the whole training split: a small sample may lack a class.
+    task = task_for(whole, config, base).fit(base, tokenizer)
+    classes = task.classes(whole) if config.shots else None
+    data = reading.prepare(found, config.train_size, config.seed, shots=config.shots, classes=classes)
+    encoded = {name: task.encode(split, tokenizer) for name, split in data.splits.items()}
+    notes = [*data.notes, *_truncation(task, encoded)]
+    trained = task.for_training(encoded["train"])
+    if len(trained) != len(encoded["train"]):
+        notes.append(f"{len(encoded['train'])} training examples are packed into {len(trained)} rows of {task.max_length} tokens")
+    return task, tokenizer, {**encoded, "train": trained}, notes
 
 
 def learning_rate(config: TrainConfig, plan: Any) -> tuple[float, str]:
@@ -182,7 +192,7 @@ def _trainer(
             dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer = AdapterTrainer(
-            NAME, task, Collator(tokenizer, task),
+            NAME, task.in_training(), Collator(tokenizer, task), compute_loss_func=task.loss_function,
             model=model, args=arguments, train_dataset=encoded["train"], eval_dataset=encoded["validation"],
         )  # fmt: skip
     for noisy in (PrinterCallback, ProgressCallback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import unipelt
 from ..language.diagnostics import error
 from ..runtime.seam import NAME as RESERVED
 from . import data as reading
-from .models import load_model, load_tokenizer, quiet
+from .config import TaskOptions
+from .models import load_config, load_model, load_tokenizer, quiet
 from .run import TASK, read_json
-from .tasks import Collator, Task, Tick, evaluate, predict, task_from_json
+from .tasks import Collator, Task, Tick, evaluate, predict, task_for, task_from_json
+from .tasks.language import LanguageTask
 from .tasks.task import Predicting
 
 
@@ -53,20 +55,43 @@ def load_run(folder: str | Path, model: str | None = None, force: bool = False) 
     return Run(loaded, tokenizer, task, name, int(record.get("eval_batch_size", 64)))
 
 
-def evaluate_run(run: Run, data: str | Path, split: str | None = None, tick: Tick | None = None
+def load_base(model: str, options: TaskOptions, data: str | Path, seed: int = 0) -> Run:
+    """A model as it was pretrained, with the task that the data ask for: what an adapter starts from.
+
+    Only tasks that a pretrained model can do count: those of language models, and PET.
+    """
+    base, tokenizer, found = load_config(model), load_tokenizer(model), reading.read(data, "test")
+    split = next(found[s] for s in ("train", "validation", "test") if s in found)
+    task = task_for(split, options, base).fit(base, tokenizer)
+    if not task.pretrained:
+        raise error("E0645", f"{task.kind} needs a trained head, and `{model}` has none", help="name the folder of a run")
+    loaded = load_model(model, task, tokenizer, seed).eval()
+    return Run(loaded, tokenizer, task, "", 64)
+
+
+def evaluate_run(run: Run, data: str | Path, split: str | None = None, tick: Tick | None = None, generate: bool | None = None
                  ) -> tuple[dict[str, float], str, int]:  # fmt: skip
-    """Metrics on a file or a folder's split (the test split, else the validation split); which, and how many were cut."""
+    """Metrics on a file or a folder's split (the test split, else the validation split); which, and how many were cut.
+
+    ``generate`` asks a language model's task for metrics of generated answers, or spares them.
+    """
+    task = run.task
+    if generate is not None:
+        if not isinstance(task, LanguageTask):
+            raise error("E0620", f"{task.kind} generates nothing", help="leave `--generate` out")
+        task = replace(task, generate=generate)
     found = reading.read(data, split or "test")
     chosen = split or next((s for s in ("test", "validation") if s in found), None)
     if chosen is None or chosen not in found:
         have = ", ".join(found.splits)
         raise error("E0608", f"`{data}` has no {chosen or 'test'} split; it has {have}", help="name one with `--split`")
-    encoded = run.task.encode(found[chosen], run.tokenizer)
+    encoded = task.encode(found[chosen], run.tokenizer)
+    collator = Collator(run.tokenizer, task)
     with quiet():
-        return evaluate(run.model, run.task, encoded, run.collator, run.batch_size, tick), chosen, encoded.truncated
+        return evaluate(run.model, task, encoded, collator, run.batch_size, tick), chosen, encoded.truncated
 
 
-def predict_run(run: Run, inputs: Sequence[Sequence[Any]], max_new_tokens: int = 64, tick: Tick | None = None
+def predict_run(run: Run, inputs: Sequence[Sequence[Any]], max_new_tokens: int | None = None, tick: Tick | None = None
                 ) -> list[dict[str, Any]]:  # fmt: skip
     """A record for each input: a label with its probability, a continuation, whatever the task answers.
 
@@ -74,7 +99,7 @@ def predict_run(run: Run, inputs: Sequence[Sequence[Any]], max_new_tokens: int =
     """
     wanted = run.task.inputs
     for given in inputs:
-        if len(given) != len(wanted) or not all(part.strip() for part in given if isinstance(part, str)):
+        if len(given) != len(wanted) or not all(part.strip() if isinstance(part, str) else part for part in given):
             raise error("E0607", f"the task reads {len(wanted)} text{'s' * (len(wanted) > 1)} each, none of them empty",
                         help="give texts, or a file with the columns " + ", ".join(wanted))  # fmt: skip
     with quiet():

@@ -33,11 +33,15 @@ class Columns:
     label: str | None
 
 
-def classification_columns(split: Split, text: Sequence[str] | None, label: str | None) -> Columns:
+def classification_columns(
+    split: Split, text: Sequence[str] | None, label: str | None, unlabelled: bool = False, many: bool = False
+) -> Columns:  # fmt: skip
+    """One or two texts (``many`` allows more) and their label; ``unlabelled`` where that is known to stand elsewhere."""
     have = split.columns
-    label = named(split, label, "label") if label else first(split, LABELS, "label")
+    if not unlabelled:
+        label = named(split, label, "label") if label else first(split, LABELS, "label")
     if text:
-        if len(text) > 2:
+        if len(text) > 2 and not many:
             raise error("E0603", f"a classifier reads one or two texts, not {len(text)}: {listed(text)}",
                         help="name one or two columns")  # fmt: skip
         return Columns(tuple(named(split, t, "text") for t in text), label)

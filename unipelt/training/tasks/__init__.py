@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 #: The kinds by name, in the order in which data are asked which of them they suit.
 KINDS = {
+    "question-answering": "question_answering:QuestionAnswering",
+    "token-classification": "token_classification:TokenClassification",
+    "pet": "pet:PET",
     "sequence-classification": "classification:SequenceClassification",
+    "seq2seq": "seq2seq:Seq2Seq",
     "causal-lm": "causal_lm:CausalLM",
 }
 
@@ -42,11 +46,18 @@ def kind(name: str) -> type[Task]:
     return getattr(import_module(f".{module}", __name__), cls)
 
 
-def task_for(train: Split, options: TaskOptions) -> Task:
-    """The task that a training split asks for: its kind unless given, its columns, its labels."""
-    if options.task is not None:
-        return kind(options.task).find(train, options)
-    return next(k for k in map(kind, KINDS) if k.suits(train, options)).find(train, options)
+def task_for(train: Split, options: TaskOptions, base: Any = None) -> Task:
+    """The task that a training split asks for: its kind unless given, its columns, its labels.
+
+    ``base`` is the configuration of the model, which tells an encoder–decoder's tasks from others.
+    """
+    found = kind(options.task) if options.task else next(k for k in map(kind, KINDS) if k.suits(train, options, base))
+    for name in options.given():
+        if name not in found.asks:
+            able = ", ".join(k for k in KINDS if name in kind(k).asks)
+            raise error("E0620", f"`--{name.replace('_', '-')}` means nothing to {found.kind}, the task of this run",
+                        help=f"leave it out, or choose with `--task`: {able}")  # fmt: skip
+    return found.find(train, options, base)
 
 
 def task_from_json(record: dict[str, Any]) -> Task:

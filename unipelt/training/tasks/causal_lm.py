@@ -1,61 +1,109 @@
-"""Causal language modelling: plain texts, or prompts with completions that alone are counted."""
+"""Causal language modelling: plain texts, prompts with completions, conversations; packed or one to a row."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 
+from ...language.check import changes_length
 from ...language.diagnostics import error
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split
-from .task import IGNORED, Encoded, Example, Output, Predicting, Task, pad, spread, text_logits
+from . import chat
+from .language import LanguageTask, prompt_columns
+from .packing import collate_packs, packed
+from .task import IGNORED, Encoded, Example, Output, pad, spread, text_logits
+from .template import ids_of
 
 
 @dataclass(frozen=True)
-class CausalLM(Task):
-    """``loss`` says which tokens of an example count: those of the completion (the column ``label``), or all."""
+class CausalLM(LanguageTask):
+    """``loss`` says which tokens of an example count: those of the completion (or of the assistant's turns), or all.
+
+    With ``chat`` the tokenizer's template makes the text: of a column of conversations, or of prompts and their completions.
+    With ``pack`` several examples are trained on in one row.
+    """
 
     kind: ClassVar[str] = "causal-lm"
     auto: ClassVar[str] = "AutoModelForCausalLM"
+    asks: ClassVar[tuple[str, ...]] = (*LanguageTask.asks, "loss", "chat", "pack")
+    answers_only: ClassVar[bool] = False
 
     loss: str = "all"
     separator: str = "\n"
+    chat: bool = False
+    pack: bool = False
 
     @classmethod
-    def suits(cls, split: Split, options: TaskOptions) -> bool:
+    def suits(cls, split: Split, options: TaskOptions, base: Any) -> bool:
         return True
 
     @classmethod
-    def find(cls, split: Split, options: TaskOptions) -> CausalLM:
-        columns = reading.language_columns(split, options.text, options.label)
-        if options.loss == "completion" and columns.label is None:
-            raise error("E0603", "there is no completion to take the loss on", help="name its column with `--label`")
-        loss = options.loss or ("completion" if columns.label else "all")
-        return cls(columns.texts, columns.label, options.length(cls.length), options.padding, loss)
+    def find(cls, split: Split, options: TaskOptions, base: Any) -> CausalLM:
+        talks = None if options.pattern else chat.column_of(split, options.text)
+        if talks:
+            columns = reading.Columns((talks,), None)
+        else:
+            columns = prompt_columns(split, options.text, options.label, options.pattern, cls.kind)
+        answered = bool(talks or columns.label)
+        for name, given in (("loss", options.loss == "completion"), ("generate", options.generate), ("chat", options.chat)):
+            if given and not answered:
+                raise error("E0603", f"`--{name}` needs answers, and there is no column of them", help="name it with `--label`")
+        return cls(
+            columns.texts, columns.label, options.length(cls.length), options.padding, options.pattern,
+            options.max_target_length or cls.max_target_length, bool(options.generate), options.answer_after,
+            options.loss or ("completion" if answered else "all"), chat=bool(talks) or options.chat, pack=options.pack,
+        )  # fmt: skip
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.texts[:1]
+    def fit(self, base: Any, tokenizer: Any) -> CausalLM:
+        if self.chat:
+            chat.need_template(tokenizer)
+        return self
+
+    def check_plan(self, plan: Any) -> None:
+        if not self.pack:
+            return
+        wrong = next((e.row.name for e in plan.edits if changes_length(e.row)), None)
+        why = "puts tokens of its own before the first text of a pack only"
+        if wrong is None and plan.properties.get("cache-consistent") == "no":
+            wrong, why = plan.method.name, "reads other positions, and those of a pack belong to other texts"
+        if wrong is not None:
+            raise error("E0636", f"`--pack` does not go with `{wrong}`, which {why}", help="leave `--pack` out")
 
     # ------------------------------------------------------------ encoding
 
-    def encode(self, split: Split, tokenizer: Any) -> Encoded:
-        prompts = [text for (text,) in self.read_inputs(split)]
-        completions = reading.texts_of(split, reading.named(split, self.label, "label")) if self.label else [""] * len(split)
-        cut = [self._example(p, c, tokenizer) for p, c in zip(prompts, completions)]
-        return Encoded([e for e, _ in cut], sum(c for _, c in cut))
+    @property
+    def talks(self) -> bool:
+        """Whether conversations are read, as they are."""
+        return self.chat and self.label is None
 
-    def _example(self, prompt: str, completion: str, tokenizer: Any) -> tuple[Example, bool]:
+    def read_inputs(self, split: Split) -> list[Sequence[Any]]:
+        if self.talks:
+            return [(talk,) for talk in chat.conversations_of(split, reading.named(split, self.texts[0], "text"))]
+        return super().read_inputs(split)
+
+    def encode(self, split: Split, tokenizer: Any) -> Encoded:
+        inputs = self.read_inputs(split)
+        if self.talks:
+            answers = [talk[-1]["content"] for (talk,) in inputs]
+        elif self.label:
+            answers = reading.texts_of(split, reading.named(split, self.label, "label"))
+        else:
+            answers = [""] * len(inputs)
+        cut = [self._example(given, answer, tokenizer) for given, answer in zip(inputs, answers)]
+        return Encoded([e for e, _ in cut], sum(c for _, c in cut), self.prompts(inputs, tokenizer), answers)
+
+    def _example(self, given: Sequence[Any], answer: str, tokenizer: Any) -> tuple[Example, bool]:
         """Prompt and completion are tokenised apart, so that the border of the loss is exact. Also whether it was cut."""
-        _, end = borders(tokenizer)
-        first = self._prompt(prompt, tokenizer)
-        rest = (ids_of(completion, tokenizer) if self.label else []) + end
+        if self.chat:
+            talk = given[0] if self.talks else [*self._talk(given), {"role": chat.ASSISTANT, "content": answer}]
+            return chat.example(talk, tokenizer, self.max_length, whole=self.loss == "all")
+        first = self._prompt(given, tokenizer)
+        rest = (ids_of(answer, tokenizer) if self.label else []) + ending(tokenizer)
         if self.label is None:
             first, rest = [], first + rest
         room = self.max_length - len(rest)
@@ -68,53 +116,44 @@ class CausalLM(Task):
         labels = list(ids) if self.loss == "all" else [IGNORED] * len(first) + rest
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}, cut
 
-    def _prompt(self, text: str, tokenizer: Any) -> list[int]:
-        start, _ = borders(tokenizer)
-        return start + ids_of(text + (self.separator if self.label else ""), tokenizer)
+    def _talk(self, given: Sequence[Any]) -> list[dict[str, Any]]:
+        return chat.question(self.text_of(given) if isinstance(given[0], str) else given[0])
+
+    def _prompt(self, given: Sequence[str], tokenizer: Any) -> list[int]:
+        # A pattern says itself what stands between a prompt and its answer.
+        separator = self.separator if self.label and self.pattern is None else ""
+        return beginning(tokenizer) + ids_of(self.text_of(given) + separator, tokenizer)
+
+    def prompt_ids(self, given: Sequence[Any], tokenizer: Any) -> list[int]:
+        found = chat.prompt_ids(self._talk(given), tokenizer) if self.chat else self._prompt(given, tokenizer)
+        return found[-self.max_length :]
+
+    def for_training(self, encoded: Encoded) -> Encoded:
+        return packed(encoded, self.max_length) if self.pack else encoded
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+        if "position_ids" in examples[0]:
+            length = self.max_length if self.padding == "max_length" else None
+            return collate_packs(examples, tokenizer.pad_token_id, length)
         batch = pad(examples, tokenizer, self)
         batch["labels"] = spread(examples, batch)
         return batch
 
-    # ------------------------------------------------------------ scores and predictions
+    # ------------------------------------------------------------ scores
 
     def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
-        """The sum of the losses of an example's tokens in nats, and their number."""
         target = batch.pop("labels")
-        logits = text_logits(model(**batch).logits, target.shape[1])[:, :-1].float()
-        target = target[:, 1:]
-        losses = F.cross_entropy(logits.transpose(1, 2), target, ignore_index=IGNORED, reduction="none").sum(-1)
-        return list(zip(losses.tolist(), (target != IGNORED).sum(-1).tolist()))
-
-    def score(self, encoded: Encoded, outputs: Sequence[Output], tokenizer: Any) -> dict[str, float]:
-        count = sum(n for _, n in outputs)
-        loss = math.fsum(x for x, _ in outputs) / max(count, 1)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": count, "examples": len(outputs)}
-
-    def predict(self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
-        """Greedy continuations, one at a time: without padding, the answer depends on the prompt alone."""
-        answers = []
-        for done, (text,) in enumerate(inputs, 1):
-            prompt = torch.tensor([self._prompt(text, tokenizer)[-self.max_length :]], device=model.device)
-            out = model.generate(
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=how.max_new_tokens,
-                do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
-                pad_token_id=tokenizer.pad_token_id,
-            )  # fmt: skip
-            answer = tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-            answers.append({"text": text, "completion": answer})
-            if how.tick:
-                how.tick(done)
-        return answers
+        logits = text_logits(model(**batch).logits, target.shape[1])
+        return self.text_outputs(model, logits[:, :-1], target[:, 1:], encoded, chosen)
 
 
-def ids_of(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def borders(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The token in front of a text where the tokenizer puts one, and the token that ends it."""
+def beginning(tokenizer: Any) -> list[int]:
+    """The token in front of a text, where the tokenizer puts one."""
     probe = tokenizer("a", verbose=False)["input_ids"]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return [bos] if bos is not None and probe[:1] == [bos] else [], [eos] if eos is not None else []
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and probe[:1] == [bos] else []
+
+
+def ending(tokenizer: Any) -> list[int]:
+    """The token that ends a text."""
+    return [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []

@@ -1,7 +1,8 @@
-"""Sequence classification: one text or a pair, one label."""
+"""Sequence classification: one text or a pair; a label, several labels at once, or a number."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,60 +10,99 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
+from ...language.diagnostics import error
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split
+from . import template
+from .answers import Answers, answers_for
 from .evaluation import Collator, outputs_of
-from .task import Encoded, Example, Output, Predicting, Task, pad
+from .task import Encoded, Example, Output, Predicting, Task, pad, spread
+from .template import Template
 
 
 @dataclass(frozen=True)
 class SequenceClassification(Task):
-    """``labels`` are the values in the data, ``titles`` what is shown for them."""
+    """``labels`` are the values in the data, ``titles`` what is shown for them.
+
+    With a ``pattern`` its text is read, which may have pseudo-tokens (P-tuning). ``problem`` is `single_label` (a column of labels), `multi_label` (a column of lists of labels, or several columns of
+    0 and 1, joined by commas in ``label``) or `regression` (a column of numbers).
+    """
 
     kind: ClassVar[str] = "sequence-classification"
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
-    table: ClassVar[tuple[str, ...]] = ("text", "label", "probability")
+    asks: ClassVar[tuple[str, ...]] = ("problem_type", "pattern")
 
     labels: tuple[str, ...] = ()
     titles: tuple[str, ...] = ()
+    problem: str = "single_label"
+    pattern: str | None = None
 
     @classmethod
-    def suits(cls, split: Split, options: TaskOptions) -> bool:
+    def suits(cls, split: Split, options: TaskOptions, base: Any) -> bool:
         have = set(split.columns)
         pair = any({p, c} <= have for p, c in reading.COMPLETIONS)
-        return not pair and bool(have & set(reading.LABELS))
+        return options.problem_type is not None or (not pair and bool(have & set(reading.LABELS)))
 
     @classmethod
-    def find(cls, split: Split, options: TaskOptions) -> SequenceClassification:
-        columns = reading.classification_columns(split, options.text, options.label)
-        assert columns.label is not None
-        labels = reading.label_set(split, columns.label)
-        titles = reading.label_titles(split, columns.label, labels)
-        return cls(columns.texts, columns.label, options.length(cls.length), options.padding, tuple(labels), tuple(titles))
+    def find(cls, split: Split, options: TaskOptions, base: Any) -> SequenceClassification:
+        several = options.label is not None and "," in options.label and options.label not in split.columns
+        pattern = template.parse(options.pattern) if options.pattern else None
+        if pattern is not None:
+            pattern.check(split)
+        texts = pattern.columns if pattern else options.text
+        columns = reading.classification_columns(split, texts, None if several else options.label, several, pattern is not None)
+        label = str(options.label) if several else columns.label
+        assert label is not None
+        answers = answers_for(split, label, options.problem_type)
+        labels, titles = answers.labels(split)
+        return cls(columns.texts, label, options.length(cls.length), options.padding, labels, titles, answers.problem,
+                   options.pattern)  # fmt: skip
+
+    @property
+    def template(self) -> Template:
+        return template.parse(str(self.pattern))
+
+    @property
+    def answers(self) -> Answers:
+        return Answers(str(self.label), self.problem)
 
     def classes(self, split: Split) -> list[str]:
-        assert self.label is not None
-        return reading.labels_of(split, self.label)
+        if self.problem != "single_label":
+            raise error("E0620", f"`--shots` counts examples of each class, and a {self.problem} task has no classes",
+                        help="use `--train-size`")  # fmt: skip
+        return reading.labels_of(split, str(self.label))
+
+    # ------------------------------------------------------------ the model
 
     @property
     def metric(self) -> tuple[str, bool]:
-        return "accuracy", True
+        return {"single_label": "accuracy", "multi_label": "micro_f1", "regression": "pearson"}[self.problem], True
+
+    @property
+    def table(self) -> tuple[str, ...]:
+        return {"single_label": ("text", "label", "probability"), "multi_label": ("text", "labels"),
+                "regression": ("text", "value")}[self.problem]  # fmt: skip
 
     def model_options(self) -> dict[str, Any]:
+        problem = "regression" if self.problem == "regression" else f"{self.problem}_classification"
         return {"num_labels": len(self.titles), "id2label": dict(enumerate(self.titles)),
-                "label2id": {t: i for i, t in enumerate(self.titles)}}  # fmt: skip
+                "label2id": {t: i for i, t in enumerate(self.titles)}, "problem_type": problem}  # fmt: skip
+
+    # ------------------------------------------------------------ encoding
 
     def encode(self, split: Split, tokenizer: Any) -> Encoded:
-        assert self.label is not None
         encoded = self.encode_inputs(self.read_inputs(split), tokenizer)
-        reading.named(split, self.label, "label")
-        answers = reading.known_labels(split, self.label, self.labels)
-        for example, label in zip(encoded.examples, answers, strict=True):
-            example["labels"] = label
-        return Encoded(encoded.examples, encoded.truncated, references=answers)
+        targets = self.answers.targets(split, self.labels)
+        for example, target in zip(encoded.examples, targets, strict=True):
+            example["labels"] = target
+        return Encoded(encoded.examples, encoded.truncated, references=targets)
 
     def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+        if self.pattern:
+            around = template.borders(tokenizer)
+            found = [template.encode(self.template, values, tokenizer, self.max_length, *around) for values in inputs]
+            return Encoded([e.example(self.template.rows > 0) for e in found], sum(e.cut for e in found))
         columns = [list(c) for c in zip(*inputs)]
         whole = tokenizer(*columns, truncation=False, verbose=False)
         cut = tokenizer(*columns, truncation=True, max_length=self.max_length, verbose=False)
@@ -70,47 +110,90 @@ class SequenceClassification(Task):
         return Encoded(examples, sum(len(a) > len(b) for a, b in zip(whole["input_ids"], cut["input_ids"])))
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
-        batch = pad(examples, tokenizer, self)
+        batch = pad(examples, tokenizer, self, leave=("labels", "pseudo_tokens"))
+        if "pseudo_tokens" in examples[0]:
+            batch["pseudo_tokens"] = spread(examples, batch, "pseudo_tokens", 0)
         if "labels" in examples[0]:
-            batch["labels"] = torch.tensor([e["labels"] for e in examples])
+            dtype = torch.long if self.problem == "single_label" else torch.float
+            batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)
         return batch
 
+    # ------------------------------------------------------------ scores and predictions
+
     def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
-        """The scores of the classes."""
+        """The scores of the classes, or the number."""
         batch.pop("labels", None)
         return list(model(**batch).logits.float().cpu())
 
     def score(self, encoded: Encoded, outputs: Sequence[Output], tokenizer: Any) -> dict[str, float]:
-        return classification_metrics(torch.stack(list(outputs)), torch.tensor(encoded.references), len(self.labels))
+        scores = torch.stack(list(outputs))
+        if self.problem == "regression":
+            return regression_metrics(scores[:, 0], torch.tensor(encoded.references))
+        if self.problem == "multi_label":
+            return multi_label_metrics(scores, torch.tensor(encoded.references))
+        return classification_metrics(scores, torch.tensor(encoded.references))
 
     def predict(self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
         encoded = self.encode_inputs(inputs, tokenizer)
         found = outputs_of(model, self, encoded, Collator(tokenizer, self), how.batch_size, how.tick)
-        out = []
-        for i, text in enumerate(inputs):
-            share = found[i].softmax(-1)
-            best = int(share.argmax())
-            out.append({
-                "text": text[0] if len(text) == 1 else list(text),
-                "label": self.titles[best],
-                "probability": round(share[best].item(), 6),
-                "probabilities": {t: round(p.item(), 6) for t, p in zip(self.titles, share)},
-            })  # fmt: skip
-        return out
+        return [{"text": text[0] if len(text) == 1 else list(text), **self.answer(found[i])} for i, text in enumerate(inputs)]
+
+    def answer(self, scores: torch.Tensor) -> dict[str, Any]:
+        """What is said of one text, from its scores."""
+        if self.problem == "regression":
+            return {"value": round(scores.item(), 6)}
+        if self.problem == "multi_label":
+            share = scores.sigmoid()
+            return {"labels": [t for t, s in zip(self.titles, scores) if s > 0], "probabilities": self._shares(share)}
+        share = scores.softmax(-1)
+        best = int(share.argmax())
+        return {"label": self.titles[best], "probability": round(share[best].item(), 6), "probabilities": self._shares(share)}
+
+    def _shares(self, share: torch.Tensor) -> dict[str, float]:
+        return {t: round(p.item(), 6) for t, p in zip(self.titles, share)}
 
 
-def classification_metrics(scores: torch.Tensor, labels: torch.Tensor, classes: int) -> dict[str, float]:
-    """Loss, accuracy, macro F1 (over the classes that occur or are predicted) and the share of the commonest class."""
+def classification_metrics(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Loss, accuracy, macro F1 (over the classes that occur or are predicted), Matthews' correlation, and the share of the
+    commonest class. ``scores`` [examples, classes]; ``labels`` [examples]."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
     guess = scores.argmax(-1)
-    hits = torch.zeros(classes).index_add_(0, labels, (guess == labels).float())
-    support = torch.bincount(labels, minlength=classes).float()
-    guessed = torch.bincount(guess, minlength=classes).float()
-    present = support + guessed > 0
-    f1 = 2 * hits[present] / (support + guessed)[present]
     return {
         "loss": F.cross_entropy(scores.double(), labels).item(),
-        "accuracy": (guess == labels).double().mean().item(),
-        "macro_f1": f1.double().mean().item(),
-        "majority": support.max().item() / len(labels),
+        "accuracy": float(accuracy_score(labels, guess)),
+        "macro_f1": float(f1_score(labels, guess, average="macro", zero_division=0)),
+        "mcc": float(matthews_corrcoef(labels, guess)),
+        "majority": torch.bincount(labels).max().item() / len(labels),
         "examples": len(labels),
     }
+
+
+def multi_label_metrics(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Loss, F1 over all decisions (micro) and over the labels' F1 (macro), and the share of examples whose labels are all
+    right. ``scores`` and ``labels`` (0 and 1) [examples, labels]; a label is given where its probability is above one half."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    guess, wanted = (scores > 0).int(), labels.int()
+    return {
+        "loss": F.binary_cross_entropy_with_logits(scores.double(), labels.double()).item(),
+        "micro_f1": float(f1_score(wanted, guess, average="micro", zero_division=0)),
+        "macro_f1": float(f1_score(wanted, guess, average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(wanted, guess)),
+        "examples": len(labels),
+    }
+
+
+def regression_metrics(values: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:
+    """The mean squared error and the correlations of Pearson and Spearman, 0 where they are undefined (all values are equal)."""
+    import numpy as np
+    from scipy.stats import pearsonr, spearmanr
+
+    a, b = values.double().numpy(), wanted.double().numpy()
+    defined = len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0
+    mse = float(np.mean((a - b) ** 2))
+    pearson, spearman = (float(f(a, b).statistic) if defined else 0.0 for f in (pearsonr, spearmanr))
+    return {
+        "loss": mse, "mse": mse, "pearson": pearson if math.isfinite(pearson) else 0.0, "spearman": spearman,
+        "examples": len(a),
+    }  # fmt: skip

@@ -49,7 +49,7 @@ def outputs_of(model: Any, task: Task, encoded: Encoded, collator: Collator, siz
             batch = {k: v.to(model.device) for k, v in collator([encoded[i] for i in chosen]).items()}
             found.update(zip(chosen, task.outputs(model, batch, encoded, chosen), strict=True))
             if tick:
-                tick(len(found))
+                tick(len(found), sum(map(len, every[rank::world])))
     return found
 
 

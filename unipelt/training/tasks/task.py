@@ -20,8 +20,10 @@ IGNORED = -100
 Example = dict[str, Any]
 #: What a model says about one example: plain numbers, lists or small tensors on the CPU, so that processes can exchange it.
 Output = Any
-#: Called with the number of examples done so far.
-Tick = Callable[[int], None]
+#: Called with the number of examples done so far, and that of all.
+Tick = Callable[[int, int], None]
+#: From a model's outputs and the batch's labels, divided by the number of labels of all batches of a step.
+LossFunction = Callable[..., "torch.Tensor"]
 Own = TypeVar("Own", bound="Task")
 
 
@@ -55,12 +57,14 @@ class Task:
     """
 
     kind: ClassVar[str]
-    #: The class of transformers that is loaded.
+    #: The class of transformers that is loaded, where the model does not decide it (`auto_for`).
     auto: ClassVar[str]
+    #: The options of `TaskOptions` that mean something to this kind, besides those that every kind has.
+    asks: ClassVar[tuple[str, ...]] = ()
+    #: Whether a pretrained model does the task as it is: nothing in its head is new.
+    pretrained: ClassVar[bool] = False
     #: Tokens per example where the user names no maximum.
     length: ClassVar[int] = 128
-    #: The columns of a table of predictions; without any, predictions are printed as lines of text.
-    table: ClassVar[tuple[str, ...]] = ()
 
     texts: tuple[str, ...] = ()
     label: str | None = None
@@ -70,14 +74,18 @@ class Task:
     # ------------------------------------------------------------ from data
 
     @classmethod
-    def suits(cls, split: Split, options: TaskOptions) -> bool:
-        """Whether a user who names no task means this one."""
+    def suits(cls, split: Split, options: TaskOptions, base: Any) -> bool:
+        """Whether a user who names no task means this one. ``base`` is the model's configuration, or None."""
         raise NotImplementedError
 
     @classmethod
-    def find(cls: type[Own], split: Split, options: TaskOptions) -> Own:
+    def find(cls: type[Own], split: Split, options: TaskOptions, base: Any) -> Own:
         """The task for a training split: its columns, by convention or as the user names them, and its labels."""
         raise NotImplementedError
+
+    def fit(self: Own, base: Any, tokenizer: Any) -> Own:
+        """The task with what a model and its tokenizer decide; an error where they cannot serve it."""
+        return self
 
     def classes(self, split: Split) -> list[str]:
         """The class of each row, for samples with a number of rows of each."""
@@ -107,6 +115,32 @@ class Task:
     def model_options(self) -> dict[str, Any]:
         """What is set in the model's configuration."""
         return {}
+
+    @classmethod
+    def auto_for(cls, base: Any) -> str:
+        """The class of transformers that is loaded for a model of this configuration."""
+        return cls.auto
+
+    @property
+    def loss_function(self) -> LossFunction | None:
+        """The loss, where it is not the model's own."""
+        return None
+
+    def in_training(self: Own) -> Own:
+        """The task as it is evaluated while training goes on: without what takes long."""
+        return self
+
+    def for_training(self, encoded: Encoded) -> Encoded:
+        """The examples as they are trained on, where that is otherwise than they are evaluated."""
+        return encoded
+
+    def check_plan(self, plan: Any) -> None:
+        """Refuse a method whose plan this task cannot be right with."""
+
+    @property
+    def table(self) -> tuple[str, ...]:
+        """The columns of a table of predictions; without any, predictions are printed as lines of text."""
+        return ()
 
     # ------------------------------------------------------------ encoding
 
@@ -152,7 +186,7 @@ class Predicting:
     """How predictions are made: examples in a batch, tokens of a generated answer, who is told of the progress."""
 
     batch_size: int = 64
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     tick: Tick | None = field(default=None, compare=False)
 
 
@@ -178,3 +212,9 @@ def spread(examples: Sequence[Example], batch: dict[str, Any], key: str = "label
 def text_logits(logits: Any, tokens: int) -> Any:
     """The rows of the text's own tokens: a method may put tokens of its own in front, so they are the last ones."""
     return logits[:, -tokens:]
+
+
+def need_offsets(tokenizer: Any, what: str) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise error("E0634", f"{what} needs to know where tokens stand in the text, which this tokenizer ({type(tokenizer).__name__}) "
+                    "does not tell", help="use a model with a fast tokenizer (a tokenizer.json)")  # fmt: skip

@@ -1,0 +1,125 @@
+"""What a classifier's label column holds: one label, several, or a number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...language.diagnostics import error
+from ...language.syntax import Span
+from .. import data as reading
+from ..data import Split, kind_of_value
+
+Target = int | float | list[float]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """``column`` is the label's column, or several columns of 0 and 1 joined by commas (`multi_label` only)."""
+
+    column: str
+    problem: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(c.strip() for c in self.column.split(","))
+
+    def flags(self, split: Split) -> bool:
+        """Whether there is a column of 0 and 1 for each label."""
+        return self.problem == "multi_label" and len(self.columns) > 1 and self.column not in split.columns
+
+    def labels(self, split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The labels of a training split, and what is shown for them."""
+        if self.problem == "regression":
+            numbers_of(split, self.column)
+            return (self.column,), (self.column,)
+        if self.flags(split):
+            for c in self.columns:
+                flags_of(split, reading.named(split, c, "label"))
+            return self.columns, self.columns
+        if self.problem == "multi_label":
+            found = {name for names in lists_of(split, self.column) for name in names}
+            if not found:
+                raise error("E0604", f"no row of `{split.file}` has a label", Span(split.file), help="check the label column")
+            labels = tuple(sorted(found, key=int) if all(n.isdigit() for n in found) else sorted(found))
+            return labels, labels
+        labels = tuple(reading.label_set(split, self.column))
+        return labels, tuple(reading.label_titles(split, self.column, labels))
+
+    def targets(self, split: Split, labels: Sequence[str]) -> list[Target]:
+        """For each row the index of its label, a 0 or 1 for each label, or its number."""
+        if self.flags(split):
+            columns = [flags_of(split, reading.named(split, c, "label")) for c in self.columns]
+            return [list(row) for row in zip(*columns)]
+        reading.named(split, self.column, "label")
+        if self.problem == "regression":
+            return list(numbers_of(split, self.column))
+        if self.problem == "single_label":
+            return list(reading.known_labels(split, self.column, labels))
+        rows = lists_of(split, self.column)
+        reading.raise_all([
+            reading.unknown_label(split, i, n, labels) for i, names in enumerate(rows) for n in names if n not in labels
+        ])  # fmt: skip
+        return [[float(label in names) for label in labels] for names in rows]
+
+
+def answers_for(split: Split, column: str, problem: str | None) -> Answers:
+    """The problem that the values pose unless it is named: lists are labels, fractions are numbers, the rest are classes."""
+    if problem is None:
+        values = [row.get(column) for row in split.rows]
+        if column not in split.columns or any(isinstance(v, list) for v in values):
+            problem = "multi_label"
+        else:
+            problem = "regression" if _fractions(values) else "single_label"
+    return Answers(column, problem)
+
+
+def _fractions(values: Sequence[Any]) -> bool:
+    """Whether all are numbers, and some no whole ones or written as such (a JSON `3.0`); texts of a CSV file count as numbers."""
+    numbers = []
+    for v in values:
+        try:
+            numbers.append(float(v) if isinstance(v, (int, float, str)) else math.nan)
+        except ValueError:
+            return False
+    if not all(map(math.isfinite, numbers)):
+        return False
+    return any(isinstance(v, float) or x != int(x) for v, x in zip(values, numbers))
+
+
+def numbers_of(split: Split, column: str) -> list[float]:
+    def wrong(value: Any) -> str:
+        try:
+            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+        except ValueError:
+            return f"is `{value}`, not a number"
+        if number is None:
+            return f"is {kind_of_value(value)}, not a number"
+        return "" if math.isfinite(number) else f"is {number}"
+
+    return [float(v) for v in reading.values_of(split, column, wrong, "give each row a number")]
+
+
+def flags_of(split: Split, column: str) -> list[float]:
+    def wrong(value: Any) -> str:
+        return "" if value in (0, 1, "0", "1") else f"is `{value}`, neither 0 nor 1"
+
+    return [float(v) for v in reading.values_of(split, column, wrong, "write 1 where the label is given, else 0")]
+
+
+def lists_of(split: Split, column: str) -> list[list[str]]:
+    """A column of lists of labels; a list may be empty, a label in it stands there once."""
+
+    def wrong(value: Any) -> str:
+        if not isinstance(value, list):
+            return f"is {kind_of_value(value)}, not a list of labels"
+        bad = next((v for v in value if not isinstance(v, (str, int)) or isinstance(v, bool) or v == ""), None)
+        if bad is not None or None in value:
+            return f"holds {kind_of_value(bad)} among its labels"
+        twice = next((v for v in value if value.count(v) > 1), None)
+        return "" if twice is None else f"names the label `{twice}` twice"
+
+    found = reading.values_of(split, column, wrong, 'write lists of names, as in `["a", "b"]`')
+    return [[str(v) for v in names] for names in found]

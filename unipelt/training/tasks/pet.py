@@ -1,0 +1,280 @@
+"""Patterns and words (PET, Schick and Schütze 2021): a label's score is the language model's own score of the label's word.
+
+The pattern makes a cloze of an example, `"{text} Question type: {mask}."`; a masked model fills the mask, a causal one goes on
+from what stands before it. Nothing new is learned but what the adapter holds, and without an adapter it works too (zero-shot).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from ...language.diagnostics import Diagnostic, error, near
+from ...language.syntax import Span
+from .. import data as reading
+from ..config import TaskOptions
+from ..data import Split
+from . import template
+from .answers import Answers
+from .causal_lm import beginning
+from .classification import SequenceClassification
+from .task import IGNORED, Encoded, Example, LossFunction, Output, pad, spread, text_logits
+from .template import Template, ids_of
+
+#: Labels of candidate words that are not the right one are stored below this.
+WRONG = -1000
+Words = tuple[tuple[str, ...], ...]
+Tokens = tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class PET(SequenceClassification):
+    """``words`` are those of each label, in the labels' order; ``tokens`` are theirs in the model's vocabulary.
+
+    With several words a label's score is their mean. A masked model fills one token; a causal model scores words of
+    several tokens by their joint probability, one row of the batch for each word.
+    """
+
+    kind: ClassVar[str] = "pet"
+    auto: ClassVar[str] = "AutoModelForMaskedLM"
+    pretrained: ClassVar[bool] = True
+    asks: ClassVar[tuple[str, ...]] = ("pattern", "words")
+
+    words: Words = ()
+    tokens: Tokens = ()
+    masked: bool = True
+
+    # ------------------------------------------------------------ from data
+
+    @classmethod
+    def suits(cls, split: Split, options: TaskOptions, base: Any) -> bool:
+        return options.words is not None or (options.pattern is not None and template.parse(options.pattern).masks > 0)
+
+    @classmethod
+    def find(cls, split: Split, options: TaskOptions, base: Any) -> PET:
+        if options.pattern is None:
+            raise error("E0640", "a pattern is missing", help='give one, as in `--pattern "{text} It was {mask}."`')
+        if options.text:
+            raise error("E0620", "`--pattern` names the columns that are read, so `--text` is one too many", help="give one of them")
+        pattern = template.parse(options.pattern)
+        if not pattern.masks:
+            raise error("E0640", f"the pattern `{options.pattern}` has no `{{mask}}`, where the label's word is wanted", help="write one")
+        pattern.check(split)
+        label = reading.named(split, options.label, "label") if options.label else reading.first(split, reading.LABELS, "label")
+        labels, titles = Answers(label, "single_label").labels(split)
+        words = words_for(options.words, labels, titles)
+        return cls(pattern.columns, label, options.length(cls.length), options.padding, labels, titles, "single_label",
+                   options.pattern, words)  # fmt: skip
+
+    @classmethod
+    def auto_for(cls, base: Any) -> str:
+        from transformers import AutoModelForMaskedLM
+
+        whole = not getattr(base, "is_encoder_decoder", False)
+        return "AutoModelForMaskedLM" if whole and type(base) in AutoModelForMaskedLM._model_mapping else "AutoModelForCausalLM"
+
+    def fit(self, base: Any, tokenizer: Any) -> PET:
+        masked = self.auto_for(base) == "AutoModelForMaskedLM"
+        if masked and tokenizer.mask_token_id is None:
+            raise error("E0642", "the tokenizer has no mask token", help="use a causal model, or a masked one with its own tokenizer")
+        pattern = self.template
+        hidden = [c for c in pattern.columns if c not in pattern.before_mask().columns]
+        if not masked and hidden:
+            raise error("E0640", f"a causal model does not see `{{{hidden[0]}}}`, which stands behind the mask",
+                        help="put `{mask}` behind the texts")  # fmt: skip
+        tokens = tuple(tuple(tuple(word_ids(w, pattern, tokenizer)) for w in words) for words in self.words)
+        _check_words(self.words, tokens, masked, tokenizer)
+        return replace(self, tokens=tokens, masked=masked)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> PET:
+        found = super().from_json(record)
+        tokens = tuple(tuple(tuple(ids) for ids in words) for words in found.tokens)
+        return replace(found, words=tuple(tuple(w) for w in found.words), tokens=tokens)
+
+    def model_options(self) -> dict[str, Any]:
+        return {}
+
+    # ------------------------------------------------------------ encoding
+
+    @property
+    def single(self) -> bool:
+        """Whether every word is one token, so that one row tells the scores of all."""
+        return all(len(ids) == 1 for words in self.tokens for ids in words)
+
+    @property
+    def candidates(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The rows that an example takes: its label and the tokens behind the text, none where one row tells all."""
+        return [(0, ())] if self.single else [(k, ids) for k, words in enumerate(self.tokens) for ids in words]
+
+    def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+        pattern = self.template if self.masked else self.template.before_mask()
+        if self.masked:
+            front, back = template.borders(tokenizer)
+        else:
+            front, back = beginning(tokenizer), []
+        room = self.max_length - max(len(ids) for _, ids in self.candidates)
+        marked = self.template.rows > 0
+        found = [template.encode(pattern, values, tokenizer, room, front, back) for values in inputs]
+        examples = [e.example(marked) for e in found]
+        for example in examples:
+            example["place"] = example["input_ids"].index(tokenizer.mask_token_id) if self.masked else len(example["input_ids"]) - 1
+        return Encoded(examples, sum(e.cut for e in found))
+
+    def read_inputs(self, split: Split) -> list[Sequence[Any]]:
+        return [tuple(row) for row in super().read_inputs(split)]
+
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+        """``labels`` [rows, tokens] tell where the word is and what is right: at the place of a word of one token the index of
+        the label; else at the tokens of each candidate their ids, or ``WRONG`` minus these for the labels that are not right."""
+        rows = []
+        for e in examples:
+            right = e.get("labels", 0)
+            for label, ids in self.candidates:
+                place = e["place"] if self.single else e["place"] + 1
+                marks = [IGNORED] * (len(e["input_ids"]) + len(ids))
+                if self.single:
+                    marks[place] = right
+                else:
+                    marks[place : place + len(ids)] = [i if label == right else WRONG - i for i in ids]
+                row = {"input_ids": [*e["input_ids"], *ids], "attention_mask": [1] * len(marks), "labels": marks}
+                if "pseudo_tokens" in e:
+                    row["pseudo_tokens"] = [*e["pseudo_tokens"], *[0] * len(ids)]
+                rows.append(row)
+        batch = pad(rows, tokenizer, self, leave=("labels", "pseudo_tokens"))
+        batch["labels"] = spread(rows, batch)
+        if "pseudo_tokens" in rows[0]:
+            batch["pseudo_tokens"] = spread(rows, batch, "pseudo_tokens", 0)
+        return batch
+
+    # ------------------------------------------------------------ scores
+
+    def scores(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean log-probability of each label's words, [examples, labels]."""
+        logits = text_logits(logits, labels.shape[1])
+        if self.single:
+            shares = logits[labels != IGNORED].float().log_softmax(-1)
+            return torch.stack([shares[:, [ids[0] for ids in words]].mean(-1) for words in self.tokens], -1)
+        target = torch.where(labels <= WRONG, WRONG - labels, labels)[:, 1:]
+        losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), target, ignore_index=IGNORED, reduction="none")
+        words = -losses.sum(-1).view(-1, len(self.candidates))
+        of = torch.tensor([k for k, _ in self.candidates], device=words.device)
+        return torch.stack([words[:, of == k].mean(-1) for k in range(len(self.tokens))], -1)
+
+    def right(self, labels: torch.Tensor) -> torch.Tensor:
+        """The right label of each example, as ``labels`` tell it."""
+        if self.single:
+            return labels[labels != IGNORED]
+        rows = (labels >= 0).any(-1).view(-1, len(self.candidates))
+        return torch.tensor([self.candidates[int(r.int().argmax())][0] for r in rows], device=labels.device)
+
+    @property
+    def loss_function(self) -> LossFunction:
+        """The cross-entropy over the labels' scores, and not over all words."""
+
+        def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+            total = F.cross_entropy(self.scores(logits, labels), self.right(labels), reduction="sum")
+            marks = (labels != IGNORED).sum()
+            examples = labels.shape[0] // len(self.candidates)
+            # A step's number of labels counts marks, of which each example has the same number.
+            return total / examples if num_items_in_batch is None else total * (marks / examples) / num_items_in_batch
+
+        return loss
+
+    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+        labels = batch.pop("labels")
+        return list(self.scores(model(**batch).logits, labels).cpu())
+
+
+# ---------------------------------------------------------------- words
+
+
+def words_for(given: str | None, labels: Sequence[str], titles: Sequence[str]) -> Words:
+    """The words of each label: `great,terrible` in the labels' order, `1=great|good,0=terrible`, or a JSON file of such.
+
+    Without any, the labels' own names are their words.
+    """
+    if given is None:
+        if all(t.lstrip("-").isdigit() for t in titles):
+            raise error("E0643", f"the labels are numbers ({reading.listed(labels[:6])}), and a model needs words for them",
+                        help="`--words` in the labels' order, or as `0=terrible,1=great`")  # fmt: skip
+        return tuple((t.replace("_", " "),) for t in titles)
+    found = _from_file(Path(given)) if given.endswith(".json") else _from_text(given)
+    if isinstance(found, list):
+        if len(found) != len(labels):
+            raise error("E0643", f"there are {len(found)} words for {len(labels)} labels", where=(f"labels: {', '.join(labels)}",),
+                        help="give a word for each label, in this order, or write `label=word`")  # fmt: skip
+        return tuple(found)
+    names = {**{t: i for i, t in enumerate(titles)}, **{n: i for i, n in enumerate(labels)}}
+    by_label: dict[int, tuple[str, ...]] = {}
+    for name, words in found.items():
+        if name not in names:
+            raise error("E0643", f"there is no label `{name}`; there are {reading.listed(labels[:12])}",
+                        help=near(name, names) or "correct `--words`")  # fmt: skip
+        by_label[names[name]] = words
+    missing = [n for i, n in enumerate(labels) if i not in by_label]
+    if missing:
+        raise error("E0643", f"the label {reading.listed(missing[:5])} has no word", help="add it to `--words`")
+    return tuple(by_label[i] for i in range(len(labels)))
+
+
+def _from_text(given: str) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]:
+    items = [i.strip() for i in given.split(",")]
+    named = [i for i in items if "=" in i]
+    if named and len(named) < len(items):
+        raise error("E0643", f"`--words {given}` names a label for some words only", help="write `label=word` for all, or for none")
+    pairs = [tuple(i.split("=", 1)) if named else ("", i) for i in items]
+    words = [tuple(w.strip() for w in p[1].split("|")) for p in pairs]
+    if any(not w for group in words for w in group):
+        raise error("E0643", f"`--words {given}` has an empty word", help="give each label a word")
+    return {p[0].strip(): w for p, w in zip(pairs, words)} if named else words
+
+
+def _from_file(path: Path) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]:
+    span = Span(str(path))
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise error("E0643", f"`{path}` cannot be read: {e}", span, help="give words, or a JSON file of them") from None
+
+    def words(v: Any) -> tuple[str, ...]:
+        group = [v] if isinstance(v, str) else v
+        if not isinstance(group, list) or not group or not all(isinstance(w, str) and w.strip() for w in group):
+            raise error("E0643", f"`{path}` holds something other than words", span, help='write `{"label": ["word", …]}`')
+        return tuple(group)
+
+    if isinstance(value, dict):
+        return {k: words(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [words(v) for v in value]
+    raise error("E0643", f"`{path}` holds neither an object nor a list of words", span, help='write `{"label": ["word", …]}`')
+
+
+def word_ids(word: str, pattern: Template, tokenizer: Any) -> list[int]:
+    """The tokens of a word where the mask stands: with the blank in front, where the tokenizer makes it a part of the word."""
+    before = pattern.before_mask().parts
+    spaced = bool(before) and before[-1].text[-1:].isspace() and before[-1].kind == "text"
+    return ids_of((template.lead(tokenizer) if spaced else "") + word, tokenizer)
+
+
+def _check_words(words: Words, tokens: Tokens, masked: bool, tokenizer: Any) -> None:
+    problems = []
+    seen: dict[tuple[int, ...], str] = {}
+    for group, ids in ((w, i) for ws, ts in zip(words, tokens) for w, i in zip(ws, ts)):
+        pieces = ", ".join(f"`{p}`" for p in tokenizer.convert_ids_to_tokens(list(ids)))
+        if not ids or tokenizer.unk_token_id in ids and tokenizer.unk_token_id != tokenizer.eos_token_id:
+            problems.append(Diagnostic("E0644", f"the word `{group}` is not in the model's vocabulary", help="choose another"))
+        elif masked and len(ids) > 1:
+            problems.append(Diagnostic("E0644", f"the word `{group}` is {len(ids)} tokens ({pieces}), and a masked model fills one",
+                                       help="choose a word of one token"))  # fmt: skip
+        elif ids in seen:
+            problems.append(Diagnostic("E0644", f"the words `{seen[ids]}` and `{group}` are the same to the model", help="choose another"))
+        seen.setdefault(ids, group)
+    reading.raise_all(problems)
