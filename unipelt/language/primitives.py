@@ -120,7 +120,7 @@ def _extremum(name: str, pick: Callable) -> Rule:
                 return join(args, NumberType(Size.of(best) if isinstance(best, int) else None, best))
             sizes = [t.size for t in kinds]  # type: ignore[union-attr]
             known = all(s is not None for s in sizes)
-            return join(args, NumberType(Size.of(f"{name}({', '.join(map(str, sizes))})") if known else None))
+            return join(args, NumberType(Size.of(f"{name}({', '.join(s.text for s in sizes)})") if known else None))
         return check.fail("E0331", f"`{name}` takes numbers", span)
 
     return rule
@@ -137,7 +137,7 @@ def _rounding(name: str, round_: Callable[[float], int]) -> Rule:
             if a.type.value is not None:
                 whole = round_(a.type.value)
                 return a.typed(NumberType(Size.of(whole), whole))
-            return a.typed(NumberType(Size.of(f"{name}({a.type.size})") if a.type.size is not None else None))
+            return a.typed(NumberType(Size.of(f"{name}({a.type.size.text})") if a.type.size is not None else None))
         return a if isinstance(a.type, Poison) else check.fail("E0331", f"`{name}` takes a number", span)
 
     return rule

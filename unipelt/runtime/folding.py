@@ -17,7 +17,7 @@ from ..language.fold import fold_form
 from ..language.ir import Method
 from ..language.parser import parse_expression
 from ..language.sites import TensorType, signature, site_name
-from ..language.syntax import Expr, Name, Number, Scope, Tensor
+from ..language.syntax import Name, Scope, Tensor
 from .seam import edit_at
 
 
@@ -41,8 +41,7 @@ def folded(
         form, folds_ = fold_form(typing)
         symbolic = {f.name: f for f in _symbolic_folds(plan.method, row)}
         declared = tuple(
-            _declaration(f.name, symbolic[f.name].type, f.type, f.place, _axes(plan, chosen[row.name], f.name))
-            for f in folds_
+            _declaration(f.name, symbolic[f.name].type, f.place, _axes(plan, chosen[row.name], f.name)) for f in folds_
         )
         rows.append(replace(row, form=(*declared, *form)))
     method = replace(plan.method, rows=tuple(rows))
@@ -63,19 +62,11 @@ def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
     return next(f.tensor.axes for f in folds if f.fold.name == name)
 
 
-def _declaration(name: str, symbolic: TensorType, numeric: TensorType, place: str, axes: tuple[str, ...]) -> Tensor:
+def _declaration(name: str, symbolic: TensorType, place: str, axes: tuple[str, ...]) -> Tensor:
     """A tensor declaration whose sizes are written in the method's own terms."""
-
-    sizes = []
-    for s, n in zip(symbolic.sizes, numeric.sizes):
-        text = str(s)
-        sizes.append(Name(text) if text.isidentifier() else _number(n) if n.number is not None else parse_expression(text))
+    sizes = tuple(parse_expression(s.text) for s in symbolic.sizes)
     per = tuple(Scope(w) for w in (*axes, *(() if place == "site" else (place,))))
-    return Tensor(name, tuple(sizes), Name("zeros"), per=per or (Scope("site"),))
-
-
-def _number(size: Any) -> Expr:
-    return Number(int(size.number))
+    return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
 
 
 def _value(model: nn.Module, name: str, plan: Plan, f: PlannedFold) -> torch.Tensor:
