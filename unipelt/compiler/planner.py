@@ -107,21 +107,22 @@ class _Builder:
             self.problems.append(Diagnostic("E0512", f"this {type(self.model).__name__} has no `{absent[0]}`", row.span))
         elif absent:
             self.warnings.append(f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out")
+        varies = numbered(row, self.method.params)
         here_layers: dict[str, frozenset[int]] = {}
         for stack in (s for s in self.sites.stacks if any(f.stack == s.name and f.layer is not None for f in found)):
-            layers = self.layers(row.layers, stack, numbered(row, self.method.params))
+            layers = self.layers(row.layers, stack, varies)
             if layers is None:
                 return
             here_layers[stack.name] = layers
         for site in found:
             if site.layer is None or site.layer in here_layers[site.stack]:
-                self.edit(row, site)
+                self.edit(row, site, varies)
 
-    def edit(self, row: Row, site: Site) -> None:
+    def edit(self, row: Row, site: Site, varies: bool) -> None:
         reads = row_reads(row)
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
-        key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if numbered(row, self.method.params) else None)
+        key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if varies else None)
         sizes = Sizes(site.sizes, layer, stack.depth)
         if key not in self.typings:
             try:

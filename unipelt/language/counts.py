@@ -51,10 +51,14 @@ class LayerSum:
         total = 0
         for layer in chosen(word, ends, depth):
             numbers = {"layer": layer, "depth": depth}
-            bound = parameters(params, True, numbers)
-            here = {n: v.type.value for n, v in bound.items() if isinstance(v.type, NumberType) and n not in values}
-            total += _number(self.size, {**here, **values, **numbers})  # type: ignore[dict-item]
+            total += _number(self.size, {**_bound(params, numbers), **values, **numbers})
         return total
+
+
+def _bound(params: Sequence[Param], numbers: Mapping[str, int]) -> dict[str, int]:
+    """The arguments that are numbers once ``numbers`` (``layer``, ``depth``) are known, and those."""
+    found = {n: v.type for n, v in parameters(params, True, numbers).items()}
+    return {n: t.value for n, t in found.items() if isinstance(t, NumberType) and isinstance(t.value, int)} | dict(numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class Count:
     def number(self, values: Mapping[str, int]) -> int:
         """The count on a model: ``values`` are its sizes, ``L``, ``L_cross`` and the arguments that are one number each.
         Words are not counted."""
+        values = {**_bound(self.params, {"depth": values["L"]}), **values} if "L" in values else values
         symbols = {s for size in (self.size, *(f for pair in self.folds for f in pair)) for s in size.symbols}
         known = {**values, **{n: s.number(values, self.params) for n, s in self.sums.items() if n in symbols}}
         total = _number(self.size, known)
@@ -156,7 +161,7 @@ class _Counting:
         """The size summed over the row's layers: times their number, but for the symbols that depend on the layer."""
         depth = "L_cross" if t.site.name.startswith("cross") else "L"
         total = _NONE
-        for monomial, factor in size.bind(_ALIKE).terms:
+        for monomial, factor in size.bind({**_ALIKE, "depth": Size.of(depth)}).terms:
             inner, outer = Size.of(1), Size.of(factor)
             for symbol, exponent in monomial:
                 power = Size((((((symbol, exponent),)), Fraction(1)),))
@@ -190,6 +195,10 @@ class _Counting:
         return _total(after) if any_folds else None
 
 
+def _at_most(value: str, depth: str) -> Size:
+    return Size.of(depth if value == "depth" else 0 if value == "0" else f"min({value}, {depth})")
+
+
 def _total(entries: Mapping[_Key, Size]) -> Size:
     total = _NONE
     for size in entries.values():
@@ -203,9 +212,9 @@ def _selected(selection: Selection | None, depth: str) -> Size:
         return Size.of(depth)
     values = [to_text(v) for v in selection.values]
     if selection.word in ("first", "last"):
-        return Size.of(f"min({values[0]}, {depth})")
+        return _at_most(values[0], depth)
     if selection.word == "range":
-        return Size.of(f"min({values[1]}, {depth})") - Size.of(f"min({values[0]}, {depth})")
+        return _at_most(values[1], depth) - _at_most(values[0], depth)
     if selection.word == "every":
         return Size.of(f"ceil({depth} / ({values[0]}))")
     raise error("E0515", f"layers are not selected with `{selection.word}`", selection.span)

@@ -115,7 +115,7 @@ class Inference:
             return Value(NumberType(None, False))
         if e.id in PRIMITIVES and PRIMITIVES[e.id].elementwise:
             return Value(WordType("activation", e.id))
-        known = [*self.names, *self.sizes, *self.axes]
+        known = [*self.names, *self.sizes, *self.axes, *NUMBERS]
         return self.fail("E0301", f"there is no `{e.id}` here", e.span, help=near(e.id, known) or self._in_scope())
 
     def _in_scope(self) -> str:
