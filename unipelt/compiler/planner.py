@@ -88,11 +88,11 @@ class _Builder:
         found: list[Site] = []
         absent: list[str] = []
         for path in sites_of(row.sites, self.method.params):
-            stack, name = site_name(str(path))
-            if stack is not None and stack not in self.stacks:
-                self.problems.append(no_stack(stack, self.sites, self.model, path.span))
+            tower, name = site_name(str(path))
+            if tower is not None and tower not in self.stacks:
+                self.problems.append(no_stack(tower, self.sites, self.model, path.span))
                 continue
-            here = self.sites.named(name, stack)
+            here = self.sites.named(name, tower)
             if not here and signature(name) is not None and name.split(".")[0] == "cross":
                 absent.append(name)
             elif not here and signature(name) is not None and name.endswith(".weight"):

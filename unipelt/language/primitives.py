@@ -118,9 +118,8 @@ def _extremum(name: str, pick: Callable) -> Rule:
             if all(v is not None for v in values):
                 best = pick(values)
                 return join(args, NumberType(Size.of(best) if isinstance(best, int) else None, best))
-            sizes = [t.size for t in kinds]  # type: ignore[union-attr]
-            known = all(s is not None for s in sizes)
-            return join(args, NumberType(Size.of(f"{name}({', '.join(s.text for s in sizes)})") if known else None))
+            sizes = [t.size.text for t in kinds if isinstance(t, NumberType) and t.size is not None]
+            return join(args, NumberType(Size.of(f"{name}({', '.join(sizes)})") if len(sizes) == len(kinds) else None))
         return check.fail("E0331", f"`{name}` takes numbers", span)
 
     return rule
