@@ -73,12 +73,12 @@ def _curve(name: str, number: Callable[[float], float] | None) -> Rule:
 
 for _name, _number, _doc in (
     ("relu", lambda v: max(v, 0.0), "max(x, 0)"),
-    ("gelu", None, "x Φ(x), exact"),
-    ("gelu_new", None, "x Φ(x), the tanh approximation"),
-    ("silu", None, "x σ(x)"),
+    ("gelu", lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2, "x Φ(x), exact"),
+    ("gelu_new", lambda v: v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) / 2, "x Φ(x), the tanh approximation"),
+    ("silu", lambda v: v / (1 + math.exp(-v)), "x σ(x)"),
     ("tanh", math.tanh, "the hyperbolic tangent"),
     ("sigmoid", lambda v: 1 / (1 + math.exp(-v)), "1 / (1 + exp(-x))"),
-    ("softplus", None, "log(1 + exp(x))"),
+    ("softplus", lambda v: math.log1p(math.exp(v)), "log(1 + exp(x))"),
     ("exp", math.exp, "the exponential"),
     ("log", math.log, "the natural logarithm"),
     ("sqrt", math.sqrt, "the square root"),

@@ -72,6 +72,7 @@ class Registry(Doorway):
         self.shared = nn.ModuleDict()
         self.required = frozen  # which parameters of the base required a gradient before
         self.merged: Any = None
+        self.watched = 0  # how many `watch` blocks are open
         self.root_handles: list[Any] = []
 
 
@@ -316,10 +317,10 @@ def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, m
 
 
 def _hang_root(model: nn.Module, r: Registry) -> None:
-    """The model's own hooks, where an attached adapter needs the mask or prepends a prompt."""
+    """The model's own hooks, where an attached adapter or a watch needs the mask, or a prompt is put in."""
     edits = [e for a in r.attached.values() for e in a.plan.edits]
     prompts = any(e.site.side == "prompt" for e in edits)
-    needed = prompts or any("tokens" in e.names for e in edits)
+    needed = prompts or bool(r.watched) or any("tokens" in e.names for e in edits)
     if needed and not r.root_handles:
         r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
         base = getattr(model, "base_model", model)
@@ -335,6 +336,9 @@ def _hang_root(model: nn.Module, r: Registry) -> None:
         for handle in r.root_handles:
             handle.remove()
         r.root_handles.clear()
+        values = r.switch.holder.values
+        for key in [k for k in values if k.startswith("mask:")]:
+            del values[key]
 
 
 def _forget_compiled() -> None:

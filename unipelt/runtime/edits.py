@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..compiler.evaluator import Context, constants, evaluate, run
+from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, shares_softmax
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
@@ -86,12 +87,14 @@ class Edit(nn.Module):
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         for label, t in tensors.items():
             _register(self, label, t)
-        self.lowered: Lowered | None = lower(planned.row, planned.typing) if lowering else None
+        grouped = planned.site.family == "heads" and planned.site.sizes["heads"] != planned.site.sizes["groups"]
+        self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
+        self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
 
     # ------------------------------------------------------------ evaluation
 
-    def context(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Context:
+    def context(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, still: bool = False) -> Context:
         """The names a form reads: constants, tensors, and what is in scope."""
         names: dict[str, Any] = dict(self.constants)
         tensors = self.tensors()
@@ -105,7 +108,7 @@ class Edit(nn.Module):
                 names[name] = Named(t, self._scope_axes(name, t))
             else:
                 names[name] = t
-        return Context(names, self.site.sizes, self.bases, mask, self.training, self.lowered is not None)
+        return Context(names, self.site.sizes, self.bases, mask, self.training and not still, self.lowered is not None)
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
         if name in ("W", "bias"):
@@ -142,6 +145,7 @@ class Edit(nn.Module):
     ) -> Any:
         """The new h, of h's shape and dtype; ``given`` is what is in scope (and ``rows``: see `Site`); for ``want="mass"`` with the log of its scores' mass, for "rows" only `rows`.
 
+        "still" is as "mass", with nothing random in it: for a look beside a pass that must not notice.
         Whatever reads the tensors goes through here: hooks that bring a module's weights act on its call.
         """
         if want == "rows":
@@ -150,7 +154,9 @@ class Edit(nn.Module):
             lead = given["rows"]
             inner = {n: t.view(*lead, -1) if n in ("x", "residual") else t for n, t in given.items() if n != "rows"}
             return self.forward(h.view(*lead, -1), inner, mask, want).view(h.shape)
-        out, c = self.evaluate(h, given, mask)
+        out, c = self.evaluate(h, given, mask, want == "still")
+        for watcher in self.watchers:
+            watcher.saw(h, out, c)
         if want == "h":
             return out
         scores = c.names["scores"]
@@ -158,10 +164,10 @@ class Edit(nn.Module):
         return out, torch.logsumexp(scores.data, -1)
 
     def evaluate(
-        self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None
+        self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, still: bool = False
     ) -> tuple[torch.Tensor, Context]:
         """The new h and every name that was bound on the way (``scores`` for the next row's ``log_mass``)."""
-        c = self.context({**given, "h": h}, mask)
+        c = self.context({**given, "h": h}, mask, still)
         named = c.names.pop("h")
         assert isinstance(named, Named)
         self._z(c, named)
@@ -206,6 +212,7 @@ class Edit(nn.Module):
             if label.startswith("gate."):
                 inner.names[label[5:]] = c.names[label]
         run(self.row.gate, inner)
+        c.names[ITS_VALUE] = inner.names["g"]
         return inner.names["g"]
 
     def rows(self, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -286,11 +293,20 @@ class CopyEdit(nn.Module):
         adds = isinstance(host, (nn.Linear, nn.LayerNorm)) or type(host).__name__ == "Conv1D"
         self.bias_only = lowering and adds and self.trained == ("bias",)
         self._base = [host]  # in a list: the base's module must not become a child
+        self.watchers: tuple[Any, ...] = ()
 
     def forward(
         self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit] = ()
     ) -> torch.Tensor:
         """``output`` is the host's own. Of each parameter the last copy counts: ``earlier`` ones give those not trained here."""
+        new = self._new(args, kwargs, output, earlier)
+        for watcher in self.watchers:
+            watcher.saw(output, new, None)
+        return new
+
+    def _new(
+        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit]
+    ) -> torch.Tensor:
         others = {n: c.twin._parameters[n] for c in earlier for n in c.trained if n not in self.trained}
         if others:
             twin = copy.copy(self.twin)
