@@ -26,6 +26,7 @@ from .masks import MaskTap
 from .offload import device_of, value_of
 from .prompts import Doorway
 from .seam import NAME, Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
+from .sharding import is_sharded, settle
 from .switch import Switch
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
@@ -54,8 +55,13 @@ class Attached:
         return (*self.plan.tensors, *(c.name for c in self.plan.copies))
 
     def values(self) -> dict[str, torch.Tensor]:
-        """Every tensor and trained copy by its name, wherever its values are kept."""
+        """Every tensor and trained copy by its name, as it is registered, wherever its values are kept."""
         return {n: value_of(*self.places[n]) for n in self.names}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape as the plan has it; numbers are registered as vectors of one entry."""
+        planned = self.plan.tensors.get(name)
+        return planned.shape if planned is not None else tuple(self.places[name][0]._parameters[self.places[name][1]].shape)  # type: ignore[union-attr]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name."""
@@ -135,7 +141,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _refuse_sharded(model: nn.Module) -> None:
-    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
+    if is_sharded(model):
         raise error("E0556", "the model is sharded already, and gradients of what is added now would not be reduced",
                     help="apply the method first, then shard (fully_shard)")  # fmt: skip
 
@@ -268,7 +274,7 @@ def _share(r: Registry, name: str, attached: Attached, made: dict[str, torch.Ten
     if not several:
         return None
     shared = r.shared[key_of(name)] = Shared(several)
-    attached.places.update({n: (shared, key_of_tensor(n)) for n in several})
+    attached.places.update({n: (shared, key_of_tensor(n)) for n in shared.scalars})
     return shared
 
 
@@ -276,7 +282,7 @@ def _hang_edit(
     model: nn.Module, r: Registry, name: str, attached: Attached, e: PlannedEdit, made: dict[str, torch.Tensor],
     shared: Shared | None,
 ) -> None:  # fmt: skip
-    borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.names}
+    borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.scalars}
     own = {label: made[n] for label, n in e.tensors.items() if label not in borrowed}
     axes = {label: attached.plan.tensors[n].axes for label, n in e.tensors.items()}
     bases = {n: BaseCall(model.get_submodule(v.module), v.part) for n, v in e.site.bases.items()}
@@ -404,6 +410,7 @@ def activate(model: nn.Module, *names: str) -> None:
     r = registry(model)
     if r is None:
         raise error("E0550", "this model has no adapter")
+    settle(model)
     for n, a in r.attached.items():
         for p in a.trained().values():
             p.requires_grad_(n in names and a.trainable)
@@ -426,7 +433,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 def parameter_groups(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Optimiser groups of an adapter: the method's learning-rate multiples, no decay on vectors and scalars."""
-    a = record(_unwrapped(model), name)
+    model = _unwrapped(model)
+    a = record(model, name)
+    settle(model)
     multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for n, p in a.trained().items():

@@ -49,7 +49,26 @@ class BaseCall:
         return part_of(self.module.forward(data), self.part)
 
 
-class Shared(nn.Module):
+class Holding(nn.Module):
+    """Has tensors by name: parameters, and frozen draws as buffers."""
+
+    def hold(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        #: Numbers are registered as vectors of one entry: FSDP2 does not shard scalars.
+        self.scalars = {name: t.dim() == 0 for name, t in tensors.items()}
+        for name, t in tensors.items():
+            data = t.detach().reshape(1) if self.scalars[name] else t
+            if isinstance(t, nn.Parameter):
+                kept = nn.Parameter(data, t.requires_grad) if self.scalars[name] else t
+                self.register_parameter(key_of_tensor(name), kept)
+            else:
+                self.register_buffer(key_of_tensor(name), data)
+
+    def held(self) -> dict[str, torch.Tensor]:
+        tensors = {name: getattr(self, key_of_tensor(name)) for name in self.scalars}
+        return {name: t.reshape(()) if self.scalars[name] else t for name, t in tensors.items()}
+
+
+class Shared(Holding):
     """Tensors of an adapter that several edits read. It belongs to the model, not to a layer.
 
     Each is registered once, and outside the layers: a layer can be sharded by itself (FSDP2 wants a parameter in one
@@ -58,15 +77,13 @@ class Shared(nn.Module):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         super().__init__()
-        self.names = tuple(tensors)
-        for name, t in tensors.items():
-            _register(self, name, t)
+        self.hold(tensors)
 
     def forward(self) -> dict[str, torch.Tensor]:
-        return {name: getattr(self, key_of_tensor(name)) for name in self.names}
+        return self.held()
 
 
-class Edit(nn.Module):
+class Edit(Holding):
     """One row at one site. Its own tensors are its parameters; ``borrowed`` names those it finds in ``shared``."""
 
     def __init__(
@@ -85,8 +102,7 @@ class Edit(nn.Module):
         self.constants = constants(params, planned.site.sizes, planned.constants)
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
-        for label, t in tensors.items():
-            _register(self, label, t)
+        self.hold(tensors)
         grouped = planned.site.family == "heads" and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
@@ -94,10 +110,13 @@ class Edit(nn.Module):
 
     # ------------------------------------------------------------ evaluation
 
-    def context(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, still: bool = False) -> Context:
-        """The names a form reads: constants, tensors, and what is in scope."""
+    def context(
+        self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, still: bool = False,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> Context:  # fmt: skip
+        """The names a form reads: constants, tensors (the edit's, unless others are given), and what is in scope."""
         names: dict[str, Any] = dict(self.constants)
-        tensors = self.tensors()
+        tensors = self.tensors() if tensors is None else tensors
         # A gate's tensors keep their front, `gate.`, under which no line of the form can name them.
         names.update({label: Named(tensors[label], axes) for label, axes in self.axes.items()})
         dtype = next((t.dtype for t in tensors.values()), None)
@@ -121,11 +140,9 @@ class Edit(nn.Module):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The row's tensors by its own names for them."""
+        own = self.held()
         shared = self.shared[0]() if self.borrowed else {}
-        return {
-            label: shared[self.borrowed[label]] if label in self.borrowed else getattr(self, key_of_tensor(label))
-            for label in self.axes
-        }
+        return {label: shared[self.borrowed[label]] if label in self.borrowed else own[label] for label in self.axes}
 
     def _z(self, c: Context, h: Named) -> None:
         e = self.row.insert
@@ -252,12 +269,6 @@ def key_of_tensor(name: str) -> str:
     """A tensor's name as an attribute of a module."""
     return name.replace(".", ":")
 
-
-def _register(module: nn.Module, name: str, t: torch.Tensor) -> None:
-    if isinstance(t, nn.Parameter):
-        module.register_parameter(key_of_tensor(name), t)
-    else:
-        module.register_buffer(key_of_tensor(name), t)
 
 
 def _kept(host: nn.Module, name: str) -> nn.Parameter | None:

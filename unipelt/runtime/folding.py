@@ -19,6 +19,7 @@ from ..language.parser import parse_expression
 from ..language.sites import TensorType, signature, site_name
 from ..language.syntax import Name, Scope, Tensor
 from .seam import edit_at
+from .sharding import gathered
 
 
 def folded(
@@ -31,7 +32,7 @@ def folded(
     values: dict[str, torch.Tensor] = {}
     for folds in chosen.values():
         for f in folds:
-            values[f.name] = _value(model, name, plan, f)
+            values[f.name] = _value(model, name, plan, f, tensors)
     rows = []
     for row in plan.method.rows:
         if row.name not in chosen:
@@ -69,13 +70,17 @@ def _declaration(name: str, symbolic: TensorType, place: str, axes: tuple[str, .
     return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
 
 
-def _value(model: nn.Module, name: str, plan: Plan, f: PlannedFold) -> torch.Tensor:
+def _value(
+    model: nn.Module, name: str, plan: Plan, f: PlannedFold, tensors: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The adapter's tensors are given whole; what the expression calls of the base may be sharded."""
     e = plan.edits[f.edit]
     edit = edit_at(model, name, e)
     training, edit.training = edit.training, False
     try:
-        with torch.no_grad():
-            value = evaluate(f.fold.value, edit.context({}, None))
+        with torch.no_grad(), gathered(model, e.site.view.module):
+            own = {label: tensors[n] for label, n in e.tensors.items()}
+            value = evaluate(f.fold.value, edit.context({}, None, tensors=own))
     finally:
         edit.training = training
     assert isinstance(value, Named)
