@@ -16,11 +16,10 @@ _WHERE = {
     "Method": "language.ir", "Diagnostic": "language.diagnostics", "PeltError": "language.diagnostics",
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
-    "adapters": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
+    "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
     "merge": "runtime.merge", "unmerge": "runtime.merge",
     "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint",
-    "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
 }  # fmt: skip
 
 __all__ = sorted(_WHERE)
@@ -31,10 +30,9 @@ if TYPE_CHECKING:
     from .language.diagnostics import Diagnostic, PeltError
     from .language.ir import Method
     from .language.loading import check, library, load, parse
-    from .runtime.attach import activate, active, adapters, apply, disabled, parameter_groups, remove
+    from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove
     from .runtime.checkpoint import attach, restore, save, state_dict
     from .runtime.merge import merge, unmerge
-    from .runtime.watch import Seen, gradient_norms, watch
 
 
 def __getattr__(name: str) -> Any:

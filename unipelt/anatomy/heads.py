@@ -52,14 +52,20 @@ def _call(model: Any, name: str) -> Any:
 
 def labels(head: nn.Module, config: Any) -> int:
     """How many numbers the head yields."""
-    shapes = [s for m in head.modules() if (s := weight_shape(m)) is not None]
+    shapes = _shapes(head)
     return shapes[-1][1] if shapes else int(getattr(config, "num_labels", 0))
 
 
 def reads(head: nn.Module, otherwise: int) -> int:
     """The size of what a head's first linear map reads."""
-    shapes = [s for m in head.modules() if (s := weight_shape(m)) is not None]
+    shapes = _shapes(head)
     return shapes[0][0] if shapes else otherwise
+
+
+def _shapes(head: nn.Module) -> list[tuple[int, int]]:
+    """The linear maps of a head itself; those of adapters that hang on it are no part of it."""
+    own = [m for n, m in head.named_modules() if "unipelt" not in n.split(".")]
+    return [s for m in own if (s := weight_shape(m)) is not None]
 
 
 def word_embeddings(model: nn.Module) -> nn.Embedding | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from ..compiler.evaluator import Context, constants, evaluate
 from ..compiler.initialise import draw, generator
+from ..compiler.labels import Labels, labels_of_base
 from ..compiler.named import Named
 from ..compiler.plan import Plan, PlannedEdit, PlannedTensor
 from ..compiler.planner import plan as make_plan
@@ -22,11 +23,11 @@ from ..language.diagnostics import error, near
 from ..language.ir import Method
 from .attention import install
 from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
+from .heads import Heads, agree, hang
 from .masks import MaskTap
 from .offload import device_of, value_of
 from .prompts import Doorway
 from .seam import NAME, Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
-from .sharding import is_sharded, settle
 from .switch import Switch
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
@@ -55,13 +56,8 @@ class Attached:
         return (*self.plan.tensors, *(c.name for c in self.plan.copies))
 
     def values(self) -> dict[str, torch.Tensor]:
-        """Every tensor and trained copy by its name, as it is registered, wherever its values are kept."""
+        """Every tensor and trained copy by its name, wherever its values are kept."""
         return {n: value_of(*self.places[n]) for n in self.names}
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape as the plan has it; numbers are registered as vectors of one entry."""
-        planned = self.plan.tensors.get(name)
-        return planned.shape if planned is not None else tuple(self.places[name][0]._parameters[self.places[name][1]].shape)  # type: ignore[union-attr]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name."""
@@ -78,8 +74,9 @@ class Registry(Doorway):
         self.shared = nn.ModuleDict()
         self.required = frozen  # which parameters of the base required a gradient before
         self.merged: Any = None
-        self.watched = 0  # how many `watch` blocks are open
         self.root_handles: list[Any] = []
+        self.heads = Heads(switch)
+        self.head_handles: list[Any] = []
 
 
 def registry(model: nn.Module) -> Registry | None:
@@ -104,12 +101,13 @@ def record(model: nn.Module, name: str) -> Attached:
 def apply(
     model: nn.Module, method: Method, name: str = "default", seed: int = 0, *, head: bool | None = None,
     tokenizer: Any = None, dtype: torch.dtype | None = None, allow_future: bool = False, lowering: bool = True,
-    trainable: bool = True,
+    trainable: bool = True, labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None,
 ) -> Plan:  # fmt: skip
     """Attaches a method under a name, freezes the base and activates the adapter. Returns the plan it carried out.
 
     The same seed gives the same tensors, whatever the order of sites, the device or the other adapters. If anything
-    fails, the model is as it was. ``head`` is as in `unipelt.plan`; ``tokenizer`` serves starts from a text;
+    fails, the model is as it was. ``head``, ``labels`` and ``problem_type`` are as in `unipelt.plan`: with labels of its
+    own the adapter has a head with as many columns, and a batch's ``labels`` mean those; ``tokenizer`` serves starts from a text;
     ``dtype`` is that of the adapter's tensors (the base's own by default); ``lowering=False`` evaluates every line
     as written. Raises `PeltError`.
     """
@@ -122,7 +120,7 @@ def apply(
     if r is not None and r.merged is not None:
         raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
     _refuse_sharded(model)
-    planned = make_plan(model, method, head=head, allow_future=allow_future)
+    planned = make_plan(model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type)
     if planned.needs and tokenizer is None:
         raise error("E0521", f"this method needs {planned.needs[0]}", help="pass tokenizer=…")
     attached = Attached(planned, seed, lowering, trainable)
@@ -141,7 +139,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _refuse_sharded(model: nn.Module) -> None:
-    if is_sharded(model):
+    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
         raise error("E0556", "the model is sharded already, and gradients of what is added now would not be reduced",
                     help="apply the method first, then shard (fully_shard)")  # fmt: skip
 
@@ -166,8 +164,14 @@ def _create(
         made[n] = data if t.frozen else nn.Parameter(data, requires_grad=attached.trainable)
     for c in planned.copies:
         path, _, attribute = c.parameter.path.rpartition(".")
-        source = value_of(model.get_submodule(path), attribute)
-        made[c.name] = nn.Parameter(source.detach().clone(), requires_grad=attached.trainable)
+        source = value_of(model.get_submodule(path), attribute).detach()
+        if c.start is None:
+            data = source.clone()
+        elif source.device.type == "meta":
+            data = source.new_empty(c.parameter.shape)
+        else:
+            data = draw(c.start, (), c.parameter.shape, generator(attached.seed, c.name)).to(source)
+        made[c.name] = nn.Parameter(data, requires_grad=attached.trainable)
     return made
 
 
@@ -274,7 +278,7 @@ def _share(r: Registry, name: str, attached: Attached, made: dict[str, torch.Ten
     if not several:
         return None
     shared = r.shared[key_of(name)] = Shared(several)
-    attached.places.update({n: (shared, key_of_tensor(n)) for n in shared.scalars})
+    attached.places.update({n: (shared, key_of_tensor(n)) for n in several})
     return shared
 
 
@@ -282,7 +286,7 @@ def _hang_edit(
     model: nn.Module, r: Registry, name: str, attached: Attached, e: PlannedEdit, made: dict[str, torch.Tensor],
     shared: Shared | None,
 ) -> None:  # fmt: skip
-    borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.scalars}
+    borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.names}
     own = {label: made[n] for label, n in e.tensors.items() if label not in borrowed}
     axes = {label: attached.plan.tensors[n].axes for label, n in e.tensors.items()}
     bases = {n: BaseCall(model.get_submodule(v.module), v.part) for n, v in e.site.bases.items()}
@@ -323,10 +327,10 @@ def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, m
 
 
 def _hang_root(model: nn.Module, r: Registry) -> None:
-    """The model's own hooks, where an attached adapter or a watch needs the mask, or a prompt is put in."""
+    """The model's own hooks, where an attached adapter needs the mask, prepends a prompt or has labels of its own."""
     edits = [e for a in r.attached.values() for e in a.plan.edits]
     prompts = any(e.site.side == "prompt" for e in edits)
-    needed = prompts or bool(r.watched) or any("tokens" in e.names for e in edits)
+    needed = prompts or any("tokens" in e.names for e in edits)
     if needed and not r.root_handles:
         r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
         base = getattr(model, "base_model", model)
@@ -342,9 +346,7 @@ def _hang_root(model: nn.Module, r: Registry) -> None:
         for handle in r.root_handles:
             handle.remove()
         r.root_handles.clear()
-        values = r.switch.holder.values
-        for key in [k for k in values if k.startswith("mask:")]:
-            del values[key]
+    hang(model, r.heads, {n: a.plan for n, a in r.attached.items()}, r.head_handles)
 
 
 def _forget_compiled() -> None:
@@ -410,11 +412,19 @@ def activate(model: nn.Module, *names: str) -> None:
     r = registry(model)
     if r is None:
         raise error("E0550", "this model has no adapter")
-    settle(model)
+    agree(model, {n: r.attached[n].plan for n in names})
     for n, a in r.attached.items():
         for p in a.trained().values():
             p.requires_grad_(n in names and a.trainable)
     r.switch.active = tuple(names)
+
+
+def labels(model: nn.Module, name: str | None = None) -> Labels | None:
+    """What the logits' columns mean under an adapter or, without a name, now. None where they are no labels."""
+    model = _unwrapped(model)
+    r = registry(model)
+    own = record(model, name).plan.labels if name is not None else r.heads.own if r is not None else None
+    return own or labels_of_base(model)
 
 
 @contextmanager
@@ -433,9 +443,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 def parameter_groups(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Optimiser groups of an adapter: the method's learning-rate multiples, no decay on vectors and scalars."""
-    model = _unwrapped(model)
-    a = record(model, name)
-    settle(model)
+    a = record(_unwrapped(model), name)
     multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for n, p in a.trained().items():
