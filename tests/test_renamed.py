@@ -34,11 +34,12 @@ def renaming(seed: int) -> dict[str, str]:
     return found
 
 
-def renamed(text: str, names: dict[str, str], rng: random.Random) -> str:
+_ANATOMY = re.compile(r'(^anatomy +|^ *like: *")(\w+)', re.MULTILINE)
+
+
+def renamed(text: str, names: dict[str, str], anatomies: dict[str, str]) -> str:
     """The text with whole words replaced, not in docstrings and comments; anatomies get names of their own."""
-    text = re.sub(
-        r"^anatomy (\w+)", lambda m: f"anatomy {''.join(rng.choices('qrstuv', k=8))}", text, flags=re.MULTILINE
-    )
+    text = _ANATOMY.sub(lambda m: m[1] + anatomies[m[2]], text)
     out = []
     for m in _PIECES.finditer(text):
         word = m[0]
@@ -51,15 +52,17 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dic
     """The renaming, and the environment of a process that sees only the renamed library."""
     folder = tmp_path_factory.mktemp("renamed") / "specs"
     names, rng = renaming(11), random.Random(12)
+    found = {n for p in (ROOT / "specs").rglob("*.pelt") for _, n in _ANATOMY.findall(p.read_text())}
+    anatomies = {n: "".join(rng.choices("qrstuv", k=8)) for n in sorted(found)}
     for i, path in enumerate(sorted((ROOT / "specs").rglob("*.pelt"))):
         target = folder / ("anatomy" if path.parent.name == "anatomy" else "") / f"file_{i}.pelt"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(renamed(path.read_text(), names, rng))
+        target.write_text(renamed(path.read_text(), names, anatomies))
     env = {
         **os.environ,
         "UNIPELT_SPECS": str(folder),
         "UNIPELT_RENAMED": json.dumps(names),
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "behaviour")]),
     }
     return names, env
 
@@ -77,18 +80,18 @@ def test_nothing_keeps_its_name(other: tuple[dict[str, str], dict[str, str]]) ->
 SCRIPT = """
 import hashlib, json, sys, torch, unipelt
 from names import RENAMED
-from small import model, output
+from tiny import batch, build, look, small
 from unipelt.runtime.attach import record
 
 torch.set_num_threads(1)
 back = {v: k for k, v in RENAMED.items()}
 result = {}
 for method in sorted((e.name for e in unipelt.library() if e.kind == "method"), key=lambda n: back.get(n, n)):
-    for kind in ("bert_labels", "gpt2", "llama"):
-        m = model(kind)
+    for kind in ("bert_head", "gpt2", "llama"):
+        m = build(kind)
         key = f"{back.get(method, method)} {kind}"
         try:
-            plan = unipelt.apply(m, unipelt.load(method), allow_future=True)
+            plan = unipelt.apply(m, small(method), allow_future=True)
         except unipelt.PeltError as e:
             result[key] = [d.code for d in e.diagnostics]
             continue
@@ -97,9 +100,9 @@ for method in sorted((e.name for e in unipelt.library() if e.kind == "method"), 
         with torch.no_grad():
             for i, t in enumerate(own.values()):
                 t.copy_(torch.randn(t.shape, generator=torch.Generator().manual_seed(i)) * 0.3)
-        out = output(m)
+        out = look(m, batch(kind))["logits"]
         with unipelt.disabled(m):
-            effect = float((out[:, -1] - output(m)[:, -1]).abs().max())
+            effect = float((out[:, -1] - look(m, batch(kind))["logits"][:, -1]).abs().max())
         c = plan.counts
         result[key] = [hashlib.sha256(out.numpy().tobytes()).hexdigest(), list(out.shape), effect > 1e-3,
                        [c.trained, c.stored, c.frozen, c.head], len(plan.edits), len(plan.folds),
@@ -108,6 +111,7 @@ print(json.dumps(result))
 """
 
 
+@pytest.mark.long
 def test_every_method_computes_the_same_under_another_name(other: tuple[dict[str, str], dict[str, str]]) -> None:
     names, env = other
     plain = {k: v for k, v in env.items() if k not in ("UNIPELT_SPECS", "UNIPELT_RENAMED")}
@@ -128,12 +132,13 @@ def test_every_method_computes_the_same_under_another_name(other: tuple[dict[str
     assert len({v[0] for v in computed.values()}) > 60, "different methods differ"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "suite,least",
     [
         ("compiler/test_evaluator.py compiler/test_initialise.py language/test_check.py language/test_types.py", 300),
         ("fidelity", 60),
-        ("behaviour/test_grid.py", 2000),
+        ("behaviour/test_grid.py", 600),
     ],
 )
 def test_the_suite_stays_green(other: tuple[dict[str, str], dict[str, str]], suite: str, least: int) -> None:

@@ -20,6 +20,7 @@ _WHERE = {
     "merge": "runtime.merge", "unmerge": "runtime.merge",
     "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint",
+    "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
 }  # fmt: skip
 
 __all__ = sorted(_WHERE)
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove
     from .runtime.checkpoint import attach, restore, save, state_dict
     from .runtime.merge import merge, unmerge
+    from .runtime.watch import Seen, gradient_norms, watch
 
 
 def __getattr__(name: str) -> Any:

@@ -55,91 +55,6 @@ def test_threads_do_not_meet(spec, bases):
     unipelt.remove(m, "a")
 
 
-# ---------------------------------------------------------------- torch.compile
-
-
-@pytest.fixture
-def compiling():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-# One layer: a compilation takes seconds, and layers are alike.
-
-
-@pytest.mark.parametrize(
-    ("spec", "kind"),
-    [
-        ("unipelt_apl", "bert"),
-        ("unipelt_apl_causal", "gpt2"),
-        ("mam", "llama"),
-        ("llama_adapter", "llama"),
-        ("ln_tuning", "gpt2"),
-    ],
-)
-def test_compiled_whole(spec, kind, compiling):
-    """Compiled in one graph after `apply`: the same outputs and gradients, and switching takes effect."""
-    m = build(kind, layers=1)
-    inputs = batch(kind)
-    before = look(m, inputs)
-    put(m, spec)
-    plain = look(m, inputs)
-    assert distance(plain, before) > EFFECT
-    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
-    assert distance(look(compiled, inputs), plain) <= 1e-5
-    with unipelt.disabled(m):
-        assert distance(look(compiled, inputs), before) <= 1e-5
-    assert distance(look(compiled, inputs), plain) <= 1e-5
-    loss(compiled, inputs).backward()
-    got = {n: p.grad for n, p in trained(m, "a").items()}
-    for p in m.parameters():
-        p.grad = None
-    loss(m, inputs).backward()
-    for n, p in trained(m, "a").items():
-        assert (p.grad - got[n]).abs().max() <= 1e-5 * max(1.0, float(p.grad.abs().max())), n
-
-
-@pytest.mark.parametrize(
-    ("spec", "through"),
-    [
-        ("lora", "compiled"),
-        ("lora", "model"),
-        ("prefix_tuning", "model"),
-        ("prompt_tuning", "model"),
-        ("ln_tuning", "model"),
-    ],
-)
-def test_applied_after_compiling(spec, through, compiling):
-    """A model that was compiled and run before: the method takes effect, and so do switching, merging, removing."""
-    m = build("llama", layers=1)
-    inputs = batch("llama")
-    compiled = torch.compile(m, backend="eager")
-    before = look(compiled, inputs)
-    assert distance(before, look(m, inputs)) <= 1e-5
-    target = compiled if through == "compiled" else m
-    put(target, spec)
-    plain = look(m, inputs)
-    assert distance(plain, before) > EFFECT
-    assert distance(look(compiled, inputs), plain) <= 1e-5
-    with unipelt.disabled(target):
-        assert distance(look(compiled, inputs), before) <= 1e-5
-    put(target, spec, "b", noise=1)
-    other = look(m, inputs)
-    assert distance(other, plain) > EFFECT
-    assert distance(look(compiled, inputs), other) <= 1e-5
-    unipelt.activate(target, "a")
-    assert distance(look(compiled, inputs), plain) <= 1e-5
-    if through == "compiled":
-        unipelt.merge(target, "a")
-        assert distance(look(compiled, inputs), plain) <= 1e-5
-        unipelt.unmerge(target)
-        assert distance(look(compiled, inputs), plain) <= 1e-5
-    unipelt.remove(target, "b")
-    unipelt.remove(target, "a")
-    assert distance(look(compiled, inputs), before) <= 1e-5
-
-
 # ---------------------------------------------------------------- gradient checkpointing
 
 
@@ -175,7 +90,7 @@ def test_checkpointed_gradients(spec, kind, reentrant):
     assert any(float(g.abs().max()) > EFFECT for g in wanted.values())
 
 
-# ---------------------------------------------------------------- offload, sharding, copies for DDP
+# ---------------------------------------------------------------- offload, copies for DDP
 
 
 @pytest.mark.parametrize("where", ["cpu", "dispatch", "disk"])
@@ -248,69 +163,6 @@ def test_a_saved_adapter_on_an_offloaded_model(spec, where, tmp_path):
         unipelt.attach(wrong, folder)
     unipelt.attach(right, folder)
     assert distance(look(right, inputs), acting) <= 1e-5
-
-
-def _sharded(rank: int, file: str, spec: str, results) -> None:
-    import torch.distributed as dist
-    from torch.distributed.fsdp import fully_shard
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    try:
-        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
-        m = build("llama")
-        given = [batch("llama", rows=2, seed=i) for i in range(2)]
-        put(m, spec)
-        plain = look(m, given[rank])
-        for b in given:
-            (loss(m, b) / 2).backward()
-        wanted = {n: p.grad.clone() for n, p in trained(m, "a").items()}
-        for p in m.parameters():
-            p.grad = None
-        if spec == "lora":  # tensors that the layers share (an MLP of prefixes) must lie in one group, so FSDP2 demands
-            for layer in m.model.layers:
-                fully_shard(layer, mesh=mesh)
-        fully_shard(m, mesh=mesh)
-        problems = []
-        if distance(look(m, given[rank]), plain) > 1e-5:
-            problems.append("the output differs")
-        loss(m, given[rank]).backward()
-        got = {n: p.grad.full_tensor() for n, p in m.named_parameters() if p.grad is not None}
-        total = sorted(float(g.double().norm()) for g in got.values())
-        exact = sorted(float(g.double().norm()) for g in wanted.values())
-        if len(total) != len(exact) or any(abs(a - b) > 1e-4 * max(1.0, b) for a, b in zip(total, exact)):
-            problems.append(f"the gradients differ: {total} and {exact}")
-        try:
-            unipelt.apply(m, small("lora"), name="late")
-            problems.append("a method was applied after sharding")
-        except unipelt.PeltError as e:
-            if "E0556" not in str(e) or list(unipelt.adapters(m)) != ["a"]:
-                problems.append(str(e))
-        results.put((rank, problems))
-    except BaseException as e:  # the parent must hear of it
-        results.put((rank, [repr(e)]))
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("spec", ["lora", "mam"])
-def test_sharded(spec, tmp_path):
-    """FSDP2 on two processes: applied before, outputs and reduced gradients agree; applied after, it is refused."""
-    import torch.distributed as dist
-    import torch.multiprocessing as mp
-
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this torch is built without gloo")
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=_sharded, args=(r, str(tmp_path / "meet"), spec, results)) for r in range(2)]
-    for w in workers:
-        w.start()
-    found = dict(results.get(timeout=120) for _ in workers)
-    for w in workers:
-        w.join(30)
-    assert found == {0: [], 1: []}
 
 
 def test_what_is_inactive_does_not_train(bases):

@@ -224,7 +224,9 @@ def test_verdicts_of_words() -> None:
         )
         return {k: v.value for k, v in verdicts(m).items()}
 
-    yes = {"mergeable": "yes", "causal": "yes", "cache-consistent": "yes", "padding-invariant": "yes"}
+    asked = ("identity at start", "mergeable", "causal", "cache-consistent", "padding-invariant", "batch-independent",
+             "deterministic in training")  # fmt: skip
+    yes = dict.fromkeys(asked, "yes")
     assert of("z @ A") == yes
     assert of("relu(z @ A)") == {**yes, "mergeable": "no"}
     assert of("mean(z, tokens) @ A")["causal"] == of("mean(z, tokens) @ A")["cache-consistent"] == "no"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..language.layers import layered
 from ..language.syntax import (
     Apply,
     Attr,
@@ -56,8 +57,9 @@ class Context:
 def constants(params: Sequence[Param], sizes: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, Value]:
     """Parameters, sizes and numbers as values that expressions read."""
     context = Context({**sizes, **numbers}, sizes)
+    absent = frozenset() if "layer" in numbers else layered(params)  # nothing outside the layers reads these
     for p in params:
-        if p.default is None or p.type in ("init", "sites", "scope"):
+        if p.default is None or p.type in ("init", "sites", "scope") or p.name in absent:
             continue
         if p.type == "activation" and isinstance(p.default, Name):
             context.names[p.name] = p.default.id
@@ -117,7 +119,9 @@ def evaluate(e: Expr, c: Context) -> Value:
     if isinstance(e, String):
         return e.value
     assert isinstance(e, ListOf)
-    raise NotImplementedError("lists are not values")
+    layer = c.names["layer"]
+    assert isinstance(layer, int)
+    return evaluate(e.items[layer], c)  # a list has a value for each layer
 
 
 def _affine(product: Binary, bias: Expr, c: Context) -> Value:

@@ -35,7 +35,7 @@ def _curve(name: str, tensor: Callable[[torch.Tensor], torch.Tensor], number: Ca
 
 
 _curve("relu", F.relu, lambda v: max(v, 0.0))
-_curve("gelu", F.gelu, None)
+_curve("gelu", F.gelu, None)  # of a number: by way of a tensor
 _curve("gelu_new", lambda t: F.gelu(t, approximate="tanh"), None)
 _curve("silu", F.silu, None)
 _curve("tanh", torch.tanh, math.tanh)

@@ -52,9 +52,9 @@ def _result(row: Row) -> Expr | None:
     return known.get("out")
 
 
-def lower(row: Row, typing: RowTyping) -> Lowered:
-    """What can be done with a row; an empty `Lowered` if nothing."""
-    rows = _rows(row, typing) if shares_softmax(row) else None
+def lower(row: Row, typing: RowTyping, grouped: bool = False) -> Lowered:
+    """What can be done with a row; an empty `Lowered` if nothing. ``grouped``: several heads share a key (ruling 2)."""
+    rows = _rows(row, typing, grouped) if shares_softmax(row) else None
     added = _added(row)
     factor: Expr | None = None
     if isinstance(added, Binary) and added.op == "*" and isinstance(_type(added.left, typing), NumberType):
@@ -74,7 +74,7 @@ def _added(row: Row) -> Expr | None:
     return None
 
 
-def _rows(row: Row, typing: RowTyping) -> tuple[tuple[Statement, ...], Expr, Expr] | None:
+def _rows(row: Row, typing: RowTyping, grouped: bool) -> tuple[tuple[Statement, ...], Expr, Expr] | None:
     """``scores = q @ K.T * scale`` and ``delta = softmax(scores) @ V``, with K and V the same for every token."""
     lets = {s.names[0]: s.value for s in row.form if isinstance(s, Let)}
     scores, delta = lets.get("scores"), lets.get("delta")
@@ -90,6 +90,8 @@ def _rows(row: Row, typing: RowTyping) -> tuple[tuple[Statement, ...], Expr, Exp
         t = _type(e, typing)
         if not isinstance(t, TensorType) or "token" in t.axes or len(t.sizes) != 2:
             return None
+        if grouped and "head" in t.axes:
+            return None  # the kernel has keys for groups only
     return before, keys, values
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..anatomy.sites import Site, SiteMap
+from ..language.arguments import parameters
 from ..language.check import RowTyping
 from ..language.diagnostics import Diagnostic
 from ..language.fold import Fold
 from ..language.ir import Method, Row
+from ..language.layers import NUMERIC, layered
 from ..language.properties import judged
 from ..language.syntax import Expr
-from ..language.values import Distribution
+from ..language.values import Distribution, NumberType
 from .labels import HeadUse, Labels
 from .trained import Parameter
 
@@ -126,11 +128,11 @@ class Plan:
             layers = sorted({e.site.layer for e in edits if e.site.layer is not None})
             if layers and edits[0].site.stack in shared:
                 layers = list(range(shared[edits[0].site.stack]))
-            shapes = {local: self.tensors[n].shape for local, n in edits[0].tensors.items()}
+            shapes = {local: [self.tensors[e.tensors[local]].shape for e in edits] for local in edits[0].tensors}
             out.append({
                 "row": row, "site": site, "layers": _ranges(layers), "insert": edits[0].row.columns.insert,
                 "form": edits[0].row.columns.form, "compose": edits[0].row.columns.compose,
-                "gate": edits[0].row.columns.gate, "tensors": {k: list(v) for k, v in shapes.items()},
+                "gate": edits[0].row.columns.gate, "tensors": {k: [_by_layer(n) for n in zip(*v)] for k, v in shapes.items()},
                 "parameters": sum(self.tensors[n].count for n in new if not self.tensors[n].frozen),
             })  # fmt: skip
         for head in (False, True):
@@ -144,9 +146,24 @@ class Plan:
                 })  # fmt: skip
         return out
 
+    def by_layer(self) -> dict[str, list[Any]]:
+        """The arguments that depend on the layer, with their value at each; of a stack, if there are several, by its name."""
+        names = layered([p for p in self.method.params if p.type in NUMERIC])
+        out: dict[str, list[Any]] = {}
+        for stack in self.sites.stacks if names else ():
+            if stack.shared:
+                continue
+            bound = [parameters(self.method.params, True, {"layer": i, "depth": stack.depth}) for i in range(stack.depth)]
+            for n in (p.name for p in self.method.params if p.name in names):
+                types = [b[n].type for b in bound]
+                values = [t.value for t in types if isinstance(t, NumberType)]
+                if len(values) == stack.depth:  # a list for one stack need not fit another
+                    out[f"{stack.name}.{n}" if stack.name else n] = values
+        return out
+
     def to_json(self) -> dict[str, Any]:
         return {
-            "method": self.method.name, "arguments": self.method.arguments, "model": self.model,
+            "method": self.method.name, "arguments": self.method.arguments, "by_layer": self.by_layer(), "model": self.model,
             "anatomy": self.sites.anatomy, "counts": {f: getattr(self.counts, f) for f in Counts.__slots__},
             "properties": self.properties, "warnings": list(self.warnings), "needs": list(self.needs),
             "labels": self.labels.to_json() if self.labels is not None else None, "edits": self.table(),
@@ -156,6 +173,11 @@ class Plan:
 
     def __str__(self) -> str:
         return plan_text(self)
+
+
+def _by_layer(values: tuple) -> Any:
+    """One value, or where they differ a list with one for each layer."""
+    return values[0] if len(set(values)) == 1 else list(values)
 
 
 def _kinds(copies: list[PlannedCopy]) -> list[str]:
@@ -186,11 +208,17 @@ def plan_text(plan: Plan) -> str:
     for r in (head, tuple("-" * w for w in widths), *rows):
         cells = [c.rjust(w) if i == len(head) - 1 else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths))]
         lines.append("  ".join(cells).rstrip())
+    by_layer = [f"{n} by layer: {', '.join(map(_number, values))}" for n, values in plan.by_layer().items()]
+    lines += ["", *by_layer] if by_layer else []
     c = plan.counts
     share = f" ({100 * c.trained / c.base:.2f} % of the base's {c.base:,})" if c.base else ""
     lines += ["", f"trained {c.trained:,}{share}   stored {c.stored:,}   frozen {c.frozen:,}   head {c.head:,}"]
     lines += [f"note: {w}" for w in plan.warnings] + [f"needs: {n}" for n in plan.needs]
     return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def _short(text: str, most: int = 44) -> str:

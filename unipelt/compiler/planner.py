@@ -11,20 +11,31 @@ from torch import nn
 from ..anatomy.find import find
 from ..anatomy.heads import is_language_model
 from ..anatomy.sites import Site, SiteMap, Stack
-from ..language.check import RowTyping, Sizes, TensorTyping, check_method, check_row, parameters, sites_of
+from ..language.arguments import parameters
+from ..language.check import (
+    RowTyping,
+    Sizes,
+    TensorTyping,
+    check_method,
+    check_row,
+    numbered,
+    require,
+    sites_of,
+)
 from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.fold import fold_form
 from ..language.infer import Inference
 from ..language.ir import Method, Row
+from ..language.layers import by_layer, chosen, layered
 from ..language.primitives import INITIALISERS
 from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
 from ..language.sites import axis_order, signature, site_name
 from ..language.sizes import Size
-from ..language.syntax import NOWHERE, Expr, Name, Selection, Tensor
-from ..language.values import Distribution, NumberType
+from ..language.syntax import NOWHERE, Expr, Selection, Tensor
+from ..language.values import Distribution, NumberType, Value
 from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedFold, PlannedTensor
-from .trained import Parameter, head_parameters, no_stack, parameters_of, select, stacks_named
+from .trained import Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named
 
 MAX_TRAINED = 2**33
 
@@ -85,11 +96,11 @@ class _Builder:
         found: list[Site] = []
         absent: list[str] = []
         for path in sites_of(row.sites, self.method.params):
-            stack, name = site_name(str(path))
-            if stack is not None and stack not in self.stacks:
-                self.problems.append(no_stack(stack, self.sites, self.model, path.span))
+            tower, name = site_name(str(path))
+            if tower is not None and tower not in self.stacks:
+                self.problems.append(no_stack(tower, self.sites, self.model, path.span))
                 continue
-            here = self.sites.named(name, stack)
+            here = self.sites.named(name, tower)
             if not here and signature(name) is not None and name.split(".")[0] == "cross":
                 absent.append(name)
             elif not here and signature(name) is not None and name.endswith(".weight"):
@@ -104,28 +115,30 @@ class _Builder:
             self.problems.append(Diagnostic("E0512", f"this {type(self.model).__name__} has no `{absent[0]}`", row.span))
         elif absent:
             self.warnings.append(f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out")
-        chosen: dict[str, frozenset[int]] = {}
+        varies = numbered(row, self.method.params)
+        here_layers: dict[str, frozenset[int]] = {}
         for stack in (s for s in self.sites.stacks if any(f.stack == s.name and f.layer is not None for f in found)):
-            layers = self.layers(row.layers, stack, "layer" in row_reads(row))
+            layers = self.layers(row.layers, stack, varies)
             if layers is None:
                 return
-            chosen[stack.name] = layers
+            here_layers[stack.name] = layers
         for site in found:
-            if site.layer is None or site.layer in chosen[site.stack]:
-                self.edit(row, own_head(site, self.labels))
+            if site.layer is None or site.layer in here_layers[site.stack]:
+                self.edit(row, own_head(site, self.labels), varies)
 
-    def edit(self, row: Row, site: Site) -> None:
+    def edit(self, row: Row, site: Site, varies: bool) -> None:
         reads = row_reads(row)
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
-        key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if "layer" in reads else None)
+        key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if varies else None)
         sizes = Sizes(site.sizes, layer, stack.depth)
         if key not in self.typings:
             try:
                 self.typings[key] = check_row(row, signature(site.name), self.method.params, sizes)  # type: ignore[arg-type]
             except PeltError as e:
                 known = {(d.code, d.span) for d in self.problems}
-                self.problems += [d for d in e.diagnostics if (d.code, d.span) not in known]
+                here = (f"in the {stack.name}",) if stack.name else ()
+                self.problems += [replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known]
                 return
         typing = self.typings[key]
         if site.causal:
@@ -191,8 +204,7 @@ class _Builder:
             return everything
         depth = stack.depth
         where = f"the {stack.name}" if stack.name else "the model"
-        inf = Inference(parameters(self.method.params, True), {})
-        inf.names["depth"] = replace(inf.infer(Name("true")), type=NumberType(Size.of(depth), depth))
+        inf = self.numbers({"depth": depth})
         word = selection.word
         if word not in ("first", "last", "range", "every"):
             self.problems.append(Diagnostic("E0515", f"layers are not selected with `{word}`", selection.span))
@@ -210,15 +222,19 @@ class _Builder:
         top = max(values)
         if top > depth and word != "every":
             self.warnings.append(f"`layers {word} {top}` is clamped: {where} has {depth} layers")
-        table = {
-            "first": range(min(values[0], depth)), "last": range(max(0, depth - values[0]), depth),
-            "range": range(min(values[0], depth), min(values[-1], depth)), "every": range(0, depth, values[0] or 1),
-        }  # fmt: skip
-        chosen = frozenset(table[word])
-        if not chosen:
+        found = frozenset(chosen(word, values, depth))
+        if not found:
             self.problems.append(Diagnostic("E0516", f"this selects none of the {depth} layers", selection.span))
             return None
-        return chosen
+        return found
+
+    def numbers(self, known: dict[str, int]) -> Inference:
+        """The scope of a number outside of rows: the arguments, ``depth`` and ``layer`` where they are known."""
+        inf = Inference(parameters(self.method.params, True, known), {})
+        inf.names |= {n: Value(NumberType(Size.of(v), v)) for n, v in known.items()}
+        if "layer" not in known:
+            inf.hidden |= {n: "depends on the layer, and there is none here" for n in ("layer", *layered(self.method.params))}
+        return inf
 
     # ------------------------------------------------------------ trained copies
 
@@ -231,13 +247,6 @@ class _Builder:
                 if found_layers is None:
                     return
                 layers[stack.name] = found_layers
-        lr = 1.0
-        if trained.lr is not None:
-            v = Inference(parameters(self.method.params, True), {}).infer(trained.lr)
-            if isinstance(v.type, NumberType) and v.type.value is not None:
-                lr = float(v.type.value)
-            else:
-                self.problems.append(Diagnostic("E0345", "a learning-rate multiple is a number", trained.lr.span))
         try:
             found = select(self.model, self.sites, trained.paths, layers)
         except PeltError as e:
@@ -245,7 +254,19 @@ class _Builder:
             return
         heads = {p.path for p in head_parameters(self.sites, parameters_of(self.model))} if self.sites.head else set()
         for p in found:
+            lr = self.multiple(trained.lr, p) if trained.lr is not None else 1.0
+            if lr is None:
+                return
             self.copy(p, lr, p.path in heads and not self._is_lm())
+
+    def multiple(self, e: Expr, p: Parameter) -> float | None:
+        """A learning-rate multiple at a parameter of the base, which may depend on the layer it belongs to."""
+        inf = self.numbers(numbers_of(p, self.sites))
+        t = inf.infer(e).type
+        if isinstance(t, NumberType) and t.value is not None:
+            return float(t.value)
+        self.problems += inf.problems or [Diagnostic("E0345", "a learning-rate multiple is a number", e.span)]
+        return None
 
     def copy(self, p: Parameter, lr: float, head: bool) -> None:
         root = f"{self.sites.prefix}." if self.sites.prefix else ""
@@ -279,15 +300,15 @@ class _Builder:
     def requirements(self) -> None:
         base = sum(p.count for p in parameters_of(self.model).values())
         trained = sum(t.count for t in self.tensors.values() if not t.frozen)
+        everywhere = [{"layer": i, "depth": s.depth} for s in self.sites.stacks if not s.shared for i in range(s.depth)]
         for r in self.method.requires:
-            inf = Inference(parameters(self.method.params, True), {})
-            names = {n.id for n in _names(r.condition)}
-            if "params" in names:
-                inf.names["params"] = replace(inf.infer(Name("true")), type=NumberType(None, trained / max(base, 1)))
-            from ..language.check import require
-
-            require(r, inf)
-            self.problems += inf.problems
+            for numbers in everywhere if by_layer(r.condition, layered(self.method.params)) else everywhere[:1] or [{}]:
+                inf = self.numbers(numbers)
+                inf.names["params"] = Value(NumberType(None, trained / max(base, 1)))
+                require(r, inf)
+                if inf.problems:
+                    self.problems += inf.problems
+                    break
 
     def plan(self) -> Plan:
         trained = sum(t.count for t in self.tensors.values() if not t.frozen)
@@ -344,12 +365,6 @@ class _Builder:
                 chosen += planned.values()
                 saved += old - new
         return tuple(chosen), saved
-
-
-def _names(e: Expr) -> list[Name]:
-    from ..language.syntax import walk
-
-    return [n for n in walk(e) if isinstance(n, Name)]
 
 
 def _whole(size: Size) -> int:

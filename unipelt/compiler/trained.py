@@ -134,6 +134,16 @@ def _under(module: str, name: str, front: str, rest: tuple[str, ...]) -> bool:
     return not rest or _glob(rest, [*module[len(front) :].split("."), name])
 
 
+def numbers_of(p: Parameter, sites: SiteMap) -> dict[str, int]:
+    """``layer`` and ``depth`` of the block that a parameter belongs to; nothing outside the blocks."""
+    root = f"{sites.prefix}." if sites.prefix else ""
+    for stack in sites.stacks:
+        for layer, block in enumerate(stack.blocks):
+            if any(f"{m}.".startswith(f"{root}{block}.") for m, _ in p.uses):
+                return {"depth": stack.depth} | ({} if stack.shared else {"layer": layer})
+    return {}
+
+
 def head_parameters(sites: SiteMap, everything: dict[str, Parameter]) -> list[Parameter]:
     fronts = sites.head
     return [p for p in everything.values() if any(m == f or m.startswith(f"{f}.") for m, _ in p.uses for f in fronts)]

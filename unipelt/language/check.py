@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from .arguments import parameters
 from .diagnostics import Diagnostic, Label, PeltError, near
 from .infer import Inference, bounded, reading
-from .ir import Method, Row, fits
+from .ir import Method, Row, fits, misfit
+from .layers import by_layer, layered
 from .primitives import INITIALISERS
 from .printer import to_text
 from .sites import NUMBERS, RESERVED, SITES, SIZES, SiteSignature, TensorType, signature, site_name
@@ -90,24 +92,13 @@ class Sizes:
         return Size.of(self.values[name]) if self.values is not None and name in self.values else Size.of(name)
 
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """``layer`` and ``depth``, those that are known."""
+        return {n: v for n, v in zip(NUMBERS, (self.layer, self.depth)) if v is not None}
+
+
 SYMBOLS = Sizes()
-
-
-def parameters(params: Sequence[Param], numeric: bool) -> dict[str, Value]:
-    """Parameters as values: symbols, or their bound arguments."""
-    known: dict[str, Value] = {}
-    for p in params:
-        if p.type in ("int", "float") and not (numeric and p.default is not None):
-            known[p.name] = Value(NumberType(Size.of(p.name) if p.type == "int" else None))
-        elif p.type in ("activation", "init", "sites", "string", "scope"):
-            word = p.default.id if isinstance(p.default, Name) else p.default
-            known[p.name] = Value(WordType(p.type, word))
-        elif p.default is not None:
-            value = Inference(dict(known), {}).infer(p.default)
-            known[p.name] = value if numeric else Value(NumberType())
-        else:
-            known[p.name] = Value(NumberType())
-    return known
 
 
 class RowChecker:
@@ -119,10 +110,17 @@ class RowChecker:
         self.tensors: list[TensorTyping] = []
         bound = {n: sizes.of(n) for n in SIZES}
         where = {p.name: "parameter" for p in params} | {"d_in": "last size of z", "d_out": "last size of h"}
-        self.inf = Inference(parameters(params, sizes.values is not None), bound, where=where)
-        for number, value in zip(NUMBERS, (sizes.layer, sizes.depth)):
-            if value is not None:
-                self.inf.names[number] = Value(NumberType(Size.of(value), value))
+        problems: list[Diagnostic] = []
+        known = parameters(params, sizes.values is not None, sizes.numbers, problems)
+        self.inf = Inference(known, bound, where=where, problems=problems)
+        for number, value in sizes.numbers.items():
+            known[number] = Value(NumberType(Size.of(value), value), reads=frozenset({number}))
+        if site.family in ("embed", "head") or (sizes.values is not None and sizes.layer is None):
+            outside = f"has a value for each layer, and `{site.name}` stands outside the layers"
+            self.inf.hidden |= {n: outside for n in ("layer", *layered(params))}
+            for n in layered(params):
+                known.pop(n, None)
+        self.varies = False  # whether what was read last depends on the layer
         self.inf.bases = {
             n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases
         }
@@ -220,8 +218,13 @@ class RowChecker:
                 value = self.inf.fail("E0224", f"`{name}` has a meaning of its own here", s.span)
             self.inf.names[name] = value
 
-    def _size(self, e: Expr, what: str) -> Size | None:
+    def _read(self, e: Expr) -> Value:
         v = self.inf.infer(e)
+        self.varies = self.varies or "layer" in v.reads
+        return v
+
+    def _size(self, e: Expr, what: str) -> Size | None:
+        v = self._read(e)
         if isinstance(v.type, Poison):
             return None
         if not isinstance(v.type, NumberType) or v.type.size is None:
@@ -234,6 +237,7 @@ class RowChecker:
         return v.type.size
 
     def _tensor(self, s: Tensor, part: str) -> None:
+        self.varies = False
         sizes = [self._size(e, f"the tensor `{s.name}`") for e in s.shape]
         place, axes = self._scope(s)
         if any(size is None for size in sizes):
@@ -243,18 +247,22 @@ class RowChecker:
         start, exact = None, None
         if s.exact:
             exact = s.start
-            value = self.inf.infer(s.start)
+            value = self._read(s.start)
             if not isinstance(value.type, Poison) and value.type != t:
                 self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span)
         else:
             start = self._distribution(s.start)
         lr = None
         if s.lr is not None:
-            v = self.inf.infer(s.lr)
+            v = self._read(s.lr)
             if not isinstance(v.type, (NumberType, Poison)):
                 self.inf.fail("E0345", f"a learning-rate multiple is a number, not {v.type}", s.lr.span)
             elif isinstance(v.type, NumberType) and v.type.value is not None:
                 lr = float(v.type.value)
+        if self.varies and place in ("kind", "model"):
+            self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
+                          "starts and learns can depend on the layer", s.span,
+                          help="let each layer have its own: `per layer`, or `per site`")  # fmt: skip
         total = Size.of(1)
         for x in t.sizes:
             total = total * x
@@ -312,7 +320,7 @@ class RowChecker:
             return None
         values: list[Expr] = []
         for a in args:
-            v = self.inf.infer(a)
+            v = self._read(a)
             good = WordType if spec.text else NumberType
             if not isinstance(v.type, (good, Poison)):
                 self.inf.fail("E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span)
@@ -372,6 +380,12 @@ def require(s: Require, inf: Inference) -> None:
 # ---------------------------------------------------------------- methods
 
 
+def numbered(row: Row, params: Sequence[Param]) -> bool:
+    """Whether a row differs from layer to layer: it reads ``layer``, a list, or an argument that does."""
+    parts = (row.insert, *row.form, *row.compose, *(row.gate or ()))
+    return any(by_layer(p, layered(params)) for p in parts if p is not None)
+
+
 def sites_of(paths: Sequence[Path], params: Sequence[Param]) -> list[Path]:
     """The paths of a row; a parameter of type `sites` stands for its sites."""
     from .elaborate import site_paths
@@ -398,7 +412,7 @@ def check_row(row: Row, site: SiteSignature, params: Sequence[Param], sizes: Siz
     checker = RowChecker(row, site, params, sizes)
     typing = checker.check()
     if checker.inf.problems:
-        raise PeltError(checker.inf.problems)
+        raise PeltError(_distinct(checker.inf.problems))
     return typing
 
 
@@ -414,8 +428,10 @@ def check_method(method: Method) -> list[RowTyping]:
         elif p.name in SIZES or p.name in ("d_in", "d_out", *NUMBERS):
             problems.append(Diagnostic("E0231", f"`{p.name}` is a size of the site and no parameter's name", p.span))
         elif p.default is not None and not fits(p.default, p.type):
-            problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.span))
+            problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.span,
+                                       help=misfit(p.default, p.type)))  # fmt: skip
         params.append(p if len(problems) == before else replace(p, default=None))  # a mistake is reported once
+    parameters(params, False, problems=problems)
     typings: list[RowTyping] = []
     for row in method.rows:
         for path in sites_of(row.sites, params):

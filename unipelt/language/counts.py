@@ -1,24 +1,27 @@
 """Parameter counts as formulas, before any model exists: exact polynomials in the sizes of sites and the arguments.
 
-``L`` is the number of layers, ``L_cross`` of those with cross-attention. Trained copies of the base's own parameters
+``L`` is the number of layers, ``L_cross`` of those with cross-attention. ``sum_layer(r)`` is the sum of what depends on
+the layer over those a row is at: ``sum_layer(r, last 2)`` where it selects some. Trained copies of the base's own parameters
 are named in words. Non-goal: the numbers of a model; a plan counts them (and a test holds that the two agree).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 
+from .arguments import parameters
 from .check import RowTyping, TensorTyping, check_method
 from .diagnostics import error
-from .fold import Fold, fold_form
+from .fold import fold_form
 from .infer import Inference
 from .ir import Method, Trained
+from .layers import by_layer, chosen, layered
 from .printer import to_text
 from .sites import TensorType
 from .sizes import Size
-from .syntax import Selection, Tensor
+from .syntax import Param, Selection, Tensor
 from .values import NumberType, Value
 
 _ONCE = ("embed", "head")  # families that stand outside the layers
@@ -28,18 +31,55 @@ _NONE = Size(())
 
 
 @dataclass(frozen=True, slots=True)
+class LayerSum:
+    """``sum_layer(size)`` over the layers of a selection, of ``depth`` (a symbol) there are."""
+
+    size: Size
+    selection: Selection | None
+    depth: str
+
+    def __str__(self) -> str:
+        of = "" if self.selection is None or self.selection.word == "all" else f", {to_text(self.selection)}"
+        text = self.size.text
+        bare = text[1:-1] if text in self.size.symbols and text.startswith("(") else text
+        return f"sum_layer{self.depth[1:]}({bare}{of})"
+
+    def number(self, values: Mapping[str, int], params: Sequence[Param]) -> int:
+        depth = values[self.depth]
+        word = self.selection.word if self.selection is not None else "all"
+        ends = [_value(to_text(v), {**values, "depth": depth}) for v in self.selection.values] if self.selection is not None else []
+        total = 0
+        for layer in chosen(word, ends, depth):
+            numbers = {"layer": layer, "depth": depth}
+            total += _number(self.size, {**_bound(params, numbers), **values, **numbers})
+        return total
+
+
+def _bound(params: Sequence[Param], numbers: Mapping[str, int]) -> dict[str, int]:
+    """The arguments that are numbers once ``numbers`` (``layer``, ``depth``) are known, and those."""
+    found = {n: v.type for n, v in parameters(params, True, numbers).items()}
+    return {n: t.value for n, t in found.items() if isinstance(t, NumberType) and isinstance(t.value, int)} | dict(numbers)
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
     """A polynomial, and in words what has none. ``folds`` pairs a row's count as declared with that after folding;
-    the smaller of the two is stored."""
+    the smaller of the two is stored. ``sums`` are what symbols like ``sum_layer(r)`` stand for, ``params`` the arguments."""
 
     size: Size = _NONE
     words: tuple[str, ...] = ()
     folds: tuple[tuple[Size, Size], ...] = ()
+    sums: Mapping[str, LayerSum] = field(default_factory=dict)
+    params: tuple[Param, ...] = ()
 
     def number(self, values: Mapping[str, int]) -> int:
-        """The count on a model: ``values`` are its sizes, ``L``, ``L_cross`` and the arguments. Words are not counted."""
-        total = _number(self.size, values)
-        return total + sum(min(_number(a, values), _number(b, values)) for a, b in self.folds)
+        """The count on a model: ``values`` are its sizes, ``L``, ``L_cross`` and the arguments that are one number each.
+        Words are not counted."""
+        values = {**_bound(self.params, {"depth": values["L"]}), **values} if "L" in values else values
+        symbols = {s for size in (self.size, *(f for pair in self.folds for f in pair)) for s in size.symbols}
+        known = {**values, **{n: s.number(values, self.params) for n, s in self.sums.items() if n in symbols}}
+        total = _number(self.size, known)
+        return total + sum(min(_number(a, known), _number(b, known)) for a, b in self.folds)
 
     def __str__(self) -> str:
         total = self.size
@@ -52,18 +92,19 @@ class Count:
 def counts(method: Method) -> dict[str, Count]:
     """The counts ``trained``, ``stored`` (after folding), ``frozen`` (draws that are kept) and ``head``."""
     typings = check_method(method)
+    counting = _Counting(method)
     rows: dict[str, list[RowTyping]] = {}
     for t in typings:
         rows.setdefault(t.row.name, []).append(t)
     trained, stored, frozen, head = _NONE, _NONE, _NONE, _NONE
     folds: list[tuple[Size, Size]] = []
     for found in rows.values():
-        learned = _entries((t, x) for t in found if t.site.family != "head" for x in t.tensors if not x.frozen)
+        learned = counting.entries((t, x) for t in found if t.site.family != "head" for x in t.tensors if not x.frozen)
         own = _total(learned)
         trained = trained + own
-        frozen = frozen + _total(_entries((t, x) for t in found for x in t.tensors if x.frozen))
-        head = head + _total(_entries((t, x) for t in found if t.site.family == "head" for x in t.tensors if not x.frozen))
-        after = _folded([t for t in found if t.site.family != "head"], learned)
+        frozen = frozen + _total(counting.entries((t, x) for t in found for x in t.tensors if x.frozen))
+        head = head + _total(counting.entries((t, x) for t in found if t.site.family == "head" for x in t.tensors if not x.frozen))
+        after = counting.folded([t for t in found if t.site.family != "head"], learned)
         if after is None:
             stored = stored + own
         else:
@@ -71,8 +112,8 @@ def counts(method: Method) -> dict[str, Count]:
     copies = tuple(w for t in method.trains if (w := _words(t)) and not _of_head(t))
     heads = tuple(_words(t) for t in method.trains if _of_head(t))
     return {
-        "trained": Count(trained, copies), "stored": Count(stored, copies, tuple(folds)), "frozen": Count(frozen),
-        "head": Count(head, heads),
+        "trained": counting.count(trained, copies), "stored": counting.count(stored, copies, tuple(folds)),
+        "frozen": counting.count(frozen), "head": counting.count(head, heads),
     }  # fmt: skip
 
 
@@ -86,29 +127,76 @@ def formula(method: Method) -> dict[str, str]:
 _Key = tuple[str, ...]
 
 
-def _entries(found: Iterable[tuple[RowTyping, TensorTyping]]) -> dict[_Key, Size]:
-    """Each tensor of the method once, whoever shares it, with its entries in the whole model."""
-    out: dict[_Key, Size] = {}
-    for t, x in found:
-        key, size = _entry(t, x.label, x.place, x.type)
-        out[key] = size
-    return out
+class _Counting:
+    """Counts the tensors of one method's rows; remembers what its sums over layers stand for."""
+
+    def __init__(self, method: Method):
+        self.params = method.params
+        self.layered = layered(method.params)
+        self.sums: dict[str, LayerSum] = {}
+
+    def count(self, size: Size, words: tuple[str, ...] = (), folds: tuple[tuple[Size, Size], ...] = ()) -> Count:
+        return Count(size, words, folds, self.sums, self.params)
+
+    def entries(self, found: Iterable[tuple[RowTyping, TensorTyping]]) -> dict[_Key, Size]:
+        """Each tensor of the method once, whoever shares it, with its entries in the whole model."""
+        return dict(self.entry(t, x.label, x.place, x.type) for t, x in found)
+
+    def entry(self, t: RowTyping, label: str, place: str, type_: TensorType) -> tuple[_Key, Size]:
+        once = t.site.family in _ONCE
+        size = Size.of(1)
+        for s in type_.sizes:
+            size = size * s
+        for axis in type_.axes & {"head", "group"}:
+            size = size * Size.of(f"{axis}s")
+        if place == "model":
+            return (place, t.row.name, label), size
+        if place == "layer" and not once:
+            return (place, t.row.name, label), self.over_layers(t, size)
+        if place == "kind" or once:
+            return ("kind", t.site.name, t.row.name, label), size
+        return ("site", t.site.name, t.row.name, label), self.over_layers(t, size)
+
+    def over_layers(self, t: RowTyping, size: Size) -> Size:
+        """The size summed over the row's layers: times their number, but for the symbols that depend on the layer."""
+        depth = "L_cross" if t.site.name.startswith("cross") else "L"
+        total = _NONE
+        for monomial, factor in size.bind({**_ALIKE, "depth": Size.of(depth)}).terms:
+            inner, outer = Size.of(1), Size.of(factor)
+            for symbol, exponent in monomial:
+                power = Size((((((symbol, exponent),)), Fraction(1)),))
+                inner, outer = (inner * power, outer) if self.varies(symbol) else (inner, outer * power)
+            if inner == Size.of(1):
+                total = total + outer * _selected(t.row.layers, depth)
+                continue
+            added = LayerSum(inner, t.row.layers, depth)
+            self.sums[str(added)] = added
+            total = total + outer * Size.of(str(added))
+        return total
+
+    def varies(self, symbol: str) -> bool:
+        from .parser import parse_expression
+
+        return by_layer(parse_expression(symbol), self.layered)
+
+    def folded(self, found: list[RowTyping], learned: Mapping[_Key, Size]) -> Size | None:
+        """The row's count after folding, as `compiler.plan` counts it; None where nothing folds."""
+        after: dict[_Key, Size] = {}
+        any_folds = False
+        for t in found:
+            form, folds = fold_form(t)
+            any_folds = any_folds or bool(folds)
+            left = {s.name for s in form if isinstance(s, Tensor)}
+            for x in t.tensors:
+                if not x.frozen and (x.part or x.name in left or x.declaration in t.row.compose):
+                    key, _ = self.entry(t, x.label, x.place, x.type)
+                    after[key] = learned[key]
+            after |= dict(self.entry(t, f.name, f.place, f.type) for f in folds)
+        return _total(after) if any_folds else None
 
 
-def _entry(t: RowTyping, label: str, place: str, type_: TensorType) -> tuple[_Key, Size]:
-    once = t.site.family in _ONCE
-    size = Size.of(1)
-    for s in type_.sizes:
-        size = size * s
-    for axis in type_.axes & {"head", "group"}:
-        size = size * Size.of(f"{axis}s")
-    if place == "model":
-        return (place, t.row.name, label), size
-    if place == "layer" and not once:
-        return (place, t.row.name, label), size * _layers(t)
-    if place == "kind" or once:
-        return ("kind", t.site.name, t.row.name, label), size
-    return ("site", t.site.name, t.row.name, label), size * _layers(t)
+def _at_most(value: str, depth: str) -> Size:
+    return Size.of(depth if value == "depth" else 0 if value == "0" else f"min({value}, {depth})")
 
 
 def _total(entries: Mapping[_Key, Size]) -> Size:
@@ -118,43 +206,18 @@ def _total(entries: Mapping[_Key, Size]) -> Size:
     return total.bind(_ALIKE)
 
 
-def _layers(t: RowTyping) -> Size:
-    return _selected(t.row.layers, "L_cross" if t.site.name.startswith("cross") else "L")
-
-
 def _selected(selection: Selection | None, depth: str) -> Size:
     """How many layers a selection holds, clamped to those there are."""
     if selection is None or selection.word == "all":
         return Size.of(depth)
     values = [to_text(v) for v in selection.values]
     if selection.word in ("first", "last"):
-        return Size.of(f"min({values[0]}, {depth})")
+        return _at_most(values[0], depth)
     if selection.word == "range":
-        return Size.of(f"min({values[1]}, {depth})") - Size.of(f"min({values[0]}, {depth})")
+        return _at_most(values[1], depth) - _at_most(values[0], depth)
     if selection.word == "every":
         return Size.of(f"ceil({depth} / ({values[0]}))")
     raise error("E0515", f"layers are not selected with `{selection.word}`", selection.span)
-
-
-def _folded(found: list[RowTyping], learned: Mapping[_Key, Size]) -> Size | None:
-    """The row's count after folding, as `compiler.plan` counts it; None where nothing folds."""
-    after: dict[_Key, Size] = {}
-    any_folds = False
-    for t in found:
-        form, folds = fold_form(t)
-        any_folds = any_folds or bool(folds)
-        left = {s.name for s in form if isinstance(s, Tensor)}
-        for x in t.tensors:
-            if not x.frozen and (x.part or x.name in left or x.declaration in t.row.compose):
-                key, _ = _entry(t, x.label, x.place, x.type)
-                after[key] = learned[key]
-        for f in folds:
-            after |= dict([_fold_entry(t, f)])
-    return _total(after) if any_folds else None
-
-
-def _fold_entry(t: RowTyping, f: Fold) -> tuple[_Key, Size]:
-    return _entry(t, f.name, f.place, f.type)
 
 
 # ---------------------------------------------------------------- trained copies
@@ -176,15 +239,20 @@ def _words(t: Trained) -> str:
 
 def _number(size: Size, values: Mapping[str, int]) -> int:
     """The value of a polynomial; its opaque symbols (`min(top, L)`) are expressions of the language."""
-    from .parser import parse_expression
-
     known = dict(values)
-    names = {n: Value(NumberType(Size.of(v), v)) for n, v in values.items()}
     for symbol in size.symbols - set(known):
-        found = Inference(dict(names), {}).infer(parse_expression(symbol)).type
-        if not isinstance(found, NumberType) or not isinstance(found.value, (int, Fraction)):
-            raise KeyError(symbol)
-        known[symbol] = int(found.value)
+        known[symbol] = _value(symbol, values)
     total = size.bind(known).number
     assert total is not None and total.denominator == 1, f"unbound size {size}"
     return int(total)
+
+
+def _value(text: str, values: Mapping[str, int]) -> int:
+    """The whole number that an expression of the language is."""
+    from .parser import parse_expression
+
+    names = {n: Value(NumberType(Size.of(v) if isinstance(v, int) else None, v)) for n, v in values.items()}
+    found = Inference(names, {}).infer(parse_expression(text)).type
+    if not isinstance(found, NumberType) or not isinstance(found.value, (int, Fraction)):
+        raise KeyError(text)
+    return int(found.value)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .diagnostics import Diagnostic, Label, PeltError, error, near
-from .ir import Columns, Method, Row, Trained, fits
+from .ir import Columns, Method, Row, Trained, as_float, fits, misfit
 from .library import Names
 from .primitives import PRIMITIVES
 from .printer import to_text
@@ -426,10 +426,11 @@ def bind(params: Sequence[Param], call: Apply, what: str) -> Mapping:
         if name in mapping:
             raise error("E0208", f"the parameter `{name}` is given twice", arg.span)
         value = arg.value
-        if isinstance(value, Number) and known[name].type == "float":
-            value = replace(value, value=float(value.value))
-        if isinstance(value, (Number, String)) and not fits(value, known[name].type):
-            raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}", arg.span)
+        if known[name].type == "float":
+            value = as_float(value)
+        if isinstance(value, (Number, String, ListOf)) and not fits(value, known[name].type):
+            raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}", arg.span,
+                        help=misfit(value, known[name].type))  # fmt: skip
         mapping[name] = value
     for p in params:
         if p.name not in mapping:

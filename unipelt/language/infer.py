@@ -69,7 +69,30 @@ class Inference:
         return Value(WordType("string", e.value))
 
     def _list(self, e: ListOf) -> Value:
-        return Value(WordType("list", tuple(self.infer(i) for i in e.items)))
+        """A list of numbers has a value for each layer and stands for the one at ``layer``."""
+        items = [self.infer(i) for i in e.items]
+        if any(isinstance(v.type, Poison) for v in items):
+            return Value(POISON)
+        wrong = next((i for i, v in zip(e.items, items) if not isinstance(v.type, NumberType) or isinstance(i, ListOf)), None)
+        if not items or wrong is not None:
+            return self.fail("E0365", "a list has a number for each layer" + (", and this is none" if items else ""),
+                             wrong.span if wrong is not None else e.span, help="for example [4, 8, 8, 16]")  # fmt: skip
+        if "layer" in self.hidden:
+            return self.fail("E0303", f"a list {self.hidden['layer']}", e.span)
+        layer, depth = (self._known(n) for n in NUMBERS)
+        if depth is not None and depth != len(items):
+            return self.fail("E0366", f"{len(items)} values stand here, one for each layer, and there are {depth} layers",
+                             e.span, help="give one for each layer, or an expression such as `8 if layer < depth / 2 else 16`")  # fmt: skip
+        if layer is not None:
+            return replace(items[layer], reads=items[layer].reads | {"layer"})
+        sizes = [v.type.size for v in items if isinstance(v.type, NumberType) and v.type.size is not None]
+        size = Size.of(f"[{', '.join(s.text for s in sizes)}]") if len(sizes) == len(items) else None
+        return replace(join(items, NumberType(size)), reads=join(items).reads | {"layer"})
+
+    def _known(self, number: str) -> int | None:
+        """The value of ``layer`` or ``depth``, where it has one."""
+        t = self.names[number].type if number in self.names else None
+        return t.value if isinstance(t, NumberType) and isinstance(t.value, int) else None
 
     def _name(self, e: Name) -> Value:
         if e.id in self.names:
@@ -83,7 +106,7 @@ class Inference:
             n = size.number
             return Value(NumberType(size, int(n) if n is not None and n.denominator == 1 else None))
         if e.id in NUMBERS:
-            return Value(NumberType(Size.of(e.id)))
+            return Value(NumberType(Size.of(e.id)), reads=frozenset({e.id}))
         if e.id in DOMAINS:
             return Value(WordType("domain", e.id))
         if e.id in ("true", "false"):
@@ -92,7 +115,7 @@ class Inference:
             return Value(NumberType(None, False))
         if e.id in PRIMITIVES and PRIMITIVES[e.id].elementwise:
             return Value(WordType("activation", e.id))
-        known = [*self.names, *self.sizes, *self.axes]
+        known = [*self.names, *self.sizes, *self.axes, *NUMBERS]
         return self.fail("E0301", f"there is no `{e.id}` here", e.span, help=near(e.id, known) or self._in_scope())
 
     def _in_scope(self) -> str:
@@ -140,7 +163,19 @@ class Inference:
             return Value(POISON)
         if type(a.type) is not type(b.type) or (isinstance(a.type, TensorType) and a.type != b.type):
             return self.fail("E0316", f"the two branches differ: {a.type} and {b.type}", e.span)
-        return join((test, a, b), a.type if a.type == b.type else NumberType())
+        return join((test, a, b), a.type if a.type == b.type else NumberType(self._either(e, a, b)))
+
+    def _either(self, e: Choose, a: Value, b: Value) -> Size | None:
+        """The size that is one of two by a condition on sizes: a symbol named by its text."""
+        test = e.test.id if isinstance(e.test, Name) and self.where.get(e.test.id) == "parameter" else None
+        if isinstance(e.test, Compare):
+            sides = [v.type for v in (self.infer(e.test.left), self.infer(e.test.right))]
+            sizes = [t.size for t in sides if isinstance(t, NumberType) and t.size is not None]
+            test = f"{sizes[0].text} {e.test.op} {sizes[1].text}" if len(sizes) == 2 else None
+        branches = [v.type.size for v in (a, b) if isinstance(v.type, NumberType) and v.type.size is not None]
+        if test is None or len(branches) < 2:
+            return None
+        return Size.of(f"({branches[0].text} if {test} else {branches[1].text})")
 
     def _binary(self, e: Binary) -> Value:
         a, b = self.infer(e.left), self.infer(e.right)

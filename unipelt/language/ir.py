@@ -12,11 +12,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from .diagnostics import PeltError, error, near
+from .diagnostics import Diagnostic, PeltError, error, near
+from .layers import NUMERIC
 from .syntax import (
     NOWHERE,
     Apply,
     Block,
+    Choose,
+    Compare,
     Compose,
     Expr,
     File,
@@ -113,6 +116,7 @@ class Method:
         new = tuple(
             replace(p, default=argument(p, arguments[p.name])) if p.name in arguments else p for p in self.params
         )
+        _check(new)
         return replace(self, params=new)
 
     def __add__(self, other: Method) -> Method:
@@ -180,16 +184,26 @@ def renamed(method: Method, names: Mapping[str, str]) -> Method:
 # ---------------------------------------------------------------- arguments
 
 
+def _check(params: tuple[Param, ...]) -> None:
+    """Whether bound arguments are what their parameters take: what can be said before there is a model."""
+    from .arguments import parameters
+
+    problems: list[Diagnostic] = []
+    parameters(params, False, problems=problems)
+    if problems:
+        raise PeltError(problems)
+
+
 def argument(param: Param, value: Any) -> Expr:
     """A Python value (or a text of the language) as an expression of the parameter's type."""
     try:
-        expr = _expression(value, param.type)
+        expr = _expression(value, param.type, f"<{param.name}>")
     except PeltError as e:
         raise error("E0405", f"the argument `{param.name}` cannot be read: {e.diagnostics[0].message}") from None
     if expr is None or not fits(expr, param.type):
         raise error(
             "E0405", f"the argument `{param.name}` takes {_article(param.type)}, not {value!r}",
-            help=_EXAMPLES.get(param.type, ""),
+            help="; ".join(filter(None, [misfit(expr, param.type), _EXAMPLES.get(param.type, "")])),
         )  # fmt: skip
     return expr
 
@@ -206,7 +220,7 @@ def _article(type_: str) -> str:
     )
 
 
-def _expression(value: Any, type_: str) -> Expr | None:
+def _expression(value: Any, type_: str, place: str) -> Expr | None:
     if isinstance(value, bool):
         return Name("true" if value else "false")
     if isinstance(value, (int, float)):
@@ -219,24 +233,45 @@ def _expression(value: Any, type_: str) -> Expr | None:
             return String(value)
         from .parser import parse_expression
 
-        parsed = parse_expression(value)
-        if type_ == "float" and isinstance(parsed, Number):
-            return Number(float(parsed.value))
-        return parsed
+        return as_float(parse_expression(value, place)) if type_ == "float" else parse_expression(value, place)
+    if isinstance(value, (list, tuple)):
+        items = [_expression(v, type_, place) for v in value]
+        return ListOf(tuple(i for i in items if i is not None)) if None not in items else None
     if hasattr(value, "__dataclass_fields__"):
         return value
     return None
 
 
+def as_float(expr: Expr) -> Expr:
+    """The numbers of an argument of type `float`, those of a list too, as such."""
+    if isinstance(expr, ListOf):
+        return replace(expr, items=tuple(as_float(i) for i in expr.items))
+    if isinstance(expr, Negative):
+        return replace(expr, value=as_float(expr.value))
+    return replace(expr, value=float(expr.value)) if isinstance(expr, Number) else expr
+
+
+def misfit(expr: Expr | None, type_: str) -> str:
+    """Which item of a list is at fault, where one is; no text otherwise."""
+    if not isinstance(expr, ListOf) or type_ not in NUMERIC:
+        return ""
+    for n, item in enumerate(expr.items, 1):
+        if isinstance(item, ListOf) or not fits(item, type_):
+            return f"value {n} of the list is no {({'int': 'whole number', 'float': 'number'}).get(type_, 'truth value')}"
+    return "" if expr.items else "a list has a value for each layer, and this one is empty"
+
+
 def fits(expr: Expr, type_: str) -> bool:
-    """Whether a closed expression can be an argument of that type."""
+    """Whether a closed expression can be an argument of that type. A list has a value for each layer."""
+    if isinstance(expr, ListOf) and type_ in NUMERIC:
+        return not misfit(expr, type_)
     if type_ in ("int", "float"):
         inner = expr.value if isinstance(expr, Negative) else expr
         if isinstance(inner, Number):
             return type_ == "float" or isinstance(inner.value, int)
-        return not isinstance(inner, (String, ListOf))
+        return not isinstance(inner, String)
     if type_ == "bool":
-        return isinstance(expr, Name) and expr.id in ("true", "false")
+        return isinstance(expr, (Compare, Choose)) or (isinstance(expr, Name) and expr.id in ("true", "false"))
     if type_ == "string":
         return isinstance(expr, String)
     if type_ == "activation":
@@ -263,6 +298,8 @@ def plain(expr: Expr | None) -> Any:
         return expr.value
     if isinstance(expr, Name) and expr.id in ("true", "false"):
         return expr.id == "true"
+    if isinstance(expr, ListOf) and all(isinstance(i, (Number, Negative, Name)) for i in expr.items):
+        return [plain(i) for i in expr.items]
     if expr is None:
         return None
     from .printer import to_text

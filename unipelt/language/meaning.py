@@ -129,6 +129,30 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
     return Meaning(tuple(sites), tensors, tuple(trains))
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One row at one site: ``h`` before, ``out`` after, the tensors by key, and their own names."""
+
+    h: Term
+    out: Term
+    tensors: Mapping[Any, Learned]
+    names: Mapping[Any, str]
+
+
+def edit_of(typing: RowTyping) -> Edit:
+    """The meaning of a row that has been checked at a site, by itself."""
+    place = _Place(typing.site.name, "", {})
+    place.read(typing.row, typing)
+    before = _Place(typing.site.name, "", {})
+    if typing.site.family in ("projection", "weight"):
+        before.weight = atom("read", dict(typing.site.scope)["W"].sizes, "W")
+        h = before._affine()
+    else:
+        h = atom("read", typing.site.h.sizes, "h")
+    names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors}
+    return Edit(h, place.meaning().out, place.tensors, names)
+
+
 def _weights_first(rows: tuple[Row, ...]) -> list[Row]:
     """Weight edits precede activation edits (ruling 6)."""
     return sorted(rows, key=lambda r: not all(str(p).endswith(".weight") for p in r.sites))

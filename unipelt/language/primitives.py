@@ -73,12 +73,12 @@ def _curve(name: str, number: Callable[[float], float] | None) -> Rule:
 
 for _name, _number, _doc in (
     ("relu", lambda v: max(v, 0.0), "max(x, 0)"),
-    ("gelu", None, "x Φ(x), exact"),
-    ("gelu_new", None, "x Φ(x), the tanh approximation"),
-    ("silu", None, "x σ(x)"),
+    ("gelu", lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2, "x Φ(x), exact"),
+    ("gelu_new", lambda v: v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) / 2, "x Φ(x), the tanh approximation"),
+    ("silu", lambda v: v / (1 + math.exp(-v)), "x σ(x)"),
     ("tanh", math.tanh, "the hyperbolic tangent"),
     ("sigmoid", lambda v: 1 / (1 + math.exp(-v)), "1 / (1 + exp(-x))"),
-    ("softplus", None, "log(1 + exp(x))"),
+    ("softplus", lambda v: math.log1p(math.exp(v)), "log(1 + exp(x))"),
     ("exp", math.exp, "the exponential"),
     ("log", math.log, "the natural logarithm"),
     ("sqrt", math.sqrt, "the square root"),
@@ -118,9 +118,8 @@ def _extremum(name: str, pick: Callable) -> Rule:
             if all(v is not None for v in values):
                 best = pick(values)
                 return join(args, NumberType(Size.of(best) if isinstance(best, int) else None, best))
-            sizes = [t.size for t in kinds]  # type: ignore[union-attr]
-            known = all(s is not None for s in sizes)
-            return join(args, NumberType(Size.of(f"{name}({', '.join(map(str, sizes))})") if known else None))
+            sizes = [t.size.text for t in kinds if isinstance(t, NumberType) and t.size is not None]
+            return join(args, NumberType(Size.of(f"{name}({', '.join(sizes)})") if len(sizes) == len(kinds) else None))
         return check.fail("E0331", f"`{name}` takes numbers", span)
 
     return rule
@@ -137,7 +136,7 @@ def _rounding(name: str, round_: Callable[[float], int]) -> Rule:
             if a.type.value is not None:
                 whole = round_(a.type.value)
                 return a.typed(NumberType(Size.of(whole), whole))
-            return a.typed(NumberType(Size.of(f"{name}({a.type.size})") if a.type.size is not None else None))
+            return a.typed(NumberType(Size.of(f"{name}({a.type.size.text})") if a.type.size is not None else None))
         return a if isinstance(a.type, Poison) else check.fail("E0331", f"`{name}` takes a number", span)
 
     return rule

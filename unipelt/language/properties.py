@@ -6,12 +6,16 @@ The facts come from the primitives' own rules (`primitives`, `infer`); here they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from .check import RowTyping, changes_length, check_method
+from .canonical import canonical
+from .check import RowTyping, changes_length, check_method, sites_of
 from .ir import Method, Row
-from .syntax import NOWHERE, Name, Span, walk
+from .meaning import add, edit_of, meaning, scaled
+from .sizes import Size
+from .start import at_start, random_tensors
+from .syntax import NOWHERE, Apply, Name, Span, walk
 from .values import AFFINE
 
 #: Sites whose edit can be absorbed, for each insertion the linear map that absorbs it (relative to the site's part).
@@ -25,7 +29,7 @@ POOLS = ("tokens", "positions", "running_mean")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    value: Literal["yes", "no", "unknown"]
+    value: Literal["yes", "no", "unknown", "depends"]  # the last: on an argument, which the reason names
     reason: str
     span: Span = NOWHERE
 
@@ -79,12 +83,49 @@ def mergeable(t: RowTyping) -> Verdict:
     return Verdict("no", f"no linear map beside `{site.name}` could absorb it", row.span)
 
 
+def identity_at_start(t: RowTyping) -> Verdict:
+    """Whether the first step starts from the pretrained function: ``out`` is ``h`` with every tensor at its start."""
+    edit = edit_of(t)
+    start = at_start(edit.out, edit.tensors)
+    if start.products == at_start(edit.h, edit.tensors).products:
+        return Verdict("yes", "what is added is zero at the start, and what multiplies is one", t.row.span)
+    drawn = random_tensors(start, edit.tensors)
+    if drawn:
+        name = edit.names[drawn[-1]]
+        place = next((x.declaration.span for x in t.tensors if x.name == name), t.row.span)
+        return Verdict("no", f"`{name}` is drawn at random, and nothing behind it starts at zero", place)
+    extra = add(start, scaled(at_start(edit.h, edit.tensors), Size.of(-1)))
+    if all(a.kind in ("read", "chain") for factors, _ in extra.products for a in factors):
+        return Verdict("no", "the output is another function of the input from the start", t.row.span)
+    return Verdict("unknown", "what the edit is at the start is not known without numbers", t.row.span)
+
+
+def batch_independent(t: RowTyping) -> Verdict:
+    """Whether no example sees another: nothing is reduced over the examples of a batch."""
+    return Verdict("yes", "nothing is reduced over the batch", t.row.span)
+
+
+def deterministic(t: RowTyping) -> Verdict:
+    """Whether training draws nothing at random in the edit (dropout)."""
+    for part in (t.row.insert, *t.row.form, *t.row.compose, *(t.row.gate or ())):
+        for n in walk(part) if part is not None else ():
+            if isinstance(n, Apply) and isinstance(n.function, Name) and n.function.id == "drop" and t.out.random:
+                asked = [x.id for x in walk(n.args[1].value) if isinstance(x, Name)]
+                if asked:
+                    return Verdict("depends", f"on `{asked[0]}`: entries are dropped in training unless it is 0", n.span)
+                return Verdict("no", "this drops entries at random in training", n.span)
+    return Verdict("yes", "nothing is random in training", t.row.span)
+
+
 #: Every verdict: its rule for a row at a site, and why trained copies of parameters never stand against it.
 RULES: dict[str, tuple[Callable[[RowTyping], Verdict], str]] = {
+    "identity at start": (identity_at_start, "trained copies of parameters start as the pretrained ones"),
     "mergeable": (mergeable, "trained copies of parameters merge by replacing them"),
     "causal": (causal, "trained parameters see no other position"),
     "cache-consistent": (cache_consistent, "trained parameters see no other position"),
     "padding-invariant": (padding_invariant, "pad positions are never read"),
+    "batch-independent": (batch_independent, "trained parameters see one example at a time"),
+    "deterministic in training": (deterministic, "nothing is random in training"),
 }
 
 
@@ -95,7 +136,22 @@ def judged(typings: Sequence[RowTyping]) -> dict[str, Verdict]:
 
 def verdicts(method: Method) -> dict[str, Verdict]:
     """The method's verdicts. Checks the method."""
-    return judged(check_method(method))
+    found = judged(check_method(method))
+    if len(method.rows) > 1:
+        found["rows commute"] = rows_commute(method)
+    return found
+
+
+def rows_commute(method: Method) -> Verdict:
+    """Whether the order of rows that meet at a site makes no difference; where it does, the text's order counts."""
+    for i, a in enumerate(method.rows):
+        for b in method.rows[i + 1 :]:
+            if not {str(p) for p in sites_of(a.sites, method.params)} & {str(p) for p in sites_of(b.sites, method.params)}:
+                continue
+            one, other = (canonical(meaning(replace(method, rows=pair, trains=()))) for pair in ((a, b), (b, a)))
+            if one.lines() != other.lines():
+                return Verdict("no", f"`{a.name}` acts before `{b.name}` at a site of both, and the other order differs", b.span)
+    return Verdict("yes", "rows that meet at a site give the same in either order", method.span)
 
 
 def _all(found: Iterable[Verdict], otherwise: str) -> Verdict:

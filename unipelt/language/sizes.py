@@ -87,12 +87,28 @@ class Size:
             total = total + term
         return total
 
+    @property
+    def text(self) -> str:
+        """The size as an expression of the language."""
+        out = ""
+        for m, c in self._printed():
+            above = [s if e == 1 else f"{s} ** {e}" for s, e in m if e > 0]
+            below = [s if e == -1 else f"{s} ** {-e}" for s, e in m if e < 0]
+            head = [str(abs(c.numerator))] if abs(c.numerator) != 1 or not above else []
+            below = [*below, *([str(c.denominator)] if c.denominator != 1 else [])]
+            text = " * ".join(head + above) + "".join(f" / {b}" for b in below)
+            out += (" - " if c < 0 else " + ") + text if out else ("-" if c < 0 else "") + text
+        return out or "0"
+
+    def _printed(self) -> list[tuple[Monomial, Fraction]]:
+        """The terms, the highest degree first, as formulas are written."""
+        return sorted(self.terms, key=lambda t: (-sum(e for _, e in t[0]), t[0]))
+
     def __str__(self) -> str:
         if not self.terms:
             return "0"
         out = ""
-        # highest degree first, as formulas are written
-        for m, c in sorted(self.terms, key=lambda t: (-sum(e for _, e in t[0]), t[0])):
+        for m, c in self._printed():
             above = [s if e == 1 else f"{s}^{e}" for s, e in m if e > 0]
             below = [s if e == -1 else f"{s}^{-e}" for s, e in m if e < 0]
             head = [] if abs(c) == 1 and above else [str(abs(c))]

@@ -28,6 +28,7 @@ from .masks import MaskTap
 from .offload import device_of, value_of
 from .prompts import Doorway
 from .seam import NAME, Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
+from .sharding import is_sharded, settle
 from .switch import Switch
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
@@ -56,8 +57,13 @@ class Attached:
         return (*self.plan.tensors, *(c.name for c in self.plan.copies))
 
     def values(self) -> dict[str, torch.Tensor]:
-        """Every tensor and trained copy by its name, wherever its values are kept."""
+        """Every tensor and trained copy by its name, as it is registered, wherever its values are kept."""
         return {n: value_of(*self.places[n]) for n in self.names}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape as the plan has it; numbers are registered as vectors of one entry."""
+        planned = self.plan.tensors.get(name)
+        return planned.shape if planned is not None else tuple(self.places[name][0]._parameters[self.places[name][1]].shape)  # type: ignore[union-attr]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name."""
@@ -74,6 +80,7 @@ class Registry(Doorway):
         self.shared = nn.ModuleDict()
         self.required = frozen  # which parameters of the base required a gradient before
         self.merged: Any = None
+        self.watched = 0  # how many `watch` blocks are open
         self.root_handles: list[Any] = []
         self.heads = Heads(switch)
         self.head_handles: list[Any] = []
@@ -139,7 +146,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _refuse_sharded(model: nn.Module) -> None:
-    if any(type(p).__name__ == "DTensor" for p in model.parameters()):
+    if is_sharded(model):
         raise error("E0556", "the model is sharded already, and gradients of what is added now would not be reduced",
                     help="apply the method first, then shard (fully_shard)")  # fmt: skip
 
@@ -278,7 +285,7 @@ def _share(r: Registry, name: str, attached: Attached, made: dict[str, torch.Ten
     if not several:
         return None
     shared = r.shared[key_of(name)] = Shared(several)
-    attached.places.update({n: (shared, key_of_tensor(n)) for n in several})
+    attached.places.update({n: (shared, key_of_tensor(n)) for n in shared.scalars})
     return shared
 
 
@@ -286,7 +293,7 @@ def _hang_edit(
     model: nn.Module, r: Registry, name: str, attached: Attached, e: PlannedEdit, made: dict[str, torch.Tensor],
     shared: Shared | None,
 ) -> None:  # fmt: skip
-    borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.names}
+    borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.scalars}
     own = {label: made[n] for label, n in e.tensors.items() if label not in borrowed}
     axes = {label: attached.plan.tensors[n].axes for label, n in e.tensors.items()}
     bases = {n: BaseCall(model.get_submodule(v.module), v.part) for n, v in e.site.bases.items()}
@@ -327,10 +334,10 @@ def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, m
 
 
 def _hang_root(model: nn.Module, r: Registry) -> None:
-    """The model's own hooks, where an attached adapter needs the mask, prepends a prompt or has labels of its own."""
+    """The model's own hooks, where an adapter or a watch needs the mask, a prompt is put in or labels are an adapter's own."""
     edits = [e for a in r.attached.values() for e in a.plan.edits]
     prompts = any(e.site.side == "prompt" for e in edits)
-    needed = prompts or any("tokens" in e.names for e in edits)
+    needed = prompts or bool(r.watched) or any("tokens" in e.names for e in edits)
     if needed and not r.root_handles:
         r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
         base = getattr(model, "base_model", model)
@@ -346,6 +353,9 @@ def _hang_root(model: nn.Module, r: Registry) -> None:
         for handle in r.root_handles:
             handle.remove()
         r.root_handles.clear()
+        values = r.switch.holder.values
+        for key in [k for k in values if k.startswith("mask:")]:
+            del values[key]
     hang(model, r.heads, {n: a.plan for n, a in r.attached.items()}, r.head_handles)
 
 
@@ -413,6 +423,7 @@ def activate(model: nn.Module, *names: str) -> None:
     if r is None:
         raise error("E0550", "this model has no adapter")
     agree(model, {n: r.attached[n].plan for n in names})
+    settle(model)
     for n, a in r.attached.items():
         for p in a.trained().values():
             p.requires_grad_(n in names and a.trainable)
@@ -443,7 +454,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 def parameter_groups(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Optimiser groups of an adapter: the method's learning-rate multiples, no decay on vectors and scalars."""
-    a = record(_unwrapped(model), name)
+    model = _unwrapped(model)
+    a = record(model, name)
+    settle(model)
     multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for n, p in a.trained().items():

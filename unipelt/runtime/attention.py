@@ -73,6 +73,8 @@ def _attend(
         mask, key, value = _explicit(module, query, key, value, mask)
         bias = kwargs.pop("position_bias", None)  # T5's; a part of the scores, which learned rows have none of
         mask = mask if bias is None else _biased(mask, bias[..., : key.shape[2]])
+    if any(e.watchers for _, e in edits[:fused]):
+        _show(wrapped, seam, [e for _, e in edits[:fused]], given, module, query, key, value, mask, kwargs)
     for (_, edit), scope in zip(edits[:fused], given):
         k, v = edit(query, scope, want="rows")
         key, value, mask = _with_rows(k, v, key, value, mask)
@@ -93,6 +95,24 @@ def _attend(
         else:
             h = edit(h, scope, seam.mask(edit))
     return h.transpose(1, 2).contiguous(), weights
+
+
+@torch.no_grad()
+def _show(
+    wrapped: Wrapped, seam: Seam, edits: list[Edit], given: list[dict[str, Any]], module: nn.Module, query: torch.Tensor,
+    key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any],
+) -> None:  # fmt: skip
+    """For those who watch: rows that become keys and values have no h and no out, so they are evaluated as written, beside
+    the pass and without anything random."""
+    quiet = {**kwargs, **({"is_causal": False} if mask is not None and wrapped.name == "sdpa" else {})}
+    if "dropout" in quiet:
+        quiet["dropout"] = 0.0
+    shown = _additive(mask, query) if wrapped.name == "eager" else mask
+    h = wrapped.base(module)(module, query, key, value, shown, **quiet)[0].transpose(1, 2)
+    log_mass = _log_mass(module, query, key, mask, kwargs)
+    for edit, scope in zip(edits, given):
+        h, own = edit(h, {**scope, "log_mass": log_mass}, seam.mask(edit), want="still")
+        log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))
 
 
 def _given(seam: Seam, name: str, edit: Edit, query: torch.Tensor, kwargs: dict[str, Any], module: nn.Module) -> dict[str, Any]:
@@ -122,11 +142,8 @@ def _with_rows(
     k: torch.Tensor, v: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Learned rows before the tokens' own keys and values; no query is kept from them."""
-    batch, groups, _, _ = key.shape
-    if k.shape[1] != groups:
-        key, value = key.repeat_interleave(k.shape[1] // groups, 1), value.repeat_interleave(k.shape[1] // groups, 1)
-    k = k.to(key.dtype).expand(batch, -1, -1, -1)
-    v = v.to(value.dtype).expand(batch, -1, -1, -1)
+    k = k.to(key.dtype).expand(key.shape[0], -1, -1, -1)
+    v = v.to(value.dtype).expand(key.shape[0], -1, -1, -1)
     if mask is not None:
         free = torch.ones if mask.dtype == torch.bool else torch.zeros
         room = free(*mask.shape[:-1], k.shape[2], dtype=mask.dtype, device=mask.device)

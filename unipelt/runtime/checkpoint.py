@@ -26,9 +26,10 @@ from ..language.ir import LANGUAGE_VERSION, Method, as_file
 from ..language.loading import parse
 from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Tensor
-from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
-from .offload import value_of
+from .attach import Registry, _unwrapped, activate, apply, record, registry, remove
 from .folding import folded
+from .offload import value_of
+from .sharding import is_sharded, on_first, put, settle, whole
 
 FORMAT = "unipelt-adapter/1"
 WEIGHTS, MANIFEST, METHOD = "adapter.safetensors", "adapter.json", "method.pelt"
@@ -37,9 +38,14 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def state_dict(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
-    """The adapter's tensors by name: block path, site, row, tensor – trained ones, kept frozen draws, trained copies."""
-    a = record(_unwrapped(model), name)
-    return {n: t.detach() for n, t in a.values().items()}
+    """The adapter's tensors by name: block path, site, row, tensor – trained ones, kept frozen draws, trained copies.
+
+    They are whole, also where the model is sharded (FSDP2); then every process of the group calls this together.
+    """
+    model = _unwrapped(model)
+    a = record(model, name)
+    settle(model)
+    return {n: whole(t.detach()).reshape(a.shape(n)) for n, t in a.values().items()}
 
 
 # ---------------------------------------------------------------- fingerprints
@@ -59,7 +65,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         path, _, attribute = n.rpartition(".")
         kept = value_of(base.get_submodule(path), attribute)  # type: ignore[operator]
         if kept.device.type != "meta" and kept.numel():
-            flat = merged.get(f"{prefix}{n}", kept).detach().reshape(-1)
+            flat = whole(merged.get(f"{prefix}{n}", kept).detach()).reshape(-1)
             index = torch.linspace(0, flat.numel() - 1, min(4, flat.numel()), dtype=torch.float64).long()
             samples[n] = [float(f"{v:.6g}") for v in flat[index.to(flat.device)].float().tolist()]
     config = getattr(model, "config", None)
@@ -104,44 +110,48 @@ def save(
 
     ``fold`` stores what closed expressions yield in place of their tensors (smaller; no longer trained as before).
     ``card`` is kept in the manifest as it is (training arguments, metrics). Other files of an existing folder are kept.
+    Where the model is sharded (FSDP2), every process calls this and the first one writes, before any returns.
     """
     model = _unwrapped(model)
     a = record(model, name)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise error("E0572", f"{folder} is a file, and an adapter is saved as a folder")
-    method, tensors = folded(model, name, a.plan, state_dict(model, name)) if fold and a.plan.folds else (a.method, state_dict(model, name))
+    method, tensors = a.method, state_dict(model, name)
+    if fold and a.plan.folds:
+        method, tensors = folded(model, name, a.plan, tensors)
     bad = [n for n, t in tensors.items() if t.device.type != "meta" and not torch.isfinite(t).all()]
     if bad:
         raise error("E0573", f"`{bad[0]}` holds NaN or infinity; the adapter is not saved")
     if any(t.device.type == "meta" for t in tensors.values()):
         raise error("E0574", "the adapter is on the meta device and has no values to save")
-    text = to_text(as_file(method))
-    try:
-        _write(folder, tensors, text, model, a, name, fold, method, card)
-    except OSError as e:
-        raise error("E0575", f"the adapter could not be written to {folder}: {e.strerror or e}",
-                    help="what was there before is unchanged") from e  # fmt: skip
-    return folder
-
-
-def _write(
-    folder: Path, tensors: dict[str, torch.Tensor], text: str, model: nn.Module, a: Attached, name: str, fold: bool,
-    method: Method, card: Mapping[str, Any] | None,
-) -> None:  # fmt: skip
-    from safetensors.torch import save as pack
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    blob = pack({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
-    files = {WEIGHTS: blob, METHOD: text.encode()}
     manifest = {
         "format": FORMAT, "language": LANGUAGE_VERSION, "adapter": name, "method": method.name,
         "arguments": {p.name: _argument(p.default) for p in method.params}, "folded": bool(fold and a.plan.folds),
         "seed": a.seed, "base": fingerprint(model), "head": a.plan.counts.head,
         "copies": [c.name for c in a.plan.copies], "labels": _labels_json(model, a),
         "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
-        "sha256": {n: hashlib.sha256(b).hexdigest() for n, b in files.items()}, "card": dict(card or {}),
+        "card": dict(card or {}),
     }  # fmt: skip
+
+    def write() -> Path:
+        try:
+            _write(folder, tensors, to_text(as_file(method)), manifest)
+        except OSError as e:
+            raise error("E0575", f"the adapter could not be written to {folder}: {e.strerror or e}",
+                        help="what was there before is unchanged") from e  # fmt: skip
+        return folder
+
+    return on_first(write) if is_sharded(model) else write()
+
+
+def _write(folder: Path, tensors: dict[str, torch.Tensor], text: str, manifest: dict[str, Any]) -> None:
+    from safetensors.torch import save as pack
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    blob = pack({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
+    files = {WEIGHTS: blob, METHOD: text.encode()}
+    manifest = {**manifest, "sha256": {n: hashlib.sha256(b).hexdigest() for n, b in files.items()}}
     files[MANIFEST] = (json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n").encode()
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -321,6 +331,7 @@ def _tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, torch.Tenso
 
 def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     a = record(model, name)
+    settle(model)
     own = a.values()
     missing, surplus = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     if missing:
@@ -328,13 +339,12 @@ def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], fold
     if surplus:
         raise error("E0586", f"{folder} has a tensor that this method has no place for: `{surplus[0]}`" + _more(surplus))
     for n, t in tensors.items():
-        if t.shape != own[n].shape:
-            raise error("E0587", f"`{n}` in {folder} has the shape {list(t.shape)}, here it is {list(own[n].shape)}",
+        if t.shape != a.shape(n):
+            raise error("E0587", f"`{n}` in {folder} has the shape {list(t.shape)}, here it is {list(a.shape(n))}",
                         help="a head has as many rows as there are labels: load the model with the same num_labels"
                         if n not in a.plan.tensors else "")  # fmt: skip
-    with torch.no_grad():
-        for n, t in tensors.items():
-            own[n].copy_(t)
+    for n in own:
+        put(own[n], tensors[n].reshape(own[n].shape))
 
 
 def _more(names: list[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..compiler.evaluator import Context, constants, evaluate, run
+from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, shares_softmax
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
@@ -48,7 +49,26 @@ class BaseCall:
         return part_of(self.module.forward(data), self.part)
 
 
-class Shared(nn.Module):
+class Holding(nn.Module):
+    """Has tensors by name: parameters, and frozen draws as buffers."""
+
+    def hold(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        #: Numbers are registered as vectors of one entry: FSDP2 does not shard scalars.
+        self.scalars = {name: t.dim() == 0 for name, t in tensors.items()}
+        for name, t in tensors.items():
+            data = t.detach().reshape(1) if self.scalars[name] else t
+            if isinstance(t, nn.Parameter):
+                kept = nn.Parameter(data, t.requires_grad) if self.scalars[name] else t
+                self.register_parameter(key_of_tensor(name), kept)
+            else:
+                self.register_buffer(key_of_tensor(name), data)
+
+    def held(self) -> dict[str, torch.Tensor]:
+        tensors = {name: getattr(self, key_of_tensor(name)) for name in self.scalars}
+        return {name: t.reshape(()) if self.scalars[name] else t for name, t in tensors.items()}
+
+
+class Shared(Holding):
     """Tensors of an adapter that several edits read. It belongs to the model, not to a layer.
 
     Each is registered once, and outside the layers: a layer can be sharded by itself (FSDP2 wants a parameter in one
@@ -57,15 +77,13 @@ class Shared(nn.Module):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         super().__init__()
-        self.names = tuple(tensors)
-        for name, t in tensors.items():
-            _register(self, name, t)
+        self.hold(tensors)
 
     def forward(self) -> dict[str, torch.Tensor]:
-        return {name: getattr(self, key_of_tensor(name)) for name in self.names}
+        return self.held()
 
 
-class Edit(nn.Module):
+class Edit(Holding):
     """One row at one site. Its own tensors are its parameters; ``borrowed`` names those it finds in ``shared``."""
 
     def __init__(
@@ -84,17 +102,21 @@ class Edit(nn.Module):
         self.constants = constants(params, planned.site.sizes, planned.constants)
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
-        for label, t in tensors.items():
-            _register(self, label, t)
-        self.lowered: Lowered | None = lower(planned.row, planned.typing) if lowering else None
+        self.hold(tensors)
+        grouped = planned.site.family == "heads" and planned.site.sizes["heads"] != planned.site.sizes["groups"]
+        self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
+        self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
 
     # ------------------------------------------------------------ evaluation
 
-    def context(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Context:
-        """The names a form reads: constants, tensors, and what is in scope."""
+    def context(
+        self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, still: bool = False,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> Context:  # fmt: skip
+        """The names a form reads: constants, tensors (the edit's, unless others are given), and what is in scope."""
         names: dict[str, Any] = dict(self.constants)
-        tensors = self.tensors()
+        tensors = self.tensors() if tensors is None else tensors
         # A gate's tensors keep their front, `gate.`, under which no line of the form can name them.
         names.update({label: Named(tensors[label], axes) for label, axes in self.axes.items()})
         dtype = next((t.dtype for t in tensors.values()), None)
@@ -105,7 +127,7 @@ class Edit(nn.Module):
                 names[name] = Named(t, self._scope_axes(name, t))
             else:
                 names[name] = t
-        return Context(names, self.site.sizes, self.bases, mask, self.training, self.lowered is not None)
+        return Context(names, self.site.sizes, self.bases, mask, self.training and not still, self.lowered is not None)
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
         if name in ("W", "bias"):
@@ -118,11 +140,9 @@ class Edit(nn.Module):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The row's tensors by its own names for them."""
+        own = self.held()
         shared = self.shared[0]() if self.borrowed else {}
-        return {
-            label: shared[self.borrowed[label]] if label in self.borrowed else getattr(self, key_of_tensor(label))
-            for label in self.axes
-        }
+        return {label: shared[self.borrowed[label]] if label in self.borrowed else own[label] for label in self.axes}
 
     def _z(self, c: Context, h: Named) -> None:
         e = self.row.insert
@@ -142,6 +162,7 @@ class Edit(nn.Module):
     ) -> Any:
         """The new h, of h's shape and dtype; ``given`` is what is in scope (and ``rows``: see `Site`); for ``want="mass"`` with the log of its scores' mass, for "rows" only `rows`.
 
+        "still" is as "mass", with nothing random in it: for a look beside a pass that must not notice.
         Whatever reads the tensors goes through here: hooks that bring a module's weights act on its call.
         """
         if want == "rows":
@@ -150,7 +171,9 @@ class Edit(nn.Module):
             lead = given["rows"]
             inner = {n: t.view(*lead, -1) if n in ("x", "residual") else t for n, t in given.items() if n != "rows"}
             return self.forward(h.view(*lead, -1), inner, mask, want).view(h.shape)
-        out, c = self.evaluate(h, given, mask)
+        out, c = self.evaluate(h, given, mask, want == "still")
+        for watcher in self.watchers:
+            watcher.saw(h, out, c)
         if want == "h":
             return out
         scores = c.names["scores"]
@@ -158,10 +181,10 @@ class Edit(nn.Module):
         return out, torch.logsumexp(scores.data, -1)
 
     def evaluate(
-        self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None
+        self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, still: bool = False
     ) -> tuple[torch.Tensor, Context]:
         """The new h and every name that was bound on the way (``scores`` for the next row's ``log_mass``)."""
-        c = self.context({**given, "h": h}, mask)
+        c = self.context({**given, "h": h}, mask, still)
         named = c.names.pop("h")
         assert isinstance(named, Named)
         self._z(c, named)
@@ -209,6 +232,7 @@ class Edit(nn.Module):
             if label.startswith("gate."):
                 inner.names[label[5:]] = c.names[label]
         run(self.row.gate, inner)
+        c.names[ITS_VALUE] = inner.names["g"]
         return inner.names["g"]
 
     def rows(self, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,12 +273,6 @@ def key_of_tensor(name: str) -> str:
     return name.replace(".", ":")
 
 
-def _register(module: nn.Module, name: str, t: torch.Tensor) -> None:
-    if isinstance(t, nn.Parameter):
-        module.register_parameter(key_of_tensor(name), t)
-    else:
-        module.register_buffer(key_of_tensor(name), t)
-
 
 def _kept(host: nn.Module, name: str) -> nn.Parameter | None:
     """A frozen parameter of the base for its twin: the same one, or the values of one that is kept elsewhere."""
@@ -291,11 +309,20 @@ class CopyEdit(nn.Module):
         adds = isinstance(host, (nn.Linear, nn.LayerNorm)) or type(host).__name__ == "Conv1D"
         self.bias_only = lowering and adds and self.trained == ("bias",)
         self._base = [host]  # in a list: the base's module must not become a child
+        self.watchers: tuple[Any, ...] = ()
 
     def forward(
         self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit] = ()
     ) -> torch.Tensor:
         """``output`` is the host's own. Of each parameter the last copy counts: ``earlier`` ones give those not trained here."""
+        new = self._new(args, kwargs, output, earlier)
+        for watcher in self.watchers:
+            watcher.saw(output, new, None)
+        return new
+
+    def _new(
+        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit]
+    ) -> torch.Tensor:
         others = {n: c.twin._parameters[n] for c in earlier for n in c.trained if n not in self.trained}
         if others:
             twin = copy.copy(self.twin)

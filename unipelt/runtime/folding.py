@@ -17,8 +17,9 @@ from ..language.fold import fold_form
 from ..language.ir import Method
 from ..language.parser import parse_expression
 from ..language.sites import TensorType, signature, site_name
-from ..language.syntax import Expr, Name, Number, Scope, Tensor
+from ..language.syntax import Name, Scope, Tensor
 from .seam import edit_at
+from .sharding import gathered
 
 
 def folded(
@@ -31,7 +32,7 @@ def folded(
     values: dict[str, torch.Tensor] = {}
     for folds in chosen.values():
         for f in folds:
-            values[f.name] = _value(model, name, plan, f)
+            values[f.name] = _value(model, name, plan, f, tensors)
     rows = []
     for row in plan.method.rows:
         if row.name not in chosen:
@@ -41,8 +42,7 @@ def folded(
         form, folds_ = fold_form(typing)
         symbolic = {f.name: f for f in _symbolic_folds(plan.method, row)}
         declared = tuple(
-            _declaration(f.name, symbolic[f.name].type, f.type, f.place, _axes(plan, chosen[row.name], f.name))
-            for f in folds_
+            _declaration(f.name, symbolic[f.name].type, f.place, _axes(plan, chosen[row.name], f.name)) for f in folds_
         )
         rows.append(replace(row, form=(*declared, *form)))
     method = replace(plan.method, rows=tuple(rows))
@@ -63,28 +63,24 @@ def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
     return next(f.tensor.axes for f in folds if f.fold.name == name)
 
 
-def _declaration(name: str, symbolic: TensorType, numeric: TensorType, place: str, axes: tuple[str, ...]) -> Tensor:
+def _declaration(name: str, symbolic: TensorType, place: str, axes: tuple[str, ...]) -> Tensor:
     """A tensor declaration whose sizes are written in the method's own terms."""
-
-    sizes = []
-    for s, n in zip(symbolic.sizes, numeric.sizes):
-        text = str(s)
-        sizes.append(Name(text) if text.isidentifier() else _number(n) if n.number is not None else parse_expression(text))
+    sizes = tuple(parse_expression(s.text) for s in symbolic.sizes)
     per = tuple(Scope(w) for w in (*axes, *(() if place == "site" else (place,))))
-    return Tensor(name, tuple(sizes), Name("zeros"), per=per or (Scope("site"),))
+    return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
 
 
-def _number(size: Any) -> Expr:
-    return Number(int(size.number))
-
-
-def _value(model: nn.Module, name: str, plan: Plan, f: PlannedFold) -> torch.Tensor:
+def _value(
+    model: nn.Module, name: str, plan: Plan, f: PlannedFold, tensors: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The adapter's tensors are given whole; what the expression calls of the base may be sharded."""
     e = plan.edits[f.edit]
     edit = edit_at(model, name, e)
     training, edit.training = edit.training, False
     try:
-        with torch.no_grad():
-            value = evaluate(f.fold.value, edit.context({}, None))
+        with torch.no_grad(), gathered(model, e.site.view.module):
+            own = {label: tensors[n] for label, n in e.tensors.items()}
+            value = evaluate(f.fold.value, edit.context({}, None, tensors=own))
     finally:
         edit.training = training
     assert isinstance(value, Named)

@@ -20,6 +20,7 @@ from ..language.properties import ABSORBED_SEQUENTIAL, mergeable
 from .attach import Attached, _forget_compiled, _unwrapped, record, registry
 from .edits import Edit
 from .seam import edit_at
+from .sharding import is_sharded
 
 
 @dataclass
@@ -53,6 +54,9 @@ def merge(model: nn.Module, name: str) -> None:
     if others:
         raise error("E0560", f"the adapter `{others[0]}` is active too, and would act on the merged base",
                     help=f"unipelt.activate(model, {name!r}) first")  # fmt: skip
+    if is_sharded(model):
+        raise error("E0660", "the model is sharded, and merging writes whole weights",
+                    help="unipelt.save the adapter, and attach and merge it on a model that is not sharded")  # fmt: skip
     _refuse(attached)
     new = _merged_values(model, attached, name)
     bad = [n for n, t in new.items() if not torch.isfinite(t).all()]

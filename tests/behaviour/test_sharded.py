@@ -1,0 +1,180 @@
+"""Two processes on the CPU (gloo), once for all methods that differ there: DDP and FSDP2 train what one process trains.
+
+Everything is in float64, and Adam's eps is large: it divides a gradient that vanishes (a key's bias has none) by its own
+size, which would turn rounding into steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import batch, build, distance, look, loss, put, small
+
+import unipelt
+
+#: What differs between them: tensors of a site; of a group or head; shared by layers (an MLP of prefixes); a prompt,
+#: which the model's own doorway places; trained copies of norms, biases and the head; a head of its own; frozen draws.
+CASES = (
+    ("llama", "lora"), ("llama", "unipelt_apl_causal"), ("llama", "mam"), ("llama", "llama_adapter"),
+    ("gpt2", "prompt_tuning"), ("gpt2", "full"), ("bert_head", "adapter"), ("bert_head", "bitfit"),
+    ("bert_head", "unipelt_apl"), ("bert_head", "lora+mean_head"), ("bert", "fixed"),
+)  # fmt: skip
+FIXED = """
+method fixed(r: int = 4) {
+  modify attn.q, attn.v
+  insert parallel
+  form {
+    A: [d_in, r]  ~ normal(0.5) frozen
+    B: [r, d_out] ~ normal(0.5) per model frozen
+    d: [r]        ~ ones
+    b: [d_out]    ~ zeros per layer
+    delta = ((z @ A) * d) @ B + b
+  }
+  compose add
+}
+"""
+EXACT = 1e-12
+STEPS = 3
+
+
+def method(name: str) -> Any:
+    if name == "fixed":
+        return unipelt.parse(FIXED)
+    first, *more = (small(part) for part in name.split("+"))
+    for other in more:
+        first = first + other
+    return first
+
+
+def blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and "unipelt" not in type(m[0]).__module__]
+    return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
+
+
+def train(model: torch.nn.Module, acting: torch.nn.Module, given: list[dict]) -> tuple[dict, dict]:
+    """A few steps on the mean of the losses of ``given``; the first step's gradients and the trained tensors, whole."""
+    optimizer = torch.optim.AdamW(unipelt.parameter_groups(model, "a", 1e-2), eps=1e-4)
+    first: dict[str, torch.Tensor] = {}
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        sum(loss(acting, b) / len(given) for b in given).backward()
+        if not first:
+            first = {n: whole(p.grad).clone() for n, p in trained_parameters(model).items()}
+        optimizer.step()
+    return first, {n: t.clone() for n, t in unipelt.state_dict(model, "a").items()}
+
+
+def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    from unipelt.runtime.attach import record
+    from unipelt.runtime.sharding import settle
+
+    settle(model)
+    return record(model, "a").trained()
+
+
+def whole(t: torch.Tensor) -> torch.Tensor:
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
+
+
+def largest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference, as a share of the largest entry where that is above 1."""
+    assert a.keys() == b.keys(), sorted(set(a) ^ set(b))
+    size = max(1.0, *(float(t.abs().max()) for t in b.values()))
+    return max(float((a[n] - b[n]).abs().max()) for n in a) / size
+
+
+def code(call: Any, *args: Any, **options: Any) -> str:
+    try:
+        call(*args, **options)
+    except unipelt.PeltError as e:
+        return e.diagnostics[0].code
+    return "nothing was raised"
+
+
+def look_into(kind: str, spec: str, rank: int, folder: Path) -> None:
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    given = [batch(kind, rows=2, seed=i) for i in range(2)]
+    alone = build(kind, torch.float64)
+    put(alone, method(spec))
+    spread, sharded = copy.deepcopy(alone), copy.deepcopy(alone)
+    start = {n: t.clone() for n, t in unipelt.state_dict(alone, "a").items()}
+    gradients, weights = train(alone, alone, given)
+    assert largest(start, weights) > 1e-3 and largest(gradients, {n: 0 * g for n, g in gradients.items()}) > 1e-3
+
+    parallel = torch.nn.parallel.DistributedDataParallel(spread)
+    found, after = train(spread, parallel, [given[rank]])
+    assert largest(found, gradients) < EXACT and largest(after, weights) < EXACT, "DDP"
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    for block in blocks(sharded):
+        fully_shard(block, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    assert largest(unipelt.state_dict(sharded, "a"), start) == 0
+    found, after = train(sharded, sharded, [given[rank]])
+    assert largest(found, gradients) < EXACT and largest(after, weights) < EXACT, "FSDP2"
+
+    # saved from the shards: read by one process, and by the shards again
+    plain = look(alone, given[0])
+    assert distance(look(sharded, given[0]), plain) < EXACT
+    for fold in (False, True):
+        place = folder / f"{kind}-{spec}-{fold}"
+        unipelt.save(sharded, place, "a", fold=fold)
+        other = build(kind, torch.float64)
+        unipelt.attach(other, place, "b", allow_future=True)
+        assert distance(look(other, given[0]), plain) < EXACT, f"saved, fold={fold}"
+    with torch.no_grad():
+        for p in trained_parameters(sharded).values():
+            p.add_(1)
+    assert largest(unipelt.state_dict(sharded, "a"), weights) > 1e-3
+    unipelt.restore(sharded, folder / f"{kind}-{spec}-False", "a")
+    assert largest(unipelt.state_dict(sharded, "a"), weights) < EXACT
+    with unipelt.disabled(sharded):
+        assert distance(look(sharded, given[0]), look(build(kind, torch.float64), given[0])) < EXACT
+    assert code(unipelt.merge, sharded, "a") == "E0660"
+    assert code(unipelt.apply, sharded, small("lora"), name="late") == "E0556"
+    assert list(unipelt.adapters(sharded)) == ["a"]
+
+
+def work(rank: int, folder: str, results: Any) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    problems = []
+    try:
+        for kind, spec in CASES:
+            try:
+                look_into(kind, spec, rank, Path(folder))
+            except AssertionError:
+                problems.append(f"{kind} {spec}: {traceback.format_exc(limit=1)}")
+        results.put((rank, problems))
+    except BaseException:  # the parent must hear of it
+        results.put((rank, [*problems, f"{kind} {spec}: {traceback.format_exc()}"]))
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    import torch.distributed as dist
+    import torch.multiprocessing as mp
+
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this torch is built without gloo")
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=work, args=(r, str(tmp_path), results)) for r in range(2)]
+    for w in workers:
+        w.start()
+    found = dict(results.get(timeout=300) for _ in workers)
+    for w in workers:
+        w.join(30)
+    assert not found[0] and not found[1], "\n".join(found[0] or found[1])
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {f"{k}-{s}-{f}" for k, s in CASES for f in (False, True)}

@@ -1,0 +1,74 @@
+"""The gates of a row: learned scalars by which something is multiplied. Found by structure, never by name.
+
+A gate that wraps the row (``gated by``), a gate that was called in a form (it is a let by now), a learned scale and a
+share of a softmax are all such scalars: an expression without sizes that reads learned tensors and is a factor of an
+expression with sizes. Non-goal: gates with a value for each feature; they are edits, and seen as such.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import chain, count
+from typing import Any
+
+from ..language.check import RowTyping
+from ..language.infer import Inference
+from ..language.printer import to_text
+from ..language.sites import TensorType
+from ..language.syntax import Binary, Expr, Let, Name, walk
+from ..language.values import Value
+
+#: What the gate around a row is called, and the name under which its value is found (see `runtime.edits.Edit.evaluate`).
+AROUND, ITS_VALUE = "gate", "gate.g"
+#: Texts that are labels as they stand.
+_SHORT = re.compile(r"[\w() .*+\-]{1,16}")
+
+
+def gates(t: RowTyping) -> dict[str, Expr]:
+    """The gates of a row by label, as expressions over the row's names; the gate around it is `ITS_VALUE`.
+
+    A gate's label is its name or its text, and ``gate`` where that is long. One that is made of others (``1 - lam``
+    beside ``lam``) is left out.
+    """
+    found: list[Expr] = []
+    for s in (*t.row.form, *t.row.compose):
+        if isinstance(s, Let):
+            for e in walk(s.value):
+                found += [f for f in _factors(e, t) if f not in found]
+    named = {e.id for e in found if isinstance(e, Name)}
+    kept = [e for e in found if isinstance(e, Name) or not named & {n.id for n in walk(e) if isinstance(n, Name)}]
+    out: dict[str, Expr] = {AROUND: Name(ITS_VALUE)} if t.row.gate is not None else {}
+    for e in kept:
+        out[_label(e, out)] = e
+    return out
+
+
+def _factors(e: Any, t: RowTyping) -> list[Expr]:
+    """The learned scalars in a product with something that has sizes."""
+    if not (isinstance(e, Binary) and e.op == "*"):
+        return []
+    sides = [(side, _value(side, t)) for side in (e.left, e.right)]
+    if all(_is_scalar(v) for _, v in sides):
+        return []
+    return [f for side, v in sides if _is_scalar(v) and v.learned for f in _parts(side, t)]
+
+
+def _parts(e: Expr, t: RowTyping) -> list[Expr]:
+    """A product of scalars is its learned factors."""
+    if isinstance(e, Binary) and e.op == "*":
+        return [p for side in (e.left, e.right) if _value(side, t).learned for p in _parts(side, t)]
+    return [e]
+
+
+def _is_scalar(v: Value) -> bool:
+    return not (isinstance(v.type, TensorType) and v.type.sizes)
+
+
+def _value(e: Expr, t: RowTyping) -> Value:
+    return Inference(dict(t.values), {}).infer(e)
+
+
+def _label(e: Expr, taken: dict[str, Expr]) -> str:
+    text = to_text(e)
+    front = text if _SHORT.fullmatch(text) else AROUND
+    return next(x for x in chain([front], (f"{front}_{n}" for n in count(2))) if x not in taken)
