@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ..compiler.labels import labels_of_base, read_json
+from ..compiler.plan import Plan
 from ..language.diagnostics import error
 from ..language.ir import LANGUAGE_VERSION, Method, as_file
 from ..language.loading import parse
@@ -129,7 +130,7 @@ def save(
         "format": FORMAT, "language": LANGUAGE_VERSION, "adapter": name, "method": method.name,
         "arguments": {p.name: _argument(p.default) for p in method.params}, "folded": bool(fold and a.plan.folds),
         "seed": a.seed, "base": fingerprint(model), "head": a.plan.counts.head,
-        "copies": [c.name for c in a.plan.copies], "labels": _labels_json(model, a),
+        "copies": [c.name for c in a.plan.copies], "labels": _labels_json(model, a.plan),
         "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
         "card": dict(card or {}),
     }  # fmt: skip
@@ -165,9 +166,9 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], text: str, manifest: 
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _labels_json(model: nn.Module, a: Attached) -> dict[str, Any] | None:
+def _labels_json(model: nn.Module, plan: Plan) -> dict[str, Any] | None:
     """What the adapter's head scores, where it has one."""
-    own = a.plan.labels or (labels_of_base(model) if a.plan.head in ("row", "copy") else None)
+    own = plan.labels or (labels_of_base(model) if plan.head in ("row", "copy") else None)
     return own.to_json() if own is not None else None
 
 
