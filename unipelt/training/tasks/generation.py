@@ -24,12 +24,17 @@ def generate(
         groups.setdefault(len(prompt), []).append(i)
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
+    longest = positions(model)
     for tokens, group in sorted(groups.items()):
+        # A model with a table of positions can write no further than that.
+        room = length if longest is None else min(length, longest - (0 if answers_only else tokens))
+        if room < 1:
+            continue
         for start in range(0, len(group), size):
             chosen = group[start : start + size]
             ids = torch.tensor([list(prompts[i]) for i in chosen], device=model.device)
             out = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, num_beams=1,
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False, num_beams=1,
                 temperature=None, top_p=None, top_k=None, pad_token_id=model.config.pad_token_id,
             )  # fmt: skip
             for i, row in zip(chosen, out[:, 0 if answers_only else tokens :].tolist()):
@@ -38,6 +43,13 @@ def generate(
             if tick:
                 tick(done, len(prompts))
     return answers
+
+
+def positions(model: Any) -> int | None:
+    """How many tokens the model's configuration lets it read; None where nothing bounds it."""
+    found = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    # T5 counts distances between tokens, of which it has buckets and not a table.
+    return found if isinstance(found, int) and not hasattr(model.config, "relative_attention_num_buckets") else None
 
 
 def decoded(answer: Sequence[int], tokenizer: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from ...language.diagnostics import Diagnostic, error, near
+from ...language.diagnostics import Diagnostic, PeltError, error, near
 from ...language.syntax import Span
 from .. import data as reading
 from ..config import TaskOptions
@@ -113,7 +113,20 @@ class PET(SequenceClassification):
         """The rows that an example takes: its label and the tokens behind the text, none where one row tells all."""
         return [(0, ())] if self.single else [(k, ids) for k, words in enumerate(self.tokens) for ids in words]
 
+    def encode(self, split: Split, tokenizer: Any) -> Encoded:
+        reading.raise_all([
+            _masked_text(f"{split.place(i)}: ", tokenizer)
+            for i, texts in enumerate(self.read_inputs(split))
+            if self._holds_mask(texts, tokenizer)
+        ])  # fmt: skip
+        return super().encode(split, tokenizer)
+
+    def _holds_mask(self, texts: Sequence[str], tokenizer: Any) -> bool:
+        return self.masked and any(tokenizer.mask_token in t for t in texts)
+
     def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+        if any(self._holds_mask(texts, tokenizer) for texts in inputs):
+            raise PeltError(_masked_text("", tokenizer))
         pattern = self.template if self.masked else self.template.before_mask()
         if self.masked:
             front, back = template.borders(tokenizer)
@@ -126,9 +139,6 @@ class PET(SequenceClassification):
         for example in examples:
             example["place"] = example["input_ids"].index(tokenizer.mask_token_id) if self.masked else len(example["input_ids"]) - 1
         return Encoded(examples, sum(e.cut for e in found))
-
-    def read_inputs(self, split: Split) -> list[Sequence[Any]]:
-        return [tuple(row) for row in super().read_inputs(split)]
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
         """``labels`` [rows, tokens] tell where the word is and what is right: at the place of a word of one token the index of
@@ -191,6 +201,14 @@ class PET(SequenceClassification):
     def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         labels = batch.pop("labels")
         return list(self.scores(model(**batch).logits, labels).cpu())
+
+    def answer(self, scores: torch.Tensor) -> dict[str, Any]:
+        found = super().answer(scores)
+        return {"label": found.pop("label"), "word": "|".join(self.words[int(scores.argmax())]), **found}
+
+    @property
+    def table(self) -> tuple[str, ...]:
+        return ("text", "label", "word", "probability")
 
 
 # ---------------------------------------------------------------- words
@@ -262,6 +280,11 @@ def word_ids(word: str, pattern: Template, tokenizer: Any) -> list[int]:
     before = pattern.before_mask().parts
     spaced = bool(before) and before[-1].text[-1:].isspace() and before[-1].kind == "text"
     return ids_of((template.lead(tokenizer) if spaced else "") + word, tokenizer)
+
+
+def _masked_text(place: str, tokenizer: Any) -> Diagnostic:
+    return Diagnostic("E0646", f"{place}the text holds `{tokenizer.mask_token}` itself, which the pattern writes once",
+                      help="take it out of the text")  # fmt: skip
 
 
 def _check_words(words: Words, tokens: Tokens, masked: bool, tokenizer: Any) -> None:

@@ -121,11 +121,9 @@ class QuestionAnswering(Task):
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
         batch = pad(examples, tokenizer, self, leave=ENDS)
-        left = batch["attention_mask"].shape[1] - torch.tensor([len(e["input_ids"]) for e in examples])
-        shift = left if tokenizer.padding_side == "left" else torch.zeros_like(left)
         for name in ENDS:
             if name in examples[0]:
-                batch[name] = torch.tensor([e[name] for e in examples]) + shift
+                batch[name] = torch.tensor([e[name] for e in examples])
         return batch
 
     # ------------------------------------------------------------ scores and predictions
@@ -144,9 +142,8 @@ class QuestionAnswering(Task):
             )
             loss = 0.0
             if ends:
-                shift = int(real.int().argmax())
                 for logits, place in zip((start, end), ends):
-                    loss -= logits.log_softmax(-1)[int(place[row]) - shift].item() / 2
+                    loss -= logits.log_softmax(-1)[int(place[row])].item() / 2
             out.append((best_spans(start, end, encoded.aside[i].characters), (start[0] + end[0]).item(), loss))
         return out
 

@@ -191,17 +191,20 @@ class Predicting:
 
 
 def pad(examples: Sequence[Example], tokenizer: Any, task: Task, leave: Sequence[str] = ("labels",)) -> dict[str, Any]:
-    """Token ids and masks padded to the longest example, or to the task's maximum where outputs must not depend on the batch."""
+    """Token ids and masks padded to the longest example, or to the task's maximum where outputs must not depend on the batch.
+
+    At the right, whatever the tokenizer prefers: models with a table of positions count pads at the left as text.
+    """
     inputs = [{k: v for k, v in e.items() if k not in leave} for e in examples]
     batch = tokenizer.pad(
         inputs, padding="max_length" if task.padding == "max_length" else True, max_length=task.max_length,
-        return_tensors="pt", verbose=False,
+        padding_side="right", return_tensors="pt", verbose=False,
     )  # fmt: skip
     return dict(batch)
 
 
 def spread(examples: Sequence[Example], batch: dict[str, Any], key: str = "labels", fill: int = IGNORED) -> Any:
-    """A value for each token, put where the tokens went: the tokenizer knows the side of the padding, the mask tells."""
+    """A value for each token, put where the mask says that the tokens went."""
     import torch
 
     values = torch.full_like(batch["input_ids"], fill)
