@@ -150,7 +150,8 @@ def _sound(rows: int, seed: int) -> dict[str, torch.Tensor]:
 
 def outputs(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> dict[str, torch.Tensor]:
     """What a user reads from a model: logits, or the last hidden state and the pooled one."""
-    o = model(**inputs, **more)
+    dtype = next(model.parameters()).dtype
+    o = model(**{n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}, **more)
     found = {n: o[n] for n in ("logits", "last_hidden_state", "pooler_output") if n in o and o[n] is not None}
     assert found
     return found

@@ -80,8 +80,8 @@ def test_numbers_that_the_papers_give() -> None:
 
 def test_texts() -> None:
     assert formula(unipelt.load(name("prefix_tuning"))) == {
-        "trained": "2 L d_head groups l",
-        "stored": "2 L d_head groups l",
+        "trained": "2 L d_head groups l + 2 L_cross d_head groups l",
+        "stored": "2 L d_head groups l + 2 L_cross d_head groups l",
         "frozen": "0",
         "head": "0",
     }

@@ -16,6 +16,7 @@ from names import name as in_force
 from torch import Tensor, nn
 
 import unipelt
+from unipelt.language.sites import site_name
 from unipelt.runtime.attach import record
 
 OUTPUTS = 1e-5  # largest absolute difference of outputs
@@ -56,11 +57,26 @@ MODULES = {
         "attn.o": "self_attn.o_proj", "ffn.up": "mlp.up_proj", "ffn.down": "mlp.down_proj",
         "ffn.hidden": "mlp.down_proj",
     },
+    "bart": {
+        "attn.q": "self_attn.q_proj", "attn.v": "self_attn.v_proj",
+        "cross.q": "encoder_attn.q_proj", "cross.v": "encoder_attn.v_proj", "ffn": "output_adapters",
+    },
+    "t5": {
+        **{f"attn.{n}": f"layer.0.SelfAttention.{n}" for n in "qkv"},
+        **{f"cross.{n}": f"layer.1.EncDecAttention.{n}" for n in "qkv"},
+        "encoder.ffn.hidden": "layer.1.DenseReluDense.wo", "decoder.ffn.hidden": "layer.2.DenseReluDense.wo",
+    },
 }  # fmt: skip
-BLOCKS = {"bert": "encoder.layer", "gpt2": "h", "llama": "layers"}
+#: Where a model's blocks are, for each of its stacks.
+BLOCKS = {
+    "bert": {None: "encoder.layer"}, "gpt2": {None: "h"}, "llama": {None: "layers"},
+    "bart": {"encoder": "encoder.layers", "decoder": "decoder.layers"},
+    "t5": {"encoder": "encoder.block", "decoder": "decoder.block"},
+}  # fmt: skip
 #: The model inside peft's wrapper, for each of ours.
 PEFT_ROOTS = {
     "bert": "base_model.model.bert.", "gpt2": "base_model.model.transformer.", "llama": "base_model.model.model.",
+    "t5": "base_model.model.",
 }  # fmt: skip
 
 
@@ -68,7 +84,7 @@ PEFT_ROOTS = {
 class Place:
     """A model and the library whose names are mapped."""
 
-    kind: str  # bert, gpt2, llama
+    kind: str  # bert, gpt2, llama, bart, t5
     peft: bool
     layers: int
     groups: int
@@ -82,15 +98,20 @@ class Place:
                      config.hidden_size // config.num_attention_heads, tuple(r.name for r in method.rows))  # fmt: skip
 
     def theirs(self, layer: int, site: str) -> str:
+        """A site's module in their names; ``decoder.attn.q`` in a model of two stacks."""
         root = PEFT_ROOTS[self.kind] if self.peft else ""
-        return f"{root}{BLOCKS[self.kind]}.{layer}.{MODULES[self.kind][site]}"
+        stack, name = site_name(site)
+        modules = MODULES[self.kind]
+        return f"{root}{BLOCKS[self.kind][stack]}.{layer}.{modules.get(site) or modules[name]}"
 
     def ours(self, layer: int, site: str, row: int, tensor: str) -> str:
-        return f"{BLOCKS[self.kind]}.{layer}.{site + '.' if site else ''}{self.rows[row]}.{tensor}"
+        stack, name = site_name(site)
+        return f"{BLOCKS[self.kind][stack]}.{layer}.{name + '.' if name else ''}{self.rows[row]}.{tensor}"
 
-    @property
-    def attention(self) -> str:
-        return {"bert": "attention.self", "gpt2": "attn", "llama": "self_attn"}[self.kind]
+    def attention(self, layer: int) -> str:
+        """The self-attention of a layer (of the encoder, in a model of two stacks)."""
+        blocks = next(iter(BLOCKS[self.kind].values()))
+        return f"{blocks}.{layer}." + {"bert": "attention.self", "gpt2": "attn"}.get(self.kind, "self_attn")
 
 
 # ---------------------------------------------------------------- views
@@ -204,34 +225,43 @@ def rescaling(*sites: str, row: int = 0, width: int = 32) -> Piece:
     return mapped
 
 
-def _prefix_source(p: Place) -> str:
+#: What `adapters` calls the prefixes of the three kinds of attention.
+PREFIXES = {
+    "attn.heads": "self_prefix", "encoder.attn.heads": "encoder_prefix", "decoder.attn.heads": "self_prefix",
+    "decoder.cross.heads": "cross_prefix",
+}  # fmt: skip
+
+
+def _prefix_source(p: Place, site: str) -> str:
     if p.peft:
         return "prompt_encoder.default"
-    return f"{BLOCKS[p.kind]}.0.{p.attention}.prefix_tuning.pool.prefix_tunings.ad.self_prefix"
+    return f"{p.attention(0)}.prefix_tuning.pool.prefix_tunings.ad.{PREFIXES[site]}"  # the first layer keeps them all
 
 
-def prefix(l: int, row: int = 0) -> Piece:
+def prefix(l: int, row: int = 0, site: str = "attn.heads") -> Piece:
     """Both libraries lay a prefix out as (l, 2 · layers, heads, d_head): key 0, value 0, key 1, …"""
 
     def mapped(p: Place) -> Mapped:
-        name = _prefix_source(p) + (".embedding.weight" if p.peft else ".control_trans")
+        name = _prefix_source(p, site) + (".embedding.weight" if p.peft else ".control_trans")
 
         def block(n: int) -> View:
             return lambda t: t.view(l, 2 * p.layers, p.groups, p.d_head)[:, n].permute(1, 0, 2)
 
         found = [(i, part, 2 * i + n) for i in range(p.layers) for n, part in enumerate(("P_k", "P_v"))]
-        return {p.ours(i, "attn.heads", row, part): (name, block(n)) for i, part, n in found}
+        return {p.ours(i, site, row, part): (name, block(n)) for i, part, n in found}
 
     return mapped
 
 
-def prefix_mlp(row: int = 0, names: tuple[str, str, str, str] = ("W_k", "b_k", "W_v", "b_v")) -> Piece:
+def prefix_mlp(
+    row: int = 0, names: tuple[str, str, str, str] = ("W_k", "b_k", "W_v", "b_v"), site: str = "attn.heads"
+) -> Piece:
     """The MLP's last layer makes the keys and values of all layers and heads; ours has a slice for each."""
 
     def mapped(p: Place) -> Mapped:
-        source = _prefix_source(p)
+        source = _prefix_source(p, site)
         mlp = "transform" if p.peft else "control_trans"
-        kind = f"attn.heads.{p.rows[row]}"
+        kind = f"{site}.{p.rows[row]}"
         out: Mapped = {
             f"{kind}.E": (f"{source}.{'embedding' if p.peft else 'wte'}.weight", same),
             f"{kind}.W1": (f"{source}.{mlp}.0.weight", transposed),
@@ -246,8 +276,8 @@ def prefix_mlp(row: int = 0, names: tuple[str, str, str, str] = ("W_k", "b_k", "
 
         for i in range(p.layers):
             for n in range(2):
-                out[p.ours(i, "attn.heads", row, names[2 * n])] = (f"{source}.{mlp}.2.weight", weight(2 * i + n))
-                out[p.ours(i, "attn.heads", row, names[2 * n + 1])] = (f"{source}.{mlp}.2.bias", bias(2 * i + n))
+                out[p.ours(i, site, row, names[2 * n])] = (f"{source}.{mlp}.2.weight", weight(2 * i + n))
+                out[p.ours(i, site, row, names[2 * n + 1])] = (f"{source}.{mlp}.2.bias", bias(2 * i + n))
         return out
 
     return mapped
@@ -259,7 +289,7 @@ def prefix_gates(*names: str, row: int = 0) -> Piece:
     def mapped(p: Place) -> Mapped:
         out: Mapped = {}
         for i in range(p.layers):
-            front = f"{BLOCKS[p.kind]}.{i}.{p.attention}.prefix_tuning.prefix_gates.ad"
+            front = f"{p.attention(i)}.prefix_tuning.prefix_gates.ad"
             for n, g in enumerate(names):
                 out[p.ours(i, "attn.heads", row, f"{g}_w")] = (f"{front}.weight", part(n, n + 1, flat))
                 out[p.ours(i, "attn.heads", row, f"{g}_b")] = (f"{front}.bias", part(n, n + 1, scalar))
@@ -282,7 +312,7 @@ def adaption(row: int = 0) -> Piece:
     def mapped(p: Place) -> Mapped:
         out: Mapped = {}
         for i in range(p.layers):
-            front = f"{PEFT_ROOTS[p.kind]}{BLOCKS[p.kind]}.{i}.{p.attention}"
+            front = f"{PEFT_ROOTS[p.kind]}{p.attention(i)}"
             out[p.ours(i, "", row, "P")] = (f"{front}.adaption_prompt", lambda t: t[0])
             out[p.ours(i, "", row, "t")] = (f"{front}.adaption_gate", scalar)
         return out
@@ -294,7 +324,7 @@ def norms(*names: str, biases: bool) -> Piece:
     """peft's LN tuning: a copy of each norm; names with `*` stand in every block."""
 
     def mapped(p: Place) -> Mapped:
-        places = [n.replace("*", f"{BLOCKS[p.kind]}.{i}") for n in names for i in range(p.layers if "*" in n else 1)]
+        places = [n.replace("*", f"{BLOCKS[p.kind][None]}.{i}") for n in names for i in range(p.layers if "*" in n else 1)]
         kinds = ("weight", "bias") if biases else ("weight",)
         root = PEFT_ROOTS[p.kind]
         return {f"{n}.{k}": (f"{root}{n}.ln_tuning_layers.default.{k}", same) for n in places for k in kinds}

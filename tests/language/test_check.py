@@ -607,7 +607,8 @@ def test_a_sum_renames_arguments_that_differ_and_shares_those_that_agree() -> No
     assert both.arguments["r"] == 4 and both.arguments[other] == 64
     assert both(**{other: 3}).arguments[other] == 3
     assert parse(str(both)) == both
-    assert (low + load(named("rslora"))(r=4)).arguments == {"r": 4, "alpha": 16.0, "dropout": 0.0}
+    shared = {"r": 4, "alpha": 16.0, "dropout": 0.0, "at": "[attn.q, attn.v]"}
+    assert (low + load(named("rslora"))(r=4)).arguments == shared
 
 
 def test_a_source_that_was_forgotten_is_read_again(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_a_folder_holds_its_own_definition(saved: Path) -> None:
     method = unipelt.parse(text)
     assert method == unipelt.load(name("lora")) and str(method) + "\n" == text
     found = json.loads((saved / MANIFEST).read_text())
-    assert found["arguments"] == {"r": 8, "alpha": 16.0, "dropout": 0.0} and found["format"] == "unipelt-adapter/1"
+    assert found["arguments"] == {"r": 8, "alpha": 16.0, "dropout": 0.0, "at": "[attn.q, attn.v]"}
+    assert found["format"] == "unipelt-adapter/1"
     assert set(found["tensors"]) == set(load_file(saved / WEIGHTS)) and found["base"]["class"] == "BertModel"
     for n in (WEIGHTS, METHOD):
         assert found["sha256"][n] == hashlib.sha256((saved / n).read_bytes()).hexdigest()

@@ -111,6 +111,9 @@ class Plan:
     def properties(self) -> dict[str, str]:
         """Verdicts at the sites of this model, in words."""
         found = judged([e.typing for e in self.edits])
+        if any(s.causal for s in self.sites.stacks):  # an encoder beside it may look ahead
+            ahead = judged([e.typing for e in self.edits if e.site.causal])
+            found |= {name: ahead[name] for name in ("causal", "cache-consistent")}
         return {name: v.value if v.value == "yes" else f"{v.value}: {v.reason}" for name, v in found.items()}
 
     def table(self) -> list[dict[str, Any]]:

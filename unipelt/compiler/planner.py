@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..anatomy.find import find
-from ..anatomy.heads import is_language_model
+from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.arguments import parameters
 from ..language.check import (
@@ -145,10 +145,10 @@ class _Builder:
             verdict = causal(typing)
             if verdict.value != "yes":
                 self.leaks[(row.name, verdict.span.start)] = Diagnostic(
-                    "E0530", f"the row `{row.name}` sees later positions, and this {type(self.model).__name__} is causal",
+                    "E0530", f"the row `{row.name}` sees later positions, and {self.tower(stack)} is causal",
                     verdict.span, label="pools over the whole sequence",
                     help="gate each token by itself (`token_gate`) or use a running mean; allow_future=True applies the "
-                    "method as it is",
+                    "method as it is" + ("; in the encoder it may stand as it is" if "encoder" in self.stacks else ""),
                 )  # fmt: skip
             elif cache_consistent(typing).value == "no":
                 note = f"row `{row.name}`: reads other positions, so decoding with a cache differs (use_cache=False does not)"
@@ -165,6 +165,9 @@ class _Builder:
         numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(row, site, names, reads, typing, numbers))
 
+    def tower(self, stack: Stack) -> str:
+        return f"the {stack.name} of this {type(self.model).__name__}" if stack.name else f"this {type(self.model).__name__}"
+
     def tensor(self, t: TensorTyping, row: Row, site: Site) -> PlannedTensor:
         place = t.place if site.layer is not None or t.place == "model" else "site"
         front = {"model": "", "kind": f"{site.full_name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
@@ -180,10 +183,22 @@ class _Builder:
                 "E0513", f"`{t.name}` is shared `per {t.place}`, but its sizes differ: {list(before.shape)} and "
                 f"{list(planned.shape)}", t.declaration.span, help="share it per site"))  # fmt: skip
         self.tensors[name] = planned
-        needed = INITIALISERS[t.start.name].data if t.start is not None else None
+        start = INITIALISERS[t.start.name] if t.start is not None else None
+        if start is not None and start.words:
+            self.start_from_words(t, sizes)
+        needed = start.data if start is not None else None
         if needed and f"{needed} (for `{name}`)" not in self.needs:
             self.needs.append(f"{needed} (for `{name}`)")
         return planned
+
+    def start_from_words(self, t: TensorTyping, sizes: tuple[int, ...]) -> None:
+        words = word_embeddings(self.model)
+        why = ("reads none" if words is None else f"has {words.embedding_dim} numbers for each, where {sizes[-1]} are learned"
+               if words.embedding_dim != sizes[-1] else "")  # fmt: skip
+        if why:
+            self.problems.append(Diagnostic(
+                "E0707", f"`{t.name}` starts from words, and this {type(self.model).__name__} {why}", t.declaration.span,
+                help="give it another start, for example normal(0.02)"))  # fmt: skip
 
     def layers(self, selection: Selection | None, stack: Stack, numbered: bool = False) -> frozenset[int] | None:
         """The layers of a stack that a selection names; 0-based, half-open; more than there are is clamped, with a warning.

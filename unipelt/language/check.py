@@ -78,6 +78,7 @@ class RowTyping:
     gate_values: Mapping[str, Value] = field(default_factory=dict)  # what the gate's lines bind
     sizes: Mapping[str, Size] = field(default_factory=dict)  # every size in scope
     bases: Mapping[str, tuple[Size, Size]] = field(default_factory=dict)
+    stack: str | None = None  # the stack that the site's path names
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,9 +440,9 @@ def check_method(method: Method) -> list[RowTyping]:
             if problem is not None:
                 problems.append(problem)
                 continue
-            found = signature(site_name(str(path))[1])
+            stack, name = site_name(str(path))
             try:
-                typings.append(check_row(row, found, params))  # type: ignore[arg-type]
+                typings.append(replace(check_row(row, signature(name), params), stack=stack))  # type: ignore[arg-type]
             except PeltError as e:
                 problems += [_from_afar(d, method, row) for d in e.diagnostics]
     if not problems:

@@ -1,6 +1,8 @@
 """Parameter counts as formulas, before any model exists: exact polynomials in the sizes of sites and the arguments.
 
-``L`` is the number of layers, ``L_cross`` of those with cross-attention. ``sum_layer(r)`` is the sum of what depends on
+``L`` is the number of layers, ``L_cross`` of those with cross-attention. An encoder–decoder has the sum over its stacks,
+each with its own ``L`` and sizes (``L_cross`` is 0 in the encoder); ``L_encoder`` and ``L_decoder`` are those of a stack that
+is named, and ``has_cross``, ``has_encoder``, ``has_decoder`` are 1 in a stack that has or is that, else 0. ``sum_layer(r)`` is the sum of what depends on
 the layer over those a row is at: ``sum_layer(r, last 2)`` where it selects some. Trained copies of the base's own parameters
 are named in words. Non-goal: the numbers of a model; a plan counts them (and a test holds that the two agree).
 """
@@ -28,6 +30,7 @@ _ONCE = ("embed", "head")  # families that stand outside the layers
 _WHOLE = {"*": "every parameter", "*.bias": "every bias", "*.norm.*": "every norm's parameters", "head": "the model's own head"}
 _ALIKE = {"d_q": Size.of("heads") * Size.of("d_head"), "d_kv": Size.of("groups") * Size.of("d_head")}  # fmt: skip
 _NONE = Size(())
+_PARTS = ("cross", "encoder", "decoder")  # of the stacks, to which a site may be confined
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +65,57 @@ def _bound(params: Sequence[Param], numbers: Mapping[str, int]) -> dict[str, int
 
 
 @dataclass(frozen=True, slots=True)
+class Amount:
+    """What is counted in every stack, and what once in the whole model."""
+
+    each: Size = _NONE
+    once: Size = _NONE
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.each + other.each, self.once + other.once)
+
+    @property
+    def size(self) -> Size:
+        return self.each + self.once
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
-    """A polynomial, and in words what has none. ``folds`` pairs a row's count as declared with that after folding;
+    """A polynomial, and in words what has none. ``folds`` pairs a row's amount as declared with that after folding;
     the smaller of the two is stored. ``sums`` are what symbols like ``sum_layer(r)`` stand for, ``params`` the arguments."""
 
-    size: Size = _NONE
+    amount: Amount = Amount()
     words: tuple[str, ...] = ()
-    folds: tuple[tuple[Size, Size], ...] = ()
+    folds: tuple[tuple[Amount, Amount], ...] = ()
     sums: Mapping[str, LayerSum] = field(default_factory=dict)
     params: tuple[Param, ...] = ()
 
-    def number(self, values: Mapping[str, int]) -> int:
-        """The count on a model: ``values`` are its sizes, ``L``, ``L_cross`` and the arguments that are one number each.
-        Words are not counted."""
-        values = {**_bound(self.params, {"depth": values["L"]}), **values} if "L" in values else values
-        symbols = {s for size in (self.size, *(f for pair in self.folds for f in pair)) for s in size.symbols}
-        known = {**values, **{n: s.number(values, self.params) for n, s in self.sums.items() if n in symbols}}
-        total = _number(self.size, known)
-        return total + sum(min(_number(a, known), _number(b, known)) for a, b in self.folds)
+    @property
+    def size(self) -> Size:
+        return self.amount.size
+
+    def number(self, values: Mapping[str, int], *more: Mapping[str, int]) -> int:
+        """The count on a model: ``values`` are its sizes, ``L``, ``L_cross`` and the arguments that are one number each;
+        for an encoder–decoder the encoder's (with ``L_encoder``), then the decoder's. Words are not counted."""
+        stacks = [self._known(v) for v in (values, *more)]
+
+        def of(a: Amount) -> int:
+            return sum(_number(a.each, known) for known in stacks) + _number(a.once, stacks[-1])
+
+        return of(self.amount) + sum(min(of(a), of(b)) for a, b in self.folds)
+
+    def _known(self, values: Mapping[str, int]) -> dict[str, int]:
+        """A stack's values with all that follows from them."""
+        depths = {f"L_{n}": values.get(f"L_{n}", 0) for n in _PARTS}
+        depth = {"depth": values.get("depth", values["L"])} if "L" in values else {}
+        full = {**_bound(self.params, depth), **depths, **{f"has_{n}": int(depths[f"L_{n}"] > 0) for n in _PARTS}, **values}
+        symbols = {s for a in (self.amount, *(f for pair in self.folds for f in pair)) for s in a.size.symbols}
+        return {**full, **{n: s.number(full, self.params) for n, s in self.sums.items() if n in symbols}}
 
     def __str__(self) -> str:
         total = self.size
         for _, after in self.folds:
-            total = total + after
+            total = total + after.size
         parts = ([str(total)] if total.terms or not self.words else []) + list(self.words)
         return " + ".join(parts) + (" (folded)" if self.folds else "")
 
@@ -96,8 +127,8 @@ def counts(method: Method) -> dict[str, Count]:
     rows: dict[str, list[RowTyping]] = {}
     for t in typings:
         rows.setdefault(t.row.name, []).append(t)
-    trained, stored, frozen, head = _NONE, _NONE, _NONE, _NONE
-    folds: list[tuple[Size, Size]] = []
+    trained, stored, frozen, head = Amount(), Amount(), Amount(), Amount()
+    folds: list[tuple[Amount, Amount]] = []
     for found in rows.values():
         learned = counting.entries((t, x) for t in found if t.site.family != "head" for x in t.tensors if not x.frozen)
         own = _total(learned)
@@ -135,31 +166,32 @@ class _Counting:
         self.layered = layered(method.params)
         self.sums: dict[str, LayerSum] = {}
 
-    def count(self, size: Size, words: tuple[str, ...] = (), folds: tuple[tuple[Size, Size], ...] = ()) -> Count:
-        return Count(size, words, folds, self.sums, self.params)
+    def count(self, amount: Amount, words: tuple[str, ...] = (), folds: tuple[tuple[Amount, Amount], ...] = ()) -> Count:
+        return Count(amount, words, folds, self.sums, self.params)
 
     def entries(self, found: Iterable[tuple[RowTyping, TensorTyping]]) -> dict[_Key, Size]:
         """Each tensor of the method once, whoever shares it, with its entries in the whole model."""
-        return dict(self.entry(t, x.label, x.place, x.type) for t, x in found)
+        return _widest(dict(self.entry(t, x.label, x.place, x.type) for t, x in found))
 
     def entry(self, t: RowTyping, label: str, place: str, type_: TensorType) -> tuple[_Key, Size]:
         once = t.site.family in _ONCE
+        part = _part(t)
         size = Size.of(1)
         for s in type_.sizes:
             size = size * s
         for axis in type_.axes & {"head", "group"}:
             size = size * Size.of(f"{axis}s")
         if place == "model":
-            return (place, t.row.name, label), size
+            return (place, "", "", t.row.name, label), size
         if place == "layer" and not once:
-            return (place, t.row.name, label), self.over_layers(t, size)
+            return (place, "", part, t.row.name, label), self.over_layers(t, size)
         if place == "kind" or once:
-            return ("kind", t.site.name, t.row.name, label), size
-        return ("site", t.site.name, t.row.name, label), self.over_layers(t, size)
+            return ("kind", t.site.name, part, t.row.name, label), size * Size.of(f"has_{part}") if part else size
+        return ("site", t.site.name, part, t.row.name, label), self.over_layers(t, size)
 
     def over_layers(self, t: RowTyping, size: Size) -> Size:
         """The size summed over the row's layers: times their number, but for the symbols that depend on the layer."""
-        depth = "L_cross" if t.site.name.startswith("cross") else "L"
+        depth = f"L_{part}" if (part := _part(t)) else "L"
         total = _NONE
         for monomial, factor in size.bind({**_ALIKE, "depth": Size.of(depth)}).terms:
             inner, outer = Size.of(1), Size.of(factor)
@@ -179,7 +211,7 @@ class _Counting:
 
         return by_layer(parse_expression(symbol), self.layered)
 
-    def folded(self, found: list[RowTyping], learned: Mapping[_Key, Size]) -> Size | None:
+    def folded(self, found: list[RowTyping], learned: Mapping[_Key, Size]) -> Amount | None:
         """The row's count after folding, as `compiler.plan` counts it; None where nothing folds."""
         after: dict[_Key, Size] = {}
         any_folds = False
@@ -190,20 +222,39 @@ class _Counting:
             for x in t.tensors:
                 if not x.frozen and (x.part or x.name in left or x.declaration in t.row.compose):
                     key, _ = self.entry(t, x.label, x.place, x.type)
-                    after[key] = learned[key]
+                    after |= {key: learned[key]} if key in learned else {}
             after |= dict(self.entry(t, f.name, f.place, f.type) for f in folds)
-        return _total(after) if any_folds else None
+        return _total(_widest(after)) if any_folds else None
+
+
+def _part(t: RowTyping) -> str:
+    """The part of the stacks that a row's site is confined to; none for a site of every stack."""
+    return "cross" if t.site.name.startswith("cross") else t.stack or ""
+
+
+def _widest(entries: dict[_Key, Size]) -> dict[_Key, Size]:
+    """Without what is counted already: a part of the stacks beside every stack, cross-attention beside its decoder."""
+
+    def within(key: _Key) -> bool:
+        place, site, part, *rest = key
+        wider = ("", "decoder") if part == "cross" else ("",) if part else ()
+        return any((place, site, w, *rest) in entries for w in wider)
+
+    return {key: size for key, size in entries.items() if not within(key)}
 
 
 def _at_most(value: str, depth: str) -> Size:
     return Size.of(depth if value == "depth" else 0 if value == "0" else f"min({value}, {depth})")
 
 
-def _total(entries: Mapping[_Key, Size]) -> Size:
-    total = _NONE
-    for size in entries.values():
-        total = total + size
-    return total.bind(_ALIKE)
+def _total(entries: Mapping[_Key, Size]) -> Amount:
+    each, once = _NONE, _NONE
+    for (place, site, *_), size in entries.items():
+        if place == "model" or site == "head":
+            once = once + size
+        else:
+            each = each + size
+    return Amount(each.bind(_ALIKE), once.bind(_ALIKE))
 
 
 def _selected(selection: Selection | None, depth: str) -> Size:

@@ -323,13 +323,15 @@ def _width(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) ->
 
 @dataclass(frozen=True, slots=True)
 class Initialiser:
-    """A starting distribution. ``data`` names what it needs when a method is attached (ruling 25)."""
+    """A starting distribution. ``data`` names what it needs when a method is attached (ruling 25); ``words``: it takes rows
+    of the model's word embeddings."""
 
     name: str
     arity: tuple[int, int]
     doc: str
     data: str | None = None
     text: bool = False
+    words: bool = False
 
 
 INITIALISERS: dict[str, Initialiser] = {
@@ -347,7 +349,7 @@ INITIALISERS: dict[str, Initialiser] = {
         Initialiser("torch_linear", (1, 1), "torch's default for a linear layer with that fan_in: U(±1/sqrt(fan_in))"),
         Initialiser("orthogonal", (0, 0), "orthonormal columns"),
         Initialiser("identity", (0, 0), "the identity matrix"),
-        Initialiser("sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary"),
-        Initialiser("tokens", (1, 1), "the word embeddings of a text, repeated to fill", "a tokenizer", text=True),
+        Initialiser("sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True),
+        Initialiser("tokens", (1, 1), "the word embeddings of a text, repeated to fill", "a tokenizer", text=True, words=True),
     )
 }

@@ -30,7 +30,7 @@ class MaskTap:
         self.switch = switch
         self.keys = {"attention_mask": mask_key(stack.name)}
         names = list(inspect.signature(module.forward).parameters)
-        if "encoder_attention_mask" in names:
+        if stack.name == "decoder" and "encoder_attention_mask" in names:  # T5's encoder has the argument too
             self.keys["encoder_attention_mask"] = mask_key("encoder")
         self.at = {n: names.index(n) for n in self.keys if n in names}
 

@@ -1,0 +1,145 @@
+"""Which anatomy a model gets, which stacks and which head; and what is said of models and anatomies that do not fit."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers as T
+from tiny import PAD, VOCAB, WIDTH, build
+from torch import nn
+
+import unipelt
+from unipelt.anatomy import find as finding
+from unipelt.anatomy.entries import blocks_of, stacks_of, view
+from unipelt.anatomy.find import anatomies, find
+from unipelt.language.parser import parse as parse_file
+from unipelt.language.syntax import AnatomyDef
+
+T5: dict[str, Any] = dict(vocab_size=VOCAB, d_model=WIDTH, d_kv=6, d_ff=48, num_layers=2, num_heads=4, pad_token_id=PAD)
+BART: dict[str, Any] = dict(vocab_size=VOCAB, d_model=WIDTH, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4,
+                            decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=40, pad_token_id=PAD,
+                            bos_token_id=2, eos_token_id=3, decoder_start_token_id=2, forced_eos_token_id=None)  # fmt: skip
+SOUND: dict[str, Any] = {**BART, "num_mel_bins": 5, "max_source_positions": 6, "begin_suppress_tokens": None}
+
+
+@pytest.mark.parametrize("cls, config, anatomy, stacks, head", [
+    ("T5Model", T.T5Config(**T5), "t5", "encoder decoder", ()),
+    ("T5EncoderModel", T.T5Config(**T5), "t5", "encoder", ()),
+    ("T5ForTokenClassification", T.T5Config(**T5), "t5", "encoder", ("classifier",)),
+    ("T5ForSequenceClassification", T.T5Config(**T5), "t5", "encoder decoder", ("classification_head",)),
+    ("T5ForQuestionAnswering", T.T5Config(**T5), "t5", "encoder decoder", ("qa_outputs",)),
+    ("T5ForConditionalGeneration", T.T5Config(**T5, feed_forward_proj="gated-gelu"), "t5_gated", "encoder decoder", ("lm_head",)),
+    ("MT5ForConditionalGeneration", T.MT5Config(**T5), "t5_gated", "encoder decoder", ("lm_head",)),
+    ("BartModel", T.BartConfig(**BART), "bart", "encoder decoder", ()),
+    ("BartForCausalLM", T.BartConfig(**BART), "bart", "decoder", ("lm_head",)),
+    ("BartForSequenceClassification", T.BartConfig(**BART), "bart", "encoder decoder", ("classification_head",)),
+    ("MBartForQuestionAnswering", T.MBartConfig(**BART), "mbart", "encoder decoder", ("qa_outputs",)),
+    ("WhisperModel", T.WhisperConfig(**SOUND), "whisper", "encoder decoder", ()),
+    ("WhisperForCausalLM", T.WhisperConfig(**SOUND), "whisper", "decoder", ("proj_out",)),
+    ("WhisperForAudioClassification", T.WhisperConfig(**SOUND), "whisper", "encoder", ("projector", "classifier")),
+])  # fmt: skip
+def test_parts_of_an_encoder_decoder_are_models_too(cls: str, config: Any, anatomy: str, stacks: str, head: tuple) -> None:
+    with torch.device("meta"):
+        model = getattr(T, cls)(config)
+    sites = find(model)
+    assert (sites.anatomy, " ".join(s.name for s in sites.stacks), sites.head) == (anatomy, stacks, head)
+    assert bool(sites.named("head")) == bool(head)
+    assert all(s.module in dict(model.named_modules()) for s in sites.stacks)
+    if anatomy in ("bart", "whisper") and stacks == "encoder decoder":
+        encoder, decoder = (sites.named("ffn", n)[0].sizes for n in ("encoder", "decoder"))
+        assert (encoder["d_ff"], encoder["heads"], decoder["d_ff"], decoder["heads"]) == (48, 4, 40, 2)
+        assert [s.depth for s in sites.stacks] == [3, 2]
+
+
+def test_conditions_choose_between_anatomies_of_one_type() -> None:
+    assert find(build("opt")).anatomy == "opt" and find(build("opt_post")).anatomy == "opt_post"
+
+
+@pytest.mark.parametrize("groups, inner, layers, blocks, depth, shared", [
+    (1, 1, 4, 1, 4, True), (2, 1, 4, 2, 4, True), (2, 2, 4, 4, 8, True), (2, 1, 2, 2, 2, False),
+])  # fmt: skip
+def test_shared_modules(groups: int, inner: int, layers: int, blocks: int, depth: int, shared: bool) -> None:
+    (stack,) = find(build("albert_head", layers=layers, num_hidden_groups=groups, inner_group_num=inner)).stacks
+    assert (len(stack.blocks), stack.depth, stack.shared) == (blocks, depth, shared)
+
+
+def test_embeddings_have_their_own_width() -> None:
+    sites = find(build("albert_head"))
+    assert {s.sizes["d_model"] for s in (*sites.named("embed"), *sites.named("embed.words"))} == {16}
+    sites = find(build("opt_post"))  # the words are projected up, and positions are added in no module
+    assert sites.named("embed.words")[0].sizes["d_model"] == 16 and sites.named("head")[0].sizes["d_model"] == 16
+    (embed,) = sites.named("embed")
+    assert embed.sizes["d_model"] == WIDTH and embed.view.enters and embed.view.module == "model.decoder.layers.0"
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+def _refused(model: Any, code: str, *words: str) -> None:
+    with pytest.raises(unipelt.PeltError) as e:
+        find(model)
+    assert [d.code for d in e.value.diagnostics] == [code], str(e.value)
+    assert all(w in str(e.value) for w in words), str(e.value)
+
+
+def test_models_that_do_not_fit() -> None:
+    _refused(nn.Linear(2, 2), "E0501", "no `config`")
+    model = build("bart")
+    del model.model.decoder.layers[1].fc2
+    _refused(model, "E0503", "`bart`", "decoder.layers.1.fc2")
+    model = build("opt")
+    model.config = SimpleNamespace(model_type="opt")
+    _refused(model, "E0503", "`opt` is for another `do_layer_norm_before`", "`opt_post` is for another")
+    model = build("distilbert_head")
+    model.distilbert.transformer.layer = nn.ModuleList()
+    _refused(model, "E0503", "it has no `transformer.layer`")
+    model = build("vit_head")
+    model.vit.layers[0].attention.q_proj = nn.Identity()
+    _refused(model, "E0506", "layers.0.attention.q_proj")
+    model = build("vit_head")
+    model.vit.layers[0].attention.o_proj = nn.Linear(WIDTH, 7)
+    _refused(model, "E0504", "`attn.o`", "32 to 7")
+    model = build("t5")
+    del model.encoder.block[0].layer[0].SelfAttention.key_value_proj_dim
+    assert find(model).named("attn.heads")[0].sizes["d_head"] == 6  # by the configuration's number of heads
+    model.config.num_heads = 5
+    _refused(model, "E0701", "T5Attention")
+
+
+def _anatomy(body: str, name: str = "odd") -> AnatomyDef:
+    (found,) = parse_file(f"anatomy {name} for bert {{ {body} }}").definitions
+    assert isinstance(found, AnatomyDef)
+    return found
+
+
+def test_anatomies_with_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(unipelt.PeltError, match="E0700.*names no `decoder.block`"):
+        stacks_of(_anatomy('encoder.block: "a.*" decoder.attn: "b"'))
+    with pytest.raises(unipelt.PeltError, match="E0505"):
+        view("behind a", "")
+    model = build("bert")
+    bert = next(a for a in anatomies() if a.name == "bert")
+    odd = AnatomyDef("odd", ("bert",), entries=(*bert.entries, ("attn.z", "attention.self")))
+    monkeypatch.setattr(finding, "anatomies", lambda: (odd,))
+    _refused(model, "E0702", "`attn.z`")
+    known = {"a": _anatomy('like: "b"', "a"), "b": _anatomy('like: "a"', "b"), "c": _anatomy('like: "nobody"', "c")}
+    monkeypatch.setattr(finding, "library_definition", lambda what, name: known.get(name))
+    for name in ("a", "c"):
+        with pytest.raises(unipelt.PeltError, match="E0705"):
+            finding._whole(name)
+
+
+def test_entries_speak_of_the_stacks_they_name() -> None:
+    encoder, decoder = stacks_of(_anatomy(
+        'encoder.block: "e.*" decoder.block: "d.*" decoder.stack: "d" attn.q: "q" decoder.attn.q: "r" encoder.embed: "w" config.x: "1"'
+    ))
+    assert encoder.parts == (("attn.q", "q"),) and decoder.parts == (("attn.q", "r"),)
+    assert (encoder.module, decoder.module, encoder.inputs, decoder.inputs) == ("", "d", (("embed", "w"),), ())
+    base = nn.ModuleDict({"g": nn.ModuleList([nn.ModuleDict({"h": nn.ModuleList([nn.Identity()] * 2)}) for _ in range(2)])})
+    assert blocks_of(base, "g.*.h.*") == ("g.0.h.0", "g.0.h.1", "g.1.h.0", "g.1.h.1")
+    assert blocks_of(base, "nowhere.*") == ()
+    at = view("before a.b", "root.")
+    assert (at.module, at.enters, view("c[1/3]", "").part, view(".", "root.block.").module) == ("root.a.b", True, (1, 3), "root.block")
