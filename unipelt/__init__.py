@@ -17,7 +17,7 @@ _WHERE = {
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
-    "merge": "runtime.merge", "unmerge": "runtime.merge",
+    "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
     "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint",
     "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove
     from .runtime.checkpoint import attach, restore, save, state_dict
     from .runtime.merge import merge, unmerge
+    from .runtime.plain import save_merged
     from .runtime.watch import Seen, gradient_norms, watch
 
 

@@ -359,6 +359,14 @@ def _hang_root(model: nn.Module, r: Registry) -> None:
     hang(model, r.heads, {n: a.plan for n, a in r.attached.items()}, r.head_handles)
 
 
+def rehang(model: nn.Module) -> None:
+    """The hooks of a model whose base changed."""
+    r = registry(model)
+    assert r is not None
+    _hang_root(model, r)
+    _forget_compiled()
+
+
 def _forget_compiled() -> None:
     """Code that torch.compile made before knows nothing of the new hooks: it is made anew."""
     if "torch._dynamo" in sys.modules:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.find import find
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
 from ..language.diagnostics import error
@@ -56,11 +57,13 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     """What a base is: a hash of its parameters' names and shapes, and a few of its values (the head left out)."""
     base = getattr(model, "base_model", model)
     r = registry(model)
-    merged = r.merged.originals if r is not None and r.merged is not None else {}
-    prefix = r.sites.prefix + "." if r is not None and r.sites.prefix else ""
+    merged = {**r.merged.originals, **r.merged.replaced} if r is not None and r.merged is not None else {}
+    sites = r.sites if r is not None else find(model)
+    prefix = sites.prefix + "." if sites.prefix else ""
+    head = tuple(f"{h}." for h in sites.head)  # some models are their own base
     shapes, samples = [], {}
     for n, p in sorted(base.named_parameters()):
-        if "unipelt" in n.split(".") or n.startswith("pooler."):
+        if "unipelt" in n.split(".") or n.startswith("pooler.") or f"{prefix}{n}".startswith(head):
             continue
         shapes.append(f"{n}:{list(p.shape)}")
         path, _, attribute = n.rpartition(".")

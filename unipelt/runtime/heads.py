@@ -33,14 +33,21 @@ class _Scored:
 
 
 class Heads:
-    """The heads of a model's adapters. ``merged`` is what a merged adapter's head changes in the configuration."""
+    """The heads of a model's adapters, and whether one of them is merged into the base."""
 
     def __init__(self, switch: Switch):
         self.switch = switch
         self.rows: dict[str, Labels | None] = {}  # adapters with a head in a row; None: the base's labels
         self.copies: dict[str, Labels | None] = {}  # adapters with a copy of the base's head
-        self.merged: Mapping[str, Any] | None = None
+        self.merged = False
         self.merged_labels: Labels | None = None
+
+    def merge(self, labels: Labels | None) -> None:
+        """The base has taken in an adapter, whose own labels its head scores now."""
+        self.merged, self.merged_labels = True, labels
+
+    def unmerge(self) -> None:
+        self.merged, self.merged_labels = False, None
 
     @property
     def own(self) -> Labels | None:
@@ -48,7 +55,7 @@ class Heads:
 
         Copies of the head act before rows at it, whatever adapters they are of; of several the last one counts.
         """
-        if self.merged is not None:
+        if self.merged:
             return self.merged_labels
         for heads in (self.rows, self.copies):
             found = [n for n in self.switch.live if n in heads]
@@ -58,8 +65,6 @@ class Heads:
 
     def shown(self) -> Mapping[str, Any]:
         """The fields in which the configuration reads otherwise now."""
-        if self.merged is not None:
-            return self.merged
         return fields(self.own)
 
     # ------------------------------------------------------------ hooks
@@ -160,7 +165,7 @@ def _view_of(kind: type) -> type:
 
     def to_dict(view: Any) -> dict[str, Any]:
         # what is written down is what the base's parameters are: a merged head, but no head that is beside them
-        return {**kind.to_dict(view), **(view._heads.merged or {})}  # type: ignore[attr-defined]
+        return {**kind.to_dict(view), **fields(view._heads.merged_labels)}  # type: ignore[attr-defined]
 
     body: dict[str, Any] = {
         "__slots__": ("_viewed", "_heads"), "__module__": kind.__module__, "__doc__": kind.__doc__,
@@ -169,8 +174,7 @@ def _view_of(kind: type) -> type:
         "__reduce__": lambda view: (_viewed, (view._viewed, view._heads)),
         "__reduce_ex__": lambda view, protocol: view.__reduce__(),
     }  # fmt: skip
-    fields_ = ("id2label", "label2id", "problem_type", "tie_word_embeddings")
-    return type(kind.__name__, (kind,), body | {n: _field(n) for n in fields_})
+    return type(kind.__name__, (kind,), body | {n: _field(n) for n in ("id2label", "label2id", "problem_type")})
 
 
 def _viewed(config: Any, heads: Heads) -> Any:

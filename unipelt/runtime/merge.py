@@ -1,8 +1,8 @@
 """Merging: an edit that is affine in its input is absorbed by the linear map beside it, exactly.
 
 An affine map is known by its values at zero and on the basis, so no method needs a formula of its own: the edited map
-is evaluated there in float64 and becomes the new weight and bias. Undoing puts a kept copy of the base back, bit for
-bit (it costs the memory of the merged weights).
+is evaluated there in float64 and becomes the new weight and bias. A head with other labels stands in place of the
+base's. Undoing puts the base back, bit for bit (it costs the memory of the merged weights).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from ..compiler.plan import PlannedEdit
+from ..compiler.trained import parameters_of
 from ..language.diagnostics import Diagnostic, PeltError, error
 from ..language.properties import ABSORBED_SEQUENTIAL, mergeable
-from .attach import Attached, _forget_compiled, _unwrapped, record, registry
+from .attach import Attached, _unwrapped, record, registry, rehang
 from .edits import Edit
 from .seam import edit_at
 from .sharding import is_sharded
@@ -25,10 +26,11 @@ from .sharding import is_sharded
 
 @dataclass
 class Merged:
-    """Which adapter went into the base, and the base's own values."""
+    """Which adapter went into the base; the values that were written over, and the parameters that were taken out."""
 
     names: tuple[str, ...]
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
+    replaced: dict[str, nn.Parameter] = field(default_factory=dict)
     was_active: tuple[str, ...] = ()
 
     @property
@@ -62,15 +64,16 @@ def merge(model: nn.Module, name: str) -> None:
     bad = [n for n, t in new.items() if not torch.isfinite(t).all()]
     if bad:
         raise error("E0561", f"merging would put NaN or infinity into `{bad[0]}`")
-    merged = Merged((name,), {n: model.get_parameter(n).detach().clone() for n in new}, r.switch.active)
+    merged = Merged((name,), was_active=r.switch.active)
     try:
-        _write(model, new)
+        _write(model, new, merged)
     except BaseException:
-        _write(model, merged.originals)
+        _write_back(model, merged)
         raise
     r.merged = merged
+    r.heads.merge(attached.plan.labels)
     r.switch.active = ()
-    _forget_compiled()
+    rehang(model)
 
 
 def unmerge(model: nn.Module) -> None:
@@ -79,16 +82,39 @@ def unmerge(model: nn.Module) -> None:
     r = registry(model)
     if r is None or r.merged is None:
         raise error("E0562", "nothing is merged into this model")
-    _write(model, r.merged.originals)
+    _write_back(model, r.merged)
     r.switch.active = r.merged.was_active
     r.merged = None
-    _forget_compiled()
+    r.heads.unmerge()
+    rehang(model)
 
 
-def _write(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
+def _write(model: nn.Module, values: dict[str, torch.Tensor], merged: Merged) -> None:
     with torch.no_grad():
         for n, t in values.items():
+            old = model.get_parameter(n)
+            if t.shape == old.shape:
+                merged.originals[n] = old.detach().clone()
+                old.copy_(t)
+            else:
+                merged.replaced[n] = old
+                _put(model, n, nn.Parameter(t.clone(), requires_grad=old.requires_grad))
+
+
+def _write_back(model: nn.Module, merged: Merged) -> None:
+    with torch.no_grad():
+        for n, p in merged.replaced.items():
+            _put(model, n, p)
+        for n, t in merged.originals.items():
             model.get_parameter(n).copy_(t)
+
+
+def _put(model: nn.Module, path: str, p: nn.Parameter) -> None:
+    host, _, attribute = path.rpartition(".")
+    module = model.get_submodule(host)
+    module._parameters[attribute] = p
+    if isinstance(module, nn.Linear) and attribute == "weight":
+        module.out_features = len(p)
 
 
 def _refuse(attached: Attached) -> None:
@@ -107,9 +133,9 @@ def _refuse(attached: Attached) -> None:
 
 def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str, torch.Tensor]:
     """New values of base parameters, by path. A bias that is needed and absent is refused."""
-    new: dict[str, torch.Tensor] = {}
-    for c in attached.plan.copies:
-        new[c.parameter.path] = attached.values()[c.name].detach().clone()
+    trained = attached.values()
+    new = {c.parameter.path: trained[c.name].detach().clone() for c in attached.plan.copies}
+    uses = {p.path: [f"{m}.{a}" for m, a in p.uses] for p in parameters_of(model).values()}
     by_host: dict[str, list[PlannedEdit]] = {}
     for e in attached.plan.edits:
         by_host.setdefault(_absorber(model, attached, e), []).append(e)
@@ -133,6 +159,10 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
             if bias is None:
                 raise error("E0564", f"the merged `{path}` would need a bias, and it has none", edits[0].row.span)
             new[bias_path] = b_new.to(bias.dtype)
+        tied = next((u for p in (weight_path, bias_path) if p in new for u in uses.values() if p in u and len(u) > 1), None)
+        if tied:
+            raise error("E0749", f"`{tied[0]}` is tied to `{tied[1]}`, which merging would change too", edits[0].row.span,
+                        help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
     return new
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import unipelt
 
 from ..language.diagnostics import error
-from ..runtime.seam import NAME as RESERVED
 from . import data as reading
 from .config import TaskOptions
 from .models import load_config, load_model, load_tokenizer, quiet
@@ -122,17 +120,5 @@ def read_texts(run: Run, file: str) -> list[Sequence[Any]]:
 
 def merge_run(run: Run, out: str | Path) -> None:
     """Write a plain Hugging Face model with the adapter merged into its weights; an error where that is not exact."""
-    place = Path(out)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise error("E0611", f"`{place}` exists and is not empty", help="give another `--out`")
-    unipelt.merge(run.model, run.name)
-    # What lives in the model under the reserved name is the adapter, now inactive; the rest is the plain model.
-    plain = {n: t for n, t in run.model.state_dict().items() if RESERVED not in n.split(".")}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as staging, quiet():
-        whole = Path(staging) / "model"
-        run.model.save_pretrained(whole, state_dict=plain)
-        run.tokenizer.save_pretrained(whole)
-        if place.exists():
-            place.rmdir()
-        whole.rename(place)
+    with quiet():
+        unipelt.save_merged(run.model, out, run.name, tokenizer=run.tokenizer)

@@ -1,0 +1,56 @@
+"""A model with an adapter merged into it, written as a plain folder that loads without this library."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..language.diagnostics import error
+from .attach import _unwrapped, registry
+from .heads import is_view, plain
+from .merge import merge, unmerge
+from .seam import NAME
+
+
+def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, tokenizer: Any = None) -> Path:
+    """Writes the model as it is with the adapter in it: `save_pretrained`'s folder, for `from_pretrained`.
+
+    A head comes along with its labels, in shape and in the configuration. The model itself is as before afterwards.
+    The folder must not exist, or be empty; it is whole or not there. Raises `PeltError` where `merge` does.
+    """
+    model = _unwrapped(model)
+    place = Path(folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise error("E0611", f"`{place}` exists and is not empty", help="name another folder")
+    r = registry(model)
+    merged_before = r is not None and r.merged is not None
+    merge(model, name)
+    config: Any = model.config
+    try:
+        model.config = plain(config) if is_view(config) else copy.deepcopy(config)  # `save_pretrained` writes into it
+        _write(model, place, tokenizer)
+    except OSError as e:
+        raise error("E0750", f"the model could not be written to {place}: {e.strerror or e}") from e
+    finally:
+        model.config = config
+        if not merged_before:
+            unmerge(model)
+    return place
+
+
+def _write(model: Any, place: Path, tokenizer: Any) -> None:
+    # What lives in the model under the reserved name is the adapter, now inactive; the rest is the plain model.
+    state = {n: t for n, t in model.state_dict().items() if NAME not in n.split(".")}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as staging:
+        whole = Path(staging) / "model"
+        model.save_pretrained(whole, state_dict=state)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(whole)
+        if place.exists():
+            place.rmdir()
+        whole.rename(place)
