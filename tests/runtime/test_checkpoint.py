@@ -22,6 +22,7 @@ from torch import nn
 import unipelt
 from unipelt.language.diagnostics import PeltError
 from unipelt.language.loading import library
+from unipelt.language.versions import FORMAT
 from unipelt.runtime.checkpoint import MANIFEST, METHOD, WEIGHTS, fingerprint, read_manifest
 
 METHODS = [e.name for e in library() if e.kind == "method"]
@@ -135,7 +136,7 @@ def test_a_folder_holds_its_own_definition(saved: Path) -> None:
     assert method == unipelt.load(name("lora")) and str(method) + "\n" == text
     found = json.loads((saved / MANIFEST).read_text())
     assert found["arguments"] == {"r": 8, "alpha": 16.0, "dropout": 0.0, "at": "[attn.q, attn.v]"}
-    assert found["format"] == "unipelt-adapter/1"
+    assert found["format"] == FORMAT
     assert set(found["tensors"]) == set(load_file(saved / WEIGHTS)) and found["base"]["class"] == "BertModel"
     for n in (WEIGHTS, METHOD):
         assert found["sha256"][n] == hashlib.sha256((saved / n).read_bytes()).hexdigest()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from .output import MISTAKES, guarded
 
 app = typer.Typer(
@@ -66,6 +67,22 @@ Generate = Annotated[
     typer.Option("--generate/--no-generate", help="BLEU, chrF, ROUGE and exact match of generated answers; seq2seq does by itself."),
 ]
 AnswerAfter = Annotated[str | None, typer.Option(help="Exact match looks behind the last of these marks, as in GSM8K's `####`.")]
+
+
+def _versions(wanted: bool) -> None:
+    if wanted:
+        from ..language.versions import FORMAT, LANGUAGE_VERSION, SCHEMA
+
+        print(f"unipelt {__version__} (language {LANGUAGE_VERSION}, {SCHEMA}, {FORMAT})")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_versions, is_eager=True, help="Print the versions and leave.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()

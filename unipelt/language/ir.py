@@ -14,6 +14,7 @@ from typing import Any
 
 from .diagnostics import Diagnostic, PeltError, error, near
 from .layers import NUMERIC
+from .versions import LANGUAGE_VERSION, SCHEMA, UPDATE, Version, named, refusal
 from .syntax import (
     NOWHERE,
     Apply,
@@ -46,9 +47,6 @@ from .syntax import (
     Use,
     rewrite,
 )  # fmt: skip
-
-LANGUAGE_VERSION = 1
-SCHEMA = "unipelt-ir/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +296,7 @@ def plain(expr: Expr | None) -> Any:
         return expr.value
     if isinstance(expr, Name) and expr.id in ("true", "false"):
         return expr.id == "true"
-    if isinstance(expr, ListOf) and all(isinstance(i, (Number, Negative, Name)) for i in expr.items):
+    if isinstance(expr, ListOf) and all(isinstance(plain(i), (int, float)) for i in expr.items):
         return [plain(i) for i in expr.items]
     if expr is None:
         return None
@@ -364,9 +362,17 @@ def from_json(data: str | Mapping[str, Any]) -> Method:
         parsed = json.loads(data) if isinstance(data, str) else dict(data)
     except ValueError as e:
         raise error("E0410", f"the IR is not JSON: {e}") from None
-    if not isinstance(parsed, dict) or parsed.get("schema") != SCHEMA:
-        found = parsed.get("schema") if isinstance(parsed, dict) else type(parsed).__name__
-        raise error("E0411", f"the IR's schema is {found!r}, this version reads {SCHEMA!r}")
+    schema = parsed.get("schema") if isinstance(parsed, dict) else type(parsed).__name__
+    version = named(schema, SCHEMA)
+    if version is None:
+        raise error("E0411", f"the IR's schema is {schema!r}, this version reads {SCHEMA!r}")
+    if refusal(version, SCHEMA):
+        raise error("E0411", f"the IR's schema {refusal(version, SCHEMA)}", help=UPDATE)
+    language = Version.of(parsed.get("language"))
+    if language is None:
+        raise error("E0410", f"the IR's language is {parsed.get('language')!r}, which is no version")
+    if refusal(language, LANGUAGE_VERSION):
+        raise error("E0720", f"the IR's language {refusal(language, LANGUAGE_VERSION)}", help=UPDATE)
     from pydantic import ValidationError
 
     try:

@@ -24,16 +24,16 @@ from ..anatomy.find import find
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
 from ..language.diagnostics import error
-from ..language.ir import LANGUAGE_VERSION, Method, as_file
+from ..language.ir import Method, as_file
 from ..language.loading import parse
 from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Tensor
+from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
 from .attach import Registry, _unwrapped, activate, apply, record, registry, remove
 from .folding import folded
 from .offload import value_of
 from .sharding import is_sharded, on_first, put, settle, whole
 
-FORMAT = "unipelt-adapter/1"
 WEIGHTS, MANIFEST, METHOD = "adapter.safetensors", "adapter.json", "method.pelt"
 MAX_MANIFEST = 16 * 2**20
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -277,13 +277,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError, RecursionError) as e:
         raise error("E0578", f"{path} is broken: {e}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    version = named(found, FORMAT)
+    if version is None:
         raise error("E0579", f"{path} has the format {found!r}, this version reads {FORMAT!r}")
+    _readable(folder, "format", version, FORMAT, "E0579")
+    language = Version.of(manifest.get("language"))
+    if language is None:
+        raise error("E0578", f"{path} is broken: its `language` is not a version")
+    _readable(folder, "language", language, LANGUAGE_VERSION, "E0720")
     for key, (type_, what) in _MANIFEST.items():
         if key not in manifest or not isinstance(manifest[key], type_) or isinstance(manifest[key], bool) != (type_ is bool):
             raise error("E0578", f"{path} is broken: its `{key}` is not {what}")
     return manifest
+
+
+def _readable(folder: Path, what: str, version: Version, own: str, code: str) -> None:
+    if refusal(version, own):
+        raise error(code, f"the adapter in {folder} cannot be read: its {what} {refusal(version, own)}", help=UPDATE)
 
 
 _MANIFEST: dict[str, tuple[type, str]] = {

@@ -1,0 +1,47 @@
+"""Versions of what is written down: the language, the IR's schema, an adapter's folder. Each is MAJOR.MINOR.
+
+Within a major, minors only add. So what an older version wrote is read for ever; what a newer one wrote may use what is
+not known here, and is refused with those words rather than read in part.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+#: 1.1: arguments that depend on the layer; `sampled` tensors.
+LANGUAGE_VERSION = "1.1"
+SCHEMA = "unipelt-ir/1.1"
+FORMAT = "unipelt-adapter/1.1"
+
+UPDATE = "pip install -U unipelt"
+
+
+class Version(NamedTuple):
+    major: int
+    minor: int
+
+    @staticmethod
+    def of(value: Any) -> Version | None:
+        """``"1.1"``, or ``1`` and ``"1"`` as the first versions wrote it; None where it is no version."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return Version(value, 0)
+        parts = value.split(".") if isinstance(value, str) else []
+        if not 1 <= len(parts) <= 2 or not all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
+            return None
+        return Version(int(parts[0]), int(parts[1]) if len(parts) == 2 else 0)
+
+
+def named(text: Any, own: str) -> Version | None:
+    """The version in a text such as ``unipelt-ir/1.1`` if it has the name of ``own``."""
+    name, slash, version = text.partition("/") if isinstance(text, str) else ("", "", "")
+    return Version.of(version) if slash and name == own.partition("/")[0] else None
+
+
+def refusal(found: Version, own: str) -> str:
+    """Why something of that version cannot be read here, where ``own`` is the version of this unipelt; "" if it can."""
+    mine = Version.of(own.rpartition("/")[2])
+    assert mine is not None
+    if found.major == mine.major and found.minor <= mine.minor:
+        return ""
+    age = "newer" if found > mine else "older"
+    return f"{found.major}.{found.minor} is {age} than what this version of unipelt reads: {mine.major}.0 to {mine.major}.{mine.minor}"
