@@ -319,6 +319,10 @@ def columns_of(text: str | None) -> tuple[str, ...] | None:
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`.")]
 Base = Annotated[str | None, typer.Option("--model", "-m", help="The base model; default: the one trained on.")]
+Rebound = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument anew that leaves the tensors as they are, as `drop=5`."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Attach to a base with other weights than the one trained on.")]
 
 
@@ -333,6 +337,7 @@ def eval_(
     split: Annotated[str | None, typer.Option(help="train, validation or test; default: test.")] = None,
     model: Base = None,
     force: Force = False,
+    arguments: Rebound = None,
     generate: Generate = None,
     task: TaskName = None,
     text: TextColumns = None,
@@ -350,7 +355,7 @@ def eval_(
     from .runs import eval_command
 
     eval_command(
-        folder, data, split, model, force, generate, as_json, task=task, text=columns_of(text), label=label, pattern=pattern,
+        folder, data, split, model, force, generate, arguments or [], as_json, task=task, text=columns_of(text), label=label, pattern=pattern,
         words=words, loss=loss, chat=chat, max_length=max_length, max_target_length=max_target_length, answer_after=answer_after,
     )  # fmt: skip
 
@@ -367,12 +372,13 @@ def predict(
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of a generated answer; default: the run's.")] = None,
     model: Base = None,
     force: Force = False,
+    arguments: Rebound = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict with a saved adapter: labels, entities, answers, texts."""
     from .runs import predict_command
 
-    predict_command(folder, texts or [], file, max_new_tokens, model, force, as_json)
+    predict_command(folder, texts or [], file, max_new_tokens, model, force, arguments or [], as_json)
 
 
 @app.command()
@@ -382,9 +388,10 @@ def merge(
     out: Annotated[str, typer.Option("--out", "-o", help="Where the plain model is written.")],
     model: Base = None,
     force: Force = False,
+    arguments: Rebound = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge a saved adapter into its model and write that as a plain Hugging Face model."""
     from .runs import merge_command
 
-    merge_command(folder, out, model, force, as_json)
+    merge_command(folder, out, model, force, arguments or [], as_json)

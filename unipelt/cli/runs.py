@@ -35,7 +35,7 @@ def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
 
 
 def eval_command(folder: str | None, data: str, split: str | None, model: str | None, force: bool, generate: bool | None,
-                 as_json: bool, **options: Any) -> None:  # fmt: skip
+                 arguments: list[str], as_json: bool, **options: Any) -> None:  # fmt: skip
     from ..training.config import TaskOptions
 
     asked = TaskOptions(**options, generate=generate)
@@ -43,13 +43,16 @@ def eval_command(folder: str | None, data: str, split: str | None, model: str | 
     if folder is None and model is None:
         raise typer.BadParameter("give the folder of a run, or a model with --model")
     given = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, False, "longest")]
+    if folder is None and arguments:
+        raise typer.BadParameter("a pretrained model has no arguments: leave --set out")
     if folder is not None and given:
         raise typer.BadParameter(f"the run in {folder} has its task already: leave {', '.join(given)} out")
 
     from ..training.progress import Ticker
+    from ..training.resolve import read_arguments
     from ..training.saved import evaluate_run, load_base, load_run
 
-    run = load_run(folder, model, force) if folder is not None else load_base(str(model), asked, data)
+    run = load_run(folder, model, force, read_arguments(arguments)) if folder is not None else load_base(str(model), asked, data)
     with Ticker("evaluating", False if as_json else None) as tick:
         metrics, chosen, cut = evaluate_run(run, data, split, tick, generate)
     if as_json:
@@ -61,13 +64,14 @@ def eval_command(folder: str | None, data: str, split: str | None, model: str | 
 
 
 def predict_command(folder: str, texts: list[str], file: str | None, max_new_tokens: int | None, model: str | None,
-                    force: bool, as_json: bool) -> None:  # fmt: skip
+                    force: bool, arguments: list[str], as_json: bool) -> None:  # fmt: skip
     from ..training.progress import Ticker
+    from ..training.resolve import read_arguments
     from ..training.saved import load_run, predict_run, read_texts
 
     if file is None and not texts:
         raise typer.BadParameter("give texts, or a file with --file")
-    run = load_run(folder, model, force)
+    run = load_run(folder, model, force, read_arguments(arguments))
     each = len(run.task.inputs)
     if len(texts) % each:
         raise error("E0607", f"the task reads {each} texts each: {', '.join(run.task.inputs)}",
@@ -93,10 +97,11 @@ def _shown(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def merge_command(folder: str, out: str, model: str | None, force: bool, as_json: bool) -> None:
+def merge_command(folder: str, out: str, model: str | None, force: bool, arguments: list[str], as_json: bool) -> None:
+    from ..training.resolve import read_arguments
     from ..training.saved import load_run, merge_run
 
-    merge_run(load_run(folder, model, force), out)
+    merge_run(load_run(folder, model, force, read_arguments(arguments)), out)
     if as_json:
         emit({"ok": True, "folder": out})
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..language.diagnostics import error
 from ..language.layers import layered
 from ..language.syntax import (
     Apply,
@@ -88,6 +89,9 @@ def evaluate(e: Expr, c: Context) -> Value:
             return e.id == "true"
         if e.id == "training":
             return c.training
+        if e.id == "chance":
+            raise error("E0721", "`chance` is drawn where the model is called, and a part of it was called directly",
+                        help="call the model that was given to unipelt.apply")  # fmt: skip
         return e.id  # a domain, an axis, an activation: words stand for themselves
     if isinstance(e, Number):
         return e.value / 100 if e.percent else e.value

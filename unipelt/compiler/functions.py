@@ -60,8 +60,8 @@ def drop(context: Any, a: Value, p: Value) -> Value:
 
 FUNCTIONS["max"] = lambda context, *numbers: max(numbers)  # type: ignore[type-var]
 FUNCTIONS["min"] = lambda context, *numbers: min(numbers)  # type: ignore[type-var]
-FUNCTIONS["ceil"] = lambda context, a: math.ceil(a)
-FUNCTIONS["floor"] = lambda context, a: math.floor(a)
+_curve("ceil", torch.ceil, math.ceil)
+_curve("floor", torch.floor, math.floor)
 FUNCTIONS["divides"] = lambda context, a, b: bool(a) and b % a == 0
 
 

@@ -2,6 +2,7 @@
 
 - ``added``: a composition ``out = h + E`` lets a gate multiply E alone; a plain ``factor`` of E goes into the addition.
 - ``z @ W + b`` is one linear map (`evaluator.Context.fused`).
+- ``rests``: a row whose gate is 0 or whose ``out`` is ``h`` outside training is passed over there.
 - ``keys``/``values``: attention over learned rows that shares the softmax (h, scores, log_mass joined as in He et al.
   2022, equation 7) equals that many more key/value rows in the fused attention kernel.
 
@@ -10,6 +11,7 @@ Recognition is by structure after inlining lets, never by name. Non-goals: mergi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,8 +19,12 @@ from typing import Any
 from ..language.check import RowTyping
 from ..language.ir import Row
 from ..language.sites import TensorType
-from ..language.syntax import Apply, Attr, Binary, Expr, Let, Name, Statement, rewrite, walk
+from ..language.syntax import Apply, Attr, Binary, Choose, Expr, Index, Let, Name, Statement, rewrite, walk
 from ..language.values import NumberType
+from .evaluator import Context, evaluate
+
+#: Names that stand for the same everywhere outside training, besides the functions on numbers.
+_PLAIN = frozenset(("true", "false", "training", "max", "min", "floor", "ceil", "divides", "abs", "sqrt"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,36 @@ def shares_softmax(row: Row) -> bool:
 
 def _result(row: Row) -> Expr | None:
     """The composition's ``out`` with its lets inlined."""
+    return _inlined(row.compose, "out")
+
+
+def _inlined(body: tuple[Statement, ...], name: str) -> Expr | None:
     known: dict[str, Expr] = {}
-    for s in row.compose:
+    for s in body:
         if isinstance(s, Let) and len(s.names) == 1:
             known[s.names[0]] = rewrite(s.value, lambda n: known.get(n.id, n) if isinstance(n, Name) else n)
-    return known.get("out")
+    return known.get(name)
+
+
+def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
+    """Whether outside training the row leaves ``h`` as it is, by its constants alone: nothing need be computed then."""
+    context = Context(dict(constants), sizes)
+
+    def closed(e: Expr) -> bool:
+        names = {n.id for n in walk(e) if isinstance(n, Name)}
+        return not any(isinstance(n, (Attr, Index)) for n in walk(e)) and names <= {*constants, *_PLAIN}
+
+    gate = _inlined(row.gate, "g") if row.gate is not None else None
+    if gate is not None and closed(gate) and not evaluate(gate, context):
+        return True
+
+    def decide(n: Any) -> Any:
+        if isinstance(n, Choose) and closed(n.test):
+            return n.then if evaluate(n.test, context) else n.other
+        return n
+
+    out = _result(row)
+    return out is not None and rewrite(out, decide) == Name("h")
 
 
 def lower(row: Row, typing: RowTyping, grouped: bool = False) -> Lowered:

@@ -112,7 +112,9 @@ class Inference:
         if e.id in ("true", "false"):
             return Value(NumberType(None, e.id == "true"))
         if e.id == "training":
-            return Value(NumberType(None, False))
+            return Value(NumberType(None, False), random=True)
+        if e.id == "chance":
+            return Value(TensorType(frozenset(), ()), random=True, reads=frozenset({"chance"}))
         if e.id in PRIMITIVES and PRIMITIVES[e.id].elementwise:
             return Value(WordType("activation", e.id))
         known = [*self.names, *self.sizes, *self.axes, *NUMBERS]
@@ -158,7 +160,8 @@ class Inference:
         if not isinstance(test.type, (NumberType, Poison)):
             return self.fail("E0315", f"a condition is a number or a comparison, not {test.type}", e.test.span)
         if isinstance(test.type, NumberType) and test.type.value is not None:
-            return a if test.type.value else b  # `training` counts as false: verdicts are those of evaluation
+            found = a if test.type.value else b  # `training` counts as false: verdicts are those of evaluation
+            return replace(found, random=found.random or test.random)
         if isinstance(a.type, Poison) or isinstance(b.type, Poison):
             return Value(POISON)
         if type(a.type) is not type(b.type) or (isinstance(a.type, TensorType) and a.type != b.type):

@@ -397,17 +397,20 @@ class _Reader:
     # ------------------------------------------------------------ expressions
 
     def type(self, e: S.Expr) -> Any:
-        """The type of an expression in this row's scope."""
-        inf = Inference(dict(self.types), dict(self.sizes()), dict(self.typing.bases))
-        return inf.infer(e).type
+        return self.value(e).type
+
+    def value(self, e: S.Expr) -> Value:
+        """What is known of an expression in this row's scope."""
+        return Inference(dict(self.types), dict(self.sizes()), dict(self.typing.bases)).infer(e)
 
     def sizes(self) -> Mapping[str, Size]:
         return self.typing.sizes
 
     def term(self, e: S.Expr) -> Term:
         """The normal form of an expression."""
-        type_ = self.type(e)
-        if isinstance(type_, NumberType):
+        value = self.value(e)
+        type_ = value.type
+        if isinstance(type_, NumberType) and not value.random:  # one that training changes is no plain number
             return number(self._plain(e, type_))
         sizes = type_.sizes if isinstance(type_, TensorType) else ()
         match e:
@@ -435,9 +438,9 @@ class _Reader:
             case S.Apply(function, args):
                 return self._call(function, args, sizes)
             case S.Choose(then, test, other):
-                decided = self.type(test)
-                if isinstance(decided, NumberType) and decided.value is not None:
-                    return self.term(then if decided.value else other)
+                decided = self.value(test)
+                if isinstance(decided.type, NumberType) and decided.type.value is not None and not decided.random:
+                    return self.term(then if decided.type.value else other)
                 return atom("call", sizes, "if", self._argument(test), self.term(then), self.term(other))
             case S.Compare(op, left, right):
                 return atom("call", sizes, op, self.term(left), self.term(right))

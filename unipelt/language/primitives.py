@@ -137,7 +137,9 @@ def _rounding(name: str, round_: Callable[[float], int]) -> Rule:
                 whole = round_(a.type.value)
                 return a.typed(NumberType(Size.of(whole), whole))
             return a.typed(NumberType(Size.of(f"{name}({a.type.size.text})") if a.type.size is not None else None))
-        return a if isinstance(a.type, Poison) else check.fail("E0331", f"`{name}` takes a number", span)
+        if isinstance(a.type, TensorType):
+            return bend(a, span)
+        return a if isinstance(a.type, Poison) else check.fail("E0331", f"`{name}` takes a number or a tensor", span)
 
     return rule
 

@@ -56,6 +56,8 @@ def padding_invariant(t: RowTyping) -> Verdict:
 def cache_consistent(t: RowTyping) -> Verdict:
     """Whether decoding with a cache equals one full pass: a step sees only its own chunk, so nothing may pool over it."""
     row = t.row
+    if "chance" in t.out.reads:
+        return Verdict("no", "it differs from one forward pass to the next", row.span)
     for part in (row.insert, *row.form, *row.compose, *(row.gate or ())):
         for n in walk(part) if part is not None else ():
             if isinstance(n, Name) and n.id in POOLS:
@@ -66,6 +68,8 @@ def cache_consistent(t: RowTyping) -> Verdict:
 def mergeable(t: RowTyping) -> Verdict:
     """Whether the edit can be absorbed by a linear map beside it: ``out`` affine in the input, at a site next to one."""
     row, site = t.row, t.site
+    if "chance" in t.out.reads:
+        return Verdict("no", "it differs from one forward pass to the next", row.span)
     if row.tokens:
         return Verdict("no", "it changes only some tokens", row.span)
     if changes_length(row):

@@ -22,6 +22,7 @@ from ..compiler.planner import plan as make_plan
 from ..language.diagnostics import error, near
 from ..language.ir import Method
 from .attention import install
+from .chance import Draw
 from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
 from .heads import Heads, agree, hang
 from .masks import MaskTap
@@ -84,6 +85,7 @@ class Registry(Doorway):
         self.root_handles: list[Any] = []
         self.heads = Heads(switch)
         self.head_handles: list[Any] = []
+        self.draw_handles: list[Any] = []
 
 
 def registry(model: nn.Module) -> Registry | None:
@@ -239,6 +241,7 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
             _hang_edit(model, r, name, attached, e, made, shared)
         _hang_copies(model, r, name, attached, made)
         _hang_root(model, r)
+        _hang_draw(model, r)
         if any(e.site.side == "attention" for e in attached.plan.edits):
             _refuse_upcast(model)
             install()
@@ -367,6 +370,15 @@ def rehang(model: nn.Module) -> None:
     _forget_compiled()
 
 
+def _hang_draw(model: nn.Module, r: Registry) -> None:
+    """The hook that draws ``chance``, where an attached adapter reads it."""
+    needed = any("chance" in e.names for a in r.attached.values() for e in a.plan.edits)
+    if needed and not r.draw_handles:
+        r.draw_handles.append(model.register_forward_pre_hook(Draw(r.switch).enters))
+    while r.draw_handles and not needed:
+        r.draw_handles.pop().remove()
+
+
 def _forget_compiled() -> None:
     """Code that torch.compile made before knows nothing of the new hooks: it is made anew."""
     if "torch._dynamo" in sys.modules:
@@ -401,6 +413,7 @@ def _take_out(model: nn.Module, r: Registry, name: str) -> None:
         if not seam.adapters:
             del host._modules[NAME]
     _hang_root(model, r)
+    _hang_draw(model, r)
     if not r.attached:
         model._modules.pop(NAME, None)
         for n, p in model.named_parameters():

@@ -219,9 +219,11 @@ def _argument(e: Expr | None) -> Any:
 
 def attach(
     model: nn.Module, folder: str | Path, name: str | None = None, *, force: bool = False, trainable: bool = False,
-    tokenizer: Any = None, allow_future: bool = True,
+    tokenizer: Any = None, allow_future: bool = True, arguments: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """Attaches a saved adapter (active, not trained unless ``trainable``) and returns its name.
+
+    ``arguments`` binds some of the method's anew, those that leave its tensors as they are: a scale, how many layers drop.
 
     A wrong base, a truncated or changed file, a missing, surplus or misshapen tensor, NaN: a `PeltError`, the model
     untouched. ``force`` accepts a base of the same shapes and other weights. A head comes back with its labels, whatever
@@ -231,6 +233,8 @@ def attach(
     folder = Path(folder)
     manifest = read_manifest(folder)
     method = _method(folder, manifest)
+    if arguments:
+        method = method(**arguments)
     _compare_base(model, manifest.get("base") or {}, folder, force)
     tensors = _tensors(folder, manifest)
     chosen = name or str(manifest.get("adapter") or "default")
@@ -243,6 +247,8 @@ def attach(
     apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, allow_future=allow_future,
           trainable=trainable, tokenizer=tokenizer, labels=labels)  # fmt: skip
     try:
+        if arguments:
+            _same_tensors(record(model, chosen), tensors, arguments)
         _fill(model, chosen, tensors, folder)
     except BaseException:
         remove(model, chosen)
@@ -251,6 +257,17 @@ def attach(
             activate(model, *was)
         raise
     return chosen
+
+
+def _same_tensors(a: Attached, saved: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> None:
+    """Whether a method with some arguments bound anew still has the tensors that were saved."""
+    here = {n: tuple(t.shape) for n, t in a.plan.tensors.items()}
+    there = {n: tuple(t.shape) for n, t in saved.items() if n not in a.copies}
+    if here != there:
+        n = next(n for n in sorted({*here, *there}) if here.get(n) != there.get(n))
+        found = [f"is {list(s)}" if s is not None else "is missing" for s in (there.get(n), here.get(n))]
+        raise error("E0722", f"with {', '.join(f'{k}={v}' for k, v in arguments.items())} the method has other tensors than those "
+                    f"saved: `{n}` {found[0]} there and {found[1]} here", help="bind only what leaves the tensors as they are")  # fmt: skip
 
 
 def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
-from ..compiler.lower import Lowered, lower, shares_softmax
+from ..compiler.lower import Lowered, lower, rests, shares_softmax
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
@@ -105,6 +106,7 @@ class Edit(Holding):
         self.hold(tensors)
         grouped = planned.site.family == "heads" and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
+        self.rests = lowering and rests(planned.row, self.constants, planned.site.sizes)
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
 
@@ -121,7 +123,9 @@ class Edit(Holding):
         names.update({label: Named(tensors[label], axes) for label, axes in self.axes.items()})
         dtype = next((t.dtype for t in tensors.values()), None)
         for name, t in given.items():
-            if isinstance(t, torch.Tensor):
+            if name == "chance":
+                names[name] = Named(t.to(given["h"].device) if "h" in given else t)
+            elif isinstance(t, torch.Tensor):
                 if dtype is not None and t.dtype != dtype and not torch.is_autocast_enabled(t.device.type):
                     t = t.to(dtype)
                 names[name] = Named(t, self._scope_axes(name, t))
@@ -171,6 +175,8 @@ class Edit(Holding):
             lead = given["rows"]
             inner = {n: t.view(*lead, -1) if n in ("x", "residual") else t for n, t in given.items() if n != "rows"}
             return self.forward(h.view(*lead, -1), inner, mask, want).view(h.shape)
+        if self.rests and want == "h" and not (self.training or self.watchers):
+            return h
         out, c = self.evaluate(h, given, mask, want == "still")
         for watcher in self.watchers:
             watcher.saw(h, out, c)
@@ -199,7 +205,7 @@ class Edit(Holding):
             out = c.names["out"]
             if g is not None:
                 change = elementwise(torch.sub, out, named)
-                out = elementwise(torch.add, named, elementwise(torch.mul, g, change))
+                out = elementwise(torch.add, named, elementwise(operator.mul, g, change))
         if not isinstance(out, Named):
             raise TypeError("a row yields a tensor")
         data = out.data
@@ -220,8 +226,10 @@ class Edit(Holding):
         assert self.lowered is not None and self.lowered.added is not None
         added = evaluate(self.lowered.added, c)
         factor: Any = evaluate(self.lowered.factor, c) if self.lowered.factor is not None else 1
+        if isinstance(factor, Named):  # a number in evaluation may be drawn in training
+            added, factor = elementwise(torch.mul, factor, added), 1
         if g is not None:
-            added = elementwise(torch.mul, g, added)
+            added = elementwise(operator.mul, g, added)
         return elementwise(lambda a, b: torch.add(a, b, alpha=factor), h, added)
 
     def _gate(self, c: Context) -> Any:
@@ -265,7 +273,7 @@ def needs(planned: PlannedEdit) -> frozenset[str]:
     found = set(planned.names)
     if "parallel" in found:
         found.add("q" if planned.site.family == "heads" else "x")
-    return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens"})
+    return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance"})
 
 
 def key_of_tensor(name: str) -> str:

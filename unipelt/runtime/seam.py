@@ -178,6 +178,8 @@ class Seam(nn.Module):
                 given[need] = values.pop(key)
             elif need == "x" and x is not None:
                 given["x"] = x
+        if "chance" in edit.needs and "chance" in values:
+            given["chance"] = values["chance"]
         if edit.needs & {"W", "bias"}:
             W = host.weight if type(host).__name__ == "Conv1D" else host.weight.T  # type: ignore[union-attr,operator]
             given["W"] = part_of(W, edit.part)  # type: ignore[arg-type]

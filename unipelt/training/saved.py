@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,13 @@ class Run:
         return Collator(self.tokenizer, self.task)
 
 
-def load_run(folder: str | Path, model: str | None = None, force: bool = False) -> Run:
-    """Load a run's folder onto its base model, or onto ``model``; another base is refused unless forced."""
+def load_run(
+    folder: str | Path, model: str | None = None, force: bool = False, arguments: Mapping[str, Any] | None = None
+) -> Run:
+    """Load a run's folder onto its base model, or onto ``model``; another base is refused unless forced.
+
+    ``arguments`` binds some of the method's anew (see `unipelt.attach`).
+    """
     place = Path(folder)
     if not place.is_dir():
         raise error("E0615", f"there is no folder `{place}`", help="name the `--out` folder of `unipelt train`")
@@ -48,7 +53,7 @@ def load_run(folder: str | Path, model: str | None = None, force: bool = False) 
     tokenizer = load_tokenizer(base)
     loaded = load_model(base, task, tokenizer, int(record.get("seed", 0)))
     with quiet():
-        name = unipelt.attach(loaded, str(place), force=force)
+        name = unipelt.attach(loaded, str(place), force=force, arguments=arguments)
     loaded.eval()
     return Run(loaded, tokenizer, task, name, int(record.get("eval_batch_size", 64)))
 
