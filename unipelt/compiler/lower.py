@@ -70,15 +70,15 @@ def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> b
         names = {n.id for n in walk(e) if isinstance(n, Name)}
         return not any(isinstance(n, (Attr, Index)) for n in walk(e)) and names <= {*constants, *_PLAIN}
 
-    gate = _inlined(row.gate, "g") if row.gate is not None else None
-    if gate is not None and closed(gate) and not evaluate(gate, context):
-        return True
-
     def decide(n: Any) -> Any:
         if isinstance(n, Choose) and closed(n.test):
             return n.then if evaluate(n.test, context) else n.other
         return n
 
+    gate = _inlined(row.gate, "g") if row.gate is not None else None
+    gate = rewrite(gate, decide) if gate is not None else None
+    if gate is not None and closed(gate) and not evaluate(gate, context):
+        return True
     out = _result(row)
     return out is not None and rewrite(out, decide) == Name("h")
 

@@ -26,7 +26,8 @@ class Fold:
     place: str
 
 
-_BASE = frozenset(("W", "bias", "scale", "log_mass"))
+#: What a fold may not read: the base, and what training changes.
+_BASE = frozenset(("W", "bias", "scale", "log_mass", "training", "chance"))
 
 
 def fold_form(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:

@@ -262,7 +262,8 @@ def attach(
 def _same_tensors(a: Attached, saved: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> None:
     """Whether a method with some arguments bound anew still has the tensors that were saved."""
     here = {n: tuple(t.shape) for n, t in a.plan.tensors.items()}
-    there = {n: tuple(t.shape) for n, t in saved.items() if n not in a.copies}
+    copies = {c.name for c in a.plan.copies}
+    there = {n: tuple(t.shape) for n, t in saved.items() if n not in copies}
     if here != there:
         n = next(n for n in sorted({*here, *there}) if here.get(n) != there.get(n))
         found = [f"is {list(s)}" if s is not None else "is missing" for s in (there.get(n), here.get(n))]
