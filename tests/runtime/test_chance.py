@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_layers_that_are_computed_again_see_the_same_draw(kind: str, reentrant: 
     m.train()
     plain = [step(m, seed, passes=2) for seed in range(6)]
     enable = getattr(m, "activation_checkpointing_enable", None) or m.gradient_checkpointing_enable
-    enable({"use_reentrant": reentrant})
+    enable(**{next(iter(inspect.signature(enable).parameters)): {"use_reentrant": reentrant}})
     if reentrant:
         m.enable_input_require_grads()
     again = [step(m, seed, passes=2) for seed in range(6)]
@@ -304,8 +305,9 @@ def test_specialised() -> None:
     plan = unipelt.apply(m, unipelt.load(name("adapter_drop"))(k=1, r=3))
     assert {e.site.layer for e in plan.edits} == {1, 2} and acting(m, inputs()) == [True, True]
     assert plan.counts.trained == 2 * (2 * WIDTH * 3 + 3 + WIDTH)
+    assert unipelt.plan(m, unipelt.load(name("adapter_drop"))(r=3)).counts == plan.counts, "5 of 12 is 1 of 3"
     with pytest.raises(unipelt.PeltError) as e:
-        unipelt.plan(m, unipelt.load(name("adapter_drop")))
+        unipelt.plan(m, unipelt.load(name("adapter_drop"))(k=3))
     assert [d.code for d in e.value.diagnostics] == ["E0516"]
 
 

@@ -29,7 +29,7 @@ from ..language.loading import parse
 from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Tensor
 from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
-from .attach import Registry, _unwrapped, activate, apply, record, registry, remove
+from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
 from .folding import folded
 from .offload import value_of
 from .sharding import is_sharded, on_first, put, settle, whole
