@@ -61,6 +61,8 @@ def blank(spec: str, kind: str, model: Any) -> dict[str, list[str]]:
         leave("it merges", "merge refused")
     else:
         leave(f"not mergeable; {said['mergeable']}", "merged")
+    if any("training" in e.names for e in plan.edits):
+        leave("it says what it does otherwise in training", "train mode")
     if kind not in DECODERS:
         leave("an encoder does not decode", *DECODING)
     elif plan.leaks:
