@@ -47,6 +47,11 @@ def test_a_bare_name_means_every_stack_and_a_front_one(kind: str) -> None:
     assert "encoder 4 layers, decoder 3 layers" in str(only)
 
 
+def test_a_site_that_is_named_twice_is_edited_once() -> None:
+    plan = unipelt.plan(build("t5"), small(named("lora"))(at="[decoder.attn.q, attn.q]"))
+    assert len(plan.edits) == len({e.site.label for e in plan.edits}) == 5
+
+
 def test_layers_are_counted_in_each_stack() -> None:
     model = build("t5", layers=3)
     plan = unipelt.plan(model, unipelt.parse("method m { layers last 2 modify ffn form { b: [d_out] ~ zeros delta = b } compose add }"))

@@ -110,7 +110,7 @@ class _Builder:
                 self.problems.append(Diagnostic(
                     "E0512", f"this {type(self.model).__name__} has no site `{name}`", path.span,
                     help=near(name, known) or f"it has: {', '.join(known)}"))  # fmt: skip
-            found += here
+            found += [s for s in here if all(s is not f for f in found)]  # `attn.q, decoder.attn.q` names some sites twice
         if absent and not found and not self.problems:
             self.problems.append(Diagnostic("E0512", f"this {type(self.model).__name__} has no `{absent[0]}`", row.span))
         elif absent:
