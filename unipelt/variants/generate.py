@@ -173,8 +173,9 @@ def _word(what: str, text: str) -> str:
     text = re.sub(r"\.0\b", "", text)
     if what in ("form", "compose", "insert"):
         head, _, inner = text.partition("(")
-        parts = inner.rstrip(")").split(", ")
-        shown = [a for a in parts if re.fullmatch(r"\d[\w.]*", a)] + [v for a in parts for k, e, v in [a.partition(" = ")] if e]
+        parts = inner[:-1].split(", ")
+        shown = [a for a in parts if re.fullmatch(r"\d[\w.]*", a)]
+        shown += [v for a in parts for k, _, v in [a.partition(" = ")] if re.fullmatch(r"\w+", v) and not k.startswith("init")]
         text = "_".join([head or "block", *shown])
     elif what not in ("modify", "layers", "tokens"):
         text = what + text
