@@ -296,6 +296,9 @@ def train(
     save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps, besides each epoch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Watch gates, edits and gradients; draw report.png and .svg in --out.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter and save it."""
@@ -308,7 +311,7 @@ def train(
         epochs=epochs, max_steps=max_steps, lr=lr, batch_size=batch_size,
         eval_batch_size=eval_batch_size, max_length=max_length, padding=padding, train_size=train_size, shots=shots, seed=seed,
         warmup=warmup, weight_decay=weight_decay, scheduler=scheduler, clip=clip, dropout=dropout, best=not last,
-        checkpoints=not no_checkpoints, allow_future=allow_future, save_steps=save_steps, resume=resume, overwrite=overwrite,
+        checkpoints=not no_checkpoints, allow_future=allow_future, save_steps=save_steps, resume=resume, overwrite=overwrite, report=report,
     )  # fmt: skip
 
 

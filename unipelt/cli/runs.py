@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from .output import emit, say, table
 def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
     from ..training.config import TrainConfig
     from ..training.data import read
+    from ..training.report import PICTURES
     from ..training.resolve import read_arguments, resolve_method
 
     config = TrainConfig(set=read_arguments(arguments), **options)
@@ -26,10 +28,13 @@ def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
     from ..training.run import train
 
     result = train(config, say=say, bar=False if as_json else None)
+    picture = str(Path(result.folder) / PICTURES[0])
     if as_json:
-        emit({"ok": True, **result.to_json()})
+        emit({"ok": True, **result.to_json(), **({"report": picture} if config.report else {})})
         return
     c = result.counts
+    if config.report:
+        say(f"what happened is drawn in {picture}")
     say(f"trained {c['trained']:,} parameters in {result.seconds:.0f} s; stored {c['stored']:,} in {result.folder}")
     table([{"split": s, **m} for s, m in result.metrics.items()], ["split", *next(iter(result.metrics.values()))])
 

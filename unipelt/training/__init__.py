@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from .data import Data, Split, read
     from .run import Result, train
     from .saved import Run, evaluate_run, load_run, merge_run, predict_run
+    from .watching import Watching
 
 _WHERE = {
     "TrainConfig": "config", "Data": "data", "Split": "data", "read": "data", "Result": "run", "train": "run",
     "Run": "saved", "load_run": "saved", "evaluate_run": "saved", "predict_run": "saved", "merge_run": "saved",
+    "Watching": "watching",
 }  # fmt: skip
 
 __all__ = [
-    "Data", "Result", "Run", "Split", "TrainConfig",
+    "Data", "Result", "Run", "Split", "TrainConfig", "Watching",
     "evaluate_run", "load_run", "merge_run", "predict_run", "read", "train",
 ]  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..language.diagnostics import error
+from .report import drawable
 from .tasks import KINDS
 
 SCHEDULERS = ("linear", "constant", "cosine")
@@ -22,7 +23,7 @@ CHOICES = {
 }  # fmt: skip
 
 #: Options that may change between a run and its continuation: they do not change what is computed.
-NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps")
+NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ class TrainConfig(TaskOptions):
     save_steps: int | None = None
     resume: bool = False
     overwrite: bool = False
+    report: bool = False
 
     def check(self) -> None:
         super().check()
@@ -115,6 +117,11 @@ class TrainConfig(TaskOptions):
             raise _option("dropout", "is a probability below 1", self.dropout)
         if not self.checkpoints and (self.resume or self.save_steps):
             raise error("E0620", "without checkpoints a run cannot be resumed", help="leave `--no-checkpoints` out")
+        if self.report and not self.checkpoints:
+            raise error("E0670", "a report shows what each epoch's evaluation finds, and without checkpoints there is none",
+                        help="leave `--no-checkpoints` or `--report` out")  # fmt: skip
+        if self.report:
+            drawable()
         if self.shots and self.train_size:
             raise error("E0620", "`--shots` and `--train-size` exclude each other", help="give one of them")
         if self.resume and self.overwrite:

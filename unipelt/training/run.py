@@ -23,18 +23,21 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 import unipelt
 
 from ..language.diagnostics import error
+from ..runtime.hub import public_name
 from . import data as reading
 from .config import TrainConfig, absolute
 from .models import load_config, load_model, load_tokenizer, quiet
 from .progress import Progress, Say, Ticker, silent
+from .report import DATA, PICTURES, report_of, write_report
 from .resolve import resolve_method
 from .tasks import Collator, Encoded, Task, evaluate, task_for
 from .trainer import AdapterTrainer, SaveEvery, last_checkpoint
+from .watching import Watching
 
 NAME = "trained"
 RUN, TASK, METRICS, CHECKPOINTS = "run.json", "task.json", "metrics.json", "checkpoints"
 #: What a run writes. `--overwrite` removes these and nothing else.
-WRITTEN = ("adapter.safetensors", "adapter.json", "method.pelt", TASK, METRICS, RUN)
+WRITTEN = ("adapter.safetensors", "adapter.json", "method.pelt", TASK, METRICS, RUN, DATA, *PICTURES)
 #: Above this share of trained parameters a run is fine-tuning, and wants fine-tuning's learning rate.
 FINE_TUNING_SHARE = 0.2
 ADAPTER_LR, FINE_TUNING_LR = 1e-3, 5e-5
@@ -96,7 +99,8 @@ def train(
 
     trainer = _trainer(config, model, task, tokenizer, encoded, lr, folder / CHECKPOINTS)
     progress = Progress(say, task.metric[0], bar)
-    for callback in (progress, *callbacks):
+    watching = Watching(trainer, NAME)
+    for callback in (progress, *([watching] if config.report else []), *callbacks):
         trainer.add_callback(callback)
     if config.save_steps:
         trainer.add_callback(SaveEvery(config.save_steps, math.ceil(len(encoded["train"]) / config.batch_size)))
@@ -108,6 +112,7 @@ def train(
                 say(f"the best checkpoint is step {trainer.state.best_global_step} of {trainer.state.global_step}")
     finally:
         progress.close()
+        watching.close()
 
     collator = Collator(tokenizer, task)
     metrics: dict[str, dict[str, float]] = {}
@@ -119,7 +124,14 @@ def train(
     history = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     seconds = time.monotonic() - begun
     result = Result(str(folder), task, metrics, counts, lr, history, tuple(notes), seconds, model, tokenizer)
-    _finish(folder, config, result, trainer.state.best_global_step)
+    best = trainer.state.best_global_step
+    if config.report:
+        write_report(folder, report_of(
+            trainer.state.log_history, method=method.name, model=public_name(config.model), task=task.kind, counts=counts,
+            order=list(dict.fromkeys((e.row.name, e.site.full_name) for e in plan.edits)), metric=task.metric[0], seed=config.seed,
+            best_step=best if config.best else trainer.state.global_step,
+        ))  # fmt: skip
+    _finish(folder, config, result, best)
     return result
 
 
