@@ -391,6 +391,15 @@ def test_a_row_for_each_token_at_a_head_that_pools_before() -> None:
     refused("E0706", m, **batch())
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_after_an_adapter_whose_tensors_the_model_owns(kind: str) -> None:
+    m = build(kind)
+    alone = unipelt.plan(m, lora(), labels=5)
+    unipelt.apply(m, unipelt.load(name("mam"))(l=2, r=2, mid=4), "mam", labels=2)
+    planned = unipelt.apply(m, lora(), "a", labels=5)
+    assert planned.counts == alone.counts and planned.sites == alone.sites and logits(m).shape == (3, 5)
+
+
 def test_a_change_of_a_head_of_other_labels_is_refused() -> None:
     m = build("gpt2")
     unipelt.apply(m, lora(), "own", labels=5)

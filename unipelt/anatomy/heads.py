@@ -20,8 +20,12 @@ def head_modules(model: nn.Module, base: nn.Module, prefix: str, entered: set[st
             return ()
         words = _call(model, "get_input_embeddings")
         known = {p.split(".")[0] for p in entered} | {n for n, m in model.named_children() if m is words or n == "pooler"}
-        return tuple(n for n, m in model.named_children() if n not in known and any(True for _ in m.parameters()))
-    own = [n for n, m in model.named_children() if n != prefix.split(".")[0] and any(True for _ in m.parameters())]
+    else:
+        known = {prefix.split(".")[0]}
+    known.add("unipelt")  # what adapters share is no head
+    own = tuple(n for n, m in model.named_children() if n not in known and any(True for _ in m.parameters()))
+    if base is model:
+        return own
     if not own:
         return ()
     pooler = getattr(base, "pooler", None)
