@@ -17,6 +17,7 @@ _WHERE = {
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
+    "inputs": "runtime.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
     "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint",
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
     from .language.diagnostics import Diagnostic, PeltError
     from .language.ir import Method
     from .language.loading import check, library, load, parse
+    from .runtime.arguments import inputs
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove
     from .runtime.checkpoint import attach, restore, save, state_dict
+    from .runtime.ensemble import ensemble
     from .runtime.merge import merge, unmerge
     from .runtime.plain import save_merged
+    from .runtime.prompts import at_tokens
     from .runtime.watch import Seen, gradient_norms, watch
 
 

@@ -132,6 +132,7 @@ def text(grid: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(FILE.parents[1]))  # as tests/conftest.py does
     if sys.argv[1:] == ["--write"]:
         FILE.write_text(text(found()), encoding="utf-8")
     else:

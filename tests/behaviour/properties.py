@@ -15,7 +15,7 @@ from typing import Any, Callable
 import pytest
 import torch
 from tiny import (
-    DECODERS, PAD, Bases, batch, distance, footprint, look, loss, outputs, put, randomise, same,
+    DECODERS, PAD, Bases, batch, distance, footprint, giving, look, loss, outputs, put, randomise, same,
     same_values, size, small, trained, values,
 )  # fmt: skip
 from torch import nn
@@ -429,8 +429,8 @@ def side_by_side(case: Case) -> None:
     both = look(m, inputs)
     assert same(look(m, inputs), both)
     assert len(trained(m, "one")) == len(trained(m, "two")) > 0
-    copied = not case.plan.edits or all(e.site.name == "head" for e in case.plan.edits)
-    if copied:  # a copy, and a head, stand in place of what they copy: the later one replaces the earlier
+    replaced = [e.site.name == "head" or (e.places is not None and e.places.word == "fill") for e in case.plan.edits]
+    if all(replaced):  # copies, heads and fillings stand in place of what was there: the later one replaces the earlier
         assert distance(both, alone[1]) <= 1e-5 * max(1.0, size(alone[1]))
     else:
         assert distance(both, alone[0]) > EFFECT and distance(both, alone[1]) > EFFECT
@@ -478,18 +478,20 @@ def _padded(case: Case, model: nn.Module, side: str) -> tuple[dict[str, torch.Te
     }
     for b in (alone, both):
         b["position_ids"] = (b["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    wanted, got = look(model, alone), look(model, both)
+    wanted, got = _at_tokens(model, alone), _at_tokens(model, both)
     cut = {}
     for n, t in got.items():
-        added = t.shape[1] - 9 if t.dim() == 3 else 0  # a prompt's own rows, before the tokens
         if t.dim() == 3:
-            rows = [t[:1, :added], t[:1, added + 4 :] if side == "left" else t[:1, added : added + 5]]
-            cut[n] = torch.cat(rows, 1)
+            cut[n] = t[:1, 4:] if side == "left" else t[:1, :5]
         elif side == "right" or case.kind == "gpt2":
             cut[n] = t[:1]
         else:
             continue  # BERT's pooler reads the first position, here a pad
     return {n: wanted[n] for n in cut}, cut, len(cut)
+
+
+def _at_tokens(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n: unipelt.at_tokens(model, t) if t.dim() == 3 else t for n, t in look(model, inputs).items()}
 
 
 def _padding(case: Case, side: str) -> None:
@@ -539,7 +541,7 @@ def _logits(m: nn.Module, case: Case, cache: Any, ids: torch.Tensor, chunks: lis
     for n in chunks:
         with torch.no_grad():
             o = m(input_ids=ids[:, start : start + n], past_key_values=cache, use_cache=True)
-        found.append(o.logits[:, -n:])
+        found.append(unipelt.at_tokens(m, o.logits))
         start += n
     return torch.cat(found, 1)
 
@@ -549,11 +551,11 @@ def _decoding(case: Case, make: Callable[[nn.Module], Any]) -> None:
     ids = batch(case.kind, rows=2, tokens=8, padded=False)["input_ids"]
     before = look(m, {"input_ids": ids})
     case.put(m)
-    with torch.no_grad():
-        full = m(input_ids=ids, use_cache=False).logits[:, -8:]
+    with giving(m, ids):
+        full = unipelt.at_tokens(m, look(m, {"input_ids": ids}, use_cache=False)["logits"])
+        found = {str(chunks): _logits(m, case, make(m), ids, chunks) for chunks in ([1] * 8, [4, 1, 3])}
     assert (full - before["logits"]).abs().max() > EFFECT
-    for chunks in ([1] * 8, [4, 1, 3]):
-        cached = _logits(m, case, make(m), ids, chunks)
+    for chunks, cached in found.items():
         assert (cached - full).abs().max() <= TOLERANCE * max(1.0, float(full.abs().max())), chunks
     unipelt.remove(m, "a")
 
@@ -572,7 +574,10 @@ def static_cache(case: Case) -> None:
 
 def _generate(m: nn.Module, ids: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
     mask = torch.ones_like(ids) if mask is None else mask
-    out = m.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=PAD, **options)
+    with giving(m, ids):
+        out = m.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=PAD, **options
+        )
     assert out.shape[1] == ids.shape[1] + 5 and torch.equal(out[:, : ids.shape[1]], ids)
     return out[:, ids.shape[1] :]
 
@@ -587,7 +592,8 @@ def greedy(case: Case) -> None:
     with_cache = _generate(m, ids)
     assert torch.equal(with_cache, _generate(m, ids, use_cache=False))
     whole = torch.cat([ids, with_cache], 1)
-    logits = look(m, {"input_ids": whole})["logits"]
+    with giving(m, ids):
+        logits = look(m, {"input_ids": whole})["logits"]
     chosen = logits[:, -6:-1]
     best = chosen.amax(-1)
     picked = chosen.gather(-1, with_cache[..., None])[..., 0]

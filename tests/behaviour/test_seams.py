@@ -254,7 +254,7 @@ def _break_after(monkeypatch, where, name, calls):
 @pytest.mark.parametrize(
     ("name", "calls"),
     [("_hang_edit", 0), ("_hang_edit", 3), ("_hang_copies", 0), ("_hang_root", 0), ("install", 0), ("activate", 0),
-     ("_start", 2), ("_forget_compiled", 0)],
+     ("start", 2), ("_forget_compiled", 0)],
 )  # fmt: skip
 def test_apply_that_fails_half_way(name, calls, others, bases, monkeypatch):
     from unipelt.runtime import attach

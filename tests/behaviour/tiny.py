@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
 )  # fmt: skip
 
 import unipelt
+from small import declared
 
 VOCAB, WIDTH, PAD = 96, 32, 0
 _SPECIAL: dict[str, Any] = dict(
@@ -148,9 +150,17 @@ def _sound(rows: int, seed: int) -> dict[str, torch.Tensor]:
     return {"input_features": torch.randn(rows, 5, FRAMES, generator=torch.Generator().manual_seed(seed))}
 
 
+def giving(model: nn.Module, ids: torch.Tensor) -> Any:
+    """A block in which a model has the arguments that its adapters declare, as those ids make them."""
+    found = declared(model, ids)
+    return unipelt.inputs(model, **found) if found else nullcontext()
+
+
 def outputs(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> dict[str, torch.Tensor]:
     """What a user reads from a model: logits, or the last hidden state and the pooled one."""
     dtype = next(model.parameters()).dtype
+    if "input_ids" in inputs:
+        more = {**declared(model, inputs["input_ids"]), **more}
     o = model(**{n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}, **more)
     found = {n: o[n] for n in ("logits", "last_hidden_state", "pooler_output") if n in o and o[n] is not None}
     assert found

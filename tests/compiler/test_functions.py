@@ -15,11 +15,11 @@ from unipelt.language.parser import parse_expression
 from unipelt.language.primitives import DOMAINS, INITIALISERS, PRIMITIVES
 from unipelt.language.sites import TensorType, axis_order
 from unipelt.language.sizes import Size
-from unipelt.language.syntax import Expr
+from unipelt.language.syntax import Expr, Name, walk
 from unipelt.language.values import NumberType, Poison, Value
 
 LENGTHS = {"batch": 9, "token": 13, "head": 4, "group": 2, "expert": 6}
-SIZES = {"d_model": 5, "d_head": 3, "d_q": 12, "d_kv": 6, "d_ff": 10, "r": 7, "l": 11}
+SIZES = {"4 r": 28, "d_model": 5, "d_head": 3, "d_q": 12, "d_kv": 6, "d_ff": 10, "r": 7, "l": 11}
 TENSORS = {
     "x": ("batch token", ("d_model",)),
     "q": ("batch head token", ("d_head",)),
@@ -36,6 +36,10 @@ TENSORS = {
     "Q": ("", ("l", "d_q")),
     "each": ("expert", ("d_model", "r")),
     "rows": ("", ("l", "d_model")),
+    "each_rows": ("batch", ("l", "d_model")),
+    "gates": ("", ("d_model", "4 r")),
+    "again": ("", ("r", "4 r")),
+    "bias": ("", ("4 r",)),
     "T": ("", ("r", "l", "d_model")),
     "bx": ("batch", ("d_model",)),
     "gh": ("group", ("d_head",)),
@@ -89,7 +93,11 @@ EXAMPLES = {
     "last": ("last(x, tokens)", "last(x, positions)"),
     "heads": ("heads(P)", "heads(Q)"),
     "concat": ("concat(x, u)", "concat(key, own)", "concat(v, u, x)", "concat(x, bx)"),
-    "prepend": ("prepend(rows, x)",),
+    "flip": ("flip(M)", "flip(key)"),
+    "lstm": ("lstm(rows, gates, again, bias)", "lstm(flip(each_rows), gates, again, bias)"),
+    "prepend": ("prepend(rows, x)", "prepend(rows, x, 1)", "prepend(each_rows, x)"),
+    "append": ("append(rows, x)", "append(each_rows, x)"),
+    "fill": ("fill(rows, x)", "fill(each_rows, x)"),
     "width": ("width(M)", "width(x) * 2"),
 }
 
@@ -98,6 +106,7 @@ def types(numeric: bool) -> dict[str, Value]:
     found = {}
     for name, (axes, sizes) in TENSORS.items():
         shape = tuple(Size.of(SIZES[s] if numeric and isinstance(s, str) else s) for s in sizes)
+        shape = tuple(Size.of(4) * Size.of("r") if s == Size.of("4 r") else s for s in shape)
         found[name] = Value(TensorType(frozenset(axes.split()), shape))
     return found
 
@@ -107,7 +116,7 @@ def inference(numeric: bool) -> Inference:
     return Inference(types(numeric), sizes, axes={"expert": Size.of(6)})
 
 
-def context(seed: int) -> Context:
+def context(seed: int, marks: bool = False) -> Context:
     g = torch.Generator().manual_seed(seed)
     names = {}
     for name, (axes, sizes) in TENSORS.items():
@@ -117,7 +126,12 @@ def context(seed: int) -> Context:
     mask = torch.ones(LENGTHS["batch"], LENGTHS["token"])
     mask[2, 5:] = 0
     mask[4, :3] = 0
-    return Context(names, SIZES, mask=mask)
+    shape = (LENGTHS["batch"], LENGTHS["token"])
+    if marks:  # of pseudo-tokens; else the places of rows
+        places = torch.randint(SIZES["l"] + 1, shape, generator=g)
+    else:
+        places = torch.rand(shape, generator=g).argsort(-1)[:, : SIZES["l"]]
+    return Context(names, SIZES, mask=mask, places=places)
 
 
 def agree(e: Expr, seed: int = 0) -> str:
@@ -127,7 +141,7 @@ def agree(e: Expr, seed: int = 0) -> str:
     if symbolic.problems:
         return "refused"
     assert not numeric.problems and not isinstance(s, Poison)
-    value = evaluate(e, context(seed))
+    value = evaluate(e, context(seed, marks=any(n == Name("fill") for n in walk(e))))
     if isinstance(s, NumberType):
         assert isinstance(n, NumberType) and not isinstance(value, (Named, str))
         if n.value is not None:
@@ -215,6 +229,21 @@ def test_an_activation_is_elementwise(name: str) -> None:
         "concat(M, N)",
         "prepend(v, x)",
         "prepend(P, x)",
+        "prepend(rows, x, 0 - 1)",
+        "prepend(rows, x, 0.5)",
+        "prepend(rows, v)",
+        "append(P, x)",
+        "append(key, x)",
+        "fill(v, x)",
+        "fill(x, x)",
+        "flip(v)",
+        "flip(2)",
+        "lstm(rows, M, again, bias)",
+        "lstm(rows, gates, M, bias)",
+        "lstm(rows, gates, again, u)",
+        "lstm(v, gates, again, bias)",
+        "lstm(rows, gates, again, 2)",
+        "lstm(rows, each, again, bias)",
         "softmax(s)",
         "running_mean(v)",
         "first(v, positions)",
@@ -286,5 +315,50 @@ def test_initialisers_have_a_draw() -> None:
 
     for name, spec in INITIALISERS.items():
         args = tuple(String("a") if spec.text else Number(0.5 + i) for i in range(spec.arity[0]))
-        t = draw(Distribution(name, args), (2,), (3, 4), generator(0, "t"), lambda text, n, g: torch.ones(n, 4))
+        t = draw(Distribution(name, args), (2,), (3, 4), generator(0, "t"), lambda d, n, g: torch.ones(n, 4))
         assert t.shape == (2, 3, 4) and torch.isfinite(t).all()
+
+
+# ---------------------------------------------------------------- LSTMs, and rows among the tokens
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_lstm_is_that_of_torch(layers: int) -> None:
+    """Outputs and gradients of `torch.nn.LSTM`, bidirectional and stacked, with its own weights."""
+    torch.manual_seed(3)
+    theirs = torch.nn.LSTM(5, 7, num_layers=layers, bidirectional=True, batch_first=True, dtype=torch.float64)
+    x = torch.randn(9, 11, 5, dtype=torch.float64)
+    weights = dict(theirs.named_parameters())
+    out = theirs(x)[0]
+    out.square().sum().backward()
+    wanted = {n: p.grad.clone() for n, p in weights.items()}
+    theirs.zero_grad()
+    value = Named(x, ("batch",))
+    for i in range(layers):
+        names = {"z": value}
+        for end, direction in (("", "f"), ("_reverse", "b")):
+            names |= {
+                f"{direction}W": Named(weights[f"weight_ih_l{i}{end}"].T), f"{direction}U": Named(weights[f"weight_hh_l{i}{end}"].T),
+                f"{direction}b": Named(weights[f"bias_ih_l{i}{end}"] + weights[f"bias_hh_l{i}{end}"]),
+            }  # fmt: skip
+        found = evaluate(parse_expression("concat(lstm(z, fW, fU, fb), flip(lstm(flip(z), bW, bU, bb)))"), Context(names, {}))
+        assert isinstance(found, Named)
+        value = found
+    assert torch.allclose(value.data, out, atol=1e-12)
+    value.data.square().sum().backward()
+    for n, p in weights.items():
+        assert wanted[n].abs().max() > 1e-3 and torch.allclose(p.grad, wanted[n], atol=1e-10), n
+
+
+def test_rows_stand_where_they_are_said_to() -> None:
+    h, rows = torch.randn(2, 5, 3), torch.randn(2, 3)
+    names = {"h": Named(h, ("batch", "token")), "P": Named(rows), "Q": Named(torch.stack([rows, -rows]), ("batch",))}
+    places = torch.tensor([[0, 1], [3, 4]])
+    for text, other in (("prepend(P, h)", rows), ("append(Q, h)", -rows)):
+        out = evaluate(parse_expression(text), Context(names, {}, places=places)).data
+        assert torch.equal(out[0], torch.cat([rows, h[0, 2:]])) and torch.equal(out[1], torch.cat([h[1, :3], other]))
+    marks = torch.tensor([[0, 2, 0, 1, 2], [0, 0, 0, 0, 1]])
+    for text, other in (("fill(P, h)", rows), ("fill(Q, h)", -rows)):
+        out = evaluate(parse_expression(text), Context(names, {}, places=marks)).data
+        assert torch.equal(out[0], torch.stack([h[0, 0], rows[1], h[0, 2], rows[0], rows[1]]))
+        assert torch.equal(out[1], torch.cat([h[1, :4], other[:1]]))

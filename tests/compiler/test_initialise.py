@@ -107,12 +107,14 @@ def test_word_embeddings_need_a_place_that_has_them() -> None:
     assert caught.value.diagnostics[0].code == "E0520"
     seen = []
 
-    def embeddings(text: str | None, rows: int, g: torch.Generator) -> torch.Tensor:
-        seen.append((text, rows))
-        return torch.arange(rows * 2.0).reshape(rows, 2)
+    def embeddings(d: Distribution, rows: int, g: torch.Generator) -> torch.Tensor:
+        seen.append((d.name, rows))
+        return torch.arange(rows * 2.0).reshape(rows, 2) + len(seen)
 
     t = draw(Distribution("tokens", (String("a text"),)), (2,), (3, 2), generator(0, "x"), embeddings)
-    assert seen == [("a text", 3)] and t.shape == (2, 3, 2) and torch.equal(t[0], t[1])
+    assert seen == [("tokens", 3)] and t.shape == (2, 3, 2) and torch.equal(t[0], t[1])
+    t = draw(Distribution("sampled_tokens"), (), (4, 3, 2), generator(0, "x"), embeddings)
+    assert len(seen) == 5 and t.shape == (4, 3, 2) and not torch.equal(t[0], t[1]), "each of several prompts has its own"
 
 
 # ---------------------------------------------------------------- in a model

@@ -306,6 +306,39 @@ def prompt(site: str, row: int = 0) -> Piece:
     return mapped
 
 
+def prompt_lstm(row: int = 0) -> Piece:
+    """peft's prompt encoder: a bidirectional LSTM of one layer (gates i, f, g, o) and an MLP."""
+
+    def mapped(p: Place) -> Mapped:
+        front, ours = "prompt_encoder.default", f"embed.words.{p.rows[row]}"
+        out: Mapped = {f"{ours}.E": (f"{front}.embedding.weight", same)}
+        for mark, end in (("f", ""), ("b", "_reverse")):
+            for name, part_, view in (("x", "ih", transposed), ("h", "hh", transposed)):
+                out[f"{ours}.W_{name}{mark}"] = (f"{front}.lstm_head.weight_{part_}_l0{end}", view)
+                out[f"{ours}.b_{name}{mark}"] = (f"{front}.lstm_head.bias_{part_}_l0{end}", same)
+        return out | _mlp_head(ours, front, 2)
+
+    return mapped
+
+
+def prompt_mlp(row: int = 0) -> Piece:
+    """peft's prompt encoder of three linear layers."""
+
+    def mapped(p: Place) -> Mapped:
+        front, ours = "prompt_encoder.default", f"embed.words.{p.rows[row]}"
+        return {f"{ours}.E": (f"{front}.embedding.weight", same)} | _mlp_head(ours, front, 3)
+
+    return mapped
+
+
+def _mlp_head(ours: str, front: str, layers: int) -> Mapped:
+    out: Mapped = {}
+    for i in range(layers):
+        out[f"{ours}.W{i + 1}"] = (f"{front}.mlp_head.{2 * i}.weight", transposed)
+        out[f"{ours}.b{i + 1}"] = (f"{front}.mlp_head.{2 * i}.bias", same)
+    return out
+
+
 def adaption(row: int = 0) -> Piece:
     """peft: a prompt (1, l, d) and one gate a layer."""
 

@@ -98,6 +98,15 @@ def gate(s: Sizes) -> int:
     return s.d + 1
 
 
+def lstm(d_in: int, h: int) -> int:
+    """A bidirectional layer as torch has it: in each direction W_ih, W_hh and two biases for four gates."""
+    return 2 * 4 * (h * d_in + h * h + 2 * h)
+
+
+def linear(d_in: int, d_out: int) -> int:
+    return d_in * d_out + d_out
+
+
 @dataclass(frozen=True)
 class Formula:
     """What a method trains and stores on top of the head; ``own_head`` replaces the model's."""
@@ -133,7 +142,14 @@ FORMULAS: dict[str, Formula] = {
     "prefix_tuning": Formula(lambda s: prefix(s, 30)),
     "prefix_tuning_mlp": Formula(lambda s: mlp(s, 10, 512), lambda s: prefix(s, 10)),
     "llama_adapter": Formula(lambda s: min(s.L, 30) * (10 * s.d + s.heads)),
+    "p_tuning_v2": Formula(lambda s: prefix(s, 20)),
     "prompt_tuning": Formula(lambda s: 20 * s.d),
+    "prompt_tuning_after_cls": Formula(lambda s: 20 * s.d),
+    "prompt_ensemble": Formula(lambda s: 5 * 20 * s.d),
+    "p_tuning": Formula(lambda s: 9 * s.d + 2 * lstm(s.d, s.d // 2) + 2 * linear(s.d, s.d), lambda s: 9 * s.d),
+    "p_tuning_prepended": Formula(lambda s: 20 * s.d + 2 * lstm(s.d, s.d // 2) + 2 * linear(s.d, s.d), lambda s: 20 * s.d),
+    "p_tuning_mlp": Formula(lambda s: 9 * s.d + 3 * linear(s.d, s.d), lambda s: 9 * s.d),
+    "p_tuning_mlp_prepended": Formula(lambda s: 20 * s.d + 3 * linear(s.d, s.d), lambda s: 20 * s.d),
     "ia3": Formula(lambda s: s.L * (2 * s.kv + s.ff)),
     "bitfit": Formula(lambda s: s.biases, copies=True),
     "ln_tuning": Formula(lambda s: s.norms, copies=True),

@@ -14,7 +14,8 @@ import torch
 import transformers
 from fidelity_kit import (
     EFFECT, GRADIENTS, OUTPUTS, Piece, Place, adaption, bottleneck, classifier, effect, fill, gradient_error, gradients,
-    library, low_rank, mapping, norms, output_error, prefix, prefix_gates, prefix_mlp, prompt, rescaling, variant,
+    library, low_rank, mapping, norms, output_error, prefix, prefix_gates, prefix_mlp, prompt, prompt_lstm, prompt_mlp,
+    rescaling, variant,
 )  # fmt: skip
 from recordings import COUNT, FOLDER, listed
 
@@ -65,6 +66,7 @@ CASES: dict[str, Case] = {
     "adapters/bert-prefix_tuning": own("prefix_tuning_mlp", prefix_mlp(), l=5, mid=16),
     "adapters/bert-prefix_tuning_flat": own("prefix_tuning", prefix(5), l=5),
     "adapters/bert-prompt_tuning": own("prompt_tuning", prompt("embed"), l=4, at="embed"),
+    "adapters/bert-prompt_tuning_after_bos": own("prompt_tuning_after_cls", prompt("embed"), l=3, at="embed"),
     "adapters/bert-lora": own("lora", low_rank("attn.q", "attn.v"), r=4, alpha=8.0),
     "adapters/bert-lora_all": other("adapters", "lora_everywhere", "five places instead of two",
                                     low_rank(*QKV, "ffn.up", "ffn.down"), r=3, alpha=6.0),
@@ -121,6 +123,10 @@ CASES: dict[str, Case] = {
         lambda: variant("peft", "prefix_mlp_narrow", l=5, mid=16), (prefix_mlp(0, UNIPELT_MLP),), shift=5,
         why=f"an embedding as wide as one layer's keys; {SHIFT}"),
     "peft/llama-prompt_tuning": own("prompt_tuning", prompt("embed.words"), l=4, at="embed.words"),
+    "peft/llama-p_tuning_lstm": other("peft", "p_tuning_lstm", "one LSTM layer with a width of its own", prompt_lstm(),
+                                      l=4, mid=12),
+    "peft/llama-p_tuning_mlp": other("peft", "p_tuning_mlp_narrow", "the MLP has a width of its own", prompt_mlp(),
+                                     l=4, mid=16),
     "peft/llama-adaption_prompt": other("peft", "adaption_prompt", "one gate a layer, no tanh", adaption(), l=4, top=2),
     "peft/bert-lora": with_classifier("lora", (low_rank("attn.q", "attn.v"),), r=4, alpha=8.0),
     "peft/bert-ia3": Case(lambda: variant("peft", "ia3_all_inputs") + variant("peft", "classifier_copy"),
@@ -149,7 +155,6 @@ NOT_HERE: dict[str, str] = {
     "adapters/bert-dvora": _WEIGHT,
     "adapters/bert-loreft": f"{_ZOO}: selected tokens, an orthogonal projection",
     "adapters/bert-noreft": f"{_ZOO}: selected tokens",
-    "adapters/bert-prompt_tuning_after_bos": "a prompt inside the text; `prepend` puts rows before all tokens",
     "adapters/bert-seq_bn_inv": f"{_ZOO}: an invertible adapter at the embeddings",
     "adapters/bert-vera": _SHARED,
     "peft/llama-adalora": f"{_ZOO}: ranks that change in training",
@@ -170,8 +175,6 @@ NOT_HERE: dict[str, str] = {
     "peft/llama-oft": _WEIGHT,
     "peft/llama-oft_coft_shared": _WEIGHT,
     "peft/llama-oft_neumann": _WEIGHT,
-    "peft/llama-p_tuning_lstm": f"{_ZOO}: an LSTM makes the prompt",
-    "peft/llama-p_tuning_mlp": f"{_ZOO}: an MLP makes the prompt",
     "peft/llama-randlora": _SHARED,
     "peft/llama-road": f"{_ZOO}: rotations of output pairs",
     "peft/llama-road_2": f"{_ZOO}: rotations of output pairs",
@@ -185,7 +188,7 @@ NOT_HERE: dict[str, str] = {
 def test_every_recording_is_listed_once():
     """A case or a reason for each of the recordings there are (and for no other)."""
     assert not CASES.keys() & NOT_HERE.keys()
-    assert (len(CASES), len(NOT_HERE)) == (43, COUNT - 43)
+    assert (len(CASES), len(NOT_HERE)) == (46, COUNT - 46)
     if FOLDER is None:
         pytest.skip(f"{COUNT} recordings were not run: UNIPELT_FIXTURES is not set")
     assert set(listed(FOLDER)) == CASES.keys() | NOT_HERE.keys()

@@ -341,10 +341,62 @@ case(
     "space",
 )
 
+# ---------------------------------------------------------------- inputs, and rows among the tokens
+
+in_form("input_word", "E0362", "input task: ⟦number(3)⟧ delta = z", "`index(n)` or has sizes; input task: index(8)")
+in_form("input_without_count", "E0362", "input task: ⟦index⟧ delta = z", "`index()`")
+in_form("input_count", "E0340", "input task: index(⟦0.5⟧) delta = z", "whole number")
+in_form("input_size", "E0343", "input image: [⟦0⟧, d_out] delta = z", "at least 1")
+in_form("input_parameter", "E0223", "⟦input r: index(3)⟧ delta = z", "parameter of the method")
+in_form("input_reserved", "E0224", "⟦input z: index(3)⟧ delta = z", "meaning of its own")
+in_form("input_bound", "E0369", "t: [d_out] ~ zeros ⟦input t: index(3)⟧ delta = z", "bound already")
+in_form("input_twice", "E0369", "input t: index(3) ⟦input t: index(4)⟧ delta = z", "in two ways")
+in_form("input_added", "E0317", "input t: index(3) delta = z + ⟦t⟧", "not index `3`")
+in_form("index_other_size", "E0363", "input t: index(3) b: [4, d_out] ~ zeros delta = b[⟦t⟧]", "counts 3, and this size is 4")
+in_form("index_twice", "E0363", "input t: index(3) b: [3, 3, d_out] ~ zeros delta = b[t, ⟦t⟧]", "for each example already")
+in_form("index_of_input", "E0363", "input t: index(3) input b: [3, d_out] delta = b[⟦t⟧]", "for each example already")
+in_form("index_number", "E0319", "b: [3, d_out] ~ zeros delta = b[⟦r⟧]", "a range")
+in_form("index_tensor", "E0319", "b: [3, d_out] ~ zeros delta = b[⟦z⟧]", "a range")
+whole(
+    "input_clash",
+    "E0369",
+    "use { modify ffn form { input t: index(3) b: [3, d_out] ~ zeros delta = b[t] } compose add } as one\n"
+    "use { modify attn form { ⟦input t: index(4)⟧ b: [4, d_out] ~ zeros delta = b[t] } compose add } as two",
+    "in two ways",
+)
+whole("placed_inside", "E0364", "modify ffn form { P: [r, d_out] ~ zeros delta = P } compose ⟦prepend(delta, h)⟧", "`ffn`")
+whole(
+    "placed_twice",
+    "E0364",
+    "modify embed form { P: [r, d_out] ~ zeros delta = P } compose append(delta, ⟦prepend(delta, h)⟧)",
+    "once",
+)
+whole(
+    "placed_by_a_form",
+    "E0364",
+    "modify embed insert sequential form { P: [r, d_out] ~ zeros delta = ⟦append(P, z)⟧ } compose replace",
+    "composition",
+)
+whole(
+    "prepend_behind",
+    "E0331",
+    "modify embed form { P: [r, d_out] ~ zeros delta = P } compose prepend(delta, h, ⟦0.5⟧)",
+    "whole number",
+)
+whole(
+    "fill_wide",
+    "E0312",
+    "modify embed form { P: [r, 2 * d_out] ~ zeros delta = P } compose fill(⟦delta⟧, h)",
+    "wide",
+)
+in_form("lstm_gates", "E0312", "A: [d_in, 3 * r] ~ zeros U: [r, 4 * r] ~ zeros b: [4 * r] ~ zeros E: [2, d_in] ~ zeros "
+        "y = lstm(E, ⟦A⟧, U, b) delta = z", "4 r")  # fmt: skip
+in_form("called_form", "E0222", "delta = ⟦low_rank()⟧", "first argument")
+in_form("called_form_parameter", "E0206", "delta = low_rank(z, 2, 0.0, ⟦3⟧)", "takes 2 arguments")
+in_form("called_form_unknown", "E0320", "delta = ⟦low_rnk⟧(z, 2)", "no function")
+
 # ---------------------------------------------------------------- words that are not built yet
 
-in_form("later_input", "E0390", "⟦input task: index(3)⟧ delta = z", "not built yet")
-in_form("later_input_shape", "E0390", "⟦input image: [3, d_out]⟧ delta = z", "not built yet")
 in_form("later_carry", "E0390", "⟦carry s = z then 2 * z⟧ delta = z", "not built yet")
 in_form("later_penalty", "E0390", "⟦penalty 0.5 * r⟧ delta = z", "not built yet")
 in_form("later_after", "E0390", "⟦after step { E = 2 }⟧ delta = z", "not built yet")

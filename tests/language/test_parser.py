@@ -145,10 +145,14 @@ def test_other_statements():
     assert lets[2] == S.Require(S.Compare("<=", N("r"), S.Number(1, percent=True)), "small")
 
 
+def test_inputs():
+    a, b = body("input t: index(n) input i: [v, 3]")
+    assert a == S.Input("t", S.Apply(N("index"), (S.Arg(N("n")),)))
+    assert b == S.Input("i", shape=(N("v"), S.Number(3)))
+
+
 def test_later_statements():
-    a, b, c, d, e = body("input t: index(n) input i: [v, 3] carry s = a then b penalty g after step { E = 1 F = 2 }")
-    assert a == S.Later("input", ("t",), values=(S.Apply(N("index"), (S.Arg(N("n")),)),))
-    assert b == S.Later("input", ("i",), shape=(N("v"), S.Number(3)))
+    c, d, e = body("carry s = a then b penalty g after step { E = 1 F = 2 }")
     assert c == S.Later("carry", ("s",), values=(N("a"), N("b")))
     assert d == S.Later("penalty", values=(N("g"),))
     assert e.word == "after step" and [x.names for x in e.body] == [("E",), ("F",)]

@@ -178,8 +178,8 @@ statements = st.one_of(
     st.builds(S.Require, some, st.none() | strings),
     st.builds(S.Later, st.just("penalty"), values=st.tuples(some)),
     st.builds(S.Later, st.just("carry"), st.tuples(words), values=st.tuples(some, some)),
-    st.builds(S.Later, st.just("input"), st.tuples(words), values=st.tuples(calls)),
-    st.builds(S.Later, st.just("input"), st.tuples(words), many(some)),
+    st.builds(S.Input, words, calls),
+    st.builds(S.Input, words, st.none(), many(some)),
     st.builds(S.Later, st.just("after step"), body=many(lets)),
 )
 blocks = st.builds(S.Block, many(statements))

@@ -20,6 +20,7 @@ from ..language.syntax import (
     Compare,
     Expr,
     Index,
+    Input,
     Let,
     ListOf,
     Name,
@@ -45,13 +46,15 @@ _OPS: dict[str, Callable] = {
 @dataclass
 class Context:
     """What expressions read: ``names`` (scope, tensors, lets), the site's sizes, parameters, the callable frozen base
-    modules, the mask of real tokens ([batch, token] or None), and whether the model trains."""
+    modules, the mask of real tokens ([batch, token] or None), whether the model trains, and where rows stand among the
+    tokens (see `functions.prepend`, `functions.fill`)."""
 
     names: dict[str, Value]
     sizes: Mapping[str, int]
     bases: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
     mask: torch.Tensor | None = None
     training: bool = False
+    places: torch.Tensor | None = None
     fused: bool = False  # a lowering: `z @ W + b` in one kernel
 
 
@@ -74,7 +77,7 @@ def run(body: Sequence[Statement], context: Context) -> None:
     for s in body:
         if isinstance(s, Let):
             context.names[s.names[0]] = evaluate(s.value, context)
-        elif not isinstance(s, (Tensor, Axis, Require)):
+        elif not isinstance(s, (Tensor, Axis, Require, Input)):
             raise NotImplementedError(f"`{s.word}` is not built yet")
 
 
@@ -162,12 +165,19 @@ def _apply(e: Apply, c: Context) -> Value:
 def _index(e: Index, c: Context) -> Value:
     value = evaluate(e.value, c)
     assert isinstance(value, Named)
-    data, front = value.data, len(value.axes)
+    data, front, picked = value.data, len(value.axes), None
     for i, item in enumerate(e.items):
-        assert isinstance(item, Slice)
+        if not isinstance(item, Slice):
+            index = evaluate(item, c)
+            assert isinstance(index, Named)
+            picked = (front + i, index.data)
+            continue
         low = evaluate(item.low, c) if item.low is not None else 0
         high = evaluate(item.high, c) if item.high is not None else data.shape[front + i]
         n = data.shape[front + i]
         low, high = (v + n if v < 0 else v for v in (low, high))  # type: ignore[operator]
         data = data.narrow(front + i, int(low), int(high - low))  # type: ignore[arg-type,operator]
-    return Named(data, value.axes)
+    if picked is None:
+        return Named(data, value.axes)
+    dim, entries = picked  # an entry for each example: the axis batch stands in front of all others
+    return Named(data.index_select(dim, entries).movedim(dim, 0), ("batch", *value.axes))

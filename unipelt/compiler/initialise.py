@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..language.diagnostics import error
-from ..language.syntax import Number, String
+from ..language.syntax import Number
 from ..language.values import Distribution
 
 
@@ -27,11 +27,11 @@ def _number(d: Distribution, i: int) -> float:
 
 def draw(
     d: Distribution, copies: Sequence[int], sizes: Sequence[int], g: torch.Generator,
-    embeddings: Callable[[str | None, int, torch.Generator], torch.Tensor] | None = None,
+    embeddings: Callable[[Distribution, int, torch.Generator], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """A float32 tensor [*copies, *sizes]; fans are those of the sizes: [d_in, r] has fan_in d_in.
 
-    ``embeddings(text or None, rows, generator)`` gives word embeddings of a text, or of sampled tokens.
+    ``embeddings(distribution, rows, generator)`` gives word embeddings [rows, d] for the starts that are made of them.
     """  # fmt: skip
     shape = (*copies, *sizes)
     t = torch.empty(shape)
@@ -72,9 +72,9 @@ def draw(
             return t
         case "identity":
             return torch.eye(*sizes).expand(shape).clone()
-        case "sampled_tokens" | "tokens":
-            if embeddings is None:
+        case "sampled_tokens" | "tokens" | "label_words":
+            if embeddings is None or len(sizes) < 2:
                 raise error("E0520", f"`{d.name}` starts from word embeddings, and this place has none")
-            text = d.args[0].value if d.args and isinstance(d.args[0], String) else None
-            return embeddings(text, sizes[0], g).expand(shape).clone()
+            found = [embeddings(d, sizes[-2], g) for _ in range(math.prod(sizes[:-2]))]
+            return torch.stack(found).reshape(tuple(sizes)).expand(shape).clone()
     raise error("E0341", f"there is no distribution `{d.name}`")

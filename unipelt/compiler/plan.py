@@ -16,6 +16,7 @@ from ..language.fold import Fold
 from ..language.ir import Method, Row
 from ..language.layers import NUMERIC, layered
 from ..language.properties import judged
+from ..language.sizes import Size
 from ..language.syntax import Expr
 from ..language.values import Distribution, NumberType
 from .labels import HeadUse, Labels
@@ -48,6 +49,33 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedInput:
+    """An argument that the model's forward takes besides its own: an index below ``count`` or a tensor of ``sizes`` for
+    each example; ``marks``: the pseudo-tokens of the text, for as many rows as ``count``."""
+
+    name: str
+    count: int | None = None
+    sizes: tuple[int, ...] = ()
+    marks: bool = False
+
+    def __str__(self) -> str:
+        if self.marks:
+            return f"a whole number for each token, 0 at text and k, from 1 to {self.count}, at the k-th pseudo-token"
+        if self.count is not None:
+            return f"a whole number from 0 to {self.count - 1} for each example"
+        return f"a tensor [{', '.join(map(str, self.sizes))}] for each example"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRows:
+    """How many rows an edit puts among the tokens, with which composition, behind how many tokens."""
+
+    word: str
+    rows: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedEdit:
     """One row at one site. ``tensors`` maps the row's own names to tensor names; ``names`` is what its lines read."""
 
@@ -57,6 +85,12 @@ class PlannedEdit:
     names: frozenset[str]
     typing: RowTyping
     constants: dict[str, int]
+
+    @property
+    def places(self) -> PlannedRows | None:
+        """The rows that this edit puts among the tokens, if it does."""
+        placed = self.typing.out.placed
+        return PlannedRows(placed.word, whole(placed.rows), whole(placed.after)) if placed is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +140,7 @@ class Plan:
     labels: Labels | None = None  # of the adapter's own head; None where the base's labels hold
     head: HeadUse = ""
     leaks: tuple[Diagnostic, ...] = field(default=(), repr=False)
+    inputs: tuple[PlannedInput, ...] = ()
 
     @property
     def properties(self) -> dict[str, str]:
@@ -169,6 +204,7 @@ class Plan:
             "method": self.method.name, "arguments": self.method.arguments, "by_layer": self.by_layer(), "model": self.model,
             "anatomy": self.sites.anatomy, "counts": {f: getattr(self.counts, f) for f in Counts.__slots__},
             "properties": self.properties, "warnings": list(self.warnings), "needs": list(self.needs),
+            "inputs": {i.name: str(i) for i in self.inputs},
             "labels": self.labels.to_json() if self.labels is not None else None, "edits": self.table(),
             "tensors": {t.name: {"shape": list(t.shape), "frozen": t.frozen, "lr": t.lr} for t in self.tensors.values()},
             "copies": {c.name: list(c.parameter.shape) for c in self.copies},
@@ -195,6 +231,13 @@ def _ranges(layers: list[int]) -> str:
     return ", ".join(map(str, layers))
 
 
+def whole(size: Size) -> int:
+    """The number of a size that is bound."""
+    n = size.number
+    assert n is not None and n.denominator == 1, f"unbound size {size}"
+    return int(n)
+
+
 # ---------------------------------------------------------------- as text
 
 
@@ -217,6 +260,7 @@ def plan_text(plan: Plan) -> str:
     share = f" ({100 * c.trained / c.base:.2f} % of the base's {c.base:,})" if c.base else ""
     lines += ["", f"trained {c.trained:,}{share}   stored {c.stored:,}   frozen {c.frozen:,}   head {c.head:,}"]
     lines += [f"note: {w}" for w in plan.warnings] + [f"needs: {n}" for n in plan.needs]
+    lines += [f"input {i.name}: {i}" for i in plan.inputs]
     return "\n".join(lines)
 
 

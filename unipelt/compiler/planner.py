@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,15 +27,16 @@ from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.fold import fold_form
 from ..language.infer import Inference
 from ..language.ir import Method, Row
+from ..language.inputs import PSEUDO_TOKENS
 from ..language.layers import by_layer, chosen, layered
-from ..language.primitives import INITIALISERS
+from ..language.primitives import INITIALISERS, PLACING
 from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
 from ..language.sites import axis_order, signature, site_name
 from ..language.sizes import Size
 from ..language.syntax import NOWHERE, Expr, Selection, Tensor
 from ..language.values import Distribution, NumberType, Value
 from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows
-from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedFold, PlannedTensor
+from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedFold, PlannedInput, PlannedTensor, whole
 from .trained import Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named
 
 MAX_TRAINED = 2**33
@@ -64,6 +66,7 @@ def plan(
     builder.head(head)
     builder.whole_head()
     builder.requirements()
+    builder.arguments()
     if builder.problems:
         raise PeltError(builder.problems)
     result = builder.plan()
@@ -175,7 +178,7 @@ class _Builder:
         axes = tuple(sorted(t.type.axes, key=axis_order))
         lengths = {"head": site.sizes["heads"], "group": site.sizes["groups"]}
         copies = tuple(lengths[a] for a in axes)
-        sizes = tuple(_whole(s) for s in t.type.sizes)
+        sizes = tuple(whole(s) for s in t.type.sizes)
         planned = PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, t.lr if t.lr is not None else 1.0)
         before = self.tensors.get(name)
         if before is not None and before.shape != planned.shape:
@@ -325,6 +328,15 @@ class _Builder:
                     self.problems += inf.problems
                     break
 
+    def arguments(self) -> None:
+        """A declared input must not be called as what the model's forward takes already."""
+        own = inspect.signature(self.model.forward).parameters
+        declared = {i.name: i.declaration.span for e in self.edits for i in e.typing.inputs}
+        for name, span in declared.items():
+            if name in own:
+                self.problems.append(Diagnostic("E0738", f"`{name}` is an argument of this {type(self.model).__name__}'s own "
+                                                "forward", span, help="give the input another name"))  # fmt: skip
+
     def plan(self) -> Plan:
         trained = sum(t.count for t in self.tensors.values() if not t.frozen)
         frozen = sum(t.count for t in self.tensors.values() if t.frozen)
@@ -346,7 +358,20 @@ class _Builder:
             self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folds, counts,
             tuple(dict.fromkeys(self.warnings)), tuple(self.needs), type(self.model).__name__, self.labels,
             head_use(self.model, self.label_map, self.edits, self.copies.values()), tuple(self.leaks.values()),
+            self.inputs(),
         )  # fmt: skip
+
+    def inputs(self) -> tuple[PlannedInput, ...]:
+        """The arguments that the forward pass takes for this method."""
+        found: dict[str, PlannedInput] = {}
+        for e in self.edits:
+            for i in e.typing.inputs:
+                count = whole(i.count) if i.count is not None else None
+                found[i.name] = PlannedInput(i.name, count, tuple(whole(s) for s in i.sizes))
+            if e.places is not None and not PLACING[e.places.word]:
+                rows = min(e.places.rows, found[PSEUDO_TOKENS].count or 0) if PSEUDO_TOKENS in found else e.places.rows
+                found[PSEUDO_TOKENS] = PlannedInput(PSEUDO_TOKENS, rows, marks=True)
+        return tuple(found.values())
 
     def folds(self, in_head: set[str]) -> tuple[tuple[PlannedFold, ...], int]:
         """The folds of each row that make the stored adapter smaller, and by how much."""
@@ -382,7 +407,3 @@ class _Builder:
         return tuple(chosen), saved
 
 
-def _whole(size: Size) -> int:
-    n = size.number
-    assert n is not None and n.denominator == 1, f"unbound size {size}"
-    return int(n)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from .arguments import parameters
 from .diagnostics import Diagnostic, Label, PeltError, near
 from .infer import Inference, bounded, reading
+from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from .ir import Method, Row, fits, misfit
 from .layers import by_layer, layered
 from .primitives import INITIALISERS
@@ -19,6 +20,7 @@ from .syntax import (
     Apply,
     Axis,
     Expr,
+    Input,
     Later,
     Let,
     Name,
@@ -79,6 +81,7 @@ class RowTyping:
     sizes: Mapping[str, Size] = field(default_factory=dict)  # every size in scope
     bases: Mapping[str, tuple[Size, Size]] = field(default_factory=dict)
     stack: str | None = None  # the stack that the site's path names
+    inputs: tuple[InputTyping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class RowChecker:
         self.row, self.site, self.sizes = row, site, sizes
         self.params = {p.name: p for p in params}
         self.tensors: list[TensorTyping] = []
+        self.inputs: list[InputTyping] = []
         bound = {n: sizes.of(n) for n in SIZES}
         where = {p.name: "parameter" for p in params} | {"d_in": "last size of z", "d_out": "last size of h"}
         problems: list[Diagnostic] = []
@@ -169,9 +173,13 @@ class RowChecker:
             inf.hidden["delta"] = "is bound by a form, and this row has none"
         self._body(self.row.compose)
         out = self._result(inf.names.get("out", Value(POISON)), h, gate)
+        problem = placing_problem(self.row, site) or disagreement(self.inputs)
+        if problem is not None:
+            inf.problems.append(problem)
         return RowTyping(
-            self.row, site, tuple(self.tensors), dict(inf.names), out, z, in_gate, dict(inf.sizes), dict(inf.bases)
-        )
+            self.row, site, tuple(self.tensors), dict(inf.names), out, z, in_gate, dict(inf.sizes), dict(inf.bases),
+            inputs=tuple(self.inputs),
+        )  # fmt: skip
 
     # ------------------------------------------------------------ parts
 
@@ -207,8 +215,18 @@ class RowChecker:
                     self.inf.axes[s.name] = size
             elif isinstance(s, Require):
                 require(s, self.inf)
+            elif isinstance(s, Input):
+                self._input(s)
             elif isinstance(s, Later):
                 self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
+
+    def _input(self, s: Input) -> None:
+        found = input_typing(s, self.inf, self._size)
+        if s.name in self.inf.names and s.name not in {i.name for i in self.inputs}:
+            self.inf.fail("E0369", f"`{s.name}` is bound already and cannot be an input", s.span, help="choose another name")
+        elif found is not None:
+            self.inputs.append(found)
+        self.inf.names[s.name] = found.value if found is not None else Value(POISON)
 
     def _let(self, s: Let) -> None:
         value = self.inf.infer(s.value)
@@ -362,13 +380,6 @@ class RowChecker:
         return out
 
 
-def changes_length(row: Row) -> bool:
-    """Whether the composition puts rows before the tokens (``prepend``)."""
-    from .syntax import walk
-
-    return any(isinstance(n, Name) and n.id == "prepend" for s in row.compose for n in walk(s))
-
-
 def require(s: Require, inf: Inference) -> None:
     """A requirement whose numbers are known must hold; one that is no condition is an error."""
     v = inf.infer(s.condition)
@@ -445,6 +456,9 @@ def check_method(method: Method) -> list[RowTyping]:
                 typings.append(replace(check_row(row, signature(name), params), stack=stack))  # type: ignore[arg-type]
             except PeltError as e:
                 problems += [_from_afar(d, method, row) for d in e.diagnostics]
+    clash = disagreement([i for t in typings for i in t.inputs])
+    if clash is not None and not problems:
+        problems.append(clash)
     if not problems:
         inf = Inference(parameters(method.params, False), {n: Size.of(n) for n in SIZES})
         inf.names["params"] = Value(NumberType())

@@ -25,6 +25,7 @@ from .syntax import (
     Compose,
     Expr,
     Form,
+    Input,
     Insert,
     Layers,
     Let,
@@ -264,15 +265,15 @@ def _row(draft: Draft, definition: MethodDef, names: Names, problems: list[Diagn
     form_value = slots["form"].alternatives[0] if "form" in slots else None
     compose_value = slots["compose"].alternatives[0]
     insert = slots["insert"].alternatives[0] if "insert" in slots else None
-    form = _inline_gates(_body("form", form_value, names), names) if form_value is not None else ()
+    form = _inline_calls(_body("form", form_value, names), names) if form_value is not None else ()
     compose: tuple[Statement, ...] = (Let(("out",), Name("h")),)
     gate = None
     try:
-        compose = _inline_gates(_compose(compose_value, names), names)
+        compose = _inline_calls(_compose(compose_value, names), names)
     except PeltError as e:
         problems += e.diagnostics
     try:
-        gate = _inline_gates(_body("gate", draft.gate, names), names) if draft.gate is not None else None
+        gate = _inline_calls(_body("gate", draft.gate, names), names) if draft.gate is not None else None
     except PeltError as e:
         problems += e.diagnostics
         draft.gate = None
@@ -326,27 +327,33 @@ def _compose(value: Any, names: Names) -> tuple[Statement, ...]:
     return (Let(("out",), value, value.span),)
 
 
-def _inline_gates(body: tuple[Statement, ...], names: Names) -> tuple[Statement, ...]:
-    """Replaces calls of gates in expressions by their statements, with local names prefixed by the let's name."""
+def _inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ...] = ()) -> tuple[Statement, ...]:
+    """Replaces calls of gates and forms in expressions by their statements, with local names prefixed by the let's name."""
     out: list[Statement] = []
     for statement in body:
         if not isinstance(statement, Let):
             out.append(statement)
             continue
         value = statement.value
-        direct = isinstance(value, Apply) and _gate_name(value, names)
+        direct = isinstance(value, Apply) and _called(value, names)
 
         def inline(node: Any, statement: Let = statement, direct: Any = direct, top: Any = value) -> Any:
-            name = _gate_name(node, names) if isinstance(node, Apply) else None
-            if name is None:
+            what = _called(node, names) if isinstance(node, Apply) else None
+            if what is None:
                 return node
+            name = node.function.id
             if not node.args:
-                raise error("E0222", f"the gate `{name}` needs what it reads as its first argument", node.span,
+                raise error("E0222", f"the {what} `{name}` needs what it reads as its first argument", node.span,
                             help=f"write `{name}(x)`")  # fmt: skip
             is_top = direct and node == top and len(statement.names) == 1
             prefix = statement.names[0] if is_top else f"{name}_{len(out)}"
-            definition, mapping = _callee("gate", Apply(node.function, node.args[1:], node.span), names)
-            out.extend(_prefixed(substitute_all(definition.body, mapping), prefix, node.args[0].value, is_top))
+            definition, mapping = _callee(what, Apply(node.function, node.args[1:], node.span), names)
+            if any(d is definition for d in trail):
+                raise error("E0213", f"the {what} `{name}` uses itself", node.span)
+            inner = _inline_calls(substitute_all(definition.body, mapping), names, (*trail, definition))
+            if len(out) + len(inner) > MAX_NODES:
+                raise error("E0227", f"the {what} `{name}` grows beyond {MAX_NODES} lines", node.span)
+            out.extend(_prefixed(inner, prefix, node.args[0].value, _RESULTS[what]))
             return Name(prefix, node.span)
 
         new = rewrite(value, inline)
@@ -355,15 +362,19 @@ def _inline_gates(body: tuple[Statement, ...], names: Names) -> tuple[Statement,
     return tuple(out)
 
 
-def _gate_name(node: Apply, names: Names) -> str | None:
-    if isinstance(node.function, Name) and node.function.id not in PRIMITIVES:
-        return node.function.id if names.find("gate", node.function.id) is not None else None
-    return None
+_RESULTS = {"gate": "g", "form": "delta"}
 
 
-def _prefixed(body: tuple[Statement, ...], prefix: str, z: Expr, result: bool) -> list[Statement]:
+def _called(node: Apply, names: Names) -> str | None:
+    """Whether a call is that of a `gate` or of a `form`."""
+    if not isinstance(node.function, Name) or node.function.id in PRIMITIVES:
+        return None
+    return next((what for what in _RESULTS if names.find(what, node.function.id) is not None), None)
+
+
+def _prefixed(body: tuple[Statement, ...], prefix: str, z: Expr, result: str) -> list[Statement]:
     local = {n for s in body for n in (s.names if isinstance(s, Let) else (s.name,) if isinstance(s, Tensor) else ())}
-    mapping: Mapping = {n: Name(prefix if n == "g" else f"{prefix}_{n}") for n in local}
+    mapping: Mapping = {n: Name(prefix if n == result else f"{prefix}_{n}") for n in local}
     mapping |= {"z": z, "d_in": Apply(Name("width"), (Arg(z),))}
     renamed: list[Statement] = []
     for s in body:
@@ -380,7 +391,7 @@ def _check_names(form: tuple, compose: tuple, gate: tuple, params: dict[str, Par
     problems: list[Diagnostic] = []
     for body in (form, compose, gate):
         for s in body:
-            for name in s.names if isinstance(s, Let) else (s.name,) if isinstance(s, Tensor) else ():
+            for name in s.names if isinstance(s, Let) else (s.name,) if isinstance(s, (Tensor, Input)) else ():
                 if name in params:
                     problems.append(Diagnostic(
                         "E0223", f"`{name}` is a parameter of the method and cannot be bound here", s.span,

@@ -66,7 +66,7 @@ def _closed(e: Expr, t: RowTyping) -> bool:
 
 
 def _hoist(e: Expr, t: RowTyping, folds: list[Fold], tensors: dict) -> Any:
-    if isinstance(e, (Name, Index)) or (isinstance(e, Attr) and isinstance(e.value, Name)):
+    if isinstance(e, Name) or (isinstance(e, (Attr, Index)) and isinstance(e.value, Name)):
         return e
     if _closed(e, t) and isinstance(_type(e, t), TensorType):
         for f in folds:

@@ -14,7 +14,7 @@ from typing import Protocol
 from .sites import TensorType
 from .sizes import Size
 from .syntax import Expr, Span
-from .values import POISON, NumberType, Poison, Value, WordType, bend, join
+from .values import POISON, NumberType, Placed, Poison, Value, WordType, bend, join
 
 
 class Reporter(Protocol):
@@ -295,18 +295,71 @@ def _concat(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -
     return join(args, TensorType(axes, (*tensors[0].sizes[:-1], total)))
 
 
-@primitive("prepend", (2, 2), "puts l rows before the tokens of h: the length changes, mask and positions follow")
-def _prepend(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    rows, h = (a.type for a in args)
-    if isinstance(rows, Poison) or isinstance(h, Poison):
-        return join(args)
-    if not (isinstance(rows, TensorType) and isinstance(h, TensorType) and "token" in h.axes):
-        return check.fail("E0331", "`prepend` puts rows before the tokens of h", span)
-    if len(rows.sizes) != 2 or len(h.sizes) != 1 or "token" in rows.axes:
-        return check.fail("E0337", f"`prepend` takes rows of type [l, d], not {rows}", exprs[0].span)
-    if rows.sizes[1] != h.sizes[0]:
-        return check.fail("E0312", f"the rows are {rows.sizes[1]} wide and h is {h.sizes[0]}", exprs[0].span)
-    return join(args, h)
+@primitive("flip", (1, 1), "the rows of a tensor [.., l, d] in reverse order")
+def _flip(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    (a,) = args
+    if not isinstance(a.type, TensorType) or len(a.type.sizes) < 2:
+        return check.fail("E0331", f"`flip` reverses the rows of a tensor [.., l, d], and this is {a.type}", span)
+    return a
+
+
+@primitive("lstm", (4, 4), "lstm(x, W, U, b): the hidden states [l, h] of one LSTM layer along the rows of x: [l, d], with "
+           "W: [d, 4 h], U: [h, 4 h], b: [4 h] in the order input, forget, cell, output (torch's)")  # fmt: skip
+def _lstm(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    types = [a.type for a in args]
+    if not all(isinstance(t, TensorType) for t in types):
+        return check.fail("E0331", "`lstm` takes a tensor and the weights of a layer", span)
+    x, W, U, b = (t for t in types if isinstance(t, TensorType))
+    for t, n, expr in zip((x, W, U, b), (2, 2, 2, 1), exprs):
+        if len(t.sizes) != n:
+            return check.fail("E0337", f"`lstm` takes x: [l, d], W: [d, 4 h], U: [h, 4 h], b: [4 h]; this is {t}", expr.span)
+    for t, expr in zip((W, U, b), exprs[1:]):
+        if t.axes:
+            return check.fail("E0331", f"the weights of `lstm` have no axes, and this is {t}", expr.span)
+    gates = U.sizes[0] * Size.of(4)
+    for t, wanted, expr in ((W, (x.sizes[1], gates), exprs[1]), (U, (U.sizes[0], gates), exprs[2]), (b, (gates,), exprs[3])):
+        if t.sizes != wanted:
+            return check.fail("E0312", f"`lstm` needs [{', '.join(map(str, wanted))}] here, and this is {t}", expr.span)
+    return bend(join(args, TensorType(x.axes, (x.sizes[0], U.sizes[0]))), span)
+
+
+# ---------------------------------------------------------------- rows among the tokens
+
+
+def _placing(name: str) -> Rule:
+    """Rows [l, d] and tokens of width d; the fact ``placed`` tells where the rows stand."""
+
+    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+        rows, h = (a.type for a in args[:2])
+        if not (isinstance(rows, TensorType) and isinstance(h, TensorType) and "token" in h.axes):
+            return check.fail("E0331", f"`{name}` puts rows among the tokens of h", span)
+        if len(rows.sizes) != 2 or len(h.sizes) != 1 or not rows.axes <= {"batch"}:
+            return check.fail("E0337", f"`{name}` takes rows of type [l, d], not {rows}", exprs[0].span)
+        if rows.sizes[1] != h.sizes[0]:
+            return check.fail("E0312", f"the rows are {rows.sizes[1]} wide and h is {h.sizes[0]}", exprs[0].span)
+        after = Size.of(0)
+        if len(args) > 2:
+            k = args[2].type
+            if not isinstance(k, NumberType) or k.size is None or (k.value is not None and k.value < 0):
+                return check.fail("E0331", f"rows stand behind a whole number of tokens, not {k}", exprs[2].span)
+            after = k.size
+        return replace(join(args, h), placed=Placed(name, rows.sizes[0], after, span))
+
+    return rule
+
+
+primitive("prepend", (2, 3), "prepend(P, h): the rows of P before the tokens; prepend(P, h, k): behind the first k tokens. "
+          "The length changes; mask, positions and labels follow")(_placing("prepend"))  # fmt: skip
+primitive("append", (2, 2), "append(P, h): the rows of P behind the last real token. The length changes; mask, positions and "
+          "labels follow")(_placing("append"))  # fmt: skip
+primitive("fill", (2, 2), "fill(P, h): row k of P in place of the k-th pseudo-token of the text, which the forward argument "
+          "`pseudo_tokens` marks")(_placing("fill"))  # fmt: skip
+
+#: Primitives that put rows among the tokens, and whether they make the sequence longer.
+PLACING = {"prepend": True, "append": True, "fill": False}
+
+
+# ---------------------------------------------------------------- sizes
 
 
 @primitive("width", (1, 1), "the last size of a tensor, as a number")
@@ -353,5 +406,7 @@ INITIALISERS: dict[str, Initialiser] = {
         Initialiser("identity", (0, 0), "the identity matrix"),
         Initialiser("sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True),
         Initialiser("tokens", (1, 1), "the word embeddings of a text, repeated to fill", "a tokenizer", text=True, words=True),
+        Initialiser("label_words", (0, 0), "the word embeddings of the class labels' words, each the mean of its tokens, then "
+                    "sampled tokens (Lester et al. 2021)", "a tokenizer and the words of the class labels", words=True),
     )
 }

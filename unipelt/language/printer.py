@@ -191,20 +191,17 @@ def _tensors(nodes: Sequence[S.Tensor]) -> list[str]:
     return [f"{a:{names}} {b:{shapes}} {c:{starts if d else 0}} {d}".rstrip() for a, b, c, d in rows]
 
 
+def _input(node: S.Input) -> str:
+    return f"input {node.name}: {_call(node.index) if node.index is not None else f'[{_list(node.shape)}]'}"
+
+
 def _later(node: S.Later) -> str:
-    if node.word == "input":
-        kind = f"[{_list(node.shape)}]" if node.shape is not None else _call_of(node.values[0])
-        return f"input {node.names[0]}: {kind}"
     if node.word == "carry":
         first, then = node.values
         return f"carry {node.names[0]} = {expression(first)} then {expression(then)}"
     if node.word == "penalty":
         return f"penalty {expression(node.values[0])}"
     return f"after step {_braces(node.body)}"
-
-
-def _call_of(node: Any) -> str:
-    return _call(node) if isinstance(node, S.Apply) else expression(node)
 
 
 def _require(node: S.Require) -> str:
@@ -378,6 +375,7 @@ _CLAUSES: dict[type, Callable[[Any], str]] = {
     S.Let: lambda n: f"{', '.join(n.names)} = {expression(n.value)}",
     S.Axis: lambda n: f"axis {n.name} = {expression(n.size)}",
     S.Require: _require,
+    S.Input: _input,
     S.Later: _later,
     Comment: lambda n: n.text,
 }

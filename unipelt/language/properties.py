@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .canonical import canonical
-from .check import RowTyping, changes_length, check_method, sites_of
+from .check import RowTyping, check_method, sites_of
+from .inputs import changes_length
 from .ir import Method, Row
 from .meaning import add, edit_of, meaning, scaled
 from .sizes import Size
@@ -24,7 +25,7 @@ ABSORBED_BY_SITE = ("projection", "weight")
 ABSORBED_SEQUENTIAL = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.down", "ffn.hidden": "ffn.down"}
 
 #: Words through which an expression reads other positions than its own.
-POOLS = ("tokens", "positions", "running_mean")
+POOLS = ("tokens", "positions", "running_mean", "append")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ def mergeable(t: RowTyping) -> Verdict:
         return Verdict("no", "it changes only some tokens", row.span)
     if changes_length(row):
         return Verdict("no", "it adds tokens", row.span)
+    if t.out.placed is not None:
+        return Verdict("no", "it replaces some tokens", row.span)
     if t.out.degree > AFFINE:
         span = t.out.bends or row.span
         return Verdict("no", "the output is not an affine function of the input", span)

@@ -6,10 +6,10 @@ definition inlined, and prints as a ``.pelt`` text again (`unipelt.language.prin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any, Literal, Union
+
+from .tree import children as children, dotted as dotted, rewrite as rewrite, walk as walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,19 +222,29 @@ class Require:
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """``input name: index(n)`` or ``input name: [sizes]``: an argument of the model's forward, a value an example."""
+
+    name: str
+    index: Apply | None = None
+    shape: tuple[Expr, ...] = ()
+    span: Span = _span()
+    kind: Literal["input"] = "input"
+
+
+@dataclass(frozen=True, slots=True)
 class Later:
-    """A statement of part 2 of the language that parses and is not yet built (input, carry, after step, penalty)."""
+    """A statement of part 2 of the language that parses and is not yet built (carry, after step, penalty)."""
 
     word: str
     names: tuple[str, ...] = ()
-    shape: tuple[Expr, ...] | None = None
     values: tuple[Expr, ...] = ()
     body: tuple[Let, ...] = ()
     span: Span = _span()
     kind: Literal["later"] = "later"
 
 
-Statement = Union[Tensor, Let, Axis, Require, Later]
+Statement = Union[Tensor, Let, Axis, Require, Input, Later]
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,58 +447,3 @@ class File:
 
     imports: tuple[Import, ...] = ()
     definitions: tuple[Definition, ...] = ()
-
-
-# ---------------------------------------------------------------- walking
-
-
-@cache
-def _below(kind: type) -> tuple[str, ...]:
-    """The fields of a kind of node in which other nodes may stand."""
-    return tuple(f.name for f in fields(kind) if f.name not in ("span", "name_span", "kind"))
-
-
-def children(node: Any) -> Iterator[Any]:
-    """The nodes directly below a node, in source order."""
-    stack = [getattr(node, name) for name in reversed(_below(type(node)))]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, tuple):
-            stack.extend(reversed(item))
-        elif hasattr(type(item), "__dataclass_fields__"):
-            yield item
-
-
-def walk(node: Any) -> Iterator[Any]:
-    """The node and everything below it."""
-    todo = [node]
-    while todo:
-        item = todo.pop()
-        yield item
-        todo.extend(children(item))
-
-
-def rewrite(node: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of the tree in which ``change`` has been applied to every node, leaves first."""
-
-    def visit(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(visit(v) for v in value)
-        if hasattr(value, "__dataclass_fields__") and not isinstance(value, Span):
-            return rewrite(value, change)
-        return value
-
-    new = {name: visit(getattr(node, name)) for name in _below(type(node))}
-    changed = {k: v for k, v in new.items() if v is not getattr(node, k)}
-    return change(replace(node, **changed) if changed else node)
-
-
-def dotted(expr: Any) -> str | None:
-    """``attn.q`` of nested `Attr` over a `Name`, else None."""
-    parts: list[str] = []
-    while isinstance(expr, Attr):
-        parts.append(expr.name)
-        expr = expr.value
-    if not isinstance(expr, Name):
-        return None
-    return ".".join([expr.id, *reversed(parts)])

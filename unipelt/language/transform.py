@@ -291,12 +291,12 @@ class Transform:
         condition, *message = node.children
         return S.Require(self.expr(condition), message[0].value[1:-1] if message else None, self.span(node))
 
-    def _input(self, node: Any) -> S.Later:
+    def _input(self, node: Any) -> S.Input:
         name, kind = node.children
-        names = (self.new_name(name, "an input"),)
+        named = self.new_name(name, "an input")
         if kind.data == "shape":
-            return S.Later("input", names, shape=tuple(self.expr(c) for c in kind.children), span=self.span(node))
-        return S.Later("input", names, values=(self.call(kind),), span=self.span(node))
+            return S.Input(named, None, tuple(self.expr(c) for c in kind.children), span=self.span(node))
+        return S.Input(named, self.call(kind), span=self.span(node))
 
     def _carry(self, node: Any) -> S.Later:
         name, first, then = node.children

@@ -53,9 +53,19 @@ POISON = Poison()
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """How a composition puts rows among the tokens: the word, how many rows, and behind how many tokens they stand."""
+
+    word: str
+    rows: Size
+    after: Size
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
 class Value:
     """A type with facts. ``bends`` is the span that makes it non-affine in the input; ``future`` and ``padding`` are
-    the spans through which a later position or a pad token is seen; ``tokenwise`` is false once positions mixed."""
+    the spans through which a later position or a pad token is seen; ``placed`` says that rows stand among its tokens."""
 
     type: Type
     degree: int = CONSTANT
@@ -65,6 +75,7 @@ class Value:
     learned: bool = False
     random: bool = False
     reads: frozenset[str] = frozenset()
+    placed: Placed | None = None
 
     def typed(self, type: Type) -> Value:
         return replace(self, type=type)
@@ -83,6 +94,7 @@ def join(values: Iterable[Value], type: Type = POISON) -> Value:
             out.learned or v.learned,
             out.random or v.random,
             out.reads | v.reads,
+            out.placed or v.placed,
         )
     return out
 

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..compiler.evaluator import Context, constants, evaluate
 from ..compiler.initialise import draw, generator
 from ..compiler.labels import Labels, labels_of_base
-from ..compiler.named import Named
-from ..compiler.plan import Plan, PlannedEdit, PlannedTensor
+from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.planner import plan as make_plan
 from ..language.diagnostics import error, near
 from ..language.ir import Method
@@ -30,6 +28,7 @@ from .offload import device_of, value_of
 from .prompts import Doorway
 from .seam import NAME, Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
 from .sharding import is_sharded, settle
+from .starts import LabelWords, StartData, start
 from .switch import Switch
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
@@ -109,14 +108,16 @@ def record(model: nn.Module, name: str) -> Attached:
 
 def apply(
     model: nn.Module, method: Method, name: str = "default", seed: int = 0, *, head: bool | None = None,
-    tokenizer: Any = None, dtype: torch.dtype | None = None, allow_future: bool = False, lowering: bool = True,
-    trainable: bool = True, labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None,
+    tokenizer: Any = None, label_words: LabelWords | None = None, dtype: torch.dtype | None = None,
+    allow_future: bool = False, lowering: bool = True, trainable: bool = True,
+    labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None,
 ) -> Plan:  # fmt: skip
     """Attaches a method under a name, freezes the base and activates the adapter. Returns the plan it carried out.
 
     The same seed gives the same tensors, whatever the order of sites, the device or the other adapters. If anything
     fails, the model is as it was. ``head``, ``labels`` and ``problem_type`` are as in `unipelt.plan`: with labels of its
-    own the adapter has a head with as many columns, and a batch's ``labels`` mean those; ``tokenizer`` serves starts from a text;
+    own the adapter has a head with as many columns, and a batch's ``labels`` mean those; ``tokenizer`` serves starts from a
+    text, and ``label_words`` (by default the names of the labels) those from the words of the class labels;
     ``dtype`` is that of the adapter's tensors (the base's own by default); ``lowering=False`` evaluates every line
     as written. Raises `PeltError`.
     """
@@ -130,10 +131,9 @@ def apply(
         raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
     _refuse_sharded(model)
     planned = make_plan(model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type)
-    if planned.needs and tokenizer is None:
-        raise error("E0521", f"this method needs {planned.needs[0]}", help="pass tokenizer=…")
+    data = StartData.of(model, planned, tokenizer, label_words)
     attached = Attached(planned, seed, lowering, trainable)
-    made = _create(model, attached, tokenizer, dtype)
+    made = _create(model, attached, data, dtype)
     _install(model, name, attached, made)
     return planned
 
@@ -154,7 +154,7 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def _create(
-    model: nn.Module, attached: Attached, tokenizer: Any, dtype: torch.dtype | None
+    model: nn.Module, attached: Attached, data: StartData, dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
     """The adapter's tensors and trained copies by name: parameters, and frozen draws as plain tensors."""
     planned = attached.plan
@@ -167,20 +167,20 @@ def _create(
         like, device = _like(model, owner[n])
         target = dtype or like.dtype
         if device.type == "meta":
-            data = torch.empty(t.shape, dtype=target, device="meta")
+            value = torch.empty(t.shape, dtype=target, device="meta")
         else:
-            data = _start(model, t, owner[n], attached.seed, tokenizer, planned).to(device, target)
-        made[n] = data if t.frozen else nn.Parameter(data, requires_grad=attached.trainable)
+            value = start(model, t, owner[n], attached.seed, data, planned).to(device, target)
+        made[n] = value if t.frozen else nn.Parameter(value, requires_grad=attached.trainable)
     for c in planned.copies:
         path, _, attribute = c.parameter.path.rpartition(".")
         source = value_of(model.get_submodule(path), attribute).detach()
         if c.start is None:
-            data = source.clone()
+            value = source.clone()
         elif source.device.type == "meta":
-            data = source.new_empty(c.parameter.shape)
+            value = source.new_empty(c.parameter.shape)
         else:
-            data = draw(c.start, (), c.parameter.shape, generator(attached.seed, c.name)).to(source)
-        made[c.name] = nn.Parameter(data, requires_grad=attached.trainable)
+            value = draw(c.start, (), c.parameter.shape, generator(attached.seed, c.name)).to(source)
+        made[c.name] = nn.Parameter(value, requires_grad=attached.trainable)
     return made
 
 
@@ -189,35 +189,6 @@ def _like(model: nn.Module, e: PlannedEdit) -> tuple[torch.Tensor, torch.device]
     places = [model.get_submodule(p) for p in (e.site.view.module, e.site.x) if p is not None] + [model]
     like = next(p for m in places for p in m.parameters() if p.is_floating_point())
     return like, device_of(like.device, *places)
-
-
-def _start(model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, tokenizer: Any, planned: Plan) -> torch.Tensor:
-    if t.exact is None:
-        assert t.start is not None
-
-        def embeddings(text: str | None, rows: int, g: torch.Generator) -> torch.Tensor:
-            return _embeddings(model, text, rows, g, tokenizer)
-
-        return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
-    module = model.get_submodule(e.site.view.module)
-    weight = value_of(module, "weight").detach().float()  # type: ignore[union-attr,operator]
-    W = weight if type(module).__name__ == "Conv1D" else weight.T
-    context = Context({**constants(planned.method.params, e.site.sizes, e.constants), "W": Named(W)}, e.site.sizes)
-    value = evaluate(t.exact, context)
-    assert isinstance(value, Named)
-    return value.data.expand(t.shape).clone()
-
-
-def _embeddings(model: nn.Module, text: str | None, rows: int, g: torch.Generator, tokenizer: Any) -> torch.Tensor:
-    table = value_of(model.get_input_embeddings(), "weight").detach().float().cpu()  # type: ignore[operator]
-    if text is None:
-        ids = torch.randint(table.shape[0], (rows,), generator=g)
-    else:
-        found = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not found:
-            raise error("E0522", f"the text {text!r} has no tokens")
-        ids = torch.tensor((found * (rows // len(found) + 1))[:rows])
-    return table[ids]
 
 
 def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
@@ -236,6 +207,8 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
         if before is None:
             model.add_module(NAME, r)
         r.attached[name] = attached
+        if attached.plan.inputs:
+            r.wanted[name] = attached.plan.inputs
         shared = _share(r, name, attached, made)
         for e in attached.plan.edits:
             _hang_edit(model, r, name, attached, e, made, shared)
@@ -337,16 +310,16 @@ def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, m
 
 
 def _hang_root(model: nn.Module, r: Registry) -> None:
-    """The model's own hooks, where an adapter or a watch needs the mask, a prompt is put in or labels are an adapter's own."""
+    """The model's own hooks, where an adapter or a watch needs the mask, takes an argument, places rows or has its own labels."""
     edits = [e for a in r.attached.values() for e in a.plan.edits]
     prompts = any(e.site.side == "prompt" for e in edits)
-    needed = prompts or bool(r.watched) or any("tokens" in e.names for e in edits)
+    needed = prompts or bool(r.watched) or bool(r.wanted) or any("tokens" in e.names for e in edits)
     if needed and not r.root_handles:
         r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
+        r.root_handles.append(model.register_forward_hook(r.leave, always_call=True))
         base = getattr(model, "base_model", model)
         if base is not model:
             r.root_handles.append(model.register_forward_pre_hook(r.mark, with_kwargs=True))
-            r.root_handles.append(model.register_forward_hook(r.leave, always_call=True))
             r.root_handles.append(base.register_forward_pre_hook(r.base_enter, with_kwargs=True))
         for stack in r.sites.stacks:
             module = model.get_submodule(stack.module)
@@ -401,6 +374,7 @@ def remove(model: nn.Module, name: str) -> None:
 
 def _take_out(model: nn.Module, r: Registry, name: str) -> None:
     attached = r.attached.pop(name)
+    r.wanted.pop(name, None)
     r.switch.active = tuple(n for n in r.switch.active if n != name)
     for handle in attached.handles:
         handle.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from ..compiler.lower import Lowered, lower, rests, shares_softmax
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
-from ..language.sites import TensorType
 from ..language.syntax import Name, Param
 from .offload import PATCHED, value_of
+
+
+#: Under which name an edit is given the places of its rows (`Context.places`): no name of the language.
+PLACES = ":places"
 
 
 def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
@@ -94,10 +98,12 @@ class Edit(Holding):
     ):  # fmt: skip
         super().__init__()
         self.row, self.site = planned.row, planned.site
-        self.side = planned.site.side
+        # rows that enter among the tokens replace placeholders in what the embeddings yield (see `runtime.prompts`)
+        self.side = "output" if planned.site.side == "prompt" else planned.site.side
         self.part = planned.site.view.part
         self.needs = needs(planned)
-        self.prepended = _rows_of_delta(planned) if self.side == "prompt" else 0
+        self.places = planned.places  # where the row puts rows of its own among the tokens, if it does
+        self.inputs = frozenset(i.name for i in planned.typing.inputs)
         self.axes = dict(axes)
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
         self.constants = constants(params, planned.site.sizes, planned.constants)
@@ -125,17 +131,21 @@ class Edit(Holding):
         for name, t in given.items():
             if name == "chance":
                 names[name] = Named(t.to(given["h"].device) if "h" in given else t)
-            elif isinstance(t, torch.Tensor):
-                if dtype is not None and t.dtype != dtype and not torch.is_autocast_enabled(t.device.type):
+            elif isinstance(t, torch.Tensor) and name != PLACES:
+                if dtype is not None and t.is_floating_point() and t.dtype != dtype and not torch.is_autocast_enabled(t.device.type):
                     t = t.to(dtype)
                 names[name] = Named(t, self._scope_axes(name, t))
-            else:
+            elif name != PLACES:
                 names[name] = t
-        return Context(names, self.site.sizes, self.bases, mask, self.training and not still, self.lowered is not None)
+        return Context(
+            names, self.site.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lowered is not None
+        )
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
         if name in ("W", "bias"):
             return ()
+        if name in self.inputs:
+            return ("batch",)
         if name == "log_mass":
             return ("batch", "head", "token")
         if name == "q" or (name == "h" and self.site.family == "heads"):
@@ -164,7 +174,8 @@ class Edit(Holding):
     def forward(
         self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, want: str = "h"
     ) -> Any:
-        """The new h, of h's shape and dtype; ``given`` is what is in scope (and ``rows``: see `Site`); for ``want="mass"`` with the log of its scores' mass, for "rows" only `rows`.
+        """The new h, of h's shape and dtype; ``given`` is what is in scope (and ``rows``: see `Site`, and `PLACES`); for
+        ``want="mass"`` with the log of its scores' mass, for "rows" only `rows`.
 
         "still" is as "mass", with nothing random in it: for a look beside a pass that must not notice.
         Whatever reads the tensors goes through here: hooks that bring a module's weights act on its call.
@@ -235,7 +246,7 @@ class Edit(Holding):
     def _gate(self, c: Context) -> Any:
         if self.row.gate is None:
             return None
-        inner = Context(dict(c.names), c.sizes, c.bases, c.mask, c.training, c.fused)
+        inner = replace(c, names=dict(c.names))
         for label in self.axes:
             if label.startswith("gate."):
                 inner.names[label[5:]] = c.names[label]
@@ -257,15 +268,6 @@ class Edit(Holding):
 
         t = spread(v, axes, 2)
         return t.expand(-1, self.site.sizes["heads" if axes[1] == "head" else "groups"], -1, -1)
-
-
-def _rows_of_delta(planned: PlannedEdit) -> int:
-    """How many tokens a prompt puts before the others: the rows of its ``delta``, known from the plan."""
-    delta = planned.typing.values["delta"].type
-    assert isinstance(delta, TensorType)
-    rows = delta.sizes[0].number
-    assert rows is not None
-    return int(rows)
 
 
 def needs(planned: PlannedEdit) -> frozenset[str]:

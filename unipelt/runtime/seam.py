@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..compiler.plan import PlannedEdit
-from .edits import CopyEdit, Edit, part_of
+from ..language.diagnostics import error
+from .edits import PLACES, CopyEdit, Edit, part_of
 from .masks import mask_key
 from .switch import Switch
 
@@ -105,8 +106,6 @@ class Seam(nn.Module):
                 self.handles[side] = host.register_forward_pre_hook(self.on_input, with_kwargs=True)
             elif side == "output":
                 self.handles[side] = host.register_forward_hook(self.on_output, with_kwargs=True)
-            elif side == "prompt":
-                self.handles[side] = host.register_forward_hook(self.on_prompt)
 
     # ------------------------------------------------------------ hooks
 
@@ -132,7 +131,9 @@ class Seam(nn.Module):
         for name, edit in edits:
             if isinstance(edit, CopyEdit):
                 continue
-            if edit.part is None:
+            if edit.places is not None:
+                h = self.place(name, edit, h, host)
+            elif edit.part is None:
                 h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
             else:
                 at = parts.get(edit.part)
@@ -143,24 +144,10 @@ class Seam(nn.Module):
             h = torch.cat([parts.get((i, n), part_of(h, (i, n))) for i in range(n)], -1)
         return _with_element(output, h)
 
-    def on_prompt(self, host: nn.Module, args: tuple, output: torch.Tensor) -> Any:
-        edits = self.live("prompt")
-        left = self.switch.holder.values.get(f"prompt:{self.path}")
-        if not edits or not left:
-            return None
-        return self.prompt(output, left)
-
-    def prompt(self, h: torch.Tensor, left: int) -> torch.Tensor:
-        """Fills the placeholders: the first adapter's rows stand nearest to the tokens. ``left`` is where they begin."""
-        edits = [e for _, e in self.live("prompt")]
-        end = left
-        for edit in edits:
-            n = edit.prepended
-            start = end - n
-            filled = edit(h[:, start:], {}, self.mask(edit))
-            h = torch.cat([h[:, :start], filled], 1) if start else filled
-            end = start
-        return h
+    def place(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
+        """Rows in their places; there are none in a step that continues a cache, nor outside a pass of the model."""
+        places = self.switch.holder.values.get(place_key(name, edit))
+        return h if places is None else edit(h, {**self.gather(name, edit, None, host), PLACES: places}, self.mask(edit))
 
     # ------------------------------------------------------------ scope
 
@@ -180,6 +167,11 @@ class Seam(nn.Module):
                 given["x"] = x
         if "chance" in edit.needs and "chance" in values:
             given["chance"] = values["chance"]
+        for declared in edit.inputs:
+            if f"input:{declared}" not in values:
+                raise error("E0543", f"the argument `{declared}` is not there: a part of the model was called by itself, past the "
+                            "model that the adapter was applied to", help="call the model that was given to unipelt.apply")  # fmt: skip
+            given[declared] = values[f"input:{declared}"]
         if edit.needs & {"W", "bias"}:
             W = host.weight if type(host).__name__ == "Conv1D" else host.weight.T  # type: ignore[union-attr,operator]
             given["W"] = part_of(W, edit.part)  # type: ignore[arg-type]
@@ -202,6 +194,11 @@ def rows_key(path: str) -> str:
 
 def tap_key(path: str, adapter: str, edit: Any, need: str) -> str:
     return f"{need}:{adapter}:{path}:{edit.site.name}:{edit.row.name}"
+
+
+def place_key(adapter: str, edit: Edit) -> str:
+    """Where the holder keeps the places of an edit's rows."""
+    return f"places:{adapter}:{edit.site.label}:{edit.row.name}"
 
 
 def key_of(name: str) -> str:

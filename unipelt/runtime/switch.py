@@ -15,6 +15,7 @@ class Holder(threading.local):
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.depth = 0  # how many `disabled` blocks this thread is in
+        self.given: dict[str, Any] = {}  # arguments of the forward pass that an `inputs` block gives
 
     def __deepcopy__(self, memo: dict) -> Holder:
         return Holder()

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -154,17 +154,15 @@ class Eye:
         if threading.get_ident() != self.thread or h.device.type == "meta":
             return
         mask = c.mask if c is not None else None
-        prompt = c is not None and self.site is not None and self.site.side == "prompt"
-        if prompt:
-            delta: Any = c.names["delta"]  # type: ignore[union-attr]
-            rows = delta.data.shape[-2]
-            self.sums.add_edit(delta.data, h[:, rows:], None)  # rows are new: their size beside the tokens'
+        if c is not None and c.places is not None:
+            new = (out != h).any(-1)  # rows stand where there were placeholders: their size beside the tokens'
+            self.sums.add_edit(out[new], h[~new], None)
         else:
             heads = self.site is not None and self.site.family == "heads"
             self.sums.add_edit(out - h, h, _real(mask, h.shape[0], h.shape[-2], heads) if h.dim() > 2 else None)
         if c is None:
             return
-        still = Context(c.names, c.sizes, c.bases, c.mask, False, c.fused)
+        still = replace(c, training=False)
         for label, e in self.gates.items():
             value = evaluate(e, still)
             if isinstance(value, Named):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...language.check import changes_length
+from ...language.inputs import changes_length
 from ...language.diagnostics import error
 from .. import data as reading
 from ..config import TaskOptions

@@ -1,0 +1,60 @@
+"""Walking a syntax tree: what stands below a node, a changed copy, a dotted name. Knows no node by its class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any
+
+
+@cache
+def _below(kind: Any) -> tuple[str, ...]:
+    """The fields of a kind of node in which other nodes may stand."""
+    return tuple(f.name for f in fields(kind) if f.name not in ("span", "name_span", "kind"))
+
+
+def children(node: Any) -> Iterator[Any]:
+    """The nodes directly below a node, in source order."""
+    stack = [getattr(node, name) for name in reversed(_below(type(node)))]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, tuple):
+            stack.extend(reversed(item))
+        elif hasattr(type(item), "__dataclass_fields__"):
+            yield item
+
+
+def walk(node: Any) -> Iterator[Any]:
+    """The node and everything below it."""
+    todo = [node]
+    while todo:
+        item = todo.pop()
+        yield item
+        todo.extend(children(item))
+
+
+def rewrite(node: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of the tree in which ``change`` has been applied to every node, leaves first."""
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(visit(v) for v in value)
+        if hasattr(value, "__dataclass_fields__"):
+            return rewrite(value, change)
+        return value
+
+    new = {name: visit(getattr(node, name)) for name in _below(type(node))}
+    changed = {k: v for k, v in new.items() if v is not getattr(node, k)}
+    return change(replace(node, **changed) if changed else node)
+
+
+def dotted(expr: Any) -> str | None:
+    """``attn.q`` of nested `Attr` over a `Name`, else None."""
+    parts: list[str] = []
+    while getattr(expr, "kind", "") == "attr":
+        parts.append(expr.name)
+        expr = expr.value
+    if getattr(expr, "kind", "") != "name":
+        return None
+    return ".".join([expr.id, *reversed(parts)])

@@ -1,0 +1,60 @@
+"""Several members over one frozen model in one forward pass: prompts, or whatever a method picks by an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..language.diagnostics import error, near
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What the members of an ensemble say: logits [member, batch, …, class]."""
+
+    logits: torch.Tensor
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """The mean of the members' probabilities: [batch, …, class]."""
+        return self.logits.softmax(-1).mean(0)
+
+    @property
+    def votes(self) -> torch.Tensor:
+        """The share of the members that each class is the best one for (Lester et al. 2021): [batch, …, class]."""
+        best = self.logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(self.logits).scatter(-1, best, 1.0).mean(0)
+
+
+def ensemble(model: nn.Module, batch: Mapping[str, Any], over: str | None = None) -> Ensemble:
+    """Every member's logits for a batch, in one forward pass of ``n`` times the batch.
+
+    ``over`` names the `input … : index(n)` that tells members apart; it may be left out where the acting adapters
+    declare one only. Labels in the batch are left aside. Raises `PeltError` (E0736) where there is no such input.
+    """
+    from .attach import _unwrapped, registry
+
+    r = registry(_unwrapped(model))
+    found = {i.name: i for a in (r.switch.live if r is not None else ()) for i in r.wanted.get(a, ()) if i.count}  # type: ignore[union-attr]
+    if over is None and len(found) == 1:
+        over = next(iter(found))
+    if over is None or over not in found:
+        said = f"no acting adapter declares the input `{over}: index(n)`" if over else "which input tells the members apart?"
+        listed = f"declared: {', '.join(sorted(found))}" if found else "no acting adapter declares an input of type index"
+        raise error("E0736", said, help=(near(over, found) if over else "") or listed)
+    n = found[over].count
+    assert n is not None
+    rows = next((t.shape[0] for t in batch.values() if isinstance(t, torch.Tensor) and t.dim()), 0)
+    repeated = {
+        k: v.repeat(n, *[1] * (v.dim() - 1)) if isinstance(v, torch.Tensor) and v.dim() and v.shape[0] == rows else v
+        for k, v in batch.items() if k not in (over, "labels")
+    }  # fmt: skip
+    output = model(**repeated, **{over: torch.arange(n).repeat_interleave(rows)})
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        raise error("E0736", f"a {type(model).__name__} yields no logits to put together", help="load it with a head")
+    return Ensemble(logits.unflatten(0, (n, rows)))

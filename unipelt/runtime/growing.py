@@ -1,0 +1,146 @@
+"""The arguments of a call, longer by the rows that a method puts among its tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..language.diagnostics import error
+from .places import Layout, Rows
+
+#: Arguments with an entry for each token, and the entry of a row.
+_ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0}
+#: Arguments that hold the number of a token for each example.
+_NUMBERS = ("start_positions", "end_positions")
+#: Arguments that say of tokens which of them belong together.
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+
+
+@dataclass
+class Call:
+    """A call of the model: its arguments by name, which `grow` changes."""
+
+    model: nn.Module
+    named: dict[str, Any]
+    grown: int = 0
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The ids [batch, tokens], or the embeddings given in their place."""
+        for name in ("input_ids", "inputs_embeds"):
+            if self.named.get(name) is not None:
+                return self.named[name]
+        raise error("E0544", "a prompt needs `input_ids` or `inputs_embeds`")
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        return self.named.get("attention_mask")
+
+    @property
+    def cache(self) -> Any:
+        return self.named.get("past_key_values")
+
+    @property
+    def seen(self) -> int:
+        """How many positions the cache holds; rows are among them."""
+        return int(self.cache.get_seq_length()) if self.cache is not None else 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[batch, tokens]; in a step that continues a cache, the tokens seen before (those of the mask) count too."""
+        batch, tokens = self.tokens.shape[:2]
+        return (batch, self.mask.shape[1]) if self.seen and self.mask is not None else (batch, tokens)
+
+
+def refuse(call: Call, rows: Sequence[Rows]) -> None:
+    """What a call cannot be made longer for."""
+    mask, tokens = call.mask, call.tokens.shape[1]
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
+        raise error("E0545", "a prompt needs an attention mask of shape [batch, tokens]; a prepared mask cannot grow")
+    if mask is not None and not call.seen and mask.shape[1] != tokens:
+        raise error("E0545", f"the attention mask has {mask.shape[1]} entries, and there are {tokens} tokens")
+    if any(call.named.get(n) is not None for n in _PACKED) or _packed(call):
+        raise error("E0734", "these are packed sequences, and a prompt would stand before the first of them only",
+                    help="train a prompt without packing")  # fmt: skip
+    total = sum(r.count for r in rows)
+    behind = max((r.after or 0 for r in rows), default=0)
+    if call.seen:
+        if mask is not None and any(r.after is None for r in rows) and not torch.compiler.is_compiling():
+            real = mask != 0
+            if bool((real.long().cummax(-1).values.bool() & ~real).any()):
+                raise error("E0735", "rows stand behind the last token of each text, and here pads follow it inside the cache",
+                            help="pad at the left to generate")  # fmt: skip
+        return
+    if call.cache is not None and tokens < behind:
+        raise error("E0735", f"rows stand behind the first {behind} tokens, and the first chunk has {tokens}",
+                    help="give more tokens at first")  # fmt: skip
+    limit = call.cache.get_max_cache_shape() if hasattr(call.cache, "get_max_cache_shape") else None
+    if isinstance(limit, int) and 0 < limit < tokens + total:
+        raise error("E0546", f"the static cache holds {limit} positions, and prompt and tokens take {tokens + total}",
+                    help="make the cache larger by the prompt's length")  # fmt: skip
+
+
+def _packed(call: Call) -> bool:
+    """Whether positions start anew within a row of the batch."""
+    position = call.named.get("position_ids")
+    if position is None or call.seen or position.dim() != 2 or torch.compiler.is_compiling() or position.is_meta:
+        return False
+    again = position[:, 1:] < position[:, :-1]
+    if call.mask is not None:
+        again = again & (call.mask[:, 1:] != 0) & (call.mask[:, :-1] != 0)
+    return bool(again.any())
+
+
+def grow(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tensor]) -> None:
+    """Every argument that has an entry for each token gets entries for the rows."""
+    named, seen = call.named, call.seen
+    call.grown = layout.total
+    shape = call.tokens.shape[:2]
+    _positions(call, layout, own_positions)
+    if call.mask is not None:
+        named["attention_mask"] = layout.spread(call.mask, 1)
+    if seen:
+        return
+    for name, fill in (("input_ids", _filler(call.model)), ("inputs_embeds", 0), *_ALIGNED.items()):
+        t = named.get(name)
+        if isinstance(t, torch.Tensor) and t.shape[:2] == shape and (name == "inputs_embeds" or not t.is_floating_point()):
+            named[name] = layout.spread(t, fill)
+    types = named.get("token_type_ids")
+    if isinstance(types, torch.Tensor) and types.shape[1:] == shape[1:]:
+        named["token_type_ids"] = layout.types(types)
+    for name in _NUMBERS:
+        if isinstance(named.get(name), torch.Tensor):
+            named[name] = layout.where(named[name].reshape(shape[0]))
+
+
+def _positions(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tensor]) -> None:
+    named, still = call.named, any(not r.moves for r in layout.kinds)
+    position = named.get("position_ids")
+    if position is None:
+        if not still or "position_ids" not in inspect.signature(call.model.forward).parameters:
+            return
+        position = own_positions(call)
+    if call.seen:
+        named["position_ids"] = position + sum(r.count for r in layout.kinds if r.moves)
+        return
+    if position.dim() != 2:
+        raise error("E0545", f"a prompt needs positions of shape [batch, tokens], not {list(position.shape)}")
+    if still and call.mask is None:
+        # without a mask, transformers reads repeated positions as packed sequences
+        named["attention_mask"] = torch.ones(layout.shape, dtype=torch.long, device=position.device)
+    named["position_ids"] = layout.positions(position)
+
+
+def _filler(model: nn.Module) -> int:
+    """An id for placeholders that means neither padding nor an end to the model."""
+    config: Any = model.config
+    taken: set[Any] = set()
+    for name in ("pad_token_id", "eos_token_id"):
+        found = getattr(config, name, None)
+        taken |= set(found) if isinstance(found, (list, tuple)) else {found}
+    return next(i for i in range(len(taken) + 1) if i not in taken)

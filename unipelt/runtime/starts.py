@@ -1,0 +1,86 @@
+"""Starting values of an adapter's tensors, and the data that some of them need when a method is attached (ruling 25)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from torch import nn
+
+from ..compiler.evaluator import Context, constants, evaluate
+from ..compiler.initialise import draw, generator
+from ..compiler.named import Named
+from ..compiler.plan import Plan, PlannedEdit, PlannedTensor
+from ..language.diagnostics import error
+from ..language.syntax import String
+from ..language.values import Distribution
+from .offload import value_of
+
+LabelWords = Union[Sequence[str], Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class StartData:
+    """What starts may need: a tokenizer, the words of the class labels."""
+
+    tokenizer: Any = None
+    labels: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(model: nn.Module, plan: Plan, tokenizer: Any, label_words: LabelWords | None) -> StartData:
+        """What a plan needs of what is given; what is missing is a `PeltError` that says so."""
+        if plan.needs and tokenizer is None:
+            raise error("E0521", f"this method needs {plan.needs[0]}", help="pass tokenizer=…")
+        wanted = [t.name for t in plan.tensors.values() if t.start is not None and t.start.name == "label_words"]
+        if not wanted:
+            return StartData(tokenizer)
+        known = plan.labels.id2label if plan.labels is not None else getattr(getattr(model, "config", None), "id2label", None)
+        words = label_words if label_words is not None else known or {}
+        found = [words[k] for k in sorted(words)] if isinstance(words, Mapping) else list(words)
+        if label_words is None and all(re.fullmatch(r"LABEL_\d+", str(w)) for w in found):
+            raise error("E0730", f"`{wanted[0]}` starts from the words of the class labels, and none are known",
+                        help='pass label_words=["bad", "good"], or labels=["bad", "good"]')  # fmt: skip
+        if not found or not all(isinstance(w, str) and w.strip() for w in found):
+            raise error("E0730", f"label words are texts, one for each class, not {found!r}"[:200])
+        return StartData(tokenizer, tuple(found))
+
+
+def start(
+    model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, data: StartData, planned: Plan
+) -> torch.Tensor:  # fmt: skip
+    """The starting value of a tensor, in float32."""
+    if t.exact is None:
+        assert t.start is not None
+
+        def embeddings(d: Distribution, rows: int, g: torch.Generator) -> torch.Tensor:
+            return _embeddings(model, d, rows, g, data)
+
+        return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
+    module = model.get_submodule(e.site.view.module)
+    weight = value_of(module, "weight").detach().float()  # type: ignore[union-attr,operator]
+    W = weight if type(module).__name__ == "Conv1D" else weight.T
+    context = Context({**constants(planned.method.params, e.site.sizes, e.constants), "W": Named(W)}, e.site.sizes)
+    value = evaluate(t.exact, context)
+    assert isinstance(value, Named)
+    return value.data.expand(t.shape).clone()
+
+
+def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator, data: StartData) -> torch.Tensor:
+    """Word embeddings [rows, d]: of a text, of the class labels' words (each the mean of its tokens), of sampled tokens."""
+    table = value_of(model.get_input_embeddings(), "weight").detach().float().cpu()  # type: ignore[operator]
+    if d.args and isinstance(d.args[0], String):
+        found = _ids(d.args[0].value, data)
+        return table[torch.tensor((found * (rows // len(found) + 1))[:rows])]
+    words = [table[torch.tensor(_ids(w, data))].mean(0) for w in data.labels[:rows]] if d.name == "label_words" else []
+    sampled = table[torch.randint(table.shape[0], (rows - len(words),), generator=g)]
+    return torch.cat([torch.stack(words), sampled]) if words else sampled
+
+
+def _ids(text: str, data: StartData) -> list[int]:
+    found = list(data.tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not found:
+        raise error("E0522", f"the text {text!r} has no tokens")
+    return found
