@@ -48,6 +48,7 @@ def test_parts_of_an_encoder_decoder_are_models_too(cls: str, config: Any, anato
     assert (sites.anatomy, " ".join(s.name for s in sites.stacks), sites.head) == (anatomy, stacks, head)
     assert bool(sites.named("head")) == bool(head)
     assert all(s.module in dict(model.named_modules()) for s in sites.stacks)
+    assert bool(sites.named("cross")) == (stacks == "encoder decoder")  # a decoder by itself reads no encoder
     if anatomy in ("bart", "whisper") and stacks == "encoder decoder":
         encoder, decoder = (sites.named("ffn", n)[0].sizes for n in ("encoder", "decoder"))
         assert (encoder["d_ff"], encoder["heads"], decoder["d_ff"], decoder["heads"]) == (48, 4, 40, 2)

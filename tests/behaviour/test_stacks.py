@@ -66,7 +66,7 @@ def test_layers_are_counted_in_each_stack() -> None:
     ("bert", "modify decoder.attn.q", "E0704", "it has one stack: leave `decoder.` out"),
     ("t5", "modify encoder.cross.q", "E0512", "cross.q"),
     ("t5", "modify ffn.gate", "E0512", "ffn.gate"),
-    ("albert_head", "layers last 1 modify attn.q", "E0703", "1 module(s) for its 2 layers, so layers cannot be selected"),
+    ("albert_head", "layers last 1 modify attn.q", "E0703", "one module serves the 2 layers of this AlbertForSequenceClassification, so layers cannot be selected"),
     ("albert_head", "layers 0..1 modify ffn", "E0703", "layers cannot be selected"),
 ])  # fmt: skip
 def test_what_a_model_does_not_have_is_said(kind: str, text: str, code: str, words: str) -> None:
@@ -198,6 +198,27 @@ def test_generation_gives_the_encoder_its_mask(kind: str, sites: str) -> None:
     logits = torch.stack(found.logits, 1)  # generation keeps them in single precision
     assert float((logits - again).abs().max()) < 1e-6
     assert float((logits[1] - torch.stack(alone.logits, 1)[0]).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [*ENCODER_DECODERS, "opt", "opt_post", "albert_head", "distilbert_head", "vit_head"])
+def test_prefixes_in_every_kind_of_attention(kind: str) -> None:
+    """Further keys and values in the model's own kernel are what the lines say, whatever the scores have beside them."""
+    model, inputs = build(kind), batch(kind)
+    unmasked = {n: t for n, t in inputs.items() if not n.endswith("mask")}
+    base = look(model, inputs)
+    for method in (small(named(PREFIX)), small(named("prefix_tuning")) + small(named("multi_head_parallel_adapter"))):
+        found = {}
+        for lowering in (True, False):
+            put(model, method, head=False, lowering=lowering)
+            for implementation in ("sdpa", "eager"):
+                model.set_attn_implementation(implementation)
+                found[lowering, implementation] = look(model, inputs), look(model, unmasked)
+            unipelt.remove(model, "a")
+        model.set_attn_implementation("sdpa")
+        first, second = found.pop((True, "sdpa"))
+        assert distance(first, base) > 1e-3
+        for masked, free in found.values():
+            assert distance(first, masked) < 1e-5 and distance(second, free) < 1e-5
 
 
 # ---------------------------------------------------------------- causality

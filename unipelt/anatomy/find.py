@@ -58,8 +58,13 @@ def find(model: nn.Module) -> SiteMap:
 
 
 def present(a: AnatomyDef, base: nn.Module) -> list[Entries]:
-    """The stacks of an anatomy that a model has: one of them may be left out (an encoder used by itself)."""
-    return [e for e in stacks_of(a) if blocks_of(base, e.block)]
+    """The stacks of an anatomy that a model has: one of them may be left out (an encoder used by itself).
+
+    A decoder by itself has the modules of its cross-attention too, but does not call them.
+    """
+    found = [e for e in stacks_of(a) if blocks_of(base, e.block)]
+    alone = [e.name for e in found] == ["decoder"]
+    return [replace(e, parts=tuple(p for p in e.parts if p[0].split(".")[0] != "cross")) if alone else e for e in found]
 
 
 def fits(a: AnatomyDef, base: nn.Module, config: Any) -> bool:

@@ -213,7 +213,8 @@ class _Builder:
         selects = selection is not None and selection.word != "all"
         if stack.shared and (selects or numbered):
             self.problems.append(Diagnostic(
-                "E0703", f"this {type(self.model).__name__} has {len(stack.blocks)} module(s) for its {stack.depth} layers, so "
+                "E0703", f"{'one module serves' if len(stack.blocks) == 1 else f'{len(stack.blocks)} modules serve'} the "
+                f"{stack.depth} layers of this {type(self.model).__name__}, so "
                 f"{'layers cannot be selected' if selects else 'a layer has no number'}",
                 selection.span if selection is not None and selects else NOWHERE,
                 help="what is learned there is shared by the layers; leave the selection of layers out"))  # fmt: skip
