@@ -270,8 +270,11 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate; default 1e-3, or 5e-5 if over 20 % is trained.")
     ] = None,
-    batch_size: int = 16,
-    eval_batch_size: int = 64,
+    batch_size: Annotated[
+        int, typer.Option(help="Examples of one optimizer step, in all processes together: as many, the same run.")
+    ] = 16,
+    accumulate: Annotated[int, typer.Option(help="Compute a step in this many parts, to save memory; the run is the same.")] = 1,
+    eval_batch_size: Annotated[int, typer.Option(help="Examples that a process evaluates at once.")] = 64,
     max_length: MaxLength = None,
     padding: Annotated[str, typer.Option(help="`longest` in the batch, or `max_length`.")] = "longest",
     train_size: Annotated[
@@ -292,6 +295,15 @@ def train(
     no_checkpoints: Annotated[
         bool, typer.Option("--no-checkpoints", help="Evaluate and save at the end only; implies --last.")
     ] = False,
+    patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without a better one.")] = None,
+    optimizer: Annotated[str, typer.Option(help="By transformers' name for it, as adamw_torch, adafactor, sgd.")] = "adamw_torch",
+    precision: Annotated[
+        str | None, typer.Option(help="no, bf16 or fp16: mixed precision; what is trained stays in float32. Default: the launcher's.")
+    ] = None,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations, to save memory.")] = False,
+    log_to: Annotated[
+        list[str] | None, typer.Option(help="Log to tensorboard (in OUT/logs), wandb, mlflow, …; repeatable.")
+    ] = None,
     allow_future: AllowFuture = False,
     save_steps: Annotated[int | None, typer.Option(help="Checkpoint every so many steps, besides each epoch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
@@ -311,7 +323,8 @@ def train(
         epochs=epochs, max_steps=max_steps, lr=lr, batch_size=batch_size,
         eval_batch_size=eval_batch_size, max_length=max_length, padding=padding, train_size=train_size, shots=shots, seed=seed,
         warmup=warmup, weight_decay=weight_decay, scheduler=scheduler, clip=clip, dropout=dropout, best=not last,
-        checkpoints=not no_checkpoints, allow_future=allow_future, save_steps=save_steps, resume=resume, overwrite=overwrite, report=report,
+        checkpoints=not no_checkpoints, accumulate=accumulate, patience=patience, optimizer=optimizer, precision=precision,
+        checkpointing=checkpointing, log_to=tuple(log_to or ()), allow_future=allow_future, save_steps=save_steps, resume=resume, overwrite=overwrite, report=report,
     )  # fmt: skip
 
 

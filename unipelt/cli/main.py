@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from .output import MISTAKES, OK, guarded
+from ..language.diagnostics import error
+from ..training import ranks
+from .output import MISTAKES, OK, USAGE, guarded
 
 
 def main() -> None:
@@ -18,7 +21,33 @@ def main() -> None:
             raise SystemExit(_check(paths, as_json="--json" in arguments))
     from .app import app
 
-    app()
+    if ranks.launched():
+        _together(app, arguments)
+    else:
+        app()
+
+
+def _together(app: Callable[..., object], arguments: list[str]) -> None:
+    """One of several processes with the same command: they meet before anything can fail, so that one speaks for all."""
+    ranks.join()
+    try:
+        _one_process(arguments[:1])
+        app(standalone_mode=False)
+    except Exception as e:
+        if not hasattr(e, "show"):
+            raise
+        with ranks.failing() as first:
+            if first:
+                e.show()  # a usage error of the command line's
+        raise SystemExit(USAGE) from None
+    finally:
+        ranks.leave()
+
+
+@guarded
+def _one_process(command: list[str]) -> None:
+    if command[:1] in (["predict"], ["merge"]):
+        raise error("E0667", f"`unipelt {command[0]}` runs in one process", help="call it without the launcher")
 
 
 @guarded

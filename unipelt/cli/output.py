@@ -32,38 +32,45 @@ def emit(value: Any) -> None:
 
 
 def guarded(command: Command) -> Command:
-    """No traceback reaches a user: mistakes are rendered, and the exit code tells them apart."""
+    """No traceback reaches a user: mistakes are rendered, and the exit code tells them apart.
+
+    Of several processes that a launcher started and that fail together, the first says why.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        as_json = bool(kwargs.get("as_json"))
         try:
             return command(*args, **kwargs)
-        except PeltError as e:
-            report(e.diagnostics, as_json)
-            other = all(d.code in NO_MISTAKES for d in e.diagnostics)
-            raise SystemExit(OTHER if other else MISTAKES) from None
-        except KeyboardInterrupt:
-            hint = "; the same command with `--resume` goes on from the last checkpoint" if "resume" in kwargs else ""
-            say(f"\ninterrupted{hint}")
-            raise SystemExit(OTHER) from None
-        except BrokenPipeError:
-            # The reader of a pipe has gone; python would complain again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(OTHER) from None
-        except OSError as e:
-            where = f" `{e.filename}`" if e.filename else ""
-            failed(f"{e.strerror or e}{where}", as_json)
-            raise SystemExit(OTHER) from None
-        except Exception as e:
+        except (Exception, KeyboardInterrupt) as e:
             # Usage errors and exits of the command line's own are no failures.
-            if type(e).__module__.startswith("typer") or os.environ.get("UNIPELT_TRACEBACK"):
+            if type(e).__module__.startswith("typer") or (os.environ.get("UNIPELT_TRACEBACK") and not isinstance(e, PeltError)):
                 raise
-            failed(f"this is a mistake in unipelt, not in your input: {type(e).__name__}: {e}", as_json)
-            say("UNIPELT_TRACEBACK=1 shows where; please report it")
-            raise SystemExit(OTHER) from None
+            from ..training.ranks import failing
+
+            with failing() as first:
+                if first:
+                    _explain(e, bool(kwargs.get("as_json")), "resume" in kwargs)
+            mistake = isinstance(e, PeltError) and not all(d.code in NO_MISTAKES for d in e.diagnostics)
+            raise SystemExit(MISTAKES if mistake else OTHER) from None
 
     return run  # type: ignore[return-value]
+
+
+def _explain(e: BaseException, as_json: bool, resumes: bool) -> None:
+    if isinstance(e, PeltError):
+        report(e.diagnostics, as_json)
+    elif isinstance(e, KeyboardInterrupt):
+        hint = "; the same command with `--resume` goes on from the last checkpoint" if resumes else ""
+        say(f"\ninterrupted{hint}")
+    elif isinstance(e, BrokenPipeError):
+        # The reader of a pipe has gone; python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif isinstance(e, OSError):
+        where = f" `{e.filename}`" if e.filename else ""
+        failed(f"{e.strerror or e}{where}", as_json)
+    else:
+        failed(f"this is a mistake in unipelt, not in your input: {type(e).__name__}: {e}", as_json)
+        say("UNIPELT_TRACEBACK=1 shows where; please report it")
 
 
 def report(diagnostics: Sequence[Any], as_json: bool) -> None:

@@ -17,6 +17,7 @@ def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
     from ..training.config import TrainConfig
     from ..training.data import read
     from ..training.report import PICTURES
+    from ..training.ranks import is_main
     from ..training.resolve import read_arguments, resolve_method
 
     config = TrainConfig(set=read_arguments(arguments), **options)
@@ -28,6 +29,8 @@ def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
     from ..training.run import train
 
     result = train(config, say=say, bar=False if as_json else None)
+    if not is_main():
+        return
     picture = str(Path(result.folder) / PICTURES[0])
     if as_json:
         emit({"ok": True, **result.to_json(), **({"report": picture} if config.report else {})})

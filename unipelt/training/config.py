@@ -12,18 +12,20 @@ from .report import drawable
 from .tasks import KINDS
 
 SCHEDULERS = ("linear", "constant", "cosine")
+PRECISIONS = ("no", "bf16", "fp16")
 
 LEAST = {
     "epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0, "max_steps": 1,
     "train_size": 1, "shots": 1, "save_steps": 1, "stride": 1, "max_target_length": 1,
+    "accumulate": 1, "patience": 1,
 }  # fmt: skip
 CHOICES = {
     "task": tuple(KINDS), "scheduler": SCHEDULERS, "padding": ("longest", "max_length"), "loss": ("completion", "all"),
-    "problem_type": ("single_label", "multi_label", "regression"),
+    "problem_type": ("single_label", "multi_label", "regression"), "precision": PRECISIONS,
 }  # fmt: skip
 
 #: Options that may change between a run and its continuation: they do not change what is computed.
-NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps", "report")
+NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps", "report", "accumulate", "checkpointing", "log_to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ class TrainConfig(TaskOptions):
 
     ``method`` is a name of the library, a `.pelt` file, or several joined by ``+``; ``set`` binds its arguments.
     ``lr`` and ``task`` are chosen from the plan and the data where they are None. Without ``checkpoints`` nothing is
-    evaluated or saved before the end: quicker, and the last epoch counts.
+    evaluated or saved before the end: quicker, and the last epoch counts. ``batch_size`` counts the examples of one
+    optimizer step, in all processes and all ``accumulate`` parts together. ``precision`` None is the launcher's.
     """
 
     method: str
@@ -102,6 +105,12 @@ class TrainConfig(TaskOptions):
     checkpoints: bool = True
     best: bool = True
     allow_future: bool = False
+    accumulate: int = 1
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    checkpointing: bool = False
+    optimizer: str = "adamw_torch"
+    patience: int | None = None
+    log_to: tuple[str, ...] = ()
     save_steps: int | None = None
     resume: bool = False
     overwrite: bool = False
@@ -122,6 +131,9 @@ class TrainConfig(TaskOptions):
                         help="leave `--no-checkpoints` or `--report` out")  # fmt: skip
         if self.report:
             drawable()
+        if not self.checkpoints and self.patience:
+            raise error("E0620", "without checkpoints nothing is evaluated on the way, so no run is stopped early",
+                        help="leave `--no-checkpoints` or `--patience` out")  # fmt: skip
         if self.shots and self.train_size:
             raise error("E0620", "`--shots` and `--train-size` exclude each other", help="give one of them")
         if self.resume and self.overwrite:
@@ -130,6 +142,7 @@ class TrainConfig(TaskOptions):
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         data["text"] = list(self.text) if self.text is not None else None
+        data["log_to"] = list(self.log_to)
         data["set"] = {k: str(v) for k, v in self.set.items()}
         return data
 

@@ -10,32 +10,38 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
+)  # fmt: skip
+
+from transformers.training_args import OptimizerNames
 
 import unipelt
 
-from ..language.diagnostics import error
+from ..language.diagnostics import error, near
 from ..runtime.hub import public_name
+from ..runtime.sharding import is_sharded
 from . import data as reading
-from .config import TrainConfig, absolute
+from . import ranks
+from .config import PRECISIONS, TrainConfig, absolute
 from .models import load_config, load_model, load_tokenizer, quiet
 from .progress import Progress, Say, Ticker, silent
 from .report import DATA, PICTURES, report_of, write_report
 from .resolve import resolve_method
-from .tasks import Collator, Encoded, Task, evaluate, task_for
+from .tasks import Collator, Encoded, Task, task_for
 from .trainer import AdapterTrainer, SaveEvery, last_checkpoint
 from .watching import Watching
 
 NAME = "trained"
-RUN, TASK, METRICS, CHECKPOINTS = "run.json", "task.json", "metrics.json", "checkpoints"
+RUN, TASK, METRICS = "run.json", "task.json", "metrics.json"
+CHECKPOINTS, LOGS, STAGING = "checkpoints", "logs", ".adapter"
 #: What a run writes. `--overwrite` removes these and nothing else.
 WRITTEN = ("adapter.safetensors", "adapter.json", "method.pelt", TASK, METRICS, RUN, DATA, *PICTURES)
 #: Above this share of trained parameters a run is fine-tuning, and wants fine-tuning's learning rate.
@@ -70,10 +76,15 @@ def train(
 ) -> Result:
     """Train an adapter as ``config`` says. ``say`` gets one line at a time; ``bar`` None shows a bar on a terminal.
 
-    The same configuration gives the same weights on the same machine, resumed or not. Raises `PeltError` for bad input.
+    The same configuration gives the same weights on the same machine, resumed or not; in several processes (`accelerate
+    launch`, `torchrun`) the same as in one, up to the order of sums. Raises `PeltError` for bad input.
     """
     begun = time.monotonic()
     config.check()
+    ranks.join()
+    config, surroundings = settled(config)
+    if not ranks.is_main():
+        say, bar = silent, False
     method = resolve_method(config.method, config.set, config.head)
     task, tokenizer, encoded, notes = examples(config)
     model = load_model(config.model, task, tokenizer, config.seed, config.dropout)
@@ -84,10 +95,14 @@ def train(
         raise error("E0622", f"`{method.name}` trains nothing on this model", help="choose another method")
     task.check_plan(plan)
     lr, why = learning_rate(config, plan)
-    notes += [why, *plan.warnings]
+    notes += [*surroundings, why, *plan.warnings]
 
     folder = Path(config.out)
-    checkpoint = _open(folder, config)
+    _log_to(config, folder)
+    if config.checkpointing:
+        _checkpoint_activations(model)
+    _shard_by_blocks(model, plan)
+    checkpoint = ranks.on_main(lambda: _open(folder, config))
     for note in notes:
         say(note)
     if config.resume:
@@ -104,7 +119,8 @@ def train(
         trainer.add_callback(callback)
     if config.save_steps:
         trainer.add_callback(SaveEvery(config.save_steps, math.ceil(len(encoded["train"]) / config.batch_size)))
-    set_seed(config.seed)
+    # Each process drops other units; the order of the examples has a seed of its own, which all share.
+    set_seed(config.seed + ranks.rank())
     try:
         with quiet():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,12 +130,12 @@ def train(
         progress.close()
         watching.close()
 
-    collator = Collator(tokenizer, task)
+    trainer.leave_autocast()
     metrics: dict[str, dict[str, float]] = {}
     for name in ("validation", "test"):
         if name in encoded:
             with Ticker(f"evaluating {name}", bar) as tick:
-                metrics[name] = evaluate(model, task, encoded[name], collator, config.eval_batch_size, tick)
+                metrics[name] = trainer.score(task, encoded[name], tick)
     counts = {k: int(getattr(plan.counts, k)) for k in ("trained", "stored", "frozen", "head", "base")}
     history = [{"step": h["step"], "loss": h["loss"]} for h in trainer.state.log_history if "loss" in h]
     seconds = time.monotonic() - begun
@@ -153,6 +169,66 @@ def examples(config: TrainConfig) -> tuple[Task, Any, dict[str, Encoded], list[s
     return task, tokenizer, {**encoded, "train": trained}, notes
 
 
+def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The options with what the launcher decides, and what is to be said about it; refuses what cannot be kept here."""
+    flags = {n: os.environ.get(f"ACCELERATE_USE_{n}", "").lower() in ("1", "true", "yes") for n in ("DEEPSPEED", "MEGATRON_LM", "FSDP")}
+    other = next((n for n in ("DEEPSPEED", "MEGATRON_LM") if flags[n]), None)
+    if other or (flags["FSDP"] and os.environ.get("FSDP_VERSION", "1") != "2"):
+        raise error("E0661", f"the launcher's configuration asks for {other or 'FSDP 1'}, which takes a model's parameters away",
+                    help="use FSDP 2 (fsdp_version: 2), or copies of the model (distributed_type: MULTI_GPU)")  # fmt: skip
+    parts = ranks.world() * config.accumulate
+    if config.batch_size < parts:
+        raise error("E0662", f"a batch of {config.batch_size} cannot be spread over {ranks.world()} processes × {config.accumulate} parts",
+                    help=f"`--batch-size` counts the examples of a step in all of them: give {parts} or more")  # fmt: skip
+    optimizers = [o.value for o in OptimizerNames]
+    if config.optimizer not in optimizers:
+        raise error("E0620", f"`--optimizer` {config.optimizer} is not known to transformers",
+                    help=near(config.optimizer, optimizers) or f"it is one of {', '.join(optimizers)}")  # fmt: skip
+    precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in PRECISIONS:
+        raise error("E0663", f"the launcher's configuration asks for the precision {precision}", help=f"use {', '.join(PRECISIONS)}")
+    if precision == "fp16" and ranks.on_cpu():
+        raise error("E0663", "fp16 needs a GPU: its loss scaling is not made for CPUs", help="use `--precision bf16`")
+    if precision == "bf16" and not ranks.on_cpu() and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise error("E0663", "this GPU does not compute in bf16", help="use `--precision fp16`")
+    if config.precision == "no":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # the option has the last word
+    notes = []
+    if flags["FSDP"] and ranks.on_cpu():
+        notes.append("accelerate shards on GPUs only: on CPUs each process has a copy of the model")
+    if torch.cuda.is_available() and torch.cuda.device_count() > ranks.world():
+        notes.append(f"{ranks.world()} of {torch.cuda.device_count()} GPUs is used: `accelerate launch -m unipelt train …` uses all")
+    return replace(config, precision=precision), notes  # type: ignore[arg-type]
+
+
+def _log_to(config: TrainConfig, folder: Path) -> None:
+    """Check that the loggers are there, and give those that write files the run's folder."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    able = get_available_reporting_integrations()
+    for name in config.log_to:
+        if name not in able:
+            raise error("E0664", f"there is no logger `{name}` here", help=near(name, able) or (
+                f"install its package (pip install {name}); there are: {', '.join(able) or 'none'}"))  # fmt: skip
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / LOGS))
+
+
+def _shard_by_blocks(model: Any, plan: Any) -> None:
+    """FSDP 2 shards block by block, unless the launcher's configuration says how (transformers' own list may name embeddings)."""
+    front = f"{plan.sites.prefix}." if plan.sites.prefix else ""
+    blocks = {type(model.get_submodule(front + block)).__name__ for stack in plan.sites.stacks for block in stack.blocks}
+    os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(sorted(blocks)))
+
+
+def _checkpoint_activations(model: Any) -> None:
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise error("E0665", f"{type(model).__name__} cannot recompute its activations", help="leave `--checkpointing` out")
+    # transformers renamed it; the other kind of checkpointing needs inputs that require a gradient.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    with quiet():
+        enable({"use_reentrant": False})
+
+
 def learning_rate(config: TrainConfig, plan: Any) -> tuple[float, str]:
     """The rate that was asked for, or a default by the share of parameters that are trained; and why."""
     if config.lr is not None:
@@ -183,14 +259,24 @@ def _trainer(
             num_train_epochs=config.epochs,
             max_steps=config.max_steps or -1,
             learning_rate=lr,
-            per_device_train_batch_size=config.batch_size,
+            per_device_train_batch_size=math.ceil(config.batch_size / (ranks.world() * config.accumulate)),
             per_device_eval_batch_size=config.eval_batch_size,
+            gradient_accumulation_steps=config.accumulate,
+            bf16=config.precision == "bf16",
+            fp16=config.precision == "fp16",
+            use_cpu=ranks.on_cpu(),
+            # The batches are even already, empty parts included.
+            accelerator_config={"even_batches": False},
+            # A step may leave parameters out, as where layers are dropped; a frozen model costs the search little.
+            ddp_find_unused_parameters=True,
+            optim=config.optimizer,
             # Counted here: transformers rounds a ratio up, and would warm up a run of a single step.
             warmup_steps=int(config.warmup * steps),
             weight_decay=config.weight_decay,
             lr_scheduler_type=config.scheduler,
             max_grad_norm=config.clip,
             seed=config.seed,
+            data_seed=config.seed,
             eval_strategy="epoch" if config.checkpoints else "no",
             save_strategy="epoch" if config.checkpoints else "no",
             # The best and the last.
@@ -198,17 +284,24 @@ def _trainer(
             metric_for_best_model=metric,
             greater_is_better=more_is_better,
             logging_steps=1,
-            report_to=[],
+            report_to=list(config.log_to),
+            run_name=folder.parent.name,
+            # Patience is counted on where a resumed run left off.
+            restore_callback_states_from_checkpoint=True,
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+        # The Trainer would take every GPU it sees for copies of the model in threads, in which hooks do not act.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         trainer = AdapterTrainer(
-            NAME, task.in_training(), Collator(tokenizer, task), compute_loss_func=task.loss_function,
+            NAME, task.in_training(), Collator(tokenizer, task), config.batch_size, compute_loss_func=task.loss_function,
             model=model, args=arguments, train_dataset=encoded["train"], eval_dataset=encoded["validation"],
         )  # fmt: skip
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
+    if config.patience:
+        trainer.add_callback(EarlyStoppingCallback(config.patience))
     return trainer
 
 
@@ -219,6 +312,7 @@ def _open(folder: Path, config: TrainConfig) -> Path | None:
     """Make the run's folder ready; the checkpoint to go on from, if any."""
     if folder.exists() and not folder.is_dir():
         raise error("E0611", f"`{folder}` is a file, not a folder", help="give another `--out`")
+    _sweep(folder)
     if config.resume:
         return _reopen(folder, config)
     if folder.is_dir() and any(folder.iterdir()):
@@ -227,14 +321,16 @@ def _open(folder: Path, config: TrainConfig) -> Path | None:
             raise error(
                 "E0611", f"the folder `{folder}` {what}", help="give another `--out`, `--resume` or `--overwrite`"
             )
-        foreign = [f.name for f in folder.iterdir() if f.name not in (*WRITTEN, CHECKPOINTS)]
+        foreign = [f.name for f in folder.iterdir() if f.name not in (*WRITTEN, CHECKPOINTS, LOGS)]
         if foreign or not (folder / RUN).is_file():
             raise error("E0611", f"the folder `{folder}` holds other things than a run, such as `{(foreign or ['?'])[0]}`",
                         help="give another `--out`: only a run's own folder is overwritten")  # fmt: skip
-        # The record goes first: what is left after an interruption is no complete run.
-        for name in (METRICS, RUN, *WRITTEN):
+        # First what says that the run is complete, last what says that the folder is a run's.
+        for name in (METRICS, *(n for n in WRITTEN if n != RUN)):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, LOGS):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / RUN).unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RUN, _record(config))
     return None
@@ -252,6 +348,14 @@ def _reopen(folder: Path, config: TrainConfig) -> Path | None:
     return last_checkpoint(folder / CHECKPOINTS)
 
 
+def _sweep(folder: Path) -> None:
+    """Removes what was being written when an earlier process was killed."""
+    for name in (f".{n}.part" for n in WRITTEN):
+        (folder / name).unlink(missing_ok=True)
+    for left in folder.glob(f"{STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _record(config: TrainConfig) -> dict[str, Any]:
     return {"version": 1, "config": config.to_json()}
 
@@ -259,16 +363,21 @@ def _record(config: TrainConfig) -> dict[str, Any]:
 def _finish(folder: Path, config: TrainConfig, result: Result, best: int | None) -> None:
     """The adapter is written beside its place and moved in file by file, the one that names the others last."""
     card = {"task": result.task.kind, "metrics": result.metrics, "seed": config.seed, "lr": result.lr}
-    if not config.checkpoints:
-        (folder / CHECKPOINTS).rmdir()  # the Trainer makes its folder in any case
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as staging:
-        unipelt.save(result.model, Path(staging) / "adapter", NAME, fold=True, card=card)
-        files = sorted((Path(staging) / "adapter").iterdir(), key=lambda f: (f.name == "adapter.json", f.name))
-        for file in files:
+    staging = folder / STAGING / "adapter"
+    if ranks.is_main() or is_sharded(result.model):
+        unipelt.save(result.model, staging, NAME, fold=True, card=card)
+
+    def write() -> None:
+        if not config.checkpoints:
+            (folder / CHECKPOINTS).rmdir()  # the Trainer makes its folder in any case
+        for file in sorted(staging.iterdir(), key=lambda f: (f.name == "adapter.json", f.name)):
             os.replace(file, folder / file.name)
-    write_json(folder / TASK, {"version": 1, "model": absolute(config.model), "seed": config.seed,
-                               "eval_batch_size": config.eval_batch_size, "task": result.task.to_json()})  # fmt: skip
-    write_json(folder / METRICS, {"version": 1, "best_step": best, **result.to_json(), "config": config.to_json()})
+        shutil.rmtree(staging.parent)
+        write_json(folder / TASK, {"version": 1, "model": absolute(config.model), "seed": config.seed,
+                                   "eval_batch_size": config.eval_batch_size, "task": result.task.to_json()})  # fmt: skip
+        write_json(folder / METRICS, {"version": 1, "best_step": best, **result.to_json(), "config": config.to_json()})
+
+    ranks.on_main(write)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,60 +1,185 @@
-"""The Trainer subclass: checkpoints hold the adapter and the trainer's state, never the base.
+"""The Trainer subclass: one run, whatever it is spread over; checkpoints hold the adapter and the trainer's state, never the base.
 
-Non-goals: sharded training (the adapter is saved from whole tensors) and pushing to a hub.
+The batch of a step is the same for any number of processes and of accumulated parts, and so is its loss: each part's mean
+counts as many examples (or tokens) as it is the mean of. transformers' own sum needs models that divide by a number they
+are given, and BERT's classifiers take the number and do not.
+Non-goals: DeepSpeed, FSDP 1 and pushing to a hub.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import unipelt
 
+from ..language.diagnostics import error
+from ..runtime.attach import record
+from . import ranks
 from .tasks import Collator, Task, evaluate
 
-STATE = "trainer_state.json"
+STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
+#: The entry of a batch that says how many examples or tokens its loss is the mean of.
+WEIGHT = "weight"
+
+
+class Parts:
+    """Batches of an epoch in a sampler's order, each cut into ``parts`` of equal size, up to one example.
+
+    The last batch may be shorter, and some of its parts empty: there are always ``parts`` of each, so that no process runs out.
+    """
+
+    def __init__(self, sampler: Any, batch_size: int, parts: int):
+        self.sampler, self.size, self.parts = sampler, batch_size, parts
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.size) * self.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for i, index in enumerate(self.sampler, 1):
+            batch.append(index)
+            if len(batch) == self.size or i == len(self.sampler):
+                for part in range(self.parts):
+                    yield batch[len(batch) * part // self.parts : len(batch) * (part + 1) // self.parts]
+                batch = []
 
 
 class AdapterTrainer(Trainer):
-    """Trains the adapter called ``adapter`` of a model: optimizer groups by the method, small checkpoints."""
+    """Trains the adapter called ``adapter`` of a model: optimizer groups by the method, small checkpoints.
 
-    def __init__(self, adapter: str, task: Task, collator: Collator, **kwargs: Any):
+    ``batch_size`` counts the examples of a step: those of all processes and of all parts that are accumulated.
+    """
+
+    def __init__(self, adapter: str, task: Task, collator: Collator, batch_size: int, **kwargs: Any):
         super().__init__(data_collator=collator, **kwargs)
         assert self.model is not None
         self.plain: nn.Module = self.model
         self.adapter = adapter
         self.task = task
         self.collator = collator
+        self.batch_size = batch_size
+        self.prompted = any(e.site.side == "prompt" for e in record(self.plain, adapter).plan.edits)
+        self.spare: dict[str, Any] | None = None
+        # `compute_loss` scales: the loss is neither to be divided by the accumulated parts nor by a number of labels.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+
+    # ------------------------------------------------------------ batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataset: Any = self.train_dataset
+        parts = Parts(RandomSampler(dataset), self.batch_size, self.args.world_size * self.args.gradient_accumulation_steps)
+        loader = DataLoader(
+            dataset, batch_sampler=parts, collate_fn=self.weighed, pin_memory=self.args.dataloader_pin_memory  # type: ignore[arg-type]
+        )
+        return self.accelerator.prepare(loader)
+
+    def weighed(self, examples: list[Any]) -> dict[str, Any]:
+        """A batch with its weight. Where there is nothing to learn from, some example stands in and weighs nothing."""
+        batch: dict[str, Any] = self.collator(examples) if examples else {}
+        weight = self.task.weight(batch, self.prompted) if examples else 0
+        if not weight:
+            if self.spare is None:
+                dataset: Any = self.train_dataset
+                found = (self.collator([dataset[i]]) for i in range(len(dataset)))
+                self.spare = next((b for b in found if self.task.weight(b, self.prompted)), batch)
+            batch = dict(self.spare)
+        return {**batch, WEIGHT: weight}
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
+        """The parts of a step that fall to this process, and the weight of all parts."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        return batches, ranks.total(sum(b[WEIGHT] for b in batches), device)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The part's share of the step's loss; times the processes, as their gradients are averaged."""
+        inputs = dict(inputs)
+        weight = inputs.pop(WEIGHT)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        loss = loss * (weight * self.args.world_size / max(num_items_in_batch, 1))
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             groups = unipelt.parameter_groups(self.plain, self.adapter, self.args.learning_rate, self.args.weight_decay)
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
+            try:
+                cls, options = self.get_optimizer_cls_and_kwargs(self.args)
+            except (ImportError, ValueError) as e:  # what transformers raises where an optimizer's package is not installed
+                raise error("E0666", f"the optimizer {self.args.optim} is not there: {e}", help="choose another `--optimizer`") from None
             self.optimizer = cls(groups, **options)
-        return self.optimizer
+        return self.optimizer  # type: ignore[return-value]
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """Exact metrics over each example once; the Trainer's own means weigh a padded batch like a full one."""
         encoded: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        found = evaluate(self.model, self.task, encoded, self.collator, self.args.eval_batch_size)
+        found = self.score(self.task, encoded)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def score(self, task: Task, encoded: Any, tick: Any = None) -> dict[str, float]:
+        """Metrics of a task; each process runs its share of the examples, all get the metrics."""
+        return evaluate(self.model, task, encoded, self.collator, self.args.eval_batch_size, tick,
+                        ranks.rank(), ranks.world(), ranks.gather)  # fmt: skip
+
+    def leave_autocast(self) -> None:
+        """The model in its own precision again: what it scores now is what it scores wherever it is loaded."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._save(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save:
+        # Of a sharded model each process has parts; the first writes them.
+        if self.args.should_save or self.is_fsdp_enabled:
             folder = str(output_dir or self.args.output_dir)
             Path(folder).parent.mkdir(parents=True, exist_ok=True)
             # Unfolded: training goes on from here.
             unipelt.save(self.plain, folder, self.adapter, fold=False)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The optimizer's state by the names of the parameters, whole: any number of processes goes on from it."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self.model_wrapped, self._bare_optimizer(), options=options)
+        if self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            torch.save(state, os.path.join(output_dir, OPTIMIZER))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER))  # type: ignore[union-attr]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        state = torch.load(os.path.join(checkpoint, OPTIMIZER), map_location="cpu", weights_only=True)
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model_wrapped, self._bare_optimizer(), state, options=options)
+        self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint, SCHEDULER), weights_only=True))  # type: ignore[union-attr]
+
+    def _bare_optimizer(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The state is written next, and last: it says that every process's file is there.
+        self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:

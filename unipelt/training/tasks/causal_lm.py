@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -138,6 +138,10 @@ class CausalLM(LanguageTask):
         batch = pad(examples, tokenizer, self)
         batch["labels"] = spread(examples, batch)
         return batch
+
+    def weight(self, batch: Mapping[str, torch.Tensor], prompted: bool = False) -> int:
+        # A token is predicted by the one before it, the first by none unless a prompt stands there.
+        return int((batch["labels"][:, 0 if prompted else 1 :] != IGNORED).sum())
 
     # ------------------------------------------------------------ scores
 

@@ -126,6 +126,13 @@ class Task:
         """The loss, where it is not the model's own."""
         return None
 
+    def weight(self, batch: Mapping[str, torch.Tensor], prompted: bool = False) -> int:
+        """How many examples or tokens the loss of a batch is the mean of; ``prompted``: the method puts rows before the tokens."""
+        labels = batch.get("labels")
+        if labels is not None and labels.dim() > 1 and not labels.is_floating_point():
+            return int((labels != IGNORED).sum())
+        return len(next(iter(batch.values())))
+
     def in_training(self: Own) -> Own:
         """The task as it is evaluated while training goes on: without what takes long."""
         return self
