@@ -46,6 +46,8 @@ CHECKPOINTS, LOGS, STAGING = "checkpoints", "logs", ".adapter"
 WRITTEN = ("adapter.safetensors", "adapter.json", "method.pelt", TASK, METRICS, RUN, DATA, *PICTURES)
 #: Above this share of trained parameters a run is fine-tuning, and wants fine-tuning's learning rate.
 FINE_TUNING_SHARE = 0.2
+#: Optimizers that act on each entry by itself, so on a part of a tensor as on all of it.
+OVER_SHARDS = ("adamw_torch", "sgd", "adagrad", "rmsprop")
 ADAPTER_LR, FINE_TUNING_LR = 1e-3, 5e-5
 
 
@@ -184,6 +186,9 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if config.optimizer not in optimizers:
         raise error("E0620", f"`--optimizer` {config.optimizer} is not known to transformers",
                     help=near(config.optimizer, optimizers) or f"it is one of {', '.join(optimizers)}")  # fmt: skip
+    if flags["FSDP"] and not ranks.on_cpu() and not config.optimizer.startswith(OVER_SHARDS):
+        raise error("E0666", f"the optimizer {config.optimizer} needs whole tensors, and FSDP 2 gives it shards",
+                    help=f"use adamw_torch, or another of torch's own: {', '.join(OVER_SHARDS)}")  # fmt: skip
     precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in PRECISIONS:
         raise error("E0663", f"the launcher's configuration asks for the precision {precision}", help=f"use {', '.join(PRECISIONS)}")
