@@ -143,7 +143,7 @@ def train(
     seconds = time.monotonic() - begun
     result = Result(str(folder), task, metrics, counts, lr, history, tuple(notes), seconds, model, tokenizer)
     best = trainer.state.best_global_step
-    if config.report:
+    if ranks.is_main() and config.report:
         write_report(folder, report_of(
             trainer.state.log_history, method=method.name, model=public_name(config.model), task=task.kind, counts=counts,
             order=list(dict.fromkeys((e.row.name, e.site.full_name) for e in plan.edits)), metric=task.metric[0], seed=config.seed,
