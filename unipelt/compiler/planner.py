@@ -129,7 +129,24 @@ class _Builder:
             if site.layer is None or site.layer in here_layers[site.stack]:
                 self.edit(row, own_head(site, self.labels), varies)
 
+    def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
+        """Why no rows can be put among this model's tokens, where that is so: masks and positions must grow with them."""
+        name = type(self.model).__name__
+        if len(self.sites.stacks) > 1:
+            return Diagnostic("E0739", f"prompts are not built yet for encoder–decoders such as this {name}", row.span,
+                              help="prefix tuning does the same in every layer, and is")  # fmt: skip
+        if getattr(self.model, "main_input_name", "input_ids") != "input_ids":
+            return Diagnostic("E0739", f"prompts are rows among tokens, and this {name} reads none", row.span,
+                              help="prefix tuning does the same in every layer")  # fmt: skip
+        if site.view.enters:
+            return Diagnostic("E0739", f"no module of this {name} yields what `{site.name}` means, so no rows can be put there",
+                              row.span, help="put them at `embed.words`")  # fmt: skip
+        return None
+
     def edit(self, row: Row, site: Site, varies: bool) -> None:
+        if site.side == "prompt" and (refused := self._no_rows(row, site)):
+            self.problems.append(refused)
+            return
         reads = row_reads(row)
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
