@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..language.diagnostics import error
+from ..language.document import COLUMNS, gated, markdown, rows_of
 from ..language.ir import Method
 from .output import emit, say, table
 
-COLUMNS = ("modify", "insert", "form", "compose")
 FORMATS = ("text", "markdown", "latex")
 
 
@@ -39,7 +39,7 @@ def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture:
     elif form == "markdown":
         print(markdown(methods))
     elif len(methods) > 1:
-        table(rows_of(methods), ["method", "row", *COLUMNS, *_gated(methods)])
+        table(rows_of(methods), ["method", "row", *COLUMNS, *gated(methods)])
     else:
         _whole(methods[0])
 
@@ -65,26 +65,11 @@ def described(method: Method) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows_of(methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """The rows of the unified view's table, trained copies among them."""
-    out: list[dict[str, Any]] = []
-    for m in methods:
-        out += [{"method": m.name, "row": r.name, **{c: getattr(r.columns, c) for c in COLUMNS}, "gated by": r.columns.gate}
-                for r in m.rows]  # fmt: skip
-        out += [{"method": m.name, "row": t.name, "modify": ", ".join(map(str, t.paths)), "insert": "", "form": "a trained copy",
-                 "compose": "in its place", "gated by": ""} for t in m.trains]  # fmt: skip
-    return out
-
-
-def _gated(methods: Sequence[Method]) -> list[str]:
-    return ["gated by"] if any(r.gate is not None for m in methods for r in m.rows) else []
-
-
 def _whole(method: Method) -> None:
     found = described(method)
     print(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
     if found["rows"]:
-        table(found["rows"], ["row", *COLUMNS, *_gated([method])])
+        table(found["rows"], ["row", *COLUMNS, *gated([method])])
     if found["trains"]:
         table(found["trains"], ["row", "trains"])
     if method.rows:
@@ -100,35 +85,6 @@ def _whole(method: Method) -> None:
 # ---------------------------------------------------------------- documents
 
 
-def markdown(methods: Sequence[Method]) -> str:
-    """The table for a document; of one method also its formula, counts and verdicts."""
-    columns = ["method", "row", *COLUMNS, *_gated(methods)]
-    parts = [_markdown(rows_of(methods), columns)]
-    if len(methods) == 1:
-        from ..language.counts import formula
-        from ..language.properties import verdicts
-
-        m = methods[0]
-        if m.rows:
-            from ..language.formula import as_latex
-
-            body = as_latex(m).replace("align*", "aligned")
-            parts.append(f"$$\n{body}\n$$")
-        parts.append(_markdown([{"parameters": k, "formula": v} for k, v in formula(m).items()], ["parameters", "formula"]))
-        parts.append(_markdown([{"property": k, "verdict": v.value, "because": v.reason} for k, v in verdicts(m).items()],
-                               ["property", "verdict", "because"]))  # fmt: skip
-    return "\n\n".join(parts)
-
-
-def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|").replace("<", "&lt;") for c in cells) + " |"
-
-    code = ("modify", "insert", "form", "compose", "gated by")
-    body = [[f"`{r[c]}`" if c in code and r[c] else str(r[c]) for c in columns] for r in rows]
-    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line(b) for b in body)])
-
-
 _TEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}", "$": r"\$",
         "^": r"\^{}", "~": r"\~{}"}  # fmt: skip
 
@@ -139,7 +95,7 @@ def _tex(text: str) -> str:
 
 def latex(methods: Sequence[Method]) -> str:
     """The table as a booktabs `tabular`; of one method also its formula."""
-    columns = ["method", "row", *COLUMNS, *_gated(methods)]
+    columns = ["method", "row", *COLUMNS, *gated(methods)]
     head = {"modify": "modified representation", "insert": "insertion form", "form": "functional form", "compose": "composition"}
     lines = [r"\begin{tabular}{" + "l" * len(columns) + "}", r"\toprule", " & ".join(head.get(c, c) for c in columns) + r" \\",
              r"\midrule"]  # fmt: skip

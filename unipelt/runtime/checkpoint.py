@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,9 @@ from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Tensor
 from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
 from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
+from .card import README, model_card, replaceable
 from .folding import folded
+from .hub import public_name
 from .offload import value_of
 from .sharding import is_sharded, on_first, put, settle, whole
 
@@ -76,7 +79,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     return {
         "class": type(base).__name__,
         "model_type": getattr(config, "model_type", ""),
-        "name": str(getattr(config, "_name_or_path", "") or ""),
+        "name": public_name(str(getattr(config, "_name_or_path", "") or "")),
         "architecture": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
         "samples": samples,
     }
@@ -113,7 +116,9 @@ def save(
     """Writes the adapter's folder, atomically: beside its place, synced, then renamed. An old folder survives a failure.
 
     ``fold`` stores what closed expressions yield in place of their tensors (smaller; no longer trained as before).
-    ``card`` is kept in the manifest as it is (training arguments, metrics). Other files of an existing folder are kept.
+    ``card`` is kept in the manifest as it is (training arguments, metrics), and makes a model card, ``README.md`` (see
+    `runtime.card.model_card` for what it reads). Other files of an existing folder are kept, among them a card that
+    somebody has edited: then a warning says that none was written.
     Where the model is sharded (FSDP2), every process calls this and the first one writes, before any returns.
     """
     model = _unwrapped(model)
@@ -137,10 +142,13 @@ def save(
         "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
         "card": dict(card or {}),
     }  # fmt: skip
+    files = {METHOD: to_text(as_file(method))}
+    if card is not None:
+        files[README] = model_card(model, a.plan, card)
 
     def write() -> Path:
         try:
-            _write(folder, tensors, to_text(as_file(method)), manifest)
+            _write(folder, tensors, files, manifest)
         except OSError as e:
             raise error("E0575", f"the adapter could not be written to {folder}: {e.strerror or e}",
                         help="what was there before is unchanged") from e  # fmt: skip
@@ -149,13 +157,16 @@ def save(
     return on_first(write) if is_sharded(model) else write()
 
 
-def _write(folder: Path, tensors: dict[str, torch.Tensor], text: str, manifest: dict[str, Any]) -> None:
+def _write(folder: Path, tensors: dict[str, torch.Tensor], texts: dict[str, str], manifest: dict[str, Any]) -> None:
     from safetensors.torch import save as pack
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     blob = pack({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
-    files = {WEIGHTS: blob, METHOD: text.encode()}
-    manifest = {**manifest, "sha256": {n: hashlib.sha256(b).hexdigest() for n, b in files.items()}}
+    files = {WEIGHTS: blob, **{n: text.encode() for n, text in texts.items()}}
+    if README in files and not replaceable(folder / README):
+        del files[README]
+        warnings.warn(f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written", stacklevel=4)
+    manifest = {**manifest, "sha256": {n: hashlib.sha256(files[n]).hexdigest() for n in (WEIGHTS, METHOD)}}
     files[MANIFEST] = (json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n").encode()
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -184,7 +195,7 @@ def _swap(new: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)  # left behind where an earlier save was killed between its two renames
         return
     for item in folder.iterdir():
-        if item.name not in (WEIGHTS, MANIFEST, METHOD):
+        if not (new / item.name).exists():
             if item.is_dir():
                 shutil.copytree(item, new / item.name, copy_function=_link)
             else:

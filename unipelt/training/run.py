@@ -26,11 +26,13 @@ from transformers.training_args import OptimizerNames
 import unipelt
 
 from ..language.diagnostics import error, near
+from ..runtime.card import README, replaceable
 from ..runtime.hub import public_name
 from ..runtime.sharding import is_sharded
 from . import data as reading
 from . import ranks
 from .config import PRECISIONS, TrainConfig, absolute
+from .data.hub import PREFIX, names_a_data_set
 from .models import load_config, load_model, load_tokenizer, quiet
 from .progress import Progress, Say, Ticker, silent
 from .report import DATA, PICTURES, report_of, write_report
@@ -42,7 +44,7 @@ from .watching import Watching
 NAME = "trained"
 RUN, TASK, METRICS = "run.json", "task.json", "metrics.json"
 CHECKPOINTS, LOGS, STAGING = "checkpoints", "logs", ".adapter"
-#: What a run writes. `--overwrite` removes these and nothing else.
+#: What a run writes. `--overwrite` removes these, a model card that nobody has edited, and nothing else.
 WRITTEN = ("adapter.safetensors", "adapter.json", "method.pelt", TASK, METRICS, RUN, DATA, *PICTURES)
 #: Above this share of trained parameters a run is fine-tuning, and wants fine-tuning's learning rate.
 FINE_TUNING_SHARE = 0.2
@@ -149,8 +151,26 @@ def train(
             order=list(dict.fromkeys((e.row.name, e.site.full_name) for e in plan.edits)), metric=task.metric[0], seed=config.seed,
             best_step=best if config.best else trainer.state.global_step,
         ))  # fmt: skip
-    _finish(folder, config, result, best)
+    if not replaceable(folder / README):
+        say(f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written")
+    _finish(folder, config, result, best, card_of(config, result, {name: len(e) for name, e in encoded.items()}))
     return result
+
+
+def card_of(config: TrainConfig, result: Result, sizes: dict[str, int]) -> dict[str, Any]:
+    """What a run tells in its manifest and its model card: names, never paths."""
+    options = {
+        "learning rate": result.lr, "epochs": config.epochs, "steps": result.history[-1]["step"], "batch size": config.batch_size,
+        "longest example": result.task.max_length, "scheduler": config.scheduler, "warm-up share": config.warmup,
+        "weight decay": config.weight_decay, "gradient norm at most": config.clip or None, "dropout of the base": config.dropout,
+        "weights kept": "the best on validation" if config.best and config.checkpoints else "the last", "seed": config.seed,
+    }  # fmt: skip
+    hub = not Path(config.data).exists() and names_a_data_set(config.data.removeprefix(PREFIX))
+    name = config.data.removeprefix(PREFIX).partition(":")[0] if hub else public_name(config.data)
+    data = {"name": name, "hub": hub, **{f"{n} examples": k for n, k in sizes.items()}}
+    return {"task": result.task.kind, "metrics": result.metrics, "seed": config.seed, "lr": result.lr, "data": data,
+            "training": {k: v for k, v in options.items() if v is not None},
+            **({"picture": PICTURES[0]} if config.report else {})}  # fmt: skip
 
 
 def examples(config: TrainConfig) -> tuple[Task, Any, dict[str, Encoded], list[str]]:
@@ -326,12 +346,13 @@ def _open(folder: Path, config: TrainConfig) -> Path | None:
             raise error(
                 "E0611", f"the folder `{folder}` {what}", help="give another `--out`, `--resume` or `--overwrite`"
             )
-        foreign = [f.name for f in folder.iterdir() if f.name not in (*WRITTEN, CHECKPOINTS, LOGS)]
+        foreign = [f.name for f in folder.iterdir() if f.name not in (*WRITTEN, CHECKPOINTS, LOGS, README)]
         if foreign or not (folder / RUN).is_file():
             raise error("E0611", f"the folder `{folder}` holds other things than a run, such as `{(foreign or ['?'])[0]}`",
                         help="give another `--out`: only a run's own folder is overwritten")  # fmt: skip
         # First what says that the run is complete, last what says that the folder is a run's.
-        for name in (METRICS, *(n for n in WRITTEN if n != RUN)):
+        mine = (README,) if replaceable(folder / README) else ()
+        for name in (METRICS, *(n for n in WRITTEN if n != RUN), *mine):
             (folder / name).unlink(missing_ok=True)
         for name in (CHECKPOINTS, LOGS):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -365,9 +386,8 @@ def _record(config: TrainConfig) -> dict[str, Any]:
     return {"version": 1, "config": config.to_json()}
 
 
-def _finish(folder: Path, config: TrainConfig, result: Result, best: int | None) -> None:
+def _finish(folder: Path, config: TrainConfig, result: Result, best: int | None, card: dict[str, Any]) -> None:
     """The adapter is written beside its place and moved in file by file, the one that names the others last."""
-    card = {"task": result.task.kind, "metrics": result.metrics, "seed": config.seed, "lr": result.lr}
     staging = folder / STAGING / "adapter"
     if ranks.is_main() or is_sharded(result.model):
         unipelt.save(result.model, staging, NAME, fold=True, card=card)
@@ -375,6 +395,8 @@ def _finish(folder: Path, config: TrainConfig, result: Result, best: int | None)
     def write() -> None:
         if not config.checkpoints:
             (folder / CHECKPOINTS).rmdir()  # the Trainer makes its folder in any case
+        if not replaceable(folder / README):
+            (staging / README).unlink()
         for file in sorted(staging.iterdir(), key=lambda f: (f.name == "adapter.json", f.name)):
             os.replace(file, folder / file.name)
         shutil.rmtree(staging.parent)

@@ -1,0 +1,60 @@
+"""Methods in documents: the rows of the unified view's table, and Markdown of all that is known of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .ir import Method
+
+COLUMNS = ("modify", "insert", "form", "compose")
+#: Columns whose cells are code.
+CODE = (*COLUMNS, "gated by")
+
+
+def rows_of(methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """The rows of the unified view's table, trained copies among them."""
+    out: list[dict[str, Any]] = []
+    for m in methods:
+        out += [{"method": m.name, "row": r.name, **{c: getattr(r.columns, c) for c in COLUMNS}, "gated by": r.columns.gate}
+                for r in m.rows]  # fmt: skip
+        out += [{"method": m.name, "row": t.name, "modify": ", ".join(map(str, t.paths)), "insert": "", "form": "a trained copy",
+                 "compose": "in its place", "gated by": ""} for t in m.trains]  # fmt: skip
+    return out
+
+
+def gated(methods: Sequence[Method]) -> list[str]:
+    return ["gated by"] if any(r.gate is not None for m in methods for r in m.rows) else []
+
+
+def markdown(methods: Sequence[Method]) -> str:
+    """The table for a document; of one method also its formula, counts and verdicts."""
+    columns = ["method", "row", *COLUMNS, *gated(methods)]
+    parts = [markdown_table(rows_of(methods), columns)]
+    if len(methods) == 1:
+        from .counts import formula
+        from .properties import verdicts
+
+        m = methods[0]
+        if m.rows:
+            from .formula import as_latex
+
+            body = as_latex(m).replace("align*", "aligned")
+            parts.append(f"$$\n{body}\n$$")
+        parts.append(markdown_table([{"parameters": k, "formula": v} for k, v in formula(m).items()], ["parameters", "formula"]))
+        parts.append(markdown_table([{"property": k, "verdict": v.value, "because": v.reason} for k, v in verdicts(m).items()],
+                               ["property", "verdict", "because"]))  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows under their columns; what is code is set as such."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    def cell(column: str, value: Any) -> str:
+        text = str(value).replace("|", "\\|").replace("\n", " ")
+        return f"`{text}`" if column in CODE and text else text.replace("<", "&lt;")
+
+    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line([cell(c, r[c]) for c in columns]) for r in rows)])

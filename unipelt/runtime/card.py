@@ -1,0 +1,208 @@
+"""The model card: ``README.md`` beside an adapter, with the hub's metadata, the method as a row of the table, its formula,
+counts and verdicts on the base, how it was trained, what it reached, and how it is loaded.
+
+Nothing of this machine is told: a base or data set that lies here is called by its folder's name. Non-goal: prose about
+uses and limits, which nobody but the author can write; a card that has been edited is never written over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..compiler.plan import Plan
+from ..language.document import COLUMNS, gated, markdown_table, rows_of
+from ..language.formula import as_text
+from .hub import is_hub_name, public_name
+
+README = "README.md"
+#: What stands for the adapter's place until it is pushed somewhere.
+PLACE = "FOLDER-OR-HUB-NAME"
+#: Endings of transformers' classes: the auto class that loads them, the hub's name of what they do.
+_CLASSES = (
+    ("ForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
+    ("ForTokenClassification", "AutoModelForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "AutoModelForQuestionAnswering", "question-answering"),
+    ("ForImageClassification", "AutoModelForImageClassification", "image-classification"),
+    ("ForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
+    ("ForCausalLM", "AutoModelForCausalLM", "text-generation"),
+    ("LMHeadModel", "AutoModelForCausalLM", "text-generation"),
+    ("ForConditionalGeneration", "AutoModelForSeq2SeqLM", "text2text-generation"),
+    ("Model", "AutoModel", "feature-extraction"),
+)
+#: Floats among metrics that say something of the data only.
+_NO_SCORES = ("majority",)
+#: The marker of a card as it was written, with a hash of everything before it.
+_MARKER = re.compile(r"\n<!-- written by unipelt \S+; (?P<hash>[0-9a-f]{16}) -->\n\Z")
+
+
+def model_card(model: Any, plan: Plan, card: Mapping[str, Any]) -> str:
+    """The text of an adapter's card.
+
+    Of ``card`` it reads ``metrics`` (by split, then by name), ``data`` (a mapping with a ``name``), ``training`` (options
+    by name), ``task``, ``license``, ``language``, ``pipeline_tag``, ``tags`` and
+    ``picture`` (a file beside the card); everything is optional.
+    """
+    base = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    auto, tag = _kind(model)
+    parts = [
+        f"# {_text(plan.method.name)} on {_text(public_name(base) or plan.model)}",
+        _text(plan.method.doc or "").strip(),
+        "An adapter made with unipelt, whose method is written down in `method.pelt`: rows of the unified view's table (He et al. "
+        "2022) of parameter-efficient tuning.",
+        _method(plan), _counts(plan), _properties(plan), _training(card), _results(card), _picture(card), _use(base, auto, card),
+    ]  # fmt: skip
+    data = metadata(base, tag, plan, card).to_yaml(line_break="\n")
+    return sealed(f"---\n{data}\n---\n\n" + "\n\n".join(p for p in parts if p) + "\n")
+
+
+def metadata(base: str, tag: str | None, plan: Plan, card: Mapping[str, Any]) -> Any:
+    """The front matter, as the hub's own library writes it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    tag = card.get("pipeline_tag") or tag
+    data = dict(card.get("data") or {})
+    title = public_name(str(data.get("name") or "")) or "unnamed data"
+    results = [
+        EvalResult(tag or "other", _slug(title), title, metric, round(value, 6), dataset_split=split)
+        for split, metrics in (card.get("metrics") or {}).items()
+        for metric, value in metrics.items() if isinstance(value, float) and metric not in _NO_SCORES
+    ]  # fmt: skip
+    names = list(dict.fromkeys(r.metric_type for r in results))
+    return ModelCardData(
+        base_model=base if is_hub_name(base) else None, base_model_relation="adapter" if is_hub_name(base) else None,
+        library_name="unipelt", license=card.get("license"),
+        language=card.get("language"), pipeline_tag=tag, datasets=[title] if data.get("hub") else None,
+        tags=["unipelt", "adapter", "parameter-efficient-fine-tuning", plan.method.name, *card.get("tags", ())], metrics=names or None,
+        model_name=f"{plan.method.name} on {public_name(base) or plan.model}" if results else None, eval_results=results or None,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- whose card it is
+
+
+def sealed(text: str) -> str:
+    """The text with the marker by which it is known again."""
+    import unipelt
+
+    return f"{text}\n<!-- written by unipelt {unipelt.__version__}; {_hash(text)} -->\n"
+
+
+def unsealed(text: str) -> str | None:
+    """The text without its marker; None if it is not as it was written."""
+    found = _MARKER.search(text)
+    return text[: found.start()] if found and _hash(text[: found.start()]) == found["hash"] else None
+
+
+def replaceable(path: Path) -> bool:
+    """Whether there is no card, or one that nobody has edited since it was written."""
+    try:
+        return unsealed(path.read_text("utf-8")) is not None
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _kind(model: Any) -> tuple[str, str | None]:
+    name = type(model).__name__
+    if getattr(model, "main_input_name", "") == "input_features":
+        return "AutoModelForSpeechSeq2Seq", "automatic-speech-recognition"
+    return next(((auto, tag) for end, auto, tag in _CLASSES if name.endswith(end)), ("AutoModel", None))
+
+
+def _method(plan: Plan) -> str:
+    m = plan.method
+    rows = rows_of([m])
+    parts = ["## Method", markdown_table(rows, ["row", *COLUMNS, *gated([m])])]
+    if m.rows:
+        parts.append(f"```\n{as_text(m)}\n```")
+    if m.params:
+        arguments = [{"argument": p.name, "type": p.type, "value": m.arguments.get(p.name, "")} for p in m.params]
+        parts.append(markdown_table(arguments, ["argument", "type", "value"]))
+    places = [{"row": e["row"], "site": e["site"], "layers": e["layers"], "parameters": f"{e['parameters']:,}"} for e in plan.table()]
+    parts += ["Where it acts:", markdown_table(places, ["row", "site", "layers", "parameters"])]
+    return "\n\n".join(parts)
+
+
+def _counts(plan: Plan) -> str:
+    c = plan.counts
+    words = {"trained": "without the head", "stored": "after folding what does not read the input", "frozen": "drawn once and kept",
+             "head": "trained with the adapter", "base": f"{plan.model}, never changed"}  # fmt: skip
+    rows = [
+        {"parameters": k, "count": f"{getattr(c, k):,}", "of the base": f"{100 * getattr(c, k) / c.base:.3g} %" if c.base else "", "": w}
+        for k, w in words.items() if getattr(c, k)
+    ]  # fmt: skip
+    return "## Parameters\n\n" + markdown_table(rows, ["parameters", "count", "of the base", ""])
+
+
+def _properties(plan: Plan) -> str:
+    rows = [{"property": k, "verdict": v.partition(": ")[0], "because": v.partition(": ")[2]} for k, v in plan.properties.items()]
+    return "## Properties\n\n" + markdown_table(rows, ["property", "verdict", "because"])
+
+
+def _training(card: Mapping[str, Any]) -> str:
+    data, options = dict(card.get("data") or {}), dict(card.get("training") or {})
+    rows = [{"data": k, "": public_name(v) if k == "name" and isinstance(v, str) else v} for k, v in data.items() if k != "hub"]
+    parts = [markdown_table(rows, ["data", ""])] if rows else []
+    options = {**({"task": card["task"]} if card.get("task") else {}), **options}
+    if options:
+        parts.append(markdown_table([{"option": k, "value": _number(v)} for k, v in options.items()], ["option", "value"]))
+    return "\n\n".join(["## Training", *parts]) if parts else ""
+
+
+def _results(card: Mapping[str, Any]) -> str:
+    metrics = card.get("metrics") or {}
+    names = list(dict.fromkeys(n for m in metrics.values() for n in m))
+    if not names:
+        return ""
+    rows = [{"split": split, **{n: _number(m.get(n, "")) for n in names}} for split, m in metrics.items()]
+    return "## Results\n\n" + markdown_table(rows, ["split", *names])
+
+
+def _picture(card: Mapping[str, Any]) -> str:
+    name = card.get("picture")
+    return f"![Loss, metric, gates, edits and gradients of the run]({name})" if name else ""
+
+
+def _use(base: str, auto: str, card: Mapping[str, Any]) -> str:
+    shown = public_name(base) or "THE-BASE-MODEL"
+    local = "" if is_hub_name(base) else f"  # the base lay in a folder of this name"
+    parts = [
+        "## Use",
+        f"```python\nfrom transformers import {auto}\nimport unipelt\n\n"
+        f'model = {auto}.from_pretrained("{shown}"){local}\nunipelt.attach(model, "{PLACE}")\n```',
+    ]
+    if card.get("task"):
+        model = "" if is_hub_name(base) else f" --model {shown}"
+        parts.append(f'```\nunipelt eval {PLACE} --data DATA{model}\nunipelt predict {PLACE} "TEXT"{model}\n```')
+    return "\n\n".join(parts)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _text(text: str) -> str:
+    """Plain text in Markdown."""
+    return re.sub(r"([\\`*_\[\]<>#])", r"\\\1", text)
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^\w./-]+", "-", title) or "unnamed"
