@@ -86,9 +86,9 @@ def metadata(base: str, tag: str | None, plan: Plan, card: Mapping[str, Any]) ->
 
 def sealed(text: str) -> str:
     """The text with the marker by which it is known again."""
-    import unipelt
+    from importlib.metadata import version
 
-    return f"{text}\n<!-- written by unipelt {unipelt.__version__}; {_hash(text)} -->\n"
+    return f"{text}\n<!-- written by unipelt {version('unipelt')}; {_hash(text)} -->\n"
 
 
 def unsealed(text: str) -> str | None:
@@ -177,7 +177,7 @@ def _picture(card: Mapping[str, Any]) -> str:
 
 def _use(base: str, auto: str, card: Mapping[str, Any]) -> str:
     shown = public_name(base) or "THE-BASE-MODEL"
-    local = "" if is_hub_name(base) else f"  # the base lay in a folder of this name"
+    local = "" if is_hub_name(base) else "  # the base lay in a folder of this name"
     parts = [
         "## Use",
         f"```python\nfrom transformers import {auto}\nimport unipelt\n\n"
