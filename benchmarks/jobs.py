@@ -23,9 +23,9 @@ from pathlib import Path
 #: name → (data set, rows kept of each split, model, method and options of `unipelt train`)
 JOBS: dict[str, tuple[str, dict[str, int], str, str]] = {
     "wnut17 tokens, LoRA": (
-        "wnut17", {}, "minilm", "lora --set r=16 --set alpha=32 --task token-classification --epochs 6 --lr 2e-3 --batch-size 32"),
+        "wnut17", {}, "minilm", "lora --set r=16 --task token-classification --epochs 3 --lr 1e-3 --max-length 64"),
     "wnut17 tokens, UniPELT": (
-        "wnut17", {}, "minilm", "unipelt_apl --task token-classification --epochs 6 --lr 1e-3 --batch-size 32"),
+        "wnut17", {}, "minilm", "unipelt_apl --task token-classification --epochs 3 --lr 5e-4 --max-length 64"),
     "banking77, 100 examples, UniPELT": (
         "banking77", {}, "minilm", "unipelt_apl --head mean --train-size 100 --epochs 40 --lr 2e-3 --text text --label label"),
     "banking77, 1,000 examples, UniPELT": (

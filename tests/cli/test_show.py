@@ -13,6 +13,7 @@ import unipelt
 from unipelt.cli import show as shown
 from unipelt.cli.picture import picture
 from unipelt.language.diagram import diagram
+from unipelt.language.document import markdown_table
 from unipelt.language.formula import TEX, as_latex, as_text, write
 from unipelt.language.loading import library, load
 from unipelt.language.parser import parse_expression
@@ -91,7 +92,7 @@ def test_the_table_of_several(capsys):
 
 
 def test_signs_of_a_document_are_escaped():
-    assert shown._markdown([{"modify": "a|b<c"}], ["modify"]).splitlines()[-1] == "| `a\\|b&lt;c` |"
+    assert markdown_table([{"modify": "a|b<c", "doc": "a|b<c"}], ["modify", "doc"]).splitlines()[-1] == "| `a\\|b<c` | a\\|b&lt;c |"
     assert shown._tex("a_b%{x}\\") == r"a\_b\%\{x\}\textbackslash{}"
 
 
