@@ -37,7 +37,8 @@ def _is_headed(model: nn.Module) -> bool:
     """Whether a model that is its own base is more than the bare model of its type."""
     from transformers import MODEL_MAPPING
 
-    bare = MODEL_MAPPING.get(type(getattr(model, "config", None)), None)
+    config = getattr(model, "config", None)
+    bare = None if config is None else MODEL_MAPPING.get(config.__class__, None)
     return type(model) not in (bare if isinstance(bare, tuple) else (bare,))
 
 

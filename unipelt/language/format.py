@@ -175,7 +175,7 @@ class _File:
 
 def _blocks(node: Any) -> list[Any]:
     """The inline blocks directly in a clause: of a form, composition, gate or row."""
-    out = [a for a in getattr(node, "alternatives", ()) if isinstance(a, S.Block)]
+    out: list[Any] = [a for a in getattr(node, "alternatives", ()) if isinstance(a, S.Block)]
     for name in ("gate", "target"):
         part = getattr(node, name, None)
         if isinstance(part, (S.Block, S.RowBlock)):

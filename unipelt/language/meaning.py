@@ -416,8 +416,8 @@ class _Reader:
         match e:
             case S.Name(id) if id in self.known:
                 return self.known[id]
-            case S.Negative(value):
-                return scaled(self.term(value), Size.of(-1))
+            case S.Negative(inner):
+                return scaled(self.term(inner), Size.of(-1))
             case S.Binary("+", left, right):
                 return add(self.term(left), self.term(right))
             case S.Binary("-", left, right):
@@ -433,8 +433,8 @@ class _Reader:
                 return times(self.term(left), atom("call", self.term(right).sizes, "1 /", self.term(right)))
             case S.Binary(op, left, right):
                 return atom("call", sizes, op, self.term(left), self.term(right))
-            case S.Attr(value, "T"):
-                return turn(self.term(value))
+            case S.Attr(inner, "T"):
+                return turn(self.term(inner))
             case S.Apply(function, args):
                 return self._call(function, args, sizes)
             case S.Choose(then, test, other):
@@ -444,9 +444,9 @@ class _Reader:
                 return atom("call", sizes, "if", self._argument(test), self.term(then), self.term(other))
             case S.Compare(op, left, right):
                 return atom("call", sizes, op, self.term(left), self.term(right))
-            case S.Index(value, items):
+            case S.Index(inner, items):
                 shown = [to_text(i) if not isinstance(i, S.Slice) else self._slice(i) for i in items]
-                return atom("call", sizes, "[" + ", ".join(shown) + "]", self.term(value))
+                return atom("call", sizes, "[" + ", ".join(shown) + "]", self.term(inner))
         return atom("call", sizes, to_text(e))
 
     def _slice(self, i: S.Slice) -> str:

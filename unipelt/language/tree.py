@@ -16,7 +16,7 @@ def _below(kind: Any) -> tuple[str, ...]:
 
 def children(node: Any) -> Iterator[Any]:
     """The nodes directly below a node, in source order."""
-    stack = [getattr(node, name) for name in reversed(_below(type(node)))]
+    stack = [getattr(node, name) for name in reversed(_below(node.__class__))]
     while stack:
         item = stack.pop()
         if isinstance(item, tuple):
@@ -44,7 +44,7 @@ def rewrite(node: Any, change: Callable[[Any], Any]) -> Any:
             return rewrite(value, change)
         return value
 
-    new = {name: visit(getattr(node, name)) for name in _below(type(node))}
+    new = {name: visit(getattr(node, name)) for name in _below(node.__class__)}
     changed = {k: v for k, v in new.items() if v is not getattr(node, k)}
     return change(replace(node, **changed) if changed else node)
 
