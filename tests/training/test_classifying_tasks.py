@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from mistakes import mistake
 import tiny_tasks as tiny
 import torch
 from tiny_hf import write_rows
 
-from unipelt.language.diagnostics import PeltError
 from unipelt.training import data
 from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_model, load_tokenizer
@@ -16,15 +16,6 @@ from unipelt.training.tasks.classification import classification_metrics, multi_
 from unipelt.training.tasks.question_answering import best_spans, exact, normalised, overlap, place_of
 from unipelt.training.tasks.template import lead
 from unipelt.training.tasks.token_classification import entities_in, split_words, tag_metrics
-
-
-def mistake(code, call, *args, **kwargs):
-    with pytest.raises(PeltError) as caught:
-        call(*args, **kwargs)
-    found = caught.value.diagnostics
-    assert {d.code for d in found} == {code}, found
-    assert all(d.help for d in found), "each mistake comes with a remedy"
-    return found[0].message, found[0].help
 
 
 def split_of(tmp_path, *rows):

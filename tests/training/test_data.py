@@ -4,21 +4,12 @@ import json
 import sys
 
 import pytest
+from mistakes import mistakes
 from tiny_hf import write_rows
 
-from unipelt.language.diagnostics import PeltError
 from unipelt.training import data
 from unipelt.training.config import TaskOptions
 from unipelt.training.tasks import task_for
-
-
-def mistake(code, call, *args, **kwargs):
-    with pytest.raises(PeltError) as caught:
-        call(*args, **kwargs)
-    found = caught.value.diagnostics
-    assert {d.code for d in found} == {code}, found
-    assert all(d.help for d in found), "each mistake comes with a remedy"
-    return [d.message for d in found], found
 
 
 def rows(tmp_path, lines, name="train.jsonl"):
@@ -65,53 +56,53 @@ def test_only_a_line_feed_ends_a_json_line(tmp_path):
 
 def test_missing_file_names_a_near_one(tmp_path):
     write_rows(tmp_path / "train.jsonl", good())
-    _, found = mistake("E0601", data.read, tmp_path / "trian.jsonl")
-    assert "train.jsonl" in found[0].help
+    _, help_ = mistakes("E0601", data.read, tmp_path / "trian.jsonl")
+    assert "train.jsonl" in help_
 
 
 def test_broken_lines_are_all_named(tmp_path):
     lines = ['{"text": "a", "label": 1}\n', '{"text": "b", \n', '{"text": "c", "label": 0}\n', "[1]\n"]
-    messages, _ = mistake("E0602", rows, tmp_path, lines)
+    messages, _ = mistakes("E0602", rows, tmp_path, lines)
     assert "line 2" in messages[0] and "not JSON" in messages[0]
     assert "line 4" in messages[1] and "a list, not an object" in messages[1]
 
 
 def test_many_broken_lines_are_counted(tmp_path):
-    messages, _ = mistake("E0602", rows, tmp_path, ["{\n"] * 40)
+    messages, _ = mistakes("E0602", rows, tmp_path, ["{\n"] * 40)
     assert len(messages) == data.SHOWN and "35 more" in messages[-1]
 
 
 def test_nested_json_does_not_overflow(tmp_path):
-    messages, _ = mistake("E0602", rows, tmp_path, ["[" * 100_000 + "\n"])
+    messages, _ = mistakes("E0602", rows, tmp_path, ["[" * 100_000 + "\n"])
     assert "line 1" in messages[0]
 
 
 def test_broken_csv(tmp_path):
-    messages, _ = mistake("E0609", rows, tmp_path, ["text,label\n", "a,b\n", "a,b,c\n"], "train.csv")
+    messages, _ = mistakes("E0609", rows, tmp_path, ["text,label\n", "a,b\n", "a,b,c\n"], "train.csv")
     assert "line 3" in messages[0] and "3 columns where the header has 2" in messages[0]
-    messages, _ = mistake("E0609", rows, tmp_path, ["text,text\n", "a,b\n"], "train.csv")
+    messages, _ = mistakes("E0609", rows, tmp_path, ["text,text\n", "a,b\n"], "train.csv")
     assert "`text` twice" in messages[0]
-    mistake("E0609", rows, tmp_path, ["text,label\n", '"a,b\n'], "train.csv")
+    mistakes("E0609", rows, tmp_path, ["text,label\n", '"a,b\n'], "train.csv")
 
 
 def test_other_files(tmp_path):
-    mistake("E0605", rows, tmp_path, [])
-    mistake("E0605", rows, tmp_path, ["text,label\n"], "train.csv")
-    mistake("E0608", rows, tmp_path, ["x"], "train.xlsx")
+    mistakes("E0605", rows, tmp_path, [])
+    mistakes("E0605", rows, tmp_path, ["text,label\n"], "train.csv")
+    mistakes("E0608", rows, tmp_path, ["x"], "train.xlsx")
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
-    messages, _ = mistake("E0610", data.read_file, tmp_path / "latin.jsonl")
+    messages, _ = mistakes("E0610", data.read_file, tmp_path / "latin.jsonl")
     assert "line 2" in messages[0]
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").touch()
-    messages, _ = mistake("E0608", data.read, empty)
+    messages, _ = mistakes("E0608", data.read, empty)
     assert "notes.txt" in messages[0]
 
 
 def test_two_files_of_one_split(tmp_path):
     write_rows(tmp_path / "dev.jsonl", good())
     write_rows(tmp_path / "validation.jsonl", good())
-    messages, _ = mistake("E0608", data.read, tmp_path)
+    messages, _ = mistakes("E0608", data.read, tmp_path)
     assert "dev.jsonl" in messages[0] and "validation.jsonl" in messages[0]
 
 
@@ -150,12 +141,12 @@ def test_task_by_the_columns(tmp_path, row, kind):
 
 def test_missing_columns_name_those_there_are(tmp_path):
     split = data.read_file(write_rows(tmp_path / "d.jsonl", [{"Sentence": "x", "lable": 1}]))
-    messages, found = mistake("E0603", classification, split)
-    assert "`Sentence`, `lable`" in messages[0] and "--label lable" in found[0].help
-    _, found = mistake("E0603", classification, split, label="lable")
-    assert "--text Sentence" in found[0].help
-    _, found = mistake("E0603", classification, split, label="lable", text=("sentense",))
-    assert "Sentence" in found[0].help
+    messages, help_ = mistakes("E0603", classification, split)
+    assert "`Sentence`, `lable`" in messages[0] and "--label lable" in help_
+    _, help_ = mistakes("E0603", classification, split, label="lable")
+    assert "--text Sentence" in help_
+    _, help_ = mistakes("E0603", classification, split, label="lable", text=("sentense",))
+    assert "Sentence" in help_
     assert classification(
         data.read_file(write_rows(tmp_path / "e.jsonl", [{"s": "x", "y": 1}, {"s": "x", "y": 2}])),
         text=("s",),
@@ -173,28 +164,28 @@ def test_labels_are_ordered_and_titled(tmp_path):
 
 def test_one_class(tmp_path):
     split = data.read_file(write_rows(tmp_path / "d.jsonl", [{"text": "t", "label": "spam"}] * 3))
-    messages, _ = mistake("E0604", classification, split)
+    messages, _ = mistakes("E0604", classification, split)
     assert "`spam`" in messages[0]
 
 
 @pytest.mark.parametrize("value", [None, 3, "", "  ", ["a"], {"a": 1}])
 def test_texts_are_texts(tmp_path, value):
     split = data.read_file(write_rows(tmp_path / "d.jsonl", [{"text": "a"}, {"text": value}]))
-    messages, _ = mistake("E0607", data.texts_of, split, "text")
+    messages, _ = mistakes("E0607", data.texts_of, split, "text")
     assert "line 2" in messages[0]
 
 
 @pytest.mark.parametrize("value", [None, 1.5, "", ["a"]])
 def test_labels_are_names_or_integers(tmp_path, value):
     split = data.read_file(write_rows(tmp_path / "d.jsonl", [{"label": "a"}, {"label": value}, {}]))
-    messages, _ = mistake("E0607", data.labels_of, split, "label")
+    messages, _ = mistakes("E0607", data.labels_of, split, "label")
     assert "line 2" in messages[0] and "line 3" in messages[1]
 
 
 def test_a_label_that_training_lacks(tmp_path):
     split = data.read_file(write_rows(tmp_path / "d.jsonl", [{"label": "cat"}, {"label": "dgo"}]))
-    messages, found = mistake("E0606", data.known_labels, split, "label", ["cat", "dog"])
-    assert "line 2" in messages[0] and "`dog`" in found[0].help
+    messages, help_ = mistakes("E0606", data.known_labels, split, "label", ["cat", "dog"])
+    assert "line 2" in messages[0] and "`dog`" in help_
 
 
 # ---------------------------------------------------------------- sampling
@@ -227,10 +218,10 @@ def test_smaller_samples_lie_in_larger_ones(tmp_path):
 
 def test_too_few_rows(tmp_path):
     write_rows(tmp_path / "train.jsonl", good(5))
-    messages, _ = mistake("E0616", data.prepare, data.read(tmp_path), 6, 0)
+    messages, _ = mistakes("E0616", data.prepare, data.read(tmp_path), 6, 0)
     assert "5 rows" in messages[0]
-    mistake("E0605", data.prepare, data.read(tmp_path), 1, 0)
-    mistake("E0608", data.prepare, data.Data({"test": data.read(tmp_path)["train"]}), None, 0)
+    mistakes("E0605", data.prepare, data.read(tmp_path), 1, 0)
+    mistakes("E0608", data.prepare, data.Data({"test": data.read(tmp_path)["train"]}), None, 0)
 
 
 def test_so_many_rows_of_each_class(tmp_path):
@@ -247,7 +238,7 @@ def test_so_many_rows_of_each_class(tmp_path):
     write_rows(tmp_path / "validation.jsonl", good(6))
     given = data.prepare(data.read(tmp_path), None, 0, shots=25, classes=classes)
     assert len(given["train"]) == 50 and len(given["validation"]) == 6
-    messages, found = mistake("E0616", data.prepare, whole, None, 0, shots=13, classes=classes)
+    messages, help_ = mistakes("E0616", data.prepare, whole, None, 0, shots=13, classes=classes)
     assert "25 rows of the class" in messages[0] and "26" in messages[0]
 
 
@@ -278,7 +269,7 @@ def test_parquet_with_the_names_of_its_classes(tmp_path):
     assert split.rows[1] == {"text": "y", "label": None, "tags": []}
     plain = data.read_file(write_parquet(tmp_path / "test.parquet", rows_))
     assert plain.rows == tuple(rows_)
-    messages, _ = mistake("E0607", data.labels_of, split, "label")
+    messages, _ = mistakes("E0607", data.labels_of, split, "label")
     assert "train.parquet`, row 2: `label` is missing" in messages[0]
 
 
@@ -289,17 +280,17 @@ def test_parquet_shards_are_one_split(tmp_path):
     found = data.read(tmp_path)
     assert [r["text"] for r in found["train"].rows] == ["00", "01", "02", "10", "11", "12"] and len(found["test"]) == 3
     write_rows(tmp_path / "train.jsonl", good(3))
-    mistake("E0608", data.read, tmp_path)
+    mistakes("E0608", data.read, tmp_path)
 
 
 def test_parquet_that_is_none(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing else")
-    mistake("E0631", data.read, tmp_path)
-    mistake("E0605", data.read_file, write_parquet(tmp_path / "none.parquet", []))
+    mistakes("E0631", data.read, tmp_path)
+    mistakes("E0605", data.read_file, write_parquet(tmp_path / "none.parquet", []))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    _, found = mistake("E0630", data.read, tmp_path)
-    assert "unipelt[data]" in found[0].help
+    _, help_ = mistakes("E0630", data.read, tmp_path)
+    assert "unipelt[data]" in help_
 
 
 @pytest.fixture
@@ -333,27 +324,27 @@ def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
     data.read("hub:owner/reviews:small")
     assert hub == [("owner/reviews", None), ("owner/reviews", None), ("owner/reviews", "small")]
     (tmp_path / "owner" / "reviews").mkdir(parents=True)
-    mistake("E0608", data.read, "owner/reviews")  # a folder of that name comes first
+    mistakes("E0608", data.read, "owner/reviews")  # a folder of that name comes first
 
 
 def test_a_name_that_is_nowhere(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").mkdir()
-    messages, found = mistake("E0632", data.read, "exmaples/reviews")
+    messages, help_ = mistakes("E0632", data.read, "exmaples/reviews")
     assert "no file or folder" in messages[0] and "doesn't exist on the Hub" in messages[0]
-    assert "`examples`" in found[0].help
-    assert "no file or folder" not in mistake("E0632", data.read, "hub:exmaples/reviews")[0][0]
+    assert "`examples`" in help_
+    assert "no file or folder" not in mistakes("E0632", data.read, "hub:exmaples/reviews")[0][0]
     for path in ("train.jsonl", "./reviews", "/reviews", "a/b/c"):
-        mistake("E0601", data.read, path)
+        mistakes("E0601", data.read, path)
     assert len(hub) == 2
 
 
 def test_without_the_library_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    _, found = mistake("E0630", data.read, "hub:imdb")
-    assert "unipelt[data]" in found[0].help
-    messages, _ = mistake("E0601", data.read, "imdb")
+    _, help_ = mistakes("E0630", data.read, "hub:imdb")
+    assert "unipelt[data]" in help_
+    messages, _ = mistakes("E0601", data.read, "imdb")
     assert "no file or folder `imdb`" in messages[0]
 
 

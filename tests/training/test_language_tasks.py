@@ -2,13 +2,13 @@
 
 
 import pytest
+from mistakes import mistake
 import tiny_tasks as tiny
 import torch
 import torch.nn.functional as F
 from tiny_hf import write_rows
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
 from unipelt.training import TrainConfig, data, evaluate_run, train
 from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_model, load_tokenizer
@@ -17,15 +17,6 @@ from unipelt.training.tasks import IGNORED, Collator, evaluate, task_for
 from unipelt.training.tasks.causal_lm import CausalLM
 from unipelt.training.tasks.generation import grouped, leaders, text_metrics
 from unipelt.training.tasks.packing import packed
-
-
-def mistake(code, call, *args, **kwargs):
-    with pytest.raises(PeltError) as caught:
-        call(*args, **kwargs)
-    found = caught.value.diagnostics
-    assert {d.code for d in found} == {code}, found
-    assert all(d.help for d in found), "each mistake comes with a remedy"
-    return found[0].message, found[0].help
 
 
 @pytest.fixture(scope="module")

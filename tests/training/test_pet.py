@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from mistakes import mistakes
 import tiny_tasks as tiny
 import torch
 import torch.nn.functional as F
 from tiny_hf import write_rows
 
-from unipelt.language.diagnostics import PeltError
 from unipelt.training import TrainConfig, data, evaluate_run, load_run, predict_run, train
 from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_config, load_model, load_tokenizer
@@ -18,15 +18,6 @@ from unipelt.training.tasks.pet import words_for
 from unipelt.training.tasks.template import borders, encode, parse
 
 PATTERN, WORDS = "{text} type : {mask} .", "refund,arrival,closing"
-
-
-def mistake(code, call, *args, **kwargs):
-    with pytest.raises(PeltError) as caught:
-        call(*args, **kwargs)
-    found = caught.value.diagnostics
-    assert {d.code for d in found} == {code}, found
-    assert all(d.help for d in found), "each mistake comes with a remedy"
-    return [d.message for d in found], found[0].help
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +122,7 @@ def test_long_texts_lose_their_end_and_the_pattern_nothing(models, rows):
     assert encoded.truncated == 1
     assert texts == ["[CLS] money money money money money money type : [MASK] . [SEP]", "[CLS] late type : [MASK] . [SEP]"]
     task, tokenizer = fitted(models, "masked", split, max_length=5)
-    mistake("E0641", task.encode_inputs, [("money",)], tokenizer)
+    mistakes("E0641", task.encode_inputs, [("money",)], tokenizer)
 
 
 def test_pseudo_tokens_are_numbered_and_marked(models, rows):
@@ -184,15 +175,15 @@ def test_words_in_each_way(tmp_path):
     ("a,", "empty word"), (None, "are numbers"), ("none.json", "cannot be read"),
 ])  # fmt: skip
 def test_words_that_do_not_fit(words, what):
-    messages, _ = mistake("E0643", words_for, words, ["0", "1"], ["0", "1"])
+    messages, _ = mistakes("E0643", words_for, words, ["0", "1"], ["0", "1"])
     assert what in messages[0]
 
 
 def test_a_masked_model_fills_one_token(models, rows):
     split = data.read(rows)["test"]
-    messages, _ = mistake("E0644", fitted, models, "masked", split, words="refund no,arrival,zebra")
+    messages, _ = mistakes("E0644", fitted, models, "masked", split, words="refund no,arrival,zebra")
     assert "`refund no` is 2 tokens (`refund`, `no`)" in messages[0] and "`zebra` is not in the model's vocabulary" in messages[1]
-    messages, _ = mistake("E0644", fitted, models, "masked", split, words="refund,money,refund")
+    messages, _ = mistakes("E0644", fitted, models, "masked", split, words="refund,money,refund")
     assert "`refund` and `refund` are the same" in messages[0]
 
 
@@ -200,25 +191,25 @@ def test_a_masked_model_fills_one_token(models, rows):
     ("{text} is", "has no `{mask}`"), ("{mask} {text} {mask}", "has 2 masks"), ("{mask}", "reads no column"), (None, "a pattern is missing"),
 ])  # fmt: skip
 def test_patterns_that_are_none(models, rows, pattern, what):
-    messages, _ = mistake("E0640", fitted, models, "masked", data.read(rows)["test"], pattern=pattern)
+    messages, _ = mistakes("E0640", fitted, models, "masked", data.read(rows)["test"], pattern=pattern)
     assert what in messages[0]
 
 
 def test_models_that_do_not_serve(models, rows, bert):
     split = data.read(rows)["test"]
-    messages, _ = mistake("E0640", fitted, models, "gpt2", split, pattern="{mask} : {text}")
+    messages, _ = mistakes("E0640", fitted, models, "gpt2", split, pattern="{mask} : {text}")
     assert "does not see `{text}`" in messages[0]
-    assert "no mask token" in mistake("E0642", fitted, {"b": bert}, "b", split)[0][0]
+    assert "no mask token" in mistakes("E0642", fitted, {"b": bert}, "b", split)[0][0]
     task, tokenizer = fitted(models, "t5", split)
-    mistake("E0633", load_model, models["t5"], task, tokenizer, 0)
-    messages, help_ = mistake("E0603", fitted, models, "masked", split, pattern="{txt} {mask}")
+    mistakes("E0633", load_model, models["t5"], task, tokenizer, 0)
+    messages, help_ = mistakes("E0603", fitted, models, "masked", split, pattern="{txt} {mask}")
     assert "`txt`" in messages[0] and "`text`" in help_
 
 
 def test_a_text_that_holds_the_mask_itself(models, tmp_path):
     split = data.read_file(write_rows(tmp_path / "d.jsonl", [{"text": "my [MASK] money", "label": i} for i in range(3)]))
     task, tokenizer = fitted(models, "masked", split)
-    messages, _ = mistake("E0646", task.encode, split, tokenizer)
+    messages, _ = mistakes("E0646", task.encode, split, tokenizer)
     assert "line 1" in messages[0] and "[MASK]" in messages[0]
 
 
@@ -250,4 +241,4 @@ def test_without_training_and_with_few_examples(models, rows, tmp_path, name):
 
 
 def test_tasks_with_a_new_head_need_a_run(bert, intents):
-    mistake("E0645", load_base, bert, TaskOptions(), intents)
+    mistakes("E0645", load_base, bert, TaskOptions(), intents)
