@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from ..language.check import RowTyping
 from ..language.ir import Row
 from ..language.sites import TensorType
+from ..language.softmax import inlined, shares_softmax
 from ..language.syntax import Apply, Attr, Binary, Choose, Expr, Index, Let, Name, Statement, rewrite, walk
 from ..language.values import NumberType
 from .evaluator import Context, evaluate
@@ -36,30 +36,9 @@ class Lowered:
     values: Expr | None = None
 
 
-@lru_cache(maxsize=1)
-def _shared_softmax() -> Expr:
-    from ..language.parser import parse_expression
-
-    share = "sigmoid(logsumexp(scores) - log_mass)"
-    return parse_expression(f"(1 - {share}) * h + {share} * delta")
-
-
-def shares_softmax(row: Row) -> bool:
-    """Whether the composition gives delta its share of one softmax; later rows then see a larger ``log_mass``."""
-    return row.gate is None and _result(row) == _shared_softmax()
-
-
 def _result(row: Row) -> Expr | None:
     """The composition's ``out`` with its lets inlined."""
-    return _inlined(row.compose, "out")
-
-
-def _inlined(body: tuple[Statement, ...], name: str) -> Expr | None:
-    known: dict[str, Expr] = {}
-    for s in body:
-        if isinstance(s, Let) and len(s.names) == 1:
-            known[s.names[0]] = rewrite(s.value, lambda n: known.get(n.id, n) if isinstance(n, Name) else n)
-    return known.get(name)
+    return inlined(row.compose, "out")
 
 
 def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
@@ -75,7 +54,7 @@ def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> b
             return n.then if evaluate(n.test, context) else n.other
         return n
 
-    gate = _inlined(row.gate, "g") if row.gate is not None else None
+    gate = inlined(row.gate, "g") if row.gate is not None else None
     gate = rewrite(gate, decide) if gate is not None else None
     if gate is not None and closed(gate) and not evaluate(gate, context):
         return True

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .algebra import Atom, Term
 from .ir import Method
-from .meaning import Atom, Learned, Meaning, SiteMeaning, Term, meaning, written
+from .meaning import Meaning, SiteMeaning, meaning
 from .primitives import PRIMITIVES
+from .reader import Learned, written
 from .sizes import Size
 
 #: Starts whose entries are all drawn alike, so that a tensor and its transpose start the same.
@@ -45,13 +47,14 @@ class Canonical:
     sites: tuple[Line, ...]
     tensors: tuple[Line, ...]
     trains: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
     keys: tuple[tuple[str, bool], ...] = ()  # the tensors in order: key in the meaning, whether it is shown transposed
 
     def lines(self, starts: bool = True) -> list[tuple[str, str]]:
         """(what, text) of everything; two methods are equal where these are."""
         out = [(line.what, line.text) for line in self.sites]
         out += [(line.what, line.text + (f" {line.start}" if starts else "")) for line in self.tensors]
-        return out + [("train", t) for t in self.trains]
+        return out + [("train", t) for t in self.trains] + [("input", t) for t in self.inputs]
 
 
 def canonical(found: Meaning, erase: bool = False) -> Canonical:
@@ -62,18 +65,11 @@ def canonical(found: Meaning, erase: bool = False) -> Canonical:
 def difference(a: Method, b: Method) -> tuple[str, str, str] | None:
     """The first difference of two methods at their arguments, as (what, in a, in b); None where they are equal."""
     left, right = canonical(meaning(a)).lines(), canonical(meaning(b)).lines()
-    if left == right:
-        return None
-    mine, others = dict(left), dict(right)
-    for what in dict.fromkeys([w for w, _ in left] + [w for w, _ in right]):
-        here = [t for w, t in left if w == what]
-        there = [t for w, t in right if w == what]
+    for what in dict.fromkeys(w for w, _ in (*left, *right)):
+        here, there = ([t for w, t in lines if w == what] for lines in (left, right))
         if here != there:
-            shown = [mine.get(what, "nothing"), others.get(what, "nothing")]
-            if what == "train":
-                shown = [", ".join(x) or "nothing" for x in (here, there)]
-            return what, shown[0], shown[1]
-    raise AssertionError("lines differ and none does")
+            return what, ", ".join(here) or "nothing", ", ".join(there) or "nothing"
+    return None
 
 
 # ---------------------------------------------------------------- writing
@@ -86,7 +82,8 @@ class _Writer:
         self.names: dict[str, str] = {}
 
     def write(self) -> Canonical:
-        used = {i: list(dict.fromkeys(_tensors(s.out))) for i, s in enumerate(self.found.sites)}
+        # those that are read by nothing come too: they are drawn, counted and saved
+        used = {i: list(dict.fromkeys((*tensors_of(s.out), *s.tensors))) for i, s in enumerate(self.found.sites)}
         colours = self._colours(used)
         order: list[str] = []
         for i in range(len(self.found.sites)):
@@ -95,12 +92,13 @@ class _Writer:
         sites = []
         for s in self.found.sites:
             text, leaves = self._term(s.out, s)
-            what = f"{s.site} in layers {s.layers}" if s.layers else s.site
+            what = (f"{s.site} in layers {s.layers}" if s.layers else s.site) + (f" (edit {s.edit})" if s.edit else "")
             sites.append(Line(what, text, leaves))
         tensors = [self._tensor(k, next(s for i, s in enumerate(self.found.sites) if k in used[i])) for k in order]
         trains = tuple(f"{p}{f' in layers {at}' if at else ''}{f' lr {lr}' if lr != '1' else ''}" for p, at, lr in self.found.trains)
         keys = tuple((k, k in self.turned) for k in order)
-        return Canonical(tuple(sites), tuple(tensors), trains, keys)
+        inputs = tuple(f"{name}: {what}" for name, what in self.found.inputs)
+        return Canonical(tuple(sites), tuple(tensors), trains, inputs, keys)
 
     def _colours(self, used: Mapping[int, list[str]]) -> dict[str, str]:
         """What tells tensors apart without their names: how they are declared, then the parts they play."""
@@ -137,6 +135,7 @@ class _Writer:
             inner = sorted(self._atom(a, site) for a in factors)
             text, leaves = " * ".join(x for x, _ in inner), tuple(v for _, own in inner for v in own)
             number, first = self._size(c, site, "number")
+            number = f"({number})" if c.number is None and text and not (self.erase or number.isidentifier()) else number
             if self.erase or number != "1" or not text:
                 text = f"{number} * {text}" if text else number
                 leaves = (*first, *leaves)
@@ -159,8 +158,15 @@ class _Writer:
         if a.kind == "sum":
             text, leaves = self._term(a.parts[0], site)
             return f"({text})", leaves
+        if a.kind == "sized":
+            inner, *sizes = a.parts
+            text, leaves = self._term(inner, site)
+            shape = [self._size(x, site) for x in sizes]
+            return f"({text} as [{', '.join(x for x, _ in shape)}])", (*leaves, *(v for _, own in shape for v in own))
         if a.kind in ("chain", "times"):
             found = [self._atom(p, site) for p in a.parts]
+            if a.kind == "chain":  # one that is not flattened is another product
+                found = [(f"({x})" if p.kind == "chain" else x, own) for p, (x, own) in zip(a.parts, found)]
             if a.kind == "times":
                 found.sort()
             text = (" @ " if a.kind == "chain" else " * ").join(x for x, _ in found)
@@ -196,9 +202,9 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _tensors(t: Term) -> Iterator[str]:
-    for kind, key in _occurrences(t):
-        yield key
+def tensors_of(t: Term) -> list[str]:
+    """The keys of the tensors that a term reads, each once, in the order of its text."""
+    return list(dict.fromkeys(key for _, key in _occurrences(t)))
 
 
 def _occurrences(t: Term) -> Iterator[tuple[str, str]]:
@@ -220,7 +226,7 @@ def _only_turned(found: Meaning) -> frozenset[str]:
     """Tensors that are read transposed and never as they are: their transposes might as well be declared."""
     plain: set[str] = set()
     turned: set[str] = set()
-    for s in found.sites:
-        for how, key in _occurrences(s.out):
+    for t in (*(s.out for s in found.sites), *(x.exact for x in found.tensors.values() if x.exact is not None)):
+        for how, key in _occurrences(t):
             (turned if how == "turned" else plain).add(key)
     return frozenset(turned - plain)

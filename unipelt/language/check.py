@@ -413,8 +413,11 @@ def sites_of(paths: Sequence[Path], params: Sequence[Param]) -> list[Path]:
 def site_problem(path: Path) -> Diagnostic | None:
     text = str(path)
     _, name = site_name(text)
-    if signature(name) is not None or text.startswith("module("):
+    if signature(name) is not None:
         return None
+    if text.startswith("module("):
+        return Diagnostic("E0390", "`module(…)` is a word of the language that is not built yet", path.span,
+                          help=f"sites: {', '.join(SITES)}")  # fmt: skip
     return Diagnostic("E0302", f"there is no site `{text}`", path.span,
                       help=near(name, SITES) or f"sites: {', '.join(SITES)}")  # fmt: skip
 

@@ -1,23 +1,26 @@
-"""What is known of a method without running it: causal, mergeable, foldable – with the place that decides.
+"""What is known of a method without running it: each verdict with its reason and the place that decides it.
 
-The facts come from the primitives' own rules (`primitives`, `infer`); here they are only read. No method has a name here.
+The facts come from the primitives' own rules (`primitives`, `infer`) and, for the start and the order of rows, from the
+normal form (`meaning`); here they are only read. No method has a name here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from .algebra import add, scaled
 from .canonical import canonical
 from .check import RowTyping, check_method, sites_of
+from .infer import Inference
 from .inputs import changes_length
 from .ir import Method, Row
-from .meaning import add, edit_of, meaning, scaled
+from .meaning import edit_of, meaning
 from .sizes import Size
 from .start import at_start, random_tensors
-from .syntax import NOWHERE, Apply, Name, Span, walk
-from .values import AFFINE
+from .syntax import NOWHERE, Apply, Choose, Expr, Let, Name, Span, children, walk
+from .values import AFFINE, NumberType, Value
 
 #: Sites whose edit can be absorbed, for each insertion the linear map that absorbs it (relative to the site's part).
 #: A projection's output edit goes into the projection itself; a scaled hidden activation goes into `down`.
@@ -113,15 +116,58 @@ def batch_independent(t: RowTyping) -> Verdict:
 
 
 def deterministic(t: RowTyping) -> Verdict:
-    """Whether training draws nothing at random in the edit (dropout)."""
-    for part in (t.row.insert, *t.row.form, *t.row.compose, *(t.row.gate or ())):
-        for n in walk(part) if part is not None else ():
-            if isinstance(n, Apply) and isinstance(n.function, Name) and n.function.id == "drop" and t.out.random:
-                asked = [x.id for x in walk(n.args[1].value) if isinstance(x, Name)]
-                if asked:
-                    return Verdict("depends", f"on `{asked[0]}`: entries are dropped in training unless it is 0", n.span)
-                return Verdict("no", "this drops entries at random in training", n.span)
-    return Verdict("yes", "nothing is random in training", t.row.span)
+    """Whether training draws nothing at random in the edit (`drop`, `chance`)."""
+    return next(_draws(t), Verdict("yes", "nothing is random in training", t.row.span))
+
+
+def _draws(t: RowTyping) -> Iterator[Verdict]:
+    """What is drawn in training on the way to ``out``, line by line, with `training` true."""
+    row = t.row
+    bound = {n for s in (*row.form, *row.compose, *(row.gate or ())) if isinstance(s, Let) for n in s.names}
+    names = {n: v for n, v in {**t.values, **t.gate_values}.items() if n not in bound}
+    names["training"] = Value(NumberType(None, True))
+    inf = Inference(names, dict(t.sizes), dict(t.bases))
+    for e, name in _lines(row):
+        yield from _drawn(e, inf)
+        if name:
+            inf.names[name] = inf.infer(e)
+
+
+def _lines(row: Row) -> list[tuple[Expr, str]]:
+    """The expressions that ``out`` reads, in order, each with the name that is bound to it."""
+    lets = [s for body in (row.form, row.gate or (), row.compose) for s in body if isinstance(s, Let)]
+    out: list[tuple[Expr, str]] = []
+    needed = {"out", "g"} if row.gate is not None else {"out"}
+    for s in reversed(lets):
+        if needed & set(s.names):
+            needed = (needed - set(s.names)) | {n.id for n in walk(s.value) if isinstance(n, Name)}
+            out.append((s.value, s.names[0]))
+    if row.insert is not None and "z" in needed:
+        out.append((row.insert, ""))
+    return out[::-1]
+
+
+def _drawn(e: Any, inf: Inference) -> Iterator[Verdict]:
+    match e:
+        case Name("chance"):
+            yield Verdict("no", "a number is drawn for each forward pass", e.span)
+        case Choose(then, test, other):
+            yield from _drawn(test, inf)
+            known = inf.infer(test).type
+            taken = (then, other) if not isinstance(known, NumberType) or known.value is None else (then if known.value else other,)
+            for branch in taken:
+                yield from _drawn(branch, inf)
+        case Apply(Name("drop"), (value, probability)):
+            yield from _drawn(value.value, inf)
+            p = inf.infer(probability.value).type
+            if not isinstance(p, NumberType) or p.value is None:
+                asked = ", ".join(f"`{n.id}`" for n in walk(probability.value) if isinstance(n, Name))
+                yield Verdict("depends", f"on {asked}: entries are dropped in training unless it is 0", e.span)
+            elif p.value:
+                yield Verdict("no", "this drops entries at random in training", e.span)
+        case _:
+            for below in children(e):
+                yield from _drawn(below, inf)
 
 
 #: Every verdict: its rule for a row at a site, and why trained copies of parameters never stand against it.

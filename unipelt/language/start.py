@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .meaning import ONE, Atom, Learned, Term, add, number, sum_of, times
+from .algebra import ONE, Atom, Term, add, number, sum_of, times
 from .primitives import PRIMITIVES
+from .reader import Learned
 from .sizes import Size
 from .values import NumberType, Value
 
@@ -49,7 +50,7 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
     if a.kind == "turned":
         inner = _atom(a.parts[0], tensors)
         return plain if inner.products else sum_of([], a.sizes)
-    if a.kind == "sum":
+    if a.kind in ("sum", "sized"):
         inner = at_start(a.parts[0], tensors)
         return inner if not inner.products or _constant(inner) is not None else plain
     name, *args = a.parts

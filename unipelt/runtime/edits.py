@@ -13,10 +13,11 @@ from torch import nn
 
 from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
-from ..compiler.lower import Lowered, lower, rests, shares_softmax
+from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
+from ..language.softmax import shares_softmax
 from ..language.syntax import Name, Param
 from .offload import PATCHED, value_of
 

@@ -1,0 +1,33 @@
+"""Which rows share the softmax of their heads (ruling 7): later rows then see a larger ``log_mass``.
+
+By the structure of the composition after inlining its lets, never by name.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from .ir import Row
+from .syntax import Expr, Let, Name, Statement, rewrite
+
+
+@lru_cache(maxsize=1)
+def _shared_softmax() -> Expr:
+    from .parser import parse_expression
+
+    share = "sigmoid(logsumexp(scores) - log_mass)"
+    return parse_expression(f"(1 - {share}) * h + {share} * delta")
+
+
+def shares_softmax(row: Row) -> bool:
+    """Whether the composition gives delta its share of one softmax with the tokens' own keys and values."""
+    return row.gate is None and inlined(row.compose, "out") == _shared_softmax()
+
+
+def inlined(body: tuple[Statement, ...], name: str) -> Expr | None:
+    """What a body binds to a name, with its lets inlined."""
+    known: dict[str, Expr] = {}
+    for s in body:
+        if isinstance(s, Let) and len(s.names) == 1:
+            known[s.names[0]] = rewrite(s.value, lambda n: known.get(n.id, n) if isinstance(n, Name) else n)
+    return known.get(name)
