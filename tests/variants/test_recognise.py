@@ -26,7 +26,7 @@ def claimed(match: Match, sites: tuple) -> Method:
     """The method that a match speaks of, put at the sites it names; ``gelu for relu`` is carried out."""
     known = load(match.name)(**match.arguments)
     if match.activation:
-        new, old = match.activation.split(" for ")
+        new, old = match.activation
         known = S.rewrite(known, lambda n: S.Name(new) if n == S.Name(old) else n)
     row = known.rows[0]
     return replace(known, rows=(replace(row, sites=sites if match.sites else row.sites, gate=None),), trains=())
@@ -91,6 +91,20 @@ def test_every_method_of_the_library_is_recognised(method):
         ("method m { modify attn.heads insert parallel form bottleneck(64) compose add }",
          "this is multi_head_parallel_adapter with biases, with other starts"),
         ("method m { train *.bias }", "this is bitfit"),
+        ("method m { use pfeiffer { layers first 2 } }", "this is pfeiffer, in layers first 2"),
+        ("method m { use pfeiffer(48) }", "this is pfeiffer"),
+        ("method m { use llama_adapter(4) { layers all } }", "this is llama_adapter(l = 4), in every layer"),
+        ("method m(k: int = 2) { use llama_adapter { layers last k } }", "this is llama_adapter, in layers last 2"),
+        ("method m { use adapter { insert sequential } }", "this is adapter"),
+        ("method m { modify attn, ffn insert sequential form bottleneck(64, gelu, init_down = truncated_normal(0.001), "
+         "init_up = truncated_normal(0.001)) compose add }", "this is adapter, without training *.norm.*"),
+        ("method m { use lora train head, *.bias }", "this is lora, training *.bias, head"),
+        ("method m { use partial(2, 0.2) }", "training block in layers last 2 at a rate of 0.2"),
+        ("method m { layers last 2 train block lr 0.1 }", "this is partial"),
+        ("method m { use mam }", "this is mam"),
+        ("method m { use mam(r = 16) }", "this is mam up to its arguments"),
+        ("method m { use unipelt_apl_causal }", "this is unipelt_apl_causal"),
+        ("method m { use mam train *.bias }", "this is mam up to its arguments, training *.bias"),
     ],
 )  # fmt: skip
 def test_sentences(text, sentence):
@@ -121,6 +135,6 @@ def test_the_check_sees_a_mistake():
     right = recognise(method).whole
     assert right is not None
     check(method, right)
-    for wrong in (replace(right, arguments={**right.arguments, "s": 3.0}), replace(right, activation="tanh for relu")):
+    for wrong in (replace(right, arguments={**right.arguments, "s": 3.0}), replace(right, activation=("tanh", "relu"))):
         with pytest.raises(AssertionError):
             check(method, wrong)

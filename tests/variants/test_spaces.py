@@ -10,6 +10,7 @@ from names import name as named
 from names import spec
 
 import unipelt
+from unipelt.language.canonical import difference
 from unipelt.language.library import Names, library_definition
 from unipelt.language.loading import check, definition
 from unipelt.language.parser import parse as parse_file
@@ -113,7 +114,7 @@ def test_members_are_files_that_check(tmp_path):
 def test_vary_and_neighbours():
     g = generate(space_of(vary(known("mam"), Names(), {"form": [spec("attend(l)"), spec("attend_mlp(l, mid)")]}, row="prefix"), Names()))
     assert [m.sentence for m in g.members] == [
-        f"{named('mam')} with its prefix replaced by {named('prefix_tuning')}", f"this is {named('mam')} up to its arguments"]
+        f"{named('mam')} with its prefix replaced by {named('prefix_tuning')}", f"this is {named('mam')}"]
     with pytest.raises(unipelt.PeltError, match="has 2 rows"):
         vary(known("mam"), Names(), {"insert": ["parallel"]})
     spaces = neighbours(known("ia3"), Names())
@@ -189,7 +190,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
 
     file = tmp_path / "s.pelt"
     file.write_text(AROUND_MAM)
-    spaces.generate_command(str(file), tmp_path / "out", None, "base", None, None, None, 0, True)
+    spaces.generate_command(str(file), spaces.Asked(tmp_path / "out", as_json=True))
     said = json.loads(capsys.readouterr().out)
     assert (said["size"], said["kept"], said["dropped"], said["duplicates"]) == (54, 27, 24, 3)
     assert len(list((tmp_path / "out").iterdir())) == 27
@@ -202,3 +203,70 @@ def test_files_hold_only_what_they_need():
               "method m(r: int = 2) { modify ffn | attn insert parallel form a(r) compose add }")  # fmt: skip
     text = file_of(generate(s).members[0], s.names)
     assert "form a" in text and "form b" not in text
+
+
+# ---------------------------------------------------------------- several spaces, what stands around the rows, mistakes
+
+
+def test_several_spaces_are_one():
+    """A member of one space that means what a member of another means is kept once; names stay apart."""
+    a = space("method a { modify ffn | attn insert parallel form low_rank(4) compose add }")
+    b = space("method b { modify ffn insert parallel | sequential form low_rank(4) compose add }")
+    g = generate(a, b)
+    assert (g.size, g.tried, len(g.members), len(g.twins)) == (4, 4, 3, 1)
+    assert len({m.name for m in g.members}) == 3 and g.twins[0].of == g.members[0].name
+    drawn = generate(a, b, sample=3, seed=1)
+    assert drawn.tried == 3 and len(drawn.members) + len(drawn.twins) == 3
+
+
+def test_the_origin_is_no_member():
+    s = space("method a { modify ffn | attn insert parallel form low_rank(4) compose add }")
+    origin = unipelt.parse(spec("method mine { modify ffn insert parallel form low_rank(4) compose add }"))
+    g = generate(s, origin=origin)
+    assert [m.columns for m in g.members] == [(("modify", "attn"),)] and [t.of for t in g.twins] == ["mine"]
+
+
+def test_vary_keeps_requirements_and_trained_copies():
+    text = spec("""method mine(r: int = 4) {
+      require r <= 8, "r is small"
+      use { layers last 2 modify ffn insert parallel form low_rank(r) compose add } as low
+      use { layers first 1 train *.norm.* lr 0.5 } as norms
+      train *.bias
+    }""")
+    definition_ = parse_file(text).definitions[0]
+    g = generate(space_of(vary(definition_, Names(), {"insert": ["parallel", "sequential"]}), Names()))
+    own = unipelt.parse(text)
+    assert len(g.members) == 2
+    for m in g.members:
+        assert m.method.requires == own.requires and m.method.rows[0].layers == own.rows[0].layers
+        found = {(str(p), t.layers, t.lr) for t in m.method.trains for p in t.paths}
+        assert found == {(str(p), t.layers, t.lr) for t in own.trains for p in t.paths}
+    assert not difference(g.members[0].method, own)
+
+
+def test_a_space_without_members_says_why(tmp_path, capsys):
+    from unipelt.cli import spaces
+
+    file = tmp_path / "s.pelt"
+    file.write_text(spec("method s { modify ffn | attn insert parallel form attend(3) compose add }"))
+    with pytest.raises(unipelt.PeltError) as caught:
+        spaces.generate_command(str(file), spaces.Asked(tmp_path / "out"))
+    assert {d.code for d in caught.value.diagnostics} == {"E0347"} and not (tmp_path / "out").exists()
+
+
+def test_equal_reads_methods_of_files_and_full_folders_are_refused(tmp_path, capsys):
+    from unipelt.cli import spaces
+
+    file = tmp_path / "two.pelt"
+    file.write_text(spec("method a(r: int = 8) { use lora(r) }\nmethod b { use lora }\n"))
+    assert spaces.equal_command(f"{file}:a", f"{file}:b", False)
+    assert not spaces.equal_command(f"{file}:a", named("rslora"), True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept").write_text("mine")
+    with pytest.raises(unipelt.PeltError, match="E0801"):
+        spaces.vary_command(f"{file}:a", None, {"insert": "parallel"}, spaces.Asked(tmp_path / "full"))
+    with pytest.raises(unipelt.PeltError, match="is no folder"):
+        spaces.vary_command(f"{file}:a", None, {"insert": "parallel"}, spaces.Asked(tmp_path / "full" / "kept"))
+    capsys.readouterr()
+    spaces.vary_command(f"{file}:a", None, {"insert": "parallel"}, spaces.Asked(tmp_path / "one"))
+    assert "1 member: 1 kept, 0 dropped, 0 mean the same as another" in capsys.readouterr().err

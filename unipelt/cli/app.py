@@ -195,9 +195,9 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Enumerate a space of methods: drop what is no method, keep each meaning once, say what each member is."""
-    from .spaces import generate_command
+    from .spaces import Asked, generate_command
 
-    generate_command(space, out, model, task, params, size, sample, seed, as_json)
+    generate_command(space, Asked(out, model, task, params, size, sample, seed, as_json))
 
 
 @app.command()
@@ -213,9 +213,10 @@ def vary(
     as_json: AsJson = False,
 ) -> None:
     """A method's variants: columns of its row with other contents."""
-    from .spaces import vary_command
+    from .spaces import Asked, vary_command
 
-    vary_command(method, row, {"modify": modify, "insert": insert, "form": form, "compose": compose}, out, as_json)
+    slots = {"modify": modify, "insert": insert, "form": form, "compose": compose}
+    vary_command(method, row, slots, Asked(out, as_json=as_json))
 
 
 @app.command()
@@ -229,18 +230,18 @@ def cross(
     as_json: AsJson = False,
 ) -> None:
     """The offspring of two methods: each column from either parent."""
-    from .spaces import cross_command
+    from .spaces import Asked, cross_command
 
-    cross_command(first, second, row_a, row_b, out, as_json)
+    cross_command(first, second, row_a, row_b, Asked(out, as_json=as_json))
 
 
 @app.command()
 @guarded
 def neighbours(method: MethodName, row: RowName = None, out: NewFolder = None, as_json: AsJson = False) -> None:
     """Every method one column away."""
-    from .spaces import neighbours_command
+    from .spaces import Asked, neighbours_command
 
-    neighbours_command(method, row, out, as_json)
+    neighbours_command(method, row, Asked(out, as_json=as_json))
 
 
 @app.command()

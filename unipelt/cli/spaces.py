@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import error
+from ..language.diagnostics import Diagnostic, PeltError, error
 from ..language.ir import Method
+from .methods import plural
 from .output import emit, say, table
 
 SHOWN = 40
 
 
-def generate_command(
-    spec: str, out: Path | None, model: str | None, task: str, params: str | None, size: str | None, sample: int | None,
-    seed: int, as_json: bool,
-) -> None:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to become of a space: how much of it is looked at, on which model, and where its members are written."""
+
+    out: Path | None = None
+    model: str | None = None
+    task: str = "base"
+    params: str | None = None
+    size: str | None = None
+    sample: int | None = None
+    seed: int = 0
+    as_json: bool = False
+
+
+def generate_command(spec: str, asked: Asked) -> None:
     from ..language.loading import definition
     from ..variants.space import space_of
 
     found, names = definition(spec)
-    _report([space_of(found, names)], names, out, model, task, params, size, sample, seed, as_json)
+    _enumerate([space_of(found, names)], names, asked)
 
 
-def vary_command(spec: str, row: str | None, slots: dict[str, str | None], out: Path | None, as_json: bool) -> None:
+def vary_command(spec: str, row: str | None, slots: Mapping[str, str | None], asked: Asked) -> None:
     from ..language.loading import definition
     from ..variants.operators import vary
     from ..variants.space import space_of
 
     found, names = definition(spec)
     varied = vary(found, names, {k: _listed(v) for k, v in slots.items() if v}, row)
-    _report([space_of(varied, names, one=True)], names, out, None, "base", None, None, None, 0, as_json)
+    _enumerate([space_of(varied, names, one=True)], names, asked)
 
 
-def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, out: Path | None, as_json: bool) -> None:
+def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, asked: Asked) -> None:
     from ..language.library import Names
     from ..language.loading import definition
     from ..variants.operators import cross
@@ -44,25 +56,25 @@ def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, out: Pat
 
     (one, mine), (other, theirs) = definition(a), definition(b)
     names = Names({**theirs.own, **mine.own}, {**theirs.imported, **mine.imported})
-    _report([space_of(cross(one, other, names, row_a, row_b), names, one=True)], names, out, None, "base", None, None, None, 0, as_json)
+    _enumerate([space_of(cross(one, other, names, row_a, row_b), names, one=True)], names, asked)
 
 
-def neighbours_command(spec: str, row: str | None, out: Path | None, as_json: bool) -> None:
-    from ..language.loading import definition
+def neighbours_command(spec: str, row: str | None, asked: Asked) -> None:
+    from ..language.loading import definition, resolve
     from ..variants.operators import neighbours
     from ..variants.space import space_of
 
     found, names = definition(spec)
     spaces = [space_of(d, names, one=True) for d in neighbours(found, names, row)]
-    _report(spaces, names, out, None, "base", None, None, None, 0, as_json, origin=spec)
+    _enumerate(spaces, names, asked, resolve(found, names))
 
 
 def equal_command(a: str, b: str, as_json: bool) -> bool:
     """Whether two methods mean the same at their arguments; otherwise the first difference."""
     from ..language.canonical import difference
-    from ..language.loading import load
+    from ..training.resolve import resolve_method
 
-    one, other = load(a), load(b)
+    one, other = resolve_method(a), resolve_method(b)
     found = difference(one, other)
     if as_json:
         emit({"ok": True, "equal": found is None, "difference": None if found is None else
@@ -88,65 +100,41 @@ def _listed(text: str | None) -> list[str]:
     return [p.strip() for p in (*parts, text[start:]) if p.strip()]
 
 
-def _report(
-    spaces: Sequence[Any], names: Any, out: Path | None, model: str | None, task: str, params: str | None,
-    size: str | None, sample: int | None, seed: int, as_json: bool, origin: str | None = None,
-) -> None:  # fmt: skip
-    from ..variants.generate import Generated, generate
-    from ..variants.write import write
+def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method | None = None) -> None:
+    """The members of some spaces, written and shown."""
+    from ..variants.generate import generate
+    from ..variants.write import refuse_full, write
 
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise error("E0801", f"`{out}` exists and is not empty", help="give another `--out`")
-    test = _budget(model, task, params, size)
-    total = Generated(sum(len(s) for s in spaces))
-    known = _meaning_of(origin)
-    with _bar(min(total.size, sample or total.size), as_json) as tick:
-        for space in spaces:
-            g = generate(space, sample, seed, test, tick)
-            total.tried += g.tried
-            total.dropped += g.dropped
-            total.twins += g.twins
-            for m in g.members:
-                if known is None or _lines(m.method) != known:
-                    total.members.append(m)
-    taken: set[str] = set()
-    for i, m in enumerate(total.members):
-        name, n = m.name, 2
-        while name in taken:
-            name, n = f"{m.name}_{n}", n + 1
-        taken.add(name)
-        if name != m.name:
-            total.members[i] = replace(m, name=name, definition=replace(m.definition, name=name))
-    files = write(total.members, names, out) if out is not None else []
-    if as_json:
-        emit({"ok": True, **total.to_json(), "folder": str(out) if out else None})
+    if asked.out is not None:
+        refuse_full(asked.out)  # before the work
+    test = _budget(asked)
+    total = sum(len(s) for s in spaces)
+    with _bar(min(total, asked.sample or total), asked.as_json) as tick:
+        found = generate(*spaces, sample=asked.sample, seed=asked.seed, test=test, origin=origin, tick=tick)
+    if not found.members and found.dropped:
+        raise PeltError(_why([d.diagnostic for _, _, d in found.reasons()]))
+    files = write(found.members, names, asked.out) if asked.out is not None else []
+    if asked.as_json:
+        emit({"ok": True, **found.to_json(), "folder": str(asked.out) if asked.out else None})
         return
-    rows = [{"method": m.name, **_sizes(m.method, params), "what it is": m.sentence} for m in total.members]
+    rows = [{"method": m.name, **_sizes(m.method, asked.params), "what it is": m.sentence} for m in found.members]
     if rows:
         table(rows[:SHOWN], list(rows[0]))
     if len(rows) > SHOWN:
         print(f"… and {len(rows) - SHOWN} more\n")
-    looked = f"{total.tried:,} of {total.size:,} members" if total.tried < total.size else f"{total.size:,} members"
-    say(f"{looked}: {len(total.members)} kept, {len(total.dropped)} dropped, {len(total.twins)} mean the same as another")
-    for reason, n, example in total.reasons():
+    members = plural("member", found.size)
+    looked = f"{found.tried:,} of {found.size:,} {members}" if found.tried < found.size else f"{found.size:,} {members}"
+    twins = len(found.twins)
+    say(f"{looked}: {len(found.members)} kept, {len(found.dropped)} dropped, {twins} {'means' if twins == 1 else 'mean'} the same as another")
+    for reason, n, example in found.reasons():
         say(f"  {n:>4} × {reason}\n         for example {', '.join(f'{k} {v}' for k, v in example.columns)}")
     if files:
-        say(f"written to {out}: one file for each")
+        say(f"written to {asked.out}: {len(files)} {plural('file', len(files))}")
 
 
-def _lines(method: Method) -> list[tuple[str, str]]:
-    from ..language.canonical import canonical
-    from ..language.meaning import meaning
-
-    return canonical(meaning(method)).lines()
-
-
-def _meaning_of(origin: str | None) -> list[tuple[str, str]] | None:
-    if origin is None:
-        return None
-    from ..language.loading import load
-
-    return _lines(load(origin))
+def _why(found: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """The mistakes for which no member is left, each once."""
+    return list({(d.code, d.message, d.span.start): d for d in found}.values())
 
 
 def _sizes(method: Method, params: str | None) -> dict[str, Any]:
@@ -157,10 +145,10 @@ def _sizes(method: Method, params: str | None) -> dict[str, Any]:
     return {"sizes": ", ".join(f"{k} = {method.arguments[k]}" for k in size_arguments(method))}
 
 
-def _budget(model: str | None, task: str, params: str | None, size: str | None) -> Any:
+def _budget(asked: Asked) -> Any:
     """A test of members on a model: a plan must be possible, at the budget if one is given."""
-    if model is None:
-        if params is not None:
+    if asked.model is None:
+        if asked.params is not None:
             raise error("E0805", "a number of parameters is that of a model", help="name it with `--model`")
         return None
     import unipelt
@@ -168,7 +156,7 @@ def _budget(model: str | None, task: str, params: str | None, size: str | None) 
     from ..training.models import load_config_model
     from ..variants.budget import solve
 
-    loaded = load_config_model(model, task)
+    loaded = load_config_model(asked.model, asked.task)
     base = 0
 
     def count(method: Method) -> int:
@@ -179,7 +167,7 @@ def _budget(model: str | None, task: str, params: str | None, size: str | None) 
 
     def test(method: Method) -> Method:
         count(method)
-        return solve(method, _target(params, base), count, size) if params is not None else method
+        return solve(method, _target(asked.params, base), count, asked.size) if asked.params is not None else method
 
     return test
 

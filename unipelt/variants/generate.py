@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..language.sites import SIZES
 from ..language.sizes import Size
 from ..language.values import NumberType, Value
 from .recognise import Recognised, recognise
-from .space import Space
+from .space import Space, drawn
 
 #: A further test of a member, such as a plan on a model: raises `PeltError`, or gives the method as it is to be kept.
 Test = Callable[[Method], Method]
@@ -91,10 +91,15 @@ class Generated:
         }  # fmt: skip
 
 
-def outcomes(space: Space, indices: Iterator[int], test: Test | None = None) -> Iterator[Member | Drop | Twin]:
-    """Each member in turn as what becomes of it; nothing is made before it is asked for."""
-    seen: dict[Any, str] = {}
-    names: set[str] = set()
+def outcomes(
+    space: Space, indices: Iterable[int], test: Test | None = None, seen: dict[Any, str] | None = None, names: set[str] | None = None
+) -> Iterator[Member | Drop | Twin]:
+    """Each member in turn as what becomes of it; nothing is made before it is asked for.
+
+    ``seen`` (what has been met, by `key_of`) and ``names`` (those taken) are filled; several spaces may share them.
+    """
+    seen = seen if seen is not None else {}
+    names = names if names is not None else set()
     for index in indices:
         columns = space.columns(index)
         name = _free(_name(space.definition.name, columns), names)
@@ -104,7 +109,7 @@ def outcomes(space: Space, indices: Iterator[int], test: Test | None = None) -> 
             _require(method)
             if test is not None:
                 method = test(method)
-            key = tuple(canonical(meaning(method)).lines())
+            key = key_of(method)
         except PeltError as e:
             yield Drop(index, columns, e.diagnostics[0])
             continue
@@ -115,6 +120,11 @@ def outcomes(space: Space, indices: Iterator[int], test: Test | None = None) -> 
         names.add(name)
         found = recognise(method)
         yield Member(index, name, _documented(definition, method, found), method, columns, found)
+
+
+def key_of(method: Method) -> Any:
+    """What two methods share that mean the same at their arguments."""
+    return tuple(canonical(meaning(method)).lines())
 
 
 def _require(method: Method) -> None:
@@ -128,21 +138,38 @@ def _require(method: Method) -> None:
 
 
 def generate(
-    space: Space, sample: int | None = None, seed: int = 0, test: Test | None = None, tick: Callable[[int], None] | None = None
-) -> Generated:
-    """Enumerates a space, or a sample of it. Deterministic for a seed."""
-    out = Generated(len(space))
-    for found in outcomes(space, space.indices(sample, seed), test):
-        out.tried += 1
-        if isinstance(found, Member):
-            out.members.append(found)
-        elif isinstance(found, Drop):
-            out.dropped.append(found)
-        else:
-            out.twins.append(found)
-        if tick:
-            tick(out.tried)
+    *spaces: Space, sample: int | None = None, seed: int = 0, test: Test | None = None, origin: Method | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> Generated:  # fmt: skip
+    """Enumerates one or several spaces as one, or a sample of them. Deterministic for a seed.
+
+    What means the same as ``origin`` (the method that the spaces were made from) is no member.
+    """
+    out = Generated(sum(len(s) for s in spaces))
+    seen: dict[Any, str] = {key_of(origin): origin.name} if origin is not None else {}
+    names: set[str] = set()
+    for space, index in _members(spaces, sample, seed):
+        for found in outcomes(space, (index,), test, seen, names):
+            out.tried += 1
+            if isinstance(found, Member):
+                out.members.append(found)
+            elif isinstance(found, Drop):
+                out.dropped.append(found)
+            else:
+                out.twins.append(found)
+            if tick:
+                tick(out.tried)
     return out
+
+
+def _members(spaces: Sequence[Space], sample: int | None, seed: int) -> Iterator[tuple[Space, int]]:
+    """The members of all spaces, counted through, each by its space and its number there."""
+    for n in drawn(sum(len(s) for s in spaces), sample, seed):
+        for space in spaces:
+            if n < len(space):
+                yield space, n
+                break
+            n -= len(space)
 
 
 def _documented(definition: S.MethodDef, method: Method, found: Recognised) -> S.MethodDef:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..language import syntax as S
 from ..language.diagnostics import error, near
-from ..language.elaborate import Draft, drafts, substitute
+from ..language.elaborate import Draft, drafts, elaborate, substitute
+from ..language.ir import Trained
 from ..language.library import Names, library_definition
 from ..language.parser import parse
 from ..language.printer import to_text
@@ -56,21 +57,25 @@ def _clauses(slots: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _whole(definition: S.MethodDef, rows: Sequence[Draft], changed: str, slots: Mapping[str, Any], names: Names) -> tuple[Any, ...]:
-    """The clauses of the method with the slots of one row replaced."""
-    kept = tuple(c for c in _trains(definition, names))
-    if len(rows) == 1 and rows[0].gate is None:
-        return (*_clauses(slots), *kept)
+    """The clauses of the method with the slots of one row replaced: its requirements, rows and trained copies."""
+    method = elaborate(definition, names)
+    alone = len(rows) == 1 and rows[0].gate is None
+    trains = tuple(_train(t, alone and "layers" in slots) for t in method.trains)
+    if alone:
+        return (*method.requires, *_clauses(slots), *trains)
     uses = []
     for d in rows:
         own = slots if d.name == changed else d.slots
         uses.append(S.Use(S.RowBlock(_clauses(own)), d.name, d.gate))
-    return (*uses, *kept)
+    return (*method.requires, *uses, *trains)
 
 
-def _trains(definition: S.MethodDef, names: Names) -> list[S.Train]:
-    from ..language.elaborate import elaborate
-
-    return [S.Train(t.paths, t.lr) for t in elaborate(definition, names).trains if t.layers is None]
+def _train(t: Trained, apart: bool) -> S.Train | S.Use:
+    """Trained copies with their own layers; ``apart`` from layers that stand beside them."""
+    train = S.Train(t.paths, t.lr)
+    if t.layers is None and not apart:
+        return train
+    return S.Use(S.RowBlock((S.Layers((t.layers,)), train) if t.layers is not None else (train,)), t.name)
 
 
 def vary(

@@ -62,17 +62,21 @@ class Space:
 
     def indices(self, sample: int | None = None, seed: int = 0) -> Iterator[int]:
         """Every member's number, or that many drawn without repetition."""
-        total = len(self)
-        if sample is None or sample >= total:
-            yield from range(total)
-            return
-        draw = random.Random(seed)
-        seen: set[int] = set()
-        while len(seen) < sample:
-            index = draw.randrange(total)
-            if index not in seen:
-                seen.add(index)
-                yield index
+        return drawn(len(self), sample, seed)
+
+
+def drawn(total: int, sample: int | None = None, seed: int = 0) -> Iterator[int]:
+    """The numbers below a total, or so many of them in a random order; none is made before it is asked for."""
+    if sample is None or sample >= total:
+        yield from range(total)
+        return
+    draw = random.Random(seed)
+    seen: set[int] = set()
+    while len(seen) < sample:
+        index = draw.randrange(total)
+        if index not in seen:
+            seen.add(index)
+            yield index
 
 
 def space_of(definition: S.MethodDef, names: Names, one: bool = False) -> Space:

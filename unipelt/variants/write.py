@@ -40,10 +40,17 @@ def _needed(definition: S.Definition, names: Names) -> list[S.Definition]:
     return list(reversed(found.values()))
 
 
+def refuse_full(folder: Path) -> None:
+    """Nothing is written over: raises `PeltError` where something stands already."""
+    if folder.exists() and not folder.is_dir():
+        raise error("E0801", f"`{folder}` exists and is no folder", help="give another `--out`")
+    if folder.exists() and any(folder.iterdir()):
+        raise error("E0801", f"`{folder}` exists and is not empty", help="give another `--out`")
+
+
 def write(members: Sequence[Member], names: Names, folder: Path) -> list[Path]:
     """One file for each member, named after it. The folder must be new or empty; it appears whole or not at all."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise error("E0801", f"`{folder}` exists and is not empty", help="give another `--out`")
+    refuse_full(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

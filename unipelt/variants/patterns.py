@@ -1,0 +1,115 @@
+"""The library's methods as patterns: every row under the skeleton of each of its sites, its arguments unknowns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from ..language import syntax as S
+from ..language.algebra import Atom, Term
+from ..language.canonical import Canonical, canonical, tensors_of
+from ..language.diagnostics import PeltError
+from ..language.ir import Method
+from ..language.library import library_names
+from ..language.loading import load
+from ..language.meaning import Meaning, SiteMeaning, bound, meaning
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A row of a known method: its lines at each of its sites, what its arguments are, whether biases are left out."""
+
+    method: str
+    row: str
+    alone: bool  # the method has no other row
+    sites: tuple[str, ...]
+    lines: tuple[Canonical, ...]  # of each site
+    params: Mapping[str, S.Param]
+    biases: str
+
+
+def lines_of(found: Meaning, erase: bool) -> list[tuple[str, Canonical]]:
+    """Each site by itself: (site, lines)."""
+    return [(s.site, canonical(replace(found, sites=(s,), trains=(), inputs=()), erase)) for s in found.sites]
+
+
+def key_of_lines(c: Canonical) -> str:
+    """The skeleton: the same for two rows that differ in numbers, sizes and activations only."""
+    return "\n".join([*(x.text for x in c.sites), *(x.text for x in c.tensors)])
+
+
+@lru_cache(maxsize=None)
+def known(name: str) -> Method | None:
+    """A method of the library; None for one with mistakes."""
+    try:
+        return load(name)
+    except PeltError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def patterns() -> dict[str, list[Pattern]]:
+    """Every row of the library's methods under the skeleton of each of its sites."""
+    out: dict[str, list[Pattern]] = {}
+    for name in library_names("method"):
+        method = known(name)
+        if method is None:
+            continue
+        for variant in _variants(method):
+            for row in variant.rows:
+                single = replace(variant, rows=(replace(row, gate=None),), trains=(), requires=())
+                found = meaning(single, arguments=False)
+                for biases, m in (("", found), ("with", without_biases(found))):
+                    if biases and m == found:
+                        continue
+                    lines = lines_of(m, True)
+                    p = Pattern(name, row.name, len(method.rows) == 1, tuple(s for s, _ in lines),
+                                 tuple(c for _, c in lines), {q.name: q for q in method.params}, biases)  # fmt: skip
+                    for key in {key_of_lines(c) for _, c in lines}:
+                        out.setdefault(key, []).append(p)
+    return out
+
+
+def _variants(method: Method) -> list[Method]:
+    """The method with every argument unknown, and with those that are 0 by default left 0: they take a part away."""
+    zero = {p.name for p in method.params if isinstance(p.default, S.Number) and p.default.value == 0}
+    if not zero:
+        return [method]
+    fixed = replace(method, params=tuple(p for p in method.params if p.name in zero))
+    left = tuple(p for p in method.params if p.name not in zero)
+    rest = bound(replace(method, params=fixed.params))
+    return [method, replace(rest, params=left)]
+
+
+def without_biases(found: Meaning) -> Meaning:
+    """The meaning with every learned vector that is only added left out."""
+
+    def strip(t: Term) -> Term:
+        kept = []
+        for factors, c in t.products:
+            if factors and all(_is_bias(a, found) for a in factors):
+                continue
+            kept.append((tuple(atom(a) for a in factors), c))
+        return Term(tuple(sorted(kept, key=lambda p: [a.text for a in p[0]])), t.sizes)
+
+    def atom(a: Atom) -> Atom:
+        if a.kind in ("read", "tensor"):
+            return a
+        return Atom.of(a.kind, a.sizes, *(strip(p) if isinstance(p, Term) else atom(p) if isinstance(p, Atom) else p for p in a.parts))
+
+    def site(s: SiteMeaning) -> SiteMeaning:
+        out = strip(s.out)
+        kept = tuple(k for k in s.tensors if k in tensors_of(out) or k not in tensors_of(s.out))
+        return replace(s, out=out, tensors=kept)
+
+    return replace(found, sites=tuple(site(s) for s in found.sites))
+
+
+def _is_bias(a: Atom, found: Meaning) -> bool:
+    if a.kind != "tensor" or len(a.sizes) != 1:
+        return False
+    t = found.tensors[a.parts[0]]
+    return t.start.startswith("zeros") and not t.frozen
+
+

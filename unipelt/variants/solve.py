@@ -1,0 +1,120 @@
+"""Solving for a known method's arguments: what two skeletons have erased, leaf by leaf, as equations in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from ..language import syntax as S
+from ..language.canonical import Canonical, Leaf
+from ..language.diagnostics import PeltError
+from ..language.infer import Inference
+from ..language.parser import parse_expression
+from ..language.sizes import Size
+from ..language.values import NumberType, Value
+from .patterns import key_of_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Arguments under which a pattern is the method; ``activation`` is the one that stands for another: (new, old)."""
+
+    arguments: Mapping[str, Any]
+    activation: tuple[str, str] | None = None
+
+
+def solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> Solution | None:
+    """Arguments under which every leaf of a pattern is that of the method; None where there are none.
+
+    One activation may stand for another everywhere.
+    """
+    known: dict[str, Size] = {}
+    words: dict[str, str] = {}
+    instead: dict[str, str] = {}
+    left: list[tuple[Size, Size]] = []
+    for pattern, mine in pairs:
+        if pattern.kind != mine.kind:
+            return None
+        if pattern.kind == "word":
+            name = str(pattern.value).removeprefix("?")
+            asked = words if str(pattern.value).startswith("?") else instead
+            if asked.setdefault(name, mine.value) != mine.value:
+                return None
+        else:
+            left.append((pattern.value, mine.value))
+    while left:
+        later: list[tuple[Size, Size]] = []
+        for p, m in left:
+            p = _evaluated(p.bind(known), known)
+            if p == m or _close(p, m):
+                continue
+            unknown = [s for s in p.symbols if s in params]
+            opaque = any("(" in s for s in p.symbols)  # waits for what it reads
+            if not unknown and not opaque:
+                return None
+            found = _unknown(p, m, unknown[0]) if len(unknown) == 1 and not opaque else None
+            if found is None:
+                later.append((p, m))
+            else:
+                known[unknown[0]] = found
+        if len(later) == len(left):
+            return None
+        left = later
+    changed = [(a, b) for a, b in instead.items() if a != b]
+    if len(changed) > 1:
+        return None
+    out: dict[str, Any] = dict(words)
+    for name, size in known.items():
+        n = size.number
+        if n is None or (params[name].type == "int" and n.denominator != 1):
+            return None
+        out[name] = int(n) if params[name].type == "int" else float(f"{float(n):.12g}")
+    return Solution(out, (changed[0][1], changed[0][0]) if changed else None)
+
+
+def _evaluated(p: Size, known: Mapping[str, Size]) -> Size:
+    """A polynomial whose opaque symbols, such as ``sqrt(r)``, are computed where what they read is known."""
+    values = {k: Value(NumberType(v, int(n) if n.denominator == 1 else float(n))) for k, v in known.items() if (n := v.number) is not None}
+    new: dict[str, Size] = {}
+    for symbol in p.symbols:
+        if "(" in symbol:
+            try:
+                found = Inference(dict(values), {}).infer(parse_expression(symbol)).type
+            except PeltError:  # a name of its own, such as that of a quotient of sums
+                continue
+            if isinstance(found, NumberType) and found.value is not None:
+                new[symbol] = Size.of(Fraction(found.value))
+    return p.bind(new) if new else p
+
+
+def _close(p: Size, m: Size) -> bool:
+    """Numbers that differ by rounding only."""
+    a, b = p.number, m.number
+    return a is not None and b is not None and math.isclose(a, b, rel_tol=1e-12)
+
+
+def _unknown(p: Size, m: Size, name: str) -> Size | None:
+    """The value of the one unknown of a monomial: ``k name = m`` or ``k / name = m``."""
+    if len(p.terms) != 1 or not m.terms:
+        return None
+    exponent = dict(p.terms[0][0]).get(name, 0)
+    if exponent == 1:
+        return m / (p / Size.of(name))
+    return (p * Size.of(name)) / m if exponent == -1 and len(m.terms) == 1 else None
+
+
+def fits(pattern: Canonical, mine: Canonical, params: Mapping[str, S.Param]) -> Solution | None:
+    """The arguments under which a pattern at a site is the method at a site."""
+    if key_of_lines(pattern) != key_of_lines(mine):
+        return None
+    pairs = []
+    for a, b in zip((*pattern.sites, *pattern.tensors), (*mine.sites, *mine.tensors)):
+        if len(a.leaves) != len(b.leaves):
+            return None
+        pairs += list(zip(a.leaves, b.leaves))
+    return solve(pairs, params)
+
+
