@@ -56,8 +56,8 @@ def test_check_a_good_file(spec):
     assert "method small: ok" in out and "3 methods: all well" in out and not err
     found = parsed("check", spec)
     assert found["ok"] and [d["name"] for d in found["definitions"]] == ["small", "bent", "pooling"]
-    assert found["definitions"][0]["properties"]["mergeable"] == "yes"
-    assert found["definitions"][1]["properties"]["mergeable"] == "no"
+    assert found["definitions"][0]["properties"]["mergeable"]["value"] == "yes"
+    assert found["definitions"][1]["properties"]["mergeable"]["value"] == "no"
 
 
 def test_check_the_library():

@@ -226,7 +226,7 @@ def test_verdicts_of_words() -> None:
 
     asked = ("identity at start", "mergeable", "causal", "cache-consistent", "padding-invariant", "batch-independent",
              "deterministic in training")  # fmt: skip
-    yes = dict.fromkeys(asked, "yes")
+    yes = {**dict.fromkeys(asked, "yes"), "foldable": "no"}
     assert of("z @ A") == yes
     assert of("relu(z @ A)") == {**yes, "mergeable": "no"}
     assert of("mean(z, tokens) @ A")["causal"] == of("mean(z, tokens) @ A")["cache-consistent"] == "no"

@@ -21,7 +21,7 @@ def check_paths(paths: list[Path], as_json: bool) -> bool:
 
         emit({"ok": good, "definitions": [
             {"name": c.name, "kind": c.kind, "diagnostics": [to_json(d) for d in c.diagnostics],
-             "properties": {k: v.value for k, v in c.properties.items()}}
+             "properties": {k: v.to_json() for k, v in c.properties.items()}}
             for c in found
         ]})  # fmt: skip
         return good

@@ -48,6 +48,7 @@ def described(method: Method) -> dict[str, Any]:
     """Everything that is known of a method without a model, as plain data."""
     from ..language import formula as mathematics
     from ..language.counts import formula
+    from ..language.merged import merged
     from ..language.printer import to_text
     from ..language.properties import verdicts
 
@@ -60,12 +61,18 @@ def described(method: Method) -> dict[str, Any]:
         "formula": {"text": mathematics.as_text(method), "latex": mathematics.as_latex(method)},
         "arguments": [{"argument": p.name, "type": p.type, "value": method.arguments.get(p.name)} for p in method.params],
         "parameters": {k: str(v) for k, v in formula(method).items()},
-        "properties": {k: {"value": v.value, "reason": v.reason} for k, v in verdicts(method).items()},
+        "properties": {k: v.to_json() for k, v in verdicts(method).items()},
+        "merged": [m.to_json() for m in merged(method)],
         "text": str(method),
     }  # fmt: skip
 
 
 def _whole(method: Method) -> None:
+    from ..language import formula as mathematics
+    from ..language.merged import merged
+    from ..language.properties import verdicts
+    from ..language.source import shown
+
     found = described(method)
     print(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
     if found["rows"]:
@@ -77,8 +84,12 @@ def _whole(method: Method) -> None:
     if found["arguments"]:
         table(found["arguments"], ["argument", "type", "value"])
     table([{"parameters": k, "formula": v} for k, v in found["parameters"].items()], ["parameters", "formula"])
-    table([{"property": k, "": v["value"], "because": v["reason"]} for k, v in found["properties"].items()],
-          ["property", "", "because"])  # fmt: skip
+    table([{"property": k, "": v.value, "because": v.reason, "at": shown(v.span)} for k, v in verdicts(method).items()],
+          ["property", "", "because", "at"])  # fmt: skip
+    if found["merged"]:
+        table([{"row": m.row, "at": m.site, "merges into": m.into, "weight": mathematics.write(m.weight_expression),
+                "bias": mathematics.write(m.bias_expression)} for m in merged(method)],
+              ["row", "at", "merges into", "weight", "bias"])  # fmt: skip
     print(method)
 
 

@@ -9,7 +9,7 @@ from .ir import Method
 
 COLUMNS = ("modify", "insert", "form", "compose")
 #: Columns whose cells are code.
-CODE = (*COLUMNS, "gated by")
+CODE = (*COLUMNS, "gated by", "weight", "bias")
 
 
 def rows_of(methods: Sequence[Method]) -> list[dict[str, Any]]:
@@ -33,7 +33,9 @@ def markdown(methods: Sequence[Method]) -> str:
     parts = [markdown_table(rows_of(methods), columns)]
     if len(methods) == 1:
         from .counts import formula
+        from .merged import merged
         from .properties import verdicts
+        from .source import shown
 
         m = methods[0]
         if m.rows:
@@ -42,8 +44,11 @@ def markdown(methods: Sequence[Method]) -> str:
             body = as_latex(m).replace("align*", "aligned")
             parts.append(f"$$\n{body}\n$$")
         parts.append(markdown_table([{"parameters": k, "formula": v} for k, v in formula(m).items()], ["parameters", "formula"]))
-        parts.append(markdown_table([{"property": k, "verdict": v.value, "because": v.reason} for k, v in verdicts(m).items()],
-                               ["property", "verdict", "because"]))  # fmt: skip
+        parts.append(markdown_table([{"property": k, "verdict": v.value, "because": v.reason, "at": shown(v.span)}
+                                     for k, v in verdicts(m).items()], ["property", "verdict", "because", "at"]))  # fmt: skip
+        changed = [m_.to_json() for m_ in merged(m)]
+        if changed:
+            parts.append(markdown_table(changed, ["row", "site", "into", "weight", "bias"]))
     return "\n\n".join(parts)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import syntax as S
+from .check import sites_of
 from .ir import Method, Row
 from .printer import to_text
 
@@ -158,7 +159,7 @@ def as_text(method: Method) -> str:
     parts: list[str] = []
     for name, found in formula(method):
         row = next((r for r in method.rows if r.name == name), None)
-        where = f" at {', '.join(str(p) for p in row.sites)}" if row is not None else ""
+        where = f" at {', '.join(map(str, sites_of(row.sites, method.params)))}" if row is not None else ""
         parts.append(f"{name}{where}")
         width = max(len(n) for n, _ in found)
         for i, (n, f) in enumerate(found):

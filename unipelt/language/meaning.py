@@ -19,7 +19,7 @@ from .check import RowTyping, check_row, sites_of
 from .elaborate import substitute
 from .ir import Method, Row, Trained
 from .printer import to_text
-from .reader import Learned, Place
+from .reader import Learned, Place, scope_sizes
 from .sites import SiteSignature, signature, site_name, weight_site
 
 
@@ -146,10 +146,10 @@ def edit_of(typing: RowTyping) -> Edit:
     """The meaning of a row that has been checked at a site, by itself."""
     place = Place(typing.site.name, {})
     place.read(typing.row, typing)
-    h = atom("read", typing.site.h.sizes, "h")
+    h = atom("read", scope_sizes(typing, "h", typing.site.h), "h")
     if typing.site.family in ("projection", "weight"):
         before = Place(typing.site.name, {})
-        before.weight = atom("read", dict(typing.site.scope)["W"].sizes, "W")
+        before.weight = atom("read", scope_sizes(typing, "W", dict(typing.site.scope)["W"]), "W")
         h = before.affine()
     names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors}
     return Edit(h, place.out, place.tensors, names)

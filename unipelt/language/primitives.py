@@ -13,7 +13,7 @@ from typing import Protocol
 
 from .sites import TensorType
 from .sizes import Size
-from .syntax import Expr, Span
+from .syntax import Apply, Expr, Name, Span
 from .values import POISON, NumberType, Placed, Poison, Value, WordType, bend, join
 
 
@@ -30,24 +30,38 @@ Rule = Callable[[Reporter, Span, list[Value], list[Expr]], Value]
 
 @dataclass(frozen=True, slots=True)
 class Primitive:
-    """``arity`` is (least, most) arguments. ``elementwise`` primitives may be passed as an `activation`."""
+    """``arity`` is (least, most) arguments. ``elementwise`` primitives may be passed as an `activation`.
+
+    Further facts: zero where the first argument is (``linear``); the first argument itself outside training (``still``);
+    random in training unless the second argument is 0 (``draws``); reads other positions than its own (``pools``).
+    """
 
     name: str
     rule: Rule
     arity: tuple[int, int]
     doc: str
     elementwise: bool = False
+    linear: bool = False
+    still: bool = False
+    draws: bool = False
+    pools: bool = False
 
 
 PRIMITIVES: dict[str, Primitive] = {}
 
 
-def primitive(name: str, arity: tuple[int, int], doc: str, elementwise: bool = False) -> Callable[[Rule], Rule]:
+def primitive(name: str, arity: tuple[int, int], doc: str, **facts: bool) -> Callable[[Rule], Rule]:
     def add(rule: Rule) -> Rule:
-        PRIMITIVES[name] = Primitive(name, rule, arity, doc, elementwise)
+        PRIMITIVES[name] = Primitive(name, rule, arity, doc, **facts)
         return rule
 
     return add
+
+
+def entry_of(call: Expr) -> Primitive | None:
+    """The entry of the primitive that an expression calls, if it calls one by its name."""
+    name = call.function.id if isinstance(call, Apply) and isinstance(call.function, Name) else ""
+    return PRIMITIVES.get(name)
 
 
 # ---------------------------------------------------------------- elementwise
@@ -94,12 +108,12 @@ def _identity_map(check: Reporter, span: Span, args: list[Value], exprs: list[Ex
     return args[0]
 
 
-@primitive("stop_gradient", (1, 1), "x, through which no gradient flows")
+@primitive("stop_gradient", (1, 1), "x, through which no gradient flows", linear=True, still=True)
 def _stop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     return args[0]
 
 
-@primitive("drop", (2, 2), "dropout with the given probability; x itself outside training")
+@primitive("drop", (2, 2), "dropout with the given probability; x itself outside training", linear=True, still=True, draws=True)
 def _drop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     a, p = args
     if not isinstance(p.type, (NumberType, Poison)):
@@ -210,10 +224,12 @@ def _reduce(check: Reporter, name: str, a: Value, over: Value, expr: Expr) -> Va
     return out
 
 
-primitive("mean", (1, 3), "the mean over the last size, an axis, `tokens` (real ones) or `positions` (all)")(
+primitive("mean", (1, 3), "the mean over the last size, an axis, `tokens` (real ones) or `positions` (all)", linear=True)(
     _reduction("mean", True)
 )
-primitive("sum", (1, 3), "the sum over the last size, an axis, `tokens` or `positions`")(_reduction("sum", True))
+primitive("sum", (1, 3), "the sum over the last size, an axis, `tokens` or `positions`", linear=True)(
+    _reduction("sum", True)
+)
 primitive("norm", (1, 2), "the Euclidean norm over the last size or the one given")(_reduction("norm", False))
 primitive("logsumexp", (1, 2), "log of the sum of exponentials over the last size or an axis")(
     _reduction("logsumexp", False)
@@ -231,7 +247,7 @@ def _softmax(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
     return bend(replace(checked, type=a.type if not isinstance(checked.type, Poison) else POISON), span)
 
 
-@primitive("running_mean", (1, 1), "the mean over the positions up to each one: the causal twin of a pooled mean")
+@primitive("running_mean", (1, 1), "the mean over the positions up to each one: the causal twin of a pooled mean", linear=True, pools=True)
 def _running_mean(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     (a,) = args
     if isinstance(a.type, TensorType) and "token" not in a.type.axes:
@@ -240,13 +256,13 @@ def _running_mean(check: Reporter, span: Span, args: list[Value], exprs: list[Ex
     return replace(a, padding=a.padding or span)
 
 
-@primitive("first", (2, 2), "the value at the first of `tokens` or `positions`")
+@primitive("first", (2, 2), "the value at the first of `tokens` or `positions`", linear=True)
 def _first(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     out = _picked(check, "first", span, args, exprs)
     return replace(out, future=args[0].future)  # the first of all positions is a pad where pads stand at the left
 
 
-@primitive("last", (2, 2), "the value at the last of `tokens` or `positions`")
+@primitive("last", (2, 2), "the value at the last of `tokens` or `positions`", linear=True)
 def _last_token(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     return _picked(check, "last", span, args, exprs)
 
@@ -263,7 +279,7 @@ def _picked(check: Reporter, name: str, span: Span, args: list[Value], exprs: li
 # ---------------------------------------------------------------- shapes
 
 
-@primitive("heads", (1, 1), "splits the last size into key/value heads: axis `group`, size d_head")
+@primitive("heads", (1, 1), "splits the last size into key/value heads: axis `group`, size d_head", linear=True)
 def _heads(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     (a,) = args
     if isinstance(a.type, Poison):
@@ -295,7 +311,7 @@ def _concat(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -
     return join(args, TensorType(axes, (*tensors[0].sizes[:-1], total)))
 
 
-@primitive("flip", (1, 1), "the rows of a tensor [.., l, d] in reverse order")
+@primitive("flip", (1, 1), "the rows of a tensor [.., l, d] in reverse order", linear=True)
 def _flip(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     (a,) = args
     if not isinstance(a.type, TensorType) or len(a.type.sizes) < 2:
@@ -351,7 +367,7 @@ def _placing(name: str) -> Rule:
 primitive("prepend", (2, 3), "prepend(P, h): the rows of P before the tokens; prepend(P, h, k): behind the first k tokens. "
           "The length changes; mask, positions and labels follow")(_placing("prepend"))  # fmt: skip
 primitive("append", (2, 2), "append(P, h): the rows of P behind the last real token. The length changes; mask, positions and "
-          "labels follow")(_placing("append"))  # fmt: skip
+          "labels follow", pools=True)(_placing("append"))  # fmt: skip
 primitive("fill", (2, 2), "fill(P, h): row k of P in place of the k-th pseudo-token of the text, which the forward argument "
           "`pseudo_tokens` marks")(_placing("fill"))  # fmt: skip
 

@@ -6,18 +6,21 @@ normal form (`meaning`); here they are only read. No method has a name here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .algebra import add, scaled
 from .canonical import canonical
 from .check import RowTyping, check_method, sites_of
+from .fold import fold_form
 from .infer import Inference
 from .inputs import changes_length
 from .ir import Method, Row
-from .meaning import edit_of, meaning
+from .meaning import Edit, edit_of, meaning
+from .primitives import DOMAINS, entry_of
 from .sizes import Size
+from .source import place
 from .start import at_start, random_tensors
 from .syntax import NOWHERE, Apply, Choose, Expr, Let, Name, Span, children, walk
 from .values import AFFINE, NumberType, Value
@@ -27,15 +30,27 @@ from .values import AFFINE, NumberType, Value
 ABSORBED_BY_SITE = ("projection", "weight")
 ABSORBED_SEQUENTIAL = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.down", "ffn.hidden": "ffn.down"}
 
-#: Words through which an expression reads other positions than its own.
-POOLS = ("tokens", "positions", "running_mean", "append")
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
+    """What is found, why, and the text that decides it."""
+
     value: Literal["yes", "no", "unknown", "depends"]  # the last: on an argument, which the reason names
     reason: str
     span: Span = NOWHERE
+
+    def to_json(self) -> dict[str, Any]:
+        return {"value": self.value, "reason": self.reason, "at": place(self.span)}
+
+
+def _out(row: Row) -> Span:
+    """The line that binds the new h."""
+    return row.compose[-1].span if row.compose and row.compose[-1].span.file else row.span
+
+
+def _site(t: RowTyping) -> Span:
+    """Where the row names the site."""
+    named = (p.span for p in t.row.sites if p.span.file and str(p).endswith(t.site.name))
+    return next(named, t.row.span)
 
 
 def row_reads(row: Row) -> frozenset[str]:
@@ -64,7 +79,8 @@ def cache_consistent(t: RowTyping) -> Verdict:
         return Verdict("no", "it differs from one forward pass to the next", row.span)
     for part in (row.insert, *row.form, *row.compose, *(row.gate or ())):
         for n in walk(part) if part is not None else ():
-            if isinstance(n, Name) and n.id in POOLS:
+            entry = entry_of(n)
+            if (isinstance(n, Name) and n.id in DOMAINS) or (entry is not None and entry.pools):
                 return Verdict("no", "this reads other positions, and a step with a cache sees only its own chunk", n.span)
     return Verdict("yes", "nothing reads another position of the sequence", row.span)
 
@@ -84,30 +100,61 @@ def mergeable(t: RowTyping) -> Verdict:
         span = t.out.bends or row.span
         return Verdict("no", "the output is not an affine function of the input", span)
     if site.family in ABSORBED_BY_SITE:
-        return Verdict("yes", "affine in the input of the projection, which absorbs it", row.span)
+        return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
     if site.name in ABSORBED_SEQUENTIAL:
         outside = sorted(t.out.reads & {"x", "residual", "q", "log_mass"})
         if not outside:
-            return Verdict("yes", f"affine in the output of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", row.span)
-        return Verdict("no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", row.span)
-    return Verdict("no", f"no linear map beside `{site.name}` could absorb it", row.span)
+            return Verdict("yes", f"affine in the output of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", _out(row))
+        return Verdict("no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", _reading(row, outside[0]))
+    return Verdict("no", f"no linear map beside `{site.name}` could absorb it", _site(t))
+
+
+def _reading(row: Row, name: str) -> Span:
+    """Where a row reads a name of the scope; its insertion may say so in a word of its own."""
+    parts = [*row.form, *(row.gate or ()), *row.compose] + ([row.insert] if row.insert is not None else [])
+    found = (n.span for p in parts for n in walk(p) if isinstance(n, Name) and n.id == name and n.span.file)
+    return next(found, row.insert.span if row.insert is not None else row.span)
 
 
 def identity_at_start(t: RowTyping) -> Verdict:
     """Whether the first step starts from the pretrained function: ``out`` is ``h`` with every tensor at its start."""
     edit = edit_of(t)
-    start = at_start(edit.out, edit.tensors)
-    if start.products == at_start(edit.h, edit.tensors).products:
-        return Verdict("yes", "what is added is zero at the start, and what multiplies is one", t.row.span)
+    start, h = at_start(edit.out, edit.tensors), at_start(edit.h, edit.tensors)
+    if start.products == h.products:
+        return _starts(t, edit)
     drawn = random_tensors(start, edit.tensors)
     if drawn:
         name = edit.names[drawn[-1]]
-        place = next((x.declaration.span for x in t.tensors if x.name == name), t.row.span)
-        return Verdict("no", f"`{name}` is drawn at random, and nothing behind it starts at zero", place)
-    extra = add(start, scaled(at_start(edit.h, edit.tensors), Size.of(-1)))
+        return Verdict("no", f"`{name}` is drawn at random, and nothing behind it starts at zero", _declared(t, drawn[-1]))
+    extra = add(start, scaled(h, Size.of(-1)))
     if all(a.kind in ("read", "chain") for factors, _ in extra.products for a in factors):
-        return Verdict("no", "the output is another function of the input from the start", t.row.span)
-    return Verdict("unknown", "what the edit is at the start is not known without numbers", t.row.span)
+        return Verdict("no", "the output is another function of the input from the start", _out(t.row))
+    return Verdict("unknown", "what the edit is at the start is not known without numbers", _out(t.row))
+
+
+def _starts(t: RowTyping, edit: Edit) -> Verdict:
+    """The identity, with the tensor that makes it so: without its start it would be none."""
+    for key, learned in edit.tensors.items():
+        otherwise = {**edit.tensors, key: replace(learned, start="drawn", exact=None)}
+        if at_start(edit.out, otherwise).products != at_start(edit.h, otherwise).products:
+            word = learned.start.removesuffix("()")
+            return Verdict("yes", f"`{edit.names[key]}` starts as {word}, so the output is `h`", _declared(t, key))
+    return Verdict("yes", "what is added is zero at the start, and what multiplies is one", _out(t.row))
+
+
+def _declared(t: RowTyping, key: Any) -> Span:
+    """Where the tensor of that key is declared."""
+    return next((x.declaration.span for x in t.tensors if x.label == key.split("/")[1]), t.row.span)
+
+
+def foldable(t: RowTyping) -> Verdict:
+    """Whether learned tensors only make others, which can be computed once after training and stored in their place."""
+    _, folds = fold_form(t)
+    if not folds:
+        return Verdict("no", "nothing is computed from learned tensors alone", t.row.span)
+    names = sorted({n.id for f in folds for n in walk(f.value) if isinstance(n, Name)} & {x.name for x in t.tensors})
+    made = f"{len(folds)} tensor{'s' * (len(folds) > 1)}"
+    return Verdict("yes", f"{', '.join(f'`{n}`' for n in names)} only make {made}, computed once after training", folds[0].value.span)
 
 
 def batch_independent(t: RowTyping) -> Verdict:
@@ -148,6 +195,7 @@ def _lines(row: Row) -> list[tuple[Expr, str]]:
 
 
 def _drawn(e: Any, inf: Inference) -> Iterator[Verdict]:
+    entry = entry_of(e)
     match e:
         case Name("chance"):
             yield Verdict("no", "a number is drawn for each forward pass", e.span)
@@ -157,7 +205,7 @@ def _drawn(e: Any, inf: Inference) -> Iterator[Verdict]:
             taken = (then, other) if not isinstance(known, NumberType) or known.value is None else (then if known.value else other,)
             for branch in taken:
                 yield from _drawn(branch, inf)
-        case Apply(Name("drop"), (value, probability)):
+        case Apply(_, (value, probability)) if entry is not None and entry.draws:
             yield from _drawn(value.value, inf)
             p = inf.infer(probability.value).type
             if not isinstance(p, NumberType) or p.value is None:
@@ -178,18 +226,25 @@ RULES: dict[str, tuple[Callable[[RowTyping], Verdict], str]] = {
     "cache-consistent": (cache_consistent, "trained parameters see no other position"),
     "padding-invariant": (padding_invariant, "pad positions are never read"),
     "batch-independent": (batch_independent, "trained parameters see one example at a time"),
+    "foldable": (foldable, "trained copies of parameters are stored as they are"),
     "deterministic in training": (deterministic, "nothing is random in training"),
 }
 
 
-def judged(typings: Sequence[RowTyping]) -> dict[str, Verdict]:
-    """Every verdict over some rows: the first row that decides against it, else yes."""
-    return {name: _all((rule(t) for t in typings), otherwise) for name, (rule, otherwise) in RULES.items()}
+#: What holds of a method where it holds of one of its rows.
+_SOME = ("foldable",)
+
+
+def judged(typings: Sequence[RowTyping], otherwise: Span = NOWHERE) -> dict[str, Verdict]:
+    """Every verdict over some rows: the first row that decides against it, else yes. ``otherwise`` is the place of
+    trained copies, which decide where there are no rows."""
+    return {name: _all([rule(t) for t in typings], name, Verdict("no" if name in _SOME else "yes", why, otherwise))
+            for name, (rule, why) in RULES.items()}  # fmt: skip
 
 
 def verdicts(method: Method) -> dict[str, Verdict]:
     """The method's verdicts. Checks the method."""
-    found = judged(check_method(method))
+    found = judged(check_method(method), method.trains[0].span if method.trains else method.span)
     if len(method.rows) > 1:
         found["rows commute"] = rows_commute(method)
     return found
@@ -207,10 +262,7 @@ def rows_commute(method: Method) -> Verdict:
     return Verdict("yes", "rows that meet at a site give the same in either order", method.span)
 
 
-def _all(found: Iterable[Verdict], otherwise: str) -> Verdict:
-    verdict: Verdict | None = None
-    for v in found:
-        if v.value != "yes":
-            return v
-        verdict = verdict or v
-    return verdict or Verdict("yes", otherwise)
+def _all(found: Sequence[Verdict], name: str, otherwise: Verdict) -> Verdict:
+    """The verdict over all rows: one that decides comes before one that does not know."""
+    order = ("yes", "no") if name in _SOME else ("no", "depends", "unknown", "yes")
+    return min(found, key=lambda v: order.index(v.value)) if found else otherwise

@@ -16,6 +16,7 @@ from .algebra import ONE, Sizes, Term, add, atom, call, contract, number, scaled
 from .check import RowTyping, TensorTyping
 from .infer import Inference
 from .ir import Row
+from .primitives import PRIMITIVES
 from .printer import to_text
 from .sites import TensorType
 from .sizes import Size
@@ -46,10 +47,13 @@ def written(size: Size) -> str:
 
 
 class Place:
-    """A site while the rows that edit it are read. ``first``: no edit of the site comes before, so ``h`` is the base's."""
+    """A site while the rows that edit it are read. ``first``: no edit of the site comes before, so ``h`` is the base's.
 
-    def __init__(self, site: str, tensors: dict[Any, Learned], first: bool = True):
-        self.site, self.tensors, self.first = site, tensors, first
+    With ``evaluation`` what is read is what the rows are outside training.
+    """
+
+    def __init__(self, site: str, tensors: dict[Any, Learned], first: bool = True, evaluation: bool = False):
+        self.site, self.tensors, self.first, self.evaluation = site, tensors, first, evaluation
         self.declared: list[Any] = []  # keys of the tensors of this place
         self.inputs: dict[str, str] = {}
         self.drops: dict[Any, int] = {}  # dropouts of the same value: each draws for itself
@@ -62,7 +66,7 @@ class Place:
     def read(self, row: Row, typing: RowTyping) -> None:
         site = typing.site
         if site.family in ("projection", "weight"):
-            W = dict(site.scope)["W"].sizes
+            W = scope_sizes(typing, "W", dict(site.scope)["W"])
             self.symbols = {str(W[1]): "d_out", str(W[0]): "d_in"}
             if self.weight is None:
                 self.weight = atom("read", W, "W")
@@ -71,7 +75,7 @@ class Place:
                 return
         if self.h is None:
             plain = site.family == "projection" and (self.first or self.edited)
-            self.h = self.affine() if plain else atom("read", site.h.sizes, "h")
+            self.h = self.affine() if plain else atom("read", scope_sizes(typing, "h", site.h), "h")
         self.h = Reader(self, row, typing, self.h).out()
 
     def affine(self) -> Term:
@@ -102,7 +106,7 @@ class Reader:
         site, row = self.typing.site, self.row
         for name, type_ in (("x", site.x), *site.scope):
             if type_ is not None:
-                self.known[name] = atom("read", type_.sizes, name)
+                self.known[name] = atom("read", scope_sizes(self.typing, name, type_), name)
         if site.family == "projection":
             assert self.place.weight is not None
             self.known["W"] = self.place.weight
@@ -129,7 +133,7 @@ class Reader:
             scores = self.term(S.Name("scores"))
             own = call(scores.sizes[:-1], "logsumexp", scores)
             self.place.mass = call((), "log(exp + exp)", self.known["log_mass"], own)
-        return Term(out.products, site.h.sizes)
+        return Term(out.products, scope_sizes(self.typing, "h", site.h))
 
     def _insertion(self) -> None:
         e, site = self.row.insert, self.typing.site
@@ -141,7 +145,7 @@ class Reader:
             self.known["z"] = self.h
         elif e is not None:
             self.known["h"] = self.h
-            self.types["h"] = Value(site.h)
+            self.types["h"] = self.typing.values.get("h", Value(site.h))
             self.known["z"] = self.term(e)
             del self.known["h"]
 
@@ -162,7 +166,7 @@ class Reader:
 
     def _let(self, s: S.Let) -> None:
         name, value = s.names[0], self.value(s.value)
-        if _is_plain(value) or isinstance(value.type, WordType):
+        if self._is_plain(value) or isinstance(value.type, WordType):
             shown = self._without_lets(s.value)
             size = self._plain(s.value, value.type) if isinstance(value.type, NumberType) else None
             self._bind(name, value)
@@ -203,7 +207,7 @@ class Reader:
     def term(self, e: S.Expr, value: Value | None = None) -> Term:
         """The normal form of an expression. Each is asked for once: a dropout draws anew wherever it is written."""
         value = value or self.value(e)
-        if isinstance(value.type, NumberType) and _is_plain(value):
+        if isinstance(value.type, NumberType) and self._is_plain(value):
             return number(self._plain(e, value.type))
         sizes = value.type.sizes if isinstance(value.type, TensorType) else ()
         match e:
@@ -229,7 +233,7 @@ class Reader:
                 return self._call(function, args, sizes)
             case S.Choose(then, test, other):
                 decided = self.value(test)
-                if isinstance(decided.type, NumberType) and decided.type.value is not None and not decided.random:
+                if isinstance(decided.type, NumberType) and decided.type.value is not None and self._is_plain(decided):
                     return self.term(then if decided.type.value else other)
                 return call(sizes, "if", self._argument(test), self.term(then), self.term(other))
             case S.Index(inner, items):
@@ -240,7 +244,7 @@ class Reader:
 
     def _quotient(self, left: S.Expr, right: S.Expr) -> Term:
         below = self.value(right)
-        if isinstance(below.type, NumberType) and _is_plain(below):
+        if isinstance(below.type, NumberType) and self._is_plain(below):
             by = self._plain(right, below.type)
             if by.terms:
                 return scaled(self.term(left), ONE / by)
@@ -279,9 +283,12 @@ class Reader:
         named = isinstance(function, S.Name) and isinstance(self._type(function.id), WordType)
         name = self._word(function) if named else S.dotted(function) or to_text(function)
         values = [self._argument(a.value) for a in args]
-        if name == "identity_map" and isinstance(values[0], Term):
+        entry = PRIMITIVES.get(name)
+        if entry is None:
+            return call(sizes, name, *values)
+        if isinstance(values[0], Term) and (name == "identity_map" or (entry.still and self.place.evaluation)):
             return values[0]
-        if name == "drop" and isinstance(values[0], Term) and isinstance(values[1], Term):
+        if entry.draws and isinstance(values[0], Term) and isinstance(values[1], Term):
             if not values[1].products:
                 return values[0]
             drawn = self.place.drops[tuple(values)] = self.place.drops.get(tuple(values), 0) + 1
@@ -290,9 +297,14 @@ class Reader:
 
     # ------------------------------------------------------------ numbers
 
+    def _is_plain(self, value: Value) -> bool:
+        """Whether a value is a number that training does not change."""
+        known = isinstance(value.type, NumberType) and value.type.value is not None
+        return isinstance(value.type, NumberType) and (not value.random or (self.place.evaluation and known))
+
     def _shown(self, e: S.Expr) -> str:
         found = self.value(e)
-        return written(self._plain(e, found.type)) if _is_plain(found) else to_text(self._without_lets(e))
+        return written(self._plain(e, found.type)) if self._is_plain(found) else to_text(self._without_lets(e))
 
     def _without_lets(self, e: Any) -> Any:
         """The expression with its lets that are numbers or words in place of their names."""
@@ -327,9 +339,10 @@ class Reader:
         return Size.of(to_text(self._without_lets(e)))
 
 
-def _is_plain(value: Value) -> bool:
-    """Whether a value is a number that training does not change."""
-    return isinstance(value.type, NumberType) and not value.random
+def scope_sizes(typing: RowTyping, name: str, type_: TensorType) -> Sizes:
+    """The sizes of a name of the site's scope: a model's numbers where the row was checked with them."""
+    found = typing.values[name].type if name in typing.values else type_
+    return found.sizes if isinstance(found, TensorType) else type_.sizes
 
 
 def _binds(s: S.Statement) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .diagnostics import Diagnostic
-from .source import Source, lookup
+from .source import Source, lookup, place
 from .syntax import Span
 
 _WIDEST = 160
@@ -61,28 +61,11 @@ def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
         "code": d.code,
         "severity": d.severity,
         "message": d.message,
-        "place": _place(d.span),
+        "place": place(d.span),
         "label": d.label,
-        "labels": [{"place": _place(m.span), "text": m.text} for m in d.labels],
+        "labels": [{"place": place(m.span), "text": m.text} for m in d.labels],
         "where": list(d.where),
         "help": d.help,
-    }
-
-
-def _place(span: Span) -> dict[str, Any] | None:
-    if not span.file:
-        return None
-    source = lookup(span.file)
-    line, column = source.position(span.start) if source else (None, None)
-    end_line, end_column = source.position(span.end) if source else (None, None)
-    return {
-        "file": span.file,
-        "start": span.start,
-        "end": span.end,
-        "line": line,
-        "column": column,
-        "end_line": end_line,
-        "end_column": end_column,
     }
 
 

@@ -9,6 +9,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from threading import Lock
 
+from ..resources import folder
 from .diagnostics import PeltError, error
 from .syntax import Span
 
@@ -121,3 +122,29 @@ def lookup(file: str) -> Source | None:
         except PeltError:
             return None
     return found
+
+
+def place(span: Span) -> dict[str, object] | None:
+    """Where a span lies, as plain values: lines and columns count from 1 and are null where the text is not known."""
+    if not span.file:
+        return None
+    source = lookup(span.file)
+    line, column = source.position(span.start) if source else (None, None)
+    end_line, end_column = source.position(span.end) if source else (None, None)
+    return {
+        "file": span.file, "start": span.start, "end": span.end, "line": line, "column": column, "end_line": end_line,
+        "end_column": end_column,
+    }  # fmt: skip
+
+
+def shown(span: Span) -> str:
+    """``file:line:column`` for people: a file below the present folder or of the library by its path from there."""
+    found = place(span)
+    if found is None:
+        return ""
+    path = Path(span.file)
+    for base in (Path.cwd(), folder("specs").parent):
+        if path.is_absolute() and path.is_relative_to(base):
+            path = path.relative_to(base)
+            break
+    return f"{path}:{found['line']}:{found['column']}" if found["line"] is not None else str(path)

@@ -15,9 +15,6 @@ from .reader import Learned
 from .sizes import Size
 from .values import NumberType, Value
 
-#: Functions of zeros that are zeros, besides the curves, which are asked at 0.
-_LINEAR = ("mean", "sum", "heads", "drop", "stop_gradient", "running_mean", "first", "last")
-
 
 def at_start(t: Term, tensors: Mapping[Any, Learned]) -> Term:
     """The term with starting values in place of tensors."""
@@ -62,7 +59,7 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
             result = _curve(name, known)
             if result is not None:
                 return Term(number(result).products, a.sizes)
-        if not first.products and name in _LINEAR:
+        if not first.products and name in PRIMITIVES and PRIMITIVES[name].linear:
             return sum_of([], a.sizes)
     return plain
 

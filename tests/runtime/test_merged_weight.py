@@ -1,0 +1,90 @@
+"""The merged weight as it is derived is the one that merging writes, number by number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from names import name as named
+from names import spec
+from small import model, randomise
+
+import unipelt
+from unipelt.compiler.evaluator import Context, constants, evaluate
+from unipelt.compiler.named import Named
+from unipelt.language.loading import library, load, parse
+from unipelt.language.merged import merged, merged_at
+from unipelt.language.printer import to_text
+from unipelt.language.properties import verdicts
+
+LOW = "A: [d_in, r] ~ normal(0.1) B: [r, d_out] ~ normal(0.1) "
+ROWS = {
+    "before a projection's output": f"modify attn.q insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + 0.5 * delta",
+    "behind a sublayer": f"modify ffn insert sequential form {{ {LOW} delta = z @ A @ B }} compose add",
+    "behind attention": f"modify attn insert sequential form {{ {LOW} b: [d_out] ~ zeros delta = z @ A @ B - b }} compose add",
+    "on the inner activation": f"modify ffn.hidden insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + 3 * delta",
+    "a vector at the input": f"modify attn.v insert parallel form {{ {LOW} c: [d_in] ~ normal(0.1) delta = (c * z) @ A @ B }} compose add",
+    "a vector at the output": f"modify attn.k insert parallel form {{ {LOW} c: [d_out] ~ ones delta = c * (z @ A @ B) }} compose h * c + delta",
+    "its own weight": f"modify attn.q insert parallel form {{ {LOW} delta = z @ (W / norm(W, 0)) * 0.1 + z @ A @ B }} compose add",
+    "outside training": f"modify attn.q insert parallel form {{ {LOW} delta = drop(stop_gradient(z), 0.5) @ A @ B * (2 if training else 3) }} compose add",
+    "replaced": "modify attn.o insert parallel form { A: [d_in, d_out] ~ normal(0.1) b: [d_out] ~ zeros delta = z @ A + b } compose replace",
+}  # fmt: skip
+METHODS = {what: spec(f"method m(r: int = 3) {{ {row} }}") for what, row in ROWS.items()}
+METHODS["gated"] = spec(f"method m(r: int = 3) {{ use {{ modify attn.q insert parallel form {{ {LOW} delta = z @ A @ B }} compose add }} as low "
+                        "gated by { t: [] ~ normal(0.5) g = tanh(t) } }")  # fmt: skip
+
+
+def check(method: unipelt.Method, kind: str = "bert") -> int:
+    """Merges into a model; the number of sites at which the derived weight and bias were the ones written."""
+    m = model(kind, dtype=torch.float64)
+    plan = unipelt.plan(m, method)
+    hosts, before = {}, {}
+    for e in plan.edits:
+        derived = merged_at(e.typing)
+        assert derived is not None, e.site.name
+        found = [s for s in plan.sites.named(derived.into, e.site.stack) if s.layer == e.site.layer]
+        hosts[id(e)] = (e, derived, m.get_submodule(found[0].view.module))
+    unipelt.apply(m, method)
+    state = randomise(m)
+    for key, (_, _, host) in hosts.items():
+        before[key] = host.weight.detach().T.clone(), host.bias.detach().clone()
+    unipelt.merge(m, "default")
+    for key, (e, derived, host) in hosts.items():
+        W, bias = before[key]
+        names = {**constants(method.params, e.site.sizes, e.constants), "W": Named(W, ()), "bias": Named(bias, ())}
+        names |= {label.removeprefix("gate."): Named(state[n], ()) for label, n in e.tensors.items()}
+        context = Context(names, dict(e.site.sizes))
+        for expression, new, shape in ((derived.weight_expression, host.weight.T, W), (derived.bias_expression, host.bias, bias)):
+            value = evaluate(expression, context)
+            value = value.data if isinstance(value, Named) else torch.tensor(float(value))
+            assert torch.allclose(value.expand_as(shape), new, atol=1e-10), (e.site.name, to_text(expression))
+        assert not torch.equal(host.weight.T, W) or not torch.equal(host.bias, bias)
+    return len(hosts)
+
+
+@pytest.mark.parametrize("what", METHODS)
+def test_the_derived_weight_is_what_merging_writes(what):
+    assert check(parse(METHODS[what])) >= 2
+
+
+@pytest.mark.parametrize("method", [e.name for e in library() if e.kind == "method" and load(e.name).rows])
+def test_methods_of_the_library(method):
+    """Where the verdict is yes, every row at every site has its weight; those of one row each are merged by number."""
+    loaded = load(method)
+    if verdicts(loaded)["mergeable"].value != "yes":
+        return
+    found = merged(loaded)
+    assert {(m.row, m.site) for m in found} >= {(r.name, str(p)) for r in loaded.rows for p in r.sites if loaded.params == ()}
+    assert found
+    cross = [p for r in loaded.rows for p in r.sites if str(p).startswith("cross")]
+    rows = tuple(replace(r, sites=tuple(p for p in r.sites if p not in cross)) for r in loaded.rows)
+    assert check(replace(loaded, rows=rows)) >= 2
+
+
+def test_the_weight_is_readable():
+    (first, *_), scaled = merged(load(named("lora"))), merged(load(named("ia3")))
+    assert to_text(first.weight_expression) == "W + alpha / r * (A @ B)" and to_text(first.bias_expression) == "bias"
+    assert to_text(scaled[0].weight_expression) == "l * W" and to_text(scaled[-1].weight_expression) == "(l * W.T).T"
+    bent = parse("method m { modify attn.q insert parallel form { A: [d_in, d_out] ~ zeros delta = tanh(z @ A) } compose add }")
+    assert merged(bent) == []
