@@ -675,3 +675,10 @@ def test_a_source_that_was_forgotten_is_read_again(tmp_path: Path) -> None:
         with pytest.raises(PeltError):
             parse("method", file=f"text {i}")
     assert "modify wing" in str(caught.value) and lookup(str(tmp_path / "gone.pelt")) is None
+
+
+def test_a_misspelt_insertion_is_one_mistake() -> None:
+    with pytest.raises(PeltError) as caught:
+        parse("method m { modify ffn insert sequental form { A: [d_in, d_out] ~ zeros delta = z @ A } compose add }")
+    (found,) = caught.value.diagnostics
+    assert found.code == "E0301" and "`sequential`" in found.help

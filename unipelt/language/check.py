@@ -156,6 +156,8 @@ class RowChecker:
             inf.names["z"] = z
             if isinstance(z.type, TensorType) and z.type.sizes:
                 inf.sizes["d_in"] = z.type.sizes[0 if site.family == "weight" else -1]
+            elif isinstance(z.type, Poison):
+                inf.names["d_in"] = Value(POISON)  # the mistake is said already
         else:
             inf.hidden["z"] = "is what `insert` says, and this row has no `insert`"
             inf.sizes["d_in"] = inf.sizes["d_out"]
@@ -198,6 +200,9 @@ class RowChecker:
             return self.inf.names[site.parallel]
         if isinstance(e, Name) and e.id == "sequential":
             return h
+        word = near(e.id, ("parallel", "sequential")) if isinstance(e, Name) and e.id not in self.inf.names and e.id != "h" else ""
+        if word:
+            return self.inf.fail("E0301", f"there is no insertion `{e.id}`", e.span, help=word)  # type: ignore[union-attr]
         self.inf.names["h"] = h
         z = self.inf.infer(e)
         del self.inf.names["h"]
