@@ -679,6 +679,6 @@ def test_a_source_that_was_forgotten_is_read_again(tmp_path: Path) -> None:
 
 def test_a_misspelt_insertion_is_one_mistake() -> None:
     with pytest.raises(PeltError) as caught:
-        parse("method m { modify ffn insert sequental form { A: [d_in, d_out] ~ zeros delta = z @ A } compose add }")
+        parse("method m { modify ffn insert sequental form { A: [d_in, d_out] ~ zeros delta = z @ A } compose h + delta }")
     (found,) = caught.value.diagnostics
     assert found.code == "E0301" and "`sequential`" in found.help

@@ -53,19 +53,19 @@ def test_each_place_is_text_that_matters(method, found):
 
 #: (form and composition, property, value, the text that decides)
 PLACES = [
-    ("form { A: [d_in, d_out] ~ normal(0.1) B: [d_out] ~ zeros delta = z @ A * B } compose add", "identity at start", "yes", "B: [d_out] ~ zeros"),
-    ("form { A: [d_in, d_out] ~ normal(0.1) delta = z @ A } compose add", "identity at start", "no", "A: [d_in, d_out] ~ normal(0.1)"),
-    ("form { A: [d_in, d_out] ~ zeros delta = tanh(z @ A) } compose add", "mergeable", "no", "tanh(z @ A)"),
-    ("form { A: [d_in, d_out] ~ zeros delta = z @ A } compose add", "mergeable", "no", "parallel"),
-    ("form { A: [d_in, d_out] ~ zeros delta = mean(z, tokens) @ A } compose add", "causal", "no", "tokens"),
-    ("form { A: [d_in, d_out] ~ zeros delta = mean(z, positions) @ A } compose add", "padding-invariant", "no", "positions"),
-    ("form { A: [d_in, d_out] ~ zeros delta = running_mean(z) @ A } compose add", "cache-consistent", "no", "running_mean(z)"),
-    ("form { A: [d_in, d_out] ~ zeros delta = drop(z, 0.1) @ A } compose add", "deterministic in training", "no", "drop(z, 0.1)"),
-    ("form { A: [d_in, d_out] ~ zeros delta = (drop(z, 0.1) if training else z) @ A } compose add", "deterministic in training", "no", "drop(z, 0.1)"),
-    ("form { A: [d_in, d_out] ~ zeros delta = (z if training else drop(z, 0.1)) @ A } compose add", "deterministic in training", "yes", "modify ffn"),
-    ("form { A: [d_in, d_out] ~ zeros p = 0.1 if training else 0.0 delta = drop(z, p) @ A } compose add", "deterministic in training", "no", "drop(z, p)"),
-    ("form { A: [d_in, d_out] ~ zeros delta = z @ A * chance } compose add", "deterministic in training", "no", "chance"),
-    ("form { A: [d_in, d_out] ~ zeros B: [d_out, d_out] ~ ones delta = z @ tanh(A @ B) } compose add", "foldable", "yes", "tanh(A @ B)"),
+    ("form { A: [d_in, d_out] ~ normal(0.1) B: [d_out] ~ zeros delta = z @ A * B } compose h + delta", "identity at start", "yes", "B: [d_out] ~ zeros"),
+    ("form { A: [d_in, d_out] ~ normal(0.1) delta = z @ A } compose h + delta", "identity at start", "no", "A: [d_in, d_out] ~ normal(0.1)"),
+    ("form { A: [d_in, d_out] ~ zeros delta = tanh(z @ A) } compose h + delta", "mergeable", "no", "tanh(z @ A)"),
+    ("form { A: [d_in, d_out] ~ zeros delta = z @ A } compose h + delta", "mergeable", "no", "parallel"),
+    ("form { A: [d_in, d_out] ~ zeros delta = mean(z, tokens) @ A } compose h + delta", "causal", "no", "tokens"),
+    ("form { A: [d_in, d_out] ~ zeros delta = mean(z, positions) @ A } compose h + delta", "padding-invariant", "no", "positions"),
+    ("form { A: [d_in, d_out] ~ zeros delta = running_mean(z) @ A } compose h + delta", "cache-consistent", "no", "running_mean(z)"),
+    ("form { A: [d_in, d_out] ~ zeros delta = drop(z, 0.1) @ A } compose h + delta", "deterministic in training", "no", "drop(z, 0.1)"),
+    ("form { A: [d_in, d_out] ~ zeros delta = (drop(z, 0.1) if training else z) @ A } compose h + delta", "deterministic in training", "no", "drop(z, 0.1)"),
+    ("form { A: [d_in, d_out] ~ zeros delta = (z if training else drop(z, 0.1)) @ A } compose h + delta", "deterministic in training", "yes", "modify ffn"),
+    ("form { A: [d_in, d_out] ~ zeros p = 0.1 if training else 0.0 delta = drop(z, p) @ A } compose h + delta", "deterministic in training", "no", "drop(z, p)"),
+    ("form { A: [d_in, d_out] ~ zeros delta = z @ A * chance } compose h + delta", "deterministic in training", "no", "chance"),
+    ("form { A: [d_in, d_out] ~ zeros B: [d_out, d_out] ~ ones delta = z @ tanh(A @ B) } compose h + delta", "foldable", "yes", "tanh(A @ B)"),
 ]  # fmt: skip
 
 
@@ -80,15 +80,15 @@ def test_the_place_is_what_decides(text, name, value, place_):
 
 def test_a_tie_is_decided_by_what_is_known():
     """A row that says no decides the method, though another does not know."""
-    text = "method m(p: float = 0.1) { use { modify ffn insert parallel form { A: [d_in, d_out] ~ zeros delta = drop(z, p) @ A } compose add } as one " \
-           "use { modify ffn insert parallel form { A: [d_in, d_out] ~ zeros delta = drop(z, 0.5) @ A } compose add } as two }"  # fmt: skip
+    text = "method m(p: float = 0.1) { use { modify ffn insert parallel form { A: [d_in, d_out] ~ zeros delta = drop(z, p) @ A } compose h + delta } as one " \
+           "use { modify ffn insert parallel form { A: [d_in, d_out] ~ zeros delta = drop(z, 0.5) @ A } compose h + delta } as two }"  # fmt: skip
     v = verdicts(parse(text))["deterministic in training"]
     assert v.value == "no" and text[v.span.start : v.span.end] == "drop(z, 0.5)"
 
 
 def test_places_are_shown_from_here(tmp_path, monkeypatch):
     file = tmp_path / "mine.pelt"
-    file.write_text("method mine {\n  modify ffn\n  insert parallel\n  form { b: [d_out] ~ zeros delta = b }\n  compose add\n}\n")
+    file.write_text("method mine {\n  modify ffn\n  insert parallel\n  form { b: [d_out] ~ zeros delta = b }\n  compose h + delta\n}\n")
     monkeypatch.chdir(tmp_path)
     v = verdicts(load(str(file)))["identity at start"]
     assert shown(v.span) == "mine.pelt:4:10"

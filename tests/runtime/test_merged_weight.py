@@ -21,17 +21,17 @@ from unipelt.language.properties import verdicts
 LOW = "A: [d_in, r] ~ normal(0.1) B: [r, d_out] ~ normal(0.1) "
 ROWS = {
     "before a projection's output": f"modify attn.q insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + 0.5 * delta",
-    "behind a sublayer": f"modify ffn insert sequential form {{ {LOW} delta = z @ A @ B }} compose add",
-    "behind attention": f"modify attn insert sequential form {{ {LOW} b: [d_out] ~ zeros delta = z @ A @ B - b }} compose add",
+    "behind a sublayer": f"modify ffn insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + delta",
+    "behind attention": f"modify attn insert sequential form {{ {LOW} b: [d_out] ~ zeros delta = z @ A @ B - b }} compose h + delta",
     "on the inner activation": f"modify ffn.hidden insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + 3 * delta",
-    "a vector at the input": f"modify attn.v insert parallel form {{ {LOW} c: [d_in] ~ normal(0.1) delta = (c * z) @ A @ B }} compose add",
+    "a vector at the input": f"modify attn.v insert parallel form {{ {LOW} c: [d_in] ~ normal(0.1) delta = (c * z) @ A @ B }} compose h + delta",
     "a vector at the output": f"modify attn.k insert parallel form {{ {LOW} c: [d_out] ~ ones delta = c * (z @ A @ B) }} compose h * c + delta",
-    "its own weight": f"modify attn.q insert parallel form {{ {LOW} delta = z @ (W / norm(W, 0)) * 0.1 + z @ A @ B }} compose add",
-    "outside training": f"modify attn.q insert parallel form {{ {LOW} delta = drop(stop_gradient(z), 0.5) @ A @ B * (2 if training else 3) }} compose add",
-    "replaced": "modify attn.o insert parallel form { A: [d_in, d_out] ~ normal(0.1) b: [d_out] ~ zeros delta = z @ A + b } compose replace",
+    "its own weight": f"modify attn.q insert parallel form {{ {LOW} delta = z @ (W / norm(W, 0)) * 0.1 + z @ A @ B }} compose h + delta",
+    "outside training": f"modify attn.q insert parallel form {{ {LOW} delta = drop(stop_gradient(z), 0.5) @ A @ B * (2 if training else 3) }} compose h + delta",
+    "replaced": "modify attn.o insert parallel form { A: [d_in, d_out] ~ normal(0.1) b: [d_out] ~ zeros delta = z @ A + b } compose delta",
 }  # fmt: skip
 METHODS = {what: spec(f"method m(r: int = 3) {{ {row} }}") for what, row in ROWS.items()}
-METHODS["gated"] = spec(f"method m(r: int = 3) {{ use {{ modify attn.q insert parallel form {{ {LOW} delta = z @ A @ B }} compose add }} as low "
+METHODS["gated"] = spec(f"method m(r: int = 3) {{ use {{ modify attn.q insert parallel form {{ {LOW} delta = z @ A @ B }} compose h + delta }} as low "
                         "gated by { t: [] ~ normal(0.5) g = tanh(t) } }")  # fmt: skip
 
 
@@ -86,5 +86,5 @@ def test_the_weight_is_readable():
     (first, *_), scaled = merged(load(named("lora"))), merged(load(named("ia3")))
     assert to_text(first.weight_expression) == "W + alpha / r * (A @ B)" and to_text(first.bias_expression) == "bias"
     assert to_text(scaled[0].weight_expression) == "l * W" and to_text(scaled[-1].weight_expression) == "(l * W.T).T"
-    bent = parse("method m { modify attn.q insert parallel form { A: [d_in, d_out] ~ zeros delta = tanh(z @ A) } compose add }")
+    bent = parse("method m { modify attn.q insert parallel form { A: [d_in, d_out] ~ zeros delta = tanh(z @ A) } compose h + delta }")
     assert merged(bent) == []

@@ -19,7 +19,7 @@ SQUARE = "A: [d_in, d_out] ~ normal(0.1) B: [d_in, d_in] ~ normal(0.1) "
 
 
 def form(text: str) -> str:
-    return f"method m {{ modify ffn insert parallel form {{ {SQUARE} {text} }} compose add }}"
+    return f"method m {{ modify ffn insert parallel form {{ {SQUARE} {text} }} compose h + delta }}"
 
 
 #: What differs in one thing that a let, an alias, a size or an order could hide.

@@ -334,13 +334,12 @@ class _Builder:
     # ------------------------------------------------------------ the whole
 
     def requirements(self) -> None:
-        base = sum(p.count for p in parameters_of(self.model).values())
-        trained = sum(t.count for t in self.tensors.values() if not t.frozen)
+        counts = self.counts()
         everywhere = [{"layer": i, "depth": s.depth} for s in self.sites.stacks if not s.shared for i in range(s.depth)]
         for r in self.method.requires:
             for numbers in everywhere if by_layer(r.condition, layered(self.method.params)) else everywhere[:1] or [{}]:
                 inf = self.numbers(numbers)
-                inf.names["params"] = Value(NumberType(None, trained / max(base, 1)))
+                inf.names["params"] = Value(NumberType(None, counts.trained / max(counts.base, 1)))
                 require(r, inf)
                 if inf.problems:
                     self.problems += inf.problems
@@ -355,23 +354,30 @@ class _Builder:
                 self.problems.append(Diagnostic("E0738", f"`{name}` is an argument of this {type(self.model).__name__}'s own "
                                                 "forward", span, help="give the input another name"))  # fmt: skip
 
-    def plan(self) -> Plan:
-        trained = sum(t.count for t in self.tensors.values() if not t.frozen)
+    def in_head(self) -> set[str]:
+        """The tensors of rows that are a head."""
+        return {n for e in self.edits if e.site.name == "head" for n in e.tensors.values()}
+
+    def counts(self) -> Counts:
+        """What is trained (the head apart), stored before folding, drawn and kept; the base without its head."""
+        own = self.in_head()
+        learned = {n: t.count for n, t in self.tensors.items() if not t.frozen}
         frozen = sum(t.count for t in self.tensors.values() if t.frozen)
-        head = sum(c.parameter.count for c in self.copies.values() if c.head)
-        body = sum(c.parameter.count for c in self.copies.values() if not c.head)
-        head += sum(t.count for e in self.edits if e.site.name == "head" for t in (self.tensors[n] for n in e.tensors.values()))
-        in_head = {n for e in self.edits if e.site.name == "head" for n in e.tensors.values()}
-        trained -= sum(self.tensors[n].count for n in in_head if not self.tensors[n].frozen)
-        total = trained + frozen + head + body
+        head = sum(c.parameter.count for c in self.copies.values() if c.head) + sum(c for n, c in learned.items() if n in own)
+        trained = sum(c.parameter.count for c in self.copies.values() if not c.head) + sum(c for n, c in learned.items() if n not in own)
+        everything = parameters_of(self.model)
+        heads = head_parameters(self.sites, everything) if self.sites.head and not self._is_lm() else []
+        base = sum(p.count for p in everything.values()) - sum(p.count for p in heads)
+        return Counts(trained, trained, frozen, head, base)
+
+    def plan(self) -> Plan:
+        counts = self.counts()
+        total = counts.trained + counts.frozen + counts.head
         if total > MAX_TRAINED:
             raise error("E0346", f"this method would have {total:,} parameters, more than {MAX_TRAINED:,}",
                         help="choose smaller sizes")  # fmt: skip
-        folds, saved = self.folds(in_head)
-        base = sum(p.count for p in parameters_of(self.model).values()) - sum(
-            p.count for p in head_parameters(self.sites, parameters_of(self.model)) if self.sites.head and not self._is_lm()
-        )
-        counts = Counts(trained + body, trained + body - saved, frozen, head, base)
+        folds, saved = self.folds(self.in_head())
+        counts = replace(counts, stored=counts.stored - saved)
         return Plan(
             self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folds, counts,
             tuple(dict.fromkeys(self.warnings)), tuple(self.needs), type(self.model).__name__, self.labels,
