@@ -144,7 +144,9 @@ CASES: dict[str, Case] = {
 _ZOO = "a method that is not in the library of specs yet"
 _WEIGHT = "edits a weight as a function of itself; weight sites are not built yet"
 _SHARED = "needs factors that are drawn once and shared by sites of different sizes"
-_SEQ2SEQ = "a prompt before an encoder's tokens"
+
+#: Recordings of which only a part is read by the library that made them; compared in a file of their own.
+READ_IN_PART = {"peft/t5-prompt_tuning": "half of the recorded rows are read nowhere (test_t5_prompt)"}
 
 #: Recordings whose method or model belongs to later work, each with its reason.
 NOT_HERE: dict[str, str] = {
@@ -181,17 +183,18 @@ NOT_HERE: dict[str, str] = {
     "peft/llama-road_4": f"{_ZOO}: rotations of output pairs",
     "peft/llama-vera": _SHARED,
     "peft/t5-prefix_tuning": "its rows stand before the text, so T5 adds a bias to their scores; ours stand nowhere (test_t5_prefix)",
-    "peft/t5-prompt_tuning": _SEQ2SEQ,
 }
 
 
 def test_every_recording_is_listed_once():
     """A case or a reason for each of the recordings there are (and for no other)."""
-    assert not CASES.keys() & NOT_HERE.keys()
-    assert (len(CASES), len(NOT_HERE)) == (46, COUNT - 46)
+    lists = (CASES, READ_IN_PART, NOT_HERE)
+    listed_names = [name for names in lists for name in names]
+    assert len(listed_names) == len(set(listed_names)) == COUNT
+    assert tuple(map(len, lists)) == (46, 1, COUNT - 47)
     if FOLDER is None:
         pytest.skip(f"{COUNT} recordings were not run: UNIPELT_FIXTURES is not set")
-    assert set(listed(FOLDER)) == CASES.keys() | NOT_HERE.keys()
+    assert set(listed(FOLDER)) == set(listed_names)
 
 
 @pytest.mark.parametrize("name", CASES if FOLDER is not None else [])

@@ -94,7 +94,9 @@ class SiteMap:
         return next(s for s in self.stacks if s.name == name)
 
     def named(self, name: str, stack: str | None = None) -> list[Site]:
-        """The sites of a name, of one stack or (without one) of every stack."""
+        """The sites of a name, of one stack or (without one) of every stack; ``embed`` is the model's input, the first one's."""
+        if stack is None and name.split(".")[0] == "embed":
+            stack = self.stacks[0].name
         return [s for s in self.sites if s.name == name and stack in (None, s.stack)]
 
     def names(self) -> list[str]:

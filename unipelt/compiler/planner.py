@@ -27,7 +27,7 @@ from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.fold import fold_form
 from ..language.infer import Inference
 from ..language.ir import Method, Row
-from ..language.inputs import PSEUDO_TOKENS
+from ..language.inputs import PSEUDO_TOKENS, changes_length, places_rows
 from ..language.layers import by_layer, chosen, layered
 from ..language.primitives import INITIALISERS, PLACING
 from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
@@ -109,7 +109,7 @@ class _Builder:
             elif not here and signature(name) is not None and name.endswith(".weight"):
                 self.problems.append(Diagnostic("E0390", f"weight sites (`{name}`) are not built yet", path.span))
             elif not here:
-                known = self.sites.names()
+                known = [n for n in self.sites.names() if self.sites.named(n, tower)]
                 self.problems.append(Diagnostic(
                     "E0512", f"this {type(self.model).__name__} has no site `{name}`", path.span,
                     help=near(name, known) or f"it has: {', '.join(known)}"))  # fmt: skip
@@ -130,17 +130,25 @@ class _Builder:
                 self.edit(row, own_head(site, self.labels), varies)
 
     def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
-        """Why no rows can be put among this model's tokens, where that is so: masks and positions must grow with them."""
-        name = type(self.model).__name__
-        if len(self.sites.stacks) > 1:
-            return Diagnostic("E0739", f"prompts are not built yet for encoder–decoders such as this {name}", row.span,
-                              help="prefix tuning does the same in every layer, and is")  # fmt: skip
-        if getattr(self.model, "main_input_name", "input_ids") != "input_ids":
+        """Why a row of the table cannot act where tokens enter. Masks and positions must grow with rows among them."""
+        name, first = type(self.model).__name__, self.sites.stacks[0]
+        if places_rows(row) and getattr(self.model, "main_input_name", "input_ids") != "input_ids":
             return Diagnostic("E0739", f"prompts are rows among tokens, and this {name} reads none", row.span,
                               help="prefix tuning does the same in every layer")  # fmt: skip
         if site.view.enters:
-            return Diagnostic("E0739", f"no module of this {name} yields what `{site.name}` means, so no rows can be put there",
-                              row.span, help="put them at `embed.words`")  # fmt: skip
+            return Diagnostic("E0739", f"no module of this {name} yields what `{site.name}` means, so nothing can be put there",
+                              row.span, help="put it at `embed.words`" if self.sites.named("embed.words") else "")  # fmt: skip
+        if not places_rows(row):
+            return None
+        if site.stack != first.name:
+            return Diagnostic("E0739", f"rows stand among the tokens that the model reads, and those enter the {first.name} of this "
+                              f"{name}, not its {site.stack}", row.span,
+                              help=f"modify {site.name}; in the {site.stack} prefix tuning does the same in every layer")  # fmt: skip
+        entered = self.model.get_submodule(first.module) if len(self.sites.stacks) > 1 else self.model
+        still = site.name == "embed" and first.learned_positions and changes_length(row)
+        if still and "position_ids" not in inspect.signature(entered.forward).parameters:
+            return Diagnostic("E0739", f"at `embed` the tokens keep their positions, and this {name} takes none, so rows would shift "
+                              "them", row.span, help="put them at `embed.words`, where the tokens' positions shift")  # fmt: skip
         return None
 
     def edit(self, row: Row, site: Site, varies: bool) -> None:

@@ -66,17 +66,18 @@ def _bound(params: Sequence[Param], numbers: Mapping[str, int]) -> dict[str, int
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """What is counted in every stack, and what once in the whole model."""
+    """What is counted in every stack, what once in the whole model, and what in the first stack, which the input enters."""
 
     each: Size = _NONE
     once: Size = _NONE
+    first: Size = _NONE
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(self.each + other.each, self.once + other.once)
+        return Amount(self.each + other.each, self.once + other.once, self.first + other.first)
 
     @property
     def size(self) -> Size:
-        return self.each + self.once
+        return self.each + self.once + self.first
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Count:
         stacks = [self._known(v) for v in (values, *more)]
 
         def of(a: Amount) -> int:
-            return sum(_number(a.each, known) for known in stacks) + _number(a.once, stacks[-1])
+            return sum(_number(a.each, known) for known in stacks) + _number(a.once, stacks[-1]) + _number(a.first, stacks[0])
 
         return of(self.amount) + sum(min(of(a), of(b)) for a, b in self.folds)
 
@@ -248,13 +249,15 @@ def _at_most(value: str, depth: str) -> Size:
 
 
 def _total(entries: Mapping[_Key, Size]) -> Amount:
-    each, once = _NONE, _NONE
-    for (place, site, *_), size in entries.items():
+    each, once, first = _NONE, _NONE, _NONE
+    for (place, site, part, *_), size in entries.items():
         if place == "model" or site == "head":
             once = once + size
+        elif site.split(".")[0] == "embed" and not part:
+            first = first + size
         else:
             each = each + size
-    return Amount(each.bind(_ALIKE), once.bind(_ALIKE))
+    return Amount(each.bind(_ALIKE), once.bind(_ALIKE), first.bind(_ALIKE))
 
 
 def _selected(selection: Selection | None, depth: str) -> Size:

@@ -76,6 +76,11 @@ def _placing_calls(part: object) -> list[Apply]:
     return [n for n in walk(part) if isinstance(n, Apply) and isinstance(n.function, Name) and n.function.id in PLACING]
 
 
+def places_rows(row: Row) -> bool:
+    """Whether the composition puts rows among the tokens, or in the place of some."""
+    return any(_placing_calls(s) for s in row.compose)
+
+
 def changes_length(row: Row) -> bool:
     """Whether the composition makes the sequence longer."""
     return any(PLACING[c.function.id] for s in row.compose for c in _placing_calls(s))  # type: ignore[union-attr]

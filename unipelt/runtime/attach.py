@@ -25,7 +25,7 @@ from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
 from .heads import Heads, agree, hang
 from .masks import MaskTap
 from .offload import device_of, value_of
-from .prompts import Doorway
+from .prompts import Doorway, placing
 from .seam import NAME, Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
 from .sharding import is_sharded, settle
 from .starts import LabelWords, StartData, start
@@ -209,6 +209,7 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
         r.attached[name] = attached
         if attached.plan.inputs:
             r.wanted[name] = attached.plan.inputs
+        r.placing[name] = placing(attached.plan, name)
         shared = _share(r, name, attached, made)
         for e in attached.plan.edits:
             _hang_edit(model, r, name, attached, e, made, shared)
@@ -321,7 +322,12 @@ def _hang_root(model: nn.Module, r: Registry) -> None:
         if base is not model:
             r.root_handles.append(model.register_forward_pre_hook(r.mark, with_kwargs=True))
             r.root_handles.append(base.register_forward_pre_hook(r.base_enter, with_kwargs=True))
-        for stack in r.sites.stacks:
+        if r.tower:
+            encoder, decoder = (model.get_submodule(s.module) for s in r.sites.stacks)
+            r.root_handles.append(encoder.register_forward_pre_hook(r.enter_encoder, with_kwargs=True))
+            r.root_handles.append(encoder.register_forward_hook(r.leave_encoder, always_call=True))
+            r.root_handles.append(decoder.register_forward_pre_hook(r.enter_decoder, with_kwargs=True))
+        for stack in r.sites.stacks:  # behind what makes a mask longer
             module = model.get_submodule(stack.module)
             tap = MaskTap(r.switch, stack, module)
             r.root_handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
@@ -375,6 +381,7 @@ def remove(model: nn.Module, name: str) -> None:
 def _take_out(model: nn.Module, r: Registry, name: str) -> None:
     attached = r.attached.pop(name)
     r.wanted.pop(name, None)
+    r.placing.pop(name, None)
     r.switch.active = tuple(n for n in r.switch.active if n != name)
     for handle in attached.handles:
         handle.remove()

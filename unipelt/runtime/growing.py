@@ -68,7 +68,7 @@ def refuse(call: Call, rows: Sequence[Rows]) -> None:
         raise error("E0734", "these are packed sequences, and a prompt would stand before the first of them only",
                     help="train a prompt without packing")  # fmt: skip
     total = sum(r.count for r in rows)
-    behind = max((r.after or 0 for r in rows), default=0)
+    behind = max([0, *(r.after or 0 for r in rows)])
     if call.seen:
         if mask is not None and any(r.after is None for r in rows) and not torch.compiler.is_compiling():
             real = mask != 0

@@ -5,11 +5,15 @@ Placeholder tokens are put where rows will stand, and the rows replace them behi
 mask, the positions and the labels all grow together, every length that a model derives from them (pooling at the last
 token, the loss, a cache) follows by itself. Where the tokens' positions shift and where they do not is the site's
 meaning: at ``embed.words`` they shift, at ``embed`` of a model with learned positions they do not.
+
+Of an encoder–decoder the input is the encoder's. Rows enter where the encoder is called, as generation calls it by itself,
+before the first call of the model; its tokens are nobody else's, but for the mask by which the decoder looks at them.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +21,7 @@ import torch
 from torch import nn
 
 from ..anatomy.sites import SiteMap
-from ..compiler.plan import PlannedInput, PlannedRows
+from ..compiler.plan import Plan, PlannedInput, PlannedRows
 from ..language.diagnostics import error
 from ..language.primitives import PLACING
 from . import growing
@@ -25,38 +29,47 @@ from .arguments import Given, marks_for, take, value_for
 from .edits import Edit
 from .growing import Call
 from .places import Layout, Rows
-from .seam import Seam, place_key, seam_of
+from .seam import place_key, seam_of
 from .switch import Switch
 
 #: What the model keeps under way of one pass: cleared when the next one enters.
-_KEPT = ("mask:", "layout", "places:", "input:")
+_KEPT = ("mask:", "layout", "places:", "input:", "given")
 
 
 @dataclass(frozen=True)
 class Placing:
-    """An acting edit that puts rows among the tokens."""
+    """A planned edit that puts rows among the tokens, at the module ``host``; ``key`` is that of their places."""
 
     host: str
     adapter: str
-    edit: Edit
+    key: str
     rows: PlannedRows
-
-    @property
-    def key(self) -> str:
-        return place_key(self.adapter, self.edit)
 
     @property
     def grows(self) -> bool:
         return PLACING[self.rows.word]
 
 
+def placing(plan: Plan, adapter: str) -> tuple[Placing, ...]:
+    """The edits of a plan that put rows among the tokens."""
+    return tuple(
+        Placing(e.site.view.module, adapter, place_key(adapter, e.site.label, e.row.name), e.places)
+        for e in plan.edits if e.places is not None
+    )  # fmt: skip
+
+
 class Doorway(nn.Module):
-    """Hangs on the model itself: rows among the tokens, declared arguments, the mask of real tokens."""
+    """Hangs on the model itself and on the module of its first stack: rows among the tokens, declared arguments.
+
+    ``tower`` is the module whose call takes the tokens that rows stand among (a path, ``""`` for the model itself).
+    """
 
     def __init__(self, switch: Switch, sites: SiteMap):
         super().__init__()
         self.switch, self.sites = switch, sites
         self.wanted: dict[str, tuple[PlannedInput, ...]] = {}  # by adapter, acting or not
+        self.placing: dict[str, tuple[Placing, ...]] = {}
+        self.tower = sites.stacks[0].module if len(sites.stacks) > 1 else ""
         words = sites.named("embed.words")
         self.words = words[0].view.module if words else None
         self.hosts = tuple(dict.fromkeys(s.view.module for n in ("embed.words", "embed") for s in sites.named(n)))
@@ -64,25 +77,59 @@ class Doorway(nn.Module):
     # ------------------------------------------------------------ hooks
 
     def enter(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
-        values = self.switch.holder.values
-        for key in [k for k in values if k.startswith(_KEPT)]:
-            del values[key]
+        self._clear(_KEPT)
         kwargs = dict(kwargs)
         given = take(self.switch, self.wanted, kwargs)
         if not self.switch.live:
             return (args, kwargs) if self.wanted else None
         named = _named(model, args, kwargs)
         self._take(named, given)
-        placed = self._placed(model)
+        self.switch.holder.values["given"] = given
+        placed = self._placed() if not self.tower else []
         if placed:
-            self._place(model, Call(model, named), placed, given)
+            self._place(Call(model, named), placed, given)
         return ((), named) if placed or self.wanted else None
+
+    def enter_encoder(self, encoder: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """The encoder is called: by the model, or past it (generation), where only a block can have given arguments."""
+        if not self.switch.live:
+            return None
+        given = self.switch.holder.values.get("given")
+        kwargs = dict(kwargs)
+        if given is None:
+            self._clear(_KEPT)
+            own = take(self.switch, self.wanted, kwargs)
+        named = _named(encoder, args, kwargs)
+        if given is None:
+            self._take(named, own)
+        placed = self._placed()
+        if placed:
+            self._place(Call(encoder, named), placed, own if given is None else given)
+        return ((), named) if placed or self.wanted else None
+
+    def leave_encoder(self, encoder: nn.Module, args: tuple, output: Any) -> None:
+        self._clear(("places:",))  # a decoder may embed its own tokens with the same module
+
+    def enter_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """The mask by which a decoder looks at its encoder's tokens knows nothing of the rows among them.
+
+        It is made longer where the encoder's states are: those that came without rows (of another pass) keep their mask.
+        """
+        rows = self._rows([p for p in self._placed() if p.grows]) if self.switch.live else []
+        named = _named(decoder, args, kwargs) if rows else {}
+        states, mask = named.get("encoder_hidden_states"), named.get("encoder_attention_mask")
+        if states is None or mask is None or mask.dim() != 2:
+            return None
+        if states.shape[1] != mask.shape[1] + sum(r.count for r in rows):
+            return None
+        layout = Layout(rows, (mask.shape[0], mask.shape[1]), mask, mask.device)
+        return (), {**named, "encoder_attention_mask": layout.spread(mask, 1)}
 
     def base_enter(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
         """The base model was called past the model: rows or arguments would be left out in silence."""
         if not self.switch.live or "inside" in self.switch.holder.values:
             return
-        placed = any(_placing("", s) for s in map(seam_of, base.modules()) if s is not None)
+        placed = not self.tower and self._placed()
         if placed or any(self.wanted.get(name) for name in self.switch.live):
             what = "a prompt is active" if placed else "an active adapter takes an argument"
             raise error("E0543", f"{what}, and the base model was called directly, past the model it was applied to",
@@ -92,10 +139,13 @@ class Doorway(nn.Module):
         self.switch.holder.values["inside"] = True
 
     def leave(self, model: nn.Module, args: tuple, output: Any) -> None:
+        # an embedding or an encoder that is called by itself afterwards is not of this pass
+        self._clear(("inside", "places:", "given"))
+
+    def _clear(self, fronts: tuple[str, ...]) -> None:
         values = self.switch.holder.values
-        values.pop("inside", None)
-        for key in [k for k in values if k.startswith("places:")]:
-            del values[key]  # an embedding that is called by itself afterwards is the base's
+        for key in [k for k in values if k.startswith(fronts)]:
+            del values[key]
 
     # ------------------------------------------------------------ declared arguments
 
@@ -109,15 +159,18 @@ class Doorway(nn.Module):
 
     # ------------------------------------------------------------ rows among the tokens
 
-    def _placed(self, model: nn.Module) -> list[Placing]:
-        """The acting edits that place rows, those at the words first: theirs stand nearest to the tokens."""
-        found = []
-        for path in self.hosts:
-            seam = seam_of(model.get_submodule(path))
-            found += _placing(path, seam) if seam is not None else []
-        return found
+    def _placed(self) -> list[Placing]:
+        """What the acting adapters place, at the words first: those rows stand nearest to the tokens."""
+        acting = [p for name in self.switch.live for p in self.placing.get(name, ())]
+        return [p for host in self.hosts for p in acting if p.host == host]
 
-    def _place(self, model: nn.Module, call: Call, placed: list[Placing], given: Given) -> None:
+    def _rows(self, grows: Sequence[Placing]) -> list[Rows]:
+        moves = not self.sites.stacks[0].learned_positions
+        return [
+            Rows(p.rows.rows, None if p.rows.word == "append" else p.rows.after, moves or p.host == self.words) for p in grows
+        ]
+
+    def _place(self, call: Call, placed: list[Placing], given: Given) -> None:
         """Makes room for the rows and notes where they stand."""
         values = self.switch.holder.values
         grows, fills = [p for p in placed if p.grows], [p for p in placed if not p.grows]
@@ -133,13 +186,10 @@ class Doorway(nn.Module):
         embeds = call.named.get("inputs_embeds")
         if embeds is not None and any(p.host == self.words for p in placed):
             # given embeddings pass by the module of the words: what stands there acts on them here
-            call.named["inputs_embeds"] = self._at_words(model, embeds)
+            call.named["inputs_embeds"] = self._at_words(call.model, embeds)
 
     def _layout(self, call: Call, grows: list[Placing]) -> Layout:
-        moves = not self.sites.stacks[-1].learned_positions
-        rows = [
-            Rows(p.rows.rows, None if p.rows.word == "append" else p.rows.after, moves or p.host == self.words) for p in grows
-        ]
+        rows = self._rows(grows)
         growing.refuse(call, rows)
         return Layout(rows, call.shape, call.mask, call.tokens.device)
 
@@ -154,28 +204,27 @@ class Doorway(nn.Module):
         marks = marks_for(planned, adapter, given, (tokens.shape[0], tokens.shape[1]), tokens.device, seen)
         return layout.spread(marks) if marks is not None and layout is not None and not call.seen else marks
 
-    def _at_words(self, model: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
-        host = model.get_submodule(str(self.words))
+    def _inside(self, entered: nn.Module, path: str) -> nn.Module:
+        """A module of the model, found from the one that was entered."""
+        return entered.get_submodule(path.removeprefix(f"{self.tower}." if self.tower else ""))
+
+    def _at_words(self, entered: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
+        host = self._inside(entered, str(self.words))
         seam = seam_of(host)
         assert seam is not None
-        for p in _placing(str(self.words), seam):
-            embeds = seam.place(p.adapter, p.edit, embeds, host)
+        for name, edit in seam.live("output"):
+            if isinstance(edit, Edit) and edit.places is not None:
+                embeds = seam.place(name, edit, embeds, host)
         return embeds
 
     def _own_positions(self, call: Call) -> torch.Tensor:
         """The positions that the model itself gives to the tokens of a call."""
-        embeddings = call.model.get_submodule(self.sites.named("embed")[0].view.module)
+        embeddings = self._inside(call.model, self.sites.named("embed")[0].view.module)
         own = getattr(embeddings, "create_position_ids_from_input_ids", None)
         if own is not None and call.tokens.dim() == 2:  # RoBERTa counts from its padding index
             return own(call.tokens, embeddings.padding_idx)
         start = call.seen - call.grown if call.seen else 0
         return torch.arange(start, start + call.tokens.shape[1], device=call.tokens.device)[None]
-
-
-def _placing(path: str, seam: Seam) -> list[Placing]:
-    return [
-        Placing(path, name, e, e.places) for name, e in seam.live("output") if isinstance(e, Edit) and e.places is not None
-    ]
 
 
 def _named(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

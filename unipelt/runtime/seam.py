@@ -146,7 +146,7 @@ class Seam(nn.Module):
 
     def place(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """Rows in their places; there are none in a step that continues a cache, nor outside a pass of the model."""
-        places = self.switch.holder.values.get(place_key(name, edit))
+        places = self.switch.holder.values.get(place_key(name, edit.site.label, edit.row.name))
         return h if places is None else edit(h, {**self.gather(name, edit, None, host), PLACES: places}, self.mask(edit))
 
     # ------------------------------------------------------------ scope
@@ -196,9 +196,9 @@ def tap_key(path: str, adapter: str, edit: Any, need: str) -> str:
     return f"{need}:{adapter}:{path}:{edit.site.name}:{edit.row.name}"
 
 
-def place_key(adapter: str, edit: Edit) -> str:
-    """Where the holder keeps the places of an edit's rows."""
-    return f"places:{adapter}:{edit.site.label}:{edit.row.name}"
+def place_key(adapter: str, site: str, row: str) -> str:
+    """Where the holder keeps the places of an edit's rows: that of a row at a site (its label)."""
+    return f"places:{adapter}:{site}:{row}"
 
 
 def key_of(name: str) -> str:
