@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,21 @@ import pytest
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:  # `names` and `small` serve the tests of several folders
     sys.path.insert(0, HERE)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A hub in this process (`fake_hub`), with a cache of its own; the hub's library asks no other."""
+    from fake_hub import point_to, served
+    from huggingface_hub import constants
+
+    with served() as h:
+        point_to(monkeypatch, h.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        yield h
 
 
 def pytest_runtest_setup() -> None:

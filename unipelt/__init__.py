@@ -20,7 +20,7 @@ _WHERE = {
     "inputs": "runtime.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
     "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
-    "restore": "runtime.checkpoint",
+    "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
     "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
 }  # fmt: skip
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .runtime.merge import merge, unmerge
     from .runtime.plain import save_merged
     from .runtime.prompts import at_tokens
+    from .runtime.push import Pushed, push
     from .runtime.watch import Seen, gradient_norms, watch
 
 

@@ -9,8 +9,8 @@ import small
 from huggingface_hub import ModelCard
 
 import unipelt
-from unipelt.runtime.card import PLACE, README, replaceable, unsealed
-from unipelt.runtime.hub import is_hub_name, public_name
+from unipelt.runtime.card import PLACE, replaceable, unsealed
+from unipelt.runtime.hub import README, is_hub_name, public_name
 
 SPEC = '''
 gate each { w: [d_in] ~ normal(0.02)  g = sigmoid(z @ w) }

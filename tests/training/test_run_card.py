@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from unipelt.runtime.card import README, replaceable
+from unipelt.runtime.card import replaceable
+from unipelt.runtime.hub import README
 from unipelt.training import TrainConfig, train
 
 

@@ -334,7 +334,9 @@ def columns_of(text: str | None) -> tuple[str, ...] | None:
     return tuple(c.strip() for c in text.split(",")) if text else None
 
 
-Folder = Annotated[str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`.")]
+Folder = Annotated[
+    str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or `user/name[@revision]` on the hub.")
+]
 Base = Annotated[str | None, typer.Option("--model", "-m", help="The base model; default: the one trained on.")]
 Rebound = Annotated[
     list[str] | None,
@@ -349,7 +351,10 @@ def eval_(
     data: Data,
     folder: Annotated[
         str | None,
-        typer.Argument(metavar="[DIR]", help="The `--out` folder of `unipelt train`; without one, --model as it was pretrained."),
+        typer.Argument(
+            metavar="[DIR]",
+            help="The `--out` folder of `unipelt train`, or `user/name[@revision]` on the hub; without one, --model as it was pretrained.",
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test; default: test.")] = None,
     model: Base = None,
@@ -412,3 +417,20 @@ def merge(
     from .runs import merge_command
 
     merge_command(folder, out, model, force, arguments or [], as_json)
+
+
+@app.command()
+@guarded
+def push(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or a saved adapter's.")],
+    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository on the hub; it is made where it is missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository; refused where a public one exists.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch; it is made where it is missing. Default: main.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be pushed, and send nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Push a saved adapter to the hub, without anything of this machine."""
+    from .runs import push_command
+
+    push_command(folder, name, private, revision, yes, dry_run, as_json)

@@ -46,7 +46,7 @@ def _together(app: Callable[..., object], arguments: list[str]) -> None:
 
 @guarded
 def _one_process(command: list[str]) -> None:
-    if command[:1] in (["predict"], ["merge"]):
+    if command[:1] in (["predict"], ["merge"], ["push"]):
         raise error("E0667", f"`unipelt {command[0]}` runs in one process", help="call it without the launcher")
 
 

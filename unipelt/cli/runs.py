@@ -1,4 +1,4 @@
-"""The commands that run a model: train, eval, predict, merge."""
+"""The commands that run a model: train, eval, predict, merge; and push, for what was trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ..language.diagnostics import error
-from .output import emit, say, table
+from .output import OTHER, emit, say, table
 
 
 def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
@@ -114,3 +114,33 @@ def merge_command(folder: str, out: str, model: str | None, force: bool, argumen
         emit({"ok": True, "folder": out})
     else:
         say(f"merged into {out}: a plain model for `from_pretrained`")
+
+
+def push_command(
+    folder: str, name: str, private: bool, revision: str | None, yes: bool, dry_run: bool, as_json: bool
+) -> None:
+    if yes and dry_run:
+        raise typer.BadParameter("--yes and --dry-run exclude each other")
+    asks = not yes and not dry_run
+    if asks and (as_json or not sys.stdin.isatty()):
+        raise typer.BadParameter("nobody can be asked here: give --yes to push, or --dry-run to see what would be pushed")
+
+    from ..runtime.push import prepared, send
+
+    made = prepared(folder, name, revision)
+    if not as_json:
+        table([{"file": n, "bytes": size} for n, size in made.files.items()], ["file", "bytes"])
+        total, kind = sum(made.files.values()), " (private, if it is new)" if private else ""
+        say(f"{len(made.files)} files, {total:,} bytes {'would go' if dry_run else 'go'} to {made.url}{kind}")
+    if asks and not typer.confirm("push?", err=True):
+        say("nothing was sent")
+        raise SystemExit(OTHER)
+    if not dry_run:
+        made = send(made, private or None)
+    if as_json:
+        emit({"ok": True, "dry_run": dry_run, **made.to_json()})
+        return
+    for note in made.notes:
+        say(f"note: {note}")
+    if not dry_run:
+        say(f"pushed; `unipelt.attach(model, \"{made.place}\")` loads it")

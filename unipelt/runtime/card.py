@@ -18,7 +18,6 @@ from ..language.document import COLUMNS, gated, markdown_table, rows_of
 from ..language.formula import as_text
 from .hub import is_hub_name, public_name
 
-README = "README.md"
 #: What stands for the adapter's place until it is pushed somewhere.
 PLACE = "FOLDER-OR-HUB-NAME"
 #: Endings of transformers' classes: the auto class that loads them, the hub's name of what they do.

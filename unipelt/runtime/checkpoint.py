@@ -24,21 +24,19 @@ from torch import nn
 from ..anatomy.find import find
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
-from ..language.diagnostics import error
+from ..language.diagnostics import error, near
 from ..language.ir import Method, as_file
 from ..language.loading import parse
 from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Tensor
 from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
 from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
-from .card import README, model_card, replaceable
+from .card import model_card, replaceable
 from .folding import folded
-from .hub import public_name
+from .hub import FETCHED, MANIFEST, METHOD, README, RUN, WEIGHTS, located, public_name
 from .offload import value_of
 from .sharding import is_sharded, on_first, put, settle, whole
 
-WEIGHTS, MANIFEST, METHOD = "adapter.safetensors", "adapter.json", "method.pelt"
-MAX_MANIFEST = 16 * 2**20
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -234,6 +232,7 @@ def attach(
 ) -> str:  # fmt: skip
     """Attaches a saved adapter (active, not trained unless ``trainable``) and returns its name.
 
+    ``folder`` is a folder, or a repository of the hub, ``"user/name"`` or ``"user/name@revision"``; a folder of that name wins.
     ``arguments`` binds some of the method's anew, those that leave its tensors as they are: a scale, how many layers drop.
 
     A wrong base, a truncated or changed file, a missing, surplus or misshapen tensor, NaN: a `PeltError`, the model
@@ -241,7 +240,7 @@ def attach(
     the number of labels the base was loaded with.
     """
     model = _unwrapped(model)
-    folder = Path(folder)
+    folder = located(folder)
     manifest = read_manifest(folder)
     method = _method(folder, manifest)
     if arguments:
@@ -285,22 +284,31 @@ def _same_tensors(a: Attached, saved: Mapping[str, torch.Tensor], arguments: Map
 def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     """Loads an unfolded save into the attached adapter of that name, all or nothing (resuming, best checkpoints)."""
     model = _unwrapped(model)
-    folder = Path(folder)
+    folder = located(folder)
     manifest = read_manifest(folder)
     if manifest.get("folded"):
         raise error("E0576", f"{folder} holds a folded adapter; only an unfolded one can be trained on")
     _fill(model, name, _tensors(folder, manifest), folder)
 
 
+def verify(folder: Path) -> None:
+    """Raises a `PeltError` unless the folder holds a whole adapter that can be read."""
+    manifest = read_manifest(folder)
+    _method(folder, manifest)
+    _tensors(folder, manifest)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """``adapter.json``, checked for form and version."""
     if not folder.is_dir():
-        raise error("E0577", f"there is no folder {folder}")
+        raise error("E0577", f"there is no folder {folder}", help=_near(folder) or "check the path and the spelling")
     path = folder / MANIFEST
     for n in (MANIFEST, WEIGHTS, METHOD):
         if not (folder / n).is_file():
-            raise error("E0577", f"{folder} is no adapter: it has no {n}")
-    if path.stat().st_size > MAX_MANIFEST:
+            raise error("E0577", f"{folder} is no adapter: it has no {n}",
+                        help="the run there is not finished: `--resume` goes on with it" if (folder / RUN).is_file()
+                        else "name the `--out` folder of `unipelt train`, or one that `unipelt.save` made")  # fmt: skip
+    if path.stat().st_size > FETCHED[MANIFEST]:
         raise error("E0578", f"{path} is too large to be a manifest")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -319,6 +327,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if key not in manifest or not isinstance(manifest[key], type_) or isinstance(manifest[key], bool) != (type_ is bool):
             raise error("E0578", f"{path} is broken: its `{key}` is not {what}")
     return manifest
+
+
+def _near(folder: Path) -> str:
+    return near(folder.name, [f.name for f in folder.parent.iterdir() if f.is_dir()]) if folder.parent.is_dir() else ""
 
 
 def _readable(folder: Path, what: str, version: Version, own: str, code: str) -> None:

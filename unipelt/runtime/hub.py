@@ -1,12 +1,31 @@
-"""The hub: names of repositories, and what of a path may be told to others."""
+"""The hub: names of repositories, what of a path may be told to others, and adapters fetched from there.
+
+What is fetched is untrusted. Sizes are asked before anything is downloaded, only the files of an adapter are, by their
+exact names and at one commit, and they are then checked as any folder is (`runtime.checkpoint`). Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from ..language.diagnostics import error, near
+
+WEIGHTS, MANIFEST, METHOD, README = "adapter.safetensors", "adapter.json", "method.pelt", "README.md"
+#: What a run keeps beside its adapter: what was asked, what `unipelt eval` and `predict` need, what was reached.
+RUN, TASK, METRICS = "run.json", "task.json", "metrics.json"
+#: What is fetched, with the most bytes each may have; all but the last are needed.
+FETCHED = {MANIFEST: 16 * 2**20, METHOD: 2**20, WEIGHTS: 8 * 2**30, TASK: 16 * 2**20}
+#: Seconds to wait for an answer.
+PATIENCE = 10.0
 #: ``user/name`` or, for a base of the hub's own, ``name``.
 _NAME = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.\-]{0,95}(/[A-Za-z0-9_][\w.\-]{0,95})?")
+_REVISION = re.compile(r"(?!.*\.\.)[\w.\-]+(/[\w.\-]+)*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def is_hub_name(name: str) -> bool:
@@ -17,3 +36,129 @@ def is_hub_name(name: str) -> bool:
 def public_name(name: str) -> str:
     """A name that tells nothing of this machine: a hub name as it is, of a path its last part."""
     return name if is_hub_name(name) else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def repository(place: str | Path) -> tuple[str, str | None] | None:
+    """``user/name`` and the revision of ``user/name@revision``; None for a path, and for what lies here under that name."""
+    if not isinstance(place, str) or Path(place).exists():
+        return None
+    name, at, revision = place.partition("@")
+    if "/" not in name or not is_hub_name(name) or (at and not _REVISION.fullmatch(revision)):
+        return None
+    return name, revision or None
+
+
+def located(place: str | Path) -> Path:
+    """The folder of an adapter: one that lies here, else what the hub keeps under the name ``user/name[@revision]``."""
+    found = repository(place)
+    return Path(place) if found is None else fetch(*found)
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The adapter's files of a repository, in the hub's cache; a name's commit is settled before the first download."""
+    from huggingface_hub import constants
+
+    api = client()
+    wanted = list(FETCHED)
+    with answers(name, revision, "fetched"):
+        if constants.HF_HUB_OFFLINE:
+            return Path(api.snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+        info = api.model_info(name, revision=revision, files_metadata=True, timeout=PATIENCE)
+        commit, sizes = str(info.sha), {s.rfilename: s.size for s in info.siblings or ()}
+        _trust(name, commit, sizes)
+        folder = Path(api.snapshot_download(name, revision=commit, allow_patterns=wanted))
+        # Kept in the cache: what the name stands for, by which the snapshot is found again without a network.
+        api.hf_hub_download(name, MANIFEST, revision=revision)
+    for n in wanted:
+        if n in sizes and (folder / n).stat().st_size != sizes[n]:
+            raise error("E0824", f"`{n}` of `{name}` has not the size that the hub tells", help="try again")
+    return folder
+
+
+def _trust(name: str, commit: str, sizes: dict[str, int | None]) -> None:
+    """Whether a listing is an adapter's, of a size that one has."""
+    if not _COMMIT.fullmatch(commit):
+        raise error("E0824", f"the hub names no commit of `{name}`")
+    bad = next((n for n in sizes if n.startswith(("/", "~")) or "\\" in n or ".." in n.split("/") or not n.isprintable()), None)
+    if bad is not None:
+        raise error("E0824", f"`{name}` holds a file whose name leads out of its folder: {bad!r}", help="do not use this repository")
+    if MANIFEST not in sizes:
+        other = " (it holds an adapter of peft)" if "adapter_config.json" in sizes else ""
+        raise error("E0824", f"`{name}` is no adapter of unipelt: it has no {MANIFEST}{other}",
+                    help="name a repository made by `unipelt push`")  # fmt: skip
+    if WEIGHTS not in sizes:
+        pickled = next((n for n in sizes if n.endswith(_PICKLES)), None)
+        raise error("E0824", f"`{name}` has no {WEIGHTS}" + (f"; `{pickled}` may be a pickle, and none is opened" if pickled else ""),
+                    help="ask its author to push it with `unipelt push`")  # fmt: skip
+    for n, most in FETCHED.items():
+        size = sizes.get(n, 0)
+        if size is None or size > most:
+            told = "of unknown size" if size is None else f"of {size:,} bytes, more than the {most:,} that are fetched"
+            raise error("E0824", f"`{n}` of `{name}` is {told}", help="if you trust it, download the folder yourself and name that")
+
+
+# ---------------------------------------------------------------- the hub's client
+
+
+def client() -> Any:
+    """The hub's own client, with its settings (HF_ENDPOINT, HF_HOME, HF_TOKEN)."""
+    from importlib.metadata import version
+
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="unipelt", library_version=version("unipelt"))
+
+
+@contextlib.contextmanager
+def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
+    """The hub's refusals and the network's failures as diagnostics; ``done`` is what was to be (fetched, pushed)."""
+    from huggingface_hub import errors
+
+    whole = name if revision is None else f"{name}@{revision}"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise error("E0822", f"`{name}` is gated", help="ask for access on its page, and log in with `hf auth login`") from None
+    except errors.RevisionNotFoundError:
+        raise error("E0821", f"`{name}` has no revision `{revision}`", help="name a branch, a tag or a commit") from None
+    except errors.RepositoryNotFoundError:
+        raise error("E0821", f"there is no folder `{name}` here, and no repository of that name on the hub that you may see",
+                    help=_beside(name) or "check the spelling; for a private repository log in with `hf auth login`") from None  # fmt: skip
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as e:
+        offline = e.__cause__ is None or isinstance(e.__cause__, errors.OfflineModeIsEnabled)
+        why = "the hub is switched off (HF_HUB_OFFLINE), and it was not fetched before" if offline else _reason(e.__cause__ or e)
+        raise error("E0823", f"`{whole}` cannot be {done}: {why}" if done == "pushed" else
+                    f"there is no folder `{whole}` here, and from the hub it cannot be {done}: {why}",
+                    help=_beside(name) or "check the path, or try again with a network") from None  # fmt: skip
+    except errors.HfHubHTTPError as e:
+        status = e.response.status_code
+        told = " ".join(str(e.server_message or "").split())
+        if status in (401, 403):
+            raise error("E0822", f"you may not do this with `{name}`: the hub answers {status}" + (f", {told}" if told else ""),
+                        help="log in with `hf auth login`, with a token that may write where you push") from None  # fmt: skip
+        raise error("E0823", f"`{whole}` cannot be {done}: the hub answers {status}" + (f", {told}" if told else ""),
+                    help="try again later") from None  # fmt: skip
+    except Exception as e:  # noqa: BLE001 - which library speaks HTTP is the client's affair
+        if not isinstance(e, OSError) and not type(e).__module__.startswith(("httpx", "httpcore", "requests")):
+            raise
+        raise error("E0823", f"`{whole}` cannot be {done}: {_reason(e)}", help=_cached(name, revision)) from None
+
+
+def _reason(e: BaseException) -> str:
+    text = " ".join((getattr(e, "strerror", None) or str(e) or type(e).__name__).split())
+    return text if len(text) <= 200 else text[:197] + "…"
+
+
+def _beside(name: str) -> str:
+    """A folder here whose name is close to a path that was read as a name on the hub."""
+    path = Path(name)
+    found = near(path.name, [f.name for f in path.parent.iterdir() if f.is_dir()]) if path.parent.is_dir() else ""
+    return found.replace("a name that is close exists", f"in `{path.parent}` a folder that is close exists")
+
+
+def _cached(name: str, revision: str | None) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, WEIGHTS, revision=revision), str):
+        return "with HF_HUB_OFFLINE=1 what was fetched before is used"
+    return "check the network, and try again"

@@ -26,8 +26,8 @@ from transformers.training_args import OptimizerNames
 import unipelt
 
 from ..language.diagnostics import error, near
-from ..runtime.card import README, replaceable
-from ..runtime.hub import public_name
+from ..runtime.card import replaceable
+from ..runtime.hub import METRICS, README, RUN, TASK, public_name
 from ..runtime.sharding import is_sharded
 from . import data as reading
 from . import ranks
@@ -42,7 +42,6 @@ from .trainer import AdapterTrainer, SaveEvery, last_checkpoint
 from .watching import Watching
 
 NAME = "trained"
-RUN, TASK, METRICS = "run.json", "task.json", "metrics.json"
 CHECKPOINTS, LOGS, STAGING = "checkpoints", "logs", ".adapter"
 #: What a run writes. `--overwrite` removes these, a model card that nobody has edited, and nothing else.
 WRITTEN = ("adapter.safetensors", "adapter.json", "method.pelt", TASK, METRICS, RUN, DATA, *PICTURES)

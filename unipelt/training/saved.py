@@ -10,10 +10,11 @@ from typing import Any
 import unipelt
 
 from ..language.diagnostics import error
+from ..runtime.hub import TASK, located
 from . import data as reading
 from .config import TaskOptions
 from .models import load_config, load_model, load_tokenizer, quiet
-from .run import TASK, read_json
+from .run import read_json
 from .tasks import Collator, Task, Tick, evaluate, predict, task_for, task_from_json
 from .tasks.language import LanguageTask
 from .tasks.task import Predicting
@@ -39,9 +40,10 @@ def load_run(
 ) -> Run:
     """Load a run's folder onto its base model, or onto ``model``; another base is refused unless forced.
 
+    ``folder`` may be a repository of the hub, as for `unipelt.attach`.
     ``arguments`` binds some of the method's anew (see `unipelt.attach`).
     """
-    place = Path(folder)
+    place = located(folder)
     if not place.is_dir():
         raise error("E0615", f"there is no folder `{place}`", help="name the `--out` folder of `unipelt train`")
     if not (place / TASK).is_file():
@@ -49,7 +51,9 @@ def load_run(
                     help="name the `--out` folder of `unipelt train`; a run cut short goes on with `--resume`")  # fmt: skip
     record = read_json(place / TASK)
     task = task_from_json(record.get("task", {}))
-    base = model or str(record.get("model"))
+    base = model or record.get("model")
+    if not isinstance(base, str):
+        raise error("E0827", f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`", help="name it with `--model`")
     tokenizer = load_tokenizer(base)
     loaded = load_model(base, task, tokenizer, int(record.get("seed", 0)))
     with quiet():
