@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import lru_cache
 from typing import Any
 
@@ -120,3 +121,17 @@ def state(m: nn.Module) -> tuple:
     ]
     values = [(n, p.requires_grad, p.shape, p.detach().double().sum().item()) for n, p in m.named_parameters()]
     return tuple(hooks), tuple(values)
+
+
+# ---------------------------------------------------------------- names that transformers has changed
+
+
+def with_cache(m: nn.Module, cache: Any) -> dict[str, Any]:
+    """The argument of a call with a cache, by the name that this version of transformers has for it."""
+    name = "cache" if "cache" in inspect.signature(m.forward).parameters else "past_key_values"
+    return {name: cache}
+
+
+def checkpoint_activations(m: nn.Module, reentrant: bool = False) -> None:
+    enable: Any = getattr(m, "activation_checkpointing_enable", None) or m.gradient_checkpointing_enable
+    enable(**{next(iter(inspect.signature(enable).parameters)): {"use_reentrant": reentrant}})

@@ -14,6 +14,7 @@ from typing import Any, Callable
 
 import pytest
 import torch
+from small import with_cache
 from tiny import (
     DECODERS, PAD, Bases, batch, distance, footprint, giving, look, loss, outputs, put, randomise, same,
     same_values, size, small, trained, values,
@@ -540,7 +541,7 @@ def _logits(m: nn.Module, case: Case, cache: Any, ids: torch.Tensor, chunks: lis
     found, start = [], 0
     for n in chunks:
         with torch.no_grad():
-            o = m(input_ids=ids[:, start : start + n], past_key_values=cache, use_cache=True)
+            o = m(input_ids=ids[:, start : start + n], **with_cache(m, cache), use_cache=True)
         found.append(unipelt.at_tokens(m, o.logits))
         start += n
     return torch.cat(found, 1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
-import inspect
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from small import checkpoint_activations
 from tiny import (
     KINDS, PAD, VOCAB, batch, build, distance, footprint, look, loss, put, randomise, same, same_values, small,
     trained, values,
@@ -71,8 +71,7 @@ def test_checkpointed_gradients(spec, kind, reentrant):
     wanted = {n: p.grad.clone() for n, p in trained(m, "a").items()}
     for p in m.parameters():
         p.grad = None
-    enable = getattr(m, "activation_checkpointing_enable", None) or m.gradient_checkpointing_enable
-    enable(**{next(iter(inspect.signature(enable).parameters)): {"use_reentrant": reentrant}})
+    checkpoint_activations(m, reentrant)
     if reentrant:
         m.enable_input_require_grads()
     passes = []
@@ -228,6 +227,32 @@ def test_an_attention_implementation_set_later_keeps_the_heads_edit(spec, bases)
         m.set_attn_implementation("sdpa")
     assert same(look(m, inputs), acting)
     unipelt.remove(m, "a")
+
+
+class OwnAttention(torch.nn.Module):
+    """Attention that asks no function of transformers (as T5's was before 5.15)."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.query, self.key, self.value, self.heads = other.query, other.key, other.value, other.num_attention_heads
+
+    def forward(self, hidden_states, *_, **__):
+        q, k, v = (f(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), None
+
+
+def test_attention_past_the_interface_is_refused_at_its_heads_only():
+    m, inputs = build("bert"), batch("bert", padded=False)
+    wanted = look(m, inputs)
+    for layer in m.encoder.layer:
+        layer.attention.self = OwnAttention(layer.attention.self)
+    before = footprint(m)
+    assert distance(look(m, inputs), wanted) <= 1e-5
+    with pytest.raises(unipelt.PeltError, match="E0547"):
+        put(m, "prefix_tuning")
+    assert footprint(m) == before
+    put(m, "lora")
+    assert distance(look(m, inputs), wanted) > EFFECT
 
 
 # ---------------------------------------------------------------- whole or not at all

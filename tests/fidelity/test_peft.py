@@ -6,6 +6,7 @@ The recordings hold peft under eager attention and in eval mode; here the attent
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -19,7 +20,7 @@ from fidelity_kit import (
 )  # fmt: skip
 from torch import nn
 from transformers import (
-    BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+    BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
 )  # fmt: skip
 
 import unipelt
@@ -27,6 +28,8 @@ import unipelt
 pytestmark = [
     # peft asks every model it wraps for this attribute, which transformers has renamed; nothing of ours reads it
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    # peft gives its prefixes by the name that transformers had for a cache
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
     # peft says this of every norm, though its LN tuning is made for norms
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*(RMSNorm|LayerNorm):UserWarning"),
 ]
@@ -193,6 +196,8 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_against_peft(name, mode):
     kind, case = name.split("-")[0], CASES[name]
+    if name.startswith("bert-prefix") and "past_key_values" not in inspect.signature(BertModel.forward).parameters:
+        pytest.skip("peft asks this model for `past_key_values`, which this version of transformers calls `cache`")
     ours, theirs, mapped = pair(kind, case)
     for m in (ours, theirs):
         m.train(mode == "train")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fidelity_kit import EFFECT, OUTPUTS, effect, output_error, variant
 from recordings import FOLDER
+from small import with_cache
 from test_recordings import build, read
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
@@ -34,7 +35,7 @@ def _through_the_cache(model: nn.Module, inputs: dict[str, Tensor], key: Tensor,
         own.update(key.expand(rows, -1, -1, -1).clone(), value.expand(rows, -1, -1, -1).clone(), layer)
     cache = EncoderDecoderCache(own, DynamicCache(config=model.config))
     with torch.no_grad():
-        return model(**inputs, past_key_values=cache, use_cache=True).logits
+        return model(**inputs, **with_cache(model, cache), use_cache=True).logits
 
 
 @pytest.mark.skipif(FOLDER is None, reason="the recordings are not here")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from names import name, spec
-from small import LAYERS, WIDTH, inputs, model, output, randomise
+from small import LAYERS, WIDTH, checkpoint_activations, inputs, model, output, randomise
 from torch import nn
 
 import unipelt
@@ -123,8 +122,7 @@ def test_layers_that_are_computed_again_see_the_same_draw(kind: str, reentrant: 
     m = robust(kind)
     m.train()
     plain = [step(m, seed, passes=2) for seed in range(6)]
-    enable = getattr(m, "activation_checkpointing_enable", None) or m.gradient_checkpointing_enable
-    enable(**{next(iter(inspect.signature(enable).parameters)): {"use_reentrant": reentrant}})
+    checkpoint_activations(m, reentrant)
     if reentrant:
         m.enable_input_require_grads()
     again = [step(m, seed, passes=2) for seed in range(6)]

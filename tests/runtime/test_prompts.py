@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 from names import name, spec
-from small import GROUPS, WIDTH, model, randomise
-from transformers import BertConfig, BertForQuestionAnswering, DynamicCache
+from small import GROUPS, WIDTH, model, randomise, with_cache
+from transformers import BertConfig, BertForQuestionAnswering, DynamicCache, StaticCache
 
 import unipelt
 from unipelt.runtime.attach import record
@@ -326,13 +326,24 @@ def test_pads_behind_the_text_in_a_cache_are_refused() -> None:
     unipelt.apply(m, rows("append(delta, h)"))
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
     cache = DynamicCache(config=m.config)
-    m(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True)
+    m(input_ids=tokens, attention_mask=mask, **with_cache(m, cache), use_cache=True)
     longer = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
-    fails("E0735", lambda: m(input_ids=tokens[:, :1], attention_mask=longer, past_key_values=cache), "left")
+    fails("E0735", lambda: m(input_ids=tokens[:, :1], attention_mask=longer, **with_cache(m, cache)), "left")
     unipelt.remove(m, "default")
     unipelt.apply(m, rows("prepend(delta, h, 4)"))
-    fails("E0735", lambda: m(input_ids=tokens[:, :2], past_key_values=DynamicCache(config=m.config)), "first 4 tokens")
+    fails("E0735", lambda: m(input_ids=tokens[:, :2], **with_cache(m, DynamicCache(config=m.config))), "first 4 tokens")
     assert out(m, input_ids=tokens[:, :2]).shape[1] == 5  # without a cache: a text shorter than that, behind all of it
+
+
+def test_a_static_cache_has_room_for_the_rows_or_is_refused() -> None:
+    m, tokens = model("llama"), ids(shape=(2, 6))
+    unipelt.apply(m, rows("prepend(delta, h)"))
+    wanted = out(m, input_ids=tokens)
+    fails("E0546", lambda: m(input_ids=tokens, **with_cache(m, StaticCache(config=m.config, max_cache_len=8))), "8 positions", "9")
+    with torch.no_grad():
+        found = m(input_ids=tokens, **with_cache(m, StaticCache(config=m.config, max_cache_len=9))).logits
+        grows = m(input_ids=tokens, **with_cache(m, DynamicCache())).logits
+    assert (found - wanted).abs().max() < 1e-5 and (grows - wanted).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -282,7 +282,7 @@ def test_gradient_checkpointing_keeps_the_statistics(specs):
     for checkpointing in (False, True):
         model = attached(specs, "token_gated")
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            small.checkpoint_activations(model)
         model.train()
         torch.manual_seed(0)
         with unipelt.watch(model) as seen:

@@ -19,7 +19,7 @@ from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.planner import plan as make_plan
 from ..language.diagnostics import error, near
 from ..language.ir import Method
-from .attention import install
+from .attention import install, refuse_bypassing
 from .chance import Draw
 from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
 from .heads import Heads, agree, hang
@@ -216,8 +216,9 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
         _hang_copies(model, r, name, attached, made)
         _hang_root(model, r)
         _hang_draw(model, r)
-        if any(e.site.side == "attention" for e in attached.plan.edits):
-            _refuse_upcast(model)
+        at_heads = {e.site.view.module for e in attached.plan.edits if e.site.side == "attention"}
+        if at_heads:
+            refuse_bypassing(model, at_heads)
             install()
         activate(model, name)
         _forget_compiled()
@@ -227,13 +228,6 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
         if before is not None:
             activate(model, *was)  # what trains is as it was, too
         raise
-
-
-def _refuse_upcast(model: nn.Module) -> None:
-    config: Any = model.config
-    if getattr(config, "reorder_and_upcast_attn", False) and config._attn_implementation == "eager":
-        raise error("E0547", "this configuration (reorder_and_upcast_attn, eager) bypasses the attention interface",
-                    help='model.set_attn_implementation("sdpa")')  # fmt: skip
 
 
 def _seam(model: nn.Module, r: Registry, path: str) -> tuple[nn.Module, Seam]:

@@ -7,7 +7,7 @@ configuration are untouched. Rows that share the softmax go through the model's 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -57,6 +57,19 @@ def install() -> None:
         function = ALL_ATTENTION_FUNCTIONS.get(name)
         if not isinstance(function, Wrapped):
             AttentionInterface.register(name, Wrapped(name, function))
+
+
+def refuse_bypassing(model: nn.Module, hosts: Iterable[str]) -> None:
+    """Where attention is computed past the interface, edits at heads would be left out in silence (E0547)."""
+    config: Any = model.config
+    if getattr(config, "reorder_and_upcast_attn", False) and config._attn_implementation == "eager":
+        raise error("E0547", "this configuration (reorder_and_upcast_attn, eager) bypasses the attention interface",
+                    help='model.set_attn_implementation("sdpa")')  # fmt: skip
+    for kind in {type(model.get_submodule(host)) for host in hosts}:
+        files = [sys.modules.get(cls.__module__) for cls in kind.__mro__]
+        if not any(hasattr(f, n) for f in files for n in ("ALL_ATTENTION_FUNCTIONS", "eager_attention_forward")):
+            raise error("E0547", f"{kind.__name__} computes attention by itself, past the attention interface of "
+                        "transformers: nothing can be done at its heads", help="take another site")  # fmt: skip
 
 
 def _attend(

@@ -17,6 +17,8 @@ from .places import Layout, Rows
 _ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0}
 #: Arguments that hold the number of a token for each example.
 _NUMBERS = ("start_positions", "end_positions")
+#: What an argument with a cache is called: from transformers 5.24 on, and before (and by callers that still say so).
+_CACHES = ("cache", "past_key_values")
 #: Arguments that say of tokens which of them belong together.
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
@@ -43,7 +45,7 @@ class Call:
 
     @property
     def cache(self) -> Any:
-        return self.named.get("past_key_values")
+        return next((c for n in _CACHES if (c := self.named.get(n)) is not None), None)
 
     @property
     def seen(self) -> int:
@@ -79,8 +81,8 @@ def refuse(call: Call, rows: Sequence[Rows]) -> None:
     if call.cache is not None and tokens < behind:
         raise error("E0735", f"rows stand behind the first {behind} tokens, and the first chunk has {tokens}",
                     help="give more tokens at first")  # fmt: skip
-    limit = call.cache.get_max_cache_shape() if hasattr(call.cache, "get_max_cache_shape") else None
-    if isinstance(limit, int) and 0 < limit < tokens + total:
+    limit = call.cache.get_max_length() if call.cache is not None and len(call.cache) else -1  # -1: without an end
+    if 0 <= limit < tokens + total:
         raise error("E0546", f"the static cache holds {limit} positions, and prompt and tokens take {tokens + total}",
                     help="make the cache larger by the prompt's length")  # fmt: skip
 

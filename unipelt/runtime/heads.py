@@ -168,6 +168,8 @@ def _view_of(kind: type) -> type:
         return {**kind.to_dict(view), **fields(view._heads.merged_labels)}  # type: ignore[attr-defined]
 
     body: dict[str, Any] = {
+        # called as a class (transformers asks for a configuration of its defaults so), it gives one that is no view
+        "__new__": lambda cls, *args, **kwargs: kind(*args, **kwargs),
         "__slots__": ("_viewed", "_heads"), "__module__": kind.__module__, "__doc__": kind.__doc__,
         "__eq__": lambda view, other: view._viewed == (other._viewed if is_view(other) else other),
         "__deepcopy__": copied, "__copy__": lambda view: plain(view), "to_dict": to_dict,
