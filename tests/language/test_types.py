@@ -9,7 +9,8 @@ import sys
 import pytest
 from names import name as named, spec
 
-from unipelt.language.check import RowTyping, check_method, check_row
+from unipelt.language.check import check_method, check_row
+from unipelt.language.rows import RowTyping
 from unipelt.language.counts import formula
 from unipelt.language.diagnostics import PeltError
 from unipelt.resources import folder
@@ -208,7 +209,7 @@ def test_bound_arguments_are_numbers_in_a_plan_and_symbols_before() -> None:
     assert site is not None
     method = parse("method m(r: int = 4) { modify ffn insert parallel form low_rank(r) compose add }")
     assert str(check_row(row, site, method.params).tensors[0].type) == "[d_model, r]"
-    from unipelt.language.check import Sizes
+    from unipelt.language.rows import Sizes
 
     sizes = Sizes({"d_model": 32})
     assert str(check_row(row, site, method(r=7).params, sizes).tensors[0].type) == "[32, 7]"

@@ -14,7 +14,8 @@ import torch
 from unipelt.compiler.evaluator import Context, constants, evaluate, run
 from unipelt.compiler.named import Named, elementwise, matmul
 from unipelt.language.canonical import Canonical, canonical
-from unipelt.language.check import Sizes, check_row, sites_of
+from unipelt.language.check import check_row, sites_of
+from unipelt.language.rows import Sizes
 from unipelt.language.ir import Method
 from unipelt.language.meaning import meaning
 from unipelt.language.sites import axis_order, signature, site_name, weight_site

@@ -100,6 +100,21 @@ def check(
 
 @app.command()
 @guarded
+def explain(
+    code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="The code of an error, as E0312; without one, all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain an error code: what it means, a program that raises it, and the remedy. Without a code: list them."""
+    from .explain import explain_code, list_codes
+
+    if code is None:
+        list_codes(as_json)
+    else:
+        explain_code(code, as_json)
+
+
+@app.command()
+@guarded
 def fmt(
     paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="`.pelt` files, folders of them, or - for stdin.")],
     check_only: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 if something would change.")] = False,

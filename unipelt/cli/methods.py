@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..language.loading import Checked, check, library
+from ..language.loading import check_all, library
 from .output import emit, report, say
 
 PLURALS = {"anatomy": "anatomies"}
@@ -13,23 +13,25 @@ PLURALS = {"anatomy": "anatomies"}
 
 def check_paths(paths: list[Path], as_json: bool) -> bool:
     """Check files and folders; whether all is well."""
-    found: list[Checked] = [c for p in paths for c in check(p)]
+    found = check_all(paths)
     diagnostics = [d for c in found for d in c.diagnostics]
     good = not any(d.severity == "error" for d in diagnostics)
     if as_json:
         from ..language.render import to_json
 
         emit({"ok": good, "definitions": [
-            {"name": c.name, "kind": c.kind, "diagnostics": [to_json(d) for d in c.diagnostics],
+            {"name": c.name, "kind": c.kind, "diagnostics": [to_json(d) for d in c.diagnostics], "spoilt": list(c.spoilt),
              "properties": {k: v.to_json() for k, v in c.properties.items()}}
             for c in found
         ]})  # fmt: skip
         return good
     report(diagnostics, False)
-    broken = Counter(c.kind for c in found if any(d.severity == "error" for d in c.diagnostics))
+    broken = Counter(c.kind for c in found if c.spoilt or any(d.severity == "error" for d in c.diagnostics))
     if len(found) <= SHOWN:
         for c in found:
-            if not c.diagnostics and c.method is not None:
+            if c.spoilt:
+                print(f"{c.kind} {c.name}: broken by {', '.join(c.spoilt)}")
+            elif not c.diagnostics and c.method is not None:
                 verdicts = ", ".join(f"{k}: {v.value}" for k, v in c.properties.items())
                 print(f"{c.kind} {c.name}: ok ({verdicts})")
             elif not c.diagnostics:

@@ -74,6 +74,11 @@ def _explain(e: BaseException, as_json: bool, resumes: bool) -> None:
         say("UNIPELT_TRACEBACK=1 shows where; please report it")
 
 
+def colored(stream: Any) -> bool:
+    """Whether text for this stream may be coloured: it is a terminal, and nobody asked for none (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
 def report(diagnostics: Sequence[Any], as_json: bool) -> None:
     """Mistakes: rendered on stderr, or as JSON on stdout."""
     from ..language.render import render_all, to_json
@@ -81,7 +86,7 @@ def report(diagnostics: Sequence[Any], as_json: bool) -> None:
     if as_json:
         emit({"ok": False, "diagnostics": [to_json(d) for d in diagnostics]})
     elif diagnostics:
-        say(render_all(diagnostics, color=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+        say(render_all(diagnostics, color=colored(sys.stderr)))
 
 
 def failed(reason: str, as_json: bool) -> None:

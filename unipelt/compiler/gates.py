@@ -11,7 +11,7 @@ import re
 from itertools import chain, count
 from typing import Any
 
-from ..language.check import RowTyping
+from ..language.rows import RowTyping
 from ..language.infer import Inference
 from ..language.printer import to_text
 from ..language.sites import TensorType

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..language.check import RowTyping
+from ..language.rows import RowTyping
 from ..language.ir import Row
 from ..language.sites import TensorType
 from ..language.softmax import inlined, shares_softmax

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..anatomy.sites import Site, SiteMap
 from ..language.arguments import parameters
-from ..language.check import RowTyping
+from ..language.rows import RowTyping
 from ..language.diagnostics import Diagnostic
 from ..language.fold import Fold
 from ..language.ir import Method, Row

@@ -13,16 +13,7 @@ from ..anatomy.find import find
 from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.arguments import parameters
-from ..language.check import (
-    RowTyping,
-    Sizes,
-    TensorTyping,
-    check_method,
-    check_row,
-    numbered,
-    require,
-    sites_of,
-)
+from ..language.check import check_method, check_row, numbered, sites_of
 from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.fold import fold_form
 from ..language.infer import Inference
@@ -31,6 +22,7 @@ from ..language.inputs import PSEUDO_TOKENS, changes_length, places_rows
 from ..language.layers import by_layer, chosen, layered
 from ..language.primitives import INITIALISERS, PLACING
 from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
+from ..language.rows import RowTyping, Sizes, TensorTyping, require
 from ..language.sites import axis_order, signature, site_name
 from ..language.sizes import Size
 from ..language.syntax import NOWHERE, Expr, Selection, Tensor

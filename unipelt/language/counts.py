@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from .arguments import parameters
-from .check import RowTyping, TensorTyping, check_method
+from .check import check_method
+from .rows import RowTyping, TensorTyping
 from .diagnostics import error
 from .fold import fold_form
 from .infer import Inference

@@ -10,50 +10,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .calls import MAX_NODES, Mapping, callee, inline_calls, substitute, substitute_all
 from .diagnostics import Diagnostic, Label, PeltError, error, near
-from .ir import Columns, Method, Row, Trained, as_float, fits, misfit
+from .ir import Columns, Method, Row, Trained
 from .library import Names
 from .primitives import PRIMITIVES
 from .printer import to_text
 from .sites import RESERVED
 from .syntax import (
-    AnatomyDef,
     Apply,
-    Arg,
     Block,
     Clause,
     Compose,
-    Expr,
     Form,
     Input,
     Insert,
     Layers,
     Let,
-    ListOf,
     MethodDef,
     Modify,
     Name,
-    Number,
     Param,
-    Path,
     Require,
     RowBlock,
-    Scope,
     Span,
     Statement,
-    String,
     Tensor,
     Tokens,
     Train,
     Use,
-    rewrite,
     walk,
 )  # fmt: skip
 
 MAX_DEPTH = 32
 MAX_PARTS = 512  # rows, trained copies and requirements of one method
-MAX_NODES = 2000  # of an argument after substitution: `use` in `use` may double it each time
-Mapping = dict[str, Expr]
 Trail = tuple[MethodDef, ...]  # the methods that are being put together, outermost first
 SLOTS: dict[type, str] = {Modify: "modify", Insert: "insert", Form: "form", Compose: "compose", Layers: "layers",
                           Tokens: "tokens"}  # fmt: skip
@@ -151,18 +141,27 @@ def _refuse_space(definition: MethodDef, span: Span | None = None) -> None:
 
 def _inner(call: Apply, bound: Mapping, names: Names, trail: Trail) -> Parts:
     """The parts of the method that a `from` or `use` calls."""
-    callee, mapping = _callee("method", call, names)
-    if any(d is callee for d in trail):
-        chain = " → ".join(f"`{d.name}`" for d in (*trail, callee))
-        raise error("E0213", f"the method `{callee.name}` uses itself: {chain}", call.function.span,
-                    help="say in one of them what it does in its own words")  # fmt: skip
-    _refuse_space(callee, call.function.span)
+    inner, mapping = callee("method", call, names)
+    if any(d is inner for d in trail):
+        raise _circle(trail[next(i for i, d in enumerate(trail) if d is inner) :])
+    _refuse_space(inner, call.function.span)
     if len(trail) > MAX_DEPTH:
         raise error("E0213", f"methods use each other more than {MAX_DEPTH} deep", call.function.span)
     given = {k: substitute(v, bound) for k, v in mapping.items()}
     if any(n >= MAX_NODES for v in given.values() for n, _ in enumerate(walk(v))):
-        raise error("E0227", f"an argument of `{callee.name}` grows beyond {MAX_NODES} words", call.span)
-    return _parts(callee, given, names, trail)
+        raise error("E0227", f"an argument of `{inner.name}` grows beyond {MAX_NODES} words", call.span)
+    return _parts(inner, given, names, trail)
+
+
+def _circle(circle: Trail) -> PeltError:
+    """Methods that use each other in a circle: one and the same error, whichever of them was entered first."""
+    start = min(range(len(circle)), key=lambda i: (circle[i].name_span.file, circle[i].name_span.start))
+    first, *others = circle = circle[start:] + circle[:start]
+    chain = " → ".join(f"`{d.name}`" for d in (first, *others, first))
+    calls = [call for d in walk(circle[-1]) for call in (getattr(d, "base", None), getattr(d, "target", None))
+             if isinstance(call, Apply) and call.function == Name(first.name)]  # fmt: skip
+    return error("E0213", f"the method `{first.name}` uses itself: {chain}", calls[0].function.span,
+                 help="say in one of them what it does in its own words")  # fmt: skip
 
 
 def _parts(definition: MethodDef, bound: Mapping, names: Names, trail: Trail) -> Parts:
@@ -265,15 +264,15 @@ def _row(draft: Draft, definition: MethodDef, names: Names, problems: list[Diagn
     form_value = slots["form"].alternatives[0] if "form" in slots else None
     compose_value = slots["compose"].alternatives[0]
     insert = slots["insert"].alternatives[0] if "insert" in slots else None
-    form = _inline_calls(_body("form", form_value, names), names) if form_value is not None else ()
+    form = inline_calls(_body("form", form_value, names), names) if form_value is not None else ()
     compose: tuple[Statement, ...] = (Let(("out",), Name("h")),)
     gate = None
     try:
-        compose = _inline_calls(_compose(compose_value, names), names)
+        compose = inline_calls(_compose(compose_value, names), names)
     except PeltError as e:
         problems += e.diagnostics
     try:
-        gate = _inline_calls(_body("gate", draft.gate, names), names) if draft.gate is not None else None
+        gate = inline_calls(_body("gate", draft.gate, names), names) if draft.gate is not None else None
     except PeltError as e:
         problems += e.diagnostics
         draft.gate = None
@@ -308,7 +307,7 @@ def _label(value: Any) -> str:
 def _body(what: str, value: Any, names: Names) -> tuple[Statement, ...]:
     if isinstance(value, Block):
         return value.body
-    definition, mapping = _callee(what, value, names)
+    definition, mapping = callee(what, value, names)
     return substitute_all(definition.body, mapping)
 
 
@@ -327,66 +326,6 @@ def _compose(value: Any, names: Names) -> tuple[Statement, ...]:
     return (Let(("out",), value, value.span),)
 
 
-def _inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ...] = ()) -> tuple[Statement, ...]:
-    """Replaces calls of gates and forms in expressions by their statements, with local names prefixed by the let's name."""
-    out: list[Statement] = []
-    for statement in body:
-        if not isinstance(statement, Let):
-            out.append(statement)
-            continue
-        value = statement.value
-        direct = isinstance(value, Apply) and _called(value, names)
-
-        def inline(node: Any, statement: Let = statement, direct: Any = direct, top: Any = value) -> Any:
-            what = _called(node, names) if isinstance(node, Apply) else None
-            if what is None:
-                return node
-            name = node.function.id
-            if not node.args:
-                raise error("E0222", f"the {what} `{name}` needs what it reads as its first argument", node.span,
-                            help=f"write `{name}(x)`")  # fmt: skip
-            is_top = direct and node == top and len(statement.names) == 1
-            prefix = statement.names[0] if is_top else f"{name}_{len(out)}"
-            definition, mapping = _callee(what, Apply(node.function, node.args[1:], node.span), names)
-            if any(d is definition for d in trail):
-                raise error("E0213", f"the {what} `{name}` uses itself", node.span)
-            inner = _inline_calls(substitute_all(definition.body, mapping), names, (*trail, definition))
-            if len(out) + len(inner) > MAX_NODES:
-                raise error("E0227", f"the {what} `{name}` grows beyond {MAX_NODES} lines", node.span)
-            out.extend(_prefixed(inner, prefix, node.args[0].value, _RESULTS[what]))
-            return Name(prefix, node.span)
-
-        new = rewrite(value, inline)
-        if not (direct and isinstance(new, Name) and new.id == statement.names[0]):
-            out.append(replace(statement, value=new))
-    return tuple(out)
-
-
-_RESULTS = {"gate": "g", "form": "delta"}
-
-
-def _called(node: Apply, names: Names) -> str | None:
-    """Whether a call is that of a `gate` or of a `form`."""
-    if not isinstance(node.function, Name) or node.function.id in PRIMITIVES:
-        return None
-    return next((what for what in _RESULTS if names.find(what, node.function.id) is not None), None)
-
-
-def _prefixed(body: tuple[Statement, ...], prefix: str, z: Expr, result: str) -> list[Statement]:
-    local = {n for s in body for n in (s.names if isinstance(s, Let) else (s.name,) if isinstance(s, Tensor) else ())}
-    mapping: Mapping = {n: Name(prefix if n == result else f"{prefix}_{n}") for n in local}
-    mapping |= {"z": z, "d_in": Apply(Name("width"), (Arg(z),))}
-    renamed: list[Statement] = []
-    for s in body:
-        s = substitute(s, mapping)
-        if isinstance(s, Let):
-            s = replace(s, names=tuple(mapping[n].id for n in s.names))  # type: ignore[union-attr]
-        elif isinstance(s, Tensor):
-            s = replace(s, name=mapping[s.name].id)  # type: ignore[union-attr]
-        renamed.append(s)
-    return renamed
-
-
 def _check_names(form: tuple, compose: tuple, gate: tuple, params: dict[str, Param]) -> None:
     problems: list[Diagnostic] = []
     for body in (form, compose, gate):
@@ -401,93 +340,3 @@ def _check_names(form: tuple, compose: tuple, gate: tuple, params: dict[str, Par
                                                "rebound", s.span, help="choose another name"))  # fmt: skip
     if problems:
         raise PeltError(problems)
-
-
-# ---------------------------------------------------------------- calls
-
-
-def _callee(what: str, call: Apply, names: Names) -> tuple[Any, Mapping]:
-    """The definition a call names, and its parameters' values."""
-    name = call.function
-    definition = names.find(what, name.id) if isinstance(name, Name) else None
-    if definition is None:
-        text = to_text(name)
-        title = {"compose": "composition"}.get(what, what)
-        raise error("E0225", f"there is no {title} named `{text}`", name.span,
-                    help=near(text, names.names(what)) or f"`unipelt list` shows the {title}s there are")  # fmt: skip
-    assert not isinstance(definition, AnatomyDef)
-    return definition, bind(definition.params, call, f"the {what} `{definition.name}`")
-
-
-def bind(params: Sequence[Param], call: Apply, what: str) -> Mapping:
-    """Positional and named arguments to parameters; defaults fill the rest."""
-    mapping: Mapping = {}
-    listed = ", ".join(f"{p.name}: {p.type}" for p in params) or "none"
-    known = {p.name: p for p in params}
-    positional = [a for a in call.args if a.name is None]
-    if len(positional) > len(params):
-        raise error("E0206", f"{what} takes {len(params)} arguments, {len(positional)} are given",
-                    positional[len(params)].span, help=f"its parameters: {listed}")  # fmt: skip
-    pairs = [(params[i].name, a) for i, a in enumerate(positional)]
-    pairs += [(a.name, a) for a in call.args if a.name is not None]
-    for name, arg in pairs:
-        if name not in known:
-            raise error("E0206", f"{what} has no parameter `{name}`", arg.span,
-                        help="; ".join(filter(None, [near(name, known), f"its parameters: {listed}"])))  # fmt: skip
-        if name in mapping:
-            raise error("E0208", f"the parameter `{name}` is given twice", arg.span)
-        value = arg.value
-        if known[name].type == "float":
-            value = as_float(value)
-        if isinstance(value, (Number, String, ListOf)) and not fits(value, known[name].type):
-            raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}", arg.span,
-                        help=misfit(value, known[name].type))  # fmt: skip
-        mapping[name] = value
-    for p in params:
-        if p.name not in mapping:
-            if p.default is None:
-                raise error("E0207", f"{what} needs a value for `{p.name}`", call.span, help=f"its parameters: {listed}")
-            mapping[p.name] = substitute(p.default, dict(mapping))
-    return mapping
-
-
-def substitute(node: Any, mapping: Mapping) -> Any:
-    """The node with parameters replaced by expressions, also as scopes (`per share`) and sites (`modify at`)."""
-    if not mapping:
-        return node
-
-    def change(n: Any) -> Any:
-        if isinstance(n, Name) and n.id in mapping:
-            return mapping[n.id]
-        if isinstance(n, Scope) and isinstance(mapping.get(n.name), Name):
-            return replace(n, name=mapping[n.name].id)  # type: ignore[union-attr]
-        if isinstance(n, Modify):
-            return replace(n, alternatives=tuple(_sites(a, mapping) for a in n.alternatives))
-        return n
-
-    return rewrite(node, change)
-
-
-def substitute_all(body: tuple[Statement, ...], mapping: Mapping) -> tuple[Statement, ...]:
-    return tuple(substitute(s, mapping) for s in body)
-
-
-def _sites(paths: tuple[Path, ...], mapping: Mapping) -> tuple[Path, ...]:
-    out: list[Path] = []
-    for p in paths:
-        value = mapping.get(p.parts[0]) if len(p.parts) == 1 else None
-        out += site_paths(value) if value is not None else [p]
-    return tuple(out)
-
-
-def site_paths(value: Expr) -> list[Path]:
-    """The sites an argument of type `sites` names: ``[attn, ffn]`` or ``attn.q``."""
-    from .syntax import dotted
-
-    items = value.items if isinstance(value, ListOf) else (value,)
-    found = [(dotted(i), i) for i in items]
-    for text, item in found:
-        if text is None:
-            raise error("E0226", "an argument of type `sites` is a site or a list of sites", item.span,
-                        help="for example [attn, ffn]")  # fmt: skip
-    return [Path(tuple(str(t).split(".")), i.span) for t, i in found]

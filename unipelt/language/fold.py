@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .check import RowTyping
+from .rows import RowTyping
 from .infer import Inference
 from .sites import TensorType
 from .syntax import Apply, Attr, Expr, Index, Let, Name, Statement, Tensor, dotted, rewrite, walk

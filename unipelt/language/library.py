@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from os.path import normpath
 from pathlib import Path
 
 from ..resources import folder
@@ -104,16 +105,15 @@ def names_of(file: File, path: Path | None) -> Names:
 
 
 def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None:
-    from .parser import parse
-
     if path is None:
         raise error("E0202", "a text without a file cannot import", file.imports[0].span)
     root = path.resolve().parent
-    todo = [(i, path.resolve()) for i in file.imports]
+    todo = [(i, path) for i in file.imports]
     seen = {path.resolve()}
     while todo:
         item, importer = todo.pop()
-        target = (importer.parent / item.path).resolve()
+        shown = Path(normpath(importer.parent / item.path))  # as the user would name it: relative where the spec is
+        target = (importer.resolve().parent / item.path).resolve()
         if not target.is_relative_to(root):
             raise error(
                 "E0203", f"the import {item.path!r} leaves the folder of the spec", item.span,
@@ -126,7 +126,8 @@ def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None
             raise error("E0204", f"a spec may import at most {MAX_FILES} files", item.span)
         if not target.is_file():
             raise error("E0205", f"the imported file {item.path!r} does not exist", item.span)
-        inner = parse(read(target).text, str(target))
+        shown = shown if shown.resolve() == target else target
+        inner = parse_path(shown)
         for d in inner.definitions:
             into.setdefault(key_of(d), d)
-        todo += [(i, target) for i in inner.imports]
+        todo += [(i, shown) for i in inner.imports]

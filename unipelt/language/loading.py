@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .check import check_method
@@ -10,7 +11,7 @@ from .diagnostics import Diagnostic, PeltError, error, near
 from .elaborate import elaborate, is_space
 from .ir import Method
 from .library import Names, index, library_definition, library_names, names_of, parse_path
-from .syntax import AnatomyDef, MethodDef
+from .syntax import AnatomyDef, File, MethodDef
 
 #: From JSON-safe kinds to the words users read.
 KINDS = {"method": "method", "form": "form", "compose": "composition", "gate": "gate", "anatomy": "anatomy"}
@@ -25,6 +26,7 @@ class Checked:
     diagnostics: tuple[Diagnostic, ...] = ()
     method: Method | None = None
     space: bool = False
+    spoilt: tuple[str, ...] = ()  # the definitions whose mistakes, reported there, break this one too
 
     @property
     def properties(self) -> dict:
@@ -135,9 +137,32 @@ def check(path: Path) -> list[Checked]:
         files = sorted(path.rglob("*.pelt"))
         if not files:
             raise error("E0407", f"the folder {path} holds no .pelt file")
-        return [c for f in files for c in check(f)]
+        return check_all(files)
     try:
         file = parse_path(path)
+    except PeltError as e:
+        return [Checked(path.name, "file", e.diagnostics)]
+    return _check_file(file, path)
+
+
+def check_all(paths: Sequence[Path]) -> list[Checked]:
+    """Every definition of several files and folders, each mistake once."""
+    return _once([c for p in paths for c in check(p)])
+
+
+def check_text(text: str, file: str) -> list[Checked]:
+    """Every definition of a text that stands for the file of that name, with its mistakes."""
+    from .parser import parse as parse_file
+
+    try:
+        parsed = parse_file(text, file)
+    except PeltError as e:
+        return [Checked(Path(file).name, "file", e.diagnostics)]
+    return _check_file(parsed, Path(file))
+
+
+def _check_file(file: File, path: Path) -> list[Checked]:
+    try:
         names = names_of(file, path)
     except PeltError as e:
         return [Checked(path.name, "file", e.diagnostics)]
@@ -153,6 +178,24 @@ def check(path: Path) -> list[Checked]:
                 out.append(Checked(d.name, "method", e.diagnostics))
         else:
             out.append(Checked(d.name, "anatomy" if isinstance(d, AnatomyDef) else KINDS[d.what]))
+    return _once(out)
+
+
+def _once(found: list[Checked]) -> list[Checked]:
+    """Each mistake is reported where it is met first: a broken form is one mistake, however many methods use it.
+
+    A method that is broken by a mistake reported before has no `Checked.method` and no diagnostics of its own; it is
+    ``spoilt`` by the definition that has them.
+    """
+    seen: dict[tuple, str] = {}
+    out: list[Checked] = []
+    for c in found:
+        keys = [(d.code, d.span.file, d.span.start, d.span.end) if d.span.file else (d.code, d.message) for d in c.diagnostics]
+        new = tuple(d for d, k in zip(c.diagnostics, keys) if k not in seen)
+        spoilt = tuple(dict.fromkeys(seen[k] for k in keys if k in seen))
+        for k in keys:
+            seen.setdefault(k, c.name)
+        out.append(replace(c, diagnostics=new, spoilt=(*c.spoilt, *spoilt)))
     return out
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from . import syntax as S
 from .algebra import Term, atom
-from .check import RowTyping, check_row, sites_of
-from .elaborate import substitute
+from .check import check_row, sites_of
+from .rows import RowTyping
+from .calls import substitute
 from .ir import Method, Row, Trained
 from .printer import to_text
 from .reader import Learned, Place, scope_sizes

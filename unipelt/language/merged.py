@@ -14,7 +14,8 @@ from typing import Any
 
 from . import syntax as S
 from .algebra import ONE, Atom, Product, Term, add, atom, contract, scaled, sum_of, times, turn
-from .check import RowTyping, check_method
+from .check import check_method
+from .rows import RowTyping
 from .ir import Method
 from .parser import parse_expression
 from .primitives import PRIMITIVES

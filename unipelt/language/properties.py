@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from .algebra import add, scaled
 from .canonical import canonical
-from .check import RowTyping, check_method, sites_of
+from .check import check_method, sites_of
+from .rows import RowTyping
 from .fold import fold_form
 from .infer import Inference
 from .inputs import changes_length

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import syntax as S
 from .algebra import ONE, Sizes, Term, add, atom, call, contract, number, scaled, times, turn
-from .check import RowTyping, TensorTyping
+from .rows import RowTyping, TensorTyping
 from .infer import Inference
 from .ir import Row
 from .primitives import PRIMITIVES

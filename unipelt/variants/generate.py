@@ -11,12 +11,13 @@ from typing import Any
 
 from ..language import syntax as S
 from ..language.canonical import canonical
-from ..language.check import parameters, require
+from ..language.arguments import parameters
 from ..language.diagnostics import Diagnostic, PeltError
 from ..language.infer import Inference
 from ..language.ir import Method
 from ..language.loading import resolve
 from ..language.meaning import meaning
+from ..language.rows import require
 from ..language.sites import SIZES
 from ..language.sizes import Size
 from ..language.values import NumberType, Value

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..language import syntax as S
 from ..language.diagnostics import error, near
-from ..language.elaborate import Draft, drafts, elaborate, substitute
+from ..language.calls import substitute
+from ..language.elaborate import Draft, drafts, elaborate
 from ..language.ir import Trained
 from ..language.library import Names, library_definition
 from ..language.parser import parse

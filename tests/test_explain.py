@@ -1,0 +1,113 @@
+"""Every error code has a page, and what a page shows is what the checker says."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import unipelt
+from unipelt.cli.app import app
+from unipelt.language.diagnostics import PeltError
+from unipelt.language.explain import Page, page, pages
+from unipelt.language.render import render_all
+
+PACKAGE = Path(unipelt.__file__).parent
+
+
+def constants() -> Iterator[tuple[str, str]]:
+    """Every error code written down in the package, with its place."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[EW]\d{4}", node.value):
+                yield node.value, f"{path.relative_to(PACKAGE)}:{node.lineno}"
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["explain", *arguments])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_every_code_that_is_raised_has_a_page_and_every_page_a_code() -> None:
+    raised = dict(constants())
+    assert len(raised) > 250
+    lacking = [f"{code} ({place})" for code, place in raised.items() if code not in pages()]
+    assert not lacking, f"write a page in unipelt/language/pages for: {', '.join(lacking)}"
+    assert not set(pages()) - set(raised), "pages of codes that nothing raises"
+
+
+@pytest.mark.parametrize("found", [p for p in pages().values() if p.example], ids=lambda p: p.code)
+def test_an_example_raises_its_code_and_nothing_else(found: Page) -> None:
+    assert [d.code for d in found.diagnostics] == [found.code], render_all(found.diagnostics)
+    assert not found.needs and not found.command
+
+
+def test_pages_without_an_example_say_why() -> None:
+    commands = {c.name or c.callback.__name__ for c in app.registered_commands}
+    static = [p.code for p in pages().values() if p.code < "E0400" and not p.example]
+    assert len(static) < 15, "what the checker can say without a model has an example"
+    for p in pages().values():
+        assert p.title[0].islower() or p.title.startswith(("`", "NaN")), p.code
+        assert p.meaning.endswith((".", "…")) and p.remedy and not p.title.endswith("."), p.code
+        if p.example:
+            continue
+        assert p.needs and p.command, p.code
+        for name in re.findall(r"\bunipelt\.(\w+)\(", p.command):
+            assert name in unipelt.__all__, f"{p.code}: there is no unipelt.{name}"
+        for name in re.findall(r"\bunipelt ([a-z]+)", p.command):
+            assert name in commands, f"{p.code}: there is no command {name}"
+
+
+def test_a_page_shows_the_output_of_today() -> None:
+    text = call("E0312")
+    found = page("E0312")
+    flat = re.sub(r"\s+", " ", text)
+    assert text.startswith(f"E0312: {found.title}\n") and found.meaning in flat and found.remedy in flat
+    for line in (render_all(found.diagnostics) + "\n" + found.example).splitlines():
+        assert f"  {line}".rstrip() in text.splitlines(), line
+    for written in ("e0312", "E312", "312"):
+        assert call(written) == text
+    assert "\x1b" not in text
+
+
+def test_a_page_that_cannot_be_run_says_so() -> None:
+    text = call("E0530")
+    assert "not run here" in text and "needs a model" in text and pages()["E0530"].command in text
+
+
+def test_the_page_and_the_list_as_data() -> None:
+    data = json.loads(call("E0312", "--json"))
+    assert data["ok"] and data["code"] == "E0312" and data["diagnostics"][0]["place"]["line"] == 7
+    assert data["diagnostics"][0]["code"] == "E0312" and data["example"] == page("E0312").example
+    listed = json.loads(call("--json"))["codes"]
+    assert [c["code"] for c in listed] == sorted(pages())
+    lines = call().splitlines()
+    assert len(lines) == len(pages()) and "E0312  the sizes of a matrix product do not agree" in lines
+
+
+@pytest.mark.parametrize("wrong,near", [("E0321x", "E0321"), ("E03122", "E0312"), ("E3012", "E0312"), ("W0312", "")])
+def test_codes_that_are_close(wrong: str, near: str) -> None:
+    if not near:
+        assert call(wrong) == call("E0312")
+        return
+    text = call(wrong, code=1)
+    assert "error[E0409]" in text and f"`{wrong}`" in text and near in text
+
+
+def test_a_code_that_is_like_none() -> None:
+    with pytest.raises(PeltError) as caught:
+        page("banana")
+    assert caught.value.diagnostics[0].code == "E0409" and "`unipelt explain`" in caught.value.diagnostics[0].help
+
+
+def test_no_page_knows_a_method_of_the_library() -> None:
+    """The library can be another one (its names are data), so examples define what they use."""
+    names = {e.name for e in unipelt.library() if e.kind != "anatomy"} - {"adapter", "add", "replace", "linear", "prefix"}
+    for p in pages().values():
+        assert not {w for w in re.findall(r"\w+", p.example) if w in names}, p.code

@@ -1,0 +1,54 @@
+"""The command `explain`: the page of an error code, or all codes with their titles."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+from ..language.explain import Page, page, pages
+from ..language.render import escape, render_all, to_json
+from .output import WIDTH, colored, emit
+
+
+def list_codes(as_json: bool) -> None:
+    """Every code with its title."""
+    if as_json:
+        emit({"ok": True, "codes": [{"code": p.code, "title": p.title} for p in pages().values()]})
+        return
+    for p in pages().values():
+        print(f"{p.code}  {p.title}")
+
+
+def explain_code(code: str, as_json: bool) -> None:
+    """A code's page, with what the checker says of its example today."""
+    found = page(code)
+    if as_json:
+        emit({"ok": True, **_data(found)})
+        return
+    print(_text(found, colored(sys.stdout)))
+
+
+def _data(p: Page) -> dict[str, Any]:
+    return {
+        "code": p.code, "title": p.title, "meaning": p.meaning, "remedy": p.remedy, "example": p.example or None,
+        "diagnostics": [to_json(d) for d in p.diagnostics], "needs": p.needs or None, "command": p.command or None,
+    }  # fmt: skip
+
+
+def _text(p: Page, color: bool) -> str:
+    width = min(shutil.get_terminal_size().columns, WIDTH) if sys.stdout.isatty() else WIDTH
+    title = f"{p.code}: {p.title}"
+    parts = [f"\x1b[1m{title}\x1b[0m" if color else title, textwrap.fill(p.meaning, width)]
+    if p.example:
+        parts += ["A program that raises it:", _indented("\n".join(map(escape, p.example.rstrip("\n").split("\n"))))]
+        parts += ["What the check says of it:", _indented(render_all(p.diagnostics, color))]
+    else:
+        parts += [f"An example that is not run here, since it needs {p.needs}:", _indented(p.command)]
+    parts += ["What to do:", _indented(textwrap.fill(p.remedy, width - 2))]
+    return "\n\n".join(parts)
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent(text, "  ")

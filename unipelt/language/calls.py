@@ -1,0 +1,186 @@
+"""Calls of definitions: found, their arguments bound, their bodies put in the place of the call.
+
+Non-goals: what a method consists of (`elaborate`), types and sizes (`check`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .diagnostics import error, near
+from .ir import as_float, fits, misfit
+from .library import Names
+from .primitives import PRIMITIVES
+from .printer import to_text
+from .syntax import (
+    AnatomyDef,
+    Apply,
+    Arg,
+    Expr,
+    Let,
+    ListOf,
+    Modify,
+    Name,
+    Number,
+    Param,
+    Path,
+    Scope,
+    Statement,
+    String,
+    Tensor,
+    dotted,
+    rewrite,
+)  # fmt: skip
+
+MAX_NODES = 2000  # of an argument after substitution, and lines of a body: `use` in `use` may double them each time
+Mapping = dict[str, Expr]
+
+
+def callee(what: str, call: Apply, names: Names) -> tuple[Any, Mapping]:
+    """The definition a call names, and its parameters' values."""
+    name = call.function
+    definition = names.find(what, name.id) if isinstance(name, Name) else None
+    if definition is None:
+        text = to_text(name)
+        title = {"compose": "composition"}.get(what, what)
+        raise error("E0225", f"there is no {title} named `{text}`", name.span,
+                    help=near(text, names.names(what)) or f"`unipelt list` shows the {title}s there are")  # fmt: skip
+    assert not isinstance(definition, AnatomyDef)
+    return definition, bind(definition.params, call, f"the {what} `{definition.name}`")
+
+
+def bind(params: Sequence[Param], call: Apply, what: str) -> Mapping:
+    """Positional and named arguments to parameters; defaults fill the rest."""
+    mapping: Mapping = {}
+    listed = ", ".join(f"{p.name}: {p.type}" for p in params) or "none"
+    known = {p.name: p for p in params}
+    positional = [a for a in call.args if a.name is None]
+    if len(positional) > len(params):
+        raise error("E0206", f"{what} takes {len(params)} arguments, {len(positional)} are given",
+                    positional[len(params)].span, help=f"its parameters: {listed}")  # fmt: skip
+    pairs = [(params[i].name, a) for i, a in enumerate(positional)]
+    pairs += [(a.name, a) for a in call.args if a.name is not None]
+    for name, arg in pairs:
+        if name not in known:
+            raise error("E0206", f"{what} has no parameter `{name}`", arg.span,
+                        help="; ".join(filter(None, [near(name, known), f"its parameters: {listed}"])))  # fmt: skip
+        if name in mapping:
+            raise error("E0208", f"the parameter `{name}` is given twice", arg.span)
+        value = arg.value
+        if known[name].type == "float":
+            value = as_float(value)
+        if isinstance(value, (Number, String, ListOf)) and not fits(value, known[name].type):
+            raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}", arg.span,
+                        help=misfit(value, known[name].type))  # fmt: skip
+        mapping[name] = value
+    for p in params:
+        if p.name not in mapping:
+            if p.default is None:
+                raise error("E0207", f"{what} needs a value for `{p.name}`", call.span, help=f"its parameters: {listed}")
+            mapping[p.name] = substitute(p.default, dict(mapping))
+    return mapping
+
+
+def substitute(node: Any, mapping: Mapping) -> Any:
+    """The node with parameters replaced by expressions, also as scopes (`per share`) and sites (`modify at`)."""
+    if not mapping:
+        return node
+
+    def change(n: Any) -> Any:
+        if isinstance(n, Name) and n.id in mapping:
+            return mapping[n.id]
+        if isinstance(n, Scope) and isinstance(mapping.get(n.name), Name):
+            return replace(n, name=mapping[n.name].id)  # type: ignore[union-attr]
+        if isinstance(n, Modify):
+            return replace(n, alternatives=tuple(_sites(a, mapping) for a in n.alternatives))
+        return n
+
+    return rewrite(node, change)
+
+
+def substitute_all(body: tuple[Statement, ...], mapping: Mapping) -> tuple[Statement, ...]:
+    return tuple(substitute(s, mapping) for s in body)
+
+
+def _sites(paths: tuple[Path, ...], mapping: Mapping) -> tuple[Path, ...]:
+    out: list[Path] = []
+    for p in paths:
+        value = mapping.get(p.parts[0]) if len(p.parts) == 1 else None
+        out += site_paths(value) if value is not None else [p]
+    return tuple(out)
+
+
+def site_paths(value: Expr) -> list[Path]:
+    """The sites an argument of type `sites` names: ``[attn, ffn]`` or ``attn.q``."""
+    items = value.items if isinstance(value, ListOf) else (value,)
+    found = [(dotted(i), i) for i in items]
+    for text, item in found:
+        if text is None:
+            raise error("E0226", "an argument of type `sites` is a site or a list of sites", item.span,
+                        help="for example [attn, ffn]")  # fmt: skip
+    return [Path(tuple(str(t).split(".")), i.span) for t, i in found]
+
+
+# ---------------------------------------------------------------- calls in expressions
+
+
+def inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ...] = ()) -> tuple[Statement, ...]:
+    """Replaces calls of gates and forms in expressions by their statements, with local names prefixed by the let's name."""
+    out: list[Statement] = []
+    for statement in body:
+        if not isinstance(statement, Let):
+            out.append(statement)
+            continue
+        value = statement.value
+        direct = isinstance(value, Apply) and _called(value, names)
+
+        def inline(node: Any, statement: Let = statement, direct: Any = direct, top: Any = value) -> Any:
+            what = _called(node, names) if isinstance(node, Apply) else None
+            if what is None:
+                return node
+            name = node.function.id
+            if not node.args:
+                raise error("E0222", f"the {what} `{name}` needs what it reads as its first argument", node.span,
+                            help=f"write `{name}(x)`")  # fmt: skip
+            is_top = direct and node == top and len(statement.names) == 1
+            prefix = statement.names[0] if is_top else f"{name}_{len(out)}"
+            definition, mapping = callee(what, Apply(node.function, node.args[1:], node.span), names)
+            if any(d is definition for d in trail):
+                raise error("E0213", f"the {what} `{name}` uses itself", node.span)
+            inner = inline_calls(substitute_all(definition.body, mapping), names, (*trail, definition))
+            if len(out) + len(inner) > MAX_NODES:
+                raise error("E0227", f"the {what} `{name}` grows beyond {MAX_NODES} lines", node.span)
+            out.extend(_prefixed(inner, prefix, node.args[0].value, _RESULTS[what]))
+            return Name(prefix, node.span)
+
+        new = rewrite(value, inline)
+        if not (direct and isinstance(new, Name) and new.id == statement.names[0]):
+            out.append(replace(statement, value=new))
+    return tuple(out)
+
+
+_RESULTS = {"gate": "g", "form": "delta"}
+
+
+def _called(node: Apply, names: Names) -> str | None:
+    """Whether a call is that of a `gate` or of a `form`."""
+    if not isinstance(node.function, Name) or node.function.id in PRIMITIVES:
+        return None
+    return next((what for what in _RESULTS if names.find(what, node.function.id) is not None), None)
+
+
+def _prefixed(body: tuple[Statement, ...], prefix: str, z: Expr, result: str) -> list[Statement]:
+    local = {n for s in body for n in (s.names if isinstance(s, Let) else (s.name,) if isinstance(s, Tensor) else ())}
+    mapping: Mapping = {n: Name(prefix if n == result else f"{prefix}_{n}") for n in local}
+    mapping |= {"z": z, "d_in": Apply(Name("width"), (Arg(z),))}
+    renamed: list[Statement] = []
+    for s in body:
+        s = substitute(s, mapping)
+        if isinstance(s, Let):
+            s = replace(s, names=tuple(mapping[n].id for n in s.names))  # type: ignore[union-attr]
+        elif isinstance(s, Tensor):
+            s = replace(s, name=mapping[s.name].id)  # type: ignore[union-attr]
+        renamed.append(s)
+    return renamed

@@ -1,0 +1,70 @@
+"""A page for each error code: what it means, a wrong program with what the checker says of it, and the remedy.
+
+The pages are data (``pages/E03.toml``: those of E0300 to E0399). What an example's output looks like is never written
+down: the example is checked when its page is read. Codes that need a model or data have a call to read instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+from .diagnostics import Diagnostic, error
+
+FOLDER = Path(__file__).parent / "pages"
+#: What an example's file is called in its messages.
+FILE = "example.pelt"
+_CODE = re.compile(r"[EW]?(\d{1,4})")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """``example`` is a wrong program; without one, ``command`` raises the code where there is what it ``needs``."""
+
+    code: str
+    title: str
+    meaning: str
+    remedy: str
+    example: str = ""
+    needs: str = ""
+    command: str = ""
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """What the checker says of the example."""
+        from .loading import check_text
+
+        return tuple(d for c in check_text(self.example, FILE) for d in c.diagnostics) if self.example else ()
+
+
+@lru_cache(maxsize=1)
+def pages() -> dict[str, Page]:
+    """Every page by its code, in the order of the codes."""
+    import tomllib
+
+    found: dict[str, Page] = {}
+    for path in sorted(FOLDER.glob("*.toml")):
+        for code, entry in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            found[code] = Page(code, **entry)
+    return dict(sorted(found.items()))
+
+
+def page(code: str) -> Page:
+    """The page of a code; ``e312`` and ``312`` mean E0312. Another code is a `PeltError` that names those close to it."""
+    written = _CODE.fullmatch(code.strip().upper())
+    wanted = f"E{int(written[1]):04d}" if written else code.strip().upper()
+    if wanted not in pages():
+        raise error("E0409", f"there is no error code `{code}`", help=_near(wanted))
+    return pages()[wanted]
+
+
+def _near(code: str) -> str:
+    close: Sequence[str] = get_close_matches(code, pages(), n=5, cutoff=0.75)
+    if not close:
+        return "`unipelt explain` lists the codes"
+    first, *rest = (f"{c} ({pages()[c].title})" for c in close)
+    return "\n".join([f"codes that are close: {first}", *rest])

@@ -1,0 +1,392 @@
+"""The type checker of a row at a site, with sizes as symbols (before any model) or as a model's numbers (in a plan)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from .arguments import parameters
+from .diagnostics import Diagnostic, Label, near
+from .infer import Inference, bounded, reading
+from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
+from .ir import Row
+from .layers import layered
+from .primitives import INITIALISERS
+from .printer import to_text
+from .sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType
+from .sizes import Size
+from .syntax import (
+    Apply,
+    Axis,
+    Expr,
+    Input,
+    Later,
+    Let,
+    Name,
+    Param,
+    Require,
+    Scope,
+    Statement,
+    String,
+    Tensor,
+)  # fmt: skip
+from .values import OTHER, POISON, Distribution, NumberType, Poison, Value, WordType, join, product
+
+PLACES = ("model", "kind", "layer", "layers", "site")
+MAX_ENTRIES = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTyping:
+    """A declared tensor: its axes and sizes, the place that owns it, how it starts."""
+
+    name: str
+    type: TensorType
+    place: str
+    start: Distribution | None
+    exact: Expr | None
+    frozen: bool
+    lr: float | None
+    declaration: Tensor
+    part: str = ""  # "gate" for a tensor of the row's gate, whose names are apart from those of form and composition
+
+    @property
+    def label(self) -> str:
+        """The last part of the tensor's name in a state dict."""
+        return f"{self.part}.{self.name}" if self.part else self.name
+
+    @property
+    def count(self) -> Size:
+        """Entries of one copy, its axes not counted."""
+        total = Size.of(1)
+        for s in self.type.sizes:
+            total = total * s
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class RowTyping:
+    """A row at a site: tensors, the types of its lets, and the value of ``out`` (after the gate)."""
+
+    row: Row
+    site: SiteSignature
+    tensors: tuple[TensorTyping, ...]
+    values: Mapping[str, Value]
+    out: Value
+    z: Value | None
+    gate_values: Mapping[str, Value] = field(default_factory=dict)  # what the gate's lines bind
+    sizes: Mapping[str, Size] = field(default_factory=dict)  # every size in scope
+    bases: Mapping[str, tuple[Size, Size]] = field(default_factory=dict)
+    stack: str | None = None  # the stack that the site's path names
+    inputs: tuple[InputTyping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What sizes and numbers stand for: nothing (symbols) or a model's values at one site."""
+
+    values: Mapping[str, int] | None = None
+    layer: int | None = None
+    depth: int | None = None
+
+    def of(self, name: str) -> Size:
+        return Size.of(self.values[name]) if self.values is not None and name in self.values else Size.of(name)
+
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """``layer`` and ``depth``, those that are known."""
+        return {n: v for n, v in zip(NUMBERS, (self.layer, self.depth)) if v is not None}
+
+
+SYMBOLS = Sizes()
+
+
+class RowChecker:
+    """Checks one row at one kind of site."""
+
+    def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes):
+        self.row, self.site, self.sizes = row, site, sizes
+        self.params = {p.name: p for p in params}
+        self.tensors: list[TensorTyping] = []
+        self.inputs: list[InputTyping] = []
+        bound = {n: sizes.of(n) for n in SIZES}
+        where = {p.name: "parameter" for p in params} | {"d_in": "last size of z", "d_out": "last size of h"}
+        problems: list[Diagnostic] = []
+        known = parameters(params, sizes.values is not None, sizes.numbers, problems)
+        self.inf = Inference(known, bound, where=where, problems=problems)
+        for number, value in sizes.numbers.items():
+            known[number] = Value(NumberType(Size.of(value), value), reads=frozenset({number}))
+        if site.family in ("embed", "head") or (sizes.values is not None and sizes.layer is None):
+            outside = f"has a value for each layer, and `{site.name}` stands outside the layers"
+            self.inf.hidden |= {n: outside for n in ("layer", *layered(params))}
+            for n in layered(params):
+                known.pop(n, None)
+        self.varies = False  # whether what was read last depends on the layer
+        self.inf.bases = {
+            n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases
+        }
+
+    def _bound(self, t: TensorType) -> TensorType:
+        if self.sizes.values is None:
+            return t
+        return TensorType(t.axes, tuple(s.bind({k: v for k, v in self.sizes.values.items()}) for s in t.sizes))
+
+    def check(self) -> RowTyping:
+        inf, site = self.inf, self.site
+        scope: dict[str, Value] = {}
+        if site.x is not None:
+            scope["x"] = reading(self._bound(site.x), "x")
+        for name, t in site.scope:
+            constant = name in ("W", "bias")
+            scope[name] = Value(self._bound(t)) if constant else reading(self._bound(t), name)
+            if name == "log_mass":
+                scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
+        if site.family == "heads":
+            scope["scale"] = Value(NumberType())
+        h_type = self._bound(site.h)
+        h = Value(h_type) if site.family == "weight" else reading(h_type, "h")
+        inf.sizes["d_out"] = h_type.sizes[-1]
+        inf.names |= scope
+        z = self._insertion(h)
+        if z is not None:
+            inf.names["z"] = z
+            if isinstance(z.type, TensorType) and z.type.sizes:
+                inf.sizes["d_in"] = z.type.sizes[0 if site.family == "weight" else -1]
+            elif isinstance(z.type, Poison):
+                inf.names["d_in"] = Value(POISON)  # the mistake is said already
+        else:
+            inf.hidden["z"] = "is what `insert` says, and this row has no `insert`"
+            inf.sizes["d_in"] = inf.sizes["d_out"]
+        inf.hidden["h"] = "is visible to compositions, not to forms and gates"
+        self._body(self.row.form)
+        gate, in_gate = None, {}
+        if self.row.gate is not None:
+            before = dict(inf.names)
+            self._body(self.row.gate, "gate")
+            gate, in_gate = inf.names.get("g", Value(POISON)), inf.names
+            inf.names = before
+        del inf.hidden["h"]
+        inf.names["h"] = h
+        if not self.row.form:
+            inf.hidden["delta"] = "is bound by a form, and this row has none"
+        self._body(self.row.compose)
+        out = self._result(inf.names.get("out", Value(POISON)), h, gate)
+        problem = placing_problem(self.row, site) or disagreement(self.inputs)
+        if problem is not None:
+            inf.problems.append(problem)
+        return RowTyping(
+            self.row, site, tuple(self.tensors), dict(inf.names), out, z, in_gate, dict(inf.sizes), dict(inf.bases),
+            inputs=tuple(self.inputs),
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ parts
+
+    def _insertion(self, h: Value) -> Value | None:
+        e, site = self.row.insert, self.site
+        if site.family == "weight":
+            if e is not None:
+                self.inf.fail("E0305", "at a weight z is the weight itself: `insert` does not apply", e.span)
+            return h
+        if e is None:
+            return None
+        if isinstance(e, Name) and e.id == "parallel":
+            if site.parallel is None:
+                self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is the model's input", e.span)
+                return Value(POISON)
+            return self.inf.names[site.parallel]
+        if isinstance(e, Name) and e.id == "sequential":
+            return h
+        word = near(e.id, ("parallel", "sequential")) if isinstance(e, Name) and e.id not in self.inf.names and e.id != "h" else ""
+        if word:
+            return self.inf.fail("E0301", f"there is no insertion `{e.id}`", e.span, help=word)  # type: ignore[union-attr]
+        self.inf.names["h"] = h
+        z = self.inf.infer(e)
+        del self.inf.names["h"]
+        return z
+
+    def _body(self, body: Sequence[Statement], part: str = "") -> None:
+        for s in body:
+            if isinstance(s, Tensor):
+                self._tensor(s, part)
+            elif isinstance(s, Let):
+                self._let(s)
+            elif isinstance(s, Axis):
+                size = self._size(s.size, "an axis")
+                if size is not None:
+                    self.inf.axes[s.name] = size
+            elif isinstance(s, Require):
+                require(s, self.inf)
+            elif isinstance(s, Input):
+                self._input(s)
+            elif isinstance(s, Later):
+                self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
+
+    def _input(self, s: Input) -> None:
+        found = input_typing(s, self.inf, self._size)
+        if s.name in self.inf.names and s.name not in {i.name for i in self.inputs}:
+            self.inf.fail("E0369", f"`{s.name}` is bound already and cannot be an input", s.span, help="choose another name")
+            found = None
+        elif found is not None:
+            self.inputs.append(found)
+        self.inf.names[s.name] = found.value if found is not None else Value(POISON)
+
+    def _let(self, s: Let) -> None:
+        value = self.inf.infer(s.value)
+        if len(s.names) > 1:
+            value = self.inf.fail("E0391", "several names on the left are not built yet", s.span)
+        for name in s.names:
+            if name in self.inf.names and name not in ("delta", "out", "g") and name in RESERVED:
+                value = self.inf.fail("E0224", f"`{name}` has a meaning of its own here", s.span)
+            self.inf.names[name] = value
+
+    def _read(self, e: Expr) -> Value:
+        v = self.inf.infer(e)
+        self.varies = self.varies or "layer" in v.reads
+        return v
+
+    def _size(self, e: Expr, what: str) -> Size | None:
+        v = self._read(e)
+        if isinstance(v.type, Poison):
+            return None
+        if not isinstance(v.type, NumberType) or v.type.size is None:
+            self.inf.fail("E0340", f"{what}'s size is a whole number, not {v.type}", e.span)
+            return None
+        n = v.type.size.number
+        if n is not None and (n.denominator != 1 or n < 1):
+            self.inf.fail("E0343", f"{what}'s size must be a whole number of at least 1; here it is {float(n):g}", e.span)
+            return None
+        return v.type.size
+
+    def _tensor(self, s: Tensor, part: str) -> None:
+        self.varies = False
+        sizes = [self._size(e, f"the tensor `{s.name}`") for e in s.shape]
+        place, axes = self._scope(s)
+        if any(size is None for size in sizes):
+            self.inf.names[s.name] = Value(POISON)
+            return
+        t = TensorType(axes, tuple(x for x in sizes if x is not None))
+        start, exact = None, None
+        if s.exact:
+            exact = s.start
+            value = self._read(s.start)
+            if not isinstance(value.type, Poison) and value.type != t:
+                self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span)
+        else:
+            start = self._distribution(s.start)
+        lr = None
+        if s.lr is not None:
+            v = self._read(s.lr)
+            if not isinstance(v.type, (NumberType, Poison)):
+                self.inf.fail("E0345", f"a learning-rate multiple is a number, not {v.type}", s.lr.span)
+            elif isinstance(v.type, NumberType) and v.type.value is not None:
+                lr = float(v.type.value)
+        if self.varies and place in ("kind", "model"):
+            self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
+                          "starts and learns can depend on the layer", s.span,
+                          help="let each layer have its own: `per layer`, or `per site`")  # fmt: skip
+        total = Size.of(1)
+        for x in t.sizes:
+            total = total * x
+        n = total.number
+        if n is not None and n > MAX_ENTRIES:
+            self.inf.fail("E0346", f"the tensor `{s.name}` would have {int(n):,} entries, more than {MAX_ENTRIES:,}", s.span,
+                          help="choose a smaller size")  # fmt: skip
+        twice = next((x for x in self.tensors if (x.name, x.part) == (s.name, part)), None)
+        if twice is not None:
+            self.inf.fail("E0348", f"the tensor `{s.name}` is declared twice in this row", s.span,
+                          labels=(Label(twice.declaration.span, "the first time"),))  # fmt: skip
+        self.tensors.append(TensorTyping(s.name, t, place, start, exact, s.frozen, lr, s, part))
+        self.inf.names[s.name] = Value(t, learned=not s.frozen, reads=frozenset({s.name}))
+
+    def _scope(self, s: Tensor) -> tuple[str, frozenset[str]]:
+        if not s.per:
+            return "site", frozenset(self.site.implied)
+        place, axes = "", set()
+        for word in (self._scope_word(w) for w in s.per):
+            if word.name in PLACES:
+                if word.name == "layers":
+                    self.inf.fail("E0392", "`per layers(k)` is not built yet", word.span)
+                place = word.name
+            elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.family == "heads"):
+                axes.add(word.name)
+            elif word.name in ("head", "group"):
+                self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span)
+            else:
+                known = [*PLACES, "head", "group", *self.inf.axes]
+                self.inf.fail("E0342", f"`{word.name}` is neither a place nor an axis", word.span,
+                              help=near(word.name, known) or f"places: {', '.join(PLACES)}")  # fmt: skip
+        return place or "site", frozenset(axes)
+
+    def _scope_word(self, word: Scope) -> Scope:
+        """A parameter of type `scope` stands for its argument; without one, for the default place."""
+        param = self.params.get(word.name)
+        if param is None or param.type != "scope":
+            return word
+        return replace(word, name=param.default.id if isinstance(param.default, Name) else "site")
+
+    def _distribution(self, e: Expr) -> Distribution | None:
+        if isinstance(e, Name) and e.id in self.params and self.params[e.id].type == "init":
+            default = self.params[e.id].default
+            return self._distribution(default) if default is not None else None
+        name = e.function if isinstance(e, Apply) else e
+        args = tuple(a.value for a in e.args) if isinstance(e, Apply) else ()
+        if not isinstance(name, Name) or name.id not in INITIALISERS:
+            self.inf.fail("E0341", f"there is no distribution `{to_text(name)}`", e.span,
+                          help=near(to_text(name), INITIALISERS) or f"known: {', '.join(INITIALISERS)}")  # fmt: skip
+            return None
+        spec = INITIALISERS[name.id]
+        if not spec.arity[0] <= len(args) <= spec.arity[1]:
+            self.inf.fail("E0321", f"`{spec.name}` takes {spec.arity[0]} arguments, {len(args)} are given", e.span,
+                          help=spec.doc)  # fmt: skip
+            return None
+        values: list[Expr] = []
+        for a in args:
+            v = self._read(a)
+            good = WordType if spec.text else NumberType
+            if not isinstance(v.type, (good, Poison)):
+                self.inf.fail("E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span)
+            if isinstance(v.type, NumberType) and v.type.value is not None:
+                from .syntax import Number
+
+                values.append(Number(v.type.value))
+            elif isinstance(v.type, WordType) and isinstance(v.type.word, (str, String)):
+                values.append(v.type.word if isinstance(v.type.word, String) else String(v.type.word))
+            else:
+                values.append(a)
+        return Distribution(spec.name, tuple(values))
+
+    def _result(self, out: Value, h: Value, gate: Value | None) -> Value:
+        inf, row = self.inf, self.row
+        span = row.compose[-1].span if row.compose else row.span
+        if gate is not None and not isinstance(gate.type, Poison):
+            if changes_length(row):
+                return inf.fail("E0351", "a composition that changes the length cannot be gated", row.span)
+            if not isinstance(gate.type, (TensorType, NumberType)):
+                return inf.fail("E0352", f"a gate is a tensor or a number, not {gate.type}", row.span)
+            out = product(gate, join((out, h), out.type), out.type, span)
+            if isinstance(gate.type, TensorType) and isinstance(out.type, TensorType):
+                out = out.typed(TensorType(inf.merge_axes(out.type.axes, gate.type.axes), out.type.sizes))
+        if isinstance(out.type, Poison) or not isinstance(h.type, TensorType):
+            return out
+        if isinstance(out.type, NumberType):
+            return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
+        if not isinstance(out.type, TensorType):
+            return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
+        declared = sorted(out.type.axes & set(inf.axes))
+        if declared:
+            return inf.fail("E0353", f"`out` still carries the axis `{declared[0]}`", span,
+                            help=f"reduce it, for example with `sum(…, {declared[0]})`")  # fmt: skip
+        if not out.type.axes <= h.type.axes or out.type.sizes != h.type.sizes:
+            return inf.fail("E0350", f"`out` has the type {out.type}, and `h` at `{self.site.name}` is {h.type}", span,
+                            where=inf.bindings(*out.type.sizes, *h.type.sizes))  # fmt: skip
+        return out
+
+
+def require(s: Require, inf: Inference) -> None:
+    """A requirement whose numbers are known must hold; one that is no condition is an error."""
+    v = inf.infer(s.condition)
+    if isinstance(v.type, NumberType) and v.type.value is not None and not v.type.value:
+        inf.fail("E0360", s.message or f"the requirement `{to_text(s.condition)}` does not hold", s.span)
+    elif not isinstance(v.type, (NumberType, Poison)):
+        inf.fail("E0361", f"a requirement is a condition, not {v.type}", s.span)
