@@ -90,6 +90,8 @@ def select(
 def _help(path: str, sites: SiteMap) -> str:
     if path == "head":
         return "load the model with a head, for example with AutoModelForSequenceClassification"
+    if path.endswith("*.bias"):
+        return "there are no biases: choose another method"
     return near(path, [*sites.names(), "*.bias", "*.norm.*", "head", "*"]) or "for example *.bias, *.norm.*, head, block"
 
 

@@ -126,7 +126,8 @@ def _pick(file, path: Path | None, name: str | None, title: str) -> Method:
         return resolve(chosen[0], names)
     if len(methods) != 1:
         found = ", ".join(d.name for d in methods) or "none"
-        raise error("E0406", f"{title} has {len(methods)} methods, so one must be named: {found}")
+        raise error("E0406", f"{title} has {len(methods)} methods, so one must be named: {found}" if methods else
+                    f"{title} has no method", help=f"write {path or title}:NAME" if methods else "write one: `unipelt show lora` shows how")  # fmt: skip
     return resolve(methods[0], names)
 
 

@@ -129,7 +129,8 @@ def save(
         method, tensors = folded(model, name, a.plan, tensors)
     bad = [n for n, t in tensors.items() if t.device.type != "meta" and not torch.isfinite(t).all()]
     if bad:
-        raise error("E0573", f"`{bad[0]}` holds NaN or infinity; the adapter is not saved")
+        raise error("E0573", f"`{bad[0]}` holds NaN or infinity; the adapter is not saved",
+                    help="the training diverged: train again with a lower learning rate")  # fmt: skip
     if any(t.device.type == "meta" for t in tensors.values()):
         raise error("E0574", "the adapter is on the meta device and has no values to save")
     manifest = {

@@ -126,9 +126,11 @@ def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
                     help=_beside(name) or "check the spelling; for a private repository log in with `hf auth login`") from None  # fmt: skip
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as e:
         offline = e.__cause__ is None or isinstance(e.__cause__, errors.OfflineModeIsEnabled)
-        why = "the hub is switched off (HF_HUB_OFFLINE), and it was not fetched before" if offline else _reason(e.__cause__ or e)
-        raise error("E0823", f"`{whole}` cannot be {done}: {why}" if done == "pushed" else
-                    f"there is no folder `{whole}` here, and from the hub it cannot be {done}: {why}",
+        why = "the hub is switched off (HF_HUB_OFFLINE)" if offline else _reason(e.__cause__ or e)
+        if done == "pushed":
+            raise error("E0823", f"`{whole}` cannot be pushed: {why}", help="try again with a network, and without HF_HUB_OFFLINE") from None
+        raise error("E0823", f"there is no folder `{whole}` here, and from the hub it cannot be fetched: {why}"
+                    + (", and it was not fetched before" if offline else ""),
                     help=_beside(name) or "check the path, or try again with a network") from None  # fmt: skip
     except errors.HfHubHTTPError as e:
         status = e.response.status_code

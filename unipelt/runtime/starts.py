@@ -82,5 +82,5 @@ def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator
 def _ids(text: str, data: StartData) -> list[int]:
     found = list(data.tokenizer(text, add_special_tokens=False)["input_ids"])
     if not found:
-        raise error("E0522", f"the text {text!r} has no tokens")
+        raise error("E0522", f"the text {text!r} has no tokens", help="give a text of words that the tokenizer knows")
     return found

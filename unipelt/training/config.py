@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..language.diagnostics import error
+from ..language.diagnostics import error, near
 from .report import drawable
 from .tasks import KINDS
 
@@ -70,7 +70,7 @@ class TaskOptions:
         for name, allowed in CHOICES.items():
             value = getattr(self, name, None)
             if value is not None and value not in allowed:
-                raise _option(name, f"is one of {', '.join(allowed)}", value)
+                raise _option(name, f"is one of {', '.join(allowed)}", value, near(str(value), allowed))
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ class TrainConfig(TaskOptions):
         return [f"{n}: {old!r} then, {mine[n]!r} now" for n, old in then.items() if old != mine[n]]
 
 
-def _option(name: str, rule: str, value: object) -> Exception:
-    return error("E0620", f"`--{name.replace('_', '-')}` {rule}; it is {value!r}", help="change the option")
+def _option(name: str, rule: str, value: object, remedy: str = "") -> Exception:
+    return error("E0620", f"`--{name.replace('_', '-')}` {rule}; it is {value!r}", help=remedy or "change the option")
 
 
 def absolute(folder: str) -> str:

@@ -85,6 +85,7 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
         raise
     except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
+    task.check_model(model, loaded)
     longest = _positions(loaded)
     if longest is not None and task.max_length > longest:
         raise error("E0617", f"`{model}` reads at most {longest} tokens, fewer than the {task.max_length} asked for",
@@ -102,7 +103,10 @@ def load_config_model(path: str, task: str) -> Any:
         config = load_config(path)
         with quiet(), torch.device("meta"):
             auto = "AutoModel" if wanted is None else wanted.auto_for(config)
-            return getattr(transformers, auto).from_config(config)
+            made = getattr(transformers, auto).from_config(config)
+        if wanted is not None:
+            wanted.check_model(path, made)
+        return made
     except PeltError:
         raise
     except Exception as e:  # noqa: BLE001
@@ -136,11 +140,14 @@ def _unloadable(model: str, what: str, e: BaseException) -> PeltError:
     reason = " ".join(str(e).split()) or type(e).__name__
     if isinstance(e, OSError) and e.errno is not None and not place.exists():
         reason = str(e.strerror)
+    beside = [f.name for f in place.parent.iterdir()] if not place.exists() and place.parent.is_dir() else []
     if not place.exists() and ("/" not in model.strip("/") or model.startswith((".", "/", "~"))):
-        beside = [f.name for f in place.parent.iterdir()] if place.parent.is_dir() else []
         return error("E0613", f"there is no model folder `{model}`",
                      help=near(place.name, beside) or "name a folder made by `save_pretrained`, or a hub name")  # fmt: skip
     if len(reason) > 300:
         reason = reason[:297] + "…"
+    if not place.exists():
+        return error("E0613", f"there is no folder `{model}` here, and the {what} of that name on the hub cannot be loaded: {reason}",
+                     help=near(place.name, beside) or "check the spelling and the network; for a private model, `hf auth login`")  # fmt: skip
     return error("E0613", f"the {what} `{model}` cannot be loaded: {reason}",
                  help="name a folder made by `save_pretrained` that has its configuration, weights and tokenizer")  # fmt: skip

@@ -26,6 +26,9 @@ def resolve_method(spec: str, arguments: Mapping[str, Any] | None = None, head: 
     names = [n.strip() for n in spec.split("+")]
     if head:
         names.append(head if head in library_names("method") else f"{head}_head")
+    if not all(names):
+        raise error("E0401", f"`{spec}` names no method" if not spec.strip(" +") else f"a name is missing in `{spec}`",
+                    help="write `a`, or `a+b`; `unipelt list` shows the methods there are")  # fmt: skip
     parts = [_load_one(n) for n in names]
     left = dict(arguments or {})
     bound = []

@@ -204,7 +204,7 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     optimizers = [o.value for o in OptimizerNames]
     if config.optimizer not in optimizers:
         raise error("E0620", f"`--optimizer` {config.optimizer} is not known to transformers",
-                    help=near(config.optimizer, optimizers) or f"it is one of {', '.join(optimizers)}")  # fmt: skip
+                    help=_beginning(config.optimizer, optimizers) or near(config.optimizer, optimizers) or f"it is one of {', '.join(optimizers)}")  # fmt: skip
     if flags["FSDP"] and not ranks.on_cpu() and not config.optimizer.startswith(OVER_SHARDS):
         raise error("E0666", f"the optimizer {config.optimizer} needs whole tensors, and FSDP 2 gives it shards",
                     help=f"use adamw_torch, or another of torch's own: {', '.join(OVER_SHARDS)}")  # fmt: skip
@@ -223,6 +223,11 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if torch.cuda.is_available() and torch.cuda.device_count() > ranks.world():
         notes.append(f"{ranks.world()} of {torch.cuda.device_count()} GPUs is used: `accelerate launch -m unipelt train …` uses all")
     return replace(config, precision=precision), notes  # type: ignore[arg-type]
+
+
+def _beginning(name: str, known: Sequence[str]) -> str:
+    found = [f"`{k}`" for k in known if name and k.startswith(name)]
+    return f"names that begin so: {', '.join(found)}" if found else ""
 
 
 def _log_to(config: TrainConfig, folder: Path) -> None:
@@ -334,8 +339,9 @@ def _trainer(
 
 def _open(folder: Path, config: TrainConfig) -> Path | None:
     """Make the run's folder ready; the checkpoint to go on from, if any."""
-    if folder.exists() and not folder.is_dir():
-        raise error("E0611", f"`{folder}` is a file, not a folder", help="give another `--out`")
+    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise error("E0611", f"`{above}` is a file, not a folder", help="give another `--out`")
     _sweep(folder)
     if config.resume:
         return _reopen(folder, config)

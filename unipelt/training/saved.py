@@ -9,7 +9,7 @@ from typing import Any
 
 import unipelt
 
-from ..language.diagnostics import error
+from ..language.diagnostics import error, near
 from ..runtime.hub import TASK, located
 from . import data as reading
 from .config import TaskOptions
@@ -45,7 +45,9 @@ def load_run(
     """
     place = located(folder)
     if not place.is_dir():
-        raise error("E0615", f"there is no folder `{place}`", help="name the `--out` folder of `unipelt train`")
+        beside = [f.name for f in place.parent.iterdir() if f.is_dir()] if place.parent.is_dir() else []
+        raise error("E0615", f"`{place}` is a file, not a folder" if place.exists() else f"there is no folder `{place}`",
+                    help=near(place.name, beside) or "name the `--out` folder of `unipelt train`")  # fmt: skip
     if not (place / TASK).is_file():
         raise error("E0615", f"`{place}` holds no finished run: `{TASK}` is missing",
                     help="name the `--out` folder of `unipelt train`; a run cut short goes on with `--resume`")  # fmt: skip

@@ -45,7 +45,7 @@ def _one_row(definition: S.MethodDef, names: Names, row: str | None) -> Draft:
     known = [d.name for d in found]
     if row is None and len(found) > 1:
         raise error("E0802", f"`{definition.name}` has {len(found)} rows, so one must be named", definition.name_span,
-                    help=f"name one with `--row`: {', '.join(known)}")  # fmt: skip
+                    help=f"name one with `--row` (of two methods `--row-a`, `--row-b`): {', '.join(known)}")  # fmt: skip
     if row is not None and row not in known:
         raise error("E0802", f"`{definition.name}` has no row `{row}`", definition.name_span,
                     help=near(row, known) or f"its rows: {', '.join(known)}")  # fmt: skip

@@ -64,6 +64,14 @@ class CausalLM(LanguageTask):
             chat.need_template(tokenizer)
         return self
 
+    @classmethod
+    def check_model(cls, name: str, model: Any) -> None:
+        """Encoders such as BERT load as language models too, and see the words that they are to predict."""
+        told = [m.is_causal for m in model.modules() if isinstance(getattr(m, "is_causal", None), bool)]
+        if told and not any(told):
+            raise error("E0633", f"`{name}` reads in both directions, so it would see the words that {cls.kind} has it predict",
+                        help="choose a model that reads from left to right, such as GPT-2 or Llama, or another `--task`")  # fmt: skip
+
     def check_plan(self, plan: Any) -> None:
         if not self.pack:
             return

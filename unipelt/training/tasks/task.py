@@ -141,6 +141,10 @@ class Task:
         """The examples as they are trained on, where that is otherwise than they are evaluated."""
         return encoded
 
+    @classmethod
+    def check_model(cls, name: str, model: Any) -> None:
+        """Refuse a model, called ``name``, that can be loaded for this task and is not made for it."""
+
     def check_plan(self, plan: Any) -> None:
         """Refuse a method whose plan this task cannot be right with."""
 
