@@ -35,10 +35,10 @@ JOBS: dict[str, tuple[str, dict[str, int], str, str]] = {
     "banking77, 1,000 examples, probe": (
         "banking77", {}, "minilm", "probing_mean --train-size 1000 --epochs 15 --lr 5e-3 --text text --label label"),
     "e2e, SmolLM2, LoRA": (
-        "e2e_cleaned", {"train": 800, "validation": 100, "test": 100}, "smollm2",
+        "e2e_cleaned", {"train": 400, "validation": 60, "test": 60}, "smollm2",
         "lora --task causal-lm --epochs 1 --lr 1e-3 --batch-size 8"),
     "gsm8k, SmolLM2, LoRA": (
-        "gsm8k", {"train": 320, "test": 60}, "smollm2",
+        "gsm8k", {"train": 160, "test": 40}, "smollm2",
         "lora --task causal-lm --loss completion --epochs 1 --lr 5e-4 --batch-size 4 --max-length 256"),
     "TREC-6, 8 examples a class, pattern and words, SmolLM2, LoRA": (
         "trec6", {"test": 250}, "smollm2",
