@@ -20,6 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
+UNIPELT = [sys.executable, "-m", "unipelt.cli.main"]
+#: What `GENERATED` is made from, at half a percent of the model's parameters.
+SPACE = Path(__file__).parents[1] / "examples" / "spaces" / "around_mam.pelt"
+
 #: name → (data set, rows kept of each split, model, method and options of `unipelt train`)
 JOBS: dict[str, tuple[str, dict[str, int], str, str]] = {
     "wnut17 tokens, LoRA": (
@@ -37,12 +41,20 @@ JOBS: dict[str, tuple[str, dict[str, int], str, str]] = {
     "e2e, SmolLM2, LoRA": (
         "e2e_cleaned", {"train": 400, "validation": 60, "test": 60}, "smollm2",
         "lora --task causal-lm --epochs 1 --lr 1e-3 --batch-size 8"),
+    "e2e, SmolLM2, untuned": (
+        "e2e_cleaned", {"train": 8, "validation": 60, "test": 60}, "smollm2",
+        "lora --task causal-lm --epochs 1 --lr 1e-12 --batch-size 8"),
+    "gsm8k, SmolLM2, untuned": (
+        "gsm8k", {"train": 8, "test": 40}, "smollm2",
+        "lora --task causal-lm --loss completion --epochs 1 --lr 1e-12 --batch-size 4 --max-length 256"),
     "gsm8k, SmolLM2, LoRA": (
         "gsm8k", {"train": 160, "test": 40}, "smollm2",
         "lora --task causal-lm --loss completion --epochs 1 --lr 5e-4 --batch-size 4 --max-length 256"),
+    "TREC-6, a generated method, MiniLM": (
+        "trec6", {}, "minilm", "GENERATED/attn_heads_parallel_bottleneck_scaled_4.pelt --head mean --epochs 3 --lr 1e-3 --text text --label label"),
     "TREC-6, 8 examples a class, pattern and words, SmolLM2, LoRA": (
         "trec6", {"test": 250}, "smollm2",
-        "lora --task pet --shots 8 --epochs 6 --lr 5e-4 --batch-size 8 --text text --label label "
+        "lora --task pet --shots 8 --epochs 6 --lr 5e-4 --batch-size 8 --label label "
         "--pattern 'Question: {text} The answer is a {mask}' "
         "--words '0=description,1=thing,2=short,3=person,4=place,5=number'"),
 }  # fmt: skip
@@ -90,8 +102,11 @@ def run(name: str, data: Path, cache: Path) -> dict:
     dataset, rows, base, options = JOBS[name]
     with tempfile.TemporaryDirectory() as scratch:
         place = splits(data / dataset, rows, Path(scratch))
+        if "GENERATED" in options:
+            generate = [*UNIPELT, "generate", str(SPACE), "--model", str(model(base, cache)), "--params", "0.5%"]
+            subprocess.run([*generate, "--out", f"{scratch}/generated"], check=True, capture_output=True)
         command = [
-            sys.executable, "-m", "unipelt.cli.main", "train", *shlex.split(options), "--model", str(model(base, cache)),
+            *UNIPELT, "train", *shlex.split(options.replace("GENERATED", f"{scratch}/generated")), "--model", str(model(base, cache)),
             "--data", str(place), "--out", str(Path(scratch) / "run"), "--json", "--last", "--no-checkpoints",
         ]  # fmt: skip
         begun = time.time()

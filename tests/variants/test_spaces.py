@@ -198,6 +198,24 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert spaces.equal_command(named("mean_head"), named("probing_mean"), True)
 
 
+def test_requirements_are_asked_of_the_size_that_meets_the_budget(models, tmp_path, capsys):
+    """r = 64 breaks both; the r that trains about 1,000 parameters breaks neither."""
+    from unipelt.cli import spaces
+
+    file = tmp_path / "s.pelt"
+    file.write_text(spec("""method m(r: int = 64) {
+      require params <= 20%
+      require r <= 8, "too large"
+      modify attn | ffn insert parallel form low_rank(r) compose add
+    }"""))
+    models["bert"].config.save_pretrained(tmp_path / "model")
+    asked = spaces.Asked(model=str(tmp_path / "model"), params="1000", as_json=True)
+    spaces.generate_command(str(file), asked)
+    assert json.loads(capsys.readouterr().out)["kept"] == 2
+    with pytest.raises(unipelt.PeltError, match="E0360"):
+        spaces.generate_command(str(file), spaces.Asked(model=str(tmp_path / "model"), as_json=True))
+
+
 def test_files_hold_only_what_they_need():
     s = space("form a(r: int) { A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = z @ A @ B } form b { delta = z } "
               "method m(r: int = 2) { modify ffn | attn insert parallel form a(r) compose add }")  # fmt: skip

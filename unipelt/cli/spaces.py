@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +157,16 @@ def _budget(asked: Asked) -> Any:
     from ..variants.budget import solve
 
     loaded = load_config_model(asked.model, asked.task)
-    base = 0
 
     def count(method: Method) -> int:
-        nonlocal base
-        found = unipelt.plan(loaded, method).counts
-        base = found.base
-        return found.trained
+        return unipelt.plan(loaded, replace(method, requires=())).counts.trained
 
     def test(method: Method) -> Method:
-        count(method)
-        return solve(method, _target(asked.params, base), count, asked.size) if asked.params is not None else method
+        if asked.params is not None:  # requirements are asked of the size that is found, not of the one that was written
+            base = unipelt.plan(loaded, replace(method, requires=())).counts.base
+            method = solve(method, _target(asked.params, base), count, asked.size)
+        unipelt.plan(loaded, method)
+        return method
 
     return test
 

@@ -107,9 +107,9 @@ def outcomes(
         definition = space.member(index, name)
         try:
             method = resolve(definition, space.names)
-            _require(method)
             if test is not None:
-                method = test(method)
+                method = test(method)  # may change the arguments that the requirements read
+            _require(method)
             key = key_of(method)
         except PeltError as e:
             yield Drop(index, columns, e.diagnostics[0])
