@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+from hypothesis import strategies as st
 
 from unipelt.language import canonical, counts, document, formula, ir, library, loading, meaning, printer
 from unipelt.language.diagnostics import PeltError
@@ -25,6 +28,11 @@ _NUMBERS = ("0", "-1", "1", "2", "0.0", "0.5", "1e308", "1e-308", "999999999999"
 _ODD = ("\0", "\ufeff", "\r", "\r\n", "\t", "\x0b", "\x7f", "é", "\u2028", "\U0001f600", '"', '"""', "#", "{", "}", "(", ")", "[", "]", "|")
 _RAW = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x80", b"\x00", b"\xf4\x90\x80\x80")
 _SIGNS = ("+", "-", "*", "/", "@", "**", "<", "==", ">=")
+_WORDS = {
+    "NUMBER": ["0", "1", "2", "3", "0.5", "4", "1e-5", "1%"], "STRING": ['"adapters.pelt"', '"a.(b|c)"', '"x"', '""'],
+    "LONGSTRING": ['"""A method."""', '""" """', '"""Two\nlines: { of it."""'],
+}  # fmt: skip
+_LADDER = frozenset("expr test sum product unary power postfix".split())  # each of them may be the next one alone
 _KEYWORDS = frozenset("import method form gate compose anatomy for from modify insert layers tokens train use as gated by".split())
 
 
@@ -44,7 +52,7 @@ def pool() -> list[str]:
 def mutants(seed: int) -> Iterator[bytes]:
     """Damaged texts without end, the same for the same seed: one to four changes of bytes, words or lines."""
     rng = random.Random(seed)
-    texts = [t for t in pool() if len(t) < 4000]  # a whole long file costs what fifty definitions do, and finds no more
+    texts = [t for t in pool() if len(t) < 1500]  # a whole long file costs what fifty definitions do, and finds no more
     words = sorted({w for t in texts for w in _TOKEN.findall(t) if not w.isspace()})
     while True:
         text = rng.choice(texts)
@@ -54,6 +62,97 @@ def mutants(seed: int) -> Iterator[bytes]:
         if rng.random() < 0.05:
             data = _bytes(rng, data)
         yield data[: 1 << 16]
+
+
+def sentences(seed: int) -> Iterator[bytes]:
+    """Texts that the grammar allows, without end: random walks over its rules, brought to an end where they get deep.
+
+    Most mean nothing, since any name may stand anywhere; it is the checker that must say so.
+    """
+    rng = random.Random(seed)
+    grammar = _Grammar("start")
+    words = {**_WORDS, "NAME": _names()}
+    starts = [r for r in ("method", "form", "gate", "compose_short", "compose_long") if r in grammar.rules]
+    while True:
+        texts = [grammar.walk(rng, rng.choice(starts), rng.randint(6, 16), words) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+        yield "\n".join(texts).encode()
+
+
+class _Grammar:
+    """The rules of the shipped grammar, for drawing from them."""
+
+    def __init__(self, start: str):
+        from lark import Lark
+
+        self.lark = Lark((folder("grammar") / "pelt.lark").read_text("utf-8"), start=start, parser="lalr")
+        terminals, rules, self.ignored = self.lark.grammar.compile([start], ())
+        self.terminals = {t.name: t.pattern.value for t in terminals}
+        self.rules: dict[str, list[list[str]]] = {}
+        for r in rules:
+            self.rules.setdefault(r.origin.name, []).append([s.name for s in r.expansion])
+        height = dict.fromkeys(self.terminals, 0)
+        while len(height) < len(self.terminals) + len(self.rules):
+            for name, expansions in self.rules.items():
+                known = [max((height[s] for s in e), default=0) + 1 for e in expansions if all(s in height for s in e)]
+                if known and name not in height:
+                    height[name] = min(known)
+        self.least: dict[str, list[list[str]]] = {}
+        self.likely = {n: [0.1 if e in (["STRING"], ["LSQB", "RSQB"]) else 1 for e in found] for n, found in self.rules.items()}
+        for name, found in self.rules.items():
+            heights = [max((height[s] for s in e), default=0) for e in found]
+            self.least[name] = [e for e, h in zip(found, heights) if h == min(heights)]
+
+    def text(self, terminal: str) -> str | None:
+        """What a keyword or a sign looks like; None for a class of words."""
+        pattern = self.terminals[terminal].replace("\\", "")
+        return None if terminal in _WORDS or terminal == "NAME" else pattern.removesuffix("b") if pattern.isalpha() else pattern
+
+    def walk(self, rng: random.Random, symbol: str, depth: int, words: dict[str, list[str]]) -> str:
+        if symbol in words:
+            return rng.choice(words[symbol])
+        if symbol in self.terminals:
+            return rng.choice(("==", "<=", ">=", "<", ">", "!=")) if symbol == "COMPARE" else self.text(symbol) or ""
+        if depth <= 0 or (symbol in _LADDER and rng.random() < 0.5):
+            expansion = rng.choice(self.least[symbol])
+        else:
+            expansion = rng.choices(self.rules[symbol], self.likely[symbol])[0]
+        return " ".join([self.walk(rng, s, depth - 1, words) for s in expansion])
+
+
+def _names() -> list[str]:
+    """Words of the library; those that nearly every definition has are likelier."""
+    words = sorted({w for t in pool() for w in re.findall(r"[A-Za-z_]\w*", t) if w not in _KEYWORDS and len(w) < 16})
+    return words + 20 * "z h x q A B delta r l d_in d_out d_model attn ffn heads hidden relu zeros normal m f".split()
+
+
+def derived() -> st.SearchStrategy[str]:
+    """Definitions that the grammar allows, drawn by hypothesis over its rules down to expressions.
+
+    The expressions come from `_Grammar.walk`: hypothesis takes each alternative as often as another, so the rungs from
+    `expr` to `atom` would grow without end, and nearly every draw be thrown away.
+    """
+    from hypothesis.extra.lark import from_lark
+    from lark import Lark
+
+    rng, whole, words = random.Random(0), _Grammar("start"), {**_WORDS, "NAME": _names()}
+    words["EXPR"] = [whole.walk(rng, "expr", depth, words) for depth in range(1, 12) for _ in range(60)]
+    head, rest = (folder("grammar") / "pelt.lark").read_text("utf-8").split("// Expressions", 1)
+    terminals = rest[rest.index("_IMPORT.2") :]
+    short = Lark(f'{head}\ncall: NAME ("(" EXPR ")")?\nexpr: EXPR\n?item: EXPR\nEXPR: "0"\n{terminals}', parser="lalr")
+
+    def part(start: str) -> st.SearchStrategy[str]:
+        found, _, ignored = short.grammar.compile([start], ())
+        explicit = dict.fromkeys(ignored, st.sampled_from((" ", "\n", "\t", " # a comment\n")))
+        for name in {t.name for t in found} - set(ignored):
+            explicit[name] = (st.sampled_from(words[name]) if name in words else st.just(whole.text(name))).map(" {} ".format)
+        return from_lark(short, start=start, explicit=explicit)
+
+    def some(what: str) -> st.SearchStrategy[str]:
+        return st.lists(part(what), max_size=4).map("\n  ".join)
+
+    row = st.builds("modify {} insert parallel form {{ {} delta = {} }} compose add".format, part("paths"), some("statement"), part("expr"))
+    method = st.builds("method m {} {{ {} {} }}".format, st.one_of(st.just(""), part("params")), row, some("m_clause"))
+    return st.one_of(method, method, *(part(rule) for rule in ("method", "form", "compose_long", "anatomy", "import_")))
 
 
 def _pieces(text: str) -> tuple[list[str], list[int]]:
@@ -134,10 +233,11 @@ def _bytes(rng: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
-def judge(data: bytes, place: Path) -> str:
+def judge(data: bytes, place: Path, wholly: bool = True, codes: Counter[str] | None = None) -> str:
     """What becomes of an input: ``text`` (no definition parses), ``mistakes``, or ``method``. Anything raised is a bug.
 
-    ``place`` is a file that may be written over; the bytes are read from there, as a user's would be.
+    ``place`` is a file that may be written over; the bytes are read from there, as a user's would be. ``wholly``: what
+    is read is also laid out and described (four times the work). ``codes`` counts the mistakes found.
     """
     place.write_bytes(data)
     found = loading.check(place)
@@ -145,11 +245,14 @@ def judge(data: bytes, place: Path) -> str:
     for c in found:
         for d in c.diagnostics:
             render(d)
+            if codes is not None:
+                codes[d.code] += 1
             assert d.code and d.message and (d.span is None or 0 <= d.span.start <= d.span.end), d
         if c.method is not None:
             outcome = "method"
-            _described(c.method)
-    if outcome != "text":
+            if wholly:
+                _described(c.method)
+    if wholly and outcome != "text":
         text = place.read_text("utf-8")
         laid_out = format_text(text)
         assert parse(laid_out) == parse(text), "the formatter changes the meaning"

@@ -319,8 +319,8 @@ def _ordered(clauses: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _params(params: Sequence[S.Param], choices: Sequence[S.Choices] = ()) -> str:
-    values = {c.name: f" in {{{_list(c.values)}}}" for c in choices}
-    return f"({', '.join(_param(p, values.get(p.name, '')) for p in params)})" if params else ""
+    values = {c.place: f" in {{{_list(c.values)}}}" for c in choices}
+    return f"({', '.join(_param(p, values.get(i, '')) for i, p in enumerate(params))})" if params else ""
 
 
 def _param(node: S.Param, choices: str = "") -> str:

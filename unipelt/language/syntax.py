@@ -381,10 +381,14 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """``in { a, b }`` behind a parameter: the arguments it takes in a space of methods."""
+    """``in { a, b }`` behind a parameter: the arguments it takes in a space of methods.
+
+    ``place`` is the parameter's among the parameters: a definition with a name twice is wrong, but may be written.
+    """
 
     name: str
     values: tuple[Expr, ...]
+    place: int
     span: Span = _span()
 
 

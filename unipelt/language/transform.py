@@ -121,7 +121,7 @@ class Transform:
             kind = getattr(part, "data", "")
             if kind == "params":
                 head["params"] = tuple(self._param(p) for p in part.children)
-                choices = tuple(c for p in part.children for c in self._choices(p))
+                choices = tuple(c for i, p in enumerate(part.children) for c in self._choices(p, i))
                 if choices and what == "a method":
                     head["choices"] = choices
                 elif choices:
@@ -138,10 +138,10 @@ class Transform:
         default = [r for r in rest if getattr(r, "data", "") != "choices"]
         return S.Param(str(name), str(type_), self.expr(default[0]) if default else None, self.span(node))
 
-    def _choices(self, node: Any) -> list[S.Choices]:
+    def _choices(self, node: Any, place: int) -> list[S.Choices]:
         name, _, *rest = node.children
         found = [r for r in rest if getattr(r, "data", "") == "choices"]
-        return [S.Choices(str(name), tuple(self.expr(c) for c in r.children), self.span(r)) for r in found]
+        return [S.Choices(str(name), tuple(self.expr(c) for c in r.children), place, self.span(r)) for r in found]
 
     def _method(self, node: Any) -> S.MethodDef:
         head, body = self._head(node, "a method")

@@ -1,0 +1,46 @@
+"""Twenty thousand inputs that nobody would write: nothing but diagnostics (`benchmarks/fuzz.py` takes half a million).
+
+All are read, checked and their mistakes rendered; every eighth is also laid out and described.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+import fuzzing
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+CHUNK = 2440
+
+
+def outcomes(inputs: Iterator[bytes], place) -> Counter:
+    seen: Counter = Counter()
+    for i, data in enumerate(islice(inputs, CHUNK)):
+        try:
+            seen[fuzzing.judge(data, place, wholly=i % 8 == 0)] += 1
+        except Exception as e:  # the input is what one wants to see
+            raise AssertionError(f"{type(e).__name__}: {e}, for the input\n{data!r}") from e
+    return seen
+
+
+@pytest.mark.parametrize("chunk", range(6))
+def test_damaged_definitions(chunk, tmp_path):
+    seen = outcomes(fuzzing.mutants(chunk), tmp_path / "x.pelt")
+    assert seen.total() == CHUNK and min(seen[k] for k in ("text", "mistakes", "method")) > CHUNK // 20, seen
+
+
+@pytest.mark.parametrize("chunk", range(2))
+def test_sentences_of_the_grammar(chunk, tmp_path):
+    """Random walks over its rules: nearly all parse, hardly any means something."""
+    seen = outcomes(fuzzing.sentences(chunk), tmp_path / "x.pelt")
+    assert seen.total() == CHUNK and seen["mistakes"] > CHUNK // 4, seen
+
+
+@seed(1)
+@settings(max_examples=480, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])
+@given(text=fuzzing.derived())
+def test_what_hypothesis_derives(text, tmp_path_factory):
+    fuzzing.judge(text.encode(), tmp_path_factory.getbasetemp() / "derived.pelt")
