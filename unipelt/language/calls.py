@@ -27,11 +27,13 @@ from .syntax import (
     Param,
     Path,
     Scope,
+    Span,
     Statement,
     String,
     Tensor,
     dotted,
     rewrite,
+    walk,
 )  # fmt: skip
 
 MAX_NODES = 2000  # of an argument after substitution, and lines of a body: `use` in `use` may double them each time
@@ -79,8 +81,15 @@ def bind(params: Sequence[Param], call: Apply, what: str) -> Mapping:
         if p.name not in mapping:
             if p.default is None:
                 raise error("E0207", f"{what} needs a value for `{p.name}`", call.span, help=f"its parameters: {listed}")
-            mapping[p.name] = substitute(p.default, dict(mapping))
+            mapping[p.name] = bounded(substitute(p.default, dict(mapping)), what, p.name, p.span)
     return mapping
+
+
+def bounded(value: Any, what: str, name: str, span: Span) -> Any:
+    """An argument that is not too long: what doubles from one parameter to the next would grow without end."""
+    if any(n >= MAX_NODES for n, _ in enumerate(walk(value))):
+        raise error("E0227", f"the argument `{name}` of {what} grows beyond {MAX_NODES} words", span)
+    return value
 
 
 def substitute(node: Any, mapping: Mapping) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from .arguments import parameters
-from .calls import site_paths
+from .calls import bounded, site_paths, substitute
 from .diagnostics import Diagnostic, Label, PeltError, near
 from .infer import Inference
 from .inputs import disagreement
@@ -65,8 +66,14 @@ def check_method(method: Method) -> list[RowTyping]:
     """Checks every row at every site it names, with symbolic sizes; raises `PeltError` with all mistakes."""
     problems: list[Diagnostic] = []
     params: list[Param] = []
+    grown: dict[str, Any] = {}
     for p in method.params:
         before = len(problems)
+        try:
+            if p.default is not None:
+                grown[p.name] = bounded(substitute(p.default, grown), f"the method `{method.name}`", p.name, p.span)
+        except PeltError as e:
+            problems += e.diagnostics
         if p.type not in PARAM_TYPES:
             problems.append(Diagnostic("E0230", f"there is no type `{p.type}`", p.span,
                                        help=near(p.type, PARAM_TYPES) or f"types: {', '.join(PARAM_TYPES)}"))  # fmt: skip

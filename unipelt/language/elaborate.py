@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .calls import MAX_NODES, Mapping, callee, inline_calls, substitute, substitute_all
+from .calls import Mapping, bounded, callee, inline_calls, substitute, substitute_all
 from .diagnostics import Diagnostic, Label, PeltError, error, near
 from .ir import Columns, Method, Row, Trained
 from .library import Names
@@ -147,9 +147,7 @@ def _inner(call: Apply, bound: Mapping, names: Names, trail: Trail) -> Parts:
     _refuse_space(inner, call.function.span)
     if len(trail) > MAX_DEPTH:
         raise error("E0213", f"methods use each other more than {MAX_DEPTH} deep", call.function.span)
-    given = {k: substitute(v, bound) for k, v in mapping.items()}
-    if any(n >= MAX_NODES for v in given.values() for n, _ in enumerate(walk(v))):
-        raise error("E0227", f"an argument of `{inner.name}` grows beyond {MAX_NODES} words", call.span)
+    given = {k: bounded(substitute(v, bound), f"the method `{inner.name}`", k, call.span) for k, v in mapping.items()}
     return _parts(inner, given, names, trail)
 
 

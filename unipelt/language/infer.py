@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,8 @@ from .syntax import (
     dotted,
 )  # fmt: skip
 from .values import AFFINE, POISON, NumberType, Poison, Type, Value, WordType, bend, join, product
+
+_FLOAT = sys.float_info.max
 
 
 @dataclass
@@ -73,7 +76,9 @@ class Inference:
         items = [self.infer(i) for i in e.items]
         if any(isinstance(v.type, Poison) for v in items):
             return Value(POISON)
-        wrong = next((i for i, v in zip(e.items, items) if not isinstance(v.type, NumberType) or isinstance(i, ListOf)), None)
+        wrong = next(
+            (i for i, v in zip(e.items, items) if not isinstance(v.type, NumberType) or isinstance(i, ListOf)), None
+        )
         if not items or wrong is not None:
             return self.fail("E0365", "a list has a number for each layer" + (", and this is none" if items else ""),
                              wrong.span if wrong is not None else e.span, help="for example [4, 8, 8, 16]")  # fmt: skip
@@ -218,12 +223,19 @@ class Inference:
                 size = Size.of(value)
             elif a.type.size is not None and b.type.size is not None:
                 p, q = a.type.size, b.type.size
+                if len(p.terms) * len(q.terms) > 4096:
+                    raise OverflowError
                 if e.op in "+-*/":
                     size = {"+": lambda: p + q, "-": lambda: p - q, "*": lambda: p * q, "/": lambda: p / q}[e.op]()
                 elif e.op == "**" and isinstance(y, int) and 0 <= y <= 4:
                     size = Size.of(1)
                     for _ in range(y):
                         size = size * p
+            # a size is a machine's integer, any other number a float; more is a mistake, or meant to take for ever
+            if (value is not None and not abs(value) <= (1 << 63 if isinstance(value, int) else _FLOAT)) or (
+                size is not None and size.large
+            ):
+                raise OverflowError
         except (ZeroDivisionError, OverflowError, KeyError):
             reason = {"@": "`@` multiplies tensors; numbers take `*`"}.get(e.op, "this number cannot be computed")
             return self.fail("E0318", reason, e.span)

@@ -30,6 +30,8 @@ from .values import AFFINE, NumberType, Value
 #: A projection's output edit goes into the projection itself; a scaled hidden activation goes into `down`.
 ABSORBED_BY_SITE = ("projection", "weight")
 ABSORBED_SEQUENTIAL = {"attn": "attn.o", "cross": "cross.o", "ffn": "ffn.down", "ffn.hidden": "ffn.down"}
+#: Pairs of unlike rows that are compared before giving up: some seconds' work, and more than the rows of any real method make.
+MOST_PAIRS = 500
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -253,10 +255,16 @@ def verdicts(method: Method) -> dict[str, Verdict]:
 
 def rows_commute(method: Method) -> Verdict:
     """Whether the order of rows that meet at a site makes no difference; where it does, the text's order counts."""
+    sites = [{str(p) for p in sites_of(r.sites, method.params)} for r in method.rows]
+    alike = [str(replace(method, rows=(replace(r, name="_"),), trains=(), requires=())) for r in method.rows]
+    seen: set[tuple[str, str]] = set()  # pairs of rows whose like have been compared
     for i, a in enumerate(method.rows):
-        for b in method.rows[i + 1 :]:
-            if not {str(p) for p in sites_of(a.sites, method.params)} & {str(p) for p in sites_of(b.sites, method.params)}:
+        for j, b in enumerate(method.rows[i + 1 :], i + 1):
+            if not sites[i] & sites[j] or (alike[i], alike[j]) in seen:
                 continue
+            if len(seen) == MOST_PAIRS:
+                return Verdict("unknown", f"more than {MOST_PAIRS} pairs of rows meet at a site", method.span)
+            seen.add((alike[i], alike[j]))
             one, other = (canonical(meaning(replace(method, rows=pair, trains=()))) for pair in ((a, b), (b, a)))
             if one.lines() != other.lines():
                 return Verdict("no", f"`{a.name}` acts before `{b.name}` at a site of both, and the other order differs", b.span)

@@ -72,6 +72,13 @@ class Size:
         return None
 
     @property
+    def large(self) -> bool:
+        """Whether it is none that a model could have, so that nothing is computed with it: a spec is untrusted text."""
+        return len(self.terms) > 512 or any(
+            max(c.numerator.bit_length(), c.denominator.bit_length()) > 512 or any(abs(e) > 64 for _, e in m) for m, c in self.terms
+        )
+
+    @property
     def symbols(self) -> frozenset[str]:
         return frozenset(s for m, _ in self.terms for s, _ in m)
 
