@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-HERE = str(Path(__file__).parent)
-if HERE not in sys.path:
-    sys.path.insert(0, HERE)
+HERE = Path(__file__).parent
+for folder in (HERE.parent / "training", HERE):  # the tiny tokenizer is there
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 from tiny import Bases  # noqa: E402
 
