@@ -19,6 +19,7 @@ _WHERE = {
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
     "inputs": "runtime.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
+    "export_onnx": "runtime.exporting",
     "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
     "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove
     from .runtime.checkpoint import attach, restore, save, state_dict
     from .runtime.ensemble import ensemble
+    from .runtime.exporting import export_onnx
     from .runtime.merge import merge, unmerge
     from .runtime.plain import save_merged
     from .runtime.prompts import at_tokens

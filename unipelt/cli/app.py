@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .exporting import export
 from .output import MISTAKES, guarded
 
 app = typer.Typer(
@@ -449,3 +450,6 @@ def push(
     from .runs import push_command
 
     push_command(folder, name, private, revision, yes, dry_run, as_json)
+
+
+app.command()(export)

@@ -16,9 +16,9 @@ from ..language.diagnostics import PeltError
 #: Columns of a table where stdout is no terminal.
 WIDTH = 120
 OK, MISTAKES, USAGE, OTHER = 0, 1, 2, 3
-#: Codes of errors that are no mistakes in the input: the run is complete already; an adapter could not be written; the hub
-#: cannot be reached.
-NO_MISTAKES = ("E0618", "E0575", "E0823")
+#: Codes of errors that are no mistakes in the input: the run is complete already; an adapter could not be written; a file gives
+#: not what its model gives; the hub cannot be reached.
+NO_MISTAKES = ("E0618", "E0575", "E0756", "E0823")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 

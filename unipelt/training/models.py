@@ -93,6 +93,21 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
     return loaded
 
 
+def load_plain(model: str, task: str) -> Any:
+    """The pretrained model as it is, for a task's kind or `base`, in evaluation mode."""
+    import torch
+    import transformers
+
+    wanted = None if task == "base" else kind(task)
+    config = load_config(model)
+    try:
+        with quiet():
+            auto = getattr(transformers, "AutoModel" if wanted is None else wanted.auto_for(config))
+            return auto.from_pretrained(model, dtype=torch.float32).eval()
+    except Exception as e:  # noqa: BLE001
+        raise _unloadable(model, "model", e) from None
+
+
 def load_config_model(path: str, task: str) -> Any:
     """A model on the meta device, without weights, from a folder or a configuration file: enough for a plan."""
     import torch
