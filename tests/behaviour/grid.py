@@ -10,14 +10,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from properties import Case
 
 FILE = Path(__file__).with_name("grid.json")
 MODELS = {
     "bert": "BertModel", "bert_head": "BertForSequenceClassification", "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
 }  # fmt: skip
-DECODING = ("dynamic cache", "static cache", "greedy", "beams", "left-padded generation")
+CACHED = ("dynamic cache", "static cache", "greedy", "beams")
+DECODING = (*CACHED, "padded generation")
+PADDING = ("padding left", "padding right", "padding seen")
 
 
 def read() -> dict[str, Any]:
@@ -27,27 +32,21 @@ def read() -> dict[str, Any]:
     return {**grid, "methods": {named(method): cells for method, cells in grid["methods"].items()}}
 
 
-def refusal(spec: str, model: Any) -> str | None:
+def refusal(case: Case) -> str | None:
     """Why the method does not go onto the model at all."""
     import unipelt
-    from tiny import small
 
     try:
-        unipelt.plan(model, small(spec), allow_future=True)
+        case.plan
     except unipelt.PeltError as e:
         d = e.diagnostics[0]
         return f"{d.code}: {d.message}"
     return None
 
 
-def blank(spec: str, kind: str, model: Any) -> dict[str, list[str]]:
+def blank(case: Case) -> dict[str, list[str]]:
     """Reason → the properties that stay blank for it, of a method on a model."""
-    import unipelt
-    from tiny import DECODERS, small
-    from unipelt.language.properties import cache_consistent
-
-    plan = unipelt.plan(model, small(spec), allow_future=True)
-    said = plan.properties
+    said, edits = case.plan.properties, case.plan.edits
     out: dict[str, list[str]] = {}
     taken: set[str] = set()
 
@@ -61,20 +60,26 @@ def blank(spec: str, kind: str, model: Any) -> dict[str, list[str]]:
         leave("it merges", "merge refused")
     else:
         leave(f"not mergeable; {said['mergeable']}", "merged")
-    if any("training" in e.names for e in plan.edits):
+    if any("training" in e.names for e in edits):
         leave("it says what it does otherwise in training", "train mode")
-    if kind not in DECODERS:
-        leave("an encoder does not decode", *DECODING)
-    elif plan.leaks:
+    if case.written is None:
+        leave("an encoder keeps no cache and writes nothing", *DECODING)
+        leave("an encoder sees later tokens by itself", "later token")
+    elif case.plan.leaks:
         leave(f"sees the future, so it is refused on causal models unless allow_future; {said['causal']}", *DECODING)
-    elif any(cache_consistent(e.typing).value != "yes" for e in plan.edits):
+    elif said["cache-consistent"] != "yes":
         leave("reads other positions than the chunk of a cached step; the plan warns of it", *DECODING)
-    if kind == "bert_head":
-        leave("the base itself reads the first position, which padding at the left makes a pad", "padding left")
+    if not case.tokens:
+        leave("pictures have no padding", *PADDING)
+    if case.written is not None and case.prompts() is None:
+        leave("sound has no padding", "padded generation")
+    for side in ("left", "right"):
+        if case.tokens and not case.base_holds(side):
+            leave(f"the base itself, without the method, changes beside padding at the {side}", f"padding {side}")
     if said["padding-invariant"] == "yes":
         leave("pads take no part", "padding seen")
     else:
-        leave(f"pads take part; {said['padding-invariant']}", "padding left", "padding right", DECODING[-1])
+        leave(f"pads take part; {said['padding-invariant']}", "padding left", "padding right", "padded generation")
     return out
 
 
@@ -84,13 +89,11 @@ def left_blank(cell: dict[str, list[str]]) -> set[str]:
 
 def row(spec: str) -> dict[str, Any]:
     """Model → the reason of its refusal, or its blank cells by reason."""
-    from tiny import build
+    from properties import Case
+    from tiny import Bases
 
-    found: dict[str, Any] = {}
-    for kind in MODELS:
-        model = build(kind)
-        found[kind] = refusal(spec, model) or blank(spec, kind, model)
-    return found
+    cases = [Case(spec, kind, Bases()) for kind in MODELS]
+    return {case.kind: refusal(case) or blank(case) for case in cases}
 
 
 def bare(cell: str | dict[str, list[str]]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AlbertConfig, AlbertForSequenceClassification, BartConfig, BartForConditionalGeneration, BertConfig,
+    AlbertConfig, AlbertForSequenceClassification, AlbertModel, BartConfig, BartForConditionalGeneration, BertConfig,
     BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertForSequenceClassification, ElectraConfig,
     ElectraForSequenceClassification, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, LlamaConfig,
     LlamaForCausalLM, LlamaForSequenceClassification, MBartConfig, MBartForConditionalGeneration, MistralConfig,
@@ -88,6 +89,7 @@ KINDS = {
          "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "max_position_embeddings": 64, "initializer_range": 0.1,
          "num_labels": 3},
     ),
+    "albert": (AlbertModel, AlbertConfig, {**_ENCODER, "embedding_size": 16}),
     "albert_head": (
         AlbertForSequenceClassification,
         AlbertConfig,
@@ -131,10 +133,11 @@ def build(kind: str, dtype: torch.dtype = torch.float32, layers: int = 2, **chan
 
 
 def batch(kind: str, rows: int = 3, tokens: int = 7, padded: bool = True, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Token ids and a mask (a decoder's too); one row is shorter, with its padding at the right. Sound and pictures have
-    no padding."""
+    """Token ids and a mask (a decoder's too, from its start token on); one row is shorter, with its padding at the right.
+    Sound and pictures have no padding."""
     if kind in ENCODER_DECODERS:
         decoder = {f"decoder_{n}": t for n, t in batch("bert", rows, tokens - 2, padded, seed + 1).items()}
+        decoder["decoder_input_ids"][:, 0] = KINDS[kind][2]["decoder_start_token_id"]
         return {**(_sound(rows, seed) if kind == "whisper" else batch("bert", rows, tokens, padded, seed)), **decoder}
     if kind == "vit_head":
         return {"pixel_values": torch.randn(rows, 3, 12, 12, generator=torch.Generator().manual_seed(seed))}
@@ -150,26 +153,28 @@ def _sound(rows: int, seed: int) -> dict[str, torch.Tensor]:
     return {"input_features": torch.randn(rows, 5, FRAMES, generator=torch.Generator().manual_seed(seed))}
 
 
-def giving(model: nn.Module, ids: torch.Tensor) -> Any:
-    """A block in which a model has the arguments that its adapters declare, as those ids make them."""
-    found = declared(model, ids)
+def giving(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+    """A block in which a model has the arguments that its adapters declare, as the ids of the inputs make them."""
+    found = declared(model, inputs["input_ids"]) if "input_ids" in inputs else {}
     return unipelt.inputs(model, **found) if found else nullcontext()
 
 
-def outputs(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> dict[str, torch.Tensor]:
-    """What a user reads from a model: logits, or the last hidden state and the pooled one."""
+def outputs(
+    model: nn.Module, inputs: dict[str, torch.Tensor], also: tuple[str, ...] = (), **more: Any
+) -> dict[str, torch.Tensor]:
+    """What a user reads from a model: logits, or the last hidden state and the pooled one; ``also`` others, by name."""
     dtype = next(model.parameters()).dtype
     if "input_ids" in inputs:
         more = {**declared(model, inputs["input_ids"]), **more}
     o = model(**{n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}, **more)
-    found = {n: o[n] for n in ("logits", "last_hidden_state", "pooler_output") if n in o and o[n] is not None}
+    found = {n: o[n] for n in ("logits", "last_hidden_state", "pooler_output", *also) if n in o and o[n] is not None}
     assert found
     return found
 
 
-def look(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> dict[str, torch.Tensor]:
+def look(model: nn.Module, inputs: dict[str, torch.Tensor], also: tuple[str, ...] = (), **more: Any) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        return {n: t.detach().clone() for n, t in outputs(model, inputs, **more).items()}
+        return {n: t.detach().clone() for n, t in outputs(model, inputs, also, **more).items()}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -278,26 +283,40 @@ def same_values(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 class Bases:
-    """Base models that the tests share. A base that a failing test left changed is built anew."""
+    """Base models that the tests share, bare or with a method on. One that a failing test left changed is built anew."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple, tuple[nn.Module, dict, dict]] = {}
         self.lent: list[tuple] = []
+        self.found: dict[tuple, Any] = {}
 
-    def get(self, kind: str, dtype: torch.dtype = torch.float32, copy_number: int = 0) -> nn.Module:
-        key = (kind, dtype, copy_number)
+    def once(self, what: tuple, find: Callable[[], Any]) -> Any:
+        """What was found of a base, which does not change."""
+        if what not in self.found:
+            self.found[what] = find()
+        return self.found[what]
+
+    def get(
+        self, kind: str, dtype: torch.dtype = torch.float32, copy_number: int = 0, wearing: str | None = None
+    ) -> nn.Module:
+        """A base; ``wearing``: with that method on, randomised, as adapter ``a``. Those of one method are kept at a time."""
+        key = (kind, dtype, copy_number, wearing)
         if key not in self.kept:
+            if wearing is not None:
+                self.kept = {k: v for k, v in self.kept.items() if k[3] in (None, wearing)}
             model = build(kind, dtype)
+            if wearing is not None:
+                put(model, wearing)
             self.kept[key] = (model, footprint(model), values(model))
         self.lent.append(key)
         return self.kept[key][0]
 
     def take_back(self) -> list[tuple]:
-        """The bases that were lent and are not as they were."""
+        """The models that were lent and are not as they were."""
         changed = []
-        for key in dict.fromkeys(self.lent):
+        for key in dict.fromkeys(k for k in self.lent if k in self.kept):
             model, before, weights = self.kept[key]
-            clean = footprint(model) == before and same_values(values(model), weights)
+            clean = footprint(model) == before and same_values(model.state_dict(), weights)
             if not clean or any(p.grad is not None for p in model.parameters()):
                 changed.append(key)
                 del self.kept[key]

@@ -59,9 +59,7 @@ def reference(kinds: list[Rows], mask: list[int]) -> tuple[list, list]:
     real = [j for j, v in enumerate(mask) if v]
     anchors = []
     for r in kinds:
-        if r.after == 0:
-            anchors.append(0)
-        elif not real:
+        if not real:
             anchors.append(len(mask) if r.after is None else min(r.after, len(mask)))
         else:
             end = real[-1] + 1
@@ -333,6 +331,10 @@ def test_pads_behind_the_text_in_a_cache_are_refused() -> None:
     unipelt.apply(m, rows("prepend(delta, h, 4)"))
     fails("E0735", lambda: m(input_ids=tokens[:, :2], **with_cache(m, DynamicCache(config=m.config))), "first 4 tokens")
     assert out(m, input_ids=tokens[:, :2]).shape[1] == 5  # without a cache: a text shorter than that, behind all of it
+    unipelt.remove(m, "default")
+    unipelt.apply(m, rows("prepend(delta, h)"))
+    pads = torch.tensor([[0, 0], [1, 1]])  # the first chunk of a longer text, padded at the left: its first token is not here
+    fails("E0735", lambda: m(input_ids=tokens[:, :2], attention_mask=pads, past_key_values=DynamicCache(config=m.config)), "only pads")
 
 
 def test_a_static_cache_has_room_for_the_rows_or_is_refused() -> None:

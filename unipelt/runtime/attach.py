@@ -211,6 +211,7 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
             r.wanted[name] = attached.plan.inputs
         r.placing[name] = placing(attached.plan, name)
         shared = _share(r, name, attached, made)
+        r.train(model.training)  # like everything that is hung into the model
         for e in attached.plan.edits:
             _hang_edit(model, r, name, attached, e, made, shared)
         _hang_copies(model, r, name, attached, made)
@@ -245,7 +246,7 @@ def _seam(model: nn.Module, r: Registry, path: str) -> tuple[nn.Module, Seam]:
 def _edits(seam: Seam, name: str) -> nn.ModuleList:
     key = key_of(name)
     if key not in seam.adapters:
-        seam.adapters[key] = nn.ModuleList()
+        seam.adapters[key] = nn.ModuleList().train(seam.training)
     return seam.adapters[key]  # type: ignore[return-value]
 
 

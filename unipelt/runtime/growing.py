@@ -81,6 +81,9 @@ def refuse(call: Call, rows: Sequence[Rows]) -> None:
     if call.cache is not None and tokens < behind:
         raise error("E0735", f"rows stand behind the first {behind} tokens, and the first chunk has {tokens}",
                     help="give more tokens at first")  # fmt: skip
+    if call.cache is not None and mask is not None and not torch.compiler.is_compiling() and not bool((mask != 0).any(1).all()):
+        raise error("E0735", "rows stand beside the first token of each text, and the first chunk holds only pads of one",
+                    help="give more tokens at first")  # fmt: skip
     limit = call.cache.get_max_length() if call.cache is not None and len(call.cache) else -1  # -1: without an end
     if 0 <= limit < tokens + total:
         raise error("E0546", f"the static cache holds {limit} positions, and prompt and tokens take {tokens + total}",

@@ -1,7 +1,8 @@
 """Where rows stand among tokens: pure index arithmetic, with no model in it.
 
-Rows stand in front, behind the first k real tokens, or behind the last real one; which index that is differs from
-example to example where there is padding. Rows that share a place stand in the order of application, the first ones
+Rows stand before the first real token, behind the first k, or behind the last; which index that is differs from example
+to example where there is padding. (Pads between rows and tokens would not be seen, but a model that counts how far apart
+two positions are, as T5 does, would count them.) Rows that share a place stand in the order of application, the first ones
 nearest to the tokens they follow or precede.
 """
 
@@ -44,8 +45,6 @@ class Layout:
     def _anchor(self, r: Rows) -> torch.Tensor:
         """How many tokens, pads among them, stand before the rows: [batch]."""
         n = self.shape[1]
-        if r.after == 0:
-            return torch.zeros(self.shape[0], dtype=torch.long, device=self.real.device)
         seen = self.real.long()
         end = n - seen.flip(-1).argmax(-1)
         if r.after is None:
@@ -73,11 +72,11 @@ class Layout:
         return out.scatter(1, index, t)
 
     def types(self, t: torch.Tensor) -> torch.Tensor:
-        """Token types: rows have that of the token they follow, 0 in front."""
+        """Token types: rows have that of the token they follow, 0 before the first."""
         out = self.spread(t)
         t = t.expand(self.shape)
         for index, a in zip(self.rows, self.anchors):
-            own = torch.where(a > 0, t.gather(1, (a - 1).clamp(min=0)[:, None])[:, 0], 0)
+            own = torch.where(a > self.real.long().argmax(-1), t.gather(1, (a - 1).clamp(min=0)[:, None])[:, 0], 0)
             out = out.scatter(1, index, own[:, None].expand(index.shape))
         return out
 

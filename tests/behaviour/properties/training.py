@@ -1,0 +1,77 @@
+"""What trains, from which start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tiny import look, loss, same, same_values, small, trained, values
+
+import unipelt
+
+from .case import Case, holds
+
+
+@holds("gradients")
+def gradients(case: Case) -> None:
+    """Every trained tensor gets a gradient, the base gets none, and a step changes the trained tensors only."""
+    m, inputs = case.base(), case.inputs
+    plan = case.put(m)
+    loss(m, inputs).backward()
+    own = trained(m, "a")
+    assert len(own) == sum(not t.frozen for t in plan.tensors.values()) + len(plan.copies)
+    for n, p in own.items():
+        assert p.grad is not None, n
+        assert torch.isfinite(p.grad).all() and p.grad.abs().max() > 0, n
+    ids = {id(p) for p in own.values()}
+    for n, p in m.named_parameters():
+        assert id(p) in ids or (p.grad is None and not p.requires_grad), n
+    before = values(m)
+    torch.optim.SGD(unipelt.parameter_groups(m, "a", 0.1)).step()
+    after = values(m)
+    moved = {id(p) for n, p in m.named_parameters(remove_duplicate=False) if not torch.equal(before[n], after[n])}
+    # a bias of the keys adds the same to every score of a query and cancels in the softmax: only rounding is left of it
+    still = {id(p) for p in own.values() if p.grad is not None and p.grad.abs().max() < 1e-5}
+    assert moved <= ids and ids - moved <= still and len(still) <= len(ids) // 4
+    unipelt.remove(m, "a")
+
+
+@holds("train mode")
+def train_mode(case: Case) -> None:
+    """Without dropout, train mode computes what eval mode computes."""
+    m, inputs, acting = case.acting(), case.inputs, case.acted()
+    assert not any(x.training for x in m.modules())  # as the base was when the method was put on
+    m.train()
+    assert same(look(m, inputs), acting)
+    m.eval()
+    assert same(look(m, inputs), acting)
+
+
+@holds("seed")
+def seed(case: Case) -> None:
+    """The same seed gives the same tensors, whatever else is attached; another seed gives others."""
+    m = case.base()
+    method = small(case.spec)
+
+    def start(name: str, seed: int) -> dict[str, torch.Tensor]:
+        unipelt.apply(m, method, name=name, seed=seed, allow_future=True)
+        return {n: t.clone() for n, t in unipelt.state_dict(m, name).items()}
+
+    first = start("a", 3)
+    other = start("b", 4)
+    unipelt.remove(m, "a")
+    torch.randn(5)
+    unipelt.activate(m)
+    again = start("c", 3)
+    assert same_values(first, again)
+    random = any(n.startswith(_RANDOM) for n in _starts(case.plan))
+    assert same_values(first, other) is not random
+    unipelt.remove(m, "b")
+    unipelt.remove(m, "c")
+
+
+_RANDOM = ("normal", "truncated_normal", "uniform", "kaiming", "xavier", "torch_linear", "orthogonal", "sampled")
+
+
+def _starts(plan: Any) -> set[str]:
+    return {t.start.name for t in plan.tensors.values() if t.start is not None}
