@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,17 @@ if TYPE_CHECKING:
     from properties import Case
 
 FILE = Path(__file__).with_name("grid.json")
+#: Models of `tiny` by kind.
 MODELS = {
     "bert": "BertModel", "bert_head": "BertForSequenceClassification", "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
+    "llama": "LlamaForCausalLM", "t5": "T5ForConditionalGeneration", "bart": "BartForConditionalGeneration",
+    "mbart": "MBartForConditionalGeneration", "whisper": "WhisperForConditionalGeneration",
+    "distilbert_head": "DistilBertForSequenceClassification", "albert": "AlbertModel", "opt": "OPTForCausalLM",
+    "vit_head": "ViTForImageClassification",
 }  # fmt: skip
+#: Those on which the suite tries every cell; on the others it tries some (`in_turn`), and `benchmarks/grid.py` all.
+ALWAYS = ("bert", "bert_head", "gpt2", "llama")
+Cell = tuple[str, str, str]  # method, model, property
 CACHED = ("dynamic cache", "static cache", "greedy", "beams")
 DECODING = (*CACHED, "padded generation")
 PADDING = ("padding left", "padding right", "padding seen")
@@ -94,6 +103,36 @@ def row(spec: str) -> dict[str, Any]:
 
     cases = [Case(spec, kind, Bases()) for kind in MODELS]
     return {case.kind: refusal(case) or blank(case) for case in cases}
+
+
+def filled(grid: dict[str, Any]) -> list[Cell]:
+    """Every cell that is no blank, method by method and model by model."""
+    return [
+        (spec, kind, name) for spec, row in grid["methods"].items() for kind, cell in row.items()
+        if isinstance(cell, dict) for name in grid["properties"] if name not in left_blank(cell)
+    ]  # fmt: skip
+
+
+def in_turn(cells: Sequence[Cell]) -> list[Cell]:
+    """Some of the cells: each method with each property, each method on each model, each property on each model.
+
+    Of the models that a method and a property can meet on, the one that both have met least so far; what has then not met
+    meets in the first cell there is.
+    """
+    possible: dict[tuple[str, str], list[str]] = {}
+    for spec, kind, name in cells:
+        possible.setdefault((spec, name), []).append(kind)
+    met: Counter[tuple[str, str]] = Counter()
+    chosen = set()
+    for (spec, name), kinds in possible.items():
+        kind = min(kinds, key=lambda k: (max(met[spec, k], met[name, k]), met[spec, k] + met[name, k]))
+        met.update([(spec, kind), (name, kind)])
+        chosen.add((spec, kind, name))
+    for spec, kind, name in cells:
+        if not met[spec, kind] or not met[name, kind]:
+            met.update([(spec, kind), (name, kind)])
+            chosen.add((spec, kind, name))
+    return [c for c in cells if c in chosen]
 
 
 def bare(cell: str | dict[str, list[str]]) -> Any:
