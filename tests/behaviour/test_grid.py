@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from grid import ALWAYS, MODELS, bare, blank, filled, in_turn, left_blank, read, refusal, row
+from grid import ALWAYS, MODELS, bare, blank, filled, in_turn, read, refusal, row
 from names import RENAMED
 from properties import PROPERTIES, Case
 from tiny import footprint, small

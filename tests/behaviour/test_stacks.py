@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from names import name as named
-from tiny import ENCODER_DECODERS, PAD, VOCAB, batch, build, distance, look, put, small
+from properties.counting import agree
+from tiny import ENCODER_DECODERS, PAD, VOCAB, batch, build, look, small
 
 import unipelt
-from unipelt.language.counts import counts
 
 TOWERS = ("t5", "bart")
 PREFIX = "prefix_tuning_mlp"
@@ -84,14 +84,10 @@ def test_a_layer_has_no_number_where_one_module_serves_several() -> None:
     assert len(unipelt.plan(build("albert_head", num_hidden_groups=2), method).edits) == 2  # a module for each
 
 
-def test_a_module_that_serves_several_layers_acts_in_each() -> None:
-    model, inputs = build("albert_head", layers=4), batch("albert_head")
-    plan = put(model, named("lora"))
+def test_a_module_that_serves_several_layers_has_one_edit() -> None:
+    plan = unipelt.plan(build("albert_head", layers=4), small(named("lora")))
     assert len(plan.tensors) == 4 and plan.counts.trained == sum(t.count for t in plan.tensors.values())
     assert {r["layers"] for r in plan.table() if r["row"] != "head"} == {"0–3"}
-    merged = look(model, inputs)
-    unipelt.merge(model, "a")
-    assert distance(merged, look(model, inputs)) < 1e-5
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -116,44 +112,15 @@ method shared(l: int = 3, r: int = 2) {
 """
 
 
-def numbers(plan: Any) -> list[dict[str, int]]:
-    """The sizes of each stack, its own and the decoder's layers."""
-    found = []
-    for s in plan.sites.stacks:
-        sites = [x for x in plan.sites.sites if x.stack == s.name]
-        depth = len(s.blocks)
-        cross = depth if any(x.name == "cross" for x in sites) else 0
-        values = {**sites[0].sizes, "L": depth, "L_cross": cross, "depth": s.depth}
-        values |= {f"L_{s.name}": depth} if s.name else {}
-        values |= {n: v for n, v in plan.method.arguments.items() if isinstance(v, int)}
-        found.append(values)
-    for x in plan.sites.named("head"):
-        found[-1] |= {"labels": x.sizes["labels"], "d_x": x.sizes["d_x"]}
-    return found
-
-
 @pytest.mark.parametrize("kind", [*ENCODER_DECODERS, "albert_head", "distilbert_head", "opt", "vit_head"])
-def test_formulas_equal_plans_and_plans_equal_tensors(kind: str) -> None:
+def test_formulas_of_a_method_that_tells_stacks_apart(kind: str) -> None:
     model = build(kind, layers=3)
-    planned = 0
-    for method in [*(small(e.name) for e in unipelt.library() if e.kind == "method"), unipelt.parse(SHARED)]:
-        try:
-            plan = unipelt.plan(model, method, head=False, allow_future=True)
-        except unipelt.PeltError as e:
-            assert {d.code for d in e.diagnostics} <= {"E0510", "E0511", "E0512", "E0703", "E0704", "E0707", "E0739"}, (method.name, str(e))
-            continue
-        copies = sum(c.parameter.count for c in plan.copies)
-        found, values = counts(method), numbers(plan)
-        if plan.edits and all(e.site.family == "embed" for e in plan.edits):  # ALBERT's words are narrower than its stream
-            values[-1]["d_model"] = plan.edits[-1].site.sizes["d_model"]
-        assert found["trained"].number(*values) == plan.counts.trained - sum(c.parameter.count for c in plan.copies if not c.head), method.name
-        assert found["stored"].number(*values) == plan.counts.stored - sum(c.parameter.count for c in plan.copies if not c.head), method.name
-        unipelt.apply(model, method, name="a", head=False, allow_future=True)
-        state = unipelt.state_dict(model, "a")
-        assert sum(t.numel() for t in state.values()) == sum(t.count for t in plan.tensors.values()) + copies
-        unipelt.remove(model, "a")
-        planned += 1
-    assert planned >= 20
+    if kind in ENCODER_DECODERS:
+        agree(unipelt.plan(model, unipelt.parse(SHARED)))
+        return
+    with pytest.raises(unipelt.PeltError) as e:
+        unipelt.plan(model, unipelt.parse(SHARED))
+    assert {d.code for d in e.value.diagnostics} <= {"E0512", "E0703", "E0704"}
 
 
 # ---------------------------------------------------------------- masks
@@ -200,27 +167,6 @@ def test_generation_gives_the_encoder_its_mask(kind: str, sites: str) -> None:
     assert float((logits[1] - torch.stack(alone.logits, 1)[0]).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("kind", [*ENCODER_DECODERS, "opt", "opt_post", "albert_head", "distilbert_head", "vit_head"])
-def test_prefixes_in_every_kind_of_attention(kind: str) -> None:
-    """Further keys and values in the model's own kernel are what the lines say, whatever the scores have beside them."""
-    model, inputs = build(kind), batch(kind)
-    unmasked = {n: t for n, t in inputs.items() if not n.endswith("mask")}
-    base = look(model, inputs)
-    for method in (small(named(PREFIX)), small(named("prefix_tuning")) + small(named("multi_head_parallel_adapter"))):
-        found = {}
-        for lowering in (True, False):
-            put(model, method, head=False, lowering=lowering)
-            for implementation in ("sdpa", "eager"):
-                model.set_attn_implementation(implementation)
-                found[lowering, implementation] = look(model, inputs), look(model, unmasked)
-            unipelt.remove(model, "a")
-        model.set_attn_implementation("sdpa")
-        first, second = found.pop((True, "sdpa"))
-        assert distance(first, base) > 1e-3
-        for masked, free in found.values():
-            assert distance(first, masked) < 1e-5 and distance(second, free) < 1e-5
-
-
 # ---------------------------------------------------------------- causality
 
 
@@ -245,9 +191,3 @@ def test_the_verdict_on_causality_is_true(kind: str) -> None:
         plan = unipelt.apply(model, gated(sites), name="a", allow_future=True)
         before, after = (look(model, i)["logits"][:, :-1] for i in (inputs, changed))
         assert (float((before - after).abs().max()) > 1e-5) is sees is bool(plan.leaks), sites
-
-
-@pytest.mark.parametrize("kind", ENCODER_DECODERS)
-def test_unipelt_s_published_gate_is_refused_only_for_the_decoder(kind: str) -> None:
-    with pytest.raises(unipelt.PeltError, match="E0530"):
-        unipelt.plan(build(kind), small(named("unipelt_apl")))

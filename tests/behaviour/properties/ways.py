@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tiny import distance, look, loss, size, trained
+from tiny import distance, look, loss, same, size, trained
 from torch import Tensor, nn
 
 import unipelt
@@ -40,18 +40,21 @@ def _gradients(case: Case, m: nn.Module) -> dict[str, Tensor]:
 
 @holds("attention")
 def attention(case: Case) -> None:
-    """SDPA and eager agree, switched by `set_attn_implementation` with the adapter on."""
-    m, inputs = case.acting(), case.inputs
+    """SDPA and eager agree, with masks and without, switched by `set_attn_implementation` with the adapter on."""
+    m, before = case.acting(), case.before()
     assert m.config._attn_implementation == "sdpa"
-    before, fused = case.before(), case.acted()
+    given = [case.inputs, {n: t for n, t in case.inputs.items() if not n.endswith("mask")}]
+    fused = [look(m, inputs) for inputs in given]
+    assert same(fused[0], case.acted())
     try:
         m.set_attn_implementation("eager")
-        eager = look(m, inputs)
+        eager = [look(m, inputs) for inputs in given]
         with unipelt.disabled(m):
-            assert distance(look(m, inputs), before) <= 1e-5 * max(1.0, size(before))
+            assert distance(look(m, case.inputs), before) <= 1e-5 * max(1.0, size(before))
     finally:
         m.set_attn_implementation("sdpa")
-    assert distance(fused, eager) <= 1e-5 * max(1.0, size(eager))
+    for one, other in zip(fused, eager):
+        assert distance(one, other) <= 1e-5 * max(1.0, size(other))
 
 
 # ---------------------------------------------------------------- number formats

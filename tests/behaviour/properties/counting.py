@@ -1,0 +1,44 @@
+"""How many parameters: what the formulas say, the plan, and the tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import unipelt
+from unipelt.language.counts import counts
+
+from .case import Case, holds
+
+
+def sizes_of(plan: Any) -> list[dict[str, int]]:
+    """What the formulas' sizes are on a model: of each stack its own, with the method's arguments."""
+    found = []
+    for s in plan.sites.stacks:
+        sites = [x for x in plan.sites.sites if x.stack == s.name]
+        depth = len(s.blocks)
+        cross = depth if any(x.name == "cross" for x in sites) else 0
+        values = {**sites[0].sizes, "L": depth, "L_cross": cross, "depth": s.depth}
+        values |= {f"L_{s.name}": depth} if s.name else {}
+        values |= {n: v for n, v in plan.method.arguments.items() if isinstance(v, int)}
+        found.append(values)
+    for x in plan.sites.named("head"):
+        found[-1] |= {"labels": x.sizes["labels"], "d_x": x.sizes["d_x"]}
+    if plan.edits and all(e.site.family == "embed" for e in plan.edits):  # ALBERT's words are narrower than its stream
+        found[-1]["d_model"] = plan.edits[-1].site.sizes["d_model"]
+    return found
+
+
+def agree(plan: Any) -> None:
+    """The formulas and the plan; copies of the base's parameters are in no formula, as they are what the base has."""
+    formulas, copied = counts(plan.method), sum(c.parameter.count for c in plan.copies if not c.head)
+    for what in ("trained", "stored"):
+        assert formulas[what].number(*sizes_of(plan)) == getattr(plan.counts, what) - copied, what
+
+
+@holds("counted")
+def counted(case: Case) -> None:
+    """The formulas give the numbers of the plan, and the plan those of the tensors."""
+    agree(case.plan)
+    state = unipelt.state_dict(case.acting(), "a")
+    planned = sum(t.count for t in case.plan.tensors.values()) + sum(c.parameter.count for c in case.plan.copies)
+    assert sum(t.numel() for t in state.values()) == planned
