@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,36 @@ def test_a_run_is_not_repeated(trained, spec, intents, bert):
     assert "--overwrite" in call(*command, code=1)[1]
     assert "complete" in call(*command, "--resume", code=3)[1]
     assert "seed: 0 then, 1 now" in call(*command, "--resume", "--seed", 1, code=1)[1]
+
+
+KILLED = """
+import os, signal, sys
+from unipelt.training.progress import Progress
+
+def on_step_end(self, args, state, control, **_):
+    if state.global_step == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Progress.on_step_end = on_step_end
+from unipelt.cli.main import main
+main()
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_end(spec, intents, bert, tmp_path):
+    """Killed in the second of three epochs of 6 steps, with dropout, behind a checkpoint inside the epoch."""
+    command = ["train", f"{spec}:small", "--model", bert, "--data", intents, "--epochs", 3, "--lr", "1e-2", "--set", "rate=0.2",
+               "--max-length", 16, "--save-steps", 4, "--out"]  # fmt: skip
+    whole = parsed(*command, tmp_path / "whole")
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, command), tmp_path / "killed"],
+                          check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "no finished run" in call("eval", tmp_path / "killed", "--data", intents, code=1)[1]
+    out, err = call(*command, tmp_path / "killed", "--resume", "--json")
+    assert "resuming at step 8" in err
+    killed = json.loads(out)
+    assert killed["metrics"] == whole["metrics"] and killed["history"] == whole["history"]
+    assert (tmp_path / "killed" / "adapter.safetensors").read_bytes() == (tmp_path / "whole" / "adapter.safetensors").read_bytes()
 
 
 def test_bad_data_is_named_with_its_line(spec, bert, tmp_path):
