@@ -32,6 +32,8 @@ from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedFold, PlannedIn
 from .trained import Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named
 
 MAX_TRAINED = 2**33
+#: The main input of models whose batches hold no pads.
+UNPADDED = ("pixel_values",)
 
 
 def plan(
@@ -174,7 +176,7 @@ class _Builder:
                 note = f"row `{row.name}`: reads other positions, so decoding with a cache differs (use_cache=False does not)"
                 if note not in self.warnings:
                     self.warnings.append(note)
-        if padding_invariant(typing).value == "no":
+        if padding_invariant(typing).value == "no" and getattr(self.model, "main_input_name", "") not in UNPADDED:
             note = f"row `{row.name}`: pad positions take part, so the output depends on how a batch is padded"
             if note not in self.warnings:
                 self.warnings.append(note)

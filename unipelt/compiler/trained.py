@@ -83,7 +83,11 @@ def select(
                         help=_help(str(path), sites))  # fmt: skip
         chosen |= {p.path: p for p in found}
     for p in chosen.values():
-        _leaves(model, p)
+        if not hosts(model, sites, p):
+            kind = type(model.get_submodule(p.uses[0][0])).__name__
+            raise error("E0511", f"the parameter `{p.path}` belongs to a {kind}, which holds other modules; within the blocks only "
+                        "parameters of linear, embedding, norm and other leaf modules can be trained as copies", paths[0].span,
+                        help="name the parameters to train, as in `train *.bias`, `train *.norm.*`")  # fmt: skip
     return list(chosen.values())
 
 
@@ -168,14 +172,19 @@ def _glob(pattern: tuple[str, ...], parts: list[str]) -> bool:
     return bool(parts) and pattern[0] == parts[0] and _glob(pattern[1:], parts[1:])
 
 
-def _leaves(model: nn.Module, p: Parameter) -> None:
-    """A trained copy lives in a twin of the module that owns the parameter; that must be a leaf (ruling 22)."""
-    owners = [(m, n) for m, n in p.uses if not _children(model.get_submodule(m))]
-    if not owners:
-        m, _ = p.uses[0]
-        kind = type(model.get_submodule(m)).__name__
-        raise error("E0511", f"the parameter `{p.path}` belongs to a {kind}, which holds other modules; only parameters of "
-                    "linear, embedding, norm and other leaf modules can be trained as copies")  # fmt: skip
+def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str]]:
+    """The modules in whose twins a trained copy of the parameter lives, each with its name for it; none: it cannot be trained.
+
+    A twin computes what its module does, on the same input: a leaf module's (ruling 22). Where only modules that hold others
+    own the parameter, as an embedding layer owns the token of a class, the twin shares those, and they run twice: not within
+    a block, whose attention may write into a cache, nor around one.
+    """
+    leaves = [(m, n) for m, n in p.uses if not _children(model.get_submodule(m))]
+    if leaves:
+        return leaves
+    root = f"{sites.prefix}." if sites.prefix else ""
+    blocks = [f"{root}{block}." for stack in sites.stacks for block in stack.blocks]
+    return [(m, n) for m, n in p.uses if not any(f"{m}.".startswith(b) or b.startswith(f"{m}." if m else "") for b in blocks)]
 
 
 def _children(module: nn.Module) -> bool:

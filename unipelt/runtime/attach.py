@@ -17,6 +17,7 @@ from ..compiler.initialise import draw, generator
 from ..compiler.labels import Labels, labels_of_base
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.planner import plan as make_plan
+from ..compiler.trained import hosts
 from ..language.diagnostics import error, near
 from ..language.ir import Method
 from .attention import install, refuse_bypassing
@@ -291,12 +292,11 @@ def _hang_edit(
 
 
 def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
-    hosts: dict[str, dict[str, str]] = {}
+    copies: dict[str, dict[str, str]] = {}
     for c in attached.plan.copies:
-        for path, attribute in c.parameter.uses:
-            if not any(n != NAME for n, _ in model.get_submodule(path).named_children()):
-                hosts.setdefault(path, {})[attribute] = c.name
-    for path, names in hosts.items():
+        for path, attribute in hosts(model, attached.plan.sites, c.parameter):
+            copies.setdefault(path, {})[attribute] = c.name
+    for path, names in copies.items():
         host, seam = _seam(model, r, path)
         copy_edit = CopyEdit(host, {attribute: made[n] for attribute, n in names.items()}, attached.lowering)  # type: ignore[misc]
         attached.places.update({n: (copy_edit.twin, attribute) for attribute, n in names.items()})

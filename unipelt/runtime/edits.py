@@ -20,6 +20,7 @@ from ..language.diagnostics import error
 from ..language.softmax import shares_softmax
 from ..language.syntax import Name, Param
 from .offload import PATCHED, value_of
+from .switch import NAME
 
 
 #: Under which name an edit is given the places of its rows (`Context.places`): no name of the language.
@@ -293,7 +294,8 @@ def _kept(host: nn.Module, name: str) -> nn.Parameter | None:
 
 
 class CopyEdit(nn.Module):
-    """A trained copy of some parameters of a leaf module: the same class, its own tensors, the frozen rest shared.
+    """A trained copy of some parameters of a module (`compiler.trained.hosts`): the same class, its own tensors, the frozen
+    rest shared.
 
     ``out`` is what the copy computes of the module's own input; where only biases of a map that adds them are
     trained, the difference of the biases is added instead (the same value, without computing the map twice).
@@ -310,6 +312,8 @@ class CopyEdit(nn.Module):
             twin.__dict__.pop(patched, None)
         twin._parameters = {n: trained.get(n, _kept(host, n)) for n in host._parameters}
         twin._modules = {}
+        # What it holds is the host's own, called and never registered a second time.
+        twin.__dict__.update({n: m for n, m in host._modules.items() if n != NAME})
         twin._forward_hooks, twin._forward_pre_hooks = type(host._forward_hooks)(), type(host._forward_pre_hooks)()
         twin._forward_hooks_with_kwargs = type(host._forward_hooks_with_kwargs)()
         twin._forward_pre_hooks_with_kwargs = type(host._forward_pre_hooks_with_kwargs)()

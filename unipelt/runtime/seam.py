@@ -16,9 +16,8 @@ from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
 from .edits import PLACES, CopyEdit, Edit, part_of
 from .masks import mask_key
-from .switch import Switch
+from .switch import NAME, Switch
 
-NAME = "unipelt"
 Editing = Edit | CopyEdit
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+#: The one name under which everything of ours is registered in a module.
+NAME = "unipelt"
+
 
 class Holder(threading.local):
     """Values on their way between two hooks of one forward pass, one dictionary for each thread.
