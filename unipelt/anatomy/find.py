@@ -1,22 +1,32 @@
-"""Finds a model's sites: an `anatomy` of the library for its type, else the one whose every path the model has.
+"""Finds a model's sites: an `anatomy` of the library for its type, else one whose every path the model has and that it proves.
 
 Several anatomies may be for one type (gated feed-forward layers or not, norms before or behind): the first that fits counts.
+Anatomies of one's own stand in files that the environment variable ``UNIPELT_ANATOMIES`` names; they come first, and are proved.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..language.diagnostics import error
-from ..language.library import library_definition, library_names
+from ..language.diagnostics import PeltError, error
+from ..language.library import library_definition, library_names, parse_path
 from ..language.syntax import AnatomyDef
-from .entries import Entries, blocks_of, conditions, missing, stacks_of
+from .entries import Entries, blocks_of, conditions, has, missing, stacks_of, view
+from .prove import refuted, without_heads
 from .read import read
 from .sites import SiteMap
+
+#: Files with anatomies of one's own, separated as paths are in PATH.
+OWN = "UNIPELT_ANATOMIES"
+#: Modules of a block that a message lists.
+LISTED = 24
 
 
 @lru_cache(maxsize=1)
@@ -25,14 +35,21 @@ def anatomies() -> tuple[AnatomyDef, ...]:
     return tuple(_whole(n) for n in library_names("anatomy"))
 
 
-def _whole(name: str, seen: tuple[str, ...] = ()) -> AnatomyDef:
+def own_anatomies() -> tuple[AnatomyDef, ...]:
+    """Those of the files in ``UNIPELT_ANATOMIES``."""
+    files = [Path(f) for f in os.environ.get(OWN, "").split(os.pathsep) if f]
+    own = {d.name: d for f in files for d in parse_path(f).definitions if isinstance(d, AnatomyDef)}
+    return tuple(_whole(n, own=own) for n in own)
+
+
+def _whole(name: str, seen: tuple[str, ...] = (), own: Mapping[str, AnatomyDef] | None = None) -> AnatomyDef:
     """An anatomy with the entries of the one it is ``like``; its own count, and an empty path takes one away."""
-    a = library_definition("anatomy", name)
+    a = (own or {}).get(name) or library_definition("anatomy", name)
     if not isinstance(a, AnatomyDef) or name in seen:
         raise error("E0705", f"the anatomy `{seen[-1]}` is like `{name}`, which " + ("is like it" if name in seen else "there is not"))
-    own = dict(a.entries)
-    base = own.pop("like", None)
-    entries = {**(dict(_whole(base, (*seen, name)).entries) if base else {}), **own}
+    mine = dict(a.entries)
+    base = mine.pop("like", None)
+    entries = {**(dict(_whole(base, (*seen, name), own).entries) if base else {}), **mine}
     return replace(a, entries=tuple((n, t) for n, t in entries.items() if t))
 
 
@@ -44,17 +61,57 @@ def find(model: nn.Module) -> SiteMap:
     base = getattr(model, "base_model", model)
     prefix = next((n for n, m in model.named_modules() if m is base), "")
     kind = str(getattr(config, "model_type", "")).replace("-", "_")
-    known = [a for a in anatomies() if kind in a.models]
+    own = [a for a in own_anatomies() if kind in a.models]
+    known = own or [a for a in anatomies() if kind in a.models]
     fitting = [a for a in known or anatomies() if fits(a, base, config)]
-    if not known and len(fitting) != 1:
-        raise error(
-            "E0502", f"no anatomy is known for the model type `{kind}`",
-            help=f"known types: {', '.join(sorted(m for a in anatomies() for m in a.models))}; "
-            "write an `anatomy` for it beside those in specs/anatomy",
-        )  # fmt: skip
-    if not fitting:
+    if known and not fitting:
         raise _unfit(known, model, base, config)
-    return read(fitting[0], present(fitting[0], base), model, base, prefix)
+    if known and not own:
+        return read(fitting[0], present(fitting[0], base), model, base, prefix)
+    return _proved(fitting, kind, model, base, prefix)
+
+
+def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Module, prefix: str) -> SiteMap:
+    """The first of the anatomies that a model of another type than the tested ones stands the proof of."""
+    adapted = any(n.rpartition(".")[2] == "unipelt" for n, _ in model.named_modules())  # so it has stood the proof
+    empty = any(p.is_meta for p in base.parameters()) and not hasattr(base, "hf_device_map")
+    reasons = []
+    for a in fitting:
+        try:
+            sites = read(a, present(a, base), model, base, prefix)
+            wrong = "" if adapted or empty else refuted(sites, model, base)
+        except PeltError as e:
+            wrong = e.diagnostics[0].message
+        if not wrong:
+            return replace(without_heads(sites, model), untried=kind if empty and not adapted else "")
+        reasons.append(f"`{a.name}` has the names of its modules, but {wrong}")
+    if all(kind in a.models for a in fitting) and fitting:
+        raise error("E0503", "; ".join(reasons), help="correct the entry of the anatomy")
+    raise error("E0502", f"no anatomy is known for the model type `{kind}`", where=tuple(reasons) or _nearest(base),
+                help=_how(kind, base, fitting))  # fmt: skip
+
+
+def _nearest(base: nn.Module) -> tuple[str, ...]:
+    """The anatomy that most paths of a block are there for, and those that are not."""
+    best: tuple[int, str, list[str]] | None = None
+    for a in anatomies():
+        for e in present(a, base):
+            front = f"{blocks_of(base, e.block)[0]}."
+            paths = list(dict.fromkeys(view(t, "").module for _, t in e.parts))
+            lacking = [p for p in paths if not has(base, (front + p).rstrip("."))]
+            if len(lacking) < len(paths) / 2 and (best is None or len(lacking) < best[0]):
+                best = len(lacking), a.name, lacking
+    return () if best is None else (f"`{best[1]}` is nearest, and a block has no {', '.join(f'`{p}`' for p in best[2])}",)
+
+
+def _how(kind: str, base: nn.Module, fitting: list[AnatomyDef]) -> str:
+    """How an anatomy is written, with the names of a block's modules at hand."""
+    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    held = [n for n, _ in lists[0][1][0].named_modules() if n] if lists else []
+    told = f" (a block in `{lists[0][0]}` holds {', '.join(held[:LISTED])}{', …' if len(held) > LISTED else ''})" if held else ""
+    like = fitting[0].name if fitting else "llama"
+    return (f'write `anatomy {kind} for {kind} {{ like: "{like}"  ffn.up: "…" }}` with each path that differs into a file{told}, and '
+            f"name the file in {OWN}; specs/anatomy has examples")  # fmt: skip
 
 
 def present(a: AnatomyDef, base: nn.Module) -> list[Entries]:

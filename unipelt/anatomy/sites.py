@@ -89,6 +89,7 @@ class SiteMap:
     stacks: tuple[Stack, ...]  # in the order of the data flow
     sites: tuple[Site, ...]
     head: tuple[str, ...]  # modules of the head, outermost first; the last yields the logits
+    untried: str = ""  # the model's type, if it is no known one and the anatomy could not be proved: there are no weights
 
     def stack(self, name: str) -> Stack:
         return next(s for s in self.stacks if s.name == name)

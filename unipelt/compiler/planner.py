@@ -78,7 +78,10 @@ class _Builder:
         self.tensors: dict[str, PlannedTensor] = {}
         self.copies: dict[str, PlannedCopy] = {}
         self.problems: list[Diagnostic] = []
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [
+            f"the model type `{sites.untried}` is new here: it has the names of the anatomy `{sites.anatomy}`, and whether it means the "
+            "same is tried where the method is applied to its weights"
+        ] if sites.untried else []  # fmt: skip
         self.needs: list[str] = []
         self.leaks: dict[tuple, Diagnostic] = {}
         self.typings: dict[tuple, RowTyping] = {}

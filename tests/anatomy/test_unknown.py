@@ -1,0 +1,152 @@
+"""Types of model that are new here: each is known by an anatomy, stands its proof, or is refused with how an anatomy is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers as T
+
+import unipelt
+from unipelt.anatomy import find as finding
+from unipelt.anatomy.find import OWN, anatomies, find
+from unipelt.anatomy.prove import refuted
+
+WIDTH, VOCAB = 32, 64
+SIZES: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+                             max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.3)  # fmt: skip
+GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+BART: dict[str, Any] = dict(vocab_size=VOCAB, d_model=WIDTH, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+                            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=40, max_position_embeddings=32, pad_token_id=0,
+                            bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, init_std=0.3)  # fmt: skip
+T5: dict[str, Any] = dict(vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=0)
+GPT2: dict[str, Any] = dict(vocab_size=VOCAB, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=32, initializer_range=0.3)
+LOW = unipelt.parse("method low { modify attn.q, attn.v  insert parallel  form { A: [d_in, 2] ~ normal(0.3)  B: [2, d_out] ~ normal(0.3) "
+                    "delta = z @ A @ B }  compose add }")  # fmt: skip
+
+
+def model_of(config: Any) -> Any:
+    torch.manual_seed(0)
+    model = T.AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        for n, p in model.named_parameters():  # norms and biases too: at one and zero they would hide what they do
+            if p.dim() == 1:
+                p.add_(torch.randn_like(p) * 0.3)
+    return model
+
+
+def output(model: Any) -> torch.Tensor:
+    ids = torch.arange(5, 11)[None]
+    more = {"decoder_input_ids": ids + 3} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model(input_ids=ids, **more).last_hidden_state
+
+
+@pytest.mark.parametrize("config, anatomy", [
+    (T.PegasusConfig(**BART), "pegasus"), (T.M2M100Config(**BART), "pegasus"), (T.BlenderbotConfig(**BART), "pegasus"),
+    (T.MarianConfig(**BART), "marian"), (T.MBartConfig(**BART), "mbart"), (T.PLBartConfig(**BART), "bart"),
+    (T.BlenderbotSmallConfig(**BART), "blenderbot_small"), (T.UMT5Config(**T5), "t5_gated"),
+    (T.Qwen3Config(**GROUPED), "llama"), (T.GemmaConfig(**GROUPED), "llama"), (T.OlmoConfig(**SIZES), "llama"),
+    (T.HeliumConfig(**GROUPED), "llama"), (T.ErnieConfig(**SIZES), "bert"), (T.RobertaConfig(**SIZES), "bert"),
+    (T.Data2VecTextConfig(**SIZES), "bert"), (T.DistilBertConfig(vocab_size=VOCAB, dim=WIDTH, hidden_dim=48, n_layers=2, n_heads=4), "distilbert"),
+    (T.GPT2Config(**GPT2), "gpt2"), (T.BartConfig(**BART), "bart"), (T.T5Config(**T5), "t5"), (T.LlamaConfig(**GROUPED), "llama"),
+], ids=lambda v: getattr(v, "model_type", v))  # fmt: skip
+def test_types_that_are_built_like_known_ones(config: Any, anatomy: str) -> None:
+    """Those that the library names, too, stand the proof that new ones must stand."""
+    model = model_of(config)
+    sites = find(model)
+    assert sites.anatomy == anatomy and not sites.untried
+    assert refuted(sites, model, model) == ""
+    before = output(model)
+    unipelt.apply(model, LOW, name="low")
+    changed = output(model)
+    assert float((changed - before).abs().max()) > 1e-3
+    unipelt.merge(model, "low")
+    assert float((output(model) - changed).abs().max()) < 1e-4 * float(changed.abs().max())
+
+
+@pytest.mark.parametrize("config, said", [
+    (T.Gemma2Config(**GROUPED), "`llama` has the names of its modules, but"),  # norms behind the sublayers as well
+    (T.GraniteConfig(**GROUPED, residual_multiplier=0.5), "`attn.residual` + `attn`"),  # a factor before the sum
+    (T.PhiConfig(**SIZES), "is nearest"),  # attention and feed-forward layer beside each other
+    (T.Phi3Config(**{**SIZES, "num_key_value_heads": 2}), "`self_attn.q_proj`"),  # fused projections
+], ids=lambda v: getattr(v, "model_type", "said"))  # fmt: skip
+def test_types_that_are_built_otherwise_are_refused(config: Any, said: str) -> None:
+    model = model_of(config)
+    before = output(model)
+    with pytest.raises(unipelt.PeltError) as e:
+        unipelt.apply(model, LOW, name="low")
+    (found,) = e.value.diagnostics
+    assert found.code == "E0502" and said in str(e.value), str(e.value)
+    assert "anatomy" in found.help and OWN in found.help and 'like: "' in found.help and "self_attn" in found.help
+    assert torch.equal(output(model), before)
+
+
+@pytest.mark.parametrize("config, other", [
+    (T.BartConfig(**BART), "mbart"), (T.MBartConfig(**BART), "bart"), (T.OPTConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2,
+     num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=WIDTH, max_position_embeddings=32), "opt_post"),
+], ids=lambda v: getattr(v, "model_type", v))  # fmt: skip
+def test_an_anatomy_of_the_same_names_and_another_meaning_is_refuted(config: Any, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = replace(next(a for a in anatomies() if a.name == other), models=(config.model_type,))
+    a = replace(a, entries=tuple((n, t) for n, t in a.entries if not n.startswith("config.")))
+    monkeypatch.setattr(finding, "anatomies", lambda: (a,))
+    model = model_of(config)
+    assert "neither" in refuted(find(model), model, model) or "is not what" in refuted(find(model), model, model)
+
+
+def test_an_anatomy_of_one_s_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the refusal says: like another, with the paths that differ; it is proved, too."""
+    model = model_of(T.Starcoder2Config(**{**SIZES, "num_key_value_heads": 2}))
+    with pytest.raises(unipelt.PeltError, match="E0502") as e:
+        find(model)
+    assert "`mlp.up_proj`" in str(e.value) and "mlp.c_fc" in str(e.value)
+    file = tmp_path / "mine.pelt"
+    file.write_text('anatomy coder for starcoder2 { like: "llama"  ffn.up: "mlp.c_fc"  ffn.gate: ""  ffn.down: "mlp.c_proj" }')
+    monkeypatch.setenv(OWN, str(file))
+    assert find(model).anatomy == "coder"
+    file.write_text('anatomy coder for starcoder2 { like: "llama"  ffn.residual: "input_layernorm"  ffn.up: "mlp.c_fc"  ffn.gate: "" '
+                    'ffn.down: "mlp.c_proj" }')  # fmt: skip
+    with pytest.raises(unipelt.PeltError, match="E0503.*`coder` has the names"):
+        find(model)
+    monkeypatch.setenv(OWN, str(tmp_path / "nowhere.pelt"))
+    with pytest.raises(unipelt.PeltError, match="E0121"):
+        find(model)
+
+
+def test_without_weights_a_new_type_is_planned_with_a_note() -> None:
+    with torch.device("meta"):
+        model = T.AutoModel.from_config(T.HeliumConfig(**GROUPED))
+    assert any("`helium` is new here" in w for w in unipelt.plan(model, LOW).warnings)
+    assert not any("new here" in w for w in unipelt.plan(model_of(T.HeliumConfig(**GROUPED)), LOW).warnings)
+
+
+def test_a_second_method_on_a_new_type() -> None:
+    model = model_of(T.HeliumConfig(**GROUPED))
+    unipelt.apply(model, LOW, name="a")
+    unipelt.apply(model, LOW, name="b")
+    assert list(unipelt.adapters(model)) == ["a", "b"]
+
+
+def test_pictures_are_tried_too() -> None:
+    sizes = {k: SIZES[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")}
+    model = model_of(T.DeiTConfig(**sizes, image_size=12, patch_size=4))
+    assert find(model).anatomy == "vit"
+    model.layers[0].register_forward_hook(lambda module, entered, left: left * 2)
+    with pytest.raises(unipelt.PeltError, match="`ffn.residual` . `ffn`"):
+        find(model)
+    with pytest.raises(unipelt.PeltError, match="(?s)E0502.*`vit`"):
+        find(model_of(T.BeitConfig(**sizes, image_size=12, patch_size=4, layer_scale_init_value=0.5)))
+
+
+def test_heads_that_no_edit_would_reach_are_no_site() -> None:
+    """RoFormer's attention is its own: transformers' interface, where edits at heads are put, is not asked."""
+    model = model_of(T.RoFormerConfig(**SIZES))
+    assert find(model).anatomy == "bert" and find(model).named("attn.q")
+    unipelt.plan(model, LOW)
+    heads = unipelt.parse("method m { modify attn.heads  insert parallel  form { P: [3, d_head] ~ normal(1) per group  "
+                          "delta = softmax(q @ P.T * scale) @ P }  compose add }")  # fmt: skip
+    with pytest.raises(unipelt.PeltError, match="E0512.*no site `attn.heads`"):
+        unipelt.plan(model, heads)
+    unipelt.plan(model_of(T.BertConfig(**SIZES)), heads)
