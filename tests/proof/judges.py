@@ -1,0 +1,397 @@
+"""One judge for each verdict: what it measures by running the model, never what the checker thinks.
+
+Each gives the largest deviation from what the verdict claims, relative to the values where they are large: a "yes"
+allows 1e-9, a "no" must show more than 1e-6 somewhere. A judge gives None where its question has no meaning on the
+model: causality where nothing is causal, padding where nothing is padded.
+
+Deviations are looked for in the model's outputs and in what every edit yields, since a norm or a softmax behind an edit
+may take away what it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tiny import ENCODER_DECODERS, PAD, batch, giving
+from torch import nn
+from trial import Exact, Inputs, Pass, Tap, Trial, Unstable, deviation
+
+import unipelt
+from unipelt.compiler.evaluator import evaluate
+from unipelt.compiler.named import Named
+from unipelt.language.syntax import Apply, Attr, Expr, Index, Let, Name, Number, String, children, dotted, walk
+from unipelt.runtime.attach import record
+from unipelt.runtime.edits import part_of
+from unipelt.runtime.folding import folded
+
+HOLDS, SHOWS = 1e-9, 1e-6
+Judge = Callable[[Trial], "float | None"]
+JUDGES: dict[str, Judge] = {}
+
+#: Models that can be decoded step by step, and those in which pad positions are left out by a mask.
+DECODERS = ("gpt2", "llama", "opt", "mistral", "qwen2", *ENCODER_DECODERS)
+PADDED = ("bert_head", "gpt2", "llama", "t5", "bart", "albert_head")
+#: Of these, models to which positions can be told, or which have relative ones.
+PADDED_LEFT = ("bert_head", "gpt2", "llama", "albert_head", "t5")
+
+
+def judge(name: str) -> Callable[[Judge], Judge]:
+    def add(f: Judge) -> Judge:
+        JUDGES[name] = f
+        return f
+
+    return add
+
+
+def judged(t: Trial) -> dict[str, float | None]:
+    """Every judge's deviation."""
+    return {name: f(t) for name, f in JUDGES.items()}
+
+
+def _largest(found: Iterator[float]) -> float:
+    return max(found, default=0.0)
+
+
+def _apart(a: Pass, b: Pass, cut: Callable[[torch.Tensor, Tap | None], torch.Tensor | None]) -> float:
+    """The largest deviation between two passes in what ``cut`` leaves of an output (no tap) and of an edit's out."""
+    assert a.outputs.keys() == b.outputs.keys() and len(a.taps) == len(b.taps)
+    pairs = [(a.outputs[n], b.outputs[n], None) for n in a.outputs] + [(x.out, y.out, x) for x, y in zip(a.taps, b.taps)]
+    cuts = [(cut(x, tap), cut(y, tap)) for x, y, tap in pairs]
+    return _largest(deviation(x, y) for x, y in cuts if x is not None and y is not None)
+
+
+# ---------------------------------------------------------------- the start
+
+
+@judge("identity at start")
+def identity(t: Trial) -> float:
+    """The model with the method at its start, against the model without it; every edit's out against its h."""
+    names = [(t.started.outputs[n], t.plain.outputs[n]) for n in t.plain.outputs]
+    return _largest(deviation(a, b) for a, b in [*names, *((tap.out, tap.h) for tap in t.started.taps)])
+
+
+# ---------------------------------------------------------------- what an edit sees
+
+
+def _changed_ids(ids: torch.Tensor, since: int) -> torch.Tensor:
+    out = ids.clone()
+    out[:, since:] = 95 - out[:, since:]
+    return out
+
+
+@judge("causal")
+def causal(t: Trial) -> float | None:
+    """Later tokens are changed: what happens at earlier positions."""
+    if not any(s.causal for s in t.plan.sites.stacks):
+        return None
+    inputs = batch(t.kind, rows=2, tokens=9, padded=False, seed=t.seed)
+    since = 4
+    other = {**inputs, t.ids: _changed_ids(inputs[t.ids], since)}
+
+    def early(x: torch.Tensor, tap: Tap | None) -> torch.Tensor | None:
+        if tap is None:
+            return x[:, :since]
+        return x[..., :since, :] if tap.edit.site.causal and not t.grows and x.dim() > 2 else None
+
+    return _apart(t.run(inputs), t.run(other), early)
+
+
+@judge("cache-consistent")
+def cached(t: Trial) -> float | None:
+    """Decoding in steps with a cache, against one full pass. What is drawn for a pass is drawn for each step."""
+    if t.kind not in DECODERS:
+        return None
+    inputs = batch(t.kind, rows=2, tokens=9, padded=False, seed=t.seed)
+    inputs = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
+    ids, steps, cache, start = inputs.pop(t.ids), [], None, 0
+    inputs.pop(t.ids.replace("input_ids", "attention_mask"), None)
+    encoder = dict(inputs)
+    with torch.no_grad(), Exact(), giving(t.model, inputs.get("input_ids", ids)):
+        torch.manual_seed(0)
+        full = t.at_tokens(t.model(**inputs, **{t.ids: ids}, use_cache=False).logits)
+        for n in (3, 1, ids.shape[1] - 4):
+            o = t.model(**encoder, **{t.ids: ids[:, start : start + n]}, past_key_values=cache, use_cache=True)
+            steps.append(t.at_tokens(o.logits))
+            cache, start = o.past_key_values, start + n
+            if t.kind in ENCODER_DECODERS:
+                encoder = {n: x for n, x in encoder.items() if n == "attention_mask"}
+                encoder["encoder_outputs"] = (o.encoder_last_hidden_state,)
+    return deviation(torch.cat(steps, 1), full)
+
+
+@judge("batch-independent")
+def alone(t: Trial) -> float:
+    """The other examples of a batch are exchanged: what happens to the first."""
+    other = batch(t.kind, seed=t.seed + 1)
+    other = {n: torch.cat([x[:1], other[n][1:]]) for n, x in t.inputs.items()}
+    return _apart(t.run(t.inputs), t.run(other), lambda x, tap: x[:1])
+
+
+def _pad(inputs: Inputs, room: int, side: str, stacks: tuple[str, ...]) -> Inputs:
+    """More tokens in the ids and masks of these fronts (``""``, ``"decoder_"``), hidden by the mask."""
+    out = dict(inputs)
+    for front in stacks:
+        for name, value in ((f"{front}input_ids", PAD), (f"{front}attention_mask", 0)):
+            more = torch.full((inputs[name].shape[0], room), value)
+            out[name] = torch.cat([inputs[name], more] if side == "right" else [more, inputs[name]], 1)
+    return out
+
+
+@judge("padding-invariant")
+def padded(t: Trial) -> float | None:
+    """Pad tokens at the right, and at the left where the model can take them: what happens at the real ones."""
+    if t.kind not in PADDED:
+        return None
+    real = batch(t.kind, rows=2, tokens=6, padded=False, seed=t.seed)
+    found = []
+    for side in ("right", "left"):
+        if side == "left" and t.kind not in PADDED_LEFT:
+            continue
+        fronts = ("",) if side == "left" or t.kind not in ENCODER_DECODERS else ("", "decoder_")
+        pair = [real, _pad(real, 3, side, fronts)]
+        if t.kind not in ENCODER_DECODERS:
+            pair = [{**x, "position_ids": (x["attention_mask"].cumsum(1) - 1).clamp(min=0)} for x in pair]
+        a, b = (t.run(x) for x in pair)
+        found.append(_apart(a, b, _Real(t, real, side)))
+    return max(found)
+
+
+class _Real:
+    """Cuts pads away: what is as long as the real tokens is left as it is."""
+
+    def __init__(self, t: Trial, real: Inputs, side: str):
+        self.t, self.real, self.side = t, real, side
+
+    def __call__(self, x: torch.Tensor, tap: Tap | None) -> torch.Tensor | None:
+        if tap is not None:
+            if self.t.grows or x.dim() < 3:
+                return None
+            stack = tap.edit.site.tokens
+            n = self.real["decoder_input_ids" if stack == "decoder" else "input_ids"].shape[1]
+            return x[..., :n, :] if self.side == "right" else x[..., -n:, :]
+        if x.dim() == 3:
+            n = self.real[self.t.ids].shape[1]
+            return x[:, :n] if self.side == "right" else x[:, -n:]
+        return x if self.side == "right" else None  # these models read the first position, here a pad
+
+
+# ---------------------------------------------------------------- merging
+
+
+@judge("mergeable")
+def mergeable(t: Trial) -> float:
+    """Whether each edit with the linear map beside it is an affine map again: the rest of a least-squares fit of what
+    comes out of the two to what goes in, over more vectors than it has inputs.
+
+    The map beside is the one that yields the edit's h, or the only one that reads it (behind heads and the inner
+    activation). Where there is none, nothing can absorb the edit: the deviation is what it does.
+    """
+    pooled = any(e.site.family == "head" for e in t.plan.edits)  # a vector for each example, not for each token
+    inputs = batch(t.kind, rows=48 if pooled else 24, tokens=8, padded=False, seed=t.seed)
+    with _Inside(t) as inside:
+        a = t.run(inputs)
+        b = t.run(inputs, seed=1)  # what is drawn is drawn anew
+    worst = _apart(a, b, lambda x, tap: x)
+    with torch.no_grad(), Exact():
+        for i, tap in enumerate(a.taps):
+            pair = inside.pair(a.taps[:i], tap)
+            worst = max(worst, deviation(tap.out, tap.h) if pair is None else _unfit(*pair))
+    return worst
+
+
+def _unfit(x: torch.Tensor, y: torch.Tensor) -> float:
+    """What is left of y [n, out] after the best affine function of x [n, in]."""
+    if not torch.isfinite(x).all() or not torch.isfinite(y).all():
+        raise Unstable
+    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    assert x.shape[0] > x.shape[1] + 4, (x.shape, "too few vectors")
+    return deviation(x @ torch.linalg.lstsq(x, y, driver="gelsd", rcond=1e-12).solution, y)
+
+
+class _Inside:
+    """What enters each linear map of the model, and what it makes of that by itself."""
+
+    def __init__(self, t: Trial):
+        self.t = t
+        self.maps = [m for m in t.model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+        self.entered: list[tuple[nn.Module, torch.Tensor]] = []  # a module that serves several layers is entered by each
+
+    def __enter__(self) -> _Inside:
+        def enters(m: nn.Module, args: tuple) -> None:
+            self.entered.append((m, args[0]))
+
+        self.handles = [m.register_forward_pre_hook(enters) for m in self.maps]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def pair(self, before: list[Tap], tap: Tap) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What goes into an edit and its map, and what comes out of both: [vectors, size] each."""
+        site = tap.edit.site
+        if site.family in ("hidden", "heads"):
+            return _vectors(tap.h, site.family), _vectors(tap.out, site.family)
+        h = tap.h
+        for earlier in reversed(before):  # what several rows make of one h counts together
+            if earlier.out.shape == h.shape and torch.equal(earlier.out, h):
+                h = earlier.h
+        for m, x in self.entered:
+            y = part_of(m.forward(x), site.view.part)
+            if y.shape == h.shape and torch.equal(y, h):
+                return _vectors(x, ""), _vectors(tap.out, "")
+        return None
+
+
+def _vectors(x: torch.Tensor, family: str) -> torch.Tensor:
+    x = x.transpose(1, 2).flatten(2) if family == "heads" else x
+    return x.reshape(-1, x.shape[-1])
+
+
+def merged(t: Trial) -> float | None:
+    """What the model computes after merging, against before; None where this model refuses (a bias it has none of)."""
+    before = t.run(t.inputs)
+    try:
+        with Exact():
+            unipelt.merge(t.model, "a")
+    except unipelt.PeltError as e:
+        assert {d.code for d in e.diagnostics} <= {"E0564", "E0749"}, e
+        return None
+    try:
+        return _apart(replace(before, taps=[]), t.run(t.inputs), lambda x, tap: x)
+    finally:
+        unipelt.unmerge(t.model)
+
+
+# ---------------------------------------------------------------- folding
+
+
+@judge("foldable")
+def foldable(t: Trial) -> float | None:
+    """Of every expression of a form that learned tensors have a part in: how much it differs from input to input.
+
+    The least counts. Names, their ranges and transposes are tensors already; what calls or reads the base is not made of
+    learned tensors alone.
+    """
+    if not t.plan.edits:
+        return None
+    other = batch(t.kind, seed=t.seed + 1)
+    one, two = (_values(t.run(inputs).taps) for inputs in (t.inputs, other))
+    t.randomise(t.seed + 7)
+    drawn = _values(t.run(t.inputs).taps)
+    varies = (deviation(x, y) for x, y, z in zip(one, two, drawn) if deviation(x, z) > SHOWS)
+    return min(varies, default=float("inf"))
+
+
+def _values(taps: list[Tap]) -> list[torch.Tensor]:
+    with torch.no_grad(), Exact():
+        found = [evaluate(e, tap.context) for tap in taps for e in _computed(tap)]
+        return [v.data.clone() if isinstance(v, Named) else torch.tensor(float(v)) for v in found]  # type: ignore[arg-type]
+
+
+_BASE = ("W", "bias", "scale", "log_mass", "drop", "training", "chance")
+
+
+def _computed(tap: Tap) -> Iterator[Expr]:
+    """The expressions of the form's lines that out reads, but for those of the base."""
+    lets = [s for s in (*tap.edit.row.form, *tap.edit.row.compose) if isinstance(s, Let)]
+    needed = {"out"} | {n.id for s in tap.edit.row.gate or () for n in walk(s) if isinstance(n, Name)}
+    for s in reversed(lets):
+        if needed & set(s.names):
+            needed |= {n.id for n in walk(s.value) if isinstance(n, Name)}
+    for s in tap.edit.row.form:
+        if isinstance(s, Let) and needed & set(s.names):
+            yield from (e for e in _expressions(s.value) if not _of_base(e, tap))
+
+
+def _expressions(e: Any) -> Iterator[Expr]:
+    """An expression and those below it that compute something."""
+    plain = isinstance(e, (Name, Number, String)) or (isinstance(e, (Attr, Index)) and isinstance(e.value, Name))
+    if not plain and hasattr(e, "kind"):
+        yield e
+    for below in children(e):
+        if not (isinstance(e, Apply) and below is e.function) and not isinstance(below, Attr | Index) or not plain:
+            yield from _expressions(below)
+
+
+def _of_base(e: Expr, tap: Tap) -> bool:
+    """Whether it reads the base, by itself or by what its names stand for."""
+    lets = {s.names[0]: s.value for s in tap.edit.row.form if isinstance(s, Let)}
+    for n in walk(e):
+        if isinstance(n, Apply) and "." in (dotted(n.function) or ""):
+            return True
+        if isinstance(n, Name) and (n.id in _BASE or (n.id in lets and lets[n.id] != e and _of_base(lets[n.id], tap))):
+            return True
+    return False
+
+
+def folding(t: Trial) -> float:
+    """The method with its folds stored, against as it is."""
+    before = t.run(t.inputs)
+    method, tensors = folded(t.model, "a", t.plan, unipelt.state_dict(t.model, "a"))
+    unipelt.apply(t.model, method, name="b", head=False, allow_future=True)
+    try:
+        own = unipelt.state_dict(t.model, "b")
+        assert own.keys() == tensors.keys()
+        with torch.no_grad():
+            for n, x in own.items():
+                x.copy_(tensors[n])
+        return _apart(replace(before, taps=[]), replace(t.run(t.inputs), taps=[]), lambda x, tap: x)
+    finally:
+        unipelt.remove(t.model, "b")
+        unipelt.activate(t.model, "a")
+
+
+# ---------------------------------------------------------------- chance and order
+
+
+@judge("deterministic in training")
+def deterministic(t: Trial) -> float:
+    """Passes of one batch in training, from one state of the generator and from others."""
+    with t.training():
+        first, *others = [t.run(t.inputs, seed=i) for i in range(4)]
+    return _largest(_apart(first, o, lambda x, tap: x) for o in others)
+
+
+@judge("rows commute")
+def commute(t: Trial) -> float | None:
+    """The rows in the other order, with the same tensors: what the model computes, and what each site is left with."""
+    if len(t.method.rows) < 2:
+        return None
+    before = t.run(t.inputs)
+    turned = replace(t.method, rows=t.method.rows[::-1])
+    with _other(t, turned):
+        after = t.run(t.inputs)
+    last = [{(x.edit.site.label): x.out for x in p.taps} for p in (before, after)]
+    sites = _largest(deviation(last[0][n], last[1][n]) for n in last[0])
+    return max(sites, _apart(replace(before, taps=[]), replace(after, taps=[]), lambda x, tap: x))
+
+
+class _other:
+    """A block in which another method with the same tensors acts in place of the trial's."""
+
+    def __init__(self, t: Trial, method: Any):
+        self.t, self.method = t, method
+
+    def __enter__(self) -> None:
+        from trial import _Eye
+        from unipelt.runtime.seam import edit_at
+
+        t = self.t
+        plan = unipelt.apply(t.model, self.method, name="b", seed=t.seed, head=False, allow_future=True)
+        for e in plan.edits:
+            edit_at(t.model, "b", e).watchers = (_Eye(e, t.seen),)
+        own = unipelt.state_dict(t.model, "b")
+        with torch.no_grad():
+            for n, x in unipelt.state_dict(t.model, "a").items():
+                own[n].copy_(x)
+
+    def __exit__(self, *_: Any) -> None:
+        unipelt.remove(self.t.model, "b")
+        unipelt.activate(self.t.model, "a")
+
+
+__all__ = ["HOLDS", "JUDGES", "SHOWS", "Unstable", "folding", "judged", "merged", "record"]

@@ -1,0 +1,166 @@
+"""Verdicts against judges: what is said of a method, on which models it was tried, and what refutes it.
+
+A "yes" is refuted by any model on which more than 1e-9 is found. A "no" is refuted where no model and no draw shows more
+than 1e-6 (it was then only cautious). What depends on an argument is judged with the argument bound to either side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from judges import HOLDS, JUDGES, SHOWS, folding, merged
+from safetensors.torch import load_file
+from trial import Trial, Unstable, trial
+
+import unipelt
+from unipelt.compiler.plan import Plan
+from unipelt.language.counts import counts
+from unipelt.language.ir import Method
+from unipelt.language.meaning import bound
+from unipelt.language.properties import verdicts
+from unipelt.runtime.attach import record
+from unipelt.runtime.checkpoint import WEIGHTS
+
+#: Encoder, decoder, decoder with grouped queries, two encoder–decoders, shared layers, vision, speech.
+KINDS = ("bert_head", "gpt2", "llama", "t5", "bart", "albert_head", "vit_head", "whisper")
+
+
+@dataclass
+class Proof:
+    """What is said of a method and what was measured: for each verdict the deviation on each model."""
+
+    method: str
+    said: dict[str, str]
+    found: dict[str, dict[str, float]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)  # models onto which the method does not go, with the code
+    unstable: list[str] = field(default_factory=list)  # models on which a value is not finite
+    wrong: list[str] = field(default_factory=list)  # what is refuted by other means: counts, merging, folding
+
+    def note(self, kind: str, verdict: str, value: float) -> None:
+        own = self.found.setdefault(verdict, {})
+        own[kind] = max(own.get(kind, 0.0), value)
+
+    @property
+    def open(self) -> list[str]:
+        """Verdicts "no" that nothing has shown yet."""
+        return [v for v, said in self.said.items() if said == "no" and max(self.found.get(v, {}).values(), default=0.0) <= SHOWS]
+
+    @property
+    def refuted(self) -> list[str]:
+        over = [f"{v}: yes, and {kind} shows {x:.1e}" for v, found in self.found.items() if self.said[v] == "yes"
+                for kind, x in found.items() if not x <= HOLDS]  # fmt: skip
+        tried = set().union(*self.found.values()) if self.found else set()
+        return self.wrong + over + [f"{v}: no, and nothing shows it on {', '.join(sorted(tried))}" for v in self.open if v in self.found]
+
+
+def prove(method: Method, kinds: Sequence[str], layers: int = 2, more: Iterable[tuple[str, int, float]] = (), folder: Path | None = None) -> Proof:
+    """Judges every verdict on some models. While a "no" is not shown, further tries (model, seed, size of the noise)."""
+    proof = Proof(method.name, {n: v.value for n, v in verdicts(method).items()})
+    for kind in kinds:
+        _try(proof, kind, method, layers, folder)
+    for kind, seed, scale in more:
+        if not proof.open:
+            break
+        _try(proof, kind, method, layers, None, proof.open, seed=seed, scale=scale)
+    return proof
+
+
+def _try(proof: Proof, kind: str, method: Method, layers: int, folder: Path | None, names: Sequence[str] | None = None,
+         **options: float) -> None:  # fmt: skip
+    try:
+        with trial(kind, method, layers=layers, **options) as t:  # type: ignore[arg-type]
+            for name in names or [n for n in JUDGES if n in proof.said]:
+                value = JUDGES[name](t)
+                if value is not None:
+                    proof.note(kind, name, value)
+            if names is None:
+                _besides(proof, t, folder)
+    except unipelt.PeltError as e:
+        proof.refused[kind] = e.diagnostics[0].code
+    except Unstable:
+        proof.unstable.append(kind)
+
+
+def _besides(proof: Proof, t: Trial, folder: Path | None) -> None:
+    """Counts, what merging and folding write, and the plan's own verdicts on this model."""
+    for name, (said, found) in counted(t, folder).items():
+        if said != found:
+            proof.wrong.append(f"{name}: {said} by the formula, {found} on {t.kind}")
+    for name, words in t.plan.properties.items():
+        here = words.split(":")[0]
+        value = proof.found.get(name, {}).get(t.kind)
+        if here == "yes" and value is not None and not value <= HOLDS:
+            proof.wrong.append(f"{name}: yes on {t.kind}, which shows {value:.1e}")
+    if t.plan.properties["mergeable"] == "yes":
+        value = merged(t)
+        if value is not None and not value <= HOLDS:
+            proof.wrong.append(f"merging changes the outputs of {t.kind} by {value:.1e}")
+    if t.plan.folds:
+        value = folding(t)
+        if not value <= HOLDS:
+            proof.wrong.append(f"folding changes the outputs of {t.kind} by {value:.1e}")
+
+
+def arguments(method: Method) -> dict[str, list[tuple[str, Method]]]:
+    """For each verdict that depends on an argument: what must be said with it bound to 0 and above, and those methods."""
+    out: dict[str, list[tuple[str, Method]]] = {}
+    for name, v in verdicts(method).items():
+        if v.value == "depends":
+            asked = [p.name for p in method.params if p.name in re.findall(r"`(\w+)`", v.reason)]
+            assert asked, v
+            out[name] = [(said, bound(method(**dict.fromkeys(asked, value)))) for said, value in (("yes", 0.0), ("no", 0.5))]
+    return out
+
+
+# ---------------------------------------------------------------- counts
+
+
+def numbers(plan: Plan) -> list[dict[str, int]]:
+    """What the formulas' symbols stand for on a model, for each of its stacks.
+
+    The sites that are edited come first: ALBERT's words are narrower than its layers, and `d_model` there is their width.
+    """
+    out = []
+    stacks = [s.name for s in plan.sites.stacks]
+    for stack in plan.sites.stacks:
+        here = [*(e.site for e in plan.edits), *plan.sites.sites]
+        sites = [s for s in here if s.stack == stack.name or s.stack not in stacks]
+        known: dict[str, int] = {}
+        for s in sites:
+            known = {**s.sizes, **known}
+        layers = len(stack.blocks)
+        known |= {"L": layers, "depth": stack.depth, "L_cross": layers if any(s.name == "cross" for s in sites) else 0}
+        known |= {f"L_{stack.name}": layers} if stack.name else {}
+        out.append(known | {k: v for k, v in plan.method.arguments.items() if isinstance(v, int) and not isinstance(v, bool)})
+    return out
+
+
+def counted(t: Trial, folder: Path | None = None) -> dict[str, tuple[int, int]]:
+    """Each count by its formula, and as the tensors that are there have it; trained copies of the base are no formula.
+
+    ``stored`` is what the saved file holds, where a folder is given to save it in.
+    """
+    attached = record(t.model, "a")
+    learned, state = attached.trained(), unipelt.state_dict(t.model, "a")
+    copies = {c.name for c in t.plan.copies}
+    heads = {n for e in t.plan.edits if e.site.family == "head" for n in e.tensors.values()}
+    found = dict.fromkeys(("trained", "frozen", "head"), 0)
+    for n, x in state.items():
+        if n not in copies:
+            found["frozen" if n not in learned else "head" if n in heads else "trained"] += x.numel()
+    if folder is not None:
+        file = load_file(unipelt.save(t.model, folder / t.kind, "a") / WEIGHTS)
+        found["stored"] = sum(x.numel() for n, x in file.items() if n not in copies) - found["frozen"] - found["head"]
+    else:
+        found["stored"] = t.plan.counts.stored - sum(c.parameter.count for c in t.plan.copies if not c.head)
+    said = counts(t.method)
+    values = numbers(t.plan)
+    assert sum(p.numel() for p in t.model.parameters() if p.requires_grad) == sum(x.numel() for x in learned.values())
+    return {n: (said[n].number(*values), found[n]) for n in found}
+
+
+__all__ = ["HOLDS", "KINDS", "SHOWS", "Proof", "arguments", "prove", "torch"]

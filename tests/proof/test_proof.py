@@ -1,0 +1,72 @@
+"""Every verdict on every method of the library, in both directions, by numbers; and that each judge can tell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from judges import HOLDS, JUDGES, SHOWS
+from names import RENAMED, spec
+from proof import KINDS, arguments, prove
+from tiny import small
+from trial import trial
+
+import unipelt
+from unipelt.language.loading import parse
+from unipelt.language.properties import RULES, verdicts
+
+METHODS = [e.name for e in unipelt.library() if e.kind == "method"]
+DECODERS, OTHERS = ("gpt2", "llama"), [k for k in KINDS if k not in ("gpt2", "llama")]
+
+
+NOT_COMMUTING = spec("method m { use lora(4, at = [attn.k]) use ia3 }")
+
+
+def in_turn(i: int) -> list[str]:
+    """A decoder and another model, taking turns (`benchmarks/proof.py` takes all of them)."""
+    return [DECODERS[i % 2], OTHERS[i % len(OTHERS)]]
+
+
+def test_there_is_a_judge_for_every_verdict():
+    assert set(JUDGES) == {*RULES, "rows commute"}
+
+
+def test_the_library_asks_every_judge_both_ways():
+    """Nothing in the language reduces over a batch, so no method says no there; the judge is tried by itself below."""
+    said = {(n, v.value) for m in [*map(unipelt.load, METHODS), parse(NOT_COMMUTING)] for n, v in verdicts(m).items()}
+    assert {(n, value) for n in JUDGES for value in ("yes", "no")} - said == {("batch-independent", "no")}
+
+
+def test_the_judge_of_batches_can_tell(monkeypatch):
+    from unipelt.compiler.functions import FUNCTIONS
+    from unipelt.compiler.named import Named
+
+    method = parse("method m { modify ffn insert parallel form { A: [d_in, d_out] ~ normal(0.1) delta = tanh(z) @ A } compose h + delta }")
+    with trial("gpt2", method) as t:
+        assert JUDGES["batch-independent"](t) <= HOLDS
+        monkeypatch.setitem(FUNCTIONS, "tanh", lambda context, a: Named(torch.tanh(a.data - a.data.mean(0)), a.axes))
+        assert JUDGES["batch-independent"](t) > SHOWS
+
+
+@pytest.mark.skipif(bool(RENAMED), reason="a name decides nothing here that it does not decide elsewhere")
+@pytest.mark.parametrize("i", range(len(METHODS)), ids=METHODS)
+def test_no_verdict_is_refuted(i, tmp_path):
+    rest = [(k, seed, 1.0) for seed in (1, 2) for k in KINDS]
+    found = prove(small(METHODS[i]), in_turn(i), more=rest, folder=tmp_path)
+    assert not found.refuted, found
+    assert len(found.refused) < len(found.said) and not found.unstable
+
+
+def test_rows_that_do_not_commute_show_it():
+    found = prove(parse(NOT_COMMUTING), ["llama", "bert_head"])
+    assert found.said["rows commute"] == "no" and not found.refuted, found
+
+
+@pytest.mark.skipif(bool(RENAMED), reason="as above")
+@pytest.mark.parametrize("method", [m for m in METHODS if arguments(small(m))])
+def test_what_depends_on_an_argument_is_so_on_both_sides(method):
+    for name, sides in arguments(small(method)).items():
+        for said, m in sides:
+            assert verdicts(m)[name].value == said
+            with trial("llama", m) as t:
+                value = JUDGES[name](t)
+            assert value is not None and (value <= HOLDS if said == "yes" else value > SHOWS), (name, said, value)

@@ -1,0 +1,163 @@
+"""One method on one tiny model, run so that its edits can be looked at: the ground on which verdicts are judged.
+
+Everything is measured in float64: casts to float32 inside the models (norms, softmaxes, rotary tables) are passed over
+(`Exact`), since rounding there would hide what differs by 1e-9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tiny import ENCODER_DECODERS, batch, build, outputs, randomise
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import unipelt
+from unipelt.compiler.evaluator import Context
+from unipelt.compiler.plan import PlannedEdit
+from unipelt.language.ir import Method
+from unipelt.runtime.seam import edit_at
+
+Inputs = dict[str, torch.Tensor]
+
+
+class Exact(TorchFunctionMode):
+    """Nothing that is float64 becomes float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        first = args[0] if args else None
+        wide = isinstance(first, torch.Tensor) and first.dtype == torch.float64
+        if wide and func is torch.Tensor.float:
+            return first
+        if wide and func is torch.Tensor.to and torch.float32 in (*args[1:], kwargs.get("dtype")):
+            return first
+        if wide and kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+class Unstable(ArithmeticError):
+    """A value that is not finite: nothing can be measured by it."""
+
+
+@dataclass
+class Tap:
+    """One evaluation of a row at a site: h before, out after, and every name its lines bound."""
+
+    edit: PlannedEdit
+    h: torch.Tensor
+    out: torch.Tensor
+    context: Context
+
+
+@dataclass
+class Pass:
+    """What one forward pass yields: the model's outputs at the tokens that were given, and its edits in their order."""
+
+    outputs: dict[str, torch.Tensor]
+    taps: list[Tap] = field(default_factory=list)
+
+
+class _Eye:
+    def __init__(self, edit: PlannedEdit, seen: list[Tap]):
+        self.edit, self.seen = edit, seen
+
+    def saw(self, h: torch.Tensor, out: torch.Tensor, c: Context) -> None:
+        self.seen.append(Tap(self.edit, h, out, c))
+
+
+_BASES: dict[tuple[str, int], nn.Module] = {}
+
+
+def base(kind: str, layers: int = 2) -> nn.Module:
+    """A tiny model in float64, built once."""
+    if (kind, layers) not in _BASES:
+        _BASES[kind, layers] = build(kind, torch.float64, layers)
+    return _BASES[kind, layers]
+
+
+class Trial:
+    """A method applied to a base; `close` takes it off again. Raises `PeltError` where the method does not go onto it.
+
+    ``started`` and ``plain`` are the same pass with the method at its start and without it. ``scale`` is the size of the
+    noise that is added to every trained tensor then.
+    """
+
+    def __init__(self, kind: str, method: Method, seed: int = 0, layers: int = 2, scale: float = 0.3):
+        self.kind, self.method, self.model, self.seed, self.scale = kind, method, base(kind, layers), seed, scale
+        self.plan = unipelt.apply(self.model, method, name="a", seed=seed, head=False, allow_future=True)
+        self.seen: list[Tap] = []
+        try:
+            for e in self.plan.edits:
+                edit_at(self.model, "a", e).watchers = (_Eye(e, self.seen),)
+            self.inputs = batch(kind, seed=seed)
+            self.started = self.run(self.inputs)
+            with unipelt.disabled(self.model):
+                self.plain = self.run(self.inputs)
+            self.randomise(seed)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def grows(self) -> bool:
+        """Whether rows stand among the tokens: positions at the sites are then not those of the tokens."""
+        return any(e.places is not None for e in self.plan.edits)
+
+    @property
+    def ids(self) -> str:
+        """The argument that holds the tokens of the (last) stack."""
+        return "decoder_input_ids" if self.kind in ENCODER_DECODERS else "input_ids"
+
+    def randomise(self, seed: int) -> None:
+        if any(not t.frozen for t in self.plan.tensors.values()) or self.plan.copies:
+            randomise(self.model, "a", seed, self.scale)
+
+    def run(self, inputs: Inputs, seed: int = 0, **more: Any) -> Pass:
+        """A pass with torch's generator at ``seed``."""
+        self.seen.clear()
+        torch.manual_seed(seed)
+        with torch.no_grad(), Exact():
+            found = {n: self.at_tokens(t) for n, t in outputs(self.model, inputs, **more).items()}
+        return Pass(found, list(self.seen))
+
+    def at_tokens(self, t: torch.Tensor) -> torch.Tensor:
+        return unipelt.at_tokens(self.model, t) if t.dim() == 3 and self.kind not in ENCODER_DECODERS else t
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def close(self) -> None:
+        if "a" in unipelt.adapters(self.model):
+            unipelt.remove(self.model, "a")
+
+
+@contextmanager
+def trial(kind: str, method: Method, **options: Any) -> Iterator[Trial]:
+    t = Trial(kind, method, **options)
+    try:
+        yield t
+    finally:
+        t.close()
+
+
+def deviation(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, relative to the largest entry where that is above 1."""
+    if a.shape != b.shape:
+        return float("inf")
+    if not a.numel():
+        return 0.0
+    size = torch.maximum(a.abs().max(), b.abs().max())
+    if not torch.isfinite(size):
+        raise Unstable
+    return float((a - b).abs().max() / size.clamp(min=1.0))
