@@ -22,7 +22,7 @@ from trial import Exact, Inputs, Pass, Tap, Trial, Unstable, deviation
 import unipelt
 from unipelt.compiler.evaluator import evaluate
 from unipelt.compiler.named import Named
-from unipelt.language.syntax import Apply, Attr, Expr, Index, Let, Name, Number, String, children, dotted, walk
+from unipelt.language.syntax import Apply, Attr, Expr, Index, Let, Name, Number, Slice, String, children, dotted, walk
 from unipelt.runtime.attach import record
 from unipelt.runtime.edits import part_of
 from unipelt.runtime.folding import folded
@@ -106,20 +106,32 @@ def cached(t: Trial) -> float | None:
         return None
     inputs = batch(t.kind, rows=2, tokens=9, padded=False, seed=t.seed)
     inputs = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
-    ids, steps, cache, start = inputs.pop(t.ids), [], None, 0
+    ids, logits, cache, start = inputs.pop(t.ids), [], None, 0
     inputs.pop(t.ids.replace("input_ids", "attention_mask"), None)
+    steps: list[list[torch.Tensor]] = []
     encoder = dict(inputs)
     with torch.no_grad(), Exact(), giving(t.model, inputs.get("input_ids", ids)):
         torch.manual_seed(0)
+        t.seen.clear()
         full = t.at_tokens(t.model(**inputs, **{t.ids: ids}, use_cache=False).logits)
+        whole = _decoded(t)
         for n in (3, 1, ids.shape[1] - 4):
+            t.seen.clear()
             o = t.model(**encoder, **{t.ids: ids[:, start : start + n]}, past_key_values=cache, use_cache=True)
-            steps.append(t.at_tokens(o.logits))
+            logits.append(t.at_tokens(o.logits))
+            steps.append(_decoded(t))
             cache, start = o.past_key_values, start + n
             if t.kind in ENCODER_DECODERS:
                 encoder = {n: x for n, x in encoder.items() if n == "attention_mask"}
                 encoder["encoder_outputs"] = (o.encoder_last_hidden_state,)
-    return deviation(torch.cat(steps, 1), full)
+    outs = [(torch.cat(parts, -2), y) for *parts, y in zip(*steps, whole, strict=True)]
+    return _largest(deviation(x, y) for x, y in [(torch.cat(logits, 1), full), *outs])
+
+
+def _decoded(t: Trial) -> list[torch.Tensor]:
+    """What the edits of the tokens that are decoded yield."""
+    own = t.plan.sites.stacks[-1].name
+    return [] if t.grows else [x.out for x in t.seen if x.out.dim() > 2 and x.edit.site.tokens == own and x.edit.site.stack == own]
 
 
 @judge("batch-independent")
@@ -278,12 +290,25 @@ def foldable(t: Trial) -> float | None:
     """
     if not t.plan.edits:
         return None
-    other = batch(t.kind, seed=t.seed + 1)
-    one, two = (_values(t.run(inputs).taps) for inputs in (t.inputs, other))
+    other = {n: torch.where(x < 90, x + 1, x - 1) if n.endswith("input_ids") else x for n, x in batch(t.kind, seed=t.seed + 1).items()}
+    taps = t.run(t.inputs).taps
+    one, two = _values(taps), _values(t.run(other).taps)
     t.randomise(t.seed + 7)
     drawn = _values(t.run(t.inputs).taps)
-    varies = (deviation(x, y) for x, y, z in zip(one, two, drawn) if deviation(x, z) > SHOWS)
+    alone = [_alone(e, tap) for tap in taps for e in _computed(tap)]
+    varies = (deviation(x, y) for x, y, z, own in zip(one, two, drawn, alone, strict=True) if own or deviation(x, z) > SHOWS)
     return min(varies, default=float("inf"))
+
+
+def _alone(e: Expr, tap: Tap) -> bool:
+    """Whether an expression reads learned tensors and nothing that the model computes, by its names."""
+    lets = {s.names[0]: s.value for s in tap.edit.row.form if isinstance(s, Let)}
+    learned = {x.name for x in tap.edit.typing.tensors if not x.frozen}
+    names = {n.id for n in walk(e) if isinstance(n, Name)}
+    while more := {n.id for name in names & set(lets) for n in walk(lets[name]) if isinstance(n, Name)} - names:
+        names |= more
+    computed = {"x", "z", "h", "q", "residual", "log_mass", *(i.name for i in tap.edit.typing.inputs)}
+    return bool(names & learned) and not names & computed
 
 
 def _values(taps: list[Tap]) -> list[torch.Tensor]:
@@ -309,11 +334,12 @@ def _computed(tap: Tap) -> Iterator[Expr]:
 
 def _expressions(e: Any) -> Iterator[Expr]:
     """An expression and those below it that compute something."""
-    plain = isinstance(e, (Name, Number, String)) or (isinstance(e, (Attr, Index)) and isinstance(e.value, Name))
-    if not plain and hasattr(e, "kind"):
+    if isinstance(e, (Name, Number, String)) or (isinstance(e, (Attr, Index)) and isinstance(e.value, Name)):
+        return
+    if hasattr(e, "kind") and not isinstance(e, Slice):
         yield e
     for below in children(e):
-        if not (isinstance(e, Apply) and below is e.function) and not isinstance(below, Attr | Index) or not plain:
+        if not (isinstance(e, Apply) and below is e.function):
             yield from _expressions(below)
 
 

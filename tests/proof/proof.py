@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from judges import HOLDS, JUDGES, SHOWS, folding, merged
 from safetensors.torch import load_file
-from trial import Trial, Unstable, trial
+from trial import Trial, Unstable, deviation
 
 import unipelt
 from unipelt.compiler.plan import Plan
@@ -37,7 +37,8 @@ class Proof:
     said: dict[str, str]
     found: dict[str, dict[str, float]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # models onto which the method does not go, with the code
-    unstable: list[str] = field(default_factory=list)  # models on which a value is not finite
+    unstable: list[str] = field(default_factory=list)  # judges, with models, that met values that are not finite
+    idle: dict[str, bool] = field(default_factory=dict)  # models, and whether a row leaves every h there as it is
     wrong: list[str] = field(default_factory=list)  # what is refuted by other means: counts, merging, folding
 
     def note(self, kind: str, verdict: str, value: float) -> None:
@@ -54,6 +55,8 @@ class Proof:
         over = [f"{v}: yes, and {kind} shows {x:.1e}" for v, found in self.found.items() if self.said[v] == "yes"
                 for kind, x in found.items() if not x <= HOLDS]  # fmt: skip
         tried = set().union(*self.found.values()) if self.found else set()
+        if self.idle and all(self.idle.values()):
+            return self.wrong + over  # nothing can be seen of what does nothing
         return self.wrong + over + [f"{v}: no, and nothing shows it on {', '.join(sorted(tried))}" for v in self.open if v in self.found]
 
 
@@ -65,6 +68,8 @@ def prove(method: Method, kinds: Sequence[str], layers: int = 2, more: Iterable[
     for kind, seed, scale in more:
         if not proof.open:
             break
+        if kind in proof.refused:
+            continue
         _try(proof, kind, method, layers, None, proof.open, seed=seed, scale=scale)
     return proof
 
@@ -72,17 +77,37 @@ def prove(method: Method, kinds: Sequence[str], layers: int = 2, more: Iterable[
 def _try(proof: Proof, kind: str, method: Method, layers: int, folder: Path | None, names: Sequence[str] | None = None,
          **options: float) -> None:  # fmt: skip
     try:
-        with trial(kind, method, layers=layers, **options) as t:  # type: ignore[arg-type]
-            for name in names or [n for n in JUDGES if n in proof.said]:
-                value = JUDGES[name](t)
-                if value is not None:
-                    proof.note(kind, name, value)
-            if names is None:
-                _besides(proof, t, folder)
+        t = Trial(kind, method, layers=layers, **options)  # type: ignore[arg-type]
     except unipelt.PeltError as e:
         proof.refused[kind] = e.diagnostics[0].code
+        return
     except Unstable:
-        proof.unstable.append(kind)
+        proof.unstable.append(f"start on {kind}")
+        return
+    try:
+        for name in names or [n for n in JUDGES if n in proof.said]:
+            try:
+                value = JUDGES[name](t)
+            except Unstable:
+                proof.unstable.append(f"{name} on {kind}")
+                continue
+            if value is not None:
+                proof.note(kind, name, value)
+        if names is None:
+            _besides(proof, t, folder)
+        proof.idle[kind] = proof.idle.get(kind, True) and idle(t)
+    except Unstable:
+        proof.unstable.append(f"merging or folding on {kind}")
+    finally:
+        t.close()
+
+
+def idle(t: Trial) -> bool:
+    """Whether some row, with tensors that are random, does nothing anywhere."""
+    rows: dict[str, float] = {}
+    for tap in t.run(t.inputs).taps:
+        rows[tap.edit.row.name] = max(rows.get(tap.edit.row.name, 0.0), deviation(tap.out, tap.h))
+    return any(value <= 1e-12 for value in rows.values())
 
 
 def _besides(proof: Proof, t: Trial, folder: Path | None) -> None:

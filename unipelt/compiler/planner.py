@@ -185,7 +185,7 @@ class _Builder:
                 self.warnings.append(note)
         names: dict[str, str] = {}
         for t in typing.tensors:
-            planned = self.tensor(t, row, site)
+            planned = self.tensor(t, row, site, typing)
             names[t.label] = planned.name
         numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(row, site, names, reads, typing, numbers))
@@ -193,12 +193,13 @@ class _Builder:
     def tower(self, stack: Stack) -> str:
         return f"the {stack.name} of this {type(self.model).__name__}" if stack.name else f"this {type(self.model).__name__}"
 
-    def tensor(self, t: TensorTyping, row: Row, site: Site) -> PlannedTensor:
+    def tensor(self, t: TensorTyping, row: Row, site: Site, typing: RowTyping) -> PlannedTensor:
         place = t.place if site.layer is not None or t.place == "model" else "site"
         front = {"model": "", "kind": f"{site.full_name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
         name = f"{front}{row.name}.{t.label}"
         axes = tuple(sorted(t.type.axes, key=axis_order))
-        lengths = {"head": site.sizes["heads"], "group": site.sizes["groups"]}
+        declared = {axis: whole(size) for axis, size in typing.axes.items()}
+        lengths = {**declared, "head": site.sizes["heads"], "group": site.sizes["groups"]}
         copies = tuple(lengths[a] for a in axes)
         sizes = tuple(whole(s) for s in t.type.sizes)
         planned = PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, t.lr if t.lr is not None else 1.0)
@@ -424,7 +425,7 @@ class _Builder:
                 for f in folds:
                     typing = TensorTyping(f.name, f.type, f.place, Distribution("zeros"), None, False, None, e.typing.tensors[0].declaration)  # fmt: skip
                     own = self.tensors.copy()
-                    tensor = self.tensor(typing, e.row, e.site)
+                    tensor = self.tensor(typing, e.row, e.site, e.typing)
                     self.tensors = own
                     planned.setdefault(tensor.name, PlannedFold(tensor.name, f, i, tensor))
             old = sum(self.tensors[n].count for n in before - in_head if not self.tensors[n].frozen)

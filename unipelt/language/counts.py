@@ -181,8 +181,8 @@ class _Counting:
         size = Size.of(1)
         for s in type_.sizes:
             size = size * s
-        for axis in type_.axes & {"head", "group"}:
-            size = size * Size.of(f"{axis}s")
+        for axis in type_.axes:
+            size = size * (t.axes[axis] if axis in t.axes else Size.of(f"{axis}s"))
         if place == "model":
             return (place, "", "", t.row.name, label), size
         if place == "layer" and not once:

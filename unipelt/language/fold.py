@@ -12,7 +12,7 @@ from typing import Any
 from .rows import RowTyping
 from .infer import Inference
 from .sites import TensorType
-from .syntax import Apply, Attr, Expr, Index, Let, Name, Statement, Tensor, dotted, rewrite, walk
+from .syntax import Apply, Attr, Axis, Expr, Index, Let, Name, Statement, Tensor, dotted, rewrite, walk
 from .values import CONSTANT, NumberType, Value
 
 
@@ -36,24 +36,37 @@ def fold_form(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
     closed: dict[str, Expr] = {}
     folds: list[Fold] = []
     out: list[Statement] = []
-    for s in t.row.form:
+    late = {n.id for s in t.row.compose for n in walk(s) if isinstance(n, Name)}  # what the composition reads stays bound
+    for s in _lines(t):
         if isinstance(s, Tensor):
             continue
+        if isinstance(s, Axis):
+            continue  # before the tensors that have it
         if not isinstance(s, Let):
             out.append(s)
             continue
         value = rewrite(s.value, lambda n: closed.get(n.id, n) if isinstance(n, Name) else n)
         if _closed(value, t) and s.names[0] != "delta":
             closed[s.names[0]] = value
-            continue
+            if s.names[0] not in late:
+                continue
         out.append(replace(s, value=_hoist(value, t, folds, tensors)))
     used = {n.id for s in (*out, *t.row.compose) for n in walk(s) if isinstance(n, Name)}
-    kept = [s for s in t.row.form if isinstance(s, Tensor) and s.name in used]
-    # a composition may read a closed let of the form: it then stays as it was written
-    late = {n.id for s in t.row.compose for n in walk(s) if isinstance(n, Name)} & set(closed)
-    if late:
-        return t.row.form, ()
+    kept = [s for s in t.row.form if isinstance(s, Axis) or (isinstance(s, Tensor) and s.name in used)]
     return (*kept, *out), tuple(folds)
+
+
+def _lines(t: RowTyping) -> list[Statement]:
+    """The form without lets that the composition does not come to read."""
+    needed = {n.id for s in t.row.compose for n in walk(s) if isinstance(n, Name)}
+    out: list[Statement] = []
+    for s in reversed(t.row.form):
+        if isinstance(s, Let):
+            if not needed & set(s.names):
+                continue
+            needed |= {n.id for n in walk(s.value) if isinstance(n, Name)}
+        out.append(s)
+    return out[::-1]
 
 
 def _closed(e: Expr, t: RowTyping) -> bool:
@@ -94,6 +107,6 @@ def _hoist(e: Expr, t: RowTyping, folds: list[Fold], tensors: dict) -> Any:
 
 
 def _type(e: Expr, t: RowTyping) -> Any:
-    inf = Inference(dict(t.values), {})
+    inf = Inference(dict(t.values), dict(t.sizes), axes=dict(t.axes))
     value: Value = inf.infer(e)
     return value.type if not inf.problems and not isinstance(value.type, NumberType) else None

@@ -58,9 +58,9 @@ def merged(method: Method) -> list[Merged]:
 
 def merged_at(t: RowTyping) -> Merged | None:
     """The weight and bias that absorb a row at a site; None where none can, or where no expression is found for it."""
-    if mergeable(t).value != "yes":
-        return None
     site, row = t.site, t.row
+    if mergeable(t).value != "yes" or site.family in ("heads", "head"):
+        return None  # what stands behind some heads is a block of the map; a model's head is what it is
     into = weight_site(site.name) or ABSORBED_SEQUENTIAL.get(site.name, site.name)
     found = signature(into)
     assert found is not None

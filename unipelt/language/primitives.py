@@ -33,7 +33,7 @@ class Primitive:
     """``arity`` is (least, most) arguments. ``elementwise`` primitives may be passed as an `activation`.
 
     Further facts: zero where the first argument is (``linear``); the first argument itself outside training (``still``);
-    random in training unless the second argument is 0 (``draws``); reads other positions than its own (``pools``).
+    random in training unless the second argument is 0 (``draws``).
     """
 
     name: str
@@ -44,7 +44,6 @@ class Primitive:
     linear: bool = False
     still: bool = False
     draws: bool = False
-    pools: bool = False
 
 
 PRIMITIVES: dict[str, Primitive] = {}
@@ -113,14 +112,14 @@ def _stop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> 
     return args[0]
 
 
-@primitive("drop", (2, 2), "dropout with the given probability; x itself outside training", linear=True, still=True, draws=True)
+@primitive("drop", (2, 2), "dropout with the given probability; x itself outside training. A plain number is left as it is", linear=True, still=True, draws=True)
 def _drop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     a, p = args
     if not isinstance(p.type, (NumberType, Poison)):
         return check.fail("E0331", f"`drop` takes a probability, not {p.type}", exprs[1].span)
     if isinstance(p.type, NumberType) and p.type.value is not None and not 0 <= p.type.value < 1:
         return check.fail("E0332", f"a dropout probability lies in [0, 1), not {p.type.value}", exprs[1].span)
-    silent = isinstance(p.type, NumberType) and p.type.value == 0
+    silent = isinstance(a.type, NumberType) or (isinstance(p.type, NumberType) and p.type.value == 0)
     return a if silent else replace(a, random=True)
 
 
@@ -218,7 +217,7 @@ def _reduce(check: Reporter, name: str, a: Value, over: Value, expr: Expr) -> Va
     out = replace(a, type=TensorType(a.type.axes - {axis}, a.type.sizes))
     if axis == "token" and a.degree:
         # the mean over all positions reads every later one, and the pads unless only real tokens count
-        out = replace(out, future=out.future or expr.span)
+        out = replace(out, future=out.future or expr.span, chunk=out.chunk or expr.span)
         if what.word == "positions":
             out = replace(out, padding=out.padding or expr.span)
     return out
@@ -247,13 +246,13 @@ def _softmax(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
     return bend(replace(checked, type=a.type if not isinstance(checked.type, Poison) else POISON), span)
 
 
-@primitive("running_mean", (1, 1), "the mean over the positions up to each one: the causal twin of a pooled mean", linear=True, pools=True)
+@primitive("running_mean", (1, 1), "the mean over the positions up to each one: the causal twin of a pooled mean", linear=True)
 def _running_mean(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     (a,) = args
     if isinstance(a.type, TensorType) and "token" not in a.type.axes:
         return check.fail("E0335", f"this value has no axis `token`: {a.type}", span)
-    # a stateless evaluation sees only the current chunk, so left pads count: said as padding-dependent
-    return replace(a, padding=a.padding or span)
+    # it keeps no state, so left pads count as positions
+    return replace(a, padding=a.padding or span, chunk=a.chunk or span) if a.degree else a
 
 
 @primitive("first", (2, 2), "the value at the first of `tokens` or `positions`", linear=True)
@@ -359,7 +358,8 @@ def _placing(name: str) -> Rule:
             if not isinstance(k, NumberType) or k.size is None or (k.value is not None and k.value < 0):
                 return check.fail("E0331", f"rows stand behind a whole number of tokens, not {k}", exprs[2].span)
             after = k.size
-        return replace(join(args, h), placed=Placed(name, rows.sizes[0], after, span))
+        out = replace(join(args, h), placed=Placed(name, rows.sizes[0], after, span))
+        return replace(out, chunk=out.chunk or span) if name == "append" else out  # the last token is that of its chunk
 
     return rule
 
@@ -367,7 +367,7 @@ def _placing(name: str) -> Rule:
 primitive("prepend", (2, 3), "prepend(P, h): the rows of P before the tokens; prepend(P, h, k): behind the first k tokens. "
           "The length changes; mask, positions and labels follow")(_placing("prepend"))  # fmt: skip
 primitive("append", (2, 2), "append(P, h): the rows of P behind the last real token. The length changes; mask, positions and "
-          "labels follow", pools=True)(_placing("append"))  # fmt: skip
+          "labels follow")(_placing("append"))  # fmt: skip
 primitive("fill", (2, 2), "fill(P, h): row k of P in place of the k-th pseudo-token of the text, which the forward argument "
           "`pseudo_tokens` marks")(_placing("fill"))  # fmt: skip
 

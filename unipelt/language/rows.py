@@ -79,6 +79,7 @@ class RowTyping:
     bases: Mapping[str, tuple[Size, Size]] = field(default_factory=dict)
     stack: str | None = None  # the stack that the site's path names
     inputs: tuple[InputTyping, ...] = ()
+    axes: Mapping[str, Size] = field(default_factory=dict)  # those that the row declares
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ class RowChecker:
             inf.problems.append(problem)
         return RowTyping(
             self.row, site, tuple(self.tensors), dict(inf.names), out, z, in_gate, dict(inf.sizes), dict(inf.bases),
-            inputs=tuple(self.inputs),
+            inputs=tuple(self.inputs), axes=dict(inf.axes),
         )  # fmt: skip
 
     # ------------------------------------------------------------ parts

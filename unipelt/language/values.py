@@ -64,14 +64,16 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A type with facts. ``bends`` is the span that makes it non-affine in the input; ``future`` and ``padding`` are
-    the spans through which a later position or a pad token is seen; ``placed`` says that rows stand among its tokens."""
+    """A type with facts. ``bends`` is the span that makes it non-affine in the input; ``future``, ``padding`` and ``chunk``
+    are the spans through which a later position, a pad token or another position at all is seen (a step with a cache has
+    only those of its own chunk); ``placed`` says that rows stand among its tokens."""
 
     type: Type
     degree: int = CONSTANT
     bends: Span | None = None
     future: Span | None = None
     padding: Span | None = None
+    chunk: Span | None = None
     learned: bool = False
     random: bool = False
     reads: frozenset[str] = frozenset()
@@ -91,6 +93,7 @@ def join(values: Iterable[Value], type: Type = POISON) -> Value:
             out.bends or v.bends,
             out.future or v.future,
             out.padding or v.padding,
+            out.chunk or v.chunk,
             out.learned or v.learned,
             out.random or v.random,
             out.reads | v.reads,

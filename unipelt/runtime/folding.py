@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +13,12 @@ from ..compiler.named import Named, spread
 from ..compiler.plan import Plan, PlannedFold
 from ..language.check import check_row, sites_of
 from ..language.fold import fold_form
-from ..language.ir import Method
+from ..language.ir import Method, Row
 from ..language.parser import parse_expression
+from ..language.rows import RowTyping
 from ..language.sites import TensorType, signature, site_name
-from ..language.syntax import Name, Scope, Tensor
+from ..language.sizes import Size
+from ..language.syntax import Axis, Name, Scope, Tensor
 from .seam import edit_at
 from .sharding import gathered
 
@@ -40,34 +41,51 @@ def folded(
             continue
         typing = next(e.typing for e in plan.edits if e.row.name == row.name)
         form, folds_ = fold_form(typing)
-        symbolic = {f.name: f for f in _symbolic_folds(plan.method, row)}
+        symbolic = _symbolic_folds(plan.method, row)
         declared = tuple(
-            _declaration(f.name, symbolic[f.name].type, f.place, _axes(plan, chosen[row.name], f.name)) for f in folds_
+            _declaration(f.name, symbolic[f.name], f.place, _axes(plan, chosen[row.name], f.name)) for f in folds_
         )
-        rows.append(replace(row, form=(*declared, *form)))
+        axes = tuple(s for s in form if isinstance(s, Axis))
+        rows.append(replace(row, form=(*axes, *declared, *(s for s in form if s not in axes))))
     method = replace(plan.method, rows=tuple(rows))
     keep = _kept(plan, method)
     stored = {n: t for n, t in tensors.items() if n in keep}
     return method, {**stored, **values}
 
 
-def _symbolic_folds(method: Method, row: Any) -> tuple:
-
-    path = sites_of(row.sites, method.params)[0]
-    found = signature(site_name(str(path))[1])
-    assert found is not None
-    return fold_form(check_row(row, found, method.params))[1]
+def _symbolic_folds(method: Method, row: Row) -> dict[str, list[tuple[RowTyping, TensorType]]]:
+    """The row at each of its sites with the type, in symbols, that each fold has there."""
+    found: dict[str, list[tuple[RowTyping, TensorType]]] = {}
+    for path in sites_of(row.sites, method.params):
+        site = signature(site_name(str(path))[1])
+        assert site is not None
+        typing = check_row(row, site, method.params)
+        for f in fold_form(typing)[1]:
+            found.setdefault(f.name, []).append((typing, f.type))
+    return found
 
 
 def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
     return next(f.tensor.axes for f in folds if f.fold.name == name)
 
 
-def _declaration(name: str, symbolic: TensorType, place: str, axes: tuple[str, ...]) -> Tensor:
+def _declaration(name: str, places: list[tuple[RowTyping, TensorType]], place: str, axes: tuple[str, ...]) -> Tensor:
     """A tensor declaration whose sizes are written in the method's own terms."""
-    sizes = tuple(parse_expression(s.text) for s in symbolic.sizes)
+    sizes = tuple(parse_expression(_size(i, places)) for i in range(len(places[0][1].sizes)))
     per = tuple(Scope(w) for w in (*axes, *(() if place == "site" else (place,))))
     return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
+
+
+def _size(i: int, places: list[tuple[RowTyping, TensorType]]) -> str:
+    """The i-th size of a fold as a text that is true at each site of the row: there `d_in` and `d_out` may differ."""
+    typing, type_ = places[0]
+    written = [type_.sizes[i]]
+    for name in ("d_out", "d_in"):
+        own = typing.sizes[name]
+        written += [type_.sizes[i].bind({s: Size.of(name)}) for s in own.symbols if own == Size.of(s)]
+    own_names = [{n: t.sizes[n] for n in ("d_in", "d_out")} for t, _ in places]
+    fits = (w for w in written if all(w.bind(n) == t.sizes[i] for n, (_, t) in zip(own_names, places)))
+    return next(fits, type_.sizes[i]).text
 
 
 def _value(

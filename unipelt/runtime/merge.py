@@ -167,7 +167,7 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
 
 
 def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool((a - b).abs().max() > 1e-12 * max(1.0, float(b.abs().max())))
+    return a.shape != b.shape or bool((a - b).abs().max() > 1e-12 * max(1.0, float(b.abs().max())))
 
 
 def _absorber(model: nn.Module, attached: Attached, e: PlannedEdit) -> str:
@@ -181,11 +181,12 @@ def _edited(
     model: nn.Module, name: str, path: str, edits: list[PlannedEdit], x: torch.Tensor, W: torch.Tensor, b: torch.Tensor
 ) -> torch.Tensor:  # fmt: skip
     """The edited map's values at rows ``x``: edits before the map, the map, edits on (slices of) its output."""
-    before = [e for e in edits if e.site.side == "input"]
-    after = [e for e in edits if e.site.side != "input"]
+    before = [e for e in edits if e.site.side in ("input", "attention")]
+    after = [e for e in edits if e not in before]
     h = x[None]
     for e in before:
-        h = _double(model, name, e)(h, {}, None)
+        edit = _double(model, name, e)
+        h = edit(h, {}, None) if e.site.family != "heads" else _at_heads(edit, h)
     x_in = h
     h = h @ W + b
     # the row's own order: edits of the map itself, then those of the sublayer behind it
@@ -204,6 +205,12 @@ def _edited(
         pieces[part[0]] = edit(pieces[part[0]], given, None)
         h = torch.cat(pieces, -1)
     return h[0]
+
+
+def _at_heads(edit: Edit, h: torch.Tensor) -> torch.Tensor:
+    """The edit of h [1, rows, all heads], which the map reads side by side."""
+    split = h.unflatten(-1, (edit.site.sizes["heads"], -1)).transpose(1, 2)
+    return edit(split, {}, None).transpose(1, 2).flatten(-2)
 
 
 def _double(model: nn.Module, name: str, e: PlannedEdit) -> Edit:
