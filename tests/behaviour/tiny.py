@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AlbertConfig, AlbertForSequenceClassification, AlbertModel, BartConfig, BartForConditionalGeneration, BertConfig,
+    AlbertConfig, AlbertForSequenceClassification, AlbertModel, BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM,
     BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertForSequenceClassification, ElectraConfig,
     ElectraForSequenceClassification, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, LlamaConfig,
     LlamaForCausalLM, LlamaForSequenceClassification, MBartConfig, MBartForConditionalGeneration, MistralConfig,
@@ -60,6 +60,7 @@ FRAMES = 12  # of sound, twice as many as the Whisper encoder's positions
 KINDS = {
     "bert": (BertModel, BertConfig, _ENCODER),
     "bert_head": (BertForSequenceClassification, BertConfig, {**_ENCODER, "num_labels": 3}),
+    "bert_words": (BertForMaskedLM, BertConfig, _ENCODER),
     "gpt2": (GPT2LMHeadModel, GPT2Config, _GPT2),
     "llama": (LlamaForCausalLM, LlamaConfig, _GROUPED),
     "gpt2_head": (GPT2ForSequenceClassification, GPT2Config, {**_GPT2, "num_labels": 3}),

@@ -1,7 +1,7 @@
 """One judge for each verdict: what it measures by running the model, never what the checker thinks.
 
 Each gives the largest deviation from what the verdict claims, relative to the values where they are large: a "yes"
-allows 1e-9, a "no" must show more than 1e-6 somewhere. A judge gives None where its question has no meaning on the
+allows 1e-9, a "no" must show more than 1e-7 somewhere. A judge gives None where its question has no meaning on the
 model: causality where nothing is causal, padding where nothing is padded.
 
 Deviations are looked for in the model's outputs and in what every edit yields, since a norm or a softmax behind an edit
@@ -27,15 +27,15 @@ from unipelt.runtime.attach import record
 from unipelt.runtime.edits import part_of
 from unipelt.runtime.folding import folded
 
-HOLDS, SHOWS = 1e-9, 1e-6
+HOLDS, SHOWS = 1e-9, 1e-7
 Judge = Callable[[Trial], "float | None"]
 JUDGES: dict[str, Judge] = {}
 
 #: Models that can be decoded step by step, and those in which pad positions are left out by a mask.
 DECODERS = ("gpt2", "llama", "opt", "mistral", "qwen2", *ENCODER_DECODERS)
-PADDED = ("bert_head", "gpt2", "llama", "t5", "bart", "albert_head")
+PADDED = ("bert_head", "bert_words", "gpt2", "llama", "t5", "bart", "albert_head")
 #: Of these, models to which positions can be told, or which have relative ones.
-PADDED_LEFT = ("bert_head", "gpt2", "llama", "albert_head", "t5")
+PADDED_LEFT = ("bert_head", "bert_words", "gpt2", "llama", "albert_head", "t5")
 
 
 def judge(name: str) -> Callable[[Judge], Judge]:
@@ -162,7 +162,7 @@ def padded(t: Trial) -> float | None:
     for side in ("right", "left"):
         if side == "left" and t.kind not in PADDED_LEFT:
             continue
-        fronts = ("",) if side == "left" or t.kind not in ENCODER_DECODERS else ("", "decoder_")
+        fronts = ("", "decoder_") if t.kind in ENCODER_DECODERS else ("",)
         pair = [real, _pad(real, 3, side, fronts)]
         if t.kind not in ENCODER_DECODERS:
             pair = [{**x, "position_ids": (x["attention_mask"].cumsum(1) - 1).clamp(min=0)} for x in pair]

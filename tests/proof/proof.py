@@ -1,7 +1,7 @@
 """Verdicts against judges: what is said of a method, on which models it was tried, and what refutes it.
 
 A "yes" is refuted by any model on which more than 1e-9 is found. A "no" is refuted where no model and no draw shows more
-than 1e-6 (it was then only cautious). What depends on an argument is judged with the argument bound to either side.
+than 1e-7 (it was then only cautious). What depends on an argument is judged with the argument bound to either side.
 """
 
 from __future__ import annotations

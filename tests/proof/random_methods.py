@@ -8,6 +8,7 @@ wanted. The same seed gives the same text.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,7 @@ class Draw:
     def __init__(self, rng: random.Random, site: SiteSignature, front: str):
         self.rng, self.site, self.front = rng, site, front
         self.count = 0
+        self.z = "z"  # what z is, where it has another name
         self.axes: Axes = _type(site.h)[0]  # those that an expression may have here
         self.declared: dict[str, str] = {}
         self.body = Body({})
@@ -140,7 +142,7 @@ class Draw:
         e = self.expr
         return [
             (3, lambda: f"{self.one(*CURVES)}({e(sizes, d, token)})"),
-            (2, lambda: f"({e(sizes, d, token)} {self.one('+', '-')} {e(sizes, d)})"),
+            (2, lambda: self.apart(self.one("({} + {})", "({} - {})"), e(sizes, d, token), e(sizes, d))),
             (2, lambda: f"{self.group(e(sizes, d, token))} * {self.group(e(sizes, d))}"),
             (1.5, lambda: f"{self.group(e((), d))} * {self.group(e(sizes, d, token))}"),
             (0.5, lambda: f"{self.group(e(sizes, d, token))} / (1 + abs({e(sizes, d)}))"),
@@ -153,7 +155,7 @@ class Draw:
             (0.7, lambda: f"drop({e(sizes, d, token)}, {self.one('0.5', '0.3', 'p', '0.0')})"),
             (0.3, lambda: f"-{self.group(e(sizes, d, token))}"),
             (0.5, lambda: f"({self.leaf(sizes, token) or e(sizes, d, token)} if {self.test()} else {self.leaf(sizes) or e(sizes, d)})"),
-            (0.5, lambda: f"({e(sizes, d, token)} {self.one('>', '<=')} {e(sizes, d)}) * {self.group(e(sizes, d))}" if sizes else None),
+            (0.5, lambda: f"{self.apart(self.one('({} > {})', '({} <= {})'), e(sizes, d, token), e(sizes, d))} * {self.group(e(sizes, d))}" if sizes else None),
             (0.5, lambda: self.summed(sizes, d)),
             (0.8 if "token" in self.axes else 0, lambda: self.pooled(sizes, d, token)),
             (0.4, lambda: self.over_heads(sizes)),
@@ -210,6 +212,11 @@ class Draw:
         ]  # fmt: skip
 
     # ------------------------------------------------------------ parts of them
+
+    def apart(self, op: str, a: str, b: str) -> str:
+        """Of two things that are not one: ``x - x`` is nothing, and ``x > x`` nowhere true."""
+        same = re.sub(r"\bz\b", self.z, a) == re.sub(r"\bz\b", self.z, b)
+        return op.format(a, "0.3" if same else b)
 
     def group(self, text: str) -> str:
         """In parentheses, where it is more than a name or a call."""
@@ -346,6 +353,7 @@ def _row(rng: random.Random, name: str, site: str) -> str:
     d = Draw(rng, found, site.split(".")[0])
     insert, z = _insertion(d)
     d.body.scope = {**_scope(d), "z": z}
+    d.z = {"parallel": str(found.parallel), "sequential": "h"}.get(insert, insert)
     out = _type(found.h)[1]
     prompt = found.family == "embed" and d.chance(0.6)
     pooled_head = found.family == "head"
@@ -361,6 +369,7 @@ def _row(rng: random.Random, name: str, site: str) -> str:
     gate = ""
     if not prompt and d.chance(0.25):
         inner = Draw(rng, found, d.front)
+        inner.z = d.z
         inner.count = 50
         inner.body.scope = {**_scope(inner), "z": z}
         inner.let((), 2, inner.chance(0.7), "g")
@@ -412,6 +421,8 @@ def text(seed: int) -> str:
     sites = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rows)
     if rows > 1 and rng.random() < 0.6:
         sites[1] = sites[0]  # rows that meet
+    if any(s.startswith("cross") for s in sites):  # on such models `embed` is the encoder's, where nothing is decoded
+        sites = ["ffn" if s.startswith("embed") else s for s in sites]
     lines = [_row(rng, "abc"[i], s) for i, s in enumerate(sites)]
     if rng.random() < 0.08:
         lines.append(rng.choice(("  train *.norm.*", "  train attn.q", "  train head")))

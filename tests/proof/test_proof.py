@@ -7,6 +7,8 @@ import torch
 from judges import HOLDS, JUDGES, SHOWS
 from names import RENAMED, spec
 from proof import KINDS, arguments, prove
+from random_methods import text
+from random_proof import proved
 from tiny import small
 from trial import trial
 
@@ -70,3 +72,22 @@ def test_what_depends_on_an_argument_is_so_on_both_sides(method):
             with trial("llama", m) as t:
                 value = JUDGES[name](t)
             assert value is not None and (value <= HOLDS if said == "yes" else value > SHOWS), (name, said, value)
+
+
+#: Enough for every judge to be asked both ways; `benchmarks/proof.py` takes 2,000.
+DRAWN = 64
+
+
+@pytest.mark.skipif(bool(RENAMED), reason="they use no definition of the library")
+@pytest.mark.parametrize("first", range(0, DRAWN, 8))
+def test_no_verdict_on_random_methods_is_refuted(first):
+    found = [(seed, proved(seed)) for seed in range(first, first + 8)]
+    checked = [(seed, p) for seed, p in found if not isinstance(p, str)]
+    assert len(checked) >= 5
+    for seed, p in checked:
+        assert not p.refuted, (p.refuted, text(seed))
+    assert sum(bool(p.found) for _, p in checked) >= len(checked) - 2  # most go onto some model
+
+
+def test_random_methods_are_the_same_for_the_same_seed():
+    assert text(3) == text(3) != text(4)

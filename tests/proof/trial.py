@@ -68,7 +68,7 @@ class _Eye:
         self.edit, self.seen = edit, seen
 
     def saw(self, h: torch.Tensor, out: torch.Tensor, c: Context) -> None:
-        self.seen.append(Tap(self.edit, h, out, c))
+        self.seen.append(Tap(self.edit, h.clone(), out.clone(), c))  # an out may be a view of a tensor
 
 
 _BASES: dict[tuple[str, int], nn.Module] = {}

@@ -46,9 +46,9 @@ def fold_form(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
             out.append(s)
             continue
         value = rewrite(s.value, lambda n: closed.get(n.id, n) if isinstance(n, Name) else n)
-        if _closed(value, t) and s.names[0] != "delta":
+        if s.names[0] != "delta" and _constant(value, t):
             closed[s.names[0]] = value
-            if s.names[0] not in late:
+            if s.names[0] not in late and _closed(value, t):
                 continue
         out.append(replace(s, value=_hoist(value, t, folds, tensors)))
     used = {n.id for s in (*out, *t.row.compose) for n in walk(s) if isinstance(n, Name)}
@@ -69,13 +69,19 @@ def _lines(t: RowTyping) -> list[Statement]:
     return out[::-1]
 
 
-def _closed(e: Expr, t: RowTyping) -> bool:
-    names = [n.id for n in walk(e) if isinstance(n, Name)]
+def _constant(e: Expr, t: RowTyping) -> bool:
+    """Whether it is made of the row's tensors and of numbers alone; lines that are so stand in it with what they bind."""
+    names = {n.id for n in walk(e) if isinstance(n, Name)}
     calls = [dotted(n.function) or "" for n in walk(e) if isinstance(n, Apply)]
-    if any("." in c for c in calls) or any(c == "drop" for c in calls) or _BASE & set(names):
+    bound = {n for s in t.row.form if isinstance(s, Let) for n in s.names}
+    if any("." in c or c == "drop" for c in calls) or (_BASE | bound) & names:
         return False
-    values = [t.values[n] for n in names if n in t.values]
-    return any(v.learned for v in values) and all(v.degree == CONSTANT and not v.random for v in values)
+    return all(v.degree == CONSTANT and not v.random for v in (t.values[n] for n in names if n in t.values))
+
+
+def _closed(e: Expr, t: RowTyping) -> bool:
+    """Whether learned tensors have a part in such an expression."""
+    return _constant(e, t) and any(t.values[n.id].learned for n in walk(e) if isinstance(n, Name) and n.id in t.values)
 
 
 def _hoist(e: Expr, t: RowTyping, folds: list[Fold], tensors: dict) -> Any:

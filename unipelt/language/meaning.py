@@ -144,12 +144,12 @@ class Edit:
 
 
 def edit_of(typing: RowTyping) -> Edit:
-    """The meaning of a row that has been checked at a site, by itself."""
-    place = Place(typing.site.name, {})
+    """The meaning of a row that has been checked at a site, by itself and outside training."""
+    place = Place(typing.site.name, {}, evaluation=True)
     place.read(typing.row, typing)
     h = atom("read", scope_sizes(typing, "h", typing.site.h), "h")
     if typing.site.family in ("projection", "weight"):
-        before = Place(typing.site.name, {})
+        before = Place(typing.site.name, {}, evaluation=True)
         before.weight = atom("read", scope_sizes(typing, "W", dict(typing.site.scope)["W"]), "W")
         h = before.affine()
     names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors}

@@ -229,7 +229,7 @@ primitive("mean", (1, 3), "the mean over the last size, an axis, `tokens` (real 
 primitive("sum", (1, 3), "the sum over the last size, an axis, `tokens` or `positions`", linear=True)(
     _reduction("sum", True)
 )
-primitive("norm", (1, 2), "the Euclidean norm over the last size or the one given")(_reduction("norm", False))
+primitive("norm", (1, 2), "the Euclidean norm over the last size or the one given", linear=True)(_reduction("norm", False))
 primitive("logsumexp", (1, 2), "log of the sum of exponentials over the last size or an axis")(
     _reduction("logsumexp", False)
 )
@@ -249,6 +249,8 @@ def _softmax(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
 @primitive("running_mean", (1, 1), "the mean over the positions up to each one: the causal twin of a pooled mean", linear=True)
 def _running_mean(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     (a,) = args
+    if not isinstance(a.type, (TensorType, Poison)):
+        return check.fail("E0331", f"`running_mean` takes a tensor, not {a.type}", span)
     if isinstance(a.type, TensorType) and "token" not in a.type.axes:
         return check.fail("E0335", f"this value has no axis `token`: {a.type}", span)
     # it keeps no state, so left pads count as positions

@@ -21,7 +21,7 @@ from .meaning import Edit, edit_of, meaning
 from .primitives import PRIMITIVES, entry_of
 from .sizes import Size
 from .source import place
-from .start import at_start, random_tensors
+from .start import at_start, random_tensors, settled
 from .syntax import NOWHERE, Apply, Choose, Expr, Let, Name, Span, children, walk
 from .values import AFFINE, NumberType, Placed, Value
 
@@ -66,8 +66,19 @@ def row_reads(row: Row) -> frozenset[str]:
 
 def causal(t: RowTyping) -> Verdict:
     """Whether position t of the edit sees no later position (for a model whose attention is causal)."""
-    if t.out.future is not None:
+    if t.out.future is not None and not _all_there(t):
         return Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future)
+    return _apart_from_others(t, t.out.future)
+
+
+def _all_there(t: RowTyping) -> bool:
+    """Whether the tokens of the site are an encoder's, which come at once."""
+    return t.stack == "encoder" or t.site.name in ("cross.k", "cross.v")
+
+
+def _apart_from_others(t: RowTyping, read: Span | None) -> Verdict:
+    if read is not None:
+        return Verdict("yes", "the other positions that it reads are an encoder's, which are all there", read)
     return Verdict("yes", "nothing reads another position of the sequence", t.row.span)
 
 
@@ -81,9 +92,9 @@ def cache_consistent(t: RowTyping) -> Verdict:
     """Whether decoding with a cache equals one full pass: a step sees only its own chunk, so nothing may pool over it."""
     if "chance" in t.out.reads:
         return Verdict("no", "it differs from one forward pass to the next", t.row.span)
-    if t.out.chunk is not None:
+    if t.out.chunk is not None and not _all_there(t):
         return Verdict("no", "this reads other positions, and a step with a cache sees only its own chunk", t.out.chunk)
-    return Verdict("yes", "nothing reads another position of the sequence", t.row.span)
+    return _apart_from_others(t, t.out.chunk)
 
 
 def mergeable(t: RowTyping) -> Verdict:
@@ -128,6 +139,8 @@ def identity_at_start(t: RowTyping) -> Verdict:
     if start.products == h.products:
         return _starts(t, edit)
     drawn = random_tensors(start, edit.tensors)
+    if drawn and settled(start, edit.tensors):
+        return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
     if drawn:
         name = edit.names[drawn[-1]]
         return Verdict("no", f"`{name}` is drawn at random, and nothing behind it starts at zero", _declared(t, drawn[-1]))

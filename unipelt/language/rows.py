@@ -16,6 +16,7 @@ from .printer import to_text
 from .sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType
 from .sizes import Size
 from .syntax import (
+    Binary,
     Apply,
     Axis,
     Expr,
@@ -357,6 +358,15 @@ class RowChecker:
                 values.append(a)
         return Distribution(spec.name, tuple(values))
 
+    def _change(self, out: Value, h: Value) -> Value:
+        """Facts of ``out - h``, which a gate multiplies; where ``out = h + E`` they are those of E."""
+        last = self.row.compose[-1] if self.row.compose else None
+        if isinstance(last, Let) and last.names == ("out",):
+            added = _beside(last.value, Name("h"))
+            if added:
+                return join([self.inf.infer(e) for e in added], out.type)
+        return join((out, h), out.type)
+
     def _result(self, out: Value, h: Value, gate: Value | None) -> Value:
         inf, row = self.inf, self.row
         span = row.compose[-1].span if row.compose else row.span
@@ -365,7 +375,7 @@ class RowChecker:
                 return inf.fail("E0351", "a composition that changes the length cannot be gated", row.span)
             if not isinstance(gate.type, (TensorType, NumberType)):
                 return inf.fail("E0352", f"a gate is a tensor or a number, not {gate.type}", row.span)
-            out = product(gate, join((out, h), out.type), out.type, span)
+            out = join((h, product(gate, self._change(out, h), out.type, span)), out.type)
             if isinstance(gate.type, TensorType) and isinstance(out.type, TensorType):
                 out = out.typed(TensorType(inf.merge_axes(out.type.axes, gate.type.axes), out.type.sizes))
         if isinstance(out.type, Poison) or not isinstance(h.type, TensorType):
@@ -382,6 +392,18 @@ class RowChecker:
             return inf.fail("E0350", f"`out` has the type {out.type}, and `h` at `{self.site.name}` is {h.type}", span,
                             where=inf.bindings(*out.type.sizes, *h.type.sizes))  # fmt: skip
         return out
+
+
+def _beside(e: Expr, name: Name) -> list[Expr] | None:
+    """What is added to a name, or taken from it; None where the expression is no such sum."""
+    if e == name:
+        return []
+    if not isinstance(e, Binary) or e.op not in ("+", "-"):
+        return None
+    for side, other in ((e.left, e.right), (e.right, e.left)):
+        if (found := _beside(side, name)) is not None and (side is e.left or e.op == "+"):
+            return [*found, other]
+    return None
 
 
 def require(s: Require, inf: Inference) -> None:

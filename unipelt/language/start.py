@@ -103,8 +103,22 @@ class _Silent:
         return None
 
 
+#: Starts that are what they are told to be; all others are drawn.
+_TOLD = ("zeros(", "ones(", "constant(", "identity(")
+
+
 def random_tensors(t: Term, tensors: Mapping[Any, Learned]) -> list[str]:
     """The keys of the tensors in a term that are drawn at random."""
+    return [k for k in _tensors(t) if tensors[k].exact is None and not tensors[k].start.startswith(_TOLD)]
+
+
+def settled(t: Term, tensors: Mapping[Any, Learned]) -> list[str]:
+    """The keys of the tensors in a term that start as they are told, but for zeros and for numbers, which cancel nothing."""
+    told = [k for k in _tensors(t) if tensors[k].exact is not None or tensors[k].start.startswith(_TOLD)]
+    return [k for k in told if tensors[k].start != "zeros()" and tensors[k].shape]
+
+
+def _tensors(t: Term) -> list[str]:
     found: dict[str, None] = {}
 
     def visit(node: Any) -> None:
@@ -114,9 +128,7 @@ def random_tensors(t: Term, tensors: Mapping[Any, Learned]) -> list[str]:
                     visit(a)
         elif isinstance(node, Atom):
             if node.kind == "tensor":
-                key = node.parts[0]
-                if _value(tensors[key]) is None:
-                    found[key] = None
+                found[node.parts[0]] = None
             else:
                 for p in node.parts:
                     visit(p)

@@ -186,14 +186,14 @@ def _edited(
     h = x[None]
     for e in before:
         edit = _double(model, name, e)
-        h = edit(h, {}, None) if e.site.family != "heads" else _at_heads(edit, h)
+        h = edit(h, _unread(edit, h), None) if e.site.family != "heads" else _at_heads(edit, h)
     x_in = h
     h = h @ W + b
     # the row's own order: edits of the map itself, then those of the sublayer behind it
     for e in sorted(after, key=lambda e: e.site.family == "sublayer"):
         edit = _double(model, name, e)
         part = e.site.view.part
-        given: dict[str, Any] = {"x": x_in} if "x" in edit.needs else {}
+        given: dict[str, Any] = {"x": x_in} if e.site.family == "projection" else _unread(edit, h)
         if edit.needs & {"W", "bias"}:
             width = W.shape[1] // part[1] if part else W.shape[1]
             start = part[0] * width if part else 0
@@ -207,10 +207,18 @@ def _edited(
     return h[0]
 
 
+def _unread(edit: Edit, h: torch.Tensor) -> dict[str, Any]:
+    """What lines of the row name and its out does not read (it would not merge then): zeros of the right sizes."""
+    n, s = h.shape[1], edit.site.sizes
+    vector, heads = (1, n, s["d_model"]), (1, s["heads"], n)
+    shapes = {"x": vector, "residual": vector, "q": (*heads, s["d_head"]), "log_mass": heads}
+    return {name: h.new_zeros(shape) for name, shape in shapes.items() if name in edit.needs}
+
+
 def _at_heads(edit: Edit, h: torch.Tensor) -> torch.Tensor:
     """The edit of h [1, rows, all heads], which the map reads side by side."""
     split = h.unflatten(-1, (edit.site.sizes["heads"], -1)).transpose(1, 2)
-    return edit(split, {}, None).transpose(1, 2).flatten(-2)
+    return edit(split, _unread(edit, h), None).transpose(1, 2).flatten(-2)
 
 
 def _double(model: nn.Module, name: str, e: PlannedEdit) -> Edit:
