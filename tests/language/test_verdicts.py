@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from unipelt.language import syntax as S
+from unipelt.language.check import check_method
+from unipelt.language.diagnostics import PeltError
 from unipelt.language.library import library_definition
 from unipelt.language.loading import library, load, parse
 from unipelt.language.properties import RULES, Verdict, verdicts
@@ -95,3 +97,58 @@ def test_places_are_shown_from_here(tmp_path, monkeypatch):
     at = place(v.span)
     assert at is not None and (at["line"], at["column"], Path(str(at["file"])).name) == (4, 10, "mine.pelt")
     assert shown(S.NOWHERE) == "" and place(S.NOWHERE) is None
+
+
+#: What random methods have refuted (see tests/proof): what it is about, a row, the verdict, its value.
+LOW = "A: [d_in, r] ~ normal(0.1) B: [r, d_out] ~ normal(0.1)"
+REFUTED = [
+    ("what is inserted and not read", "modify attn.q insert mean(x, tokens) form { b: [d_out] ~ zeros delta = b } compose h + delta", "cache-consistent", "yes"),
+    ("a mean is affine, and no map of a token", f"modify attn.q insert mean(x, tokens) form {{ {LOW} delta = z @ A @ B }} compose h + delta", "mergeable", "no"),
+    ("what comes before", f"modify ffn insert sequential form {{ {LOW} delta = running_mean(z) @ A @ B }} compose h + delta", "mergeable", "no"),
+    ("behind heads", f"modify attn.heads insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + delta", "mergeable", "yes"),
+    ("behind a head", f"modify head insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + delta", "mergeable", "yes"),
+    ("the attention's own number", "modify attn.heads insert sequential form { delta = z * scale } compose h + delta", "mergeable", "unknown"),
+    ("a gate on what is added", "modify attn.q insert parallel form { b: [d_out] ~ zeros delta = b } compose h + delta gated by { w: [d_in] ~ zeros g = z @ w }", "mergeable", "yes"),
+    ("a gate on what replaces", "modify attn.q insert parallel form { b: [d_out] ~ zeros delta = b } compose h * delta gated by { w: [d_in] ~ zeros g = z @ w }", "mergeable", "no"),
+    ("an encoder's tokens", f"modify cross.v insert parallel form {{ {LOW} delta = running_mean(z) @ A @ B }} compose h + delta", "cache-consistent", "yes"),
+    ("an encoder's stack", f"modify encoder.ffn insert parallel form {{ {LOW} delta = mean(z, tokens) @ A @ B }} compose h + delta", "causal", "yes"),
+    ("a number is not dropped", "modify ffn form { b: [d_out] ~ zeros delta = b * drop(2, 0.5) } compose h + delta", "deterministic in training", "yes"),
+    ("a line that nothing reads", "modify ffn form { b: [d_out] ~ zeros u = tanh(b) delta = b } compose h + delta", "foldable", "no"),
+    ("a line that the composition reads", "modify ffn form { b: [d_out] ~ zeros u = tanh(b) delta = u * b } compose h + delta + u", "foldable", "yes"),
+    ("a number among closed lines", "modify ffn form { b: [d_out] ~ zeros u = sqrt(2) delta = tanh(b * u) } compose h + delta", "foldable", "yes"),
+    ("a line with a dropout", "modify ffn form { b: [d_out] ~ zeros u = b + drop(1, 0.0) delta = tanh(u) } compose h + delta", "foldable", "no"),
+    ("a norm of zeros", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = norm(z @ A) * (z @ B) } compose h + delta", "identity at start", "yes"),
+    ("the branch of training", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = z @ B if training else z @ A } compose h + delta", "identity at start", "yes"),
+    ("a draw that ones take away", "modify ffn insert parallel form { A: [d_in, 2] ~ ones B: [2, d_out] ~ normal(0.1) delta = (z - mean(z)) @ A @ B } compose h + delta", "identity at start", "unknown"),
+    ("a matrix that starts as the identity", "modify ffn insert sequential form { A: [d_in, d_out] ~ identity delta = z @ A } compose delta", "identity at start", "unknown"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("about", "row", "name", "value"), REFUTED, ids=[r[0] for r in REFUTED])
+def test_what_random_methods_refuted(about, row, name, value):
+    row, _, gate = row.partition(" gated by ")
+    method = parse(f"method m(r: int = 3) {{ use {{ {row} }} as a{' gated by ' + gate if gate else ''} }}")
+    assert verdicts(method)[name].value == value
+
+
+ADDED = "modify ffn insert sequential form { A: [d_in, d_out] ~ normal(0.1) delta = tanh(z @ A) } compose h + delta"
+PUT = "modify embed form {{ P: [2, d_out] ~ normal(0.1) delta = P }} compose {}"
+ORDERS = [
+    ("rows that are alike", ADDED, ADDED, "no"),
+    ("rows at places of their own", PUT.format("fill(delta, h)"), PUT.format("append(delta, h)"), "yes"),
+    ("rows at one place", PUT.format("prepend(delta, h)"), PUT.format("prepend(delta, h)"), "no"),
+    ("other layers, in sums", "layers every 2 " + ADDED.replace("tanh(z @ A)", "x @ A"), ADDED.replace("tanh(z @ A)", "x @ A"), "yes"),
+    ("other layers", "layers every 2 " + ADDED, ADDED, "unknown"),
+    ("a mean of what is scaled", "modify ffn insert sequential form { b: [] ~ normal(0.1) delta = b } compose h * delta",
+     "modify ffn insert sequential form { delta = mean(z, tokens) } compose h + delta", "unknown"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("about", "one", "other", "value"), ORDERS, ids=[o[0] for o in ORDERS])
+def test_orders_of_rows(about, one, other, value):
+    assert verdicts(parse(f"method m {{ use {{ {one} }} as a use {{ {other} }} as b }}"))["rows commute"].value == value
+
+
+def test_a_running_mean_is_of_a_tensor():
+    with pytest.raises(PeltError, match="E0331.*a tensor, not the number 2"):
+        check_method(parse("method m { modify ffn form { b: [d_out] ~ zeros delta = b * running_mean(2) } compose h + delta }"))

@@ -8,7 +8,7 @@ import pytest
 from names import name as named
 from names import spec
 from safetensors.torch import load_file
-from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, WORDS, model
+from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, WORDS, model, output
 
 import unipelt
 from unipelt.language.counts import counts
@@ -98,3 +98,29 @@ def test_requirements_count_trained_copies_and_no_head():
         return False
 
     assert refused(share * 0.999) and not refused(share * 1.001)
+
+
+DECLARED = """method m(n: int = 2) {
+  modify attn.q, ffn.down  insert parallel
+  form {
+    axis term = n
+    A: [d_in, d_out] ~ normal(0.1) per term
+    B: []            ~ ones        per kind, term
+    C: [5, d_out]    ~ normal(0.1) per term
+    delta = sum(tanh(z @ A) * B + exp(sum(C, 0)), term)
+  }
+  compose h + delta
+}"""
+
+
+def test_declared_axes_count_and_fold(tmp_path):
+    """A tensor has a copy for each entry of an axis that the form declares; a fold's size is its own at each site."""
+    method = parse(DECLARED)
+    found = check(method, "bert_labels", tmp_path / "a")
+    one = WIDTH * WIDTH + INNER * WIDTH
+    assert found["trained"] == 2 * (LAYERS * (one + 2 * 5 * WIDTH) + 2)
+    m, other = model("bert_labels"), model("bert_labels")
+    unipelt.apply(m, method)
+    unipelt.save(m, tmp_path / "b")
+    unipelt.attach(other, tmp_path / "b")
+    assert (output(m) - output(other)).abs().max() < 1e-5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from names import name as named
 from names import spec
-from small import model, randomise
+from small import model, output, randomise
 
 import unipelt
 from unipelt.compiler.evaluator import Context, constants, evaluate
@@ -88,3 +88,26 @@ def test_the_weight_is_readable():
     assert to_text(scaled[0].weight_expression) == "l * W" and to_text(scaled[-1].weight_expression) == "(l * W.T).T"
     bent = parse("method m { modify attn.q insert parallel form { A: [d_in, d_out] ~ zeros delta = tanh(z @ A) } compose h + delta }")
     assert merged(bent) == []
+
+
+ABSORBED = {
+    "behind heads": f"modify attn.heads insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + delta",
+    "one matrix for all heads": "modify attn.heads insert mean(h, head) form { A: [d_in, d_out] ~ normal(0.1) per site delta = z @ A } compose h + delta",
+    "behind the head": f"modify head insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + delta",
+    "what is named and not read": "modify ffn.hidden insert parallel form { b: [d_out] ~ normal(0.1) u = tanh(z) delta = b } compose h + delta",
+    "a stream that is named": "modify attn insert residual form { b: [d_out] ~ normal(0.1) u = z > x delta = b } compose h + delta",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ABSORBED)
+def test_what_is_absorbed_computes_the_same(what):
+    m = model("bert_labels", dtype=torch.float64)
+    base = output(m)
+    unipelt.apply(m, parse(spec(f"method m(r: int = 3) {{ {ABSORBED[what]} }}")))
+    randomise(m)
+    acting = output(m)
+    unipelt.merge(m, "default")
+    assert (output(m) - acting).abs().max() < 1e-12 and (acting - base).abs().max() > 1e-3
+    unipelt.unmerge(m)
+    unipelt.remove(m, "default")
+    assert torch.equal(output(m), base)

@@ -139,7 +139,8 @@ def identity_at_start(t: RowTyping) -> Verdict:
     if start.products == h.products:
         return _starts(t, edit)
     drawn = random_tensors(start, edit.tensors)
-    if drawn and settled(start, edit.tensors):
+    told = settled(start, edit.tensors)
+    if told and (drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start == "identity()" for k in told)):
         return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
     if drawn:
         name = edit.names[drawn[-1]]
