@@ -90,12 +90,14 @@ def _main(
 @guarded
 def check(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="`.pelt` files, or folders of them.")],
+    fix: Annotated[bool, typer.Option("--fix", help="Change the files as the help says, where that needs no further thought.")] = False,
     as_json: AsJson = False,
+    as_sarif: Annotated[bool, typer.Option("--sarif", help="Print SARIF 2.1.0 on stdout, for code hosts and editors.")] = False,
 ) -> None:
-    """Check specs: syntax, names, types and properties."""
+    """Check specs: syntax, names, types and properties. `unipelt explain CODE` tells more of a mistake."""
     from .methods import check_paths
 
-    if not check_paths(paths, as_json):
+    if not check_paths(paths, as_json, as_sarif, fix):
         raise SystemExit(MISTAKES)
 
 

@@ -36,7 +36,7 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
         if diff:
             sys.stdout.write(_difference(text, new, str(file)))
         elif not check_only:
-            _write(file, new)
+            write(file, new)
     if as_json:
         from ..language.render import to_json
 
@@ -77,7 +77,7 @@ def _difference(old: str, new: str, name: str) -> str:
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 
 
-def _write(file: Path, text: str) -> None:
+def write(file: Path, text: str) -> None:
     """Beside its place, then renamed; a link is followed, the mode is kept."""
     target = file.resolve()
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)

@@ -15,10 +15,10 @@ def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["check"]:
-        paths = [a for a in arguments[1:] if a != "--json"]
+        paths = [a for a in arguments[1:] if a not in ("--json", "--sarif")]
         if paths and not any(p.startswith("-") for p in paths):
             # What editors and hooks call at every save: building typer's commands would take most of its time.
-            raise SystemExit(_check(paths, as_json="--json" in arguments))
+            raise SystemExit(_check(paths, as_json="--json" in arguments, as_sarif="--sarif" in arguments))
     from .app import app
 
     if ranks.launched():
@@ -51,10 +51,10 @@ def _one_process(command: list[str]) -> None:
 
 
 @guarded
-def _check(paths: list[str], as_json: bool) -> int:
+def _check(paths: list[str], as_json: bool, as_sarif: bool) -> int:
     from .methods import check_paths
 
-    return OK if check_paths([Path(p) for p in paths], as_json) else MISTAKES
+    return OK if check_paths([Path(p) for p in paths], as_json, as_sarif) else MISTAKES
 
 
 if __name__ == "__main__":

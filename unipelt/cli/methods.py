@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from ..language.diagnostics import PeltError
 from ..language.loading import check_all, library
 from .output import emit, report, say
 
 PLURALS = {"anatomy": "anatomies"}
 
 
-def check_paths(paths: list[Path], as_json: bool) -> bool:
-    """Check files and folders; whether all is well."""
+def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: bool = False) -> bool:
+    """Check files and folders, after their mistakes were fixed where ``fix`` asks for it; whether all is well."""
+    if fix:
+        _fix(paths, quiet=as_json or as_sarif)
     found = check_all(paths)
     diagnostics = [d for c in found for d in c.diagnostics]
     good = not any(d.severity == "error" for d in diagnostics)
+    if as_sarif:
+        from ..language.sarif import to_sarif
+
+        emit(to_sarif(diagnostics))
+        return good
     if as_json:
         from ..language.render import to_json
 
@@ -44,6 +52,29 @@ def check_paths(paths: list[Path], as_json: bool) -> bool:
     else:
         say(f"\n{words}: {mistakes} {plural('mistake', mistakes)} in {sum(broken.values())} of them")
     return good
+
+
+def _fix(paths: list[Path], quiet: bool) -> None:
+    """Carries out the help of mistakes in the files, where it is a change of the text; line ends stay as they are."""
+    from ..language.fixes import fixed
+    from ..language.source import read
+    from .layout import write
+
+    for file in [f for p in paths for f in (sorted(p.rglob("*.pelt")) if p.is_dir() else [p])]:
+        try:
+            text, done = fixed(read(file).text, str(file))
+        except PeltError:
+            continue  # what is wrong with the file itself the check says
+        if not done:
+            continue
+        raw = file.read_bytes()
+        text = text.replace("\n", "\r\n") if b"\r\n" in raw else text
+        write(file, "\ufeff" + text if raw.startswith(b"\xef\xbb\xbf") else text)
+        for d in done:
+            if not quiet:
+                say(f"{file}: fixed {d.code}: {d.message}")
+    if not quiet:
+        say()
 
 
 #: Up to this many definitions, each gets a line of its own.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .diagnostics import error, near
-from .ir import as_float, fits, misfit
+from .diagnostics import error, instead, put
+from .ir import EXAMPLES, as_float, fits, misfit
 from .library import Names
 from .primitives import PRIMITIVES
 from .printer import to_text
@@ -48,7 +48,7 @@ def callee(what: str, call: Apply, names: Names) -> tuple[Any, Mapping]:
         text = to_text(name)
         title = {"compose": "composition"}.get(what, what)
         raise error("E0225", f"there is no {title} named `{text}`", name.span,
-                    help=near(text, names.names(what)) or f"`unipelt list` shows the {title}s there are")  # fmt: skip
+                    **instead(text, names.names(what), name.span, f"`unipelt list --all` shows the {title}s there are"))  # fmt: skip
     assert not isinstance(definition, AnatomyDef)
     return definition, bind(definition.params, call, f"the {what} `{definition.name}`")
 
@@ -67,7 +67,7 @@ def bind(params: Sequence[Param], call: Apply, what: str) -> Mapping:
     for name, arg in pairs:
         if name not in known:
             raise error("E0206", f"{what} has no parameter `{name}`", arg.span,
-                        help="; ".join(filter(None, [near(name, known), f"its parameters: {listed}"])))  # fmt: skip
+                        **_parameter(name, known, arg.span, listed))  # fmt: skip
         if name in mapping:
             raise error("E0208", f"the parameter `{name}` is given twice", arg.span)
         value = arg.value
@@ -75,7 +75,7 @@ def bind(params: Sequence[Param], call: Apply, what: str) -> Mapping:
             value = as_float(value)
         if isinstance(value, (Number, String, ListOf)) and not fits(value, known[name].type):
             raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}", arg.span,
-                        help=misfit(value, known[name].type))  # fmt: skip
+                        **fitting(value, known[name].type))  # fmt: skip
         mapping[name] = value
     for p in params:
         if p.name not in mapping:
@@ -90,6 +90,19 @@ def bounded(value: Any, what: str, name: str, span: Span) -> Any:
     if any(n >= MAX_NODES for n, _ in enumerate(walk(value))):
         raise error("E0227", f"the argument `{name}` of {what} grows beyond {MAX_NODES} words", span)
     return value
+
+
+def fitting(value: Expr, type_: str) -> dict[str, Any]:
+    """Help about a value that does not fit: which item of a list is at fault, or the whole number that a float is."""
+    if type_ == "int" and isinstance(value, Number) and float(value.value).is_integer() and not value.percent:
+        return {"help": f"write {int(value.value)}", "edits": put(str(int(value.value)), value.span)}
+    return {"help": misfit(value, type_) or EXAMPLES.get(type_, "")}
+
+
+def _parameter(name: str, known: dict[str, Param], span: Span, listed: str) -> dict[str, Any]:
+    """Help about a misspelt parameter, whose name begins the argument."""
+    found = instead(name, known, replace(span, end=span.start + len(name)))
+    return {**found, "help": "; ".join(filter(None, [found["help"], f"its parameters: {listed}"]))}
 
 
 def substitute(node: Any, mapping: Mapping) -> Any:

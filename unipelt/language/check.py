@@ -7,20 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from .arguments import parameters
-from .calls import bounded, site_paths, substitute
-from .diagnostics import Diagnostic, Label, PeltError, near
+from .calls import site_paths
+from .diagnostics import Diagnostic, Label, PeltError, instead
 from .infer import Inference
 from .inputs import disagreement
-from .ir import Method, Row, fits, misfit
+from .ir import Method, Row
 from .layers import by_layer, layered
+from .parameters import check_parameters
 from .rows import SYMBOLS, RowChecker, RowTyping, Sizes, require
-from .sites import NUMBERS, SITES, SIZES, SiteSignature, signature, site_name
+from .sites import SITES, SIZES, SiteSignature, signature, site_name
 from .sizes import Size
 from .syntax import NOWHERE, Param, Path
 from .values import NumberType, Value
-
-PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope")
-
 
 def numbered(row: Row, params: Sequence[Param]) -> bool:
     """Whether a row differs from layer to layer: it reads ``layer``, a list, or an argument that does."""
@@ -43,14 +41,21 @@ def sites_of(paths: Sequence[Path], params: Sequence[Param]) -> list[Path]:
 
 def site_problem(path: Path) -> Diagnostic | None:
     text = str(path)
-    _, name = site_name(text)
+    stack, name = site_name(text)
     if signature(name) is not None:
         return None
     if text.startswith("module("):
         return Diagnostic("E0390", "`module(…)` is a word of the language that is not built yet", path.span,
                           help=f"sites: {', '.join(SITES)}")  # fmt: skip
     return Diagnostic("E0302", f"there is no site `{text}`", path.span,
-                      help=near(name, SITES) or f"sites: {', '.join(SITES)}")  # fmt: skip
+                      **_instead(path, name, stack))  # fmt: skip
+
+
+def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
+    """The nearest site; one with its weight where a weight is meant."""
+    front, back = f"{stack}." if stack else "", ".weight" if name.endswith(".weight") else ""
+    known = [f"{front}{s}{back}" for s in SITES if not back or SITES[s].family == "projection"]
+    return instead(str(path), known, path.span, f"sites: {', '.join(SITES)}")
 
 
 def check_row(row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes = SYMBOLS) -> RowTyping:
@@ -64,26 +69,7 @@ def check_row(row: Row, site: SiteSignature, params: Sequence[Param], sizes: Siz
 
 def check_method(method: Method) -> list[RowTyping]:
     """Checks every row at every site it names, with symbolic sizes; raises `PeltError` with all mistakes."""
-    problems: list[Diagnostic] = []
-    params: list[Param] = []
-    grown: dict[str, Any] = {}
-    for p in method.params:
-        before = len(problems)
-        try:
-            if p.default is not None:
-                grown[p.name] = bounded(substitute(p.default, grown), f"the method `{method.name}`", p.name, p.span)
-        except PeltError as e:
-            problems += e.diagnostics
-        if p.type not in PARAM_TYPES:
-            problems.append(Diagnostic("E0230", f"there is no type `{p.type}`", p.span,
-                                       help=near(p.type, PARAM_TYPES) or f"types: {', '.join(PARAM_TYPES)}"))  # fmt: skip
-        elif p.name in SIZES or p.name in ("d_in", "d_out", *NUMBERS):
-            problems.append(Diagnostic("E0231", f"`{p.name}` is a size of the site and no parameter's name", p.span))
-        elif p.default is not None and not fits(p.default, p.type):
-            problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.span,
-                                       help=misfit(p.default, p.type)))  # fmt: skip
-        params.append(p if len(problems) == before else replace(p, default=None))  # a mistake is reported once
-    parameters(params, False, problems=problems)
+    problems, params = check_parameters(method.params, f"the method `{method.name}`")
     typings: list[RowTyping] = []
     for row in method.rows:
         for path in sites_of(row.sites, params):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 from .syntax import NOWHERE, Span
 
@@ -21,10 +21,19 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """The text that a help puts in the place of a span; an empty span is a place where it is put in."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostic:
     """One mistake: stable code, place, reason, and what to do about it.
 
     ``where`` are the bindings of the sizes that took part (``r = 64 (parameter)``), ``help`` a remedy as a statement.
+    ``edits`` do what the help says, where that is a change of the text that needs no further thought.
     """
 
     code: str
@@ -35,6 +44,7 @@ class Diagnostic:
     where: tuple[str, ...] = ()
     help: str = ""
     severity: Severity = "error"
+    edits: tuple[Edit, ...] = ()
 
 
 class PeltError(ValueError):
@@ -57,7 +67,25 @@ def error(code: str, message: str, span: Span = NOWHERE, **more) -> PeltError:
     return PeltError(Diagnostic(code, message, span, **more))
 
 
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The nearest known word, or nothing."""
+    return next(iter(get_close_matches(word, [k for k in known if k != word], n=1, cutoff=cutoff)), "")
+
+
 def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """A help sentence that names the nearest known word, or nothing."""
-    found = get_close_matches(word, [k for k in known if k != word], n=1, cutoff=cutoff)
-    return f"a name that is close exists: `{found[0]}`" if found else ""
+    found = nearest(word, known, cutoff)
+    return f"a name that is close exists: `{found}`" if found else ""
+
+
+def instead(word: str, known: Iterable[str], span: Span, otherwise: str = "", *, kind: str = "name", cutoff: float = 0.6) -> dict[str, Any]:
+    """Help and edits of a diagnostic about a misspelt word that stands at ``span``; ``otherwise``: where none is close."""
+    found = nearest(word, known, cutoff)
+    if not found:
+        return {"help": otherwise}
+    return {"help": f"a {kind} that is close exists: `{found}`", "edits": (Edit(span, found),)}
+
+
+def put(text: str, *spans: Span) -> tuple[Edit, ...]:
+    """Edits that write the same text at each span."""
+    return tuple(Edit(s, text) for s in spans)

@@ -10,32 +10,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .bodies import bound_names, unbound_result
 from .calls import Mapping, bounded, callee, inline_calls, substitute, substitute_all
-from .diagnostics import Diagnostic, Label, PeltError, error, near
+from .diagnostics import Diagnostic, Label, PeltError, error, instead, put
 from .ir import Columns, Method, Row, Trained
 from .library import Names
 from .primitives import PRIMITIVES
 from .printer import to_text
-from .sites import RESERVED
 from .syntax import (
     Apply,
     Block,
     Clause,
     Compose,
     Form,
-    Input,
     Insert,
     Layers,
     Let,
     MethodDef,
     Modify,
     Name,
-    Param,
     Require,
     RowBlock,
     Span,
     Statement,
-    Tensor,
     Tokens,
     Train,
     Use,
@@ -58,6 +55,7 @@ class Draft:
     slots: dict[str, Any] = field(default_factory=dict)
     gate: Apply | Block | None = None
     used: Span | None = None  # the outermost `use` that brings the row in
+    unnamed: Span | None = None  # where that `use` could name it
 
 
 @dataclass
@@ -103,6 +101,7 @@ def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | Non
                 Diagnostic(
                     "E0211", f"two rows are named `{draft.name}`", draft.used or draft.span,
                     labels=(Label(seen[draft.name], "the first one"),), help="name one of them: `use … as NAME`",
+                    edits=put(f" as {draft.name}_{len(seen) + 1}", draft.unnamed) if draft.unnamed is not None else (),
                 )  # fmt: skip
             )
         seen[draft.name] = draft.used or draft.span
@@ -229,6 +228,7 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
         _apply_clauses(use.overrides, inner, use.name or outer, bound, names, trail, inherited=True)
     for draft in inner.drafts:
         draft.used = use.span
+        draft.unnamed = after(use.target.span) if use.name is None and len(inner.drafts) == 1 else None
         if use.name is not None:
             draft.name = use.name if len(inner.drafts) == 1 else f"{use.name}_{draft.name}"
         if use.gate is not None:
@@ -250,6 +250,11 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
 # ---------------------------------------------------------------- rows
 
 
+def after(span: Span) -> Span:
+    """The empty place behind a span."""
+    return Span(span.file, span.end, span.end)
+
+
 def _row(draft: Draft, definition: MethodDef, names: Names, problems: list[Diagnostic]) -> Row:
     slots = draft.slots
     if "modify" not in slots:
@@ -257,7 +262,7 @@ def _row(draft: Draft, definition: MethodDef, names: Names, problems: list[Diagn
                     help="add `modify SITE`, for example `modify ffn`")  # fmt: skip
     if "compose" not in slots:
         raise error("E0218", f"the row `{draft.name}` does not say how `delta` meets `h`", draft.span,
-                    help="add `compose add`")  # fmt: skip
+                    help="add `compose h + delta`", edits=put(" compose h + delta", after(draft.span)))  # fmt: skip
     params = {p.name: p for p in definition.params}
     form_value = slots["form"].alternatives[0] if "form" in slots else None
     compose_value = slots["compose"].alternatives[0]
@@ -274,13 +279,17 @@ def _row(draft: Draft, definition: MethodDef, names: Names, problems: list[Diagn
     except PeltError as e:
         problems += e.diagnostics
         draft.gate = None
-    _check_names(form, compose, gate or (), params)
-    if not any(isinstance(s, Let) and "out" in s.names for s in compose):
-        raise error("E0219", "this composition does not bind `out`", slots["compose"].span, help="end it with `out = …`")
-    if form_value is not None and not any(isinstance(s, Let) and "delta" in s.names for s in form):
-        raise error("E0219", "this form does not bind `delta`", slots["form"].span, help="end it with `delta = …`")
-    if draft.gate is not None and not any(isinstance(s, Let) and "g" in s.names for s in gate or ()):
-        raise error("E0219", "this gate does not bind `g`", draft.gate.span, help="end it with `g = …`")
+    found = [d for body in (form, compose, gate or ()) for d in bound_names(body, params, "method")]
+    if found:
+        raise PeltError(found)
+    for what, body, value, span in (
+        ("compose", compose, compose_value, slots["compose"].span),
+        ("form", form, form_value, slots["form"].span if form_value is not None else draft.span),
+        ("gate", gate or (), draft.gate, draft.gate.span if draft.gate is not None else draft.span),
+    ):
+        unbound = unbound_result(what, body, _named(what, value, names), span) if value is not None else None
+        if unbound is not None:
+            raise PeltError(unbound)
     columns = Columns(
         ", ".join(str(p) for p in slots["modify"].alternatives[0]),
         to_text(insert) if insert is not None else "",
@@ -317,24 +326,14 @@ def _compose(value: Any, names: Names) -> tuple[Statement, ...]:
         return _body("compose", value if isinstance(value, Apply) else Apply(value, (), value.span), names)
     if isinstance(value, Name) and value.id not in ("h", "delta"):
         raise error("E0221", f"there is no composition named `{value.id}`", value.span,
-                    help=near(value.id, names.names("compose")) or f"known: {', '.join(names.names('compose'))}")  # fmt: skip
+                    **instead(value.id, names.names("compose"), value.span, f"known: {', '.join(names.names('compose'))}"))  # fmt: skip
     if isinstance(function, Name) and isinstance(value, Apply) and function.id not in PRIMITIVES:
         raise error("E0221", f"there is no composition named `{function.id}`", function.span,
-                    help=near(function.id, names.names("compose")))  # fmt: skip
+                    **instead(function.id, names.names("compose"), function.span))  # fmt: skip
     return (Let(("out",), value, value.span),)
 
 
-def _check_names(form: tuple, compose: tuple, gate: tuple, params: dict[str, Param]) -> None:
-    problems: list[Diagnostic] = []
-    for body in (form, compose, gate):
-        for s in body:
-            for name in s.names if isinstance(s, Let) else (s.name,) if isinstance(s, (Tensor, Input)) else ():
-                if name in params:
-                    problems.append(Diagnostic(
-                        "E0223", f"`{name}` is a parameter of the method and cannot be bound here", s.span,
-                        labels=(Label(params[name].span, "the parameter"),), help="rename one of them"))  # fmt: skip
-                elif name in RESERVED and not (isinstance(s, Let) and name in ("delta", "out", "g", "k", "v")):
-                    problems.append(Diagnostic("E0224", f"`{name}` has a meaning of its own at a site and cannot be "
-                                               "rebound", s.span, help="choose another name"))  # fmt: skip
-    if problems:
-        raise PeltError(problems)
+def _named(what: str, value: Any, names: Names) -> Any:
+    """The definition that a slot's value calls, if it calls one."""
+    function = value.function if isinstance(value, Apply) else value
+    return names.find(what, function.id) if isinstance(function, Name) else None

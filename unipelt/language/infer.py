@@ -6,11 +6,12 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .diagnostics import Diagnostic, Label, near
+from .diagnostics import Diagnostic, Edit, Label, instead, near, put
 from .primitives import DOMAINS, PRIMITIVES
 from .printer import to_text
 from .sites import NUMBERS, TensorType
 from .sizes import Size
+from .source import inside
 from .syntax import (
     Apply,
     Attr,
@@ -103,7 +104,10 @@ class Inference:
         if e.id in self.names:
             return self.names[e.id]
         if e.id in self.hidden:
-            return self.fail("E0303", f"`{e.id}` {self.hidden[e.id]}", e.span)
+            reads: dict[str, Any] = {}
+            if e.id == "h" and "z" in self.names:
+                reads = {"help": "read `z`; with `insert sequential` it is `h`", "edits": put("z", e.span)}
+            return self.fail("E0303", f"`{e.id}` {self.hidden[e.id]}", e.span, **reads)
         if e.id in self.axes or e.id in ("head", "group"):
             return Value(WordType("axis", e.id))
         if e.id in self.sizes:
@@ -123,7 +127,7 @@ class Inference:
         if e.id in PRIMITIVES and PRIMITIVES[e.id].elementwise:
             return Value(WordType("activation", e.id))
         known = [*self.names, *self.sizes, *self.axes, *NUMBERS]
-        return self.fail("E0301", f"there is no `{e.id}` here", e.span, help=near(e.id, known) or self._in_scope())
+        return self.fail("E0301", f"there is no `{e.id}` here", e.span, **instead(e.id, known, e.span, self._in_scope()))
 
     def _in_scope(self) -> str:
         return f"in scope: {', '.join(sorted(self.names))}" if self.names else ""
@@ -140,8 +144,8 @@ class Inference:
         text = dotted(e)
         if text in self.bases:
             return self.fail("E0322", f"`{text}` is a module of the base: call it", e.span, help=f"write `{text}(…)`")
-        help_ = near(text or "", self.bases) or (f"modules here: {', '.join(self.bases)}" if self.bases else "")
-        return self.fail("E0301", f"there is no `{text or e.name}` here", e.span, help=help_)
+        others = f"modules here: {', '.join(self.bases)}" if self.bases else ""
+        return self.fail("E0301", f"there is no `{text or e.name}` here", e.span, **instead(text or "", self.bases, e.span, others))
 
     def _negative(self, e: Negative) -> Value:
         a = self.infer(e.value)
@@ -237,8 +241,9 @@ class Inference:
             ):
                 raise OverflowError
         except (ZeroDivisionError, OverflowError, KeyError):
-            reason = {"@": "`@` multiplies tensors; numbers take `*`"}.get(e.op, "this number cannot be computed")
-            return self.fail("E0318", reason, e.span)
+            if e.op == "@":
+                return self.fail("E0318", "`@` multiplies tensors; numbers take `*`", e.span, help="use `*`", edits=self._times(e))
+            return self.fail("E0318", "this number cannot be computed", e.span)
         return join((a, b), NumberType(size, value))
 
     def merge_axes(self, *groups: frozenset[str]) -> frozenset[str]:
@@ -271,7 +276,7 @@ class Inference:
             if not isinstance(side.type, TensorType) or not side.type.sizes:
                 return self.fail(
                     "E0313", "`@` contracts the last size of its left side with the first of its right side; this side "
-                    f"has none: {side.type}", expr.span, help="use `*`",
+                    f"has none: {side.type}", expr.span, help="use `*`", edits=self._times(e),
                 )  # fmt: skip
         assert isinstance(a.type, TensorType) and isinstance(b.type, TensorType)
         s, t = a.type.sizes[-1], b.type.sizes[0]
@@ -281,9 +286,15 @@ class Inference:
                 "E0312", "the sizes of `@` do not agree", e.right.span, label=f"first size {t}",
                 labels=(Label(e.left.span, f"last size {s}: {a.type}"),), where=self.bindings(s, t),
                 help=f"`{_turned(e.right)}` would fit" if flipped else self._near_size(s, t),
+                edits=put(_turned(e.right), e.right.span) if flipped else (),
             )  # fmt: skip
         axes = self.merge_axes(a.type.axes, b.type.axes)
         return product(a, b, TensorType(axes, a.type.sizes[:-1] + b.type.sizes[1:]), e.span)
+
+    def _times(self, e: Binary) -> tuple[Edit, ...]:
+        """`*` in the place of the operator between two sides."""
+        place = inside(Span(e.span.file, e.left.span.end, e.right.span.start), r"(@)")
+        return put("*", place) if place else ()
 
     def _near_size(self, s: Size, t: Size) -> str:
         for wrong, right in ((t, s), (s, t)):
@@ -371,7 +382,7 @@ class Inference:
             known = [*PRIMITIVES, *self.bases]
             title = text or to_text(e.function)
             return self.fail("E0320", f"there is no function `{title}` here", e.function.span,
-                             help=near(title, known) or (f"modules here: {', '.join(self.bases)}" if "." in title else ""))  # fmt: skip
+                             **instead(title, known, e.function.span, f"modules here: {', '.join(self.bases)}" if "." in title else ""))  # fmt: skip
         p = PRIMITIVES[name]
         if any(a.name is not None for a in e.args):
             return self.fail("E0321", f"`{name}` takes its arguments by position", e.span)

@@ -201,12 +201,12 @@ def argument(param: Param, value: Any) -> Expr:
     if expr is None or not fits(expr, param.type):
         raise error(
             "E0405", f"the argument `{param.name}` takes {_article(param.type)}, not {value!r}",
-            help="; ".join(filter(None, [misfit(expr, param.type), _EXAMPLES.get(param.type, "")])),
+            help="; ".join(filter(None, [misfit(expr, param.type), EXAMPLES.get(param.type, "")])),
         )  # fmt: skip
     return expr
 
 
-_EXAMPLES = {
+EXAMPLES = {
     "int": "for example 8", "float": "for example 0.1", "bool": "true or false", "activation": "for example gelu",
     "init": "for example normal(0.02)", "sites": "for example [attn, ffn]",
 }  # fmt: skip

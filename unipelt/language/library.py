@@ -85,6 +85,11 @@ class Names:
         local = {n for w, n in (*self.own, *self.imported) if w == what}
         return sorted(local | set(library_names(what)))
 
+    def library(self, what: str) -> Iterator[Definition]:
+        """The library's definitions of a kind that are not hidden by the file's own."""
+        hidden = {n for w, n in (*self.own, *self.imported) if w == what}
+        return (d for n in library_names(what) if n not in hidden and (d := library_definition(what, n)) is not None)
+
     def bodies(self) -> Iterator[BodyDef]:
         return (d for d in self.own.values() if isinstance(d, BodyDef))
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from .bodies import check_body
 from .check import check_method
 from .diagnostics import Diagnostic, PeltError, error, near
 from .elaborate import elaborate, is_space
 from .ir import Method
-from .library import Names, index, library_definition, library_names, names_of, parse_path
-from .syntax import AnatomyDef, File, MethodDef
+from .library import Key, Names, index, key_of, library_definition, library_names, names_of, parse_path
+from .syntax import BodyDef, Definition, File, MethodDef, Name, walk
 
 #: From JSON-safe kinds to the words users read.
 KINDS = {"method": "method", "form": "form", "compose": "composition", "gate": "gate", "anatomy": "anatomy"}
@@ -167,19 +169,40 @@ def _check_file(file: File, path: Path) -> list[Checked]:
         names = names_of(file, path)
     except PeltError as e:
         return [Checked(path.name, "file", e.diagnostics)]
-    out: list[Checked] = []
+    found: dict[Key, Checked] = {}
     for d in file.definitions:
         if isinstance(d, MethodDef):
-            if is_space(d):
-                out.append(Checked(d.name, "space", space=True))
-                continue
-            try:
-                out.append(Checked(d.name, "method", method=resolve(d, names)))
-            except PeltError as e:
-                out.append(Checked(d.name, "method", e.diagnostics))
+            found[key_of(d)] = _check_method(d, names)
+    working = _used([d for d in file.definitions if (c := found.get(key_of(d))) is not None and c.method is not None], names)
+    out: list[Checked] = []
+    for d in file.definitions:
+        if isinstance(d, BodyDef):
+            problems = check_body(d, names, key_of(d) in working)
+            out.append(Checked(d.name, KINDS[d.what], tuple(problems)))
         else:
-            out.append(Checked(d.name, "anatomy" if isinstance(d, AnatomyDef) else KINDS[d.what]))
+            out.append(found.get(key_of(d)) or Checked(d.name, "anatomy"))
     return _once(out)
+
+
+def _check_method(d: MethodDef, names: Names) -> Checked:
+    if is_space(d):
+        return Checked(d.name, "space", space=True)
+    try:
+        return Checked(d.name, "method", method=resolve(d, names))
+    except PeltError as e:
+        return Checked(d.name, "method", e.diagnostics)
+
+
+def _used(definitions: Sequence[Definition], names: Names) -> set[Key]:
+    """The forms, gates and compositions of a file that these definitions use, by themselves or through others."""
+    used: set[Key] = set()
+    todo: list[Any] = list(definitions)
+    while todo:
+        words = {n.id for n in walk(todo.pop()) if isinstance(n, Name)}
+        new = [(k, d) for k, d in names.own.items() if k[1] in words and k not in used]
+        used |= {k for k, _ in new}
+        todo += [d for _, d in new]
+    return used
 
 
 def _once(found: list[Checked]) -> list[Checked]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from . import source as _source
 from . import syntax as S
-from .diagnostics import Diagnostic, PeltError
+from .diagnostics import Diagnostic, Edit, PeltError, put
 from .syntax_errors import explain
 from .transform import Transform
 
@@ -164,6 +164,10 @@ def _segments(text: str) -> list[Segment]:
     return result
 
 
+def _moved_up(text: str, file: str, span: S.Span) -> tuple[Edit, ...]:
+    return (*put("", span), *put(text[span.start : span.end] + "\n", S.Span(file, 0, 0)))
+
+
 def _errors_by_definition(text: str, file: str, deep: list[Diagnostic]) -> list[Diagnostic]:
     """One syntax error for each broken definition, and what else is wrong in those that parse."""
     errors: list[Diagnostic] = []
@@ -194,6 +198,7 @@ def _errors_by_definition(text: str, file: str, deep: list[Diagnostic]) -> list[
                     "an import stands behind a definition",
                     found.imports[0].span,
                     help="imports stand at the top of the file",
+                    edits=_moved_up(text, file, found.imports[0].span),
                 )
             )
         seen_definition = seen_definition or bool(found.definitions)

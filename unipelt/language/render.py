@@ -66,6 +66,7 @@ def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
         "labels": [{"place": place(m.span), "text": m.text} for m in d.labels],
         "where": list(d.where),
         "help": d.help,
+        "edits": [{"place": place(e.span), "text": e.text} for e in d.edits],
     }
 
 

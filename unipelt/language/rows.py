@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .arguments import parameters
-from .diagnostics import Diagnostic, Label, near
+from .diagnostics import Diagnostic, Label, instead, nearest, put
 from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from .ir import Row
@@ -15,6 +16,7 @@ from .primitives import INITIALISERS
 from .printer import to_text
 from .sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType
 from .sizes import Size
+from .source import before, inside
 from .syntax import (
     Binary,
     Apply,
@@ -188,20 +190,23 @@ class RowChecker:
         e, site = self.row.insert, self.site
         if site.family == "weight":
             if e is not None:
-                self.inf.fail("E0305", "at a weight z is the weight itself: `insert` does not apply", e.span)
+                clause = before(e.span, "insert")
+                self.inf.fail("E0305", "at a weight z is the weight itself: `insert` does not apply", e.span,
+                              help="leave `insert` out", edits=put("", clause) if clause else ())  # fmt: skip
             return h
         if e is None:
             return None
         if isinstance(e, Name) and e.id == "parallel":
             if site.parallel is None:
-                self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is the model's input", e.span)
+                self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is the model's input", e.span,
+                              help="write `insert sequential`", edits=put("sequential", e.span))  # fmt: skip
                 return Value(POISON)
             return self.inf.names[site.parallel]
         if isinstance(e, Name) and e.id == "sequential":
             return h
-        word = near(e.id, ("parallel", "sequential")) if isinstance(e, Name) and e.id not in self.inf.names and e.id != "h" else ""
-        if word:
-            return self.inf.fail("E0301", f"there is no insertion `{e.id}`", e.span, help=word)  # type: ignore[union-attr]
+        if isinstance(e, Name) and e.id not in self.inf.names and e.id != "h" and nearest(e.id, ("parallel", "sequential")):
+            return self.inf.fail("E0301", f"there is no insertion `{e.id}`", e.span,
+                                 **instead(e.id, ("parallel", "sequential"), e.span))  # fmt: skip
         self.inf.names["h"] = h
         z = self.inf.infer(e)
         del self.inf.names["h"]
@@ -252,13 +257,21 @@ class RowChecker:
         if isinstance(v.type, Poison):
             return None
         if not isinstance(v.type, NumberType) or v.type.size is None:
-            self.inf.fail("E0340", f"{what}'s size is a whole number, not {v.type}", e.span)
+            self.inf.fail("E0340", f"{what}'s size is a whole number, not {v.type}", e.span, **self._whole(e))
             return None
         n = v.type.size.number
         if n is not None and (n.denominator != 1 or n < 1):
             self.inf.fail("E0343", f"{what}'s size must be a whole number of at least 1; here it is {float(n):g}", e.span)
             return None
         return v.type.size
+
+    def _whole(self, e: Expr) -> dict[str, Any]:
+        """What makes a parameter a size."""
+        param = self.params.get(e.id) if isinstance(e, Name) else None
+        if param is None or param.type != "float":
+            return {"help": "round it: `floor(…)` or `ceil(…)`"}
+        place = inside(param.span, r":\s*(float)\b")
+        return {"help": f"give `{param.name}` the type `int`", "edits": put("int", place) if place else ()}
 
     def _tensor(self, s: Tensor, part: str) -> None:
         self.varies = False
@@ -286,7 +299,8 @@ class RowChecker:
         if self.varies and place in ("kind", "model"):
             self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
                           "starts and learns can depend on the layer", s.span,
-                          help="let each layer have its own: `per layer`, or `per site`")  # fmt: skip
+                          help="let each layer have its own: `per layer`, or `per site`",
+                          edits=put("layer", *(w.span for w in s.per if w.name in ("kind", "model"))))  # fmt: skip
         total = Size.of(1)
         for x in t.sizes:
             total = total * x
@@ -313,11 +327,12 @@ class RowChecker:
             elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.family == "heads"):
                 axes.add(word.name)
             elif word.name in ("head", "group"):
-                self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span)
+                self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span,
+                              help="write `per site`, which is what a tensor is without it", edits=put("site", word.span))  # fmt: skip
             else:
                 known = [*PLACES, "head", "group", *self.inf.axes]
                 self.inf.fail("E0342", f"`{word.name}` is neither a place nor an axis", word.span,
-                              help=near(word.name, known) or f"places: {', '.join(PLACES)}")  # fmt: skip
+                              **instead(word.name, known, word.span, f"places: {', '.join(PLACES)}"))  # fmt: skip
         return place or "site", frozenset(axes)
 
     def _scope_word(self, word: Scope) -> Scope:
@@ -335,7 +350,7 @@ class RowChecker:
         args = tuple(a.value for a in e.args) if isinstance(e, Apply) else ()
         if not isinstance(name, Name) or name.id not in INITIALISERS:
             self.inf.fail("E0341", f"there is no distribution `{to_text(name)}`", e.span,
-                          help=near(to_text(name), INITIALISERS) or f"known: {', '.join(INITIALISERS)}")  # fmt: skip
+                          **instead(to_text(name), INITIALISERS, name.span, f"known: {', '.join(INITIALISERS)}"))  # fmt: skip
             return None
         spec = INITIALISERS[name.id]
         if not spec.arity[0] <= len(args) <= spec.arity[1]:

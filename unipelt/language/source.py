@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -95,6 +96,23 @@ def too_large(file: str) -> PeltError:
     return error(
         "E0126", f"`{file}` is larger than {MAX_BYTES >> 20} MiB", Span(file), help="split it into several files"
     )
+
+
+# ---------------------------------------------------------------- places that no node has
+
+
+def inside(span: Span, pattern: str) -> Span | None:
+    """Where a pattern's first group stands within a span, as far as the text is known."""
+    source = lookup(span.file)
+    found = re.compile(pattern).search(source.text[span.start : span.end]) if source is not None else None
+    return Span(span.file, span.start + found.start(1), span.start + found.end(1)) if found else None
+
+
+def before(span: Span, word: str) -> Span | None:
+    """From a word that stands directly before a span to the span's end."""
+    source = lookup(span.file)
+    found = re.compile(rf"\b{word}\s+$").search(source.text[: span.start]) if source is not None else None
+    return Span(span.file, found.start(), span.end) if found else None
 
 
 # ---------------------------------------------------------------- the registry

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .diagnostics import Diagnostic, Label, near
+from .diagnostics import Diagnostic, Label, instead, nearest, put
 from .syntax import Span
 
 _DEFINITIONS = ("method", "form", "compose", "gate", "anatomy")
@@ -33,6 +33,9 @@ _HELP = {
     "\\": "lines may be broken anywhere without a sign",
 }
 
+#: What is written in the place of a sign that means nothing.
+_INSTEAD = {";": "", "^": "**", "\\": ""}
+
 
 def explain(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
     """The diagnostic of an exception of lark, raised over ``text`` that begins at ``offset`` of its file."""
@@ -54,14 +57,20 @@ def _character(text: str, at: int, file: str, offset: int) -> Diagnostic:
         )
     if sign == '"':
         length = len(text[at:].split("\n", 1)[0])
-        return Diagnostic("E0104", "a string is not closed on its line", span(length), help='close it with `"`')
+        end = Span(file, offset + at + length, offset + at + length)
+        return Diagnostic("E0104", "a string is not closed on its line", span(length), help='close it with `"`', edits=put('"', end))
     number = re.compile(r"[0-9.][\w.]*%?\w*").match(text, at)
     if number and any(c.isdigit() for c in number.group()):
         help_ = "a name begins with a letter; put a sign or a blank behind a number"
         return Diagnostic("E0103", f"`{_shown(number.group())}` is not a number", span(len(number.group())), help=help_)
     name = f"`{sign}`" if sign.isprintable() and not sign.isspace() else f"the character U+{ord(sign):04X}"
     help_ = _HELP.get(sign, "names are made of the letters a to z, digits and `_`" if sign.isalpha() else "remove it")
-    return Diagnostic("E0103", f"{name} means nothing here", span(1), help=help_)
+    quoted = re.compile(r"'([^'\"\n]*)'").match(text, at)
+    if quoted:
+        whole = span(len(quoted.group()))
+        return Diagnostic("E0103", f"{name} means nothing here", whole, help=help_, edits=put(f'"{quoted[1]}"', whole))
+    edits = put(_INSTEAD[sign], span(1)) if sign in _INSTEAD else ()
+    return Diagnostic("E0103", f"{name} means nothing here", span(1), help=help_, edits=edits)
 
 
 def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
@@ -86,11 +95,19 @@ def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
                 label="opened here",
                 labels=(Label(span(end, end), f"expected {expected(allowed)}"),),
                 help=f"add `{'})]'['{(['.index(text[opened[-1]])]}`",
+                # Where a brace should close is plain at the end of the text; an expression may go on in many ways.
+                edits=put("\n}", span(end, end)) if text[opened[-1]] == "{" else (),
             )
         place, found = span(end, end), "the end of the text"
     else:
         place = span(token.start_pos, token.start_pos + max(1, len(str(token).split("\n", 1)[0])))
         found = f"`{_shown(str(token))}`" if token.type not in ("STRING", "LONGSTRING") else _WORDS[token.type]
+
+    if before is not None and token.type in ("EQUAL", "COLON") and str(before) in _CLAUSES and _in_method(state):
+        return Diagnostic(
+            "E0101", f"`{token}` stands behind `{before}`, which its value follows directly", place,
+            help=f"leave the `{token}` out", edits=put("", place),
+        )  # fmt: skip
 
     # A keyword that was meant as a name, or a name that was meant as a keyword, may show itself one token later.
     keyword = before if token.type in ("EQUAL", "COLON") else token
@@ -101,11 +118,13 @@ def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
             span(keyword.start_pos, keyword.end_pos),
             label="reserved",
             help=f"choose another name, for example `{keyword}_`",
+            edits=put(f"{keyword}_", span(keyword.start_pos, keyword.end_pos)),
         )
     if before is not None and before.type == "NAME" and {"COLON", "EQUAL"} <= allowed <= {"COLON", "EQUAL", "COMMA"}:
         return _no_beginning(before, _in_method(state), span(before.start_pos, before.end_pos))
     message = f"expected {expected(allowed)}, found {found}"
-    return Diagnostic("E0101", message, place, help=_help(token, text, allowed))
+    help_, new = _help(token, text, allowed)
+    return Diagnostic("E0101", message, place, help=help_, edits=put(new, place) if new is not None else ())
 
 
 def _is_word(terminal: str) -> bool:
@@ -115,13 +134,13 @@ def _is_word(terminal: str) -> bool:
 def _no_beginning(word: Any, in_method: bool, span: Span) -> Diagnostic:
     """A name stands where a clause or a statement begins, and is neither a keyword nor declared."""
     shown = _shown(str(word))
-    help_ = near(str(word), (*(_CLAUSES if in_method else ()), *_STATEMENTS), 0.7) if len(word) < 40 else ""
+    known = (*(_CLAUSES if in_method else ()), *_STATEMENTS) if len(word) < 40 else ()
+    declared = f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`"
     return Diagnostic(
         "E0101",
         f"`{shown}` begins no {'clause' if in_method else 'statement'}",
         span,
-        help=help_.replace("a name", "a word")
-        or f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`",
+        **instead(str(word), known, span, declared, kind="word", cutoff=0.7),
     )
 
 
@@ -134,30 +153,29 @@ def _in_method(state: Any) -> bool:
     return bool(words) and words[-1] in ("_METHOD", "_USE")
 
 
-def _help(token: Any, text: str, allowed: set[str]) -> str:
+def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None]:
+    """What to do, and the text that stands in the token's place then, if that is plain."""
+    before = text[token.start_pos - 1 : token.start_pos]
     if "_METHOD" in allowed and token.type == "NAME":
-        return (
-            len(token) < 40
-            and near(str(token), _DEFINITIONS).replace("a name", "a word")
-            or "a file is a list of definitions"
-        )
+        found = nearest(str(token), _DEFINITIONS) if len(token) < 40 else ""
+        return (f"a word that is close exists: `{found}`", found) if found else ("a file is a list of definitions", None)
     if "_METHOD" in allowed and token.type == "_IMPORT":
-        return "imports stand at the top of the file"
+        return "imports stand at the top of the file", None
     if "_METHOD" in allowed and token.type == "RBRACE":
-        return "there is one `}` too many"
-    if token.type == "SLASH" and text[token.start_pos - 1 : token.start_pos] == "/":
-        return "comments begin with `#`"
-    if token.type == "STAR" and text[token.start_pos - 1 : token.start_pos] == "*":
-        return "a power has a base and an exponent: `a ** b`"
+        return "there is one `}` too many", ""
+    if token.type == "SLASH" and before == "/":
+        return "comments begin with `#`", None
+    if token.type == "STAR" and before == "*":
+        return "a power has a base and an exponent: `a ** b`", None
     if token.type == "COMPARE" and "EQUAL" in allowed:
-        return "a value is given with one `=`"
+        return "a value is given with one `=`", "="
     if token.type == "EQUAL" and "COMPARE" in allowed:
-        return "equality is written `==`"
+        return "equality is written `==`", "=="
     if token.type == "TILDE" and "LSQB" in allowed:
-        return "a tensor needs its sizes: `name: [sizes] ~ distribution`"
+        return "a tensor needs its sizes: `name: [sizes] ~ distribution`", None
     if allowed == {"COLON"} and token.type in ("EQUAL", "COMMA", "RPAR"):
-        return "a parameter has a type: `r: int = 8`"
-    return ""
+        return "a parameter has a type: `r: int = 8`", None
+    return "", None
 
 
 def acceptable(state: Any) -> set[str]:

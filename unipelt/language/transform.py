@@ -11,7 +11,7 @@ import re
 from typing import Any, cast
 
 from . import syntax as S
-from .diagnostics import Diagnostic
+from .diagnostics import Diagnostic, put
 
 MAX_DEPTH = 100
 MAX_DIGITS = 20
@@ -73,6 +73,7 @@ class Transform:
                 place,
                 label=f"this {word} must begin on the line above",
                 help="put the bracket on the line of the name; the rest may go on in the next lines",
+                edits=put("", S.Span(self.name, self.offset + end, self.offset + blank.end())),
             )
 
     def shallow(self, tree: Any) -> bool:

@@ -1,0 +1,135 @@
+"""Forms, gates and compositions on their own: what their bodies bind, and whether there is a place at which one fits.
+
+A form is typed by the site it stands at, so alone it is at fault only where no site, and no call, would do.
+Non-goal: how parts of a row meet (`check`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+
+from .calls import inline_calls
+from .diagnostics import Diagnostic, Edit, Label, PeltError, put
+from .ir import Row
+from .library import Names
+from .parameters import check_parameters
+from .rows import SYMBOLS, RowChecker
+from .sites import RESERVED, SITES, SiteSignature, TensorType, signature
+from .sizes import Size
+from .source import inside
+from .syntax import Axis, BodyDef, Expr, Input, Let, Name, Param, Span, Statement, Tensor, walk
+from .values import POISON, Value
+
+RESULTS = {"form": "delta", "compose": "out", "gate": "g"}
+TITLES = {"compose": "composition"}
+
+
+def bound_names(body: Sequence[Statement], params: Mapping[str, Param], owner: str) -> list[Diagnostic]:
+    """The names that a body binds and may not: parameters of its ``owner``, and those with a meaning of their own."""
+    problems: list[Diagnostic] = []
+    for s in body:
+        for name in s.names if isinstance(s, Let) else (s.name,) if isinstance(s, (Tensor, Input)) else ():
+            if name in params:
+                problems.append(Diagnostic(
+                    "E0223", f"`{name}` is a parameter of the {owner} and cannot be bound here", s.span,
+                    labels=(Label(params[name].span, "the parameter"),), help="rename one of them"))  # fmt: skip
+            elif name in RESERVED and not (isinstance(s, Let) and name in ("delta", "out", "g", "k", "v")):
+                problems.append(Diagnostic("E0224", f"`{name}` has a meaning of its own at a site and cannot be "
+                                           "rebound", s.span, help="choose another name"))  # fmt: skip
+    return problems
+
+
+def unbound_result(what: str, body: Sequence[Statement], definition: BodyDef | None, span: Span) -> Diagnostic | None:
+    """A body that does not bind its result; the mistake stands where the body is written, not where it is used."""
+    result = RESULTS[what]
+    if any(isinstance(s, Let) and result in s.names for s in body):
+        return None
+    title = TITLES.get(what, what)
+    said = f"the {title} `{definition.name}`" if definition is not None else f"this {title}"
+    return Diagnostic("E0219", f"{said} does not bind `{result}`", definition.name_span if definition is not None else span,
+                      help=f"end it with `{result} = …`", edits=_bound(result, body))  # fmt: skip
+
+
+def _bound(result: str, body: Sequence[Statement]) -> tuple[Edit, ...]:
+    """The last value under the result's name: called so itself, or, where others read it by its own name, given both."""
+    last = body[-1] if body else None
+    if not isinstance(last, Let) or len(last.names) > 1:
+        return ()
+    name = last.names[0]
+    place = inside(last.span, rf"^({re.escape(name)})\b")
+    if place is None:
+        return ()
+    if any(isinstance(n, Name) and n.id == name for s in body for n in walk(s)):
+        return put(f" {result} = {name}", Span(place.file, last.span.end, last.span.end))
+    return put(result, place)
+
+
+def check_body(d: BodyDef, names: Names, works: bool) -> list[Diagnostic]:
+    """The mistakes of a definition by itself. ``works``: a method without mistakes uses it, so that there is a place for it."""
+    problems, params = check_parameters(d.params, f"the {TITLES.get(d.what, d.what)} `{d.name}`")
+    try:
+        body = inline_calls(d.body, names, (d,))
+    except PeltError as e:
+        return [*problems, *e.diagnostics]
+    problems += bound_names(body, {p.name: p for p in d.params}, TITLES.get(d.what, d.what))
+    unbound = unbound_result(d.what, body, d, d.name_span)
+    if unbound is not None:
+        problems.append(unbound)
+    if works:
+        return problems
+    given = () if d.what == "form" else _bound_by_forms(names)
+    found = min(_attempts(d, body, params, given), key=len, default=[])
+    known = {(p.code, p.span) for p in problems}
+    return [*problems, *(p for p in found if (p.code, p.span) not in known)]
+
+
+def _bound_by_forms(names: Names) -> frozenset[str]:
+    """What a composition or a gate may read of the form that stands before it: any name that some form binds."""
+    found = {"delta"}
+    for node in chain.from_iterable(map(walk, (*names.own.values(), *names.imported.values(), *names.library("form")))):
+        found |= set(node.names) if isinstance(node, Let) else {node.name} if isinstance(node, (Tensor, Axis, Input)) else set()
+    return frozenset(found)
+
+
+def _attempts(
+    d: BodyDef, body: tuple[Statement, ...], params: Sequence[Param], given: Sequence[str] | frozenset[str]
+) -> Iterator[list[Diagnostic]]:
+    """What is wrong with the body at each place, up to the first at which nothing is."""
+    same: tuple[Statement, ...] = (Let(("out",), Name("h")),)
+    for site, insert, z in _places():
+        row = Row(
+            d.name, (), insert, body if d.what == "form" else (), body if d.what == "compose" else same,
+            body if d.what == "gate" else None, span=d.name_span,
+        )  # fmt: skip
+        checker = _Alone(row, site, params, SYMBOLS)
+        checker.given, checker.inf.names = z, {**dict.fromkeys(given, Value(POISON)), **checker.inf.names}
+        checker.check()
+        yield checker.inf.problems
+        if not checker.inf.problems:
+            return
+
+
+def _places() -> Iterator[tuple[SiteSignature, Expr | None, Value | None]]:
+    """Sites with what may be inserted there; then what a call may give: rows of a size."""
+    weight = signature("attn.q.weight")
+    assert weight is not None
+    first = ("ffn", "attn.heads", "embed")
+    sites = [*(SITES[n] for n in first), *(s for n, s in SITES.items() if n not in first)]
+    for site in sites:
+        for word in ("parallel", "sequential", *(("x",) if site.family == "heads" else ())):
+            if word != "parallel" or site.parallel is not None:
+                yield site, Name(word), None
+    yield weight, None, None
+    for axes in ((), ("batch",), ("group",), ("head",)):
+        yield SITES["ffn"], Name("x"), Value(TensorType(frozenset(axes), (Size.of("rows"), Size.of("width"))))
+
+
+class _Alone(RowChecker):
+    """A row whose ``z`` may be something that a call gives."""
+
+    given: Value | None = None
+
+    def _insertion(self, h: Value) -> Value | None:
+        return self.given if self.given is not None else super()._insertion(h)

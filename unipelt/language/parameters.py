@@ -1,0 +1,43 @@
+"""The parameters of a definition: known types, free names, defaults that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .arguments import parameters
+from .diagnostics import Diagnostic, PeltError, instead
+from .calls import bounded, fitting, substitute
+from .ir import fits
+from .sites import NUMBERS, SIZES
+from .source import inside
+from .syntax import Param
+
+PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope")
+
+
+def check_parameters(given: Sequence[Param], owner: str) -> tuple[list[Diagnostic], list[Param]]:
+    """What is wrong with them, and the parameters without the defaults that are at fault, so that each is reported once."""
+    problems: list[Diagnostic] = []
+    params: list[Param] = []
+    grown: dict[str, Any] = {}
+    for p in given:
+        before = len(problems)
+        try:
+            if p.default is not None:
+                grown[p.name] = bounded(substitute(p.default, grown), owner, p.name, p.span)
+        except PeltError as e:
+            problems += e.diagnostics
+        if p.type not in PARAM_TYPES:
+            place = inside(p.span, r":\s*(\w+)") or p.span
+            problems.append(Diagnostic("E0230", f"there is no type `{p.type}`", place,
+                                       **instead(p.type, PARAM_TYPES, place, f"types: {', '.join(PARAM_TYPES)}")))  # fmt: skip
+        elif p.name in SIZES or p.name in ("d_in", "d_out", *NUMBERS):
+            problems.append(Diagnostic("E0231", f"`{p.name}` is a size of the site and no parameter's name", p.span))
+        elif p.default is not None and not fits(p.default, p.type):
+            problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.span,
+                                       **fitting(p.default, p.type)))  # fmt: skip
+        params.append(p if len(problems) == before else replace(p, default=None))  # a mistake is reported once
+    parameters(params, False, problems=problems)
+    return problems, params
