@@ -53,10 +53,10 @@ in_form(
 in_form(
     "plus",
     "E0310",
-    "A: [d_in, r] ~ zeros b: [2*r] ~ zeros B: [r, d_out] ~ zeros delta = (⟦z @ A + b⟧) @ B",
+    "A: [d_in, r] ~ zeros b: [2*r] ~ zeros B: [r, d_out] ~ zeros delta = (z @ A + ⟦b⟧) @ B",
     "`+` do not agree: r and 2 r",
 )
-in_form("times", "E0310", "u: [r] ~ zeros delta = ⟦z * u⟧", "d_model and r")
+in_form("times", "E0310", "u: [r] ~ zeros delta = z * ⟦u⟧", "d_model and r")
 in_form("matmul_scalar", "E0313", "b: [] ~ zeros delta = z @ ⟦b⟧", "has none; use `*`")
 in_form("matmul_number", "E0313", "delta = z @ ⟦2⟧", "use `*`")
 in_form("matmul_numbers", "E0318", "A: [⟦r @ 2⟧, 3] ~ zeros delta = z", "numbers take `*`")
@@ -94,7 +94,7 @@ in_form(
 in_form("h_in_form", "E0303", "delta = ⟦h⟧", "visible to compositions, not to forms")
 in_form("q_elsewhere", "E0301", "delta = ⟦q⟧", "no `q`")
 in_form("W_at_sublayer", "E0301", "delta = z @ ⟦W⟧", "no `W`")
-in_form("too_many_arguments", "E0321", "delta = ⟦relu(z, 2)⟧", "takes 1 arguments, 2 are given")
+in_form("too_many_arguments", "E0321", "delta = ⟦relu(z, 2)⟧", "takes 1 argument, 2 are given")
 in_form("named_argument", "E0321", "delta = ⟦drop(z, p = 0.1)⟧", "by position")
 in_form("word_in_arithmetic", "E0317", "delta = z + ⟦gelu⟧", "takes tensors and numbers")
 in_form("function_of_word", "E0331", "delta = ⟦tanh(gelu)⟧", "takes a tensor")
@@ -102,7 +102,7 @@ in_form("dropout_range", "E0332", "delta = drop(z, ⟦1.5⟧)", "[0, 1)")
 in_form("no_size_to_reduce", "E0333", "b: [] ~ zeros delta = z * ⟦sum(b)⟧", "no size")
 in_form("reduce_word", "E0334", "delta = mean(z, ⟦gelu⟧)", "tokens")
 in_form("reduce_absent_axis", "E0335", "b: [d_out] ~ zeros delta = mean(b, ⟦tokens⟧)", "no axis `token`")
-in_form("branches", "E0316", "delta = ⟦z if r > 2 else 1⟧", "branches differ")
+in_form("branches", "E0316", "delta = z if r > 2 else ⟦1⟧", "branches differ")
 in_form("z_without_insert", "E0303", "delta = ⟦z⟧", "no `insert`")
 CASES["z_without_insert"] = ("E0303", CASES["z_without_insert"][1].replace(" insert parallel", ""), "no `insert`")
 
@@ -138,7 +138,7 @@ CASES["heads_elsewhere"] = (
 # ---------------------------------------------------------------- slots
 
 whole("no_modify", "E0218", "⟦insert parallel⟧ form low_rank(r) compose add", "does not say what it modifies; modify")
-whole("no_compose", "E0218", "⟦modify ffn⟧ insert parallel form low_rank(r)", "compose add")
+whole("no_compose", "E0218", "⟦modify ffn⟧ insert parallel form low_rank(r)", "compose h + delta")
 whole(
     "slot_twice",
     "E0214",
@@ -205,12 +205,12 @@ in_compose("compose_reads_unbound", "E0301", "{ out = h + ⟦scores⟧ }", "no `
 in_compose("out_wrong_size", "E0350", "{ u: [r] ~ zeros ⟦out = sum(h) * u⟧ }", "d_model; [r]")
 in_compose("out_number", "E0350", "{ ⟦out = 2⟧ }", "the number 2")
 in_compose("out_less", "E0350", "{ ⟦out = sum(h)⟧ }", "[d_model]")
-in_compose("compose_expression", "E0310", "⟦h + delta⟧", "d_model and d_q", site="attn")
+in_compose("compose_expression", "E0310", "h + ⟦delta⟧", "d_model and d_q", site="attn")
 CASES["compose_expression"] = (
     "E0310",
     spec(
         "method m(r: int = 4) { modify attn.q insert parallel form { A: [d_in, r] ~ zeros delta = z @ A } "
-        "compose ⟦h + delta⟧ }"
+        "compose h + ⟦delta⟧ }"
     ),
     "d_q and r",
 )
@@ -264,7 +264,7 @@ whole(
 whole(
     "gate_is_a_word",
     "E0352",
-    "use { ⟦modify ffn⟧ insert parallel form low_rank(r) compose add } as a gated by { g = gelu }",
+    "use { modify ffn insert parallel form low_rank(r) compose add } as a gated by { ⟦g = gelu⟧ }",
     "a tensor or a number",
 )
 whole(
@@ -303,29 +303,29 @@ case("cycle_self", "E0213", "method a from ⟦a⟧ { compose add }", "uses itsel
 case("cycle_from", "E0213", "method a from b { }\nmethod b from c { }\nmethod c from ⟦a⟧ { }", "uses itself; `c` → `a`")
 case("defined_twice", "E0201", "method a { use lora }\nmethod ⟦a⟧ { use lora }", "defined twice")
 case("import_of_text", "E0202", '⟦import "x.pelt"⟧\nmethod a { use lora }', "cannot import")
-case("parameter_type", "E0230", "method m(⟦r: innt = 4⟧) { use lora }", "no type; `int`")
+case("parameter_type", "E0230", "method m(r: ⟦innt⟧ = 4) { use lora }", "no type; `int`")
 case("parameter_size", "E0231", "method m(⟦d_model: int = 4⟧) { use lora }", "size of the site")
-case("default_text", "E0232", 'method m(⟦r: int = "four"⟧) { use lora(r) }', "`r`; int")
-case("default_float", "E0232", "method m(⟦r: int = 2.5⟧) { use lora(r) }", "`r`; int")
+case("default_text", "E0232", 'method m(r: int = ⟦"four"⟧) { use lora(r) }', "`r`; int")
+case("default_float", "E0232", "method m(r: int = ⟦2.5⟧) { use lora(r) }", "`r`; int")
 case(
     "default_activation",
     "E0232",
-    "method m(⟦act: activation = gellu⟧) { modify ffn insert parallel form bottleneck(2, act) compose add }",
+    "method m(act: activation = ⟦gellu⟧) { modify ffn insert parallel form bottleneck(2, act) compose add }",
     "`act`; activation",
 )
 case(
     "default_not_elementwise",
     "E0232",
-    "method m(⟦act: activation = softmax⟧) { modify ffn insert parallel form bottleneck(2, act) compose add }",
+    "method m(act: activation = ⟦softmax⟧) { modify ffn insert parallel form bottleneck(2, act) compose add }",
     "activation",
 )
 case(
     "default_init",
     "E0232",
-    "method m(⟦i: init = gelu⟧) { modify ffn insert parallel form bottleneck(2, relu, i) compose add }",
+    "method m(i: init = ⟦gelu⟧) { modify ffn insert parallel form bottleneck(2, relu, i) compose add }",
     "init",
 )
-case("default_bool", "E0232", "method m(⟦b: bool = 3⟧) { use lora }", "bool")
+case("default_bool", "E0232", "method m(b: bool = ⟦3⟧) { use lora }", "bool")
 case("method_requirement", "E0360", 'method m { use lora ⟦require 2 > 3, "never"⟧ }', "never")
 case("requirement_text", "E0360", "method m { use lora ⟦require divides(3, 4)⟧ }", "divides(3, 4)")
 case(

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 import unipelt
 from unipelt import resources
-from unipelt.language.parameters import PARAM_TYPES
+from unipelt.language.ir import PARAM_TYPES
 from unipelt.language.rows import PLACES
 from unipelt.language.ir import from_json
 from unipelt.language.loading import parse

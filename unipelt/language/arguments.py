@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from .diagnostics import Diagnostic
 from .infer import Inference
+from .ir import PARAM_TYPES
 from .layers import layered
 from .sizes import Size
 from .syntax import Name, Param
-from .values import NumberType, Poison, Value, WordType
+from .values import POISON, NumberType, Poison, Value, WordType
 
 NO_NUMBERS: Mapping[str, int] = {}
 
@@ -27,6 +28,9 @@ def parameters(
     inf = Inference(known, {})
     of_layer = layered(params)
     for p in params:
+        if p.type not in PARAM_TYPES:
+            known[p.name] = Value(POISON)  # which is said already
+            continue
         if p.type in ("activation", "init", "sites", "string", "scope"):
             word = p.default.id if isinstance(p.default, Name) else p.default
             known[p.name] = Value(WordType(p.type, word))

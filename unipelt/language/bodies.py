@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
-from .calls import inline_calls
-from .diagnostics import Diagnostic, Edit, Label, PeltError, put
+from .calls import TITLES, inline_calls
+from .diagnostics import Diagnostic, Edit, Label, PeltError, instead, put
 from .ir import Row
 from .library import Names
 from .parameters import check_parameters
@@ -23,7 +24,6 @@ from .syntax import Axis, BodyDef, Expr, Input, Let, Name, Param, Span, Statemen
 from .values import POISON, Value
 
 RESULTS = {"form": "delta", "compose": "out", "gate": "g"}
-TITLES = {"compose": "composition"}
 
 
 def bound_names(body: Sequence[Statement], params: Mapping[str, Param], owner: str) -> list[Diagnostic]:
@@ -80,9 +80,23 @@ def check_body(d: BodyDef, names: Names, works: bool) -> list[Diagnostic]:
     if works:
         return problems
     given = () if d.what == "form" else _bound_by_forms(names)
-    found = min(_attempts(d, body, params, given), key=len, default=[])
+    found = min(_attempts(d, body, params, given), key=_fit, default=[])
     known = {(p.code, p.span) for p in problems}
-    return [*problems, *(p for p in found if (p.code, p.span) not in known)]
+    return [called_definition(p, names) for p in (*problems, *(p for p in found if (p.code, p.span) not in known))]
+
+
+def called_definition(d: Diagnostic, names: Names) -> Diagnostic:
+    """A misspelt function may have meant a form or a gate, which expressions call like functions."""
+    said = re.fullmatch(r"there is no function `(\w+)` here", d.message) if d.code == "E0320" else None
+    if said is None:
+        return d
+    known = [*names.names("form"), *names.names("gate"), *(e.text for e in d.edits)]
+    return replace(d, **instead(said[1], known, d.span, d.help))
+
+
+def _fit(problems: Sequence[Diagnostic]) -> tuple[int, int, bool]:
+    """How badly a body fits at a place: few mistakes are better, then those far behind, then those with a remedy."""
+    return len(problems), -min((p.span.start for p in problems), default=0), not any(p.edits for p in problems)
 
 
 def _bound_by_forms(names: Names) -> frozenset[str]:

@@ -5,15 +5,17 @@ Non-goals: what a method consists of (`elaborate`), types and sizes (`check`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from .diagnostics import error, instead, put
-from .ir import EXAMPLES, as_float, fits, misfit
+from .ir import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
 from .library import Names
-from .primitives import PRIMITIVES
+from .primitives import INITIALISERS, PRIMITIVES
 from .printer import to_text
+from .source import inside
 from .syntax import (
     AnatomyDef,
     Apply,
@@ -38,29 +40,33 @@ from .syntax import (
 
 MAX_NODES = 2000  # of an argument after substitution, and lines of a body: `use` in `use` may double them each time
 Mapping = dict[str, Expr]
+Scoped = dict[str, Param]
+NO_PARAMS: Scoped = {}
+#: What kinds of definitions are called in messages, where that is not their keyword.
+TITLES = {"compose": "composition"}
 
 
-def callee(what: str, call: Apply, names: Names) -> tuple[Any, Mapping]:
-    """The definition a call names, and its parameters' values."""
+def callee(what: str, call: Apply, names: Names, scope: Scoped = NO_PARAMS) -> tuple[Any, Mapping]:
+    """The definition a call names, and its parameters' values. ``scope`` are the caller's own parameters."""
     name = call.function
     definition = names.find(what, name.id) if isinstance(name, Name) else None
     if definition is None:
         text = to_text(name)
-        title = {"compose": "composition"}.get(what, what)
+        title = TITLES.get(what, what)
         raise error("E0225", f"there is no {title} named `{text}`", name.span,
                     **instead(text, names.names(what), name.span, f"`unipelt list --all` shows the {title}s there are"))  # fmt: skip
     assert not isinstance(definition, AnatomyDef)
-    return definition, bind(definition.params, call, f"the {what} `{definition.name}`")
+    return definition, bind(definition.params, call, f"the {TITLES.get(what, what)} `{definition.name}`", scope)
 
 
-def bind(params: Sequence[Param], call: Apply, what: str) -> Mapping:
-    """Positional and named arguments to parameters; defaults fill the rest."""
+def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PARAMS) -> Mapping:
+    """Positional and named arguments to parameters; defaults fill the rest. ``scope`` are the caller's own parameters."""
     mapping: Mapping = {}
     listed = ", ".join(f"{p.name}: {p.type}" for p in params) or "none"
     known = {p.name: p for p in params}
     positional = [a for a in call.args if a.name is None]
     if len(positional) > len(params):
-        raise error("E0206", f"{what} takes {len(params)} arguments, {len(positional)} are given",
+        raise error("E0206", f"{what} takes {counted(len(params), 'argument')}, {len(positional)} are given",
                     positional[len(params)].span, help=f"its parameters: {listed}")  # fmt: skip
     pairs = [(params[i].name, a) for i, a in enumerate(positional)]
     pairs += [(a.name, a) for a in call.args if a.name is not None]
@@ -69,10 +75,14 @@ def bind(params: Sequence[Param], call: Apply, what: str) -> Mapping:
             raise error("E0206", f"{what} has no parameter `{name}`", arg.span,
                         **_parameter(name, known, arg.span, listed))  # fmt: skip
         if name in mapping:
-            raise error("E0208", f"the parameter `{name}` is given twice", arg.span)
+            raise error("E0208", f"the parameter `{name}` is given twice", arg.span, help="give it once")
         value = arg.value
         if known[name].type == "float":
             value = as_float(value)
+        passed = scope.get(value.id) if isinstance(value, Name) else None
+        if passed is not None and not _passes(passed, known[name].type):
+            raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}, and `{passed.name}` is of type "
+                        f"{passed.type}", arg.span, **_retyped(passed, known[name].type, listed))  # fmt: skip
         if isinstance(value, (Number, String, ListOf)) and not fits(value, known[name].type):
             raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}", arg.span,
                         **fitting(value, known[name].type))  # fmt: skip
@@ -96,7 +106,33 @@ def fitting(value: Expr, type_: str) -> dict[str, Any]:
     """Help about a value that does not fit: which item of a list is at fault, or the whole number that a float is."""
     if type_ == "int" and isinstance(value, Number) and float(value.value).is_integer() and not value.percent:
         return {"help": f"write {int(value.value)}", "edits": put(str(int(value.value)), value.span)}
+    if isinstance(value, String) and re.fullmatch(r"\d+" if type_ == "int" else r"\d+(\.\d+)?", value.value) and type_ in ("int", "float"):
+        return {"help": f"write {value.value}, without quotes", "edits": put(value.value, value.span)}
+    known = {"activation": [n for n, p in PRIMITIVES.items() if p.elementwise], "init": [*INITIALISERS]}.get(type_)
+    name = value.function if isinstance(value, Apply) else value
+    if known and isinstance(name, Name):
+        return instead(name.id, known, name.span, f"known: {', '.join(known)}")
     return {"help": misfit(value, type_) or EXAMPLES.get(type_, "")}
+
+
+def counted(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def _retyped(passed: Param, type_: str, listed: str) -> dict[str, Any]:
+    """Help about a number that is handed on as one of another type."""
+    place = inside(passed.span, r":\s*(\w+)") if (passed.type, type_) == ("float", "int") else None
+    if place is None:
+        return {"help": f"its parameters: {listed}"}
+    return {"help": f"give `{passed.name}` the type `int`", "edits": put("int", place)}
+
+
+def _passes(passed: Param, type_: str) -> bool:
+    """Whether a parameter may be handed on as one of another type: numbers as floats, and each as its own."""
+    numbers = ("int", "float", "bool")
+    if passed.type not in PARAM_TYPES or type_ not in PARAM_TYPES:
+        return True  # which is said already
+    return passed.type == type_ or (type_ == "float" and passed.type in numbers) or (type_ == "bool" and passed.type in numbers)
 
 
 def _parameter(name: str, known: dict[str, Param], span: Span, listed: str) -> dict[str, Any]:
@@ -170,7 +206,7 @@ def inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ..
             prefix = statement.names[0] if is_top else f"{name}_{len(out)}"
             definition, mapping = callee(what, Apply(node.function, node.args[1:], node.span), names)
             if any(d is definition for d in trail):
-                raise error("E0213", f"the {what} `{name}` uses itself", node.span)
+                raise error("E0213", f"the {what} `{name}` uses itself", node.span, help="say in it what it does in its own words")
             inner = inline_calls(substitute_all(definition.body, mapping), names, (*trail, definition))
             if len(out) + len(inner) > MAX_NODES:
                 raise error("E0227", f"the {what} `{name}` grows beyond {MAX_NODES} lines", node.span)

@@ -63,7 +63,7 @@ def check_row(row: Row, site: SiteSignature, params: Sequence[Param], sizes: Siz
     checker = RowChecker(row, site, params, sizes)
     typing = checker.check()
     if checker.inf.problems:
-        raise PeltError(_distinct(checker.inf.problems))
+        raise PeltError(distinct(checker.inf.problems))
     return typing
 
 
@@ -92,7 +92,7 @@ def check_method(method: Method) -> list[RowTyping]:
             require(r, inf)
         problems += inf.problems
     if problems:
-        raise PeltError(_distinct(problems))
+        raise PeltError(distinct(problems))
     return typings
 
 
@@ -103,7 +103,7 @@ def _from_afar(d: Diagnostic, method: Method, row: Row) -> Diagnostic:
     return replace(d, labels=(*d.labels, Label(method.span, f"in the row `{row.name}` of this method")))
 
 
-def _distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
+def distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
     """A mistake seen at two sites is one mistake."""
     seen: dict[tuple, Diagnostic] = {}
     for d in problems:

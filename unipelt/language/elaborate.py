@@ -11,18 +11,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .bodies import bound_names, unbound_result
-from .calls import Mapping, bounded, callee, inline_calls, substitute, substitute_all
+from .calls import Mapping, Scoped, bounded, callee, inline_calls, substitute, substitute_all
 from .diagnostics import Diagnostic, Label, PeltError, error, instead, put
 from .ir import Columns, Method, Row, Trained
 from .library import Names
-from .primitives import PRIMITIVES
+from .primitives import DOMAINS, INITIALISERS, PRIMITIVES
 from .printer import to_text
+from .sites import NUMBERS, RESERVED, SITES, SIZES, STACKS
 from .syntax import (
     Apply,
+    Axis,
     Block,
     Clause,
     Compose,
     Form,
+    Input,
     Insert,
     Layers,
     Let,
@@ -33,6 +36,7 @@ from .syntax import (
     RowBlock,
     Span,
     Statement,
+    Tensor,
     Tokens,
     Train,
     Use,
@@ -44,6 +48,9 @@ MAX_PARTS = 512  # rows, trained copies and requirements of one method
 Trail = tuple[MethodDef, ...]  # the methods that are being put together, outermost first
 SLOTS: dict[type, str] = {Modify: "modify", Insert: "insert", Form: "form", Compose: "compose", Layers: "layers",
                           Tokens: "tokens"}  # fmt: skip
+
+
+_SHARED: dict[type, str] = {Tensor: "a tensor", Let: "a value", Axis: "an axis", Input: "an input"}
 
 
 @dataclass
@@ -65,6 +72,7 @@ class Parts:
     drafts: list[Draft] = field(default_factory=list)
     trains: list[Trained] = field(default_factory=list)
     requires: list[Require] = field(default_factory=list)
+    problems: list[Diagnostic] = field(default_factory=list)  # of the outermost method's clauses
 
 
 def is_space(definition: MethodDef) -> bool:
@@ -87,7 +95,7 @@ def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | Non
     """
     _refuse_space(definition)
     parts = _parts(definition, {}, names, ())
-    problems: list[Diagnostic] = []
+    problems = [*parts.problems, *_unknown_arguments(definition)]
     rows: list[Row] = []
     for draft in parts.drafts:
         try:
@@ -140,7 +148,7 @@ def _refuse_space(definition: MethodDef, span: Span | None = None) -> None:
 
 def _inner(call: Apply, bound: Mapping, names: Names, trail: Trail) -> Parts:
     """The parts of the method that a `from` or `use` calls."""
-    inner, mapping = callee("method", call, names)
+    inner, mapping = callee("method", call, names, {p.name: p for p in trail[-1].params})
     if any(d is inner for d in trail):
         raise _circle(trail[next(i for i, d in enumerate(trail) if d is inner) :])
     _refuse_space(inner, call.function.span)
@@ -183,10 +191,16 @@ def _apply_clauses(
         if slot is not None:
             if slot in own:
                 raise error("E0214", f"the slot `{slot}` is set twice", clause.span,
-                            labels=(Label(own[slot].span, "the first time"),))  # fmt: skip
+                            labels=(Label(own[slot].span, "the first time"),),
+                            help="name both sites in one: `modify attn, ffn`" if slot == "modify" else "keep one of them")  # fmt: skip
             own[slot] = substitute(clause, bound)
         elif isinstance(clause, Use):
-            parts.drafts += _use(clause, parts, name, bound, names, trail)
+            try:
+                parts.drafts += _use(clause, parts, name, bound, names, trail)
+            except PeltError as e:
+                if len(trail) > 1:  # what is used is at fault as a whole; going on at each level would double the work
+                    raise
+                parts.problems += e.diagnostics
             if len(parts.drafts) + len(parts.trains) + len(parts.requires) > MAX_PARTS:
                 raise error("E0227", f"the method `{name}` has more than {MAX_PARTS} rows", clause.span)
         elif isinstance(clause, Train):
@@ -194,8 +208,9 @@ def _apply_clauses(
         elif isinstance(clause, Require):
             parts.requires.append(substitute(clause, bound))
         else:
-            raise error("E0215", "tensors, lets and this word are not built yet at the level of a method", clause.span,
-                        help="move it into the row's form")  # fmt: skip
+            what = _SHARED.get(type(clause)) or f"`{getattr(clause, 'word', 'this')}`"
+            raise error("E0215", f"{what} at the level of a method is not built yet", clause.span,
+                        help="move it into the row's form or composition")  # fmt: skip
     layers = own["layers"].alternatives[0] if "layers" in own else None
     for clause in trains:
         taken = {t.name for t in parts.trains}
@@ -233,7 +248,7 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
             draft.name = use.name if len(inner.drafts) == 1 else f"{use.name}_{draft.name}"
         if use.gate is not None:
             if draft.gate is not None:
-                raise error("E0217", f"the row `{draft.name}` is gated already", use.gate.span)
+                raise error("E0217", f"the row `{draft.name}` is gated already", use.gate.span, help="leave one gate out")
             draft.gate = substitute(use.gate, bound)
     taken = {t.name for t in parts.trains}
     for trained in inner.trains:
@@ -245,6 +260,22 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
         parts.trains.append(replace(trained, name=label))
     parts.requires += inner.requires
     return inner.drafts
+
+
+def _unknown_arguments(definition: MethodDef) -> list[Diagnostic]:
+    """Names in the arguments of its `from` and `use` that are neither its parameters nor anything else. Where a slot that
+    would have read the argument is replaced, nothing else would meet them."""
+    known = {p.name for p in definition.params} | {*SIZES, *NUMBERS, *RESERVED, *DOMAINS, "d_in", "d_out", "true", "false"}
+    known |= {*PRIMITIVES, *INITIALISERS, "training", "chance", "site", "layer", "kind", "model"}
+    sites = {part for s in SITES for part in s.split(".")} | {*STACKS}
+    found = []
+    for node in walk(definition):
+        for call in (getattr(node, "base", None), getattr(node, "target", None)):
+            for name in (n for a in call.args for n in walk(a) if isinstance(n, Name)) if isinstance(call, Apply) else ():
+                if name.id not in known and name.id not in sites:
+                    found.append(Diagnostic("E0301", f"there is no `{name.id}` here", name.span, **instead(
+                        name.id, known, name.span, f"parameters: {', '.join(p.name for p in definition.params) or 'none'}")))  # fmt: skip
+    return found
 
 
 # ---------------------------------------------------------------- rows
@@ -267,15 +298,15 @@ def _row(draft: Draft, definition: MethodDef, names: Names, problems: list[Diagn
     form_value = slots["form"].alternatives[0] if "form" in slots else None
     compose_value = slots["compose"].alternatives[0]
     insert = slots["insert"].alternatives[0] if "insert" in slots else None
-    form = inline_calls(_body("form", form_value, names), names) if form_value is not None else ()
+    form = inline_calls(_body("form", form_value, names, params), names) if form_value is not None else ()
     compose: tuple[Statement, ...] = (Let(("out",), Name("h")),)
     gate = None
     try:
-        compose = inline_calls(_compose(compose_value, names), names)
+        compose = inline_calls(_compose(compose_value, names, params), names)
     except PeltError as e:
         problems += e.diagnostics
     try:
-        gate = inline_calls(_body("gate", draft.gate, names), names) if draft.gate is not None else None
+        gate = inline_calls(_body("gate", draft.gate, names, params), names) if draft.gate is not None else None
     except PeltError as e:
         problems += e.diagnostics
         draft.gate = None
@@ -311,19 +342,19 @@ def _label(value: Any) -> str:
     return to_text(value)
 
 
-def _body(what: str, value: Any, names: Names) -> tuple[Statement, ...]:
+def _body(what: str, value: Any, names: Names, params: Scoped) -> tuple[Statement, ...]:
     if isinstance(value, Block):
         return value.body
-    definition, mapping = callee(what, value, names)
+    definition, mapping = callee(what, value, names, params)
     return substitute_all(definition.body, mapping)
 
 
-def _compose(value: Any, names: Names) -> tuple[Statement, ...]:
+def _compose(value: Any, names: Names, params: Scoped) -> tuple[Statement, ...]:
     if isinstance(value, Block):
         return value.body
     function = value.function if isinstance(value, Apply) else value
     if isinstance(function, Name) and names.find("compose", function.id) is not None:
-        return _body("compose", value if isinstance(value, Apply) else Apply(value, (), value.span), names)
+        return _body("compose", value if isinstance(value, Apply) else Apply(value, (), value.span), names, params)
     if isinstance(value, Name) and value.id not in ("h", "delta"):
         raise error("E0221", f"there is no composition named `{value.id}`", value.span,
                     **instead(value.id, names.names("compose"), value.span, f"known: {', '.join(names.names('compose'))}"))  # fmt: skip

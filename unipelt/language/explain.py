@@ -53,6 +53,17 @@ def pages() -> dict[str, Page]:
     return dict(sorted(found.items()))
 
 
+@lru_cache(maxsize=64)
+def remedy_of(code: str) -> str:
+    """A page's remedy as the help of a message. Only the file with the code is read."""
+    import tomllib
+
+    path = FOLDER / f"{code[:3]}.toml"
+    entry = tomllib.loads(path.read_text(encoding="utf-8")).get(code) if path.is_file() else None
+    text = entry["remedy"].removesuffix(".") if entry else ""
+    return text[:1].lower() + text[1:]
+
+
 def page(code: str) -> Page:
     """The page of a code; ``e312`` and ``312`` mean E0312. Another code is a `PeltError` that names those close to it."""
     written = _CODE.fullmatch(code.strip().upper())

@@ -31,7 +31,7 @@ def fixed(text: str, file: str) -> tuple[str, list[Diagnostic]]:
 
     first = now = normalised(text)
     found = mistakes(now)
-    begun, applied = len(found), []
+    begun, applied = len(found), list[Diagnostic]()
     for _ in range(ROUNDS):
         able = [d for d in found if d.edits and all(e.span.file == file for e in d.edits)]
         new = edited(now, (e for d in able for e in d.edits))

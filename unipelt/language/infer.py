@@ -46,6 +46,7 @@ class Inference:
     axes: dict[str, Size] = field(default_factory=dict)
     where: dict[str, str] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
+    remedies: dict[str, str] = field(default_factory=dict)  # what to do about hidden names
 
     # ------------------------------------------------------------ reporting
 
@@ -104,7 +105,7 @@ class Inference:
         if e.id in self.names:
             return self.names[e.id]
         if e.id in self.hidden:
-            reads: dict[str, Any] = {}
+            reads: dict[str, Any] = {"help": self.remedies.get(e.id, "")}
             if e.id == "h" and "z" in self.names:
                 reads = {"help": "read `z`; with `insert sequential` it is `h`", "edits": put("z", e.span)}
             return self.fail("E0303", f"`{e.id}` {self.hidden[e.id]}", e.span, **reads)
@@ -126,11 +127,12 @@ class Inference:
             return Value(TensorType(frozenset(), ()), random=True, reads=frozenset({"chance"}))
         if e.id in PRIMITIVES and PRIMITIVES[e.id].elementwise:
             return Value(WordType("activation", e.id))
-        known = [*self.names, *self.sizes, *self.axes, *NUMBERS]
+        known = [*self.names, *self.sizes, *self.axes, *NUMBERS, *DOMAINS, "training", "true", "false"]
         return self.fail("E0301", f"there is no `{e.id}` here", e.span, **instead(e.id, known, e.span, self._in_scope()))
 
     def _in_scope(self) -> str:
-        return f"in scope: {', '.join(sorted(self.names))}" if self.names else ""
+        named = sorted(n for n, v in self.names.items() if not isinstance(v.type, Poison))
+        return f"in scope: {', '.join(named)}" if named else ""
 
     def _attr(self, e: Attr) -> Value:
         if e.name == "T":
@@ -140,7 +142,8 @@ class Inference:
                 return a.typed(TensorType(a.type.axes, (*front, q, p)))
             if isinstance(a.type, Poison):
                 return a
-            return self.fail("E0314", f"`.T` turns the last two sizes, and this is {a.type}", e.span)
+            return self.fail("E0314", f"`.T` turns the last two sizes, and this is {a.type}", e.span, help="leave `.T` out",
+                             edits=put("", Span(e.span.file, e.value.span.end, e.span.end)) if isinstance(e.value, Name) else ())  # fmt: skip
         text = dotted(e)
         if text in self.bases:
             return self.fail("E0322", f"`{text}` is a module of the base: call it", e.span, help=f"write `{text}(…)`")
@@ -167,14 +170,16 @@ class Inference:
     def _choose(self, e: Choose) -> Value:
         test, a, b = self.infer(e.test), self.infer(e.then), self.infer(e.other)
         if not isinstance(test.type, (NumberType, Poison)):
-            return self.fail("E0315", f"a condition is a number or a comparison, not {test.type}", e.test.span)
+            return self.fail("E0315", f"a condition is a number or a comparison of numbers, not {test.type}", e.test.span,
+                             help="for a choice in each entry multiply: `(z > 0) * a + (z <= 0) * b`")  # fmt: skip
         if isinstance(test.type, NumberType) and test.type.value is not None:
             found = a if test.type.value else b  # `training` counts as false: verdicts are those of evaluation
             return replace(found, random=found.random or test.random)
         if isinstance(a.type, Poison) or isinstance(b.type, Poison):
             return Value(POISON)
         if type(a.type) is not type(b.type) or (isinstance(a.type, TensorType) and a.type != b.type):
-            return self.fail("E0316", f"the two branches differ: {a.type} and {b.type}", e.span)
+            return self.fail("E0316", f"the two branches differ: {a.type} and {b.type}", e.other.span, label=str(b.type),
+                             labels=(Label(e.then.span, str(a.type)),))  # fmt: skip
         return join((test, a, b), a.type if a.type == b.type else NumberType(self._either(e, a, b)))
 
     def _either(self, e: Choose, a: Value, b: Value) -> Size | None:
@@ -195,7 +200,9 @@ class Inference:
             return Value(POISON)
         for side, expr in ((a, e.left), (b, e.right)):
             if isinstance(side.type, WordType):
-                return self.fail("E0317", f"`{e.op}` takes tensors and numbers, not {side.type}", expr.span)
+                helps = {"activation": "call it, as in `{0}(z)`", "index": "read a tensor with it, as in `b[{0}]`"}
+                return self.fail("E0317", f"`{e.op}` takes tensors and numbers, not {side.type}", expr.span,
+                                 help=helps.get(side.type.what, "").format(to_text(expr)))  # fmt: skip
         if isinstance(a.type, NumberType) and isinstance(b.type, NumberType):
             return self._numbers(e, a, b)
         if e.op == "@":
@@ -266,8 +273,9 @@ class Inference:
                 sizes.insert(0, t)
             else:
                 return self.fail(
-                    "E0310", f"the sizes of `{op}` do not agree: {s} and {t}", e.span,
-                    labels=(Label(e.left.span, str(p)), Label(e.right.span, str(q))), where=self.bindings(s, t),
+                    "E0310", f"the sizes of `{op}` do not agree: {s} and {t}", e.right.span, label=str(q),
+                    labels=(Label(e.left.span, str(p)),), where=self.bindings(s, t),
+                    help=f"the last sizes would have to be equal: {p.sizes[-1]} and {q.sizes[-1]}" if i == 1 else "",
                 )  # fmt: skip
         return join((a, b), TensorType(self.merge_axes(p.axes, q.axes), tuple(sizes)))
 
@@ -293,7 +301,7 @@ class Inference:
 
     def _times(self, e: Binary) -> tuple[Edit, ...]:
         """`*` in the place of the operator between two sides."""
-        place = inside(Span(e.span.file, e.left.span.end, e.right.span.start), r"(@)")
+        place = inside(e.span, r"^[^@]*(@)[^@]*$")  # the sides may be arguments, which stand elsewhere
         return put("*", place) if place else ()
 
     def _near_size(self, s: Size, t: Size) -> str:
@@ -378,6 +386,8 @@ class Inference:
             word = self.names[name].type
             if word.what == "activation":  # type: ignore[union-attr]
                 name = word.word if isinstance(word.word, str) else "relu"  # type: ignore[union-attr]
+        if name is not None and name in self.names and isinstance(self.names[name].type, Poison):
+            return Value(POISON)
         if name is None or name not in PRIMITIVES:
             known = [*PRIMITIVES, *self.bases]
             title = text or to_text(e.function)
@@ -388,7 +398,7 @@ class Inference:
             return self.fail("E0321", f"`{name}` takes its arguments by position", e.span)
         if not p.arity[0] <= len(args) <= p.arity[1]:
             n = str(p.arity[0]) if p.arity[0] == p.arity[1] else f"{p.arity[0]} to {p.arity[1]}"
-            return self.fail("E0321", f"`{name}` takes {n} arguments, {len(args)} are given", e.span, help=p.doc)
+            return self.fail("E0321", f"`{name}` takes {n} argument{'s' * (n != '1')}, {len(args)} are given", e.span, help=p.doc)
         if any(isinstance(a.type, Poison) for a in args):
             return Value(POISON)
         return p.rule(self, e.span, args, [a.value for a in e.args])

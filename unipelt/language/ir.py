@@ -206,6 +206,7 @@ def argument(param: Param, value: Any) -> Expr:
     return expr
 
 
+PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope")
 EXAMPLES = {
     "int": "for example 8", "float": "for example 0.1", "bool": "true or false", "activation": "for example gelu",
     "init": "for example normal(0.02)", "sites": "for example [attn, ffn]",

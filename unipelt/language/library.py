@@ -14,13 +14,14 @@ from os.path import normpath
 from pathlib import Path
 
 from ..resources import folder
-from .diagnostics import Diagnostic, PeltError, error
+from .diagnostics import Diagnostic, Label, PeltError, error
 from .source import read
 from .syntax import AnatomyDef, BodyDef, Definition, File, MethodDef
 
 _HEADER = re.compile(r"^(method|form|gate|compose|anatomy)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
 Key = tuple[str, str]
 MAX_FILES = 64
+_KINDS = {"compose": "composition"}
 
 
 def key_of(definition: Definition) -> Key:
@@ -100,7 +101,9 @@ def names_of(file: File, path: Path | None) -> Names:
     problems: list[Diagnostic] = []
     for d in file.definitions:
         if key_of(d) in names.own:
-            problems.append(Diagnostic("E0201", f"the {d.kind} `{d.name}` is defined twice", d.name_span))
+            problems.append(Diagnostic(
+                "E0201", f"the {_KINDS.get(key_of(d)[0], key_of(d)[0])} `{d.name}` is defined twice", d.name_span,
+                labels=(Label(names.own[key_of(d)].name_span, "the first one"),), help="rename or delete one of them"))  # fmt: skip
         names.own[key_of(d)] = d
     if problems:
         raise PeltError(problems)
@@ -121,7 +124,7 @@ def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None
         target = (importer.resolve().parent / item.path).resolve()
         if not target.is_relative_to(root):
             raise error(
-                "E0203", f"the import {item.path!r} leaves the folder of the spec", item.span,
+                "E0203", f"the import `{item.path}` leaves the folder of the spec", item.span,
                 help="put the file beside the spec, or into a folder below it",
             )  # fmt: skip
         if target in seen:
@@ -130,7 +133,8 @@ def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None
         if len(seen) > MAX_FILES:
             raise error("E0204", f"a spec may import at most {MAX_FILES} files", item.span)
         if not target.is_file():
-            raise error("E0205", f"the imported file {item.path!r} does not exist", item.span)
+            raise error("E0205", f"the imported file `{item.path}` does not exist", item.span,
+                        help=f"its path begins in the folder of `{importer.name}`")  # fmt: skip
         shown = shown if shown.resolve() == target else target
         inner = parse_path(shown)
         for d in inner.definitions:

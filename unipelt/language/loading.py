@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .bodies import check_body
-from .check import check_method
+from .bodies import called_definition, check_body
+from .check import check_method, distinct
 from .diagnostics import Diagnostic, PeltError, error, near
 from .elaborate import elaborate, is_space
 from .ir import Method
@@ -102,7 +102,7 @@ def resolve(definition: MethodDef, names: Names) -> Method:
     except PeltError as e:
         problems += e.diagnostics
     if problems:
-        raise PeltError(problems)
+        raise PeltError(distinct([called_definition(d, names) for d in problems]))
     return method
 
 
@@ -206,7 +206,8 @@ def _used(definitions: Sequence[Definition], names: Names) -> set[Key]:
 
 
 def _once(found: list[Checked]) -> list[Checked]:
-    """Each mistake is reported where it is met first: a broken form is one mistake, however many methods use it.
+    """Each mistake is reported where it is met first: a broken form is one mistake, however many methods use it, and what
+    a method says of the same place is another view of it.
 
     A method that is broken by a mistake reported before has no `Checked.method` and no diagnostics of its own; it is
     ``spoilt`` by the definition that has them.
@@ -214,7 +215,7 @@ def _once(found: list[Checked]) -> list[Checked]:
     seen: dict[tuple, str] = {}
     out: list[Checked] = []
     for c in found:
-        keys = [(d.code, d.span.file, d.span.start, d.span.end) if d.span.file else (d.code, d.message) for d in c.diagnostics]
+        keys = [(d.span.file, d.span.start, d.span.end) if d.span.file else (d.code, d.message) for d in c.diagnostics]
         new = tuple(d for d, k in zip(c.diagnostics, keys) if k not in seen)
         spoilt = tuple(dict.fromkeys(seen[k] for k in keys if k in seen))
         for k in keys:

@@ -9,12 +9,10 @@ from typing import Any
 from .arguments import parameters
 from .diagnostics import Diagnostic, PeltError, instead
 from .calls import bounded, fitting, substitute
-from .ir import fits
+from .ir import PARAM_TYPES, fits
 from .sites import NUMBERS, SIZES
 from .source import inside
 from .syntax import Param
-
-PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope")
 
 
 def check_parameters(given: Sequence[Param], owner: str) -> tuple[list[Diagnostic], list[Param]]:
@@ -34,9 +32,10 @@ def check_parameters(given: Sequence[Param], owner: str) -> tuple[list[Diagnosti
             problems.append(Diagnostic("E0230", f"there is no type `{p.type}`", place,
                                        **instead(p.type, PARAM_TYPES, place, f"types: {', '.join(PARAM_TYPES)}")))  # fmt: skip
         elif p.name in SIZES or p.name in ("d_in", "d_out", *NUMBERS):
-            problems.append(Diagnostic("E0231", f"`{p.name}` is a size of the site and no parameter's name", p.span))
+            problems.append(Diagnostic("E0231", f"`{p.name}` is a size of the site and no parameter's name", p.span,
+                                       help="choose another name"))  # fmt: skip
         elif p.default is not None and not fits(p.default, p.type):
-            problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.span,
+            problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.default.span,
                                        **fitting(p.default, p.type)))  # fmt: skip
         params.append(p if len(problems) == before else replace(p, default=None))  # a mistake is reported once
     parameters(params, False, problems=problems)

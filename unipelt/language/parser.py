@@ -26,7 +26,7 @@ _SCAN = re.compile(
     r'|"(?!"")[^"\n]*"|\#[^\n]*'
     r"|(?P<bracket>[()\[\]{}])"
     # The head of a definition. `form f(…)` and `compose c` are slots, too: they need a `{` or `=` behind them.
-    r"|(?<![\w.])(?P<head>(?:method|gate|anatomy)\s+[A-Za-z_]|import(?=\s*\"(?!\"\"))"
+    r"|(?<![\w.])(?P<head>(?:method|gate|anatomy)[ \t]+[A-Za-z_]|import(?=\s*\"(?!\"\"))"
     r"|form\s+\w+\s*(?:\([^(){}]*(?:\([^(){}]*\)[^(){}]*)*\)\s*)?\{"
     r"|compose\s+\w+\s*(?:\([^(){}]*(?:\([^(){}]*\)[^(){}]*)*\)\s*)?(?:\{|=(?!=)))",
     re.MULTILINE,
@@ -149,7 +149,7 @@ def _segments(text: str) -> list[Segment]:
     for match in _SCAN.finditer(text):
         at = match.start()
         if match["head"]:
-            if depth == 0:
+            if depth == 0 and (match["head"] == "import" or not text[text.rfind("\n", 0, at) + 1 : at].strip()):
                 close(at)
             elif at == 0 or text[at - 1] == "\n":
                 cuts.append(at)

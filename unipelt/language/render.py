@@ -47,7 +47,7 @@ def render(diagnostic: Diagnostic, color: bool = False) -> str:
         lines.append(f"{arrow} {escape(file)}:{line}:{column}")
         lines += _frame(source, marks, width, d.severity, paint)
     gap = " " * (width + 2)
-    for word, text in (("where", ", ".join(d.where)), ("help", d.help)):
+    for word, text in (("where", ", ".join(d.where)), ("help", remedy(d))):
         if text:
             more = "\n" + gap + " " * 10
             lines.append(f"{gap}{paint('=', 'frame')} {word:<7} {more.join(escape(t) for t in text.splitlines())}")
@@ -65,9 +65,18 @@ def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
         "label": d.label,
         "labels": [{"place": place(m.span), "text": m.text} for m in d.labels],
         "where": list(d.where),
-        "help": d.help,
+        "help": remedy(d),
         "edits": [{"place": place(e.span), "text": e.text} for e in d.edits],
     }
+
+
+def remedy(d: Diagnostic) -> str:
+    """What to do: what the diagnostic says, or else its code's page."""
+    if d.help:
+        return d.help
+    from .explain import remedy_of
+
+    return remedy_of(d.code)
 
 
 def escape(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .arguments import parameters
+from .calls import counted
 from .diagnostics import Diagnostic, Label, instead, nearest, put
 from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
@@ -26,9 +27,11 @@ from .syntax import (
     Later,
     Let,
     Name,
+    Number,
     Param,
     Require,
     Scope,
+    Span,
     Statement,
     String,
     Tensor,
@@ -161,6 +164,7 @@ class RowChecker:
                 inf.names["d_in"] = Value(POISON)  # the mistake is said already
         else:
             inf.hidden["z"] = "is what `insert` says, and this row has no `insert`"
+            inf.remedies["z"] = "add `insert parallel` or `insert sequential`"
             inf.sizes["d_in"] = inf.sizes["d_out"]
         inf.hidden["h"] = "is visible to compositions, not to forms and gates"
         self._body(self.row.form)
@@ -174,6 +178,7 @@ class RowChecker:
         inf.names["h"] = h
         if not self.row.form:
             inf.hidden["delta"] = "is bound by a form, and this row has none"
+            inf.remedies["delta"] = "add a form, as in `form { delta = tanh(z) }`"
         self._body(self.row.compose)
         out = self._result(inf.names.get("out", Value(POISON)), h, gate)
         problem = placing_problem(self.row, site) or disagreement(self.inputs)
@@ -257,7 +262,7 @@ class RowChecker:
         if isinstance(v.type, Poison):
             return None
         if not isinstance(v.type, NumberType) or v.type.size is None:
-            self.inf.fail("E0340", f"{what}'s size is a whole number, not {v.type}", e.span, **self._whole(e))
+            self.inf.fail("E0340", f"{what}'s size is a whole number, not {v.type}", e.span, **self._whole(e, isinstance(v.type, NumberType)))
             return None
         n = v.type.size.number
         if n is not None and (n.denominator != 1 or n < 1):
@@ -265,11 +270,11 @@ class RowChecker:
             return None
         return v.type.size
 
-    def _whole(self, e: Expr) -> dict[str, Any]:
+    def _whole(self, e: Expr, number: bool) -> dict[str, Any]:
         """What makes a parameter a size."""
         param = self.params.get(e.id) if isinstance(e, Name) else None
         if param is None or param.type != "float":
-            return {"help": "round it: `floor(…)` or `ceil(…)`"}
+            return {"help": "round it: `floor(…)` or `ceil(…)`"} if number else {}
         place = inside(param.span, r":\s*(float)\b")
         return {"help": f"give `{param.name}` the type `int`", "edits": put("int", place) if place else ()}
 
@@ -282,7 +287,12 @@ class RowChecker:
             return
         t = TensorType(axes, tuple(x for x in sizes if x is not None))
         start, exact = None, None
-        if s.exact:
+        drawn = s.start.function if isinstance(s.start, Apply) else s.start
+        if s.exact and isinstance(drawn, Name) and drawn.id in INITIALISERS and drawn.id not in self.inf.names:
+            sign = inside(Span(s.span.file, s.span.start, s.start.span.start), r"(=)\s*$")
+            self.inf.fail("E0301", f"there is no `{drawn.id}` here: it is a distribution", drawn.span,
+                          help=f"what is drawn stands behind `~`: `~ {to_text(s.start)}`", edits=put("~", sign) if sign else ())  # fmt: skip
+        elif s.exact:
             exact = s.start
             value = self._read(s.start)
             if not isinstance(value.type, Poison) and value.type != t:
@@ -348,13 +358,17 @@ class RowChecker:
             return self._distribution(default) if default is not None else None
         name = e.function if isinstance(e, Apply) else e
         args = tuple(a.value for a in e.args) if isinstance(e, Apply) else ()
+        if isinstance(e, Number):
+            self.inf.fail("E0341", f"`{to_text(e)}` is a number, not a distribution", e.span, help=f"write `constant({to_text(e)})`",
+                          edits=put(f"constant({to_text(e)})", e.span))  # fmt: skip
+            return None
         if not isinstance(name, Name) or name.id not in INITIALISERS:
             self.inf.fail("E0341", f"there is no distribution `{to_text(name)}`", e.span,
                           **instead(to_text(name), INITIALISERS, name.span, f"known: {', '.join(INITIALISERS)}"))  # fmt: skip
             return None
         spec = INITIALISERS[name.id]
         if not spec.arity[0] <= len(args) <= spec.arity[1]:
-            self.inf.fail("E0321", f"`{spec.name}` takes {spec.arity[0]} arguments, {len(args)} are given", e.span,
+            self.inf.fail("E0321", f"`{spec.name}` takes {counted(spec.arity[0], 'argument')}, {len(args)} are given", e.span,
                           help=spec.doc)  # fmt: skip
             return None
         values: list[Expr] = []
@@ -364,8 +378,6 @@ class RowChecker:
             if not isinstance(v.type, (good, Poison)):
                 self.inf.fail("E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span)
             if isinstance(v.type, NumberType) and v.type.value is not None:
-                from .syntax import Number
-
                 values.append(Number(v.type.value))
             elif isinstance(v.type, WordType) and isinstance(v.type.word, (str, String)):
                 values.append(v.type.word if isinstance(v.type.word, String) else String(v.type.word))
@@ -389,7 +401,8 @@ class RowChecker:
             if changes_length(row):
                 return inf.fail("E0351", "a composition that changes the length cannot be gated", row.span)
             if not isinstance(gate.type, (TensorType, NumberType)):
-                return inf.fail("E0352", f"a gate is a tensor or a number, not {gate.type}", row.span)
+                bound = [s.span for s in row.gate or () if isinstance(s, Let) and "g" in s.names]
+                return inf.fail("E0352", f"a gate is a tensor or a number, not {gate.type}", bound[-1] if bound else row.span)
             out = join((h, product(gate, self._change(out, h), out.type, span)), out.type)
             if isinstance(gate.type, TensorType) and isinstance(out.type, TensorType):
                 out = out.typed(TensorType(inf.merge_axes(out.type.axes, gate.type.axes), out.type.sizes))

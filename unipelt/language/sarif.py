@@ -10,6 +10,7 @@ from urllib.parse import quote
 from .. import __version__
 from .diagnostics import Diagnostic
 from .explain import pages
+from .render import remedy
 from .source import place
 from .syntax import Span
 
@@ -41,7 +42,7 @@ def _rule(code: str) -> dict[str, Any]:
 
 
 def _result(d: Diagnostic, rule: int) -> dict[str, Any]:
-    text = "\n".join([d.message, *(f"where {w}" for w in d.where), *([f"help: {d.help}"] if d.help else [])])
+    text = "\n".join([d.message, *(f"where {w}" for w in d.where), *([f"help: {remedy(d)}"] if remedy(d) else [])])
     found: dict[str, Any] = {
         "ruleId": d.code, "ruleIndex": rule, "level": d.severity, "message": {"text": text},
         "locations": [{"physicalLocation": _physical(d.span), **_said(d.label)}] if d.span.file else [],
@@ -52,7 +53,7 @@ def _result(d: Diagnostic, rule: int) -> dict[str, Any]:
             {"id": n, "physicalLocation": _physical(m.span), **_said(m.text)} for n, m in enumerate(related, 1)
         ]
     if d.edits:
-        found["fixes"] = [{"description": {"text": d.help}, "artifactChanges": _changes(d)}]
+        found["fixes"] = [{"description": {"text": remedy(d)}, "artifactChanges": _changes(d)}]
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .diagnostics import Diagnostic, Label, instead, nearest, put
+from .sites import SITES, STACKS
 from .syntax import Span
 
 _DEFINITIONS = ("method", "form", "compose", "gate", "anatomy")
@@ -28,7 +29,7 @@ _HELP = {
     ";": "nothing is needed between clauses or statements",
     "^": "a power is written `**`",
     "%": "`%` is only a percent sign; divisibility is `divides(b, d)`",
-    "!": "not equal is written `!=`",
+    "!": "not equal is written `!=`; there is no `not`: exchange the two sides of `if … else`",
     "&": "conditions are written one `require` each",
     "\\": "lines may be broken anywhere without a sign",
 }
@@ -103,11 +104,17 @@ def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
         place = span(token.start_pos, token.start_pos + max(1, len(str(token).split("\n", 1)[0])))
         found = f"`{_shown(str(token))}`" if token.type not in ("STRING", "LONGSTRING") else _WORDS[token.type]
 
-    if before is not None and token.type in ("EQUAL", "COLON") and str(before) in _CLAUSES and _in_method(state):
+    declares = re.compile(r":\s*\[").match(text, token.start_pos or 0)  # a tensor called by a keyword, not a clause
+    if before is not None and token.type in ("EQUAL", "COLON") and str(before) in _CLAUSES and _in_method(state) and not declares:
         return Diagnostic(
             "E0101", f"`{token}` stands behind `{before}`, which its value follows directly", place,
             help=f"leave the `{token}` out", edits=put("", place),
         )  # fmt: skip
+
+    ends = [p for p in (token.start_pos if not at_end else None, before.start_pos if before is not None else None) if p is not None]
+    empty = next((m for p in ends if (m := _EMPTY.search(text[:p]))), None) if _in_method(state) else None
+    if empty:
+        return Diagnostic("E0101", f"`{empty[1]}` names nothing", span(*empty.span(1)), help=_NAMES[empty[1]])
 
     # A keyword that was meant as a name, or a name that was meant as a keyword, may show itself one token later.
     keyword = before if token.type in ("EQUAL", "COLON") else token
@@ -121,27 +128,80 @@ def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
             edits=put(f"{keyword}_", span(keyword.start_pos, keyword.end_pos)),
         )
     if before is not None and before.type == "NAME" and {"COLON", "EQUAL"} <= allowed <= {"COLON", "EQUAL", "COMMA"}:
-        return _no_beginning(before, _in_method(state), span(before.start_pos, before.end_pos))
+        return _no_beginning(before, _in_method(state), span, text)
+    opened = _unclosed(state, token, allowed)
+    if opened is not None:
+        sign = _CLOSING[str(opened)]
+        end = len(text[: token.start_pos].rstrip())
+        commented = "#" in text[text.rfind("\n", 0, end) + 1 : end]
+        return Diagnostic(
+            "E0102", f"`{opened}` is not closed", span(opened.start_pos, opened.end_pos), label="opened here",
+            labels=(Label(place, f"expected {expected(allowed)}"),), help=f"add `{sign}`",
+            edits=() if commented else put(("\n" if sign == "}" else "") + sign, span(end, end)),
+        )  # fmt: skip
+    if token.type == "NUMBER" and allowed == {"NAME"} and text[token.start_pos - 1 : token.start_pos] == ".":
+        begin = re.compile(r"[\w.]*$").search(text[: token.start_pos])
+        whole = text[begin.start() if begin else token.start_pos : token.end_pos]
+        return Diagnostic("E0103", f"`{_shown(whole)}` is not a number", span(token.end_pos - len(whole), token.end_pos),
+                          help="a number has one point")  # fmt: skip
     message = f"expected {expected(allowed)}, found {found}"
-    help_, new = _help(token, text, allowed)
+    help_, new = _help(token, text, allowed) or _other_help(token, text, allowed, before)
+    if isinstance(new, tuple):
+        new, place_ = new
+        return Diagnostic("E0101", message, place, help=help_, edits=put(new, span(*place_)))
     return Diagnostic("E0101", message, place, help=help_, edits=put(new, place) if new is not None else ())
+
+
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+_CLOSERS = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
+
+
+def _unclosed(state: Any, token: Any, allowed: set[str]) -> Any:
+    """The innermost open bracket, where what is found can only stand behind its end."""
+    opened = next((v for v in reversed(state.value_stack) if getattr(v, "type", "") in _CLOSERS), None)
+    if opened is None or _CLOSERS[opened.type] not in allowed:
+        return None
+    ends = {*_CLOSERS.values()} - {_CLOSERS[opened.type]} if opened.type != "LBRACE" else set()
+    ends |= {"LBRACE", "TILDE"} if opened.type != "LBRACE" else set()
+    word = _is_word(token.type) and str(token) in (*_CLAUSES, *_DEFINITIONS)
+    return opened if token.type in ends or word else None
 
 
 def _is_word(terminal: str) -> bool:
     return terminal.startswith("_") or terminal == "FROZEN"
 
 
-def _no_beginning(word: Any, in_method: bool, span: Span) -> Diagnostic:
+def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnostic:
     """A name stands where a clause or a statement begins, and is neither a keyword nor declared."""
+    place = span(word.start_pos, word.end_pos)
     shown = _shown(str(word))
     known = (*(_CLAUSES if in_method else ()), *_STATEMENTS) if len(word) < 40 else ()
-    declared = f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`"
+    rest = text[word.end_pos :].lstrip()
+    otherwise: dict[str, Any] = {"help": f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`"}
+    end = len(text[: word.start_pos].rstrip())
+    if in_method and str(word) in {s.split(".")[0] for s in (*SITES, *STACKS)} and _LIST.search(text[:end]):
+        otherwise = {"help": "several are divided by commas", "edits": put(",", span(end, end))}
+    elif rest[:1] == "~":
+        otherwise = {"help": f"a tensor needs its sizes: `{shown}: [sizes] ~ distribution`"}
+    elif rest[:1] == "[":
+        otherwise = {"help": f"a tensor is declared `{shown}: [sizes] ~ distribution`",
+                     "edits": put(":", span(word.end_pos, word.end_pos))}  # fmt: skip
+    elif rest[:1] in ("(", "."):
+        otherwise = {"help": "give the value a name: `name = …`"}
+    found = instead(str(word), known, place, kind="word", cutoff=0.7)
     return Diagnostic(
-        "E0101",
-        f"`{shown}` begins no {'clause' if in_method else 'statement'}",
-        span,
-        **instead(str(word), known, span, declared, kind="word", cutoff=0.7),
-    )
+        "E0101", f"`{shown}` begins no {'clause' if in_method else 'statement'}", place, **(found if found["help"] else otherwise)
+    )  # fmt: skip
+
+
+#: A clause without what it names, in front of another clause that is then read as a name.
+_EMPTY = re.compile(r"\b(modify|train|layers|tokens)\s+(?:modify|insert|form|compose|layers|tokens|train|use)\s*$")
+_NAMES = {
+    "modify": "name a site, for example `modify ffn`", "train": "name parameters, for example `train *.norm.*`",
+    "layers": "select layers, for example `layers last 4`", "tokens": "select tokens, for example `tokens first 1`",
+}  # fmt: skip
+#: A list of sites, to which another word may belong.
+_LIST = re.compile(r"\b(?:modify|train)\s+[\w.*]+(?:\s*,\s*[\w.*]+)*$")
 
 
 def _in_method(state: Any) -> bool:
@@ -153,7 +213,7 @@ def _in_method(state: Any) -> bool:
     return bool(words) and words[-1] in ("_METHOD", "_USE")
 
 
-def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None]:
+def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None] | None:
     """What to do, and the text that stands in the token's place then, if that is plain."""
     before = text[token.start_pos - 1 : token.start_pos]
     if "_METHOD" in allowed and token.type == "NAME":
@@ -163,10 +223,12 @@ def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None]:
         return "imports stand at the top of the file", None
     if "_METHOD" in allowed and token.type == "RBRACE":
         return "there is one `}` too many", ""
-    if token.type == "SLASH" and before == "/":
+    if text.startswith("//", token.start_pos) or (token.type == "SLASH" and before == "/"):
         return "comments begin with `#`", None
     if token.type == "STAR" and before == "*":
         return "a power has a base and an exponent: `a ** b`", None
+    if token.type == "EQUAL" and before == "=":
+        return "a value is given with one `=`", ""
     if token.type == "COMPARE" and "EQUAL" in allowed:
         return "a value is given with one `=`", "="
     if token.type == "EQUAL" and "COMPARE" in allowed:
@@ -175,6 +237,30 @@ def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None]:
         return "a tensor needs its sizes: `name: [sizes] ~ distribution`", None
     if allowed == {"COLON"} and token.type in ("EQUAL", "COMMA", "RPAR"):
         return "a parameter has a type: `r: int = 8`", None
+    return None
+
+
+def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[str, Any]:
+    """As `_help`, for words in the wrong dress; an edit may have a place of its own."""
+    word = _shown(str(token))
+    if allowed == {"LSQB"} and token.type == "NAME":
+        return f"sizes stand in brackets: `[{word}]`", f"[{token}]"
+    if allowed == {"NAME", "STAR"} and token.type == "LSQB":
+        return "sites stand without brackets: `modify attn.q, attn.v`", None
+    if allowed == {"NAME"} and token.type == "STRING":
+        return "names stand without quotes", str(token)[1:-1]
+    if allowed == {"STRING"} and token.type == "NAME":
+        end = re.compile(r"[^\s;]*").match(text, token.start_pos)
+        path = end.group() if end else str(token)
+        return f'the name of a file stands in quotes: `"{_shown(path)}"`', (f'"{path}"', (token.start_pos, token.start_pos + len(path)))
+    if token.type == "NAME" and getattr(before, "type", "") == "NAME" and {"LBRACE", "LPAR"} <= allowed:
+        return f"a name is one word: `{_shown(str(before))}_{word}`", ("_", (before.end_pos, token.start_pos))
+    if token.type == "COLON" and "DOTDOT" in allowed:
+        return "a range is written `a .. b`", ".."
+    if token.type == "LONGSTRING" and "_MODIFY" in allowed:
+        return "a docstring stands first in its definition", None
+    if allowed == {"_BY"}:
+        return "a row is `gated by` a gate", ("by ", (token.start_pos, token.start_pos))
     return "", None
 
 

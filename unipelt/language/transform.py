@@ -243,12 +243,19 @@ class Transform:
                         "E0107",
                         f"`{word}(…)` is not a site",
                         self.span(part),
-                        help='only `module("regex")` takes an argument',
+                        **self._dotted(part, str(word)),
                     )
                 self.same_line(word, "call")
                 word = "".join(part.children)
             parts.append(str(word))
         return S.Path(tuple(parts), self.span(node))
+
+    def _dotted(self, part: Any, word: str) -> dict[str, Any]:
+        """Help about `attn("q")`, which may mean `attn.q`."""
+        inner = part.children[2].value[1:-1]
+        if not re.fullmatch(r"[A-Za-z_]\w*", inner):
+            return {"help": 'only `module("regex")` takes an argument'}
+        return {"help": f"parts of a site are divided by dots: `{word}.{inner}`", "edits": put(f"{word}.{inner}", self.span(part))}
 
     # ------------------------------------------------------------ statements
 
@@ -378,6 +385,6 @@ class Transform:
             return S.Number(0, percent, span)
         value = int(text) if text.isdigit() else float(text)
         if value == float("inf"):
-            self.wrong("E0110", "a number is larger than any float", span)
+            self.wrong("E0110", "a number is larger than any float", span, help="write one of at most about 1.8e308")
             return S.Number(0, percent, span)
         return S.Number(value, percent, span)
