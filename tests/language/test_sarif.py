@@ -121,6 +121,11 @@ def test_what_has_no_place_has_no_location() -> None:
     assert result["locations"] == [] and "fixes" not in result
 
 
+def test_a_folder_without_specs_is_a_result_too(tmp_path: Path) -> None:
+    (run,) = log(tmp_path, code=1)["runs"]
+    assert [r["ruleId"] for r in run["results"]] == ["E0407"]
+
+
 def test_a_good_file_has_no_results(tmp_path: Path) -> None:
     (tmp_path / "good.pelt").write_text("method m { modify ffn compose 2 * h }\n")
     (run,) = log(tmp_path / "good.pelt", code=0)["runs"]

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..language.diagnostics import PeltError
-from ..language.loading import check_all, library
+from ..language.loading import Checked, check_all, library
 from .output import emit, report, say
 
 PLURALS = {"anatomy": "anatomies"}
@@ -16,7 +16,12 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
     """Check files and folders, after their mistakes were fixed where ``fix`` asks for it; whether all is well."""
     if fix:
         _fix(paths, quiet=as_json or as_sarif)
-    found = check_all(paths)
+    try:
+        found = check_all(paths)
+    except PeltError as e:
+        if not as_sarif:
+            raise
+        found = [Checked("", "file", e.diagnostics)]
     diagnostics = [d for c in found for d in c.diagnostics]
     good = not any(d.severity == "error" for d in diagnostics)
     if as_sarif:

@@ -283,8 +283,7 @@ class Inference:
         for side, expr in ((a, e.left), (b, e.right)):
             if not isinstance(side.type, TensorType) or not side.type.sizes:
                 return self.fail(
-                    "E0313", "`@` contracts the last size of its left side with the first of its right side; this side "
-                    f"has none: {side.type}", expr.span, help="use `*`", edits=self._times(e),
+                    "E0313", f"`@` contracts sizes, and this side has none: {side.type}", expr.span, help="use `*`", edits=self._times(e),
                 )  # fmt: skip
         assert isinstance(a.type, TensorType) and isinstance(b.type, TensorType)
         s, t = a.type.sizes[-1], b.type.sizes[0]
