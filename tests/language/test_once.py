@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from unipelt.language.diagnostics import Diagnostic
+from unipelt.language.diagnostics import Diagnostic, PeltError
+from unipelt.language.elaborate import drafts
+from unipelt.language.library import Names
 from unipelt.language.loading import Checked, check, check_all, check_text
+from unipelt.language.parser import parse
 
 BROKEN = """form f(r: int) {
   A: [d_in, r] ~ zeros
@@ -68,3 +71,12 @@ def test_an_input_that_hides_a_tensor_does_not_cascade() -> None:
     form = "task: [d_out] ~ zeros input task: index(3) delta = z * task"
     text = f"method m {{ modify ffn insert parallel form {{ {form} }} compose h + delta }}"
     assert [d.code for d in mistakes(check_text(text, "input.pelt"))] == ["E0369"]
+
+
+def test_a_mistake_in_one_clause_does_not_hide_those_of_others_and_is_not_forgotten() -> None:
+    text = "method m {\n  use nothing_like_it as one\n  use nor_this as two\n  modify fnn\n  compose 2 * h\n}\n"
+    assert [d.code for d in mistakes(check_text(text, "m.pelt"))] == ["E0225", "E0225", "E0302"]
+    (definition,) = parse(text).definitions
+    with pytest.raises(PeltError) as caught:
+        drafts(definition, Names())
+    assert [d.code for d in caught.value.diagnostics] == ["E0225", "E0225"]

@@ -131,7 +131,10 @@ def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | Non
 def drafts(definition: MethodDef, names: Names) -> list[Draft]:
     """The rows of a method with their slots as they were written, in terms of its own parameters."""
     _refuse_space(definition)
-    return _parts(definition, {}, names, ()).drafts
+    parts = _parts(definition, {}, names, ())
+    if parts.problems:
+        raise PeltError(parts.problems)
+    return parts.drafts
 
 
 def _refuse_space(definition: MethodDef, span: Span | None = None) -> None:
