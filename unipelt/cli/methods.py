@@ -75,11 +75,8 @@ def _fix(paths: list[Path], quiet: bool) -> None:
         raw = file.read_bytes()
         text = text.replace("\n", "\r\n") if b"\r\n" in raw else text
         write(file, "\ufeff" + text if raw.startswith(b"\xef\xbb\xbf") else text)
-        for d in done:
-            if not quiet:
-                say(f"{file}: fixed {d.code}: {d.message}")
-    if not quiet:
-        say()
+        if not quiet:
+            say("".join(f"{file}: fixed {d.code}: {d.message}\n" for d in done))
 
 
 #: Up to this many definitions, each gets a line of its own.
