@@ -126,18 +126,23 @@ def _attempts(
 
 
 def _places() -> Iterator[tuple[SiteSignature, Expr | None, Value | None]]:
-    """Sites with what may be inserted there; then what a call may give: rows of a size."""
+    """Sites with what may be inserted there, and what a call may give: rows of a size. The likely ones come first."""
+
+    def called(*axes: str) -> tuple[SiteSignature, Expr, Value]:
+        return SITES["ffn"], Name("x"), Value(TensorType(frozenset(axes), (Size.of("rows"), Size.of("width"))))
+
     weight = signature("attn.q.weight")
     assert weight is not None
-    first = ("ffn", "attn.heads", "embed")
-    sites = [*(SITES[n] for n in first), *(s for n, s in SITES.items() if n not in first)]
-    for site in sites:
+    yield SITES["ffn"], Name("parallel"), None
+    yield SITES["attn.heads"], Name("parallel"), None
+    yield called()
+    for site in SITES.values():
         for word in ("parallel", "sequential", *(("x",) if site.family == "heads" else ())):
-            if word != "parallel" or site.parallel is not None:
+            if word != "parallel" or (site.parallel is not None and site.name not in ("ffn", "attn.heads")):
                 yield site, Name(word), None
     yield weight, None, None
-    for axes in ((), ("batch",), ("group",), ("head",)):
-        yield SITES["ffn"], Name("x"), Value(TensorType(frozenset(axes), (Size.of("rows"), Size.of("width"))))
+    for axis in ("batch", "group", "head"):
+        yield called(axis)
 
 
 class _Alone(RowChecker):
