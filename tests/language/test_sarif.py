@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import unipelt
 from unipelt.cli.app import app
 from unipelt.language.diagnostics import Diagnostic, Edit, Label
 from unipelt.language.explain import pages
@@ -71,7 +72,7 @@ def test_a_log_is_what_the_standard_says(broken: Path) -> None:
     assert found["version"] == "2.1.0" and found["$schema"].endswith("sarif-2.1.0.json")
     (run,) = found["runs"]
     driver = fits("driver", fits("run", run)["tool"]["driver"])
-    assert driver["name"] == "unipelt" and run["columnKind"] == "unicodeCodePoints"
+    assert driver["name"] == "unipelt" and driver["version"] == unipelt.__version__ and run["columnKind"] == "unicodeCodePoints"
     codes = [fits("rule", r)["id"] for r in driver["rules"]]
     assert codes == sorted(set(codes))
     lines = TEXT.split("\n")
@@ -108,7 +109,7 @@ def test_labels_are_related_locations_and_an_empty_region_has_no_length() -> Non
     end = len(TEXT.rstrip())
     d = Diagnostic("E0102", "open", Span("mine.pelt", 21, 22), "here", (Label(Span("mine.pelt", end, end), "there"),),
                    edits=(Edit(Span("mine.pelt", end, end), "}"),))  # fmt: skip
-    (result,) = to_sarif([d])["runs"][0]["results"]
+    (result,) = to_sarif([d], "1.2.3")["runs"][0]["results"]
     (related,) = result["relatedLocations"]
     assert related["id"] == 1 and related["message"]["text"] == "there"
     assert related["physicalLocation"]["region"]["charLength"] == 0
@@ -117,7 +118,7 @@ def test_labels_are_related_locations_and_an_empty_region_has_no_length() -> Non
 
 
 def test_what_has_no_place_has_no_location() -> None:
-    (result,) = to_sarif([Diagnostic("E0407", "the folder x holds no .pelt file")])["runs"][0]["results"]
+    (result,) = to_sarif([Diagnostic("E0407", "the folder x holds no .pelt file")], "1.2.3")["runs"][0]["results"]
     assert result["locations"] == [] and "fixes" not in result
 
 

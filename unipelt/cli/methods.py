@@ -25,9 +25,10 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
     diagnostics = [d for c in found for d in c.diagnostics]
     good = not any(d.severity == "error" for d in diagnostics)
     if as_sarif:
+        from .. import __version__
         from ..language.sarif import to_sarif
 
-        emit(to_sarif(diagnostics))
+        emit(to_sarif(diagnostics, __version__))
         return good
     if as_json:
         from ..language.render import to_json

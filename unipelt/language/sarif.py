@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .. import __version__
 from .diagnostics import Diagnostic
 from .explain import pages
 from .render import remedy
@@ -17,11 +16,11 @@ from .syntax import Span
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def to_sarif(diagnostics: Sequence[Diagnostic]) -> dict[str, Any]:
-    """A log of one run: a rule for each code that occurs, with its page, and a result for each diagnostic."""
+def to_sarif(diagnostics: Sequence[Diagnostic], version: str) -> dict[str, Any]:
+    """A log of one run of that version of unipelt: a rule for each code that occurs, with its page, and a result for each diagnostic."""
     codes = sorted({d.code for d in diagnostics})
     driver = {
-        "name": "unipelt", "version": __version__, "semanticVersion": __version__, "rules": [_rule(c) for c in codes],
+        "name": "unipelt", "version": version, "semanticVersion": version, "rules": [_rule(c) for c in codes],
     }  # fmt: skip
     run = {
         "tool": {"driver": driver}, "columnKind": "unicodeCodePoints",
