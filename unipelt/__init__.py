@@ -17,7 +17,7 @@ _WHERE = {
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
-    "inputs": "runtime.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts",
+    "inputs": "runtime.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.outputs", "with_rows": "runtime.outputs",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
     "export_onnx": "runtime.exporting",
     "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from .runtime.ensemble import ensemble
     from .runtime.exporting import export_onnx
     from .runtime.merge import merge, unmerge
+    from .runtime.outputs import at_tokens, with_rows
     from .runtime.plain import save_merged
-    from .runtime.prompts import at_tokens
     from .runtime.push import Pushed, push
     from .runtime.watch import Seen, gradient_norms, watch
 

@@ -218,7 +218,8 @@ def test_recording(name, record_property):
     for lowering in (True, False):
         unipelt.apply(model, method, name="recorded", head=False, allow_future=case.allow_future, lowering=lowering)
         fill(model, "recorded", mapped, recorded)
-        out = model(**moved)[key]
+        with unipelt.with_rows(model):
+            out = model(**moved)[key]
         (out * tensors["input.cotangent"]).sum().backward()
         found = output_error(out, tensors[f"output.{key}"])
         worst, where = gradient_error(gradients(model, "recorded"), mapped, recorded_gradients)
@@ -251,7 +252,7 @@ def test_the_comparison_sees_a_slip(slip):
     pieces = (prompt("embed.words"),) if slip == "prompt_site" else CASES[name].pieces
     recorded = {n.removeprefix("adapter."): t for n, t in tensors.items() if n.startswith("adapter.")}
     fill(model, "slip", mapping(pieces, Place.of(model.config, name.startswith("peft/"), wrong)), recorded)
-    with torch.no_grad():
+    with torch.no_grad(), unipelt.with_rows(model):
         out = model(**{n: tensors[f"input.{n}"] for n in ("input_ids", "attention_mask")})[metadata["output_key"]]
     assert output_error(out, tensors[f"output.{metadata['output_key']}"]) > 100 * OUTPUTS
 

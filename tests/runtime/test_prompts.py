@@ -38,7 +38,8 @@ def right_padded(lengths: list[int], tokens: int = 7) -> torch.Tensor:
 
 
 def out(m: torch.nn.Module, **given) -> torch.Tensor:
-    with torch.no_grad():
+    """With the entries of the rows, which are left out of what users see (`test_outputs`)."""
+    with torch.no_grad(), unipelt.with_rows(m):
         return m(**given)[0]
 
 
@@ -237,7 +238,8 @@ def test_types_and_answers_follow_the_rows() -> None:
     unipelt.apply(m, rows("prepend(delta, h, 1)", l=2), head=False)
     seen = {}
     m.bert.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
-    o = m(input_ids=tokens, attention_mask=mask, token_type_ids=types, start_positions=start, end_positions=end)
+    with unipelt.with_rows(m):
+        o = m(input_ids=tokens, attention_mask=mask, token_type_ids=types, start_positions=start, end_positions=end)
     assert seen["token_type_ids"].tolist()[1] == [0, 0, 0, 1, 1, 1, 0, 0, 0]
     assert seen["attention_mask"].tolist()[1] == [1, 1, 1, 1, 1, 1, 0, 0, 0]
     moved = [5, 3, 0], [8, 5]
@@ -255,7 +257,8 @@ def test_types_and_answers_follow_the_rows() -> None:
 def test_labels_of_tokens_follow_the_rows() -> None:
     m, tokens = model("gpt2"), ids()
     unipelt.apply(m, rows("prepend(delta, h, 2)"))
-    o = m(input_ids=tokens, labels=tokens)
+    with unipelt.with_rows(m):
+        o = m(input_ids=tokens, labels=tokens)
     logits = o.logits  # [2 tokens, 3 rows, 5 tokens]: the third token is foretold by the last row
     wanted = torch.nn.functional.cross_entropy(
         torch.cat([logits[:, :1], logits[:, 4:9]], 1).reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1)

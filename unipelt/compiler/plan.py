@@ -15,6 +15,7 @@ from ..language.diagnostics import Diagnostic
 from ..language.fold import Fold
 from ..language.ir import Method, Row
 from ..language.layers import NUMERIC, layered
+from ..language.primitives import PLACING
 from ..language.properties import judged
 from ..language.sizes import Size
 from ..language.syntax import Expr
@@ -73,6 +74,21 @@ class PlannedRows:
     word: str
     rows: int
     after: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether the sequence is longer by the rows."""
+        return PLACING[self.word]
+
+    @property
+    def behind(self) -> int | None:
+        """How many tokens the rows stand behind; None: all."""
+        return None if self.word == "append" else self.after
+
+    @property
+    def leads(self) -> bool:
+        """Whether the rows stand in front of the first token."""
+        return self.grows and self.behind == 0
 
 
 @dataclass(frozen=True, slots=True)

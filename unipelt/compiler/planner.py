@@ -20,7 +20,7 @@ from ..language.infer import Inference
 from ..language.ir import Method, Row
 from ..language.inputs import PSEUDO_TOKENS, changes_length, places_rows
 from ..language.layers import by_layer, chosen, layered
-from ..language.primitives import INITIALISERS, PLACING
+from ..language.primitives import INITIALISERS
 from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
 from ..language.rows import RowTyping, Sizes, TensorTyping, require
 from ..language.sites import axis_order, signature, site_name
@@ -398,7 +398,7 @@ class _Builder:
             for i in e.typing.inputs:
                 count = whole(i.count) if i.count is not None else None
                 found[i.name] = PlannedInput(i.name, count, tuple(whole(s) for s in i.sizes))
-            if e.places is not None and not PLACING[e.places.word]:
+            if e.places is not None and not e.places.grows:
                 rows = min(e.places.rows, found[PSEUDO_TOKENS].count or 0) if PSEUDO_TOKENS in found else e.places.rows
                 found[PSEUDO_TOKENS] = PlannedInput(PSEUDO_TOKENS, rows, marks=True)
         return tuple(found.values())

@@ -26,6 +26,7 @@ from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
 from .heads import Heads, agree, hang
 from .masks import MaskTap
 from .offload import device_of, value_of
+from .outputs import Outputs
 from .prompts import Doorway, placing
 from .seam import NAME, Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
 from .sharding import is_sharded, settle
@@ -334,6 +335,9 @@ def _hang_root(model: nn.Module, r: Registry) -> None:
         for key in [k for k in values if k.startswith("mask:")]:
             del values[key]
     hang(model, r.heads, {n: a.plan for n, a in r.attached.items()}, r.head_handles)
+    if any(p.rows.grows for placed in r.placing.values() for p in placed) and not r.tower:
+        # last: a head's loss is over all entries
+        r.head_handles.append(model.register_forward_hook(Outputs(r.switch, model, r.sites).leaves))
 
 
 def rehang(model: nn.Module) -> None:

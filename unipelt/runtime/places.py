@@ -64,6 +64,12 @@ class Layout:
                 total = total + r.count * first
         return total
 
+    @property
+    def foretelling(self) -> torch.Tensor:
+        """For each token the entry that foretells the next one, [batch, tokens]: its own, or the last row between the two."""
+        end = self.tokens.new_full((self.shape[0], 1), self.shape[1] + self.total)
+        return torch.cat([self.tokens[:, 1:], end], 1) - 1
+
     def spread(self, t: torch.Tensor, fill: int = 0) -> torch.Tensor:
         """[batch or 1, tokens, …] → [batch, tokens and rows, …], ``fill`` at the rows."""
         t = t.expand(self.shape[0], *t.shape[1:])

@@ -3,7 +3,7 @@ is called.
 
 Placeholder tokens are put where rows will stand, and the rows replace them behind the embeddings. Because the ids, the
 mask, the positions and the labels all grow together, every length that a model derives from them (pooling at the last
-token, the loss, a cache) follows by itself. Where the tokens' positions shift and where they do not is the site's
+token, the loss, a cache) follows by itself; `outputs` leaves them out of what the model returns. Where the tokens' positions shift and where they do not is the site's
 meaning: at ``embed.words`` they shift, at ``embed`` of a model with learned positions they do not.
 
 Of an encoder–decoder the input is the encoder's. Rows enter where the encoder is called, as generation calls it by itself,
@@ -23,7 +23,6 @@ from torch import nn
 from ..anatomy.sites import SiteMap
 from ..compiler.plan import Plan, PlannedInput, PlannedRows
 from ..language.diagnostics import error
-from ..language.primitives import PLACING
 from . import growing
 from .arguments import Given, marks_for, take, value_for
 from .edits import Edit
@@ -44,10 +43,6 @@ class Placing:
     adapter: str
     key: str
     rows: PlannedRows
-
-    @property
-    def grows(self) -> bool:
-        return PLACING[self.rows.word]
 
 
 def placing(plan: Plan, adapter: str) -> tuple[Placing, ...]:
@@ -115,7 +110,7 @@ class Doorway(nn.Module):
 
         It is made longer where the encoder's states are: those that came without rows (of another pass) keep their mask.
         """
-        rows = self._rows([p for p in self._placed() if p.grows]) if self.switch.live else []
+        rows = self._rows([p for p in self._placed() if p.rows.grows]) if self.switch.live else []
         named = _named(decoder, args, kwargs) if rows else {}
         states, mask = named.get("encoder_hidden_states"), named.get("encoder_attention_mask")
         if states is None or mask is None or mask.dim() != 2:
@@ -167,13 +162,13 @@ class Doorway(nn.Module):
     def _rows(self, grows: Sequence[Placing]) -> list[Rows]:
         moves = not self.sites.stacks[0].learned_positions
         return [
-            Rows(p.rows.rows, None if p.rows.word == "append" else p.rows.after, moves or p.host == self.words) for p in grows
+            Rows(p.rows.rows, p.rows.behind, moves or p.host == self.words) for p in grows
         ]
 
     def _place(self, call: Call, placed: list[Placing], given: Given) -> None:
         """Makes room for the rows and notes where they stand."""
         values = self.switch.holder.values
-        grows, fills = [p for p in placed if p.grows], [p for p in placed if not p.grows]
+        grows, fills = [p for p in placed if p.rows.grows], [p for p in placed if not p.rows.grows]
         layout = self._layout(call, grows) if grows else None
         if fills:
             marks = self._marks(call, fills, given, layout)
@@ -234,22 +229,3 @@ def _named(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, A
     for variadic in [n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]:
         named |= named.pop(variadic, {})
     return named
-
-
-def at_tokens(model: nn.Module, output: torch.Tensor) -> torch.Tensor:
-    """The entries of an output at the tokens that were given: [batch, tokens and rows, …] → [batch, tokens, …].
-
-    ``output`` is of the last pass of the model in this thread; where no rows stood among the tokens it is returned as it
-    is. Raises `PeltError` (E0737) for an output of another length.
-    """
-    from .attach import _unwrapped, registry
-
-    r = registry(_unwrapped(model))
-    layout = r.switch.holder.values.get("layout") if r is not None and r.switch.live else None
-    if layout is None:
-        return output
-    if output.shape[:2] != (layout.shape[0], layout.shape[1] + layout.total):
-        raise error("E0737", f"the last pass had {layout.shape[1]} tokens and {layout.total} rows, and this has the shape "
-                    f"{list(output.shape)}", help="give an output of that pass, of every position")  # fmt: skip
-    index = layout.tokens.to(output.device)
-    return output.gather(1, index.reshape(*index.shape, *[1] * (output.dim() - 2)).expand(-1, -1, *output.shape[2:]))

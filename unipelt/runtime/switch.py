@@ -18,6 +18,7 @@ class Holder(threading.local):
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.depth = 0  # how many `disabled` blocks this thread is in
+        self.rows = 0  # how many `with_rows` blocks
         self.given: dict[str, Any] = {}  # arguments of the forward pass that an `inputs` block gives
 
     def __deepcopy__(self, memo: dict) -> Holder:
