@@ -86,7 +86,7 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
     except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
     task.check_model(model, loaded)
-    longest = _positions(loaded)
+    longest = positions_of(loaded)
     if longest is not None and task.max_length > longest:
         raise error("E0617", f"`{model}` reads at most {longest} tokens, fewer than the {task.max_length} asked for",
                     help=f"give `--max-length {longest}` or less")  # fmt: skip
@@ -137,7 +137,7 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
             setattr(config, name, dropout)
 
 
-def _positions(model: Any) -> int | None:
+def positions_of(model: Any) -> int | None:
     """How many tokens the model reads; None where its configuration does not bound it."""
     config = model.config
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

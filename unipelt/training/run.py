@@ -33,7 +33,7 @@ from . import data as reading
 from . import ranks
 from .config import PRECISIONS, TrainConfig, absolute
 from .data.hub import PREFIX, names_a_data_set
-from .models import load_config, load_model, load_tokenizer, quiet
+from .models import load_config, load_model, load_tokenizer, positions_of, quiet
 from .progress import Progress, Say, Ticker, silent
 from .report import DATA, PICTURES, report_of, write_report
 from .resolve import resolve_method
@@ -92,11 +92,13 @@ def train(
     task, tokenizer, encoded, notes = examples(config)
     model = load_model(config.model, task, tokenizer, config.seed, config.dropout)
     plan = unipelt.apply(
-        model, method, name=NAME, seed=config.seed, tokenizer=tokenizer, allow_future=config.allow_future
+        model, method, name=NAME, seed=config.seed, tokenizer=tokenizer, label_words=task.label_words,
+        allow_future=config.allow_future,
     )
     if not plan.counts.trained + plan.counts.head:
         raise error("E0622", f"`{method.name}` trains nothing on this model", help="choose another method")
     task.check_plan(plan)
+    _check_room(task, plan, model)
     lr, why = learning_rate(config, plan)
     notes += [*surroundings, why, *plan.warnings]
 
@@ -256,6 +258,16 @@ def _checkpoint_activations(model: Any) -> None:
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     with quiet():
         enable({"use_reentrant": False})
+
+
+def _check_room(task: Task, plan: Any, model: Any) -> None:
+    """The longest text and the rows that take positions beside it must fit into the model's table of positions."""
+    placed = [e.places for e in plan.edits if e.places is not None and e.places.grows and e.site.name == "embed.words"]
+    rows = sum(p.rows for p in placed) if plan.sites.stacks[0].learned_positions else 0
+    longest = positions_of(model)
+    if rows and longest is not None and task.max_length + rows > longest:
+        raise error("E0617", f"the model has {longest} positions, and the {rows} rows of `{plan.method.name}` take some beside texts of "
+                    f"up to {task.max_length} tokens", help=f"give `--max-length {longest - rows}` or less")  # fmt: skip
 
 
 def learning_rate(config: TrainConfig, plan: Any) -> tuple[float, str]:

@@ -16,7 +16,7 @@ from ..data import Split
 from . import chat
 from .language import LanguageTask, prompt_columns
 from .packing import collate_packs, packed
-from .task import IGNORED, Encoded, Example, Output, pad, spread, text_logits
+from .task import IGNORED, Encoded, Example, Output, pad, spread
 from .template import ids_of
 
 
@@ -73,6 +73,7 @@ class CausalLM(LanguageTask):
                         help="choose a model that reads from left to right, such as GPT-2 or Llama, or another `--task`")  # fmt: skip
 
     def check_plan(self, plan: Any) -> None:
+        super().check_plan(plan)
         if not self.pack:
             return
         wrong = next((e.row.name for e in plan.edits if changes_length(e.row)), None)
@@ -148,14 +149,14 @@ class CausalLM(LanguageTask):
         return batch
 
     def weight(self, batch: Mapping[str, torch.Tensor], prompted: bool = False) -> int:
-        # A token is predicted by the one before it, the first by none unless a prompt stands there.
+        # A token is predicted by the one before it, the first by none unless a prompt stands in front.
         return int((batch["labels"][:, 0 if prompted else 1 :] != IGNORED).sum())
 
     # ------------------------------------------------------------ scores
 
     def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         target = batch.pop("labels")
-        logits = text_logits(model(**batch).logits, target.shape[1])
+        logits = model(**batch).logits
         return self.text_outputs(model, logits[:, :-1], target[:, 1:], encoded, chosen)
 
 

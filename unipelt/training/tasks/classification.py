@@ -25,8 +25,9 @@ from .template import Template
 class SequenceClassification(Task):
     """``labels`` are the values in the data, ``titles`` what is shown for them.
 
-    With a ``pattern`` its text is read, which may have pseudo-tokens (P-tuning). ``problem`` is `single_label` (a column of labels), `multi_label` (a column of lists of labels, or several columns of
-    0 and 1, joined by commas in ``label``) or `regression` (a column of numbers).
+    With a ``pattern`` its text is read, which may have pseudo-tokens (P-tuning). ``problem`` is `single_label` (a column of
+    labels), `multi_label` (a column of lists of labels, or several columns of 0 and 1, joined by commas in ``label``) or
+    `regression` (a column of numbers).
     """
 
     kind: ClassVar[str] = "sequence-classification"
@@ -62,6 +63,10 @@ class SequenceClassification(Task):
     @property
     def template(self) -> Template:
         return template.parse(str(self.pattern))
+
+    @property
+    def pseudo_tokens(self) -> int:
+        return self.template.rows if self.pattern else 0
 
     @property
     def answers(self) -> Answers:

@@ -24,7 +24,7 @@ from . import template
 from .answers import Answers
 from .causal_lm import beginning
 from .classification import SequenceClassification
-from .task import IGNORED, Encoded, Example, LossFunction, Output, pad, spread, text_logits
+from .task import IGNORED, Encoded, Example, LossFunction, Output, pad, spread
 from .template import Template, ids_of
 
 #: Labels of candidate words that are not the right one are stored below this.
@@ -85,9 +85,10 @@ class PET(SequenceClassification):
             raise error("E0642", "the tokenizer has no mask token", help="use a causal model, or a masked one with its own tokenizer")
         pattern = self.template
         hidden = [c for c in pattern.columns if c not in pattern.before_mask().columns]
+        hidden += [f"prompt:{p.rows}" for p in pattern.after_mask().parts if p.rows]
         if not masked and hidden:
             raise error("E0640", f"a causal model does not see `{{{hidden[0]}}}`, which stands behind the mask",
-                        help="put `{mask}` behind the texts")  # fmt: skip
+                        help="put `{mask}` behind all of them")  # fmt: skip
         tokens = tuple(tuple(tuple(word_ids(w, pattern, tokenizer)) for w in words) for words in self.words)
         _check_words(self.words, tokens, masked, tokenizer)
         return replace(self, tokens=tokens, masked=masked)
@@ -100,6 +101,10 @@ class PET(SequenceClassification):
 
     def model_options(self) -> dict[str, Any]:
         return {}
+
+    @property
+    def label_words(self) -> Sequence[str]:
+        return [words[0] for words in self.words]
 
     # ------------------------------------------------------------ encoding
 
@@ -167,7 +172,6 @@ class PET(SequenceClassification):
 
     def scores(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean log-probability of each label's words, [examples, labels]."""
-        logits = text_logits(logits, labels.shape[1])
         if self.single:
             shares = logits[labels != IGNORED].float().log_softmax(-1)
             return torch.stack([shares[:, [ids[0] for ids in words]].mean(-1) for words in self.tokens], -1)

@@ -18,7 +18,7 @@ from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split, kind_of_value
 from .evaluation import Collator, outputs_of
-from .task import Encoded, Example, Output, Predicting, Task, need_offsets, pad, text_logits
+from .task import Encoded, Example, Output, Predicting, Task, need_offsets, pad
 
 CONTEXTS = ("context", "passage", "paragraph")
 ENDS = ("start_positions", "end_positions")
@@ -133,13 +133,10 @@ class QuestionAnswering(Task):
         loss of the right span where it is known."""
         ends = [batch.pop(name) for name in ENDS if name in batch]
         found = model(**batch)
-        tokens = batch["input_ids"].shape[1]
         out = []
         for row, i in enumerate(chosen):
             real = batch["attention_mask"][row].bool()
-            start, end = (
-                text_logits(x, tokens)[row][real].float().cpu() for x in (found.start_logits, found.end_logits)
-            )
+            start, end = (x[row][real].float().cpu() for x in (found.start_logits, found.end_logits))
             loss = 0.0
             if ends:
                 for logits, place in zip((start, end), ends):

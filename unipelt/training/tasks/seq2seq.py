@@ -13,7 +13,7 @@ from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split
 from .language import LanguageTask, prompt_columns
-from .task import IGNORED, Encoded, Example, Output, pad, text_logits
+from .task import IGNORED, Encoded, Example, Output, pad
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ class Seq2Seq(LanguageTask):
 
     def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         target = batch["labels"]  # from which the model makes the decoder's inputs
-        logits = text_logits(model(**batch).logits, target.shape[1])
-        return self.text_outputs(model, logits, target, encoded, chosen)
+        return self.text_outputs(model, model(**batch).logits, target, encoded, chosen)
 
 
 def _ids(tokenizer: Any, room: int, *texts: list[str], **named: list[str]) -> tuple[list[list[int]], list[bool]]:

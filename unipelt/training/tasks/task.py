@@ -145,8 +145,31 @@ class Task:
     def check_model(cls, name: str, model: Any) -> None:
         """Refuse a model, called ``name``, that can be loaded for this task and is not made for it."""
 
+    @property
+    def pseudo_tokens(self) -> int:
+        """How many of the tokens of each example are pseudo-tokens, which a method fills."""
+        return 0
+
+    @property
+    def label_words(self) -> Sequence[str] | None:
+        """The words of the classes, where the model's configuration does not say them."""
+        return None
+
     def check_plan(self, plan: Any) -> None:
         """Refuse a method whose plan this task cannot be right with."""
+        filled = next((i.count for i in plan.inputs if i.marks), 0)
+        given, name = self.pseudo_tokens, plan.method.name
+        if given and not filled:
+            raise error("E0647", f"the pattern has {given} pseudo-tokens, and `{name}` fills none",
+                        help="leave `{prompt:…}` out, or choose a method whose composition fills, such as one of P-tuning")  # fmt: skip
+        if filled and not given:
+            raise error("E0647", f"`{name}` fills the pseudo-tokens of a pattern, and "
+                        + ("this pattern has none" if getattr(self, "pattern", None) else f"this {self.kind} has no pattern"),
+                        help=f'`--pattern "{{prompt:{filled}}} {{text}}"` (for sequence-classification and pet), or choose a method '
+                        "that puts its rows before the tokens")  # fmt: skip
+        if given != filled:
+            raise error("E0647", f"the pattern has {given} pseudo-tokens, and `{name}` makes {filled} for it",
+                        help="give the method as many (`--set`), or write others into the pattern")  # fmt: skip
 
     @property
     def table(self) -> tuple[str, ...]:
@@ -221,11 +244,6 @@ def spread(examples: Sequence[Example], batch: dict[str, Any], key: str = "label
     values = torch.full_like(batch["input_ids"], fill)
     values[batch["attention_mask"].bool()] = torch.tensor([t for e in examples for t in e[key]])
     return values
-
-
-def text_logits(logits: Any, tokens: int) -> Any:
-    """The rows of the text's own tokens: a method may put tokens of its own in front, so they are the last ones."""
-    return logits[:, -tokens:]
 
 
 def need_offsets(tokenizer: Any, what: str) -> None:

@@ -145,8 +145,9 @@ def encode(
 def _tokens(template: Template, filled: Mapping[str, str], tokenizer: Any) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     marks: list[int] = []
-    # An id that no model reads as padding: positions are counted by it in some.
-    pseudo = next(i for i in (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None)
+    # An id that no model reads as padding, by which some count positions and some find the end of a text.
+    known = (tokenizer.unk_token_id, tokenizer.eos_token_id, 0, 1)
+    pseudo = next(i for i in known if i is not None and i not in (tokenizer.pad_token_id, tokenizer.mask_token_id))
     count = 0
     text = ""
     for part in (*template.parts, None):

@@ -15,7 +15,7 @@ from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split, kind_of_value
 from .evaluation import Collator, outputs_of
-from .task import IGNORED, Encoded, Example, Output, Predicting, Task, need_offsets, pad, spread, text_logits
+from .task import IGNORED, Encoded, Example, Output, Predicting, Task, need_offsets, pad, spread
 from .template import lead
 
 TOKENS = ("tokens", "words")
@@ -124,7 +124,7 @@ class TokenClassification(Task):
         """For each word that has a token the word's position, its best label and that one's log-probability, and the
         log-probability of the right label where it is known."""
         wanted = batch.pop("labels", None)
-        shares = text_logits(model(**batch).logits, batch["input_ids"].shape[1]).float().log_softmax(-1).cpu()
+        shares = model(**batch).logits.float().log_softmax(-1).cpu()
         out = []
         for row, i in enumerate(chosen):
             # The mask tells on which side the padding stands.
