@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -136,8 +137,14 @@ def test_last_logits_alone_are_left_as_they_are() -> None:
 def test_gradients_pass_and_threads_and_switches_are_kept_apart() -> None:
     m, given = model("bert"), batch()
     unipelt.apply(m, rows(PLACES[0]))
-    with unipelt.with_rows(m), unipelt.with_rows(m):
-        pass
+    elsewhere: list[torch.Tensor] = []
+    with unipelt.with_rows(m):
+        with unipelt.with_rows(m):
+            pass
+        thread = threading.Thread(target=lambda: elsewhere.append(m(**given).last_hidden_state))
+        thread.start()
+        thread.join()
+        assert elsewhere[0].shape[1] == TOKENS and m(**given).last_hidden_state.shape[1] == TOKENS + ROWS
     found = m(**given).last_hidden_state
     assert found.shape[1] == TOKENS
     found[:, 0].sum().backward()

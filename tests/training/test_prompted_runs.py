@@ -33,7 +33,7 @@ SOFT = """method soft(l: int = 4) {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return {"masked": tiny.write_masked(folder / "masked"), "gpt2": tiny.write_chatty(folder / "gpt2", "gpt2"),
+    return {"masked": tiny.write_masked(folder / "masked", 0.3), "gpt2": tiny.write_chatty(folder / "gpt2", "gpt2"),
             "t5": tiny.write_t5(folder / "t5")}  # fmt: skip
 
 
@@ -62,19 +62,19 @@ def rows_in_text(text: str, tmp_path: Path) -> str:
 RUNS = {
     "pet": ("masked", {"pattern": PATTERN, "words": WORDS}),
     "pet-causal": ("gpt2", {"pattern": BEFORE_THE_MASK, "words": WORDS}),
-    "classification": ("masked", {"pattern": "{prompt:1} {text} {prompt:3}", "task": "sequence-classification", "lr": 1e-2, "epochs": 6}),
+    "classification": ("masked", {"pattern": "{prompt:1} {text} {prompt:3}", "task": "sequence-classification"}),
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_p_tuning_trains_resumes_and_is_used_again(run, models, rows, tmp_path):
+@pytest.mark.parametrize("run, method", [("pet", "p_tuning"), ("pet-causal", "p_tuning_mlp"), ("classification", "p_tuning")])
+def test_p_tuning_trains_resumes_and_is_used_again(run, method, models, rows, tmp_path):
     model, options = RUNS[run]
-    asked = config(models[model], rows, tmp_path / "run", method=named("p_tuning"), set={"l": "4"}, **options)
+    asked = config(models[model], rows, tmp_path / "run", method=named(method), set={"l": "4"}, **options)
     result = train(asked)
     losses = [h["loss"] for h in result.history]
-    assert sum(losses[-6:]) < 0.97 * sum(losses[:6])  # of an epoch
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])  # of an epoch
     (stored,) = (t for n, t in load_file(tmp_path / "run" / "adapter.safetensors").items() if "embed" in n)
-    assert stored.shape == (4, 32)  # the LSTM is folded away
+    assert stored.shape == (4, 32)  # what makes the rows is folded away
 
     loaded = load_run(tmp_path / "run")
     again, _, _ = evaluate_run(loaded, rows)
@@ -96,8 +96,7 @@ def test_scores_and_gradients_are_those_of_embeddings_fed_by_hand(run, models, r
     model, options = RUNS[run]
     tokenizer, base = load_tokenizer(models[model]), load_config(models[model])
     split = data.read(rows)["test"]
-    known = {k: v for k, v in options.items() if k not in ("lr", "epochs")}
-    task = task_for(split, TaskOptions(max_length=32, **known), base).fit(base, tokenizer)
+    task = task_for(split, TaskOptions(max_length=32, **options), base).fit(base, tokenizer)
     m = load_model(models[model], task, tokenizer, 0).double().eval()
     unipelt.apply(m, unipelt.parse(SOFT), head=False)
     batch = task.collate(task.encode(split, tokenizer).examples, tokenizer)

@@ -76,7 +76,8 @@ def measured(label: str, rng: random.Random) -> dict:
 # ---------------------------------------------------------------- models
 
 
-def write_masked(folder: Path) -> str:
+def write_masked(folder: Path, spread: float = 0.1) -> str:
+    """`spread` of its random weights: the larger, the more a frozen body makes of what it reads."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
@@ -84,7 +85,7 @@ def write_masked(folder: Path) -> str:
     torch.manual_seed(0)
     BertForMaskedLM(BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.1,
+        max_position_embeddings=64, initializer_range=spread,
     )).save_pretrained(folder)  # fmt: skip
     return str(folder)
 
