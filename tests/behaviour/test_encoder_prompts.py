@@ -166,6 +166,26 @@ def test_declared_arguments_reach_an_encoder_that_generation_calls() -> None:
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_every_prompt_is_asked_in_one_pass(kind: str) -> None:
+    m, given = build(kind, torch.float64), inputs(kind)
+    unipelt.apply(m, unipelt.load(named("prompt_ensemble"))(n=3, l=ROWS, start="normal(1.0)", at="embed.words"))
+    with torch.no_grad():
+        found = unipelt.ensemble(m, given)
+        apart = [m(**given, member=i).logits for i in range(3)]
+    assert float((found.logits - torch.stack(apart)).abs().max()) < 1e-12
+    assert float((found.logits[0] - found.logits[1]).abs().max()) > 1e-2
+    shares = torch.stack([a.softmax(-1) for a in apart]).mean(0)
+    assert torch.allclose(found.probabilities, shares, atol=1e-12)
+    tokens = {k: t for k, t in given.items() if not k.startswith("decoder")}
+    labels = {**tokens, "labels": given["decoder_input_ids"]}  # of which the model makes what its decoder reads
+    with torch.no_grad():
+        assert float((unipelt.ensemble(m, labels).logits[2] - m(**labels, member=2).logits).abs().max()) < 1e-12
+        states = m.get_encoder()(**tokens, member=0)
+    with pytest.raises(unipelt.PeltError, match="E0736.*`encoder_outputs` holds what one member has made"):
+        unipelt.ensemble(m, {**given, "encoder_outputs": states})
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_states_of_the_encoder_may_come_from_another_call(kind: str) -> None:
     """With rows among them their mask grows; states that were made without keep the mask that they came with."""
     m, given = build(kind, torch.float64), inputs(kind)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from names import name as named
+from names import name as named, spec
 from properties.counting import agree
-from tiny import ENCODER_DECODERS, PAD, VOCAB, batch, build, look, small
+from tiny import ENCODER_DECODERS, KINDS, PAD, VOCAB, batch, build, distance, look, randomise, small
 
 import unipelt
 
@@ -96,6 +97,58 @@ def test_a_prefix_has_one_mlp_for_each_kind_of_attention(kind: str) -> None:
     mlps = {n for n in plan.tensors if n.endswith(".W1")}
     row = plan.method.rows[0].name
     assert mlps == {f"{site}.heads.{row}.W1" for site in ("encoder.attn", "decoder.attn", "decoder.cross")}
+
+
+# ---------------------------------------------------------------- arguments by layer
+
+LISTS = {"encoder": ([4, 1, 6], [1.0, 2.0, 3.0], "encoder.attn.q, encoder.attn.v"), "decoder": ([2, 5], [3.0, 0.5], "decoder.attn.q, cross.v")}
+BY_STACK = "method m { %s }" % " ".join(
+    f"use lora(r = {r}, alpha = {alpha}, at = [{sites}]) as {stack[:3]}" for stack, (r, alpha, sites) in LISTS.items()
+)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_list_has_a_value_for_each_layer_of_its_stack(kind: str, tmp_path: Path) -> None:
+    """Three layers in the encoder and two in the decoder: what separate rows of one layer each compute."""
+    model, apart = build(kind, torch.float64), build(kind, torch.float64)
+    method = unipelt.parse(spec(BY_STACK))
+    plan = unipelt.apply(model, method, name="a")
+    randomise(model, "a")
+    assert {(e.site.stack, e.site.layer): plan.tensors[e.tensors["A"]].shape[-1] for e in plan.edits} == {
+        (stack, i): r for stack, (ranks, _, _) in LISTS.items() for i, r in enumerate(ranks)
+    }
+    agree(plan)
+    rows = [
+        f"use lora(r = {r}, alpha = {a}, at = [{sites}]) as {stack[:3]}{i} {{ layers {i} .. {i + 1} }}"
+        for stack, (ranks, alphas, sites) in LISTS.items() for i, (r, a) in enumerate(zip(ranks, alphas))
+    ]  # fmt: skip
+    unipelt.apply(apart, unipelt.parse(spec(f"method m {{ {' '.join(rows)} }}")), name="a")
+    values = unipelt.state_dict(model, "a")
+    with torch.no_grad():
+        for n, t in unipelt.state_dict(apart, "a").items():
+            front, row, tensor = n.rsplit(".", 2)
+            t.copy_(values[f"{front}.{row[:3]}.{tensor}"])
+    inputs = batch(kind)
+    found = look(model, inputs)
+    assert distance(found, look(apart, inputs)) < 1e-12 and distance(found, look(build(kind, torch.float64), inputs)) > 1e-2
+    again = build(kind, torch.float64)
+    unipelt.attach(again, unipelt.save(model, tmp_path / "a", "a"))
+    assert distance(found, look(again, inputs)) < 1e-6  # stored in single precision
+
+
+def test_one_list_cannot_serve_stacks_of_different_depths() -> None:
+    model, lora = build("t5"), unipelt.load(named("lora"))
+    for values, where in (([4, 8], "the encoder, of 3 layers (the decoder has 2)"), ([4, 8, 2], "the decoder, of 2 layers (the encoder has 3)")):
+        with pytest.raises(unipelt.PeltError) as e:
+            unipelt.plan(model, lora(r=values))
+        assert f"E0366]: {len(values)} values stand here" in str(e.value) and f"in {where}" in str(e.value)
+    plan = unipelt.plan(model, lora(r="2 + layer if depth == 3 else 9 - layer"))
+    assert plan.by_layer() == {"encoder.r": [2, 3, 4], "decoder.r": [9, 8]}
+    cls, config, options = KINDS["bart"]
+    even = unipelt.plan(cls(config(**options, encoder_layers=2, decoder_layers=2)), lora(r=[4, 8]))  # the list is for each
+    assert {(e.site.stack, e.site.layer, even.tensors[e.tensors["A"]].shape[-1]) for e in even.edits} == {
+        (stack, i, r) for stack in ("encoder", "decoder") for i, r in enumerate([4, 8])
+    }
 
 
 # ---------------------------------------------------------------- counts

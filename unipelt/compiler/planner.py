@@ -162,7 +162,7 @@ class _Builder:
                 self.typings[key] = check_row(row, signature(site.name), self.method.params, sizes)  # type: ignore[arg-type]
             except PeltError as e:
                 known = {(d.code, d.span) for d in self.problems}
-                here = (f"in the {stack.name}",) if stack.name else ()
+                here = (self.here(stack),) if stack.name else ()
                 self.problems += [replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known]
                 return
         typing = self.typings[key]
@@ -189,6 +189,11 @@ class _Builder:
             names[t.label] = planned.name
         numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(row, site, names, reads, typing, numbers))
+
+    def here(self, stack: Stack) -> str:
+        """Where a row of several stacks failed, and what is otherwise in the others: what does for one need not do for all."""
+        others = [f"the {s.name} has {s.depth}" for s in self.sites.stacks if s.depth != stack.depth]
+        return f"in the {stack.name}" + (f", of {stack.depth} layers ({', '.join(others)})" if others else "")
 
     def tower(self, stack: Stack) -> str:
         return f"the {stack.name} of this {type(self.model).__name__}" if stack.name else f"this {type(self.model).__name__}"

@@ -34,7 +34,8 @@ def ensemble(model: nn.Module, batch: Mapping[str, Any], over: str | None = None
     """Every member's logits for a batch, in one forward pass of ``n`` times the batch.
 
     ``over`` names the `input … : index(n)` that tells members apart; it may be left out where the acting adapters
-    declare one only. Labels in the batch are left aside. Raises `PeltError` (E0736) where there is no such input.
+    declare one only. Labels in the batch are left aside, but for those of which an encoder–decoder makes the tokens that its decoder
+    reads. Raises `PeltError` (E0736) where there is no such input, and for a cache or an encoder's states, which are of one member.
     """
     from .attach import _unwrapped, registry
 
@@ -49,12 +50,26 @@ def ensemble(model: nn.Module, batch: Mapping[str, Any], over: str | None = None
     n = found[over].count
     assert n is not None
     rows = next((t.shape[0] for t in batch.values() if isinstance(t, torch.Tensor) and t.dim()), 0)
+    asked = {k: v for k, v in _with_decoder_tokens(model, batch).items() if k not in (over, "labels")}
+    states = next((k for k, v in asked.items() if not isinstance(v, (torch.Tensor, bool, int, float, str, type(None)))), None)
+    if states is not None:
+        raise error("E0736", f"`{states}` holds what one member has made of the batch, and every member is asked",
+                    help=f"leave `{states}` out; give the tokens")  # fmt: skip
     repeated = {
         k: v.repeat(n, *[1] * (v.dim() - 1)) if isinstance(v, torch.Tensor) and v.dim() and v.shape[0] == rows else v
-        for k, v in batch.items() if k not in (over, "labels")
-    }  # fmt: skip
+        for k, v in asked.items()
+    }
     output = model(**repeated, **{over: torch.arange(n).repeat_interleave(rows)})
     logits = getattr(output, "logits", None)
     if logits is None:
         raise error("E0736", f"a {type(model).__name__} yields no logits to put together", help="load it with a head")
     return Ensemble(logits.unflatten(0, (n, rows)))
+
+
+def _with_decoder_tokens(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with the decoder's tokens, where the model makes them of the labels: without these some would read the encoder's."""
+    made = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    given = any(batch.get(k) is not None for k in ("decoder_input_ids", "decoder_inputs_embeds"))
+    if made is None or given or batch.get("labels") is None:
+        return dict(batch)
+    return {**batch, "decoder_input_ids": made(labels=batch["labels"])}
