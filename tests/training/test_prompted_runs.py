@@ -252,6 +252,21 @@ def test_patterns_and_methods_that_do_not_fit(method, set_, options, said, remed
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("pattern, said, remedy", [
+    ("{promt:3} {text}", "`{promt:3}` gives a number or a format to `promt`", "a name that is close exists: `prompt`"),
+    ("{Prompt:3} {text}", "`{Prompt:3}`", "{prompt:3}"),
+    ("{text:3}", "only `prompt` takes a number", "write `{text}`"),
+    ("{text!r}", "`{text!r}` gives", "write `{text}`"),
+    ("{prompt} {text}", "`{prompt}` does not say how many", "{prompt:3}"),
+    ("{prompt:0} {text}", "`{prompt:0}` does not say how many", "{prompt:3}"),
+    ("{} {text}", "no name in them", "{text}"),
+    ("{prompt:3}", "reads no column", "{text}"),
+])  # fmt: skip
+def test_slips_in_a_pattern(pattern, said, remedy):
+    message, help_ = mistake("E0640", parse, pattern)
+    assert said in message and remedy in help_
+
+
 def test_a_task_without_patterns_has_no_pseudo_tokens(models, tmp_path):
     rows = tiny.splits(tmp_path / "rows", tiny.tagged, 9, 9)
     message, _ = mistake("E0647", train, config(models["masked"], rows, tmp_path / "run", method=named("p_tuning")))

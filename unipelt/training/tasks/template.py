@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...language.diagnostics import error
+from ...language.diagnostics import error, near
 from .. import data as reading
 from ..data import Split
 from .task import Example
@@ -83,8 +83,12 @@ def parse(pattern: str) -> Template:
                 raise error("E0640", f"`{{prompt{':' if spec else ''}{spec}}}` does not say how many pseudo-tokens it stands for",
                             help="write `{prompt:3}`")  # fmt: skip
             parts.append(Part(PROMPT, rows=int(spec)))
-        elif spec or conversion or not name:
-            raise error("E0640", f"the pattern `{pattern}` has an empty name or a format in its braces", help="write `{text}`")
+        elif not name:
+            raise error("E0640", f"the pattern `{pattern}` has braces with no name in them", help="write a column's, as in `{text}`")
+        elif spec or conversion:
+            given = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            raise error("E0640", f"`{given}` gives a number or a format to `{name}`, and only `prompt` takes a number",
+                        help=near(name.lower(), (PROMPT,)) or f"write `{{{name}}}`, or `{{{PROMPT}:3}}` for three pseudo-tokens")  # fmt: skip
         else:
             parts.append(Part(MASK) if name == MASK else Part("column", name))
     found = Template(tuple(parts))
