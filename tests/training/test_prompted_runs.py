@@ -240,7 +240,8 @@ PET = {"words": WORDS, "pattern": PATTERN}
 
 @pytest.mark.parametrize("method, set_, options, said, remedy", [
     ("lora", {}, PET, "the pattern has 4 pseudo-tokens, and `lora` fills none", "{prompt:…}"),
-    ("p_tuning", {"l": "4"}, {**PET, "pattern": "{text} {mask}"}, "`p_tuning` fills the pseudo-tokens of a pattern, and this pattern has none", "{prompt:4}"),
+    ("p_tuning", {"l": "4"}, {**PET, "pattern": "{text} {mask}"}, "`p_tuning` fills the pseudo-tokens of a pattern, and this pattern has none",
+     '--pattern "{prompt:4} {text} {mask}"'),
     ("p_tuning", {}, {"task": "sequence-classification"}, "and this sequence-classification has no pattern", "{prompt:9}"),
     ("p_tuning", {"l": "6"}, PET, "the pattern has 4 pseudo-tokens, and `p_tuning` makes 6", "--set"),
     ("p_tuning", {"l": "3"}, PET, "the pattern has 4 pseudo-tokens, and `p_tuning` makes 3", "--set"),
@@ -249,6 +250,13 @@ def test_patterns_and_methods_that_do_not_fit(method, set_, options, said, remed
     asked = config(models["masked"], rows, tmp_path / "run", method=named(method), set=set_, **options)
     message, help_ = mistake("E0647", train, asked)
     assert said.replace(f"`{method}`", f"`{named(method)}`") in message and remedy in help_
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_has_no_argument_for_the_members_of_an_ensemble(models, rows, tmp_path):
+    asked = config(models["masked"], rows, tmp_path / "run", method=named("prompt_ensemble"), task="sequence-classification")
+    message, help_ = mistake("E0648", train, asked)
+    assert "reads the argument `member` of the forward pass" in message and "model(**batch, member=…)" in help_
     assert not (tmp_path / "run").exists()
 
 

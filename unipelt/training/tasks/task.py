@@ -157,6 +157,10 @@ class Task:
 
     def check_plan(self, plan: Any) -> None:
         """Refuse a method whose plan this task cannot be right with."""
+        declared = next((i.name for i in plan.inputs if not i.marks), None)
+        if declared is not None:
+            raise error("E0648", f"`{plan.method.name}` reads the argument `{declared}` of the forward pass, and a run gives texts only",
+                        help=f"train it in a loop of your own, with `model(**batch, {declared}=…)`, or choose a method without `input`")  # fmt: skip
         filled = next((i.count for i in plan.inputs if i.marks), 0)
         given, name = self.pseudo_tokens, plan.method.name
         if given and not filled:
@@ -165,8 +169,8 @@ class Task:
         if filled and not given:
             raise error("E0647", f"`{name}` fills the pseudo-tokens of a pattern, and "
                         + ("this pattern has none" if getattr(self, "pattern", None) else f"this {self.kind} has no pattern"),
-                        help=f'`--pattern "{{prompt:{filled}}} {{text}}"` (for sequence-classification and pet), or choose a method '
-                        "that puts its rows before the tokens")  # fmt: skip
+                        help=f'`--pattern "{{prompt:{filled}}} {getattr(self, "pattern", None) or "{text}"}"` (for sequence-classification '
+                        "and pet), or choose a method that puts its rows before the tokens")  # fmt: skip
         if given != filled:
             raise error("E0647", f"the pattern has {given} pseudo-tokens, and `{name}` makes {filled} for it",
                         help="give the method as many (`--set`), or write others into the pattern")  # fmt: skip
