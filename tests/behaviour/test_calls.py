@@ -30,7 +30,8 @@ def test_a_prompt_with_labels(kind, at, bases):
     with torch.no_grad():
         before = m(**inputs, labels=labels)
         put(m, prompt(at))
-        o = m(**inputs, labels=labels)
+        with unipelt.with_rows(m):
+            o = m(**inputs, labels=labels)
     logits = o.logits[:, -labels.shape[1] :]
     # the prompt's last row predicts the first token, whose label counts too
     shifted, targets = logits[:, :-1], labels[:, 1:]
