@@ -22,7 +22,8 @@ from ..language.inputs import PSEUDO_TOKENS, changes_length, places_rows
 from ..language.layers import by_layer, chosen, layered
 from ..language.primitives import INITIALISERS
 from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
-from ..language.rows import RowTyping, Sizes, TensorTyping, require
+from ..language.declared import TensorTyping
+from ..language.rows import RowTyping, Sizes, require
 from ..language.sites import axis_order, signature, site_name
 from ..language.sizes import Size
 from ..language.syntax import NOWHERE, Expr, Selection, Tensor

@@ -15,7 +15,8 @@ from fractions import Fraction
 
 from .arguments import parameters
 from .check import check_method
-from .rows import RowTyping, TensorTyping
+from .declared import TensorTyping
+from .rows import RowTyping
 from .diagnostics import error
 from .fold import fold_form
 from .infer import Inference

@@ -13,7 +13,8 @@ from typing import Any
 
 from . import syntax as S
 from .algebra import ONE, Sizes, Term, add, atom, call, contract, number, scaled, times, turn
-from .rows import RowTyping, TensorTyping
+from .declared import TensorTyping
+from .rows import RowTyping
 from .infer import Inference
 from .ir import Row
 from .primitives import PRIMITIVES
