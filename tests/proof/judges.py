@@ -110,7 +110,7 @@ def cached(t: Trial) -> float | None:
     inputs.pop(t.ids.replace("input_ids", "attention_mask"), None)
     steps: list[list[torch.Tensor]] = []
     encoder = dict(inputs)
-    with torch.no_grad(), Exact(), giving(t.model, inputs.get("input_ids", ids)):
+    with torch.no_grad(), Exact(), giving(t.model, {"input_ids": inputs.get("input_ids", ids)}):
         torch.manual_seed(0)
         t.seen.clear()
         full = t.at_tokens(t.model(**inputs, **{t.ids: ids}, use_cache=False).logits)
