@@ -86,7 +86,7 @@ def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PAR
         if isinstance(value, (Number, String, ListOf)) and not fits(value, known[name].type):
             raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}", arg.span,
                         **fitting(value, known[name].type))  # fmt: skip
-        mapping[name] = value
+        mapping[name] = bounded(value, what, name, arg.span)
     for p in params:
         if p.name not in mapping:
             if p.default is None:

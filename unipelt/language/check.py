@@ -27,16 +27,16 @@ def numbered(row: Row, params: Sequence[Param]) -> bool:
 
 
 def sites_of(paths: Sequence[Path], params: Sequence[Param]) -> list[Path]:
-    """The paths of a row; a parameter of type `sites` stands for its sites, and for none while it is not bound."""
+    """The paths of a row, each once; a parameter of type `sites` stands for its sites, for none while it is not bound."""
     known = {p.name: p for p in params if p.type == "sites"}
-    out: list[Path] = []
+    out: dict[Path, None] = {}
     for p in paths:
         param = known.get(p.parts[0]) if len(p.parts) == 1 else None
         if param is None:
-            out.append(p)
+            out[p] = None
         elif param.default is not None:
-            out += site_paths(param.default)
-    return out
+            out |= dict.fromkeys(site_paths(param.default))
+    return list(out)
 
 
 def site_problem(path: Path) -> Diagnostic | None:

@@ -192,7 +192,7 @@ class Inference:
         branches = [v.type.size for v in (a, b) if isinstance(v.type, NumberType) and v.type.size is not None]
         if test is None or len(branches) < 2:
             return None
-        return Size.of(f"({branches[0].text} if {test} else {branches[1].text})")
+        return Size.of(f"({branches[0].text} if {test} else {_bare(branches[1].text)})")
 
     def _binary(self, e: Binary) -> Value:
         a, b = self.infer(e.left), self.infer(e.right)
@@ -355,6 +355,16 @@ class Inference:
                              where=self.bindings(d_in))  # fmt: skip
         out = a.typed(TensorType(a.type.axes, (*a.type.sizes[:-1], d_out)))
         return bend(out, e.span) if text.endswith(".norm") else out
+
+
+def _bare(text: str) -> str:
+    """The text without brackets around the whole, which the last branch of a condition does not need: a chain must not nest."""
+    depth = 0
+    for i, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if depth == 0:
+            return text[1:-1] if c == ")" and i == len(text) - 1 else text
+    return text
 
 
 def _turned(e: Expr) -> str:

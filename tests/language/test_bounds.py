@@ -1,0 +1,64 @@
+"""What doubles from line to line, and what is long without end, is refused or described at once: a spec is untrusted text.
+
+Without the bounds most of these would run for hours, or fill the memory.
+"""
+
+from __future__ import annotations
+
+import fuzzing
+import pytest
+
+from unipelt.language import loading
+
+
+def method(form: str = "low_rank(2)", head: str = "", sites: str = "ffn", compose: str = "add") -> str:
+    return f"method m{head} {{ modify {sites} insert parallel form {form} compose {compose} }}"
+
+
+def chain(first: str, step: str, n: int) -> str:
+    return f"a0 = {first} " + " ".join(f"a{i} = {step.replace('_', f'a{i - 1}')}" for i in range(1, n))
+
+
+def using(n: int, times: int) -> str:
+    uses = (" ".join(f"use m{i - 1}(r) as a{j}" for j in range(times)) for i in range(1, n))
+    return method("low_rank(r)", "0(r: int = 2)") + "\n" + "\n".join(f"method m{i}(r: int = 2) {{ {u} }}" for i, u in enumerate(uses, 1))
+
+
+def parameters(n: int) -> str:
+    return "(a0: int = 2, " + ", ".join(f"a{i}: int = a{i - 1} + a{i - 1}" for i in range(1, n)) + ")"
+
+
+#: name → (text, the mistakes that are found; none: it is a method)
+CASES = {
+    "methods that use each other ten times": (using(5, 10), {"E0227"}),
+    "six hundred rows": ("method m { " + " ".join(f"use {{ modify ffn insert parallel form low_rank(2) compose add }} as r{i}" for i in range(600)) + " }", {"E0227"}),
+    "sixty squares": (method(f"{{ {chain('2', '_ * _', 60)} delta = a59 * z }}"), {"E0318"}),
+    "a polynomial of degree 2 ** 30": (
+        "form f(r: int) { " + chain("r + d_in", "_ * (_ + r)", 30) + " A: [d_in, a29] ~ normal delta = z @ A }\n" + method("f(2)"), {"E0318"}),
+    "a tower of powers": (method("low_rank(r)", "(r: int = 2**2**2**2**2**2)"), {"E0318"}),
+    "a division by zero": (method("low_rank(r / 0)", "(r: int = 1)"), {"E0318"}),
+    "sums of a tensor": (method(f"{{ {chain('z', '_ + _', 200)} delta = a199 }}"), set()),
+    "parameters that double": (method("low_rank(a199)", parameters(200)), {"E0227"}),
+    "a list of 5,000 numbers": (method(f"low_rank(r = [{', '.join(['4'] * 5000)}])"), {"E0227"}),
+    "a chain of ninety conditions": (method(f"low_rank({'2 if layer < 1 else ' * 90}3)"), set()),
+    "two thousand times a site": (method(sites=", ".join(["ffn"] * 2000)), set()),
+    "a space of 9 ** 60 methods": (method("low_rank(a0)", "(" + ", ".join(f"a{i}: int in {{1, 2, 3, 4, 5, 6, 7, 8, 9}}" for i in range(60)) + ")"), set()),
+    "an axis of 10 ** 12": (method("{ axis a = 10**12 A: [a] ~ zeros delta = z }"), {"E0317", "E0340"}),
+    "an expression of the worst kind": (method(sites='module("(a+)+$")'), {"E0390"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_grows_without_end_is_answered(name, tmp_path):
+    text, codes = CASES[name]
+    fuzzing.judge(text.encode(), tmp_path / "x.pelt")
+    found = {d.code for c in loading.check(tmp_path / "x.pelt") for d in c.diagnostics}
+    assert found <= codes and bool(found) == bool(codes), found
+
+
+def test_rows_that_are_too_many_to_compare_are_said_to_be_so():
+    rows = " ".join(f"use {{ modify ffn insert parallel form low_rank({i + 1}) compose add }} as r{i}" for i in range(33))
+    found = loading.parse(f"method m {{ {rows} }}")
+    from unipelt.language.properties import verdicts
+
+    assert verdicts(found)["rows commute"].value == "unknown"
