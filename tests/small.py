@@ -132,6 +132,10 @@ def with_cache(m: nn.Module, cache: Any) -> dict[str, Any]:
     return {name: cache}
 
 
+def cache_of(output: Any) -> Any:
+    return output.cache if hasattr(output, "cache") else output.past_key_values
+
+
 def checkpoint_activations(m: nn.Module, reentrant: bool = False) -> None:
     enable: Any = getattr(m, "activation_checkpointing_enable", None) or m.gradient_checkpointing_enable
     enable(**{next(iter(inspect.signature(enable).parameters)): {"use_reentrant": reentrant}})

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from small import cache_of, with_cache
 from tiny import ENCODER_DECODERS, PAD, batch, giving
 from torch import nn
 from trial import Exact, Inputs, Pass, Tap, Trial, Unstable, deviation
@@ -117,10 +118,10 @@ def cached(t: Trial) -> float | None:
         whole = _decoded(t)
         for n in (3, 1, ids.shape[1] - 4):
             t.seen.clear()
-            o = t.model(**encoder, **{t.ids: ids[:, start : start + n]}, past_key_values=cache, use_cache=True)
+            o = t.model(**encoder, **{t.ids: ids[:, start : start + n]}, **with_cache(t.model, cache), use_cache=True)
             logits.append(t.at_tokens(o.logits))
             steps.append(_decoded(t))
-            cache, start = o.past_key_values, start + n
+            cache, start = cache_of(o), start + n
             if t.kind in ENCODER_DECODERS:
                 encoder = {n: x for n, x in encoder.items() if n == "attention_mask"}
                 encoder["encoder_outputs"] = (o.encoder_last_hidden_state,)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from names import spec
-from small import model
+from small import cache_of, model
 from torch import nn
 from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification, GPT2Config, GPT2ForTokenClassification
 
@@ -60,7 +60,7 @@ def test_entries_are_those_of_the_tokens(kind: str, compose: str) -> None:
     if not lm:
         assert torch.equal(found.pooler_output, full.pooler_output)
     else:
-        assert found.past_key_values.get_seq_length() == TOKENS + ROWS
+        assert cache_of(found).get_seq_length() == TOKENS + ROWS
     assert torch.equal(as_tuple[0], found[0]) and torch.equal(as_tuple[-1][-1], found.hidden_states[-1])
     inner = full.hidden_states[-1]
     assert torch.equal(unipelt.at_tokens(m, inner), found.hidden_states[-1])

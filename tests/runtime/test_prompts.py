@@ -337,7 +337,7 @@ def test_pads_behind_the_text_in_a_cache_are_refused() -> None:
     unipelt.remove(m, "default")
     unipelt.apply(m, rows("prepend(delta, h)"))
     pads = torch.tensor([[0, 0], [1, 1]])  # the first chunk of a longer text, padded at the left: its first token is not here
-    fails("E0735", lambda: m(input_ids=tokens[:, :2], attention_mask=pads, past_key_values=DynamicCache(config=m.config)), "only pads")
+    fails("E0735", lambda: m(input_ids=tokens[:, :2], attention_mask=pads, **with_cache(m, DynamicCache(config=m.config))), "only pads")
 
 
 def test_a_static_cache_has_room_for_the_rows_or_is_refused() -> None:
