@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -148,3 +149,12 @@ def test_random_files_with_random_comments(tree, seed):
             piece = draw.choice([note, f"\n{note}", f"\n\n{note}\n\n"]) if "\n" in piece else piece
         out.append(piece)
     holds("".join(out))
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", [p for d in ("specs", "examples") for p in sorted((ROOT / d).rglob("*.pelt"))], ids=lambda p: p.stem)
+def test_the_library_is_laid_out_by_its_own_formatter(path):
+    text = path.read_text("utf-8")
+    assert format_text(text) == text, f"unipelt fmt {path}"
