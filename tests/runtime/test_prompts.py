@@ -345,9 +345,8 @@ def test_a_static_cache_has_room_for_the_rows_or_is_refused() -> None:
     unipelt.apply(m, rows("prepend(delta, h)"))
     wanted = out(m, input_ids=tokens)
     fails("E0546", lambda: m(input_ids=tokens, **with_cache(m, StaticCache(config=m.config, max_cache_len=8))), "8 positions", "9")
-    with torch.no_grad():
-        found = m(input_ids=tokens, **with_cache(m, StaticCache(config=m.config, max_cache_len=9))).logits
-        grows = m(input_ids=tokens, **with_cache(m, DynamicCache())).logits
+    found = out(m, input_ids=tokens, **with_cache(m, StaticCache(config=m.config, max_cache_len=9)))
+    grows = out(m, input_ids=tokens, **with_cache(m, DynamicCache()))
     assert (found - wanted).abs().max() < 1e-5 and (grows - wanted).abs().max() < 1e-5
 
 
