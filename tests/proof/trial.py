@@ -38,6 +38,8 @@ class Exact(TorchFunctionMode):
             return first
         if wide and kwargs.get("dtype") is torch.float32:
             kwargs["dtype"] = torch.float64
+        if wide and func in (torch.Tensor.matmul, torch.matmul, torch.Tensor.__matmul__):
+            args = (first, args[1].double(), *args[2:])  # positions times frequencies (a product, in older rotary code)
         return func(*args, **kwargs)
 
 
