@@ -37,6 +37,8 @@ TRAIN = ["-m", "bert", "-d", "intents", "-o", "run", "--max-length", "16", "--ep
     (["show", "lora+"], "E0401", "a name is missing in `lora+`"),
     (["show", ""], "E0401", "`` names no method"),
     (["show", "bert"], "E0401", "it has no method.pelt"),
+    (["check", "runs"], "E0407", "a folder that holds some"),
+    (["fmt", "runs"], "E0407", "a folder that holds some"),
     (["plan", "lora", "-m", "models/lama"], "E0613", "a name that is close exists: `llama`"),
     (["plan", "lora", "-m", "someone/model"], "E0613", "check the spelling and the network"),
     (["plan", "lora", "-m", "bert", "--task", "causal-lm"], "E0633", "reads in both directions"),
@@ -60,3 +62,8 @@ def test_a_mistake_is_answered_with_its_remedy(desk, monkeypatch, command, code,
     assert err.count("error[") == 1 and f"error[{code}]" in err and "= help" in err and said in err
     if "1e9" not in command:  # training had begun
         assert sorted(f.name for f in desk.iterdir()) == before
+
+
+def test_a_file_that_defines_nothing_is_no_success(tmp_path):
+    (tmp_path / "empty.pelt").touch()
+    assert call("check", tmp_path / "empty.pelt")[0] == "nothing is defined here\n"

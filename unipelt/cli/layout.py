@@ -55,7 +55,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     found = sorted(path.rglob("*.pelt"))
     if not found:
-        raise error("E0407", f"the folder {path} holds no .pelt file")
+        raise error("E0407", f"the folder {path} holds no .pelt file", help="name a `.pelt` file, or a folder that holds some")
     return found
 
 

@@ -54,7 +54,7 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
     words = ", ".join(f"{n} {plural(kind, n)}" for kind, n in total.items())
     mistakes = sum(d.severity == "error" for d in diagnostics)
     if good:
-        print(f"{words}: all well")
+        print(f"{words}: all well" if found else "nothing is defined here")
     else:
         say(f"\n{words}: {mistakes} {plural('mistake', mistakes)} in {sum(broken.values())} of them")
     return good
