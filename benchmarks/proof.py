@@ -1,9 +1,10 @@
 """Verdicts against numbers: every method of the library on eight architectures, and random well-typed methods.
 
-    python benchmarks/proof.py [--random 2000] [--part 0/2] [--out benchmarks/results/proof.json]
+    python benchmarks/proof.py [--random 2000] [--part 0/2] [--only random] [--out benchmarks/results/proof.json]
 
 A "yes" must hold to 1e-9, a "no" must be seen (above 1e-7), in float64 with random tensors; see `tests/proof`. With
-``--part i/n`` only every n-th method is taken, so that several processes share the work; ``--join`` adds their records.
+``--part i/n`` only every n-th method is taken, so that several processes share the work; ``--join`` adds their records. The record of
+random methods is written as it grows, so that a run that is stopped says how far it came.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def library(part: tuple[int, int]) -> dict[str, Any]:
     return record
 
 
-def drawn(count: int, part: tuple[int, int]) -> dict[str, Any]:
+def drawn(count: int, part: tuple[int, int], out: Path) -> dict[str, Any]:
     """``count`` random methods that check; how many were drawn for that, and why the others were refused."""
     from random_proof import proved
 
@@ -85,8 +86,16 @@ def drawn(count: int, part: tuple[int, int]) -> dict[str, Any]:
             else:
                 add(record, found, f"m{seed}")
         seed += part[1]
+        if record["methods"] % 25 == 0:
+            record["seconds"] = round(time.process_time() - begun, 1)
+            write(out, {"random": record})
     record["seconds"] = round(time.process_time() - begun, 1)
     return record
+
+
+def write(out: Path, record: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def joined(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--random", type=int, default=2000)
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--only", choices=("library", "random"))
     parser.add_argument("--join", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "proof.json")
     args = parser.parse_args()
@@ -120,14 +130,14 @@ def main() -> None:
 
         torch.set_num_threads(1)
         i, n = map(int, args.part.split("/"))
-        records = [{"library": library((i, n)), "random": drawn(args.random, (i, n))}]
-    record = {name: joined([r[name] for r in records]) for name in ("library", "random")}
-    for part in record.values():
+        parts = {"random": lambda: drawn(args.random, (i, n), args.out), "library": lambda: library((i, n))}
+        records = [{name: make() for name, make in parts.items() if args.only in (None, name)}]
+    record = {name: joined(found) for name in ("library", "random") if (found := [r[name] for r in records if name in r])}
+    for name, part in record.items():
         part["seconds"] = round(part["seconds"], 1)
-    random = record["random"]
-    random["share that checks"] = round(random["methods"] / random["drawn"], 3)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+        if name == "random":
+            part["share that checks"] = round(part["methods"] / part["drawn"], 3)
+    write(args.out, record)
     print(json.dumps(record, indent=1))
     bad = sum(len(part["refuted"]) + len(part["crashed"]) for part in record.values())
     raise SystemExit(f"{bad} refuted or crashed" if bad else 0)
