@@ -67,12 +67,12 @@ def library(part: tuple[int, int]) -> dict[str, Any]:
     return record
 
 
-def drawn(count: int, part: tuple[int, int], out: Path) -> dict[str, Any]:
+def drawn(count: int, part: tuple[int, int], out: Path, first: int = 0) -> dict[str, Any]:
     """``count`` random methods that check; how many were drawn for that, and why the others were refused."""
     from random_proof import proved
 
     record, begun = empty() | {"drawn": 0, "refused by the checker": {}}, time.process_time()
-    seed = part[0]
+    seed = first + part[0]
     while record["methods"] < count // part[1]:
         record["drawn"] += 1
         try:
@@ -119,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--random", type=int, default=2000)
     parser.add_argument("--part", default="0/1")
+    parser.add_argument("--first", type=int, default=0, help="the first random method's number")
     parser.add_argument("--only", choices=("library", "random"))
     parser.add_argument("--join", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "proof.json")
@@ -130,7 +131,7 @@ def main() -> None:
 
         torch.set_num_threads(1)
         i, n = map(int, args.part.split("/"))
-        parts = {"random": lambda: drawn(args.random, (i, n), args.out), "library": lambda: library((i, n))}
+        parts = {"random": lambda: drawn(args.random, (i, n), args.out, args.first), "library": lambda: library((i, n))}
         records = [{name: make() for name, make in parts.items() if args.only in (None, name)}]
     record = {name: joined(found) for name in ("library", "random") if (found := [r[name] for r in records if name in r])}
     for name, part in record.items():

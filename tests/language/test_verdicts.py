@@ -118,6 +118,7 @@ REFUTED = [
     ("a number among closed lines", "modify ffn form { b: [d_out] ~ zeros u = sqrt(2) delta = tanh(b * u) } compose h + delta", "foldable", "yes"),
     ("a line with a dropout", "modify ffn form { b: [d_out] ~ zeros u = b + drop(1, 0.0) delta = tanh(u) } compose h + delta", "foldable", "no"),
     ("a norm of zeros", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = norm(z @ A) * (z @ B) } compose h + delta", "identity at start", "yes"),
+    ("the next whole number of zero", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros b: [] ~ normal(0.1) delta = ceil(z @ A * b) } compose h + delta", "identity at start", "yes"),
     ("the branch of training", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = z @ B if training else z @ A } compose h + delta", "identity at start", "yes"),
     ("a draw that ones take away", "modify ffn insert parallel form { A: [d_in, 2] ~ ones B: [2, d_out] ~ normal(0.1) delta = (z - mean(z)) @ A @ B } compose h + delta", "identity at start", "unknown"),
     ("a matrix that starts as the identity", "modify ffn insert sequential form { A: [d_in, d_out] ~ identity delta = z @ A } compose delta", "identity at start", "unknown"),

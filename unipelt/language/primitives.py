@@ -32,7 +32,7 @@ Rule = Callable[[Reporter, Span, list[Value], list[Expr]], Value]
 class Primitive:
     """``arity`` is (least, most) arguments. ``elementwise`` primitives may be passed as an `activation`.
 
-    Further facts: zero where the first argument is (``linear``); the first argument itself outside training (``still``);
+    Further facts: zero where the first argument is (``linear``; all that is linear, and more); the first argument itself outside training (``still``);
     random in training unless the second argument is 0 (``draws``).
     """
 
@@ -157,8 +157,8 @@ def _rounding(name: str, round_: Callable[[float], int]) -> Rule:
     return rule
 
 
-primitive("ceil", (1, 1), "the next whole number")(_rounding("ceil", math.ceil))
-primitive("floor", (1, 1), "the previous whole number")(_rounding("floor", math.floor))
+primitive("ceil", (1, 1), "the next whole number", linear=True)(_rounding("ceil", math.ceil))
+primitive("floor", (1, 1), "the previous whole number", linear=True)(_rounding("floor", math.floor))
 
 
 @primitive("divides", (2, 2), "whether the first number divides the second")
