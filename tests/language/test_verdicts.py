@@ -11,6 +11,7 @@ from unipelt.language.check import check_method
 from unipelt.language.diagnostics import PeltError
 from unipelt.language.library import library_definition
 from unipelt.language.loading import library, load, parse
+from unipelt.language.meaning import bound
 from unipelt.language.properties import RULES, Verdict, verdicts
 from unipelt.language.source import lookup, place, shown
 
@@ -119,6 +120,7 @@ REFUTED = [
     ("a line with a dropout", "modify ffn form { b: [d_out] ~ zeros u = b + drop(1, 0.0) delta = tanh(u) } compose h + delta", "foldable", "no"),
     ("a norm of zeros", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = norm(z @ A) * (z @ B) } compose h + delta", "identity at start", "yes"),
     ("the next whole number of zero", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros b: [] ~ normal(0.1) delta = ceil(z @ A * b) } compose h + delta", "identity at start", "yes"),
+    ("zeros side by side", "modify ffn insert parallel form { A: [d_in, 2] ~ zeros b: [2] ~ zeros C: [4, d_out] ~ ones delta = concat(z @ A, b) @ C } compose h + delta", "identity at start", "yes"),
     ("the branch of training", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = z @ B if training else z @ A } compose h + delta", "identity at start", "yes"),
     ("a draw that ones take away", "modify ffn insert parallel form { A: [d_in, 2] ~ ones B: [2, d_out] ~ normal(0.1) delta = (z - mean(z)) @ A @ B } compose h + delta", "identity at start", "unknown"),
     ("a matrix that starts as the identity", "modify ffn insert sequential form { A: [d_in, d_out] ~ identity delta = z @ A } compose delta", "identity at start", "unknown"),
@@ -148,6 +150,17 @@ ORDERS = [
 @pytest.mark.parametrize(("about", "one", "other", "value"), ORDERS, ids=[o[0] for o in ORDERS])
 def test_orders_of_rows(about, one, other, value):
     assert verdicts(parse(f"method m {{ use {{ {one} }} as a use {{ {other} }} as b }}"))["rows commute"].value == value
+
+
+def test_an_activation_that_is_an_argument_may_start_anywhere():
+    text = "method m(act: activation = gelu) { modify ffn insert parallel form { A: [d_in, 2] ~ zeros B: [2, d_out] ~ normal(0.1) delta = act(z @ A) @ B } compose h + delta }"
+    assert verdicts(parse(text))["identity at start"].value == "unknown"
+    assert verdicts(bound(parse(text)))["identity at start"].value == "yes"
+
+
+def test_heads_are_split_once():
+    with pytest.raises(PeltError, match="E0336.*no heads yet"):
+        check_method(parse("method m { modify attn.heads insert parallel form { A: [d_head, d_model] ~ zeros delta = heads(attn.q(q @ A)) } compose h + delta }"))
 
 
 def test_a_running_mean_is_of_a_tensor():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .named import Named, Value, elementwise, ordered
+from .named import Named, Value, elementwise, ordered, refine
 
 Function = Callable[..., Value]
 FUNCTIONS: dict[str, Function] = {}
@@ -166,7 +166,10 @@ def heads(context: Any, a: Named) -> Value:
 
 @function("concat")
 def concat(context: Any, *parts: Named) -> Value:
-    axes = ordered(tuple(x for t in parts for x in t.axes))
+    found = {x for t in parts for x in t.axes}
+    axes = ordered(tuple(found - {"group"} if "head" in found else found))
+    heads = next((t.data.shape[t.axes.index("head")] for t in parts if "head" in t.axes), None)
+    parts = tuple(refine(t, axes, heads) for t in parts)
     lead = [max(t.data.shape[t.axes.index(x)] for t in parts if x in t.axes) for x in axes]
     datas = []
     for t in parts:

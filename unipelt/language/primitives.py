@@ -288,6 +288,8 @@ def _heads(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) ->
     d_head, d_kv, d_q = check.axis_size("d_head"), check.axis_size("d_kv"), check.axis_size("d_q")
     if d_head is None or not isinstance(a.type, TensorType) or not a.type.sizes:
         return check.fail("E0336", "`heads` splits a tensor whose last size is that of all heads, at a heads site", span)
+    if a.type.axes & {"group", "head"}:
+        return check.fail("E0336", f"`heads` splits what has no heads yet, and this is {a.type}", span)
     if a.type.sizes[-1] == d_kv:
         return a.typed(TensorType(a.type.axes | {"group"}, (*a.type.sizes[:-1], d_head)))
     if a.type.sizes[-1] == d_q:
@@ -306,6 +308,7 @@ def _concat(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -
     if any(t.sizes[:-1] != tensors[0].sizes[:-1] for t in tensors):
         return check.fail("E0312", "only the last sizes of what `concat` joins may differ", span)
     axes = frozenset().union(*(t.axes for t in tensors))
+    axes = axes - {"group"} if "head" in axes else axes  # head refines group
     total = Size(())
     for t in tensors:
         total = total + t.sizes[-1]

@@ -21,7 +21,7 @@ from .meaning import Edit, edit_of, meaning
 from .primitives import PRIMITIVES, entry_of
 from .sizes import Size
 from .source import place
-from .start import at_start, random_tensors, settled
+from .start import at_start, random_tensors, settled, undecided
 from .syntax import NOWHERE, Apply, Choose, Expr, Let, Name, Span, children, walk
 from .values import AFFINE, NumberType, Placed, Value
 
@@ -140,15 +140,24 @@ def identity_at_start(t: RowTyping) -> Verdict:
         return _starts(t, edit)
     drawn = random_tensors(start, edit.tensors)
     told = settled(start, edit.tensors)
+    if undecided(start, edit.tensors):
+        return Verdict("unknown", "an activation is asked for its value at a number, and it is an argument", _out(t.row))
     if told and (drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start == "identity()" for k in told)):
         return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
     if drawn:
         name = edit.names[drawn[-1]]
         return Verdict("no", f"`{name}` is drawn at random, and nothing behind it starts at zero", _declared(t, drawn[-1]))
     extra = add(start, scaled(h, Size.of(-1)))
-    if all(a.kind in ("read", "chain") for factors, _ in extra.products for a in factors):
+    if all(_known(a) for factors, _ in extra.products for a in factors):
         return Verdict("no", "the output is another function of the input from the start", _out(t.row))
     return Verdict("unknown", "what the edit is at the start is not known without numbers", _out(t.row))
+
+
+def _known(part: Any) -> bool:
+    """Whether a factor is made of what is read and of tensors, with nothing that the algebra does not look into."""
+    if part.kind in ("read", "tensor"):
+        return not any(isinstance(p, (Atom, Term)) for p in part.parts)
+    return part.kind in ("chain", "times", "turned") and all(isinstance(p, Atom) and _known(p) for p in part.parts)
 
 
 def _starts(t: RowTyping, edit: Edit) -> Verdict:

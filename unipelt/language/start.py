@@ -61,6 +61,8 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
                 return Term(number(result).products, a.sizes)
         if not first.products and name in PRIMITIVES and PRIMITIVES[name].linear:
             return sum_of([], a.sizes)
+        if name == "concat" and all(isinstance(v, Term) and not v.products for v in values):
+            return sum_of([], a.sizes)
     return plain
 
 
@@ -116,6 +118,18 @@ def settled(t: Term, tensors: Mapping[Any, Learned]) -> list[str]:
     """The keys of the tensors in a term that start as they are told, but for zeros and for numbers, which cancel nothing."""
     told = [k for k in _tensors(t) if tensors[k].exact is not None or tensors[k].start.startswith(_TOLD)]
     return [k for k in told if tensors[k].start != "zeros()" and tensors[k].shape]
+
+
+def undecided(part: Any, tensors: Mapping[Any, Learned]) -> bool:
+    """Whether an activation that is an argument is asked for its value at a number, which another argument changes."""
+    if isinstance(part, Term):
+        return any(undecided(a, tensors) for factors, _ in part.products for a in factors)
+    if not isinstance(part, Atom):
+        return False
+    asked = part.kind == "call" and str(part.parts[0]).startswith("?") and isinstance(part.parts[1], Term)
+    if asked and _constant(at_start(part.parts[1], tensors)) is not None:
+        return True
+    return any(undecided(p, tensors) for p in part.parts)
 
 
 def _tensors(t: Term) -> list[str]:
