@@ -166,3 +166,41 @@ def test_heads_are_split_once():
 def test_a_running_mean_is_of_a_tensor():
     with pytest.raises(PeltError, match="E0331.*a tensor, not the number 2"):
         check_method(parse("method m { modify ffn form { b: [d_out] ~ zeros delta = b * running_mean(2) } compose h + delta }"))
+
+
+# ---------------------------------------------------------------- what random methods refuted
+
+
+def said(form: str, compose: str = "add", sites: str = "ffn", insert: str = "parallel", gate: str = "") -> dict[str, str]:
+    text = f"method m(r: int = 3) {{ use {{ modify {sites} insert {insert} form {{ {form} }} compose {compose} }} as a {gate} }}"
+    return {k: v.value for k, v in verdicts(parse(text)).items()}
+
+
+def test_a_comparison_may_be_false_everywhere():
+    found = said("A: [d_in, d_out] ~ zeros B: [d_out] ~ normal(0.3) delta = (z @ A > exp(B)) * B")
+    assert found["identity at start"] == "unknown"
+
+
+def test_a_power_of_zero_is_zero_and_so_is_either_of_two_zeros():
+    squared = "gated by { A: [d_model] ~ zeros  g = (x @ A) ** 2 }"
+    assert said("b: [] ~ normal(0.3) delta = z * b", gate=squared)["identity at start"] == "yes"
+    assert said("b: [] ~ zeros c: [] ~ normal(0.3) delta = z * c * (b if layer >= 1 else 0 * b)")["identity at start"] == "yes"
+
+
+def test_a_softmax_over_equal_entries_may_be_a_number():
+    found = said("A: [d_in, r] ~ normal(0.3) frozen C: [r, d_out] ~ constant(0.5) delta = softmax(z @ A) @ C", sites="attn.q")
+    assert found["mergeable"] == "unknown"
+    assert said("A: [d_in, r] ~ normal(0.3) C: [r, d_out] ~ normal(0.3) delta = softmax(z @ A) @ C", sites="attn.q")["mergeable"] == "no"
+
+
+def test_what_is_read_of_other_positions_may_cancel_out():
+    form = "A: [d_in, d_out] ~ normal(0.3) delta = x @ A + z - z"
+    for verdict in ("causal", "cache-consistent"):
+        assert said(form, insert="mean(h, positions)")[verdict] == "unknown"
+        assert said(form + " + z", insert="mean(h, positions)")[verdict] == "no"
+
+
+def test_words_and_embeddings_are_one_place_on_some_models():
+    text = """method m { use { modify embed.words form { P: [3, d_model] ~ normal(0.3) delta = P } compose prepend(delta, h) } as a
+    use { modify embed form { Q: [2, d_model] ~ normal(0.3) delta = Q } compose prepend(delta, h) } as b }"""
+    assert verdicts(parse(text))["rows commute"].value == "unknown"

@@ -289,7 +289,8 @@ def _heads(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) ->
     if d_head is None or not isinstance(a.type, TensorType) or not a.type.sizes:
         return check.fail("E0336", "`heads` splits a tensor whose last size is that of all heads, at a heads site", span)
     if a.type.axes & {"group", "head"}:
-        return check.fail("E0336", f"`heads` splits what has no heads yet, and this is {a.type}", span)
+        return check.fail("E0336", f"`heads` splits what has no heads yet, and this is {a.type}", span,
+                          help="a tensor at the heads is one for each head; write `per site` behind it for one that is split")  # fmt: skip
     if a.type.sizes[-1] == d_kv:
         return a.typed(TensorType(a.type.axes | {"group"}, (*a.type.sizes[:-1], d_head)))
     if a.type.sizes[-1] == d_q:

@@ -21,7 +21,7 @@ from .meaning import Edit, edit_of, meaning
 from .primitives import PRIMITIVES, entry_of
 from .sizes import Size
 from .source import place
-from .start import at_start, random_tensors, settled, undecided
+from .start import at_start, called, compares, random_tensors, settled, undecided
 from .syntax import NOWHERE, Apply, Choose, Expr, Let, Name, Span, children, walk
 from .values import AFFINE, NumberType, Placed, Value
 
@@ -67,7 +67,7 @@ def row_reads(row: Row) -> frozenset[str]:
 def causal(t: RowTyping) -> Verdict:
     """Whether position t of the edit sees no later position (for a model whose attention is causal)."""
     if t.out.future is not None and not _all_there(t):
-        return Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future)
+        return _unless_it_cancels(t, Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future))
     return _apart_from_others(t, t.out.future)
 
 
@@ -82,9 +82,20 @@ def _apart_from_others(t: RowTyping, read: Span | None) -> Verdict:
     return Verdict("yes", "nothing reads another position of the sequence", t.row.span)
 
 
+def _unless_it_cancels(t: RowTyping, verdict: Verdict) -> Verdict:
+    """The verdict on a call that reads other positions, unless the normal form of the edit has no such call left."""
+    read = verdict.span
+    parts = [*t.row.form, *(t.row.gate or ()), *t.row.compose] + ([t.row.insert] if t.row.insert is not None else [])
+    calls = [n for p in parts for n in walk(p) if isinstance(n, Apply) and isinstance(n.function, Name)]
+    names = {n.function.id for n in calls if n.span == read or any(a.value.span == read for a in n.args)}
+    if not names or names & called(edit_of(t).out):
+        return verdict
+    return Verdict("unknown", "what this reads of other positions seems to cancel out", read)
+
+
 def padding_invariant(t: RowTyping) -> Verdict:
     if t.out.padding is not None:
-        return Verdict("no", "pad positions take part here", t.out.padding)
+        return _unless_it_cancels(t, Verdict("no", "pad positions take part here", t.out.padding))
     return Verdict("yes", "pad positions are never read", t.row.span)
 
 
@@ -93,7 +104,8 @@ def cache_consistent(t: RowTyping) -> Verdict:
     if "chance" in t.out.reads:
         return Verdict("no", "it differs from one forward pass to the next", t.row.span)
     if t.out.chunk is not None and not _all_there(t):
-        return Verdict("no", "this reads other positions, and a step with a cache sees only its own chunk", t.out.chunk)
+        reason = "this reads other positions, and a step with a cache sees only its own chunk"
+        return _unless_it_cancels(t, Verdict("no", reason, t.out.chunk))
     return _apart_from_others(t, t.out.chunk)
 
 
@@ -112,6 +124,8 @@ def mergeable(t: RowTyping) -> Verdict:
         return Verdict("no", "it reads other positions", t.out.chunk)
     if t.out.degree > AFFINE:
         span = t.out.bends or row.span
+        if _levelled(t):
+            return Verdict("unknown", "rows of a softmax sum to one, and a frozen tensor whose entries are equal may make that all", span)
         return Verdict("no", "the output is not an affine function of the input", span)
     if site.family in ABSORBED_BY_SITE:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
@@ -123,6 +137,13 @@ def mergeable(t: RowTyping) -> Verdict:
             return Verdict("yes", f"affine in the output of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", _out(row))
         return Verdict("no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", _reading(row, outside[0]))
     return Verdict("no", f"no linear map beside `{site.name}` could absorb it", _site(t))
+
+
+def _levelled(t: RowTyping) -> bool:
+    """Whether a softmax may meet a frozen tensor all of whose entries are one number: what it gives then may be a number, too."""
+    levels = [x for x in t.tensors if x.frozen and x.start is not None and x.start.name in ("zeros", "ones", "constant") and x.type.sizes]
+    parts = [*t.row.form, *(t.row.gate or ()), *t.row.compose]
+    return bool(levels) and any(isinstance(n, Name) and n.id == "softmax" for p in parts for n in walk(p))
 
 
 def _reading(row: Row, name: str) -> Span:
@@ -144,6 +165,8 @@ def identity_at_start(t: RowTyping) -> Verdict:
         return Verdict("unknown", "an activation is asked for its value at a number, and it is an argument", _out(t.row))
     if told and (drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start == "identity()" for k in told)):
         return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
+    if drawn and compares(start):
+        return Verdict("unknown", "what is drawn meets a comparison, which may be false everywhere", _out(t.row))
     if drawn:
         name = edit.names[drawn[-1]]
         return Verdict("no", f"`{name}` is drawn at random, and nothing behind it starts at zero", _declared(t, drawn[-1]))
@@ -289,6 +312,9 @@ def rows_commute(method: Method) -> Verdict:
     unknown: Verdict | None = None
     for i, a in enumerate(method.rows):
         for j, b in enumerate(method.rows[i + 1 :], i + 1):
+            if not sites[i] & sites[j] and {_without_words(s) for s in sites[i]} & {_without_words(s) for s in sites[j]}:
+                unknown = unknown or Verdict("unknown", f"`{a.name}` and `{b.name}` act at one place where a model has nothing "
+                                             "between its words and `embed`", b.span)  # fmt: skip
             if not sites[i] & sites[j] or (alike[i], alike[j]) in seen:
                 continue
             if len(seen) == MOST_PAIRS:
@@ -302,6 +328,11 @@ def rows_commute(method: Method) -> Verdict:
             unknown = unknown or Verdict("unknown", f"whether `{a.name}` and `{b.name}` differ in the other order is not known "
                                          "without numbers", b.span)  # fmt: skip
     return unknown or Verdict("yes", "rows that meet at a site give the same in either order", method.span)
+
+
+def _without_words(site: str) -> str:
+    """`embed` for `embed.words`: some models have nothing between the two."""
+    return site.removesuffix(".words")
 
 
 def _everywhere(*rows: Row) -> tuple[Row, ...]:

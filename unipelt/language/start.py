@@ -53,6 +53,10 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
     name, *args = a.parts
     values = [at_start(v, tensors) if isinstance(v, Term) else v for v in args]
     first = values[0] if values else None
+    if name == "**" and _is_zero(first) and isinstance(values[1], Term) and (power := _constant(values[1])) is not None:
+        return sum_of([], a.sizes) if (power.number or 0) > 0 else plain
+    if name == "if" and all(isinstance(v, Term) for v in values[1:]) and values[1].products == values[2].products:
+        return Term(values[1].products, a.sizes)  # whatever the condition says
     if isinstance(first, Term):
         known = _constant(first)
         if known is not None and name in PRIMITIVES and PRIMITIVES[name].elementwise:
@@ -64,6 +68,32 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
         if name == "concat" and all(isinstance(v, Term) and not v.products for v in values):
             return sum_of([], a.sizes)
     return plain
+
+
+_COMPARISONS = ("==", "!=", "<=", ">=", "<", ">")
+
+
+def called(part: Any) -> set[str]:
+    """The names of all calls in a term."""
+    if isinstance(part, Term):
+        return set().union(*(called(a) for factors, _ in part.products for a in factors))
+    if not isinstance(part, Atom):
+        return set()
+    own = {str(part.parts[0])} if part.kind == "call" else set()
+    return own.union(*(called(p) for p in part.parts))
+
+
+def _is_zero(t: Any) -> bool:
+    return isinstance(t, Term) and not t.products
+
+
+def compares(part: Any) -> bool:
+    """Whether a comparison takes part, which may be false everywhere and so make a zero of what is drawn."""
+    if isinstance(part, Term):
+        return any(compares(a) for factors, _ in part.products for a in factors)
+    if not isinstance(part, Atom):
+        return False
+    return (part.kind == "call" and part.parts[0] in _COMPARISONS) or any(compares(p) for p in part.parts)
 
 
 def _value(t: Learned) -> Size | None:
