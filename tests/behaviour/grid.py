@@ -27,7 +27,7 @@ MODELS = {
     "vit_head": "ViTForImageClassification",
 }  # fmt: skip
 #: Those on which the suite tries every cell; on the others it tries some (`in_turn`), and `benchmarks/grid.py` all.
-ALWAYS = ("bert", "bert_head", "gpt2", "llama")
+ALWAYS = ("bert_head", "gpt2", "llama")
 Cell = tuple[str, str, str]  # method, model, property
 CACHED = ("dynamic cache", "static cache", "greedy", "beams")
 DECODING = (*CACHED, "padded generation")

@@ -52,7 +52,7 @@ def pool() -> list[str]:
 def mutants(seed: int) -> Iterator[bytes]:
     """Damaged texts without end, the same for the same seed: one to four changes of bytes, words or lines."""
     rng = random.Random(seed)
-    texts = [t for t in pool() if len(t) < 1500]  # a whole long file costs what fifty definitions do, and finds no more
+    texts = [t for t in pool() if len(t) < 900]  # a whole long file costs what fifty definitions do, and finds no more
     words = sorted({w for t in texts for w in _TOKEN.findall(t) if not w.isspace()})
     while True:
         text = rng.choice(texts)
@@ -74,7 +74,7 @@ def sentences(seed: int) -> Iterator[bytes]:
     words = {**_WORDS, "NAME": _names()}
     starts = [r for r in ("method", "form", "gate", "compose_short", "compose_long") if r in grammar.rules]
     while True:
-        texts = [grammar.walk(rng, rng.choice(starts), rng.randint(6, 16), words) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+        texts = [grammar.walk(rng, rng.choice(starts), rng.randint(4, 14), words) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
         yield "\n".join(texts).encode()
 
 

@@ -13,7 +13,7 @@ import fuzzing
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-CHUNK = 2440
+CHUNK = 2470
 
 
 def outcomes(inputs: Iterator[bytes], place) -> Counter:
@@ -40,7 +40,7 @@ def test_sentences_of_the_grammar(chunk, tmp_path):
 
 
 @seed(1)
-@settings(max_examples=480, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])
+@settings(max_examples=240, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])
 @given(text=fuzzing.derived())
 def test_what_hypothesis_derives(text, tmp_path_factory):
     fuzzing.judge(text.encode(), tmp_path_factory.getbasetemp() / "derived.pelt")
