@@ -129,7 +129,7 @@ in_form("heads_elsewhere", "E0336", "delta = ⟦heads(z @ z)⟧", "heads")
 CASES["heads_elsewhere"] = (
     "E0336",
     spec(
-        "method m { modify attn.heads insert parallel form { P: [3, d_ff] ~ zeros s = q @ ⟦heads(P)⟧.T delta = q } "
+        "method m { modify attn.heads insert parallel form { P: [3, d_ff] ~ zeros per site s = q @ ⟦heads(P)⟧.T delta = q } "
         "compose add }"
     ),
     "no set of heads",

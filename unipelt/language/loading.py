@@ -139,7 +139,7 @@ def check(path: Path) -> list[Checked]:
     if path.is_dir():
         files = sorted(path.rglob("*.pelt"))
         if not files:
-            raise error("E0407", f"the folder {path} holds no .pelt file")
+            raise error("E0407", f"the folder {path} holds no .pelt file", help="name a `.pelt` file, or a folder that holds some")
         return check_all(files)
     try:
         file = parse_path(path)

@@ -68,6 +68,10 @@ class Case:
     def base(self, dtype: torch.dtype = torch.float32, copy_number: int = 0) -> nn.Module:
         return self.bases.get(self.kind, dtype, copy_number)
 
+    def bare(self, dtype: torch.dtype) -> nn.Module:
+        """A base that is never lent, so that no method is on it whenever something of it is found and remembered."""
+        return self.bases.get(self.kind, dtype, copy_number=-1)
+
     def acting(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A base of its own with the method on, randomised, as adapter ``a``: for properties that leave it so."""
         return self.bases.get(self.kind, dtype, wearing=self.spec)
@@ -81,7 +85,7 @@ class Case:
 
     def before(self, dtype: torch.dtype = torch.float32) -> Inputs:
         """What the base yields for `inputs`."""
-        return self.bases.once((self.kind, dtype), lambda: look(self.base(dtype), self.inputs))
+        return self.bases.once((self.kind, dtype), lambda: look(self.bare(dtype), self.inputs))
 
     def acted(self, dtype: torch.dtype = torch.float32) -> Inputs:
         """What it yields with the method on, which is something else."""
@@ -148,7 +152,7 @@ class Case:
 
     def base_holds(self, side: str) -> bool:
         """Whether the base, without any method, yields the same beside padding at a side."""
-        return self.bases.once((self.kind, "padding", side), lambda: _close(*self.padded(self.base(torch.float64), side)))
+        return self.bases.once((self.kind, "padding", side), lambda: _close(*self.padded(self.bare(torch.float64), side)))
 
     # ------------------------------------------------------------ decoding
 
