@@ -1,6 +1,6 @@
 """Twenty thousand inputs that nobody would write: nothing but diagnostics (`benchmarks/fuzz.py` takes half a million).
 
-All are read, checked and their mistakes rendered; every eighth is also laid out and described.
+All are read, checked and their mistakes rendered; every sixteenth is also laid out and described.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def outcomes(inputs: Iterator[bytes], place) -> Counter:
     seen: Counter = Counter()
     for i, data in enumerate(islice(inputs, CHUNK)):
         try:
-            seen[fuzzing.judge(data, place, wholly=i % 8 == 0)] += 1
+            seen[fuzzing.judge(data, place, wholly=i % 16 == 0)] += 1
         except Exception as e:  # the input is what one wants to see
             raise AssertionError(f"{type(e).__name__}: {e}, for the input\n{data!r}") from e
     return seen

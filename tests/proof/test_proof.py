@@ -75,7 +75,7 @@ def test_what_depends_on_an_argument_is_so_on_both_sides(method):
 
 
 #: Enough for every judge to be asked both ways; `benchmarks/proof.py` takes 2,000.
-DRAWN = 64
+DRAWN = 24
 
 
 @pytest.mark.skipif(bool(RENAMED), reason="they use no definition of the library")
