@@ -86,8 +86,9 @@ def _unless_it_cancels(t: RowTyping, verdict: Verdict) -> Verdict:
     """The verdict on a call that reads other positions, unless the normal form of the edit has no such call left."""
     read = verdict.span
     parts = [*t.row.form, *(t.row.gate or ()), *t.row.compose] + ([t.row.insert] if t.row.insert is not None else [])
-    calls = [n for p in parts for n in walk(p) if isinstance(n, Apply) and isinstance(n.function, Name)]
-    names = {n.function.id for n in calls if n.span == read or any(a.value.span == read for a in n.args)}
+    calls = [n for p in parts for n in walk(p) if isinstance(n, Apply)]
+    reading = [n.function for n in calls if n.span == read or any(a.value.span == read for a in n.args)]
+    names = {f.id for f in reading if isinstance(f, Name)}
     if not names or names & called(edit_of(t).out):
         return verdict
     return Verdict("unknown", "what this reads of other positions seems to cancel out", read)
