@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from .calls import TITLES, inline_calls
+from .calls import inline_calls
 from .diagnostics import Diagnostic, Edit, Label, PeltError, instead, put
 from .ir import Row
-from .library import Names
+from .library import Names, title
 from .parameters import check_parameters
 from .rows import SYMBOLS, RowChecker
 from .sites import RESERVED, SITES, SiteSignature, TensorType, signature
 from .sizes import Size
-from .source import inside
+from .source import after, inside
 from .syntax import Axis, BodyDef, Expr, Input, Let, Name, Param, Span, Statement, Tensor, walk
 from .values import POISON, Value
 
@@ -46,8 +46,7 @@ def unbound_result(what: str, body: Sequence[Statement], definition: BodyDef | N
     result = RESULTS[what]
     if any(isinstance(s, Let) and result in s.names for s in body):
         return None
-    title = TITLES.get(what, what)
-    said = f"the {title} `{definition.name}`" if definition is not None else f"this {title}"
+    said = f"the {title(what)} `{definition.name}`" if definition is not None else f"this {title(what)}"
     return Diagnostic("E0219", f"{said} does not bind `{result}`", definition.name_span if definition is not None else span,
                       help=f"end it with `{result} = …`", edits=_bound(result, body))  # fmt: skip
 
@@ -62,18 +61,18 @@ def _bound(result: str, body: Sequence[Statement]) -> tuple[Edit, ...]:
     if place is None:
         return ()
     if any(isinstance(n, Name) and n.id == name for s in body for n in walk(s)):
-        return put(f" {result} = {name}", Span(place.file, last.span.end, last.span.end))
+        return put(f" {result} = {name}", after(last.span))
     return put(result, place)
 
 
 def check_body(d: BodyDef, names: Names, works: bool) -> list[Diagnostic]:
     """The mistakes of a definition by itself. ``works``: a method without mistakes uses it, so that there is a place for it."""
-    problems, params = check_parameters(d.params, f"the {TITLES.get(d.what, d.what)} `{d.name}`")
+    problems, params = check_parameters(d.params, f"the {title(d.what)} `{d.name}`")
     try:
         body = inline_calls(d.body, names, (d,))
     except PeltError as e:
         return [*problems, *e.diagnostics]
-    problems += bound_names(body, {p.name: p for p in d.params}, TITLES.get(d.what, d.what))
+    problems += bound_names(body, {p.name: p for p in d.params}, title(d.what))
     unbound = unbound_result(d.what, body, d, d.name_span)
     if unbound is not None:
         problems.append(unbound)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .diagnostics import error, instead, put
 from .ir import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
-from .library import Names
+from .library import Names, title
 from .primitives import INITIALISERS, PRIMITIVES
 from .printer import to_text
 from .source import inside
@@ -42,8 +42,6 @@ MAX_NODES = 2000  # of an argument after substitution, and lines of a body: `use
 Mapping = dict[str, Expr]
 Scoped = dict[str, Param]
 NO_PARAMS: Scoped = {}
-#: What kinds of definitions are called in messages, where that is not their keyword.
-TITLES = {"compose": "composition"}
 
 
 def callee(what: str, call: Apply, names: Names, scope: Scoped = NO_PARAMS) -> tuple[Any, Mapping]:
@@ -52,11 +50,10 @@ def callee(what: str, call: Apply, names: Names, scope: Scoped = NO_PARAMS) -> t
     definition = names.find(what, name.id) if isinstance(name, Name) else None
     if definition is None:
         text = to_text(name)
-        title = TITLES.get(what, what)
-        raise error("E0225", f"there is no {title} named `{text}`", name.span,
-                    **instead(text, names.names(what), name.span, f"`unipelt list --all` shows the {title}s there are"))  # fmt: skip
+        raise error("E0225", f"there is no {title(what)} named `{text}`", name.span,
+                    **instead(text, names.names(what), name.span, f"`unipelt list --all` shows the {title(what)}s there are"))  # fmt: skip
     assert not isinstance(definition, AnatomyDef)
-    return definition, bind(definition.params, call, f"the {TITLES.get(what, what)} `{definition.name}`", scope)
+    return definition, bind(definition.params, call, f"the {title(what)} `{definition.name}`", scope)
 
 
 def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PARAMS) -> Mapping:
@@ -86,16 +83,16 @@ def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PAR
         if isinstance(value, (Number, String, ListOf)) and not fits(value, known[name].type):
             raise error("E0209", f"the parameter `{name}` of {what} takes type {known[name].type}", arg.span,
                         **fitting(value, known[name].type))  # fmt: skip
-        mapping[name] = bounded(value, what, name, arg.span)
+        mapping[name] = short_enough(value, what, name, arg.span)
     for p in params:
         if p.name not in mapping:
             if p.default is None:
                 raise error("E0207", f"{what} needs a value for `{p.name}`", call.span, help=f"its parameters: {listed}")
-            mapping[p.name] = bounded(substitute(p.default, dict(mapping)), what, p.name, p.span)
+            mapping[p.name] = short_enough(substitute(p.default, dict(mapping)), what, p.name, p.span)
     return mapping
 
 
-def bounded(value: Any, what: str, name: str, span: Span) -> Any:
+def short_enough(value: Any, what: str, name: str, span: Span) -> Any:
     """An argument that is not too long: what doubles from one parameter to the next would grow without end."""
     if any(n >= MAX_NODES for n, _ in enumerate(walk(value))):
         raise error("E0227", f"the argument `{name}` of {what} grows beyond {MAX_NODES} words", span)

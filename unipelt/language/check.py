@@ -20,6 +20,7 @@ from .sizes import Size
 from .syntax import NOWHERE, Param, Path
 from .values import NumberType, Value
 
+
 def numbered(row: Row, params: Sequence[Param]) -> bool:
     """Whether a row differs from layer to layer: it reads ``layer``, a list, or an argument that does."""
     parts = (row.insert, *row.form, *row.compose, *(row.gate or ()))

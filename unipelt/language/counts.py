@@ -179,9 +179,7 @@ class _Counting:
     def entry(self, t: RowTyping, label: str, place: str, type_: TensorType) -> tuple[_Key, Size]:
         once = t.site.family in _ONCE
         part = _part(t)
-        size = Size.of(1)
-        for s in type_.sizes:
-            size = size * s
+        size = type_.entries
         for axis in type_.axes:
             size = size * (t.axes[axis] if axis in t.axes else Size.of(f"{axis}s"))
         if place == "model":

@@ -49,13 +49,6 @@ class TensorTyping:
         """The last part of the tensor's name in a state dict."""
         return f"{self.part}.{self.name}" if self.part else self.name
 
-    @property
-    def count(self) -> Size:
-        """Entries of one copy, its axes not counted."""
-        total = Size.of(1)
-        for s in self.type.sizes:
-            total = total * s
-        return total
 
 
 class Declared:
@@ -126,10 +119,7 @@ class Declared:
                           "starts and learns can depend on the layer", s.span,
                           help="let each layer have its own: `per layer`, or `per site`",
                           edits=put("layer", *(w.span for w in s.per if w.name in ("kind", "model"))))  # fmt: skip
-        total = Size.of(1)
-        for x in t.sizes:
-            total = total * x
-        n = total.number
+        n = t.entries.number
         if n is not None and n > MAX_ENTRIES:
             self.inf.fail("E0346", f"the tensor `{s.name}` would have {int(n):,} entries, more than {MAX_ENTRIES:,}", s.span,
                           help="choose a smaller size")  # fmt: skip

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .bodies import bound_names, unbound_result
-from .calls import Mapping, Scoped, bounded, callee, inline_calls, substitute, substitute_all
+from .calls import Mapping, Scoped, callee, inline_calls, short_enough, substitute, substitute_all
 from .diagnostics import Diagnostic, Label, PeltError, error, instead, put
 from .ir import Columns, Method, Row, Trained
 from .library import Names
 from .primitives import DOMAINS, INITIALISERS, PRIMITIVES
 from .printer import to_text
 from .sites import NUMBERS, RESERVED, SITES, SIZES, STACKS
+from .source import after
 from .syntax import (
     Apply,
     Axis,
@@ -157,7 +158,7 @@ def _inner(call: Apply, bound: Mapping, names: Names, trail: Trail) -> Parts:
     _refuse_space(inner, call.function.span)
     if len(trail) > MAX_DEPTH:
         raise error("E0213", f"methods use each other more than {MAX_DEPTH} deep", call.function.span)
-    given = {k: bounded(substitute(v, bound), f"the method `{inner.name}`", k, call.span) for k, v in mapping.items()}
+    given = {k: short_enough(substitute(v, bound), f"the method `{inner.name}`", k, call.span) for k, v in mapping.items()}
     return _parts(inner, given, names, trail)
 
 
@@ -282,11 +283,6 @@ def _unknown_arguments(definition: MethodDef) -> list[Diagnostic]:
 
 
 # ---------------------------------------------------------------- rows
-
-
-def after(span: Span) -> Span:
-    """The empty place behind a span."""
-    return Span(span.file, span.end, span.end)
 
 
 def _row(draft: Draft, definition: MethodDef, names: Names, problems: list[Diagnostic]) -> Row:

@@ -10,7 +10,7 @@ from .diagnostics import Diagnostic, Edit, Label, instead, near, put
 from .indexing import indexed
 from .primitives import DOMAINS, PRIMITIVES
 from .printer import to_text
-from .sites import NUMBERS, TensorType
+from .sites import NUMBERS, TensorType, merged_axes
 from .sizes import Size
 from .source import inside
 from .syntax import (
@@ -31,7 +31,10 @@ from .syntax import (
 )  # fmt: skip
 from .values import AFFINE, POISON, NumberType, Poison, Type, Value, WordType, bend, join, product
 
-_FLOAT = sys.float_info.max
+
+def _beyond(value: float | None) -> bool:
+    """Whether a size is no machine's integer, or another number no float: a mistake, or meant to take for ever."""
+    return value is not None and not abs(value) <= (1 << 63 if isinstance(value, int) else sys.float_info.max)
 
 
 @dataclass
@@ -78,9 +81,7 @@ class Inference:
         items = [self.infer(i) for i in e.items]
         if any(isinstance(v.type, Poison) for v in items):
             return Value(POISON)
-        wrong = next(
-            (i for i, v in zip(e.items, items) if not isinstance(v.type, NumberType) or isinstance(i, ListOf)), None
-        )
+        wrong = next((i for i, v in zip(e.items, items) if not isinstance(v.type, NumberType) or isinstance(i, ListOf)), None)
         if not items or wrong is not None:
             return self.fail("E0365", "a list has a number for each layer" + (", and this is none" if items else ""),
                              wrong.span if wrong is not None else e.span, help="for example [4, 8, 8, 16]")  # fmt: skip
@@ -242,21 +243,13 @@ class Inference:
                     size = Size.of(1)
                     for _ in range(y):
                         size = size * p
-            # a size is a machine's integer, any other number a float; more is a mistake, or meant to take for ever
-            if (value is not None and not abs(value) <= (1 << 63 if isinstance(value, int) else _FLOAT)) or (
-                size is not None and size.large
-            ):
+            if _beyond(value) or (size is not None and size.large):
                 raise OverflowError
         except (ZeroDivisionError, OverflowError, KeyError):
             if e.op == "@":
                 return self.fail("E0318", "`@` multiplies tensors; numbers take `*`", e.span, help="use `*`", edits=self._times(e))
             return self.fail("E0318", "this number cannot be computed", e.span)
         return join((a, b), NumberType(size, value))
-
-    def merge_axes(self, *groups: frozenset[str]) -> frozenset[str]:
-        """Axes unite by name; head refines group (ruling 2)."""
-        axes = frozenset().union(*groups)
-        return axes - {"group"} if "head" in axes else axes
 
     def _elementwise(self, op: str, a: Value, b: Value, e: Any) -> Value:
         if isinstance(a.type, Poison) or isinstance(b.type, Poison):
@@ -277,7 +270,7 @@ class Inference:
                     labels=(Label(e.left.span, str(p)),), where=self.bindings(s, t),
                     help=f"the last sizes would have to be equal: {p.sizes[-1]} and {q.sizes[-1]}" if i == 1 else "",
                 )  # fmt: skip
-        return join((a, b), TensorType(self.merge_axes(p.axes, q.axes), tuple(sizes)))
+        return join((a, b), TensorType(merged_axes(p.axes, q.axes), tuple(sizes)))
 
     def _matmul(self, e: Binary, a: Value, b: Value) -> Value:
         for side, expr in ((a, e.left), (b, e.right)):
@@ -295,7 +288,7 @@ class Inference:
                 help=f"`{_turned(e.right)}` would fit" if flipped else self._near_size(s, t),
                 edits=put(_turned(e.right), e.right.span) if flipped else (),
             )  # fmt: skip
-        axes = self.merge_axes(a.type.axes, b.type.axes)
+        axes = merged_axes(a.type.axes, b.type.axes)
         return product(a, b, TensorType(axes, a.type.sizes[:-1] + b.type.sizes[1:]), e.span)
 
     def _times(self, e: Binary) -> tuple[Edit, ...]:

@@ -21,7 +21,12 @@ from .syntax import AnatomyDef, BodyDef, Definition, File, MethodDef
 _HEADER = re.compile(r"^(method|form|gate|compose|anatomy)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
 Key = tuple[str, str]
 MAX_FILES = 64
-_KINDS = {"compose": "composition"}
+TITLES = {"compose": "composition"}  # where it is not their keyword
+
+
+def title(kind: str) -> str:
+    """What definitions of that kind are called in messages."""
+    return TITLES.get(kind, kind)
 
 
 def key_of(definition: Definition) -> Key:
@@ -102,7 +107,7 @@ def names_of(file: File, path: Path | None) -> Names:
     for d in file.definitions:
         if key_of(d) in names.own:
             problems.append(Diagnostic(
-                "E0201", f"the {_KINDS.get(key_of(d)[0], key_of(d)[0])} `{d.name}` is defined twice", d.name_span,
+                "E0201", f"the {title(key_of(d)[0])} `{d.name}` is defined twice", d.name_span,
                 labels=(Label(names.own[key_of(d)].name_span, "the first one"),), help="rename or delete one of them"))  # fmt: skip
         names.own[key_of(d)] = d
     if problems:

@@ -12,11 +12,8 @@ from .check import check_method, distinct
 from .diagnostics import Diagnostic, PeltError, error, near
 from .elaborate import elaborate, is_space
 from .ir import Method
-from .library import Key, Names, index, key_of, library_definition, library_names, names_of, parse_path
+from .library import Key, Names, index, key_of, library_definition, library_names, names_of, parse_path, title
 from .syntax import BodyDef, Definition, File, MethodDef, Name, walk
-
-#: From JSON-safe kinds to the words users read.
-KINDS = {"method": "method", "form": "form", "compose": "composition", "gate": "gate", "anatomy": "anatomy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +114,19 @@ def _from_file(path: Path, name: str | None) -> Method:
     return _pick(parse_path(path), path, name, str(path))
 
 
-def _pick(file, path: Path | None, name: str | None, title: str) -> Method:
+def _pick(file, path: Path | None, name: str | None, shown: str) -> Method:
     names = names_of(file, path)
     methods = [d for d in file.definitions if isinstance(d, MethodDef)]
     if name is not None:
         chosen = [d for d in methods if d.name == name]
         if not chosen:
             known = [d.name for d in methods]
-            raise error("E0401", f"{title} has no method `{name}`", help=near(name, known) or f"it has: {', '.join(known)}")
+            raise error("E0401", f"{shown} has no method `{name}`", help=near(name, known) or f"it has: {', '.join(known)}")
         return resolve(chosen[0], names)
     if len(methods) != 1:
         found = ", ".join(d.name for d in methods) or "none"
-        raise error("E0406", f"{title} has {len(methods)} methods, so one must be named: {found}" if methods else
-                    f"{title} has no method", help=f"write {path or title}:NAME" if methods else "write one: `unipelt show lora` shows how")  # fmt: skip
+        raise error("E0406", f"{shown} has {len(methods)} methods, so one must be named: {found}" if methods else
+                    f"{shown} has no method", help=f"write {path or shown}:NAME" if methods else "write one: `unipelt show lora` shows how")  # fmt: skip
     return resolve(methods[0], names)
 
 
@@ -178,7 +175,7 @@ def _check_file(file: File, path: Path) -> list[Checked]:
     for d in file.definitions:
         if isinstance(d, BodyDef):
             problems = check_body(d, names, key_of(d) in working)
-            out.append(Checked(d.name, KINDS[d.what], tuple(problems)))
+            out.append(Checked(d.name, title(d.what), tuple(problems)))
         else:
             out.append(found.get(key_of(d)) or Checked(d.name, "anatomy"))
     return _once(out)
@@ -230,5 +227,5 @@ def library() -> list[Entry]:
     for (kind, name), path in index().items():
         d = library_definition(kind, name)
         doc = (getattr(d, "doc", None) or "").strip().split("\n")[0]
-        out.append(Entry(KINDS[kind], name, doc, str(path)))
+        out.append(Entry(title(kind), name, doc, str(path)))
     return sorted(out, key=lambda e: (e.kind != "method", e.kind, e.name))

@@ -8,7 +8,7 @@ from typing import Any
 
 from .arguments import parameters
 from .diagnostics import Diagnostic, PeltError, instead
-from .calls import bounded, fitting, substitute
+from .calls import short_enough, fitting, substitute
 from .ir import PARAM_TYPES, fits
 from .sites import NUMBERS, SIZES
 from .source import inside
@@ -24,7 +24,7 @@ def check_parameters(given: Sequence[Param], owner: str) -> tuple[list[Diagnosti
         before = len(problems)
         try:
             if p.default is not None:
-                grown[p.name] = bounded(substitute(p.default, grown), owner, p.name, p.span)
+                grown[p.name] = short_enough(substitute(p.default, grown), owner, p.name, p.span)
         except PeltError as e:
             problems += e.diagnostics
         if p.type not in PARAM_TYPES:

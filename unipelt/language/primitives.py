@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .sites import TensorType
+from .sites import TensorType, merged_axes
 from .sizes import Size
 from .syntax import Apply, Expr, Name, Span
 from .values import POISON, NumberType, Placed, Poison, Value, WordType, bend, join
@@ -32,8 +32,9 @@ Rule = Callable[[Reporter, Span, list[Value], list[Expr]], Value]
 class Primitive:
     """``arity`` is (least, most) arguments. ``elementwise`` primitives may be passed as an `activation`.
 
-    Further facts: zero where the first argument is (``linear``; all that is linear, and more); the first argument itself outside training (``still``);
-    random in training unless the second argument is 0 (``draws``).
+    Further facts: zero where the first argument is (``linear``; all that is linear, and more); the first argument itself
+    outside training (``still``); random in training unless the second argument is 0 (``draws``); entries that sum to one,
+    whatever the argument (``shares``).
     """
 
     name: str
@@ -44,6 +45,7 @@ class Primitive:
     linear: bool = False
     still: bool = False
     draws: bool = False
+    shares: bool = False
 
 
 PRIMITIVES: dict[str, Primitive] = {}
@@ -235,7 +237,7 @@ primitive("logsumexp", (1, 2), "log of the sum of exponentials over the last siz
 )
 
 
-@primitive("softmax", (1, 2), "softmax over the last size or an axis")
+@primitive("softmax", (1, 2), "softmax over the last size or an axis", shares=True)
 def _softmax(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     a = args[0]
     if isinstance(a.type, Poison):
@@ -308,8 +310,7 @@ def _concat(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -
     tensors = [t for t in types if isinstance(t, TensorType)]
     if any(t.sizes[:-1] != tensors[0].sizes[:-1] for t in tensors):
         return check.fail("E0312", "only the last sizes of what `concat` joins may differ", span)
-    axes = frozenset().union(*(t.axes for t in tensors))
-    axes = axes - {"group"} if "head" in axes else axes  # head refines group
+    axes = merged_axes(*(t.axes for t in tensors))
     total = Size(())
     for t in tensors:
         total = total + t.sizes[-1]

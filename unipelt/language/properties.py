@@ -141,10 +141,10 @@ def mergeable(t: RowTyping) -> Verdict:
 
 
 def _levelled(t: RowTyping) -> bool:
-    """Whether a softmax may meet a frozen tensor all of whose entries are one number: what it gives then may be a number, too."""
+    """Whether shares that sum to one may meet a frozen tensor all of whose entries are one number: what it gives then may be a number, too."""
     levels = [x for x in t.tensors if x.frozen and x.start is not None and x.start.name in ("zeros", "ones", "constant") and x.type.sizes]
     parts = [*t.row.form, *(t.row.gate or ()), *t.row.compose]
-    return bool(levels) and any(isinstance(n, Name) and n.id == "softmax" for p in parts for n in walk(p))
+    return bool(levels) and any((e := entry_of(n)) is not None and e.shares for p in parts for n in walk(p))
 
 
 def _reading(row: Row, name: str) -> Span:
@@ -298,15 +298,16 @@ def judged(typings: Sequence[RowTyping], otherwise: Span = NOWHERE) -> dict[str,
 
 def verdicts(method: Method) -> dict[str, Verdict]:
     """The method's verdicts. Checks the method."""
-    found = judged(check_method(method), method.trains[0].span if method.trains else method.span)
+    typings = check_method(method)
+    found = judged(typings, method.trains[0].span if method.trains else method.span)
     if len(method.rows) > 1:
-        found["rows commute"] = rows_commute(method)
+        found["rows commute"] = rows_commute(method, typings)
     return found
 
 
-def rows_commute(method: Method) -> Verdict:
+def rows_commute(method: Method, typings: Sequence[RowTyping]) -> Verdict:
     """Whether the order of rows that meet at a site makes no difference; where it does, the text's order counts."""
-    placed = {t.row.name: t.out.placed for t in check_method(method)}
+    placed = {t.row.name: t.out.placed for t in typings}
     sites = [{str(p) for p in sites_of(r.sites, method.params)} for r in method.rows]
     alike = [str(replace(method, rows=(replace(r, name="_"),), trains=(), requires=())) for r in method.rows]
     seen: set[tuple[str, str]] = set()  # pairs of rows whose like have been compared

@@ -13,7 +13,7 @@ from .inputs import InputTyping, changes_length, disagreement, input_typing, pla
 from .ir import Row
 from .layers import layered
 from .printer import to_text
-from .sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType
+from .sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType, merged_axes
 from .sizes import Size
 from .source import before
 from .syntax import (
@@ -60,7 +60,6 @@ class Sizes:
 
     def of(self, name: str) -> Size:
         return Size.of(self.values[name]) if self.values is not None and name in self.values else Size.of(name)
-
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -234,11 +233,9 @@ class RowChecker(Declared):
                 return inf.fail("E0352", f"a gate is a tensor or a number, not {gate.type}", bound[-1] if bound else row.span)
             out = join((h, product(gate, self._change(out, h), out.type, span)), out.type)
             if isinstance(gate.type, TensorType) and isinstance(out.type, TensorType):
-                out = out.typed(TensorType(inf.merge_axes(out.type.axes, gate.type.axes), out.type.sizes))
+                out = out.typed(TensorType(merged_axes(out.type.axes, gate.type.axes), out.type.sizes))
         if isinstance(out.type, Poison) or not isinstance(h.type, TensorType):
             return out
-        if isinstance(out.type, NumberType):
-            return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
         if not isinstance(out.type, TensorType):
             return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
         declared = sorted(out.type.axes & set(inf.axes))

@@ -6,6 +6,7 @@ A type is written as axes and trailing sizes. The sizes here are symbols; a plan
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from .sizes import Size
 
@@ -17,8 +18,19 @@ class TensorType:
     axes: frozenset[str]
     sizes: tuple[Size, ...]
 
+    @property
+    def entries(self) -> Size:
+        """Entries of one copy, its axes not counted."""
+        return prod(self.sizes, start=Size.of(1))
+
     def __str__(self) -> str:
         return ", ".join([*sorted(self.axes, key=axis_order), "[" + ", ".join(map(str, self.sizes)) + "]"])
+
+
+def merged_axes(*groups: frozenset[str]) -> frozenset[str]:
+    """Axes unite by name; head refines group (ruling 2)."""
+    axes = frozenset().union(*groups)
+    return axes - {"group"} if "head" in axes else axes
 
 
 AXES = ("batch", "group", "head", "token")

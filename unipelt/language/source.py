@@ -108,6 +108,11 @@ def inside(span: Span, pattern: str) -> Span | None:
     return Span(span.file, span.start + found.start(1), span.start + found.end(1)) if found else None
 
 
+def after(span: Span) -> Span:
+    """The empty place behind a span."""
+    return Span(span.file, span.end, span.end)
+
+
 def before(span: Span, word: str) -> Span | None:
     """From a word that stands directly before a span to the span's end."""
     source = lookup(span.file)
