@@ -187,10 +187,19 @@ def test_a_power_of_zero_is_zero_and_so_is_either_of_two_zeros():
     assert said("b: [] ~ zeros c: [] ~ normal(0.3) delta = z * c * (b if layer >= 1 else 0 * b)")["identity at start"] == "yes"
 
 
-def test_a_softmax_over_equal_entries_may_be_a_number():
+def test_shares_may_come_to_a_number():
     found = said("A: [d_in, r] ~ normal(0.3) frozen C: [r, d_out] ~ constant(0.5) delta = softmax(z @ A) @ C", sites="attn.q")
     assert found["mergeable"] == "unknown"
     assert said("A: [d_in, r] ~ normal(0.3) C: [r, d_out] ~ normal(0.3) delta = softmax(z @ A) @ C", sites="attn.q")["mergeable"] == "no"
+    assert said("b: [d_out] ~ zeros delta = sum(softmax(x)) * b")["mergeable"] == "unknown"
+    assert said("A: [d_in, r] ~ normal(0.3) C: [r, d_out] ~ normal(0.3) delta = drop(softmax(z @ A), 0.1) @ C", sites="attn.q")["mergeable"] == "no"
+    form = "A: [d_in, r] ~ normal(0.3) frozen C: [r, r] ~ ones B: [r, d_out] ~ zeros delta = softmax(running_mean(z @ A) @ C) @ B"
+    assert said(form)["cache-consistent"] == "unknown"
+
+
+def test_what_is_read_of_other_positions_may_never_cross_a_threshold():
+    form = "A: [d_in, d_out] ~ normal(0.3) b: [d_out] ~ normal(0.3) delta = (running_mean(z @ A) > exp(b)) * b"
+    assert said(form)["cache-consistent"] == "unknown"
 
 
 def test_what_is_read_of_other_positions_may_cancel_out():

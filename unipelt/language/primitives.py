@@ -34,7 +34,7 @@ class Primitive:
 
     Further facts: zero where the first argument is (``linear``; all that is linear, and more); the first argument itself
     outside training (``still``); random in training unless the second argument is 0 (``draws``); entries that sum to one,
-    whatever the argument (``shares``).
+    whatever the argument (``shares``); entries added up (``totals``).
     """
 
     name: str
@@ -46,6 +46,7 @@ class Primitive:
     still: bool = False
     draws: bool = False
     shares: bool = False
+    totals: bool = False
 
 
 PRIMITIVES: dict[str, Primitive] = {}
@@ -225,10 +226,10 @@ def _reduce(check: Reporter, name: str, a: Value, over: Value, expr: Expr) -> Va
     return out
 
 
-primitive("mean", (1, 3), "the mean over the last size, an axis, `tokens` (real ones) or `positions` (all)", linear=True)(
+primitive("mean", (1, 3), "the mean over the last size, an axis, `tokens` (real ones) or `positions` (all)", linear=True, totals=True)(
     _reduction("mean", True)
 )
-primitive("sum", (1, 3), "the sum over the last size, an axis, `tokens` or `positions`", linear=True)(
+primitive("sum", (1, 3), "the sum over the last size, an axis, `tokens` or `positions`", linear=True, totals=True)(
     _reduction("sum", True)
 )
 primitive("norm", (1, 2), "the Euclidean norm over the last size or the one given", linear=True)(_reduction("norm", False))

@@ -83,15 +83,17 @@ def _apart_from_others(t: RowTyping, read: Span | None) -> Verdict:
 
 
 def _unless_it_cancels(t: RowTyping, verdict: Verdict) -> Verdict:
-    """The verdict on a call that reads other positions, unless the normal form of the edit has no such call left."""
+    """The verdict on a call that reads other positions, unless what it reads may come to nothing: the normal form of the
+    edit has no such call left, or it passes by what may be one number whatever it is given."""
     read = verdict.span
     parts = [*t.row.form, *(t.row.gate or ()), *t.row.compose] + ([t.row.insert] if t.row.insert is not None else [])
     calls = [n for p in parts for n in walk(p) if isinstance(n, Apply)]
     reading = [n.function for n in calls if n.span == read or any(a.value.span == read for a in n.args)]
     names = {f.id for f in reading if isinstance(f, Name)}
-    if not names or names & called(edit_of(t).out):
-        return verdict
-    return Verdict("unknown", "what this reads of other positions seems to cancel out", read)
+    out = edit_of(t).out
+    if (names and not names & called(out)) or compares(out) or _levelled(t):
+        return Verdict("unknown", "what this reads of other positions may come to nothing", read)
+    return verdict
 
 
 def padding_invariant(t: RowTyping) -> Verdict:
@@ -126,7 +128,7 @@ def mergeable(t: RowTyping) -> Verdict:
     if t.out.degree > AFFINE:
         span = t.out.bends or row.span
         if _levelled(t):
-            return Verdict("unknown", "rows of a softmax sum to one, and a frozen tensor whose entries are equal may make that all", span)
+            return Verdict("unknown", "shares sum to one, which may be all that is left of them", span)
         return Verdict("no", "the output is not an affine function of the input", span)
     if site.family in ABSORBED_BY_SITE:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
@@ -141,10 +143,12 @@ def mergeable(t: RowTyping) -> Verdict:
 
 
 def _levelled(t: RowTyping) -> bool:
-    """Whether shares that sum to one may meet a frozen tensor all of whose entries are one number: what it gives then may be a number, too."""
-    levels = [x for x in t.tensors if x.frozen and x.start is not None and x.start.name in ("zeros", "ones", "constant") and x.type.sizes]
-    parts = [*t.row.form, *(t.row.gate or ()), *t.row.compose]
-    return bool(levels) and any((e := entry_of(n)) is not None and e.shares for p in parts for n in walk(p))
+    """Whether shares that sum to one are added up, or may meet a frozen tensor all of whose entries are one number: what they
+    give may then be a number, whatever they are made of."""
+    levels = any(x.frozen and x.start is not None and x.start.name in ("zeros", "ones", "constant") and x.type.sizes for x in t.tensors)
+    calls = [n for p in (*t.row.form, *(t.row.gate or ()), *t.row.compose) for n in walk(p) if isinstance(n, Apply)]
+    shares = [n for n in calls if (e := entry_of(n)) is not None and e.shares]
+    return bool(shares) and (levels or any(n.args[0].value in shares for n in calls if (e := entry_of(n)) is not None and e.totals))
 
 
 def _reading(row: Row, name: str) -> Span:
