@@ -7,22 +7,28 @@ Non-goal: how parts of a row meet (`check`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 
 from .calls import inline_calls
 from .diagnostics import Diagnostic, Edit, Label, PeltError, instead, put
 from .ir import Row
 from .library import Names, title
 from .parameters import check_parameters
+from .primitives import DOMAINS, INITIALISERS, PRIMITIVES
 from .rows import SYMBOLS, RowChecker
-from .sites import RESERVED, SITES, SiteSignature, TensorType, signature
+from .sites import NUMBERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
 from .sizes import Size
 from .source import after, inside
 from .syntax import Axis, BodyDef, Expr, Input, Let, Name, Param, Span, Statement, Tensor, walk
 from .values import POISON, Value
 
+#: What a name may mean at some place or other, without having been bound; `SITE_WORDS` begin the modules of a site.
+WORDS = frozenset({*SIZES, *NUMBERS, *RESERVED, *DOMAINS, *PRIMITIVES, *INITIALISERS, "d_in", "d_out", "true", "false",
+                   "training", "chance", "site", "layer", "kind", "model"})  # fmt: skip
+SITE_WORDS = frozenset({part for s in SITES for part in s.split(".")} | {*STACKS})
+LIKELY = 3  # places that come first
 RESULTS = {"form": "delta", "compose": "out", "gate": "g"}
 
 
@@ -79,7 +85,7 @@ def check_body(d: BodyDef, names: Names, works: bool) -> list[Diagnostic]:
     if works:
         return problems
     given = () if d.what == "form" else _bound_by_forms(names)
-    found = min(_attempts(d, body, params, given), key=_fit, default=[])
+    found = _at_the_best_place(d, body, params, given)
     known = {(p.code, p.span) for p in problems}
     return [called_definition(p, names) for p in (*problems, *(p for p in found if (p.code, p.span) not in known))]
 
@@ -106,12 +112,15 @@ def _bound_by_forms(names: Names) -> frozenset[str]:
     return frozenset(found)
 
 
-def _attempts(
+def _at_the_best_place(
     d: BodyDef, body: tuple[Statement, ...], params: Sequence[Param], given: Sequence[str] | frozenset[str]
-) -> Iterator[list[Diagnostic]]:
-    """What is wrong with the body at each place, up to the first at which nothing is."""
+) -> list[Diagnostic]:
+    """What is wrong with the body where it fits best: nothing, if there is a place for it."""
+    best: list[Diagnostic] | None = None
+    # a name that means nothing anywhere is a mistake at every place
+    places = islice(_places(), LIKELY if _meaningless(body, {*given, *(p.name for p in params)}) else None)
     same: tuple[Statement, ...] = (Let(("out",), Name("h")),)
-    for site, insert, z in _places():
+    for site, insert, z in places:
         row = Row(
             d.name, (), insert, body if d.what == "form" else (), body if d.what == "compose" else same,
             body if d.what == "gate" else None, span=d.name_span,
@@ -119,9 +128,19 @@ def _attempts(
         checker = _Alone(row, site, params, SYMBOLS)
         checker.given, checker.inf.names = z, {**dict.fromkeys(given, Value(POISON)), **checker.inf.names}
         checker.check()
-        yield checker.inf.problems
-        if not checker.inf.problems:
-            return
+        found = checker.inf.problems
+        if not found:
+            return []
+        if best is None or _fit(found) < _fit(best):
+            best = found
+    return best or []
+
+
+def _meaningless(body: Sequence[Statement], given: Set[str]) -> bool:
+    """Whether a name is read that neither the body nor any place gives a meaning."""
+    bound = {n for s in body for n in (s.names if isinstance(s, Let) else (getattr(s, "name", ""),))}
+    read = {n.id for s in body for n in walk(s) if isinstance(n, Name)}
+    return not read <= bound | given | WORDS | SITE_WORDS
 
 
 def _places() -> Iterator[tuple[SiteSignature, Expr | None, Value | None]]:

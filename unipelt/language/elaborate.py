@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .bodies import bound_names, unbound_result
+from .bodies import SITE_WORDS, WORDS, bound_names, unbound_result
 from .calls import Mapping, Scoped, callee, inline_calls, short_enough, substitute, substitute_all
 from .diagnostics import Diagnostic, Label, PeltError, error, instead, put
 from .ir import Columns, Method, Row, Trained
 from .library import Names
-from .primitives import DOMAINS, INITIALISERS, PRIMITIVES
+from .primitives import PRIMITIVES
 from .printer import to_text
-from .sites import NUMBERS, RESERVED, SITES, SIZES, STACKS
 from .source import after
 from .syntax import (
     Apply,
@@ -269,14 +268,12 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
 def _unknown_arguments(definition: MethodDef) -> list[Diagnostic]:
     """Names in the arguments of its `from` and `use` that are neither its parameters nor anything else. Where a slot that
     would have read the argument is replaced, nothing else would meet them."""
-    known = {p.name for p in definition.params} | {*SIZES, *NUMBERS, *RESERVED, *DOMAINS, "d_in", "d_out", "true", "false"}
-    known |= {*PRIMITIVES, *INITIALISERS, "training", "chance", "site", "layer", "kind", "model"}
-    sites = {part for s in SITES for part in s.split(".")} | {*STACKS}
+    known = WORDS | {p.name for p in definition.params}
     found = []
     for node in walk(definition):
         for call in (getattr(node, "base", None), getattr(node, "target", None)):
             for name in (n for a in call.args for n in walk(a) if isinstance(n, Name)) if isinstance(call, Apply) else ():
-                if name.id not in known and name.id not in sites:
+                if name.id not in known | SITE_WORDS:
                     found.append(Diagnostic("E0301", f"there is no `{name.id}` here", name.span, **instead(
                         name.id, known, name.span, f"parameters: {', '.join(p.name for p in definition.params) or 'none'}")))  # fmt: skip
     return found
