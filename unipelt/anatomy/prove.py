@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from .evaluating import evaluating
 from .sites import Site, SiteMap, Stack
 
 TOKENS = 4
@@ -94,7 +95,7 @@ def _pass(sites: SiteMap, model: nn.Module, base: nn.Module, root: str, inputs: 
     wanted = {root + b for s in sites.stacks for b in s.blocks}
     for s in sites.sites:
         wanted |= {p for p in (s.view.module, s.x, s.residual, s.norm) if p and s.family in ("sublayer", "embed")}
-    with _evaluating(model), contextlib.ExitStack() as hooks, torch.no_grad():
+    with evaluating(model), contextlib.ExitStack() as hooks:
         for path in wanted:
             module = model.get_submodule(path)
 
@@ -112,17 +113,6 @@ def _pass(sites: SiteMap, model: nn.Module, base: nn.Module, root: str, inputs: 
                 hooks.callback(handle.remove)
         base(**inputs)
     return seen
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _first(values: Any) -> torch.Tensor | None:

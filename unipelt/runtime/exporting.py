@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.evaluating import evaluating
 from ..language.diagnostics import error
 from .attach import _unwrapped, disabled, registry
 
@@ -63,19 +64,6 @@ def check_place(place: Path) -> None:
 
 def _data(place: Path) -> Path:
     return place.with_name(f"{place.name}.data")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside; each module's mode is as it was afterwards."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m in training:
-            m.training = True
 
 
 # ---------------------------------------------------------------- what goes in

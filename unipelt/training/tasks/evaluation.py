@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...anatomy.evaluating import evaluating
 from .task import Encoded, Example, Output, Predicting, Task, Tick
 
 #: Makes of each process's outputs those of all; the position of an example is its key.
@@ -32,7 +33,6 @@ def batches(encoded: Encoded, size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-@torch.no_grad()
 def outputs_of(model: Any, task: Task, encoded: Encoded, collator: Collator, size: int, tick: Tick | None = None,
                rank: int = 0, world: int = 1) -> dict[int, Output]:  # fmt: skip
     """The outputs of the batches that fall to process ``rank`` of ``world``, by the position of their example.
@@ -69,19 +69,5 @@ def predict(model: Any, task: Task, inputs: Sequence[Sequence[Any]], tokenizer: 
     """A record for each input; each input is a sequence with a value for each of the task's input columns."""
     if not inputs:
         return []
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         return task.predict(model, inputs, tokenizer, how)
-
-
-class evaluating:
-    """Evaluation mode inside, the mode before afterwards."""
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.was = self.model.training
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.model.train(self.was)
