@@ -6,7 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -443,14 +443,8 @@ def labels(model: nn.Module, name: str | None = None) -> Labels | None:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block this thread sees the base model. Blocks nest; an exception restores what was."""
     r = registry(_unwrapped(model))
-    if r is None:
+    with nullcontext() if r is None else r.switch.holder.within("depth"):
         yield model
-        return
-    r.switch.holder.depth += 1
-    try:
-        yield model
-    finally:
-        r.switch.holder.depth -= 1
 
 
 def parameter_groups(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -49,8 +49,9 @@ class Outputs:
     def _of_tokens(self, value: Any, layout: Layout) -> Any:
         if isinstance(value, torch.Tensor):
             tokens = value.dim() == 3 or self.spans and value.dim() == 2
-            index = layout.foretelling if self.foretells else layout.tokens
-            return picked(value, index) if tokens and whole(value, layout) else value
+            if not tokens or not whole(value, layout):
+                return value
+            return picked(value, layout.foretelling if self.foretells else layout.tokens)
         if type(value) in (tuple, list):  # hidden states
             return type(value)(picked(v, layout.tokens) if hidden(v) and whole(v, layout) else v for v in value)
         return value
@@ -80,14 +81,8 @@ def with_rows(model: nn.Module) -> Iterator[nn.Module]:
     from .attach import _unwrapped, registry
 
     r = registry(_unwrapped(model))
-    if r is None:
+    with nullcontext() if r is None else r.switch.holder.within("rows"):
         yield model
-        return
-    r.switch.holder.rows += 1
-    try:
-        yield model
-    finally:
-        r.switch.holder.rows -= 1
 
 
 def at_tokens(model: nn.Module, output: torch.Tensor) -> torch.Tensor:

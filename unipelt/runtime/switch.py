@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 #: The one name under which everything of ours is registered in a module.
 NAME = "unipelt"
@@ -20,6 +22,15 @@ class Holder(threading.local):
         self.depth = 0  # how many `disabled` blocks this thread is in
         self.rows = 0  # how many `with_rows` blocks
         self.given: dict[str, Any] = {}  # arguments of the forward pass that an `inputs` block gives
+
+    @contextmanager
+    def within(self, block: Literal["depth", "rows"]) -> Iterator[None]:
+        """Counts a block of this thread while it lasts, however it ends."""
+        setattr(self, block, getattr(self, block) + 1)
+        try:
+            yield
+        finally:
+            setattr(self, block, getattr(self, block) - 1)
 
     def __deepcopy__(self, memo: dict) -> Holder:
         return Holder()
