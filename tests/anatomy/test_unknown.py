@@ -150,3 +150,11 @@ def test_heads_that_no_edit_would_reach_are_no_site() -> None:
     with pytest.raises(unipelt.PeltError, match="E0512.*no site `attn.heads`"):
         unipelt.plan(model, heads)
     unipelt.plan(model_of(T.BertConfig(**SIZES)), heads)
+
+
+def test_a_model_of_sound_is_told_that_nothing_can_be_tried() -> None:
+    """It has no embeddings of words, and raises where it is asked for them."""
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    cut: dict[str, Any] = dict(conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1)
+    sound = T.Wav2Vec2Model(T.Wav2Vec2Config(**sizes, **cut, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2))
+    assert "`input_values`" in refuted(find(model_of(T.BertConfig(**SIZES))), sound, sound)

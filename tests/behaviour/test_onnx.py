@@ -15,7 +15,7 @@ import torch
 from names import name as named
 from small import declared
 from tiny import VOCAB, batch, build, put
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 import unipelt
 from unipelt.runtime import exporting
@@ -148,6 +148,9 @@ def test_what_is_seen_before_tracing(tmp_path, monkeypatch):
     refused("E0611", unipelt.export_onnx, m, tmp_path / "there.onnx")
     assert (tmp_path / "there.onnx").read_text() == "mine"
     assert "`input_features`" in refused("E0754", unipelt.export_onnx, build("whisper", layers=1), tmp_path / "m.onnx")
+    pictures = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))  # of any size
+    assert "`pixel_values`" in refused("E0754", unipelt.export_onnx, pictures, tmp_path / "m.onnx")
+    refused("E0501", unipelt.export_onnx, torch.nn.Linear(2, 2), tmp_path / "m.onnx")
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n.startswith("onnx") else found(n, *a))
     assert "onnx and onnxscript" in refused("E0752", unipelt.export_onnx, m, tmp_path / "m.onnx")

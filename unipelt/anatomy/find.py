@@ -53,11 +53,17 @@ def _whole(name: str, seen: tuple[str, ...] = (), own: Mapping[str, AnatomyDef] 
     return replace(a, entries=tuple((n, t) for n, t in entries.items() if t))
 
 
-def find(model: nn.Module) -> SiteMap:
-    """The map of a model's sites; an architecture that no anatomy fits is an error that says what was tried."""
+def config_of(model: nn.Module) -> Any:
+    """The configuration that every transformers model has; what has none is an error (E0501)."""
     config = getattr(model, "config", None)
     if config is None:
         raise error("E0501", f"{type(model).__name__} is not a transformers model: it has no `config`")
+    return config
+
+
+def find(model: nn.Module) -> SiteMap:
+    """The map of a model's sites; an architecture that no anatomy fits is an error that says what was tried."""
+    config = config_of(model)
     base = getattr(model, "base_model", model)
     prefix = next((n for n, m in model.named_modules() if m is base), "")
     kind = str(getattr(config, "model_type", "")).replace("-", "_")

@@ -36,11 +36,11 @@ class Pass:
 
 def refuted(sites: SiteMap, model: nn.Module, base: nn.Module) -> str:
     """What of a map is not so in the model, in words; nothing if it stands the proof."""
-    inputs = _inputs(base, sites.stacks)
-    if inputs is None:
-        return f"it reads `{getattr(base, 'main_input_name', '')}`, with which nothing can be tried here"
     root = f"{sites.prefix}." if sites.prefix else ""
     try:
+        inputs = _inputs(base, sites.stacks)
+        if inputs is None:
+            return f"it reads `{getattr(base, 'main_input_name', '')}`, with which nothing can be tried here"
         first = _pass(sites, model, base, root, inputs)
         second = _pass(sites, model, base, root, _changed(inputs)) if "input_ids" in inputs else None
     except Exception as e:  # noqa: BLE001 - whatever a strange model's forward raises
@@ -75,9 +75,11 @@ def _inputs(base: nn.Module, stacks: Sequence[Stack]) -> dict[str, torch.Tensor]
     if name == "pixel_values" and isinstance(size := getattr(config, "image_size", None), int):
         own = next(base.parameters())
         return {name: torch.linspace(-1, 1, config.num_channels * size**2, device=own.device, dtype=own.dtype).reshape(1, -1, size, size)}
+    if name != "input_ids":
+        return None  # asked first: models of sound have no embeddings and raise where they are asked for them
     embeddings: Any = getattr(base, "get_input_embeddings", None)
     weight = getattr(embeddings() if callable(embeddings) else None, "weight", None)
-    if name != "input_ids" or weight is None:
+    if weight is None:
         return None
     ids = torch.arange(TOKENS + 1, 2 * TOKENS + 1, device=weight.device)[None] % len(weight)
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -151,8 +153,11 @@ def _embedded(seen: Pass, block: str, sites: Sequence[Site]) -> str:
 
 
 def _ahead(stack: Stack, first: Pass, second: Pass, root: str) -> str:
-    a, b = (p.left[root + stack.blocks[-1]].reshape(TOKENS, -1)[:-1] for p in (first, second))
-    sees = not _same(a, b)
+    block = root + stack.blocks[-1]
+    a, b = (p.left.get(block) for p in (first, second))
+    if a is None or b is None or a.numel() % TOKENS:
+        return f"what leaves `{block}` has no entry for each token"
+    sees = not _same(a.reshape(TOKENS, -1)[:-1], b.reshape(TOKENS, -1)[:-1])
     if sees == stack.causal:
         return "its tokens see later ones, and its attention says they do not" if sees else (
             "its tokens see no later ones, and its attention does not say so (`is_causal`)")  # fmt: skip

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from ..anatomy.evaluating import evaluating
+from ..anatomy.find import config_of
 from ..language.diagnostics import error
 from .attach import _unwrapped, disabled, registry
 
@@ -85,11 +86,11 @@ class Input:
 
 
 def _inputs(model: nn.Module, names: Sequence[str]) -> list[Input]:
-    config: Any = model.config
+    config = config_of(model)
     main = getattr(model, "main_input_name", "input_ids")
     tokens: tuple[str | int, ...] = (ROWS, TOKENS)
     found: list[Input]
-    if main == "pixel_values":
+    if main == "pixel_values" and all(hasattr(config, n) for n in ("image_size", "num_channels")):
         size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         found = [Input(main, (ROWS, config.num_channels, *size))]
     elif main == "input_ids":
