@@ -8,8 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..language.diagnostics import Diagnostic, PeltError, error
+from ..language.diagnostics import Diagnostic, PeltError, counted, error
 from ..language.format import format_text
+from ..language.loading import pelt_files
 from ..language.source import read
 from .output import emit, report, say
 
@@ -20,7 +21,7 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
         if len(paths) > 1:
             raise error("E0127", "`-` is stdin, and stands alone", help="format the files in another call")
         return _stdin(check_only, diff)
-    files = [f for p in paths for f in _files(Path(p))]
+    files = [f for p in paths for f in pelt_files(Path(p))]
     changed: list[str] = []
     problems: list[Diagnostic] = []
     for file in files:
@@ -46,17 +47,8 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
         verb = "would change" if check_only or diff else "changed"
         for name in changed if not diff else ():
             print(f"{name}: {verb}")
-        say(f"{len(files)} file{'s' * (len(files) != 1)}: {len(changed)} {verb}")
+        say(f"{counted(len(files), 'file')}: {len(changed)} {verb}")
     return not problems and not (changed and (check_only or diff))
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(path.rglob("*.pelt"))
-    if not found:
-        raise error("E0407", f"the folder {path} holds no .pelt file", help="name a `.pelt` file, or a folder that holds some")
-    return found
 
 
 def _stdin(check_only: bool, diff: bool) -> bool:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..language.diagnostics import PeltError
-from ..language.loading import Checked, check_all, library
+from ..language.diagnostics import PeltError, counted, plural
+from ..language.loading import Checked, check_all, library, pelt_files
 from .output import emit, report, say
-
-PLURALS = {"anatomy": "anatomies"}
 
 
 def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: bool = False) -> bool:
     """Check files and folders, after their mistakes were fixed where ``fix`` asks for it; whether all is well."""
-    if fix:
-        _fix(paths, quiet=as_json or as_sarif)
     try:
+        if fix:
+            _fix(paths, quiet=as_json or as_sarif)
         found = check_all(paths)
     except PeltError as e:
         if not as_sarif:
@@ -51,12 +49,12 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
             elif not c.diagnostics:
                 print(f"{c.kind} {c.name}: ok")
     total = Counter(c.kind for c in found)
-    words = ", ".join(f"{n} {plural(kind, n)}" for kind, n in total.items())
+    words = ", ".join(counted(n, kind) for kind, n in total.items())
     mistakes = sum(d.severity == "error" for d in diagnostics)
     if good:
         print(f"{words}: all well" if found else "nothing is defined here")
     else:
-        say(f"\n{words}: {mistakes} {plural('mistake', mistakes)} in {sum(broken.values())} of them")
+        say(f"\n{words}: {counted(mistakes, 'mistake')} in {sum(broken.values())} of them")
     return good
 
 
@@ -66,7 +64,7 @@ def _fix(paths: list[Path], quiet: bool) -> None:
     from ..language.source import read
     from .layout import write
 
-    for file in [f for p in paths for f in (sorted(p.rglob("*.pelt")) if p.is_dir() else [p])]:
+    for file in [f for p in paths for f in pelt_files(p)]:
         try:
             text, done = fixed(read(file).text, str(file))
         except PeltError:
@@ -82,10 +80,6 @@ def _fix(paths: list[Path], quiet: bool) -> None:
 
 #: Up to this many definitions, each gets a line of its own.
 SHOWN = 12
-
-
-def plural(word: str, n: int) -> str:
-    return word if n == 1 else PLURALS.get(word, f"{word}s")
 
 
 def list_library(everything: bool, as_json: bool) -> None:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import Diagnostic, PeltError, error
+from ..language.diagnostics import Diagnostic, PeltError, counted, error, plural
 from ..language.ir import Method
-from .methods import plural
 from .output import emit, say, table
 
 SHOWN = 40
@@ -129,7 +128,7 @@ def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method |
     for reason, n, example in found.reasons():
         say(f"  {n:>4} × {reason}\n         for example {', '.join(f'{k} {v}' for k, v in example.columns)}")
     if files:
-        say(f"written to {asked.out}: {len(files)} {plural('file', len(files))}")
+        say(f"written to {asked.out}: {counted(len(files), 'file')}")
 
 
 def _why(found: Sequence[Diagnostic]) -> list[Diagnostic]:

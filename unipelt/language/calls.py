@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .diagnostics import error, instead, put
+from .diagnostics import counted, error, instead, put
 from .ir import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
 from .library import Names, title
 from .primitives import INITIALISERS, PRIMITIVES
@@ -110,10 +110,6 @@ def fitting(value: Expr, type_: str) -> dict[str, Any]:
     if known and isinstance(name, Name):
         return instead(name.id, known, name.span, f"known: {', '.join(known)}")
     return {"help": misfit(value, type_) or EXAMPLES.get(type_, "")}
-
-
-def counted(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def _retyped(passed: Param, type_: str, listed: str) -> dict[str, Any]:

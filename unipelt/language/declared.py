@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .calls import counted
-from .diagnostics import Label, instead, put
+from .diagnostics import Label, counted, instead, put
 from .infer import Inference
 from .primitives import INITIALISERS
 from .printer import to_text

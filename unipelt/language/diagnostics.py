@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 from .syntax import NOWHERE, Span
 
 Severity = Literal["error", "warning"]
+_PLURALS = {"anatomy": "anatomies"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,26 @@ def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """A help sentence that names the nearest known word, or nothing."""
     found = nearest(word, known, cutoff)
     return f"a name that is close exists: `{found}`" if found else ""
+
+
+def plural(word: str, n: int) -> str:
+    """The word for so many."""
+    return word if n == 1 else _PLURALS.get(word, f"{word}s")
+
+
+def counted(n: int, word: str) -> str:
+    return f"{n} {plural(word, n)}"
+
+
+def near_path(path: Path, folders: bool = False) -> str:
+    """A help sentence that names what lies where a path first goes wrong, or nothing; only ``folders``, where asked."""
+    try:
+        while not path.parent.exists() and path.parent != path:
+            path = path.parent
+        found = near(path.name, [f.name for f in path.parent.iterdir() if f.is_dir() or not folders])
+    except OSError:  # what cannot be listed has no names to offer
+        return ""
+    return f"in `{path.parent}` {found}" if found and path.parent != Path() else found
 
 
 def instead(word: str, known: Iterable[str], span: Span, otherwise: str = "", *, kind: str = "name", cutoff: float = 0.6) -> dict[str, Any]:

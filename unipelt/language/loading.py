@@ -134,15 +134,22 @@ def check(path: Path) -> list[Checked]:
     """Every definition of a ``.pelt`` file, or of every such file below a folder, with its mistakes."""
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.rglob("*.pelt"))
-        if not files:
-            raise error("E0407", f"the folder {path} holds no .pelt file", help="name a `.pelt` file, or a folder that holds some")
-        return check_all(files)
+        return check_all(pelt_files(path))
     try:
         file = parse_path(path)
     except PeltError as e:
         return [Checked(path.name, "file", e.diagnostics)]
     return _check_file(file, path)
+
+
+def pelt_files(path: Path) -> list[Path]:
+    """The file itself, or every ``.pelt`` file below a folder; refuses a folder without any."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.rglob("*.pelt"))
+    if not found:
+        raise error("E0407", f"the folder {path} holds no .pelt file", help="name a `.pelt` file, or a folder that holds some")
+    return found
 
 
 def check_all(paths: Sequence[Path]) -> list[Checked]:

@@ -24,7 +24,7 @@ from torch import nn
 from ..anatomy.find import find
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
-from ..language.diagnostics import error, near
+from ..language.diagnostics import error, near_path
 from ..language.ir import Method, as_file
 from ..language.loading import parse
 from ..language.printer import to_text
@@ -302,7 +302,7 @@ def verify(folder: Path) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """``adapter.json``, checked for form and version."""
     if not folder.is_dir():
-        raise error("E0577", f"there is no folder {folder}", help=_near(folder) or "check the path and the spelling")
+        raise error("E0577", f"there is no folder {folder}", help=near_path(folder, folders=True) or "check the path and the spelling")
     path = folder / MANIFEST
     for n in (MANIFEST, WEIGHTS, METHOD):
         if not (folder / n).is_file():
@@ -328,10 +328,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if key not in manifest or not isinstance(manifest[key], type_) or isinstance(manifest[key], bool) != (type_ is bool):
             raise error("E0578", f"{path} is broken: its `{key}` is not {what}")
     return manifest
-
-
-def _near(folder: Path) -> str:
-    return near(folder.name, [f.name for f in folder.parent.iterdir() if f.is_dir()]) if folder.parent.is_dir() else ""
 
 
 def _readable(folder: Path, what: str, version: Version, own: str, code: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import error, near
+from ..language.diagnostics import error, near_path
 
 WEIGHTS, MANIFEST, METHOD, README = "adapter.safetensors", "adapter.json", "method.pelt", "README.md"
 #: What a run keeps beside its adapter: what was asked, what `unipelt eval` and `predict` need, what was reached.
@@ -123,7 +123,7 @@ def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
         raise error("E0821", f"`{name}` has no revision `{revision}`", help="name a branch, a tag or a commit") from None
     except errors.RepositoryNotFoundError:
         raise error("E0821", f"there is no folder `{name}` here, and no repository of that name on the hub that you may see",
-                    help=_beside(name) or "check the spelling; for a private repository log in with `hf auth login`") from None  # fmt: skip
+                    help=near_path(Path(name), folders=True) or "check the spelling; for a private repository log in with `hf auth login`") from None  # fmt: skip
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as e:
         offline = e.__cause__ is None or isinstance(e.__cause__, errors.OfflineModeIsEnabled)
         why = "the hub is switched off (HF_HUB_OFFLINE)" if offline else _reason(e.__cause__ or e)
@@ -131,7 +131,7 @@ def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
             raise error("E0823", f"`{whole}` cannot be pushed: {why}", help="try again with a network, and without HF_HUB_OFFLINE") from None
         raise error("E0823", f"there is no folder `{whole}` here, and from the hub it cannot be fetched: {why}"
                     + (", and it was not fetched before" if offline else ""),
-                    help=_beside(name) or "check the path, or try again with a network") from None  # fmt: skip
+                    help=near_path(Path(name), folders=True) or "check the path, or try again with a network") from None  # fmt: skip
     except errors.HfHubHTTPError as e:
         status = e.response.status_code
         told = " ".join(str(e.server_message or "").split())
@@ -149,13 +149,6 @@ def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
 def _reason(e: BaseException) -> str:
     text = " ".join((getattr(e, "strerror", None) or str(e) or type(e).__name__).split())
     return text if len(text) <= 200 else text[:197] + "…"
-
-
-def _beside(name: str) -> str:
-    """A folder here whose name is close to a path that was read as a name on the hub."""
-    path = Path(name)
-    found = near(path.name, [f.name for f in path.parent.iterdir() if f.is_dir()]) if path.parent.is_dir() else ""
-    return found.replace("a name that is close exists", f"in `{path.parent}` a folder that is close exists")
 
 
 def _cached(name: str, revision: str | None) -> str:

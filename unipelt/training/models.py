@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import PeltError, error, near
+from ..language.diagnostics import PeltError, error, near_path
 from .tasks import Task, kind
 
 
@@ -155,14 +155,13 @@ def _unloadable(model: str, what: str, e: BaseException) -> PeltError:
     reason = " ".join(str(e).split()) or type(e).__name__
     if isinstance(e, OSError) and e.errno is not None and not place.exists():
         reason = str(e.strerror)
-    beside = [f.name for f in place.parent.iterdir()] if not place.exists() and place.parent.is_dir() else []
     if not place.exists() and ("/" not in model.strip("/") or model.startswith((".", "/", "~"))):
         return error("E0613", f"there is no model folder `{model}`",
-                     help=near(place.name, beside) or "name a folder made by `save_pretrained`, or a hub name")  # fmt: skip
+                     help=near_path(place) or "name a folder made by `save_pretrained`, or a hub name")  # fmt: skip
     if len(reason) > 300:
         reason = reason[:297] + "…"
     if not place.exists():
         return error("E0613", f"there is no folder `{model}` here, and the {what} of that name on the hub cannot be loaded: {reason}",
-                     help=near(place.name, beside) or "check the spelling and the network; for a private model, `hf auth login`")  # fmt: skip
+                     help=near_path(place) or "check the spelling and the network; for a private model, `hf auth login`")  # fmt: skip
     return error("E0613", f"the {what} `{model}` cannot be loaded: {reason}",
                  help="name a folder made by `save_pretrained` that has its configuration, weights and tokenizer")  # fmt: skip

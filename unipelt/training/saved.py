@@ -9,7 +9,7 @@ from typing import Any
 
 import unipelt
 
-from ..language.diagnostics import error, near
+from ..language.diagnostics import counted, error, near_path
 from ..runtime.hub import TASK, located
 from . import data as reading
 from .config import TaskOptions
@@ -45,9 +45,8 @@ def load_run(
     """
     place = located(folder)
     if not place.is_dir():
-        beside = [f.name for f in place.parent.iterdir() if f.is_dir()] if place.parent.is_dir() else []
         raise error("E0615", f"`{place}` is a file, not a folder" if place.exists() else f"there is no folder `{place}`",
-                    help=near(place.name, beside) or "name the `--out` folder of `unipelt train`")  # fmt: skip
+                    help=near_path(place, folders=True) or "name the `--out` folder of `unipelt train`")  # fmt: skip
     if not (place / TASK).is_file():
         raise error("E0615", f"`{place}` holds no finished run: `{TASK}` is missing",
                     help="name the `--out` folder of `unipelt train`; a run cut short goes on with `--resume`")  # fmt: skip
@@ -109,7 +108,7 @@ def predict_run(run: Run, inputs: Sequence[Sequence[Any]], max_new_tokens: int |
     wanted = run.task.inputs
     for given in inputs:
         if len(given) != len(wanted) or not all(part.strip() if isinstance(part, str) else part for part in given):
-            raise error("E0607", f"the task reads {len(wanted)} text{'s' * (len(wanted) > 1)} each, none of them empty",
+            raise error("E0607", f"the task reads {counted(len(wanted), 'text')} each, none of them empty",
                         help="give texts, or a file with the columns " + ", ".join(wanted))  # fmt: skip
     with quiet():
         return predict(run.model, run.task, inputs, run.tokenizer, Predicting(run.batch_size, max_new_tokens, tick))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ...language.diagnostics import error
+from ...language.diagnostics import error, near_path
 from ...language.syntax import Span
 from .formats import SUFFIXES, parse
 from .hub import PREFIX, names_a_data_set, read_hub
-from .split import Data, Split, listed, near_path
+from .split import Data, Split, listed
 
 SPLITS = {
     "train": ("train", "training"),

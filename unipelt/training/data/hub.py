@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...language.diagnostics import error
+from ...language.diagnostics import error, near_path
 from .formats import class_names, name_classes
-from .split import Data, Split, near_path
+from .split import Data, Split
 
 PREFIX = "hub:"
 #: As the hub allows them: `name` or `owner/name`; a configuration may follow after a colon.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from ...language.diagnostics import Diagnostic, PeltError, near
+from ...language.diagnostics import Diagnostic, PeltError
 
 #: After so many mistakes of a kind only their number is said.
 SHOWN = 5
@@ -68,13 +67,6 @@ def raise_all(problems: Sequence[Diagnostic]) -> None:
         if more > 0:
             shown[-1] = replace(shown[-1], message=f"{shown[-1].message} (and {more} more like this)")
         raise PeltError(shown)
-
-
-def near_path(path: Path) -> str:
-    """A help sentence that names what lies where a path first goes wrong, or nothing."""
-    while not path.parent.exists() and path.parent != path:
-        path = path.parent
-    return near(path.name, [f.name for f in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
 def kind_of_value(value: object) -> str:
