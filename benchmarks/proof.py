@@ -94,8 +94,10 @@ def drawn(count: int, part: tuple[int, int], out: Path, first: int = 0) -> dict[
 
 
 def write(out: Path, record: dict[str, Any]) -> None:
+    """A half that was not run keeps its record."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    kept = json.loads(out.read_text()) if out.exists() else {}
+    out.write_text(json.dumps(kept | record, indent=1) + "\n")
 
 
 def joined(records: list[dict[str, Any]]) -> dict[str, Any]:

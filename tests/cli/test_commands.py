@@ -334,3 +334,20 @@ def test_a_closed_pipe():
         env={**os.environ},
     )  # fmt: skip
     assert done.stdout.count("\n") == 1 and not done.stderr
+
+
+def test_sarif_says_too_that_there_is_nothing_to_fix(tmp_path):
+    found = parsed("check", "--fix", "--sarif", tmp_path, code=1)
+    assert [r["ruleId"] for r in found["runs"][0]["results"]] == ["E0407"]
+
+
+@pytest.mark.parametrize("command, alone", [("export", True), ("push", True), ("generate", True), ("train", False), ("--help", False)])
+def test_only_what_processes_share_runs_under_a_launcher(command, alone, capsys):
+    from unipelt.cli.main import _one_process
+
+    if not alone:
+        assert _one_process([command]) is None
+        return
+    with pytest.raises(SystemExit) as left:
+        _one_process([command])
+    assert left.value.code == 1 and f"error[E0667]: `unipelt {command}`" in capsys.readouterr().err

@@ -38,8 +38,9 @@ TRAIN = ["-m", "bert", "-d", "intents", "-o", "run", "--max-length", "16", "--ep
     (["show", ""], "E0401", "`` names no method"),
     (["show", "bert"], "E0401", "it has no method.pelt"),
     (["check", "runs"], "E0407", "a folder that holds some"),
+    (["check", "--fix", "runs"], "E0407", "a folder that holds some"),
     (["fmt", "runs"], "E0407", "a folder that holds some"),
-    (["plan", "lora", "-m", "models/lama"], "E0613", "a name that is close exists: `llama`"),
+    (["plan", "lora", "-m", "models/lama"], "E0613", "in `models` a name that is close exists: `llama`"),
     (["plan", "lora", "-m", "someone/model"], "E0613", "check the spelling and the network"),
     (["plan", "lora", "-m", "bert", "--task", "causal-lm"], "E0633", "reads in both directions"),
     (["train", "lora", "-m", "bert", "-d", "completed", "-o", "run", "--max-length", "16"], "E0633", "reads in both directions"),
@@ -52,6 +53,7 @@ TRAIN = ["-m", "bert", "-d", "intents", "-o", "run", "--max-length", "16", "--ep
     (["train", "prompt_tuning", *TRAIN, "--set", 'start=tokens("")'], "E0522", "words that the tokenizer knows"),
     (["train", "full", *TRAIN, "--lr", "1e9", "--no-checkpoints"], "E0573", "a lower learning rate"),
     (["eval", "rns", "-d", "intents"], "E0615", "a name that is close exists: `runs`"),
+    (["push", "rns", "me/x", "--dry-run"], "E0577", "a name that is close exists: `runs`"),
     (["predict", "notes.txt", "hello"], "E0615", "is a file, not a folder"),
     (["cross", "lora", "mam"], "E0802", "`--row-b`"),
 ])  # fmt: skip

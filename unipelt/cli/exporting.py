@@ -61,7 +61,7 @@ def _load(folder: str, model: str | None, task: str | None, force: bool, argumen
 
     place = located(folder)
     if (place / TASK).is_file() or not (place / MANIFEST).is_file():
-        if task is not None:
+        if task is not None and (place / TASK).is_file():
             raise typer.BadParameter(f"the run in {folder} has its task already: leave --task out")
         run = load_run(folder, model, force, arguments)
         return run.model, run.tokenizer, run.name

@@ -11,6 +11,10 @@ from ..training import ranks
 from .output import MISTAKES, OK, USAGE, guarded
 
 
+#: The commands that several processes share; of any other each would read, print and write the same.
+SPREAD = ("train", "eval")
+
+
 def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
@@ -46,7 +50,7 @@ def _together(app: Callable[..., object], arguments: list[str]) -> None:
 
 @guarded
 def _one_process(command: list[str]) -> None:
-    if command[:1] in (["predict"], ["merge"], ["push"]):
+    if command and not command[0].startswith("-") and command[0] not in SPREAD:
         raise error("E0667", f"`unipelt {command[0]}` runs in one process", help="call it without the launcher")
 
 

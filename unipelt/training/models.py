@@ -103,9 +103,12 @@ def load_plain(model: str, task: str) -> Any:
     try:
         with quiet():
             auto = getattr(transformers, "AutoModel" if wanted is None else wanted.auto_for(config))
-            return auto.from_pretrained(model, dtype=torch.float32).eval()
+            loaded = auto.from_pretrained(model, dtype=torch.float32).eval()
     except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
+    if wanted is not None:
+        wanted.check_model(model, loaded)
+    return loaded
 
 
 def load_config_model(path: str, task: str) -> Any:

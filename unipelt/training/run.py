@@ -27,7 +27,7 @@ import unipelt
 
 from ..language.diagnostics import error, near
 from ..runtime.card import replaceable
-from ..runtime.hub import METRICS, README, RUN, TASK, public_name
+from ..runtime.hub import MANIFEST, METHOD, METRICS, README, RUN, TASK, WEIGHTS, public_name
 from ..runtime.sharding import is_sharded
 from . import data as reading
 from . import ranks
@@ -44,7 +44,7 @@ from .watching import Watching
 NAME = "trained"
 CHECKPOINTS, LOGS, STAGING = "checkpoints", "logs", ".adapter"
 #: What a run writes. `--overwrite` removes these, a model card that nobody has edited, and nothing else.
-WRITTEN = ("adapter.safetensors", "adapter.json", "method.pelt", TASK, METRICS, RUN, DATA, *PICTURES)
+WRITTEN = (WEIGHTS, MANIFEST, METHOD, TASK, METRICS, RUN, DATA, *PICTURES)
 #: Above this share of trained parameters a run is fine-tuning, and wants fine-tuning's learning rate.
 FINE_TUNING_SHARE = 0.2
 #: Optimizers that act on each entry by itself, so on a part of a tensor as on all of it.
@@ -414,7 +414,7 @@ def _finish(folder: Path, config: TrainConfig, result: Result, best: int | None,
             (folder / CHECKPOINTS).rmdir()  # the Trainer makes its folder in any case
         if not replaceable(folder / README):
             (staging / README).unlink()
-        for file in sorted(staging.iterdir(), key=lambda f: (f.name == "adapter.json", f.name)):
+        for file in sorted(staging.iterdir(), key=lambda f: (f.name == MANIFEST, f.name)):
             os.replace(file, folder / file.name)
         shutil.rmtree(staging.parent)
         write_json(folder / TASK, {"version": 1, "model": absolute(config.model), "seed": config.seed,
