@@ -46,7 +46,7 @@ def refuted(sites: SiteMap, model: nn.Module, base: nn.Module) -> str:
     except Exception as e:  # noqa: BLE001 - whatever a strange model's forward raises
         return f"a small pass fails: {type(e).__name__}: {' '.join(str(e).split())[:200]}"
     for stack in sites.stacks:
-        for block in dict.fromkeys((stack.blocks[0], stack.blocks[-1])):
+        for block in _ends(stack):
             wrong = _block(first, root + block, [s for s in sites.sites if s.block == block and s.stack == stack.name])
             if wrong:
                 return wrong
@@ -65,6 +65,11 @@ def dispatches(module: nn.Module) -> bool:
 def without_heads(sites: SiteMap, model: nn.Module) -> SiteMap:
     """The map without the heads of attention that no edit would reach."""
     return replace(sites, sites=tuple(s for s in sites.sites if s.family != "heads" or dispatches(model.get_submodule(s.view.module))))
+
+
+def _ends(stack: Stack) -> tuple[str, ...]:
+    """The blocks that are asked about: the first and the last."""
+    return tuple(dict.fromkeys((stack.blocks[0], stack.blocks[-1])))
 
 
 # ---------------------------------------------------------------- the passes
@@ -94,9 +99,11 @@ def _changed(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _pass(sites: SiteMap, model: nn.Module, base: nn.Module, root: str, inputs: dict[str, torch.Tensor]) -> Pass:
     seen = Pass()
-    wanted = {root + b for s in sites.stacks for b in s.blocks}
+    asked = {b for s in sites.stacks for b in _ends(s)}
+    wanted = {root + b for b in asked}
     for s in sites.sites:
-        wanted |= {p for p in (s.view.module, s.x, s.residual, s.norm) if p and s.family in ("sublayer", "embed")}
+        if s.family == "embed" or s.family == "sublayer" and s.block in asked:
+            wanted |= {p for p in (s.view.module, s.x, s.residual, s.norm) if p}
     with evaluating(model), contextlib.ExitStack() as hooks:
         for path in wanted:
             module = model.get_submodule(path)
