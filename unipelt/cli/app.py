@@ -1,4 +1,7 @@
-"""The commands of `unipelt` and their options. What they do is in `methods` and `runs`."""
+"""The commands of `unipelt`: what each is called, takes and tells of itself. What they do is in the modules that they import when they run.
+
+Options that several have are in `options`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ import typer
 
 from .. import __version__
 from .exporting import export
+from .options import (
+    AllowFuture, AnswerAfter, Arguments, AsJson, Base, Chat, Data, Folder, Force, Generate, HeadName, LabelColumn, LabelWords, Loss, MaxLength,
+    MaxTargetLength, MethodName, NewFolder, Pattern, Rebound, RowName, TaskName, TextColumns,
+)  # fmt: skip
 from .output import MISTAKES, guarded
 
 app = typer.Typer(
@@ -20,54 +27,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-MethodName = Annotated[
-    str, typer.Argument(metavar="METHOD", help="A method of the library, a `.pelt` file (`file.pelt:name`), or `a+b`.")
-]
-Arguments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument of the method; repeatable.")
-]
-AllowFuture = Annotated[
-    bool, typer.Option("--allow-future", help="Allow a method that sees later tokens on a causal model.")
-]
-HeadName = Annotated[
-    str | None, typer.Option("--head", help="Add a head of the library, such as `mean`. Default: the model's own.")
-]
-
-
-Data = Annotated[
-    str, typer.Option("--data", "-d", help="A jsonl, csv or Parquet file, a folder of splits, or `hub:NAME`, a data set of the hub.")
-]
-TaskName = Annotated[
-    str | None,
-    typer.Option(help="sequence-classification, token-classification, question-answering, causal-lm, seq2seq or pet; "
-                 "default: by the data."),
-]  # fmt: skip
-TextColumns = Annotated[str | None, typer.Option(help="The text column; two, as in `premise,hypothesis`, for pairs.")]
-LabelColumn = Annotated[
-    str | None, typer.Option(help="The column of labels, tags or answers; several of 0 and 1, as in `spam,rude`, for multi-label.")
-]
-ProblemType = Annotated[str | None, typer.Option(help="single_label, multi_label or regression; default: by the values.")]
-Pattern = Annotated[
-    str | None, typer.Option(help="A template of the input, as in `{text} It was {mask}.`; `{prompt:3}` for pseudo-tokens.")
-]
-LabelWords = Annotated[
-    str | None, typer.Option("--words", help="pet: the labels' words in their order, or `0=bad,1=good|fine`, or a JSON file.")
-]
-Loss = Annotated[str | None, typer.Option(help="causal-lm: count `completion` tokens only, or `all`.")]
-Chat = Annotated[bool, typer.Option("--chat", help="causal-lm: put prompts and answers into the tokenizer's chat template.")]
-Stride = Annotated[int | None, typer.Option(help="question-answering: tokens that windows of a long context share.")]
-MaxLength = Annotated[
-    int | None,
-    typer.Option(help="Tokens per example; longer ones are cut, and counted. Default: 128, and 384 for question-answering."),
-]
-MaxTargetLength = Annotated[int | None, typer.Option(help="Tokens of a target or of a generated answer. Default: 128.")]
-Generate = Annotated[
-    bool | None,
-    typer.Option("--generate/--no-generate", help="BLEU, chrF, ROUGE and exact match of generated answers; seq2seq does by itself."),
-]
-AnswerAfter = Annotated[str | None, typer.Option(help="Exact match looks behind the last of these marks, as in GSM8K's `####`.")]
 
 
 def _versions(wanted: bool) -> None:
@@ -185,10 +144,6 @@ def plan(
     plan_method(method, model, task, arguments or [], head, allow_future, as_json)
 
 
-NewFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Write each member as a `.pelt` file into this new folder.")]
-RowName = Annotated[str | None, typer.Option("--row", help="The row, where the method has several.")]
-
-
 @app.command()
 @guarded
 def equal(first: MethodName, second: MethodName, as_json: AsJson = False) -> None:
@@ -274,13 +229,13 @@ def train(
     task: TaskName = None,
     text: TextColumns = None,
     label: LabelColumn = None,
-    problem_type: ProblemType = None,
+    problem_type: Annotated[str | None, typer.Option(help="single_label, multi_label or regression; default: by the values.")] = None,
     pattern: Pattern = None,
     words: LabelWords = None,
     loss: Loss = None,
     chat: Chat = False,
     pack: Annotated[bool, typer.Option("--pack", help="causal-lm: train on several examples in one row.")] = False,
-    stride: Stride = None,
+    stride: Annotated[int | None, typer.Option(help="question-answering: tokens that windows of a long context share.")] = None,
     max_target_length: MaxTargetLength = None,
     generate: Generate = None,
     answer_after: AnswerAfter = None,
@@ -350,17 +305,6 @@ def train(
 def columns_of(text: str | None) -> tuple[str, ...] | None:
     """The columns that `--text` names."""
     return tuple(c.strip() for c in text.split(",")) if text else None
-
-
-Folder = Annotated[
-    str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or `user/name[@revision]` on the hub.")
-]
-Base = Annotated[str | None, typer.Option("--model", "-m", help="The base model; default: the one trained on.")]
-Rebound = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument anew that leaves the tensors as they are, as `drop=5`."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Attach to a base with other weights than the one trained on.")]
 
 
 @app.command("eval")

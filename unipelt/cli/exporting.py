@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..language.diagnostics import error
+from .options import AsJson, Base, Force, Rebound
 from .output import emit, guarded, say
 
 
@@ -15,17 +16,14 @@ from .output import emit, guarded, say
 def export(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or a saved adapter's.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The file to write, with the ending .onnx.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The base model; default: the one that the run trained on.")] = None,
+    model: Base = None,
     task: Annotated[
         str | None, typer.Option(help="Of an adapter that no run made: the task whose model it is for, as in `train`; default: base.")
     ] = None,
     merged: Annotated[bool, typer.Option("--merge", help="Merge the adapter first: a smaller graph, where the method merges.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Attach to a base with other weights than the one trained on.")] = False,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument anew that leaves the tensors as they are, as `drop=5`."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    force: Force = False,
+    arguments: Rebound = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a saved adapter with its model as an ONNX file, and compare the file with the model (with onnxruntime)."""
     from ..runtime.exporting import INSTALL, check_place
@@ -54,9 +52,8 @@ def _load(folder: str, model: str | None, task: str | None, force: bool, argumen
     """An adapted model, its tokenizer if it reads text, and the adapter's name."""
     import unipelt
 
-    from ..runtime.hub import MANIFEST, located
+    from ..runtime.hub import MANIFEST, TASK, located
     from ..training.models import load_plain, load_tokenizer, quiet
-    from ..training.run import TASK
     from ..training.saved import load_run
 
     place = located(folder)
