@@ -1,20 +1,25 @@
 """The corpus of wrong programs: what is said of each, to the letter.
 
-``tests/bad/NAME.pelt`` is a wrong program, ``NAME.txt`` what `unipelt check` says of it. An expected output is changed by
-a person who has read it: ``python tests/test_bad.py --write`` writes only those that are not there, so that one that
-is to change is deleted first.
+``tests/bad/NAME.pelt`` is a wrong program, ``NAME.txt`` what `unipelt check` says of it, the folder ``NAME`` holds what it
+imports. An expected output is changed by a person who has read it: ``python tests/test_bad.py --write`` writes only those
+that are not there, so that one that is to change is deleted first. What cannot lie in a repository (a pipe, a link to itself,
+a mebibyte) is built where it is checked.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from unipelt.language import source
 from unipelt.language.explain import pages
 from unipelt.language.loading import check
 from unipelt.language.render import render_all
@@ -40,6 +45,108 @@ def test_what_is_said(path: Path) -> None:
     assert output(path) == expected.read_text("utf-8")
 
 
+# ---------------------------------------------------------------- what is built where it is checked
+
+LOW = "form low(r: int) {\n  A: [d_in, r]  ~ normal(0.02)\n  B: [r, d_out] ~ zeros\n  delta = z @ A @ B\n}\n"
+WORDS = "\n".join(f"compose c{i} = h" for i in range(6251))
+
+
+def importing(*paths: str, then: str = "") -> str:
+    return "".join(f'import "{p}"\n' for p in paths) + then + "compose twice = h + 2 * delta\n"
+
+
+def written(path: Path, text: str | bytes = LOW) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that the system refuses to read, also to the superuser, whom permissions do not hold back."""
+
+    def refuse(wanted: Path, *more: object) -> io.BytesIO:
+        if wanted.name == path.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(wanted))
+        return io.BytesIO(wanted.read_bytes())
+
+    written(path)
+    monkeypatch.setattr(source, "open", refuse, raising=False)
+
+
+def pipe(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)  # whoever opens it waits for a writer, and there is none
+
+
+def link(path: Path, target: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(target)
+
+
+#: What is wrong: the code, what lies there, what is checked, the place that is named, what is said.
+BUILT: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], object], str, str, str]] = {
+    "words": ("E0111", lambda _: written(Path("a.pelt"), WORDS), "a.pelt", "a.pelt:6251:1", "more than 25,000 words"),
+    "words-in-one-line": (
+        "E0111", lambda _: written(Path("a.pelt"), importing(then=f"compose c = h * [{'1, ' * 12500}1]\n")),
+        "a.pelt", "a.pelt:1:37509", "split it into several files"),
+    "words-in-an-import": (
+        "E0111", lambda _: (written(Path("p/a.pelt"), WORDS), written(Path("b.pelt"), importing("p/a.pelt"))),
+        "b.pelt", "p/a.pelt:6251:1", "::: b.pelt:1:1"),
+    "gone": ("E0121", lambda _: written(Path("part.pelt")), "parts.pelt", "parts.pelt", "exists: `part.pelt`"),
+    "folder-gone": ("E0121", lambda _: None, "p/a.pelt", "p/a.pelt", "check the path and the spelling"),
+    "file-as-folder": ("E0121", lambda _: written(Path("a.pelt")), "a.pelt/b.pelt", "a.pelt/b.pelt", "there is no file"),
+    "link-to-nothing": ("E0121", lambda _: link(Path("a.pelt"), "c.pelt"), "a.pelt", "a.pelt", "there is no file `a.pelt`"),
+    "device": ("E0122", lambda _: None, os.devnull, os.devnull, "name a `.pelt` file"),
+    "pipe": ("E0122", lambda _: pipe(Path("a.pelt")), "a.pelt", "a.pelt", "is not a file"),
+    "import-of-a-pipe": (
+        "E0122", lambda _: (pipe(Path("p/a.pelt")), written(Path("b.pelt"), importing("p/a.pelt"))), "b.pelt", "b.pelt:1:1",
+        "`p/a.pelt` is not a file"),
+    "locked": ("E0123", lambda m: locked(Path("a.pelt"), m), "a.pelt", "a.pelt", "Permission denied"),
+    "import-of-a-locked-file": (
+        "E0123", lambda m: (locked(Path("p/a.pelt"), m), written(Path("b.pelt"), importing("p/a.pelt"))),
+        "b.pelt", "p/a.pelt", "::: b.pelt:1:1"),
+    "link-to-itself": ("E0123", lambda _: link(Path("a.pelt"), "a.pelt"), "a.pelt", "a.pelt", "check its name"),
+    "import-of-a-link-to-itself": (
+        "E0123", lambda _: (link(Path("p/a.pelt"), "a.pelt"), written(Path("b.pelt"), importing("p/a.pelt"))),
+        "b.pelt", "b.pelt:1:1", "`p/a.pelt` cannot be read"),
+    "name-too-long": ("E0123", lambda _: None, "a" * 300 + ".pelt", "a" * 300, os.strerror(errno.ENAMETOOLONG)),
+    "latin-1": ("E0124", lambda _: written(Path("a.pelt"), LOW.encode() + b"# \xe9"), "a.pelt", "a.pelt", "(line 6)"),
+    "large": ("E0126", lambda _: written(Path("a.pelt"), LOW + " " * (1 << 20)), "a.pelt", "a.pelt", "larger than 1 MiB"),
+    "large-in-bytes": (
+        "E0126", lambda _: written(Path("a.pelt"), "#" + "é" * (1 << 19)), "a.pelt", "a.pelt", "split it into several files"),
+    "import-too-large": (
+        "E0126", lambda _: (written(Path("p/a.pelt"), "\n" * (1 << 20) + LOW), written(Path("b.pelt"), importing("p/a.pelt"))),
+        "b.pelt", "p/a.pelt", "::: b.pelt:1:1"),
+    "imports": (
+        "E0204", lambda _: [written(Path(f"p/{i}.pelt"), "") for i in range(64)]
+        and written(Path("b.pelt"), importing(*(f"p/{i}.pelt" for i in range(64)))), "b.pelt", "b.pelt:1:1", "at most 64 files"),
+    "chain-of-imports": (
+        "E0204", lambda _: [written(Path(f"p/{i}.pelt"), importing(f"{i + 1}.pelt")) for i in range(64)]
+        and written(Path("b.pelt"), importing("p/0.pelt")), "b.pelt", "p/62.pelt:1:1", "put several definitions into one file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_is_said_of_what_no_repository_holds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, build, path, place, said = BUILT[name]
+    monkeypatch.chdir(tmp_path)
+    build(monkeypatch)
+    diagnostics = [d for c in check(Path(path)) for d in c.diagnostics]
+    text = render_all(diagnostics)
+    assert [d.code for d in diagnostics] == [code], text
+    assert f"--> {place}" in text and said in text and "= help" in text
+
+
+# ---------------------------------------------------------------- what the corpus holds
+
+#: What no check of files says, with the test that holds it.
+ELSEWHERE = {
+    "E0127": "cli/test_layout.py::test_stdin_stands_alone",
+    "E0130": "language/test_printer.py::test_what_cannot_be_written_is_refused",
+    "E0202": "language/test_check.py::test_one_mistake_gives_one_error_at_its_place",
+    "E0366": "compiler/test_by_layer.py::test_a_list_of_another_length",
+}
+
+
 def codes(path: Path) -> list[str]:
     return re.findall(r"^error\[(E\d{4})\]", path.with_suffix(".txt").read_text("utf-8"), re.MULTILINE)
 
@@ -47,9 +154,18 @@ def codes(path: Path) -> list[str]:
 def test_the_corpus_is_large_and_holds_every_code_that_a_check_can_raise() -> None:
     assert len(PROGRAMS) >= 200
     assert {p.stem for p in FOLDER.glob("*.txt")} == {p.stem for p in PROGRAMS}
-    count = Counter(c for p in PROGRAMS for c in set(codes(p)))
-    few = {p.code for p in pages().values() if p.example and count[p.code] < 2}
-    assert not few, f"each code that has an example has two programs at least: {sorted(few)}"
+    assert {p.name for p in FOLDER.iterdir() if p.is_dir()} <= {p.stem for p in PROGRAMS}
+    count = Counter(c for p in PROGRAMS for c in set(codes(p))) + Counter(code for code, *_ in BUILT.values())
+    few = {code for code in pages() if code < "E0400" and code not in ELSEWHERE and count[code] < 2}
+    assert not few, f"each code of a check has two programs at least: {sorted(few)}"
+    assert not [code for code in ELSEWHERE if count[code]]
+
+
+@pytest.mark.parametrize("code", ELSEWHERE)
+def test_what_no_check_of_files_says_is_held_by_another_test(code: str) -> None:
+    file, name = ELSEWHERE[code].split("::")
+    text = (Path(__file__).parent / file).read_text("utf-8")
+    assert f"\ndef {name}(" in text and code in text
 
 
 def test_programs_are_named_after_what_is_wrong() -> None:

@@ -94,7 +94,8 @@ def near_path(path: Path, folders: bool = False) -> str:
     try:
         while not path.parent.exists() and path.parent != path:
             path = path.parent
-        found = near(path.name, [f.name for f in path.parent.iterdir() if f.is_dir() or not folders])
+        # What ends alike is alike to some part already.
+        found = near(path.name, [f.name for f in path.parent.iterdir() if f.is_dir() or not folders], 0.8 if path.suffix else 0.6)
     except OSError:  # what cannot be listed has no names to offer
         return ""
     return f"in `{path.parent}` {found}" if found and path.parent != Path() else found

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from os.path import normpath
+from os.path import normpath, realpath
 from pathlib import Path
 
 from ..resources import folder
-from .diagnostics import Diagnostic, Label, PeltError, error
-from .source import read
+from .diagnostics import Diagnostic, Label, PeltError, error, near_path
+from .source import is_file, read
 from .syntax import AnatomyDef, BodyDef, Definition, File, MethodDef
 
 _HEADER = re.compile(r"^(method|form|gate|compose|anatomy)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
@@ -102,19 +102,24 @@ class Names:
 
 def names_of(file: File, path: Path | None) -> Names:
     """The names a parsed file sees; a name defined twice is an error. Imports stay inside the file's own folder."""
-    names = Names()
-    problems: list[Diagnostic] = []
-    for d in file.definitions:
-        if key_of(d) in names.own:
-            problems.append(Diagnostic(
-                "E0201", f"the {title(key_of(d)[0])} `{d.name}` is defined twice", d.name_span,
-                labels=(Label(names.own[key_of(d)].name_span, "the first one"),), help="rename or delete one of them"))  # fmt: skip
-        names.own[key_of(d)] = d
-    if problems:
-        raise PeltError(problems)
+    names = Names(_definitions(file))
     if file.imports:
         _imports(file, path, names.imported)
     return names
+
+
+def _definitions(file: File) -> dict[Key, Definition]:
+    found: dict[Key, Definition] = {}
+    problems: list[Diagnostic] = []
+    for d in file.definitions:
+        if key_of(d) in found:
+            problems.append(Diagnostic(
+                "E0201", f"the {title(key_of(d)[0])} `{d.name}` is defined twice", d.name_span,
+                labels=(Label(found[key_of(d)].name_span, "the first one"),), help="rename or delete one of them"))  # fmt: skip
+        found[key_of(d)] = d
+    if problems:
+        raise PeltError(problems)
+    return found
 
 
 def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None:
@@ -126,7 +131,7 @@ def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None
     while todo:
         item, importer = todo.pop()
         shown = Path(normpath(importer.parent / item.path))  # as the user would name it: relative where the spec is
-        target = (importer.resolve().parent / item.path).resolve()
+        target = Path(realpath(importer.resolve().parent / item.path))  # which goes on where a link leads to itself
         if not target.is_relative_to(root):
             raise error(
                 "E0203", f"the import `{item.path}` leaves the folder of the spec", item.span,
@@ -137,11 +142,15 @@ def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None
         seen.add(target)
         if len(seen) > MAX_FILES:
             raise error("E0204", f"a spec may import at most {MAX_FILES} files", item.span)
-        if not target.is_file():
+        if not is_file(target, item.path, item.span):
             raise error("E0205", f"the imported file `{item.path}` does not exist", item.span,
-                        help=f"its path begins in the folder of `{importer.name}`")  # fmt: skip
+                        help=near_path(shown) or f"its path begins in the folder of `{importer.name}`")  # fmt: skip
         shown = shown if shown.resolve() == target else target
-        inner = parse_path(shown)
-        for d in inner.definitions:
-            into.setdefault(key_of(d), d)
+        try:
+            inner = parse_path(shown)
+            found = _definitions(inner)
+        except PeltError as e:
+            raise PeltError(replace(d, labels=(*d.labels, Label(item.span, "imported here"))) for d in e.diagnostics) from None
+        for key, d in found.items():
+            into.setdefault(key, d)
         todo += [(i, shown) for i in inner.imports]

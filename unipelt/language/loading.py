@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _pick(file, path: Path | None, name: str | None, shown: str) -> Method:
 def check(path: Path) -> list[Checked]:
     """Every definition of a ``.pelt`` file, or of every such file below a folder, with its mistakes."""
     path = Path(path)
-    if path.is_dir():
+    if isdir(path):
         return check_all(pelt_files(path))
     try:
         file = parse_path(path)
@@ -144,7 +145,7 @@ def check(path: Path) -> list[Checked]:
 
 def pelt_files(path: Path) -> list[Path]:
     """The file itself, or every ``.pelt`` file below a folder; refuses a folder without any."""
-    if not path.is_dir():
+    if not isdir(path):  # also where it cannot be known, which reading it then says
         return [path]
     found = sorted(path.rglob("*.pelt"))
     if not found:

@@ -6,12 +6,14 @@ import re
 from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from os import PathLike, fspath
+from os import PathLike, fspath, stat
+from os.path import isfile
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 
 from ..resources import folder
-from .diagnostics import PeltError, error
+from .diagnostics import PeltError, error, near_path
 from .syntax import Span
 
 MAX_BYTES = 1 << 20
@@ -53,20 +55,16 @@ def read(path: str | PathLike[str], name: str | None = None) -> Source:
     shown = fspath(path) if name is None else name
     nowhere = Span(shown)
     try:
-        # One byte more than allowed is enough to know; a device or an endless pipe is never read whole.
-        if not Path(path).is_file():
-            if Path(path).exists():
-                raise error("E0122", f"`{shown}` is not a file", nowhere, help="name a `.pelt` file, not a folder")
+        if not is_file(path, shown, nowhere):
             raise FileNotFoundError
+        # One byte more than allowed is enough to know; an endless file is never read whole.
         with open(path, "rb") as f:
             data = f.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise error("E0121", f"there is no file `{shown}`", nowhere, help="check the path and the spelling") from None
-    except PeltError:
-        raise
-    except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise error("E0123", f"`{shown}` cannot be read: {reason}", nowhere, help="check its permissions") from None
+        raise error("E0121", f"there is no file `{shown}`", nowhere,
+                    help=near_path(Path(path)) or "check the path and the spelling") from None  # fmt: skip
+    except OSError as e:
+        raise _unreadable(shown, e, nowhere) from None
     if len(data) > MAX_BYTES:
         raise too_large(shown)
     try:
@@ -80,6 +78,24 @@ def read(path: str | PathLike[str], name: str | None = None) -> Source:
     check(source)
     remember(source)
     return source
+
+
+def is_file(path: str | PathLike[str], shown: str, span: Span) -> bool:
+    """Whether a file lies there, or nothing. Another thing there, and a path that cannot be asked about, is a `PeltError`."""
+    try:
+        mode = stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as e:  # a name that is too long, a link to itself, a folder that is closed
+        raise _unreadable(shown, e, span) from None
+    if not S_ISREG(mode):
+        raise error("E0122", f"`{shown}` is not a file", span, help="name a `.pelt` file, not a folder")
+    return True
+
+
+def _unreadable(shown: str, e: Exception, span: Span) -> PeltError:
+    reason = getattr(e, "strerror", None) or str(e)
+    return error("E0123", f"`{shown}` cannot be read: {reason}", span, help="check its name and its permissions")
 
 
 def check(source: Source) -> None:
@@ -139,7 +155,7 @@ def lookup(file: str) -> Source | None:
     """The source of that name; a file that was forgotten is read again."""
     with _lock:
         found = _known.get(file)
-    if found is None and Path(file).is_file():
+    if found is None and isfile(file):
         try:
             return read(file)
         except PeltError:
