@@ -17,7 +17,7 @@ from unipelt.language.loading import definition, library, load, parse
 from unipelt.language.meaning import meaning
 from unipelt.variants.generate import generate
 from unipelt.variants.recognise import Match, recognise
-from unipelt.variants.space import space_of
+from unipelt.language.space import space_of
 
 METHODS = [e.name for e in library() if e.kind == "method"]
 

@@ -17,7 +17,7 @@ from unipelt.language.parser import parse as parse_file
 from unipelt.variants.budget import size_arguments, solve
 from unipelt.variants.generate import generate
 from unipelt.variants.operators import cross, neighbours, vary
-from unipelt.variants.space import space_of
+from unipelt.language.space import space_of
 from unipelt.variants.write import file_of, write
 
 AROUND_MAM = spec("""

@@ -10,6 +10,8 @@ from typing import Any
 
 from ..language.diagnostics import Diagnostic, PeltError, counted, error, plural
 from ..language.ir import Method
+from ..language.library import Names
+from ..language.syntax import MethodDef
 from .output import emit, say, table
 
 SHOWN = 40
@@ -31,27 +33,29 @@ class Asked:
 
 def generate_command(spec: str, asked: Asked) -> None:
     from ..language.loading import definition
-    from ..variants.space import space_of
+    from ..language.space import space_of
 
     found, names = definition(spec)
-    _enumerate([space_of(found, names)], names, asked)
+    space = space_of(found, names)
+    _sound(found, names)
+    _enumerate([space], names, asked)
 
 
 def vary_command(spec: str, row: str | None, slots: Mapping[str, str | None], asked: Asked) -> None:
     from ..language.loading import definition
     from ..variants.operators import vary
-    from ..variants.space import space_of
+    from ..language.space import space_of
 
     found, names = definition(spec)
     varied = vary(found, names, {k: _listed(v) for k, v in slots.items() if v}, row)
+    _sound(varied, names)
     _enumerate([space_of(varied, names, one=True)], names, asked)
 
 
 def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, asked: Asked) -> None:
-    from ..language.library import Names
     from ..language.loading import definition
     from ..variants.operators import cross
-    from ..variants.space import space_of
+    from ..language.space import space_of
 
     (one, mine), (other, theirs) = definition(a), definition(b)
     names = Names({**theirs.own, **mine.own}, {**theirs.imported, **mine.imported})
@@ -61,7 +65,7 @@ def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, asked: A
 def neighbours_command(spec: str, row: str | None, asked: Asked) -> None:
     from ..language.loading import definition, resolve
     from ..variants.operators import neighbours
-    from ..variants.space import space_of
+    from ..language.space import space_of
 
     found, names = definition(spec)
     spaces = [space_of(d, names, one=True) for d in neighbours(found, names, row)]
@@ -97,6 +101,15 @@ def _listed(text: str | None) -> list[str]:
             parts.append(text[start:i])
             start = i + 1
     return [p.strip() for p in (*parts, text[start:]) if p.strip()]
+
+
+def _sound(space: MethodDef, names: Names) -> None:
+    """Refuses a space with a mistake: its members would be dropped one by one for it."""
+    from ..language.alternatives import check_space
+
+    problems = check_space(space, names)
+    if problems:
+        raise PeltError(problems)
 
 
 def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method | None = None) -> None:

@@ -84,8 +84,8 @@ def check_body(d: BodyDef, names: Names, works: bool) -> list[Diagnostic]:
         problems.append(unbound)
     if works:
         return problems
-    given = () if d.what == "form" else _bound_by_forms(names)
-    found = _at_the_best_place(d, body, params, given)
+    given = frozenset[str]() if d.what == "form" else bound_by_forms(names)
+    found = at_the_best_place(d.what, body, params, given, d.name_span)
     known = {(p.code, p.span) for p in problems}
     return [called_definition(p, names) for p in (*problems, *(p for p in found if (p.code, p.span) not in known))]
 
@@ -104,7 +104,7 @@ def _fit(problems: Sequence[Diagnostic]) -> tuple[int, int, bool]:
     return len(problems), -min((p.span.start for p in problems), default=0), not any(p.edits for p in problems)
 
 
-def _bound_by_forms(names: Names) -> frozenset[str]:
+def bound_by_forms(names: Names) -> frozenset[str]:
     """What a composition or a gate may read of the form that stands before it: any name that some form binds."""
     found = {"delta"}
     for node in chain.from_iterable(map(walk, (*names.own.values(), *names.imported.values(), *names.library("form")))):
@@ -112,18 +112,21 @@ def _bound_by_forms(names: Names) -> frozenset[str]:
     return frozenset(found)
 
 
-def _at_the_best_place(
-    d: BodyDef, body: tuple[Statement, ...], params: Sequence[Param], given: Sequence[str] | frozenset[str]
+def at_the_best_place(
+    what: str, body: tuple[Statement, ...], params: Sequence[Param], given: Set[str], span: Span
 ) -> list[Diagnostic]:
-    """What is wrong with the body where it fits best: nothing, if there is a place for it."""
+    """What is wrong with the body of a form, gate or composition where it fits best: nothing, if there is a place for it.
+
+    ``given`` are names that it may read because something before it in the row may bind them (`bound_by_forms`).
+    """
     best: list[Diagnostic] | None = None
     # a name that means nothing anywhere is a mistake at every place
     places = islice(_places(), LIKELY if _meaningless(body, {*given, *(p.name for p in params)}) else None)
     same: tuple[Statement, ...] = (Let(("out",), Name("h")),)
     for site, insert, z in places:
         row = Row(
-            d.name, (), insert, body if d.what == "form" else (), body if d.what == "compose" else same,
-            body if d.what == "gate" else None, span=d.name_span,
+            what, (), insert, body if what == "form" else (), body if what == "compose" else same,
+            body if what == "gate" else None, span=span,
         )  # fmt: skip
         checker = _Alone(row, site, params, SYMBOLS)
         checker.given, checker.inf.names = z, {**dict.fromkeys(given, Value(POISON)), **checker.inf.names}

@@ -8,6 +8,7 @@ from os.path import isdir
 from pathlib import Path
 from typing import Any
 
+from .alternatives import check_space
 from .bodies import called_definition, check_body
 from .check import check_method, distinct
 from .diagnostics import Diagnostic, PeltError, error, near
@@ -191,7 +192,7 @@ def _check_file(file: File, path: Path) -> list[Checked]:
 
 def _check_method(d: MethodDef, names: Names) -> Checked:
     if is_space(d):
-        return Checked(d.name, "space", space=True)
+        return Checked(d.name, "space", tuple(check_space(d, names)), space=True)
     try:
         return Checked(d.name, "method", method=resolve(d, names))
     except PeltError as e:

@@ -22,7 +22,7 @@ from ..language.sites import SIZES
 from ..language.sizes import Size
 from ..language.values import NumberType, Value
 from .recognise import Recognised, recognise
-from .space import Space, drawn
+from ..language.space import Space, drawn
 
 #: A further test of a member, such as a plan on a model: raises `PeltError`, or gives the method as it is to be kept.
 Test = Callable[[Method], Method]

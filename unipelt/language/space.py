@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from ..language import syntax as S
-from ..language.diagnostics import error
-from ..language.elaborate import SLOTS, is_space
-from ..language.library import Names
-from ..language.printer import to_text
+from . import syntax as S
+from .diagnostics import error
+from .elaborate import SLOTS, is_space
+from .library import Names
+from .printer import to_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,21 @@ class Space:
         params = tuple(replace(p, default=values.get(p.name, p.default)) for p in self.definition.params)
         clauses = _chosen(self.definition.clauses, picks)
         return replace(self.definition, name=name or self.definition.name, params=params, clauses=clauses, choices=())
+
+    def around(self, picks: Sequence[int]) -> Iterator[int]:
+        """The member with these alternatives and those that differ from it in one place, so that every alternative occurs."""
+        yield (here := self.index(picks))
+        size = len(self)
+        for c, picked in zip(self.choices, picks):
+            size //= len(c.options)
+            yield from (here + (option - picked) * size for option in range(len(c.options)) if option != picked)
+
+    def index(self, picks: Sequence[int]) -> int:
+        """The number of the member with these alternatives: the inverse of `picks`."""
+        found = 0
+        for c, picked in zip(self.choices, picks):
+            found = found * len(c.options) + picked
+        return found
 
     def columns(self, index: int) -> tuple[tuple[str, str], ...]:
         """(place, alternative) of each choice of a member, as text."""
