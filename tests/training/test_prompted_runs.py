@@ -14,10 +14,11 @@ from names import name as named
 from safetensors.torch import load_file
 
 import unipelt
+from unipelt.runtime.hub import METRICS
 from unipelt.training import TrainConfig, data, evaluate_run, load_run, predict_run, train
 from unipelt.training.config import TaskOptions
+from unipelt.training.folder import CHECKPOINTS
 from unipelt.training.models import load_config, load_model, load_tokenizer
-from unipelt.training.run import CHECKPOINTS, METRICS
 from unipelt.training.tasks import IGNORED, Collator, evaluate, task_for
 from unipelt.training.tasks.template import encode, parse
 

@@ -17,8 +17,8 @@ import unipelt
 from unipelt.language.diagnostics import PeltError
 from unipelt.training import TrainConfig, evaluate_run, load_run, merge_run, predict_run, train
 from unipelt.training import data as reading
+from unipelt.training.folder import CHECKPOINTS
 from unipelt.training.models import load_tokenizer
-from unipelt.training.run import CHECKPOINTS
 from unipelt.training.tasks import IGNORED, Collator
 from unipelt.training.tasks.causal_lm import CausalLM
 from unipelt.training.tasks.classification import classification_metrics

@@ -1,15 +1,9 @@
-"""One training run, from names and files to a folder with the adapter, its task and its metrics.
-
-The folder holds, while it runs, ``run.json`` (what was asked) and ``checkpoints/``; at the end the folded adapter, its tokenizer-free
-``task.json`` and, written last, ``metrics.json``: its presence says that the run is complete.
-"""
+"""One training run, from names and files to a folder with the adapter, its task and its metrics (the folder itself: `training.folder`)."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,31 +14,26 @@ import torch
 from transformers import (
     EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 )  # fmt: skip
-
 from transformers.training_args import OptimizerNames
 
 import unipelt
 
 from ..language.diagnostics import error, near
 from ..runtime.card import replaceable
-from ..runtime.hub import MANIFEST, METHOD, METRICS, README, RUN, TASK, WEIGHTS, public_name
-from ..runtime.sharding import is_sharded
+from ..runtime.hub import README, public_name
 from . import data as reading
 from . import ranks
-from .config import PRECISIONS, TrainConfig, absolute
+from .config import PRECISIONS, TrainConfig
 from .data.hub import PREFIX, names_a_data_set
+from .folder import CHECKPOINTS, LOGS, NAME, finish, open_folder
 from .models import load_config, load_model, load_tokenizer, positions_of, quiet
 from .progress import Progress, Say, Ticker, silent
-from .report import DATA, PICTURES, report_of, write_report
+from .report import PICTURES, report_of, write_report
 from .resolve import resolve_method
 from .tasks import Collator, Encoded, Task, task_for
-from .trainer import AdapterTrainer, SaveEvery, last_checkpoint
+from .trainer import AdapterTrainer, SaveEvery
 from .watching import Watching
 
-NAME = "trained"
-CHECKPOINTS, LOGS, STAGING = "checkpoints", "logs", ".adapter"
-#: What a run writes. `--overwrite` removes these, a model card that nobody has edited, and nothing else.
-WRITTEN = (WEIGHTS, MANIFEST, METHOD, TASK, METRICS, RUN, DATA, *PICTURES)
 #: Above this share of trained parameters a run is fine-tuning, and wants fine-tuning's learning rate.
 FINE_TUNING_SHARE = 0.2
 #: Optimizers that act on each entry by itself, so on a part of a tensor as on all of it.
@@ -107,7 +96,7 @@ def train(
     if config.checkpointing:
         _checkpoint_activations(model)
     _shard_by_blocks(model, plan)
-    checkpoint = ranks.on_main(lambda: _open(folder, config))
+    checkpoint = ranks.on_main(lambda: open_folder(folder, config))
     for note in notes:
         say(note)
     if config.resume:
@@ -154,7 +143,8 @@ def train(
         ))  # fmt: skip
     if not replaceable(folder / README):
         say(f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written")
-    _finish(folder, config, result, best, card_of(config, result, {name: len(e) for name, e in encoded.items()}))
+    card = card_of(config, result, {name: len(e) for name, e in encoded.items()})
+    finish(folder, config, model, card, task.to_json(), {"best_step": best, **result.to_json()})
     return result
 
 
@@ -292,8 +282,7 @@ def _trainer(
     config: TrainConfig, model: Any, task: Task, tokenizer: Any, encoded: dict[str, Encoded], lr: float, folder: Path
 ) -> AdapterTrainer:
     metric, more_is_better = task.metric
-    steps = math.ceil(len(encoded["train"]) / config.batch_size) * config.epochs
-    steps = config.max_steps or steps
+    steps = config.max_steps or math.ceil(len(encoded["train"]) / config.batch_size) * config.epochs
     with quiet():
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -344,105 +333,3 @@ def _trainer(
     if config.patience:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     return trainer
-
-
-# ---------------------------------------------------------------- the folder
-
-
-def _open(folder: Path, config: TrainConfig) -> Path | None:
-    """Make the run's folder ready; the checkpoint to go on from, if any."""
-    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not above.is_dir():
-        raise error("E0611", f"`{above}` is a file, not a folder", help="give another `--out`")
-    _sweep(folder)
-    if config.resume:
-        return _reopen(folder, config)
-    if folder.is_dir() and any(folder.iterdir()):
-        if not config.overwrite:
-            what = "holds a run" if (folder / RUN).is_file() else "is not empty"
-            raise error(
-                "E0611", f"the folder `{folder}` {what}", help="give another `--out`, `--resume` or `--overwrite`"
-            )
-        foreign = [f.name for f in folder.iterdir() if f.name not in (*WRITTEN, CHECKPOINTS, LOGS, README)]
-        if foreign or not (folder / RUN).is_file():
-            raise error("E0611", f"the folder `{folder}` holds other things than a run, such as `{(foreign or ['?'])[0]}`",
-                        help="give another `--out`: only a run's own folder is overwritten")  # fmt: skip
-        # First what says that the run is complete, last what says that the folder is a run's.
-        mine = (README,) if replaceable(folder / README) else ()
-        for name in (METRICS, *(n for n in WRITTEN if n != RUN), *mine):
-            (folder / name).unlink(missing_ok=True)
-        for name in (CHECKPOINTS, LOGS):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / RUN).unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RUN, _record(config))
-    return None
-
-
-def _reopen(folder: Path, config: TrainConfig) -> Path | None:
-    if not (folder / RUN).is_file():
-        raise error("E0612", f"there is no run in `{folder}` to resume", help="leave `--resume` out to start one")
-    differs = config.differs(read_json(folder / RUN)["config"])
-    if differs:
-        raise error("E0612", "the run was started with other options", where=tuple(differs),
-                    help="give the same options, or `--overwrite` to start anew")  # fmt: skip
-    if (folder / METRICS).is_file():
-        raise error("E0618", f"the run in `{folder}` is complete", help="`unipelt eval` shows how good it is")
-    return last_checkpoint(folder / CHECKPOINTS)
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what was being written when an earlier process was killed."""
-    for name in (f".{n}.part" for n in WRITTEN):
-        (folder / name).unlink(missing_ok=True)
-    for left in folder.glob(f"{STAGING}*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _record(config: TrainConfig) -> dict[str, Any]:
-    return {"version": 1, "config": config.to_json()}
-
-
-def _finish(folder: Path, config: TrainConfig, result: Result, best: int | None, card: dict[str, Any]) -> None:
-    """The adapter is written beside its place and moved in file by file, the one that names the others last."""
-    staging = folder / STAGING / "adapter"
-    if ranks.is_main() or is_sharded(result.model):
-        unipelt.save(result.model, staging, NAME, fold=True, card=card)
-
-    def write() -> None:
-        if not config.checkpoints:
-            (folder / CHECKPOINTS).rmdir()  # the Trainer makes its folder in any case
-        if not replaceable(folder / README):
-            (staging / README).unlink()
-        for file in sorted(staging.iterdir(), key=lambda f: (f.name == MANIFEST, f.name)):
-            os.replace(file, folder / file.name)
-        shutil.rmtree(staging.parent)
-        write_json(folder / TASK, {"version": 1, "model": absolute(config.model), "seed": config.seed,
-                                   "eval_batch_size": config.eval_batch_size, "task": result.task.to_json()})  # fmt: skip
-        write_json(folder / METRICS, {"version": 1, "best_step": best, **result.to_json(), "config": config.to_json()})
-
-    ranks.on_main(write)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as f:
-            json.dump(value, f, indent=1, ensure_ascii=False)
-            f.write("\n")
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as e:
-        raise error("E0615", f"`{path}` is damaged: {e}", help="train again with `--overwrite`") from None
-    if not isinstance(value, dict):
-        raise error("E0615", f"`{path}` is damaged: it holds no record", help="train again with `--overwrite`")
-    return value

@@ -13,8 +13,8 @@ from ..language.diagnostics import counted, error, near_path
 from ..runtime.hub import TASK, located
 from . import data as reading
 from .config import TaskOptions
+from .folder import read_json
 from .models import load_config, load_model, load_tokenizer, quiet
-from .run import read_json
 from .tasks import Collator, Task, Tick, evaluate, predict, task_for, task_from_json
 from .tasks.language import LanguageTask
 from .tasks.task import Predicting
