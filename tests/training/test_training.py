@@ -17,7 +17,7 @@ import unipelt
 from unipelt.language.diagnostics import PeltError
 from unipelt.training import TrainConfig, evaluate_run, load_run, merge_run, predict_run, train
 from unipelt.training import data as reading
-from unipelt.training.folder import CHECKPOINTS
+from unipelt.training.folder import CHECKPOINTS, open_folder
 from unipelt.training.models import load_tokenizer
 from unipelt.training.tasks import IGNORED, Collator
 from unipelt.training.tasks.causal_lm import CausalLM
@@ -233,6 +233,15 @@ def test_an_unfinished_run_is_refused(tmp_path):
     assert code(load_run, tmp_path / "nowhere")[0] == "E0615"
     found, message = code(load_run, tmp_path)
     assert found == "E0615" and "--resume" in message
+
+
+@pytest.mark.parametrize("text", ["{}", '{"config": []}', "[]", '{"config"'])
+def test_a_damaged_record_of_a_run_is_refused(config, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    found, message = code(open_folder, tmp_path, replace(config, resume=True))
+    assert found == "E0615" and "--overwrite" in message
+    (tmp_path / "task.json").write_text(text.replace("config", "task"))
+    assert code(load_run, tmp_path)[0] == "E0615"
 
 
 def test_merging_writes_a_plain_model(finished, tmp_path):

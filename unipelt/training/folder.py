@@ -64,7 +64,10 @@ def open_folder(folder: Path, config: TrainConfig) -> Path | None:
 def _reopen(folder: Path, config: TrainConfig) -> Path | None:
     if not (folder / RUN).is_file():
         raise error("E0612", f"there is no run in `{folder}` to resume", help="leave `--resume` out to start one")
-    differs = config.differs(read_json(folder / RUN)["config"])
+    asked = read_json(folder / RUN).get("config")
+    if not isinstance(asked, dict):
+        raise error("E0615", f"`{folder / RUN}` is damaged: it does not say what was asked", help="train again with `--overwrite`")
+    differs = config.differs(asked)
     if differs:
         raise error("E0612", "the run was started with other options", where=tuple(differs),
                     help="give the same options, or `--overwrite` to start anew")  # fmt: skip

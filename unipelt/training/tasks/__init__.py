@@ -60,9 +60,9 @@ def task_for(train: Split, options: TaskOptions, base: Any = None) -> Task:
     return found.find(train, options, base)
 
 
-def task_from_json(record: dict[str, Any]) -> Task:
+def task_from_json(record: Any) -> Task:
     """The task of a run's record; what later versions no longer know is passed over."""
-    if not isinstance(record.get("kind"), str):
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         raise error("E0615", "the task's record is incomplete: it names no kind", help="train again")
     return kind(record["kind"]).from_json(record)
 
