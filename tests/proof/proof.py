@@ -23,7 +23,7 @@ from unipelt.language.ir import Method
 from unipelt.language.meaning import bound
 from unipelt.language.properties import verdicts
 from unipelt.runtime.attach import record
-from unipelt.runtime.checkpoint import WEIGHTS
+from unipelt.runtime.hub import WEIGHTS
 
 #: Encoder, decoder, decoder with grouped queries, two encoder–decoders, shared layers, vision, speech.
 KINDS = ("bert_head", "gpt2", "llama", "t5", "bart", "albert_head", "vit_head", "whisper")

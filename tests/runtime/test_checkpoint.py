@@ -23,7 +23,9 @@ import unipelt
 from unipelt.language.diagnostics import PeltError
 from unipelt.language.loading import library
 from unipelt.language.versions import FORMAT
-from unipelt.runtime.checkpoint import MANIFEST, METHOD, WEIGHTS, fingerprint, read_manifest
+from unipelt.runtime.checkpoint import fingerprint
+from unipelt.runtime.folder import read_manifest
+from unipelt.runtime.hub import MANIFEST, METHOD, WEIGHTS
 
 METHODS = [e.name for e in library() if e.kind == "method"]
 

@@ -14,7 +14,7 @@ import unipelt
 from unipelt.language.counts import counts
 from unipelt.language.loading import parse
 from unipelt.runtime.attach import record
-from unipelt.runtime.checkpoint import WEIGHTS
+from unipelt.runtime.hub import WEIGHTS
 from unipelt.training.resolve import resolve_method
 
 FROZEN = """method m(r: int = 4) {

@@ -143,7 +143,7 @@ def test_a_folder_of_that_name_wins(hub, monkeypatch, tmp_path):
 
 
 def _run(folder: Path, home: Path, base: str) -> None:
-    """The records of a run beside an adapter, as `training.run` writes them; with every place they may hold."""
+    """The records of a run beside an adapter, as `training.folder` writes them; with every place they may hold."""
     config = {"method": f"{home}/specs/secret.pelt:mine+mean_head", "model": base, "data": f"{home}/data/intents", "out": str(folder),
               "words": str(home / "words.json"), "set": {"r": "2"}, "epochs": 3}  # fmt: skip
     notes = [f"the file {home}/data/intents/train.jsonl has 2 empty rows", f"({home}/data/intents)"]

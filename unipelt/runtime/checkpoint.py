@@ -1,18 +1,14 @@
-"""Adapters on disk: a folder with ``adapter.safetensors``, ``adapter.json`` and ``method.pelt``, whole or not there.
+"""Adapters saved and attached again: what of a model goes into an adapter's folder, and how it comes back onto a base.
 
 ``method.pelt`` is the resolved method in canonical form, so a checkpoint contains its own definition. A folded save
-stores what closed expressions yield (a prefix instead of its MLP), and the method as it then reads.
+stores what closed expressions yield (a prefix instead of its MLP), and the method as it then reads. The files themselves are
+written, read and distrusted in `runtime.folder`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,20 +20,19 @@ from torch import nn
 from ..anatomy.find import find
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
-from ..language.diagnostics import error, near_path
+from ..language.diagnostics import error
 from ..language.ir import Method, as_file
-from ..language.loading import parse
 from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Tensor
-from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
+from ..language.versions import FORMAT, LANGUAGE_VERSION
 from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
-from .card import model_card, replaceable
+from .card import model_card
+from .folder import read_manifest, read_method, read_tensors
+from .folder import write as write_folder
 from .folding import folded
-from .hub import FETCHED, MANIFEST, METHOD, README, RUN, WEIGHTS, located, public_name
+from .hub import MANIFEST, METHOD, README, located, public_name
 from .offload import value_of
 from .sharding import is_sharded, on_first, put, settle, whole
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def state_dict(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
@@ -135,7 +130,7 @@ def save(
         raise error("E0574", "the adapter is on the meta device and has no values to save")
     manifest = {
         "format": FORMAT, "language": LANGUAGE_VERSION, "adapter": name, "method": method.name,
-        "arguments": {p.name: _argument(p.default) for p in method.params}, "folded": bool(fold and a.plan.folds),
+        "arguments": method.arguments, "folded": bool(fold and a.plan.folds),
         "seed": a.seed, "base": fingerprint(model), "head": a.plan.counts.head,
         "copies": [c.name for c in a.plan.copies], "labels": _labels_json(model, a.plan),
         "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
@@ -147,7 +142,7 @@ def save(
 
     def write() -> Path:
         try:
-            _write(folder, tensors, files, manifest)
+            write_folder(folder, tensors, files, manifest)
         except OSError as e:
             raise error("E0575", f"the adapter could not be written to {folder}: {e.strerror or e}",
                         help="what was there before is unchanged") from e  # fmt: skip
@@ -156,72 +151,10 @@ def save(
     return on_first(write) if is_sharded(model) else write()
 
 
-def _write(folder: Path, tensors: dict[str, torch.Tensor], texts: dict[str, str], manifest: dict[str, Any]) -> None:
-    from safetensors.torch import save as pack
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    blob = pack({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
-    files = {WEIGHTS: blob, **{n: text.encode() for n, text in texts.items()}}
-    if README in files and not replaceable(folder / README):
-        del files[README]
-        warnings.warn(f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written", stacklevel=4)
-    manifest = {**manifest, "sha256": {n: hashlib.sha256(files[n]).hexdigest() for n in (WEIGHTS, METHOD)}}
-    files[MANIFEST] = (json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n").encode()
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        for n, data in files.items():
-            with open(beside / n, "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-        _swap(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
 def _labels_json(model: nn.Module, plan: Plan) -> dict[str, Any] | None:
     """What the adapter's head scores, where it has one."""
     own = plan.labels or (labels_of_base(model) if plan.head in ("row", "copy") else None)
     return own.to_json() if own is not None else None
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Puts a complete folder in place of an old one, whose further files move along."""
-    os.chmod(new, 0o755)
-    old = folder.with_name(f".{folder.name}.old")
-    if not folder.exists():
-        os.rename(new, folder)
-        shutil.rmtree(old, ignore_errors=True)  # left behind where an earlier save was killed between its two renames
-        return
-    for item in folder.iterdir():
-        if not (new / item.name).exists():
-            if item.is_dir():
-                shutil.copytree(item, new / item.name, copy_function=_link)
-            else:
-                _link(str(item), str(new / item.name))
-    shutil.rmtree(old, ignore_errors=True)
-    os.rename(folder, old)
-    try:
-        os.rename(new, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _link(source: str, target: str) -> str:
-    """A hard link where the file system has them (a copy else): checkpoints beside an adapter are not written again."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
-
-
-def _argument(e: Expr | None) -> Any:
-    from ..language.ir import plain
-
-    return plain(e)
 
 
 # ---------------------------------------------------------------- loading
@@ -243,11 +176,11 @@ def attach(
     model = _unwrapped(model)
     folder = located(folder)
     manifest = read_manifest(folder)
-    method = _method(folder, manifest)
+    method = read_method(folder, manifest)
     if arguments:
         method = method(**arguments)
     _compare_base(model, manifest.get("base") or {}, folder, force)
-    tensors = _tensors(folder, manifest)
+    tensors = read_tensors(folder, manifest)
     chosen = name or str(manifest.get("adapter") or "default")
     head = True if manifest.get("copies") and manifest.get("head") else None
     labels = read_json(manifest.get("labels"), str(folder / MANIFEST))
@@ -289,97 +222,7 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     manifest = read_manifest(folder)
     if manifest.get("folded"):
         raise error("E0576", f"{folder} holds a folded adapter; only an unfolded one can be trained on")
-    _fill(model, name, _tensors(folder, manifest), folder)
-
-
-def verify(folder: Path) -> None:
-    """Raises a `PeltError` unless the folder holds a whole adapter that can be read."""
-    manifest = read_manifest(folder)
-    _method(folder, manifest)
-    _tensors(folder, manifest)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """``adapter.json``, checked for form and version."""
-    if not folder.is_dir():
-        raise error("E0577", f"there is no folder {folder}", help=near_path(folder, folders=True) or "check the path and the spelling")
-    path = folder / MANIFEST
-    for n in (MANIFEST, WEIGHTS, METHOD):
-        if not (folder / n).is_file():
-            raise error("E0577", f"{folder} is no adapter: it has no {n}",
-                        help="the run there is not finished: `--resume` goes on with it" if (folder / RUN).is_file()
-                        else "name the `--out` folder of `unipelt train`, or one that `unipelt.save` made")  # fmt: skip
-    if path.stat().st_size > FETCHED[MANIFEST]:
-        raise error("E0578", f"{path} is too large to be a manifest")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError, RecursionError) as e:
-        raise error("E0578", f"{path} is broken: {e}") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    version = named(found, FORMAT)
-    if version is None:
-        raise error("E0579", f"{path} has the format {found!r}, this version reads {FORMAT!r}")
-    _readable(folder, "format", version, FORMAT, "E0579")
-    language = Version.of(manifest.get("language"))
-    if language is None:
-        raise error("E0578", f"{path} is broken: its `language` is not a version")
-    _readable(folder, "language", language, LANGUAGE_VERSION, "E0720")
-    for key, (type_, what) in _MANIFEST.items():
-        if key not in manifest or not isinstance(manifest[key], type_) or isinstance(manifest[key], bool) != (type_ is bool):
-            raise error("E0578", f"{path} is broken: its `{key}` is not {what}")
-    return manifest
-
-
-def _readable(folder: Path, what: str, version: Version, own: str, code: str) -> None:
-    if refusal(version, own):
-        raise error(code, f"the adapter in {folder} cannot be read: its {what} {refusal(version, own)}", help=UPDATE)
-
-
-_MANIFEST: dict[str, tuple[type, str]] = {
-    "adapter": (str, "a name"), "seed": (int, "a whole number"), "base": (dict, "an object"), "copies": (list, "a list"),
-    "head": (int, "a whole number"), "tensors": (dict, "an object"), "sha256": (dict, "an object"), "folded": (bool, "true or false"),
-}  # fmt: skip
-
-
-def _method(folder: Path, manifest: Mapping[str, Any]) -> Method:
-    from ..language.source import read
-
-    path = folder / METHOD
-    source = read(path)
-    _hash(path, manifest)
-    return parse(source.text, file=str(path))
-
-
-def _hash(path: Path, manifest: Mapping[str, Any]) -> None:
-    hashes = manifest.get("sha256")
-    wanted = hashes.get(path.name) if isinstance(hashes, dict) else None
-    if wanted != hashlib.sha256(path.read_bytes()).hexdigest():
-        raise error("E0580", f"{path} is not the file that was saved: its hash differs",
-                    help="the file is truncated or was changed; copy the folder again")  # fmt: skip
-
-
-def _tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / WEIGHTS
-    _hash(path, manifest)
-    listed = manifest.get("tensors")
-    try:
-        with safe_open(path, framework="pt") as f:
-            names = set(f.keys())
-            if not isinstance(listed, dict) or names != set(listed):
-                raise error("E0581", f"{path} and its manifest list different tensors")
-            for n in names:  # headers before values: a shape that disagrees is never allocated
-                s = f.get_slice(n)
-                if list(s.get_shape()) != listed[n].get("shape") or s.get_dtype() not in _DTYPES:
-                    raise error("E0582", f"the tensor `{n}` in {path} has another shape or type than its manifest says")
-            tensors = {n: f.get_tensor(n) for n in names}
-    except (SafetensorError, OSError, AttributeError) as e:
-        raise error("E0583", f"{path} cannot be read: {e}") from None
-    for n, t in tensors.items():
-        if not torch.isfinite(t).all():
-            raise error("E0584", f"the tensor `{n}` in {path} holds NaN or infinity")
-    return tensors
+    _fill(model, name, read_tensors(folder, manifest), folder)
 
 
 def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The hub: names of repositories, what of a path may be told to others, and adapters fetched from there.
 
 What is fetched is untrusted. Sizes are asked before anything is downloaded, only the files of an adapter are, by their
-exact names and at one commit, and they are then checked as any folder is (`runtime.checkpoint`). Nothing is unpickled.
+exact names and at one commit, and they are then checked as any folder is (`runtime.folder`). Nothing is unpickled.
 """
 
 from __future__ import annotations

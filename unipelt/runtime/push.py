@@ -16,7 +16,7 @@ from typing import Any
 
 from ..language.diagnostics import error
 from .card import PLACE, sealed, unsealed
-from .checkpoint import verify
+from .folder import verify
 from .hub import (
     MANIFEST, METHOD, METRICS, PATIENCE, README, RUN, TASK, WEIGHTS, answers, client, is_hub_name, public_name, repository
 )  # fmt: skip
