@@ -22,10 +22,11 @@ from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
 from ..language.diagnostics import error
 from ..language.ir import Method, as_file
+from ..language.primitives import INITIALISERS
 from ..language.printer import to_text
-from ..language.syntax import Apply, Expr, Name, Tensor
+from ..language.syntax import Apply, Expr, Name, Tensor, rewrite
 from ..language.versions import FORMAT, LANGUAGE_VERSION
-from .attach import Attached, Registry, _unwrapped, activate, apply, record, registry, remove
+from .attach import Attached, _unwrapped, activate, apply, record, registry, remove
 from .card import model_card
 from .folder import read_manifest, read_method, read_tensors
 from .folder import write as write_folder
@@ -196,8 +197,7 @@ def attach(
         _fill(model, chosen, tensors, folder)
     except BaseException:
         remove(model, chosen)
-        r = registry(model)
-        if isinstance(r, Registry) and was:
+        if was:
             activate(model, *was)
         raise
     return chosen
@@ -249,25 +249,16 @@ def _more(names: list[str]) -> str:
 
 def _without_data(method: Method) -> Method:
     """The method with starts that need data replaced by zeros: the saved values follow."""
-    from ..language.primitives import INITIALISERS
-    from ..language.syntax import rewrite
 
     def change(n: Any) -> Any:
-        if isinstance(n, Tensor) and not n.exact:
-            name = n.start.function if isinstance(n.start, Apply) else n.start
-            known = INITIALISERS.get(name.id) if isinstance(name, Name) else None
-            if known is not None and known.data:
-                return replace(n, start=Name("zeros"))
-        return n
+        return replace(n, start=Name("zeros")) if isinstance(n, Tensor) and not n.exact and _reads_data(n.start) else n
 
     rows = tuple(replace(r, form=tuple(rewrite(s, change) for s in r.form)) for r in method.rows)
-    params = tuple(replace(p, default=_plain_start(p.default)) if p.type == "init" else p for p in method.params)
+    params = tuple(replace(p, default=Name("zeros")) if p.type == "init" and _reads_data(p.default) else p for p in method.params)
     return replace(method, rows=rows, params=params)
 
 
-def _plain_start(e: Expr | None) -> Expr | None:
-    from ..language.primitives import INITIALISERS
-
-    name = e.function if isinstance(e, Apply) else e
+def _reads_data(start: Expr | None) -> bool:
+    name = start.function if isinstance(start, Apply) else start
     known = INITIALISERS.get(name.id) if isinstance(name, Name) else None
-    return Name("zeros") if known is not None and known.data else e
+    return known is not None and bool(known.data)

@@ -172,11 +172,12 @@ def read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, torch.T
             if not isinstance(listed, dict) or names != set(listed):
                 raise error("E0581", f"{path} and its manifest list different tensors")
             for n in names:  # headers before values: a shape that disagrees is never allocated
-                s = f.get_slice(n)
-                if list(s.get_shape()) != listed[n].get("shape") or s.get_dtype() not in _DTYPES:
+                said, found = listed[n], f.get_slice(n)
+                shape = said.get("shape") if isinstance(said, dict) else None
+                if list(found.get_shape()) != shape or found.get_dtype() not in _DTYPES:
                     raise error("E0582", f"the tensor `{n}` in {path} has another shape or type than its manifest says")
             tensors = {n: f.get_tensor(n) for n in names}
-    except (SafetensorError, OSError, AttributeError) as e:
+    except (SafetensorError, OSError) as e:
         raise error("E0583", f"{path} cannot be read: {e}") from None
     for n, t in tensors.items():
         if not torch.isfinite(t).all():
