@@ -145,7 +145,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(inner, nn.Module):
         return inner
     if type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-        raise error("E0555", f"apply to the model before it is wrapped in {type(model).__name__}")
+        applied = isinstance(inner := getattr(model, "module", None), nn.Module) and registry(inner) is not None
+        raise error("E0555", f"the model is wrapped in {type(model).__name__} already",
+                    help="give the model inside: `model.module`" if applied else "apply the method first, then wrap")  # fmt: skip
     return model
 
 
@@ -197,6 +199,7 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
     """Hangs the adapter into the model; on any failure takes it out again."""
     before = registry(model)
     if before is None:
+        _refuse_namesake(model, "")
         required = {n: p.requires_grad for n, p in model.named_parameters()}
         r = Registry(Switch(), attached.plan.sites, required)
     else:
@@ -237,12 +240,17 @@ def _seam(model: nn.Module, r: Registry, path: str) -> tuple[nn.Module, Seam]:
     host = model.get_submodule(path)
     seam = seam_of(host)
     if seam is None:
-        if NAME in host._modules:
-            raise error("E0557", f"the module `{path}` has a child named {NAME} already")
+        _refuse_namesake(host, path)
         seam = Seam(path, r.switch)
         seam.train(host.training)
         host.add_module(NAME, seam)
     return host, seam
+
+
+def _refuse_namesake(module: nn.Module, path: str) -> None:
+    if hasattr(module, NAME):
+        raise error("E0557", f"the module `{path or type(module).__name__}` has something named `{NAME}` already",
+                    help="rename it: edits are put into a child module of that name")  # fmt: skip
 
 
 def _edits(seam: Seam, name: str) -> nn.ModuleList:
@@ -418,8 +426,9 @@ def activate(model: nn.Module, *names: str) -> None:
     model = _unwrapped(model)
     for n in names:
         record(model, n)
-    if len(set(names)) != len(names):
-        raise error("E0558", "an adapter is named twice")
+    twice = [n for n, count in Counter(names).items() if count > 1]
+    if twice:
+        raise error("E0558", f"the adapter `{twice[0]}` is named twice", help="name it once")
     r = registry(model)
     if r is None:
         raise error("E0550", "this model has no adapter")

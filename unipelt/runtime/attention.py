@@ -25,24 +25,15 @@ SUPPORTED = ("sdpa", "eager")
 class Wrapped:
     """An attention function of transformers with the edits of the calling module's seam around it."""
 
-    def __init__(self, name: str, function: Callable | None):
-        self.name, self.function = name, function
-
-    def base(self, module: nn.Module) -> Callable:
-        if self.function is not None:
-            return self.function
-        for cls in type(module).__mro__:  # "eager" is each model's own function, in its modeling file
-            found = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
-            if found is not None:
-                return found
-        raise error("E0541", f"{type(module).__name__} has no eager attention function of its own")
+    def __init__(self, name: str, function: Callable):
+        self.name, self.base = name, function
 
     def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                  attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:  # fmt: skip
         seam = seam_of(module)
         edits = seam.live("attention") if seam is not None else []
         if not edits:
-            return self.base(module)(module, query, key, value, attention_mask, **kwargs)
+            return self.base(module, query, key, value, attention_mask, **kwargs)
         if self.name not in SUPPORTED:
             raise error("E0542", f"edits at heads know the attention implementations {' and '.join(SUPPORTED)}, not {self.name}",
                         help='model.set_attn_implementation("sdpa")')  # fmt: skip
@@ -51,12 +42,23 @@ class Wrapped:
 
 
 def install() -> None:
-    """Wraps every attention function once for the process; registering one later and applying again wraps it too."""
-    names = [*ALL_ATTENTION_FUNCTIONS.keys(), "eager"]
-    for name in dict.fromkeys(names):
-        function = ALL_ATTENTION_FUNCTIONS.get(name)
+    """Wraps every attention function once for the process; registering one later and applying again wraps it too.
+
+    What models do without a registered function ("eager") each hands over when it asks for one, so the asking is wrapped.
+    """
+    for name, function in [*ALL_ATTENTION_FUNCTIONS.items()]:
         if not isinstance(function, Wrapped):
             AttentionInterface.register(name, Wrapped(name, function))
+    if AttentionInterface.get_interface is not _with_edits:
+        AttentionInterface.get_interface = _with_edits  # type: ignore[method-assign]
+
+
+_ask = AttentionInterface.get_interface
+
+
+def _with_edits(self: AttentionInterface, attn_implementation: str, default: Callable) -> Callable:
+    found = _ask(self, attn_implementation, default)
+    return found if isinstance(found, Wrapped) else Wrapped("eager" if found is default else attn_implementation, found)
 
 
 def refuse_bypassing(model: nn.Module, hosts: Iterable[str]) -> None:
@@ -94,7 +96,7 @@ def _attend(
     # `mask` is explicit here wherever rows were added; without one, nothing is hidden from any query
     extra = {"is_causal": False} if (fused or mask is not None) and wrapped.name == "sdpa" else {}
     shown = _additive(mask, query) if wrapped.name == "eager" else mask
-    out, weights = wrapped.base(module)(module, query, key, value, shown, **{**kwargs, **extra})
+    out, weights = wrapped.base(module, query, key, value, shown, **{**kwargs, **extra})
     if not rest:
         return out, weights
     h = out.transpose(1, 2)
@@ -121,7 +123,7 @@ def _show(
     if "dropout" in quiet:
         quiet["dropout"] = 0.0
     shown = _additive(mask, query) if wrapped.name == "eager" else mask
-    h = wrapped.base(module)(module, query, key, value, shown, **quiet)[0].transpose(1, 2)
+    h = wrapped.base(module, query, key, value, shown, **quiet)[0].transpose(1, 2)
     log_mass = _log_mass(module, query, key, mask, kwargs)
     for edit, scope in zip(edits, given):
         h, own = edit(h, {**scope, "log_mass": log_mass}, seam.mask(edit), want="still")

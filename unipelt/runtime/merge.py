@@ -63,7 +63,8 @@ def merge(model: nn.Module, name: str) -> None:
     new = _merged_values(model, attached, name)
     bad = [n for n, t in new.items() if not torch.isfinite(t).all()]
     if bad:
-        raise error("E0561", f"merging would put NaN or infinity into `{bad[0]}`")
+        raise error("E0561", f"merging would put NaN or infinity into `{bad[0]}`",
+                    help=f"check the training, or merge in a type that holds larger numbers than {new[bad[0]].dtype} does")  # fmt: skip
     merged = Merged((name,), was_active=r.switch.active)
     try:
         _write(model, new, merged)
@@ -81,7 +82,7 @@ def unmerge(model: nn.Module) -> None:
     model = _unwrapped(model)
     r = registry(model)
     if r is None or r.merged is None:
-        raise error("E0562", "nothing is merged into this model")
+        raise error("E0562", "nothing is merged into this model", help="leave the call out")
     _write_back(model, r.merged)
     r.switch.active = r.merged.was_active
     r.merged = None
@@ -167,7 +168,8 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
 
 
 def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape != b.shape or bool((a - b).abs().max() > 1e-12 * max(1.0, float(b.abs().max())))
+    # What is not a number has changed, too.
+    return a.shape != b.shape or not bool((a - b).abs().max() <= 1e-12 * max(1.0, float(b.abs().max())))
 
 
 def _absorber(model: nn.Module, attached: Attached, e: PlannedEdit) -> str:

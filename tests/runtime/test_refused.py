@@ -1,0 +1,139 @@
+"""What the runtime refuses: the message names the thing and what to do, and the model stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from names import name as named
+from small import inputs, model, output, randomise, state
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import unipelt
+from unipelt.runtime.attach import record
+
+LORA = unipelt.load(named("lora"))(r=2)
+
+
+def refused(code: str, call: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(unipelt.PeltError) as caught:
+        call(*args, **kwargs)
+    (d,) = caught.value.diagnostics
+    assert d.code == code and d.help
+    return f"{d.message}; {d.help}"
+
+
+@pytest.fixture
+def adapted() -> nn.Module:
+    """A model with two adapters, `a` and `b`, of which `b` acts."""
+    m = model("bert")
+    for n in ("a", "b"):
+        unipelt.apply(m, LORA, name=n)
+        randomise(m, n)
+    return m
+
+
+@pytest.mark.parametrize("wrong", ["my adapter", "a.b", "a/b", "", "é", 3, None])
+def test_what_is_no_name_of_an_adapter(wrong: Any) -> None:
+    m = model("bert")
+    before = state(m)
+    assert repr(wrong) in refused("E0552", unipelt.apply, m, LORA, name=wrong)
+    assert state(m) == before and not unipelt.adapters(m)
+
+
+def test_a_model_that_is_wrapped_for_several_devices(adapted: nn.Module) -> None:
+    m = model("bert")
+    before = state(m)
+    said = refused("E0555", unipelt.apply, nn.DataParallel(m), LORA)
+    assert "DataParallel" in said and "apply the method first" in said and state(m) == before
+    for call in (unipelt.apply, lambda w, _: unipelt.activate(w, "a"), lambda w, _: unipelt.merge(w, "b")):
+        assert "`model.module`" in refused("E0555", call, nn.DataParallel(adapted), LORA)
+    assert unipelt.active(adapted) == ("b",)
+
+
+@pytest.mark.parametrize("place", ["", "encoder.layer.1.attention.self.query"])
+@pytest.mark.parametrize("thing", [nn.Identity(), "a text"], ids=["child", "attribute"])
+def test_something_of_the_name_that_edits_go_by(place: str, thing: Any) -> None:
+    m = model("bert")
+    host = m.get_submodule(place)
+    host.unipelt = thing
+    before, said = state(m), output(m)
+    assert f"`{place or 'BertModel'}`" in refused("E0557", unipelt.apply, m, LORA)
+    assert host.unipelt is thing and state(m) == before and torch.equal(output(m), said)
+    del host.unipelt
+    unipelt.apply(m, LORA)
+
+
+def test_an_adapter_that_is_named_twice(adapted: nn.Module) -> None:
+    acting = output(adapted)
+    assert "`a`" in refused("E0558", unipelt.activate, adapted, "b", "a", "a")
+    assert unipelt.active(adapted) == ("b",) and torch.equal(output(adapted), acting)
+
+
+def test_merging_one_of_two_that_act(adapted: nn.Module) -> None:
+    unipelt.activate(adapted, "a", "b")
+    before, acting = state(adapted), output(adapted)
+    said = refused("E0560", unipelt.merge, adapted, "a")
+    assert "`b` is active" in said and "unipelt.activate(model, 'a')" in said
+    assert state(adapted) == before and torch.equal(output(adapted), acting)
+    unipelt.activate(adapted, "a")
+    unipelt.merge(adapted, "a")
+    assert (output(adapted) - acting).abs().max() > 1e-3  # `b` is not in it
+
+
+@pytest.mark.parametrize("dtype, size", [(torch.float16, 6e4), (torch.float32, float("nan"))])
+def test_merging_what_no_weight_can_hold(dtype: torch.dtype, size: float) -> None:
+    m = model("bert", dtype=dtype)
+    unipelt.apply(m, LORA)
+    with torch.no_grad():
+        for n, p in record(m, "default").trained().items():
+            if ".layer.1." in n:
+                p.fill_(size)
+    before = copy.deepcopy(m.state_dict())
+    said = refused("E0561", unipelt.merge, m, "default")
+    assert "`encoder.layer.1." in said and ".weight`" in said and str(dtype) in said
+    assert all(torch.equal(t.nan_to_num(), before[n].nan_to_num()) for n, t in m.state_dict().items())
+    assert unipelt.active(m) == ("default",)
+
+
+def test_taking_back_a_merge_that_there_is_not(adapted: nn.Module) -> None:
+    for m in (model("bert"), adapted):
+        before = state(m)
+        assert "nothing is merged" in refused("E0562", unipelt.unmerge, m)
+        assert state(m) == before
+
+
+# ---------------------------------------------------------------- other models in the process
+
+
+def eager_attention_forward(*_: Any, **__: Any) -> None:
+    raise AssertionError("the function of another class of this file")
+
+
+def own_attention(module: nn.Module, query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return 2 * query
+
+
+class Attention(nn.Module):
+    """Like those of transformers' files that hold several eager functions, or one under another name."""
+
+    def forward(self, x: torch.Tensor, implementation: str) -> Any:
+        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, own_attention)(self, x, x, x, None)
+
+
+def test_edits_at_heads_leave_the_attention_of_other_models() -> None:
+    m = model("llama")
+    m.set_attn_implementation("eager")
+    unipelt.apply(m, unipelt.load(named("prefix_tuning")))
+    randomise(m)
+    with unipelt.disabled(m):
+        plain = output(m)
+    assert not torch.equal(output(m), plain)
+    x = inputs()["input_ids"].float()[:, None, :, None]
+    assert torch.equal(Attention()(x, "eager"), 2 * x)
+    assert Attention()(x, "sdpa")[0].shape == x.transpose(1, 2).shape
+    with pytest.raises(KeyError, match="edgar"):
+        Attention()(x, "edgar")
