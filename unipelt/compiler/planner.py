@@ -13,7 +13,7 @@ from ..anatomy.find import find
 from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.arguments import parameters
-from ..language.check import check_method, check_row, numbered, sites_of
+from ..language.check import check_method, check_row, distinct, numbered, sites_of
 from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.fold import fold_form
 from ..language.infer import Inference
@@ -63,7 +63,7 @@ def plan(
     builder.requirements()
     builder.arguments()
     if builder.problems:
-        raise PeltError(builder.problems)
+        raise PeltError(distinct(builder.problems))
     result = builder.plan()
     if result.leaks and not allow_future:
         raise PeltError(result.leaks)

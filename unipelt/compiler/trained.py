@@ -72,7 +72,7 @@ def select(
     """
     everything = parameters_of(model)
     root = f"{sites.prefix}." if sites.prefix else ""
-    chosen: dict[str, Parameter] = {}
+    chosen: dict[str, tuple[Parameter, Path]] = {}
     for path in paths:
         found = _matching(model, sites, everything, path, root)
         if layers is not None:
@@ -81,14 +81,15 @@ def select(
         if not found:
             raise error("E0510", f"`train {path}` names no parameter of this {type(model).__name__}", path.span,
                         help=_help(str(path), sites))  # fmt: skip
-        chosen |= {p.path: p for p in found}
-    for p in chosen.values():
+        for p in found:
+            chosen.setdefault(p.path, (p, path))
+    for p, path in chosen.values():
         if not hosts(model, sites, p):
             kind = type(model.get_submodule(p.uses[0][0])).__name__
             raise error("E0511", f"the parameter `{p.path}` belongs to a {kind}, which holds other modules; within the blocks only "
-                        "parameters of linear, embedding, norm and other leaf modules can be trained as copies", paths[0].span,
+                        "parameters of linear, embedding, norm and other leaf modules can be trained as copies", path.span,
                         help="name the parameters to train, as in `train *.bias`, `train *.norm.*`")  # fmt: skip
-    return list(chosen.values())
+    return [p for p, _ in chosen.values()]
 
 
 def _help(path: str, sites: SiteMap) -> str:

@@ -108,5 +108,6 @@ def distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
     """A mistake seen at two sites is one mistake."""
     seen: dict[tuple, Diagnostic] = {}
     for d in problems:
-        seen.setdefault((d.code, d.span.file, d.span.start, d.span.end), d)
+        # Where no place tells two mistakes apart, their words do.
+        seen.setdefault((d.code, d.span.file or d.message, d.span.start, d.span.end), d)
     return list(seen.values())
