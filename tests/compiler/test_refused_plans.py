@@ -1,0 +1,64 @@
+"""Plans that are refused for what a model has: each mistake once, at its place, and the model as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small import INNER, LAYERS, WIDTH, WORDS, model, state
+from torch import nn
+
+import unipelt
+from unipelt.language.diagnostics import Diagnostic
+
+SIZES: Any = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=INNER)
+
+
+def refused(m: nn.Module, text: str) -> Diagnostic:
+    before = state(m)
+    for call in (unipelt.plan, unipelt.apply):
+        with pytest.raises(unipelt.PeltError) as caught:
+            call(m, unipelt.parse(text))
+    assert state(m) == before
+    (d,) = caught.value.diagnostics
+    assert d.help
+    return d
+
+
+@pytest.mark.parametrize("paths, marked, owner", [
+    ("*.gamma", "*.gamma", "BertAttention"), ("*.bias, *.gamma", "*.gamma", "BertAttention"), ("block", "block", "BertAttention"),
+    ("*.bias, *.scale", "*.scale", "BertEncoder"),
+])  # fmt: skip
+def test_parameters_of_modules_that_hold_others(paths: str, marked: str, owner: str) -> None:
+    """A twin of such a module would run what it holds twice, and attention may write into a cache."""
+    m = model("bert")
+    m.encoder.layer[1].attention.gamma = nn.Parameter(torch.ones(3))  # as BEiT's and gpt-oss's models do
+    m.encoder.scale = nn.Parameter(torch.ones(3))
+    text = f"method m {{ train {paths} }}"
+    d = refused(m, text)
+    assert d.code == "E0511" and text[d.span.start : d.span.end] == marked and f"belongs to a {owner}" in d.message
+    assert ("`encoder.scale`" if "scale" in paths else "`encoder.layer.1.attention.gamma`") in d.message
+
+
+def pictures() -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    return ViTModel(ViTConfig(**SIZES, image_size=12, patch_size=4))
+
+
+def narrow_words() -> nn.Module:
+    from transformers import ElectraConfig, ElectraModel
+
+    return ElectraModel(ElectraConfig(**SIZES, vocab_size=WORDS, embedding_size=16))
+
+
+@pytest.mark.parametrize("build, said", [(pictures, "ViTModel reads none"), (narrow_words, f"16 numbers for each, where {WIDTH}")])
+@pytest.mark.parametrize("start", ["sampled_tokens()", 'tokens("a text")'])
+def test_rows_that_start_from_words_which_the_model_does_not_have(build: Any, said: str, start: str) -> None:
+    text = f"""method m(l: int = 4) {{ modify attn.heads insert parallel
+      form {{ P: [l, d_model] ~ {start} per site  delta = softmax(q @ heads(attn.k(P)).T * scale) @ heads(attn.v(P)) }}
+      compose add }}"""
+    d = refused(build(), text)
+    assert d.code == "E0707" and text[d.span.start : d.span.end].startswith("P: [l, d_model]")
+    assert "`P` starts from words" in d.message and said in d.message
