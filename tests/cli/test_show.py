@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 from names import name as named
+from test_commands import call
 
 import unipelt
 from unipelt.cli import show as shown
@@ -104,3 +106,49 @@ def test_diff(capsys):
     assert "mean the same" in capsys.readouterr().out
     assert not shown.diff_methods(named("mam"), named("unipelt_ap"), False)
     assert "gated by" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what cannot be shown
+
+METHODS_OF_A_USER = """
+method one(r: int = 4, two_r: int = 3) { use { modify attn   insert parallel   form wide(r + two_r)   compose h + delta } as a }
+method two(r: int = 8) { use { modify ffn   insert parallel   form wide(r)   compose h + delta } as b }
+form wide(r: int) { A: [d_in, r] ~ zeros   B: [r, d_out] ~ zeros   delta = z @ A @ B }
+"""
+ONE, TWO = "mine.pelt:one", "mine.pelt:two"
+
+
+@pytest.mark.parametrize("arguments, code, said, remedy", [
+    ([ONE, "--format", "html"], "E0812", "there is no format `html`", "text, markdown, latex"),
+    ([ONE, TWO, "--set", "r=3"], "E0812", "`--set` binds the arguments of one method", "show one method"),
+    ([ONE, TWO, "--picture", "both.svg"], "E0812", "a picture shows one method", "one after the other"),
+    ([ONE, "--picture", "one.gif"], "E0810", "`one.gif` is neither an SVG nor a PNG", ".svg or .png"),
+    ([ONE, "--picture", "one"], "E0810", "`one` is neither", ".svg or .png"),
+    ([ONE, "--picture", "none/one.svg"], "E0810", "there is no folder `none`", "make it first"),
+    ([ONE, "--set", "r"], "E0621", "`r` is not an argument", "`name=value`"),
+    ([ONE, "--set", "=4"], "E0621", "`=4` is not an argument", "`name=value`"),
+    ([ONE, "--set", "r=4", "--set", "r=5"], "E0621", "`r` is given twice", "give it once"),
+    ([f"{TWO}+{TWO}", "--set", "rr=4"], "E0621", "none of `two`, `two` has an argument `rr`", "exists: `r`"),
+    ([f"{TWO}+{TWO}", "--set", "one.r=4"], "E0621", "an argument `one.r`", "their arguments are r"),
+    ([f"{ONE}+{TWO}"], "E0403", "the argument `r` of `two` would be called `two_r`", "name its arguments there"),
+])  # fmt: skip
+def test_what_cannot_be_shown(arguments, code, said, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pelt").write_text(METHODS_OF_A_USER)
+    out, err = call("show", *arguments, code=1)
+    assert not out and err.count("error[") == 1 and f"error[{code}]" in err and said in err
+    assert "= help" in err and remedy in err and [f.name for f in tmp_path.iterdir()] == ["mine.pelt"]
+
+
+@pytest.mark.parametrize("file", ["m.svg", "m.png"])
+def test_a_picture_where_nothing_draws(file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    _, err = call("show", named("lora"), "--picture", tmp_path / file, code=1)
+    assert "error[E0811]" in err and "matplotlib" in err and "pip install matplotlib" in err and not list(tmp_path.iterdir())
+
+
+def test_a_union_whose_second_method_brings_the_name_that_its_argument_would_get():
+    one, two = (unipelt.parse(METHODS_OF_A_USER.replace("two_r", "one_r"), n) for n in ("one", "two"))
+    with pytest.raises(unipelt.PeltError, match="E0403.*the argument `r` of `one` would be called `one_r` beside that of `two`"):
+        two + one
+    assert (one + two).arguments == {"r": 4, "one_r": 3, "two_r": 8}

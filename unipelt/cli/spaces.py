@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,11 @@ def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method |
 
 
 def _why(found: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """The mistakes for which no member is left, each once."""
-    return list({(d.code, d.message, d.span.start): d for d in found}.values())
+    """The mistakes for which no member is left, each once: of those without a place, which name a member, one for each remedy."""
+    kinds: dict[tuple, Diagnostic] = {}
+    for d in found:
+        kinds.setdefault((d.code, d.span.start, d.message if d.span.file else d.help), d)
+    return list(kinds.values())
 
 
 def _sizes(method: Method, params: str | None) -> dict[str, Any]:
@@ -159,8 +163,12 @@ def _sizes(method: Method, params: str | None) -> dict[str, Any]:
 
 def _budget(asked: Asked) -> Any:
     """A test of members on a model: a plan must be possible, at the budget if one is given."""
+    if asked.params is None and asked.size is not None:
+        raise error("E0805", "`--size` names the argument that is solved for `--params`, which is not given",
+                    help="give `--params` too, or leave `--size` out")  # fmt: skip
+    target = _target(asked.params) if asked.params is not None else None
     if asked.model is None:
-        if asked.params is not None:
+        if target is not None:
             raise error("E0805", "a number of parameters is that of a model", help="name it with `--model`")
         return None
     import unipelt
@@ -174,25 +182,25 @@ def _budget(asked: Asked) -> Any:
         return unipelt.plan(loaded, replace(method, requires=())).counts.trained
 
     def test(method: Method) -> Method:
-        if asked.params is not None:  # requirements are asked of the size that is found, not of the one that was written
+        if target is not None:  # requirements are asked of the size that is found, not of the one that was written
             base = unipelt.plan(loaded, replace(method, requires=())).counts.base
-            method = solve(method, _target(asked.params, base), count, asked.size)
+            method = solve(method, target(base), count, asked.size)
         unipelt.plan(loaded, method)
         return method
 
     return test
 
 
-def _target(text: str, base: int) -> int:
-    """``0.5%`` of the base's parameters, or a number."""
+def _target(text: str) -> Callable[[int], int]:
+    """From the parameters of a base those that are wanted: ``0.5%`` of them, or a number."""
+    share = text.strip().endswith("%")
     try:
-        value = float(text.rstrip("%").replace("_", "").replace(",", ""))
+        value = float(text.strip().rstrip("%").replace("_", "").replace(",", ""))
     except ValueError:
-        value = -1
-    target = round(value / 100 * base) if text.endswith("%") else round(value)
-    if target < 1:
+        value = math.nan
+    if not 0 < value < math.inf:
         raise error("E0805", f"`--params {text}` is no number of parameters", help="for example 0.5% or 500000")
-    return target
+    return lambda base: max(1, round(value / 100 * base if share else value))
 
 
 def _bar(total: int, as_json: bool) -> Any:

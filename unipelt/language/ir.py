@@ -130,7 +130,9 @@ class Method:
         other = renamed(other, differing)
         for p in other.params:
             if p.name in differing.values() and p.name in params:
-                raise error("E0403", f"both methods have an argument `{p.name}`", help="rename it in one of them")
+                first = next(k for k, v in differing.items() if v == p.name)
+                raise error("E0403", f"the argument `{first}` of `{other.name}` would be called `{p.name}` beside that of `{self.name}`, "
+                            "and there is an argument of that name", help="write a method that uses both, and name its arguments there")  # fmt: skip
             params[p.name] = p
         taken = {r.name for r in self.rows} | {t.name for t in self.trains}
         clash = sorted(taken & {r.name for r in other.rows})

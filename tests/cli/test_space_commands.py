@@ -1,0 +1,58 @@
+"""The commands that make methods from others: what a wrong option is answered with, once, and that nothing is written then."""
+
+import json
+
+import pytest
+from names import spec
+from test_commands import call, parsed
+
+SPACES = """
+method four(r: int = 4) { modify ffn | attn   insert parallel   form bottleneck(r) | low_rank(r)   compose add }
+method fixed(s: float = 1.0) {
+  modify ffn | attn   insert parallel
+  form { A: [d_in, d_out] ~ zeros   delta = s * (z @ A) }   compose add
+}
+method one(r: int = 2) { modify ffn   insert parallel   form bottleneck(r)   compose add }
+"""
+BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "vocab_size": 50}  # fmt: skip
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    (tmp_path / "mine.pelt").write_text(spec(SPACES))
+    (tmp_path / "bert.json").write_text(json.dumps(BERT))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("options, code, said, remedy", [
+    (["four", "-m", "bert.json", "--params", "5"], "E0804", "parameters even with r = 1, more than 5", "ask for more"),
+    (["four", "-m", "bert.json", "--params", "0.0001%"], "E0804", "even with r = 1, more than 1", "ask for more"),
+    (["four", "-m", "bert.json", "--params", "1e11"], "E0804", "fewer than 100,000,000,000 parameters for any `r`", "ask for fewer"),
+    (["four", "-m", "bert.json", "--params", "900", "--size", "rr"], "E0804", "`rr` is no size", "exists: `r`"),
+    (["four", "-m", "bert.json", "--params", "900", "--size", "width"], "E0804", "`width` is no size", "its sizes: r"),
+    (["fixed", "-m", "bert.json", "--params", "900"], "E0804", "no argument of", "leave `--params` out"),
+    (["four", "--params", "0.5%"], "E0805", "is that of a model", "`--model`"),
+    (["four", "-m", "bert.json", "--size", "r"], "E0805", "`--params`, which is not given", "leave `--size` out"),
+    *((["four", "-m", "bert.json", "--params", text], "E0805", f"`--params {text}` is no number", "0.5% or 500000")
+      for text in ("many", "nan", "inf", "0", "-5%", "%")),
+])  # fmt: skip
+def test_a_budget_that_cannot_be_met(desk, options, code, said, remedy):
+    before = sorted(desk.iterdir())
+    out, err = call("generate", f"mine.pelt:{options[0]}", *options[1:], "--out", "new", code=1)
+    assert err.count("error[") == 1 and f"error[{code}]" in err and said in err and "= help" in err and remedy in err
+    assert not out and sorted(desk.iterdir()) == before
+
+
+def test_a_budget_that_can(desk):
+    found = parsed("generate", "mine.pelt:four", "-m", "bert.json", "--params", "2_000", "--out", "new")
+    assert len(found["members"]) == 4 and len(list((desk / "new").glob("*.pelt"))) == 4
+
+
+@pytest.mark.parametrize("options", [[], ["--insert", ""], ["--modify", " , ", "--form", "|"]])
+def test_vary_without_alternatives(desk, options):
+    before = sorted(desk.iterdir())
+    _, err = call("vary", "mine.pelt:one", *options, "--out", "new", code=1)
+    assert "error[E0803]: nothing is varied" in err and "--insert parallel,sequential" in err
+    assert sorted(desk.iterdir()) == before
