@@ -42,6 +42,15 @@ def test_every_code_that_is_raised_has_a_page_and_every_page_a_code() -> None:
     assert not set(pages()) - set(raised), "pages of codes that nothing raises"
 
 
+def test_every_code_that_is_raised_is_named_by_a_test() -> None:
+    """So that no error path is one that nothing has ever gone: a test asserts the code, or an output of tests/bad shows it."""
+    below = Path(__file__).parent
+    files = [*below.rglob("*.py"), *(below / "bad").glob("*.txt")]
+    named = {code for path in files for code in re.findall(r"[EW]\d{4}", path.read_text("utf-8"))}
+    untested = [f"{code} ({place})" for code, place in dict(constants()).items() if code not in named]
+    assert not untested, f"write a test that reaches: {', '.join(untested)}"
+
+
 @pytest.mark.parametrize("found", [p for p in pages().values() if p.example], ids=lambda p: p.code)
 def test_an_example_raises_its_code_and_nothing_else(found: Page) -> None:
     assert [d.code for d in found.diagnostics] == [found.code], render_all(found.diagnostics)

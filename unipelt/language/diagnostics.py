@@ -11,7 +11,7 @@ from typing import Any, Literal
 from .syntax import NOWHERE, Span
 
 Severity = Literal["error", "warning"]
-_PLURALS = {"anatomy": "anatomies"}
+_PLURALS = {"anatomy": "anatomies", "process": "processes"}
 
 
 @dataclass(frozen=True, slots=True)

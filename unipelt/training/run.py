@@ -18,7 +18,7 @@ from transformers.training_args import OptimizerNames
 
 import unipelt
 
-from ..language.diagnostics import error, near
+from ..language.diagnostics import counted, error, near
 from ..runtime.card import replaceable
 from ..runtime.hub import README, public_name
 from . import data as reading
@@ -31,7 +31,7 @@ from .progress import Progress, Say, Ticker, silent
 from .report import PICTURES, report_of, write_report
 from .resolve import resolve_method
 from .tasks import Collator, Encoded, Task, task_for
-from .trainer import AdapterTrainer, SaveEvery
+from .trainer import AdapterTrainer, SaveEvery, optimizer_of
 from .watching import Watching
 
 #: Above this share of trained parameters a run is fine-tuning, and wants fine-tuning's learning rate.
@@ -96,6 +96,8 @@ def train(
     if config.checkpointing:
         _checkpoint_activations(model)
     _shard_by_blocks(model, plan)
+    arguments = _arguments(config, task, len(encoded["train"]), lr, folder / CHECKPOINTS)
+    optimizer_of(arguments)  # before anything is written: whether it is there
     checkpoint = ranks.on_main(lambda: open_folder(folder, config))
     for note in notes:
         say(note)
@@ -106,7 +108,7 @@ def train(
             else "no checkpoint yet: starting anew"
         )
 
-    trainer = _trainer(config, model, task, tokenizer, encoded, lr, folder / CHECKPOINTS)
+    trainer = _trainer(config, arguments, model, task, tokenizer, encoded)
     progress = Progress(say, task.metric[0], bar)
     watching = Watching(trainer, NAME)
     for callback in (progress, *([watching] if config.report else []), *callbacks):
@@ -191,7 +193,8 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
                     help="use FSDP 2 (fsdp_version: 2), or copies of the model (distributed_type: MULTI_GPU)")  # fmt: skip
     parts = ranks.world() * config.accumulate
     if config.batch_size < parts:
-        raise error("E0662", f"a batch of {config.batch_size} cannot be spread over {ranks.world()} processes × {config.accumulate} parts",
+        over = f"{counted(ranks.world(), 'process')} × {counted(config.accumulate, 'part')}"
+        raise error("E0662", f"a batch of {config.batch_size} cannot be spread over {over}",
                     help=f"`--batch-size` counts the examples of a step in all of them: give {parts} or more")  # fmt: skip
     optimizers = [o.value for o in OptimizerNames]
     if config.optimizer not in optimizers:
@@ -278,11 +281,9 @@ def _truncation(task: Task, encoded: dict[str, Encoded]) -> list[str]:
     ]
 
 
-def _trainer(
-    config: TrainConfig, model: Any, task: Task, tokenizer: Any, encoded: dict[str, Encoded], lr: float, folder: Path
-) -> AdapterTrainer:
+def _arguments(config: TrainConfig, task: Task, examples: int, lr: float, folder: Path) -> TrainingArguments:
     metric, more_is_better = task.metric
-    steps = config.max_steps or math.ceil(len(encoded["train"]) / config.batch_size) * config.epochs
+    steps = config.max_steps or math.ceil(examples / config.batch_size) * config.epochs
     with quiet():
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -324,6 +325,13 @@ def _trainer(
         )
         # The Trainer would take every GPU it sees for copies of the model in threads, in which hooks do not act.
         arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _trainer(
+    config: TrainConfig, arguments: TrainingArguments, model: Any, task: Task, tokenizer: Any, encoded: dict[str, Encoded]
+) -> AdapterTrainer:
+    with quiet():
         trainer = AdapterTrainer(
             NAME, task.in_training(), Collator(tokenizer, task), config.batch_size, compute_loss_func=task.loss_function,
             model=model, args=arguments, train_dataset=encoded["train"], eval_dataset=encoded["validation"],

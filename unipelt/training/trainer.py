@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.training_args import OptimizerNames
 
 import unipelt
 
@@ -53,6 +54,15 @@ class Parts:
                 for part in range(self.parts):
                     yield batch[len(batch) * part // self.parts : len(batch) * (part + 1) // self.parts]
                 batch = []
+
+
+def optimizer_of(arguments: TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The class of the optimizer that is asked for, and its options; `PeltError` where its package is not installed."""
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError) as e:
+        name = OptimizerNames(arguments.optim).value
+        raise error("E0666", f"the optimizer {name} is not there: {e}", help="choose another `--optimizer`") from None
 
 
 class AdapterTrainer(Trainer):
@@ -114,10 +124,7 @@ class AdapterTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             groups = unipelt.parameter_groups(self.plain, self.adapter, self.args.learning_rate, self.args.weight_decay)
-            try:
-                cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            except (ImportError, ValueError) as e:  # what transformers raises where an optimizer's package is not installed
-                raise error("E0666", f"the optimizer {self.args.optim} is not there: {e}", help="choose another `--optimizer`") from None
+            cls, options = optimizer_of(self.args)
             self.optimizer = cls(groups, **options)
         return self.optimizer  # type: ignore[return-value]
 
