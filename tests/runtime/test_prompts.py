@@ -469,6 +469,18 @@ def test_label_words_are_the_means_of_their_tokens_then_sampled(tmp_path) -> Non
     unipelt.attach(model("bert_labels"), unipelt.save(m, tmp_path / "a", "given"))  # the values are there: no data is needed
 
 
+@pytest.mark.parametrize("text", [
+    'modify embed.words  form { P: [3, d_out] ~ tokens("a b c")  delta = P }  compose prepend(delta, h)',
+    'modify embed.words  form { delta = 1.0 }  compose { P: [3, d_out] ~ tokens("a b c")  out = prepend(P, h) }',
+    'use { modify ffn  insert parallel  form { delta = z }  compose h + delta } as row gated by { P: [3, d_in] ~ tokens("a b c")  g = tanh(mean(z @ P.T)) }',
+])  # fmt: skip
+def test_what_started_from_a_text_comes_back_without_a_tokenizer(text, tmp_path) -> None:
+    m, other = model("llama"), model("llama")
+    unipelt.apply(m, method(f"method m {{ {text} }}"), tokenizer=Words())
+    unipelt.attach(other, unipelt.save(m, tmp_path / "a", fold=False))
+    assert torch.equal(value(m, "P"), value(other, "P")) and value(m, "P").any()
+
+
 def test_groups_of_rows_have_samples_of_their_own() -> None:
     m = model("llama")
     assert m.config.num_key_value_heads == GROUPS

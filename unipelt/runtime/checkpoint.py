@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..language.diagnostics import error
 from ..language.ir import Method, as_file
 from ..language.primitives import INITIALISERS
 from ..language.printer import to_text
-from ..language.syntax import Apply, Expr, Name, Tensor, rewrite
+from ..language.syntax import Apply, Expr, Name, Statement, Tensor, rewrite
 from ..language.versions import FORMAT, LANGUAGE_VERSION
 from .attach import Attached, _unwrapped, activate, apply, record, registry, remove
 from .card import model_card
@@ -253,7 +253,13 @@ def _without_data(method: Method) -> Method:
     def change(n: Any) -> Any:
         return replace(n, start=Name("zeros")) if isinstance(n, Tensor) and not n.exact and _reads_data(n.start) else n
 
-    rows = tuple(replace(r, form=tuple(rewrite(s, change) for s in r.form)) for r in method.rows)
+    def changed(lines: Iterable[Statement]) -> tuple[Statement, ...]:
+        return tuple(rewrite(line, change) for line in lines)
+
+    rows = tuple(
+        replace(r, form=changed(r.form), compose=changed(r.compose), gate=changed(r.gate) if r.gate is not None else None)
+        for r in method.rows
+    )
     params = tuple(replace(p, default=Name("zeros")) if p.type == "init" and _reads_data(p.default) else p for p in method.params)
     return replace(method, rows=rows, params=params)
 
