@@ -81,7 +81,7 @@ def inputs(padded: bool = True) -> dict[str, torch.Tensor]:
 
 def declared(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The arguments that the attached adapters declare, made from the ids so that padding and later tokens change none."""
-    from unipelt.runtime.attach import registry
+    from unipelt.runtime.registry import registry
 
     found: dict[str, torch.Tensor] = {}
     r = registry(model)
@@ -104,7 +104,7 @@ def output(m: nn.Module, **given: Any) -> torch.Tensor:
 
 def randomise(m: nn.Module, name: str = "default", seed: int = 1, scale: float = 0.3) -> dict[str, torch.Tensor]:
     """Random values for an adapter's trained tensors (added to what they are); the same for the same seed."""
-    from unipelt.runtime.attach import record
+    from unipelt.runtime.registry import record
 
     g = torch.Generator().manual_seed(seed)
     own = record(m, name).trained()

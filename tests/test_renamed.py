@@ -81,7 +81,7 @@ SCRIPT = """
 import hashlib, json, sys, torch, unipelt
 from names import RENAMED
 from tiny import batch, build, look, small
-from unipelt.runtime.attach import record
+from unipelt.runtime.registry import record
 
 torch.set_num_threads(1)
 back = {v: k for k, v in RENAMED.items()}

@@ -11,7 +11,7 @@ from tiny import PAD, batch, build, footprint, look, same
 from torch import Tensor, nn
 
 import unipelt
-from unipelt.runtime.attach import record
+from unipelt.runtime.registry import record
 
 KINDS = ("t5", "mt5", "bart", "mbart")
 PLACES = ("prepend(delta, h)", "prepend(delta, h, 2)", "append(delta, h)")

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification, ResNetConfig
 
 import unipelt
 from unipelt.runtime import exporting
-from unipelt.runtime.attach import registry
+from unipelt.runtime.registry import registry
 
 #: Another order of sums, as a share of the largest entry.
 NEAR, EFFECT = 1e-5, 1e-3

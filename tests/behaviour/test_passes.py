@@ -224,7 +224,7 @@ def test_nothing_is_held_after_a_forward(bases):
     m = bases.get("bert")
     put(m, "unipelt_apl")
     outputs = m(**batch("bert", padded=False))
-    from unipelt.runtime.attach import registry
+    from unipelt.runtime.registry import registry
 
     held = registry(m).switch.holder.values
     assert not [k for k, v in held.items() if isinstance(v, torch.Tensor) and v.requires_grad], held.keys()

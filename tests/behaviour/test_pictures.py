@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification
 
 import unipelt
 from unipelt.compiler.trained import parameters_of
+from unipelt.runtime.registry import record
 
 FULL = unipelt.parse("method everything { train * }")
 
@@ -30,7 +31,7 @@ def test_every_parameter_of_a_vision_transformer_is_trained(tmp_path):
     assert any("cls_token" in n for n in wanted) and len(wanted) == len(names)
     assert same(look(model, inputs), before)
     model(**inputs, labels=labels).loss.backward()
-    found = {n: p for n, p in unipelt.runtime.attach.record(model, "all").values().items()}
+    found = {n: p for n, p in record(model, "all").values().items()}
     assert len(found) == len(wanted)
     for n, p in found.items():
         whole = next(w for w in wanted if w.endswith(n) or n.endswith(w))
@@ -60,7 +61,7 @@ def test_two_methods_train_what_an_embedding_layer_holds():
     unipelt.apply(model, FULL, name="two")
     before = look(model, inputs)
     with torch.no_grad():
-        for n, p in unipelt.runtime.attach.record(model, "one").values().items():
+        for n, p in record(model, "one").values().items():
             if "cls_token" in n:
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     unipelt.activate(model, "one")

@@ -70,7 +70,7 @@ def train(model: torch.nn.Module, acting: torch.nn.Module, given: list[dict]) ->
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    from unipelt.runtime.attach import record
+    from unipelt.runtime.registry import record
     from unipelt.runtime.sharding import settle
 
     settle(model)

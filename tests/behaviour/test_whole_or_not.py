@@ -28,12 +28,12 @@ def _break_after(monkeypatch, where, name, calls):
 
 @pytest.mark.parametrize(("kind", "others"), [("bert_head", False), ("bert_head", True), ("bart", False)])
 @pytest.mark.parametrize(
-    ("name", "calls"),
-    [("_hang_edit", 0), ("_hang_edit", 3), ("_hang_copies", 0), ("_hang_root", 0), ("install", 0), ("activate", 0),
-     ("start", 2), ("_forget_compiled", 0)],
+    ("where", "name", "calls"),
+    [("hanging", "_hang_edit", 0), ("hanging", "_hang_edit", 3), ("hanging", "_hang_copies", 0), ("hanging", "hang_root", 0),
+     ("hanging", "install", 0), ("attach", "activate", 0), ("attach", "start", 2), ("hanging", "_forget_compiled", 0)],
 )  # fmt: skip
-def test_apply_that_fails_half_way(name, calls, kind, others, bases, monkeypatch):
-    from unipelt.runtime import attach
+def test_apply_that_fails_half_way(where, name, calls, kind, others, bases, monkeypatch):
+    from unipelt.runtime import attach, hanging
 
     m = bases.get(kind)
     inputs = batch(kind)
@@ -44,7 +44,7 @@ def test_apply_that_fails_half_way(name, calls, kind, others, bases, monkeypatch
     traces, weights, acting = footprint(m), values(m), look(m, inputs)
     held = unipelt.active(m)
     with monkeypatch.context() as patch:
-        _break_after(patch, attach, name, calls)
+        _break_after(patch, {"attach": attach, "hanging": hanging}[where], name, calls)
         with pytest.raises(Broken):
             unipelt.apply(m, small("unipelt_apl"), name="new", allow_future=True)
     assert footprint(m) == traces

@@ -237,7 +237,7 @@ def test_two_prefixes_commute_in_a_model_and_equal_one_long_prefix(lowering: boo
         uses = "\n".join(f"use {name('prefix_tuning')}({n}) as p{i}" for i, n in enumerate(lengths))
         m = model("llama", dtype=torch.float64)
         unipelt.apply(m, unipelt.parse(f"method m {{ {uses} }}"), lowering=lowering)
-        from unipelt.runtime.attach import record
+        from unipelt.runtime.registry import record
 
         own = record(m, "default").trained()
         with torch.no_grad():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import unipelt
 from unipelt.language.sites import site_name
-from unipelt.runtime.attach import record
+from unipelt.runtime.registry import record
 
 OUTPUTS = 1e-5  # largest absolute difference of outputs
 GRADIENTS = 1e-4  # largest difference of a gradient, as a share of the tensor's largest entry

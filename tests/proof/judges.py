@@ -24,7 +24,7 @@ import unipelt
 from unipelt.compiler.evaluator import evaluate
 from unipelt.compiler.named import Named
 from unipelt.language.syntax import Apply, Attr, Expr, Index, Let, Name, Number, Slice, String, children, dotted, walk
-from unipelt.runtime.attach import record
+from unipelt.runtime.registry import record
 from unipelt.runtime.edits import part_of
 from unipelt.runtime.folding import folded
 

@@ -22,7 +22,7 @@ from unipelt.language.counts import counts
 from unipelt.language.ir import Method
 from unipelt.language.meaning import bound
 from unipelt.language.properties import verdicts
-from unipelt.runtime.attach import record
+from unipelt.runtime.registry import record
 from unipelt.runtime.hub import WEIGHTS
 
 #: Encoder, decoder, decoder with grouped queries, two encoder–decoders, shared layers, vision, speech.

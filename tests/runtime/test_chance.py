@@ -161,7 +161,7 @@ def test_a_part_that_is_called_past_the_model_is_told_so() -> None:
     m.train()
     m.zero_grad()
     unipelt.active(m)
-    from unipelt.runtime.attach import registry
+    from unipelt.runtime.registry import registry
 
     registry(m).switch.holder.values.clear()
     with pytest.raises(unipelt.PeltError) as e:

@@ -13,7 +13,7 @@ from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, WORDS, model, output
 import unipelt
 from unipelt.language.counts import counts
 from unipelt.language.loading import parse
-from unipelt.runtime.attach import record
+from unipelt.runtime.registry import record
 from unipelt.runtime.hub import WEIGHTS
 from unipelt.training.resolve import resolve_method
 

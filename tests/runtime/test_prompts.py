@@ -11,7 +11,7 @@ from small import GROUPS, WIDTH, model, randomise, with_cache
 from transformers import BertConfig, BertForQuestionAnswering, DynamicCache, StaticCache
 
 import unipelt
-from unipelt.runtime.attach import record
+from unipelt.runtime.registry import record
 from unipelt.runtime.places import Layout, Rows
 
 SMALL = {"pad_token_id": 0, "eos_token_id": None}

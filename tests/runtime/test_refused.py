@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import unipelt
-from unipelt.runtime.attach import record
+from unipelt.runtime.registry import record
 
 LORA = unipelt.load(named("lora"))(r=2)
 

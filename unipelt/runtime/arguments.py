@@ -27,9 +27,9 @@ def inputs(model: nn.Module, **arguments: Any) -> Iterator[nn.Module]:
     A value for each example is repeated where `generate` repeats the examples (beams). An argument that is given in the
     call itself counts before the block's. Raises `PeltError` for a name that no attached adapter declares.
     """
-    from .attach import _unwrapped, registry
+    from .registry import registry, unwrapped  # whose doorway takes the arguments off, with what is below
 
-    r = registry(_unwrapped(model))
+    r = registry(unwrapped(model))
     known = {i.name for planned in r.wanted.values() for i in planned} if r is not None else set()
     for name in arguments:
         if name not in known:

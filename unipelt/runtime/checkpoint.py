@@ -26,13 +26,14 @@ from ..language.primitives import INITIALISERS
 from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Statement, Tensor, rewrite
 from ..language.versions import FORMAT, LANGUAGE_VERSION
-from .attach import Attached, _unwrapped, activate, apply, record, registry, remove
+from .attach import activate, apply, remove
 from .card import model_card
 from .folder import read_manifest, read_method, read_tensors
 from .folder import write as write_folder
 from .folding import folded
 from .hub import MANIFEST, METHOD, README, located, public_name
 from .offload import value_of
+from .registry import Attached, record, registry, unwrapped
 from .sharding import is_sharded, on_first, put, settle, whole
 
 
@@ -41,7 +42,7 @@ def state_dict(model: nn.Module, name: str = "default") -> dict[str, torch.Tenso
 
     They are whole, also where the model is sharded (FSDP2); then every process of the group calls this together.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     a = record(model, name)
     settle(model)
     return {n: whole(t.detach()).reshape(a.shape(n)) for n, t in a.values().items()}
@@ -115,7 +116,7 @@ def save(
     somebody has edited: then a warning says that none was written.
     Where the model is sharded (FSDP2), every process calls this and the first one writes, before any returns.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     a = record(model, name)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -174,7 +175,7 @@ def attach(
     untouched. ``force`` accepts a base of the same shapes and other weights. A head comes back with its labels, whatever
     the number of labels the base was loaded with.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     folder = located(folder)
     manifest = read_manifest(folder)
     method = read_method(folder, manifest)
@@ -217,7 +218,7 @@ def _same_tensors(a: Attached, saved: Mapping[str, torch.Tensor], arguments: Map
 
 def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     """Loads an unfolded save into the attached adapter of that name, all or nothing (resuming, best checkpoints)."""
-    model = _unwrapped(model)
+    model = unwrapped(model)
     folder = located(folder)
     manifest = read_manifest(folder)
     if manifest.get("folded"):

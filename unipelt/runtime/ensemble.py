@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..language.diagnostics import error, near
+from .registry import registry, unwrapped
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ def ensemble(model: nn.Module, batch: Mapping[str, Any], over: str | None = None
     declare one only. Labels in the batch are left aside, but for those of which an encoder–decoder makes the tokens that its decoder
     reads. Raises `PeltError` (E0736) where there is no such input, and for a cache or an encoder's states, which are of one member.
     """
-    from .attach import _unwrapped, registry
-
-    r = registry(_unwrapped(model))
+    r = registry(unwrapped(model))
     found = {i.name: i for a in (r.switch.live if r is not None else ()) for i in r.wanted.get(a, ()) if i.count}  # type: ignore[union-attr]
     if over is None and len(found) == 1:
         over = next(iter(found))

@@ -24,7 +24,8 @@ from torch import nn
 from ..anatomy.evaluating import evaluating
 from ..anatomy.find import config_of
 from ..language.diagnostics import error
-from .attach import _unwrapped, disabled, registry
+from .attach import disabled
+from .registry import registry, unwrapped
 
 INSTALL = "pip install 'unipelt[onnx]'"
 #: Rows and tokens of the batch that is traced, and of those that are compared: a free axis must not be one of its sizes.
@@ -45,7 +46,7 @@ def export_onnx(model: nn.Module, path: str | Path, names: Sequence[str] = ()) -
     """
     place = Path(path)
     check_place(place)
-    model = _unwrapped(model)
+    model = unwrapped(model)
     with evaluating(model):
         return trace(model, names).write(place)
 

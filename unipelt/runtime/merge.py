@@ -18,8 +18,9 @@ from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.diagnostics import Diagnostic, PeltError, error
 from ..language.properties import ABSORBED_SEQUENTIAL, mergeable
-from .attach import Attached, _unwrapped, record, registry, rehang
 from .edits import Edit
+from .hanging import rehang
+from .registry import Attached, record, registry, unwrapped
 from .seam import edit_at
 from .sharding import is_sharded
 
@@ -44,7 +45,7 @@ def merge(model: nn.Module, name: str) -> None:
     Afterwards the base computes what base and adapter computed; the adapter stays attached and inactive until
     `unmerge`. Nothing is changed if anything fails.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     attached = record(model, name)
     r = registry(model)
     assert r is not None
@@ -74,12 +75,12 @@ def merge(model: nn.Module, name: str) -> None:
     r.merged = merged
     r.heads.merge(attached.plan.labels)
     r.switch.active = ()
-    rehang(model)
+    rehang(model, r)
 
 
 def unmerge(model: nn.Module) -> None:
     """Puts the base's own values back, bit for bit, and activates what was active."""
-    model = _unwrapped(model)
+    model = unwrapped(model)
     r = registry(model)
     if r is None or r.merged is None:
         raise error("E0562", "nothing is merged into this model", help="leave the call out")
@@ -87,7 +88,7 @@ def unmerge(model: nn.Module) -> None:
     r.switch.active = r.merged.was_active
     r.merged = None
     r.heads.unmerge()
-    rehang(model)
+    rehang(model, r)
 
 
 def _write(model: nn.Module, values: dict[str, torch.Tensor], merged: Merged) -> None:

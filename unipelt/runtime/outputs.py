@@ -24,6 +24,7 @@ from ..anatomy.heads import is_language_model
 from ..anatomy.sites import SiteMap
 from ..language.diagnostics import error
 from .places import Layout
+from .registry import registry, unwrapped
 from .switch import Switch
 
 
@@ -78,9 +79,7 @@ def with_rows(model: nn.Module) -> Iterator[nn.Module]:
 
     `at_tokens` leaves them out of a tensor. Blocks nest; a model without a prompt returns what it always does.
     """
-    from .attach import _unwrapped, registry
-
-    r = registry(_unwrapped(model))
+    r = registry(unwrapped(model))
     with nullcontext() if r is None else r.switch.holder.within("rows"):
         yield model
 
@@ -92,9 +91,7 @@ def at_tokens(model: nn.Module, output: torch.Tensor) -> torch.Tensor:
     pass of the model in this thread; where no rows stood among the tokens, or where they are left out already, it is returned as it
     is. Raises `PeltError` (E0737) for an output of another length.
     """
-    from .attach import _unwrapped, registry
-
-    r = registry(_unwrapped(model))
+    r = registry(unwrapped(model))
     layout = r.switch.holder.values.get("layout") if r is not None and r.switch.live else None
     if layout is None or tuple(output.shape[:2]) == layout.shape:
         return output

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from ..language.diagnostics import error
-from .attach import _unwrapped, registry
 from .heads import is_view, plain
 from .merge import merge, unmerge
-from .seam import NAME
+from .registry import registry, unwrapped
+from .switch import NAME
 
 
 def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, tokenizer: Any = None) -> Path:
@@ -22,7 +22,7 @@ def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, 
     A head comes along with its labels, in shape and in the configuration. The model itself is as before afterwards.
     The folder must not exist, or be empty; it is whole or not there. Raises `PeltError` where `merge` does.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise error("E0611", f"`{place}` exists and is not empty", help="name another folder")

@@ -24,8 +24,9 @@ from ..compiler.evaluator import Context, evaluate
 from ..compiler.gates import gates
 from ..compiler.named import Named
 from ..language.syntax import Expr
-from .attach import Attached, Registry, _hang_root, _unwrapped, record, registry
 from .edits import CopyEdit
+from .hanging import hang_root
+from .registry import Attached, Registry, record, registry, unwrapped
 from .seam import edit_at, key_of, seams
 
 
@@ -177,7 +178,7 @@ def watch(model: nn.Module, name: str = "default") -> Iterator[Seen]:
     ``print(seen)``. Blocks nest. In the block code made by `torch.compile` runs as written, since compiled code cannot be
     looked into; outside it nothing is compiled anew. Raises `PeltError` for an unknown adapter.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     attached = record(model, name)
     r = registry(model)
     assert r is not None
@@ -191,7 +192,7 @@ def watch(model: nn.Module, name: str = "default") -> Iterator[Seen]:
         for edit, eye in _eyes(model, name, attached, seen):
             edit.watchers += (eye,)
             hung.append((edit, eye))
-        _hang_root(model, r)  # for the mask of real tokens
+        hang_root(model, r)  # for the mask of real tokens
         yield seen
 
 
@@ -199,7 +200,7 @@ def _close(model: nn.Module, r: Registry, hung: list[tuple[Any, Eye]]) -> None:
     for edit, eye in hung:
         edit.watchers = tuple(e for e in edit.watchers if e is not eye)
     r.watched -= 1
-    _hang_root(model, r)
+    hang_root(model, r)
 
 
 def _eyes(model: nn.Module, name: str, attached: Attached, seen: Seen) -> Iterator[tuple[Any, Eye]]:
@@ -223,7 +224,7 @@ def gradient_norms(model: nn.Module, name: str = "default") -> dict[Place, float
     Tensors that several layers or sites share have a place of their own, without a layer; the site is ``shared`` where
     several sites share them. Of a sharded model every process must ask.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     attached = record(model, name)
     return {p: float(n) for p, n in norms(parameters(attached)).items()}
 

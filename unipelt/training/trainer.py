@@ -25,7 +25,7 @@ from transformers.training_args import OptimizerNames
 import unipelt
 
 from ..language.diagnostics import error
-from ..runtime.attach import record
+from ..runtime.registry import record
 from . import ranks
 from .tasks import Collator, Task, evaluate
 

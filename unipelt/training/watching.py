@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
-from ..runtime.attach import record
+from ..runtime.registry import record
 from ..runtime.watch import Place, Seen, norms, parameters, watch
 
 #: The front of the names under which values are logged.

@@ -1,0 +1,190 @@
+"""Hangs an adapter's modules and hooks into a model, and takes them down: edits at the seams of their sites, trained copies beside
+the modules they stand for, and the model's own hooks where any adapter needs them.
+
+Which adapter acts, what is trained and what happens where this fails is decided in `attach`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import torch
+from torch import nn
+
+from ..compiler.plan import PlannedEdit
+from ..compiler.trained import hosts
+from ..language.diagnostics import error
+from .attention import install, refuse_bypassing
+from .chance import Draw
+from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
+from .heads import hang as hang_heads
+from .masks import MaskTap
+from .outputs import Outputs
+from .registry import Attached, Registry
+from .seam import Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
+from .switch import NAME
+
+
+def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
+    """Everything that an adapter, which the registry has already, needs in the model; ``made`` are its tensors and copies by name."""
+    shared = _share(r, name, attached, made)
+    r.train(model.training)  # like everything that is hung into the model
+    for e in attached.plan.edits:
+        _hang_edit(model, r, name, attached, e, made, shared)
+    _hang_copies(model, r, name, attached, made)
+    rehang(model, r)
+    at_heads = {e.site.view.module for e in attached.plan.edits if e.site.side == "attention"}
+    if at_heads:
+        refuse_bypassing(model, at_heads)
+        install()
+
+
+def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> None:
+    """What `hang_adapter` hung, as much of it as there is; the registry has the adapter no more."""
+    for handle in attached.handles:
+        handle.remove()
+    if key_of(name) in r.shared:
+        del r.shared[key_of(name)]
+    for host, seam in seams(model):
+        if key_of(name) in seam.adapters:
+            del seam.adapters[key_of(name)]
+        seam.hang(host)
+        if not seam.adapters:
+            del host._modules[NAME]
+    rehang(model, r)
+
+
+def _seam(model: nn.Module, r: Registry, path: str) -> tuple[nn.Module, Seam]:
+    host = model.get_submodule(path)
+    seam = seam_of(host)
+    if seam is None:
+        refuse_namesake(host, path)
+        seam = Seam(path, r.switch)
+        seam.train(host.training)
+        host.add_module(NAME, seam)
+    return host, seam
+
+
+def refuse_namesake(module: nn.Module, path: str = "") -> None:
+    """An error where a module (the model itself, without a path) has something under the name that children are hung under."""
+    if hasattr(module, NAME):
+        raise error("E0557", f"the module `{path or type(module).__name__}` has something named `{NAME}` already",
+                    help="rename it: edits are put into a child module of that name")  # fmt: skip
+
+
+def _edits(seam: Seam, name: str) -> nn.ModuleList:
+    key = key_of(name)
+    if key not in seam.adapters:
+        seam.adapters[key] = nn.ModuleList().train(seam.training)
+    return seam.adapters[key]  # type: ignore[return-value]
+
+
+def _share(r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> Shared | None:
+    """What more than one edit reads, owned by the model."""
+    uses = Counter(n for e in attached.plan.edits for n in set(e.tensors.values()))
+    several = {n: made[n] for n in attached.plan.tensors if uses[n] > 1}
+    if not several:
+        return None
+    shared = r.shared[key_of(name)] = Shared(several)
+    attached.places.update({n: (shared, key_of_tensor(n)) for n in shared.scalars})
+    return shared
+
+
+def _hang_edit(
+    model: nn.Module, r: Registry, name: str, attached: Attached, e: PlannedEdit, made: dict[str, torch.Tensor],
+    shared: Shared | None,
+) -> None:  # fmt: skip
+    borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.scalars}
+    own = {label: made[n] for label, n in e.tensors.items() if label not in borrowed}
+    axes = {label: attached.plan.tensors[n].axes for label, n in e.tensors.items()}
+    bases = {n: BaseCall(model.get_submodule(v.module), v.part) for n, v in e.site.bases.items()}
+    host, seam = _seam(model, r, e.site.view.module)
+    edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
+    attached.places.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
+    edit.train(host.training)
+    _edits(seam, name).append(edit)
+    seam.hang(host)
+    if e.site.rows is not None:
+        tap = Tap(r.switch, rows_key(e.site.rows), name)
+        attached.handles.append(model.get_submodule(e.site.rows).register_forward_pre_hook(tap.shape, with_kwargs=True))
+    for need in sorted(edit.needs & {"x", "residual"}):
+        source = e.site.x if need == "x" else e.site.residual
+        if source is None or (need == "x" and source == e.site.view.module and e.site.side == "output"):
+            continue
+        tap = Tap(r.switch, tap_key(e.site.view.module, name, edit, need), name)
+        module = model.get_submodule(source) if source else model
+        if need == "x" and e.site.x_leaves:
+            attached.handles.append(module.register_forward_hook(tap.leaves))
+        else:
+            attached.handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
+
+
+def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
+    copies: dict[str, dict[str, str]] = {}
+    for c in attached.plan.copies:
+        for path, attribute in hosts(model, attached.plan.sites, c.parameter):
+            copies.setdefault(path, {})[attribute] = c.name
+    for path, names in copies.items():
+        host, seam = _seam(model, r, path)
+        copy_edit = CopyEdit(host, {attribute: made[n] for attribute, n in names.items()}, attached.lowering)  # type: ignore[misc]
+        attached.places.update({n: (copy_edit.twin, attribute) for attribute, n in names.items()})
+        copy_edit.train(host.training)
+        _edits(seam, name).insert(0, copy_edit)  # weight edits precede activation edits (ruling 6)
+        seam.hang(host)
+
+
+def hang_root(model: nn.Module, r: Registry) -> None:
+    """The model's own hooks, where an adapter or a watch needs the mask, takes an argument, places rows or has its own labels."""
+    edits = [e for a in r.attached.values() for e in a.plan.edits]
+    prompts = any(e.site.side == "prompt" for e in edits)
+    needed = prompts or bool(r.watched) or bool(r.wanted) or any("tokens" in e.names for e in edits)
+    if needed and not r.root_handles:
+        r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
+        r.root_handles.append(model.register_forward_hook(r.leave, always_call=True))
+        base = getattr(model, "base_model", model)
+        if base is not model:
+            r.root_handles.append(model.register_forward_pre_hook(r.mark, with_kwargs=True))
+            r.root_handles.append(base.register_forward_pre_hook(r.base_enter, with_kwargs=True))
+        if r.tower:
+            encoder, decoder = (model.get_submodule(s.module) for s in r.sites.stacks)
+            r.root_handles.append(encoder.register_forward_pre_hook(r.enter_encoder, with_kwargs=True))
+            r.root_handles.append(encoder.register_forward_hook(r.leave_encoder, always_call=True))
+            r.root_handles.append(decoder.register_forward_pre_hook(r.enter_decoder, with_kwargs=True))
+        for stack in r.sites.stacks:  # behind what makes a mask longer
+            module = model.get_submodule(stack.module)
+            tap = MaskTap(r.switch, stack, module)
+            r.root_handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
+    elif not needed:
+        for handle in r.root_handles:
+            handle.remove()
+        r.root_handles.clear()
+        values = r.switch.holder.values
+        for key in [k for k in values if k.startswith("mask:")]:
+            del values[key]
+    hang_heads(model, r.heads, {n: a.plan for n, a in r.attached.items()}, r.head_handles)
+    if any(p.rows.grows for placed in r.placing.values() for p in placed) and not r.tower:
+        # last: a head's loss is over all entries
+        r.head_handles.append(model.register_forward_hook(Outputs(r.switch, model, r.sites).leaves))
+
+
+def rehang(model: nn.Module, r: Registry) -> None:
+    """Brings the model's own hooks up to date with what is attached, and with a base that changed."""
+    hang_root(model, r)
+    _hang_draw(model, r)
+    _forget_compiled()
+
+
+def _hang_draw(model: nn.Module, r: Registry) -> None:
+    """The hook that draws ``chance``, where an attached adapter reads it."""
+    needed = any("chance" in e.names for a in r.attached.values() for e in a.plan.edits)
+    if needed and not r.draw_handles:
+        r.draw_handles.append(model.register_forward_pre_hook(Draw(r.switch).enters))
+    while r.draw_handles and not needed:
+        r.draw_handles.pop().remove()
+
+
+def _forget_compiled() -> None:
+    """Code that torch.compile made before knows nothing of the new hooks: it is made anew."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,104 @@
+"""What a model remembers of its adapters: plans, places of their tensors, hooks, what is merged, what the base was like.
+
+The record is the model's child ``unipelt``, so it is copied, pickled and moved with the model. Nothing is put into a model here
+or taken out of it: see `attach`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..anatomy.sites import SiteMap
+from ..compiler.plan import Plan
+from ..language.diagnostics import error, near
+from ..language.ir import Method
+from .heads import Heads
+from .offload import value_of
+from .prompts import Doorway
+from .switch import NAME, Switch
+
+
+@dataclass
+class Attached:
+    """What a model remembers of one adapter."""
+
+    plan: Plan
+    seed: int
+    lowering: bool
+    trainable: bool
+    #: Where each tensor, then each copy, is registered. Looked up at every use: sharding, `load_state_dict(assign=True)`
+    #: and offloading put other tensor objects there.
+    places: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    handles: list[Any] = field(default_factory=list)
+
+    @property
+    def method(self) -> Method:
+        return self.plan.method
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the rows' tensors, then of the copies."""
+        return (*self.plan.tensors, *(c.name for c in self.plan.copies))
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """Every tensor and trained copy by its name, as it is registered, wherever its values are kept."""
+        return {n: value_of(*self.places[n]) for n in self.names}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape as the plan has it; numbers are registered as vectors of one entry."""
+        planned = self.plan.tensors.get(name)
+        return planned.shape if planned is not None else tuple(self.places[name][0]._parameters[self.places[name][1]].shape)  # type: ignore[union-attr]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter by its name."""
+        found = {n: self.places[n][0]._parameters.get(self.places[n][1]) for n in self.names}
+        return {n: p for n, p in found.items() if p is not None}
+
+
+class Registry(Doorway):
+    """The model's own record of its adapters: the child ``unipelt`` of the model itself."""
+
+    def __init__(self, switch: Switch, sites: SiteMap, required: dict[str, bool]):
+        super().__init__(switch, sites)
+        self.attached: dict[str, Attached] = {}
+        self.shared = nn.ModuleDict()
+        self.required = required  # which parameters of the base required a gradient before
+        self.merged: Any = None
+        self.watched = 0  # how many `watch` blocks are open
+        self.root_handles: list[Any] = []
+        self.heads = Heads(switch)
+        self.head_handles: list[Any] = []
+        self.draw_handles: list[Any] = []
+
+
+def registry(model: nn.Module) -> Registry | None:
+    """The model's record, if it has an adapter."""
+    found = model._modules.get(NAME)
+    return found if isinstance(found, Registry) else None
+
+
+def record(model: nn.Module, name: str) -> Attached:
+    """The record of an attached adapter; an unknown name is an error that lists those there are."""
+    r = registry(model)
+    if r is None:
+        raise error("E0550", "this model has no adapter", help="attach one: unipelt.apply(model, method, name=…)")
+    if name not in r.attached:
+        raise error("E0551", f"this model has no adapter named `{name}`",
+                    help=near(name, r.attached) or f"it has: {', '.join(r.attached)}")  # fmt: skip
+    return r.attached[name]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that a compiled model wraps, else the model; an error for a wrapper whose hooks would not see every pass."""
+    inner = getattr(model, "_orig_mod", None)  # torch.compile's wrapper shares the module it wraps
+    if isinstance(inner, nn.Module):
+        return inner
+    if type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+        applied = isinstance(inner := getattr(model, "module", None), nn.Module) and registry(inner) is not None
+        raise error("E0555", f"the model is wrapped in {type(model).__name__} already",
+                    help="give the model inside: `model.module`" if applied else "apply the method first, then wrap")  # fmt: skip
+    return model
