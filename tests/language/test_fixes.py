@@ -168,3 +168,12 @@ def test_offsets_are_those_of_the_text_that_was_read() -> None:
     bad = GOOD.replace("modify  ffn", "modify  fnn")
     assert fixed("\ufeff" + bad.replace("\n", "\r\n"), "mine.pelt")[0] == GOOD
     assert Source("x", bad).position(bad.index("fnn")) == (10, 11)
+
+
+def test_a_text_that_can_be_read_is_better_than_one_that_cannot() -> None:
+    """A decimal comma hides every other mistake of its definition; putting it right shows them."""
+    bad = "method m {\n  modify fnn\n  insert parallel\n  form {\n    A: [d_in, d_out] ~ normal(0,02)\n    delta = z @ A\n  }\n  compose add\n}\n"
+    now, done = fixed(bad, "mine.pelt")
+    assert [d.code for d in done] == ["E0112", "E0302"] and now == bad.replace("0,02", "0.02").replace("fnn", "ffn")
+    unknown = bad.replace("fnn", "nowhere_at_all")
+    assert fixed(unknown, "mine.pelt")[0] == unknown.replace("0,02", "0.02"), "what cannot be put right stays, and is seen now"

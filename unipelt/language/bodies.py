@@ -20,7 +20,7 @@ from .primitives import DOMAINS, INITIALISERS, PRIMITIVES
 from .rows import SYMBOLS, RowChecker
 from .sites import NUMBERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
 from .sizes import Size
-from .source import after, inside
+from .source import after, inside, text_of
 from .syntax import Axis, BodyDef, Expr, Input, Let, Name, Param, Span, Statement, Tensor, walk
 from .values import POISON, Value
 
@@ -92,11 +92,11 @@ def check_body(d: BodyDef, names: Names, works: bool) -> list[Diagnostic]:
 
 def called_definition(d: Diagnostic, names: Names) -> Diagnostic:
     """A misspelt function may have meant a form or a gate, which expressions call like functions."""
-    said = re.fullmatch(r"there is no function `(\w+)` here", d.message) if d.code == "E0320" else None
-    if said is None:
+    name = text_of(d.span)
+    if d.code != "E0320" or not name.isidentifier():
         return d
     known = [*names.names("form"), *names.names("gate"), *(e.text for e in d.edits)]
-    return replace(d, **instead(said[1], known, d.span, d.help))
+    return replace(d, **instead(name, known, d.span, d.help))
 
 
 def _fit(problems: Sequence[Diagnostic]) -> tuple[int, int, bool]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .diagnostics import counted, error, instead, put
+from .diagnostics import PeltError, counted, error, instead, put
 from .ir import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
 from .library import Names, title
 from .primitives import INITIALISERS, PRIMITIVES
@@ -49,11 +49,18 @@ def callee(what: str, call: Apply, names: Names, scope: Scoped = NO_PARAMS) -> t
     name = call.function
     definition = names.find(what, name.id) if isinstance(name, Name) else None
     if definition is None:
-        text = to_text(name)
-        raise error("E0225", f"there is no {title(what)} named `{text}`", name.span,
-                    **instead(text, names.names(what), name.span, f"`unipelt list --all` shows the {title(what)}s there are"))  # fmt: skip
+        raise missing(what, name, names)
     assert not isinstance(definition, AnatomyDef)
     return definition, bind(definition.params, call, f"the {title(what)} `{definition.name}`", scope)
+
+
+def missing(what: str, name: Expr, names: Names) -> PeltError:
+    """That no definition of a kind has the name: a close one is suggested, or what else has it."""
+    text, known = to_text(name), names.names(what)
+    code, listed = ("E0221", f"known: {', '.join(known)}") if what == "compose" else ("E0225", f"`unipelt list --all` shows the {title(what)}s there are")
+    elsewhere = names.elsewhere(text)
+    more = {"help": elsewhere} if elsewhere else instead(text, known, name.span, listed)
+    return error(code, f"there is no {title(what)} named `{text}`", name.span, **more)
 
 
 def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PARAMS) -> Mapping:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .bodies import SITE_WORDS, WORDS, bound_names, unbound_result
-from .calls import Mapping, Scoped, callee, inline_calls, short_enough, substitute, substitute_all
+from .calls import Mapping, Scoped, callee, inline_calls, missing, short_enough, substitute, substitute_all
 from .diagnostics import Diagnostic, Label, PeltError, error, instead, put
 from .ir import Columns, Method, Row, Trained
 from .library import Names
@@ -352,11 +352,9 @@ def _compose(value: Any, names: Names, params: Scoped) -> tuple[Statement, ...]:
     if isinstance(function, Name) and names.find("compose", function.id) is not None:
         return _body("compose", value if isinstance(value, Apply) else Apply(value, (), value.span), names, params)
     if isinstance(value, Name) and value.id not in ("h", "delta"):
-        raise error("E0221", f"there is no composition named `{value.id}`", value.span,
-                    **instead(value.id, names.names("compose"), value.span, f"known: {', '.join(names.names('compose'))}"))  # fmt: skip
+        raise missing("compose", value, names)
     if isinstance(function, Name) and isinstance(value, Apply) and function.id not in PRIMITIVES:
-        raise error("E0221", f"there is no composition named `{function.id}`", function.span,
-                    **instead(function.id, names.names("compose"), function.span))  # fmt: skip
+        raise missing("compose", function, names)
     return (Let(("out",), value, value.span),)
 
 

@@ -22,21 +22,25 @@ def edited(text: str, edits: Iterable[Edit]) -> str:
 
 
 def fixed(text: str, file: str) -> tuple[str, list[Diagnostic]]:
-    """The text after its mistakes' edits, and those mistakes; the text as it was where it would not get better."""
+    """The text after its mistakes' edits, and those mistakes; the text as it was where it would not get better.
+
+    A text that can be read, so that its other mistakes are seen, is better than one that cannot.
+    """
     from .loading import check_text
     from .source import normalised
 
-    def mistakes(of: str) -> list[Diagnostic]:
-        return [d for c in check_text(of, file) for d in c.diagnostics]
+    def mistakes(of: str) -> tuple[bool, list[Diagnostic]]:
+        checked = check_text(of, file)
+        return any(c.kind == "file" and c.diagnostics for c in checked), [d for c in checked for d in c.diagnostics]
 
     first = now = normalised(text)
-    found = mistakes(now)
-    begun, applied = len(found), list[Diagnostic]()
+    unread, found = mistakes(now)
+    begun, applied = (unread, len(found)), list[Diagnostic]()
     for _ in range(ROUNDS):
         able = [d for d in found if d.edits and all(e.span.file == file for e in d.edits)]
         new = edited(now, (e for d in able for e in d.edits))
         if new == now:
             break
         now, applied = new, [*applied, *able]
-        found = mistakes(now)
-    return (now, applied) if len(found) < begun else (first, [])
+        unread, found = mistakes(now)
+    return (now, applied) if (unread, len(found)) < begun else (first, [])

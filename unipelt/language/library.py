@@ -22,6 +22,7 @@ _HEADER = re.compile(r"^(method|form|gate|compose|anatomy)[ \t]+([A-Za-z_]\w*)",
 Key = tuple[str, str]
 MAX_FILES = 64
 TITLES = {"compose": "composition"}  # where it is not their keyword
+STANDS = {"method": "use", "form": "form", "compose": "compose", "gate": "gated by"}
 
 
 def title(kind: str) -> str:
@@ -90,6 +91,11 @@ class Names:
     def names(self, what: str) -> list[str]:
         local = {n for w, n in (*self.own, *self.imported) if w == what}
         return sorted(local | set(library_names(what)))
+
+    def elsewhere(self, name: str) -> str:
+        """What a name is that was looked for among definitions of another kind, and where such stand; empty if it is nothing."""
+        kind = next((k for k in STANDS if self.find(k, name) is not None), None)
+        return f"`{name}` is a {title(kind)}, which stands behind `{STANDS[kind]}`" if kind is not None else ""
 
     def library(self, what: str) -> Iterator[Definition]:
         """The library's definitions of a kind that are not hidden by the file's own."""

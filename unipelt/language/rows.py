@@ -185,15 +185,19 @@ class RowChecker(Declared):
             elif isinstance(s, Let):
                 self._let(s)
             elif isinstance(s, Axis):
-                size = self._size(s.size, "an axis")
-                if size is not None:
-                    self.inf.axes[s.name] = size
+                self._axis(s)
             elif isinstance(s, Require):
                 require(s, self.inf)
             elif isinstance(s, Input):
                 self._input(s)
             elif isinstance(s, Later):
                 self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
+
+    def _axis(self, s: Axis) -> None:
+        size = self._size(s.size, "an axis")
+        if size is not None and self.inf.axes.setdefault(s.name, size) != size:
+            self.inf.fail("E0348", f"the axis `{s.name}` is declared twice in this row, with different sizes", s.span,
+                          help="rename one of them")  # fmt: skip
 
     def _input(self, s: Input) -> None:
         found = input_typing(s, self.inf, self._size)

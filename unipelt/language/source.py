@@ -124,6 +124,12 @@ def inside(span: Span, pattern: str) -> Span | None:
     return Span(span.file, span.start + found.start(1), span.start + found.end(1)) if found else None
 
 
+def text_of(span: Span) -> str:
+    """The text at a span, empty where it is not known."""
+    source = lookup(span.file)
+    return source.text[span.start : span.end] if source is not None else ""
+
+
 def after(span: Span) -> Span:
     """The empty place behind a span."""
     return Span(span.file, span.end, span.end)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from typing import Any, cast
 
 from . import syntax as S
@@ -376,12 +377,23 @@ class Transform:
         low, high = node.children[:colon], node.children[colon + 1 :]
         return S.Slice(self.expr(low[0]) if low else None, self.expr(high[0]) if high else None, self.span(node))
 
+    def _zero_in_front(self, text: str, span: S.Span) -> None:
+        """`0,02` is a decimal number with a comma; any other zero in front is too much."""
+        comma = re.search(r"(?<![\d.])\d+,$", self.text[: span.start - self.offset])
+        meant = f"{comma[0][:-1]}.{text}" if comma else text.lstrip("0") or "0"
+        place = replace(span, start=self.offset + comma.start()) if comma else span
+        why = ": a comma separates arguments" if comma else ""
+        self.wrong("E0112", f"the number `{text}` begins with a zero", span, help=f"write {meant}{why}", edits=put(meant, place))
+
     def number(self, token: Any, span: S.Span) -> S.Number:
         text = token.value.removesuffix("%")
         percent = text != token.value
         digits = "".join(c for c in text[: 4 * MAX_DIGITS] if c.isdigit()).lstrip("0")  # 0.000123… has few
         if len(digits) > MAX_DIGITS or len(text) > 2 * MAX_DIGITS:
             self.wrong("E0110", f"a number has more than {MAX_DIGITS} digits", span, help="write it with an exponent")
+            return S.Number(0, percent, span)
+        if text[:2].isdigit() and text[0] == "0" and len(text) > 1:
+            self._zero_in_front(token.value, span)
             return S.Number(0, percent, span)
         value = int(text) if text.isdigit() else float(text)
         if value == float("inf"):
