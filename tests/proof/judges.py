@@ -10,11 +10,13 @@ may take away what it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from form_expressions import closed, computed
 from small import cache_of, with_cache
 from tiny import ENCODER_DECODERS, PAD, batch, giving
 from torch import nn
@@ -23,8 +25,7 @@ from trial import Exact, Inputs, Pass, Tap, Trial, Unstable, deviation
 import unipelt
 from unipelt.compiler.evaluator import evaluate
 from unipelt.compiler.named import Named
-from unipelt.language.syntax import Apply, Attr, Expr, Index, Let, Name, Number, Slice, String, children, dotted, walk
-from unipelt.runtime.registry import record
+from unipelt.language.ir import Method
 from unipelt.runtime.edits import part_of
 from unipelt.runtime.folding import folded
 
@@ -47,11 +48,6 @@ def judge(name: str) -> Callable[[Judge], Judge]:
     return add
 
 
-def judged(t: Trial) -> dict[str, float | None]:
-    """Every judge's deviation."""
-    return {name: f(t) for name, f in JUDGES.items()}
-
-
 def _largest(found: Iterator[float]) -> float:
     return max(found, default=0.0)
 
@@ -62,6 +58,28 @@ def _apart(a: Pass, b: Pass, cut: Callable[[torch.Tensor, Tap | None], torch.Ten
     pairs = [(a.outputs[n], b.outputs[n], None) for n in a.outputs] + [(x.out, y.out, x) for x, y in zip(a.taps, b.taps)]
     cuts = [(cut(x, tap), cut(y, tap)) for x, y, tap in pairs]
     return _largest(deviation(x, y) for x, y in cuts if x is not None and y is not None)
+
+
+def _outputs_apart(a: Pass, b: Pass) -> float:
+    assert a.outputs.keys() == b.outputs.keys()
+    return _largest(deviation(a.outputs[n], b.outputs[n]) for n in a.outputs)
+
+
+@contextmanager
+def _acting(t: Trial, method: Method, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """A block in which another method acts in place of the trial's, with these tensors."""
+    plan = unipelt.apply(t.model, method, name="b", head=False, allow_future=True)
+    try:
+        t.watch("b", plan)
+        own = unipelt.state_dict(t.model, "b")
+        assert own.keys() == tensors.keys()
+        with torch.no_grad():
+            for n, x in own.items():
+                x.copy_(tensors[n])
+        yield
+    finally:
+        unipelt.remove(t.model, "b")
+        unipelt.activate(t.model, "a")
 
 
 # ---------------------------------------------------------------- the start
@@ -274,7 +292,7 @@ def merged(t: Trial) -> float | None:
         assert {d.code for d in e.diagnostics} <= {"E0564", "E0749"}, e
         return None
     try:
-        return _apart(replace(before, taps=[]), t.run(t.inputs), lambda x, tap: x)
+        return _outputs_apart(before, t.run(t.inputs))
     finally:
         unipelt.unmerge(t.model)
 
@@ -296,80 +314,23 @@ def foldable(t: Trial) -> float | None:
     one, two = _values(taps), _values(t.run(other).taps)
     t.randomise(t.seed + 7)
     drawn = _values(t.run(t.inputs).taps)
-    alone = [_alone(e, tap) for tap in taps for e in _computed(tap)]
-    varies = (deviation(x, y) for x, y, z, own in zip(one, two, drawn, alone, strict=True) if own or deviation(x, z) > SHOWS)
+    by_name = [closed(e, tap) for tap in taps for e in computed(tap)]
+    varies = (deviation(x, y) for x, y, z, own in zip(one, two, drawn, by_name, strict=True) if own or deviation(x, z) > SHOWS)
     return min(varies, default=float("inf"))
-
-
-def _alone(e: Expr, tap: Tap) -> bool:
-    """Whether an expression reads learned tensors and nothing that the model computes, by its names."""
-    lets = {s.names[0]: s.value for s in tap.edit.row.form if isinstance(s, Let)}
-    learned = {x.name for x in tap.edit.typing.tensors if not x.frozen}
-    names = {n.id for n in walk(e) if isinstance(n, Name)}
-    while more := {n.id for name in names & set(lets) for n in walk(lets[name]) if isinstance(n, Name)} - names:
-        names |= more
-    computed = {"x", "z", "h", "q", "residual", "log_mass", *(i.name for i in tap.edit.typing.inputs)}
-    return bool(names & learned) and not names & computed
 
 
 def _values(taps: list[Tap]) -> list[torch.Tensor]:
     with torch.no_grad(), Exact():
-        found = [evaluate(e, tap.context) for tap in taps for e in _computed(tap)]
+        found = [evaluate(e, tap.context) for tap in taps for e in computed(tap)]
         return [v.data.clone() if isinstance(v, Named) else torch.tensor(float(v)) for v in found]  # type: ignore[arg-type]
-
-
-_BASE = ("W", "bias", "scale", "log_mass", "drop", "training", "chance")
-
-
-def _computed(tap: Tap) -> Iterator[Expr]:
-    """The expressions of the form's lines that out reads, but for those of the base."""
-    lets = [s for s in (*tap.edit.row.form, *tap.edit.row.compose) if isinstance(s, Let)]
-    needed = {"out"} | {n.id for s in tap.edit.row.gate or () for n in walk(s) if isinstance(n, Name)}
-    for s in reversed(lets):
-        if needed & set(s.names):
-            needed |= {n.id for n in walk(s.value) if isinstance(n, Name)}
-    for s in tap.edit.row.form:
-        if isinstance(s, Let) and needed & set(s.names):
-            yield from (e for e in _expressions(s.value) if not _of_base(e, tap))
-
-
-def _expressions(e: Any) -> Iterator[Expr]:
-    """An expression and those below it that compute something."""
-    if isinstance(e, (Name, Number, String)) or (isinstance(e, (Attr, Index)) and isinstance(e.value, Name)):
-        return
-    if hasattr(e, "kind") and not isinstance(e, Slice):
-        yield e
-    for below in children(e):
-        if not (isinstance(e, Apply) and below is e.function):
-            yield from _expressions(below)
-
-
-def _of_base(e: Expr, tap: Tap) -> bool:
-    """Whether it reads the base, by itself or by what its names stand for."""
-    lets = {s.names[0]: s.value for s in tap.edit.row.form if isinstance(s, Let)}
-    for n in walk(e):
-        if isinstance(n, Apply) and "." in (dotted(n.function) or ""):
-            return True
-        if isinstance(n, Name) and (n.id in _BASE or (n.id in lets and lets[n.id] != e and _of_base(lets[n.id], tap))):
-            return True
-    return False
 
 
 def folding(t: Trial) -> float:
     """The method with its folds stored, against as it is."""
     before = t.run(t.inputs)
     method, tensors = folded(t.model, "a", t.plan, unipelt.state_dict(t.model, "a"))
-    unipelt.apply(t.model, method, name="b", head=False, allow_future=True)
-    try:
-        own = unipelt.state_dict(t.model, "b")
-        assert own.keys() == tensors.keys()
-        with torch.no_grad():
-            for n, x in own.items():
-                x.copy_(tensors[n])
-        return _apart(replace(before, taps=[]), replace(t.run(t.inputs), taps=[]), lambda x, tap: x)
-    finally:
-        unipelt.remove(t.model, "b")
-        unipelt.activate(t.model, "a")
+    with _acting(t, method, tensors):
+        return _outputs_apart(before, t.run(t.inputs))
 
 
 # ---------------------------------------------------------------- chance and order
@@ -389,36 +350,8 @@ def commute(t: Trial) -> float | None:
     if len(t.method.rows) < 2:
         return None
     before = t.run(t.inputs)
-    turned = replace(t.method, rows=t.method.rows[::-1])
-    with _other(t, turned):
+    with _acting(t, replace(t.method, rows=t.method.rows[::-1]), unipelt.state_dict(t.model, "a")):
         after = t.run(t.inputs)
-    last = [{(x.edit.site.label): x.out for x in p.taps} for p in (before, after)]
+    last = [{x.edit.site.label: x.out for x in p.taps} for p in (before, after)]
     sites = _largest(deviation(last[0][n], last[1][n]) for n in last[0])
-    return max(sites, _apart(replace(before, taps=[]), replace(after, taps=[]), lambda x, tap: x))
-
-
-class _other:
-    """A block in which another method with the same tensors acts in place of the trial's."""
-
-    def __init__(self, t: Trial, method: Any):
-        self.t, self.method = t, method
-
-    def __enter__(self) -> None:
-        from trial import _Eye
-        from unipelt.runtime.seam import edit_at
-
-        t = self.t
-        plan = unipelt.apply(t.model, self.method, name="b", seed=t.seed, head=False, allow_future=True)
-        for e in plan.edits:
-            edit_at(t.model, "b", e).watchers = (_Eye(e, t.seen),)
-        own = unipelt.state_dict(t.model, "b")
-        with torch.no_grad():
-            for n, x in unipelt.state_dict(t.model, "a").items():
-                own[n].copy_(x)
-
-    def __exit__(self, *_: Any) -> None:
-        unipelt.remove(self.t.model, "b")
-        unipelt.activate(self.t.model, "a")
-
-
-__all__ = ["HOLDS", "JUDGES", "SHOWS", "Unstable", "folding", "judged", "merged", "record"]
+    return max(sites, _outputs_apart(before, after))

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from judges import HOLDS, JUDGES, SHOWS, folding, merged
 from safetensors.torch import load_file
 from trial import Trial, Unstable, deviation
@@ -186,6 +185,3 @@ def counted(t: Trial, folder: Path | None = None) -> dict[str, tuple[int, int]]:
     values = numbers(t.plan)
     assert sum(p.numel() for p in t.model.parameters() if p.requires_grad) == sum(x.numel() for x in learned.values())
     return {n: (said[n].number(*values), found[n]) for n in found}
-
-
-__all__ = ["HOLDS", "KINDS", "SHOWS", "Proof", "arguments", "prove", "torch"]

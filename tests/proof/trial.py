@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 import unipelt
 from unipelt.compiler.evaluator import Context
-from unipelt.compiler.plan import PlannedEdit
+from unipelt.compiler.plan import Plan, PlannedEdit
 from unipelt.language.ir import Method
 from unipelt.runtime.seam import edit_at
 
@@ -95,8 +95,7 @@ class Trial:
         self.plan = unipelt.apply(self.model, method, name="a", seed=seed, head=False, allow_future=True)
         self.seen: list[Tap] = []
         try:
-            for e in self.plan.edits:
-                edit_at(self.model, "a", e).watchers = (_Eye(e, self.seen),)
+            self.watch("a", self.plan)
             self.inputs = batch(kind, seed=seed)
             self.started = self.run(self.inputs)
             with unipelt.disabled(self.model):
@@ -105,6 +104,11 @@ class Trial:
         except BaseException:
             self.close()
             raise
+
+    def watch(self, adapter: str, plan: Plan) -> None:
+        """What the edits of an adapter do is noted in ``seen``."""
+        for e in plan.edits:
+            edit_at(self.model, adapter, e).watchers = (_Eye(e, self.seen),)
 
     @property
     def grows(self) -> bool:
