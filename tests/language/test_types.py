@@ -18,7 +18,8 @@ from unipelt.language.ir import SCHEMA, Method, as_file, from_json, json_schema,
 from unipelt.language.loading import library, load, parse as parse_as_it_is
 from unipelt.language.parser import parse as parse_file
 from unipelt.language.printer import to_text
-from unipelt.language.properties import row_reads, verdicts
+from unipelt.language.properties import verdicts
+from unipelt.language.rules import row_reads
 from unipelt.language.sites import SITES, signature
 from unipelt.language.syntax import Let, Tensor
 

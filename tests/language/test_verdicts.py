@@ -12,7 +12,8 @@ from unipelt.language.diagnostics import PeltError
 from unipelt.language.library import library_definition
 from unipelt.language.loading import library, load, parse
 from unipelt.language.meaning import bound
-from unipelt.language.properties import RULES, Verdict, verdicts
+from unipelt.language.properties import verdicts
+from unipelt.language.rules import RULES, Verdict
 from unipelt.language.source import lookup, place, shown
 
 METHODS = [e.name for e in library() if e.kind == "method"]
@@ -213,3 +214,30 @@ def test_words_and_embeddings_are_one_place_on_some_models():
     text = """method m { use { modify embed.words form { P: [3, d_model] ~ normal(0.3) delta = P } compose prepend(delta, h) } as a
     use { modify embed form { Q: [2, d_model] ~ normal(0.3) delta = Q } compose prepend(delta, h) } as b }"""
     assert verdicts(parse(text))["rows commute"].value == "unknown"
+
+
+def test_what_another_row_throws_away_is_not_seen():
+    """A row that passes on nothing of its input may hide what others read or draw; an edit of a weight passes its input on."""
+    pools = "use { modify attn.q insert parallel form { delta = mean(x, positions) @ W } compose h + delta } as a "
+    hides = "use { modify attn insert parallel form { B: [d_out] ~ normal(0.1) delta = B } compose { out = delta } } as b "
+    keeps = hides.replace("{ out = delta }", "h + delta")
+    weight = "use { modify attn.o.weight form { B: [d_out] ~ zeros delta = B } compose { out = h * 0 + delta } } as b "
+    drops = pools.replace("mean(x, positions) @ W", "drop(x, 0.5) @ W")
+    for name, first in (("causal", pools), ("padding-invariant", pools), ("cache-consistent", pools), ("deterministic in training", drops)):
+        for other, value in ((hides, "unknown"), (keeps, "no"), (weight, "no"), ("", "no")):
+            for rows in (first + other, other + first):
+                assert verdicts(parse(f"method m {{ {rows} }}"))[name].value == value, (name, rows)
+
+
+def test_the_token_that_is_picked_may_be_one_that_another_row_adds():
+    picks = "use { modify embed insert sequential form { delta = last(z, tokens) } compose h + delta } as b "
+    adds = "use { modify embed insert sequential form { P: [4, d_out] ~ normal(0.1) delta = P } compose { out = append(delta, h) } } as a "
+    pools = picks.replace("last(", "mean(")
+    for rows, value in ((adds + picks, "unknown"), (picks, "no"), (adds + pools, "no"), (pools, "no")):
+        assert verdicts(parse(f"method m {{ {rows} }}"))["causal"].value == value, rows
+
+
+def test_what_is_dropped_may_meet_a_zero():
+    for factor, value in (("B - (B if r > 2 else B)", "unknown"), ("B", "no"), ("B - (B if r > 2 else C)", "no")):
+        form = f"B: [d_out] ~ normal(0.1) C: [d_out] ~ normal(0.1) delta = drop(z, 0.5) * ({factor})"
+        assert said(form)["deterministic in training"] == value, factor

@@ -21,7 +21,7 @@ from ..language.ir import Method, Row
 from ..language.inputs import PSEUDO_TOKENS, changes_length, places_rows
 from ..language.layers import by_layer, chosen, layered
 from ..language.primitives import INITIALISERS
-from ..language.properties import cache_consistent, causal, padding_invariant, row_reads
+from ..language.rules import cache_consistent, causal, padding_invariant, row_reads
 from ..language.declared import TensorTyping
 from ..language.rows import RowTyping, Sizes, require
 from ..language.sites import axis_order, signature, site_name

@@ -143,13 +143,13 @@ class Edit:
     names: Mapping[Any, str]
 
 
-def edit_of(typing: RowTyping) -> Edit:
-    """The meaning of a row that has been checked at a site, by itself and outside training."""
-    place = Place(typing.site.name, {}, evaluation=True)
+def edit_of(typing: RowTyping, training: bool = False) -> Edit:
+    """The meaning of a row that has been checked at a site, by itself, in training or outside it."""
+    place = Place(typing.site.name, {}, evaluation=not training)
     place.read(typing.row, typing)
     h = atom("read", scope_sizes(typing, "h", typing.site.h), "h")
     if typing.site.family in ("projection", "weight"):
-        before = Place(typing.site.name, {}, evaluation=True)
+        before = Place(typing.site.name, {}, evaluation=not training)
         before.weight = atom("read", scope_sizes(typing, "W", dict(typing.site.scope)["W"]), "W")
         h = before.affine()
     names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors}

@@ -20,7 +20,7 @@ from .ir import Method
 from .parser import parse_expression
 from .primitives import PRIMITIVES
 from .printer import to_text
-from .properties import ABSORBED_SEQUENTIAL, mergeable
+from .rules import ABSORBED_SEQUENTIAL, mergeable
 from .reader import Place
 from .sites import signature, weight_site
 from .sizes import Size

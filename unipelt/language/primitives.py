@@ -34,7 +34,7 @@ class Primitive:
 
     Further facts: zero where the first argument is (``linear``; all that is linear, and more); the first argument itself
     outside training (``still``); random in training unless the second argument is 0 (``draws``); entries that sum to one,
-    whatever the argument (``shares``); entries added up (``totals``).
+    whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``).
     """
 
     name: str
@@ -47,6 +47,7 @@ class Primitive:
     draws: bool = False
     shares: bool = False
     totals: bool = False
+    picks: bool = False
 
 
 PRIMITIVES: dict[str, Primitive] = {}
@@ -260,13 +261,13 @@ def _running_mean(check: Reporter, span: Span, args: list[Value], exprs: list[Ex
     return replace(a, padding=a.padding or span, chunk=a.chunk or span) if a.degree else a
 
 
-@primitive("first", (2, 2), "the value at the first of `tokens` or `positions`", linear=True)
+@primitive("first", (2, 2), "the value at the first of `tokens` or `positions`", linear=True, picks=True)
 def _first(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     out = _picked(check, "first", span, args, exprs)
     return replace(out, future=args[0].future)  # the first of all positions is a pad where pads stand at the left
 
 
-@primitive("last", (2, 2), "the value at the last of `tokens` or `positions`", linear=True)
+@primitive("last", (2, 2), "the value at the last of `tokens` or `positions`", linear=True, picks=True)
 def _last_token(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     return _picked(check, "last", span, args, exprs)
 

@@ -236,7 +236,8 @@ class Reader:
                 decided = self.value(test)
                 if isinstance(decided.type, NumberType) and decided.type.value is not None and self._is_plain(decided):
                     return self.term(then if decided.type.value else other)
-                return call(sizes, "if", self._argument(test), self.term(then), self.term(other))
+                asked, one, another = self._argument(test), self.term(then), self.term(other)
+                return one if one == another else call(sizes, "if", asked, one, another)
             case S.Index(inner, items):
                 shown = ", ".join(self._slice(i) if isinstance(i, S.Slice) else "·" for i in items)
                 picks = [self._argument(i) for i in items if not isinstance(i, S.Slice)]

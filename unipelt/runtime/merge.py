@@ -17,7 +17,7 @@ from torch import nn
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.diagnostics import Diagnostic, PeltError, error
-from ..language.properties import ABSORBED_SEQUENTIAL, mergeable
+from ..language.rules import ABSORBED_SEQUENTIAL, mergeable
 from .edits import Edit
 from .hanging import rehang
 from .registry import Attached, record, registry, unwrapped
