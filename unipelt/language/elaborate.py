@@ -44,7 +44,7 @@ from .syntax import (
 )  # fmt: skip
 
 MAX_DEPTH = 32
-MAX_PARTS = 512  # rows, trained copies and requirements of one method
+MAX_PARTS = 256  # rows, trained copies and requirements of one method
 Trail = tuple[MethodDef, ...]  # the methods that are being put together, outermost first
 SLOTS: dict[type, str] = {Modify: "modify", Insert: "insert", Form: "form", Compose: "compose", Layers: "layers",
                           Tokens: "tokens"}  # fmt: skip

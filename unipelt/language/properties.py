@@ -20,8 +20,8 @@ from .rules import RULES, Verdict, calls_at
 from .syntax import NOWHERE, Span
 from .values import CONSTANT, Placed
 
-#: Pairs of unlike rows that are compared before giving up: some seconds' work, and more than the rows of any real method make.
-MOST_PAIRS = 500
+#: Pairs of unlike rows that are compared before giving up: half a second, and more than the rows of any real method make.
+MOST_PAIRS = 100
 #: What holds of a method where it holds of one of its rows.
 _SOME = ("foldable",)
 #: What is seen of a row in the model's output, so that another row may hide it.
