@@ -447,8 +447,8 @@ def test_starts_that_need_data_say_so() -> None:
 def test_all_mistakes_are_reported_at_once() -> None:
     text = f"""method m(r: int = 4) {{
       use {{ modify ffn.gate {LOW_RANK} }} as a
-      use {{ layers first 0 modify ffn {LOW_RANK} }} as b
+      use {{ layers 20 .. 30 modify ffn {LOW_RANK} }} as b
       use {{ train wing }} as c
       require 1 > 2 + r
     }}"""
-    assert [d.code for d in refused(text)] == ["E0512", "E0514", "E0510", "E0360"]
+    assert [d.code for d in refused(text)] == ["E0512", "E0516", "E0510", "E0360"]

@@ -28,9 +28,17 @@ def parameters(n: int) -> str:
     return "(a0: int = 2, " + ", ".join(f"a{i}: int = a{i - 1} + a{i - 1}" for i in range(1, n)) + ")"
 
 
+def calling(n: int) -> str:
+    """Gates that call the one before twice."""
+    gates = ["gate g0 { w: [d_in] ~ zeros  g = sigmoid(z @ w) }"]
+    gates += [f"gate g{i} {{ a = g{i - 1}(z)  b = g{i - 1}(z)  g = a * b }}" for i in range(1, n)]
+    return "\n".join((*gates, method(compose=f"h + g{n - 1}(z) * delta")))
+
+
 #: name → (text, the mistakes that are found; none: it is a method)
 CASES = {
     "methods that use each other ten times": (using(5, 10), {"E0227"}),
+    "gates that call each other twice": (calling(40), {"E0227"}),
     "six hundred rows": ("method m { " + " ".join(f"use {{ modify ffn insert parallel form low_rank(2) compose add }} as r{i}" for i in range(600)) + " }", {"E0227"}),
     "sixty squares": (method(f"{{ {chain('2', '_ * _', 60)} delta = a59 * z }}"), {"E0318"}),
     "a polynomial of degree 2 ** 30": (

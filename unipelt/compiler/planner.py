@@ -19,7 +19,7 @@ from ..language.fold import fold_form
 from ..language.infer import Inference
 from ..language.ir import Method, Row
 from ..language.inputs import PSEUDO_TOKENS, changes_length, places_rows
-from ..language.layers import by_layer, chosen, layered
+from ..language.layers import by_layer, chosen, layered, least
 from ..language.primitives import INITIALISERS
 from ..language.rules import cache_consistent, causal, padding_invariant, row_reads
 from ..language.declared import TensorTyping
@@ -254,9 +254,6 @@ class _Builder:
         where = f"the {stack.name}" if stack.name else "the model"
         inf = self.numbers({"depth": depth})
         word = selection.word
-        if word not in ("first", "last", "range", "every"):
-            self.problems.append(Diagnostic("E0515", f"layers are not selected with `{word}`", selection.span))
-            return None
         values: list[int] = []
         for e in selection.values:
             v = inf.infer(e)
@@ -264,8 +261,9 @@ class _Builder:
                 self.problems += inf.problems or [Diagnostic("E0514", "a layer is counted by a whole number", e.span)]
                 return None
             values.append(v.type.value)
-        if min(values) < (0 if word == "range" else 1):
-            self.problems.append(Diagnostic("E0514", f"`layers {word}` takes a positive number", selection.span))
+        low, said = least(word)
+        if min(values) < low:
+            self.problems.append(Diagnostic("E0514", said, selection.span))
             return None
         top = max(values)
         if top > depth and word != "every":

@@ -38,7 +38,9 @@ from .syntax import (
     walk,
 )  # fmt: skip
 
-MAX_NODES = 2000  # of an argument after substitution, and lines of a body: `use` in `use` may double them each time
+MAX_NODES = 2000  # of an argument after substitution: `use` in `use` may double them each time
+MAX_LINES = 256  # of a body with what it calls: a call may double them, too
+_MOST = 256  # bodies that are remembered
 Mapping = dict[str, Expr]
 Scoped = dict[str, Param]
 NO_PARAMS: Scoped = {}
@@ -207,9 +209,10 @@ def inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ..
             definition, mapping = callee(what, Apply(node.function, node.args[1:], node.span), names)
             if any(d is definition for d in trail):
                 raise error("E0213", f"the {what} `{name}` uses itself", node.span, help="say in it what it does in its own words")
-            inner = inline_calls(substitute_all(definition.body, mapping), names, (*trail, definition))
-            if len(out) + len(inner) > MAX_NODES:
-                raise error("E0227", f"the {what} `{name}` grows beyond {MAX_NODES} lines", node.span)
+            inner = _inlined(definition, mapping, names, (*trail, definition))
+            if len(out) + len(inner) > MAX_LINES:
+                raise error("E0227", f"with the {what} `{name}` this grows beyond {MAX_LINES} lines", node.span,
+                            help="call it once, and read what it gave by the name on the left")  # fmt: skip
             out.extend(_prefixed(inner, prefix, node.args[0].value, _RESULTS[what]))
             return Name(prefix, node.span)
 
@@ -220,6 +223,25 @@ def inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ..
 
 
 _RESULTS = {"gate": "g", "form": "delta"}
+
+
+def _inlined(definition: Any, mapping: Mapping, names: Names, trail: tuple[Any, ...]) -> tuple[Statement, ...]:
+    """A definition's body with what it calls, worked out once for the same arguments: calls may double from one to the next."""
+    key = (definition.what, definition.name, tuple((n, v, v.span) for n, v in mapping.items()))
+    if key not in names.inlined:
+        try:
+            found: tuple[Statement, ...] | PeltError = inline_calls(substitute_all(definition.body, mapping), names, trail)
+        except PeltError as e:
+            if any(d.code == "E0213" for d in e.diagnostics):  # what is a circle depends on where one comes from
+                raise
+            found = e
+        if len(names.inlined) >= _MOST:
+            names.inlined.clear()
+        names.inlined[key] = found
+    known = names.inlined[key]
+    if isinstance(known, PeltError):
+        raise PeltError(known.diagnostics)
+    return known
 
 
 def _called(node: Apply, names: Names) -> str | None:

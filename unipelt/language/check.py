@@ -12,13 +12,13 @@ from .diagnostics import Diagnostic, Label, PeltError, instead
 from .infer import Inference
 from .inputs import disagreement
 from .ir import Method, Row
-from .layers import by_layer, layered
+from .layers import WORDS, by_layer, layered, least
 from .parameters import check_parameters
 from .rows import SYMBOLS, RowChecker, RowTyping, Sizes, require
 from .sites import SITES, SIZES, SiteSignature, signature, site_name
 from .sizes import Size
-from .syntax import NOWHERE, Param, Path
-from .values import NumberType, Value
+from .syntax import NOWHERE, Param, Path, Selection
+from .values import NumberType, Poison, Value
 
 
 def numbered(row: Row, params: Sequence[Param]) -> bool:
@@ -83,6 +83,8 @@ def check_method(method: Method) -> list[RowTyping]:
                 typings.append(replace(check_row(row, signature(name), params), stack=stack))  # type: ignore[arg-type]
             except PeltError as e:
                 problems += [_from_afar(d, method, row) for d in e.diagnostics]
+    for selection in (part.layers for part in (*method.rows, *method.trains)):
+        problems += _selection(selection, method.params) if selection is not None else []
     clash = disagreement([i for t in typings for i in t.inputs])
     if clash is not None and not problems:
         problems.append(clash)
@@ -95,6 +97,25 @@ def check_method(method: Method) -> list[RowTyping]:
     if problems:
         raise PeltError(distinct(problems))
     return typings
+
+
+def _selection(selection: Selection, params: Sequence[Param]) -> list[Diagnostic]:
+    """What is wrong with a selection of layers on any model."""
+    if selection.word not in WORDS:
+        return [Diagnostic("E0515", f"layers are not selected with `{selection.word}`, which is a word for tokens", selection.span,
+                           help="select all, first k, last k, every k or a .. b")]  # fmt: skip
+    inf = Inference(parameters(params, False), {})
+    for e in selection.values:
+        t = inf.infer(e).type
+        if isinstance(t, Poison):
+            return inf.problems
+        value = t.value if isinstance(t, NumberType) else None
+        if not isinstance(t, NumberType) or isinstance(value, (bool, float)):
+            return [Diagnostic("E0514", "a layer is counted by a whole number", e.span)]
+        low, said = least(selection.word)
+        if value is not None and value < low:
+            return [Diagnostic("E0514", said, e.span)]
+    return []
 
 
 def _from_afar(d: Diagnostic, method: Method, row: Row) -> Diagnostic:

@@ -17,7 +17,6 @@ from .arguments import parameters
 from .check import check_method
 from .declared import TensorTyping
 from .rows import RowTyping
-from .diagnostics import error
 from .fold import fold_form
 from .infer import Inference
 from .ir import Method, Trained
@@ -269,9 +268,7 @@ def _selected(selection: Selection | None, depth: str) -> Size:
         return _at_most(values[0], depth)
     if selection.word == "range":
         return _at_most(values[1], depth) - _at_most(values[0], depth)
-    if selection.word == "every":
-        return Size.of(f"ceil({depth} / ({values[0]}))")
-    raise error("E0515", f"layers are not selected with `{selection.word}`", selection.span)
+    return Size.of(f"ceil({depth} / ({values[0]}))")
 
 
 # ---------------------------------------------------------------- trained copies

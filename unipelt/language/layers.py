@@ -14,6 +14,8 @@ from .syntax import ListOf, Name, Param, walk
 
 #: Types of parameters whose arguments may depend on the layer.
 NUMERIC = ("int", "float", "bool")
+#: The words of a selection that select layers.
+WORDS = ("all", "first", "last", "every", "range")
 
 
 def layered(params: Sequence[Param]) -> frozenset[str]:
@@ -30,6 +32,11 @@ def by_layer(node: Any, params: set[str] | frozenset[str] = frozenset()) -> bool
     return any(
         isinstance(n, ListOf) or (isinstance(n, Name) and (n.id == "layer" or n.id in params)) for n in walk(node)
     )
+
+
+def least(word: str) -> tuple[int, str]:
+    """The least number of a selection, and what to say of a smaller one."""
+    return (0, "layers are counted from 0") if word == "range" else (1, f"`layers {word}` takes a number of at least 1")
 
 
 def chosen(word: str, values: Sequence[int], depth: int) -> range:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from os.path import normpath, realpath
 from pathlib import Path
+from typing import Any
 
 from ..resources import folder
 from .diagnostics import Diagnostic, Label, PeltError, error, near_path
@@ -84,6 +85,7 @@ class Names:
 
     own: dict[Key, Definition] = field(default_factory=dict)
     imported: dict[Key, Definition] = field(default_factory=dict)
+    inlined: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # by `calls`: what has been worked out
 
     def find(self, what: str, name: str) -> Definition | None:
         return self.own.get((what, name)) or self.imported.get((what, name)) or library_definition(what, name)
