@@ -10,13 +10,15 @@ from typing import Any
 
 from ..anatomy.sites import Site, SiteMap
 from ..language.arguments import parameters
-from ..language.rows import RowTyping
+from ..language.declared import TensorTyping
 from ..language.diagnostics import Diagnostic
 from ..language.fold import Fold
 from ..language.ir import Method, Row
 from ..language.layers import NUMERIC, layered
 from ..language.primitives import PLACING
 from ..language.properties import judged
+from ..language.rows import RowTyping
+from ..language.sites import axis_order
 from ..language.sizes import Size
 from ..language.syntax import Expr
 from ..language.values import Distribution, NumberType
@@ -36,6 +38,18 @@ class PlannedTensor:
     exact: Expr | None
     frozen: bool
     lr: float
+
+    @staticmethod
+    def of(t: TensorTyping, row: Row, site: Site, typing: RowTyping) -> PlannedTensor:
+        """A tensor that a row declares, at a site: named by the place that shares it, with the axes it has there."""
+        place = t.place if site.layer is not None or t.place == "model" else "site"
+        front = {"model": "", "kind": f"{site.full_name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
+        axes = tuple(sorted(t.type.axes, key=axis_order))
+        lengths = {axis: whole(size) for axis, size in typing.axes.items()} | {"head": site.sizes["heads"], "group": site.sizes["groups"]}
+        copies, sizes = tuple(lengths[a] for a in axes), tuple(whole(s) for s in t.type.sizes)
+        return PlannedTensor(
+            f"{front}{row.name}.{t.label}", axes, copies, sizes, t.start, t.exact, t.frozen, t.lr if t.lr is not None else 1.0
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""Makes a plan: rows to sites, tensors to their places, requirements, causality. Pure; `runtime` carries a plan out."""
+"""Makes a plan: rows to sites, tensors to their places, requirements, causality. Pure; `runtime` carries a plan out.
+
+Every mistake of a method on a model is found here; what the planned edits come to together is counted in `compiler.totals`.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,22 @@ from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.arguments import parameters
 from ..language.check import check_method, check_row, distinct, numbered, sites_of
+from ..language.declared import TensorTyping
 from ..language.diagnostics import Diagnostic, PeltError, error, near
-from ..language.fold import fold_form
 from ..language.infer import Inference
+from ..language.inputs import changes_length, places_rows
 from ..language.ir import Method, Row
-from ..language.inputs import PSEUDO_TOKENS, changes_length, places_rows
 from ..language.layers import by_layer, chosen, layered, least
 from ..language.primitives import INITIALISERS
 from ..language.rules import cache_consistent, causal, padding_invariant, row_reads
-from ..language.declared import TensorTyping
 from ..language.rows import RowTyping, Sizes, require
-from ..language.sites import axis_order, signature, site_name
+from ..language.sites import signature, site_name
 from ..language.sizes import Size
-from ..language.syntax import NOWHERE, Expr, Selection, Tensor
-from ..language.values import Distribution, NumberType, Value
+from ..language.syntax import NOWHERE, Expr, Selection
+from ..language.values import NumberType, Value
+from . import totals
 from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows
-from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedFold, PlannedInput, PlannedTensor, whole
+from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
 from .trained import Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named
 
 MAX_TRAINED = 2**33
@@ -74,6 +77,8 @@ class _Builder:
     def __init__(self, model: nn.Module, method: Method, sites: SiteMap, labels: Labels | None):
         self.model, self.method, self.sites, self.labels = model, method, sites, labels
         self.label_map = label_map(model, sites)
+        self.parameters = parameters_of(model)
+        self.head_parameters = head_parameters(sites, self.parameters)
         self.stacks = {s.name: s for s in sites.stacks}
         self.edits: list[PlannedEdit] = []
         self.tensors: dict[str, PlannedTensor] = {}
@@ -177,13 +182,9 @@ class _Builder:
                     "method as it is" + ("; in the encoder it may stand as it is" if "encoder" in self.stacks else ""),
                 )  # fmt: skip
             elif cache_consistent(typing).value == "no":
-                note = f"row `{row.name}`: reads other positions, so decoding with a cache differs (use_cache=False does not)"
-                if note not in self.warnings:
-                    self.warnings.append(note)
+                self.warnings.append(f"row `{row.name}`: reads other positions, so decoding with a cache differs (use_cache=False does not)")
         if padding_invariant(typing).value == "no" and getattr(self.model, "main_input_name", "") not in UNPADDED:
-            note = f"row `{row.name}`: pad positions take part, so the output depends on how a batch is padded"
-            if note not in self.warnings:
-                self.warnings.append(note)
+            self.warnings.append(f"row `{row.name}`: pad positions take part, so the output depends on how a batch is padded")
         names: dict[str, str] = {}
         for t in typing.tensors:
             planned = self.tensor(t, row, site, typing)
@@ -200,27 +201,19 @@ class _Builder:
         return f"the {stack.name} of this {type(self.model).__name__}" if stack.name else f"this {type(self.model).__name__}"
 
     def tensor(self, t: TensorTyping, row: Row, site: Site, typing: RowTyping) -> PlannedTensor:
-        place = t.place if site.layer is not None or t.place == "model" else "site"
-        front = {"model": "", "kind": f"{site.full_name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
-        name = f"{front}{row.name}.{t.label}"
-        axes = tuple(sorted(t.type.axes, key=axis_order))
-        declared = {axis: whole(size) for axis, size in typing.axes.items()}
-        lengths = {**declared, "head": site.sizes["heads"], "group": site.sizes["groups"]}
-        copies = tuple(lengths[a] for a in axes)
-        sizes = tuple(whole(s) for s in t.type.sizes)
-        planned = PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, t.lr if t.lr is not None else 1.0)
-        before = self.tensors.get(name)
+        planned = PlannedTensor.of(t, row, site, typing)
+        before = self.tensors.get(planned.name)
         if before is not None and before.shape != planned.shape:
             self.problems.append(Diagnostic(
                 "E0513", f"`{t.name}` is shared `per {t.place}`, but its sizes differ: {list(before.shape)} and "
                 f"{list(planned.shape)}", t.declaration.span, help="share it per site"))  # fmt: skip
-        self.tensors[name] = planned
+        self.tensors[planned.name] = planned
         start = INITIALISERS[t.start.name] if t.start is not None else None
         if start is not None and start.words:
-            self.start_from_words(t, sizes)
+            self.start_from_words(t, planned.sizes)
         needed = start.data if start is not None else None
-        if needed and f"{needed} (for `{name}`)" not in self.needs:
-            self.needs.append(f"{needed} (for `{name}`)")
+        if needed:
+            self.needs.append(f"{needed} (for `{planned.name}`)")
         return planned
 
     def start_from_words(self, t: TensorTyping, sizes: tuple[int, ...]) -> None:
@@ -298,7 +291,7 @@ class _Builder:
         except PeltError as e:
             self.problems += e.diagnostics
             return
-        heads = {p.path for p in head_parameters(self.sites, parameters_of(self.model))} if self.sites.head else set()
+        heads = {p.path for p in self.head_parameters}
         for p in found:
             lr = self.multiple(trained.lr, p) if trained.lr is not None else 1.0
             if lr is None:
@@ -334,7 +327,7 @@ class _Builder:
             self.problems.append(Diagnostic("E0517", f"this {type(self.model).__name__} has no head to train",
                                             help="load it with AutoModelForSequenceClassification"))  # fmt: skip
             return
-        for p in head_parameters(self.sites, parameters_of(self.model)):
+        for p in self.head_parameters:
             self.copy(p, 1.0, True)
 
     def whole_head(self) -> None:
@@ -364,21 +357,11 @@ class _Builder:
                 self.problems.append(Diagnostic("E0738", f"`{name}` is an argument of this {type(self.model).__name__}'s own "
                                                 "forward", span, help="give the input another name"))  # fmt: skip
 
-    def in_head(self) -> set[str]:
-        """The tensors of rows that are a head."""
-        return {n for e in self.edits if e.site.name == "head" for n in e.tensors.values()}
-
     def counts(self) -> Counts:
-        """What is trained (the head apart), stored before folding, drawn and kept; the base without its head."""
-        own = self.in_head()
-        learned = {n: t.count for n, t in self.tensors.items() if not t.frozen}
-        frozen = sum(t.count for t in self.tensors.values() if t.frozen)
-        head = sum(c.parameter.count for c in self.copies.values() if c.head) + sum(c for n, c in learned.items() if n in own)
-        trained = sum(c.parameter.count for c in self.copies.values() if not c.head) + sum(c for n, c in learned.items() if n not in own)
-        everything = parameters_of(self.model)
-        heads = head_parameters(self.sites, everything) if self.sites.head and not self._is_lm() else []
-        base = sum(p.count for p in everything.values()) - sum(p.count for p in heads)
-        return Counts(trained, trained, frozen, head, base)
+        """Before folding. A language model's head is a part of its base."""
+        heads = [] if self._is_lm() else self.head_parameters
+        base = sum(p.count for p in self.parameters.values()) - sum(p.count for p in heads)
+        return totals.counts(self.edits, self.tensors, self.copies.values(), base)
 
     def plan(self) -> Plan:
         counts = self.counts()
@@ -386,58 +369,11 @@ class _Builder:
         if total > MAX_TRAINED:
             raise error("E0346", f"this method would have {total:,} parameters, more than {MAX_TRAINED:,}",
                         help="choose smaller sizes")  # fmt: skip
-        folds, saved = self.folds(self.in_head())
+        folded, saved = totals.folds(self.edits, self.tensors)
         counts = replace(counts, stored=counts.stored - saved)
         return Plan(
-            self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folds, counts,
-            tuple(dict.fromkeys(self.warnings)), tuple(self.needs), type(self.model).__name__, self.labels,
+            self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folded, counts,
+            tuple(dict.fromkeys(self.warnings)), tuple(dict.fromkeys(self.needs)), type(self.model).__name__, self.labels,
             head_use(self.model, self.label_map, self.edits, self.copies.values()), tuple(self.leaks.values()),
-            self.inputs(),
+            totals.inputs(self.edits),
         )  # fmt: skip
-
-    def inputs(self) -> tuple[PlannedInput, ...]:
-        """The arguments that the forward pass takes for this method."""
-        found: dict[str, PlannedInput] = {}
-        for e in self.edits:
-            for i in e.typing.inputs:
-                count = whole(i.count) if i.count is not None else None
-                found[i.name] = PlannedInput(i.name, count, tuple(whole(s) for s in i.sizes))
-            if e.places is not None and not e.places.grows:
-                rows = min(e.places.rows, found[PSEUDO_TOKENS].count or 0) if PSEUDO_TOKENS in found else e.places.rows
-                found[PSEUDO_TOKENS] = PlannedInput(PSEUDO_TOKENS, rows, marks=True)
-        return tuple(found.values())
-
-    def folds(self, in_head: set[str]) -> tuple[tuple[PlannedFold, ...], int]:
-        """The folds of each row that make the stored adapter smaller, and by how much."""
-        chosen: list[PlannedFold] = []
-        saved = 0
-        for name in dict.fromkeys(e.row.name for e in self.edits):
-            planned: dict[str, PlannedFold] = {}
-            folded: dict[int, tuple] = {}  # layers that are alike have one typing
-            before: set[str] = set()
-            kept: set[str] = set()
-            for i, e in enumerate(self.edits):
-                if e.row.name != name:
-                    continue
-                if id(e.typing) not in folded:
-                    folded[id(e.typing)] = fold_form(e.typing)
-                form, folds = folded[id(e.typing)]
-                left = {s.name for s in form if isinstance(s, Tensor)} | {n for n in e.tensors if n.startswith("gate.")}
-                left |= {t.name for t in e.typing.tensors if t.declaration in e.row.compose}
-                before |= set(e.tensors.values())
-                kept |= {e.tensors[n] for n in left if n in e.tensors}
-                for f in folds:
-                    typing = TensorTyping(f.name, f.type, f.place, Distribution("zeros"), None, False, None, e.typing.tensors[0].declaration)  # fmt: skip
-                    own = self.tensors.copy()
-                    tensor = self.tensor(typing, e.row, e.site, e.typing)
-                    self.tensors = own
-                    planned.setdefault(tensor.name, PlannedFold(tensor.name, f, i, tensor))
-            old = sum(self.tensors[n].count for n in before - in_head if not self.tensors[n].frozen)
-            new = sum(self.tensors[n].count for n in kept - in_head if not self.tensors[n].frozen)
-            new += sum(p.tensor.count for p in planned.values())
-            if planned and new < old:
-                chosen += planned.values()
-                saved += old - new
-        return tuple(chosen), saved
-
-

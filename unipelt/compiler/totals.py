@@ -1,0 +1,77 @@
+"""What planned edits come to together: how many parameters, which arguments of the forward pass, which folds are worth storing.
+
+Asked when every row has its place. Nothing is refused here: `compiler.planner` has found every mistake before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from ..language.declared import TensorTyping
+from ..language.fold import fold_form
+from ..language.inputs import PSEUDO_TOKENS
+from ..language.syntax import Tensor
+from ..language.values import Distribution
+from .plan import Counts, PlannedCopy, PlannedEdit, PlannedFold, PlannedInput, PlannedTensor, whole
+
+
+def counts(edits: Iterable[PlannedEdit], tensors: Mapping[str, PlannedTensor], copies: Collection[PlannedCopy], base: int) -> Counts:
+    """What is trained (the head apart), stored before folding, drawn and kept; ``base`` is the count of the base without its head."""
+    own = _in_head(edits)
+    learned = {n: t.count for n, t in tensors.items() if not t.frozen}
+    frozen = sum(t.count for t in tensors.values() if t.frozen)
+    head = sum(c.parameter.count for c in copies if c.head) + sum(c for n, c in learned.items() if n in own)
+    trained = sum(c.parameter.count for c in copies if not c.head) + sum(c for n, c in learned.items() if n not in own)
+    return Counts(trained, trained, frozen, head, base)
+
+
+def _in_head(edits: Iterable[PlannedEdit]) -> set[str]:
+    """The tensors of rows that are a head."""
+    return {n for e in edits if e.site.name == "head" for n in e.tensors.values()}
+
+
+def inputs(edits: Iterable[PlannedEdit]) -> tuple[PlannedInput, ...]:
+    """The arguments that the forward pass takes for these edits."""
+    found: dict[str, PlannedInput] = {}
+    for e in edits:
+        for i in e.typing.inputs:
+            count = whole(i.count) if i.count is not None else None
+            found[i.name] = PlannedInput(i.name, count, tuple(whole(s) for s in i.sizes))
+        if e.places is not None and not e.places.grows:
+            rows = min(e.places.rows, found[PSEUDO_TOKENS].count or 0) if PSEUDO_TOKENS in found else e.places.rows
+            found[PSEUDO_TOKENS] = PlannedInput(PSEUDO_TOKENS, rows, marks=True)
+    return tuple(found.values())
+
+
+def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) -> tuple[tuple[PlannedFold, ...], int]:
+    """The folds of each row that make the stored adapter smaller, and by how much."""
+    in_head = _in_head(edits)
+    chosen: list[PlannedFold] = []
+    saved = 0
+    for name in dict.fromkeys(e.row.name for e in edits):
+        planned: dict[str, PlannedFold] = {}
+        folded: dict[int, tuple] = {}  # layers that are alike have one typing
+        before: set[str] = set()
+        kept: set[str] = set()
+        for i, e in enumerate(edits):
+            if e.row.name != name:
+                continue
+            if id(e.typing) not in folded:
+                folded[id(e.typing)] = fold_form(e.typing)
+            form, found = folded[id(e.typing)]
+            left = {s.name for s in form if isinstance(s, Tensor)} | {n for n in e.tensors if n.startswith("gate.")}
+            left |= {t.name for t in e.typing.tensors if t.declaration in e.row.compose}
+            before |= set(e.tensors.values())
+            kept |= {e.tensors[n] for n in left if n in e.tensors}
+            for f in found:
+                declaration = e.typing.tensors[0].declaration  # no tensor is declared under the fold's name
+                typing = TensorTyping(f.name, f.type, f.place, Distribution("zeros"), exact=None, frozen=False, lr=None, declaration=declaration)
+                tensor = PlannedTensor.of(typing, e.row, e.site, e.typing)
+                planned.setdefault(tensor.name, PlannedFold(tensor.name, f, i, tensor))
+        old = sum(tensors[n].count for n in before - in_head if not tensors[n].frozen)
+        new = sum(tensors[n].count for n in kept - in_head if not tensors[n].frozen)
+        new += sum(p.tensor.count for p in planned.values())
+        if planned and new < old:
+            chosen += planned.values()
+            saved += old - new
+    return tuple(chosen), saved
