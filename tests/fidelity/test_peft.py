@@ -14,10 +14,8 @@ from typing import Any, Callable
 import peft
 import pytest
 import torch
-from fidelity_kit import (
-    EFFECT, GRADIENTS, OUTPUTS, Piece, Place, adaption, classifier, effect, fill, gradient_error, gradients, library,
-    low_rank, mapping, norms, output_error, prefix, prefix_mlp, prompt, rescaling, variant,
-)  # fmt: skip
+from fidelity_kit import EFFECT, GRADIENTS, OUTPUTS, effect, fill, gradient_error, gradients, library, output_error, variant
+from mappings import Piece, Place, adaption, classifier, low_rank, mapping, norms, prefix, prefix_mlp, prompt, rescaling
 from torch import nn
 from transformers import (
     BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,

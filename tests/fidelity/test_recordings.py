@@ -12,10 +12,10 @@ from typing import Any, Callable
 import pytest
 import torch
 import transformers
-from fidelity_kit import (
-    EFFECT, GRADIENTS, OUTPUTS, Piece, Place, adaption, bottleneck, classifier, effect, fill, gradient_error, gradients,
-    library, low_rank, mapping, norms, output_error, prefix, prefix_gates, prefix_mlp, prompt, prompt_lstm, prompt_mlp,
-    rescaling, variant,
+from fidelity_kit import EFFECT, GRADIENTS, OUTPUTS, effect, fill, gradient_error, gradients, library, output_error, variant
+from mappings import (
+    Piece, Place, adaption, bottleneck, classifier, low_rank, mapping, norms, prefix, prefix_gates, prefix_mlp,
+    prompt, prompt_lstm, prompt_mlp, rescaling,
 )  # fmt: skip
 from recordings import COUNT, FOLDER, listed
 
