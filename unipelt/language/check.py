@@ -83,7 +83,7 @@ def check_method(method: Method) -> list[RowTyping]:
                 typings.append(replace(check_row(row, signature(name), params), stack=stack))  # type: ignore[arg-type]
             except PeltError as e:
                 problems += [_from_afar(d, method, row) for d in e.diagnostics]
-    for selection in (part.layers for part in (*method.rows, *method.trains)):
+    for selection in (*(r.layers for r in method.rows), *(t.layers for t in method.trains)):
         problems += _selection(selection, method.params) if selection is not None else []
     clash = disagreement([i for t in typings for i in t.inputs])
     if clash is not None and not problems:
