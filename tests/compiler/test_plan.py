@@ -131,6 +131,9 @@ def test_more_layers_than_there_are_is_clamped_with_a_warning(words: str, chosen
         ("2 .. 2", "E0516"),
         ("5 .. 9", "E0516"),
         ("first gelu", "E0514"),
+        ("first depth / 2", "E0514"),
+        ("first depth - 3", "E0514"),
+        ("layer .. 2", "E0303"),
         ('since "a"', "E0515"),
     ],
 )

@@ -11,6 +11,7 @@ from torch import nn
 
 import unipelt
 from unipelt.language.diagnostics import Diagnostic
+from unipelt.language.render import remedy
 
 SIZES: Any = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=INNER)
 
@@ -22,7 +23,7 @@ def refused(m: nn.Module, text: str) -> Diagnostic:
             call(m, unipelt.parse(text))
     assert state(m) == before
     (d,) = caught.value.diagnostics
-    assert d.help
+    assert remedy(d)
     return d
 
 
@@ -62,3 +63,18 @@ def test_rows_that_start_from_words_which_the_model_does_not_have(build: Any, sa
     d = refused(build(), text)
     assert d.code == "E0707" and text[d.span.start : d.span.end].startswith("P: [l, d_model]")
     assert "`P` starts from words" in d.message and said in d.message
+
+
+@pytest.mark.parametrize("multiple, code, said", [
+    ("1 - layer", "E0345", "that of `encoder.layer.2.attention.self.query.weight` is -1"),
+    ("1 / (layer - 3)", "E0345", "is -0.333333"),
+    ("layer", "E0303", "there is none here"),
+    ("[1, 2, 3]", "E0303", "a list depends on the layer, and there is none here"),
+    ("[1, 2]", "E0366", "there are 3 layers"),
+])  # fmt: skip
+def test_multiples_of_the_learning_rate_at_trained_copies(multiple: str, code: str, said: str) -> None:
+    """Of parameters outside the layers nothing can depend on the layer; the optimizer takes no rate below 0."""
+    paths = "*.bias" if code == "E0303" else "block"
+    text = f"method m {{ train {paths} lr {multiple} }}"
+    d = refused(model("bert"), text)
+    assert d.code == code and said in d.message and text[d.span.start : d.span.end] in multiple

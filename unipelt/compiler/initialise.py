@@ -77,4 +77,4 @@ def draw(
                 raise error("E0520", f"`{d.name}` starts from word embeddings, and this place has none")
             found = [embeddings(d, sizes[-2], g) for _ in range(math.prod(sizes[:-2]))]
             return torch.stack(found).reshape(tuple(sizes)).expand(shape).clone()
-    raise error("E0341", f"there is no distribution `{d.name}`")
+    raise NotImplementedError(f"the language knows a distribution `{d.name}` that nothing here draws")

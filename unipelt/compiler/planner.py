@@ -272,7 +272,9 @@ class _Builder:
         inf = Inference(parameters(self.method.params, True, known), {})
         inf.names |= {n: Value(NumberType(Size.of(v), v)) for n, v in known.items()}
         if "layer" not in known:
-            inf.hidden |= {n: "depends on the layer, and there is none here" for n in ("layer", *layered(self.method.params))}
+            varying = ("layer", *layered(self.method.params))
+            inf.hidden |= {n: "depends on the layer, and there is none here" for n in varying}
+            inf.remedies |= {n: "give one number, or let a clause of its own speak of what stands outside the layers" for n in varying}
         return inf
 
     # ------------------------------------------------------------ trained copies
@@ -302,9 +304,11 @@ class _Builder:
         """A learning-rate multiple at a parameter of the base, which may depend on the layer it belongs to."""
         inf = self.numbers(numbers_of(p, self.sites))
         t = inf.infer(e).type
-        if isinstance(t, NumberType) and t.value is not None:
+        if isinstance(t, NumberType) and t.value is not None and t.value >= 0:
             return float(t.value)
-        self.problems += inf.problems or [Diagnostic("E0345", "a learning-rate multiple is a number", e.span)]
+        found = f"{t.value:g}" if isinstance(t, NumberType) and t.value is not None else "no number"
+        self.problems += inf.problems or [
+            Diagnostic("E0345", f"a learning-rate multiple is at least 0, and that of `{p.path}` is {found}", e.span)]  # fmt: skip
         return None
 
     def copy(self, p: Parameter, lr: float, head: bool) -> None:

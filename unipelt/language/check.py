@@ -17,7 +17,7 @@ from .parameters import check_parameters
 from .rows import SYMBOLS, RowChecker, RowTyping, Sizes, require
 from .sites import SITES, SIZES, SiteSignature, signature, site_name
 from .sizes import Size
-from .syntax import NOWHERE, Param, Path, Selection
+from .syntax import NOWHERE, Expr, Param, Path, Selection
 from .values import NumberType, Poison, Value
 
 
@@ -85,6 +85,8 @@ def check_method(method: Method) -> list[RowTyping]:
                 problems += [_from_afar(d, method, row) for d in e.diagnostics]
     for selection in (*(r.layers for r in method.rows), *(t.layers for t in method.trains)):
         problems += _selection(selection, method.params) if selection is not None else []
+    for multiple in (t.lr for t in method.trains if t.lr is not None):
+        problems += _multiple(multiple, method.params)
     clash = disagreement([i for t in typings for i in t.inputs])
     if clash is not None and not problems:
         problems.append(clash)
@@ -116,6 +118,16 @@ def _selection(selection: Selection, params: Sequence[Param]) -> list[Diagnostic
         if value is not None and value < low:
             return [Diagnostic("E0514", said, e.span)]
     return []
+
+
+def _multiple(lr: Expr, params: Sequence[Param]) -> list[Diagnostic]:
+    inf = Inference(parameters(params, False), {})
+    t = inf.infer(lr).type
+    if isinstance(t, NumberType) and t.value is not None and t.value < 0:
+        return [Diagnostic("E0345", f"a learning-rate multiple is at least 0, not {t.value:g}", lr.span)]
+    if isinstance(t, (NumberType, Poison)):
+        return inf.problems
+    return [Diagnostic("E0345", f"a learning-rate multiple is a number, not {t}", lr.span)]
 
 
 def _from_afar(d: Diagnostic, method: Method, row: Row) -> Diagnostic:

@@ -113,6 +113,8 @@ class Declared:
                 self.inf.fail("E0345", f"a learning-rate multiple is a number, not {v.type}", s.lr.span)
             elif isinstance(v.type, NumberType) and v.type.value is not None:
                 lr = float(v.type.value)
+                if lr < 0:
+                    self.inf.fail("E0345", f"a learning-rate multiple is at least 0, not {lr:g}", s.lr.span)
         if self.varies and place in ("kind", "model"):
             self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
                           "starts and learns can depend on the layer", s.span,

@@ -86,7 +86,7 @@ class Inference:
             return self.fail("E0365", "a list has a number for each layer" + (", and this is none" if items else ""),
                              wrong.span if wrong is not None else e.span, help="for example [4, 8, 8, 16]")  # fmt: skip
         if "layer" in self.hidden:
-            return self.fail("E0303", f"a list {self.hidden['layer']}", e.span)
+            return self.fail("E0303", f"a list {self.hidden['layer']}", e.span, help=self.remedies.get("layer", ""))
         layer, depth = (self._known(n) for n in NUMBERS)
         if depth is not None and depth != len(items):
             return self.fail("E0366", f"{len(items)} values stand here, one for each layer, and there are {depth} layers",

@@ -88,6 +88,7 @@ class RowChecker(Declared):
         if site.family in ("embed", "head") or (sizes.values is not None and sizes.layer is None):
             outside = f"has a value for each layer, and `{site.name}` stands outside the layers"
             self.inf.hidden |= {n: outside for n in ("layer", *layered(params))}
+            self.inf.remedies |= {n: "give one number, in a row of its own for this site" for n in ("layer", *layered(params))}
             for n in layered(params):
                 known.pop(n, None)
         self.varies = False  # whether what was read last depends on the layer
