@@ -19,7 +19,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from state import ROOT, commit
+
 sys.path.insert(0, str(ROOT / "tests" / "language"))
 import fuzzing  # noqa: E402
 
@@ -39,12 +40,12 @@ def main() -> None:
                fuzzing.sentences(options.seed)]  # fmt: skip
     outcomes, codes, sizes = Counter(), Counter(), []
     slow, failed, slowest, wholly = [], [], 0.0, 0
-    begun = time.process_time()
+    begun, state = time.process_time(), commit()
 
     def record(done: int) -> dict:
         sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         result = {
-            "inputs": done, "seed": options.seed, "described": wholly, "outcomes": dict(outcomes), "raised": len(failed),
+            "commit": state, "inputs": done, "seed": options.seed, "described": wholly, "outcomes": dict(outcomes), "raised": len(failed),
             "over a second": len(slow), "slowest, seconds of CPU": round(slowest, 3), "peak MiB at each record": sizes,
             "seconds of CPU": round(time.process_time() - begun), "codes": dict(sorted(codes.items())),
         }  # fmt: skip

@@ -20,7 +20,8 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parent.parent
+from state import ROOT, changed, commit
+
 #: What follows the version of transformers.
 FREE = ("transformers", "huggingface_hub", "tokenizers")
 SHOWN = ("transformers", "torch", "huggingface_hub", "tokenizers", "peft")
@@ -72,10 +73,6 @@ def run(python: Path, report: Path, workers: int) -> dict[str, object]:
     }
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("oldest", "newest"))
@@ -83,9 +80,9 @@ def main() -> int:
     parser.add_argument("--envs", type=Path, default=ROOT / "out" / "versions")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "versions.json")
     args = parser.parse_args()
-    if git("status", "--porcelain", "--untracked-files=no"):
+    if changed():
         parser.error("there are changes that are not committed")
-    commit, good = git("rev-parse", "HEAD"), True
+    good = True
     for end, requirement in ends().items():
         if args.only not in (None, end):
             continue
@@ -93,7 +90,7 @@ def main() -> int:
         found = run(environment(folder, requirement), folder.parent / f"{end}.xml", args.workers)
         good = good and found["exit status"] == 0
         record = json.loads(args.out.read_text()) if args.out.exists() else {}
-        args.out.write_text(json.dumps({**record, end: {"commit": commit, **found}}, indent=1) + "\n")
+        args.out.write_text(json.dumps({**record, end: {"commit": commit(), **found}}, indent=1) + "\n")
         print(end, found["versions"], {n: found[n] for n in ("passed", "failed", "skipped")}, flush=True)
     return 0 if good else 1
 
