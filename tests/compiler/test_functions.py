@@ -12,7 +12,8 @@ from unipelt.compiler.functions import FUNCTIONS
 from unipelt.compiler.named import Named
 from unipelt.language.infer import Inference
 from unipelt.language.parser import parse_expression
-from unipelt.language.primitives import DOMAINS, INITIALISERS, PRIMITIVES
+from unipelt.language.initialisers import INITIALISERS
+from unipelt.language.primitives import DOMAINS, PRIMITIVES
 from unipelt.language.sites import TensorType, axis_order
 from unipelt.language.sizes import Size
 from unipelt.language.syntax import Expr, Name, walk

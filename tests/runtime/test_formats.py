@@ -24,7 +24,8 @@ from unipelt.language.ir import PARAM_TYPES
 from unipelt.language.declared import PLACES
 from unipelt.language.ir import from_json
 from unipelt.language.loading import parse
-from unipelt.language.primitives import INITIALISERS, PRIMITIVES
+from unipelt.language.initialisers import INITIALISERS
+from unipelt.language.primitives import PRIMITIVES
 from unipelt.language.sites import NUMBERS, SITES, SIZES
 from unipelt.language.versions import FORMAT, LANGUAGE_VERSION, Version
 

@@ -23,7 +23,7 @@ from ..language.infer import Inference
 from ..language.inputs import changes_length, places_rows
 from ..language.ir import Method, Row
 from ..language.layers import by_layer, chosen, layered, least
-from ..language.primitives import INITIALISERS
+from ..language.initialisers import INITIALISERS
 from ..language.rules import cache_consistent, causal, padding_invariant, row_reads
 from ..language.rows import RowTyping, Sizes, require
 from ..language.sites import signature, site_name

@@ -16,7 +16,8 @@ from .diagnostics import Diagnostic, Edit, Label, PeltError, instead, put
 from .ir import Row
 from .library import Names, title
 from .parameters import check_parameters
-from .primitives import DOMAINS, INITIALISERS, PRIMITIVES
+from .initialisers import INITIALISERS
+from .primitives import DOMAINS, PRIMITIVES
 from .rows import SYMBOLS, RowChecker
 from .sites import NUMBERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
 from .sizes import Size

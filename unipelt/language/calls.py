@@ -13,7 +13,8 @@ from typing import Any
 from .diagnostics import PeltError, counted, error, instead, put
 from .ir import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
 from .library import Names, title
-from .primitives import INITIALISERS, PRIMITIVES
+from .initialisers import INITIALISERS
+from .primitives import PRIMITIVES
 from .printer import to_text
 from .source import inside
 from .syntax import (

@@ -7,7 +7,7 @@ from typing import Any
 
 from .diagnostics import Label, counted, instead, put
 from .infer import Inference
-from .primitives import INITIALISERS
+from .initialisers import INITIALISERS
 from .printer import to_text
 from .sites import SiteSignature, TensorType
 from .sizes import Size

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from .diagnostics import Diagnostic, PeltError, error, near
+from .initialisers import INITIALISERS
 from .layers import NUMERIC
 from .versions import LANGUAGE_VERSION, SCHEMA, UPDATE, Version, named, refusal
 from .syntax import (
@@ -280,8 +281,6 @@ def fits(expr: Expr, type_: str) -> bool:
 
         return isinstance(expr, Name) and expr.id in PRIMITIVES and PRIMITIVES[expr.id].elementwise
     if type_ == "init":
-        from .primitives import INITIALISERS
-
         name = expr.function if isinstance(expr, Apply) else expr
         return isinstance(name, Name) and name.id in INITIALISERS
     if type_ == "scope":

@@ -22,7 +22,7 @@ from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
 from ..language.diagnostics import error
 from ..language.ir import Method, as_file
-from ..language.primitives import INITIALISERS
+from ..language.initialisers import INITIALISERS
 from ..language.printer import to_text
 from ..language.syntax import Apply, Expr, Name, Statement, Tensor, rewrite
 from ..language.versions import FORMAT, LANGUAGE_VERSION
