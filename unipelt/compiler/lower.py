@@ -63,7 +63,7 @@ def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> b
 
 
 def lower(row: Row, typing: RowTyping, grouped: bool = False) -> Lowered:
-    """What can be done with a row; an empty `Lowered` if nothing. ``grouped``: several heads share a key (ruling 2)."""
+    """What can be done with a row; an empty `Lowered` if nothing. ``grouped``: several heads share a key."""
     rows = _rows(row, typing, grouped) if shares_softmax(row) else None
     added = _added(row)
     factor: Expr | None = None

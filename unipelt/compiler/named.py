@@ -39,7 +39,7 @@ def ordered(axes: Sequence[str]) -> tuple[str, ...]:
 
 
 def union(a: Named, b: Named) -> tuple[str, ...]:
-    """The axes of both; where head and group meet, group operands repeat (ruling 2)."""
+    """The axes of both; where head and group meet, group operands repeat."""
     axes = set(a.axes) | set(b.axes)
     return ordered(tuple(axes - {"group"} if "head" in axes else axes))
 

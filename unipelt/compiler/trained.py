@@ -176,7 +176,7 @@ def _glob(pattern: tuple[str, ...], parts: list[str]) -> bool:
 def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str]]:
     """The modules in whose twins a trained copy of the parameter lives, each with its name for it; none: it cannot be trained.
 
-    A twin computes what its module does, on the same input: a leaf module's (ruling 22). Where only modules that hold others
+    A twin computes what its module does, on the same input: a leaf module's. Where only modules that hold others
     own the parameter, as an embedding layer owns the token of a class, the twin shares those, and they run twice: not within
     a block, whose attention may write into a cache, nor around one.
     """

@@ -79,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """``train PATHS``: trained copies of base parameters, an edit like any row (ruling 18)."""
+    """``train PATHS``: trained copies of base parameters, an edit like any row."""
 
     name: str
     paths: tuple[Path, ...]

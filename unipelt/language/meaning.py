@@ -97,7 +97,7 @@ class _Edited:
 
 
 def _by_site(method: Method) -> dict[str, list[_Edited]]:
-    """The edits of each site, whatever the stack, in the order in which they act: weights first (ruling 6)."""
+    """The edits of each site, whatever the stack, in the order in which they act: weights first."""
     out: dict[str, list[_Edited]] = {}
     for row in method.rows:
         paths = list(dict.fromkeys(str(p) for p in sites_of(row.sites, method.params)))

@@ -28,7 +28,7 @@ class TensorType:
 
 
 def merged_axes(*groups: frozenset[str]) -> frozenset[str]:
-    """Axes unite by name; head refines group (ruling 2)."""
+    """Axes unite by name; head refines group."""
     axes = frozenset().union(*groups)
     return axes - {"group"} if "head" in axes else axes
 
@@ -114,7 +114,7 @@ SITES: dict[str, SiteSignature] = {
 SIZES = ("d_model", "d_x", "d_head", "d_ff", "d_kv", "d_q", "vocab", "heads", "groups", "labels")
 #: Numbers that a spec may read; ``layer`` counts from 0 within its stack.
 NUMBERS = ("layer", "depth")
-#: Names that forms, gates and compositions read or bind and that nothing else may rebind (ruling 16).
+#: Names that forms, gates and compositions read or bind and that nothing else may rebind.
 RESERVED = frozenset(["x", "h", "z", "q", "k", "v", "W", "bias", "residual", "log_mass", "scale", "delta", "out", "g"])
 STACKS = ("encoder", "decoder")
 

@@ -1,4 +1,4 @@
-"""Which rows share the softmax of their heads (ruling 7): later rows then see a larger ``log_mass``.
+"""Which rows share the softmax of their heads: later rows then see a larger ``log_mass``.
 
 By the structure of the composition after inlining its lets, never by name.
 """

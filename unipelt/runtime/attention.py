@@ -106,7 +106,7 @@ def _attend(
             scope["log_mass"] = log_mass
         if log_mass is not None and edit.shares:
             h, own = edit(h, scope, seam.mask(edit), want="mass")
-            log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))  # ruling 7: the next prefix sees this one
+            log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))  # the next prefix sees this one
         else:
             h = edit(h, scope, seam.mask(edit))
     return h.transpose(1, 2).contiguous(), weights

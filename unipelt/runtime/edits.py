@@ -45,7 +45,7 @@ def part_of(t: torch.Tensor, part: tuple[int, int] | None) -> torch.Tensor:
 
 
 class BaseCall:
-    """Calls a frozen module of the base past every hook, so past every edit (ruling 8)."""
+    """Calls a frozen module of the base past every hook, so past every edit."""
 
     def __init__(self, module: nn.Module, part: tuple[int, int] | None):
         self.module, self.part = module, part

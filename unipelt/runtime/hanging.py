@@ -130,7 +130,7 @@ def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, m
         copy_edit = CopyEdit(host, {attribute: made[n] for attribute, n in names.items()}, attached.lowering)  # type: ignore[misc]
         attached.places.update({n: (copy_edit.twin, attribute) for attribute, n in names.items()})
         copy_edit.train(host.training)
-        _edits(seam, name).insert(0, copy_edit)  # weight edits precede activation edits (ruling 6)
+        _edits(seam, name).insert(0, copy_edit)  # weight edits precede activation edits
         seam.hang(host)
 
 

@@ -125,7 +125,7 @@ class Seam(nn.Module):
         x = first_tensor(args, kwargs) if args or kwargs else None
         parts: dict[tuple[int, int], torch.Tensor] = {}
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
-        if copies:  # weight edits precede activation edits, those of other adapters too (ruling 6)
+        if copies:  # weight edits precede activation edits, those of other adapters too
             h = _element(copies[-1](args, kwargs, h, copies[:-1]))
         for name, edit in edits:
             if isinstance(edit, CopyEdit):
@@ -182,7 +182,7 @@ class Seam(nn.Module):
 
 
 def _rank(item: tuple[str, Any]) -> int:
-    """Edits of a map come before those of the sublayer that ends with it: the order of the data flow (ruling 6)."""
+    """Edits of a map come before those of the sublayer that ends with it: the order of the data flow."""
     return 0 if isinstance(item[1], CopyEdit) or item[1].site.family == "projection" else 1
 
 

@@ -1,4 +1,4 @@
-"""Starting values of an adapter's tensors, and the data that some of them need when a method is attached (ruling 25)."""
+"""Starting values of an adapter's tensors, and the data that some of them need when a method is attached."""
 
 from __future__ import annotations
 
