@@ -104,7 +104,7 @@ def test_dropout_of_the_method_acts_in_training_only(bases):
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
 @pytest.mark.parametrize("copied", ["full", "bitfit", "ln_tuning"])
 def test_a_trained_copy_beside_an_adapter(copied, order, bases):
-    """Weight edits precede activation edits, whichever adapter they belong to (ruling 6)."""
+    """Weight edits precede activation edits, whichever adapter they belong to."""
     m = bases.get("bert", torch.float64)
     inputs = batch("bert")
     put(m, copied, "one")

@@ -227,7 +227,7 @@ def test_two_prefixes_in_either_order_are_one_softmax() -> None:
         out, c = first.evaluate(h, {"q": q, "scale": D**-0.5, "log_mass": mass})
         own = c.names["scores"]
         assert isinstance(own, Named)
-        then = torch.logaddexp(mass, own.data.logsumexp(-1))  # ruling 7
+        then = torch.logaddexp(mass, own.data.logsumexp(-1))
         assert close(second(out, {"q": q, "scale": D**-0.5, "log_mass": then}), whole)
 
 

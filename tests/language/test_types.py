@@ -46,7 +46,7 @@ def bound(t: RowTyping) -> set[str]:
     return {n for s in (*t.row.form, *t.row.compose) if isinstance(s, Let) for n in s.names}
 
 
-# ---------------------------------------------------------------- signatures (ruling 24)
+# ---------------------------------------------------------------- signatures
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_associativity_needs_matrices():
 
 
 def test_two_prefixes_are_the_same_in_their_own_order_only():
-    """Ruling 7 makes two prefixes equal one softmax in either order; the normal form does not know that: it says no."""
+    """Two prefixes share the mass, which makes them equal to one softmax in either order; the normal form does not know that: it says no."""
     both = spec("method m { use prefix_tuning(4) as one use prefix_tuning(4) as two }")
     single = spec("method m { use prefix_tuning(4) }")
     assert difference(parse(both), parse(both)) is None
