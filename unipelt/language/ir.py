@@ -362,7 +362,7 @@ def from_json(data: str | Mapping[str, Any]) -> Method:
     """The inverse of `to_json`; another schema or broken data is a `PeltError`."""
     try:
         parsed = json.loads(data) if isinstance(data, str) else dict(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise error("E0410", f"the IR is not JSON: {e}") from None
     schema = parsed.get("schema") if isinstance(parsed, dict) else type(parsed).__name__
     version = named(schema, SCHEMA)

@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A record of a run; an error where the file holds none."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise error("E0615", f"`{path}` is damaged: {e}", help="train again with `--overwrite`") from None
     if not isinstance(value, dict):
         raise error("E0615", f"`{path}` is damaged: it holds no record", help="train again with `--overwrite`")

@@ -55,12 +55,20 @@ def load_run(
     base = model or record.get("model")
     if not isinstance(base, str):
         raise error("E0827", f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`", help="name it with `--model`")
+    seed, batch_size = _whole(record, "seed", 0, 0), _whole(record, "eval_batch_size", 64, 1)
     tokenizer = load_tokenizer(base)
-    loaded = load_model(base, task, tokenizer, int(record.get("seed", 0)))
+    loaded = load_model(base, task, tokenizer, seed)
     with quiet():
         name = unipelt.attach(loaded, str(place), force=force, arguments=arguments)
     loaded.eval()
-    return Run(loaded, tokenizer, task, name, int(record.get("eval_batch_size", 64)))
+    return Run(loaded, tokenizer, task, name, batch_size)
+
+
+def _whole(record: dict[str, Any], name: str, default: int, least: int) -> int:
+    value = record.get(name, default)
+    if type(value) is not int or value < least:
+        raise error("E0615", f"the run's record is damaged: `{name}` is {value!r}", help="train again")
+    return value
 
 
 def load_base(model: str, options: TaskOptions, data: str | Path, seed: int = 0) -> Run:

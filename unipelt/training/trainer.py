@@ -235,7 +235,7 @@ def last_checkpoint(folder: Path) -> Path | None:
             continue
         try:
             whole = json.loads((place / STATE).read_text("utf-8"))["global_step"] == int(number)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if whole:
             found.append((int(number), place))

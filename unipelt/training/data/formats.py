@@ -115,20 +115,22 @@ def _parquet_rows(path: Path) -> Rows:
         raise error("E0630", f"`{path}` is a Parquet file, and reading those needs pyarrow", Span(str(path)),
                     help="pip install 'unipelt[data]'") from None  # fmt: skip
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            twice = sorted({c for c in names if names.count(c) > 1})
+            table = file.read() if not twice else None
     except (pyarrow.ArrowException, OSError, ValueError) as e:
         reason = " ".join(str(e).split())
         raise error("E0631", f"`{path}` cannot be read as Parquet: {reason}", Span(str(path)),
                     help="write the file again") from None  # fmt: skip
-    twice = sorted({c for c in table.column_names if table.column_names.count(c) > 1})
-    if twice:
+    if table is None:
         raise error("E0609", f"`{path}` names the column {listed(twice)} twice", Span(str(path)), help="rename one of them")
     rows = table.to_pylist()
     written = (table.schema.metadata or {}).get(b"huggingface")
     if written:
         try:
             features = json.loads(written)["info"]["features"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             features = {}
         name_classes(rows, class_names(features))
     return rows

@@ -7,7 +7,7 @@ from what stands before it. Nothing new is learned but what the adapter holds, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -92,12 +92,6 @@ class PET(SequenceClassification):
         tokens = tuple(tuple(tuple(word_ids(w, pattern, tokenizer)) for w in words) for words in self.words)
         _check_words(self.words, tokens, masked, tokenizer)
         return replace(self, tokens=tokens, masked=masked)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> PET:
-        found = super().from_json(record)
-        tokens = tuple(tuple(tuple(ids) for ids in words) for words in found.tokens)
-        return replace(found, words=tuple(tuple(w) for w in found.words), tokens=tokens)
 
     def model_options(self) -> dict[str, Any]:
         return {}
@@ -263,7 +257,7 @@ def _from_file(path: Path) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]
     span = Span(str(path))
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise error("E0643", f"`{path}` cannot be read: {e}", span, help="give words, or a JSON file of them") from None
 
     def words(v: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -98,12 +99,20 @@ class Task:
 
     @classmethod
     def from_json(cls: type[Own], record: Mapping[str, Any]) -> Own:
-        names = {f.name for f in fields(cls)}
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in names}
+        """The task of a record that `to_json` wrote, also an earlier one: a field that is new since has its default."""
+        from pydantic import TypeAdapter, ValidationError
+
+        names = [f.name for f in fields(cls)]
+        lacking = next((n for n in ("texts", "labels") if n in names and not record.get(n)), None)
+        if lacking:
+            raise error("E0615", f"the task's record is incomplete: it has no `{lacking}`", help="train again")
+        known = json.dumps({n: record[n] for n in names if n in record})
         try:
-            return cls(**known)
-        except TypeError as e:
-            raise error("E0615", f"the task's record is incomplete: {e}", help="train again") from None
+            return TypeAdapter(cls).validate_json(known, strict=True)
+        except ValidationError as e:
+            wrong = e.errors(include_url=False)[0]
+            place = ".".join(map(str, wrong["loc"]))
+            raise error("E0615", f"the task's record is damaged: `{place}`: {wrong['msg'].lower()}", help="train again") from None
 
     # ------------------------------------------------------------ the model
 
