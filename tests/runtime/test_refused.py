@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import unipelt
+from unipelt.language.render import remedy
 from unipelt.runtime.registry import record
 
 LORA = unipelt.load(named("lora"))(r=2)
@@ -22,8 +24,8 @@ def refused(code: str, call: Any, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(unipelt.PeltError) as caught:
         call(*args, **kwargs)
     (d,) = caught.value.diagnostics
-    assert d.code == code and d.help
-    return f"{d.message}; {d.help}"
+    assert d.code == code and remedy(d)
+    return f"{d.message}; {remedy(d)}"
 
 
 @pytest.fixture
@@ -104,6 +106,55 @@ def test_taking_back_a_merge_that_there_is_not(adapted: nn.Module) -> None:
         before = state(m)
         assert "nothing is merged" in refused("E0562", unipelt.unmerge, m)
         assert state(m) == before
+
+
+def test_what_is_asked_of_a_model_without_an_adapter() -> None:
+    m = model("bert")
+    before = state(m)
+    for call in (unipelt.activate, lambda m: unipelt.activate(m, "a"), lambda m: unipelt.merge(m, "a"), lambda m: unipelt.remove(m, "a")):
+        assert "no adapter" in refused("E0550", call, m) and state(m) == before
+
+
+def test_what_is_asked_while_an_adapter_is_merged(adapted: nn.Module) -> None:
+    unipelt.merge(adapted, "b")
+    merged, weights = output(adapted), copy.deepcopy(adapted.state_dict())
+    for call in (lambda: unipelt.apply(adapted, LORA, name="c"), lambda: unipelt.merge(adapted, "a"), lambda: unipelt.remove(adapted, "b")):
+        said = refused("E0554", call)
+        assert "the adapter `b` is merged" in said and "unipelt.unmerge(model) first" in said
+    assert set(unipelt.adapters(adapted)) == {"a", "b"} and torch.equal(output(adapted), merged)
+    assert all(torch.equal(t, weights[n]) for n, t in adapted.state_dict().items())
+
+
+def test_a_merge_that_needs_a_bias_where_there_is_none() -> None:
+    m = model("llama")
+    text = "method m { modify attn.q insert parallel form { b: [d_out] ~ ones  delta = b } compose h + delta }"
+    unipelt.apply(m, unipelt.parse(text))
+    before, acting = state(m), output(m)
+    said = refused("E0564", unipelt.merge, m, "default")
+    assert "`model.layers.0.self_attn.q_proj` would need a bias" in said and "save the adapter" in said
+    assert state(m) == before and torch.equal(output(m), acting)
+
+
+def test_an_adapter_without_values(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        m = model("bert")
+    unipelt.apply(m, LORA)
+    assert "no values to save" in refused("E0574", unipelt.save, m, tmp_path / "a")
+    assert "no values to merge" in refused("E0574", unipelt.merge, m, "default")
+    assert not list(tmp_path.iterdir()) and unipelt.active(m) == ("default",)
+
+
+@pytest.mark.parametrize("site", ["embed", "embed.words"])
+@pytest.mark.parametrize("shape", [(7,), (3, 9), (2, 7), (3, 1, 7)])
+def test_positions_that_cannot_grow_by_a_prompt(site: str, shape: tuple[int, ...]) -> None:
+    m, ids = model("gpt2"), inputs()["input_ids"]
+    text = f"method m(l: int = 2) {{ modify {site} form {{ P: [l, d_out] ~ normal(0.2)  delta = P }} compose prepend(delta, h) }}"
+    unipelt.apply(m, unipelt.parse(text))
+    counted = torch.arange(7)
+    plain = m(input_ids=ids).logits
+    assert all(torch.equal(m(input_ids=ids, position_ids=p).logits, plain) for p in (counted[None], counted.expand(3, 7)))
+    said = refused("E0545", m, input_ids=ids, position_ids=torch.zeros(shape, dtype=torch.long))
+    assert "[batch, tokens] = [3, 7]" in said and f"not {list(shape)}" in said and "`position_ids` of that shape" in said
 
 
 # ---------------------------------------------------------------- other models in the process

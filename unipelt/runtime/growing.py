@@ -133,8 +133,9 @@ def _positions(call: Call, layout: Layout, own_positions: Callable[[Call], torch
     if call.seen:
         named["position_ids"] = position + sum(r.count for r in layout.kinds if r.moves)
         return
-    if position.dim() != 2:
-        raise error("E0545", f"a prompt needs positions of shape [batch, tokens], not {list(position.shape)}")
+    if position.dim() != 2 or position.shape[1] != layout.shape[1] or position.shape[0] not in (1, layout.shape[0]):
+        raise error("E0545", f"a prompt needs a position for each token, [batch, tokens] = {list(layout.shape)}, not {list(position.shape)}",
+                    help="give `position_ids` of that shape, or none")  # fmt: skip
     if still and call.mask is None:
         # without a mask, transformers reads repeated positions as packed sequences
         named["attention_mask"] = torch.ones(layout.shape, dtype=torch.long, device=position.device)

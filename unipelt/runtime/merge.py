@@ -61,6 +61,8 @@ def merge(model: nn.Module, name: str) -> None:
         raise error("E0660", "the model is sharded, and merging writes whole weights",
                     help="unipelt.save the adapter, and attach and merge it on a model that is not sharded")  # fmt: skip
     _refuse(attached)
+    if any(t.device.type == "meta" for t in attached.values().values()):
+        raise error("E0574", f"the adapter `{name}` is on the meta device and has no values to merge")
     new = _merged_values(model, attached, name)
     bad = [n for n, t in new.items() if not torch.isfinite(t).all()]
     if bad:
