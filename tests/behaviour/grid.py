@@ -135,6 +135,19 @@ def in_turn(cells: Sequence[Cell]) -> list[Cell]:
     return [c for c in cells if c in chosen]
 
 
+def once_each(cells: Sequence[Cell]) -> list[Cell]:
+    """Each method in one cell, with the property that has been met least so far, on the model that has; then properties that
+    no method has met."""
+    chosen: list[Cell] = []
+    met: Counter[str] = Counter()
+    for part in (0, 2):
+        for key in dict.fromkeys(c[part] for c in cells):
+            if not met[key]:
+                chosen.append(min((c for c in cells if c[part] == key), key=lambda c: (met[c[2]], met[c[1]])))
+                met.update(chosen[-1])
+    return chosen
+
+
 def bare(cell: str | dict[str, list[str]]) -> Any:
     """A cell without the wording of diagnostics and verdicts, which may change: code, or kinds of reason."""
     if isinstance(cell, str):

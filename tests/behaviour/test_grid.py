@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from grid import ALWAYS, MODELS, bare, blank, filled, in_turn, read, refusal, row
+from grid import ALWAYS, MODELS, bare, blank, filled, in_turn, once_each, read, refusal, row
 from names import RENAMED
 from properties import PROPERTIES, Case
 from tiny import footprint, small
@@ -16,8 +16,8 @@ GRID = read()
 METHODS = [e.name for e in unipelt.library() if e.kind == "method"]
 CELLS = filled(GRID)
 TURNS = in_turn([c for c in CELLS if c[1] not in ALWAYS])
-#: With every definition renamed a sixth of the turns serves: a definition's name is not the model's affair.
-TRIED = in_turn(CELLS)[::6] if RENAMED else [c for c in CELLS if c[1] in ALWAYS] + TURNS
+#: With every definition renamed each method and each property once serves: a name is not the model's affair.
+TRIED = once_each(CELLS) if RENAMED else [c for c in CELLS if c[1] in ALWAYS] + TURNS
 
 
 @pytest.mark.parametrize(("spec", "kind", "name"), TRIED, ids=lambda v: v.replace(" ", "-"))
