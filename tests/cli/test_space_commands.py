@@ -12,6 +12,8 @@ method fixed(s: float = 1.0) {
   modify ffn | attn   insert parallel
   form { A: [d_in, d_out] ~ zeros   delta = s * (z @ A) }   compose add
 }
+method trained { train *.bias }
+method two(r: int = 2) { use one(r) as a   use one(r + 1) as b }
 method one(r: int = 2) { modify ffn   insert parallel   form bottleneck(r)   compose add }
 """
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -55,4 +57,23 @@ def test_vary_without_alternatives(desk, options):
     before = sorted(desk.iterdir())
     _, err = call("vary", "mine.pelt:one", *options, "--out", "new", code=1)
     assert "error[E0803]: nothing is varied" in err and "--insert parallel,sequential" in err
+    assert sorted(desk.iterdir()) == before
+
+
+@pytest.mark.parametrize("command, code, said, remedy", [
+    (["generate", "mine.pelt:fuor"], "E0401", "mine.pelt has no method `fuor`", "exists: `four`"),
+    (["generate", "mine.pelt:nothing"], "E0401", "mine.pelt has no method `nothing`", "it has: four, fixed, trained, two, one"),
+    (["generate", "mine.pelt"], "E0406", "mine.pelt has 5 methods, so one must be named", "mine.pelt:NAME"),
+    (["generate", "mine.pelt:one"], "E0800", "one method", "`|`"),
+    (["vary", "no_such_method_at_all", "--insert", "parallel"], "E0401", "no method named `no_such_method_at_all`", "unipelt list"),
+    (["neighbours", "mine.pelt:trained"], "E0802", "`trained` has no row: it only trains parameters", "the four columns"),
+    (["neighbours", "mine.pelt:two", "--row", "c"], "E0802", "`two` has no row `c`", "its rows: a, b"),
+    (["neighbours", "mine.pelt:two", "--row", "bb"], "E0802", "`two` has no row `bb`", "exists: `b`"),
+    (["vary", "mine.pelt:two", "--insert", "parallel"], "E0802", "`two` has 2 rows, so one must be named", "`--row`"),
+    (["cross", "mine.pelt:one", "mine.pelt:two"], "E0802", "`two` has 2 rows", "a, b"),
+])  # fmt: skip
+def test_methods_and_rows_that_there_are_not(desk, command, code, said, remedy):
+    before = sorted(desk.iterdir())
+    _, err = call(*command, "--out", "new", code=1)
+    assert err.count("error[") == 1 and f"error[{code}]" in err and said in err and "= help" in err and remedy in err
     assert sorted(desk.iterdir()) == before

@@ -280,6 +280,28 @@ def test_only_a_whole_adapter_is_pushed(hub, tmp_path):
     assert not hub.asked
 
 
+@pytest.mark.parametrize("name, said", [("a/b@main", "--revision main"), ("a", "it is a folder here"), ("me/..", "`user/name`")])
+def test_names_that_are_none_are_said_with_what_they_are(hub, tmp_path, monkeypatch, name, said):
+    saved(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(unipelt.PeltError, match="E0820") as e:
+        unipelt.push("a", name)
+    assert said in str(e.value) and "= help" in str(e.value) and not hub.asked
+    with pytest.raises(unipelt.PeltError, match="E0820.*`no branch` is no name of a branch"):
+        unipelt.push("a", "me/mine", revision="no branch")
+
+
+@pytest.mark.parametrize("text, said", [("{", "is damaged"), ("[3]", "it holds no record"), ("[" * 100_000, "is damaged")])
+def test_a_damaged_record_of_a_run_is_not_pushed(hub, tmp_path, text, said):
+    saved(tmp_path / "a")
+    (tmp_path / "a" / "metrics.json").write_text(text)
+    before = files_of(tmp_path / "a")
+    with pytest.raises(unipelt.PeltError, match="E0615") as e:
+        unipelt.push(tmp_path / "a", "me/mine")
+    assert "metrics.json" in str(e.value) and said in str(e.value) and "= help" in str(e.value)
+    assert not hub.asked and files_of(tmp_path / "a") == before
+
+
 # ---------------------------------------------------------------- what is not trusted
 
 
