@@ -15,9 +15,10 @@ from unipelt.language.canonical import canonical
 from unipelt.language.ir import Method
 from unipelt.language.loading import definition, library, load, parse
 from unipelt.language.meaning import meaning
-from unipelt.variants.generate import generate
-from unipelt.variants.recognise import Match, recognise
 from unipelt.language.space import space_of
+from unipelt.variants.generate import generate
+from unipelt.variants.operators import neighbours
+from unipelt.variants.recognise import Match, recognise
 
 METHODS = [e.name for e in library() if e.kind == "method"]
 
@@ -138,3 +139,12 @@ def test_the_check_sees_a_mistake():
     for wrong in (replace(right, arguments={**right.arguments, "s": 3.0}), replace(right, activation=("tanh", "relu"))):
         with pytest.raises(AssertionError):
             check(method, wrong)
+
+
+def test_the_nearest_of_a_neighbour_is_where_it_came_from() -> None:
+    """Methods that differ in their layers or their gate only stand behind the one that has neither."""
+    parent = named("pfeiffer")
+    found, names = definition(parent)
+    members = generate(*(space_of(d, names, one=True) for d in neighbours(found, names, None))).members
+    new = [m.sentence for m in members if "nearest:" in m.sentence]
+    assert new and all(f"nearest: {parent}, which differs in" in s for s in new), new

@@ -38,10 +38,14 @@ def bound_names(body: Sequence[Statement], params: Mapping[str, Param], owner: s
     problems: list[Diagnostic] = []
     for s in body:
         for name in s.names if isinstance(s, Let) else (s.name,) if isinstance(s, (Tensor, Input)) else ():
-            if name in params:
+            if name in params and s.span.file == params[name].span.file:
                 problems.append(Diagnostic(
                     "E0223", f"`{name}` is a parameter of the {owner} and cannot be bound here", s.span,
                     labels=(Label(params[name].span, "the parameter"),), help="rename one of them"))  # fmt: skip
+            elif name in params:
+                problems.append(Diagnostic(
+                    "E0223", f"the {owner} calls a definition that binds the name of its parameter `{name}`", params[name].span,
+                    labels=(Label(s.span, "bound here"),), help="rename the parameter"))  # fmt: skip
             elif name in RESERVED and not (isinstance(s, Let) and name in ("delta", "out", "g", "k", "v")):
                 problems.append(Diagnostic("E0224", f"`{name}` has a meaning of its own at a site and cannot be "
                                            "rebound", s.span, help="choose another name"))  # fmt: skip

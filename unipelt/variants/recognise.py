@@ -206,7 +206,7 @@ def _sentence(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> str:
     parts = []
     for row, found in rows:
         what = str(found[0]) if found else f"new: {_described(row)}{_nearest(row)}"
-        if not found and row.layers is not None:
+        if not found and row.layers is not None and row.layers.word != "all":
             what += f", in layers {to_text(bound(replace(method, rows=(row,))).rows[0].layers)}"
         parts.append(what + (f", gated by {row.columns.gate}" if not found and row.gate is not None else ""))
     base = known(rows[0][1][0].name) if len(rows) == 1 and rows[0][1] and rows[0][1][0].name in library_names("method") else None
@@ -223,7 +223,7 @@ def _described(row: Row) -> str:
 def _nearest(row: Row) -> str:
     """The library's row that shares the most columns with a new one, and in which it differs."""
     mine = _heads(row)
-    best: tuple[int, str, list[str]] = (1, "", [])
+    best: tuple[int, str, list[str]] = (3, "", [])
     for name in library_names("method"):
         method = known(name)
         for k in method.rows if method is not None and len(method.rows) == 1 else ():
@@ -237,8 +237,9 @@ def _nearest(row: Row) -> str:
 
 def _heads(row: Row) -> dict[str, Any]:
     c = row.columns
+    everywhere = row.layers is None or row.layers.word == "all"
     return {"modify": frozenset(c.modify.split(", ")), "insert": c.insert, "form": c.form.partition("(")[0],
-            "compose": c.compose.partition("(")[0]}  # fmt: skip
+            "compose": c.compose.partition("(")[0], "gate": c.gate.partition("(")[0], "layers": "" if everywhere else to_text(row.layers)}  # fmt: skip
 
 
 # ---------------------------------------------------------------- methods of several rows
