@@ -39,11 +39,14 @@ class Repository:
 
 @dataclass
 class Hub:
-    """``repositories`` are what it holds, ``asked`` what it was asked, as ``METHOD path``; ``status`` makes every answer that error."""
+    """``repositories`` are what it holds, ``asked`` what it was asked, as ``METHOD path``; ``status`` makes every answer that error
+    (``code`` names it), ``sizes`` are what it tells of files instead of what they have."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     status: int = 0
+    code: str = ""
+    sizes: dict[str, int] = field(default_factory=dict)
     url: str = ""
 
     def put(self, name: str, files: Files, private: bool = False) -> Repository:
@@ -53,7 +56,7 @@ class Hub:
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         if self.status:
-            return self.status, {"X-Error-Message": "not today"}, b""
+            return self.status, {"X-Error-Message": "not today", **({"X-Error-Code": self.code} if self.code else {})}, b""
         if path == "/api/validate-yaml":
             return _json({"errors": [], "warnings": []})
         if path == "/api/repos/create":
@@ -94,7 +97,8 @@ class Hub:
                     del new[step["value"]["path"]]
             sha = repository.commit(new, revision)
             return _json({"commitUrl": f"{self.url}/{match[1]}/commit/{sha}", "commitOid": sha})
-        listed = [{"type": "file", "path": n, "rfilename": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files.items()]
+        listed = [{"type": "file", "path": n, "rfilename": n, "size": self.sizes.get(n, len(d)), "oid": hashlib.sha1(d).hexdigest()}
+                  for n, d in files.items()]  # fmt: skip
         if found[2] == "tree":
             return _json(listed)
         return _json({"id": match[1], "sha": sha, "private": repository.private, "siblings": listed})

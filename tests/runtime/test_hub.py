@@ -384,6 +384,28 @@ def test_the_hubs_refusals(hub, tmp_path, status, wanted):
     assert e.value.diagnostics[0].code == wanted and str(status) in str(e.value)
 
 
+def test_a_repository_that_is_gated(hub, tmp_path):
+    hub.status, hub.code = 403, "GatedRepo"
+    found, text = code("me/mine")
+    assert found == "E0822" and "`me/mine` is gated" in text and "ask for access" in text
+
+
+def test_a_push_where_the_hub_is_switched_off(hub, tmp_path, offline):
+    saved(tmp_path / "a")
+    offline()
+    with pytest.raises(unipelt.PeltError, match="E0823.*`me/mine` cannot be pushed: the hub is switched off") as e:
+        unipelt.push(tmp_path / "a", "me/mine")
+    assert "without HF_HUB_OFFLINE" in str(e.value) and not hub.asked
+
+
+def test_a_file_that_has_not_the_size_that_the_hub_tells(hub, tmp_path):
+    saved(tmp_path / "a")
+    hub.put("me/mine", files_of(tmp_path / "a"))
+    hub.sizes[METHOD] = 3
+    found, text = code("me/mine")
+    assert found == "E0824" and f"`{METHOD}` of `me/mine`" in text and "try again" in text
+
+
 def test_no_network(hub, tmp_path, monkeypatch):
     saved(tmp_path / "a")
     unipelt.push(tmp_path / "a", "me/mine")
