@@ -295,6 +295,7 @@ def test_the_schema_of_the_ir_is_published_and_holds() -> None:
     ("broken", "code"),
     [
         ("{", "E0410"),
+        pytest.param("[" * 100_000, "E0410", id="nested"),
         ("[]", "E0411"),
         ("{}", "E0411"),
         ('{"schema": "unipelt-ir/999"}', "E0411"),
@@ -315,6 +316,16 @@ def test_a_tree_that_was_tampered_with_is_refused() -> None:
     with pytest.raises(PeltError) as caught:
         from_json(data)
     assert caught.value.diagnostics[0].code == "E0410"
+
+
+def test_a_tree_that_no_text_gives_is_checked_too() -> None:
+    """Texts are refused before they become one: a name with a meaning of its own is bound here."""
+    text = "method m { modify ffn insert parallel form { A: [d_in, d_out] ~ zeros  y = z @ A  delta = y } compose h + delta }"
+    method = from_json(json.dumps(to_json(parse(text))).replace('"y"', '"x"'))
+    with pytest.raises(PeltError) as caught:
+        check_method(method)
+    (d,) = caught.value.diagnostics
+    assert d.code == "E0224" and "`x` has a meaning of its own here" in d.message
 
 
 # ---------------------------------------------------------------- formulas
