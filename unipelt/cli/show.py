@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..language.diagnostics import error
-from ..language.document import COLUMNS, gated, markdown, rows_of
+from ..language.document import COLUMNS, columns_of, gated, markdown, rows_of
 from ..language.ir import Method
 from .output import emit, say, table
 
@@ -52,11 +52,9 @@ def described(method: Method) -> dict[str, Any]:
     from ..language.printer import to_text
     from ..language.properties import verdicts
 
-    rows = [
-        {"row": r.name, **{c: getattr(r.columns, c) for c in COLUMNS}, "gated by": r.columns.gate} for r in method.rows
-    ]
     return {
-        "name": method.name, "doc": method.doc, "rows": rows,
+        "name": method.name, "doc": method.doc,
+        "rows": [{"row": r.name, **columns_of(r, method)} for r in method.rows],
         "trains": [{"row": t.name, "trains": ", ".join(to_text(p) for p in t.paths)} for t in method.trains],
         "formula": {"text": mathematics.as_text(method), "latex": mathematics.as_latex(method)},
         "arguments": [{"argument": p.name, "type": p.type, "value": method.arguments.get(p.name)} for p in method.params],

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .ir import Method
+from .check import sites_of
+from .ir import Method, Row
 
 COLUMNS = ("modify", "insert", "form", "compose")
 #: Columns whose cells are code.
 CODE = (*COLUMNS, "gated by", "weight", "bias")
 
 
+def columns_of(row: Row, method: Method) -> dict[str, str]:
+    """The four columns of a row and its gate as text; an argument that is bound to sites is shown as these."""
+    c = row.columns
+    sites = ", ".join(map(str, sites_of(row.sites, method.params)))
+    return {"modify": sites or c.modify, "insert": c.insert, "form": c.form, "compose": c.compose, "gated by": c.gate}
+
+
 def rows_of(methods: Sequence[Method]) -> list[dict[str, Any]]:
     """The rows of the unified view's table, trained copies among them."""
     out: list[dict[str, Any]] = []
     for m in methods:
-        out += [{"method": m.name, "row": r.name, **{c: getattr(r.columns, c) for c in COLUMNS}, "gated by": r.columns.gate}
-                for r in m.rows]  # fmt: skip
+        out += [{"method": m.name, "row": r.name, **columns_of(r, m)} for r in m.rows]
         out += [{"method": m.name, "row": t.name, "modify": ", ".join(map(str, t.paths)), "insert": "", "form": "a trained copy",
                  "compose": "in its place", "gated by": ""} for t in m.trains]  # fmt: skip
     return out

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..language.canonical import Canonical, difference
+from ..language.document import COLUMNS, columns_of
 from ..language.ir import Method, Row, plain
 from ..language.library import library_names
 from ..language.meaning import bound, meaning
@@ -205,7 +206,7 @@ def _training(method: Method, other: Method | None) -> str:
 def _sentence(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> str:
     parts = []
     for row, found in rows:
-        what = str(found[0]) if found else f"new: {_described(row)}{_nearest(row)}"
+        what = str(found[0]) if found else f"new: {_described(row, method)}{_nearest(row, method)}"
         if not found and row.layers is not None and row.layers.word != "all":
             what += f", in layers {to_text(bound(replace(method, rows=(row,))).rows[0].layers)}"
         parts.append(what + (f", gated by {row.columns.gate}" if not found and row.gate is not None else ""))
@@ -215,19 +216,19 @@ def _sentence(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> str:
     return f"this is {', '.join(parts)}" if rows and rows[0][1] else "; ".join(parts)
 
 
-def _described(row: Row) -> str:
-    c = row.columns
-    return ", ".join(f"{k} {v}" for k, v in (("modify", c.modify), ("insert", c.insert), ("form", c.form), ("compose", c.compose)) if v)
+def _described(row: Row, method: Method) -> str:
+    columns = columns_of(row, method)
+    return ", ".join(f"{c} {columns[c]}" for c in COLUMNS if columns[c])
 
 
-def _nearest(row: Row) -> str:
+def _nearest(row: Row, method: Method) -> str:
     """The library's row that shares the most columns with a new one, and in which it differs."""
-    mine = _heads(row)
+    mine = _heads(row, method)
     best: tuple[int, str, list[str]] = (3, "", [])
     for name in library_names("method"):
-        method = known(name)
-        for k in method.rows if method is not None and len(method.rows) == 1 else ():
-            theirs = _heads(k)
+        other = known(name)
+        for k in other.rows if other is not None and len(other.rows) == 1 else ():
+            theirs = _heads(k, other)
             differ = [c for c in mine if mine[c] != theirs[c]]
             if len(mine) - len(differ) > best[0]:
                 best = (len(mine) - len(differ), name, differ)
@@ -235,11 +236,14 @@ def _nearest(row: Row) -> str:
     return f" (nearest: {best[1]}, which differs in {differs})" if best[1] else ""
 
 
-def _heads(row: Row) -> dict[str, Any]:
-    c = row.columns
+def _heads(row: Row, method: Method) -> dict[str, Any]:
+    """What two rows are compared by: their columns without arguments, and the layers."""
+    columns = columns_of(row, method)
     everywhere = row.layers is None or row.layers.word == "all"
-    return {"modify": frozenset(c.modify.split(", ")), "insert": c.insert, "form": c.form.partition("(")[0],
-            "compose": c.compose.partition("(")[0], "gate": c.gate.partition("(")[0], "layers": "" if everywhere else to_text(row.layers)}  # fmt: skip
+    return {
+        "modify": frozenset(columns["modify"].split(", ")), "insert": columns["insert"],
+        **{c: columns[c].partition("(")[0] for c in ("form", "compose", "gated by")}, "layers": "" if everywhere else to_text(row.layers),
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- methods of several rows
@@ -274,7 +278,7 @@ def _union(method: Method, rows: list[tuple[Row, list[Match]]]) -> _Union | None
             found.append(_Union((1, bool(training), name), f"this is {name} up to its arguments{behind}"))
         else:
             k, m, matches = odd[0]
-            what = str(matches[0]) if matches else f"a new row ({_described(m)})"
+            what = str(matches[0]) if matches else f"a new row ({_described(m, method)})"
             sentence = f"{name} with its {k.name} replaced by {what}{behind}"
             found.append(_Union((2, not matches, bool(training), name), sentence))
     return min(found, key=lambda u: u.rank) if found else None
