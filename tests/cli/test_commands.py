@@ -139,7 +139,7 @@ def test_show(spec):
 
 def test_an_argument_that_is_bound_to_sites_is_shown_as_these(spec):
     """The table says what is modified, not what the argument is called that says it; so do differences."""
-    path = spec.with_name("anywhere.pelt")
+    path = Path(spec).with_name("anywhere.pelt")
     path.write_text("method anywhere(at: sites = [attn.q, ffn]) { modify at insert parallel form { A: [d_in, d_out] ~ zeros delta = z @ A } compose h + delta }\n")
     row = parsed("show", str(path))["rows"][0]
     assert row["modify"] == "attn.q, ffn"
