@@ -94,10 +94,15 @@ def near_path(path: Path, folders: bool = False) -> str:
     try:
         while not path.parent.exists() and path.parent != path:
             path = path.parent
-        # What ends alike is alike to some part already.
-        found = near(path.name, [f.name for f in path.parent.iterdir() if f.is_dir() or not folders], 0.8 if path.suffix else 0.6)
+        names = [f.name for f in path.parent.iterdir() if f.is_dir() or not folders]
+        # What ends alike is compared by what stands before the ending, which would make it alike to some part already.
+        alike = {Path(n).stem: n for n in names if Path(n).suffix == path.suffix}
+        stem = nearest(path.stem, alike)
+        whole = next((n for n in sorted(names) if Path(n).stem == path.name), "")  # the ending was left out
+        name = alike[stem] if stem else whole or nearest(path.name, [n for n in names if n not in alike.values()])
     except OSError:  # what cannot be listed has no names to offer
         return ""
+    found = f"a name that is close exists: `{name}`" if name else ""
     return f"in `{path.parent}` {found}" if found and path.parent != Path() else found
 
 
