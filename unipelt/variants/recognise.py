@@ -227,11 +227,12 @@ def _nearest(row: Row, method: Method) -> str:
     best: tuple[int, str, list[str]] = (3, "", [])
     for name in library_names("method"):
         other = known(name)
-        for k in other.rows if other is not None and len(other.rows) == 1 else ():
-            theirs = _heads(k, other)
-            differ = [c for c in mine if mine[c] != theirs[c]]
-            if len(mine) - len(differ) > best[0]:
-                best = (len(mine) - len(differ), name, differ)
+        if other is None or len(other.rows) != 1:
+            continue
+        theirs = _heads(other.rows[0], other)
+        differ = [c for c in mine if mine[c] != theirs[c]]
+        if len(mine) - len(differ) > best[0]:
+            best = (len(mine) - len(differ), name, differ)
     differs = " and ".join(best[2]) or "its arguments"
     return f" (nearest: {best[1]}, which differs in {differs})" if best[1] else ""
 
