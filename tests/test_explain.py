@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import unipelt
 from unipelt.cli.app import app
+from unipelt.cli.explain import mistakes
 from unipelt.language.diagnostics import PeltError
 from unipelt.language.explain import Page, page, pages
 from unipelt.language.render import render_all
@@ -53,7 +54,8 @@ def test_every_code_that_is_raised_is_named_by_a_test() -> None:
 
 @pytest.mark.parametrize("found", [p for p in pages().values() if p.example], ids=lambda p: p.code)
 def test_an_example_raises_its_code_and_nothing_else(found: Page) -> None:
-    assert [d.code for d in found.diagnostics] == [found.code], render_all(found.diagnostics)
+    said = mistakes(found)
+    assert [d.code for d in said] == [found.code], render_all(said)
     assert not found.needs and not found.command
 
 
@@ -78,7 +80,7 @@ def test_a_page_shows_the_output_of_today() -> None:
     found = page("E0312")
     flat = re.sub(r"\s+", " ", text)
     assert text.startswith(f"E0312: {found.title}\n") and found.meaning in flat and found.remedy in flat
-    for line in (render_all(found.diagnostics) + "\n" + found.example).splitlines():
+    for line in (render_all(mistakes(found)) + "\n" + found.example).splitlines():
         assert f"  {line}".rstrip() in text.splitlines(), line
     for written in ("e0312", "E312", "312"):
         assert call(written) == text

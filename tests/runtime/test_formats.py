@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 import unipelt
 from unipelt import resources
-from unipelt.language.ir import PARAM_TYPES
+from unipelt.language.fitting import PARAM_TYPES
 from unipelt.language.declared import PLACES
 from unipelt.language.ir import from_json
 from unipelt.language.loading import parse

@@ -7,9 +7,19 @@ import sys
 import textwrap
 from typing import Any
 
+from ..language.diagnostics import Diagnostic
 from ..language.explain import Page, page, pages
+from ..language.loading import check_text
 from ..language.render import escape, render_all, to_json
 from .output import WIDTH, colored, emit
+
+#: What an example's file is called in its messages.
+FILE = "example.pelt"
+
+
+def mistakes(p: Page) -> list[Diagnostic]:
+    """What the checker says of a page's example."""
+    return [d for c in check_text(p.example, FILE) for d in c.diagnostics] if p.example else []
 
 
 def list_codes(as_json: bool) -> None:
@@ -33,7 +43,7 @@ def explain_code(code: str, as_json: bool) -> None:
 def _data(p: Page) -> dict[str, Any]:
     return {
         "code": p.code, "title": p.title, "meaning": p.meaning, "remedy": p.remedy, "example": p.example or None,
-        "diagnostics": [to_json(d) for d in p.diagnostics], "needs": p.needs or None, "command": p.command or None,
+        "diagnostics": [to_json(d) for d in mistakes(p)], "needs": p.needs or None, "command": p.command or None,
     }  # fmt: skip
 
 
@@ -43,7 +53,7 @@ def _text(p: Page, color: bool) -> str:
     parts = [f"\x1b[1m{title}\x1b[0m" if color else title, textwrap.fill(p.meaning, width)]
     if p.example:
         parts += ["A program that raises it:", _indented("\n".join(map(escape, p.example.rstrip("\n").split("\n"))))]
-        parts += ["What the check says of it:", _indented(render_all(p.diagnostics, color))]
+        parts += ["What the check says of it:", _indented(render_all(mistakes(p), color))]
     else:
         parts += [f"An example that is not run here, since it needs {p.needs}:", _indented(p.command)]
     parts += ["What to do:", _indented(textwrap.fill(p.remedy, width - 2))]

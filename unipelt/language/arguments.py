@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .diagnostics import Diagnostic
 from .infer import Inference
-from .ir import PARAM_TYPES
+from .fitting import PARAM_TYPES
 from .layers import layered
 from .sizes import Size
 from .syntax import Name, Param

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from .diagnostics import PeltError, counted, error, instead, put
-from .ir import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
+from .fitting import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
 from .library import Names, title
 from .initialisers import INITIALISERS
 from .primitives import PRIMITIVES

@@ -1,7 +1,7 @@
-"""A page for each error code: what it means, a wrong program with what the checker says of it, and the remedy.
+"""A page for each error code: what it means, a wrong program, and the remedy.
 
-The pages are data (``pages/E03.toml``: those of E0300 to E0399). What an example's output looks like is never written
-down: the example is checked when its page is read. Codes that need a model or data have a call to read instead.
+The pages are data (``pages/E03.toml``: those of E0300 to E0399). What the checker says of an example is never written down:
+it is checked when its page is shown. Codes that need a model or data have a call to read instead.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from .diagnostics import Diagnostic, error
+from .diagnostics import error
 
 FOLDER = Path(__file__).parent / "pages"
-#: What an example's file is called in its messages.
-FILE = "example.pelt"
 _CODE = re.compile(r"[EW]?(\d{1,4})")
 
 
@@ -32,13 +30,6 @@ class Page:
     example: str = ""
     needs: str = ""
     command: str = ""
-
-    @property
-    def diagnostics(self) -> tuple[Diagnostic, ...]:
-        """What the checker says of the example."""
-        from .loading import check_text
-
-        return tuple(d for c in check_text(self.example, FILE) for d in c.diagnostics) if self.example else ()
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..resources import folder
 from .diagnostics import Diagnostic, Label, PeltError, error, near_path
+from .parser import parse
 from .source import is_file, read
 from .syntax import AnatomyDef, BodyDef, Definition, File, MethodDef
 
@@ -54,8 +55,6 @@ _FILES: dict[tuple[Path, str], File] = {}
 
 def parse_path(path: Path) -> File:
     """A parsed file. The same file with the same text is parsed once in a process."""
-    from .parser import parse
-
     source = read(path)
     key = (path.resolve(), source.text)
     if key not in _FILES:

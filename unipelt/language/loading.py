@@ -15,6 +15,7 @@ from .diagnostics import Diagnostic, PeltError, error, near
 from .elaborate import elaborate, is_space
 from .ir import Method
 from .library import Key, Names, index, key_of, library_definition, library_names, names_of, parse_path, title
+from .parser import parse as parse_file
 from .syntax import BodyDef, Definition, File, MethodDef, Name, walk
 
 
@@ -107,8 +108,6 @@ def resolve(definition: MethodDef, names: Names) -> Method:
 
 def parse(text: str, name: str | None = None, file: str = "<text>") -> Method:
     """The method of a text of the language."""
-    from .parser import parse as parse_file
-
     return _pick(parse_file(text, file), None, name, file)
 
 
@@ -161,8 +160,6 @@ def check_all(paths: Sequence[Path]) -> list[Checked]:
 
 def check_text(text: str, file: str) -> list[Checked]:
     """Every definition of a text that stands for the file of that name, with its mistakes."""
-    from .parser import parse as parse_file
-
     try:
         parsed = parse_file(text, file)
     except PeltError as e:

@@ -9,7 +9,7 @@ from typing import Any
 from .arguments import parameters
 from .diagnostics import Diagnostic, PeltError, instead
 from .calls import short_enough, fitting, substitute
-from .ir import PARAM_TYPES, fits
+from .fitting import PARAM_TYPES, fits
 from .sites import NUMBERS, SIZES
 from .source import inside
 from .syntax import Param

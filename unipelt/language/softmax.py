@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 from .ir import Row
+from .parser import parse_expression
 from .syntax import Expr, Let, Name, Statement, rewrite
 
 
 @lru_cache(maxsize=1)
 def _shared_softmax() -> Expr:
-    from .parser import parse_expression
 
     share = "sigmoid(logsumexp(scores) - log_mass)"
     return parse_expression(f"(1 - {share}) * h + {share} * delta")

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..language.canonical import Canonical, difference
 from ..language.document import COLUMNS, columns_of
-from ..language.ir import Method, Row, plain
+from ..language.fitting import plain
+from ..language.ir import Method, Row
 from ..language.library import library_names
 from ..language.meaning import bound, meaning
 from ..language.printer import to_text
