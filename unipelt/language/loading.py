@@ -106,9 +106,9 @@ def resolve(definition: MethodDef, names: Names) -> Method:
     return method
 
 
-def parse(text: str, name: str | None = None, file: str = "<text>") -> Method:
-    """The method of a text of the language."""
-    return _pick(parse_file(text, file), None, name, file)
+def parse(text: str, name: str | None = None, file: str | None = None) -> Method:
+    """The method of a text of the language, which messages call ``<text>`` unless a ``file`` is named."""
+    return _pick(parse_file(text, file), None, name, file or "<text>")
 
 
 def _from_file(path: Path, name: str | None) -> Method:

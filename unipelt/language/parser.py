@@ -47,7 +47,7 @@ def parse(text: str | _source.Source, file: str | None = None) -> S.File:
     if isinstance(text, _source.Source):
         file = file or text.file
         text = text.text
-    file = file or "<text>"
+    file = file or _source.free_name("<text>", _source.normalised(text))
     text = _prepare(text, file)
     deep = _too_deep(text, file)
     if not deep:
@@ -82,8 +82,6 @@ def parse_expression(text: str, file: str = "<value>") -> S.Expr:
 
 
 def _prepare(text: str, file: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"a text is needed, not {type(text).__name__}")
     source = _source.Source(file, _source.normalised(text))
     _source.check(source)
     _source.remember(source)

@@ -47,6 +47,8 @@ class Source:
 
 def normalised(text: str) -> str:
     """Without a byte order mark, with `\\n` as the only line end."""
+    if not isinstance(text, str):
+        raise TypeError(f"a text is needed, not {type(text).__name__}")
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -155,6 +157,15 @@ def remember(source: Source) -> None:
         _known[source.file] = source
         while len(_known) > _MAX_REMEMBERED:
             _known.popitem(last=False)
+
+
+def free_name(name: str, text: str) -> str:
+    """A name for a text that lies in no file: ``<text>``, or ``<text 2>`` where another text goes by that."""
+    with _lock:
+        found, n = name, 1
+        while (known := _known.get(found)) is not None and known.text != text:
+            found, n = f"{name[:-1]} {n + 1}>", n + 1
+    return found
 
 
 def lookup(file: str) -> Source | None:
