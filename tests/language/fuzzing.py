@@ -49,10 +49,14 @@ def pool() -> list[str]:
     return texts
 
 
-def mutants(seed: int) -> Iterator[bytes]:
-    """Damaged texts without end, the same for the same seed: one to four changes of bytes, words or lines."""
+def mutants(seed: int, longest: int = 900) -> Iterator[bytes]:
+    """Damaged texts without end, the same for the same seed: one to four changes of bytes, words or lines.
+
+    ``longest``: of the texts that are damaged, in characters. A whole long file costs what fifty definitions do, and finds
+    no more.
+    """
     rng = random.Random(seed)
-    texts = [t for t in pool() if len(t) < 900]  # a whole long file costs what fifty definitions do, and finds no more
+    texts = [t for t in pool() if len(t) < longest]
     words = sorted({w for t in texts for w in _TOKEN.findall(t) if not w.isspace()})
     while True:
         text = rng.choice(texts)
@@ -64,17 +68,17 @@ def mutants(seed: int) -> Iterator[bytes]:
         yield data[: 1 << 16]
 
 
-def sentences(seed: int) -> Iterator[bytes]:
+def sentences(seed: int, deepest: int = 14) -> Iterator[bytes]:
     """Texts that the grammar allows, without end: random walks over its rules, brought to an end where they get deep.
 
-    Most mean nothing, since any name may stand anywhere; it is the checker that must say so.
+    ``deepest``: of the rules in each other, after which the shortest way out is taken. Most mean nothing, since any name may stand anywhere; it is the checker that must say so.
     """
     rng = random.Random(seed)
     grammar = _Grammar("start")
     words = {**_WORDS, "NAME": _names()}
     starts = [r for r in ("method", "form", "gate", "compose_short", "compose_long") if r in grammar.rules]
     while True:
-        texts = [grammar.walk(rng, rng.choice(starts), rng.randint(4, 14), words) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+        texts = [grammar.walk(rng, rng.choice(starts), rng.randint(4, deepest), words) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
         yield "\n".join(texts).encode()
 
 
@@ -239,6 +243,7 @@ def judge(data: bytes, place: Path, wholly: bool = True, codes: Counter[str] | N
     ``place`` is a file that may be written over; the bytes are read from there, as a user's would be. ``wholly``: what
     is read is also laid out and described (four times the work). ``codes`` counts the mistakes found.
     """
+    place.unlink(missing_ok=True)  # to cut a file to nothing costs more than to make one
     place.write_bytes(data)
     found = loading.check(place)
     outcome = "text" if any(c.kind == "file" for c in found) else "mistakes"
