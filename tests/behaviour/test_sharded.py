@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import batch, build, distance, look, loss, put, small
+from together import together
 
 import unipelt
 
@@ -142,39 +143,18 @@ def look_into(kind: str, spec: str, rank: int, folder: Path) -> None:
     assert list(unipelt.adapters(sharded)) == ["a"]
 
 
-def work(rank: int, folder: str, results: Any) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def work(rank: int, folder: Path) -> list[str]:
     problems = []
-    try:
-        for kind, spec in CASES:
-            try:
-                look_into(kind, spec, rank, Path(folder))
-            except AssertionError:
-                problems.append(f"{kind} {spec}: {traceback.format_exc(limit=1)}")
-        results.put((rank, problems))
-    except BaseException:  # the parent must hear of it
-        results.put((rank, [*problems, f"{kind} {spec}: {traceback.format_exc()}"]))
-        raise
-    finally:
-        dist.destroy_process_group()
+    for kind, spec in CASES:
+        try:
+            look_into(kind, spec, rank, folder)
+        except AssertionError:
+            problems.append(f"{kind} {spec}: {traceback.format_exc(limit=1)}")
+    return problems
 
 
+@pytest.mark.long
 def test_two_processes_train_what_one_trains(tmp_path):
-    import torch.distributed as dist
-    import torch.multiprocessing as mp
-
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this torch is built without gloo")
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=work, args=(r, str(tmp_path), results)) for r in range(2)]
-    for w in workers:
-        w.start()
-    found = dict(results.get(timeout=300) for _ in workers)
-    for w in workers:
-        w.join(30)
-    assert not found[0] and not found[1], "\n".join(found[0] or found[1])
-    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {f"{k}-{s}-{f}" for k, s in CASES for f in (False, True)}
+    for problems in together(work, tmp_path):
+        assert not problems, "\n".join(problems)
+    assert {p.name for p in tmp_path.iterdir()} == {f"{k}-{s}-{f}" for k, s in CASES for f in (False, True)}

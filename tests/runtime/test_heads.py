@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from names import name
+from together import together
 from torch import nn
 from transformers import (
     BertConfig, BertForMultipleChoice, BertForQuestionAnswering, BertForSequenceClassification,
@@ -628,44 +629,21 @@ def test_compiled() -> None:
         assert torch.allclose(found.loss, wanted.loss) and torch.allclose(found.logits, wanted.logits)
 
 
-def _worker(rank: int, file: str, results: Any) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    try:
-        m = several()
-        unipelt.activate(m, "seven")
-        b, labels = batch(4), targets("bert", 7, 4)
-        wrapped = nn.parallel.DistributedDataParallel(m)
-        mine = slice(2 * rank, 2 * rank + 2)
-        wrapped(**{k: v[mine] for k, v in b.items()}, labels=labels[mine]).loss.backward()
-        got = {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
-        whole = several()
-        unipelt.activate(whole, "seven")
-        whole(**b, labels=labels).loss.backward()
-        wanted = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None}
-        same = got.keys() == wanted.keys() and all(torch.allclose(got[n], wanted[n], atol=1e-6) for n in wanted)
-        results.put((rank, same and len(wanted) > 4))
-    except BaseException as e:  # the parent must hear of it
-        results.put((rank, repr(e)))
-        raise
-    finally:
-        dist.destroy_process_group()
+def _agrees(rank: int) -> bool:
+    """Whether half a batch gives each of two processes the gradients of the whole."""
+    m = several()
+    unipelt.activate(m, "seven")
+    b, labels = batch(4), targets("bert", 7, 4)
+    wrapped = nn.parallel.DistributedDataParallel(m)
+    mine = slice(2 * rank, 2 * rank + 2)
+    wrapped(**{k: v[mine] for k, v in b.items()}, labels=labels[mine]).loss.backward()
+    got = {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
+    whole = several()
+    unipelt.activate(whole, "seven")
+    whole(**b, labels=labels).loss.backward()
+    wanted = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None}
+    return len(wanted) > 4 and got.keys() == wanted.keys() and all(torch.allclose(got[n], wanted[n], atol=1e-6) for n in wanted)
 
 
-def test_on_two_processes(tmp_path: Path) -> None:
-    import torch.distributed as dist
-    import torch.multiprocessing as mp
-
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this torch is built without gloo")
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=_worker, args=(r, str(tmp_path / "meet"), results)) for r in range(2)]
-    for w in workers:
-        w.start()
-    found = dict(results.get(timeout=120) for _ in workers)
-    for w in workers:
-        w.join(30)
-    assert found == {0: True, 1: True}
+def test_on_two_processes() -> None:
+    assert together(_agrees) == [True, True]
