@@ -1,6 +1,7 @@
 """Run by a launcher in each process: trains what a JSON file lists, one run after the other.
 
-The run that has ``die`` ends at that step as with a machine that loses power: launcher and processes are killed.
+The run that has ``die`` ends at that step as with a machine that loses power: launcher and processes are killed. Of one
+that is a mistake they say why, and go on with the next.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from unipelt.cli.output import MISTAKES, guarded
 from unipelt.training import TrainConfig, ranks, train
 
 
@@ -33,7 +35,10 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     for run in json.loads(Path(path).read_text()):
         die = run.pop("die", None)
-        train(TrainConfig(**run), callbacks=[Die(die)] if die else [])
+        try:
+            guarded(train)(TrainConfig(**run), callbacks=[Die(die)] if die else [])
+        except SystemExit as left:
+            assert left.code == MISTAKES
         assert ranks.world() == 2
     ranks.leave()
 

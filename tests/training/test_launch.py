@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,11 @@ def runs(options, tmp_path_factory):
     for alone in (run("lora"), run("unipelt", **unipelt), run("bf16", precision="bf16")):
         train(TrainConfig(**alone))
     done = train_together([
-        run("lora2"), run("lora2_parts", accumulate=2), run("lora2_recomputed", checkpointing=True), run("unipelt2", **unipelt),
+        run("mistaken", label="lable"), run("lora2"), run("lora2_parts", accumulate=2), run("lora2_recomputed", checkpointing=True), run("unipelt2", **unipelt),
         run("bf16_2", precision="bf16"), run("whole", **DROPPING), run("killed", **DROPPING, die=9),
     ], place / "runs.json")  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
+    (place / "said").write_text(done.stderr)
     return place, run
 
 
@@ -151,11 +153,38 @@ def test_one_process_goes_on_where_two_left_off(runs):
     check_same(place / "fewer", place / "lora")
 
 
-@pytest.mark.parametrize("mistake, code, said", [(["--label", "lable"], 1, "error[E0603]"), (["--lable", "label"], 2, "No such option")])
-def test_a_mistake_is_said_once(options, tmp_path, mistake, code, said):
-    done = torchrun("--log-dir", tmp_path / "logs", "--redirects", 3, "-m", "unipelt", "train", "lora", "--model", options["model"],
-                    "--data", options["data"], "--out", tmp_path / "run", *mistake)  # fmt: skip
+def test_a_mistake_of_a_run_is_said_once(runs):
+    """Both processes meet it; the runs after it are as if it had not been."""
+    place, _ = runs
+    said = (place / "said").read_text()
+    assert said.count("error[E0603]") == said.count("`lable`") == 1 and not (place / "mistaken").exists()
+
+
+def test_a_mistake_ends_all_processes_and_is_said_once(tmp_path):
+    done = torchrun("--log-dir", tmp_path / "logs", "--redirects", 3, "-m", "unipelt", "list")
     logs = [f.read_text() for f in (tmp_path / "logs").rglob("*.log")]
-    assert len(logs) == 4 and sum(log.count(said) for log in logs) == 1, logs
-    assert "Traceback" not in "".join(logs) and not (tmp_path / "run").exists()
-    assert f"exitcode  : {code} " in done.stderr  # what the launcher saw; its own code is 1 in any case
+    assert len(logs) == 4 and sum(log.count("error[E0667]") for log in logs) == 1, logs
+    assert "Traceback" not in "".join(logs)
+    assert "exitcode  : 1 " in done.stderr  # what the launcher saw; its own code is 1 in any case
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_mistake_of_the_command_line_is_said_by_the_first_that_meets_it(others, monkeypatch, capsys):
+    """A group of one process, in whose store another may have noted that it fails."""
+    import torch.distributed as dist
+
+    from unipelt.cli import main
+    from unipelt.cli.app import app
+    from unipelt.training import ranks
+
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    monkeypatch.setattr(ranks, "join", lambda: None)
+    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=1))
+    for _ in range(others):
+        with ranks.failing() as first:
+            assert first
+    with pytest.raises(SystemExit) as left:
+        main._together(app, ["train", "lora", "--lable", "label"])
+    assert left.value.code == 2 and capsys.readouterr().err.count("No such option") == 1 - others
+    assert not dist.is_initialized()
