@@ -9,6 +9,9 @@ import fuzzing
 import pytest
 
 from unipelt.language import loading
+from unipelt.language.library import names_of, parse_path
+from unipelt.language.syntax import MethodDef
+from unipelt.resources import folder
 
 
 def method(form: str = "low_rank(2)", head: str = "", sites: str = "ffn", compose: str = "add") -> str:
@@ -70,3 +73,24 @@ def test_rows_that_are_too_many_to_compare_are_said_to_be_so():
     from unipelt.language.properties import verdicts
 
     assert verdicts(found)["rows commute"].value == "unknown"
+
+
+def test_a_file_whose_definitions_grow_together_is_checked_so_far(monkeypatch):
+    """Each definition is small enough and there are many: one mistake says where the check ended, and what came before stands."""
+    monkeypatch.setattr(loading, "MAX_LINES", 40)
+    large = "gate g0 { w: [d_in] ~ zeros  g = sigmoid(z @ w) }\ngate g1 { a = g0(z)  b = g0(z)  g = a * b }\n"
+    text = large + "\n".join(f"method m{i} {{ modify ffn insert parallel form low_rank(2) compose h + g1(z) * delta }}" for i in range(30))
+    found = {c.name: c for c in loading.check_text(text, "many.pelt")}
+    ((name, problem),) = [(c.name, d) for c in found.values() for d in c.diagnostics]
+    assert problem.code == "E0227" and "split the file" in problem.help
+    done = [c for c in found.values() if c.method is not None]
+    assert 2 < len(done) < 30 and all(c.spoilt == (name,) for c in found.values() if c.kind == "method" and c.method is None and c.name != name)
+
+
+def test_the_library_is_far_from_the_bound_on_a_file():
+    for path in sorted(folder("specs").rglob("*.pelt")):
+        names = names_of(parse_path(path), path)
+        for d in parse_path(path).definitions:
+            if isinstance(d, MethodDef):
+                loading.resolve(d, names)
+        assert names.lines < loading.MAX_LINES / 50, path.name

@@ -220,6 +220,7 @@ def inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ..
         new = rewrite(value, inline)
         if not (direct and isinstance(new, Name) and new.id == statement.names[0]):
             out.append(replace(statement, value=new))
+    names.lines += len(out)
     return tuple(out)
 
 

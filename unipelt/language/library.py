@@ -86,6 +86,8 @@ class Names:
     imported: dict[Key, Definition] = field(default_factory=dict)
     inlined: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # by `calls`: what has been worked out
 
+    lines: int = 0  # that bodies had once what they call was in its place: a measure of the work so far
+
     def find(self, what: str, name: str) -> Definition | None:
         return self.own.get((what, name)) or self.imported.get((what, name)) or library_definition(what, name)
 

@@ -18,6 +18,8 @@ from .library import Key, Names, index, key_of, library_definition, library_name
 from .parser import parse as parse_file
 from .syntax import BodyDef, Definition, File, MethodDef, Name, walk
 
+MAX_LINES = 20_000  # of a file, once what its definitions call is in its place
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -173,18 +175,30 @@ def _check_file(file: File, path: Path) -> list[Checked]:
     except PeltError as e:
         return [Checked(path.name, "file", e.diagnostics)]
     found: dict[Key, Checked] = {}
+    ends: list[str] = []  # the definition at which the file has grown too long
     for d in file.definitions:
         if isinstance(d, MethodDef):
-            found[key_of(d)] = _check_method(d, names)
+            found[key_of(d)] = _too_long(d, names, ends) or _check_method(d, names)
     working = _used([d for d in file.definitions if (c := found.get(key_of(d))) is not None and c.method is not None], names)
     out: list[Checked] = []
     for d in file.definitions:
         if isinstance(d, BodyDef):
-            problems = check_body(d, names, key_of(d) in working)
-            out.append(Checked(d.name, title(d.what), tuple(problems)))
+            out.append(_too_long(d, names, ends) or Checked(d.name, title(d.what), tuple(check_body(d, names, key_of(d) in working))))
         else:
             out.append(found.get(key_of(d)) or Checked(d.name, "anatomy"))
     return _once(out)
+
+
+def _too_long(d: Definition, names: Names, ends: list[str]) -> Checked | None:
+    """A definition that is not checked any more, since those before it have grown so large: bounds the time of a check."""
+    if names.lines <= MAX_LINES:
+        return None
+    if ends:  # which is one mistake
+        return Checked(d.name, title(key_of(d)[0]), spoilt=(ends[0],))
+    ends.append(d.name)
+    problem = Diagnostic("E0227", f"the definitions of this file come to more than {MAX_LINES:,} lines once what they call is in its place",
+                         d.name_span, help="split the file; the parts are brought together with `import`")  # fmt: skip
+    return Checked(d.name, title(key_of(d)[0]), (problem,))
 
 
 def _check_method(d: MethodDef, names: Names) -> Checked:
