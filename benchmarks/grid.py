@@ -2,7 +2,7 @@
 
     python benchmarks/grid.py [--models t5 bart] [--out benchmarks/results/grid.json]
 
-The suite tries every cell of four models and some of the others; here all are tried, with the same code. The record has
+The suite tries each property of each method on a model in turn; here on all of them, with the same code. The record has
 an entry for each model, and a run replaces those of the models it tried. The exit status is 1 where a cell does not hold.
 """
 

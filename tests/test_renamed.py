@@ -98,7 +98,8 @@ def test_every_method_computes_the_same_under_another_name(other: tuple[dict[str
 
 #: What is run under the other names, and how many tests each must at least have.
 SUITE = {
-    "compiler/test_evaluator.py": 50, "compiler/test_initialise.py": 20, "language/test_check.py": 180, "language/test_types.py": 80,
+    "compiler/test_evaluator.py": 50, "compiler/test_initialise.py": 20, "language/test_check.py": 150,
+    "language/test_loading.py": 25, "language/test_types.py": 80,
     "behaviour/test_grid.py::test_cell": 40,
 }  # fmt: skip
 

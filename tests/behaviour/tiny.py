@@ -287,6 +287,7 @@ class Bases:
     """Base models that the tests share, bare or with a method on. One that a failing test left changed is built anew."""
 
     def __init__(self) -> None:
+        self.built: dict[tuple, nn.Module] = {}  # lent to nobody: what is lent is a copy
         self.kept: dict[tuple, tuple[nn.Module, dict, dict]] = {}
         self.lent: list[tuple] = []
         self.found: dict[tuple, Any] = {}
@@ -305,7 +306,9 @@ class Bases:
         if key not in self.kept:
             if wearing is not None:
                 self.kept = {k: v for k, v in self.kept.items() if k[3] in (None, wearing)}
-            model = build(kind, dtype)
+            if (kind, dtype) not in self.built:
+                self.built[kind, dtype] = build(kind, dtype)
+            model = fresh(self.built[kind, dtype])
             if wearing is not None:
                 put(model, wearing)
             self.kept[key] = (model, footprint(model), values(model))

@@ -114,12 +114,13 @@ def _besides(proof: Proof, t: Trial, folder: Path | None) -> None:
     for name, (said, found) in counted(t, folder).items():
         if said != found:
             proof.wrong.append(f"{name}: {said} by the formula, {found} on {t.kind}")
-    for name, words in t.plan.properties.items():
+    properties = t.plan.properties
+    for name, words in properties.items():
         here = words.split(":")[0]
         value = proof.found.get(name, {}).get(t.kind)
         if here == "yes" and value is not None and not value <= HOLDS:
             proof.wrong.append(f"{name}: yes on {t.kind}, which shows {value:.1e}")
-    if t.plan.properties["mergeable"] == "yes":
+    if properties["mergeable"] == "yes":
         value = merged(t)
         if value is not None and not value <= HOLDS:
             proof.wrong.append(f"merging changes the outputs of {t.kind} by {value:.1e}")
