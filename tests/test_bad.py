@@ -144,7 +144,7 @@ def test_what_is_said_of_what_no_repository_holds(name: str, tmp_path: Path, mon
 ELSEWHERE = {
     "E0127": "cli/test_layout.py::test_stdin_stands_alone",
     "E0130": "language/test_printer.py::test_what_cannot_be_written_is_refused",
-    "E0202": "language/test_check.py::test_one_mistake_gives_one_error_at_its_place",
+    "E0202": "language/test_loading.py::test_a_text_that_lies_in_no_file_cannot_import",
     "E0366": "compiler/test_by_layer.py::test_a_list_of_another_length",
 }
 

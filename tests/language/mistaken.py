@@ -295,7 +295,6 @@ case("cycle_use", "E0213", "method a { use b }\nmethod b { use ⟦a⟧ }", "uses
 case("cycle_self", "E0213", "method a from ⟦a⟧ { compose add }", "uses itself: `a` → `a`")
 case("cycle_from", "E0213", "method a from b { }\nmethod b from c { }\nmethod c from ⟦a⟧ { }", "uses itself; `c` → `a`")
 case("defined_twice", "E0201", "method a { use lora }\nmethod ⟦a⟧ { use lora }", "defined twice")
-case("import_of_text", "E0202", '⟦import "x.pelt"⟧\nmethod a { use lora }', "cannot import")
 case("parameter_type", "E0230", "method m(r: ⟦innt⟧ = 4) { use lora }", "no type; `int`")
 case("parameter_size", "E0231", "method m(⟦d_model: int = 4⟧) { use lora }", "size of the site")
 case("default_text", "E0232", 'method m(r: int = ⟦"four"⟧) { use lora(r) }', "`r`; int")

@@ -72,6 +72,15 @@ def test_an_absolute_import_leaves_the_folder_too(tmp_path: Path) -> None:
     assert caught.value.diagnostics[0].code == "E0203"
 
 
+def test_a_text_that_lies_in_no_file_cannot_import() -> None:
+    text = spec('import "x.pelt"\nmethod a { use lora }')
+    with pytest.raises(PeltError) as caught:
+        parse(text, name="a")
+    (d,) = caught.value.diagnostics
+    assert d.code == "E0202" and "cannot import" in d.message
+    assert d.span is not None and text[d.span.start : d.span.end] == 'import "x.pelt"'
+
+
 def test_a_missing_import_and_a_broken_one_are_told_apart(tmp_path: Path) -> None:
     write(
         tmp_path,
