@@ -6,6 +6,7 @@ A plan is made on the meta device too. `unipelt.runtime` carries it out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..anatomy.sites import Site, SiteMap
@@ -155,7 +156,7 @@ class Counts:
     base: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, since the verdicts are worked out once
 class Plan:
     method: Method
     sites: SiteMap
@@ -172,7 +173,7 @@ class Plan:
     leaks: tuple[Diagnostic, ...] = field(default=(), repr=False)
     inputs: tuple[PlannedInput, ...] = ()
 
-    @property
+    @cached_property
     def properties(self) -> dict[str, str]:
         """Verdicts at the sites of this model, in words."""
         found = judged([e.typing for e in self.edits])

@@ -133,7 +133,8 @@ def _definitions(file: File) -> dict[Key, Definition]:
 
 def _imports(file: File, path: Path | None, into: dict[Key, Definition]) -> None:
     if path is None:
-        raise error("E0202", "a text without a file cannot import", file.imports[0].span)
+        raise error("E0202", "a text without a file cannot import", file.imports[0].span,
+                    help="save the text in a file beside what it imports, and load that")  # fmt: skip
     root = path.resolve().parent
     todo = [(i, path) for i in file.imports]
     seen = {path.resolve()}
