@@ -119,11 +119,11 @@ BUILT: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], object], str, str, st
         "E0126", lambda _: (written(Path("p/a.pelt"), "\n" * (1 << 20) + LOW), written(Path("b.pelt"), importing("p/a.pelt"))),
         "b.pelt", "p/a.pelt", "::: b.pelt:1:1"),
     "imports": (
-        "E0204", lambda _: [written(Path(f"p/{i}.pelt"), "") for i in range(64)]
-        and written(Path("b.pelt"), importing(*(f"p/{i}.pelt" for i in range(64)))), "b.pelt", "b.pelt:1:1", "at most 64 files"),
+        "E0204", lambda _: [written(Path(f"p/{i}.pelt"), "") for i in range(65)]
+        and written(Path("b.pelt"), importing(*(f"p/{i}.pelt" for i in range(65)))), "b.pelt", "b.pelt:65:1", "at most 64 files"),
     "chain-of-imports": (
-        "E0204", lambda _: [written(Path(f"p/{i}.pelt"), importing(f"{i + 1}.pelt")) for i in range(64)]
-        and written(Path("b.pelt"), importing("p/0.pelt")), "b.pelt", "p/62.pelt:1:1", "put several definitions into one file"),
+        "E0204", lambda _: [written(Path(f"p/{i}.pelt"), importing(f"{i + 1}.pelt")) for i in range(65)]
+        and written(Path("b.pelt"), importing("p/0.pelt")), "b.pelt", "p/63.pelt:1:1", "put several definitions into one file"),
 }  # fmt: skip
 
 

@@ -36,6 +36,8 @@ TRAIN = ["-m", "bert", "-d", "intents", "-o", "run", "--max-length", "16", "--ep
     (["show", "none.pelt"], "E0406", "none.pelt has no method"),
     (["show", "lora+"], "E0401", "a name is missing in `lora+`"),
     (["show", ""], "E0401", "`` names no method"),
+    (["show", "unipelt"], "E0401", "methods that begin so: `unipelt_ap`, `unipelt_ap_ungated`, `unipelt_apl`"),
+    (["vary", "prompt", "--insert", "x"], "E0401", "`prompt_tuning`"),
     (["show", "bert"], "E0401", "it has no method.pelt"),
     (["check", "runs"], "E0407", "a folder that holds some"),
     (["check", "--fix", "runs"], "E0407", "a folder that holds some"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unipelt.language.alternatives import check_space
-from unipelt.language.library import names_of
+from unipelt.language.names import names_of
 from unipelt.language.loading import check_text
 from unipelt.language.parser import parse
 from unipelt.language.syntax import MethodDef

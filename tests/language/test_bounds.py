@@ -9,7 +9,8 @@ import fuzzing
 import pytest
 
 from unipelt.language import loading
-from unipelt.language.library import names_of, parse_path
+from unipelt.language.library import parse_path
+from unipelt.language.names import names_of
 from unipelt.language.syntax import MethodDef
 from unipelt.resources import folder
 

@@ -8,7 +8,7 @@ import pytest
 
 from unipelt.language.diagnostics import Diagnostic, PeltError
 from unipelt.language.elaborate import drafts
-from unipelt.language.library import Names
+from unipelt.language.names import Names
 from unipelt.language.loading import Checked, check, check_all, check_text
 from unipelt.language.parser import parse
 

@@ -11,7 +11,8 @@ from names import spec
 
 import unipelt
 from unipelt.language.canonical import difference
-from unipelt.language.library import Names, library_definition
+from unipelt.language.library import library_definition
+from unipelt.language.names import Names
 from unipelt.language.loading import check, definition
 from unipelt.language.parser import parse as parse_file
 from unipelt.variants.budget import size_arguments, solve

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..language.diagnostics import Diagnostic, PeltError, counted, error, plural
 from ..language.ir import Method
-from ..language.library import Names
+from ..language.names import Names
 from ..language.syntax import MethodDef
 from .output import emit, say, table
 
@@ -59,7 +59,7 @@ def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, asked: A
     from ..language.space import space_of
 
     (one, mine), (other, theirs) = definition(a), definition(b)
-    names = Names({**theirs.own, **mine.own}, {**theirs.imported, **mine.imported})
+    names = mine.and_of(theirs)
     _enumerate([space_of(cross(one, other, names, row_a, row_b), names, one=True)], names, asked)
 
 

@@ -16,7 +16,7 @@ from .check import check_method, distinct, site_problem, sites_of
 from .diagnostics import Diagnostic, PeltError
 from .elaborate import elaborate
 from .ir import Method, Row
-from .library import Names
+from .names import Names
 from .parameters import check_parameters
 from .rows import SYMBOLS, RowChecker
 from .sites import SITES

@@ -14,7 +14,8 @@ from itertools import chain, islice
 from .calls import inline_calls
 from .diagnostics import Diagnostic, Edit, Label, PeltError, instead, put
 from .ir import Row
-from .library import Names, title
+from .library import library_definition, library_names, title
+from .names import Names
 from .parameters import check_parameters
 from .initialisers import INITIALISERS
 from .primitives import DOMAINS, PRIMITIVES
@@ -112,7 +113,8 @@ def _fit(problems: Sequence[Diagnostic]) -> tuple[int, int, bool]:
 def bound_by_forms(names: Names) -> frozenset[str]:
     """What a composition or a gate may read of the form that stands before it: any name that some form binds."""
     found = {"delta"}
-    for node in chain.from_iterable(map(walk, (*names.own.values(), *names.imported.values(), *names.library("form")))):
+    library = (library_definition("form", name) for name in library_names("form"))
+    for node in chain.from_iterable(map(walk, (*names.definitions(), *library))):
         found |= set(node.names) if isinstance(node, Let) else {node.name} if isinstance(node, (Tensor, Axis, Input)) else set()
     return frozenset(found)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from .diagnostics import PeltError, counted, error, instead, put
 from .fitting import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
-from .library import Names, title
+from .library import title
+from .names import Names
 from .initialisers import INITIALISERS
 from .primitives import PRIMITIVES
 from .printer import to_text
@@ -50,7 +51,7 @@ NO_PARAMS: Scoped = {}
 def callee(what: str, call: Apply, names: Names, scope: Scoped = NO_PARAMS) -> tuple[Any, Mapping]:
     """The definition a call names, and its parameters' values. ``scope`` are the caller's own parameters."""
     name = call.function
-    definition = names.find(what, name.id) if isinstance(name, Name) else None
+    definition = names.find(what, name) if isinstance(name, Name) else None
     if definition is None:
         raise missing(what, name, names)
     assert not isinstance(definition, AnatomyDef)
@@ -61,7 +62,7 @@ def missing(what: str, name: Expr, names: Names) -> PeltError:
     """That no definition of a kind has the name: a close one is suggested, or what else has it."""
     text, known = to_text(name), names.names(what)
     code, listed = ("E0221", f"known: {', '.join(known)}") if what == "compose" else ("E0225", f"`unipelt list --all` shows the {title(what)}s there are")
-    elsewhere = names.elsewhere(text)
+    elsewhere = names.elsewhere(name) if isinstance(name, Name) else ""
     more = {"help": elsewhere} if elsewhere else instead(text, known, name.span, listed)
     return error(code, f"there is no {title(what)} named `{text}`", name.span, **more)
 
@@ -229,7 +230,7 @@ _RESULTS = {"gate": "g", "form": "delta"}
 
 def _inlined(definition: Any, mapping: Mapping, names: Names, trail: tuple[Any, ...]) -> tuple[Statement, ...]:
     """A definition's body with what it calls, worked out once for the same arguments: calls may double from one to the next."""
-    key = (definition.what, definition.name, tuple((n, v, v.span) for n, v in mapping.items()))
+    key = (definition.what, definition.name, definition.name_span, tuple((n, v, v.span) for n, v in mapping.items()))
     if key not in names.inlined:
         try:
             found: tuple[Statement, ...] | PeltError = inline_calls(substitute_all(definition.body, mapping), names, trail)
@@ -250,7 +251,7 @@ def _called(node: Apply, names: Names) -> str | None:
     """Whether a call is that of a `gate` or of a `form`."""
     if not isinstance(node.function, Name) or node.function.id in PRIMITIVES:
         return None
-    return next((what for what in _RESULTS if names.find(what, node.function.id) is not None), None)
+    return next((what for what in _RESULTS if names.find(what, node.function) is not None), None)
 
 
 def _prefixed(body: tuple[Statement, ...], prefix: str, z: Expr, result: str) -> list[Statement]:

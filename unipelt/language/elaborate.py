@@ -14,7 +14,7 @@ from .bodies import SITE_WORDS, WORDS, bound_names, unbound_result
 from .calls import Mapping, Scoped, callee, inline_calls, missing, short_enough, substitute, substitute_all
 from .diagnostics import Diagnostic, Label, PeltError, error, instead, put
 from .ir import Columns, Method, Row, Trained
-from .library import Names
+from .names import Names
 from .primitives import PRIMITIVES
 from .printer import to_text
 from .source import after
@@ -349,7 +349,7 @@ def _compose(value: Any, names: Names, params: Scoped) -> tuple[Statement, ...]:
     if isinstance(value, Block):
         return value.body
     function = value.function if isinstance(value, Apply) else value
-    if isinstance(function, Name) and names.find("compose", function.id) is not None:
+    if isinstance(function, Name) and names.find("compose", function) is not None:
         return _body("compose", value if isinstance(value, Apply) else Apply(value, (), value.span), names, params)
     if isinstance(value, Name) and value.id not in ("h", "delta"):
         raise missing("compose", value, names)
@@ -361,4 +361,4 @@ def _compose(value: Any, names: Names, params: Scoped) -> tuple[Statement, ...]:
 def _named(what: str, value: Any, names: Names) -> Any:
     """The definition that a slot's value calls, if it calls one."""
     function = value.function if isinstance(value, Apply) else value
-    return names.find(what, function.id) if isinstance(function, Name) else None
+    return names.find(what, function) if isinstance(function, Name) else None

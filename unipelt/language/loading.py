@@ -14,7 +14,8 @@ from .check import check_method, distinct
 from .diagnostics import Diagnostic, PeltError, error, near
 from .elaborate import elaborate, is_space
 from .ir import Method
-from .library import Key, Names, index, key_of, library_definition, library_names, names_of, parse_path, title
+from .library import Key, index, key_of, library_definition, library_names, parse_path, title
+from .names import Names, names_of
 from .parser import parse as parse_file
 from .syntax import BodyDef, Definition, File, MethodDef, Name, walk
 
@@ -64,25 +65,26 @@ def load(name: str | Path, method: str | None = None) -> Method:
         return total
     if text.endswith(".pelt"):
         return _from_file(Path(text), method)
-    found = library_definition("method", text)
-    if not isinstance(found, MethodDef):
-        known = library_names("method")
-        beside = Path(f"{text}.pelt")
-        hint = f"a file {beside} exists: give that name" if beside.is_file() else near(text, known)
-        raise error("E0401", f"there is no method named `{text}` in the library",
-                    help=hint or "`unipelt list` shows the methods there are; a file's name ends in .pelt")  # fmt: skip
-    return resolve(found, Names())
+    return resolve(_of_library(text), Names())
+
+
+def _of_library(name: str) -> MethodDef:
+    found = library_definition("method", name)
+    if isinstance(found, MethodDef):
+        return found
+    known, beside = library_names("method"), Path(f"{name}.pelt")
+    longer = [n for n in known if n.startswith(f"{name}_")]
+    hint = (f"a file {beside} exists: give that name" if beside.is_file()
+            else f"methods that begin so: {', '.join(f'`{n}`' for n in longer)}" if len(longer) > 1
+            else near(name, known) or "`unipelt list` shows the methods there are; a file's name ends in .pelt")  # fmt: skip
+    raise error("E0401", f"there is no method named `{name}` in the library", help=hint)
 
 
 def definition(name: str) -> tuple[MethodDef, Names]:
     """A method or a space as it is written, with the names its file sees: of the library, ``file.pelt``, ``file.pelt:name``."""
     file, sep, wanted = name.rpartition(".pelt:")
     if not sep and not name.endswith(".pelt"):
-        found = library_definition("method", name)
-        if not isinstance(found, MethodDef):
-            raise error("E0401", f"there is no method named `{name}` in the library",
-                        help=near(name, library_names("method")) or "`unipelt list` shows the methods there are")  # fmt: skip
-        return found, Names()
+        return _of_library(name), Names()
     path = Path(f"{file}.pelt" if sep else name)
     parsed = parse_path(path)
     methods = {d.name: d for d in parsed.definitions if isinstance(d, MethodDef)}

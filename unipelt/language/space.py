@@ -11,7 +11,7 @@ from typing import Any
 from . import syntax as S
 from .diagnostics import error
 from .elaborate import SLOTS, is_space
-from .library import Names
+from .names import Names
 from .printer import to_text
 
 

@@ -14,7 +14,7 @@ from ..language.diagnostics import error, near
 from ..language.calls import substitute
 from ..language.elaborate import Draft, drafts, elaborate
 from ..language.ir import Trained
-from ..language.library import Names, library_definition
+from ..language.names import Names
 from ..language.parser import parse
 from ..language.printer import to_text
 from ..language.sites import SITES
@@ -116,9 +116,17 @@ def cross(
             if chosen is not None:
                 slots[slot] = chosen
         else:
-            both = dict.fromkeys((*here.alternatives, *there.alternatives))
-            slots[slot] = replace(here, alternatives=tuple(both))
+            slots[slot] = replace(here, alternatives=_distinct((*here.alternatives, *there.alternatives), names))
     return S.MethodDef(f"{a.name}_x_{b.name}", tuple(params.values()), None, None, _clauses(slots))
+
+
+def _distinct(values: Sequence[Any], names: Names) -> tuple[Any, ...]:
+    """Each alternative once. What reads the same is another where it calls another definition."""
+    found: dict[Any, Any] = {}
+    for v in values:
+        parts = v if isinstance(v, tuple) else (v,)  # sites, or an expression
+        found.setdefault((v, tuple(id(d) for p in parts for d in names.called(p))), v)
+    return tuple(found.values())
 
 
 def neighbours(definition: S.MethodDef, names: Names, row: str | None = None) -> list[S.MethodDef]:
@@ -129,10 +137,10 @@ def neighbours(definition: S.MethodDef, names: Names, row: str | None = None) ->
         if slot not in draft.slots:
             continue
         own = draft.slots[slot].alternatives[0]
-        offered = [x for x in alternatives(slot, _offered(slot, names)) if x != own]
+        offered = _distinct((own, *alternatives(slot, _offered(slot, names))), names)[1:]
         if offered:
             rows = _rows(definition, names)
-            new = {**draft.slots, slot: _SLOT[slot](tuple(offered))}
+            new = {**draft.slots, slot: _SLOT[slot](offered)}
             clauses = _whole(definition, rows, draft.name, new, names)
             out.append(replace(definition, name=f"{definition.name}_{slot}", base=None, doc=None, clauses=clauses))
     return out
@@ -149,7 +157,7 @@ def _offered(slot: str, names: Names) -> list[str]:
         return list(INSERTIONS)
     texts = []
     for name in names.names(slot):
-        d = names.find(slot, name) or library_definition(slot, name)
+        d = names.find(slot, S.Name(name))
         if not isinstance(d, S.BodyDef):
             continue
         needed = [p for p in d.params if p.default is None]

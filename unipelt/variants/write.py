@@ -6,38 +6,44 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..language import syntax as S
-from ..language.diagnostics import error
-from ..language.library import Names
+from ..language.diagnostics import PeltError, error
+from ..language.ir import as_definition
+from ..language.library import Key, key_of, of_library
+from ..language.names import Names
 from ..language.printer import to_text
 from .generate import Member
 
-_KINDS = ("form", "compose", "gate", "method")
 
 
 def file_of(member: Member, names: Names) -> str:
-    """The text of a member's file."""
-    return to_text(S.File((), (*_needed(member.definition, names), member.definition)))
+    """The text of a member's file: with the definitions that it calls, or, where two of one name meet, with what they say."""
+    needed = _needed(member.definition, names)
+    if needed is None:
+        method = replace(member.method, params=member.definition.params, doc=member.definition.doc)
+        return to_text(S.File((), (as_definition(method),)))
+    return to_text(S.File((), (*needed, member.definition)))
 
 
-def _needed(definition: S.Definition, names: Names) -> list[S.Definition]:
-    """The definitions outside the library that a definition calls, those they call first."""
-    own = {**names.imported, **names.own}
-    found: dict[tuple[str, str], S.Definition] = {}
-
-    def visit(d: S.Definition) -> None:
-        called = {n.id for n in S.walk(d) if isinstance(n, S.Name)}
-        for kind in _KINDS:
-            for name in sorted(called):
-                used = own.get((kind, name))
-                if used is not None and (kind, name) not in found and used is not definition:
-                    found[(kind, name)] = used
-                    visit(used)
-
-    visit(definition)
-    return list(reversed(found.values()))
+def _needed(definition: S.MethodDef, names: Names) -> list[S.Definition] | None:
+    """The definitions outside the library that a definition calls, those they call first. None, where two have one name."""
+    found: dict[Key, S.Definition] = {}
+    todo: list[S.Definition] = [definition]
+    try:
+        while todo:
+            for used in names.called(todo.pop()):
+                if used is definition:
+                    continue
+                if key_of(used) not in found and not of_library(used.span):
+                    todo.append(used)
+                if found.setdefault(key_of(used), used) is not used:
+                    return None
+    except PeltError:  # a name of several meanings, one of which it has here
+        return None
+    return [d for d in reversed(found.values()) if not of_library(d.span)]
 
 
 def refuse_full(folder: Path) -> None:
