@@ -13,7 +13,7 @@ from test_commands import call
 
 import unipelt
 from unipelt.cli import show as shown
-from unipelt.cli.picture import picture
+from unipelt.cli.picture import drawn, picture
 from unipelt.language.diagram import diagram
 from unipelt.language.document import markdown_table
 from unipelt.language.formula import TEX, as_latex, as_text, write
@@ -74,6 +74,71 @@ def test_a_picture_as_png(tmp_path):
         picture(load(named("lora")), tmp_path / "not" / "m.svg")
 
 
+LONG = """
+method long_names(r: int = 8) {{
+  use {lora}(r = 4 if layer < depth / 2 else 16, at = encoder.attn.q) as low_rank_update_of_the_queries_of_the_encoder gated by {gate}
+  use {lora}(r, at = [attn.k, cross.heads.q]) as low_rank_update_of_the_keys
+  use {mixture}(r) as a_mixture
+  use {prompt}() as rows_before_the_tokens
+  use {prefix}(l = 4) as prefix
+  train *.bias, *.norm.*, embed.words
+}}
+method {mixture}(r: int = 4) {{
+  layers last 2   modify decoder.cross.heads   insert sequential
+  form {{
+    axis expert = 2
+    A: [d_in, r] ~ zeros per expert
+    B: [r, d_out] ~ zeros per expert
+    w: [d_in] ~ zeros per expert
+    p = softmax(z @ w, expert)
+    delta = sum(p * (z @ A @ B), expert)
+  }}
+  compose {{ s: [] ~ ones   g = {gate}(z)   out = h + s * g * delta }}
+}}
+"""
+
+
+def _long(tmp_path):
+    (tmp_path / "long.pelt").write_text(LONG.replace("cross.heads.q", "cross.v").format(
+        lora=named("lora"), gate=named("token_gate"), prompt=named("p_tuning"), prefix=named("prefix_tuning"), mixture="mixture"))
+    return load(str(tmp_path / "long.pelt"), "long_names")
+
+
+def test_nothing_in_a_picture_is_cut_off_or_covers_something_else(tmp_path):
+    from matplotlib.patches import Ellipse, FancyBboxPatch
+    from matplotlib.text import Annotation
+
+    for m in (_long(tmp_path), *(load(named(n)) for n in ("unipelt_apl", "p_tuning", "prompt_tuning"))):
+        figure = drawn(m)
+        (axes,) = figure.axes
+        renderer = figure.canvas.get_renderer()
+        texts = [(t.get_text(), t.get_window_extent(renderer)) for t in axes.texts if t.get_text()]
+        for i, (text, box) in enumerate(texts):
+            assert "…" not in text
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+            assert not [other for other, o in texts[:i] if box.overlaps(o)], text
+            for shape in axes.patches:
+                edge = shape.get_window_extent(renderer)
+                if isinstance(shape, (Ellipse, FancyBboxPatch)) and edge.overlaps(box):
+                    assert edge.x0 <= box.x0 and box.x1 <= edge.x1 and edge.y0 <= box.y0 and box.y1 <= edge.y1, text
+        nodes = [p for p in axes.patches if isinstance(p, Ellipse)]
+        tips = [a.xy for a in axes.texts if isinstance(a, Annotation)]
+        for node in nodes:  # an arrow ends at a node, and not in what is written there
+            (x, y), half = node.center, node.width / 2
+            assert (x + half, y) in [(pytest.approx(a), pytest.approx(b)) for a, b in tips]
+            assert not any(abs(a - x) < half - 0.01 and abs(b - y) < 0.1 for a, b in tips)
+
+
+def test_what_is_learned_is_coloured_and_scales_and_gates_are_boxes(tmp_path):
+    panels = {p.title: p for p in diagram(_long(tmp_path))}
+    mixture = panels["a_mixture"]
+    assert mixture.place == "decoder.cross.heads; layers last 2"
+    assert [(b.kind, b.label) for b in mixture.boxes] == [
+        ("learned", "A"), ("learned", "B"), ("learned", "· p"), ("function", "sum"), ("learned", "· s · g")]  # fmt: skip
+    assert mixture.change == "s · g · Δ" and mixture.node == "+"
+    assert [(b.kind, b.label) for b in panels["low_rank_update_of_the_keys"].boxes][-1] == ("plain", "· 16.0 / r")
+
+
 def test_the_way_of_an_adapter():
     (panel, _) = diagram(load(named("adapter")))
     assert [(b.kind, b.label) for b in panel.boxes] == [("learned", "down + b_down"), ("function", "act"), ("learned", "up + b_up")]
@@ -106,6 +171,41 @@ def test_diff(capsys):
     assert "mean the same" in capsys.readouterr().out
     assert not shown.diff_methods(named("mam"), named("unipelt_ap"), False)
     assert "gated by" in capsys.readouterr().out
+
+
+TOP = """
+method top(r: int = 8) from {adapter}(r) {{ layers last 2 }}
+method wide(r: int = 9) from {adapter}(r) {{ }}
+method plain(r: int = 8) from {adapter}(r) {{ }}
+method named(r: int = 8) from plain(r) {{ form {bottleneck}(r, act = relu) }}
+method slow(k: int = 2) {{ layers first k   train block lr 0.1 }}
+"""
+
+
+def test_layers_and_rates_stand_in_every_table(tmp_path, capsys):
+    mine = tmp_path / "mine.pelt"
+    mine.write_text(TOP.format(adapter=named("pfeiffer"), bottleneck=named("bottleneck")))
+    for form, row in (("markdown", "| top | top | `ffn` |"), ("latex", r"top & top & \texttt{ffn}"), ("text", "top      top")):
+        shown.show_methods([f"{mine}:top", f"{mine}:plain"], [], form, None, False)
+        said = capsys.readouterr().out
+        line = next(x for x in said.splitlines() if x.startswith(row))
+        assert "layers" in said and "last 2" in line
+    shown.show_methods([f"{mine}:slow"], [], "text", None, False)
+    assert re.search(r"train +block +first k +0\.1", capsys.readouterr().out)
+
+
+def test_a_diff_says_what_differs_and_nothing_else(tmp_path, capsys):
+    mine = tmp_path / "mine.pelt"
+    mine.write_text(TOP.format(adapter=named("pfeiffer"), bottleneck=named("bottleneck")))
+
+    def columns(a, b):
+        shown.diff_methods(f"{mine}:{a}", f"{mine}:{b}", True)
+        return [(r["column"], r[a], r[b]) for r in json.loads(capsys.readouterr().out)["columns"]]
+
+    assert columns("top", "plain") == [("layers", "last 2", "–")]
+    assert columns("plain", "named") == []  # `act = relu` is what `act` is anyway
+    ((column, first, second),) = columns("plain", "wide")
+    assert column == "form" and first.endswith("r = 8") and second.endswith("r = 9")
 
 
 # ---------------------------------------------------------------- what cannot be shown

@@ -3,7 +3,7 @@ an arrow, the composition a node."""
 
 from __future__ import annotations
 
-import textwrap
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ INSIDE = {
     "block": "the block", "embed": "the embedded tokens", "head": "the head", "weight": "the weight W", "train": "",
 }  # fmt: skip
 WIDTH, STEP, BOX, LINE = 5.4, 0.82, 0.56, 0.24  # of a panel, between boxes, of a box, of a line of text; in inches
+LABEL, NOTE, CHANGE = 56, 80, 26  # signs that fit into a box, and over an arrow
+ABREAST = 4  # panels side by side, at most
 
 
 def picture(method: Method, file: Path) -> Path:
@@ -27,42 +29,81 @@ def picture(method: Method, file: Path) -> Path:
         raise error("E0810", f"`{file}` is neither an SVG nor a PNG", help="end the file's name in .svg or .png")
     if not file.parent.is_dir():
         raise error("E0810", f"there is no folder `{file.parent}`", help="make it first")
+    if file.is_dir():
+        raise error("E0810", f"`{file}` is a folder", help="give the name of a file")
     try:
         from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
     except ImportError:
         raise error("E0811", "drawing needs matplotlib, which is not installed", help="pip install matplotlib") from None
-    panels = diagram(method)
-    rows = max(2, *(len(p.boxes) + bool(p.gate) for p in panels))
-    below = max(len(p.where) for p in panels) * LINE
-    height = STEP * (rows + 1) + 2.1 + below
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "unipelt", "text.parse_math": False, "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(WIDTH * len(panels), height + 0.5))
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_xlim(0, WIDTH * len(panels))
-        axes.set_ylim(0, height + 0.5)
-        axes.axis("off")
-        axes.text(0.25, height + 0.2, method.name, fontsize=15, weight="bold", va="center")
-        for i, p in enumerate(panels):
-            _panel(axes, p, WIDTH * i, height, rows, below)
         metadata: dict[str, Any] = {"Date": None} if file.suffix.lower() == ".svg" else {"Software": None}
-        figure.savefig(file, dpi=110, metadata=metadata)
+        drawn(method).savefig(file, dpi=110, metadata=metadata)
     return file
 
 
-def _panel(axes: Any, p: Panel, left: float, height: float, rows: int, below: float) -> None:
-    axes.text(left + 0.25, height - 0.25, _wrapped(f"{p.title}: {p.site}", 48), fontsize=11, va="center")
+def drawn(method: Method) -> Any:
+    """The diagram as a figure of matplotlib's; its data are inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = diagram(method)
+    abreast = -(-len(panels) // -(-len(panels) // ABREAST))
+    shelves = [_Shelf(panels[i : i + abreast]) for i in range(0, len(panels), abreast)]
+    name = wrapped(method.name, 36 * abreast)
+    width, height = WIDTH * abreast, sum(s.height for s in shelves) + 0.2 + 0.3 * len(name)
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(0, height)
+    axes.axis("off")
+    axes.text(0.25, height - 0.15, "\n".join(name), fontsize=15, weight="bold", va="top")
+    top = height - 0.2 - 0.3 * len(name)
+    for shelf in shelves:
+        for i, p in enumerate(shelf.panels):
+            _panel(axes, p, WIDTH * i, top, shelf)
+        top -= shelf.height
+    return figure
+
+
+class _Shelf:
+    """Panels side by side, and the room that the tallest of them needs; in inches."""
+
+    def __init__(self, panels: list[Panel]):
+        self.panels = panels
+        self.rows = max(2, *(len(p.boxes) + bool(p.gate) for p in panels)) if panels else 2
+        self.above = max(len(_title(p)) for p in panels) * LINE
+        self.below = max(len(_notes(p)) for p in panels) * LINE
+        self.height = STEP * (self.rows + 1) + 1.6 + self.above + self.below
+
+
+def _title(p: Panel) -> list[str]:
+    whole = f"{p.title}: {p.place}"
+    return [whole] if len(whole) <= 46 else [*wrapped(f"{p.title}:", 46), *wrapped(p.place, 46)]
+
+
+def _notes(p: Panel) -> list[str]:
+    """The lines of the formula that stand under a panel, none of them cut off."""
+    hidden = [f"Δ = {p.delta}"] if any(len(b.label) > LABEL for b in p.boxes) else []
+    out: list[str] = []
+    for line in (*p.where, *hidden, p.formula):
+        first, *more = wrapped(line, 60)
+        out += [first, *(f"      {part}" for part in more)]
+    return out
+
+
+def _panel(axes: Any, p: Panel, left: float, up: float, shelf: _Shelf) -> None:
+    axes.text(left + 0.25, up - 0.1, "\n".join(_title(p)), fontsize=11, va="top")
     stream, branch = left + 1.15, left + 3.7
-    bottom, top = 0.75 + below, height - 1.15
-    for i, line in enumerate((*p.where, p.formula)):
-        axes.text(left + 0.25, 0.22 + LINE * (len(p.where) - i), _short(line, 66), fontsize=9.5, va="center")
+    notes, rows = _notes(p), shelf.rows
+    bottom, top = up - shelf.height + 0.7 + shelf.below, up - 0.85 - shelf.above
+    for i, line in enumerate(notes):
+        axes.text(left + 0.25, bottom - 0.5 - LINE * i, line, fontsize=9.5, va="center")
     name = "q" if p.family == "heads" and p.source == "q" else "x" if p.family not in ("embed", "train") else ""
     # the frozen way: input, module, node, out
     low, high = bottom + 0.6, top - 0.55
     if p.family != "train":
-        _box(axes, stream, (low + high) / 2, 1.7, high - low, FROZEN, INSIDE.get(p.family, ""), f"frozen, at {p.site.split(',')[0]}")
+        _box(axes, stream, (low + high) / 2, 1.7, high - low, FROZEN, INSIDE.get(p.family, ""), f"frozen, at {p.site}")
         if name:
             _arrow(axes, (stream, bottom), (stream, low))
             axes.text(stream, bottom - 0.15, name, ha="center", va="center", fontsize=12, style="italic")
@@ -75,16 +116,17 @@ def _panel(axes: Any, p: Panel, left: float, height: float, rows: int, below: fl
     first = bottom + 0.6 + BOX / 2 + (rows - count) * STEP / 2
     places = [first + i * STEP for i in range(count)]
     for box, y in zip(p.boxes, places):
-        _box(axes, branch, y, 2.7, BOX, COLOURS[box.kind], box.label, box.note)
+        _box(axes, branch, y, 2.7, BOX, COLOURS[box.kind], _short(box.label, LABEL), _short(box.note, NOTE))
     if p.gate:
-        _box(axes, branch, places[-1], 2.7, BOX, GATE, "· g", p.gate, round_=True)
+        _box(axes, branch, places[-1], 2.7, BOX, GATE, "· g", _short(p.gate, 40), round_=True)
     for a, b in zip(places, places[1:]):
         _arrow(axes, (branch, a + BOX / 2), (branch, b - BOX / 2))
     if p.family == "train":
         return
     if places:
-        _bent(axes, (branch, places[-1] + BOX / 2), (stream + 0.2, top))
-        axes.text(branch - 0.35, top + 0.16, "Δ", fontsize=12, ha="center", va="center")
+        _bent(axes, (branch, places[-1] + BOX / 2), (stream + _node_width(p.node) / 2, top))
+        if len(p.change) <= CHANGE:  # else the formula below says it
+            axes.text(branch + 0.05, top + 0.16, p.change, fontsize=10.5, ha="right", va="center")
     if p.source and places:
         _inserted(axes, p, stream, branch, bottom, places[0] - BOX / 2, high)
 
@@ -112,19 +154,25 @@ def _box(axes: Any, x: float, y: float, w: float, h: float, colour: str, label: 
 
     style = f"round,pad=0,rounding_size={0.25 if round_ else 0.06}"
     axes.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=colour, edgecolor="#444444", linewidth=1, zorder=2))
-    label = _short(label, int(w * 11))
+    lines, small = wrapped(label, int(w * 10.5)), wrapped(note, int(w * 15))
+    size = 10 if len(lines) == 1 else 8.5
     if note:
-        axes.text(x, y + 0.11, label, ha="center", va="center", fontsize=10, zorder=3)
-        axes.text(x, y - 0.14, _short(note, int(w * 15)), ha="center", va="center", fontsize=7.5, color="#333333", zorder=3)
+        y += (0.017 * size * len(lines) + 0.128 * len(small)) / 2  # from the top of both down
+        axes.text(x, y, "\n".join(lines), ha="center", va="top", fontsize=size, zorder=3)
+        y -= 0.018 * size * len(lines)
+        axes.text(x, y, "\n".join(small), ha="center", va="top", fontsize=7.5, color="#333333", zorder=3)
     else:
-        axes.text(x, y, label, ha="center", va="center", fontsize=10, zorder=3)
+        axes.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=size, zorder=3)
+
+
+def _node_width(sign: str) -> float:
+    return max(0.4, 0.16 + 0.1 * len(sign))
 
 
 def _node(axes: Any, x: float, y: float, sign: str) -> None:
     from matplotlib.patches import Ellipse
 
-    width = max(0.4, 0.16 + 0.095 * len(sign))
-    axes.add_patch(Ellipse((x, y), width, 0.4, facecolor="white", edgecolor="#444444", linewidth=1.3, zorder=2))
+    axes.add_patch(Ellipse((x, y), _node_width(sign), 0.4, facecolor="white", edgecolor="#444444", linewidth=1.3, zorder=2))
     axes.text(x, y, sign, ha="center", va="center", fontsize=11, zorder=3)
 
 
@@ -141,6 +189,12 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width)) or text
-
+def wrapped(text: str, width: int) -> list[str]:
+    """The text in lines of at most so many signs, broken at spaces; a word that is longer than that behind `_` and `.`."""
+    lines = [""]
+    for word in re.findall(r"\S*\s*", text):
+        for part in [word] if len(word.rstrip()) <= width else re.findall(r"[^_.]{1,%d}[_.]*" % width, word):
+            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return [line.rstrip() for line in lines]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..language.diagnostics import error
-from ..language.document import COLUMNS, columns_of, gated, markdown, rows_of
+from ..language.document import BESIDE, COLUMNS, columns_met, columns_of, markdown, rows_of, trained_of
 from ..language.ir import Method
 from .output import emit, say, table
 
@@ -39,7 +40,8 @@ def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture:
     elif form == "markdown":
         print(markdown(methods))
     elif len(methods) > 1:
-        table(rows_of(methods), ["method", "row", *COLUMNS, *gated(methods)])
+        rows = rows_of(methods)
+        table(rows, columns_met(rows, ("method", "row", *COLUMNS)))
     else:
         _whole(methods[0])
 
@@ -49,13 +51,12 @@ def described(method: Method) -> dict[str, Any]:
     from ..language import formula as mathematics
     from ..language.counts import formula
     from ..language.merged import merged
-    from ..language.printer import to_text
     from ..language.properties import verdicts
 
     return {
         "name": method.name, "doc": method.doc,
         "rows": [{"row": r.name, **columns_of(r, method)} for r in method.rows],
-        "trains": [{"row": t.name, "trains": ", ".join(to_text(p) for p in t.paths)} for t in method.trains],
+        "trains": [{"row": t.name, **trained_of(t)} for t in method.trains],
         "formula": {"text": mathematics.as_text(method), "latex": mathematics.as_latex(method)},
         "arguments": [{"argument": p.name, "type": p.type, "value": method.arguments.get(p.name)} for p in method.params],
         "parameters": {k: str(v) for k, v in formula(method).items()},
@@ -74,9 +75,9 @@ def _whole(method: Method) -> None:
     found = described(method)
     print(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
     if found["rows"]:
-        table(found["rows"], ["row", *COLUMNS, *gated([method])])
+        table(found["rows"], columns_met(found["rows"], ("row", *COLUMNS)))
     if found["trains"]:
-        table(found["trains"], ["row", "trains"])
+        table(found["trains"], columns_met(found["trains"], ("row", "trains")))
     if method.rows:
         print(found["formula"]["text"] + "\n")
     if found["arguments"]:
@@ -104,12 +105,14 @@ def _tex(text: str) -> str:
 
 def latex(methods: Sequence[Method]) -> str:
     """The table as a booktabs `tabular`; of one method also its formula."""
-    columns = ["method", "row", *COLUMNS, *gated(methods)]
+    rows = rows_of(methods)
+    columns = columns_met(rows, ("method", "row", *COLUMNS))
     head = {"modify": "modified representation", "insert": "insertion form", "form": "functional form", "compose": "composition"}
     lines = [r"\begin{tabular}{" + "l" * len(columns) + "}", r"\toprule", " & ".join(head.get(c, c) for c in columns) + r" \\",
              r"\midrule"]  # fmt: skip
-    for r in rows_of(methods):
-        cells = [r"\texttt{" + _tex(str(r[c])) + "}" if c not in ("method", "row") and r[c] else _tex(str(r[c])) for c in columns]
+    for r in rows:
+        cells = [_tex(str(r.get(c, ""))) for c in columns]
+        cells = [r"\texttt{" + text + "}" if c not in ("method", "row") and text else text for c, text in zip(columns, cells)]
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     if len(methods) == 1 and methods[0].rows:
@@ -145,16 +148,43 @@ def diff_methods(first: str, second: str, as_json: bool) -> bool:
 
 
 def _compared(a: Method, b: Method) -> list[dict[str, Any]]:
+    """What is written in the columns that say different things once the arguments are in them."""
     left, right = rows_of([a]), rows_of([b])
-    pairs = _paired(left, right)
+    said = {id(r): text for m, rows in ((a, left), (b, right)) for r, text in zip(rows, _said(m))}
+    titles = (a.name, b.name) if a.name != b.name else (f"{a.name} (first)", f"{b.name} (second)")
     out: list[dict[str, Any]] = []
-    for one, other in pairs:
+    for one, other in _paired(left, right):
         name = " / ".join(dict.fromkeys(r["row"] for r in (one, other) if r is not None))
-        for c in (*COLUMNS, "gated by"):
-            mine, theirs = one[c] if one else "", other[c] if other else ""
-            if mine != theirs:
-                out.append({"row": name, "column": c, a.name: mine or "–", b.name: theirs or "–"})
+        for c in (*COLUMNS, *BESIDE):
+            written = [r.get(c, "") if r else "" for r in (one, other)]
+            meant = [said[id(r)].get(c, "") if r else "" for r in (one, other)]
+            if meant[0] == meant[1]:
+                continue
+            shown = written if written[0] != written[1] else _with_arguments(written[0], a, b) or [" ".join(m.split()) for m in meant]
+            out.append({"row": name, "column": c, **{title: text or "–" for title, text in zip(titles, shown)}})
     return out
+
+
+def _with_arguments(text: str, a: Method, b: Method) -> list[str]:
+    """A text of two methods with those of its arguments that differ; nothing, where none does."""
+    names = [n for n in dict.fromkeys(re.findall(r"[A-Za-z_]\w*", text)) if a.arguments.get(n) != b.arguments.get(n)]
+    return [f"{text}, {', '.join(f'{n} = {m.arguments.get(n)}' for n in names)}" for m in (a, b)] if names else []
+
+
+def _said(method: Method) -> list[dict[str, str]]:
+    """What each column of each row says with the arguments in it, in the order of `rows_of`."""
+    from ..language.ir import row_clauses
+    from ..language.meaning import bound
+    from ..language.printer import to_text
+
+    method = bound(method)
+    out: list[dict[str, str]] = []
+    for row in method.rows:
+        said = {clause.kind: to_text(clause) for clause in row_clauses(row)}
+        said["gated by"] = "\n".join(map(to_text, row.gate or ()))
+        said["layers"] = columns_of(row, method)["layers"]
+        out.append(said)
+    return out + [{**trained_of(t), "modify": ", ".join(map(str, t.paths)), "form": "a trained copy"} for t in method.trains]
 
 
 def _paired(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> list[tuple[Any, Any]]:

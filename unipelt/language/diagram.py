@@ -9,7 +9,7 @@ from typing import Literal
 
 from . import syntax as S
 from .check import check_row, sites_of
-from .formula import lines, write
+from .formula import lines, place, write
 from .ir import Method, Row
 from .sites import signature, site_name
 
@@ -31,12 +31,15 @@ class Panel:
     """One row: ``source`` is where z comes from (x, h, q, an expression, or nothing), ``boxes`` lead to delta."""
 
     title: str
-    site: str
+    place: str  # the sites, and the layers where they are chosen
+    site: str  # the first one, whose sizes the boxes show
     family: str
     source: str
     boxes: tuple[Box, ...]
     gate: str
     node: str
+    delta: str  # as a formula
+    change: str  # what the arrow brings to the node, as a formula: delta, or what is left of it behind scales and gates
     formula: str
     where: tuple[str, ...] = ()  # the lets that the boxes mention
 
@@ -46,7 +49,7 @@ def diagram(method: Method) -> list[Panel]:
     panels = [_panel(method, row) for row in method.rows]
     for t in method.trains:
         what = ", ".join(str(p) for p in t.paths)
-        panels.append(Panel(t.name, what, "train", "", (Box("learned", what, "trained copy"),), "", "=", "the copy in its place"))
+        panels.append(Panel(t.name, what, what, "train", "", (Box("learned", what, "trained copy"),), "", "=", "", "", "the copy in its place"))
     return panels
 
 
@@ -55,7 +58,7 @@ def _panel(method: Method, row: Row) -> Panel:
     found = signature(site_name(str(sites[0]))[1])
     assert found is not None
     typing = check_row(row, found, method.params)
-    shapes = {t.name: _shape(t) for t in typing.tensors if not t.part}
+    shapes = {t.name: _shape(t) for t in typing.tensors if t.part != "gate"}
     boxes = _Way(row, shapes).boxes()
     source = "" if row.insert is None else write(row.insert)
     if source in ("parallel", "sequential"):
@@ -66,7 +69,11 @@ def _panel(method: Method, row: Row) -> Panel:
     gate = row.columns.gate.split("(")[0] if row.gate is not None else ""
     written = lines(row)
     where = tuple(f"{n} = {f}" for n, f in written[:-1] if n not in ("z", "Δ", "scores"))
-    return Panel(row.name, ", ".join(map(str, sites)), found.family, source, boxes, gate, _node(row), f"h ← {written[-1][1]}", where)
+    new = written[-1][1]
+    node = _node(row)
+    change = new.removeprefix("h + ") if node == "+" else "Δ"
+    delta = dict(written).get("Δ", "")
+    return Panel(row.name, place(row, method), str(sites[0]), found.family, source, boxes, gate, node, delta, change, f"h ← {new}", where)
 
 
 def _shape(t) -> str:  # type: ignore[no-untyped-def]
@@ -75,9 +82,14 @@ def _shape(t) -> str:  # type: ignore[no-untyped-def]
     return sizes + axes + (f", per {t.place}" if t.place != "site" else "")
 
 
+def _out(row: Row) -> S.Expr:
+    """What the composition makes the new h."""
+    return next(s.value for s in reversed(row.compose) if isinstance(s, S.Let) and s.names[0] == "out")
+
+
 def _node(row: Row) -> str:
     """The sign of the composition: what stands between h and delta."""
-    out = next(s.value for s in reversed(row.compose) if isinstance(s, S.Let) and s.names[0] == "out")
+    out = _out(row)
     names = {n.id for n in S.walk(out) if isinstance(n, S.Name)}
     match out:
         case S.Name("delta"):
@@ -93,15 +105,21 @@ def _node(row: Row) -> str:
 
 
 class _Way:
-    """Follows the input through a form: what meets it on the way, in order."""
+    """Follows the input through a form, and on to what is added to h: what meets it on the way, in order."""
 
     def __init__(self, row: Row, shapes: dict[str, str]):
-        self.lets = {s.names[0]: s.value for s in row.form if isinstance(s, S.Let)}
+        self.lets = {s.names[0]: s.value for s in (*row.form, *row.compose) if isinstance(s, S.Let) and s.names[0] != "out"}
+        self.out = _out(row)
         self.shapes = shapes
         self.depth = 0
 
     def boxes(self) -> tuple[Box, ...]:
-        return tuple(self.way(self.lets["delta"])) if "delta" in self.lets else ()
+        if "delta" not in self.lets:
+            return ()
+        match self.out:
+            case S.Binary("+", S.Name("h"), added):
+                return tuple(self.way(added))
+        return tuple(self.way(self.lets["delta"]))
 
     def reads(self, e: S.Expr, seen: frozenset[str] = frozenset()) -> bool:
         for n in S.walk(e):
@@ -136,27 +154,37 @@ class _Way:
                 return [*self.way(args[0].value), Box("frozen" if "." in name else "function", name, ", ".join(rest))]
             case S.Binary(op, left, right):
                 return self.binary(op, left, right)
-        return [self.block(e)] if not self.reads(e) else [Box("plain", write(e))]
+        return [self.block(e)] if not self.reads(e) else [Box(self.kind(e), write(e))]
+
+    def kind(self, e: S.Expr) -> Kind:
+        return "learned" if self.learned(e) else "plain"
+
+    def aside(self, e: S.Expr) -> bool:
+        """Whether this reads the input by lines of its own alone, which are written beside the picture; delta is the way itself."""
+        return not any(isinstance(n, S.Name) and (n.id in _INPUT or n.id == "delta") for n in S.walk(e))
 
     def binary(self, op: str, left: S.Expr, right: S.Expr) -> list[Box]:
         a, b = self.reads(left), self.reads(right)
         if a and b and op == "@" and self.learned(right):
             return [*self.way(left), self.block(right)]
-        if a and b:
-            sign = {"@": " ", "*": " · ", "+": " + ", "-": " − "}.get(op, f" {op} ")
-            return [Box("plain", f"{write(left)}{sign}{write(right)}")]
         if not a and not b:
             return [self.block(S.Binary(op, left, right))]  # type: ignore[arg-type]
-        moving, still = (left, right) if a else (right, left)
+        if a and b and op in ("*", "+") and self.aside(left):
+            moving, still = right, left
+        elif a and b and self.aside(right):
+            moving, still = left, right
+        elif a and b:
+            return [Box(self.kind(S.Binary(op, left, right)), write(S.Binary(op, left, right)))]  # type: ignore[arg-type]
+        else:
+            moving, still = (left, right) if a else (right, left)
         before = self.way(moving)
         if op == "@":
             return [*before, self.block(still)]
-        if op in "+-" and before and before[-1].kind == "learned":
+        if op in "+-" and before and before[-1].kind == "learned" and not self.reads(still):
             last = before[-1]
             sign = " + " if op == "+" else " − "
             return [*before[:-1], Box("learned", last.label + sign + write(still), last.note)]
-        kind: Kind = "learned" if self.learned(still) else "plain"
-        return [*before, Box(kind, f"{ {'*': '·', '+': '+', '-': '−', '/': '/'}.get(op, op)} {write(still)}")]
+        return [*before, Box(self.kind(still), f"{ {'*': '·', '+': '+', '-': '−', '/': '/'}.get(op, op)} {write(still)}")]
 
     def block(self, e: S.Expr) -> Box:
         """What does not read the input: a tensor with its sizes, or an expression over tensors."""
@@ -164,7 +192,7 @@ class _Way:
         if isinstance(turned, S.Name) and turned.id in self.shapes:
             return Box("learned", write(e), self.shapes[turned.id])
         if isinstance(turned, S.Name) and turned.id in self.lets:
-            return Box("learned" if self.learned(turned) else "plain", write(e))
+            return Box(self.kind(turned), write(e))
         if self.learned(e):
             return Box("learned", write(e))
         frozen = any(isinstance(n, S.Apply) and "." in (S.dotted(n.function) or "") for n in S.walk(e))

@@ -6,18 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .check import sites_of
-from .ir import Method, Row
+from .ir import Method, Row, Trained
+from .printer import to_text
+from .syntax import Selection
 
 COLUMNS = ("modify", "insert", "form", "compose")
+#: What else decides what a row is; a table has these columns where a row has something there.
+BESIDE = ("layers", "tokens", "gated by", "lr")
 #: Columns whose cells are code.
-CODE = (*COLUMNS, "gated by", "weight", "bias")
+CODE = (*COLUMNS, *BESIDE, "weight", "bias")
 
 
 def columns_of(row: Row, method: Method) -> dict[str, str]:
-    """The four columns of a row and its gate as text; an argument that is bound to sites is shown as these."""
+    """The four columns of a row and what stands beside them, as text; an argument that is bound to sites is shown as these."""
     c = row.columns
     sites = ", ".join(map(str, sites_of(row.sites, method.params)))
-    return {"modify": sites or c.modify, "insert": c.insert, "form": c.form, "compose": c.compose, "gated by": c.gate}
+    return {"modify": sites or c.modify, "insert": c.insert, "form": c.form, "compose": c.compose, "layers": _layers(row.layers),
+            "tokens": ", ".join(map(to_text, row.tokens)), "gated by": c.gate}  # fmt: skip
+
+
+def trained_of(t: Trained) -> dict[str, str]:
+    """What `train` trains, as text: the parameters, in which layers, at which multiple of the learning rate."""
+    return {"trains": ", ".join(map(str, t.paths)), "layers": _layers(t.layers), "lr": to_text(t.lr) if t.lr is not None else ""}
+
+
+def _layers(chosen: Selection | None) -> str:
+    return "" if chosen is None or chosen.word == "all" else to_text(chosen)
 
 
 def rows_of(methods: Sequence[Method]) -> list[dict[str, Any]]:
@@ -25,19 +39,22 @@ def rows_of(methods: Sequence[Method]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for m in methods:
         out += [{"method": m.name, "row": r.name, **columns_of(r, m)} for r in m.rows]
-        out += [{"method": m.name, "row": t.name, "modify": ", ".join(map(str, t.paths)), "insert": "", "form": "a trained copy",
-                 "compose": "in its place", "gated by": ""} for t in m.trains]  # fmt: skip
+        for t in m.trains:
+            trained = trained_of(t)
+            out.append({"method": m.name, "row": t.name, "modify": trained.pop("trains"), "insert": "", "form": "a trained copy",
+                        "compose": "in its place", **trained})  # fmt: skip
     return out
 
 
-def gated(methods: Sequence[Method]) -> list[str]:
-    return ["gated by"] if any(r.gate is not None for m in methods for r in m.rows) else []
+def columns_met(rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> list[str]:
+    """The columns of a table: the ``first``, and those beside them in which a row has something."""
+    return [*first, *(c for c in BESIDE if any(r.get(c) for r in rows))]
 
 
 def markdown(methods: Sequence[Method]) -> str:
     """The table for a document; of one method also its formula, counts and verdicts."""
-    columns = ["method", "row", *COLUMNS, *gated(methods)]
-    parts = [markdown_table(rows_of(methods), columns)]
+    rows = rows_of(methods)
+    parts = [markdown_table(rows, columns_met(rows, ("method", "row", *COLUMNS)))]
     if len(methods) == 1:
         from .counts import formula
         from .merged import merged
@@ -69,4 +86,4 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
         text = str(value).replace("|", "\\|").replace("\n", " ")
         return f"`{text}`" if column in CODE and text else text.replace("<", "&lt;")
 
-    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line([cell(c, r[c]) for c in columns]) for r in rows)])
+    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line([cell(c, r.get(c, "")) for c in columns]) for r in rows)])

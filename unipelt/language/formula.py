@@ -154,13 +154,19 @@ def formula(method: Method, style: Style = UNICODE) -> list[tuple[str, list[tupl
     return out
 
 
+def place(row: Row, method: Method) -> str:
+    """Where a row acts, as text: its sites, and the layers and tokens where these are chosen."""
+    sites = ", ".join(map(str, sites_of(row.sites, method.params)))
+    layers = f"; layers {to_text(row.layers)}" if row.layers is not None and row.layers.word != "all" else ""
+    return sites + layers + (f"; tokens {', '.join(map(to_text, row.tokens))}" if row.tokens else "")
+
+
 def as_text(method: Method) -> str:
     """The formula for a terminal."""
     parts: list[str] = []
     for name, found in formula(method):
         row = next((r for r in method.rows if r.name == name), None)
-        where = f" at {', '.join(map(str, sites_of(row.sites, method.params)))}" if row is not None else ""
-        parts.append(f"{name}{where}")
+        parts.append(f"{name} at {place(row, method)}" if row is not None else name)
         width = max(len(n) for n, _ in found)
         for i, (n, f) in enumerate(found):
             arrow = "←" if row is not None and i == len(found) - 1 else " " if n == "train" else "="

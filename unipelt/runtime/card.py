@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler.plan import Plan
-from ..language.document import COLUMNS, gated, markdown_table, rows_of
+from ..language.document import COLUMNS, columns_met, markdown_table, rows_of
 from ..language.formula import as_text
 from .hub import is_hub_name, public_name
 
@@ -123,7 +123,7 @@ def _kind(model: Any) -> tuple[str, str | None]:
 def _method(plan: Plan) -> str:
     m = plan.method
     rows = rows_of([m])
-    parts = ["## Method", markdown_table(rows, ["row", *COLUMNS, *gated([m])])]
+    parts = ["## Method", markdown_table(rows, columns_met(rows, ("row", *COLUMNS)))]
     if m.rows:
         parts.append(f"```\n{as_text(m)}\n```")
     if m.params:
