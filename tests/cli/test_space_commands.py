@@ -77,3 +77,39 @@ def test_methods_and_rows_that_there_are_not(desk, command, code, said, remedy):
     _, err = call(*command, "--out", "new", code=1)
     assert err.count("error[") == 1 and f"error[{code}]" in err and said in err and "= help" in err and remedy in err
     assert sorted(desk.iterdir()) == before
+
+
+OWN = """
+method own(r: int = 2, places: sites = [attn.q, attn.v]) {
+  modify places   insert parallel   form { A: [d_in, d_out] ~ zeros   delta = z @ A }   compose h - delta
+}
+method heads(l: int = 2) { modify attn.heads   insert parallel   form attend(l)   compose share_softmax }
+method beside(r: int = 2) { modify attn   insert sequential   form low_rank(r)   compose add }
+"""
+
+
+def test_members_are_named_after_what_they_do(desk):
+    """A body of its own counts as what it binds, and a parameter for sites as its sites."""
+    (desk / "own.pelt").write_text(spec(OWN))
+    found = parsed("cross", "own.pelt:own", "mine.pelt:one")["members"]
+    names = [m["name"] for m in found]
+    assert "attn_q_attn_v_z_A_h_delta" in names and "ffn_bottleneck_add" in names
+    _, err = call("cross", "own.pelt:own", "own.pelt:heads", code=0)
+    example = next(line for line in err.splitlines() if "for example" in line)
+    assert "form z @ A" in example or "form softmax" in example
+    assert all(len(line) < 200 and "~" not in line for line in err.splitlines())
+
+
+@pytest.mark.parametrize("command", [
+    ["vary", "mine.pelt:one", "--form", "bottleneck(r),low_rank(r)"], ["cross", "mine.pelt:one", "own.pelt:beside"],
+    ["neighbours", "mine.pelt:one"],
+])  # fmt: skip
+def test_every_way_to_new_methods_takes_a_budget(desk, command):
+    import unipelt
+    from unipelt.training.models import load_config_model
+
+    (desk / "own.pelt").write_text(spec(OWN))
+    parsed(*command, "-m", "bert.json", "--params", "3000", "--out", "new")
+    model = load_config_model("bert.json", "base")
+    counts = {unipelt.plan(model, unipelt.load(str(f))).counts.trained for f in (desk / "new").glob("*.pelt")}
+    assert counts and all(abs(n - 3000) < 400 for n in counts)

@@ -13,8 +13,8 @@ import typer
 from .. import __version__
 from .exporting import export
 from .options import (
-    AllowFuture, AnswerAfter, Arguments, AsJson, Base, Chat, Data, Folder, Force, Generate, HeadName, LabelColumn, LabelWords, Loss, MaxLength,
-    MaxTargetLength, MethodName, NewFolder, Pattern, Rebound, RowName, TaskName, TextColumns,
+    AllowFuture, AnswerAfter, Arguments, AsJson, Base, Budget, Chat, Data, Folder, Force, Generate, HeadName, LabelColumn, LabelWords, Loss,
+    MaxLength, MaxTargetLength, MethodName, NewFolder, OnModel, OnTask, Pattern, Rebound, RowName, Solved, TaskName, TextColumns,
 )  # fmt: skip
 from .output import MISTAKES, guarded
 
@@ -159,10 +159,7 @@ def equal(first: MethodName, second: MethodName, as_json: AsJson = False) -> Non
 def generate(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="A `.pelt` file whose method has alternatives (`file.pelt:name`).")],
     out: NewFolder = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Keep what goes onto this model (folder or configuration).")] = None,
-    task: Annotated[str, typer.Option(help="The model's task, as for `plan`.")] = "base",
-    params: Annotated[str | None, typer.Option(help="Equal budget: solve each member's size, as in 0.5% or 500000.")] = None,
-    size: Annotated[str | None, typer.Option(help="The argument to solve; default: the one that counts most.")] = None,
+    model: OnModel = None, task: OnTask = "base", params: Budget = None, size: Solved = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Look at so many members, drawn at random.")] = None,
     seed: int = 0,
     as_json: AsJson = False,
@@ -183,13 +180,14 @@ def vary(
     compose: Annotated[str | None, typer.Option(help="Compositions to try, as in 'add,scaled(4.0)'.")] = None,
     row: RowName = None,
     out: NewFolder = None,
+    model: OnModel = None, task: OnTask = "base", params: Budget = None, size: Solved = None,
     as_json: AsJson = False,
 ) -> None:
     """A method's variants: columns of its row with other contents."""
     from .spaces import Asked, vary_command
 
     slots = {"modify": modify, "insert": insert, "form": form, "compose": compose}
-    vary_command(method, row, slots, Asked(out, as_json=as_json))
+    vary_command(method, row, slots, Asked(out, model, task, params, size, as_json=as_json))
 
 
 @app.command()
@@ -200,21 +198,26 @@ def cross(
     row_a: Annotated[str | None, typer.Option(help="The first parent's row, where it has several.")] = None,
     row_b: Annotated[str | None, typer.Option(help="The second parent's.")] = None,
     out: NewFolder = None,
+    model: OnModel = None, task: OnTask = "base", params: Budget = None, size: Solved = None,
     as_json: AsJson = False,
 ) -> None:
     """The offspring of two methods: each column from either parent."""
     from .spaces import Asked, cross_command
 
-    cross_command(first, second, row_a, row_b, Asked(out, as_json=as_json))
+    cross_command(first, second, row_a, row_b, Asked(out, model, task, params, size, as_json=as_json))
 
 
 @app.command()
 @guarded
-def neighbours(method: MethodName, row: RowName = None, out: NewFolder = None, as_json: AsJson = False) -> None:
+def neighbours(
+    method: MethodName, row: RowName = None, out: NewFolder = None,
+    model: OnModel = None, task: OnTask = "base", params: Budget = None, size: Solved = None,
+    as_json: AsJson = False,
+) -> None:
     """Every method one column away."""
     from .spaces import Asked, neighbours_command
 
-    neighbours_command(method, row, Asked(out, as_json=as_json))
+    neighbours_command(method, row, Asked(out, model, task, params, size, as_json=as_json))
 
 
 @app.command()

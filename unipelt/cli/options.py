@@ -61,6 +61,12 @@ AnswerAfter = Annotated[str | None, typer.Option(help="Exact match looks behind 
 
 # Of a space of methods.
 NewFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Write each member as a `.pelt` file into this new folder.")]
+OnModel = Annotated[str | None, typer.Option("--model", "-m", help="Keep what goes onto this model (folder or configuration).")]
+OnTask = Annotated[str, typer.Option("--task", help="The model's task, as for `plan`.")]
+Budget = Annotated[
+    str | None, typer.Option("--params", help="Equal budget: solve each member's size, as in 0.5% or 500000.")
+]
+Solved = Annotated[str | None, typer.Option("--size", help="The argument to solve; default: the one that counts most.")]
 RowName = Annotated[str | None, typer.Option("--row", help="The row, where the method has several.")]
 
 # Of a saved adapter.

@@ -134,7 +134,7 @@ def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method |
     if rows:
         table(rows[:SHOWN], list(rows[0]))
     if len(rows) > SHOWN:
-        print(f"… and {len(rows) - SHOWN} more\n")
+        print(f"… and {len(rows) - SHOWN} more, which `--json` lists{'' if asked.out is None else f' and {asked.out} holds'}\n")
     members = plural("member", found.size)
     looked = f"{found.tried:,} of {found.size:,} {members}" if found.tried < found.size else f"{found.size:,} {members}"
     twins = len(found.twins)

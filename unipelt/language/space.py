@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from . import syntax as S
+from .check import sites_of
 from .diagnostics import error
 from .elaborate import SLOTS, is_space
 from .names import Names
@@ -22,10 +23,13 @@ class Choice:
     what: str  # modify, insert, form, compose, layers, tokens, or the parameter's name
     options: tuple[Any, ...]
 
-    def shown(self, index: int) -> str:
+    def shown(self, index: int, params: Sequence[S.Param] = (), brief: bool = False) -> str:
+        """An alternative as text: a parameter for sites as its sites, and, if ``brief``, an own body as what it binds last."""
         option = self.options[index]
         if self.what == "modify":
-            return ", ".join(str(p) for p in option)
+            return ", ".join(map(str, sites_of(option, params) or option))
+        if brief and isinstance(option, S.Block) and option.body and isinstance(last := option.body[-1], S.Let):
+            return to_text(last.value)
         return to_text(option)
 
 
@@ -71,9 +75,11 @@ class Space:
             found = found * len(c.options) + picked
         return found
 
-    def columns(self, index: int) -> tuple[tuple[str, str], ...]:
+    def columns(self, index: int, brief: bool = False) -> tuple[tuple[str, str], ...]:
         """(place, alternative) of each choice of a member, as text."""
-        return tuple((c.what, c.shown(i)) for c, i in zip(self.choices, self.picks(index)))
+        chosen = {c.name for c in self.definition.choices}
+        params = [p for p in self.definition.params if p.name not in chosen]
+        return tuple((c.what, c.shown(i, params, brief)) for c, i in zip(self.choices, self.picks(index)))
 
     def indices(self, sample: int | None = None, seed: int = 0) -> Iterator[int]:
         """Every member's number, or that many drawn without repetition."""

@@ -102,8 +102,8 @@ def outcomes(
     seen = seen if seen is not None else {}
     names = names if names is not None else set()
     for index in indices:
-        columns = space.columns(index)
-        name = _free(_name(space.definition.name, columns), names)
+        columns, brief = space.columns(index), space.columns(index, brief=True)
+        name = _free(_name(space.definition.name, brief), names)
         definition = space.member(index, name)
         try:
             method = resolve(definition, space.names)
@@ -112,7 +112,7 @@ def outcomes(
             _require(method)
             key = key_of(method)
         except PeltError as e:
-            yield Drop(index, columns, e.diagnostics[0])
+            yield Drop(index, brief, e.diagnostics[0])
             continue
         if key in seen:
             yield Twin(index, columns, seen[key])
@@ -200,7 +200,8 @@ def _word(what: str, text: str) -> str:
     """``attn.heads`` → attn_heads, ``scaled(4.0)`` → scaled_4, ``bottleneck(r)`` → bottleneck; an argument as r16."""
     text = re.sub(r"\.0\b", "", text)
     if what in ("form", "compose", "insert"):
-        head, _, inner = text.partition("(")
+        called = re.fullmatch(r"\w+\(.*\)|[\w.]+", text)
+        head, _, inner = text.partition("(") if called else (text[:30], "", "")
         parts = inner[:-1].split(", ")
         shown = [a for a in parts if re.fullmatch(r"\d[\w.]*", a)]
         shown += [v for a in parts for k, _, v in [a.partition(" = ")] if re.fullmatch(r"\w+", v) and not k.startswith("init")]
