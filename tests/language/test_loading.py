@@ -162,3 +162,8 @@ def test_a_source_that_was_forgotten_is_read_again(tmp_path: Path) -> None:
         with pytest.raises(PeltError):
             parse("method", file=f"text {i}")
     assert "modify wing" in str(caught.value) and lookup(str(tmp_path / "gone.pelt")) is None
+
+
+def test_a_method_is_short_where_python_shows_it():
+    m = parse("method m(r: int = 4, act: activation = relu) { modify ffn  insert parallel  form { delta = act(z) }  compose h + delta }")
+    assert repr(m(r=2)) == "<method m(r=2, act='relu')>" and str(m).startswith("method m(r: int = 4")

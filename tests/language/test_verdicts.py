@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,34 @@ def test_what_is_dropped_may_meet_a_zero():
     for factor, value in (("B - (B if r > 2 else B)", "unknown"), ("B", "no"), ("B - (B if r > 2 else C)", "no")):
         form = f"B: [d_out] ~ normal(0.1) C: [d_out] ~ normal(0.1) delta = drop(z, 0.5) * ({factor})"
         assert said(form)["deterministic in training"] == value, factor
+
+
+ROWS = """
+method m(r: int = 2) {
+  use { modify attn.q   insert parallel   form { B: [d_in, d_out] ~ zeros   delta = z @ B }   compose h + delta } as low
+  use { modify ffn   insert parallel
+        form { C: [d_in, d_out] ~ zeros   delta = mean(z, positions) @ C }   compose h + delta } as pooled
+  use { modify attn.heads   insert sequential   form { s: [d_head] ~ ones per head   delta = s * z }   compose delta } as heads
+}
+"""
+
+
+def test_of_several_rows_the_reason_names_the_one_that_decides():
+    found = verdicts(parse(ROWS))
+    assert found["causal"].reason == "`pooled`: this pools over the whole sequence, so every position sees the later ones"
+    assert found["identity at start"].reason == (
+        "`low`: `B` starts as zeros, so the output is `h`; `pooled`: `C` starts as zeros, so the output is `h`; "
+        "`heads`: `s` starts as ones, so the output is `h`")  # fmt: skip
+    assert "`" not in found["deterministic in training"].reason  # the same for all
+    merged = verdicts(parse(re.sub(r"  use { modify ffn .* pooled\n", "", ROWS, flags=re.DOTALL)))["mergeable"]
+    assert merged.reason.endswith("`heads`: affine in the input of `attn.o`, which absorbs it")  # a head is what `attn.o` reads
+
+
+@pytest.mark.parametrize("form, name, reason, place_", [
+    ("a = running_mean(z)   B: [d_in, d_out] ~ zeros   delta = a @ B", "causal", "positions that it reads are not later ones", "running_mean(z)"),
+    ("input who: index(3)   B: [3, d_in, d_out] ~ zeros   delta = z @ B[who]", "mergeable", "`who`, which each call gives anew", "input who"),
+])  # fmt: skip
+def test_a_reason_does_not_contradict_another(form, name, reason, place_):
+    text = f"method m {{ modify ffn.up   insert parallel   form {{ {form} }}   compose h + delta }}"
+    found = verdicts(parse(text))[name]
+    assert reason in found.reason and text[found.span.start :].startswith(place_)

@@ -95,6 +95,10 @@ class Method:
     source: str = field(default="", compare=False)
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        """Short: `str` is the whole text."""
+        return f"<method {self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})>"
+
     def __call__(self, **arguments: Any) -> Method:
         """The method with arguments bound: ``method(r=4, act="gelu")``. Unknown names and wrong types are errors."""
         known = {p.name: p for p in self.params}

@@ -36,7 +36,7 @@ def judged(typings: Sequence[RowTyping], otherwise: Span = NOWHERE) -> dict[str,
         found = [rule(t) for t in typings]
         if name in _SEEN:
             found = [_beside(v, t.row, [o for o in typings if o.row is not t.row]) if v.value == "no" else v for t, v in zip(typings, found)]
-        out[name] = _all(found, name, Verdict("no" if name in _SOME else "yes", why, otherwise))
+        out[name] = _all(found, [t.row.name for t in typings], name, Verdict("no" if name in _SOME else "yes", why, otherwise))
     return out
 
 
@@ -121,7 +121,18 @@ def _apart(a: Placed | None, b: Placed | None) -> bool:
     return a.word != b.word or (known and a.after != b.after)
 
 
-def _all(found: Sequence[Verdict], name: str, otherwise: Verdict) -> Verdict:
-    """The verdict over all rows: one that decides comes before one that does not know."""
+def _all(found: Sequence[Verdict], rows: Sequence[str], name: str, otherwise: Verdict) -> Verdict:
+    """The verdict over all rows: one that decides comes before one that does not know. Of several rows the reason names its own."""
     order = ("yes", "no") if name in _SOME else ("no", "depends", "unknown", "yes")
-    return min(found, key=lambda v: order.index(v.value)) if found else otherwise
+    if not found:
+        return otherwise
+    first = min(found, key=lambda v: order.index(v.value))
+    alike = [(row, v) for row, v in zip(rows, found) if v.value == first.value]
+    if len(set(rows)) == 1 or {(v.value, v.reason) for v in found} == {(first.value, first.reason)}:
+        return first
+    if first.value != order[-1]:  # one row decides
+        return replace(first, reason=f"`{next(row for row, v in alike if v is first)}`: {first.reason}")
+    reasons: dict[str, dict[str, None]] = {}
+    for row, v in alike:
+        reasons.setdefault(v.reason, {})[row] = None
+    return replace(first, reason="; ".join(f"{', '.join(f'`{row}`' for row in of)}: {reason}" for reason, of in reasons.items()))

@@ -21,7 +21,7 @@ from .primitives import entry_of
 from .sizes import Size
 from .source import place
 from .start import at_start, called, compares, random_tensors, settled, undecided
-from .syntax import NOWHERE, Apply, Choose, Expr, Let, Name, Span, children, walk
+from .syntax import NOWHERE, Apply, Choose, Expr, Input, Let, Name, Span, children, walk
 from .values import AFFINE, NumberType, Value
 
 #: Sites whose edit can be absorbed, and the linear map that absorbs it. A projection's edit goes into the projection
@@ -66,6 +66,8 @@ def causal(t: RowTyping) -> Verdict:
     """Whether position t of the edit sees no later position (for a model whose attention is causal)."""
     if t.out.future is not None and not _all_there(t):
         return _unless_it_cancels(t, Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future))
+    if t.out.future is None and t.out.chunk is not None:
+        return Verdict("yes", "the other positions that it reads are not later ones", t.out.chunk)
     return _apart_from_others(t, t.out.future)
 
 
@@ -131,6 +133,9 @@ def mergeable(t: RowTyping) -> Verdict:
         span = t.out.bends or row.span
         if _levelled(t):
             return Verdict("unknown", "shares sum to one, which may be all that is left of them", span)
+        given = next((s.name for s in row.form if isinstance(s, Input) and s.span == span), None)
+        if given is not None:
+            return Verdict("no", f"it depends on `{given}`, which each call gives anew", span)
         return Verdict("no", "the output is not an affine function of the input", span)
     if site.family in ABSORBED_BY_SITE:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
@@ -139,7 +144,8 @@ def mergeable(t: RowTyping) -> Verdict:
         if site.family == "heads" and "scale" in row_reads(row):
             return Verdict("unknown", "it reads `scale`, which only the attention itself knows", _reading(row, "scale"))
         if not outside:
-            return Verdict("yes", f"affine in the output of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", _out(row))
+            end = "input" if site.family in ("heads", "hidden") else "output"
+            return Verdict("yes", f"affine in the {end} of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", _out(row))
         return Verdict("no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", _reading(row, outside[0]))
     return Verdict("no", f"no linear map beside `{site.name}` could absorb it", _site(t))
 
