@@ -12,10 +12,11 @@ from names import name as named
 from test_commands import call
 
 import unipelt
+from unipelt.cli import output
 from unipelt.cli import show as shown
 from unipelt.cli.picture import drawn, picture
 from unipelt.language.diagram import diagram
-from unipelt.language.document import markdown_table
+from unipelt.language.document import markdown_table, rows_of
 from unipelt.language.formula import TEX, as_latex, as_text, write
 from unipelt.language.loading import library, load
 from unipelt.language.parser import parse_expression
@@ -171,6 +172,28 @@ def test_diff(capsys):
     assert "mean the same" in capsys.readouterr().out
     assert not shown.diff_methods(named("mam"), named("unipelt_ap"), False)
     assert "gated by" in capsys.readouterr().out
+
+
+def test_every_symbol_of_a_count_is_told(capsys):
+    """A reader of the formula alone knows each of its words: it is an argument, or its meaning stands below."""
+    for method in METHODS:
+        m = load(method)
+        found = shown.described(m)
+        words = {w for text in found["parameters"].values() for w in re.findall(r"[A-Za-z_]\w*", re.sub(r"every .*|the model.*", "", text))}
+        assert words - {"folded", "min", "max", "last", "first", "floor", "layer", "depth", "if", "else"} <= {*m.arguments, *found["symbols"]}, method
+
+
+@pytest.mark.parametrize("width", [24, 40, 80, 120])
+def test_a_table_breaks_no_word_and_loses_none(width, capsys, monkeypatch):
+    monkeypatch.setattr(output, "WIDTH", width)
+    shown.show_methods([named("unipelt_apl"), named("llama_adapter")], [], "text", None, False)
+    said = capsys.readouterr().out
+    rows = rows_of([load(named("unipelt_apl")), load(named("llama_adapter"))])
+    for row in rows:
+        for text in row.values():
+            assert all(word in said.split() for word in text.split()), text
+    longest = max(len(word) for row in rows for text in row.values() for word in text.split())
+    assert max(map(len, said.splitlines())) <= max(width, longest + 10, 30)
 
 
 TOP = """

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -99,26 +100,73 @@ def failed(reason: str, as_json: bool) -> None:
 # ---------------------------------------------------------------- tables
 
 
+#: Between two columns of a table.
+GAP = 3
+
+
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Rows under their columns, on stdout; numbers at the right, long texts wrapped."""
+    """Rows under their columns, on stdout; numbers at the right, long texts wrapped at spaces.
+
+    Where a terminal is too narrow for the longest words of the columns side by side, each row is a block of lines.
+    """
+    cells = [[cell(row.get(c)) for c in columns] for row in rows]
+    room = (shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH) - GAP * (len(columns) - 1)
+    widths = _widths([(c, *(row[i] for row in cells)) for i, c in enumerate(columns)], room)
+    if widths is None:
+        print("\n\n".join(_block(columns, row, room + GAP * (len(columns) - 1)) for row in cells) + "\n")
+    else:
+        numbers = [all(isinstance(r.get(c), (int, float)) for r in rows if r.get(c) is not None) and bool(rows) for c in columns]
+        print(_grid(columns, cells, widths, numbers) + "\n")
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """A width for each column: the widest are cut down first, none below its longest word. None, where there is no room for these."""
+    from rich.cells import cell_len
+
+    whole = [max(map(cell_len, texts)) for texts in columns]
+    least = [max((cell_len(word) for text in texts for word in text.split()), default=0) for texts in columns]
+    if sum(least) > room:
+        return None
+    widths = [min(w, room) for w in whole]
+    while sum(widths) > room:
+        widest = max((w, -i) for i, w in enumerate(widths) if w > least[i])
+        widths[-widest[1]] -= 1
+    return widths
+
+
+def _block(columns: Sequence[str], row: Sequence[str], width: int) -> str:
+    """The cells of a row below one another, each beside its column's name; one without a name stays with the one before."""
+    named: list[list[str]] = []
+    for name, text in zip(columns, row):
+        if name or not named:
+            named.append([name, text])
+        else:
+            named[-1][1] += f": {text}"
+    left = max(map(len, columns)) + 2
+    lines: list[str] = []
+    for name, text in named:
+        for i, line in enumerate(textwrap.wrap(text, max(width - left, 20), break_long_words=False, break_on_hyphens=False)):
+            lines.append(f"{name if not i else '':<{left}}{line}")
+    return "\n".join(lines)
+
+
+def _grid(columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], numbers: Sequence[bool]) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console = Console(file=io.StringIO(), width=sum(widths) + GAP * len(widths), highlight=False)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        numbers = all(isinstance(r.get(column), (int, float)) for r in rows if r.get(column) is not None)
-        shown.add_column(column, justify="right" if numbers and rows else "left", overflow="fold")
-    for row in rows:
+    for column, width, number in zip(columns, widths, numbers):
+        shown.add_column(column, justify="right" if number else "left", width=width)
+    for row in cells:
         # As text, not markup: a spec's text must not be read as a style.
-        shown.add_row(*(Text(cell(row.get(c))) for c in columns))
+        shown.add_row(*map(Text, row))
     with console.capture() as captured:
         console.print(shown)
     # Without the padding that fills each line: what is printed can be compared and pasted.
-    print("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")) + "\n")
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().split("\n"))
 
 
 def cell(value: Any) -> str:

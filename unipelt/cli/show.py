@@ -49,17 +49,18 @@ def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture:
 def described(method: Method) -> dict[str, Any]:
     """Everything that is known of a method without a model, as plain data."""
     from ..language import formula as mathematics
-    from ..language.counts import formula
+    from ..language.counts import formula, symbols
     from ..language.merged import merged
     from ..language.properties import verdicts
 
+    counts = {k: str(v) for k, v in formula(method).items()}
     return {
         "name": method.name, "doc": method.doc,
         "rows": [{"row": r.name, **columns_of(r, method)} for r in method.rows],
         "trains": [{"row": t.name, **trained_of(t)} for t in method.trains],
         "formula": {"text": mathematics.as_text(method), "latex": mathematics.as_latex(method)},
         "arguments": [{"argument": p.name, "type": p.type, "value": method.arguments.get(p.name)} for p in method.params],
-        "parameters": {k: str(v) for k, v in formula(method).items()},
+        "parameters": counts, "symbols": symbols(counts.values(), method.arguments),
         "properties": {k: v.to_json() for k, v in verdicts(method).items()},
         "merged": [m.to_json() for m in merged(method)],
         "text": str(method),
@@ -83,6 +84,8 @@ def _whole(method: Method) -> None:
     if found["arguments"]:
         table(found["arguments"], ["argument", "type", "value"])
     table([{"parameters": k, "formula": v} for k, v in found["parameters"].items()], ["parameters", "formula"])
+    if found["symbols"]:
+        table([{"symbol": k, "meaning": v} for k, v in found["symbols"].items()], ["symbol", "meaning"])
     table([{"property": k, "": v.value, "because": v.reason, "at": shown(v.span)} for k, v in verdicts(method).items()],
           ["property", "", "because", "at"])  # fmt: skip
     if found["merged"]:

@@ -9,6 +9,7 @@ are named in words. Non-goal: the numbers of a model; a plan counts them (and a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -32,6 +33,23 @@ _WHOLE = {"*": "every parameter", "*.bias": "every bias", "*.norm.*": "every nor
 _ALIKE = {"d_q": Size.of("heads") * Size.of("d_head"), "d_kv": Size.of("groups") * Size.of("d_head")}  # fmt: skip
 _NONE = Size(())
 _PARTS = ("cross", "encoder", "decoder")  # of the stacks, to which a site may be confined
+
+
+#: What the symbols of a formula mean that are no arguments; an encoder–decoder has the sum over its stacks.
+SYMBOLS = {
+    "L": "layers; an encoder–decoder has the sum over its two stacks", "L_cross": "layers with cross-attention", "L_encoder": "layers of the encoder",
+    "L_decoder": "layers of the decoder", "has_cross": "1 for a stack with cross-attention, else 0",
+    "has_encoder": "1 for the encoder, else 0", "has_decoder": "1 for the decoder, else 0", "heads": "attention heads",
+    "groups": "heads of the keys and values", "d_head": "size of a head", "d_model": "size of a token",
+    "d_ff": "inner size of the feed-forward layer", "vocab": "entries of the vocabulary", "labels": "labels of the head",
+}  # fmt: skip
+
+
+def symbols(formulas: Iterable[str], arguments: Iterable[str] = ()) -> dict[str, str]:
+    """The symbols of some formulas with what they mean, those of the arguments left out."""
+    met = {w for f in formulas for w in re.findall(r"\w+", f)} - set(arguments)
+    sums = {w: f"the sum over the {SYMBOLS['L' + w.removeprefix('sum_layer')].partition(';')[0]}" for w in sorted(met) if re.fullmatch(r"sum_layer\w*", w)}
+    return {n: meaning for n, meaning in SYMBOLS.items() if n in met} | sums
 
 
 @dataclass(frozen=True, slots=True)

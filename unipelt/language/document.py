@@ -56,7 +56,7 @@ def markdown(methods: Sequence[Method]) -> str:
     rows = rows_of(methods)
     parts = [markdown_table(rows, columns_met(rows, ("method", "row", *COLUMNS)))]
     if len(methods) == 1:
-        from .counts import formula
+        from .counts import formula, symbols
         from .merged import merged
         from .properties import verdicts
         from .source import shown
@@ -67,7 +67,10 @@ def markdown(methods: Sequence[Method]) -> str:
 
             body = as_latex(m).replace("align*", "aligned")
             parts.append(f"$$\n{body}\n$$")
-        parts.append(markdown_table([{"parameters": k, "formula": v} for k, v in formula(m).items()], ["parameters", "formula"]))
+        counts = {k: str(v) for k, v in formula(m).items()}
+        parts.append(markdown_table([{"parameters": k, "formula": v} for k, v in counts.items()], ["parameters", "formula"]))
+        where = symbols(counts.values(), m.arguments)
+        parts += [", ".join(f"{n}: {meaning}" for n, meaning in where.items())] if where else []
         parts.append(markdown_table([{"property": k, "verdict": v.value, "because": v.reason, "at": shown(v.span)}
                                      for k, v in verdicts(m).items()], ["property", "verdict", "because", "at"]))  # fmt: skip
         changed = [m_.to_json() for m_ in merged(m)]
