@@ -66,3 +66,14 @@ def test_stdin_stands_alone(desk, paths):
     out, err = fmt(*paths, text=LOOSE, code=1)
     assert "error[E0127]" in err and "`-` is stdin" in err and "= help" in err
     assert not out and held(desk) == before
+
+
+def test_stdin_as_json():
+    said = json.loads(fmt("-", "--json", text=LOOSE)[0])
+    assert said["ok"] and said["changed"] == ["<stdin>"] and said["text"] == TIDY
+
+
+def test_a_file_with_a_mistake_is_counted_apart(desk):
+    (desk / "wrong.pelt").write_text("methd m {}\n")
+    _, err = fmt(str(desk / "wrong.pelt"), code=1)
+    assert err.splitlines()[-1] == "1 file: 0 changed, 1 left as it is"

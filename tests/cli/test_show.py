@@ -248,6 +248,11 @@ ONE, TWO = "mine.pelt:one", "mine.pelt:two"
     ([ONE, "--picture", "one.gif"], "E0810", "`one.gif` is neither an SVG nor a PNG", ".svg or .png"),
     ([ONE, "--picture", "one"], "E0810", "`one` is neither", ".svg or .png"),
     ([ONE, "--picture", "none/one.svg"], "E0810", "there is no folder `none`", "make it first"),
+    ([ONE, "--picture", "folder.svg"], "E0810", "`folder.svg` is a folder", "the name of a file"),
+    ([ONE, "--set", "r=eight"], "E0301", "there is no `eight`", "`r` takes a whole number, for example 8"),
+    ([f"{named('lora')}.pelt"], "E0121", "there is no file", "is a method of the library: leave `.pelt` out"),
+    ([f"{named('lora')}(r=8)"], "E0401", "no method named", "arguments are given apart"),
+    ([named("lora").upper()], "E0401", "no method named", f"a name that is close exists: `{named('lora')}`"),
     ([ONE, "--set", "r"], "E0621", "`r` is not an argument", "`name=value`"),
     ([ONE, "--set", "=4"], "E0621", "`=4` is not an argument", "`name=value`"),
     ([ONE, "--set", "r=4", "--set", "r=5"], "E0621", "`r` is given twice", "give it once"),
@@ -258,9 +263,10 @@ ONE, TWO = "mine.pelt:one", "mine.pelt:two"
 def test_what_cannot_be_shown(arguments, code, said, remedy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.pelt").write_text(METHODS_OF_A_USER)
+    (tmp_path / "folder.svg").mkdir()
     out, err = call("show", *arguments, code=1)
     assert not out and err.count("error[") == 1 and f"error[{code}]" in err and said in err
-    assert "= help" in err and remedy in err and [f.name for f in tmp_path.iterdir()] == ["mine.pelt"]
+    assert "= help" in err and remedy in err and {f.name for f in tmp_path.iterdir()} == {"mine.pelt", "folder.svg"}
 
 
 @pytest.mark.parametrize("file", ["m.svg", "m.png"])

@@ -109,6 +109,7 @@ def test_definitions_of_a_file_are_checked_each_on_its_own(tmp_path: Path) -> No
         ("form", 0, False),
     ]
     assert found["good"].method is not None and found["bad"].method is None
+    assert found["several"].members == 2
 
 
 def test_a_misspelt_insertion_is_one_mistake() -> None:

@@ -20,16 +20,18 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
     if "-" in paths:
         if len(paths) > 1:
             raise error("E0127", "`-` is stdin, and stands alone", help="format the files in another call")
-        return _stdin(check_only, diff)
+        return _stdin(check_only, diff, as_json)
     files = [f for p in paths for f in pelt_files(Path(p))]
     changed: list[str] = []
     problems: list[Diagnostic] = []
+    broken = 0
     for file in files:
         try:
             text = read(file).text
             new = format_text(text, str(file))
         except PeltError as e:
             problems += e.diagnostics
+            broken += 1
             continue
         if new.encode() == file.read_bytes():
             continue
@@ -47,17 +49,20 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
         verb = "would change" if check_only or diff else "changed"
         for name in changed if not diff else ():
             print(f"{name}: {verb}")
-        say(f"{counted(len(files), 'file')}: {len(changed)} {verb}")
+        left = f", {broken} left as {'it is' if broken == 1 else 'they are'}" if broken else ""
+        say(f"{counted(len(files), 'file')}: {len(changed)} {verb}{left}")
     return not problems and not (changed and (check_only or diff))
 
 
-def _stdin(check_only: bool, diff: bool) -> bool:
+def _stdin(check_only: bool, diff: bool, as_json: bool) -> bool:
     try:
         text = sys.stdin.buffer.read(1 << 21).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise error("E0124", "the text on stdin is not UTF-8", help="save it with the encoding UTF-8") from None
     new = format_text(text, "<stdin>")
-    if diff:
+    if as_json:
+        emit({"ok": True, "changed": ["<stdin>"] if new != text else [], "files": 1, "diagnostics": [], "text": new})
+    elif diff:
         sys.stdout.write(_difference(text, new, "<stdin>"))
     elif not check_only:
         sys.stdout.write(new)

@@ -33,6 +33,7 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
 
         emit({"ok": good, "definitions": [
             {"name": c.name, "kind": c.kind, "diagnostics": [to_json(d) for d in c.diagnostics], "spoilt": list(c.spoilt),
+             **({"members": c.members} if c.space else {}),
              "properties": {k: v.to_json() for k, v in c.properties.items()}}
             for c in found
         ]})  # fmt: skip
@@ -46,6 +47,8 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
             elif not c.diagnostics and c.method is not None:
                 verdicts = ", ".join(f"{k}: {v.value}" for k, v in c.properties.items())
                 print(f"{c.kind} {c.name}: ok ({verdicts})")
+            elif not c.diagnostics and c.space:
+                print(f"{c.kind} {c.name}: ok ({c.members:,} {plural('member', c.members)})")
             elif not c.diagnostics:
                 print(f"{c.kind} {c.name}: ok")
     total = Counter(c.kind for c in found)

@@ -118,7 +118,9 @@ class _Builder:
                     help=near(name, known) or f"it has: {', '.join(known)}"))  # fmt: skip
             found += [s for s in here if all(s is not f for f in found)]  # `attn.q, decoder.attn.q` names some sites twice
         if absent and not found and not self.problems:
-            self.problems.append(Diagnostic("E0512", f"this {type(self.model).__name__} has no `{absent[0]}`", row.span))
+            self.problems.append(Diagnostic(
+                "E0512", f"this {type(self.model).__name__} has no {', '.join(f'`{n}`' for n in absent)}", row.span,
+                help="choose a model whose decoder reads an encoder, or modify other sites: " + ", ".join(self.sites.names())))  # fmt: skip
         elif absent:
             self.warnings.append(f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out")
         varies = numbered(row, self.method.params)

@@ -37,6 +37,12 @@ def argument(param: Param, value: Any) -> Expr:
     return expr
 
 
+def takes(param: Param) -> str:
+    """What an argument may be, as a sentence with an example."""
+    example = EXAMPLES.get(param.type)
+    return f"`{param.name}` takes {_article(param.type)}" + (f", {example}" if example else "")
+
+
 def _article(type_: str) -> str:
     return {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}.get(
         type_, f"an expression of type {type_}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from .arguments import parameters
 from .diagnostics import Diagnostic, PeltError, error, near
-from .fitting import argument, plain
+from .fitting import argument, plain, takes
 from .printer import to_text
 from .versions import LANGUAGE_VERSION, SCHEMA, UPDATE, Version, named, refusal
 from .syntax import (
@@ -186,7 +186,9 @@ def _check(params: tuple[Param, ...]) -> None:
     problems: list[Diagnostic] = []
     parameters(params, False, problems=problems)
     if problems:
-        raise PeltError(problems)
+        known = {f"<{p.name}>": p for p in params}
+        raise PeltError([replace(d, help=takes(known[d.span.file])) if d.code == "E0301" and not d.edits and d.span.file in known else d
+                         for d in problems])  # fmt: skip
 
 
 # ---------------------------------------------------------------- back to syntax

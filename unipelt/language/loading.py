@@ -17,6 +17,7 @@ from .ir import Method
 from .library import Key, index, key_of, library_definition, library_names, parse_path, title
 from .names import Names, names_of
 from .parser import parse as parse_file
+from .space import space_of
 from .syntax import BodyDef, Definition, File, MethodDef, Name, walk
 
 MAX_LINES = 20_000  # of a file, once what its definitions call is in its place
@@ -31,6 +32,7 @@ class Checked:
     diagnostics: tuple[Diagnostic, ...] = ()
     method: Method | None = None
     space: bool = False
+    members: int = 0  # of a space, before any is looked at
     spoilt: tuple[str, ...] = ()  # the definitions whose mistakes, reported there, break this one too
 
     @property
@@ -64,6 +66,7 @@ def load(name: str | Path, method: str | None = None) -> Method:
             total = total + p
         return total
     if text.endswith(".pelt"):
+        _refuse_of_library(Path(text))
         return _from_file(Path(text), method)
     return resolve(_of_library(text), Names())
 
@@ -73,11 +76,21 @@ def _of_library(name: str) -> MethodDef:
     if isinstance(found, MethodDef):
         return found
     known, beside = library_names("method"), Path(f"{name}.pelt")
+    bare = name.partition("(")[0].strip()
     longer = [n for n in known if n.startswith(f"{name}_")]
     hint = (f"a file {beside} exists: give that name" if beside.is_file()
             else f"methods that begin so: {', '.join(f'`{n}`' for n in longer)}" if len(longer) > 1
-            else near(name, known) or "`unipelt list` shows the methods there are; a file's name ends in .pelt")  # fmt: skip
+            else f"arguments are given apart, as in `{bare}` with `--set r=16`, or in Python `load(\"{bare}\")(r=16)`"
+            if bare != name and bare in known
+            else f"a name that is close exists: `{name.lower()}`" if name.lower() in known else near(name, known)
+            or "`unipelt list` shows the methods there are; a file's name ends in .pelt")  # fmt: skip
     raise error("E0401", f"there is no method named `{name}` in the library", help=hint)
+
+
+def _refuse_of_library(path: Path) -> None:
+    """A method of the library that is asked for as a file there is none of."""
+    if len(path.parts) == 1 and not path.exists() and path.stem in library_names("method"):
+        raise error("E0121", f"there is no file `{path}`", help=f"`{path.stem}` is a method of the library: leave `.pelt` out")
 
 
 def definition(name: str) -> tuple[MethodDef, Names]:
@@ -86,6 +99,7 @@ def definition(name: str) -> tuple[MethodDef, Names]:
     if not sep and not name.endswith(".pelt"):
         return _of_library(name), Names()
     path = Path(f"{file}.pelt" if sep else name)
+    _refuse_of_library(path)
     parsed = parse_path(path)
     methods = {d.name: d for d in parsed.definitions if isinstance(d, MethodDef)}
     chosen = methods.get(wanted) if sep else next(iter(methods.values()), None) if len(methods) == 1 else None
@@ -205,7 +219,7 @@ def _too_long(d: Definition, names: Names, ends: list[str]) -> Checked | None:
 
 def _check_method(d: MethodDef, names: Names) -> Checked:
     if is_space(d):
-        return Checked(d.name, "space", tuple(check_space(d, names)), space=True)
+        return Checked(d.name, "space", tuple(check_space(d, names)), space=True, members=len(space_of(d, names)))
     try:
         return Checked(d.name, "method", method=resolve(d, names))
     except PeltError as e:

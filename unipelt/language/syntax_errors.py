@@ -259,6 +259,8 @@ def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[
         return "a range is written `a .. b`", ".."
     if token.type == "LONGSTRING" and "_MODIFY" in allowed:
         return "a docstring stands first in its definition", None
+    if token.type == "_GATED":
+        return "a gate stands behind a `use`: `use { … } gated by a_gate`; in a form or composition call it: `g = a_gate(z)`", None
     if allowed == {"_BY"}:
         return "a row is `gated by` a gate", ("by ", (token.start_pos, token.start_pos))
     return "", None
