@@ -79,6 +79,17 @@ def test_methods_and_rows_that_there_are_not(desk, command, code, said, remedy):
     assert sorted(desk.iterdir()) == before
 
 
+def test_a_space_of_more_members_than_can_be_counted_through_is_sampled(desk):
+    choices = ", ".join(f"a{i}: float in {{1, 2, 3, 4}}" for i in range(40))
+    body = " + ".join(f"a{i}" for i in range(40))
+    (desk / "vast.pelt").write_text(f"method vast({choices}) {{ modify ffn  insert parallel  form {{ w: [d_in, d_out] ~ zeros  "
+                                    f"delta = ({body}) * (z @ w) }}  compose h + delta }}")  # fmt: skip
+    out, _ = call("check", "vast.pelt")
+    assert f"space vast: ok ({4**40:,} members)" in out
+    found = parsed("generate", "vast.pelt", "--sample", "2")
+    assert found["size"] == 4**40 and found["tried"] == 2
+
+
 OWN = """
 method own(r: int = 2, places: sites = [attn.q, attn.v]) {
   modify places   insert parallel   form { A: [d_in, d_out] ~ zeros   delta = z @ A }   compose h - delta

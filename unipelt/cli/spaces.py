@@ -121,7 +121,7 @@ def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method |
     if asked.out is not None:
         refuse_full(asked.out)  # before the work
     test = _budget(asked)
-    total = sum(len(s) for s in spaces)
+    total = sum(s.size for s in spaces)
     with _bar(min(total, asked.sample or total), asked.as_json) as tick:
         found = generate(*spaces, sample=asked.sample, seed=asked.seed, test=test, origin=origin, tick=tick)
     if not found.members and found.dropped:

@@ -219,7 +219,7 @@ def _too_long(d: Definition, names: Names, ends: list[str]) -> Checked | None:
 
 def _check_method(d: MethodDef, names: Names) -> Checked:
     if is_space(d):
-        return Checked(d.name, "space", tuple(check_space(d, names)), space=True, members=len(space_of(d, names)))
+        return Checked(d.name, "space", tuple(check_space(d, names)), space=True, members=space_of(d, names).size)
     try:
         return Checked(d.name, "method", method=resolve(d, names))
     except PeltError as e:

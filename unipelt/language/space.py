@@ -41,8 +41,13 @@ class Space:
     names: Names
     choices: tuple[Choice, ...]
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many members there are; more than `len` could say, in a space of many choices."""
         return prod(len(c.options) for c in self.choices)
+
+    def __len__(self) -> int:
+        return self.size
 
     def picks(self, index: int) -> tuple[int, ...]:
         """Which alternative each choice has in a member."""
@@ -63,7 +68,7 @@ class Space:
     def around(self, picks: Sequence[int]) -> Iterator[int]:
         """The member with these alternatives and those that differ from it in one place, so that every alternative occurs."""
         yield (here := self.index(picks))
-        size = len(self)
+        size = self.size
         for c, picked in zip(self.choices, picks):
             size //= len(c.options)
             yield from (here + (option - picked) * size for option in range(len(c.options)) if option != picked)
@@ -83,7 +88,7 @@ class Space:
 
     def indices(self, sample: int | None = None, seed: int = 0) -> Iterator[int]:
         """Every member's number, or that many drawn without repetition."""
-        return drawn(len(self), sample, seed)
+        return drawn(self.size, sample, seed)
 
 
 def drawn(total: int, sample: int | None = None, seed: int = 0) -> Iterator[int]:

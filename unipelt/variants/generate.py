@@ -146,7 +146,7 @@ def generate(
 
     What means the same as ``origin`` (the method that the spaces were made from) is no member.
     """
-    out = Generated(sum(len(s) for s in spaces))
+    out = Generated(sum(s.size for s in spaces))
     seen: dict[Any, str] = {key_of(origin): origin.name} if origin is not None else {}
     names: set[str] = set()
     for space, index in _members(spaces, sample, seed):
@@ -165,12 +165,12 @@ def generate(
 
 def _members(spaces: Sequence[Space], sample: int | None, seed: int) -> Iterator[tuple[Space, int]]:
     """The members of all spaces, counted through, each by its space and its number there."""
-    for n in drawn(sum(len(s) for s in spaces), sample, seed):
+    for n in drawn(sum(s.size for s in spaces), sample, seed):
         for space in spaces:
-            if n < len(space):
+            if n < space.size:
                 yield space, n
                 break
-            n -= len(space)
+            n -= space.size
 
 
 def _documented(definition: S.MethodDef, method: Method, found: Recognised) -> S.MethodDef:
