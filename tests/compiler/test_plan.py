@@ -178,11 +178,11 @@ def test_words_that_are_not_built_yet_are_refused() -> None:
 
 
 def test_numbers_are_checked_again() -> None:
-    d, _ = refused(f"method m(r: int = 0) {{ modify ffn {LOW_RANK} }}")
+    (d,) = refused(f"method m(r: int = 0) {{ modify ffn {LOW_RANK} }}")
     assert d.code == "E0343" and "0" in d.message
     d, other = refused(f"method m(r: int = 1000000000) {{ modify ffn {LOW_RANK} }}")
     assert d.code == other.code == "E0346" and "32,000,000,000" in d.message
-    d, _ = refused(
+    (d,) = refused(
         "method m(r: int = 4) { modify ffn "
         + LOW_RANK.replace("[d_in, r]", "[d_in, r / 3]").replace("[r,", "[r / 3,")
         + " }"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .diagnostics import Label, counted, instead, put
+from .fitting import plain
 from .infer import Inference
 from .initialisers import INITIALISERS
 from .printer import to_text
@@ -71,11 +72,21 @@ class Declared:
         if not isinstance(v.type, NumberType) or v.type.size is None:
             self.inf.fail("E0340", f"{what}'s size is a whole number, not {v.type}", e.span, **self._whole(e, isinstance(v.type, NumberType)))
             return None
-        n = v.type.size.number
+        n = v.type.size.bind(self._arguments()).number
         if n is not None and (n.denominator != 1 or n < 1):
-            self.inf.fail("E0343", f"{what}'s size must be a whole number of at least 1; here it is {float(n):g}", e.span)
+            defaults = [p.default.span for p in self.params.values() if p.default is not None and p.name in v.type.size.symbols]
+            said = f"{what}'s size must be a whole number of at least 1; here it is {float(n):g}"
+            if len(defaults) == 1 and defaults[0].file and e.span.file:  # one mistake, of however many sizes
+                self.inf.fail("E0343", said, defaults[0], labels=(Label(e.span, "the size"),))
+            else:
+                self.inf.fail("E0343", said, e.span)
             return None
         return v.type.size
+
+    def _arguments(self) -> dict[str, int]:
+        """The whole numbers that parameters have been given, or have by default."""
+        values = {n: plain(p.default) for n, p in self.params.items() if p.default is not None}
+        return {n: v for n, v in values.items() if isinstance(v, int) and not isinstance(v, bool)}
 
     def _whole(self, e: Expr, number: bool) -> dict[str, Any]:
         """What makes a parameter a size."""
