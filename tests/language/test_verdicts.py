@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from names import spec
 
 from unipelt.language import syntax as S
 from unipelt.language.check import check_method
@@ -273,3 +274,9 @@ def test_a_reason_does_not_contradict_another(form, name, reason, place_):
     text = f"method m {{ modify ffn.up   insert parallel   form {{ {form} }}   compose h + delta }}"
     found = verdicts(parse(text))[name]
     assert reason in found.reason and text[found.span.start :].startswith(place_)
+
+
+@pytest.mark.parametrize(("a", "b", "verdict"), [("ffn", "decoder.ffn", "no"), ("encoder.ffn", "decoder.ffn", "yes"), ("decoder.ffn", "ffn", "no")])
+def test_rows_meet_in_the_stacks_of_both(a, b, verdict):
+    rows = f"use adapter(3) as a {{ modify {a} }} use parallel_adapter(3) as b {{ modify {b} }}"
+    assert verdicts(parse(spec(f"method m {{ {rows} }}")))["rows commute"].value == verdict

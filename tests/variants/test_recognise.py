@@ -113,6 +113,20 @@ def test_sentences(text, sentence):
     assert found == spec(sentence) or set(re.findall(r"\w+", found)) == set(re.findall(r"\w+", spec(sentence)))
 
 
+LORA = "method m {{ modify attn.q, attn.v insert parallel form {{ {} delta = z @ A @ B }} compose h + 2 * delta }}"
+
+
+def test_what_starts_or_is_called_otherwise_is_not_the_method() -> None:
+    """LoRA with the zeros in its first matrix, one that asks for an argument, MAM with an adapter that starts otherwise."""
+    exchanged = recognise(parse(LORA.format("A: [d_in, 8] ~ zeros B: [8, d_out] ~ kaiming_uniform(sqrt(5))")))
+    assert exchanged.sentence == spec("this is lora with other starts")
+    asking = "input a: index(3) A: [d_in, 8] ~ kaiming_uniform(sqrt(5)) B: [8, d_out] ~ zeros"
+    assert recognise(parse(LORA.format(asking))).whole is None
+    mam = "use prefix_tuning_mlp(30, 800) as prefix use scaled_parallel_adapter as adapter { form bottleneck(512, relu, normal(1.0), normal(3.0)) }"
+    found = recognise(parse(spec(f"method m {{ {mam} }}")))
+    assert found.sentence == spec("mam with its adapter replaced by scaled_parallel_adapter with other starts")
+
+
 def test_a_method_that_is_new_is_called_new():
     found = recognise(parse(spec("method m { modify block insert sequential form low_rank(4) compose rescale }")))
     assert found.whole is None and found.sentence.startswith("new: modify block")

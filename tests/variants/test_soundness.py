@@ -68,6 +68,19 @@ DIFFERENT = {
     "a softmax shared and one written out": tuple(
         spec("method m { use prefix_tuning(3) as a { compose { lam = sigmoid(logsumexp(scores) - log_mass) out = %s } } "
              "use prefix_tuning(4) as b }" % out) for out in ("(1 - lam) * h + lam * delta", "h + lam * (delta - h)")),
+    "a softmax shared in some layers": tuple(
+        spec("method m { use prefix_tuning(3) as a { layers first 2 compose { lam = sigmoid(logsumexp(scores) - log_mass) out = %s } } "
+             "use prefix_tuning(4) as b }" % out) for out in ("(1 - lam) * h + lam * delta", "h + lam * (delta - h)")),
+    "a weight that a later edit reads": tuple(
+        "method m { use { modify attn.q%s layers first 2 %s form { D: [d_in, d_out] ~ zeros delta = %s } compose h + delta } as a "
+        "use { modify attn.q insert parallel form { D: [d_in, d_out] ~ zeros delta = x @ (W * D) } compose h + delta } as b }" % v
+        for v in ((".weight", "", "D"), ("", "insert parallel", "z @ D"))),
+    "a projection and its weight are two sites": (
+        "method m { modify attn.q, attn.q.weight form { b: [d_out] ~ zeros delta = b } compose h + delta }",
+        "method m { modify attn.q form { b: [d_out] ~ zeros delta = b } compose x @ (W + b) + bias + delta }"),
+    "which of two axes of a size": tuple(
+        form(f"axis e = 3 axis f = 3 C: [d_in, d_out] ~ normal(0.1) per e, f delta = z @ sum(sum(softmax(C, e) * sum(C, {n}), e), f)")
+        for n in "ef"),
 }  # fmt: skip
 
 
@@ -88,6 +101,17 @@ SAME = {
         form(f"input a: index(3) C: [3, d_in] ~ normal(0.1) {i} delta = C[{n}] @ A + 0 * z") for i, n in (("i = a", "i"), ("", "a"))),
     "the order of what trains alike": ("method m { train *.bias train head }", "method m { train head train *.bias, head }"),
     "a site named twice": tuple(spec(f"method m {{ use adapter(3) as a {{ modify {at} }} }}") for at in ("ffn", "ffn, decoder.ffn")),
+    "an axis by another name": tuple(
+        form(f"axis {e} = 3 C: [d_in, d_out] ~ normal(0.1) per {e} delta = z @ sum(C, {e})") for e in ("expert", "member")),
+    "rows of different stacks": tuple(spec(f"method m {{ {a} {b} }}") for a, b in (
+        ("use adapter(3) as a { modify encoder.ffn }", "use adapter(4) as b { modify decoder.ffn }"),
+        ("use adapter(4) as b { modify decoder.ffn }", "use adapter(3) as a { modify encoder.ffn }"))),
+    "LoRA in two stacks, on the weight in one": tuple(
+        "method m { use { modify encoder.attn.q insert parallel form { D: [d_in, d_out] ~ zeros delta = z @ D } compose h + delta } as a "
+        "use { modify decoder.attn.q%s form { D: [d_in, d_out] ~ zeros delta = %s } compose h + delta } as b }" % v
+        for v in ((".weight", "D"), (" insert parallel", "z @ D"))),
+    "how a rate is written": ("method m { train *.bias lr 2.0 train head lr 1.0 }", "method m { train *.bias lr 2 train head }"),
+    "the order of tokens": tuple(spec(f"method m {{ use adapter {{ tokens {t} }} }}") for t in ("first 2, last 1", "last 1, first 2")),
 }  # fmt: skip
 
 

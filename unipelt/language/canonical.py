@@ -57,9 +57,12 @@ class Canonical:
         return out + [("train", t) for t in self.trains] + [("input", t) for t in self.inputs]
 
 
-def canonical(found: Meaning, erase: bool = False) -> Canonical:
-    """The lines of a meaning; with ``erase`` its numbers, sizes and activations become leaves."""
-    return _Writer(found, erase).write()
+def canonical(found: Meaning, erase: bool = False, starts: bool | None = None) -> Canonical:
+    """The lines of a meaning; with ``erase`` its numbers, sizes and activations become leaves.
+
+    ``starts``: whether how tensors start has a part in their order; by default where nothing is erased.
+    """
+    return _Writer(found, erase, not erase if starts is None else starts).write()
 
 
 def difference(a: Method, b: Method) -> tuple[str, str, str] | None:
@@ -76,8 +79,8 @@ def difference(a: Method, b: Method) -> tuple[str, str, str] | None:
 
 
 class _Writer:
-    def __init__(self, found: Meaning, erase: bool):
-        self.found, self.erase = found, erase
+    def __init__(self, found: Meaning, erase: bool, starts: bool):
+        self.found, self.erase, self.starts = found, erase, starts
         self.turned = _only_turned(found)
         self.names: dict[str, str] = {}
 
@@ -107,7 +110,7 @@ class _Writer:
             for k in keys:
                 if k not in colours:
                     line = self._tensor(k, self.found.sites[i], bare=True)
-                    colours[k] = _hash(line.text + line.start * (not self.erase))
+                    colours[k] = _hash(line.text + line.start * self.starts)
         for _ in range(3):
             if len(set(colours.values())) == len(colours):
                 break

@@ -9,8 +9,11 @@ never wrong; "different" may be said of methods that are equal for a deeper reas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import groupby
 from typing import Any
 
 from . import syntax as S
@@ -18,10 +21,13 @@ from .algebra import Term, atom
 from .check import check_row, sites_of
 from .rows import RowTyping
 from .calls import substitute
+from .infer import Inference
 from .ir import Method, Row, Trained
 from .printer import to_text
-from .reader import Learned, Place, scope_sizes
+from .reader import Learned, Place, scope_sizes, written
 from .sites import SiteSignature, signature, site_name, weight_site
+from .sizes import Size
+from .values import NumberType
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +80,18 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
     tensors: dict[Any, Learned] = {}
     inputs: dict[str, str] = {}
     sites: list[SiteMeaning] = []
-    for at, edits in _by_site(method).items():
+    for edits in _by_site(method).values():
         groups = _groups(edits)
-        for n, group in enumerate(groups, 1):
-            place = Place(group[0].site, tensors, first=n == 1)
+        places = [Place(g[0].site, tensors, first=not any(_meet(g[0], e[0]) for e in groups[:n])) for n, g in enumerate(groups)]
+        for group, place in zip(groups, places):
             for e in group:
                 place.read(e.row, check_row(e.row, e.signature, method.params))
             inputs |= place.inputs
+        counted = any(_meet(a[0], b[0]) for n, a in enumerate(groups) for b in groups[:n])
+        for n, (group, place) in enumerate(zip(groups, places), 1):
+            later = [p.out for g, p in zip(groups[n:], places[n:]) if _meet(group[0], g[0])]
             declared = tuple(dict.fromkeys(place.declared))
-            sites.append(SiteMeaning(group[0].site, group[0].layers, place.out, place.symbols, declared, n if len(groups) > 1 else 0))
+            sites.append(SiteMeaning(group[0].site, group[0].layers, place.leaves(later), place.symbols, declared, n if counted else 0))
     return Meaning(tuple(sites), tensors, _trains(method.trains), tuple(sorted(inputs.items())))
 
 
@@ -93,6 +102,7 @@ class _Edited:
     row: Row
     signature: SiteSignature
     site: str  # with its stack
+    stack: str | None
     layers: str
 
 
@@ -107,9 +117,23 @@ def _by_site(method: Method) -> dict[str, list[_Edited]]:
             if found is None or (stack and name in paths):
                 continue  # a row edits a site once, however often it names it
             at = weight_site(name) or name
-            layers = _layers(row.layers) + "".join(f" tokens {to_text(t)}" for t in row.tokens)
-            out.setdefault(at, []).append(_Edited(row, found, f"{stack}.{at}" if stack else at, layers))
-    return {at: sorted(out[at], key=lambda e: e.signature.family != "weight") for at in sorted(out)}
+            tokens = sorted(to_text(t) for t in row.tokens)  # what is selected twice is edited once
+            layers = _layers(row.layers) + "".join(f" tokens {t}" for t in tokens)
+            out.setdefault(at, []).append(_Edited(row, found, f"{stack}.{at}" if stack else at, stack, layers))
+    return {at: _ordered(sorted(out[at], key=lambda e: e.signature.family != "weight")) for at in sorted(out)}
+
+
+def _ordered(edits: Sequence[_Edited]) -> list[_Edited]:
+    """The edits with those of one stack beside each other, as far as no edit of all stacks stands between: they commute."""
+    out: list[_Edited] = []
+    for _, run in groupby(edits, key=lambda e: e.stack is None):
+        out += sorted(run, key=lambda e: e.stack or "")
+    return out
+
+
+def _meet(a: _Edited, b: _Edited) -> bool:
+    """Whether two edits of a site act on a stack of both."""
+    return a.stack is None or b.stack is None or a.stack == b.stack
 
 
 def _groups(edits: Sequence[_Edited]) -> list[list[_Edited]]:
@@ -128,9 +152,18 @@ def _groups(edits: Sequence[_Edited]) -> list[list[_Edited]]:
 
 def _trains(trains: Sequence[Trained]) -> tuple[tuple[str, str, str], ...]:
     """Of copies that are named twice the first counts; where all learn alike, the order makes no difference."""
-    found = [(str(p), _layers(t.layers), to_text(t.lr) if t.lr is not None else "1") for t in trains for p in t.paths]
+    found = [(str(p), _layers(t.layers), _rate(t.lr)) for t in trains for p in t.paths]
     alike = len({lr for _, _, lr in found}) <= 1
     return tuple(sorted(set(found)) if alike else dict.fromkeys(found))
+
+
+def _rate(lr: S.Expr | None) -> str:
+    """A learning-rate multiple, however its number is written."""
+    if lr is None:
+        return "1"
+    found = Inference({}, {}).infer(lr).type
+    known = isinstance(found, NumberType) and found.value is not None and math.isfinite(found.value)
+    return written(Size.of(Fraction(found.value))) if known else to_text(lr)  # type: ignore[union-attr, arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from .meaning import meaning
 from .primitives import PRIMITIVES, entry_of
 from .rows import RowTyping
 from .rules import RULES, Verdict, calls_at
-from .syntax import NOWHERE, Span
+from .sites import site_name
+from .syntax import NOWHERE, Path, Span
 from .values import CONSTANT, Placed
 
 #: Pairs of unlike rows that are compared before giving up: half a second, and more than the rows of any real method make.
@@ -72,12 +73,13 @@ def rows_commute(method: Method, typings: Sequence[RowTyping]) -> Verdict:
             if not sites[i] & sites[j] and {_without_words(s) for s in sites[i]} & {_without_words(s) for s in sites[j]}:
                 unknown = unknown or Verdict("unknown", f"`{a.name}` and `{b.name}` act at one place where a model has nothing "
                                              "between its words and `embed`", b.span)  # fmt: skip
-            if not sites[i] & sites[j] or (alike[i], alike[j]) in seen:
+            meeting = _meeting(sites[i], sites[j])
+            if not meeting or (alike[i], alike[j]) in seen:
                 continue
             if len(seen) == MOST_PAIRS:
                 return Verdict("unknown", f"more than {MOST_PAIRS} pairs of rows meet at a site", method.span)
             seen.add((alike[i], alike[j]))
-            one, other = (_left(replace(method, rows=pair, trains=())) for pair in (_everywhere(a, b), _everywhere(b, a)))
+            one, other = (_left(replace(method, rows=pair, trains=())) for pair in (_at(meeting, a, b), _at(meeting, b, a)))
             if one == other or _apart(placed[a.name], placed[b.name]):
                 continue
             if a.layers == b.layers and not any(_loose(out) for _, out in (*one, *other)):
@@ -92,9 +94,16 @@ def _without_words(site: str) -> str:
     return site.removesuffix(".words")
 
 
-def _everywhere(*rows: Row) -> tuple[Row, ...]:
-    """The rows in every layer: they then meet as they do where both are."""
-    return tuple(replace(r, layers=None) for r in rows)
+def _meeting(a: set[str], b: set[str]) -> set[str]:
+    """The sites, without their stacks, at which two rows act in a stack of both."""
+    pairs = [(site_name(one), site_name(other)) for one in a for other in b]
+    return {at for (stack, at), (other, there) in pairs if at == there and (stack is None or other is None or stack == other)}
+
+
+def _at(sites: set[str], *rows: Row) -> tuple[Row, ...]:
+    """The rows at some sites, in every layer and stack: they then meet as they do where both are."""
+    paths = tuple(Path(tuple(s.split("."))) for s in sorted(sites))
+    return tuple(replace(r, layers=None, sites=paths) for r in rows)
 
 
 def _left(method: Method) -> list[tuple[tuple[str, str, int], Term]]:

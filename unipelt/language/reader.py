@@ -7,12 +7,13 @@ meant there. Non-goal: which rows meet at a place (`meaning`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from . import syntax as S
-from .algebra import ONE, Sizes, Term, add, atom, call, contract, number, scaled, times, turn
+from .algebra import ONE, Atom, Sizes, Term, add, atom, call, contract, number, scaled, times, turn
 from .declared import TensorTyping
 from .rows import RowTyping
 from .infer import Inference
@@ -89,6 +90,13 @@ class Place:
     def out(self) -> Term:
         return self.h if self.h is not None else self.affine()
 
+    def leaves(self, later: Sequence[Term]) -> Term:
+        """The new ``h``, with what else edits of their own that come ``later`` find changed here: the weight, ``log_mass``."""
+        read = set().union(*(reads(t) for t in later))
+        changed = {"W": self.weight if self.edited else None, "log_mass": self.mass}
+        left = [t for name, t in changed.items() if name in read and t is not None]
+        return call(self.out.sizes, "leaves", self.out, *left) if left else self.out
+
 
 class Reader:
     """Reads one row at one site, whose ``h`` the rows before have left as it is given."""
@@ -100,6 +108,8 @@ class Reader:
         self.known: dict[str, Term] = {}
         self.numbers: dict[str, Size] = {}  # lets that are plain numbers
         self.plain: dict[str, S.Expr] = {}  # lets that are plain numbers or words, without lets
+        self.axes: dict[str, str] = {}  # the declared ones, by what tells them apart
+        self.declared: dict[str, str] = {}  # and the other way round
         self.inference = Inference(self.types, dict(typing.sizes), dict(typing.bases))
 
     def out(self) -> Term:
@@ -158,7 +168,7 @@ class Reader:
             elif isinstance(s, S.Let):
                 self._let(s)
             elif isinstance(s, S.Axis):
-                self.inference.axes[s.name] = self._plain(s.size, self.value(s.size).type)
+                self._declare(s.name, self._plain(s.size, self.value(s.size).type))
             elif isinstance(s, S.Input):
                 found = next(i for i in self.typing.inputs if i.name == s.name)
                 what = f"index({written(found.count)})" if found.count is not None else f"[{', '.join(map(written, found.sizes))}]"
@@ -188,10 +198,10 @@ class Reader:
 
     def _tensor(self, t: TensorTyping) -> Term:
         front: tuple[str, ...] = (self.row.name, t.label)
-        if t.place in ("site", "kind"):
-            front = (*front, self.place.site)
+        if t.place in ("site", "kind"):  # a projection and its weight are two sites
+            front = (*front, self.place.site + ".weight" * (self.typing.site.family == "weight"))
         key = "/".join(front)
-        axes = tuple(self._axis(a) for a in sorted(t.type.axes))
+        axes = tuple(sorted(self._axis(a) for a in t.type.axes))
         exact = self.term(t.exact) if t.exact is not None else None
         start = "" if t.start is None else t.start.name + "(" + ", ".join(self._shown(a) for a in t.start.args) + ")"
         lr = ONE if t.declaration.lr is None else self._plain(t.declaration.lr, self.value(t.declaration.lr).type)
@@ -268,9 +278,16 @@ class Reader:
         return word if found.type.what == "domain" else self._word(e)
 
     def _axis(self, name: str) -> str:
-        """An axis; a declared one with its size."""
-        size = self.inference.axes.get(name)
-        return name if size is None else f"{name}: {written(size)}"
+        """An axis; a declared one by its size, since its name is the row's own affair."""
+        return self.axes.get(name, name)
+
+    def _declare(self, name: str, size: Size) -> None:
+        text, n = f"axis of {written(size)}", 2
+        shown = text
+        while self.declared.get(shown, name) != name:
+            shown, n = f"{text} #{n}", n + 1
+        self.axes[name], self.declared[shown] = shown, name
+        self.inference.axes[name] = size
 
     def _word(self, e: S.Expr) -> str:
         """A word, such as an activation; one that is an argument still is a symbol."""
@@ -339,6 +356,15 @@ class Reader:
                 inner = ", ".join(self._plain(a.value, self.value(a.value).type).text for a in args)
                 return Size.of(f"{to_text(function)}({inner})")
         return Size.of(to_text(self._without_lets(e)))
+
+
+def reads(part: Any) -> set[str]:
+    """The names of the site's scope that a term reads."""
+    if isinstance(part, Term):
+        return set().union(*(reads(a) for factors, _ in part.products for a in factors))
+    if not isinstance(part, Atom):
+        return set()
+    return {part.parts[0]} if part.kind == "read" else set().union(*(reads(p) for p in part.parts))
 
 
 def scope_sizes(typing: RowTyping, name: str, type_: TensorType) -> Sizes:

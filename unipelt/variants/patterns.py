@@ -29,9 +29,9 @@ class Pattern:
     biases: str
 
 
-def lines_of(found: Meaning, erase: bool) -> list[tuple[str, Canonical]]:
-    """Each site by itself: (site, lines)."""
-    return [(s.site, canonical(replace(found, sites=(s,), trains=(), inputs=()), erase)) for s in found.sites]
+def lines_of(found: Meaning, starts: bool = False) -> list[tuple[str, Canonical]]:
+    """Each site by itself: (site, its lines without numbers); with ``starts`` in an order in which those have a part."""
+    return [(s.site, canonical(replace(found, sites=(s,), trains=(), inputs=()), True, starts)) for s in found.sites]
 
 
 def key_of_lines(c: Canonical) -> str:
@@ -63,7 +63,7 @@ def patterns() -> dict[str, list[Pattern]]:
                 for biases, m in (("", found), ("with", without_biases(found))):
                     if biases and m == found:
                         continue
-                    lines = lines_of(m, True)
+                    lines = lines_of(m)
                     p = Pattern(name, row.name, len(method.rows) == 1, tuple(s for s, _ in lines),
                                  tuple(c for _, c in lines), {q.name: q for q in method.params}, biases)  # fmt: skip
                     for key in {key_of_lines(c) for _, c in lines}:

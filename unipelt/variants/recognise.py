@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from ..language import syntax as S
 from ..language.canonical import Canonical, difference
 from ..language.document import COLUMNS, columns_of
 from ..language.fitting import plain
@@ -88,6 +89,11 @@ def _alone(method: Method, row: Row) -> Method:
     return replace(method, rows=(replace(row, gate=None, layers=None, tokens=()),), trains=(), requires=())
 
 
+def _inputs(method: Method, row: Row) -> tuple[tuple[str, str], ...]:
+    """The arguments that a bound row adds to the forward pass."""
+    return meaning(_alone(method, row)).inputs if any(isinstance(s, S.Input) for s in (*row.form, *row.compose, *(row.gate or ()))) else ()
+
+
 def _around(mine: Row, theirs: Row) -> tuple[str, ...]:
     """In what two bound rows differ besides their function: layers, tokens, gate."""
     out: list[str] = []
@@ -109,11 +115,13 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
     for own, m in (("", found), ("without", without_biases(found))):
         if own and m == found:
             continue
-        lines = lines_of(m, True)
+        lines = lines_of(m)
         for p in patterns().get(key_of_lines(lines[0][1]), []):
             solution = _everywhere(p, lines)
             if solution is None or (own and p.biases):  # the latter is the same as without stripping
                 continue
+            if _inputs(whole, whole.rows[0]) != _inputs(*_bound_row(p.method, p.row, tuple(sorted(solution.arguments.items())))):
+                continue  # it is called otherwise
             biases = "" if bool(own) == bool(p.biases) else "with" if own else "without"
             match = _match(p, solution, tuple(s for s, _ in lines), biases, whole.rows[0])
             changed = [k for k in match.arguments if p.params[k].type != "int"]  # a size is no other method
@@ -121,12 +129,10 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
             out.append(((not p.alone, differ, len(match.arguments)), p, solution, match))
     if not out:
         return []
-    best = min(x[0] for x in out)
     mine = _starts(_alone(whole, whole.rows[0]))
     finished = []
     for rank, p, solution, match in out:
-        if rank == best:  # how the others start is not looked at: it would not make them better
-            match = replace(match, starts=not (mine & _starts_of(p.method, p.row, tuple(sorted(solution.arguments.items())))))
+        match = replace(match, starts=not (mine & _starts_of(p.method, p.row, tuple(sorted(solution.arguments.items())))))
         _, theirs = _bound_row(p.method, p.row, tuple(sorted(solution.arguments.items())))
         around = sum(map(bool, (theirs.layers, theirs.tokens, theirs.gate)))  # the plainer one is nearer
         finished.append(((*rank, match.starts, around, len(p.params), p.method), match))
@@ -155,12 +161,15 @@ def _match(p: Pattern, solution: Solution, sites: tuple[str, ...], biases: str, 
     return Match(name, given, elsewhere, False, biases, solution.activation, _around(row, theirs))
 
 
-def _starts(method: Method) -> frozenset[tuple[str, ...]]:
-    return frozenset(tuple(sorted(x.start for x in c.tensors)) for _, c in lines_of(meaning(method), False))
+def _starts(method: Method) -> frozenset[Any]:
+    """At each site which tensor starts how, told by the part it plays."""
+    return frozenset(
+        (*(x.text for x in c.sites), *((x.text, x.start) for x in c.tensors)) for _, c in lines_of(meaning(method), True)
+    )
 
 
 @lru_cache(maxsize=4096)
-def _starts_of(name: str, row: str, arguments: tuple[tuple[str, Any], ...]) -> frozenset[tuple[str, ...]]:
+def _starts_of(name: str, row: str, arguments: tuple[tuple[str, Any], ...]) -> frozenset[Any]:
     return _starts(_alone(*_bound_row(name, row, arguments)))
 
 
@@ -287,12 +296,12 @@ def _union(method: Method, rows: list[tuple[Row, list[Match]]]) -> _Union | None
 
 
 def _paired(theirs: Sequence[tuple[Row, Sequence[Match]]], mine: list[tuple[Row, list[Match]]]) -> list[tuple[Row, Any, bool]]:
-    """Each known row with one of mine, and whether they are the same row at the same sites."""
+    """Each known row with one of mine, and whether they are the same row at the same sites, starts included."""
     left = list(mine)
     out: list[list[Any]] = []
     for k, found in theirs:
-        names = {m.name for m in found if m.plain}
-        same = next((x for x in left if any(m.name in names and m.plain for m in x[1])), None)
+        names = {m.name for m in found if m.exact}
+        same = next((x for x in left if any(m.name in names and m.exact for m in x[1])), None)
         out.append([k, same, same is not None])
         if same is not None:
             left.remove(same)
