@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .diagnostics import PeltError, error
+from .diagnostics import PeltError, error, near
 from .initialisers import INITIALISERS
 from .layers import NUMERIC
 from .parser import parse_expression
@@ -79,7 +79,10 @@ def as_float(expr: Expr) -> Expr:
 
 
 def misfit(expr: Expr | None, type_: str) -> str:
-    """Which item of a list is at fault, where one is; no text otherwise."""
+    """Which item of a list is at fault, or which name may have been meant; no text otherwise."""
+    named = expr.function if isinstance(expr, Apply) else expr
+    if isinstance(named, Name) and type_ in ("activation", "init"):
+        return near(named.id, INITIALISERS if type_ == "init" else [n for n, p in PRIMITIVES.items() if p.elementwise])
     if not isinstance(expr, ListOf) or type_ not in NUMERIC:
         return ""
     for n, item in enumerate(expr.items, 1):
