@@ -110,6 +110,7 @@ SAME = {
         "method m { use { modify encoder.attn.q insert parallel form { D: [d_in, d_out] ~ zeros delta = z @ D } compose h + delta } as a "
         "use { modify decoder.attn.q%s form { D: [d_in, d_out] ~ zeros delta = %s } compose h + delta } as b }" % v
         for v in ((".weight", "D"), (" insert parallel", "z @ D"))),
+    "how a number of layers is written": (spec("method m(k: int = 2) { use adapter { layers first k + 1 } }"), spec("method m { use adapter { layers first 3 } }")),
     "how a rate is written": ("method m { train *.bias lr 2.0 train head lr 1.0 }", "method m { train *.bias lr 2 train head }"),
     "the order of tokens": tuple(spec(f"method m {{ use adapter {{ tokens {t} }} }}") for t in ("first 2, last 1", "last 1, first 2")),
 }  # fmt: skip
@@ -119,6 +120,13 @@ SAME = {
 def test_what_is_the_same_is_equal(what):
     a, b = (parse(text) for text in SAME[what])
     assert difference(a, b) is None
+
+
+def test_a_difference_of_layers_shows_both() -> None:
+    a, b = (parse(spec(f"method m {{ use adapter {{ {more} }} }}")) for more in ("layers last 1 tokens first 2", "modify attn, ffn"))
+    found = difference(a, b)
+    assert found is not None and found[0] == "attn"
+    assert found[1].startswith("in layers last 1 tokens first 2: ") and found[2].startswith("everywhere: ")
 
 
 # ---------------------------------------------------------------- random pairs

@@ -71,6 +71,10 @@ def difference(a: Method, b: Method) -> tuple[str, str, str] | None:
     for what in dict.fromkeys(w for w, _ in (*left, *right)):
         here, there = ([t for w, t in lines if w == what] for lines in (left, right))
         if here != there:
+            site = what.split(" ")[0]  # which both may edit, in other layers or tokens
+            edits = [[f"{w.removeprefix(site).strip() or 'everywhere'}: {t}" for w, t in lines if w.split(" ")[0] == site] for lines in (left, right)]
+            if not (here and there) and all(edits):
+                return site, *(", ".join(e) for e in edits)  # type: ignore[return-value]
             return what, ", ".join(here) or "nothing", ", ".join(there) or "nothing"
     return None
 
@@ -95,7 +99,7 @@ class _Writer:
         sites = []
         for s in self.found.sites:
             text, leaves = self._term(s.out, s)
-            what = (f"{s.site} in layers {s.layers}" if s.layers else s.site) + (f" (edit {s.edit})" if s.edit else "")
+            what = (f"{s.site} in {s.layers}" if s.layers else s.site) + (f" (edit {s.edit})" if s.edit else "")
             sites.append(Line(what, text, leaves))
         tensors = [self._tensor(k, next(s for i, s in enumerate(self.found.sites) if k in used[i])) for k in order]
         trains = tuple(f"{p}{f' in layers {at}' if at else ''}{f' lr {lr}' if lr != '1' else ''}" for p, at, lr in self.found.trains)

@@ -23,6 +23,7 @@ from .rows import RowTyping
 from .calls import substitute
 from .infer import Inference
 from .ir import Method, Row, Trained
+from .parser import parse_expression
 from .printer import to_text
 from .reader import Learned, Place, scope_sizes, written
 from .sites import SiteSignature, signature, site_name, weight_site
@@ -117,8 +118,8 @@ def _by_site(method: Method) -> dict[str, list[_Edited]]:
             if found is None or (stack and name in paths):
                 continue  # a row edits a site once, however often it names it
             at = weight_site(name) or name
-            tokens = sorted(to_text(t) for t in row.tokens)  # what is selected twice is edited once
-            layers = _layers(row.layers) + "".join(f" tokens {t}" for t in tokens)
+            tokens = sorted(map(_selected, row.tokens))  # what is selected twice is edited once
+            layers = " ".join([*([f"layers {where}"] if (where := _layers(row.layers)) else []), *(f"tokens {t}" for t in tokens)])
             out.setdefault(at, []).append(_Edited(row, found, f"{stack}.{at}" if stack else at, stack, layers))
     return {at: _ordered(sorted(out[at], key=lambda e: e.signature.family != "weight")) for at in sorted(out)}
 
@@ -152,18 +153,16 @@ def _groups(edits: Sequence[_Edited]) -> list[list[_Edited]]:
 
 def _trains(trains: Sequence[Trained]) -> tuple[tuple[str, str, str], ...]:
     """Of copies that are named twice the first counts; where all learn alike, the order makes no difference."""
-    found = [(str(p), _layers(t.layers), _rate(t.lr)) for t in trains for p in t.paths]
+    found = [(str(p), _layers(t.layers), _number(t.lr) if t.lr is not None else "1") for t in trains for p in t.paths]
     alike = len({lr for _, _, lr in found}) <= 1
     return tuple(sorted(set(found)) if alike else dict.fromkeys(found))
 
 
-def _rate(lr: S.Expr | None) -> str:
-    """A learning-rate multiple, however its number is written."""
-    if lr is None:
-        return "1"
-    found = Inference({}, {}).infer(lr).type
+def _number(e: S.Expr) -> str:
+    """A number, however it is written, where it is known."""
+    found = Inference({}, {}).infer(e).type
     known = isinstance(found, NumberType) and found.value is not None and math.isfinite(found.value)
-    return written(Size.of(Fraction(found.value))) if known else to_text(lr)  # type: ignore[union-attr, arg-type]
+    return written(Size.of(Fraction(found.value))) if known else to_text(e)  # type: ignore[union-attr, arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +189,13 @@ def edit_of(typing: RowTyping, training: bool = False) -> Edit:
 
 
 def _layers(selection: S.Selection | None) -> str:
-    return "" if selection is None or selection.word == "all" else to_text(selection)
+    return "" if selection is None or selection.word == "all" else _selected(selection)
+
+
+def _selected(selection: S.Selection) -> str:
+    """A selection, its numbers worked out."""
+
+    def worked(e: Any) -> Any:
+        return parse_expression(text) if (text := _number(e)).isdigit() else e
+
+    return to_text(replace(selection, values=tuple(map(worked, selection.values))))
