@@ -104,3 +104,11 @@ def test_equality_is_of_methods_at_their_arguments():
     lora = load(named("lora"))
     assert difference(lora(r=4, alpha=8.0), lora(r=4, alpha=8)) is None
     assert difference(load(named("rslora"))(r=4, alpha=4.0), lora(r=4, alpha=8.0)) is None
+
+
+def test_where_only_a_start_differs_the_start_is_the_difference():
+    """And not the formula, in which the tensors would have other numbers since starts have a part in their order."""
+    text = "method m(r: int = 8) { modify ffn insert parallel form { A: [d_in, r] ~ %s b: [r] ~ zeros delta = relu(z @ A + b) @ A.T } compose h + delta }"
+    one, other = (parse(text % start) for start in ("normal(0.02)", "zeros"))
+    found = difference(one, other)
+    assert found is not None and "normal(0.02)" in found[1] and "zeros" in found[2] and "relu" not in found[1]

@@ -66,8 +66,19 @@ def canonical(found: Meaning, erase: bool = False, starts: bool | None = None) -
 
 
 def difference(a: Method, b: Method) -> tuple[str, str, str] | None:
-    """The first difference of two methods at their arguments, as (what, in a, in b); None where they are equal."""
-    left, right = canonical(meaning(a)).lines(), canonical(meaning(b)).lines()
+    """The first difference of two methods at their arguments, as (what, in a, in b); None where they are equal.
+
+    It is shown with the tensors numbered without regard to their starts, if it shows then: where only a start differs,
+    that is what is said, and not a formula in which tensors have changed their numbers.
+    """
+    left, right = meaning(a), meaning(b)
+    found = _first(canonical(left).lines(), canonical(right).lines())
+    if found is None:
+        return None
+    return _first(canonical(left, starts=False).lines(), canonical(right, starts=False).lines()) or found
+
+
+def _first(left: list[tuple[str, str]], right: list[tuple[str, str]]) -> tuple[str, str, str] | None:
     for what in dict.fromkeys(w for w, _ in (*left, *right)):
         here, there = ([t for w, t in lines if w == what] for lines in (left, right))
         if here != there:

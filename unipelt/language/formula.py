@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import syntax as S
-from .check import sites_of
+from .document import columns_of
 from .ir import Method, Row
 from .printer import to_text
 
@@ -156,9 +156,8 @@ def formula(method: Method, style: Style = UNICODE) -> list[tuple[str, list[tupl
 
 def place(row: Row, method: Method) -> str:
     """Where a row acts, as text: its sites, and the layers and tokens where these are chosen."""
-    sites = ", ".join(map(str, sites_of(row.sites, method.params)))
-    layers = f"; layers {to_text(row.layers)}" if row.layers is not None and row.layers.word != "all" else ""
-    return sites + layers + (f"; tokens {', '.join(map(to_text, row.tokens))}" if row.tokens else "")
+    columns = columns_of(row, method)
+    return "; ".join([columns["modify"], *(f"{c} {columns[c]}" for c in ("layers", "tokens") if columns[c])])
 
 
 def as_text(method: Method) -> str:

@@ -75,16 +75,22 @@ def _of_library(name: str) -> MethodDef:
     found = library_definition("method", name)
     if isinstance(found, MethodDef):
         return found
-    known, beside = library_names("method"), Path(f"{name}.pelt")
-    bare = name.partition("(")[0].strip()
+    raise error("E0401", f"there is no method named `{name}` in the library", help=_meant(name, library_names("method")))
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """What may have been meant by a name that no method has."""
+    beside, bare = Path(f"{name}.pelt"), name.partition("(")[0].strip()
+    if beside.is_file():
+        return f"a file {beside} exists: give that name"
     longer = [n for n in known if n.startswith(f"{name}_")]
-    hint = (f"a file {beside} exists: give that name" if beside.is_file()
-            else f"methods that begin so: {', '.join(f'`{n}`' for n in longer)}" if len(longer) > 1
-            else f"arguments are given apart, as in `{bare}` with `--set r=16`, or in Python `load(\"{bare}\")(r=16)`"
-            if bare != name and bare in known
-            else f"a name that is close exists: `{name.lower()}`" if name.lower() in known else near(name, known)
-            or "`unipelt list` shows the methods there are; a file's name ends in .pelt")  # fmt: skip
-    raise error("E0401", f"there is no method named `{name}` in the library", help=hint)
+    if len(longer) > 1:
+        return f"methods that begin so: {', '.join(f'`{n}`' for n in longer)}"
+    if bare != name and bare in known:
+        return f"arguments are given apart, as in `{bare}` with `--set r=16`, or in Python `load(\"{bare}\")(r=16)`"
+    if name.lower() in known:
+        return f"a name that is close exists: `{name.lower()}`"
+    return near(name, known) or "`unipelt list` shows the methods there are; a file's name ends in .pelt"
 
 
 def _refuse_of_library(path: Path) -> None:

@@ -250,10 +250,9 @@ def _nearest(row: Row, method: Method) -> str:
 def _heads(row: Row, method: Method) -> dict[str, Any]:
     """What two rows are compared by: their columns without arguments, and the layers."""
     columns = columns_of(row, method)
-    everywhere = row.layers is None or row.layers.word == "all"
     return {
         "modify": frozenset(columns["modify"].split(", ")), "insert": columns["insert"],
-        **{c: columns[c].partition("(")[0] for c in ("form", "compose", "gated by")}, "layers": "" if everywhere else to_text(row.layers),
+        **{c: columns[c].partition("(")[0] for c in ("form", "compose", "gated by")}, "layers": columns["layers"],
     }  # fmt: skip
 
 
