@@ -120,11 +120,50 @@ def test_check_imports_neither_torch_nor_typer(spec):
 
 def test_list():
     out, _ = call("list")
-    names = [e.name for e in library() if e.kind == "method"]
-    assert [line.split()[0] for line in out.splitlines()] == names
+    methods = {e.name: Path(e.file).stem for e in library() if e.kind == "method"}
+    names = list(methods)
+    shown: dict[str, str] = {}
+    for line in filter(None, out.splitlines()):
+        if not line.startswith("  "):
+            family = line
+        else:
+            shown[line.split()[0]] = family
+    assert shown == methods
     everything = parsed("list", "--all")["definitions"]
     assert {"method", "form", "composition", "gate"} <= {d["kind"] for d in everything}
     assert len(everything) > len(names) == len(parsed("list")["definitions"])
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_list_has_a_line_for_each_and_none_is_wider_than_the_terminal(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = call("list", "--all")[0].splitlines()
+    assert max(map(len, lines)) <= width
+    assert len([line for line in lines if line.startswith("  ")]) == len(parsed("list", "--all")["definitions"])
+
+
+def test_a_list_is_searched():
+    words = {e.name for e in library() if e.kind == "method" and "gate" in f"{e.name} {e.doc}".lower()}
+    found = {d["name"] for d in parsed("list", "GATE")["definitions"]}
+    assert words and found == words  # whatever the case
+    _, err = call("list", "zzz", code=1)
+    assert "nothing in the library has `zzz`" in err and "`unipelt list --all`" in err
+
+
+def test_help_has_a_short_form_and_shells_are_served(monkeypatch):
+    for command in ([], ["show"], ["train"]):
+        assert call(*command, "-h") == call(*command, "--help")
+    assert "--install-completion" in call("-h")[0]
+    first = names_of_library()[0]
+    monkeypatch.setenv("_UNIPELT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"unipelt plan {first}")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    done = CliRunner().invoke(app, [], prog_name="unipelt", complete_var="_UNIPELT_COMPLETE")
+    assert set(done.output.split()) == {n for n in names_of_library() if n.startswith(first)}
+
+
+def names_of_library():
+    return [e.name for e in library() if e.kind == "method"]
 
 
 def test_show(spec):
@@ -199,7 +238,7 @@ def test_a_head_is_added_by_name(spec, bert):
 
 def test_plan_without_a_model(spec, tmp_path):
     assert "no model folder" in call("plan", spec + ":small", "--model", tmp_path / "none", code=1)[1]
-    assert "poetry" in call("plan", spec + ":small", "--model", tmp_path, "--task", "poetry", code=1)[1]
+    assert "poetry" in call("plan", spec + ":small", "--model", tmp_path, "--task", "poetry", code=2)[1]
 
 
 # ---------------------------------------------------------------- train, eval, predict, merge
@@ -288,6 +327,26 @@ def test_usage_mistakes(spec, trained):
     assert "No such command" in call("trian", code=2)[1]
     assert "--epochs" in call("train", f"{spec}:small", "--epochs", "many", code=2)[1]
     assert "--file" in call("predict", trained[0], code=2)[1]
+
+
+@pytest.mark.parametrize("option, value", [
+    ("--task", "poetry"), ("--padding", "shortest"), ("--scheduler", "cosin"), ("--precision", "bf61"), ("--loss", "some"),
+    ("--problem-type", "regresion"), ("--optimizer", "adamm"), ("--epochs", "0"), ("--dropout", "2"),
+])  # fmt: skip
+def test_a_value_that_an_option_does_not_take_is_wrong_usage(option, value, spec, intents, bert, tmp_path):
+    out, err = call("train", f"{spec}:small", "-m", bert, "-d", intents, "-o", tmp_path / "run", option, value, code=2)
+    assert not out and f"`{option}`" in err and "= help" in err and not (tmp_path / "run").exists()
+
+
+def test_a_plan_fits_eighty_columns_and_says_what_is_true_of_several_rows_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    from transformers import BertConfig
+
+    (tmp_path / "bert.json").write_text(json.dumps({**BertConfig().to_dict(), "model_type": "bert"}), "utf-8")
+    for method in names_of_library():
+        out, _ = call("plan", method, "--model", tmp_path / "bert.json", "--task", "sequence-classification", "--allow-future")
+        assert max(map(len, out.splitlines())) <= 80, out
+        assert out.count("pad positions") <= 1 and out.count("trained") >= 1
 
 
 def test_an_adapter_that_is_none(tmp_path, intents):

@@ -69,7 +69,7 @@ def test_generation_is_asked_for(place):
     out = trained(place, "t5", "completed", "--max-target-length", "6")
     assert "bleu" not in parsed("eval", out, "--data", place / "completed", "--no-generate")["metrics"]
     tagged = trained(place, "masked", "tagged")
-    assert "generates nothing" in call("eval", tagged, "--data", place / "tagged", "--generate", code=1)[1]
+    assert "generates nothing" in call("eval", tagged, "--data", place / "tagged", "--generate", code=2)[1]
     assert "has its task already" in call("eval", tagged, "--data", place / "tagged", "--task", "pet", code=2)[1]
 
 
@@ -93,9 +93,10 @@ def test_mistakes(place, tmp_path, rows, options, code, said):
     if rows in ("talked", "completed"):
         command[3] = place / ("masked" if "--stride" in options else "t5")
         options = [*options, *(["--task", "causal-lm"] if "--chat" in options else [])]
-    _, err = call(*command, "--max-length", 48, *options, code=1)
+    status = 2 if code == "E0620" else 1  # an option that does not fit is wrong usage
+    _, err = call(*command, "--max-length", 48, *options, code=status)
     assert f"error[{code}" in err and said in err and not (tmp_path / "run").exists()
-    found = parsed(*command, "--max-length", 48, *options, code=1)
+    found = parsed(*command, "--max-length", 48, *options, code=status)
     assert not found["ok"] and found["diagnostics"][0]["code"].startswith(code)
 
 

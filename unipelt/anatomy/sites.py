@@ -39,6 +39,9 @@ class Stack:
     learned_positions: bool
     module: str
 
+    def __repr__(self) -> str:
+        return f"<stack {self.name or self.module}: {self.depth} layers>"
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -68,6 +71,9 @@ class Site:
     x_leaves: bool = False
     rows: str | None = None
 
+    def __repr__(self) -> str:
+        return f"<site {self.label}>"
+
     @property
     def label(self) -> str:
         """``encoder.layer.0.attn.q``: the front of the names of the tensors that live here."""
@@ -90,6 +96,9 @@ class SiteMap:
     sites: tuple[Site, ...]
     head: tuple[str, ...]  # modules of the head, outermost first; the last yields the logits
     untried: str = ""  # the model's type, if it is no known one and the anatomy could not be proved: there are no weights
+
+    def __repr__(self) -> str:
+        return f"<site map: {len(self.sites)} sites, anatomy {self.anatomy}>"
 
     def stack(self, name: str) -> Stack:
         return next(s for s in self.stacks if s.name == name)

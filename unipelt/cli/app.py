@@ -16,13 +16,13 @@ from .options import (
     AllowFuture, AnswerAfter, Arguments, AsJson, Base, Budget, Chat, Data, Folder, Force, Generate, HeadName, LabelColumn, LabelWords, Loss,
     MaxLength, MaxTargetLength, MethodName, NewFolder, OnModel, OnTask, Pattern, Rebound, RowName, Solved, TaskName, TextColumns,
 )  # fmt: skip
-from .output import MISTAKES, guarded
+from .output import MISTAKES, guarded, tell
 
 app = typer.Typer(
     name="unipelt",
     help="Parameter-efficient tuning methods, written down in `.pelt` files and compiled into any Hugging Face model.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     # Plain help: rich takes longer to import than most commands take to run.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -33,7 +33,7 @@ def _versions(wanted: bool) -> None:
     if wanted:
         from ..language.versions import FORMAT, LANGUAGE_VERSION, SCHEMA
 
-        print(f"unipelt {__version__} (language {LANGUAGE_VERSION}, {SCHEMA}, {FORMAT})")
+        tell(f"unipelt {__version__} (language {LANGUAGE_VERSION}, {SCHEMA}, {FORMAT})")
         raise typer.Exit
 
 
@@ -93,13 +93,14 @@ def fmt(
 @app.command("list")
 @guarded
 def list_(
+    word: Annotated[str | None, typer.Argument(metavar="[WORD]", help="List only what has this word in its name or description.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also forms, compositions, gates and anatomies.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the library's methods."""
+    """List the library's methods by family, a line each; `show` prints the whole description."""
     from .methods import list_library
 
-    list_library(everything, as_json)
+    list_library(word, everything, as_json)
 
 
 @app.command()

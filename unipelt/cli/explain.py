@@ -11,7 +11,7 @@ from ..language.diagnostics import Diagnostic
 from ..language.explain import Page, page, pages
 from ..language.loading import check_text
 from ..language.render import escape, render_all, to_json
-from .output import WIDTH, colored, emit
+from .output import WIDTH, colored, emit, tell
 
 #: What an example's file is called in its messages.
 FILE = "example.pelt"
@@ -28,7 +28,7 @@ def list_codes(as_json: bool) -> None:
         emit({"ok": True, "codes": [{"code": p.code, "title": p.title} for p in pages().values()]})
         return
     for p in pages().values():
-        print(f"{p.code}  {p.title}")
+        tell(f"{p.code}  {p.title}")
 
 
 def explain_code(code: str, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def explain_code(code: str, as_json: bool) -> None:
     if as_json:
         emit({"ok": True, **_data(found)})
         return
-    print(_text(found, colored(sys.stdout)))
+    tell(_text(found, colored(sys.stdout)), styled=True)
 
 
 def _data(p: Page) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..language.diagnostics import Diagnostic, PeltError, counted, error
 from ..language.format import format_text
 from ..language.loading import pelt_files
 from ..language.source import read
-from .output import emit, report, say
+from .output import emit, pour, report, say, tell
 
 
 def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> bool:
@@ -23,6 +23,7 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
         return _stdin(check_only, diff, as_json)
     files = [f for p in paths for f in pelt_files(Path(p))]
     changed: list[str] = []
+    differences: list[str] = []
     problems: list[Diagnostic] = []
     broken = 0
     for file in files:
@@ -37,18 +38,20 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
             continue
         changed.append(str(file))
         if diff:
-            sys.stdout.write(_difference(text, new, str(file)))
+            differences.append(_difference(text, new, str(file)))
         elif not check_only:
             write(file, new)
     if as_json:
         from ..language.render import to_json
 
-        emit({"ok": not problems, "changed": changed, "files": len(files), "diagnostics": [to_json(d) for d in problems]})
+        emit({"ok": not problems, "changed": changed, "files": len(files), "diagnostics": [to_json(d) for d in problems],
+              **({"diff": "".join(differences)} if diff else {})})  # fmt: skip
     else:
+        pour("".join(differences))
         report(problems, False)
         verb = "would change" if check_only or diff else "changed"
         for name in changed if not diff else ():
-            print(f"{name}: {verb}")
+            tell(f"{name}: {verb}")
         left = f", {broken} left as {'it is' if broken == 1 else 'they are'}" if broken else ""
         say(f"{counted(len(files), 'file')}: {len(changed)} {verb}{left}")
     return not problems and not (changed and (check_only or diff))
@@ -61,11 +64,12 @@ def _stdin(check_only: bool, diff: bool, as_json: bool) -> bool:
         raise error("E0124", "the text on stdin is not UTF-8", help="save it with the encoding UTF-8") from None
     new = format_text(text, "<stdin>")
     if as_json:
-        emit({"ok": True, "changed": ["<stdin>"] if new != text else [], "files": 1, "diagnostics": [], "text": new})
+        emit({"ok": True, "changed": ["<stdin>"] if new != text else [], "files": 1, "diagnostics": [], "text": new,
+              **({"diff": _difference(text, new, "<stdin>")} if diff else {})})  # fmt: skip
     elif diff:
-        sys.stdout.write(_difference(text, new, "<stdin>"))
+        pour(_difference(text, new, "<stdin>"))
     elif not check_only:
-        sys.stdout.write(new)
+        pour(new)
     return new == text or not (check_only or diff)
 
 

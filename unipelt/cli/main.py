@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from ..language.diagnostics import error
 from ..training import ranks
-from .output import MISTAKES, OK, USAGE, guarded
+from .output import MISTAKES, OK, USAGE, guarded, say
 
 
 #: The commands that several processes share; of any other each would read, print and write the same.
@@ -28,7 +29,19 @@ def main() -> None:
     if ranks.launched():
         _together(app, arguments)
     else:
-        app()
+        _alone(app)
+
+
+def _alone(app: Callable[..., object]) -> None:
+    try:
+        raise SystemExit(app(standalone_mode=False) or OK)
+    except Exception as e:
+        if not hasattr(e, "show"):
+            raise
+        shown = io.StringIO()
+        e.show(file=shown)  # a usage error of the command line's; it quotes what was typed
+        say(shown.getvalue().rstrip("\n"))
+        raise SystemExit(USAGE) from None
 
 
 def _together(app: Callable[..., object], arguments: list[str]) -> None:

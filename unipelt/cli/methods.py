@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..language.diagnostics import PeltError, counted, plural
-from ..language.loading import Checked, check_all, library, pelt_files
-from .output import emit, report, say
+from ..language.diagnostics import PeltError, counted, error, near, plural
+from ..language.loading import Checked, Entry, check_all, library, pelt_files
+from .output import columns, cut, emit, report, say, tell
 
 
 def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: bool = False) -> bool:
@@ -43,19 +43,19 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
     if len(found) <= SHOWN:
         for c in found:
             if c.spoilt:
-                print(f"{c.kind} {c.name}: broken by {', '.join(c.spoilt)}")
+                tell(f"{c.kind} {c.name}: broken by {', '.join(c.spoilt)}")
             elif not c.diagnostics and c.method is not None:
                 verdicts = ", ".join(f"{k}: {v.value}" for k, v in c.properties.items())
-                print(f"{c.kind} {c.name}: ok ({verdicts})")
+                tell(f"{c.kind} {c.name}: ok ({verdicts})")
             elif not c.diagnostics and c.space:
-                print(f"{c.kind} {c.name}: ok ({c.members:,} {plural('member', c.members)})")
+                tell(f"{c.kind} {c.name}: ok ({c.members:,} {plural('member', c.members)})")
             elif not c.diagnostics:
-                print(f"{c.kind} {c.name}: ok")
+                tell(f"{c.kind} {c.name}: ok")
     total = Counter(c.kind for c in found)
     words = ", ".join(counted(n, kind) for kind, n in total.items())
     mistakes = sum(d.severity == "error" for d in diagnostics)
     if good:
-        print(f"{words}: all well" if found else "nothing is defined here")
+        tell(f"{words}: all well" if found else "nothing is defined here")
     else:
         say(f"\n{words}: {counted(mistakes, 'mistake')} in {sum(broken.values())} of them")
     return good
@@ -85,21 +85,34 @@ def _fix(paths: list[Path], quiet: bool) -> None:
 SHOWN = 12
 
 
-def list_library(everything: bool, as_json: bool) -> None:
+def list_library(word: str | None, everything: bool, as_json: bool) -> None:
+    """The library's definitions by group, a line each; with a ``word`` those whose name, text or group has it."""
     entries = [e for e in library() if everything or e.kind == "method"]
+    if word is not None:
+        entries = [e for e in entries if word.casefold() in f"{e.name} {e.doc} {_group(e)}".casefold()]
+        if not entries:
+            names = [e.name for e in library()]
+            raise error("E0401", f"nothing in the library has `{word}` in its name or its description",
+                        help=near(word, names) or "`unipelt list --all` shows everything")  # fmt: skip
     if as_json:
         emit({"ok": True, "definitions": [
-            {"kind": e.kind, "name": e.name, "doc": e.doc, "file": Path(e.file).name} for e in entries
+            {"kind": e.kind, "name": e.name, "doc": e.doc, "file": Path(e.file).name, "group": _group(e)} for e in entries
         ]})  # fmt: skip
         return
-    width = max((len(e.name) for e in entries), default=0)
-    kinds = list(dict.fromkeys(e.kind for e in entries))
-    for n, kind in enumerate(kinds):
-        if everything:
-            print(f"{chr(10) if n else ''}{plural(kind, 2)}")
-        for e in entries:
-            if e.kind == kind:
-                print(f"{'  ' if everything else ''}{e.name:<{width}}  {e.doc}".rstrip())
+    groups: dict[str, list[Entry]] = {}
+    for e in sorted(entries, key=lambda e: (e.kind != "method", _group(e))):
+        groups.setdefault(_group(e), []).append(e)
+    width = max(len(e.name) for e in entries)
+    for n, (group, members) in enumerate(groups.items()):
+        tell(f"{chr(10) if n else ''}{group}")
+        for e in members:
+            front = f"  {e.name:<{width}}  "
+            tell(front + cut(e.doc, columns() - len(front)))
+
+
+def _group(e: Entry) -> str:
+    """The heading of a definition: of a method its family, which is the file it stands in, of another its kind."""
+    return Path(e.file).stem.replace("_", " ") if e.kind == "method" else plural(e.kind, 2)
 
 
 def plan_method(
@@ -111,10 +124,11 @@ def plan_method(
 
     import unipelt
 
+    from ..compiler.plan import plan_text
     from ..training.models import load_config_model
 
     plan = unipelt.plan(load_config_model(model, task), method, allow_future=allow_future)
     if as_json:
         emit({"ok": True, "method": method.name, "arguments": method.arguments, "plan": plan.to_json()})
         return
-    print(plan)
+    tell(plan_text(plan, columns()))

@@ -14,9 +14,20 @@ import typer
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 # Of a method.
+def methods_that_begin(incomplete: str) -> list[str]:
+    """The library's methods that a shell may complete a word to."""
+    from ..language.library import library_names
+
+    return [name for name in library_names("method") if name.startswith(incomplete)]
+
+
 MethodName = Annotated[
-    str, typer.Argument(metavar="METHOD", help="A method of the library, a `.pelt` file (`file.pelt:name`), or `a+b`.")
-]
+    str,
+    typer.Argument(
+        metavar="METHOD", help="A method of the library, a `.pelt` file (`file.pelt:name`), or `a+b`.",
+        autocompletion=methods_that_begin,
+    ),
+]  # fmt: skip
 Arguments = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument of the method; repeatable.")
 ]

@@ -1,4 +1,8 @@
-"""What commands print: results on stdout, everything else on stderr; mistakes with their places; exit codes."""
+"""What commands print: results on stdout, everything else on stderr; mistakes with their places; exit codes.
+
+Every command writes to the terminal through this module. Specs, records, labels and file names may come from anyone, so
+characters that move the cursor, colour the screen or turn the direction of writing are escaped here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..language.diagnostics import PeltError
+from ..language.render import escape
 
 #: Columns of a table where stdout is no terminal.
 WIDTH = 120
@@ -20,17 +25,60 @@ OK, MISTAKES, USAGE, OTHER = 0, 1, 2, 3
 #: Codes of errors that are no mistakes in the input: the run is complete already; an adapter could not be written; a file gives
 #: not what its model gives; the hub cannot be reached.
 NO_MISTAKES = ("E0618", "E0575", "E0756", "E0823")
+#: Codes of options that are wrong by themselves or together.
+MISUSE = ("E0620", "E0805", "E0812")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def say(text: str = "") -> None:
-    """A line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+def visible(text: str) -> str:
+    """The text with every character escaped that a terminal would act on instead of showing it; line ends stay."""
+    return "\n".join(map(escape, text.split("\n")))
+
+
+def say(text: str = "", styled: bool = False) -> None:
+    """A line for people, on stderr. ``styled``: the text is escaped already and has our own colours."""
+    print(text if styled else visible(text), file=sys.stderr, flush=True)
+
+
+def tell(text: str = "", styled: bool = False) -> None:
+    """A result for people, on stdout. ``styled`` is as in `say`."""
+    print(text if styled else visible(text))
+
+
+def on_terminal(stream: Any) -> bool:
+    """Whether people read a stream directly."""
+    return stream.isatty()
+
+
+def pour(text: str) -> None:
+    """A text that may go into a file, on stdout: exactly as it is, but escaped on a terminal. No line end is added."""
+    # Half of a pair of UTF-16 is no character: no encoding takes it.
+    sys.stdout.write(visible(text) if on_terminal(sys.stdout) else text.encode(errors="backslashreplace").decode())
 
 
 def emit(value: Any) -> None:
-    """A result for programs, on stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    """A result for programs, on stdout: JSON in which what cannot be seen is written as an escape."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    print("\n".join("".join(c if c.isprintable() else _json_escape(c) for c in line) for line in text.split("\n")))
+
+
+def _json_escape(char: str) -> str:
+    """A character as JSON may write any: by its one or two units of UTF-16."""
+    units = char.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+def columns() -> int:
+    """How many columns a line may have: the terminal's, or a fixed number where stdout is none."""
+    return shutil.get_terminal_size().columns if on_terminal(sys.stdout) or "COLUMNS" in os.environ else WIDTH
+
+
+def cut(text: str, width: int) -> str:
+    """The text as one line of at most ``width`` columns; what is left out is shown by an ellipsis."""
+    from rich.cells import set_cell_size
+
+    line = visible(" ".join(text.split()))
+    return line if len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
 
 
 def guarded(command: Command) -> Command:
@@ -52,10 +100,16 @@ def guarded(command: Command) -> Command:
             with failing() as first:
                 if first:
                     _explain(e, bool(kwargs.get("as_json")), "resume" in kwargs)
-            mistake = isinstance(e, PeltError) and not all(d.code in NO_MISTAKES for d in e.diagnostics)
-            raise SystemExit(MISTAKES if mistake else OTHER) from None
+            raise SystemExit(_exit_code(e)) from None
 
     return run  # type: ignore[return-value]
+
+
+def _exit_code(e: BaseException) -> int:
+    codes = [d.code for d in e.diagnostics] if isinstance(e, PeltError) else []
+    if all(c in NO_MISTAKES for c in codes):  # no code: no mistake of the user's
+        return OTHER
+    return USAGE if all(c in MISUSE for c in codes) else MISTAKES
 
 
 def _explain(e: BaseException, as_json: bool, resumes: bool) -> None:
@@ -87,7 +141,7 @@ def report(diagnostics: Sequence[Any], as_json: bool) -> None:
     if as_json:
         emit({"ok": False, "diagnostics": [to_json(d) for d in diagnostics]})
     elif diagnostics:
-        say(render_all(diagnostics, color=colored(sys.stderr)))
+        say(render_all(diagnostics, color=colored(sys.stderr)), styled=True)
 
 
 def failed(reason: str, as_json: bool) -> None:
@@ -110,13 +164,14 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     Where a terminal is too narrow for the longest words of the columns side by side, each row is a block of lines.
     """
     cells = [[cell(row.get(c)) for c in columns] for row in rows]
-    room = (shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH) - GAP * (len(columns) - 1)
-    widths = _widths([(c, *(row[i] for row in cells)) for i, c in enumerate(columns)], room)
+    names = [visible(c) for c in columns]
+    line = shutil.get_terminal_size().columns if on_terminal(sys.stdout) else WIDTH
+    widths = _widths([(c, *(row[i] for row in cells)) for i, c in enumerate(names)], line - GAP * (len(columns) - 1))
     if widths is None:
-        print("\n\n".join(_block(columns, row, room + GAP * (len(columns) - 1)) for row in cells) + "\n")
+        tell("\n\n".join(_block(names, row, line) for row in cells) + "\n")
     else:
         numbers = [all(isinstance(r.get(c), (int, float)) for r in rows if r.get(c) is not None) and bool(rows) for c in columns]
-        print(_grid(columns, cells, widths, numbers) + "\n")
+        tell(_grid(names, cells, widths, numbers) + "\n")
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
@@ -176,4 +231,4 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else visible(str(value))

@@ -4,6 +4,7 @@ an arrow, the composition a node."""
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,23 @@ def picture(method: Method, file: Path) -> Path:
     if file.is_dir():
         raise error("E0810", f"`{file}` is a folder", help="give the name of a file")
     try:
-        from matplotlib import rc_context
+        styled = style()
     except ImportError:
         raise error("E0811", "drawing needs matplotlib, which is not installed", help="pip install matplotlib") from None
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "unipelt", "text.parse_math": False, "font.family": "DejaVu Sans"}):
+    with styled:
         metadata: dict[str, Any] = {"Date": None} if file.suffix.lower() == ".svg" else {"Software": None}
         drawn(method).savefig(file, dpi=110, metadata=metadata)
     return file
+
+
+def style() -> AbstractContextManager[None]:
+    """The settings in which pictures are drawn and written: text stays text, equal methods give equal files.
+
+    Raises ImportError where matplotlib is missing.
+    """
+    from matplotlib import rc_context
+
+    return rc_context({"svg.fonttype": "none", "svg.hashsalt": "unipelt", "text.parse_math": False, "font.family": "DejaVu Sans"})
 
 
 def drawn(method: Method) -> Any:

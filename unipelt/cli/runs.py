@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ..language.diagnostics import error
-from .output import OTHER, emit, say, table
+from .output import OTHER, emit, pour, say, table
 
 
 def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
@@ -95,7 +95,7 @@ def predict_command(folder: str, texts: list[str], file: str | None, max_new_tok
         table([{k: _shown(v) for k, v in p.items()} for p in found], run.task.table)
     else:
         for p in found:
-            sys.stdout.write(f"{p['completion']}\n")
+            pour(f"{p['completion']}\n")
 
 
 def _shown(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from ..language.diagnostics import error
 from ..language.document import BESIDE, COLUMNS, columns_met, columns_of, markdown, rows_of, trained_of
 from ..language.ir import Method
-from .output import emit, say, table
+from .output import emit, pour, say, table, tell
 
 FORMATS = ("text", "markdown", "latex")
 
@@ -36,9 +36,9 @@ def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture:
         found = [described(m) for m in methods]
         emit({"ok": True, **found[0]} if len(found) == 1 else {"ok": True, "methods": found})
     elif form == "latex":
-        print(latex(methods))
+        pour(latex(methods) + "\n")
     elif form == "markdown":
-        print(markdown(methods))
+        pour(markdown(methods) + "\n")
     elif len(methods) > 1:
         rows = rows_of(methods)
         table(rows, columns_met(rows, ("method", "row", *COLUMNS)))
@@ -74,13 +74,13 @@ def _whole(method: Method) -> None:
     from ..language.source import shown
 
     found = described(method)
-    print(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
+    tell(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
     if found["rows"]:
         table(found["rows"], columns_met(found["rows"], ("row", *COLUMNS)))
     if found["trains"]:
         table(found["trains"], columns_met(found["trains"], ("row", "trains")))
     if method.rows:
-        print(found["formula"]["text"] + "\n")
+        tell(found["formula"]["text"] + "\n")
     if found["arguments"]:
         table(found["arguments"], ["argument", "type", "value"])
     table([{"parameters": k, "formula": v} for k, v in found["parameters"].items()], ["parameters", "formula"])
@@ -92,7 +92,7 @@ def _whole(method: Method) -> None:
         table([{"row": m.row, "at": m.site, "merges into": m.into, "weight": mathematics.write(m.weight_expression),
                 "bias": mathematics.write(m.bias_expression)} for m in merged(method)],
               ["row", "at", "merges into", "weight", "bias"])  # fmt: skip
-    print(method)
+    tell(str(method))
 
 
 # ---------------------------------------------------------------- documents
@@ -140,13 +140,13 @@ def diff_methods(first: str, second: str, as_json: bool) -> bool:
         emit({"ok": True, "equal": equal, "columns": rows})
         return equal
     if equal:
-        print(f"{a.name} and {b.name} mean the same" + (", though written differently" if rows else ""))
+        tell(f"{a.name} and {b.name} mean the same" + (", though written differently" if rows else ""))
     if rows:
         table(rows, ["row", "column", a.name, b.name])
     elif not equal:
         found = difference(a, b)
         assert found is not None
-        print(f"the columns are the same; they differ in what they call, first at {found[0]}:\n  {a.name}: {found[1]}\n  {b.name}: {found[2]}")
+        tell(f"the columns are the same; they differ in what they call, first at {found[0]}:\n  {a.name}: {found[1]}\n  {b.name}: {found[2]}")
     return equal
 
 

@@ -13,7 +13,7 @@ from ..language.diagnostics import Diagnostic, PeltError, counted, error, plural
 from ..language.ir import Method
 from ..language.names import Names
 from ..language.syntax import MethodDef
-from .output import emit, say, table
+from .output import emit, say, table, tell
 
 SHOWN = 40
 
@@ -84,9 +84,9 @@ def equal_command(a: str, b: str, as_json: bool) -> bool:
         emit({"ok": True, "equal": found is None, "difference": None if found is None else
               {"at": found[0], "first": found[1], "second": found[2]}})  # fmt: skip
     elif found is None:
-        print(f"{one.name} and {other.name} are equal: the same function, starts and trained tensors")
+        tell(f"{one.name} and {other.name} are equal: the same function, starts and trained tensors")
     else:
-        print(f"{one.name} and {other.name} differ, first at {found[0]}:\n  {one.name}: {found[1]}\n  {other.name}: {found[2]}")
+        tell(f"{one.name} and {other.name} differ, first at {found[0]}:\n  {one.name}: {found[1]}\n  {other.name}: {found[2]}")
     return found is None
 
 
@@ -134,7 +134,7 @@ def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method |
     if rows:
         table(rows[:SHOWN], list(rows[0]))
     if len(rows) > SHOWN:
-        print(f"… and {len(rows) - SHOWN} more, which `--json` lists{'' if asked.out is None else f' and {asked.out} holds'}\n")
+        tell(f"… and {len(rows) - SHOWN} more, which `--json` lists{'' if asked.out is None else f' and {asked.out} holds'}\n")
     members = plural("member", found.size)
     looked = f"{found.tried:,} of {found.size:,} {members}" if found.tried < found.size else f"{found.size:,} {members}"
     twins = len(found.twins)

@@ -37,6 +37,10 @@ class Labels:
     names: tuple[str, ...]
     problem_type: str | None = None
 
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.names[:3])) + (", …" if len(self) > 3 else "")
+        return f"<{len(self)} labels: {shown}>"
+
     def __len__(self) -> int:
         return len(self.names)
 

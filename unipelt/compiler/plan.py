@@ -5,6 +5,7 @@ A plan is made on the meta device too. `unipelt.runtime` carries it out.
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,8 +24,13 @@ from ..language.sites import axis_order
 from ..language.sizes import Size
 from ..language.syntax import Expr
 from ..language.values import Distribution, NumberType
+from ..language.views import view
 from .labels import HeadUse, Labels
 from .trained import Parameter
+
+
+#: What a plan's table has as the form of trained copies.
+COPY = "trained copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,9 @@ class PlannedTensor:
     exact: Expr | None
     frozen: bool
     lr: float
+
+    def __repr__(self) -> str:
+        return f"<tensor: {self.name} {list(self.shape)}>"
 
     @staticmethod
     def of(t: TensorTyping, row: Row, site: Site, typing: RowTyping) -> PlannedTensor:
@@ -117,6 +126,9 @@ class PlannedEdit:
     typing: RowTyping
     constants: dict[str, int]
 
+    def __repr__(self) -> str:
+        return f"<edit: {self.row.name} at {self.site.label}>"
+
     @property
     def places(self) -> PlannedRows | None:
         """The rows that this edit puts among the tokens, if it does."""
@@ -133,6 +145,9 @@ class PlannedFold:
     edit: int
     tensor: PlannedTensor
 
+    def __repr__(self) -> str:
+        return f"<fold: {self.name}>"
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedCopy:
@@ -143,6 +158,9 @@ class PlannedCopy:
     lr: float
     head: bool
     start: Distribution | None = None
+
+    def __repr__(self) -> str:
+        return f"<copy: {self.name} {list(self.parameter.shape)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +227,7 @@ class Plan:
             if chosen:
                 out.append({
                     "row": "head" if head else "train", "site": ", ".join(_kinds(chosen)), "layers": "", "insert": "",
-                    "form": "trained copy", "compose": "replaces", "gate": "",
+                    "form": COPY, "compose": "replaces", "gate": "",
                     "tensors": {c.name: list(c.parameter.shape) for c in chosen[:4]},
                     "parameters": sum(c.parameter.count for c in chosen),
                 })  # fmt: skip
@@ -244,6 +262,13 @@ class Plan:
     def __str__(self) -> str:
         return plan_text(self)
 
+    def __repr__(self) -> str:
+        """Short: `str` is the table."""
+        return f"<plan: {self.method.name} on {self.model}, {len(self.edits)} edits, {self.counts.trained:,} parameters trained>"
+
+    def _repr_html_(self) -> str:
+        return view("plan_html")(self)
+
 
 def _by_layer(values: tuple) -> Any:
     """One value, or where they differ a list with one for each layer."""
@@ -271,33 +296,52 @@ def whole(size: Size) -> int:
 
 # ---------------------------------------------------------------- as text
 
+#: Columns of a plan's text where nobody says how many there are.
+WIDTH = 80
 
-def plan_text(plan: Plan) -> str:
-    """A table of the plan's edits with the counts below it, in plain characters."""
-    head = ("row", "site", "layers", "insert", "form", "compose", "parameters")
-    rows = [
-        tuple(f"{e[k]:,}" if k == "parameters" else _short(str(e[k]) + (f"  gated by {e['gate']}" if k == "compose" and e["gate"] else "")) for k in head)
-        for e in plan.table()
-    ]  # fmt: skip
-    widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+
+def plan_text(plan: Plan, width: int = WIDTH) -> str:
+    """Where a plan's edits are, what its rows do and the counts, in lines of at most ``width`` columns."""
+    entries = plan.table()
     depths = ", ".join(f"{s.name} {s.depth} layers".strip() for s in plan.sites.stacks)
-    lines = [f"{plan.method.name} on {plan.model} ({depths}, anatomy {plan.sites.anatomy})", ""]
-    for r in (head, tuple("-" * w for w in widths), *rows):
-        cells = [c.rjust(w) if i == len(head) - 1 else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths))]
-        lines.append("  ".join(cells).rstrip())
+    title = f"{plan.method.name} on {plan.model} ({depths}, anatomy {plan.sites.anatomy})"
+    lines = [*_filled(title, width), "", *_places(entries, width), ""]
+    lines += [line for text in _rows(entries) for line in _filled(text, width)]
     by_layer = [f"{n} by layer: {', '.join(map(_number, values))}" for n, values in plan.by_layer().items()]
     lines += ["", *by_layer] if by_layer else []
     c = plan.counts
     share = f" ({100 * c.trained / c.base:.2f} % of the base's {c.base:,})" if c.base else ""
-    lines += ["", f"trained {c.trained:,}{share}   stored {c.stored:,}   frozen {c.frozen:,}   head {c.head:,}"]
-    lines += [f"note: {w}" for w in plan.warnings] + [f"needs: {n}" for n in plan.needs]
-    lines += [f"input {i.name}: {i}" for i in plan.inputs]
-    return "\n".join(lines)
+    lines += ["", f"trained {c.trained:,}{share}", f"stored {c.stored:,}   frozen {c.frozen:,}   head {c.head:,}"]
+    notes = [*(f"note: {w}" for w in plan.warnings), *(f"needs: {n}" for n in plan.needs), *(f"input {i.name}: {i}" for i in plan.inputs)]
+    return "\n".join([*lines, *(line for text in notes for line in _filled(text, width))])
+
+
+def _places(entries: list[dict[str, Any]], width: int) -> list[str]:
+    """The table of rows, sites, layers and parameters; a list of sites that is too long goes on in the next line."""
+    head = ("row", "site", "layers", "parameters")
+    cells = [[str(e["row"]), str(e["site"]), str(e["layers"]), f"{e['parameters']:,}"] for e in entries]
+    widths = [max(len(r[i]) for r in (head, *cells)) for i in range(len(head))]
+    widths[1] = max(min(widths[1], width - 6 - widths[0] - widths[2] - widths[3]), len("site"))
+    lines = []
+    for row, site, layers, count in (head, ["-" * w for w in widths], *cells):
+        first, *more = _filled(site, widths[1], indent="")
+        lines.append(f"{row:<{widths[0]}}  {first:<{widths[1]}}  {layers:<{widths[2]}}  {count:>{widths[3]}}")
+        lines += [" " * (widths[0] + 2) + part for part in more]
+    return lines
+
+
+def _rows(entries: list[dict[str, Any]]) -> list[str]:
+    """What each row does, once: its insertion, form, composition and gate."""
+    texts = []
+    for e in entries:
+        columns = [f"{c} {e[c]}" for c in ("insert", "form", "compose") if e[c]] + ([f"gated by {e['gate']}"] if e["gate"] else [])
+        texts.append(f"{e['row']}: " + ("a trained copy in its place" if e["form"] == COPY else "; ".join(columns)))
+    return list(dict.fromkeys(texts))
+
+
+def _filled(text: str, width: int, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(text, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
-
-
-def _short(text: str, most: int = 44) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import starmap
 from typing import Any
 
 from torch import nn
@@ -88,6 +89,7 @@ class _Builder:
             f"the model type `{sites.untried}` is new here: it has the names of the anatomy `{sites.anatomy}`, and whether it means the "
             "same is tried where the method is applied to its weights"
         ] if sites.untried else []  # fmt: skip
+        self.judged: dict[str, list[str]] = {}  # what is to be said of rows, and of which
         self.needs: list[str] = []
         self.leaks: dict[tuple, Diagnostic] = {}
         self.typings: dict[tuple, RowTyping] = {}
@@ -184,9 +186,9 @@ class _Builder:
                     "method as it is" + ("; in the encoder it may stand as it is" if "encoder" in self.stacks else ""),
                 )  # fmt: skip
             elif cache_consistent(typing).value == "no":
-                self.warnings.append(f"row `{row.name}`: reads other positions, so decoding with a cache differs (use_cache=False does not)")
+                self.judged.setdefault("reads other positions, so decoding with a cache differs (use_cache=False does not)", []).append(row.name)
         if padding_invariant(typing).value == "no" and getattr(self.model, "main_input_name", "") not in UNPADDED:
-            self.warnings.append(f"row `{row.name}`: pad positions take part, so the output depends on how a batch is padded")
+            self.judged.setdefault("pad positions take part, so the output depends on how a batch is padded", []).append(row.name)
         names: dict[str, str] = {}
         for t in typing.tensors:
             planned = self.tensor(t, row, site, typing)
@@ -379,7 +381,13 @@ class _Builder:
         counts = replace(counts, stored=counts.stored - saved)
         return Plan(
             self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folded, counts,
-            tuple(dict.fromkeys(self.warnings)), tuple(dict.fromkeys(self.needs)), type(self.model).__name__, self.labels,
+            tuple(dict.fromkeys([*self.warnings, *starmap(_of_rows, self.judged.items())])), tuple(dict.fromkeys(self.needs)), type(self.model).__name__, self.labels,
             head_use(self.model, self.label_map, self.edits, self.copies.values()), tuple(self.leaks.values()),
             totals.inputs(self.edits),
         )  # fmt: skip
+
+
+def _of_rows(said: str, rows: list[str]) -> str:
+    """One note for all the rows it is true of."""
+    names = [f"`{r}`" for r in dict.fromkeys(rows)]
+    return f"row {names[0]}: {said}" if len(names) == 1 else f"rows {', '.join(names)}: {said}"

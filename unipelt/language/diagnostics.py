@@ -48,6 +48,9 @@ class Diagnostic:
     severity: Severity = "error"
     edits: tuple[Edit, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<{self.severity} {self.code}: {self.message}>"
+
 
 class PeltError(ValueError):
     """Bad input. ``diagnostics`` holds every mistake found; ``str()`` renders them with their places."""

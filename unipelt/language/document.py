@@ -8,6 +8,7 @@ from typing import Any
 from .check import sites_of
 from .ir import Method, Row, Trained
 from .printer import to_text
+from .render import escape
 from .syntax import Selection
 
 COLUMNS = ("modify", "insert", "form", "compose")
@@ -86,7 +87,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
         return "| " + " | ".join(cells) + " |"
 
     def cell(column: str, value: Any) -> str:
-        text = str(value).replace("|", "\\|").replace("\n", " ")
+        text = escape(str(value).replace("\n", " ")).replace("|", "\\|")
         return f"`{text}`" if column in CODE and text else text.replace("<", "&lt;")
 
     return "\n".join([line(columns), "|" + "---|" * len(columns), *(line([cell(c, r.get(c, "")) for c in columns]) for r in rows)])

@@ -16,6 +16,7 @@ from .arguments import parameters
 from .diagnostics import Diagnostic, PeltError, error, near
 from .fitting import argument, plain, takes
 from .printer import to_text
+from .views import view
 from .versions import LANGUAGE_VERSION, SCHEMA, UPDATE, Version, named, refusal
 from .syntax import (
     NOWHERE,
@@ -70,6 +71,9 @@ class Row:
     columns: Columns = field(default=Columns(), compare=False)
     span: Span = field(default=NOWHERE, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"<row {self.name} at {', '.join(map(str, self.sites))}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -80,6 +84,9 @@ class Trained:
     lr: Expr | None = None
     layers: Selection | None = None
     span: Span = field(default=NOWHERE, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<train {', '.join(map(str, self.paths))}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,12 @@ class Method:
     def __repr__(self) -> str:
         """Short: `str` is the whole text."""
         return f"<method {self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})>"
+
+    def _repr_html_(self) -> str:
+        return view("method_html")(self)
+
+    def _repr_svg_(self) -> str | None:
+        return view("method_svg")(self)
 
     def __call__(self, **arguments: Any) -> Method:
         """The method with arguments bound: ``method(r=4, act="gelu")``. Unknown names and wrong types are errors."""

@@ -11,7 +11,7 @@ from typing import Any
 from .alternatives import check_space
 from .bodies import called_definition, check_body
 from .check import check_method, distinct
-from .diagnostics import Diagnostic, PeltError, error, near
+from .diagnostics import Diagnostic, PeltError, counted, error, near
 from .elaborate import elaborate, is_space
 from .ir import Method
 from .library import Key, index, key_of, library_definition, library_names, parse_path, title
@@ -35,6 +35,9 @@ class Checked:
     members: int = 0  # of a space, before any is looked at
     spoilt: tuple[str, ...] = ()  # the definitions whose mistakes, reported there, break this one too
 
+    def __repr__(self) -> str:
+        return f"<checked: {self.kind} {self.name}, {counted(len(self.diagnostics), 'mistake') if self.diagnostics else 'no mistake'}>"
+
     @property
     def properties(self) -> dict:
         """The verdicts (`unipelt.language.properties`) of a method without mistakes."""
@@ -51,6 +54,9 @@ class Entry:
     name: str
     doc: str
     file: str
+
+    def __repr__(self) -> str:
+        return f"<library: {self.kind} {self.name}>"
 
 
 def load(name: str | Path, method: str | None = None) -> Method:

@@ -49,6 +49,9 @@ class RowTyping:
     inputs: tuple[InputTyping, ...] = ()
     axes: Mapping[str, Size] = field(default_factory=dict)  # those that the row declares
 
+    def __repr__(self) -> str:
+        return f"<types of {self.row!r}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:

@@ -8,14 +8,18 @@ uses and limits, which nobody but the author can write; a card that has been edi
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..compiler.plan import Plan
 from ..language.document import COLUMNS, columns_met, markdown_table, rows_of
 from ..language.formula import as_text
+from ..language.render import escape
 from .hub import is_hub_name, public_name
 
 #: What stands for the adapter's place until it is pushed somewhere.
@@ -127,7 +131,7 @@ def _method(plan: Plan) -> str:
     if m.rows:
         parts.append(f"```\n{as_text(m)}\n```")
     if m.params:
-        arguments = [{"argument": p.name, "type": p.type, "value": m.arguments.get(p.name, "")} for p in m.params]
+        arguments = [{"argument": p.name, "type": p.type, "value": _text(str(m.arguments.get(p.name, "")))} for p in m.params]
         parts.append(markdown_table(arguments, ["argument", "type", "value"]))
     places = [{"row": e["row"], "site": e["site"], "layers": e["layers"], "parameters": f"{e['parameters']:,}"} for e in plan.table()]
     parts += ["Where it acts:", markdown_table(places, ["row", "site", "layers", "parameters"])]
@@ -152,11 +156,11 @@ def _properties(plan: Plan) -> str:
 
 def _training(card: Mapping[str, Any]) -> str:
     data, options = dict(card.get("data") or {}), dict(card.get("training") or {})
-    rows = [{"data": k, "": public_name(v) if k == "name" and isinstance(v, str) else v} for k, v in data.items() if k != "hub"]
+    rows = [{"data": _text(k), "": _text(public_name(v) if k == "name" and isinstance(v, str) else str(v))} for k, v in data.items() if k != "hub"]
     parts = [markdown_table(rows, ["data", ""])] if rows else []
     options = {**({"task": card["task"]} if card.get("task") else {}), **options}
     if options:
-        parts.append(markdown_table([{"option": k, "value": _number(v)} for k, v in options.items()], ["option", "value"]))
+        parts.append(markdown_table([{"option": _text(k), "value": _text(_number(v))} for k, v in options.items()], ["option", "value"]))
     return "\n\n".join(["## Training", *parts]) if parts else ""
 
 
@@ -165,25 +169,25 @@ def _results(card: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(n for m in metrics.values() for n in m))
     if not names:
         return ""
-    rows = [{"split": split, **{n: _number(m.get(n, "")) for n in names}} for split, m in metrics.items()]
-    return "## Results\n\n" + markdown_table(rows, ["split", *names])
+    rows = [{"split": _text(split), **{_text(n): _text(_number(m.get(n, ""))) for n in names}} for split, m in metrics.items()]
+    return "## Results\n\n" + markdown_table(rows, ["split", *map(_text, names)])
 
 
 def _picture(card: Mapping[str, Any]) -> str:
     name = card.get("picture")
-    return f"![Loss, metric, gates, edits and gradients of the run]({name})" if name else ""
+    return f"![Loss, metric, gates, edits and gradients of the run]({quote(name)})" if name else ""
 
 
 def _use(base: str, auto: str, card: Mapping[str, Any]) -> str:
-    shown = public_name(base) or "THE-BASE-MODEL"
+    shown = escape(public_name(base)) or "THE-BASE-MODEL"
     local = "" if is_hub_name(base) else "  # the base lay in a folder of this name"
     parts = [
         "## Use",
         f"```python\nfrom transformers import {auto}\nimport unipelt\n\n"
-        f'model = {auto}.from_pretrained("{shown}"){local}\nunipelt.attach(model, "{PLACE}")\n```',
+        f'model = {auto}.from_pretrained({json.dumps(shown)}){local}\nunipelt.attach(model, "{PLACE}")\n```',
     ]
     if card.get("task"):
-        model = "" if is_hub_name(base) else f" --model {shown}"
+        model = "" if is_hub_name(base) else f" --model {shlex.quote(shown)}"
         parts.append(f'```\nunipelt eval {PLACE} --data DATA{model}\nunipelt predict {PLACE} "TEXT"{model}\n```')
     return "\n\n".join(parts)
 
@@ -199,8 +203,8 @@ def _number(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain text in Markdown."""
-    return re.sub(r"([\\`*_\[\]<>#])", r"\\\1", text)
+    """Plain text in Markdown: one line, in which nothing is markup and every character is seen."""
+    return re.sub(r"([\\`*_\[\]<>#])", r"\\\1", escape(" ".join(text.split())))
 
 
 def _slug(title: str) -> str:

@@ -19,6 +19,9 @@ class Ensemble:
 
     logits: torch.Tensor
 
+    def __repr__(self) -> str:
+        return f"<ensemble: logits {list(self.logits.shape)}>"
+
     @property
     def probabilities(self) -> torch.Tensor:
         """The mean of the members' probabilities: [batch, …, class]."""

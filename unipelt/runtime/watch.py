@@ -102,6 +102,10 @@ class Seen:
         """Statistics of each gate at each place, by the gate's label (see `compiler.gates`)."""
         return self.read(self.raw())[1]
 
+    def __repr__(self) -> str:
+        """Short: `str` is the table."""
+        return f"<seen of {self.name}: {len(self.places)} places>"
+
     def raw(self) -> dict[Place, dict[str, Any]]:
         return {place: sums.raw() for place, sums in self.places.items()}
 

@@ -30,6 +30,9 @@ class Run:
     name: str
     batch_size: int
 
+    def __repr__(self) -> str:
+        return f"<run: {self.name} on {type(self.model).__name__}, {self.task.kind}>"
+
     @property
     def collator(self) -> Collator:
         return Collator(self.tokenizer, self.task)
