@@ -13,7 +13,7 @@ from torch import nn
 
 import unipelt
 from unipelt.anatomy import find as finding
-from unipelt.anatomy.entries import blocks_of, stacks_of, view
+from unipelt.anatomy.entries import blocks_of, reference, stacks_of
 from unipelt.anatomy.find import anatomies, find
 from unipelt.language.parser import parse as parse_file
 from unipelt.language.syntax import AnatomyDef
@@ -120,7 +120,7 @@ def test_anatomies_with_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(unipelt.PeltError, match="E0700.*names no `decoder.block`"):
         stacks_of(_anatomy('encoder.block: "a.*" decoder.attn: "b"'))
     with pytest.raises(unipelt.PeltError, match="E0505"):
-        view("behind a", "")
+        reference("behind a")
     model = build("bert")
     bert = next(a for a in anatomies() if a.name == "bert")
     odd = AnatomyDef("odd", ("bert",), entries=(*bert.entries, ("attn.z", "attention.self")))
@@ -142,5 +142,5 @@ def test_entries_speak_of_the_stacks_they_name() -> None:
     base = nn.ModuleDict({"g": nn.ModuleList([nn.ModuleDict({"h": nn.ModuleList([nn.Identity()] * 2)}) for _ in range(2)])})
     assert blocks_of(base, "g.*.h.*") == ("g.0.h.0", "g.0.h.1", "g.1.h.0", "g.1.h.1")
     assert blocks_of(base, "nowhere.*") == ()
-    at = view("before a.b", "root.")
-    assert (at.module, at.enters, view("c[1/3]", "").part, view(".", "root.block.").module) == ("root.a.b", True, (1, 3), "root.block")
+    at = reference("before a.b", "root.")
+    assert (at.module, at.enters, reference("c[1/3]").share, reference(".", "root.block.").module) == ("root.a.b", True, (1, 3), "root.block")

@@ -132,7 +132,7 @@ def test_sizes_are_those_of_the_modules(kind: str) -> None:
     seen: dict[str, tuple[int, ...]] = {}
     handles = []
     for s in sites.sites:
-        if s.side == "output" and s.view.part is None and s.family != "head":
+        if s.side == "output" and s.view.columns is None and s.family != "head":
             handles.append(model.get_submodule(s.view.module).register_forward_hook(
                 lambda m, a, o, n=s.label: seen.update({n: (o if isinstance(o, torch.Tensor) else o[0]).shape})))  # fmt: skip
     look(model, inputs)

@@ -115,6 +115,42 @@ def test_an_anatomy_of_one_s_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
         find(model)
 
 
+@pytest.mark.parametrize("change, code, said", [
+    ({"attn.heads": ""}, "E0509", "`attn.heads`"), ({"attn.x": ""}, "E0509", "`attn.x`"), ({"ffn.down": ""}, "E0509", "`ffn.down`"),
+    ({"attn.residual": "", "ffn.norm": ""}, "E0509", "`attn.residual` and `ffn.norm`"), ({"attn.k": ""}, "E0509", "`attn.k`"),
+    ({"ffn.x": "", "ffn": ""}, "E0509", "`ffn.x`"), ({"cross": "self_attn"}, "E0509", "`cross.x` and `cross.residual` and `cross.norm`"),
+    ({"atn.x": "self_attn"}, "E0702", "`atn.x`"), ({"attn.q.x": "self_attn"}, "E0702", "`attn.q.x`"), ({"ffn.hidden": "mlp"}, "E0702", "`ffn.hidden`"),
+    ({"embed.wrods": "embed_tokens"}, "E0702", "`embed.wrods`"), ({"stack": "nowhere"}, "E0503", "`nowhere`"), ({"depth": "layer_count"}, "E0503", "`layer_count`"),
+], ids=str)  # fmt: skip
+def test_an_anatomy_of_one_s_own_with_an_entry_too_few_or_misspelt(change: dict[str, str], code: str, said: str, tmp_path: Any, monkeypatch: Any) -> None:
+    """Every entry of another anatomy is taken away or misspelt in turn: a mistake with its name, never a KeyError."""
+    file = tmp_path / "mine.pelt"
+    file.write_text("anatomy mine for llama { like: \"llama\" " + " ".join(f'{n}: "{t}"' for n, t in change.items()) + " }")
+    monkeypatch.setenv(OWN, str(file))
+    with pytest.raises(unipelt.PeltError) as e:
+        find(model_of(T.LlamaConfig(**GROUPED)))
+    (found,) = e.value.diagnostics
+    assert found.code == code and said in found.message, str(e.value)
+
+
+def test_no_entry_of_an_anatomy_is_missed_in_silence_or_with_a_traceback(tmp_path: Any, monkeypatch: Any) -> None:
+    """Without any one of its entries an anatomy is refused, or it has fewer sites and what is left works."""
+    file = tmp_path / "mine.pelt"
+    monkeypatch.setenv(OWN, str(file))
+    llama = next(a for a in anatomies() if a.name == "llama")
+    for name, _ in llama.entries:
+        file.write_text(f'anatomy mine for llama {{ like: "llama" {name}: "" }}')
+        model = model_of(T.LlamaConfig(**GROUPED))
+        try:
+            sites = find(model)
+        except unipelt.PeltError as e:
+            assert e.diagnostics[0].code in ("E0503", "E0509", "E0700"), str(e)
+            continue
+        assert not sites.named(name)
+        unipelt.apply(model, unipelt.parse("method m { modify attn.q  form { b: [d_out] ~ ones  delta = b }  compose add }"))
+        output(model)
+
+
 def test_without_weights_a_new_type_is_planned_with_a_note() -> None:
     with torch.device("meta"):
         model = T.AutoModel.from_config(T.HeliumConfig(**GROUPED))

@@ -23,10 +23,10 @@ from torch import nn
 from trial import Exact, Inputs, Pass, Tap, Trial, Unstable, deviation
 
 import unipelt
+from unipelt.anatomy.columns import taken
 from unipelt.compiler.evaluator import evaluate
 from unipelt.compiler.named import Named
 from unipelt.language.ir import Method
-from unipelt.runtime.edits import part_of
 from unipelt.runtime.folding import folded
 
 HOLDS, SHOWS = 1e-9, 1e-7
@@ -271,7 +271,7 @@ class _Inside:
             if earlier.out.shape == h.shape and torch.equal(earlier.out, h):
                 h = earlier.h
         for m, x in self.entered:
-            y = part_of(m.forward(x), site.view.part)
+            y = taken(m.forward(x), site.view.columns)
             if y.shape == h.shape and torch.equal(y, h):
                 return _vectors(x, ""), _vectors(tap.out, "")
         return None

@@ -16,14 +16,19 @@ from typing import Any
 
 from torch import nn
 
-from ..language.diagnostics import error
-from ..language.sites import STACKS
+from ..language.diagnostics import error, near
+from ..language.sites import SITES, STACKS
 from ..language.syntax import AnatomyDef
-from .sites import View
 
-_VIEW = re.compile(r"(before +)?([\w.]+)(?:\[(\d+)/(\d+)\])?")
-#: Entries that say something of a part's surroundings, after its name: ``attn.x``, ``ffn.residual``, …
+_REFERENCE = re.compile(r"(before +)?([\w.]+)(?:\[(\d+)/(\d+)\])?")
+#: Entries that say something of a sublayer's surroundings, after its name: ``attn.x``, ``ffn.residual``, …
 AROUND = ("x", "residual", "norm", "rows")
+_PARTS = ("attn", "cross", "ffn")
+#: What an entry may be about, by its name. Sites of other families are found from these.
+_NAMES = (*(n for n, s in SITES.items() if s.family in ("sublayer", "projection", "heads")), *(f"{p}.{n}" for p in _PARTS for n in AROUND))
+_INPUTS = tuple(n for n, s in SITES.items() if s.family == "embed")
+#: What every stack must name: its sizes and its other sites are read from these.
+_ALWAYS = ("attn.heads", "ffn.x", "ffn.down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,25 @@ def stacks_of(a: AnatomyDef) -> list[Entries]:
     return found
 
 
+def check(a: AnatomyDef, e: Entries) -> None:
+    """Every entry has a name that says something (E0702), and what other entries need is there (E0509)."""
+    entries = [n for n, _ in (*e.inputs, *e.parts)]
+    for name in entries:
+        if name not in _NAMES and name not in _INPUTS:
+            raise error("E0702", f"the anatomy `{a.name}` has an entry `{name}`, which is the name of nothing here", a.name_span,
+                        help=near(name, (*_NAMES, *_INPUTS)) or f"entries: {', '.join((*_INPUTS, *_NAMES))}")  # fmt: skip
+    needed = [*_ALWAYS]
+    for name in (*_ALWAYS, *entries):
+        family, part = SITES[name].family if name in SITES else "", name.split(".")[0]
+        around = {"sublayer": ("x", "residual", "norm"), "heads": ("x", "q", "k", "v")}.get(family, ())
+        needed += [f"{part}.{n}" for n in around]
+    lacking = [n for n in dict.fromkeys(needed) if n not in entries]
+    if lacking:
+        front = f"{e.name}." if e.name else ""
+        raise error("E0509", f"the anatomy `{a.name}` does not say where {' and '.join(f'`{front}{n}`' for n in lacking)} "
+                    f"{'is' if len(lacking) == 1 else 'are'}", a.name_span, help=f'add an entry, as in `{front}{lacking[0]}: "path.in.the.block"`')  # fmt: skip
+
+
 def conditions(a: AnatomyDef) -> Iterator[tuple[str, str]]:
     """(name, value as text) of the configuration's entries an anatomy asks for."""
     for name, text in a.entries:
@@ -66,13 +90,26 @@ def conditions(a: AnatomyDef) -> Iterator[tuple[str, str]]:
             yield rest, text
 
 
-def view(text: str, front: str, parent: str = "") -> View:
-    """The view an entry means; ``front`` is the path of the block or base it is relative to, with its dot."""
-    match = _VIEW.fullmatch(text.strip())
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What an entry's text names: a module, and of its output the share ``i`` of ``n`` (or all); or what ``enters`` the module."""
+
+    module: str
+    share: tuple[int, int] | None = None
+    enters: bool = False
+
+
+def reference(text: str, front: str = "") -> Reference:
+    """What an entry names; ``front`` is the path of the block or base it is relative to, with its dot."""
+    match = _REFERENCE.fullmatch(text.strip())
     if match is None:
         raise error("E0505", f"an anatomy's path reads `module`, `module[i/n]` or `before module`, not {text!r}")
     path = front.removesuffix(".") if match[2] == "." else front + match[2]
-    return View(path, (int(match[3]), int(match[4])) if match[3] else None, bool(match[1]))
+    share = (int(match[3]), int(match[4])) if match[3] else None
+    if share is not None and not share[0] < share[1]:
+        raise error("E0505", f"{text!r} names part {share[0]} of {share[1]}, and parts are counted from 0",
+                    help="the last of n parts is [(n-1)/n]")  # fmt: skip
+    return Reference(path, share, bool(match[1]))
 
 
 def blocks_of(base: nn.Module, pattern: str) -> tuple[str, ...]:
@@ -101,9 +138,11 @@ def has(base: nn.Module, path: str) -> bool:
 
 def missing(base: nn.Module, e: Entries) -> str | None:
     """A path of a stack that the model lacks, None if it has them all. Every block is looked at."""
+    if e.module and not has(base, e.module):
+        return e.module
     for block in blocks_of(base, e.block):
         for _, text in e.parts:
-            path = view(text, f"{block}.").module
+            path = reference(text, f"{block}.").module
             if not has(base, path):
                 return path
-    return next((p for p in (view(t, "").module for _, t in e.inputs) if not has(base, p)), None)
+    return next((p for p in (reference(t).module for _, t in e.inputs) if not has(base, p)), None)

@@ -18,7 +18,7 @@ from torch import nn
 from ..language.diagnostics import PeltError, error
 from ..language.library import library_definition, library_names, parse_path
 from ..language.syntax import AnatomyDef
-from .entries import Entries, blocks_of, conditions, has, missing, stacks_of, view
+from .entries import Entries, blocks_of, conditions, has, missing, reference, stacks_of
 from .prove import refuted, without_heads
 from .read import read
 from .sites import SiteMap
@@ -82,16 +82,20 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
     adapted = any(n.rpartition(".")[2] == "unipelt" for n, _ in model.named_modules())  # so it has stood the proof
     empty = any(p.is_meta for p in base.parameters()) and not hasattr(base, "hf_device_map")
     reasons = []
+    mistakes: list[PeltError] = []
     for a in fitting:
         try:
             sites = read(a, present(a, base), model, base, prefix)
             wrong = "" if adapted or empty else refuted(sites, model, base)
         except PeltError as e:
+            mistakes.append(e)
             wrong = e.diagnostics[0].message
         if not wrong:
             return replace(without_heads(sites, model), untried=kind if empty and not adapted else "")
         reasons.append(f"`{a.name}` has the names of its modules, but {wrong}")
     if all(kind in a.models for a in fitting) and fitting:
+        if mistakes:
+            raise mistakes[0]
         raise error("E0503", "; ".join(reasons), help="correct the entry of the anatomy")
     raise error("E0502", f"no anatomy is known for the model type `{kind}`", where=tuple(reasons) or _nearest(base),
                 help=_how(kind, base, fitting))  # fmt: skip
@@ -103,7 +107,7 @@ def _nearest(base: nn.Module) -> tuple[str, ...]:
     for a in anatomies():
         for e in present(a, base):
             front = f"{blocks_of(base, e.block)[0]}."
-            paths = list(dict.fromkeys(view(t, "").module for _, t in e.parts))
+            paths = list(dict.fromkeys(reference(t).module for _, t in e.parts))
             lacking = [p for p in paths if not has(base, (front + p).rstrip("."))]
             if len(lacking) < len(paths) / 2 and (best is None or len(lacking) < best[0]):
                 best = len(lacking), a.name, lacking

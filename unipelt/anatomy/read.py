@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 from torch import nn
@@ -9,10 +11,10 @@ from torch import nn
 from ..language.diagnostics import error
 from ..language.sites import SITES
 from ..language.syntax import AnatomyDef
-from .entries import AROUND, Entries, blocks_of, view
+from .entries import AROUND, Entries, Reference, blocks_of, check, reference
 from .heads import head_modules, is_language_model, labels, reads, word_embeddings
 from .sites import Site, SiteMap, Stack, View
-from .sizes import block_sizes, projection_shape, width
+from .sizes import block_sizes, projection_shape, projection_view, width
 
 #: Sites of a decoder's cross-attention whose tokens are the encoder's.
 _OF_THE_ENCODER = ("cross.k", "cross.v")
@@ -24,6 +26,7 @@ def read(a: AnatomyDef, entries: list[Entries], model: nn.Module, base: nn.Modul
     stacks: list[Stack] = []
     sites: list[Site] = []
     for e in entries:
+        check(a, e)
         stack, found = _stack(e, model, base, root)
         stacks.append(stack)
         sites += found
@@ -43,7 +46,8 @@ def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[St
     sites: list[Site] = []
     causal = False
     for layer, block in enumerate(blocks):
-        views = {n: view(t, f"{root}{block}.") for n, t in e.parts}
+        views = {n: _view(model, n, t, reference(t, f"{root}{block}.")) for n, t in e.parts}
+        _apart(views)
         sizes = block_sizes(model, views, config, vocab)
         causal = bool(getattr(model.get_submodule(views["attn.heads"].module), "is_causal", False))
         common: dict[str, Any] = dict(stack=e.name, layer=layer, block=block, causal=causal, tokens=e.name)
@@ -61,12 +65,33 @@ def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[St
     inputs = dict(e.inputs)
     for name in ("embed", "embed.words"):
         if name in inputs:
-            at = view(inputs[name], root)
-            table = model.get_submodule(view(inputs["embed.words"], root).module) if "embed.words" in inputs else None
+            at = _view(model, name, inputs[name], reference(inputs[name], root))
+            table = model.get_submodule(reference(inputs["embed.words"], root).module) if "embed.words" in inputs else None
             d = sizes["d_model"] if at.enters else width(model.get_submodule(at.module), table, sizes["d_model"])
             sites.append(Site(name, "embed", at, "prompt", {**sizes, "d_model": d, "d_x": d}, stack=e.name, causal=causal,
                               tokens=e.name))  # fmt: skip
     return stack, sites
+
+
+def _view(model: nn.Module, name: str, text: str, at: Reference) -> View:
+    """Where an entry is in a model. Only projections have a share of a module's output, only embeddings what enters one (E0505)."""
+    family = SITES[name].family if name in SITES else ""
+    if family == "projection" and not at.enters:
+        return projection_view(model, at)
+    if at.share is not None or (at.enters and family != "embed"):
+        raise error("E0505", f"`{name}: {text!r}`: " + (
+            "only a projection can be a part of what a module yields" if at.share is not None else
+            "only `embed` and `embed.words` can be what enters a module"), help="name the module that yields it")  # fmt: skip
+    return View(at.module, enters=at.enters)
+
+
+def _apart(views: Mapping[str, View]) -> None:
+    """No number that a module yields belongs to two projections: an edit of one would change the other (E0508)."""
+    named = [(n, v) for n, v in views.items() if n in SITES and SITES[n].family == "projection"]
+    for (one, a), (other, b) in combinations(named, 2):
+        if a.module == b.module and (a.columns is None or b.columns is None or a.columns.meets(b.columns)):
+            raise error("E0508", f"`{one}` and `{other}` share columns of `{a.module}`, so that an edit of one would change the other",
+                        help="correct the parts of the module that are theirs")  # fmt: skip
 
 
 def _depth(e: Entries, config: Any, base: nn.Module, blocks: tuple[str, ...]) -> int:
@@ -74,7 +99,10 @@ def _depth(e: Entries, config: Any, base: nn.Module, blocks: tuple[str, ...]) ->
     if e.depth is None:
         return len(blocks)
     outer = len(base.get_submodule(e.block.split(".*")[0]))  # type: ignore[arg-type]
-    return int(getattr(config, e.depth)) * len(blocks) // outer
+    layers = getattr(config, e.depth, None)
+    if not isinstance(layers, int):
+        raise error("E0503", f"the anatomy reads the number of layers from `{e.depth}`, which the configuration does not have")
+    return layers * len(blocks) // outer
 
 
 def _learned(e: Entries) -> bool:
@@ -90,8 +118,6 @@ def _rows(part: str, views: dict[str, View]) -> str | None:
 def _site(name: str, views: dict[str, View], sizes: dict[str, int], common: dict[str, Any], model: nn.Module) -> Site:
     part = name.partition(".")[0]
     at = views[name]
-    if name not in SITES:
-        raise error("E0702", f"an anatomy names `{name}`, which is no site", help=f"sites: {', '.join(SITES)}")
     family = SITES[name].family
     common = {**common, "rows": _rows(part, views)}
     if family == "sublayer":

@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .columns import Columns
+
 Side = Literal["output", "input", "attention", "prompt"]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A module (path from the model that was given) and, where projections are fused, slice ``i`` of ``n`` of its output.
+    """A module (path from the model that was given) and, where projections are fused, the site's columns of its output.
 
     ``enters``: what enters the module is meant instead of what leaves it (an embedding that no module yields).
     """
 
     module: str
-    part: tuple[int, int] | None = None
+    columns: Columns | None = None
     enters: bool = False
 
 

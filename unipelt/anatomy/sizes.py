@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from ..language.diagnostics import error
+from .columns import Columns
+from .entries import Reference
 from .sites import View
 
 #: What attention modules call the size of one head.
@@ -23,12 +25,33 @@ def weight_shape(module: nn.Module) -> tuple[int, int] | None:
     return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)
 
 
-def projection_shape(model: nn.Module, view: View) -> tuple[int, int]:
-    """(d_in, d_out) of a projection, a slice of a fused one included."""
-    shape = weight_shape(model.get_submodule(view.module))
+def as_map(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """A linear map's weight as [d_in, d_out], whichever way the module stores it."""
+    return weight if type(module).__name__ == "Conv1D" else weight.T
+
+
+def _map_shape(model: nn.Module, path: str) -> tuple[int, int]:
+    shape = weight_shape(model.get_submodule(path))
     if shape is None:
-        raise error("E0506", f"`{view.module}` is no linear map", help="its type is not supported as a projection")
-    return (shape[0], shape[1] // view.part[1]) if view.part else shape
+        raise error("E0506", f"`{path}` is no linear map", help="its type is not supported as a projection")
+    return shape
+
+
+def projection_view(model: nn.Module, at: Reference) -> View:
+    """Where a projection is: a linear map, or the columns of a fused one that a share ``i/n`` of its output means (E0507)."""
+    if at.share is None:
+        return View(at.module)
+    (i, n), width = at.share, _map_shape(model, at.module)[1]
+    if width % n:
+        raise error("E0507", f"`{at.module}[{i}/{n}]` is no whole number of columns: the module yields {width}",
+                    help=f"write a denominator that divides {width}")  # fmt: skip
+    return View(at.module, Columns(i * width // n, (i + 1) * width // n))
+
+
+def projection_shape(model: nn.Module, view: View) -> tuple[int, int]:
+    """(d_in, d_out) of a projection, one that has some columns of a fused one included."""
+    d_in, d_out = _map_shape(model, view.module)
+    return d_in, view.columns.width if view.columns is not None else d_out
 
 
 def head_size(attention: nn.Module, d_q: int, config: Any) -> int:
@@ -49,6 +72,8 @@ def block_sizes(model: nn.Module, views: dict[str, View], config: Any, vocab: in
     d_kv = projection_shape(model, views["attn.k"])[1]
     d_ff = projection_shape(model, views["ffn.down"])[0]
     d_head = head_size(model.get_submodule(views["attn.heads"].module), d_q, config)
+    if d_kv % d_head:
+        raise error("E0504", f"`attn.k` yields {d_kv} numbers, which are no whole heads of {d_head}")
     return dict(d_model=d_model, d_q=d_q, d_kv=d_kv, d_head=d_head, d_ff=d_ff, heads=d_q // d_head, groups=d_kv // d_head,
                 vocab=vocab, d_x=d_model)  # fmt: skip
 

@@ -18,7 +18,7 @@ from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.arguments import parameters
 from ..language.check import check_method, check_row, distinct, numbered, sites_of
-from ..language.declared import TensorTyping
+from ..language.declared import TensorTyping, weights_read
 from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.infer import Inference
 from ..language.inputs import changes_length, places_rows
@@ -34,7 +34,7 @@ from ..language.values import NumberType, Value
 from . import totals
 from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
-from .trained import Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named
+from .trained import Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named, trained_along
 
 MAX_TRAINED = 2**33
 #: The main input of models whose batches hold no pads.
@@ -211,6 +211,10 @@ class _Builder:
             self.problems.append(Diagnostic(
                 "E0513", f"`{t.name}` is shared `per {t.place}`, but its sizes differ: {list(before.shape)} and "
                 f"{list(planned.shape)}", t.declaration.span, help="share it per site"))  # fmt: skip
+        elif before is not None and t.exact is not None and weights_read(t.exact):
+            self.problems.append(Diagnostic(
+                "E0513", f"`{t.name}` is shared `per {t.place}`, and it starts from the weights of one site: those of "
+                f"`{site.full_name}` are others", t.declaration.span, help="share it per site"))  # fmt: skip
         self.tensors[planned.name] = planned
         start = INITIALISERS[t.start.name] if t.start is not None else None
         if start is not None and start.words:
@@ -297,6 +301,7 @@ class _Builder:
         except PeltError as e:
             self.problems += e.diagnostics
             return
+        self.warnings += trained_along(trained.paths, self.sites)
         heads = {p.path for p in self.head_parameters}
         for p in found:
             lr = self.multiple(trained.lr, p) if trained.lr is not None else 1.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..anatomy.sites import SiteMap, Stack
+from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.sites import STACKS
 from ..language.syntax import Path, Span
@@ -110,15 +110,13 @@ def _matching(
     if stack is not None:
         front = sites.stack(stack).module
         everything = {n: p for n, p in everything.items() if any(m == front or m.startswith(f"{front}.") for m, _ in p.uses)}
-    for cut in range(len(parts), 0, -1):
-        found = sites.named(".".join(parts[:cut]), stack)
-        if found:
-            modules = tuple(dict.fromkeys(_module(s.name, s.view.module, s.x) for s in found))
-            rest = parts[cut:]
-            return [
-                p for p in everything.values()
-                if any(_under(m, n, module, rest) for m, n in p.uses for module in modules)
-            ]  # fmt: skip
+    found, rest = _sites_of(path, sites)
+    if found:
+        modules = tuple(dict.fromkeys(_module(s.name, s.view.module, s.x) for s in found))
+        return [
+            p for p in everything.values()
+            if any(_under(m, n, module, rest) for m, n in p.uses for module in modules)
+        ]  # fmt: skip
     if stack is not None:
         root = f"{sites.stack(stack).module}."
     aliases = {
@@ -128,6 +126,27 @@ def _matching(
     if not matched and stack is None and path.parts[0] in STACKS and len(path.parts) > 1:
         raise PeltError([no_stack(path.parts[0], sites, model, path.span)])
     return matched
+
+
+def _sites_of(path: Path, sites: SiteMap) -> tuple[list[Site], tuple[str, ...]]:
+    """The sites that the front of a path names, and what stands behind it; none if it names no site."""
+    stack = _stack(path, sites)
+    parts = path.parts if stack is None else path.parts[1:]
+    cuts = ((sites.named(".".join(parts[:cut]), stack), parts[cut:]) for cut in range(len(parts), 0, -1))
+    return next(((found, rest) for found, rest in cuts if found), ([], parts))
+
+
+def trained_along(paths: tuple[Path, ...], sites: SiteMap) -> list[str]:
+    """What is trained beyond what the paths name, in words: a fused module's parameters are copied whole."""
+    named = [(path, _sites_of(path, sites)[0]) for path in paths]
+    asked = {s.name for _, found in named for s in found}
+    out = []
+    for path, found in named:
+        modules = {s.view.module for s in found if s.view.columns is not None}
+        others = dict.fromkeys(f"`{s.name}`" for s in sites.sites if s.view.module in modules and s.name not in asked)
+        if others:
+            out.append(f"`train {path}` trains {' and '.join(others)} too: one module of the base serves them all")
+    return out
 
 
 def _module(name: str, module: str, x: str | None) -> str:

@@ -23,6 +23,7 @@ from .syntax import (
     Span,
     String,
     Tensor,
+    walk,
 )  # fmt: skip
 from .values import POISON, Distribution, NumberType, Poison, Value, WordType
 
@@ -49,6 +50,10 @@ class TensorTyping:
         """The last part of the tensor's name in a state dict."""
         return f"{self.part}.{self.name}" if self.part else self.name
 
+
+def weights_read(e: Expr) -> set[str]:
+    """Which of ``W`` and ``bias``, the projection's own at each site, an expression reads."""
+    return {n.id for n in walk(e) if isinstance(n, Name)} & {"W", "bias"}
 
 
 class Declared:
@@ -113,6 +118,7 @@ class Declared:
         elif s.exact:
             exact = s.start
             value = self._read(s.start)
+            self.varies = self.varies or bool(weights_read(s.start))  # each layer has its own
             if not isinstance(value.type, Poison) and value.type != t:
                 self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span)
         else:

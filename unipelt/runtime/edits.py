@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.columns import Columns, taken
 from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
@@ -36,24 +37,16 @@ def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
     return ("batch", "token")[max(0, 3 - t.dim()) :]
 
 
-def part_of(t: torch.Tensor, part: tuple[int, int] | None) -> torch.Tensor:
-    """Slice i of n equal slices of the last dimension."""
-    if part is None:
-        return t
-    width = t.shape[-1] // part[1]
-    return t.narrow(-1, part[0] * width, width)
-
-
 class BaseCall:
     """Calls a frozen module of the base past every hook, so past every edit."""
 
-    def __init__(self, module: nn.Module, part: tuple[int, int] | None):
-        self.module, self.part = module, part
+    def __init__(self, module: nn.Module, columns: Columns | None):
+        self.module, self.columns = module, columns
 
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
         weight = getattr(self.module, "weight", None)
         data = t.to(weight.dtype) if weight is not None and not torch.is_autocast_enabled(t.device.type) else t
-        return part_of(self.module.forward(data), self.part)
+        return taken(self.module.forward(data), self.columns)
 
 
 class Holding(nn.Module):
@@ -102,7 +95,7 @@ class Edit(Holding):
         self.row, self.site = planned.row, planned.site
         # rows that enter among the tokens replace placeholders in what the embeddings yield (see `runtime.prompts`)
         self.side = "output" if planned.site.side == "prompt" else planned.site.side
-        self.part = planned.site.view.part
+        self.columns = planned.site.view.columns
         self.needs = needs(planned)
         self.places = planned.places  # where the row puts rows of its own among the tokens, if it does
         self.inputs = frozenset(i.name for i in planned.typing.inputs)
@@ -302,7 +295,7 @@ class CopyEdit(nn.Module):
     """
 
     side = "output"
-    part = None
+    columns = None
     needs: frozenset[str] = frozenset()
 
     def __init__(self, host: nn.Module, trained: Mapping[str, nn.Parameter], lowering: bool):

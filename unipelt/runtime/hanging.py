@@ -98,7 +98,7 @@ def _hang_edit(
     borrowed = {label: n for label, n in e.tensors.items() if shared is not None and n in shared.scalars}
     own = {label: made[n] for label, n in e.tensors.items() if label not in borrowed}
     axes = {label: attached.plan.tensors[n].axes for label, n in e.tensors.items()}
-    bases = {n: BaseCall(model.get_submodule(v.module), v.part) for n, v in e.site.bases.items()}
+    bases = {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()}
     host, seam = _seam(model, r, e.site.view.module)
     edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
     attached.places.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.columns import Columns, joined, taken
+from ..anatomy.sites import View
+from ..anatomy.sizes import as_map
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.diagnostics import Diagnostic, PeltError, error
@@ -140,17 +143,17 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
     trained = attached.values()
     new = {c.parameter.path: trained[c.name].detach().clone() for c in attached.plan.copies}
     uses = {p.path: [f"{m}.{a}" for m, a in p.uses] for p in parameters_of(model).values()}
-    by_host: dict[str, list[PlannedEdit]] = {}
+    by_host: dict[str, list[Absorbed]] = {}
     for e in attached.plan.edits:
-        by_host.setdefault(_absorber(model, attached, e), []).append(e)
+        into = _absorber(attached, e)
+        by_host.setdefault(into.module, []).append(Absorbed(e, into.columns))
     for path, edits in by_host.items():
         host = model.get_submodule(path)
         weight_path, bias_path = f"{path}.weight", f"{path}.bias"
-        conv = type(host).__name__ == "Conv1D"
         weight = new.get(weight_path, host.weight.detach())  # type: ignore[arg-type,operator,union-attr]
         old_bias = host.bias.detach() if getattr(host, "bias", None) is not None else None  # type: ignore[union-attr,operator]
         bias = new.get(bias_path, old_bias)
-        W = (weight if conv else weight.T).double()
+        W = as_map(host, weight).double()
         b = bias.double() if bias is not None else W.new_zeros(W.shape[1])
         with torch.no_grad():
             probe = torch.cat([W.new_zeros(1, W.shape[0]), torch.eye(W.shape[0], dtype=W.dtype, device=W.device)])
@@ -158,14 +161,14 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
             b_new = out[0]
             W_new = out[1:] - b_new
         if _changed(W_new, W):
-            new[weight_path] = (W_new if conv else W_new.T).to(weight.dtype)
+            new[weight_path] = as_map(host, W_new).to(weight.dtype)
         if _changed(b_new, b):
             if bias is None:
-                raise error("E0564", f"the merged `{path}` would need a bias, and it has none", edits[0].row.span)
+                raise error("E0564", f"the merged `{path}` would need a bias, and it has none", edits[0].edit.row.span)
             new[bias_path] = b_new.to(bias.dtype)
         tied = next((u for p in (weight_path, bias_path) if p in new for u in uses.values() if p in u and len(u) > 1), None)
         if tied:
-            raise error("E0749", f"`{tied[0]}` is tied to `{tied[1]}`, which merging would change too", edits[0].row.span,
+            raise error("E0749", f"`{tied[0]}` is tied to `{tied[1]}`, which merging would change too", edits[0].edit.row.span,
                         help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
     return new
 
@@ -175,40 +178,41 @@ def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape != b.shape or not bool((a - b).abs().max() <= 1e-12 * max(1.0, float(b.abs().max())))
 
 
-def _absorber(model: nn.Module, attached: Attached, e: PlannedEdit) -> str:
+def _absorber(attached: Attached, e: PlannedEdit) -> View:
     if e.site.name not in ABSORBED_SEQUENTIAL:
-        return e.site.view.module
+        return e.site.view
     wanted = ABSORBED_SEQUENTIAL[e.site.name]
-    return next(s.view.module for s in attached.plan.sites.named(wanted, e.site.stack) if s.layer == e.site.layer)
+    return next(s.view for s in attached.plan.sites.named(wanted, e.site.stack) if s.layer == e.site.layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """An edit and the columns of the map that absorbs it (all, where none are named)."""
+
+    edit: PlannedEdit
+    columns: Columns | None
 
 
 def _edited(
-    model: nn.Module, name: str, path: str, edits: list[PlannedEdit], x: torch.Tensor, W: torch.Tensor, b: torch.Tensor
+    model: nn.Module, name: str, path: str, edits: list[Absorbed], x: torch.Tensor, W: torch.Tensor, b: torch.Tensor
 ) -> torch.Tensor:  # fmt: skip
-    """The edited map's values at rows ``x``: edits before the map, the map, edits on (slices of) its output."""
-    before = [e for e in edits if e.site.side in ("input", "attention")]
-    after = [e for e in edits if e not in before]
+    """The edited map's values at rows ``x``: edits before the map, the map, edits on (columns of) its output."""
+    ahead = ("input", "attention")
+    before, after = ([a for a in edits if (a.edit.site.side in ahead) is first] for first in (True, False))
     h = x[None]
-    for e in before:
-        edit = _double(model, name, e)
-        h = edit(h, _unread(edit, h), None) if e.site.family != "heads" else _at_heads(edit, h)
+    for a in before:
+        edit = _double(model, name, a.edit)
+        h = edit(h, _unread(edit, h), None) if a.edit.site.family != "heads" else _at_heads(edit, h)
     x_in = h
     h = h @ W + b
     # the row's own order: edits of the map itself, then those of the sublayer behind it
-    for e in sorted(after, key=lambda e: e.site.family == "sublayer"):
-        edit = _double(model, name, e)
-        part = e.site.view.part
-        given: dict[str, Any] = {"x": x_in} if e.site.family == "projection" else _unread(edit, h)
+    for a in sorted(after, key=lambda a: a.edit.site.family == "sublayer"):
+        edit = _double(model, name, a.edit)
+        given: dict[str, Any] = {"x": x_in} if a.edit.site.family == "projection" else _unread(edit, h)
         if edit.needs & {"W", "bias"}:
-            width = W.shape[1] // part[1] if part else W.shape[1]
-            start = part[0] * width if part else 0
-            given |= {"W": W[:, start : start + width], "bias": b[start : start + width]}
-        if part is None:
-            h = edit(h, given, None)
-            continue
-        pieces = list(h.chunk(part[1], -1))
-        pieces[part[0]] = edit(pieces[part[0]], given, None)
-        h = torch.cat(pieces, -1)
+            given |= {"W": taken(W, a.columns), "bias": taken(b, a.columns)}
+        own = edit(taken(h, a.columns), given, None)
+        h = own if a.columns is None else joined(h, {a.columns: own})
     return h[0]
 
 

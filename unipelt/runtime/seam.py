@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.columns import Columns, joined, taken
+from ..anatomy.sizes import as_map
 from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
-from .edits import PLACES, CopyEdit, Edit, part_of
+from .edits import PLACES, CopyEdit, Edit
 from .masks import mask_key
 from .switch import NAME, Switch
 
@@ -123,25 +125,25 @@ class Seam(nn.Module):
             return None
         h = _element(output)
         x = first_tensor(args, kwargs) if args or kwargs else None
-        parts: dict[tuple[int, int], torch.Tensor] = {}
+        parts: dict[Columns, torch.Tensor] = {}  # new values of some columns, put into h together
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
         if copies:  # weight edits precede activation edits, those of other adapters too
             h = _element(copies[-1](args, kwargs, h, copies[:-1]))
         for name, edit in edits:
             if isinstance(edit, CopyEdit):
                 continue
+            if edit.columns is not None:
+                at = parts.get(edit.columns)
+                at = edit.columns.of(h) if at is None else at
+                parts[edit.columns] = edit(at, self.gather(name, edit, x, host), self.mask(edit))
+                continue
+            if parts:
+                h, parts = joined(h, parts), {}
             if edit.places is not None:
                 h = self.place(name, edit, h, host)
-            elif edit.part is None:
-                h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
             else:
-                at = parts.get(edit.part)
-                at = part_of(h, edit.part) if at is None else at
-                parts[edit.part] = edit(at, self.gather(name, edit, x, host), self.mask(edit))
-        if parts:
-            n = next(iter(parts))[1]
-            h = torch.cat([parts.get((i, n), part_of(h, (i, n))) for i in range(n)], -1)
-        return _with_element(output, h)
+                h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
+        return _with_element(output, joined(h, parts) if parts else h)
 
     def place(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """Rows in their places; there are none in a step that continues a cache, nor outside a pass of the model."""
@@ -172,10 +174,9 @@ class Seam(nn.Module):
                             "model that the adapter was applied to", help="call the model that was given to unipelt.apply")  # fmt: skip
             given[declared] = values[f"input:{declared}"]
         if edit.needs & {"W", "bias"}:
-            W = host.weight if type(host).__name__ == "Conv1D" else host.weight.T  # type: ignore[union-attr,operator]
-            given["W"] = part_of(W, edit.part)  # type: ignore[arg-type]
-            bias = getattr(host, "bias", None)
-            given["bias"] = part_of(bias, edit.part) if bias is not None else W.new_zeros(given["W"].shape[-1])  # type: ignore[union-attr,operator]
+            W, bias = as_map(host, host.weight), getattr(host, "bias", None)  # type: ignore[arg-type]
+            given["W"] = taken(W, edit.columns)
+            given["bias"] = taken(bias, edit.columns) if bias is not None else W.new_zeros(given["W"].shape[-1])
         if edit.site.rows is not None:
             given["rows"] = values[rows_key(edit.site.rows)]
         return given

@@ -10,12 +10,15 @@ from typing import Any, Union
 import torch
 from torch import nn
 
+from ..anatomy.columns import taken
+from ..anatomy.sizes import as_map
 from ..compiler.evaluator import Context, constants, evaluate
 from ..compiler.initialise import draw, generator
 from ..compiler.named import Named
 from ..compiler.plan import Plan, PlannedEdit, PlannedTensor
+from ..language.declared import weights_read
 from ..language.diagnostics import error
-from ..language.syntax import String
+from ..language.syntax import Expr, String
 from ..language.values import Distribution
 from .offload import value_of
 
@@ -59,13 +62,20 @@ def start(
             return _embeddings(model, d, rows, g, data)
 
         return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
-    module = model.get_submodule(e.site.view.module)
-    weight = value_of(module, "weight").detach().float()  # type: ignore[union-attr,operator]
-    W = weight if type(module).__name__ == "Conv1D" else weight.T
-    context = Context({**constants(planned.method.params, e.site.sizes, e.constants), "W": Named(W)}, e.site.sizes)
+    context = Context({**constants(planned.method.params, e.site.sizes, e.constants), **_map(model, t.exact, e)}, e.site.sizes)
     value = evaluate(t.exact, context)
     assert isinstance(value, Named)
     return value.data.expand(t.shape).clone()
+
+
+def _map(model: nn.Module, exact: Expr, e: PlannedEdit) -> dict[str, Any]:
+    """``W`` [d_in, d_out] and ``bias`` [d_out] of the projection at a site, in float32, where an exact start reads them."""
+    if not weights_read(exact):
+        return {}
+    module, columns = model.get_submodule(e.site.view.module), e.site.view.columns
+    W = as_map(module, value_of(module, "weight").detach().float())
+    bias = value_of(module, "bias").detach().float() if getattr(module, "bias", None) is not None else W.new_zeros(W.shape[-1])
+    return {"W": Named(taken(W, columns)), "bias": Named(taken(bias, columns))}
 
 
 def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator, data: StartData) -> torch.Tensor:
