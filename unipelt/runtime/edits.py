@@ -279,44 +279,32 @@ def key_of_tensor(name: str) -> str:
 
 
 
-def _kept(host: nn.Module, name: str) -> nn.Parameter | None:
-    """A frozen parameter of the base for its twin: the same one, or the values of one that is kept elsewhere."""
-    own = host._parameters[name]
-    value = value_of(host, name) if own is not None else own
-    return own if value is own else nn.Parameter(value, requires_grad=False)  # type: ignore[arg-type]
+class CopyEdit(Holding):
+    """A trained copy of some parameters of a module (`compiler.trained.hosts`), by their names there; ``borrowed`` names those
+    that it finds in ``shared`` (tied weights have one copy, and several hosts).
 
-
-class CopyEdit(nn.Module):
-    """A trained copy of some parameters of a module (`compiler.trained.hosts`): the same class, its own tensors, the frozen
-    rest shared.
-
-    ``out`` is what the copy computes of the module's own input; where only biases of a map that adds them are
-    trained, the difference of the biases is added instead (the same value, without computing the map twice).
+    A twin of the module computes the output: the same class, with the trained tensors and the frozen ones that the module
+    has at the time. It is no child: nothing of the base is registered a second time, so a state dict, which may be written to
+    a file, has every tensor once. Where only biases of a map that adds them are trained, the difference of the biases is
+    added instead (the same value, without computing the map twice).
     """
 
     side = "output"
     columns = None
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, host: nn.Module, trained: Mapping[str, nn.Parameter], lowering: bool):
+    def __init__(
+        self, host: nn.Module, own: Mapping[str, torch.Tensor], borrowed: Mapping[str, str], shared: Shared | None, lowering: bool
+    ):  # fmt: skip
         super().__init__()
-        twin = copy.copy(host)
-        for patched in PATCHED:
-            twin.__dict__.pop(patched, None)
-        twin._parameters = {n: trained.get(n, _kept(host, n)) for n in host._parameters}
-        twin._modules = {}
-        # What it holds is the host's own, called and never registered a second time.
-        twin.__dict__.update({n: m for n, m in host._modules.items() if n != NAME})
-        twin._forward_hooks, twin._forward_pre_hooks = type(host._forward_hooks)(), type(host._forward_pre_hooks)()
-        twin._forward_hooks_with_kwargs = type(host._forward_hooks_with_kwargs)()
-        twin._forward_pre_hooks_with_kwargs = type(host._forward_pre_hooks_with_kwargs)()
-        if isinstance(twin, nn.Linear) and "weight" in trained:
-            twin.out_features = len(trained["weight"])  # an adapter's head may have other labels
-        self.twin = twin
-        self.trained = tuple(trained)
+        self.hold(own)
+        self.borrowed = dict(borrowed)
+        self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
+        self.trained = (*own, *borrowed)
         adds = isinstance(host, (nn.Linear, nn.LayerNorm)) or type(host).__name__ == "Conv1D"
         self.bias_only = lowering and adds and self.trained == ("bias",)
-        self._base = [host]  # in a list: the base's module must not become a child
+        self._base = [host]  # in a list, as what is shared
+        self._twin = [_twin(host, self.values())]
         self.watchers: tuple[Any, ...] = ()
 
     def forward(
@@ -331,11 +319,64 @@ class CopyEdit(nn.Module):
     def _new(
         self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit]
     ) -> torch.Tensor:
-        others = {n: c.twin._parameters[n] for c in earlier for n in c.trained if n not in self.trained}
-        if others:
-            twin = copy.copy(self.twin)
-            twin._parameters = {**self.twin._parameters, **others}
-            return twin(*args, **kwargs)
-        if self.bias_only and "meta" not in (self.twin.bias.device.type, self._base[0].bias.device.type):  # type: ignore[union-attr]
-            return output + (self.twin.bias - self._base[0].bias).to(output.dtype)  # type: ignore[operator]
-        return self.twin(*args, **kwargs)
+        trained = self.values()
+        others = {n: t for c in earlier for n, t in c.values().items() if n not in trained}
+        if self.bias_only and not others:
+            bias: Any = self._base[0].bias
+            if "meta" not in (trained["bias"].device.type, bias.device.type):
+                return output + (trained["bias"] - bias).to(output.dtype)
+        return self._ready({**others, **trained}, keep=not others)(*args, **kwargs)
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by the module's names for them, wherever they are kept."""
+        own = {n: value_of(self, key_of_tensor(n)) for n in self.scalars}
+        shared = self.shared[0]() if self.borrowed else {}
+        return {
+            **{n: t.reshape(()) if self.scalars[n] else t for n, t in own.items()},
+            **{n: shared[name] for n, name in self.borrowed.items()},
+        }
+
+    def train(self, mode: bool = True) -> CopyEdit:
+        self._twin[0].training = mode
+        return super().train(mode)
+
+    def _ready(self, trained: Mapping[str, torch.Tensor], keep: bool) -> nn.Module:
+        """The twin with these tensors and, for the rest, what its module has now: sharding and loading put others there.
+
+        It is never changed, since other threads may be in it: a new one takes its place.
+        """
+        host, twin = self._base[0], self._twin[0]
+        wanted: dict[str, Any] = {n: trained[n] if n in trained else _frozen(host, n) for n in host._parameters}
+        if twin._parameters.keys() == wanted.keys() and all(twin._parameters[n] is t for n, t in wanted.items()):
+            return twin
+        twin = copy.copy(twin)
+        twin._parameters = wanted
+        if keep and all(t is None or t is host._parameters[n] for n, t in wanted.items() if n not in trained):
+            self._twin[0] = twin  # no values that are here for this call only
+        return twin
+
+
+def _frozen(host: nn.Module, name: str) -> nn.Parameter | None:
+    """A frozen parameter of the base for its twin: the same one, or the values of one that is kept elsewhere."""
+    own = host._parameters[name]
+    value = value_of(host, name) if own is not None else own
+    return own if value is own else nn.Parameter(value, requires_grad=False)  # type: ignore[arg-type]
+
+
+def _twin(host: nn.Module, trained: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A module of the host's class with these parameters beside its own ones, and without its hooks.
+
+    What it holds is the host's own, called and never registered a second time.
+    """
+    twin = copy.copy(host)
+    for patched in PATCHED:
+        twin.__dict__.pop(patched, None)
+    twin._parameters = {n: trained.get(n, p) for n, p in host._parameters.items()}  # type: ignore[misc]
+    twin._modules = {}
+    twin.__dict__.update({n: m for n, m in host._modules.items() if n != NAME})
+    twin._forward_hooks, twin._forward_pre_hooks = type(host._forward_hooks)(), type(host._forward_pre_hooks)()
+    twin._forward_hooks_with_kwargs = type(host._forward_hooks_with_kwargs)()
+    twin._forward_pre_hooks_with_kwargs = type(host._forward_pre_hooks_with_kwargs)()
+    if isinstance(twin, nn.Linear) and "weight" in trained:
+        twin.out_features = len(trained["weight"])  # an adapter's head may have other labels
+    return twin

@@ -28,11 +28,12 @@ from .switch import NAME
 
 def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
     """Everything that an adapter, which the registry has already, needs in the model; ``made`` are its tensors and copies by name."""
-    shared = _share(r, name, attached, made)
+    copies = _hosts_of_copies(model, attached)
+    shared = _share(r, name, attached, made, copies)
     r.train(model.training)  # like everything that is hung into the model
     for e in attached.plan.edits:
         _hang_edit(model, r, name, attached, e, made, shared)
-    _hang_copies(model, r, name, attached, made)
+    _hang_copies(model, r, name, attached, made, copies, shared)
     rehang(model, r)
     at_heads = {e.site.view.module for e in attached.plan.edits if e.site.side == "attention"}
     if at_heads:
@@ -80,10 +81,22 @@ def _edits(seam: Seam, name: str) -> nn.ModuleList:
     return seam.adapters[key]  # type: ignore[return-value]
 
 
-def _share(r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> Shared | None:
-    """What more than one edit reads, owned by the model."""
+def _hosts_of_copies(model: nn.Module, attached: Attached) -> dict[str, dict[str, str]]:
+    """Where the trained copies act: module path → the module's name of a parameter → the copy's name."""
+    copies: dict[str, dict[str, str]] = {}
+    for c in attached.plan.copies:
+        for path, attribute in hosts(model, attached.plan.sites, c.parameter):
+            copies.setdefault(path, {})[attribute] = c.name
+    return copies
+
+
+def _share(
+    r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor], copies: dict[str, dict[str, str]]
+) -> Shared | None:
+    """What more than one edit reads (the copy of a tied weight, too), owned by the model."""
     uses = Counter(n for e in attached.plan.edits for n in set(e.tensors.values()))
-    several = {n: made[n] for n in attached.plan.tensors if uses[n] > 1}
+    uses.update(n for names in copies.values() for n in names.values())
+    several = {n: made[n] for n in attached.names if uses[n] > 1}
     if not several:
         return None
     shared = r.shared[key_of(name)] = Shared(several)
@@ -120,17 +133,18 @@ def _hang_edit(
             attached.handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
 
 
-def _hang_copies(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
-    copies: dict[str, dict[str, str]] = {}
-    for c in attached.plan.copies:
-        for path, attribute in hosts(model, attached.plan.sites, c.parameter):
-            copies.setdefault(path, {})[attribute] = c.name
+def _hang_copies(
+    model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor],
+    copies: dict[str, dict[str, str]], shared: Shared | None,
+) -> None:  # fmt: skip
     for path, names in copies.items():
+        borrowed = {attribute: n for attribute, n in names.items() if shared is not None and n in shared.scalars}
+        own = {attribute: made[n] for attribute, n in names.items() if attribute not in borrowed}
         host, seam = _seam(model, r, path)
-        copy_edit = CopyEdit(host, {attribute: made[n] for attribute, n in names.items()}, attached.lowering)  # type: ignore[misc]
-        attached.places.update({n: (copy_edit.twin, attribute) for attribute, n in names.items()})
-        copy_edit.train(host.training)
-        _edits(seam, name).insert(0, copy_edit)  # weight edits precede activation edits
+        edit = CopyEdit(host, own, borrowed, shared if borrowed else None, attached.lowering)
+        attached.places.update({names[attribute]: (edit, key_of_tensor(attribute)) for attribute in own})
+        edit.train(host.training)
+        _edits(seam, name).insert(0, edit)  # weight edits precede activation edits
         seam.hang(host)
 
 

@@ -49,9 +49,9 @@ class Attached:
         return {n: value_of(*self.places[n]) for n in self.names}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape as the plan has it; numbers are registered as vectors of one entry."""
+        """A tensor's or copy's shape as the plan has it; numbers are registered as vectors of one entry."""
         planned = self.plan.tensors.get(name)
-        return planned.shape if planned is not None else tuple(self.places[name][0]._parameters[self.places[name][1]].shape)  # type: ignore[union-attr]
+        return planned.shape if planned is not None else next(c.parameter.shape for c in self.plan.copies if c.name == name)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name."""
