@@ -36,7 +36,7 @@ def taken(t: torch.Tensor, columns: Columns | None) -> torch.Tensor:
 def joined(h: torch.Tensor, new: Mapping[Columns, torch.Tensor]) -> torch.Tensor:
     """``h`` with new values in some of its columns, which do not meet; the other columns are as they were."""
     parts, at = [], 0
-    for columns in sorted(new):
+    for columns in sorted(new, key=lambda c: c.start):  # (torch.compile cannot sort the columns themselves)
         parts += [Columns(at, columns.start).of(h), new[columns]]
         at = columns.stop
     parts.append(Columns(at, h.shape[-1]).of(h))

@@ -17,10 +17,12 @@ from ..compiler.trained import hosts
 from ..language.diagnostics import error
 from .attention import install, refuse_bypassing
 from .chance import Draw
+from .doors import Door
 from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
 from .heads import hang as hang_heads
 from .masks import MaskTap
 from .outputs import Outputs
+from .prompts import INSIDE
 from .registry import Attached, Registry
 from .seam import Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
 from .switch import NAME
@@ -156,9 +158,8 @@ def hang_root(model: nn.Module, r: Registry) -> None:
     if needed and not r.root_handles:
         r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
         r.root_handles.append(model.register_forward_hook(r.leave, always_call=True))
-        base = getattr(model, "base_model", model)
+        base = base_of(model)
         if base is not model:
-            r.root_handles.append(model.register_forward_pre_hook(r.mark, with_kwargs=True))
             r.root_handles.append(base.register_forward_pre_hook(r.base_enter, with_kwargs=True))
         if r.tower:
             encoder, decoder = (model.get_submodule(s.module) for s in r.sites.stacks)
@@ -180,13 +181,37 @@ def hang_root(model: nn.Module, r: Registry) -> None:
     if any(p.rows.grows for placed in r.placing.values() for p in placed) and not r.tower:
         # last: a head's loss is over all entries
         r.head_handles.append(model.register_forward_hook(Outputs(r.switch, model, r.sites).leaves))
+    _hang_doors(model, r)
+
+
+def _hang_doors(model: nn.Module, r: Registry) -> None:
+    """A ``forward`` that runs the hooks, for each module that has some of the model's own (see `doors`)."""
+    edits = [e for a in r.attached.values() for e in a.plan.edits]
+    wanted: dict[str, nn.Module] = {}
+    if r.root_handles or r.head_handles or r.draw_handles or any("" in (e.site.x, e.site.residual) for e in edits):
+        wanted[INSIDE] = model
+    if r.root_handles:
+        for name, module in {"base": base_of(model), **{s.module: model.get_submodule(s.module) for s in r.sites.stacks}}.items():
+            if all(module is not other for other in wanted.values()):
+                wanted[f"{INSIDE}:{name}"] = module
+    for key in [k for k in r.doors if k not in wanted]:
+        r.doors.pop(key).close()
+    for key, module in wanted.items():
+        if key not in r.doors:
+            r.doors[key] = Door(module, r.switch, key)
+            r.doors[key].open()
 
 
 def rehang(model: nn.Module, r: Registry) -> None:
     """Brings the model's own hooks up to date with what is attached, and with a base that changed."""
-    hang_root(model, r)
     _hang_draw(model, r)
+    hang_root(model, r)
     _forget_compiled()
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The model without its head; the model itself where it has none."""
+    return getattr(model, "base_model", model)  # type: ignore[return-value]
 
 
 def _hang_draw(model: nn.Module, r: Registry) -> None:

@@ -33,6 +33,8 @@ from .switch import Switch
 
 #: What the model keeps under way of one pass: cleared when the next one enters.
 _KEPT = ("mask:", "layout", "places:", "input:", "given")
+#: What the thread's holder has while a pass of the model is under way (see `doors`).
+INSIDE = "inside"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Doorway(nn.Module):
 
     def base_enter(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
         """The base model was called past the model: rows or arguments would be left out in silence."""
-        if not self.switch.live or "inside" in self.switch.holder.values:
+        if not self.switch.live or INSIDE in self.switch.holder.values:
             return
         placed = not self.tower and self._placed()
         if placed or any(self.wanted.get(name) for name in self.switch.live):
@@ -130,12 +132,9 @@ class Doorway(nn.Module):
             raise error("E0543", f"{what}, and the base model was called directly, past the model it was applied to",
                         help="call the model that was given to unipelt.apply, or apply to the base model")  # fmt: skip
 
-    def mark(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.switch.holder.values["inside"] = True
-
     def leave(self, model: nn.Module, args: tuple, output: Any) -> None:
         # an embedding or an encoder that is called by itself afterwards is not of this pass
-        self._clear(("inside", "places:", "given"))
+        self._clear(("places:", "given"))
 
     def _clear(self, fronts: tuple[str, ...]) -> None:
         values = self.switch.holder.values

@@ -16,6 +16,7 @@ from ..anatomy.sites import SiteMap
 from ..compiler.plan import Plan
 from ..language.diagnostics import error, near
 from ..language.ir import Method
+from .doors import Door
 from .heads import Heads
 from .offload import value_of
 from .prompts import Doorway
@@ -73,6 +74,7 @@ class Registry(Doorway):
         self.heads = Heads(switch)
         self.head_handles: list[Any] = []
         self.draw_handles: list[Any] = []
+        self.doors: dict[str, Door] = {}
 
 
 def registry(model: nn.Module) -> Registry | None:
