@@ -20,7 +20,7 @@ _WHERE = {
     "inputs": "runtime.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.outputs", "with_rows": "runtime.outputs",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
     "export_onnx": "runtime.exporting",
-    "state_dict": "runtime.checkpoint", "save": "runtime.checkpoint", "attach": "runtime.checkpoint",
+    "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
     "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
 }  # fmt: skip
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from .language.loading import check, library, load, parse
     from .runtime.arguments import inputs
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove
-    from .runtime.checkpoint import attach, restore, save, state_dict
+    from .runtime.checkpoint import attach, restore
     from .runtime.ensemble import ensemble
     from .runtime.exporting import export_onnx
     from .runtime.merge import merge, unmerge
     from .runtime.outputs import at_tokens, with_rows
     from .runtime.plain import save_merged
     from .runtime.push import Pushed, push
+    from .runtime.saving import save, state_dict
     from .runtime.watch import Seen, gradient_norms, watch
 
 

@@ -23,7 +23,7 @@ import unipelt
 from unipelt.language.diagnostics import PeltError
 from unipelt.language.loading import library
 from unipelt.language.versions import FORMAT
-from unipelt.runtime.checkpoint import fingerprint
+from unipelt.runtime.saving import fingerprint
 from unipelt.runtime.folder import read_manifest
 from unipelt.runtime.hub import MANIFEST, METHOD, WEIGHTS
 

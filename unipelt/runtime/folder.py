@@ -1,7 +1,7 @@
 """The folder of an adapter: ``adapter.safetensors``, ``method.pelt``, ``adapter.json`` and a card, written whole or not at all, and read with distrust.
 
 What is read may come from anyone: forms, versions, hashes, shapes and values are checked before anything is made of them,
-and nothing is unpickled. No model is known here; what a manifest says of one is made and compared in `runtime.checkpoint`.
+and nothing is unpickled. No model is known here; what a manifest says of one is made in `runtime.saving` and compared in `runtime.checkpoint`.
 """
 
 from __future__ import annotations
