@@ -71,6 +71,14 @@ def test_an_edit_of_columns_acts_on_them_alone(sites: tuple[str, ...], lowering:
         torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5, msg=n)
 
 
+def test_columns_are_compiled_whole(tmp_path: Path, monkeypatch: Any) -> None:
+    model = fused(monkeypatch, tmp_path)
+    unipelt.apply(model, low_rank(*WHERE))
+    expected = output(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(output(compiled), expected, rtol=1e-4, atol=1e-5)
+
+
 def _weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(n, p) for n, p in model.named_parameters() if "unipelt" not in n.split(".")]
 

@@ -30,12 +30,12 @@ from .sharding import put, settle
 
 def attach(
     model: nn.Module, folder: str | Path, name: str | None = None, *, force: bool = False, trainable: bool = False,
-    tokenizer: Any = None, allow_future: bool = True, arguments: Mapping[str, Any] | None = None,
+    tokenizer: Any = None, allow_future: bool = True, arguments: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
 ) -> str:  # fmt: skip
     """Attaches a saved adapter (active, not trained unless ``trainable``) and returns its name.
 
     ``folder`` is a folder, or a repository of the hub, ``"user/name"`` or ``"user/name@revision"``; a folder of that name wins.
-    ``arguments`` binds some of the method's anew, those that leave its tensors as they are: a scale, how many layers drop.
+    ``dtype`` is as in `unipelt.apply`. ``arguments`` binds some of the method's anew, those that leave its tensors as they are: a scale, how many layers drop.
 
     A wrong base, a truncated or changed file, a missing, surplus or misshapen tensor, NaN: a `PeltError`, the model
     untouched. ``force`` accepts a base of the same shapes and other weights. A head comes back with its labels, whatever
@@ -57,7 +57,7 @@ def attach(
     before = registry(model)
     was = before.switch.active if before is not None else ()
     apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, allow_future=allow_future,
-          trainable=trainable, tokenizer=tokenizer, labels=labels)  # fmt: skip
+          trainable=trainable, tokenizer=tokenizer, labels=labels, dtype=dtype)  # fmt: skip
     try:
         if arguments:
             _same_tensors(record(model, chosen), tensors, arguments)

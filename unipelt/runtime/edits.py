@@ -37,16 +37,23 @@ def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
     return ("batch", "token")[max(0, 3 - t.dim()) :]
 
 
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 class BaseCall:
-    """Calls a frozen module of the base past every hook, so past every edit."""
+    """Calls a frozen module of the base past every hook, so past every edit. It computes in its own dtype, and what it yields
+    has that of what was given (outside of autocast, which chooses for itself)."""
 
     def __init__(self, module: nn.Module, columns: Columns | None):
         self.module, self.columns = module, columns
 
     def __call__(self, t: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled(t.device.type):
+            return taken(self.module.forward(t), self.columns)
         weight = getattr(self.module, "weight", None)
-        data = t.to(weight.dtype) if weight is not None and not torch.is_autocast_enabled(t.device.type) else t
-        return taken(self.module.forward(data), self.columns)
+        known = weight is not None and weight.dtype in _COMPUTED  # one that is packed says nothing of what its module takes
+        data = t.to(weight.dtype) if known else t  # type: ignore[union-attr]
+        return taken(self.module.forward(data), self.columns).to(t.dtype)
 
 
 class Holding(nn.Module):
@@ -346,14 +353,28 @@ class CopyEdit(Holding):
         It is never changed, since other threads may be in it: a new one takes its place.
         """
         host, twin = self._base[0], self._twin[0]
-        wanted: dict[str, Any] = {n: trained[n] if n in trained else _frozen(host, n) for n in host._parameters}
+        used = {n: _as_used(host, n, t) for n, t in trained.items()}
+        wanted: dict[str, Any] = {n: used[n] if n in used else _frozen(host, n) for n in host._parameters}
         if twin._parameters.keys() == wanted.keys() and all(twin._parameters[n] is t for n, t in wanted.items()):
             return twin
-        twin = copy.copy(twin)
-        twin._parameters = wanted
-        if keep and all(t is None or t is host._parameters[n] for n, t in wanted.items() if n not in trained):
+        twin = _with(twin, wanted)
+        if keep and all(used[n] is t for n, t in trained.items()) and all(t is None or t is host._parameters[n] for n, t in wanted.items() if n not in trained):
             self._twin[0] = twin  # no values that are here for this call only
         return twin
+
+
+def _as_used(host: nn.Module, name: str, trained: torch.Tensor) -> torch.Tensor:
+    """A trained copy in the dtype in which its module computes: it may be kept in a longer one."""
+    own = host._parameters[name]
+    return trained if own is None else trained.to(own.dtype)
+
+
+def _with(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
+    """The same module with other parameters. (`copy.copy`, in words that torch.compile follows.)"""
+    other = type(module).__new__(type(module))
+    other.__dict__.update(module.__dict__)
+    other.__dict__["_parameters"] = parameters
+    return other
 
 
 def _frozen(host: nn.Module, name: str) -> nn.Parameter | None:

@@ -141,7 +141,8 @@ def _refuse(attached: Attached) -> None:
 def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str, torch.Tensor]:
     """New values of base parameters, by path. A bias that is needed and absent is refused."""
     trained = attached.values()
-    new = {c.parameter.path: trained[c.name].detach().clone().reshape(c.parameter.shape) for c in attached.plan.copies}
+    new = {c.parameter.path: trained[c.name].detach().to(model.get_parameter(c.parameter.path).dtype, copy=True).reshape(c.parameter.shape)
+           for c in attached.plan.copies}  # fmt: skip
     uses = {p.path: [f"{m}.{a}" for m, a in p.uses] for p in parameters_of(model).values()}
     by_host: dict[str, list[Absorbed]] = {}
     for e in attached.plan.edits:
