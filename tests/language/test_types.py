@@ -277,7 +277,7 @@ print("all")
 
 def test_arguments_stay_in_the_text() -> None:
     method = load(named("lora"))(r=3, alpha=6, dropout=0.25, at="[attn.q, cross.q]")
-    kept = {"r": 3, "alpha": 6.0, "dropout": 0.25, "at": "[attn.q, cross.q]"}
+    kept = {"r": 3, "alpha": 6.0, "dropout": 0.25, "at": "[attn.q, cross.q]", "init": "kaiming_uniform(sqrt(5))"}
     assert parse_as_it_is(str(method)).arguments == kept == method.arguments
     assert from_json(to_json(method)) == method != load(named("lora"))
 
