@@ -150,7 +150,7 @@ def test_the_check_sees_a_mistake():
     right = recognise(method).whole
     assert right is not None
     check(method, right)
-    for wrong in (replace(right, arguments={**right.arguments, "s": 3.0}), replace(right, activation=("tanh", "relu"))):
+    for wrong in (replace(right, arguments={**right.arguments, "s": 3.0}), replace(right, arguments={**right.arguments, "act": "tanh"})):
         with pytest.raises(AssertionError):
             check(method, wrong)
 

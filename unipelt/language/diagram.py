@@ -9,6 +9,7 @@ from typing import Literal
 
 from . import syntax as S
 from .check import check_row, sites_of
+from .composition import composition, reads_h
 from .formula import lines, place, write
 from .ir import Method, Row
 from .sites import signature, site_name
@@ -69,11 +70,10 @@ def _panel(method: Method, row: Row) -> Panel:
     gate = row.columns.gate.split("(")[0] if row.gate is not None else ""
     written = lines(row)
     where = tuple(f"{n} = {f}" for n, f in written[:-1] if n not in ("z", "Δ", "scores"))
-    new = written[-1][1]
-    node = _node(row)
-    change = new.removeprefix("h + ") if node == "+" else "Δ"
+    meets = composition(row)
     delta = dict(written).get("Δ", "")
-    return Panel(row.name, place(row, method), str(sites[0]), found.family, source, boxes, gate, node, delta, change, f"h ← {new}", where)
+    return Panel(row.name, place(row, method), str(sites[0]), found.family, source, boxes, gate, meets.sign, delta, write(meets.change),
+                 f"h ← {write(meets.new)}", where)  # fmt: skip
 
 
 def _shape(t) -> str:  # type: ignore[no-untyped-def]
@@ -82,48 +82,31 @@ def _shape(t) -> str:  # type: ignore[no-untyped-def]
     return sizes + axes + (f", per {t.place}" if t.place != "site" else "")
 
 
-def _out(row: Row) -> S.Expr:
-    """What the composition makes the new h."""
-    return next(s.value for s in reversed(row.compose) if isinstance(s, S.Let) and s.names[0] == "out")
-
-
-def _node(row: Row) -> str:
-    """The sign of the composition: what stands between h and delta."""
-    out = _out(row)
-    names = {n.id for n in S.walk(out) if isinstance(n, S.Name)}
-    match out:
-        case S.Name("delta"):
-            return "="
-        case S.Apply(S.Name(id), _) if "delta" in names:
-            return id
-        case S.Binary("+", S.Name("h"), _):
-            return "+"
-        case S.Binary("*", _, _):
-            return "×"
-    lets = [s.names[0] for s in row.compose if isinstance(s, S.Let) and s.names[0] in names]
-    return "λ" if lets else "∘"
-
-
 class _Way:
     """Follows the input through a form, and on to what is added to h: what meets it on the way, in order."""
 
     def __init__(self, row: Row, shapes: dict[str, str]):
         self.lets = {s.names[0]: s.value for s in (*row.form, *row.compose) if isinstance(s, S.Let) and s.names[0] != "out"}
-        self.out = _out(row)
+        self.row = row
         self.shapes = shapes
         self.depth = 0
 
     def boxes(self) -> tuple[Box, ...]:
+        """The way to delta, and on to what meets h, before the gate."""
         if "delta" not in self.lets:
             return ()
-        match self.out:
-            case S.Binary("+", S.Name("h"), added):
-                return tuple(self.way(added))
-        return tuple(self.way(self.lets["delta"]))
+        meets = composition(self.row)
+        if not reads_h(meets.brought, self.row):
+            return tuple(self.way(meets.brought))
+        # h comes in once more, beside delta: the way is delta's, and what becomes of both is one step.
+        return (*self.way(self.lets["delta"]), Box(self.kind(meets.brought), write(meets.brought)))
 
     def reads(self, e: S.Expr, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether what flows through the picture is in an expression: the input, or delta, which may be made of tensors alone."""
         for n in S.walk(e):
             if isinstance(n, S.Name):
+                if n.id == "delta":
+                    return True
                 if n.id in self.lets and n.id not in seen:
                     if self.reads(self.lets[n.id], seen | {n.id}):
                         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import syntax as S
+from .composition import composition
 from .document import columns_of
 from .ir import Method, Row
 from .printer import to_text
@@ -134,15 +135,7 @@ def lines(row: Row, style: Style = UNICODE) -> list[tuple[str, str]]:
     for s in row.compose:
         if isinstance(s, S.Let) and s.names[0] != "out":
             out.append((style.name(s.names[0]), write(s.value, style)))
-    final = next(s.value for s in reversed(row.compose) if isinstance(s, S.Let) and s.names[0] == "out")
-    new = write(final, style)
-    if row.gate is not None:
-        h, g = style.name("h"), style.name("g")
-        change = write(S.Binary("-", final, S.Name("h")), style)
-        added = final.right if isinstance(final, S.Binary) and final.op == "+" and final.left == S.Name("h") else None
-        dot = r" \cdot " if style.tex else " · "
-        new = f"{h} + {g}{dot}{_at(added, _UNARY, style)}" if added is not None else f"{h} + {g}{dot}({change})"
-    out.append((style.name("h"), new))
+    out.append((style.name("h"), write(composition(row).new, style)))
     return out
 
 
