@@ -146,7 +146,7 @@ def test_a_sum_renames_arguments_that_differ_and_shares_those_that_agree() -> No
     assert both.arguments["r"] == 4 and both.arguments[other] == 64
     assert both(**{other: 3}).arguments[other] == 3
     assert parse(str(both)) == both
-    shared = {"r": 4, "alpha": 16.0, "dropout": 0.0, "at": "[attn.q, attn.v]"}
+    shared = {"r": 4, "alpha": 16.0, "dropout": 0.0, "at": "[attn.q, attn.v]", "init": "kaiming_uniform(sqrt(5))"}
     assert (low + load(named("rslora"))(r=4)).arguments == shared
 
 

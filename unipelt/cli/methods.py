@@ -21,24 +21,26 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
             raise
         found = [Checked("", "file", e.diagnostics)]
     diagnostics = [d for c in found for d in c.diagnostics]
+    hints = [h for c in found for h in c.hints]
     good = not any(d.severity == "error" for d in diagnostics)
     if as_sarif:
         from .. import __version__
         from ..language.sarif import to_sarif
 
-        emit(to_sarif(diagnostics, __version__))
+        emit(to_sarif([*diagnostics, *hints], __version__))
         return good
     if as_json:
         from ..language.render import to_json
 
         emit({"ok": good, "definitions": [
             {"name": c.name, "kind": c.kind, "diagnostics": [to_json(d) for d in c.diagnostics], "spoilt": list(c.spoilt),
+             "hints": [to_json(h) for h in c.hints],
              **({"members": c.members} if c.space else {}),
              "properties": {k: v.to_json() for k, v in c.properties.items()}}
             for c in found
         ]})  # fmt: skip
         return good
-    report(diagnostics, False)
+    report([*diagnostics, *hints], False)
     broken = Counter(c.kind for c in found if c.spoilt or any(d.severity == "error" for d in c.diagnostics))
     if len(found) <= SHOWN:
         for c in found:
@@ -55,7 +57,8 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
     words = ", ".join(counted(n, kind) for kind, n in total.items())
     mistakes = sum(d.severity == "error" for d in diagnostics)
     if good:
-        tell(f"{words}: all well" if found else "nothing is defined here")
+        also = f", {counted(len(hints), 'hint')}" if hints else ""
+        tell(f"{words}: all well{also}" if found else "nothing is defined here")
     else:
         say(f"\n{words}: {counted(mistakes, 'mistake')} in {sum(broken.values())} of them")
     return good

@@ -51,6 +51,7 @@ def described(method: Method) -> dict[str, Any]:
     from ..language import formula as mathematics
     from ..language.counts import formula, symbols
     from ..language.merged import merged
+    from ..language.owners import owned
     from ..language.properties import verdicts
 
     counts = {k: str(v) for k, v in formula(method).items()}
@@ -60,7 +61,7 @@ def described(method: Method) -> dict[str, Any]:
         "trains": [{"row": t.name, **trained_of(t)} for t in method.trains],
         "formula": {"text": mathematics.as_text(method), "latex": mathematics.as_latex(method)},
         "arguments": [{"argument": p.name, "type": p.type, "value": method.arguments.get(p.name)} for p in method.params],
-        "parameters": counts, "symbols": symbols(counts.values(), method.arguments),
+        "tensors": [t.to_json() for t in owned(method)], "parameters": counts, "symbols": symbols(counts.values(), method.arguments),
         "properties": {k: v.to_json() for k, v in verdicts(method).items()},
         "merged": [m.to_json() for m in merged(method)],
         "text": str(method),
@@ -83,6 +84,8 @@ def _whole(method: Method) -> None:
         tell(found["formula"]["text"] + "\n")
     if found["arguments"]:
         table(found["arguments"], ["argument", "type", "value"])
+    if found["tensors"]:
+        table(found["tensors"], ["tensor", "row", "at", "sizes", "one for each"])
     table([{"parameters": k, "formula": v} for k, v in found["parameters"].items()], ["parameters", "formula"])
     if found["symbols"]:
         table([{"symbol": k, "meaning": v} for k, v in found["symbols"].items()], ["symbol", "meaning"])

@@ -16,6 +16,7 @@ from .elaborate import elaborate, is_space
 from .ir import Method
 from .library import Key, index, key_of, library_definition, library_names, parse_path, title
 from .names import Names, names_of
+from .owners import hints
 from .parser import parse as parse_file
 from .space import space_of
 from .syntax import BodyDef, Definition, File, MethodDef, Name, walk
@@ -34,6 +35,7 @@ class Checked:
     space: bool = False
     members: int = 0  # of a space, before any is looked at
     spoilt: tuple[str, ...] = ()  # the definitions whose mistakes, reported there, break this one too
+    hints: tuple[Diagnostic, ...] = ()  # of a method without mistakes: what may not be meant
 
     def __repr__(self) -> str:
         return f"<checked: {self.kind} {self.name}, {counted(len(self.diagnostics), 'mistake') if self.diagnostics else 'no mistake'}>"
@@ -233,7 +235,8 @@ def _check_method(d: MethodDef, names: Names) -> Checked:
     if is_space(d):
         return Checked(d.name, "space", tuple(check_space(d, names)), space=True, members=space_of(d, names).size)
     try:
-        return Checked(d.name, "method", method=resolve(d, names))
+        method = resolve(d, names)
+        return Checked(d.name, "method", method=method, hints=tuple(hints(method)))
     except PeltError as e:
         return Checked(d.name, "method", e.diagnostics)
 
@@ -265,7 +268,10 @@ def _once(found: list[Checked]) -> list[Checked]:
         spoilt = tuple(dict.fromkeys(seen[k] for k in keys if k in seen))
         for k in keys:
             seen.setdefault(k, c.name)
-        out.append(replace(c, diagnostics=new, spoilt=(*c.spoilt, *spoilt)))
+        told = [(h.code, h.span) for h in c.hints]
+        hinted = tuple(h for h, k in zip(c.hints, told) if k not in seen)
+        seen |= dict.fromkeys(told, c.name)
+        out.append(replace(c, diagnostics=new, spoilt=(*c.spoilt, *spoilt), hints=hinted))
     return out
 
 
