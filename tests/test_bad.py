@@ -33,7 +33,7 @@ def output(path: Path) -> str:
     before = Path.cwd()
     os.chdir(path.parent)
     try:
-        return render_all([d for c in check(Path(path.name)) for d in c.diagnostics]) + "\n"
+        return render_all([d for c in check(Path(path.name)) for d in (*c.diagnostics, *c.hints)]) + "\n"
     finally:
         os.chdir(before)
 
