@@ -150,7 +150,7 @@ ELSEWHERE = {
 
 
 def codes(path: Path) -> list[str]:
-    return re.findall(r"^error\[(E\d{4})\]", path.with_suffix(".txt").read_text("utf-8"), re.MULTILINE)
+    return re.findall(r"^(?:error|warning)\[(E\d{4})\]", path.with_suffix(".txt").read_text("utf-8"), re.MULTILINE)
 
 
 def test_the_corpus_is_large_and_holds_every_code_that_a_check_can_raise() -> None:
