@@ -1,0 +1,93 @@
+"""Plain torch functions behind the words that are no single call of torch's. Generated code calls them, and carries their text
+where it must stand alone: each uses nothing but torch.
+
+Shapes: a tensor's dimensions are its named axes and then its sizes (see `named`); ``dim`` is the place of the axis ``token``,
+``mask`` is 1 at real tokens [batch, tokens] or None where all are real.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def real_tokens(mask: torch.Tensor, t: torch.Tensor, dim: int) -> torch.Tensor:
+    """The mask of the tokens of ``t`` (the last ones, where a cache holds the others), shaped to multiply it; batch is ``t``'s first axis."""
+    mask = mask[..., -t.shape[dim] :].to(t.dtype)
+    return mask.reshape(mask.shape[0], *[1] * (dim - 1), mask.shape[-1], *[1] * (t.dim() - dim - 1))
+
+
+def sum_of_real(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """The sum over the real tokens."""
+    return t.sum(dim) if mask is None else (t * real_tokens(mask, t, dim)).sum(dim)
+
+
+def mean_of_real(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """The mean over the real tokens; 0 where there is none."""
+    if mask is None:
+        return t.mean(dim)
+    weights = real_tokens(mask, t, dim)
+    return (t * weights).sum(dim) / weights.sum(dim).clamp(min=1)
+
+
+def running_mean(t: torch.Tensor, dim: int) -> torch.Tensor:
+    """At each token the mean over the tokens up to it."""
+    steps = torch.arange(1, t.shape[dim] + 1, device=t.device, dtype=t.dtype)
+    return t.cumsum(dim) / steps.reshape([-1 if i == dim else 1 for i in range(t.dim())])
+
+
+def first_of_real(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """The value at the first real token."""
+    if mask is None:
+        return t.select(dim, 0)
+    return at_token(t, mask[..., -t.shape[dim] :].to(torch.int64).argmax(-1), dim)
+
+
+def last_of_real(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """The value at the last real token; at the first one where there is none."""
+    n = t.shape[dim]
+    if mask is None:
+        return t.select(dim, n - 1)
+    steps = torch.arange(n, device=t.device)
+    return at_token(t, torch.where(mask[..., -n:] != 0, steps, 0).amax(-1), dim)
+
+
+def at_token(t: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    """For each example of the batch, the first axis, the value at the token of its index [batch]."""
+    rows = torch.arange(t.shape[0], device=t.device)
+    return t.movedim(dim, 1)[rows, index.expand(t.shape[0])]
+
+
+def join_last(*parts: torch.Tensor) -> torch.Tensor:
+    """Tensors joined along their last size; their other dimensions are broadcast."""
+    lead = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
+    return torch.cat([p.expand(*lead, p.shape[-1]) for p in parts], -1)
+
+
+def lstm(x: torch.Tensor, W: torch.Tensor, U: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Hochreiter and Schmidhuber 1997 with a forget gate, from a state of zeros; one step for each row of ``x`` [..., l, d]."""
+    ahead = x @ W + b
+    hidden = cell = ahead.new_zeros(*x.shape[:-2], U.shape[0])
+    states = []
+    for step in ahead.unbind(-2):
+        i, f, g, o = (step + hidden @ U).chunk(4, -1)
+        cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+        hidden = torch.sigmoid(o) * torch.tanh(cell)
+        states.append(hidden)
+    return torch.stack(states, -2)
+
+
+def put_rows(rows: torch.Tensor, h: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """``h`` [batch, tokens, d] with the rows [.., l, d] at ``places`` [batch, l], where it has placeholders."""
+    index = places[..., None].expand(-1, -1, h.shape[-1])
+    return h.scatter(1, index, rows.to(h.dtype).expand(index.shape))
+
+
+def fill_rows(rows: torch.Tensor, h: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """``h`` [batch, tokens, d] with row k - 1 where ``places`` [batch, tokens] is k; 0 leaves the token as it is."""
+    data = rows.to(h.dtype)
+    table = torch.cat([data.new_zeros(*data.shape[:-2], 1, data.shape[-1]), data], -2)
+    if table.dim() == 3:  # rows of each example's own
+        found = table.gather(1, places[..., None].expand(-1, -1, data.shape[-1]))
+    else:  # a look-up whose gradient leaves the tokens that stay out
+        found = torch.nn.functional.embedding(places, table, padding_idx=0)
+    return torch.where(places[..., None] > 0, found, h)

@@ -1,0 +1,275 @@
+"""A method as plain PyTorch: a text with an `nn.Module` for each of its rows, which needs torch and nothing else.
+
+The text is written from the checked method by the rules by which the code that runs is written (`recipe`), with the sizes as
+arguments of the module. How a module is hooked into a model its docstring says: what it is called with and what it returns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..language.check import check_row, sites_of
+from ..language.declared import TensorTyping
+from ..language.diagnostics import error
+from ..language.initialisers import INITIALISERS
+from ..language.ir import Method, Row
+from ..language.printer import to_text
+from ..language.rows import RowTyping
+from ..language.sites import SIZES, TensorType, axis_order, signature, site_name
+from ..language.sizes import Size
+from ..language.syntax import Name
+from . import helpers
+from .code import Num, Unwritten, Written, text_of
+from .lower import Lowered, lower
+from .recipe import Body
+from .writer import Writer
+
+#: What enters a module, as its docstring says it.
+ENTERS = {
+    "h": "what is modified", "x": "what the site reads", "residual": "the stream that h is added to", "q": "the queries",
+    "scale": "the number that the scores are multiplied by", "log_mass": "log of the sum of exp(score) over each query's keys",
+    "W": "the frozen weight", "bias": "the frozen bias", "chance": "a number drawn for each forward pass, uniform in [0, 1)",
+    "mask": "1 at real tokens, 0 at padding; None where all are real",
+    "places": "where the rows stand among the tokens, as positions or, for `fill`, as their numbers at each token",
+}  # fmt: skip
+
+
+def torch_source(method: Method) -> str:
+    """A self-contained PyTorch text of a method: a module for each row, at each kind of site where its code differs.
+
+    Raises `PeltError` where an argument has no value, or where there is no plain code for a row.
+    """
+    unbound = [p.name for p in method.params if p.default is None]
+    if unbound:
+        raise error("E0207", f"`{method.name}` needs a value for `{unbound[0]}`", help=f"bind it: `--set {unbound[0]}=…`")
+    found: dict[tuple[str, str], list[str]] = {}  # the row and the text of its class, with the sites where it holds
+    used: dict[str, None] = {}
+    classes: dict[tuple[str, str], _Class] = {}
+    for row in method.rows:
+        for path in sites_of(row.sites, method.params):
+            one = _Class(method, row, str(path))
+            found.setdefault((row.name, one.body), []).append(str(path))
+            classes.setdefault((row.name, one.body), one)
+            used |= dict.fromkeys(one.helpers)
+    several = {name for name, _ in found if sum(n == name for n, _ in found) > 1}
+    parts = [inspect.getsource(getattr(helpers, n)).rstrip() for n in _with_theirs(list(used))]
+    for (name, _), sites in found.items():
+        title = _camel(name) + (_camel(sites[0]) if name in several else "")
+        parts.append(classes[(name, _)].text(title, sites))
+    text = "\n\n\n".join([_head(method), *parts]) + "\n"
+    imports = ["import math", ""] if re.search(r"\bmath\.", text) else []
+    imports += ["import torch", "from torch import nn"] if parts else []
+    imports += ["from torch.nn import functional as F"] if re.search(r"\bF\.", text) else []
+    return text.replace("\n\n\n", "\n\n" + "\n".join(imports) + "\n\n\n", 1) if imports else text
+
+
+def _head(method: Method) -> str:
+    """The text's docstring: what the method is, with its arguments, and what it trains besides its modules."""
+    arguments = ", ".join(f"{p.name} = {to_text(p.default)}" for p in method.params if p.default is not None)
+    lines = [f"{method.name}: {_plain(method.doc or 'a method of parameter-efficient tuning')}", ""]
+    lines += [f"Arguments: {arguments}.", ""] if arguments else []
+    for t in method.trains:
+        lines += [f"Trained besides: a copy of each of the base's own parameters {', '.join(map(str, t.paths))}.", ""]
+    lines += ["Each module is called where its docstring says, and what it returns takes the place of h. The base stays frozen."]
+    return '"""' + "\n".join(lines) + '\n"""'
+
+
+def _with_theirs(names: list[str]) -> list[str]:
+    """Helpers with those that they call, in an order in which they can be read."""
+    known = [n for n, f in vars(helpers).items() if inspect.isfunction(f)]
+    wanted = set(names)
+    while True:
+        called = {k for n in wanted for k in known if re.search(rf"\b{k}\(", inspect.getsource(getattr(helpers, n)))}
+        if called <= wanted:
+            return [n for n in known if n in wanted]
+        wanted |= called
+
+
+def _camel(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in re.split(r"[._]", name))
+
+
+def _plain(text: str) -> str:
+    """A docstring of a spec inside one of Python."""
+    return text.replace("\\", "\\\\").replace('"""', "'''")
+
+
+class _Class:
+    """The module of a row at a site."""
+
+    def __init__(self, method: Method, row: Row, path: str):
+        self.method, self.row = method, row
+        site = signature(site_name(path)[1])
+        assert site is not None
+        self.typing = _renamed(check_row(row, site, method.params))
+        self.symbols = {n: Num(f"self.{n}", size=Size.of(n)) for n in (*SIZES, "d_in", "d_out", "layer", "depth")}
+        self.values: dict[str, Written] = {"layer": self.symbols["layer"], "depth": self.symbols["depth"]}
+        self.numbers: dict[str, Any] = {}
+        try:
+            self._arguments()
+            self._body()
+        except Unwritten as e:
+            raise error("E0394", f"there is no plain PyTorch text of the row `{row.name}` at `{path}`: {e}", row.span) from None
+
+    # ------------------------------------------------------------ what it is made of
+
+    def _arguments(self) -> None:
+        """The method's arguments as numbers and words."""
+        w = Writer(self.values, self.symbols, {}, 1, None, False)
+        for p in self.method.params:
+            if p.default is None or p.type in ("init", "sites", "scope"):
+                continue
+            value = p.default.id if p.type == "activation" and isinstance(p.default, Name) else w.write(p.default)
+            w.names[p.name] = self.values[p.name] = value
+            if isinstance(value, int):
+                self.numbers[p.name] = value
+
+    def _body(self) -> None:
+        typing = self.typing
+        tensors = {t.label: tuple(sorted(t.type.axes, key=axis_order)) for t in typing.tensors}
+        sizes: dict[str, Written] = dict(self.symbols)
+        for n in ("d_in", "d_out"):
+            sizes[n] = Num(self._size(typing.sizes[n], "self."), size=typing.sizes[n])
+        low = lower(self.row, typing)
+        body = Body(self.row, typing, Lowered(low.added, low.factor), self.values, sizes, tensors, _entering(typing),
+                    training=None, fused=False, own="self.")  # fmt: skip
+        lines, result = body.text("h")
+        self.helpers = list(body.writer.helpers)
+        text = "\n".join([*lines, result])
+        words = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", text))
+        self.enters = [n for n, a in body.arguments.items() if n not in tensors and (a in words or n == "h")]
+        self.names = body.arguments
+        used = [n for n in self.symbols if re.search(rf"\bself\.{n}\b", text)]
+        made = [line for t in typing.tensors for line in self._tensor(t, tensors[t.label])]
+        known = [n for n in self.symbols if n in used or any(re.search(rf"(?<![\w.]){n}\b", line.split("  #")[0]) for line in made)]
+        arguments = ", ".join(["self", *(f"{n}: int" for n in known)])
+        init = [f"    def __init__({arguments}) -> None:", "        super().__init__()", *(f"        self.{n} = {n}" for n in used),
+                *(f"        {line}" for line in made)]  # fmt: skip
+        signature_ = ", ".join(["self", *(f"{self.names[n]}{_annotation(n, typing)}" for n in self.enters)])
+        forward = [f"    def forward({signature_}) -> torch.Tensor:", *(f"        {line}" for line in lines), f"        return {result}"]
+        self.sizes = known
+        self.body = "\n".join([*init, "", *forward])
+
+    def _size(self, size: Size, front: str = "") -> str:
+        """A size as an expression of Python; whole where it is the size of a tensor."""
+        text = size.bind(self.numbers).text
+        text = re.sub(r"\[[^\]]*\]", lambda m: f"{m[0]}[{front}layer]", text)
+        return re.sub(r"(?<![\w.])[A-Za-z_]\w*", lambda m: front + m[0] if m[0] in self.symbols and not (m[0] == "layer" and front) else m[0], text)
+
+    def _tensor(self, t: TensorTyping, axes: tuple[str, ...]) -> list[str]:
+        """The lines that make a tensor as it starts."""
+        lengths = [self._size(self.typing.axes[a]) if a in self.typing.axes else f"{a}s" for a in axes]
+        shape = [s.replace(" / ", " // ") for s in (*lengths, *(self._size(s) for s in t.type.sizes))]
+        sizes = shape[len(axes) :]
+        notes = [f"one for all sites that share it (per {t.place})"] if t.place != "site" else []
+        notes += [f"learns at {t.lr:g} times the rate"] if t.lr is not None else []
+        before, value, note = self._start(t, shape, sizes)
+        notes += [note] if note else []
+        name = self.names_of(t)
+        made = f"self.register_buffer(\"{name}\", {value})" if t.frozen else f"self.{name} = nn.Parameter({value})"
+        return [*before, made + (f"  # {'; '.join(notes)}" if notes else "")]
+
+    def names_of(self, t: TensorTyping) -> str:
+        return self.names[t.label]
+
+    def _start(self, t: TensorTyping, shape: list[str], sizes: list[str]) -> tuple[list[str], str, str]:
+        """Lines before it, the tensor's first value, and what is to be said of it."""
+        whole = ", ".join(shape)
+        if t.exact is not None:
+            return [], f"torch.zeros({whole})", f"starts as {to_text(t.exact)}: copy that in"
+        if t.start is None:
+            return [], f"torch.zeros({whole})", ""
+        w = Writer(self.values, {n: Num(n, size=Size.of(n)) for n in self.symbols}, {}, 1, None, False)
+        w.names |= {n: Num(n) for n in ("layer", "depth")}
+        args = [text_of(w.write(a)) for a in t.start.args] if not INITIALISERS[t.start.name].words else []
+        empty = f"torch.empty({whole})" if shape else "torch.empty(())"
+        fan_in, fan_out = (sizes[0], sizes[-1]) if sizes else ("1", "1")
+        match t.start.name:
+            case "zeros" | "ones" as kind:
+                return [], f"torch.{kind}({whole or '()'})", ""
+            case "constant":
+                return [], f"torch.full(({whole}{',' if len(shape) == 1 else ''}), {args[0]})", ""
+            case "normal":
+                mean, std = args if len(args) == 2 else ("0.0", args[0])
+                return [], f"{empty}.normal_({mean}, {std})", ""
+            case "truncated_normal":
+                return [], f"nn.init.trunc_normal_({empty}, 0.0, {args[0]}, -2 * {args[0]}, 2 * {args[0]})", ""
+            case "uniform":
+                return [], f"{empty}.uniform_({args[0]}, {args[1]})", ""
+            case "kaiming_uniform":
+                return [f"bound = math.sqrt(6 / ((1 + {_bracket(args[0])} ** 2) * {_bracket(fan_in)}))"], f"{empty}.uniform_(-bound, bound)", ""
+            case "xavier_uniform":
+                return [f"bound = math.sqrt(6 / ({fan_in} + {fan_out}))"], f"{empty}.uniform_(-bound, bound)", ""
+            case "xavier_normal":
+                return [], f"{empty}.normal_(0.0, math.sqrt(2 / ({fan_in} + {fan_out})))", ""
+            case "torch_linear":
+                return [f"bound = 1 / math.sqrt({args[0]})"], f"{empty}.uniform_(-bound, bound)", ""
+            case "identity":
+                return [], f"torch.eye({', '.join(sizes)}).expand({whole}).clone()", ""
+            case "orthogonal" if len(shape) == 2:
+                return [], f"nn.init.orthogonal_({empty})", ""
+        return [], f"torch.zeros({whole})", f"starts as {to_text(t.declaration.start)}: copy that in"
+
+    # ------------------------------------------------------------ as text
+
+    def text(self, title: str, sites: list[str]) -> str:
+        c = self.row.columns
+        columns = [f"{word} {text}" for word, text in (("insert", c.insert), ("form", c.form), ("compose", c.compose), ("gated by", c.gate)) if text]
+        lines = [f"The row `{self.row.name}` at {', '.join(sites)}: {_plain('; '.join(columns))}.", "", "Called with"]
+        width = max(len(self.names[n]) for n in self.enters)
+        lines += [f"  {self.names[n]:<{width}}  {self._said(n)}" for n in self.enters]
+        doc = "\n".join(f"    {line}".rstrip() for line in lines)
+        return f'class {title}(nn.Module):\n    """{doc.lstrip()}\n    """\n\n{self.body}'
+
+    def _said(self, name: str) -> str:
+        """What enters under a name, with its shape."""
+        if name in self.typing.bases:
+            return f"the frozen module `{name}`, called by itself"
+        shape = {"mask": "[batch, tokens]", "places": "[batch, …]", "scale": "", "chance": "[]"}.get(name)
+        if shape is None:
+            found = self.typing.values[name].type
+            shape = f"[{', '.join([*sorted(found.axes, key=axis_order), *(self._size(s) for s in found.sizes)])}]" if isinstance(found, TensorType) else "[batch]"
+        return ": ".join(filter(None, [shape, ENTERS.get(name, "an argument of the model's forward pass")]))
+
+
+def _bracket(text: str) -> str:
+    return text if re.fullmatch(r"[\w.]+(\([\w.]*\))?", text) else f"({text})"
+
+
+def _annotation(name: str, typing: RowTyping) -> str:
+    if name in typing.bases:
+        return ": nn.Module"
+    return {"scale": ": float", "mask": ": torch.Tensor | None"}.get(name, ": torch.Tensor")
+
+
+def _renamed(typing: RowTyping) -> RowTyping:
+    """Where what is read and what is modified differ in size, these are called d_in and d_out, whatever the site calls them."""
+    d_in, d_out = typing.sizes["d_in"], typing.sizes["d_out"]
+    if d_in == d_out or any(len(s.symbols) != 1 or s != Size.of(*s.symbols) for s in (d_in, d_out)):
+        return typing
+    names: Mapping[str, Size] = {next(iter(d_in.symbols)): Size.of("d_in"), next(iter(d_out.symbols)): Size.of("d_out")}
+
+    def bound(t: Any) -> Any:
+        return TensorType(t.axes, tuple(s.bind(names) for s in t.sizes)) if isinstance(t, TensorType) else t
+
+    return replace(
+        typing, tensors=tuple(replace(t, type=bound(t.type)) for t in typing.tensors),
+        values={n: v.typed(bound(v.type)) for n, v in typing.values.items()},
+        sizes={n: s.bind(names) for n, s in typing.sizes.items()},
+        bases={n: (a.bind(names), b.bind(names)) for n, (a, b) in typing.bases.items()},
+    )  # fmt: skip
+
+
+def _entering(typing: RowTyping) -> dict[str, tuple[str, ...]]:
+    """What may enter a row, with its axes."""
+    site = typing.site
+    types = {"h": site.h, **({"x": site.x} if site.x is not None else {}), **dict(site.scope)}
+    found = {n: tuple(sorted(t.axes, key=axis_order)) for n, t in types.items()}
+    found |= {i.name: ("batch",) for i in typing.inputs}
+    return found | {"chance": ()} | ({"scale": ()} if site.family == "heads" else {})
+
+

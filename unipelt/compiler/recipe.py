@@ -1,0 +1,272 @@
+"""Recipes: a row at a site as one straight function of tensors, written once and shared by the layers that do not differ.
+
+The function is generated from the checked row, here and now; none is ever read from a file. What it computes is what the
+literal evaluator computes (`evaluator`), after the rewrites of `lower`. Rows for which no straight code can be written are
+left to the evaluator.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional
+
+from ..language.inputs import InputTyping
+from ..language.ir import Row
+from ..language.rows import RowTyping
+from ..language.sites import TensorType
+from ..language.sizes import Size
+from ..language.syntax import Let, Name, Statement, walk
+from . import helpers
+from .code import PRODUCT, Code, Num, Unwritten, Written, spread, text_of
+from .lower import Lowered
+from .writer import Writer
+
+#: What is asked of a row: the new h; also the log of its scores' mass; keys and values for the attention kernel.
+Want = Literal["h", "mass", "rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, ``mask``, ``places``."""
+
+    source: str
+    reads: tuple[str, ...]
+    function: Any
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a recipe is written where it is used")
+
+
+class Recipes(dict):
+    """The recipes of an edit by what entered. A copy has none yet: code belongs to the process that wrote it."""
+
+    def __reduce__(self) -> Any:
+        return Recipes, ()
+
+    def __deepcopy__(self, memo: dict) -> Recipes:
+        return Recipes()
+
+
+def recipe(
+    row: Row, typing: RowTyping, lowered: Lowered, *, constants: Mapping[str, Any], sizes: Mapping[str, int], tensors: Mapping[str, tuple[str, ...]],
+    entering: Mapping[str, tuple[str, ...]], training: bool, want: Want,
+) -> Recipe | None:  # fmt: skip
+    """The recipe of a row; None where there is no straight code for it.
+
+    ``tensors`` are the axes of the row's tensors by their labels, ``entering`` those of what is in scope, ``h`` among them.
+    """
+    try:
+        body = Body(row, typing, lowered, constants, sizes, tensors, entering, training, fused=True)
+        lines, result = body.text(want)
+    except (Unwritten, ArithmeticError, ValueError):
+        return None
+    words = set(re.findall(r"[A-Za-z_]\w*", "\n".join([*lines, result])))
+    reads = [n for n in body.arguments if body.arguments[n] in words]
+    arguments = ", ".join(body.arguments[n] for n in reads)
+    source = "\n    ".join([f"def recipe({arguments}):", *lines, f"return {result}"]) + "\n"
+    return Recipe(source, tuple(reads), _compiled(source))
+
+
+@lru_cache(maxsize=4096)
+def _compiled(source: str) -> Any:
+    """The function of a source. Equal sources give the same function, so layers share what a compiler makes of it."""
+    scope: dict[str, Any] = {"torch": torch, "F": functional}
+    scope |= {n: getattr(helpers, n) for n in dir(helpers) if not n.startswith("_")}
+    exec(compile(source, "<recipe>", "exec"), scope)  # noqa: S102 - written above, from a checked row
+    return scope["recipe"]
+
+
+class Body:
+    """The lines of a row at a site.
+
+    ``arguments`` maps every name that may enter (tensors by label, scope, frozen modules, ``mask``, ``places``) to its name
+    in the code; ``own`` stands in front of the row's tensors. ``training`` None writes code for both.
+    """
+
+    def __init__(
+        self, row: Row, typing: RowTyping, lowered: Lowered, constants: Mapping[str, Written], sizes: Mapping[str, Written],
+        tensors: Mapping[str, tuple[str, ...]], entering: Mapping[str, tuple[str, ...]], training: bool | None, fused: bool,
+        own: str = "",
+    ):  # fmt: skip
+        self.row, self.typing, self.lowered, self.fused = row, typing, lowered, fused
+        self.training = training
+        bases = {n: out for n, (_, out) in typing.bases.items()}
+        heads, groups = sizes["heads"], sizes["groups"]
+        repeats: Written = heads // groups if isinstance(heads, int) and isinstance(groups, int) else Num("self.heads // self.groups", PRODUCT)
+        self.writer = Writer(constants, {**sizes, **_bound(typing)}, bases, repeats, training, fused)
+        self.arguments: dict[str, str] = {"h": "h"}
+        types = {t.label: t.type for t in typing.tensors}
+        inputs = {i.name: i for i in typing.inputs}
+        self.gate: dict[str, Code] = {}
+        for name, axes in entering.items():
+            if name == "scale":
+                self.writer.names[name] = Num(self._enters(name))
+            elif name == "chance":
+                self.writer.names[name] = Code(self._enters(name), (), ())
+            elif name in inputs:
+                self.writer.names[name] = Code(self._enters(name), ("batch",), _input_sizes(inputs[name]))
+            else:
+                found = typing.values[name].type
+                assert isinstance(found, TensorType)
+                self.writer.names[name] = Code("h" if name == "h" else self._enters(name), axes, found.sizes)
+        for label, axes in tensors.items():
+            value = Code(own + self._enters(label), axes, types[label].sizes)
+            if label.startswith("gate."):
+                self.gate[label[5:]] = value
+            else:
+                self.writer.names[label] = value
+        for name in bases:
+            self._enters(name)
+        self.arguments |= {"mask": "mask", "places": "places"}
+
+    def _enters(self, name: str) -> str:
+        self.arguments[name] = self.writer.safe(name)
+        return self.arguments[name]
+
+    def text(self, want: Want) -> tuple[list[str], str]:
+        """The lines, and the expression of the result."""
+        w = self.writer
+        h = w.names.get("h")
+        self._insertion(h)
+        if want == "rows":
+            return self._rows()
+        w.names.pop("h", None)
+        assert isinstance(h, Code)
+        added = self.lowered.added
+        compose = self.row.compose[:-1] if added is not None else self.row.compose
+        ends = [added, self.lowered.factor] if added is not None else [Name("out")]
+        if want == "mass":
+            ends.append(Name("scores"))
+        form, compose = _needed((self.row.form, compose), [e for e in ends if e is not None])
+        g = self._gate() if self.row.gate is not None else None
+        w.run(form)
+        w.names["h"] = h
+        w.run(compose)
+        if added is not None:
+            out = self._add(h, g, w.write(added), w.write(self.lowered.factor) if self.lowered.factor is not None else 1)
+        else:
+            out = w.names["out"]
+            if g is not None:
+                change = w.once(w.combined("-", out, h)) if isinstance(out, Code) else w.combined("-", out, h)  # type: ignore[arg-type]
+                out = w.combined("+", h, w.combined("*", g, change))
+        if not isinstance(out, Code):
+            raise Unwritten("an out that is a number")
+        result = self._whole(out, h)
+        if want == "mass":
+            scores = w.names["scores"]
+            assert isinstance(scores, Code)
+            result = f"{result}, torch.logsumexp({scores.text}, -1)"
+        return w.lines, result
+
+    # ------------------------------------------------------------ parts
+
+    def _insertion(self, h: Written | None) -> None:
+        e, w = self.row.insert, self.writer
+        if e is None:
+            return
+        if e == Name("parallel"):
+            w.names["z"] = w.names[str(self.typing.site.parallel)]
+        elif e == Name("sequential"):
+            assert h is not None
+            w.names["z"] = h
+        else:
+            w.bind("z", w.write(e))
+
+    def _gate(self) -> Written:
+        """The gate's value; what its lines bind is not seen by the form."""
+        w = self.writer
+        before = w.names
+        w.names = {**before, **self.gate}
+        (body,) = _needed((self.row.gate or (),), [Name("g")])
+        w.run(body[:-1], "gate.")
+        last = body[-1]
+        assert isinstance(last, Let)
+        g = w.write(last.value)
+        if isinstance(g, Code):
+            g = w.assign("g", g)
+        w.names = before
+        return g
+
+    def _add(self, h: Code, g: Written | None, added: Written, factor: Written) -> Written:
+        """h + g · factor · added, with what is a plain number inside the addition's kernel."""
+        w = self.writer
+        if not self.fused or not isinstance(added, Code):
+            change = added if factor == 1 else w.combined("*", factor, added)
+            return w.combined("+", h, change if g is None else w.combined("*", g, change))
+        if isinstance(factor, (Code, Num)):
+            added, factor = w.combined("*", factor, added), 1
+        if isinstance(g, (int, float, bool)):
+            factor, g = factor * g, None  # type: ignore[operator]
+        assert isinstance(added, Code)
+        if not set(added.axes) <= set(h.axes):
+            raise Unwritten("an out with other axes than h")
+        n = len(h.sizes)
+        if isinstance(g, Code) and g.axes and set(g.axes) <= set(h.axes):
+            value = "" if factor == 1 else f", value={factor!r}"
+            return Code(f"torch.addcmul(h, {spread(g, h.axes, n)}, {spread(added, h.axes, n)}{value})", h.axes, h.sizes)
+        if g is not None:
+            added = w.combined("*", g, added)  # type: ignore[assignment]
+        if not isinstance(added, Code) or not set(added.axes) <= set(h.axes):
+            raise Unwritten("an out with other axes than h")
+        if factor == 1:
+            return w.combined("+", h, added)
+        return Code(f"torch.add(h, {spread(added, h.axes, n)}, alpha={factor!r})", h.axes, h.sizes)
+
+    def _whole(self, out: Code, h: Code) -> str:
+        """``out`` with every axis of ``h``."""
+        if out.axes == h.axes:
+            return out.text
+        if not set(out.axes) <= set(h.axes):
+            raise Unwritten("an out with other axes than h")
+        same = out.sizes == h.sizes
+        shape = "h.shape" if same else f"(*h.shape[:{len(h.axes)}], {', '.join(s.text for s in out.sizes)})"
+        return f"{spread(out, h.axes, len(out.sizes))}.expand({shape})"
+
+    def _rows(self) -> tuple[list[str], str]:
+        """Keys and values [batch or 1, groups or heads, rows, d_head]."""
+        w, low = self.writer, self.lowered
+        assert low.keys is not None and low.values is not None
+        (before,) = _needed((low.before,), [low.keys, low.values])
+        w.run(before)
+        return w.lines, ", ".join(self._row(w.write(e)) for e in (low.keys, low.values))
+
+    def _row(self, v: Written) -> str:
+        assert isinstance(v, Code)
+        axis = "head" if "head" in v.axes else "group"
+        n = self.writer.sizes["heads" if axis == "head" else "groups"]
+        text = spread(v, ("batch", axis), 2, whole=True)
+        return text if axis in v.axes else f"{text}.expand(-1, {text_of(n)}, -1, -1)"
+
+
+def _bound(typing: RowTyping) -> dict[str, int]:
+    """The sizes in scope as numbers."""
+    found = {n: s.number for n, s in typing.sizes.items()}
+    return {n: int(v) for n, v in found.items() if v is not None and v.denominator == 1}
+
+
+def _input_sizes(i: InputTyping) -> tuple[Size, ...]:
+    return () if i.count is not None else i.sizes
+
+
+def _needed(bodies: Sequence[Sequence[Statement]], ends: Sequence[Any]) -> list[tuple[Statement, ...]]:
+    """Bodies without the lets that nothing behind them comes to read."""
+    wanted = {n.id for e in ends for n in walk(e) if isinstance(n, Name)}
+    out: list[tuple[Statement, ...]] = []
+    for body in reversed(bodies):
+        kept: list[Statement] = []
+        for s in reversed(body):
+            if isinstance(s, Let):
+                if not wanted & set(s.names):
+                    continue
+                wanted = wanted - set(s.names) | {n.id for n in walk(s.value) if isinstance(n, Name)}
+            kept.append(s)
+        out.append(tuple(reversed(kept)))
+    return out[::-1]
+
+
