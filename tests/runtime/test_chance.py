@@ -198,8 +198,8 @@ def test_a_dropped_layer_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from unipelt.runtime.edits import Edit
 
     calls: list[int] = []
-    evaluate = Edit.evaluate
-    monkeypatch.setattr(Edit, "evaluate", lambda self, *a, **k: calls.append(self.site.layer) or evaluate(self, *a, **k))
+    change = Edit.change
+    monkeypatch.setattr(Edit, "change", lambda self, *a, **k: calls.append(self.site.layer) or change(self, *a, **k))
     m = robust(drop=2)
     output(m)
     assert calls == [2]

@@ -25,7 +25,7 @@ from ..language.syntax import Name
 from . import helpers
 from .code import Num, Unwritten, Written, text_of
 from .lower import Lowered, lower
-from .recipe import Body
+from .recipe import MASK, PLACES, Body
 from .writer import Writer
 
 #: What enters a module, as its docstring says it.
@@ -33,8 +33,8 @@ ENTERS = {
     "h": "what is modified", "x": "what the site reads", "residual": "the stream that h is added to", "q": "the queries",
     "scale": "the number that the scores are multiplied by", "log_mass": "log of the sum of exp(score) over each query's keys",
     "W": "the frozen weight", "bias": "the frozen bias", "chance": "a number drawn for each forward pass, uniform in [0, 1)",
-    "mask": "1 at real tokens, 0 at padding; None where all are real",
-    "places": "where the rows stand among the tokens, as positions or, for `fill`, as their numbers at each token",
+    MASK: "1 at real tokens, 0 at padding; None where all are real",
+    PLACES: "where the rows stand among the tokens, as positions or, for `fill`, as their numbers at each token",
 }  # fmt: skip
 
 
@@ -229,7 +229,7 @@ class _Class:
         """What enters under a name, with its shape."""
         if name in self.typing.bases:
             return f"the frozen module `{name}`, called by itself"
-        shape = {"mask": "[batch, tokens]", "places": "[batch, …]", "scale": "", "chance": "[]"}.get(name)
+        shape = {MASK: "[batch, tokens]", PLACES: "[batch, …]", "scale": "", "chance": "[]"}.get(name)
         if shape is None:
             found = self.typing.values[name].type
             shape = f"[{', '.join([*sorted(found.axes, key=axis_order), *(self._size(s) for s in found.sizes)])}]" if isinstance(found, TensorType) else "[batch]"
@@ -243,7 +243,7 @@ def _bracket(text: str) -> str:
 def _annotation(name: str, typing: RowTyping) -> str:
     if name in typing.bases:
         return ": nn.Module"
-    return {"scale": ": float", "mask": ": torch.Tensor | None"}.get(name, ": torch.Tensor")
+    return {"scale": ": float", MASK: ": torch.Tensor | None"}.get(name, ": torch.Tensor")
 
 
 def _renamed(typing: RowTyping) -> RowTyping:

@@ -33,7 +33,7 @@ Want = Literal["h", "mass", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, ``mask``, ``places``."""
+    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`."""
 
     source: str
     reads: tuple[str, ...]
@@ -43,24 +43,42 @@ class Recipe:
         raise TypeError("a recipe is written where it is used")
 
 
-class Recipes(dict):
-    """The recipes of an edit by what entered. A copy has none yet: code belongs to the process that wrote it."""
+#: What else enters: the mask of real tokens and the places of rows among the tokens, under no names of the language.
+MASK, PLACES = ":mask", ":places"
+#: What enters a row, with its axes.
+Entering = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class Recipes:
+    """The recipes of a row at a site, each written when it is first asked for. Copies and pickles of it have none yet: code
+    belongs to the process that wrote it.
+
+    ``tensors`` are the axes of the row's tensors by their labels.
+    """
+
+    def __init__(self, row: Row, typing: RowTyping, lowered: Lowered, constants: Mapping[str, Any], sizes: Mapping[str, int],
+                 tensors: Mapping[str, tuple[str, ...]]):  # fmt: skip
+        self.parts = (row, typing, lowered, constants, sizes, tensors)
+        self.known: dict[tuple[Entering, bool, Want], Recipe | None] = {}
 
     def __reduce__(self) -> Any:
-        return Recipes, ()
+        return Recipes, self.parts
 
     def __deepcopy__(self, memo: dict) -> Recipes:
-        return Recipes()
+        return Recipes(*self.parts)
+
+    def of(self, entering: Entering, training: bool, want: Want) -> Recipe | None:
+        """The recipe for what enters; None where there is no straight code, and the row is evaluated as written."""
+        key = (entering, training, want)
+        if key not in self.known:
+            self.known[key] = _recipe(*self.parts, dict(entering), training, want)
+        return self.known[key]
 
 
-def recipe(
-    row: Row, typing: RowTyping, lowered: Lowered, *, constants: Mapping[str, Any], sizes: Mapping[str, int], tensors: Mapping[str, tuple[str, ...]],
+def _recipe(
+    row: Row, typing: RowTyping, lowered: Lowered, constants: Mapping[str, Any], sizes: Mapping[str, int], tensors: Mapping[str, tuple[str, ...]],
     entering: Mapping[str, tuple[str, ...]], training: bool, want: Want,
 ) -> Recipe | None:  # fmt: skip
-    """The recipe of a row; None where there is no straight code for it.
-
-    ``tensors`` are the axes of the row's tensors by their labels, ``entering`` those of what is in scope, ``h`` among them.
-    """
     try:
         body = Body(row, typing, lowered, constants, sizes, tensors, entering, training, fused=True)
         lines, result = body.text(want)
@@ -85,7 +103,7 @@ def _compiled(source: str) -> Any:
 class Body:
     """The lines of a row at a site.
 
-    ``arguments`` maps every name that may enter (tensors by label, scope, frozen modules, ``mask``, ``places``) to its name
+    ``arguments`` maps every name that may enter (tensors by label, scope, frozen modules, `MASK`, `PLACES`) to its name
     in the code; ``own`` stands in front of the row's tensors. ``training`` None writes code for both.
     """
 
@@ -123,7 +141,7 @@ class Body:
                 self.writer.names[label] = value
         for name in bases:
             self._enters(name)
-        self.arguments |= {"mask": "mask", "places": "places"}
+        self.arguments |= {MASK: "mask", PLACES: "places"}
 
     def _enters(self, name: str) -> str:
         self.arguments[name] = self.writer.safe(name)
@@ -132,10 +150,10 @@ class Body:
     def text(self, want: Want) -> tuple[list[str], str]:
         """The lines, and the expression of the result."""
         w = self.writer
-        h = w.names.get("h")
-        self._insertion(h)
         if want == "rows":
             return self._rows()
+        h = w.names.get("h")
+        self._insertion(h)
         w.names.pop("h", None)
         assert isinstance(h, Code)
         added = self.lowered.added
@@ -224,9 +242,8 @@ class Body:
             return out.text
         if not set(out.axes) <= set(h.axes):
             raise Unwritten("an out with other axes than h")
-        same = out.sizes == h.sizes
-        shape = "h.shape" if same else f"(*h.shape[:{len(h.axes)}], {', '.join(s.text for s in out.sizes)})"
-        return f"{spread(out, h.axes, len(out.sizes))}.expand({shape})"
+        kept = ", -1" * len(out.sizes)  # its own sizes: an adapter's head may have other labels than h
+        return f"{spread(out, h.axes, len(out.sizes))}.expand(*h.shape[:{len(h.axes)}]{kept})"
 
     def _rows(self) -> tuple[list[str], str]:
         """Keys and values [batch or 1, groups or heads, rows, d_head]."""

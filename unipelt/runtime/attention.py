@@ -91,7 +91,7 @@ def _attend(
     if any(e.watchers for _, e in edits[:fused]):
         _show(wrapped, seam, [e for _, e in edits[:fused]], given, module, query, key, value, mask, kwargs)
     for (_, edit), scope in zip(edits[:fused], given):
-        k, v = edit(query, scope, want="rows")
+        k, v = edit(query, scope, seam.mask(edit), want="rows")
         key, value, mask = _with_rows(k, v, key, value, mask)
     # `mask` is explicit here wherever rows were added; without one, nothing is hidden from any query
     extra = {"is_causal": False} if (fused or mask is not None) and wrapped.name == "sdpa" else {}

@@ -17,15 +17,12 @@ from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
+from ..compiler.recipe import MASK, PLACES, Recipes, Want
 from ..language.diagnostics import error
 from ..language.softmax import shares_softmax
 from ..language.syntax import Name, Param
 from .offload import PATCHED, value_of
 from .switch import NAME
-
-
-#: Under which name an edit is given the places of its rows (`Context.places`): no name of the language.
-PLACES = ":places"
 
 
 def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
@@ -114,6 +111,7 @@ class Edit(Holding):
         self.hold(tensors)
         grouped = planned.site.family == "heads" and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
+        self.recipes = Recipes(planned.row, planned.typing, self.lowered, self.constants, planned.site.sizes, self.axes) if self.lowered else None
         self.rests = lowering and rests(planned.row, self.constants, planned.site.sizes)
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
@@ -129,22 +127,15 @@ class Edit(Holding):
         tensors = self.tensors() if tensors is None else tensors
         # A gate's tensors keep their front, `gate.`, under which no line of the form can name them.
         names.update({label: Named(tensors[label], axes) for label, axes in self.axes.items()})
-        dtype = next((t.dtype for t in tensors.values()), None)
-        for name, t in given.items():
-            if name == "chance":
-                names[name] = Named(t.to(given["h"].device) if "h" in given else t)
-            elif isinstance(t, torch.Tensor) and name != PLACES:
-                if dtype is not None and t.is_floating_point() and t.dtype != dtype and not torch.is_autocast_enabled(t.device.type):
-                    t = t.to(dtype)
-                names[name] = Named(t, self._scope_axes(name, t))
-            elif name != PLACES:
-                names[name] = t
+        for name, t in self._given(given, tensors).items():
+            if name != PLACES:
+                names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
         return Context(
             names, self.site.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lowered is not None
         )
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
-        if name in ("W", "bias"):
+        if name in ("W", "bias", "chance"):
             return ()
         if name in self.inputs:
             return ("batch",)
@@ -183,21 +174,65 @@ class Edit(Holding):
         Whatever reads the tensors goes through here: hooks that bring a module's weights act on its call.
         """
         if want == "rows":
-            return self.rows(given)
+            return self.rows(given, mask)
         if "rows" in given:  # a module of the base has flattened batch and tokens
             lead = given["rows"]
             inner = {n: t.view(*lead, -1) if n in ("x", "residual") else t for n, t in given.items() if n != "rows"}
             return self.forward(h.view(*lead, -1), inner, mask, want).view(h.shape)
         if self.rests and want == "h" and not (self.training or self.watchers):
             return h
-        out, c = self.evaluate(h, given, mask, want == "still")
+        return self.change(h, given, mask, want)
+
+    def change(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, want: str) -> Any:
+        """What `forward` returns of a row that does not rest."""
+        straight = want in ("h", "mass") and self.recipes is not None and not torch.compiler.is_compiling()
+        beside = self._beside(h, given, mask) if straight and self.watchers else None
+        found = self._straight({**given, "h": h}, mask, want) if straight else None  # type: ignore[arg-type]
+        if found is None:
+            out, c = self.evaluate(h, given, mask, want == "still")
+            scores = c.names.get("scores")
+            result = out if want == "h" else (out, torch.logsumexp(scores.data, -1))  # type: ignore[union-attr]
+        elif want == "mass":
+            out = found[0].to(h.dtype)
+            result = out, found[1]
+        else:
+            result = out = found.to(h.dtype)
         for watcher in self.watchers:
-            watcher.saw(h, out, c)
-        if want == "h":
-            return out
-        scores = c.names["scores"]
-        assert isinstance(scores, Named)
-        return out, torch.logsumexp(scores.data, -1)
+            watcher.saw(h, out, beside or c)
+        return result
+
+    def _beside(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Context:
+        """The names that the row's lines bind, for those who watch: evaluated beside the pass, with the numbers that it will draw."""
+        devices = [h.device] if h.device.type != "cpu" else []
+        with torch.no_grad(), torch.random.fork_rng(devices, device_type=h.device.type if devices else "cuda"):
+            return self.evaluate(h, given, mask)[1]
+
+    def _straight(self, given: Mapping[str, Any], mask: torch.Tensor | None, want: Want) -> Any:
+        """What the row's recipe makes of what enters; None where the row has none.
+
+        A compiler sees through the evaluator and fuses what it computes: it needs no recipe, and cannot trace the writing of one.
+        """
+        if self.recipes is None or torch.compiler.is_compiling():
+            return None
+        entering = tuple((n, self._scope_axes(n, t) if isinstance(t, torch.Tensor) else ()) for n, t in given.items() if n != PLACES)
+        recipe = self.recipes.of(entering, self.training, want)
+        if recipe is None:
+            return None
+        tensors = self.tensors()
+        values: dict[str, Any] = {**self._given(given, tensors), **self.bases, **tensors, MASK: mask, PLACES: given.get(PLACES)}
+        return recipe.function(*(values[n] for n in recipe.reads))
+
+    def _given(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What is in scope, in the dtype of the row's tensors; under autocast as it is."""
+        dtype = next((t.dtype for t in tensors.values()), None)
+        out: dict[str, Any] = {}
+        for name, t in given.items():
+            if name == "chance":
+                t = t.to(given["h"].device) if "h" in given else t
+            elif isinstance(t, torch.Tensor) and name != PLACES and dtype is not None and t.is_floating_point() and t.dtype != dtype:
+                t = t if torch.is_autocast_enabled(t.device.type) else t.to(dtype)
+            out[name] = t
+        return out
 
     def evaluate(
         self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, still: bool = False
@@ -256,10 +291,13 @@ class Edit(Holding):
         c.names[ITS_VALUE] = inner.names["g"]
         return inner.names["g"]
 
-    def rows(self, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def rows(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [batch or 1, group, l, d_head] of a row that shares the softmax (see `compiler.lower`)."""
         assert self.lowered is not None and self.lowered.keys is not None and self.lowered.values is not None
-        c = self.context(given, None)
+        found = self._straight(given, mask, "rows")
+        if found is not None:
+            return found
+        c = self.context(given, mask)
         run(self.lowered.before, c)
         return self._kv(evaluate(self.lowered.keys, c)), self._kv(evaluate(self.lowered.values, c))
 
