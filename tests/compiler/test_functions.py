@@ -363,3 +363,9 @@ def test_rows_stand_where_they_are_said_to() -> None:
         out = evaluate(parse_expression(text), Context(names, {}, places=marks)).data
         assert torch.equal(out[0], torch.stack([h[0, 0], rows[1], h[0, 2], rows[0], rows[1]]))
         assert torch.equal(out[1], torch.cat([h[1, :4], other[:1]]))
+
+
+def test_every_word_has_torch_code() -> None:
+    from unipelt.compiler.torch_words import WORDS
+
+    assert set(WORDS) == set(FUNCTIONS)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,9 @@ from unipelt.language.rows import RowTyping
 from unipelt.language.sites import TensorType
 from unipelt.runtime.edits import PLACES, Edit
 from unipelt.runtime.seam import edit_at
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "proof"))  # random methods are drawn there
+import random_methods  # noqa: E402
 
 METHODS = [e.name for e in unipelt.library() if e.kind == "method"]
 BATCH, TOKENS = 3, 5
@@ -135,6 +141,45 @@ def test_the_printed_module_computes_what_is_written(name: str) -> None:
                 both(placed, printed, training=training)
             met.add(c)
     assert met == set(classes)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_recipes_of_random_methods_compute_what_is_written(part: int) -> None:
+    compared = straight = 0
+    for seed in range(part * 60, part * 60 + 60):
+        try:
+            method = unipelt.parse(random_methods.text(seed))
+            outputs = {}
+            for lowering in (True, False):
+                model = small.model(("gpt2", "bert_labels", "llama")[seed % 3], dtype=torch.float64)
+                unipelt.apply(model, method, allow_future=True, lowering=lowering)
+                small.randomise(model, seed=seed)
+                outputs[lowering] = small.output(model)
+                if lowering:
+                    known = [r for e in model.modules() if isinstance(e, Edit) and e.recipes for r in e.recipes.known.values()]
+        except unipelt.PeltError:
+            continue
+        torch.testing.assert_close(outputs[True], outputs[False], rtol=1e-10, atol=1e-10, msg=lambda m: f"{method}\n{m}")
+        compared += 1
+        straight += bool(known) and all(known)
+    assert compared > 20 and straight > 0.9 * compared
+
+
+def test_the_command_prints_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    from unipelt.cli.show import show_methods
+
+    method = unipelt.load(named("lora"))
+    show_methods([named("lora")], ["r=3"], "text", None, False, True)
+    assert capsys.readouterr().out == method(r=3).torch_source() == torch_source(method(r=3))
+    show_methods([named("lora")], ["r=3"], "text", None, True, True)
+    assert json.loads(capsys.readouterr().out)["torch"] == torch_source(method(r=3))
+    with pytest.raises(unipelt.PeltError, match="prints one method"):
+        show_methods([named("lora"), named("mam")], [], "text", None, False, True)
+
+
+def test_what_has_no_value_has_no_module() -> None:
+    with pytest.raises(unipelt.PeltError, match="needs a value for `r`"):
+        unipelt.parse("method m(r: int) { modify ffn  insert parallel  form { A: [d_in, r] ~ zeros  delta = z @ A @ A.T }  compose h + delta }").torch_source()
 
 
 def test_a_printed_module_starts_as_the_method_does() -> None:

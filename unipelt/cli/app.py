@@ -110,12 +110,15 @@ def show(
     arguments: Arguments = None,
     form: Annotated[str, typer.Option("--format", help="text, markdown or latex.")] = "text",
     picture: Annotated[Path | None, typer.Option(help="Draw the method's diagram into this .svg or .png file.")] = None,
+    as_torch: Annotated[
+        bool, typer.Option("--torch", help="Print the method as plain PyTorch: a module for each row, which needs torch alone.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a method: its row of the table, formula, arguments, counts, properties. Several: the table."""
     from .show import show_methods
 
-    show_methods(methods, arguments or [], form, picture, as_json)
+    show_methods(methods, arguments or [], form, picture, as_json, as_torch)
 
 
 @app.command()

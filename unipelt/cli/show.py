@@ -15,7 +15,7 @@ from .output import emit, pour, say, table, tell
 FORMATS = ("text", "markdown", "latex")
 
 
-def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture: Path | None, as_json: bool) -> None:
+def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture: Path | None, as_json: bool, as_torch: bool = False) -> None:
     """One method whole, or the table of several."""
     from ..training.resolve import read_arguments, resolve_method
 
@@ -25,6 +25,8 @@ def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture:
     methods = [resolve_method(s, given if len(specs) == 1 else None) for s in specs]
     if len(specs) > 1 and given:
         raise error("E0812", "`--set` binds the arguments of one method", help="show one method, or leave it out")
+    if as_torch and (len(methods) > 1 or form != "text"):
+        raise error("E0812", "`--torch` prints one method, in a format of its own", help="show one method, and leave `--format` out")
     if picture is not None:
         from .picture import picture as draw
 
@@ -33,8 +35,10 @@ def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture:
         draw(methods[0], picture)
         say(f"drawn to {picture}")
     if as_json:
-        found = [described(m) for m in methods]
+        found = [described(m) | ({"torch": m.torch_source()} if as_torch else {}) for m in methods]
         emit({"ok": True, **found[0]} if len(found) == 1 else {"ok": True, "methods": found})
+    elif as_torch:
+        pour(methods[0].torch_source())
     elif form == "latex":
         pour(latex(methods) + "\n")
     elif form == "markdown":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from . import helpers
 from .named import Named, Value, elementwise, ordered, refine
 
 Function = Callable[..., Value]
@@ -187,16 +188,7 @@ def flip(context: Any, a: Named) -> Value:
 
 @function("lstm")
 def lstm(context: Any, x: Named, W: Named, U: Named, b: Named) -> Value:
-    """Hochreiter and Schmidhuber 1997 with a forget gate, from a state of zeros; one step for each row of ``x``."""
-    ahead = x.data @ W.data + b.data
-    hidden = cell = ahead.new_zeros(*x.data.shape[:-2], U.data.shape[0])
-    states = []
-    for step in ahead.unbind(-2):
-        i, f, g, o = (step + hidden @ U.data).chunk(4, -1)
-        cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
-        hidden = torch.sigmoid(o) * torch.tanh(cell)
-        states.append(hidden)
-    return Named(torch.stack(states, -2), x.axes)
+    return Named(helpers.lstm(x.data, W.data, U.data, b.data), x.axes)
 
 
 # ---------------------------------------------------------------- rows among the tokens
@@ -205,8 +197,7 @@ def lstm(context: Any, x: Named, W: Named, U: Named, b: Named) -> Value:
 @function("prepend")
 def prepend(context: Any, rows: Named, h: Named, after: Value = 0) -> Value:
     """``h`` has placeholders at ``context.places`` [batch, l] already (see `runtime.prompts`); they become the rows."""
-    index = context.places[..., None].expand(-1, -1, h.data.shape[-1])
-    return Named(h.data.scatter(1, index, rows.data.to(h.data.dtype).expand(index.shape)), h.axes)
+    return Named(helpers.put_rows(rows.data, h.data, context.places), h.axes)
 
 
 FUNCTIONS["append"] = prepend
@@ -214,14 +205,7 @@ FUNCTIONS["append"] = prepend
 
 @function("fill")
 def fill(context: Any, rows: Named, h: Named) -> Value:
-    """Row k - 1 where ``context.places`` [batch, token] is k; 0 leaves the token as it is."""
-    places, data = context.places, rows.data.to(h.data.dtype)
-    table = torch.cat([data.new_zeros(*data.shape[:-2], 1, data.shape[-1]), data], -2)
-    if "batch" in rows.axes:
-        found = table.gather(1, places[..., None].expand(-1, -1, data.shape[-1]))
-    else:  # a look-up whose gradient leaves the tokens that stay out
-        found = F.embedding(places, table, padding_idx=0)
-    return Named(torch.where(places[..., None] > 0, found, h.data), h.axes)
+    return Named(helpers.fill_rows(rows.data, h.data, context.places), h.axes)
 
 
 # ---------------------------------------------------------------- sizes

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ..anatomy.sites import Site, SiteMap
+from ..language.above import view
 from ..language.arguments import parameters
 from ..language.declared import TensorTyping
 from ..language.diagnostics import Diagnostic
@@ -24,7 +25,6 @@ from ..language.sites import axis_order
 from ..language.sizes import Size
 from ..language.syntax import Expr
 from ..language.values import Distribution, NumberType
-from ..language.views import view
 from .labels import HeadUse, Labels
 from .trained import Parameter
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from .above import view
 from .arguments import parameters
 from .diagnostics import Diagnostic, PeltError, error, near
 from .fitting import argument, plain, takes
 from .printer import to_text
-from .views import view
 from .versions import LANGUAGE_VERSION, SCHEMA, UPDATE, Version, named, refusal
 from .syntax import (
     NOWHERE,
@@ -105,6 +105,13 @@ class Method:
     def __repr__(self) -> str:
         """Short: `str` is the whole text."""
         return f"<method {self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})>"
+
+    def torch_source(self) -> str:
+        """The method as a plain PyTorch text, which needs torch alone: a module for each row (`unipelt show METHOD --torch`).
+
+        Raises `PeltError` where an argument has no value.
+        """
+        return view("torch_source", "compiler.module")(self)
 
     def _repr_html_(self) -> str:
         return view("method_html")(self)
