@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import transformers as T
+from names import name as named
 
 import unipelt
 from unipelt.anatomy import find as finding
 from unipelt.anatomy.find import OWN, anatomies, find
-from unipelt.anatomy.prove import refuted
+from unipelt.anatomy.prove import proved
 
 WIDTH, VOCAB = 32, 64
 SIZES: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
@@ -58,7 +60,8 @@ def test_types_that_are_built_like_known_ones(config: Any, anatomy: str) -> None
     model = model_of(config)
     sites = find(model)
     assert sites.anatomy == anatomy and not sites.untried
-    assert refuted(sites, model, model) == ""
+    assert proved(sites, model, model)[1] == ""
+    assert not proved(sites, model, model)[0].refused
     before = output(model)
     unipelt.apply(model, LOW, name="low")
     changed = output(model)
@@ -93,7 +96,8 @@ def test_an_anatomy_of_the_same_names_and_another_meaning_is_refuted(config: Any
     a = replace(a, entries=tuple((n, t) for n, t in a.entries if not n.startswith("config.")))
     monkeypatch.setattr(finding, "anatomies", lambda: (a,))
     model = model_of(config)
-    assert "neither" in refuted(find(model), model, model) or "is not what" in refuted(find(model), model, model)
+    _, wrong = proved(find(model), model, model)
+    assert "neither" in wrong or "is not what" in wrong
 
 
 def test_an_anatomy_of_one_s_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +192,65 @@ def test_heads_that_no_edit_would_reach_are_no_site() -> None:
     unipelt.plan(model_of(T.BertConfig(**SIZES)), heads)
 
 
+DIFFERENTIAL: dict[str, Any] = {**SIZES, "num_key_value_heads": 2}  # its attention function is called for each half of the values
+
+
+def test_a_site_whose_function_is_called_twice_in_a_layer_is_refused() -> None:
+    model = T.DiffLlamaForCausalLM(T.DiffLlamaConfig(**DIFFERENTIAL)).eval()
+    before = copy.deepcopy(model.state_dict())
+    method = unipelt.load(named("unipelt_apl_causal"))
+    for call in (unipelt.plan, unipelt.apply):
+        with pytest.raises(unipelt.PeltError) as e:
+            call(model, method)
+        (found,) = e.value.diagnostics
+        assert found.code == "E0512" and "`attn.heads`: `model.layers.0.self_attn` calls its attention function twice" in found.message
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()) and not unipelt.adapters(model)
+    unipelt.apply(model, LOW, name="low")
+    with pytest.raises(unipelt.PeltError, match="calls its attention function twice"):  # a second method is told the same
+        unipelt.apply(model, method)
+    assert not find(model).named("attn.heads") and find(model).named("attn.q")
+
+
+@pytest.mark.parametrize("change, refused, why", [
+    ("calls up twice", {"ffn.up"}, "`layers.1.mlp.up_proj` is called twice in a layer"),
+    ("never calls up", {"ffn.up"}, "`layers.1.mlp.up_proj` is never called"),
+    ("calls the norm twice", {"ffn"}, "`layers.1.post_attention_layernorm` is called twice in a layer"),
+])  # fmt: skip
+def test_a_site_whose_module_is_not_called_once_in_a_layer_is_refused(change: str, refused: set[str], why: str) -> None:
+    """In any layer, not only in those at the ends; the other sites stay."""
+    model = model_of(T.HeliumConfig(**{**GROUPED, "num_hidden_layers": 3}))
+    whole = find(model)
+    layer = model.layers[1]
+    if change == "calls up twice":
+        layer.mlp.register_forward_pre_hook(lambda module, entered: (module.up_proj(entered[0]), None)[1])
+    elif change == "calls the norm twice":
+        layer.register_forward_pre_hook(lambda module, entered: (module.post_attention_layernorm(entered[0]), None)[1])
+    else:
+        mlp = layer.mlp
+        mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * torch.nn.functional.linear(x, mlp.up_proj.weight))
+    sites = find(model)
+    assert set(sites.refused) == refused and sites.refused[next(iter(refused))] == why
+    assert set(whole.names()) - set(sites.names()) == refused
+    with pytest.raises(unipelt.PeltError, match="E0512"):
+        unipelt.plan(model, unipelt.parse(f"method m {{ modify {next(iter(refused))}  compose {{ out = h + x * 0 }} }}"
+                                          if refused == {"ffn"} else f"method m {{ modify {next(iter(refused))}  compose h * 2 }}"))  # fmt: skip
+    unipelt.plan(model, LOW)
+
+
+def test_what_counts_the_calls_leaves_nothing_behind() -> None:
+    from transformers.modeling_utils import AttentionInterface
+
+    model = model_of(T.HeliumConfig(**GROUPED))
+    ask = AttentionInterface.get_interface
+    hooks = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
+    find(model)
+    assert AttentionInterface.get_interface is ask
+    assert hooks == [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
+
+
 def test_a_model_of_sound_is_told_that_nothing_can_be_tried() -> None:
     """It has no embeddings of words, and raises where it is asked for them."""
     sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     cut: dict[str, Any] = dict(conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1)
     sound = T.Wav2Vec2Model(T.Wav2Vec2Config(**sizes, **cut, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2))
-    assert "`input_values`" in refuted(find(model_of(T.BertConfig(**SIZES))), sound, sound)
+    assert "`input_values`" in proved(find(model_of(T.BertConfig(**SIZES))), sound, sound)[1]

@@ -75,6 +75,19 @@ def test_an_adapter_that_is_named_twice(adapted: nn.Module) -> None:
     assert unipelt.active(adapted) == ("b",) and torch.equal(output(adapted), acting)
 
 
+@pytest.mark.parametrize("reads", ["x", "residual"])
+def test_a_module_that_is_called_by_itself(reads: str) -> None:
+    """What enters the sublayer is not there; once it is called as a whole, it is, and nothing is left over."""
+    m = model("bert")
+    unipelt.apply(m, unipelt.parse(f"method m {{ modify ffn  compose {{ out = h + {reads} * 0.1 }} }}"))
+    acting = output(m)
+    end = m.encoder.layer[1].output.dropout
+    assert f"`{reads}` of `ffn`" in refused("E0523", end, torch.zeros(2, 3, WIDTH))
+    assert torch.equal(output(m), acting)
+    with unipelt.disabled(m):
+        end(torch.zeros(2, 3, WIDTH))
+
+
 def test_merging_one_of_two_that_act(adapted: nn.Module) -> None:
     unipelt.activate(adapted, "a", "b")
     before, acting = state(adapted), output(adapted)

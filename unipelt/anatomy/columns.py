@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Columns:
     """The columns ``start`` to ``stop`` (not included) of a module's output: the last dimension of what it yields."""
 

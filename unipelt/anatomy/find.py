@@ -19,7 +19,7 @@ from ..language.diagnostics import PeltError, error
 from ..language.library import library_definition, library_names, parse_path
 from ..language.syntax import AnatomyDef
 from .entries import Entries, blocks_of, conditions, has, missing, reference, stacks_of
-from .prove import refuted, without_heads
+from .prove import proved, without_heads
 from .read import read
 from .sites import SiteMap
 
@@ -86,12 +86,12 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
     for a in fitting:
         try:
             sites = read(a, present(a, base), model, base, prefix)
-            wrong = "" if adapted or empty else refuted(sites, model, base)
+            sites, wrong = (_as_before(sites, model), "") if adapted or empty else proved(sites, model, base)
         except PeltError as e:
             mistakes.append(e)
             wrong = e.diagnostics[0].message
         if not wrong:
-            return replace(without_heads(sites, model), untried=kind if empty and not adapted else "")
+            return replace(sites, untried=kind if empty and not adapted else "")
         reasons.append(f"`{a.name}` has the names of its modules, but {wrong}")
     if all(kind in a.models for a in fitting) and fitting:
         if mistakes:
@@ -99,6 +99,14 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
         raise error("E0503", "; ".join(reasons), help="correct the entry of the anatomy")
     raise error("E0502", f"no anatomy is known for the model type `{kind}`", where=tuple(reasons) or _nearest(base),
                 help=_how(kind, base, fitting))  # fmt: skip
+
+
+def _as_before(sites: SiteMap, model: nn.Module) -> SiteMap:
+    """The map of a model in which nothing can be tried now, without the sites that were refused when that was done."""
+    before = getattr(model._modules.get("unipelt"), "sites", None)
+    found = dict(before.refused) if isinstance(before, SiteMap) else {}
+    kept = tuple(s for s in sites.sites if s.full_name not in found)
+    return without_heads(replace(sites, sites=kept, refused=found), model)
 
 
 def _nearest(base: nn.Module) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from .calls import called_once, calls
 from .evaluating import evaluating
 from .sites import Site, SiteMap, Stack
 
@@ -34,17 +35,23 @@ class Pass:
         self.left: dict[str, torch.Tensor] = {}
 
 
-def refuted(sites: SiteMap, model: nn.Module, base: nn.Module) -> str:
-    """What of a map is not so in the model, in words; nothing if it stands the proof."""
+def proved(sites: SiteMap, model: nn.Module, base: nn.Module) -> tuple[SiteMap, str]:
+    """The map without the sites that no edit could have, and what of it is not so in the model, in words (nothing, if it stands)."""
     root = f"{sites.prefix}." if sites.prefix else ""
     try:
         inputs = _inputs(base, sites.stacks)
         if inputs is None:
-            return f"it reads `{getattr(base, 'main_input_name', '')}`, with which nothing can be tried here"
-        first = _pass(sites, model, base, root, inputs)
+            return sites, f"it reads `{getattr(base, 'main_input_name', '')}`, with which nothing can be tried here"
+        with calls(model, sites) as counts:
+            first = _pass(sites, model, base, root, inputs)
         second = _pass(sites, model, base, root, _changed(inputs)) if "input_ids" in inputs else None
     except Exception as e:  # noqa: BLE001 - whatever a strange model's forward raises
-        return f"a small pass fails: {type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        return sites, f"a small pass fails: {type(e).__name__}: {' '.join(str(e).split())[:200]}"
+    wrong = _refuted(sites, first, second, root)
+    return (sites, wrong) if wrong else (without_heads(called_once(sites, counts), model), "")
+
+
+def _refuted(sites: SiteMap, first: Pass, second: Pass | None, root: str) -> str:
     for stack in sites.stacks:
         for block in _ends(stack):
             wrong = _block(first, root + block, [s for s in sites.sites if s.block == block and s.stack == stack.name])
@@ -64,7 +71,9 @@ def dispatches(module: nn.Module) -> bool:
 
 def without_heads(sites: SiteMap, model: nn.Module) -> SiteMap:
     """The map without the heads of attention that no edit would reach."""
-    return replace(sites, sites=tuple(s for s in sites.sites if s.family != "heads" or dispatches(model.get_submodule(s.view.module))))
+    past = {s.full_name: f"{type(m).__name__} computes attention past the interface of transformers" for s in sites.sites
+            if s.family == "heads" and not dispatches(m := model.get_submodule(s.view.module))}  # fmt: skip
+    return replace(sites, sites=tuple(s for s in sites.sites if s.full_name not in past), refused={**sites.refused, **past})
 
 
 def _ends(stack: Stack) -> tuple[str, ...]:

@@ -41,6 +41,11 @@ class Stack:
     learned_positions: bool
     module: str
 
+    @property
+    def calls(self) -> int:
+        """How often a block's module is called in a pass."""
+        return self.depth // len(self.blocks)
+
     def __repr__(self) -> str:
         return f"<stack {self.name or self.module}: {self.depth} layers>"
 
@@ -97,6 +102,7 @@ class SiteMap:
     stacks: tuple[Stack, ...]  # in the order of the data flow
     sites: tuple[Site, ...]
     head: tuple[str, ...]  # modules of the head, outermost first; the last yields the logits
+    refused: Mapping[str, str] = field(default_factory=dict)  # sites that are left out, by full name, with the reason
     untried: str = ""  # the model's type, if it is no known one and the anatomy could not be proved: there are no weights
 
     def __repr__(self) -> str:

@@ -115,9 +115,11 @@ class _Builder:
                 self.problems.append(Diagnostic("E0390", f"weight sites (`{name}`) are not built yet", path.span))
             elif not here:
                 known = [n for n in self.sites.names() if self.sites.named(n, tower)]
+                full = f"{tower}.{name}" if tower else name
+                why = next((f": {w}" for n, w in self.sites.refused.items() if n == full or n.endswith(f".{full}")), "")
                 self.problems.append(Diagnostic(
-                    "E0512", f"this {type(self.model).__name__} has no site `{name}`", path.span,
-                    help=near(name, known) or f"it has: {', '.join(known)}"))  # fmt: skip
+                    "E0512", f"this {type(self.model).__name__} has no site `{name}`{why}", path.span,
+                    help=(near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
             found += [s for s in here if all(s is not f for f in found)]  # `attn.q, decoder.attn.q` names some sites twice
         if absent and not found and not self.problems:
             self.problems.append(Diagnostic(

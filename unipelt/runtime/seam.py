@@ -164,8 +164,11 @@ class Seam(nn.Module):
             key = tap_key(self.path, name, edit, need)
             if key in values:
                 given[need] = values.pop(key)
-            elif need == "x" and x is not None:
+            elif need == "x" and x is not None and edit.site.x == self.path:
                 given["x"] = x
+            else:
+                raise error("E0523", f"`{need}` of `{edit.site.full_name}` is not there: `{self.path}` was called by itself, or more than "
+                            "once in a layer", help="call the model that was given to unipelt.apply")  # fmt: skip
         if "chance" in edit.needs and "chance" in values:
             given["chance"] = values["chance"]
         for declared in edit.inputs:

@@ -1,0 +1,91 @@
+"""How often modules and attention functions are called in a pass. An edit acts at each call of its module, and is meant once a layer."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from .sites import Site, SiteMap
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def calls(model: nn.Module, sites: SiteMap) -> Iterator[Counter[str]]:
+    """Counts the calls of the modules that edits hang on, by path, and those of attention functions, by ``attention:`` and path."""
+    found: Counter[str] = Counter()
+    handles = []
+    for path in {p for s in sites.sites if s.block for p in _hosts(s)}:
+
+        def count(module: nn.Module, args: tuple, path: str = path) -> None:
+            found[path] += 1
+
+        handles.append(model.get_submodule(path).register_forward_pre_hook(count))
+    paths = {id(model.get_submodule(s.view.module)): s.view.module for s in sites.sites if s.family == "heads"}
+    try:
+        with _asked(lambda module: found.update([f"attention:{paths.get(id(module), '')}"])):
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _asked(saw: Callable[[Any], None]) -> Iterator[None]:
+    """Shows ``saw`` every module that calls an attention function which it got from transformers' interface, in this thread."""
+    from transformers.modeling_utils import AttentionInterface
+
+    mine = threading.get_ident()
+    with _lock:
+        ask = AttentionInterface.get_interface
+
+        def counted(self: Any, implementation: str, default: Callable) -> Callable:
+            function = ask(self, implementation, default)
+            if threading.get_ident() != mine:
+                return function
+
+            def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+                saw(module)
+                return function(module, *args, **kwargs)
+
+            return call
+
+        AttentionInterface.get_interface = counted  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            if AttentionInterface.get_interface is counted:  # nobody has put something else there meanwhile
+                AttentionInterface.get_interface = ask  # type: ignore[method-assign]
+
+
+def called_once(sites: SiteMap, counts: Mapping[str, int]) -> SiteMap:
+    """The map without the sites of blocks whose modules are called more than once a layer, or never; `SiteMap.refused` says why."""
+    refused: dict[str, str] = {}
+    for s in sites.sites:
+        if s.block and (why := _why(s, sites.stack(s.stack).calls, counts)):
+            refused.setdefault(s.full_name, why)
+    kept = tuple(s for s in sites.sites if not s.block or s.full_name not in refused)
+    return replace(sites, sites=kept, refused={**sites.refused, **refused})
+
+
+def _why(s: Site, wanted: int, counts: Mapping[str, int]) -> str:
+    wrong = next((p for p in _hosts(s) if counts[p] != wanted), None)
+    if wrong is not None:
+        return f"`{wrong}` is called {_times(counts[wrong])} in a layer" if counts[wrong] else f"`{wrong}` is never called"
+    found = counts[f"attention:{s.view.module}"] if s.family == "heads" else 0
+    return f"`{s.view.module}` calls its attention function {_times(found)} in a layer" if found > wanted else ""
+
+
+def _hosts(s: Site) -> list[str]:
+    """The modules at which something of an edit hangs: its own, and those that ``x`` and ``residual`` enter."""
+    return list(dict.fromkeys(p for p in (s.view.module, s.x, s.residual, s.rows) if p is not None))
+
+
+def _times(n: int) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
