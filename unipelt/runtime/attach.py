@@ -5,7 +5,6 @@ What stays in the model is recorded in `registry`; the modules and hooks themsel
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,10 +26,7 @@ from .prompts import placing
 from .registry import Attached, Registry, record, registry, unwrapped
 from .sharding import is_sharded, settle
 from .starts import LabelWords, StartData, start
-from .switch import NAME, Switch
-
-_ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
-
+from .switch import ADAPTER_NAME, NAME, Switch
 
 # ---------------------------------------------------------------- apply
 
@@ -56,7 +52,7 @@ def apply(
     saves memory and time where nothing is trained. A copy never has fewer bits than what it is a copy of.
     """
     model = unwrapped(model)
-    if not isinstance(name, str) or not _ADAPTER_NAME.fullmatch(name):
+    if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
         raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
     r = registry(model)
     if r is not None and name in r.attached:

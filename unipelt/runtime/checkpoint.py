@@ -19,7 +19,8 @@ from ..language.diagnostics import error
 from ..language.initialisers import INITIALISERS
 from ..language.ir import Method
 from ..language.syntax import Apply, Expr, Name, Statement, Tensor, rewrite
-from .attach import activate, apply, remove
+from .attach import activate, active, apply, remove
+from .beside import Beside, beside, inside
 from .folder import read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located
 from .registry import Attached, record, registry, unwrapped
@@ -35,14 +36,49 @@ def attach(
     """Attaches a saved adapter (active, not trained unless ``trainable``) and returns its name.
 
     ``folder`` is a folder, or a repository of the hub, ``"user/name"`` or ``"user/name@revision"``; a folder of that name wins.
-    ``dtype`` is as in `unipelt.apply`. ``arguments`` binds some of the method's anew, those that leave its tensors as they are: a scale, how many layers drop.
+    A folder that ``model.save_pretrained`` wrote, of a model with adapters, will do: the one called ``name`` is attached, or
+    without a name all of them, and those act that acted then; returned is the name of the last of these.
+    ``dtype`` is as in `unipelt.apply`. ``arguments`` binds some of the method's anew, those that leave its tensors as they are:
+    a scale, how many layers drop.
 
     A wrong base, a truncated or changed file, a missing, surplus or misshapen tensor, NaN: a `PeltError`, the model
     untouched. ``force`` accepts a base of the same shapes and other weights. A head comes back with its labels, whatever
     the number of labels the base was loaded with.
     """
     model = unwrapped(model)
-    folder = located(folder)
+    options = {"trainable": trainable, "tokenizer": tokenizer, "allow_future": allow_future, "dtype": dtype}
+    was = active(model)
+    attached: list[str] = []
+    found = _adapters_in(located(folder), name)
+    try:
+        for own, place in found.folders.items():
+            attached.append(_attach(model, place, own, force, arguments, options))
+        if len(attached) > 1:
+            activate(model, *found.active)
+    except BaseException:
+        for own in attached:
+            remove(model, own)
+        if attached and was:
+            activate(model, *was)
+        raise
+    return [*attached, *(found.active if len(attached) > 1 else ())][-1]
+
+
+def _adapters_in(folder: Path, name: str | None) -> Beside:
+    """The adapter of a folder, or those beside a base; ``name`` is what one is to be called, and chooses it."""
+    found = beside(folder) if not (folder / MANIFEST).is_file() else None
+    if found is not None:
+        return found.named(folder, name)
+    problem = inside(folder) if not (folder / MANIFEST).is_file() else None
+    if problem is not None:
+        raise problem
+    return Beside({name or "": folder}, ())
+
+
+def _attach(
+    model: nn.Module, folder: Path, name: str, force: bool, arguments: Mapping[str, Any] | None, options: dict[str, Any]
+) -> str:
+    """One adapter of a folder of its own, called as it was saved where ``name`` is empty; ``options`` are those of `apply`."""
     manifest = read_manifest(folder)
     method = read_method(folder, manifest)
     if arguments:
@@ -56,8 +92,7 @@ def attach(
         labels = None  # the base's own head scores the same
     before = registry(model)
     was = before.switch.active if before is not None else ()
-    apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, allow_future=allow_future,
-          trainable=trainable, tokenizer=tokenizer, labels=labels, dtype=dtype)  # fmt: skip
+    apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, labels=labels, **options)
     try:
         if arguments:
             _same_tensors(record(model, chosen), tensors, arguments)
@@ -107,7 +142,7 @@ def _same_tensors(a: Attached, saved: Mapping[str, torch.Tensor], arguments: Map
 def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:
     """Loads an unfolded save into the attached adapter of that name, all or nothing (resuming, best checkpoints)."""
     model = unwrapped(model)
-    folder = located(folder)
+    folder = next(iter(_adapters_in(located(folder), name).folders.values()))
     manifest = read_manifest(folder)
     if manifest.get("folded"):
         raise error("E0576", f"{folder} holds a folded adapter; only an unfolded one can be trained on")

@@ -67,6 +67,16 @@ class Holding(nn.Module):
             else:
                 self.register_buffer(key_of_tensor(name), data)
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        """As torch's; what earlier versions called otherwise is found, so that a state dict or a checkpoint of theirs is read whole."""
+        for name in self.scalars:
+            for former in (name.replace(".", ":"), f"twin.{name}"):
+                if prefix + former in state:
+                    state.setdefault(prefix + key_of_tensor(name), state[prefix + former])
+                    if former != key_of_tensor(name):
+                        del state[prefix + former]
+        super()._load_from_state_dict(state, prefix, *others)
+
     def held(self) -> dict[str, torch.Tensor]:
         tensors = {name: getattr(self, key_of_tensor(name)) for name in self.scalars}
         return {name: t.reshape(()) if self.scalars[name] else t for name, t in tensors.items()}

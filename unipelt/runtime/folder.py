@@ -26,7 +26,7 @@ from ..language.loading import parse
 from ..language.source import read
 from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
 from .card import replaceable
-from .hub import FETCHED, MANIFEST, METHOD, README, RUN, WEIGHTS
+from .hub import FETCHED, FOLDER, INDEX, MANIFEST, METHOD, README, RUN, WEIGHTS
 
 #: Types that tensors may have, by safetensors' names.
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -51,7 +51,7 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], texts: Mapping[str,
     files = {WEIGHTS: blob, **{n: text.encode() for n, text in texts.items()}}
     if README in files and not replaceable(folder / README):
         del files[README]
-        warnings.warn(f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written", stacklevel=4)
+        warnings.warn(f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written", stacklevel=5)
     whole = {**manifest, "sha256": {n: hashlib.sha256(files[n]).hexdigest() for n in (WEIGHTS, METHOD)}}
     files[MANIFEST] = (json.dumps(whole, indent=1, ensure_ascii=False, default=str) + "\n").encode()
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -118,7 +118,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not (folder / n).is_file():
             raise error("E0577", f"{folder} is no adapter: it has no {n}",
                         help="the run there is not finished: `--resume` goes on with it" if (folder / RUN).is_file()
-                        else "name the `--out` folder of `unipelt train`, or one that `unipelt.save` made")  # fmt: skip
+                        else f"it is a model with adapters beside it: name one of the folders {folder / FOLDER.format('*')}"
+                        if (folder / INDEX).is_file() else "name the `--out` folder of `unipelt train`, or one that `unipelt.save` made")  # fmt: skip
     if path.stat().st_size > FETCHED[MANIFEST]:
         raise error("E0578", f"{path} is too large to be a manifest")
     try:

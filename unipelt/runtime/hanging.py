@@ -16,6 +16,7 @@ from ..compiler.plan import PlannedEdit
 from ..compiler.trained import hosts
 from ..language.diagnostics import error
 from .attention import install, refuse_bypassing
+from .beside import hang as hang_savers
 from .chance import Draw
 from .doors import Door
 from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
@@ -206,6 +207,7 @@ def rehang(model: nn.Module, r: Registry) -> None:
     """Brings the model's own hooks up to date with what is attached, and with a base that changed."""
     _hang_draw(model, r)
     hang_root(model, r)
+    hang_savers(model, r)
     _forget_compiled()
 
 

@@ -17,6 +17,9 @@ from ..language.diagnostics import error, near_path
 WEIGHTS, MANIFEST, METHOD, README = "adapter.safetensors", "adapter.json", "method.pelt", "README.md"
 #: What a run keeps beside its adapter: what was asked, what `unipelt eval` and `predict` need, what was reached.
 RUN, TASK, METRICS = "run.json", "task.json", "metrics.json"
+#: Beside the files of a base that was saved with adapters: which there are, and what their folders are called. (One level deep:
+#: transformers pushes no more to the hub.)
+INDEX, FOLDER = "unipelt.json", "unipelt-{}"
 #: What is fetched, with the most bytes each may have; all but the last are needed.
 FETCHED = {MANIFEST: 16 * 2**20, METHOD: 2**20, WEIGHTS: 8 * 2**30, TASK: 16 * 2**20}
 #: Seconds to wait for an answer.
@@ -84,8 +87,10 @@ def _trust(name: str, commit: str, sizes: dict[str, int | None]) -> None:
         raise error("E0824", f"`{name}` holds a file whose name leads out of its folder: {bad!r}", help="do not use this repository")
     if MANIFEST not in sizes:
         other = " (it holds an adapter of peft)" if "adapter_config.json" in sizes else ""
+        other = " (it is a model with adapters beside it)" if INDEX in sizes else other
         raise error("E0824", f"`{name}` is no adapter of unipelt: it has no {MANIFEST}{other}",
-                    help="name a repository made by `unipelt push`")  # fmt: skip
+                    help=f"unipelt.attach(model, huggingface_hub.snapshot_download({name!r})) attaches them" if INDEX in sizes
+                    else "name a repository made by `unipelt push`")  # fmt: skip
     if WEIGHTS not in sizes:
         pickled = next((n for n in sizes if n.endswith(_PICKLES)), None)
         raise error("E0824", f"`{name}` has no {WEIGHTS}" + (f"; `{pickled}` may be a pickle, and none is opened" if pickled else ""),

@@ -48,7 +48,7 @@ def _write(model: Any, place: Path, tokenizer: Any) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as staging:
         whole = Path(staging) / "model"
-        model.save_pretrained(whole, state_dict=state)
+        type(model).save_pretrained(model, whole, state_dict=state)  # its own would speak of other adapters
         if tokenizer is not None:
             tokenizer.save_pretrained(whole)
         if place.exists():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ def state_dict(model: nn.Module, name: str = "default") -> dict[str, torch.Tenso
 # ---------------------------------------------------------------- fingerprints
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """What a base is: a hash of its parameters' names and shapes, and a few of its values (the head left out)."""
+def fingerprint(model: nn.Module, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, Any]:
+    """What a base is: a hash of its parameters' names and shapes, and a few of its values (the head left out).
+
+    ``state`` is the model's state dict, where one was gathered.
+    """
     base = getattr(model, "base_model", model)
     r = registry(model)
     merged = {**r.merged.originals, **r.merged.replaced} if r is not None and r.merged is not None else {}
@@ -59,7 +63,8 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
             continue
         shapes.append(f"{n}:{list(p.shape)}")
         path, _, attribute = n.rpartition(".")
-        kept = value_of(base.get_submodule(path), attribute)  # type: ignore[operator]
+        given = state.get(f"{prefix}{n}") if state is not None else None
+        kept = given if given is not None else value_of(base.get_submodule(path), attribute)  # type: ignore[operator]
         if kept.device.type != "meta" and kept.numel():
             flat = whole(merged.get(f"{prefix}{n}", kept).detach()).reshape(-1)
             index = torch.linspace(0, flat.numel() - 1, min(4, flat.numel()), dtype=torch.float64).long()
@@ -74,6 +79,8 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     }
 
 
+# ---------------------------------------------------------------- saving
+
 
 def save(
     model: nn.Module, folder: str | Path, name: str = "default", *, fold: bool = True, card: Mapping[str, Any] | None = None
@@ -87,11 +94,47 @@ def save(
     Where the model is sharded (FSDP2), every process calls this and the first one writes, before any returns.
     """
     model = unwrapped(model)
-    a = record(model, name)
+    record(model, name)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise error("E0572", f"{folder} is a file, and an adapter is saved as a folder")
-    method, tensors = a.method, state_dict(model, name)
+    found = content(model, name, fold, card)
+
+    def write() -> Path:
+        found.write(folder)
+        return folder
+
+    return on_first(write) if is_sharded(model) else write()
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an adapter's folder is to hold."""
+
+    tensors: dict[str, torch.Tensor]
+    texts: dict[str, str]
+    manifest: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Writes it whole or not at all."""
+        try:
+            write_folder(folder, self.tensors, self.texts, self.manifest)
+        except OSError as e:
+            raise error("E0575", f"the adapter could not be written to {folder}: {e.strerror or e}",
+                        help="what was there before is unchanged") from e  # fmt: skip
+
+
+def content(
+    model: nn.Module, name: str, fold: bool, card: Mapping[str, Any] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None, tensors: dict[str, torch.Tensor] | None = None,
+) -> Content:  # fmt: skip
+    """What is written of an adapter; `PeltError` where that is no adapter that could be read again.
+
+    ``tensors`` are the adapter's, by name, and ``state`` is the model's state dict, where these were gathered before.
+    """
+    a = record(model, name)
+    method = a.method
+    tensors = state_dict(model, name) if tensors is None else tensors
     if fold and a.plan.folds:
         method, tensors = folded(model, name, a.plan, tensors)
     bad = [n for n, t in tensors.items() if t.device.type != "meta" and not torch.isfinite(t).all()]
@@ -103,7 +146,7 @@ def save(
     manifest = {
         "format": FORMAT, "language": LANGUAGE_VERSION, "adapter": name, "method": method.name,
         "arguments": method.arguments, "folded": bool(fold and a.plan.folds),
-        "seed": a.seed, "base": fingerprint(model), "head": a.plan.counts.head,
+        "seed": a.seed, "base": fingerprint(model, state), "head": a.plan.counts.head,
         "copies": [c.name for c in a.plan.copies], "labels": _labels_json(model, a.plan),
         "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
         "card": dict(card or {}),
@@ -111,16 +154,7 @@ def save(
     files = {METHOD: to_text(as_file(method))}
     if card is not None:
         files[README] = model_card(model, a.plan, card)
-
-    def write() -> Path:
-        try:
-            write_folder(folder, tensors, files, manifest)
-        except OSError as e:
-            raise error("E0575", f"the adapter could not be written to {folder}: {e.strerror or e}",
-                        help="what was there before is unchanged") from e  # fmt: skip
-        return folder
-
-    return on_first(write) if is_sharded(model) else write()
+    return Content(dict(tensors), files, manifest)
 
 
 def _labels_json(model: nn.Module, plan: Plan) -> dict[str, Any] | None:

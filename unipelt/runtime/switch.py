@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any, Literal
 
 #: The one name under which everything of ours is registered in a module.
 NAME = "unipelt"
+#: What an adapter may be called.
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
 
 
 class Holder(threading.local):
