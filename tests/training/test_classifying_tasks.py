@@ -1,6 +1,8 @@
 """Classification of texts, tokens and spans in detail: metric values by hand, encodings, and each mistake with its place."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from mistakes import mistake
@@ -13,7 +15,7 @@ from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_model, load_tokenizer
 from unipelt.training.tasks import IGNORED, Collator, evaluate, task_for, task_from_json
 from unipelt.training.tasks.classification import classification_metrics, multi_label_metrics, regression_metrics
-from unipelt.training.tasks.question_answering import best_spans, exact, normalised, overlap, place_of
+from unipelt.training.tasks.question_answering import QuestionAnswering, best_spans, exact, normalised, overlap, place_of
 from unipelt.training.tasks.template import lead
 from unipelt.training.tasks.token_classification import entities_in, split_words, tag_metrics
 
@@ -240,6 +242,18 @@ def test_tags_by_name(tmp_path, masked):
 
 
 # ---------------------------------------------------------------- questions
+
+
+def test_windows_are_no_longer_than_the_model_reads():
+    """RoBERTa's table has entries that no token gets: a window as long as its configuration says would find none."""
+    from transformers import RobertaConfig
+
+    small = RobertaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                          max_position_embeddings=66)  # fmt: skip
+    task = QuestionAnswering(("question", "context"), "answers", QuestionAnswering.length, stride=128)
+    fast = SimpleNamespace(is_fast=True)
+    assert (task.fit(small, fast).max_length, task.fit(small, fast).stride) == (64, 16)
+    assert replace(task, max_length=50).fit(small, fast).max_length == 50
 
 
 def test_answers_are_compared_as_squad_does():

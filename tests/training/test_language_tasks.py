@@ -1,5 +1,6 @@
 """Language models' tasks in detail: which tokens count, packing against one text to a row, conversations, generated answers."""
 
+from dataclasses import replace
 
 import pytest
 from mistakes import mistake
@@ -289,6 +290,12 @@ def test_answers_end_where_the_model_ends(models, family, prompt, written):
     model.generation_config.eos_token_id = None
     (answer,) = generate(model, [[5] * prompt], 40, family == "t5")
     assert len(answer) - (family == "t5") == written  # an encoder–decoder's answer has its start in front
+
+
+def test_t5_is_trained_on_texts_of_any_length(models):
+    """Its configuration says `n_positions`, which bounds nothing: it counts distances between tokens."""
+    tokenizer = load_tokenizer(models["t5"])
+    load_model(models["t5"], replace(task_of_t5(), max_length=1024), tokenizer, 0)
 
 
 def task_of_t5():

@@ -121,7 +121,7 @@ def write_t5(folder: Path) -> str:
     torch.manual_seed(0)
     T5ForConditionalGeneration(T5Config(
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
-        eos_token_id=3, pad_token_id=0, dropout_rate=0.0,
+        eos_token_id=3, pad_token_id=0, dropout_rate=0.0, n_positions=512,  # which the published ones say
     )).save_pretrained(folder)  # fmt: skip
     return str(folder)
 

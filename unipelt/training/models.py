@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..anatomy.positions import longest_text
 from ..language.diagnostics import PeltError, error, near_path
 from .tasks import Task, kind
 
@@ -86,7 +87,7 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
     except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
     task.check_model(model, loaded)
-    longest = positions_of(loaded)
+    longest = longest_text(loaded)
     if longest is not None and task.max_length > longest:
         raise error("E0617", f"`{model}` reads at most {longest} tokens, fewer than the {task.max_length} asked for",
                     help=f"give `--max-length {longest}` or less")  # fmt: skip
@@ -138,19 +139,6 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
     for name, value in config.to_dict().items():
         if ("drop" in name or name.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, name, dropout)
-
-
-def positions_of(model: Any) -> int | None:
-    """How many tokens the model reads; None where its configuration does not bound it."""
-    config = model.config
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if not isinstance(longest, int):
-        return None
-    for name, module in model.named_modules():
-        # A position table with a padding row (RoBERTa and its kin) counts positions from behind that row.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            longest = min(longest, module.num_embeddings - module.padding_idx - 1)
-    return longest
 
 
 def _unloadable(model: str, what: str, e: BaseException) -> PeltError:

@@ -18,6 +18,7 @@ from transformers.training_args import OptimizerNames
 
 import unipelt
 
+from ..anatomy.positions import longest_text
 from ..language.diagnostics import counted, error, near
 from ..runtime.card import replaceable
 from ..runtime.hub import README, public_name
@@ -26,7 +27,7 @@ from . import ranks
 from .config import PRECISIONS, TrainConfig
 from .data.hub import PREFIX, names_a_data_set
 from .folder import CHECKPOINTS, LOGS, NAME, finish, open_folder
-from .models import load_config, load_model, load_tokenizer, positions_of, quiet
+from .models import load_config, load_model, load_tokenizer, quiet
 from .progress import Progress, Say, Ticker, silent
 from .report import PICTURES, report_of, write_report
 from .resolve import resolve_method
@@ -257,7 +258,7 @@ def _check_room(task: Task, plan: Any, model: Any) -> None:
     """The longest text and the rows that take positions beside it must fit into the model's table of positions."""
     placed = [e.places for e in plan.edits if e.places is not None and e.places.grows and e.site.name == "embed.words"]
     rows = sum(p.rows for p in placed) if plan.sites.stacks[0].learned_positions else 0
-    longest = positions_of(model)
+    longest = longest_text(model)
     if rows and longest is not None and task.max_length + rows > longest:
         raise error("E0617", f"the model has {longest} positions, and the {rows} rows of `{plan.method.name}` take some beside texts of "
                     f"up to {task.max_length} tokens", help=f"give `--max-length {longest - rows}` or less")  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...anatomy.positions import longest_text
 from .task import Tick
 
 
@@ -24,7 +25,7 @@ def generate(
         groups.setdefault(len(prompt), []).append(i)
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    longest = positions(model)
+    longest = longest_text(model, answer=answers_only)
     for tokens, group in sorted(groups.items()):
         # A model with a table of positions can write no further than that.
         room = length if longest is None else min(length, longest - (0 if answers_only else tokens))
@@ -43,13 +44,6 @@ def generate(
             if tick:
                 tick(done, len(prompts))
     return answers
-
-
-def positions(model: Any) -> int | None:
-    """How many tokens the model's configuration lets it read; None where nothing bounds it."""
-    found = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
-    # T5 counts distances between tokens, of which it has buckets and not a table.
-    return found if isinstance(found, int) and not hasattr(model.config, "relative_attention_num_buckets") else None
 
 
 def decoded(answer: Sequence[int], tokenizer: Any) -> str:

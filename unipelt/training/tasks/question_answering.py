@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ...anatomy.positions import longest_text
 from ...language.diagnostics import Diagnostic, error
 from ...language.syntax import Span
 from .. import data as reading
@@ -74,8 +75,13 @@ class QuestionAnswering(Task):
 
     def fit(self, base: Any, tokenizer: Any) -> QuestionAnswering:
         need_offsets(tokenizer, self.kind)
-        longest = getattr(base, "max_position_embeddings", None)
-        if isinstance(longest, int) and longest < self.max_length == type(self).length:
+        if self.max_length != type(self).length:
+            return self
+        from transformers import AutoModel
+
+        with torch.device("meta"):  # its modules say what its configuration does not: how many entries no token gets
+            longest = longest_text(AutoModel.from_config(base))
+        if longest is not None and longest < self.max_length:
             return replace(self, max_length=longest, stride=min(self.stride, longest // 4))
         return self
 
