@@ -122,6 +122,6 @@ def _values(e: Any) -> Expr | None:
 def _type(e: Expr, typing: RowTyping) -> Any:
     from ..language.infer import Inference
 
-    inf = Inference(dict(typing.values), {})
+    inf = Inference(dict(typing.values), dict(typing.sizes))
     value = inf.infer(e)
     return None if inf.problems else value.type

@@ -130,6 +130,11 @@ class PlannedEdit:
         return f"<edit: {self.row.name} at {self.site.label}>"
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Every size that the row's lines may read as a number, `d_in` and `d_out` of this row included."""
+        return {name: whole(size) for name, size in self.typing.sizes.items()}
+
+    @property
     def places(self) -> PlannedRows | None:
         """The rows that this edit puts among the tokens, if it does."""
         placed = self.typing.out.placed

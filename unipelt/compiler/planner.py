@@ -26,7 +26,7 @@ from ..language.ir import Method, Row
 from ..language.layers import by_layer, chosen, layered, least
 from ..language.initialisers import INITIALISERS
 from ..language.rules import cache_consistent, causal, padding_invariant, row_reads
-from ..language.rows import RowTyping, Sizes, require
+from ..language.rows import RowTyping, Sizes, lacking, require
 from ..language.sites import signature, site_name
 from ..language.sizes import Size
 from ..language.syntax import NOWHERE, Expr, Selection
@@ -168,7 +168,7 @@ class _Builder:
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
         key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if varies else None)
-        sizes = Sizes(site.sizes, layer, stack.depth)
+        sizes = Sizes({**self.of_the_head(), **site.sizes}, layer, stack.depth)
         if key not in self.typings:
             try:
                 self.typings[key] = check_row(row, signature(site.name), self.method.params, sizes)  # type: ignore[arg-type]
@@ -197,6 +197,11 @@ class _Builder:
             names[t.label] = planned.name
         numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(row, site, names, reads, typing, numbers))
+
+    def of_the_head(self) -> dict[str, int]:
+        """How many labels the model's head has, or the adapter's own: a size that any row may read."""
+        heads = [own_head(s, self.labels) for s in self.sites.named("head")]
+        return {"labels": heads[0].sizes["labels"]} if heads else {}
 
     def here(self, stack: Stack) -> str:
         """Where a row of several stacks failed, and what is otherwise in the others: what does for one need not do for all."""
@@ -277,9 +282,15 @@ class _Builder:
             return None
         return found
 
-    def numbers(self, known: dict[str, int]) -> Inference:
-        """The scope of a number outside of rows: the arguments, ``depth`` and ``layer`` where they are known."""
+    def numbers(self, known: dict[str, int], stack: Stack | None = None) -> Inference:
+        """The scope of a number outside of rows: the arguments, ``depth`` and ``layer`` where they are known, and the sizes
+        that all sites of a stack have."""
         inf = Inference(parameters(self.method.params, True, known), {})
+        if stack is not None:
+            inside = next(s.sizes for s in self.sites.sites if s.stack == stack.name and s.layer is not None)
+            sizes = {n: v for n, v in {**self.of_the_head(), **inside}.items() if n != "d_x"}
+            inf.sizes |= {n: Size.of(v) for n, v in sizes.items() if v > 0}
+            inf.hidden |= {n: why for n, why in lacking(sizes).items() if n != "d_x"}
         inf.names |= {n: Value(NumberType(Size.of(v), v)) for n, v in known.items()}
         if "layer" not in known:
             varying = ("layer", *layered(self.method.params))
@@ -353,15 +364,18 @@ class _Builder:
 
     def requirements(self) -> None:
         counts = self.counts()
-        everywhere = [{"layer": i, "depth": s.depth} for s in self.sites.stacks if not s.shared for i in range(s.depth)]
+        share = Value(NumberType(None, counts.trained / max(counts.base, 1)))
         for r in self.method.requires:
-            for numbers in everywhere if by_layer(r.condition, layered(self.method.params)) else everywhere[:1] or [{}]:
-                inf = self.numbers(numbers)
-                inf.names["params"] = Value(NumberType(None, counts.trained / max(counts.base, 1)))
-                require(r, inf)
-                if inf.problems:
-                    self.problems += inf.problems
-                    break
+            varies = by_layer(r.condition, layered(self.method.params))
+            for stack in self.sites.stacks:
+                known = {"depth": stack.depth}
+                for numbers in [{"layer": i, **known} for i in range(stack.depth)] if varies and not stack.shared else [known]:
+                    inf = self.numbers(numbers, stack)
+                    inf.names["params"] = share
+                    require(r, inf)
+                    if inf.problems:
+                        self.problems += inf.problems
+                        break
 
     def arguments(self) -> None:
         """A declared input must not be called as what the model's forward takes already."""

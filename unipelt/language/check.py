@@ -91,7 +91,7 @@ def check_method(method: Method) -> list[RowTyping]:
     if clash is not None and not problems:
         problems.append(clash)
     if not problems:
-        inf = Inference(parameters(method.params, False), {n: Size.of(n) for n in SIZES})
+        inf = Inference(parameters(method.params, False), {n: Size.of(n) for n in SIZES if n != "d_x"})
         inf.names["params"] = Value(NumberType())
         for r in method.requires:
             require(r, inf)

@@ -71,6 +71,13 @@ class Sizes:
 
 
 SYMBOLS = Sizes()
+#: What a model does not have that lacks a size.
+_LACKS = {"labels": "no head", "vocab": "no vocabulary"}
+
+
+def lacking(sizes: Mapping[str, int]) -> dict[str, str]:
+    """The sizes that a model does not have, each with the reason."""
+    return {n: f"is no size of this model, which has {_LACKS.get(n, 'none such')}" for n in SIZES if sizes.get(n, 0) < 1}
 
 
 class RowChecker(Declared):
@@ -94,10 +101,17 @@ class RowChecker(Declared):
             self.inf.remedies |= {n: "give one number, in a row of its own for this site" for n in ("layer", *layered(params))}
             for n in layered(params):
                 known.pop(n, None)
+        for n, why in lacking(sizes.values).items() if sizes.values is not None else ():
+            self._unknown(n, why, "leave it out, or write a number")
         self.varies = False  # whether what was read last depends on the layer
         self.inf.bases = {
             n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases
         }
+
+    def _unknown(self, size: str, why: str, remedy: str) -> None:
+        """A size that there is not here."""
+        self.inf.sizes.pop(size, None)
+        self.inf.hidden[size], self.inf.remedies[size] = why, remedy
 
     def _bound(self, t: TensorType) -> TensorType:
         if self.sizes.values is None:
@@ -119,6 +133,11 @@ class RowChecker(Declared):
         h_type = self._bound(site.h)
         h = Value(h_type) if site.family == "weight" else reading(h_type, "h")
         inf.sizes["d_out"] = h_type.sizes[-1]
+        x_type = h_type if site.family == "weight" else self._bound(site.x) if site.x is not None else None
+        if x_type is not None:
+            inf.sizes["d_x"] = x_type.sizes[0]
+        else:
+            self._unknown("d_x", f"is the size of `x`, and there is none at `{site.name}`", "write `d_out`")
         inf.names |= scope
         z = self._insertion(h)
         if z is not None:

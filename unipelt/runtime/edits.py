@@ -115,14 +115,15 @@ class Edit(Holding):
         self.inputs = frozenset(i.name for i in planned.typing.inputs)
         self.axes = dict(axes)
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
-        self.constants = constants(params, planned.site.sizes, planned.constants)
+        self.sizes = planned.sizes
+        self.constants = constants(params, self.sizes, planned.constants)
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.hold(tensors)
         grouped = planned.site.family == "heads" and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
-        self.recipes = Recipes(planned.row, planned.typing, self.lowered, self.constants, planned.site.sizes, self.axes) if self.lowered else None
-        self.rests = lowering and rests(planned.row, self.constants, planned.site.sizes)
+        self.recipes = Recipes(planned.row, planned.typing, self.lowered, self.constants, self.sizes, self.axes) if self.lowered else None
+        self.rests = lowering and rests(planned.row, self.constants, self.sizes)
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
 
@@ -141,7 +142,7 @@ class Edit(Holding):
             if name != PLACES:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
         return Context(
-            names, self.site.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lowered is not None
+            names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lowered is not None
         )
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def start(
             return _embeddings(model, d, rows, g, data)
 
         return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
-    context = Context({**constants(planned.method.params, e.site.sizes, e.constants), **_map(model, t.exact, e)}, e.site.sizes)
+    context = Context({**constants(planned.method.params, e.sizes, e.constants), **_map(model, t.exact, e)}, e.sizes)
     value = evaluate(t.exact, context)
     assert isinstance(value, Named)
     return value.data.expand(t.shape).clone()
