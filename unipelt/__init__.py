@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "language.loading", "parse": "language.loading", "check": "language.loading", "library": "language.loading",
+    "load": "runtime.references", "parse": "language.loading", "check": "language.loading", "library": "language.loading",
     "Method": "language.ir", "Diagnostic": "language.diagnostics", "PeltError": "language.diagnostics",
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .compiler.planner import plan
     from .language.diagnostics import Diagnostic, PeltError
     from .language.ir import Method
-    from .language.loading import check, library, load, parse
+    from .language.loading import check, library, parse
     from .runtime.arguments import inputs
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove
     from .runtime.checkpoint import attach, restore
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .runtime.outputs import at_tokens, with_rows
     from .runtime.plain import save_merged
     from .runtime.push import Pushed, push
+    from .runtime.references import load
     from .runtime.saving import save, state_dict
     from .runtime.watch import Seen, gradient_norms, watch
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from names import name as named, spec
 
+from unipelt import load
 from unipelt.language.diagnostics import PeltError
-from unipelt.language.loading import check, load, parse
+from unipelt.language.loading import check, definition, parse, resolve
+from unipelt.training.resolve import resolve_method
 
 # ---------------------------------------------------------------- imports
 
@@ -116,6 +119,15 @@ def test_too_many_imports_are_refused(tmp_path: Path) -> None:
         (lambda d: load(d / "two.pelt"), "E0406", "one, other"),
         (lambda d: load(d / "two.pelt", "onee"), "E0401", "`one`"),
         (lambda d: load(d / "none.pelt"), "E0406", "none"),
+        (lambda d: load(f"{d}/two.pelt:onee"), "E0401", "`one`"),
+        (lambda d: load(f"{d}/two.pelt:"), "E0401", "it has: one, other"),
+        (lambda d: load(f"{d}/gone.pelt:one"), "E0121", "no file"),
+        (lambda d: load(f"{d}/two.pelt:one", "other"), "E0401", "give one name"),
+        (lambda d: load(named("lora"), "one"), "E0401", "not a file that has `one`"),
+        (lambda d: load(f"{named('lora')}+"), "E0401", "a name is missing"),
+        (lambda d: load(" + "), "E0401", "names no method"),
+        (lambda d: load(d / "empty"), "E0401", "no adapter"),
+        (lambda d: parse(GOOD.format("one") + GOOD.format("other")), "E0406", "parse(text, 'one')"),
         (lambda d: load(d / "gone.pelt"), "E0121", "no file"),
         (lambda d: load(d / "latin.pelt"), "E0124", "line 2"),
         (lambda d: check(d / "empty"), "E0407", "no .pelt file"),
@@ -137,6 +149,27 @@ def test_asking_for_what_there_is_not(tmp_path: Path, ask, code: str, words: str
         ask(tmp_path)
     (d,) = caught.value.diagnostics
     assert d.code == code and words in f"{d.message} {d.help}"
+
+
+def test_a_method_is_named_alike_in_python_and_on_the_command_line(tmp_path: Path) -> None:
+    write(tmp_path, two=GOOD.format("one") + GOOD.format("other"))
+    write(tmp_path, **{"a+b": GOOD.format("single")})
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "method.pelt").write_text(GOOD.format("kept"), encoding="utf-8")
+    lora = named("lora")
+    references = {
+        f"{tmp_path}/two.pelt:one": ["one"], f"{tmp_path}/two.pelt: other": ["other"], f"{tmp_path}/a+b.pelt": ["single"],
+        f"{tmp_path}/saved": ["kept"], lora: [lora], f"{lora} + {tmp_path}/two.pelt:one": [lora, "one"],
+        f"{tmp_path}/two.pelt:one+{lora}+{tmp_path}/saved": ["one", lora, "kept"],
+    }  # fmt: skip
+    for reference, parts in references.items():
+        assert load(reference).name == "_".join(parts)
+        assert load(reference) == resolve_method(reference)
+    with pytest.raises(PeltError) as caught:
+        load(tmp_path / "two.pelt")
+    remedy = re.fullmatch(r"write `(.+):NAME`", caught.value.diagnostics[0].help or "")
+    assert remedy and load(f"{remedy[1]}:other").name == "other"
+    assert resolve(*definition(f"{tmp_path}/two.pelt:other")).name == "other"  # as spaces are named
 
 
 def test_a_sum_renames_arguments_that_differ_and_shares_those_that_agree() -> None:

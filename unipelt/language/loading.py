@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from os.path import isdir
+from functools import reduce
+from operator import add
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +63,27 @@ class Entry:
         return f"<library: {self.kind} {self.name}>"
 
 
-def load(name: str | Path, method: str | None = None) -> Method:
+def load(name: str | Path, method: str | None = None, other: Callable[[str], Method | None] = lambda name: None) -> Method:
     """A checked method: of the library by name, or of a ``.pelt`` file (its only method, or the one named).
 
-    ``a+b`` is the union of two methods. Raises `PeltError` with place and remedy.
+    ``a+b`` is the union of two methods. ``other`` is asked for what is neither. Raises `PeltError` with place and remedy.
     """
-    text = str(name)
-    if "+" in text and not text.endswith(".pelt"):
-        parts = [load(p.strip()) for p in text.split("+")]
-        total = parts[0]
-        for p in parts[1:]:
-            total = total + p
-        return total
-    if text.endswith(".pelt"):
-        _refuse_of_library(Path(text))
-        return _from_file(Path(text), method)
-    return resolve(_of_library(text), Names())
+    found = []
+    for part in [str(name)] if isinstance(name, Path) else parts_of(name):
+        known = splits(part)[0] is not None or part in library_names("method")
+        found.append((None if known else other(part)) or resolve(*definition(part, method)))
+    return reduce(add, found)
+
+
+def parts_of(name: str) -> list[str]:
+    """The names that ``+`` joins; a file or folder may have the sign in its own name."""
+    if exists(name):
+        return [name]
+    names = [n.strip() for n in name.split("+")]
+    if not all(names):
+        raise error("E0401", f"`{name}` names no method" if not any(names) else f"a name is missing in `{name}`",
+                    help="write `a`, or `a+b`; `unipelt list` shows the methods there are")  # fmt: skip
+    return names
 
 
 def _of_library(name: str) -> MethodDef:
@@ -107,22 +114,31 @@ def _refuse_of_library(path: Path) -> None:
         raise error("E0121", f"there is no file `{path}`", help=f"`{path.stem}` is a method of the library: leave `.pelt` out")
 
 
-def definition(name: str) -> tuple[MethodDef, Names]:
-    """A method or a space as it is written, with the names its file sees: of the library, ``file.pelt``, ``file.pelt:name``."""
-    file, sep, wanted = name.rpartition(".pelt:")
-    if not sep and not name.endswith(".pelt"):
-        return _of_library(name), Names()
-    path = Path(f"{file}.pelt" if sep else name)
+def splits(reference: str) -> tuple[Path | None, str | None]:
+    """The file and the method that ``file.pelt`` and ``file.pelt:name`` name; no file where it is the name of a method."""
+    front, sep, wanted = reference.rpartition(".pelt:")
+    if reference.endswith(".pelt") and (not sep or exists(reference)):
+        return Path(reference), None
+    return (Path(f"{front}.pelt"), wanted.strip()) if sep else (None, None)
+
+
+def definition(reference: str, method: str | None = None) -> tuple[MethodDef, Names]:
+    """A method or a space as it is written, with the names its file sees: of the library, ``file.pelt``, ``file.pelt:name``.
+
+    ``method`` is another way to name one of a file's.
+    """
+    path, wanted = splits(reference)
+    if path is None:
+        found = _of_library(reference)
+        if method not in (None, reference):
+            raise error("E0401", f"`{reference}` is one method of the library, not a file that has `{method}`",
+                        help=f"leave `{method}` out, or name a `.pelt` file")  # fmt: skip
+        return found, Names()
+    if method is not None and wanted not in (None, method):
+        raise error("E0401", f"`{reference}` names the method `{wanted}`, and `{method}` is another name beside it", help="give one name")
     _refuse_of_library(path)
-    parsed = parse_path(path)
-    methods = {d.name: d for d in parsed.definitions if isinstance(d, MethodDef)}
-    chosen = methods.get(wanted) if sep else next(iter(methods.values()), None) if len(methods) == 1 else None
-    if chosen is None and sep:
-        raise error("E0401", f"{path} has no method `{wanted}`", help=near(wanted, methods) or f"it has: {', '.join(methods)}")
-    if chosen is None:
-        raise error("E0406", f"{path} has {len(methods)} methods, so one must be named: {', '.join(methods) or 'none'}",
-                    help=f"write {path}:NAME")  # fmt: skip
-    return chosen, names_of(parsed, path)
+    file = parse_path(path)
+    return _chosen(file, wanted if method is None else method, str(path)), names_of(file, path)
 
 
 def resolve(definition: MethodDef, names: Names) -> Method:
@@ -140,27 +156,23 @@ def resolve(definition: MethodDef, names: Names) -> Method:
 
 def parse(text: str, name: str | None = None, file: str | None = None) -> Method:
     """The method of a text of the language, which messages call ``<text>`` unless a ``file`` is named."""
-    return _pick(parse_file(text, file), None, name, file or "<text>")
+    parsed = parse_file(text, file)
+    return resolve(_chosen(parsed, name, file), names_of(parsed, None))
 
 
-def _from_file(path: Path, name: str | None) -> Method:
-    return _pick(parse_path(path), path, name, str(path))
-
-
-def _pick(file, path: Path | None, name: str | None, shown: str) -> Method:
-    names = names_of(file, path)
-    methods = [d for d in file.definitions if isinstance(d, MethodDef)]
+def _chosen(file: File, name: str | None, path: str | None) -> MethodDef:
+    """The method of a file that is named, or its only one."""
+    shown, methods = path or "<text>", {d.name: d for d in file.definitions if isinstance(d, MethodDef)}
     if name is not None:
-        chosen = [d for d in methods if d.name == name]
-        if not chosen:
-            known = [d.name for d in methods]
-            raise error("E0401", f"{shown} has no method `{name}`", help=near(name, known) or f"it has: {', '.join(known)}")
-        return resolve(chosen[0], names)
-    if len(methods) != 1:
-        found = ", ".join(d.name for d in methods) or "none"
-        raise error("E0406", f"{shown} has {len(methods)} methods, so one must be named: {found}" if methods else
-                    f"{shown} has no method", help=f"write {path or shown}:NAME" if methods else "write one: `unipelt show lora` shows how")  # fmt: skip
-    return resolve(methods[0], names)
+        if name not in methods:
+            raise error("E0401", f"{shown} has no method `{name}`", help=near(name, methods) or f"it has: {', '.join(methods) or 'none'}")
+        return methods[name]
+    if len(methods) == 1:
+        return next(iter(methods.values()))
+    if not methods:
+        raise error("E0406", f"{shown} has no method", help="write one: `unipelt show lora` shows how")
+    raise error("E0406", f"{shown} has {len(methods)} methods, so one must be named: {', '.join(methods)}",
+                help=f"write `{path}:NAME`" if path else f"name it: `parse(text, {next(iter(methods))!r})`")  # fmt: skip
 
 
 def check(path: Path) -> list[Checked]:

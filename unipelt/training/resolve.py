@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..language.diagnostics import error, near
 from ..language.library import library_names
-from ..language.loading import load, parse
-from ..language.source import read
-from ..runtime.hub import METHOD, located, repository
-
-METHOD_FILE = ".pelt"
+from ..language.loading import parts_of
+from ..runtime.references import load
 
 
 def resolve_method(spec: str, arguments: Mapping[str, Any] | None = None, head: str | None = None) -> Any:
-    """A method from ``a``, ``mine.pelt``, ``mine.pelt:name``, a saved adapter's folder, ``user/name`` or ``a+b``, its
-    arguments bound.
+    """A method from whatever names one (`unipelt.load`), its arguments bound.
 
     An argument goes to each part that has it; ``part.name`` binds one part's. ``head`` adds the library's method of
     that name, or of that name with ``_head`` behind it.
     """
-    names = [n.strip() for n in spec.split("+")]
+    names = parts_of(spec)
     if head:
         names.append(head if head in library_names("method") else f"{head}_head")
-    if not all(names):
-        raise error("E0401", f"`{spec}` names no method" if not spec.strip(" +") else f"a name is missing in `{spec}`",
-                    help="write `a`, or `a+b`; `unipelt list` shows the methods there are")  # fmt: skip
-    parts = [_load_one(n) for n in names]
+    parts = [load(n) for n in names]
     left = dict(arguments or {})
     bound = []
     for part in parts:
@@ -51,24 +43,6 @@ def resolve_method(spec: str, arguments: Mapping[str, Any] | None = None, head: 
     for part in bound[1:]:
         method = method + part
     return method
-
-
-def _load_one(name: str) -> Any:
-    file, sep, method = name.rpartition(f"{METHOD_FILE}:")
-    if sep:
-        return load(file + METHOD_FILE, method)
-    if name.endswith(METHOD_FILE) or name in library_names("method"):
-        return load(name)
-    return _of_adapter(name) if Path(name).is_dir() or repository(name) is not None else load(name)
-
-
-def _of_adapter(place: str) -> Any:
-    """The method that lies beside a saved adapter's tensors, here or on the hub; like every adapter's it imports nothing."""
-    path = located(place) / METHOD
-    if not path.is_file():
-        raise error("E0401", f"there is no method named `{place}` in the library, and the folder of that name is no adapter: "
-                    f"it has no {METHOD}", help="name the `--out` folder of `unipelt train`, or a `.pelt` file")  # fmt: skip
-    return parse(read(path).text, file=str(path))
 
 
 def argument(text: str) -> tuple[str, Any]:
