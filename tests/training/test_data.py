@@ -315,43 +315,65 @@ def hub(monkeypatch):
 
 def test_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("hub:owner/reviews", "owner/reviews"):
-        found = data.read(name)
-        assert found["train"].rows == ({"text": "x", "label": "good"}, {"text": "y", "label": "bad"})
-        assert set(found.splits) == {"train"}
-        assert "`unsupervised`" in found.notes[1] and "no labels" in found.notes[0]
-        assert found["train"].place(1) == "`hub:owner/reviews/train`, row 2"
+    found = data.read("hub:owner/reviews")
+    assert found["train"].rows == ({"text": "x", "label": "good"}, {"text": "y", "label": "bad"})
+    assert set(found.splits) == {"train"}
+    assert "`unsupervised`" in found.notes[1] and "no labels" in found.notes[0]
+    assert found["train"].place(1) == "`hub:owner/reviews/train`, row 2"
     data.read("hub:owner/reviews:small")
-    assert hub == [("owner/reviews", None), ("owner/reviews", None), ("owner/reviews", "small")]
-    (tmp_path / "owner" / "reviews").mkdir(parents=True)
-    mistakes("E0608", data.read, "owner/reviews")  # a folder of that name comes first
+    assert hub == [("owner/reviews", None), ("owner/reviews", "small")]
+    assert "doesn't exist on the Hub" in mistakes("E0632", data.read, "hub:owner/review")[0][0]
 
 
-def test_a_name_that_is_nowhere(hub, tmp_path, monkeypatch):
+def test_a_path_that_is_not_there_is_never_a_name_of_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").mkdir()
-    messages, help_ = mistakes("E0632", data.read, "exmaples/reviews")
-    assert "no file or folder" in messages[0] and "doesn't exist on the Hub" in messages[0]
-    assert "`examples`" in help_
-    assert "no file or folder" not in mistakes("E0632", data.read, "hub:exmaples/reviews")[0][0]
-    for path in ("train.jsonl", "./reviews", "/reviews", "a/b/c"):
+    (tmp_path / "notes.txt").write_text("not data")
+    messages, help_ = mistakes("E0601", data.read, "exmaples/reviews")
+    assert "no file or folder `exmaples/reviews`" in messages[0] and "`examples`" in help_
+    assert "`hub:owner/reviews`" in mistakes("E0601", data.read, "owner/reviews")[1]
+    for path in ("text", "json", "imdb", "train.jsonl", "./reviews", "/reviews", "a/b/c", "", " ", "x" * 5000):
         mistakes("E0601", data.read, path)
-    assert len(hub) == 2
+    assert not hub
+
+
+@pytest.mark.parametrize("name", ["text", "json", "csv", ".", "..", "", "./reviews", "../up/reviews", "/etc/reviews", "a/b/c", "owner/",
+                                  "owner/..", "hf://datasets/owner/reviews", "owner/reviews:", "x" * 5000, "owner/" + "x" * 5000])  # fmt: skip
+def test_what_is_no_name_of_a_data_set_is_not_given_to_the_library(name, hub, tmp_path, monkeypatch):
+    """`text` and its like are its builders: they would read every file below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("not data")
+    _, help_ = mistakes("E0632", data.read, f"hub:{name}")
+    assert "`hub:user/name`" in help_ and not hub
+
+
+def test_a_folder_here_does_not_stand_in_for_a_data_set_of_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows_of_two(tmp_path / "owner" / "reviews")
+    assert "lies here" in mistakes("E0632", data.read, "hub:owner/reviews")[0][0] and not hub
+    assert len(data.read("owner/reviews")["train"]) == 2
+
+
+def write_rows_of_two(folder):
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text('{"text": "x", "label": "a"}\n{"text": "y", "label": "b"}\n')
 
 
 def test_without_the_library_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    _, help_ = mistakes("E0630", data.read, "hub:imdb")
+    _, help_ = mistakes("E0630", data.read, "hub:owner/reviews")
     assert "unipelt[data]" in help_
     messages, _ = mistakes("E0601", data.read, "imdb")
     assert "no file or folder `imdb`" in messages[0]
 
 
-def test_a_local_folder_through_the_library_of_the_hub(tmp_path):
-    """The real loader, on files: nothing of ours stands in."""
-    pytest.importorskip("datasets")
+def test_the_real_library_reads_the_splits(tmp_path, monkeypatch):
+    """The real loader, on files that stand for a data set: only the name is another."""
+    datasets = pytest.importorskip("datasets")
     (tmp_path / "reviews").mkdir()
     write_parquet(tmp_path / "reviews" / "train.parquet", [{"text": "x", "label": 1, "tags": [0]}], FEATURES)
-    found = data.read(f"hub:{tmp_path / 'reviews'}")
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: load(str(tmp_path / "reviews"), configuration))
+    found = data.read("hub:owner/reviews")
     assert found["train"].rows[0]["text"] == "x"

@@ -40,7 +40,7 @@ HeadName = Annotated[
 
 # Of data and their task.
 Data = Annotated[
-    str, typer.Option("--data", "-d", help="A jsonl, csv or Parquet file, a folder of splits, or `hub:NAME`, a data set of the hub.")
+    str, typer.Option("--data", "-d", help="A jsonl, csv or Parquet file, a folder of splits, or `hub:user/name`, a data set of the hub.")
 ]
 TaskName = Annotated[
     str | None,

@@ -36,6 +36,11 @@ def is_hub_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and not name.endswith((".git", ".ipynb")) and not Path(name).exists()
 
 
+def is_data_set(name: str) -> bool:
+    """Whether this has the form `user/name` of a data set on the hub."""
+    return "/" in name and bool(_NAME.fullmatch(name)) and not name.endswith((".git", ".ipynb"))
+
+
 def public_name(name: str) -> str:
     """A name that tells nothing of this machine: a hub name as it is, of a path its last part."""
     return name if is_hub_name(name) else re.split(r"[/\\]", name.rstrip("/\\"))[-1]

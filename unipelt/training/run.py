@@ -25,7 +25,7 @@ from ..runtime.hub import README, public_name
 from . import data as reading
 from . import ranks
 from .config import PRECISIONS, TrainConfig
-from .data.hub import PREFIX, names_a_data_set
+from .data.hub import PREFIX
 from .folder import CHECKPOINTS, LOGS, NAME, finish, open_folder
 from .models import load_config, load_model, load_tokenizer, quiet
 from .progress import Progress, Say, Ticker, silent
@@ -159,7 +159,7 @@ def card_of(config: TrainConfig, result: Result, sizes: dict[str, int]) -> dict[
         "weight decay": config.weight_decay, "gradient norm at most": config.clip or None, "dropout of the base": config.dropout,
         "weights kept": "the best on validation" if config.best and config.checkpoints else "the last", "seed": config.seed,
     }  # fmt: skip
-    hub = not Path(config.data).exists() and names_a_data_set(config.data.removeprefix(PREFIX))
+    hub = config.data.startswith(PREFIX)
     name = config.data.removeprefix(PREFIX).partition(":")[0] if hub else public_name(config.data)
     data = {"name": name, "hub": hub, **{f"{n} examples": k for n, k in sizes.items()}}
     return {"task": result.task.kind, "metrics": result.metrics, "seed": config.seed, "lr": result.lr, "data": data,

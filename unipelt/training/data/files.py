@@ -7,12 +7,14 @@ the shards that the hub writes (`train-00000-of-00002.parquet`).
 from __future__ import annotations
 
 from dataclasses import replace
+from os.path import isdir, isfile
 from pathlib import Path
 
 from ...language.diagnostics import error, near_path
 from ...language.syntax import Span
+from ...runtime.hub import is_data_set
 from .formats import SUFFIXES, parse
-from .hub import PREFIX, names_a_data_set, read_hub
+from .hub import PREFIX, read_hub
 from .split import Data, Split, listed
 
 SPLITS = {
@@ -25,12 +27,14 @@ SPLITS = {
 def read(path: str | Path, split: str = "train") -> Data:
     """The splits of a folder or of a data set of the hub, or a single file as the split called ``split``.
 
-    ``hub:name`` or ``hub:name:configuration`` names a data set of the hub; so does a name that is neither file nor folder here.
+    `hub:user/name` or `hub:user/name:configuration` is a data set of the hub. A path that is not there is an error.
     """
-    place = Path(path)
-    if str(path).startswith(PREFIX) or (not place.exists() and names_a_data_set(str(path))):
+    if str(path).startswith(PREFIX):
         return read_hub(str(path))
-    if not place.is_dir():
+    if not str(path).strip():
+        raise error("E0601", "the path of the data is empty", help="name a file, a folder of splits, or `hub:user/name`")
+    place = Path(path)
+    if not isdir(place):
         return Data({split: read_file(place, split)})
     found: dict[str, Split] = {}
     for name, spellings in SPLITS.items():
@@ -51,9 +55,10 @@ def read(path: str | Path, split: str = "train") -> Data:
 def read_file(path: Path, split: str = "train") -> Split:
     """The rows of one file."""
     span = Span(str(path))
-    if not path.is_file():
+    if not isfile(path):
         raise error("E0601", f"there is no file or folder `{path}`", span,
-                    help=near_path(path) or "check the path and the spelling")  # fmt: skip
+                    help=near_path(path) or (f"check the spelling; a data set of the hub is written `{PREFIX}{path}`"
+                                             if is_data_set(str(path)) else "check the path and the spelling"))  # fmt: skip
     if path.suffix not in SUFFIXES:
         raise error("E0608", f"`{path}` is neither JSON, CSV nor Parquet", span,
                     help=f"the file's name ends in one of {', '.join(SUFFIXES)}")  # fmt: skip

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from os.path import exists
 from typing import Any
 
-from ...language.diagnostics import error, near_path
+from ...language.diagnostics import error
+from ...runtime.hub import is_data_set
 from .formats import class_names, name_classes
 from .split import Data, Split
 
 PREFIX = "hub:"
-#: As the hub allows them: `name` or `owner/name`; a configuration may follow after a colon.
-NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
-#: A name with such an end is a file's, not a data set's.
-FILE = re.compile(r"\.[A-Za-z0-9]{1,8}$")
-
-
-def names_a_data_set(path: str) -> bool:
-    """Whether what is no file here may be a name of the hub."""
-    return NAME.fullmatch(path) is not None and not FILE.search(path)
 
 
 def read_hub(path: str) -> Data:
-    """The splits train, validation and test of a data set; class numbers become the classes' names."""
+    """The splits train, validation and test of the data set `hub:user/name` or `hub:user/name:configuration`; class numbers
+    become the classes' names.
+
+    The library `datasets` would take another name for one of its builders (`text`, `json`), which read every file that lies
+    here, and would prefer what lies here under that name.
+    """
     wanted = path.removeprefix(PREFIX)
-    name, _, configuration = wanted.partition(":")
+    name, colon, configuration = wanted.partition(":")
+    if not is_data_set(name) or (colon and not configuration.strip()):
+        raise error("E0632", f"`{path}` is no name of a data set on the hub", help="write `hub:user/name`, or `hub:user/name:configuration`")
+    if exists(name):
+        raise error("E0632", f"`{name}` lies here, too, and would be read instead of the data set of that name on the hub",
+                    help=f"write `{name}` to read what lies here, or work in another folder")  # fmt: skip
     try:
         import datasets
     except ImportError:
-        if path.startswith(PREFIX):
-            raise error("E0630", f"the data set `{wanted}` is one of the hub, and reading those needs the library `datasets`",
-                        help="pip install 'unipelt[data]'") from None  # fmt: skip
-        raise error("E0601", f"there is no file or folder `{path}`",
-                    help=near_path(Path(path)) or "check the path; for a data set of the hub, pip install 'unipelt[data]'") from None  # fmt: skip
+        raise error("E0630", f"the data set `{wanted}` is one of the hub, and reading those needs the library `datasets`",
+                    help="pip install 'unipelt[data]'") from None  # fmt: skip
     try:
         loaded = datasets.load_dataset(name, configuration or None)
     except Exception as e:  # noqa: BLE001 - whatever the network, the hub and its files raise
         reason = " ".join(str(e).split()) or type(e).__name__
         reason = reason if len(reason) <= 300 else reason[:297] + "…"
-        what = "the data set" if path.startswith(PREFIX) else "there is no file or folder of this name, and the data set"
-        raise error("E0632", f"`{wanted}`: {what} cannot be loaded from the hub: {reason}",
-                    help=near_path(Path(path)) or "check the spelling and the network; files are read without either") from None  # fmt: skip
+        raise error("E0632", f"the data set `{wanted}` cannot be loaded from the hub: {reason}",
+                    help="check the spelling and the network; files are read without either") from None  # fmt: skip
     return Data(*_splits(loaded, wanted))
 
 
