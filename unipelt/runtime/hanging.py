@@ -25,6 +25,7 @@ from .masks import MaskTap
 from .outputs import Outputs
 from .prompts import INSIDE
 from .registry import Attached, Registry
+from .room import Room
 from .seam import Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
 from .switch import NAME
 
@@ -156,6 +157,7 @@ def hang_root(model: nn.Module, r: Registry) -> None:
     edits = [e for a in r.attached.values() for e in a.plan.edits]
     prompts = any(e.site.side == "prompt" for e in edits)
     needed = prompts or bool(r.watched) or bool(r.wanted) or any("tokens" in e.names for e in edits)
+    r.room = Room.of(model, r.sites) if prompts else None
     if needed and not r.root_handles:
         r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
         r.root_handles.append(model.register_forward_hook(r.leave, always_call=True))

@@ -28,6 +28,7 @@ from .arguments import Given, marks_for, take, value_for
 from .edits import Edit
 from .growing import Call
 from .places import Layout, Rows
+from .room import Room
 from .seam import place_key, seam_of
 from .switch import Switch
 
@@ -66,6 +67,7 @@ class Doorway(nn.Module):
         self.switch, self.sites = switch, sites
         self.wanted: dict[str, tuple[PlannedInput, ...]] = {}  # by adapter, acting or not
         self.placing: dict[str, tuple[Placing, ...]] = {}
+        self.room: Room | None = None  # for rows that move the tokens' positions
         self.tower = sites.stacks[0].module if len(sites.stacks) > 1 else ""
         words = sites.named("embed.words")
         self.words = words[0].view.module if words else None
@@ -153,6 +155,12 @@ class Doorway(nn.Module):
 
     # ------------------------------------------------------------ rows among the tokens
 
+    @property
+    def moving(self) -> int:
+        """How many positions of the model's table the rows of the acting adapters take from the tokens."""
+        rows = self._rows([p for p in self._placed() if p.rows.grows]) if self.room is not None else []
+        return sum(r.count for r in rows if r.moves)
+
     def _placed(self) -> list[Placing]:
         """What the acting adapters place, at the words first: those rows stand nearest to the tokens."""
         acting = [p for name in self.switch.live for p in self.placing.get(name, ())]
@@ -185,6 +193,8 @@ class Doorway(nn.Module):
     def _layout(self, call: Call, grows: list[Placing]) -> Layout:
         rows = self._rows(grows)
         growing.refuse(call, rows)
+        if self.room is not None:
+            self.room.refuse(call, rows)
         return Layout(rows, call.shape, call.mask, call.tokens.device)
 
     def _marks(self, call: Call, fills: list[Placing], given: Given, layout: Layout | None) -> torch.Tensor | None:

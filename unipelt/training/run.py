@@ -22,6 +22,7 @@ from ..anatomy.positions import longest_text
 from ..language.diagnostics import counted, error, near
 from ..runtime.card import replaceable
 from ..runtime.hub import README, public_name
+from ..runtime.room import moving
 from . import data as reading
 from . import ranks
 from .config import PRECISIONS, TrainConfig
@@ -256,9 +257,7 @@ def _checkpoint_activations(model: Any) -> None:
 
 def _check_room(task: Task, plan: Any, model: Any) -> None:
     """The longest text and the rows that take positions beside it must fit into the model's table of positions."""
-    placed = [e.places for e in plan.edits if e.places is not None and e.places.grows and e.site.name == "embed.words"]
-    rows = sum(p.rows for p in placed) if plan.sites.stacks[0].learned_positions else 0
-    longest = longest_text(model)
+    rows, longest = moving(plan), longest_text(model)
     if rows and longest is not None and task.max_length + rows > longest:
         raise error("E0617", f"the model has {longest} positions, and the {rows} rows of `{plan.method.name}` take some beside texts of "
                     f"up to {task.max_length} tokens", help=f"give `--max-length {longest - rows}` or less")  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...anatomy.positions import longest_text
+from ...runtime.registry import registry, unwrapped
 from .task import Tick
 
 
@@ -26,9 +27,11 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
     longest = longest_text(model, answer=answers_only)
+    r = registry(unwrapped(model))
+    rows = r.moving if r is not None and not answers_only else 0  # those of an encoder–decoder stand in its encoder
     for tokens, group in sorted(groups.items()):
-        # A model with a table of positions can write no further than that.
-        room = length if longest is None else min(length, longest - (0 if answers_only else tokens))
+        # A model with a table of positions can write no further than that, and a prompt's rows may take some of it.
+        room = length if longest is None else min(length, longest - (0 if answers_only else tokens + rows))
         if room < 1:
             continue
         for start in range(0, len(group), size):
