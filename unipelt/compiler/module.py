@@ -132,7 +132,9 @@ class _Class:
         typing = self.typing
         tensors = {t.label: tuple(sorted(t.type.axes, key=axis_order)) for t in typing.tensors}
         sizes: dict[str, Written] = dict(self.symbols)
-        for n in ("d_in", "d_out"):
+        for n in ("d_in", "d_out", "d_x"):
+            if n not in typing.sizes:
+                continue  # nothing is read there
             sizes[n] = Num(self._size(typing.sizes[n], "self."), size=typing.sizes[n])
         low = lower(self.row, typing)
         body = Body(self.row, typing, Lowered(low.added, low.factor), self.values, sizes, tensors, _entering(typing),

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import chain, islice
 
 from .calls import inline_calls
+from .check import fit
 from .diagnostics import Diagnostic, Edit, Label, PeltError, instead, put
 from .ir import Row
 from .library import library_definition, library_names, title
@@ -105,11 +106,6 @@ def called_definition(d: Diagnostic, names: Names) -> Diagnostic:
     return replace(d, **instead(name, known, d.span, d.help))
 
 
-def _fit(problems: Sequence[Diagnostic]) -> tuple[int, int, bool]:
-    """How badly a body fits at a place: few mistakes are better, then those far behind, then those with a remedy."""
-    return len(problems), -min((p.span.start for p in problems), default=0), not any(p.edits for p in problems)
-
-
 def bound_by_forms(names: Names) -> frozenset[str]:
     """What a composition or a gate may read of the form that stands before it: any name that some form binds."""
     found = {"delta"}
@@ -141,7 +137,7 @@ def at_the_best_place(
         found = checker.inf.problems
         if not found:
             return []
-        if best is None or _fit(found) < _fit(best):
+        if best is None or fit(found) < fit(best):
             best = found
     return best or []
 

@@ -40,6 +40,34 @@ def sites_of(paths: Sequence[Path], params: Sequence[Param]) -> list[Path]:
     return list(out)
 
 
+def open_paths(row: Row, params: Sequence[Param]) -> list[Path]:
+    """The paths of a row that are parameters of type `sites` without a value."""
+    unknown = {p.name for p in params if p.type == "sites" and p.default is None}
+    return [p for p in row.sites if len(p.parts) == 1 and p.parts[0] in unknown]
+
+
+def anywhere(row: Row, params: Sequence[Param]) -> tuple[list[RowTyping], list[Diagnostic]]:
+    """The row at every site at which it has no mistake; where there is none, the mistakes at the site where it fits best."""
+    typings: list[RowTyping] = []
+    wrong: dict[str, list[Diagnostic]] = {}
+    weights = [f"{n}.weight" for n, s in SITES.items() if s.family == "projection"] if row.insert is None else []
+    for name in (*SITES, *weights):
+        try:
+            typings.append(check_row(row, signature(name), params))  # type: ignore[arg-type]
+        except PeltError as e:
+            wrong[name] = list(e.diagnostics)
+    if typings:
+        return typings, []
+    best = min(wrong, key=lambda n: fit(wrong[n]))
+    note = f"at `{best}`; there is no site at which this row has no mistake"
+    return [], [replace(d, where=(*d.where, note)) for d in wrong[best]]
+
+
+def fit(problems: Sequence[Diagnostic]) -> tuple[int, int, bool]:
+    """How badly something fits at a place: few mistakes are better, then those far behind, then those with a remedy."""
+    return len(problems), -min((p.span.start for p in problems), default=0), not any(p.edits for p in problems)
+
+
 def site_problem(path: Path) -> Diagnostic | None:
     text = str(path)
     stack, name = site_name(text)
@@ -83,6 +111,8 @@ def check_method(method: Method) -> list[RowTyping]:
                 typings.append(replace(check_row(row, signature(name), params), stack=stack))  # type: ignore[arg-type]
             except PeltError as e:
                 problems += [_from_afar(d, method, row) for d in e.diagnostics]
+        if open_paths(row, params):
+            problems += [_from_afar(d, method, row) for d in anywhere(row, params)[1]]
     for selection in (*(r.layers for r in method.rows), *(t.layers for t in method.trains)):
         problems += _selection(selection, method.params) if selection is not None else []
     for multiple in (t.lr for t in method.trains if t.lr is not None):

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from .arguments import parameters
-from .check import check_method
-from .declared import TensorTyping
+from .check import check_method, open_paths
+from .declared import PLACES, TensorTyping
 from .rows import RowTyping
 from .fold import fold_form
 from .infer import Inference
@@ -149,7 +149,12 @@ def counts(method: Method) -> dict[str, Count]:
         rows.setdefault(t.row.name, []).append(t)
     trained, stored, frozen, head = Amount(), Amount(), Amount(), Amount()
     folds: list[tuple[Amount, Amount]] = []
-    for found in rows.values():
+    unknown = [f"what `{r.name}` learns at `{p}`" for r in method.rows for p in open_paths(r, method.params)]
+    for name, found in rows.items():
+        places = {x.place for t in found for x in t.tensors} - set(PLACES)
+        if places:  # arguments without a value
+            unknown += [f"what `{name}` learns per `{p}`" for p in sorted(places)]
+            continue
         learned = counting.entries((t, x) for t in found if t.site.family != "head" for x in t.tensors if not x.frozen)
         own = _total(learned)
         trained = trained + own
@@ -160,7 +165,7 @@ def counts(method: Method) -> dict[str, Count]:
             stored = stored + own
         else:
             folds.append((own, after))
-    copies = tuple(w for t in method.trains if (w := _words(t)) and not _of_head(t))
+    copies = tuple(unknown) + tuple(w for t in method.trains if (w := _words(t)) and not _of_head(t))
     heads = tuple(_words(t) for t in method.trains if _of_head(t))
     return {
         "trained": counting.count(trained, copies), "stored": counting.count(stored, copies, tuple(folds)),

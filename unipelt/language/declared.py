@@ -157,6 +157,8 @@ class Declared:
                 if word.name == "layers":
                     self.inf.fail("E0392", "`per layers(k)` is not built yet", word.span)
                 place = word.name
+            elif word.name in self.params and self.params[word.name].type == "scope":
+                place = word.name  # an argument without a value
             elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.family == "heads"):
                 axes.add(word.name)
             elif word.name in ("head", "group"):
@@ -169,11 +171,11 @@ class Declared:
         return place or "site", frozenset(axes)
 
     def _scope_word(self, word: Scope) -> Scope:
-        """A parameter of type `scope` stands for its argument; without one, for the default place."""
+        """A parameter of type `scope` stands for its argument, if it has one."""
         param = self.params.get(word.name)
         if param is None or param.type != "scope":
             return word
-        return replace(word, name=param.default.id if isinstance(param.default, Name) else "site")
+        return replace(word, name=param.default.id) if isinstance(param.default, Name) else word
 
     def _distribution(self, e: Expr) -> Distribution | None:
         if isinstance(e, Name) and e.id in self.params and self.params[e.id].type == "init":

@@ -18,9 +18,10 @@ from typing import Any
 
 from . import syntax as S
 from .algebra import Term, atom
-from .check import check_row, sites_of
+from .check import check_row, open_paths, sites_of
 from .rows import RowTyping
 from .calls import substitute
+from .diagnostics import error
 from .infer import Inference
 from .ir import Method, Row, Trained
 from .parser import parse_expression
@@ -60,7 +61,7 @@ class Meaning:
 
 
 def bound(method: Method) -> Method:
-    """The method with its arguments in place of its parameters."""
+    """The method with its arguments in place of its parameters; those without a value stay."""
     mapping: dict[str, Any] = {}
     for p in method.params:
         if p.default is not None:
@@ -68,14 +69,17 @@ def bound(method: Method) -> Method:
     rows = tuple(
         replace(substitute(r, mapping), sites=tuple(sites_of(r.sites, method.params))) for r in method.rows
     )
-    return replace(substitute(replace(method, rows=()), mapping), rows=rows, params=())
+    return replace(substitute(replace(method, rows=()), mapping), rows=rows, params=tuple(p for p in method.params if p.default is None))
 
 
 def meaning(method: Method, arguments: bool = True) -> Meaning:
     """The meaning of a method at its arguments; with ``arguments=False`` numbers and activations stay symbols.
 
-    Raises `PeltError` where the method has mistakes.
+    Raises `PeltError` where the method has mistakes, and where a row's sites are an argument without a value.
     """
+    for path in (p for r in method.rows for p in open_paths(r, method.params)):
+        raise error("E0408", f"`{method.name}` needs a value for `{path}`: without it nothing is known of where it acts", path.span,
+                    help=f"write {method.name}({path}=…)")  # fmt: skip
     if arguments:
         method = bound(method)
     tensors: dict[Any, Learned] = {}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from .algebra import Atom, Term
-from .check import check_method, sites_of
+from .check import anywhere, check_method, open_paths, sites_of
 from .inputs import changes_length
 from .ir import Method, Row
 from .meaning import meaning
@@ -55,10 +55,22 @@ def _beside(verdict: Verdict, row: Row, others: Sequence[RowTyping]) -> Verdict:
 def verdicts(method: Method) -> dict[str, Verdict]:
     """The method's verdicts. Checks the method."""
     typings = check_method(method)
-    found = judged(typings, method.trains[0].span if method.trains else method.span)
+    otherwise = method.trains[0].span if method.trains else method.span
+    open_rows = [r for r in method.rows if open_paths(r, method.params)]
+    found = _wherever(method, typings, open_rows, otherwise) if open_rows else judged(typings, otherwise)
     if len(method.rows) > 1:
         found["rows commute"] = rows_commute(method, typings)
     return found
+
+
+def _wherever(method: Method, typings: Sequence[RowTyping], rows: Sequence[Row], otherwise: Span) -> dict[str, Verdict]:
+    """The verdicts that are the same whatever sites an argument names; the others are unknown without it."""
+    first = open_paths(rows[0], method.params)[0]
+    unknown = Verdict("unknown", f"this is not known without `{first}`, which has no value", first.span)
+    if len(rows) > 1 or len(open_paths(rows[0], method.params)) > 1:
+        return dict.fromkeys(RULES, unknown)  # they might be at any two sites
+    at_each = [judged([*typings, t], otherwise) for t in anywhere(rows[0], method.params)[0]]
+    return {name: at_each[0][name] if len({v[name].value for v in at_each}) == 1 else unknown for name in RULES}
 
 
 def rows_commute(method: Method, typings: Sequence[RowTyping]) -> Verdict:
@@ -68,6 +80,9 @@ def rows_commute(method: Method, typings: Sequence[RowTyping]) -> Verdict:
     alike = [str(replace(method, rows=(replace(r, name="_"),), trains=(), requires=())) for r in method.rows]
     seen: set[tuple[str, str]] = set()  # pairs of rows whose like have been compared
     unknown: Verdict | None = None
+    for row in method.rows:
+        for path in open_paths(row, method.params):
+            return Verdict("unknown", f"where `{row.name}` meets other rows is not known without `{path}`, which has no value", path.span)
     for i, a in enumerate(method.rows):
         for j, b in enumerate(method.rows[i + 1 :], i + 1):
             if not sites[i] & sites[j] and {_without_words(s) for s in sites[i]} & {_without_words(s) for s in sites[j]}:

@@ -178,6 +178,9 @@ def identity_at_start(t: RowTyping) -> Verdict:
         return Verdict("unknown", "an activation is asked for its value at a number, and it is an argument", _out(t.row))
     if told and (drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start == "identity()" for k in told)):
         return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
+    open_ = [edit.names[k] for k in drawn if not edit.tensors[k].start]
+    if open_:
+        return Verdict("unknown", f"how `{open_[0]}` starts is an argument that has no value", _declared(t, drawn[-1]))
     if drawn and compares(start):
         return Verdict("unknown", "what is drawn meets a comparison, which may be false everywhere", _out(t.row))
     if drawn:
