@@ -172,8 +172,8 @@ whole("near_parameter", "E0206", "use lora(⟦alpa = 2.0⟧)", "no parameter `al
 whole(
     "surplus_argument",
     "E0206",
-    "modify ffn insert parallel form low_rank(r, 0.0, ⟦3⟧) compose add",
-    "takes 2; 3 are given",
+    "modify ffn insert parallel form low_rank(r, 0.0, zeros, ⟦3⟧) compose add",
+    "takes 3; 4 are given",
 )
 whole("missing_argument", "E0207", "modify ffn insert parallel form ⟦low_rank⟧ compose add", "needs a value for `r`")
 whole("argument_twice", "E0208", "use lora(r, ⟦r = 2⟧)", "`r` is given twice")
@@ -384,7 +384,7 @@ whole(
 in_form("lstm_gates", "E0312", "A: [d_in, 3 * r] ~ zeros U: [r, 4 * r] ~ zeros b: [4 * r] ~ zeros E: [2, d_in] ~ zeros "
         "y = lstm(E, ⟦A⟧, U, b) delta = z", "4 r")  # fmt: skip
 in_form("called_form", "E0222", "delta = ⟦low_rank()⟧", "first argument")
-in_form("called_form_parameter", "E0206", "delta = low_rank(z, 2, 0.0, ⟦3⟧)", "takes 2 arguments")
+in_form("called_form_parameter", "E0206", "delta = low_rank(z, 2, 0.0, zeros, ⟦3⟧)", "takes 3 arguments")
 in_form("called_form_unknown", "E0320", "delta = ⟦low_rnk⟧(z, 2)", "no function")
 
 # ---------------------------------------------------------------- words that are not built yet

@@ -97,8 +97,13 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
         if mistakes:
             raise mistakes[0]
         raise error("E0503", "; ".join(reasons), help="correct the entry of the anatomy")
-    raise error("E0502", f"no anatomy is known for the model type `{kind}`", where=tuple(reasons) or _nearest(base),
-                help=_how(kind, base, fitting))  # fmt: skip
+    near = _nearest(base)
+    where = tuple(reasons) or ((f"`{near[0]}` is nearest, and a block has no {', '.join(f'`{p}`' for p in near[1])}",) if near else ())
+    if not kind:
+        raise error("E0502", f"no anatomy is known for this {type(model).__name__}, whose configuration has no `model_type`", where=where,
+                    help="give its configuration a `model_type`, a word: an anatomy says for which it is")  # fmt: skip
+    raise error("E0502", f"no anatomy is known for the model type `{kind}`", where=where,
+                help=_how(kind, base, fitting[0].name if fitting else near[0] if near else ""))  # fmt: skip
 
 
 def _as_before(sites: SiteMap, model: nn.Module) -> SiteMap:
@@ -109,8 +114,8 @@ def _as_before(sites: SiteMap, model: nn.Module) -> SiteMap:
     return without_heads(replace(sites, sites=kept, refused=found), model)
 
 
-def _nearest(base: nn.Module) -> tuple[str, ...]:
-    """The anatomy that most paths of a block are there for, and those that are not."""
+def _nearest(base: nn.Module) -> tuple[str, list[str]] | None:
+    """The anatomy that most paths of a block are there for, and those that are not; none, where not even half are."""
     best: tuple[int, str, list[str]] | None = None
     for a in anatomies():
         for e in present(a, base):
@@ -119,16 +124,17 @@ def _nearest(base: nn.Module) -> tuple[str, ...]:
             lacking = [p for p in paths if not has(base, (front + p).rstrip("."))]
             if len(lacking) < len(paths) / 2 and (best is None or len(lacking) < best[0]):
                 best = len(lacking), a.name, lacking
-    return () if best is None else (f"`{best[1]}` is nearest, and a block has no {', '.join(f'`{p}`' for p in best[2])}",)
+    return None if best is None else best[1:]
 
 
-def _how(kind: str, base: nn.Module, fitting: list[AnatomyDef]) -> str:
+def _how(kind: str, base: nn.Module, like: str) -> str:
     """How an anatomy is written, with the names of a block's modules at hand."""
     lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     held = [n for n, _ in lists[0][1][0].named_modules() if n] if lists else []
     told = f" (a block in `{lists[0][0]}` holds {', '.join(held[:LISTED])}{', …' if len(held) > LISTED else ''})" if held else ""
-    like = fitting[0].name if fitting else "llama"
-    return (f'write `anatomy {kind} for {kind} {{ like: "{like}"  ffn.up: "…" }}` with each path that differs into a file{told}, and '
+    what = f'like: "{like}"  ffn.up: "…"' if like else 'block: "…"  attn.q: "…"  ffn.up: "…"'
+    paths = "each path that differs" if like else "the path of each part; of no anatomy a block has half the paths"
+    return (f"write `anatomy {kind} for {kind} {{ {what} }}` with {paths} into a file{told}, and "
             f"name the file in {OWN}; specs/anatomy has examples")  # fmt: skip
 
 

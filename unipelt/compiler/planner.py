@@ -34,7 +34,7 @@ from ..language.values import NumberType, Value
 from . import totals
 from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
-from .trained import Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named, trained_along
+from .trained import HEADLESS, Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named, trained_along
 
 MAX_TRAINED = 2**33
 #: The main input of models whose batches hold no pads.
@@ -119,7 +119,7 @@ class _Builder:
                 why = next((f": {w}" for n, w in self.sites.refused.items() if n == full or n.endswith(f".{full}")), "")
                 self.problems.append(Diagnostic(
                     "E0512", f"this {type(self.model).__name__} has no site `{name}`{why}", path.span,
-                    help=(near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
+                    help=HEADLESS if name == "head" and not why else (near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
             found += [s for s in here if all(s is not f for f in found)]  # `attn.q, decoder.attn.q` names some sites twice
         if absent and not found and not self.problems:
             self.problems.append(Diagnostic(

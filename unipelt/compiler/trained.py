@@ -12,6 +12,9 @@ from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.sites import STACKS
 from ..language.syntax import Path, Span
 
+#: What to do where a model has no head.
+HEADLESS = "load the model with a head, as AutoModelForSequenceClassification does (`--task sequence-classification`)"
+
 _NORMS = ("layernorm", "rmsnorm", "groupnorm")
 
 
@@ -77,7 +80,12 @@ def select(
         found = _matching(model, sites, everything, path, root)
         if layers is not None:
             inside = tuple(f"{root}{sites.stack(s).blocks[i]}." for s, chosen in layers.items() for i in chosen)
-            found = [p for p in found if any(m.startswith(inside) or f"{m}.".startswith(inside) for m, _ in p.uses)]
+            within = [p for p in found if any(m.startswith(inside) or f"{m}.".startswith(inside) for m, _ in p.uses)]
+            if found and not within:
+                raise error("E0510", f"`train {path}` names no parameter of the layers that `layers` selects", path.span,
+                            help=f"put what stands outside the layers into a part of its own without `layers`: `use {{ train {path} }}`, "
+                            "and what else the method has into another")  # fmt: skip
+            found = within
         if not found:
             raise error("E0510", f"`train {path}` names no parameter of this {type(model).__name__}", path.span,
                         help=_help(str(path), sites))  # fmt: skip
@@ -94,7 +102,7 @@ def select(
 
 def _help(path: str, sites: SiteMap) -> str:
     if path == "head":
-        return "load the model with a head, for example with AutoModelForSequenceClassification"
+        return HEADLESS
     if path.endswith("*.bias"):
         return "there are no biases: choose another method"
     return near(path, [*sites.names(), "*.bias", "*.norm.*", "head", "*"]) or "for example *.bias, *.norm.*, head, block"

@@ -106,7 +106,8 @@ def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PAR
 def short_enough(value: Any, what: str, name: str, span: Span) -> Any:
     """An argument that is not too long: what doubles from one parameter to the next would grow without end."""
     if any(n >= MAX_NODES for n, _ in enumerate(walk(value))):
-        raise error("E0227", f"the argument `{name}` of {what} grows beyond {MAX_NODES} words", span)
+        raise error("E0227", f"the argument `{name}` of {what} grows beyond {MAX_NODES} words", span,
+                    help="write it shorter: `2 * s` for `s + s`, or a number")
     return value
 
 

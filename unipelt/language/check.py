@@ -8,7 +8,7 @@ from typing import Any
 
 from .arguments import parameters
 from .calls import site_paths
-from .diagnostics import Diagnostic, Label, PeltError, instead
+from .diagnostics import Diagnostic, Label, PeltError, instead, put
 from .infer import Inference
 from .inputs import disagreement
 from .ir import Method, Row
@@ -81,7 +81,15 @@ def site_problem(path: Path) -> Diagnostic | None:
 
 
 def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
-    """The nearest site; one with its weight where a weight is meant."""
+    """The nearest site; one with its weight where a weight is meant. Norms and inputs are no sites, whatever is near."""
+    owner, _, last = name.rpartition(".")
+    if last in ("norm", "norms", "layer_norm", "layernorm", "ln"):
+        return {"help": "norms are trained as they are, in place of a row: `train *.norm.*`"}
+    if last in ("x", "z", "in", "input", "inputs") and signature(owner) is not None:
+        return {"help": f"what goes into `{owner}` is read there, not modified: `modify {owner}` with `insert parallel` reads it"}
+    if last in ("h", "out", "output", "outputs") and signature(owner) is not None:
+        front = f"{stack}." if stack else ""
+        return {"help": f"`modify {front}{owner}` changes what comes out of it", "edits": put(front + owner, path.span)}
     front, back = f"{stack}." if stack else "", ".weight" if name.endswith(".weight") else ""
     known = [f"{front}{s}{back}" for s in SITES if not back or SITES[s].family == "projection"]
     return instead(str(path), known, path.span, f"sites: {', '.join(SITES)}")

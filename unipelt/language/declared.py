@@ -97,7 +97,7 @@ class Declared:
         """What makes a parameter a size."""
         param = self.params.get(e.id) if isinstance(e, Name) else None
         if param is None or param.type != "float":
-            return {"help": "round it: `floor(…)` or `ceil(…)`"} if number else {}
+            return {"help": "round it: `floor(…)` or `ceil(…)`" if number else "write a number, a size of the site or a parameter of type `int`"}
         place = inside(param.span, r":\s*(float)\b")
         return {"help": f"give `{param.name}` the type `int`", "edits": put("int", place) if place else ()}
 
@@ -120,7 +120,10 @@ class Declared:
             value = self._read(s.start)
             self.varies = self.varies or bool(weights_read(s.start))  # each layer has its own
             if not isinstance(value.type, Poison) and value.type != t:
-                self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span)
+                later = isinstance(value.type, TensorType) and bool(value.type.axes & {"batch", "token"})
+                self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span,
+                              help="a start is computed once, before any token: write it of `W` where the site has one, of tensors declared "
+                              "above, or draw it, as in `~ constant(2)`" if later else "")  # fmt: skip
         else:
             start = self._distribution(s.start)
         lr = None

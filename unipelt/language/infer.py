@@ -143,6 +143,9 @@ class Inference:
                 return a.typed(TensorType(a.type.axes, (*front, q, p)))
             if isinstance(a.type, Poison):
                 return a
+            if isinstance(a.type, TensorType) and a.type.sizes and "token" in a.type.axes:
+                return self.fail("E0314", f"`.T` turns the last two sizes, and this is {a.type}: tokens are an axis, not a size", e.span,
+                                 help="leave `.T` out and write the tokens first, as in `z @ A`: each goes through a product by itself")  # fmt: skip
             return self.fail("E0314", f"`.T` turns the last two sizes, and this is {a.type}", e.span, help="leave `.T` out",
                              edits=put("", Span(e.span.file, e.value.span.end, e.span.end)) if isinstance(e.value, Name) else ())  # fmt: skip
         text = dotted(e)
@@ -329,17 +332,18 @@ class Inference:
                              **instead(title, known, e.function.span, f"modules here: {', '.join(self.bases)}" if "." in title else ""))  # fmt: skip
         p = PRIMITIVES[name]
         if any(a.name is not None for a in e.args):
-            return self.fail("E0321", f"`{name}` takes its arguments by position", e.span)
+            return self.fail("E0321", f"`{name}` takes its arguments by position", e.span, help="leave the names of the arguments out")
         if not p.arity[0] <= len(args) <= p.arity[1]:
             n = str(p.arity[0]) if p.arity[0] == p.arity[1] else f"{p.arity[0]} to {p.arity[1]}"
-            return self.fail("E0321", f"`{name}` takes {n} argument{'s' * (n != '1')}, {len(args)} are given", e.span, help=p.doc)
+            return self.fail("E0321", f"`{name}` takes {n} argument{'s' * (n != '1')}, {len(args)} are given", e.span,
+                             help=f"give it {n}; what it is: {p.doc}")
         if any(isinstance(a.type, Poison) for a in args):
             return Value(POISON)
         return p.rule(self, e.span, args, [a.value for a in e.args])
 
     def _base_call(self, e: Apply, text: str, args: list[Value]) -> Value:
         if len(args) != 1:
-            return self.fail("E0321", f"`{text}` takes one argument", e.span)
+            return self.fail("E0321", f"`{text}` takes one argument", e.span, help="give it one")
         (a,), (d_in, d_out) = args, self.bases[text]
         if isinstance(a.type, Poison):
             return a

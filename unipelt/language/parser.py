@@ -126,7 +126,7 @@ def _too_deep(text: str, file: str) -> list[Diagnostic]:
                     f"brackets nest deeper than {MAX_NESTING}",
                     S.Span(file, match.end() - 1, match.end()),
                     label="one too deep",
-                    help="name parts of the expression with `name = …`",
+                    help="leave out those that change nothing, or name parts of the expression with `name = …`",
                 )
             )
     return found

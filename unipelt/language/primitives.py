@@ -7,7 +7,7 @@ A rule gets the checker (for diagnostics), the call's span and the argument valu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -23,6 +23,9 @@ class Reporter(Protocol):
     def fail(self, code: str, message: str, span: Span, **more) -> Value: ...
 
     def axis_size(self, name: str) -> Size | None: ...
+
+    @property
+    def bases(self) -> Mapping[str, tuple[Size, Size]]: ...
 
 
 Rule = Callable[[Reporter, Span, list[Value], list[Expr]], Value]
@@ -277,7 +280,8 @@ def _picked(check: Reporter, name: str, span: Span, args: list[Value], exprs: li
     if not isinstance(a.type, (TensorType, Poison)):
         return check.fail("E0331", f"`{name}` takes a tensor, not {a.type}", span)
     if not isinstance(what, WordType) or what.what != "domain":
-        return check.fail("E0334", f"`{name}` picks one of `tokens` or of `positions`", exprs[1].span)
+        return check.fail("E0334", f"`{name}` picks one of `tokens` or of `positions`", exprs[1].span,
+                          help=f"write `{name}(…, tokens)` or `{name}(…, positions)`")  # fmt: skip
     return _reduce(check, name, a, args[1], exprs[1])
 
 
@@ -291,7 +295,8 @@ def _heads(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) ->
         return a
     d_head, d_kv, d_q = check.axis_size("d_head"), check.axis_size("d_kv"), check.axis_size("d_q")
     if d_head is None or not isinstance(a.type, TensorType) or not a.type.sizes:
-        return check.fail("E0336", "`heads` splits a tensor whose last size is that of all heads, at a heads site", span)
+        return check.fail("E0336", "`heads` splits a tensor whose last size is that of all heads, at a heads site", span,
+                          help="modify attn.heads, or leave `heads` out")  # fmt: skip
     if a.type.axes & {"group", "head"}:
         return check.fail("E0336", f"`heads` splits what has no heads yet, and this is {a.type}", span,
                           help="a tensor at the heads is one for each head; write `per site` behind it for one that is split")  # fmt: skip
@@ -299,7 +304,9 @@ def _heads(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) ->
         return a.typed(TensorType(a.type.axes | {"group"}, (*a.type.sizes[:-1], d_head)))
     if a.type.sizes[-1] == d_q:
         return a.typed(TensorType(a.type.axes | {"head"}, (*a.type.sizes[:-1], d_head)))
-    return check.fail("E0336", f"the last size {a.type.sizes[-1]} is that of no set of heads", span)
+    return check.fail("E0336", f"the last size {a.type.sizes[-1]} is that of no set of heads", span,
+                      help="declare the tensor with the size `d_kv` (of the keys' and values' heads) or `d_q` (of the queries')"
+                      + (", or send it through `attn.k` first" if "attn.k" in check.bases else ""))  # fmt: skip
 
 
 @primitive("concat", (2, 8), "joins tensors along their last size")

@@ -23,6 +23,8 @@ _WORDS = {"NAME": "a name", "NUMBER": "a number", "STRING": "a string", "LONGSTR
 _EXPRESSION = {"NAME", "NUMBER", "STRING", "LPAR", "LSQB", "MINUS"}
 _OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "AT", "POW", "COMPARE", "_IF", "DOT", "LPAR", "LSQB"}
 _SELECTION = {"_ALL", "_FIRST", "_LAST", "_EVERY", "_SINCE", "_INSERTED"}
+#: Where a gate of a row stands, and how a part of a form has one.
+_GATED = "put the row into `use { … } as name gated by a_gate`; within a form or composition call the gate: `g = a_gate(z)`"
 _BRACKETS = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|#[^\n]*|(?P<bracket>[()\[\]{}])')
 _HELP = {
     "'": "strings stand between double quotes",
@@ -175,9 +177,12 @@ def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnosti
     """A name stands where a clause or a statement begins, and is neither a keyword nor declared."""
     place = span(word.start_pos, word.end_pos)
     shown = _shown(str(word))
-    known = (*(_CLAUSES if in_method else ()), *_STATEMENTS) if len(word) < 40 else ()
+    known = (*(("as", "gated", *_CLAUSES) if in_method else ()), *_STATEMENTS) if len(word) < 40 else ()
     rest = text[word.end_pos :].lstrip()
-    otherwise: dict[str, Any] = {"help": f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`"}
+    otherwise: dict[str, Any] = {"help": f"a clause begins with {', '.join(f'`{c}`' for c in _CLAUSES[:-1])} or `{_CLAUSES[-1]}`" if in_method
+                                 else f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`"}  # fmt: skip
+    if in_method and str(word) == "gated":
+        return Diagnostic("E0101", "a gate stands behind a `use` and its name, not among the clauses of a row", place, help=_GATED)
     end = len(text[: word.start_pos].rstrip())
     if in_method and str(word) in {s.split(".")[0] for s in (*SITES, *STACKS)} and _LIST.search(text[:end]):
         otherwise = {"help": "several are divided by commas", "edits": put(",", span(end, end))}
@@ -260,7 +265,7 @@ def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[
     if token.type == "LONGSTRING" and "_MODIFY" in allowed:
         return "a docstring stands first in its definition", None
     if token.type == "_GATED":
-        return "a gate stands behind a `use`: `use { … } gated by a_gate`; in a form or composition call it: `g = a_gate(z)`", None
+        return _GATED, None
     if allowed == {"_BY"}:
         return "a row is `gated by` a gate", ("by ", (token.start_pos, token.start_pos))
     return "", None

@@ -1,0 +1,88 @@
+"""What a message about a method on a model says to do, done: the mistake is gone."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import small
+from names import name
+from torch import nn
+from typer.testing import CliRunner
+
+import unipelt
+from unipelt.cli.app import app
+from unipelt.language.loading import parse
+
+
+def said(model: nn.Module, method: unipelt.Method) -> tuple[str, str]:
+    with pytest.raises(unipelt.PeltError) as caught:
+        unipelt.plan(model, method)
+    (d,) = caught.value.diagnostics
+    return d.code, d.help
+
+
+def test_a_head_outside_the_layers_is_trained_in_a_part_of_its_own() -> None:
+    model = small.model("bert_labels")
+    code, help_ = said(model, parse("method m { layers last 1  train *.bias, head }"))
+    part = re.search(r"`(use \{ .* \})`", help_)
+    assert code == "E0510" and part, help_
+    plan = unipelt.plan(model, parse(f"method m {{ use {{ layers last 1  train *.bias }} {part[1]} }}"))
+    assert {c.name.split(".")[0] for c in plan.copies} >= {"classifier"} and any("layer.2" in c.name for c in plan.copies)
+    for path in ("embeddings.*", "pooler.*"):  # what else stands outside the blocks
+        code, help_ = said(model, parse(f"method m {{ layers last 1  train {path} }}"))
+        assert code == "E0510" and f"use {{ train {path} }}" in help_
+        unipelt.plan(model, parse(f"method m {{ use {{ train {path} }} }}"))
+
+
+def test_a_model_without_a_head_is_loaded_with_one(tmp_path) -> None:
+    config = small.model("bert").config
+    (tmp_path / "bert.json").write_text(json.dumps({**config.to_dict(), "model_type": "bert"}))
+    command = ["plan", name("lora"), "--model", str(tmp_path / "bert.json"), "--head", "mean"]
+    for task in ([], ["--task", "base"]):
+        done = CliRunner().invoke(app, [*command, *task])
+        option = re.search(r"`(--task \S+)`", done.output)
+        assert done.exit_code == 1 and "E0512" in done.output and option
+        again = CliRunner().invoke(app, [*command, *option[1].split()])
+        assert again.exit_code == 0, again.output
+    assert "AutoModelForSequenceClassification" in said(small.model("bert"), parse("method m { train head }"))[1]
+
+
+class Config:
+    is_encoder_decoder = False
+
+    def __init__(self, model_type: str = ""):
+        self.model_type = model_type
+
+
+def unknown(kind: str, **parts: nn.Module) -> nn.Module:
+    model = nn.Module()
+    model.config = Config(kind)
+    for k, v in parts.items():
+        setattr(model, k, v)
+    return model
+
+
+def test_an_anatomy_is_like_the_nearest_one_or_like_none() -> None:
+    lora = unipelt.load(name("lora"))
+    code, help_ = said(unknown("resnet_like", stages=nn.ModuleList([nn.Sequential(nn.Conv2d(3, 3, 1))])), lora)
+    assert code == "E0502" and "like:" not in help_ and "anatomy resnet_like for resnet_like" in help_
+    bert = small.model("bert")
+    for block in bert.encoder.layer:
+        del block.attention.self.key
+    bert.config.model_type = "nearly"
+    code, help_ = said(bert, lora)
+    assert code == "E0502" and 'like: "bert"' in help_
+    assert parse_of(help_), "what it says to write is read"
+    code, help_ = said(unknown("", layers=nn.ModuleList([nn.Linear(3, 3)])), lora)
+    assert code == "E0502" and "anatomy  for" not in help_ and "`model_type`" in help_
+
+
+def parse_of(help_: str) -> bool:
+    from unipelt.language.parser import parse as parse_file
+
+    text = re.search(r"`(anatomy .*?\})`", help_)
+    return text is not None and len(parse_file(text[1]).definitions) == 1
+
+
