@@ -23,7 +23,7 @@ import unipelt
 CASES = (
     ("llama", "lora"), ("llama", "unipelt_apl_causal"), ("llama", "mam"), ("llama", "llama_adapter"),
     ("gpt2", "prompt_tuning"), ("gpt2", "full"), ("bert_head", "adapter"), ("bert_head", "bitfit"),
-    ("bert_head", "unipelt_apl"), ("bert_head", "lora+mean_head"), ("bert", "fixed"),
+    ("bert_head", "unipelt_apl"), ("bert_head", "lora+mean_head"), ("bert", "fixed"), ("bert_head", "weights"),
 )  # fmt: skip
 FIXED = """
 method fixed(r: int = 4) {
@@ -39,13 +39,17 @@ method fixed(r: int = 4) {
   compose add
 }
 """
+#: Copies of one of a module's parameters: the other one is the base's, and sharded with it.
+WEIGHTS = "method weights() { train *.norm.weight, ffn.up.weight }"
+#: For which a whole model is saved, too.
+GATHERED = ("lora", "weights", "unipelt_apl")
 EXACT = 1e-12
 STEPS = 3
 
 
 def method(name: str) -> Any:
-    if name == "fixed":
-        return unipelt.parse(FIXED)
+    if name in ("fixed", "weights"):
+        return unipelt.parse({"fixed": FIXED, "weights": WEIGHTS}[name])
     first, *more = (small(part) for part in name.split("+"))
     for other in more:
         first = first + other
@@ -99,6 +103,7 @@ def code(call: Any, *args: Any, **options: Any) -> str:
 
 def look_into(kind: str, spec: str, rank: int, folder: Path) -> None:
     import torch.distributed as dist
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
 
     given = [batch(kind, rows=2, seed=i) for i in range(2)]
@@ -130,6 +135,16 @@ def look_into(kind: str, spec: str, rank: int, folder: Path) -> None:
         other = build(kind, torch.float64)
         unipelt.attach(other, place, "b", allow_future=True)
         assert distance(look(other, given[0]), plain) < EXACT, f"saved, fold={fold}"
+    if spec in GATHERED:  # as the Trainer does: all gather, and the first writes
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(sharded, options=options)
+        place = folder / f"{kind}-{spec}-pretrained"
+        if rank == 0:
+            sharded.save_pretrained(place, state_dict=state)
+            other = type(build(kind)).from_pretrained(place, dtype=torch.float64).eval()
+            unipelt.attach(other, place, "b", allow_future=True)
+            assert distance(look(other, given[0]), plain) < EXACT, "save_pretrained"
+        dist.barrier()
     with torch.no_grad():
         for p in trained_parameters(sharded).values():
             p.add_(1)
@@ -157,4 +172,5 @@ def work(rank: int, folder: Path) -> list[str]:
 def test_two_processes_train_what_one_trains(tmp_path):
     for problems in together(work, tmp_path):
         assert not problems, "\n".join(problems)
-    assert {p.name for p in tmp_path.iterdir()} == {f"{k}-{s}-{f}" for k, s in CASES for f in (False, True)}
+    kept = {(k, s): (False, True, *(["pretrained"] if s in GATHERED else [])) for k, s in CASES}
+    assert {p.name for p in tmp_path.iterdir()} == {f"{k}-{s}-{f}" for (k, s), found in kept.items() for f in found}
