@@ -67,16 +67,18 @@ class Saver:
         self.handle: Any = None
 
     def hang(self) -> None:
-        self.handle = self.part.register_state_dict_post_hook(_OnlyBase(self.registry))
-        setattr(self.part, _METHOD, self)
+        if self.handle is None:
+            self.handle = self.part.register_state_dict_post_hook(_OnlyBase(self.registry))
+            setattr(self.part, _METHOD, self)
 
     def take_down(self) -> None:
-        self.handle.remove()
-        self.handle = None
+        if self.handle is not None:
+            self.handle.remove()
         if vars(self.part).get(_METHOD) is self:
             delattr(self.part, _METHOD)
             if self.before is not None:
                 setattr(self.part, _METHOD, self.before)
+        self.handle = None
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -163,13 +165,15 @@ def _warn(names: list[str], why: str, then: str) -> None:
 def hang(model: nn.Module, r: Registry) -> None:
     """Gives the model, and each part of it that can be saved by itself, a ``save_pretrained`` that knows of adapters; takes it
     away with the last adapter."""
-    if not r.attached:
-        while r.savers:
-            r.savers.pop().take_down()
-    elif not r.savers:
-        for part in [m for m in model.modules() if callable(getattr(type(m), _METHOD, None))]:
-            r.savers.append(Saver(model, part, r))
-            r.savers[-1].hang()
+    parts = dict(model.named_modules()) if r.attached else {}
+    for path in [p for p in r.savers if p not in parts]:
+        r.savers[path].take_down()
+        del r.savers[path]
+    for path, part in parts.items():
+        if callable(getattr(type(part), _METHOD, None)):
+            if path not in r.savers:
+                r.savers[path] = Saver(model, part, r)
+            r.savers[path].hang()
 
 
 # ---------------------------------------------------------------- reading

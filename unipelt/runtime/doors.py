@@ -28,23 +28,25 @@ class Door:
     def __init__(self, module: nn.Module, switch: Switch, key: str):
         self.module, self.switch, self.key = module, switch, key
         self.before = vars(module).get(_FORWARD)  # another library's
-        self.handles: list[Any] = []
+        self.handles: dict[str, Any] = {}
 
     def open(self) -> None:
-        """Hangs it: the two hooks that say whether a pass is under way, then the module's ``forward``."""
-        self.handles.append(self.module.register_forward_pre_hook(self.enter))
-        self.handles.append(self.module.register_forward_hook(self.leave, always_call=True))
-        self.module.forward = self
+        """Hangs what is not there yet: two hooks that say whether a pass is under way, then the module's ``forward``."""
+        if "enter" not in self.handles:
+            self.handles["enter"] = self.module.register_forward_pre_hook(self.enter)
+        if "leave" not in self.handles:
+            self.handles["leave"] = self.module.register_forward_hook(self.leave, always_call=True)
+            self.module.forward = self
 
     def close(self) -> None:
         """Takes it down. Where another library has since put a `forward` around this one, it stays there and does nothing."""
-        for handle in self.handles:
+        for handle in self.handles.values():
             handle.remove()
-        self.handles.clear()
         if vars(self.module).get(_FORWARD) is self:
             del self.module.forward
             if self.before is not None:
                 self.module.forward = self.before
+        self.handles.clear()
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -198,11 +198,12 @@ def _hang_doors(model: nn.Module, r: Registry) -> None:
             if all(module is not other for other in wanted.values()):
                 wanted[f"{INSIDE}:{name}"] = module
     for key in [k for k in r.doors if k not in wanted]:
-        r.doors.pop(key).close()
+        r.doors[key].close()
+        del r.doors[key]
     for key, module in wanted.items():
         if key not in r.doors:
             r.doors[key] = Door(module, r.switch, key)
-            r.doors[key].open()
+        r.doors[key].open()
 
 
 def rehang(model: nn.Module, r: Registry) -> None:

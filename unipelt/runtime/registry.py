@@ -75,7 +75,7 @@ class Registry(Doorway):
         self.head_handles: list[Any] = []
         self.draw_handles: list[Any] = []
         self.doors: dict[str, Door] = {}
-        self.savers: list[Any] = []  # see `beside`
+        self.savers: dict[str, Any] = {}  # by the path of a part that can be saved by itself: see `beside`
 
 
 def registry(model: nn.Module) -> Registry | None:
