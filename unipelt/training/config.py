@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..language.diagnostics import error, near
+from .data import is_unicode
 from .report import drawable
 from .tasks import KINDS
 
@@ -63,6 +64,9 @@ class TaskOptions:
 
     def check(self) -> None:
         """Refuse values that cannot mean anything, before a model is loaded."""
+        for f in fields(self):  # what cannot be written down would be found when the run is saved
+            if not is_unicode(getattr(self, f.name)):
+                raise error("E0649", f"`--{f.name.replace('_', '-')}` holds half of a character, which is no Unicode", help="correct the option")
         for name, low in LEAST.items():
             value = getattr(self, name, None)
             if value is not None and value < low:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from .data import whole_number
+
 T = TypeVar("T")
 #: Where launchers write the number of processes.
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -22,7 +24,7 @@ FAILED, SAID = "unipelt/failed", "unipelt/said"
 
 def launched() -> bool:
     """Whether a launcher started several processes. Needs no torch."""
-    return any(os.environ.get(name, "1").isdigit() and int(os.environ.get(name, "1")) > 1 for name in SIZES)
+    return any((whole_number(os.environ.get(name, "")) or 1) > 1 for name in SIZES)
 
 
 def on_cpu() -> bool:

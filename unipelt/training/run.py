@@ -179,7 +179,7 @@ def examples(config: TrainConfig) -> tuple[Task, Any, dict[str, Encoded], list[s
     classes = task.classes(whole) if config.shots else None
     data = reading.prepare(found, config.train_size, config.seed, shots=config.shots, classes=classes)
     encoded = {name: task.encode(split, tokenizer) for name, split in data.splits.items()}
-    notes = [*data.notes, *_truncation(task, encoded)]
+    notes = [*data.notes, *reading.alike(getattr(task, "labels", ())), *_truncation(task, encoded)]
     trained = task.for_training(encoded["train"])
     if len(trained) != len(encoded["train"]):
         notes.append(f"{len(encoded['train'])} training examples are packed into {len(trained)} rows of {task.max_length} tokens")

@@ -121,6 +121,9 @@ def predict_run(run: Run, inputs: Sequence[Sequence[Any]], max_new_tokens: int |
         if len(given) != len(wanted) or not all(part.strip() if isinstance(part, str) else part for part in given):
             raise error("E0607", f"the task reads {counted(len(wanted), 'text')} each, none of them empty",
                         help="give texts, or a file with the columns " + ", ".join(wanted))  # fmt: skip
+    spoilt = next((i for i, given in enumerate(inputs, 1) if not reading.is_unicode(tuple(given))), None)
+    if spoilt is not None:
+        raise error("E0649", f"text {spoilt} of {len(inputs)} holds half of a character, which is no Unicode", help="take it out of the text")
     with quiet():
         return predict(run.model, run.task, inputs, run.tokenizer, Predicting(run.batch_size, max_new_tokens, tick))
 
@@ -132,10 +135,7 @@ def read_texts(run: Run, file: str) -> list[Sequence[Any]]:
         return run.task.read_inputs(reading.read_file(path))
     if not path.is_file():
         raise error("E0601", f"there is no file `{path}`", help="check the path and the spelling")
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except UnicodeDecodeError:
-        raise error("E0610", f"`{path}` is not UTF-8", help="save the file with the encoding UTF-8") from None
+    lines = reading.decoded(path).split("\n")
     return [[line] for line in lines if line.strip()]
 
 

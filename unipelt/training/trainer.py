@@ -27,6 +27,7 @@ import unipelt
 from ..language.diagnostics import error
 from ..runtime.registry import record
 from . import ranks
+from .data import whole_number
 from .tasks import Collator, Task, evaluate
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
@@ -230,15 +231,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint. One that a kill cut short lacks a readable state, written last; it is removed."""
     found = []
     for place in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = place.name.rpartition("-")[2]
-        if not (place.is_dir() and number.isdigit()):
+        number = whole_number(place.name.rpartition("-")[2])
+        if not place.is_dir() or number is None:
             continue
         try:
-            whole = json.loads((place / STATE).read_text("utf-8"))["global_step"] == int(number)
+            whole = json.loads((place / STATE).read_text("utf-8"))["global_step"] == number
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if whole:
-            found.append((int(number), place))
+            found.append((number, place))
         else:
             shutil.rmtree(place, ignore_errors=True)
     return max(found)[1] if found else None

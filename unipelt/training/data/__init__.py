@@ -11,24 +11,20 @@ from .columns import (
     Columns,
     classification_columns,
     first,
-    known_labels,
-    label_set,
-    label_titles,
-    labels_of,
     language_columns,
     named,
     texts_of,
-    unknown_label,
     values_of,
 )
 from .files import read, read_file
-from .formats import SUFFIXES
+from .formats import SUFFIXES, decoded
+from .labels import alike, in_order, known_labels, label_set, label_titles, labels_of, unknown_label
 from .sampling import prepare, training_split
-from .split import SHOWN, Data, Split, kind_of_value, listed, raise_all
+from .split import SHOWN, Data, Split, is_unicode, kind_of_value, listed, raise_all, whole_number
 
 __all__ = [
     "COMPLETIONS", "LABELS", "PAIRS", "SHOWN", "SUFFIXES", "TEXTS", "Columns", "Data", "Split",
-    "classification_columns", "first", "kind_of_value", "known_labels", "label_set", "label_titles", "labels_of",
-    "language_columns", "listed", "named", "prepare", "raise_all", "read", "read_file", "texts_of", "training_split",
-    "unknown_label", "values_of",
+    "alike", "classification_columns", "decoded", "first", "in_order", "is_unicode", "kind_of_value", "known_labels",
+    "label_set", "label_titles", "labels_of", "language_columns", "listed", "named", "prepare", "raise_all", "read", "read_file", "texts_of", "training_split",
+    "unknown_label", "values_of", "whole_number",
 ]  # fmt: skip

@@ -18,7 +18,6 @@ PAIRS = (
 )  # fmt: skip
 TEXTS = ("text", "sentence", "content", "utterance", "query", "review", "tweet", "comment", "input", "question")
 LABELS = ("label", "labels", "target", "class", "intent", "category")
-LABEL_NAMES = ("label_name", "label_text")
 COMPLETIONS = (
     ("prompt", "completion"), ("mr", "ref"), ("question", "answer"), ("instruction", "response"),
     ("instruction", "output"), ("input", "output"), ("source", "target"),
@@ -104,56 +103,3 @@ def texts_of(split: Split, column: str) -> list[str]:
         return f"is {kind_of_value(value)}, not a text"
 
     return values_of(split, column, wrong, "write the text in quotes, or take the row out")
-
-
-def labels_of(split: Split, column: str) -> list[str]:
-    """A column of labels as names; integers are names too."""
-
-    def wrong(value: Any) -> str:
-        if value is None or value == "":
-            return "is missing"
-        return "" if isinstance(value, (str, int)) else f"is {kind_of_value(value)}, not a name or an integer"
-
-    return [str(v) for v in values_of(split, column, wrong, "give each row a label")]
-
-
-def label_set(split: Split, column: str) -> list[str]:
-    """The distinct labels, integers in their order; a single one cannot be learned and is an error."""
-    found = set(labels_of(split, column))
-    if len(found) < 2:
-        raise error("E0604", f"every row of `{split.file}` has the label `{next(iter(found))}`", Span(split.file),
-                    help="a classifier needs at least two classes; check the label column")  # fmt: skip
-    if all(name.removeprefix("-").isdigit() for name in found):
-        return sorted(found, key=int)
-    return sorted(found)
-
-
-def label_titles(split: Split, column: str, labels: Sequence[str]) -> list[str]:
-    """Readable names for labels that are numbers, where a column beside them gives each exactly one."""
-    for other in LABEL_NAMES:
-        if other == column or other not in split.columns:
-            continue
-        seen: dict[str, set[str]] = {}
-        for row in split.rows:
-            if isinstance(row.get(other), str):
-                seen.setdefault(str(row[column]), set()).add(row[other])
-        titles = [next(iter(seen.get(name, {""}))) for name in labels]
-        if all(len(seen.get(name, ())) == 1 for name in labels) and len(set(titles)) == len(labels):
-            return titles
-    return list(labels)
-
-
-def known_labels(split: Split, column: str, labels: Sequence[str]) -> list[int]:
-    """The labels of a split as indices; one that training has not seen is an error."""
-    index = {name: i for i, name in enumerate(labels)}
-    values = labels_of(split, column)
-    raise_all([unknown_label(split, i, v, labels) for i, v in enumerate(values) if v not in index])
-    return [index[v] for v in values]
-
-
-def unknown_label(split: Split, row: int, value: str, labels: Sequence[str]) -> Diagnostic:
-    return Diagnostic(
-        "E0606", f"{split.place(row)}: the label `{value}` does not occur in training", Span(split.file),
-        where=(f"known labels: {listed(list(labels)[:12])}{', …' if len(labels) > 12 else ''}",),
-        help=near(value, labels) or "correct the label, or add examples of it to the training split",
-    )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...language.diagnostics import Diagnostic, PeltError, error
 from ...language.syntax import Span
-from .split import Split, kind_of_value, listed, raise_all
+from .split import Split, is_unicode, kind_of_value, listed, raise_all
 
 Rows = list[dict[str, Any]]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -22,17 +22,23 @@ def parse(path: Path, name: str) -> Split:
     if path.suffix == ".parquet":
         rows = _parquet_rows(path)
         return Split(name, str(path), tuple(rows), tuple(range(1, len(rows) + 1)), "row")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = path.read_bytes().count(b"\n", 0, e.start) + 1
-        raise error("E0610", f"`{path}`, line {line}: the file is not UTF-8", Span(str(path)),
-                    help="save the file with the encoding UTF-8") from None  # fmt: skip
+    text = decoded(path)
     if path.suffix == ".json":
         rows = _json_array(text, path)
         return Split(name, str(path), tuple(rows), tuple(range(1, len(rows) + 1)), "row")
     rows, lines = _json_lines(text, path) if path.suffix == ".jsonl" else _csv_rows(text, path)
     return Split(name, str(path), tuple(rows), tuple(lines))
+
+
+def decoded(path: Path) -> str:
+    """The text of a file; bytes that are no UTF-8 are an error with their line."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = raw.count(b"\n", 0, e.start) + 1
+        raise error("E0610", f"`{path}`, line {line}: the file is not UTF-8", Span(str(path)),
+                    help="save the file with the encoding UTF-8") from None  # fmt: skip
 
 
 def _json_lines(text: str, path: Path) -> tuple[Rows, list[int]]:
@@ -49,7 +55,9 @@ def _json_lines(text: str, path: Path) -> tuple[Rows, list[int]]:
             reason = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "it cannot be read"
             problems.append(_broken(path, number, f"this is not JSON: {reason}"))
             continue
-        if isinstance(row, dict):
+        if "\\u" in line and not is_unicode(row):
+            problems.append(_no_unicode(f"`{path}`, line {number}", row, path))
+        elif isinstance(row, dict):
             rows.append(row)
             lines.append(number)
         else:
@@ -67,7 +75,16 @@ def _json_array(text: str, path: Path) -> Rows:
         raise PeltError(_broken(path, line, f"this is not JSON: {reason}")) from None
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise PeltError(_broken(path, 1, "this is not a list of objects"))
+    if "\\u" in text:
+        raise_all([_no_unicode(f"`{path}`, row {i}", row, path) for i, row in enumerate(rows, 1) if not is_unicode(row)])
     return rows
+
+
+def _no_unicode(place: str, row: Any, path: Path) -> Diagnostic:
+    column = next((c for c, v in row.items() if is_unicode(c) and not is_unicode(v)), None) if isinstance(row, dict) else None
+    what = f"`{column}` holds" if column is not None else "there is"
+    return Diagnostic("E0649", f"{place}: {what} half of a character, which is no Unicode", Span(str(path)),
+                      help="an escape such as `\\ud83d` needs the other half behind it: complete it, or take it out")  # fmt: skip
 
 
 def _csv_rows(text: str, path: Path) -> tuple[Rows, list[int]]:
@@ -77,6 +94,7 @@ def _csv_rows(text: str, path: Path) -> tuple[Rows, list[int]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     header: list[str] | None = None
     end = 0
+    limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # else a long text is no CSV
     try:
         for cells in reader:
             start, end = end + 1, reader.line_num
@@ -94,7 +112,9 @@ def _csv_rows(text: str, path: Path) -> tuple[Rows, list[int]]:
                 rows.append(dict(zip(header, cells)))
                 lines.append(start)
     except csv.Error as e:
-        problems.append(_broken(path, reader.line_num, f"this is not CSV: {e}", "E0609"))
+        problems.append(_broken(path, end + 1, f"this is not CSV: {e}", "E0609"))  # where its row begins
+    finally:
+        csv.field_size_limit(limit)
     raise_all(problems)
     return rows, lines
 
@@ -125,7 +145,10 @@ def _parquet_rows(path: Path) -> Rows:
                     help="write the file again") from None  # fmt: skip
     if table is None:
         raise error("E0609", f"`{path}` names the column {listed(twice)} twice", Span(str(path)), help="rename one of them")
-    rows = table.to_pylist()
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError:
+        raise PeltError(_undecodable(table, path)) from None
     written = (table.schema.metadata or {}).get(b"huggingface")
     if written:
         try:
@@ -134,6 +157,18 @@ def _parquet_rows(path: Path) -> Rows:
             features = {}
         name_classes(rows, class_names(features))
     return rows
+
+
+def _undecodable(table: Any, path: Path) -> Diagnostic:
+    """The first text of a table whose bytes are no UTF-8."""
+    for i in range(table.num_rows):
+        for name in table.column_names:
+            try:
+                table.column(name)[i].as_py()
+            except UnicodeDecodeError:
+                return Diagnostic("E0649", f"`{path}`, row {i + 1}: `{name}` holds bytes that are no Unicode", Span(str(path)),
+                                  help="write the text as UTF-8")  # fmt: skip
+    raise AssertionError("a table that cannot be read has a cell that cannot")
 
 
 def class_names(features: Any) -> dict[str, list[str]]:

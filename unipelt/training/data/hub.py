@@ -51,7 +51,11 @@ def _splits(loaded: Any, wanted: str) -> tuple[dict[str, Split], tuple[str, ...]
         if name is None or name in splits or not len(part):
             notes.append(f"the split `{given}` of `{wanted}` is not used")
             continue
-        rows = part.to_list()
+        try:
+            rows = part.to_list()
+        except UnicodeDecodeError:
+            raise error("E0649", f"the split `{given}` of `{wanted}` holds bytes that are no Unicode",
+                        help="save its rows as files, and correct the text") from None  # fmt: skip
         classes = class_names(part.features.to_dict())
         name_classes(rows, classes)
         secret = [c for c in classes if all(row[c] is None for row in rows)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -67,6 +67,29 @@ def raise_all(problems: Sequence[Diagnostic]) -> None:
         if more > 0:
             shown[-1] = replace(shown[-1], message=f"{shown[-1].message} (and {more} more like this)")
         raise PeltError(shown)
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether the texts in a value, its keys included, can be written down: half of a surrogate pair (a JSON `"\\ud83d"` without
+    its other half, an argument of other bytes than UTF-8) cannot."""
+    left = [value]
+    while left:
+        v = left.pop()
+        if isinstance(v, str):
+            try:
+                v.encode()
+            except UnicodeEncodeError:
+                return False
+        elif isinstance(v, Mapping):
+            left += [*v, *v.values()]
+        elif isinstance(v, (list, tuple)):
+            left += v
+    return True
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a text writes; None where it is another text. (`"²".isdigit()` is true, and `int("²")` fails.)"""
+    return int(text) if len(text) < 1000 and text.removeprefix("-").isdecimal() else None
 
 
 def kind_of_value(value: object) -> str:

@@ -43,7 +43,7 @@ class Answers:
             found = {name for names in lists_of(split, self.column) for name in names}
             if not found:
                 raise error("E0604", f"no row of `{split.file}` has a label", Span(split.file), help="check the label column")
-            labels = tuple(sorted(found, key=int) if all(n.isdigit() for n in found) else sorted(found))
+            labels = tuple(reading.in_order(found))
             return labels, labels
         labels = tuple(reading.label_set(split, self.column))
         return labels, tuple(reading.label_titles(split, self.column, labels))
@@ -66,40 +66,50 @@ class Answers:
 
 
 def answers_for(split: Split, column: str, problem: str | None) -> Answers:
-    """The problem that the values pose unless it is named: lists are labels, fractions are numbers, the rest are classes."""
-    if problem is None:
-        values = [row.get(column) for row in split.rows]
-        if column not in split.columns or any(isinstance(v, list) for v in values):
-            problem = "multi_label"
-        else:
-            problem = "regression" if _fractions(values) else "single_label"
-    return Answers(column, problem)
+    """The problem that the values pose unless it is named: lists are labels, fractions are numbers, the rest are classes.
+
+    One odd value among numbers does not change the problem: it is named with its line, and the data are refused.
+    """
+    if problem is not None:
+        return Answers(column, problem)
+    values = [row.get(column) for row in split.rows]
+    if column not in split.columns or any(isinstance(v, list) for v in values):
+        return Answers(column, "multi_label")
+    numbers = [n for n in map(_number, values) if n is not None and math.isfinite(n)]
+    odd, known = [v for v in values if (n := _number(v)) is None or not math.isfinite(n)], len(numbers)
+    whole = all(n == int(n) for n in numbers)
+    fractions = not whole or sum(isinstance(v, float) for v in values) * FEW >= known > 0
+    # A fraction in JSON is never the name of a class; a text of a CSV file may be, as any text.
+    written = any(isinstance(v, float) for v in values)
+    slips = fractions or all(isinstance(v, str) and _number(v) is not None for v in odd)  # `nan` among whole numbers is no class
+    if odd and slips and (len(odd) * FEW <= known or (fractions and written and len(odd) < known)):
+        numbers_of(split, column, f"{known} of {len(values)} values are numbers: correct the others, or say "
+                   "`--problem-type single_label` where they are names of classes")  # fmt: skip
+    return Answers(column, "regression" if fractions and not odd else "single_label")
 
 
-def _fractions(values: Sequence[Any]) -> bool:
-    """Whether all are numbers, and some no whole ones or written as such (a JSON `3.0`); texts of a CSV file count as numbers."""
-    numbers = []
-    for v in values:
-        try:
-            numbers.append(float(v) if isinstance(v, (int, float, str)) else math.nan)
-        except ValueError:
-            return False
-    if not all(map(math.isfinite, numbers)):
-        return False
-    return any(isinstance(v, float) or x != int(x) for v, x in zip(values, numbers))
+#: Values are slips where there are this many times as many others.
+FEW = 4
 
 
-def numbers_of(split: Split, column: str) -> list[float]:
+def _number(value: Any) -> float | None:
+    """The number that a cell holds or writes; None for anything else."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def numbers_of(split: Split, column: str, remedy: str = "give each row a number") -> list[float]:
     def wrong(value: Any) -> str:
-        try:
-            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
-        except ValueError:
-            return f"is `{value}`, not a number"
+        if value == "":
+            return "is missing"
+        number = _number(value)
         if number is None:
-            return f"is {kind_of_value(value)}, not a number"
+            return f"is `{value}`, not a number" if isinstance(value, str) else f"is {kind_of_value(value)}, not a number"
         return "" if math.isfinite(number) else f"is {number}"
 
-    return [float(v) for v in reading.values_of(split, column, wrong, "give each row a number")]
+    return [float(v) for v in reading.values_of(split, column, wrong, remedy)]
 
 
 def flags_of(split: Split, column: str) -> list[float]:

@@ -218,7 +218,7 @@ def words_for(given: str | None, labels: Sequence[str], titles: Sequence[str]) -
     Without any, the labels' own names are their words.
     """
     if given is None:
-        if all(t.lstrip("-").isdigit() for t in titles):
+        if all(reading.whole_number(t) is not None for t in titles):
             raise error("E0643", f"the labels are numbers ({reading.listed(labels[:6])}), and a model needs words for them",
                         help="`--words` in the labels' order, or as `0=terrible,1=great`")  # fmt: skip
         return tuple((t.replace("_", " "),) for t in titles)
@@ -266,6 +266,8 @@ def _from_file(path: Path) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]
             raise error("E0643", f"`{path}` holds something other than words", span, help='write `{"label": ["word", …]}`')
         return tuple(group)
 
+    if not reading.is_unicode(value):
+        raise error("E0649", f"`{path}` holds half of a character, which is no Unicode", span, help="complete it, or take it out")
     if isinstance(value, dict):
         return {k: words(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -79,10 +79,11 @@ def parse(pattern: str) -> Template:
         if name is None:
             continue
         if name == PROMPT:
-            if not spec or not spec.isdigit() or not int(spec):
+            count = reading.whole_number(spec or "")
+            if count is None or count < 1:
                 raise error("E0640", f"`{{prompt{':' if spec else ''}{spec}}}` does not say how many pseudo-tokens it stands for",
                             help="write `{prompt:3}`")  # fmt: skip
-            parts.append(Part(PROMPT, rows=int(spec)))
+            parts.append(Part(PROMPT, rows=count))
         elif not name:
             raise error("E0640", f"the pattern `{pattern}` has braces with no name in them", help="write a column's, as in `{text}`")
         elif spec or conversion:

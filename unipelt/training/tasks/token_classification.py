@@ -50,8 +50,7 @@ class TokenClassification(Task):
         if len(found) < 2:
             raise error("E0604", f"every word of `{split.file}` has the label `{next(iter(found))}`", Span(split.file),
                         help="check the label column")  # fmt: skip
-        labels = sorted(found, key=int) if all(t.isdigit() for t in found) else sorted(found, key=lambda t: (t != OUTSIDE, t))
-        return cls((text,), label, options.length(cls.length), options.padding, tuple(labels))
+        return cls((text,), label, options.length(cls.length), options.padding, tuple(reading.in_order(found, OUTSIDE)))
 
     def fit(self, base: Any, tokenizer: Any) -> TokenClassification:
         need_offsets(tokenizer, self.kind)
