@@ -49,6 +49,26 @@ def test_a_model_without_a_head_is_loaded_with_one(tmp_path) -> None:
     assert "AutoModelForSequenceClassification" in said(small.model("bert"), parse("method m { train head }"))[1]
 
 
+@pytest.mark.parametrize("path", ["norm", "attn.norm", "attn.norm.weight", "layernorm", "ffn.LayerNorm", "ln_1"])
+def test_norms_are_named_together(path: str) -> None:
+    model = small.model("bert_labels")
+    for text in (f"method m {{ train {path} }}", f"method m {{ modify {path} compose 2 * h }}"):
+        with pytest.raises(unipelt.PeltError) as caught:
+            unipelt.plan(model, parse(text))
+        (d,) = caught.value.diagnostics
+        assert d.code in ("E0510", "E0302") and "`train *.norm.*`" in d.help
+    assert unipelt.plan(model, parse("method m { train *.norm.* }")).counts.trained > 0
+
+
+@pytest.mark.parametrize("path, meant", [("attn.x", "attn"), ("ffn.input", "ffn"), ("attn.q.in", "attn.q"), ("block.x", "block")])
+def test_what_goes_into_a_site_is_read_there(path: str, meant: str) -> None:
+    with pytest.raises(unipelt.PeltError) as caught:
+        parse(f"method m {{ modify {path} insert parallel form {{ delta = tanh(z) }} compose h + sum(delta) }}")
+    (d,) = caught.value.diagnostics
+    assert d.code == "E0302" and f"`modify {meant}` with `insert parallel` reads it" in d.help
+    parse(f"method m {{ modify {meant} insert parallel form {{ delta = tanh(z) }} compose h + sum(delta) }}")
+
+
 class Config:
     is_encoder_decoder = False
 

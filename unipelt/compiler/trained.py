@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..anatomy.sites import Site, SiteMap, Stack
+from ..language.check import names_norm
 from ..language.diagnostics import Diagnostic, PeltError, error, near
 from ..language.sites import STACKS
 from ..language.syntax import Path, Span
@@ -88,7 +89,7 @@ def select(
             found = within
         if not found:
             raise error("E0510", f"`train {path}` names no parameter of this {type(model).__name__}", path.span,
-                        help=_help(str(path), sites))  # fmt: skip
+                        help=_help(path, sites))  # fmt: skip
         for p in found:
             chosen.setdefault(p.path, (p, path))
     for p, path in chosen.values():
@@ -100,7 +101,10 @@ def select(
     return [p for p, _ in chosen.values()]
 
 
-def _help(path: str, sites: SiteMap) -> str:
+def _help(named: Path, sites: SiteMap) -> str:
+    path = str(named)
+    if names_norm(named):
+        return "norms are named together: `train *.norm.*`"
     if path == "head":
         return HEADLESS
     if path.endswith("*.bias"):

@@ -80,10 +80,15 @@ def site_problem(path: Path) -> Diagnostic | None:
                       **_instead(path, name, stack))  # fmt: skip
 
 
+def names_norm(path: Path) -> bool:
+    """Whether a part of a path calls a norm by a name that people use."""
+    return any(p.lower().replace("_", "") in ("norm", "norms", "layernorm", "rmsnorm", "ln", "ln1", "ln2", "lnf") for p in path.parts)
+
+
 def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
     """The nearest site; one with its weight where a weight is meant. Norms and inputs are no sites, whatever is near."""
     owner, _, last = name.rpartition(".")
-    if last in ("norm", "norms", "layer_norm", "layernorm", "ln"):
+    if names_norm(path):
         return {"help": "norms are trained as they are, in place of a row: `train *.norm.*`"}
     if last in ("x", "z", "in", "input", "inputs") and signature(owner) is not None:
         return {"help": f"what goes into `{owner}` is read there, not modified: `modify {owner}` with `insert parallel` reads it"}
