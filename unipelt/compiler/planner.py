@@ -25,6 +25,7 @@ from ..language.inputs import changes_length, places_rows
 from ..language.ir import Method, Row
 from ..language.layers import by_layer, chosen, layered, least
 from ..language.initialisers import INITIALISERS
+from ..language.outside import not_one, selects
 from ..language.rules import cache_consistent, causal, padding_invariant, row_reads
 from ..language.rows import RowTyping, Sizes, lacking, require
 from ..language.sites import signature, site_name
@@ -135,8 +136,22 @@ class _Builder:
                 return
             here_layers[stack.name] = layers
         for site in found:
-            if site.layer is None or site.layer in here_layers[site.stack]:
-                self.edit(row, own_head(site, self.labels), varies)
+            at = self.probed(row, site) if site.family == "head" and selects(row) else site
+            if at is not None and (site.layer is None or site.layer in here_layers[site.stack]):
+                self.edit(row, own_head(at, self.labels), varies)
+
+    def probed(self, row: Row, site: Site) -> Site | None:
+        """The head's site where ``x`` is what leaves one layer, the one that a row selects."""
+        stack = self.sites.stacks[-1]
+        layers = self.layers(row.layers, stack)
+        if layers is None:
+            return None
+        if len(layers) > 1:
+            self.problems.append(not_one(row, len(layers)))
+            return None
+        block = next(s for s in self.sites.named("block", stack.name) if s.layer in layers)
+        width = {n: block.sizes[n] for n in ("d_model", "d_x")}
+        return replace(site, layer=block.layer, block=block.block, x=block.view.module, x_leaves=True, sizes={**site.sizes, **width})
 
     def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
         """Why a row of the table cannot act where tokens enter. Masks and positions must grow with rows among them."""

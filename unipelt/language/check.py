@@ -13,6 +13,7 @@ from .infer import Inference
 from .inputs import disagreement
 from .ir import Method, Row
 from .layers import WORDS, by_layer, layered, least
+from .outside import outside_the_layers
 from .parameters import check_parameters
 from .rows import SYMBOLS, RowChecker, RowTyping, Sizes, require
 from .sites import SITES, SIZES, SiteSignature, signature, site_name
@@ -122,6 +123,8 @@ def check_method(method: Method) -> list[RowTyping]:
             stack, name = site_name(str(path))
             try:
                 typings.append(replace(check_row(row, signature(name), params), stack=stack))  # type: ignore[arg-type]
+                if (outside := outside_the_layers(typings[-1])) is not None:
+                    problems.append(outside)
             except PeltError as e:
                 problems += [_from_afar(d, method, row) for d in e.diagnostics]
         if open_paths(row, params):

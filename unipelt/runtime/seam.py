@@ -163,7 +163,8 @@ class Seam(nn.Module):
         for need in edit.needs & {"x", "residual"}:
             key = tap_key(self.path, name, edit, need)
             if key in values:
-                given[need] = values.pop(key)
+                found = values.pop(key)
+                given[need] = found if x is None else found.to(x.device)  # another part of the model may run elsewhere
             elif need == "x" and x is not None and edit.site.x == self.path:
                 given["x"] = x
             else:
