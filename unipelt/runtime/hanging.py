@@ -208,6 +208,7 @@ def _hang_doors(model: nn.Module, r: Registry) -> None:
 
 def rehang(model: nn.Module, r: Registry) -> None:
     """Brings the model's own hooks up to date with what is attached, and with a base that changed."""
+    _taps_last(r)
     _hang_draw(model, r)
     hang_root(model, r)
     hang_savers(model, r)
@@ -226,6 +227,14 @@ def _hang_draw(model: nn.Module, r: Registry) -> None:
         r.draw_handles.append(model.register_forward_pre_hook(Draw(r.switch).enters))
     while r.draw_handles and not needed:
         r.draw_handles.pop().remove()
+
+
+def _taps_last(r: Registry) -> None:
+    """What reads a module's output stands behind every edit of it, whichever was hung first."""
+    for handle in (h for a in r.attached.values() for h in a.handles):
+        hooks = handle.hooks_dict_ref()
+        if hooks is not None and getattr(hooks.get(handle.id), "__func__", None) is Tap.leaves:
+            hooks.move_to_end(handle.id)
 
 
 def _forget_compiled() -> None:

@@ -74,6 +74,7 @@ class Tap:
     def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.adapter in self.switch.live:
             self.switch.holder.values[self.key] = _element(output)
+            self.switch.holder.values[f"graph:{self.key}"] = torch.is_grad_enabled()
 
 
 class Seam(nn.Module):
@@ -164,6 +165,9 @@ class Seam(nn.Module):
             key = tap_key(self.path, name, edit, need)
             if key in values:
                 found = values.pop(key)
+                if values.pop(f"graph:{key}", True) is not torch.is_grad_enabled() and torch.is_grad_enabled():
+                    raise error("E0524", f"no gradient would flow through `{need}` of `{edit.site.full_name}`: it was computed without one",
+                                help="checkpoint activations with use_reentrant=False, or call the whole model under no_grad")  # fmt: skip
                 given[need] = found if x is None else found.to(x.device)  # another part of the model may run elsewhere
             elif need == "x" and x is not None and edit.site.x == self.path:
                 given["x"] = x
