@@ -45,6 +45,14 @@ def halved(file: Path) -> None:
 
 
 BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
+    "let a row of its own, without `layers`, modify `embed.words`": {
+        "E0518-beside-a-site-in-the-layers": [
+            (
+                "layers 0 .. 3\n  modify ffn, embed.words\n  compose h * 2",
+                "use { layers 0 .. 3  modify ffn  compose h * 2 } as inner\n  use { modify embed.words  compose h * 2 } as words",
+            ),
+        ],
+    },
     "write what is expected, or close the bracket before it": {
         "E0101-anatomy-without-for": ("new {", "new for new_type {"),
         "E0101-choose-without-else": ("if r > 4 }", "if r > 4 else 2 * z }"),

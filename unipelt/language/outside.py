@@ -5,9 +5,10 @@ At `head` one layer may be selected: its states are `x` there, as a probe reads 
 
 from __future__ import annotations
 
-from .diagnostics import Diagnostic
+from .diagnostics import Diagnostic, put
 from .ir import Row
 from .rows import RowTyping
+from .source import before
 
 
 def selects(row: Row) -> bool:
@@ -20,12 +21,16 @@ def outside_the_layers(t: RowTyping) -> Diagnostic | None:
     selection = t.row.layers
     if selection is None or not selects(t.row):
         return None
+    clause = before(selection.span, "layers")
+    edits = put("", clause) if clause else ()
     if t.site.family == "embed":
+        alone = len(t.row.sites) == 1
         return Diagnostic("E0518", f"`{t.site.name}` stands outside the layers, so no layer can be selected there", selection.span,
-                          help=f"let a row of its own, without `layers`, modify `{t.site.name}`")  # fmt: skip
+                          help="leave `layers` out" if alone else f"let a row of its own, without `layers`, modify `{t.site.name}`",
+                          edits=edits if alone else ())  # fmt: skip
     if t.site.family == "head" and "x" not in t.out.reads:
         return Diagnostic("E0519", "at `head` the selected layer is the one whose states `x` is, and this row does not read `x`",
-                          selection.span, help="leave `layers` out, or read `x`, as `insert parallel` does")  # fmt: skip
+                          selection.span, help="leave `layers` out, or read `x`, as `insert parallel` does", edits=edits)  # fmt: skip
     return None
 
 
