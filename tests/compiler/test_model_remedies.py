@@ -95,8 +95,12 @@ def test_an_anatomy_is_like_the_nearest_one_or_like_none() -> None:
     code, help_ = said(bert, lora)
     assert code == "E0502" and 'like: "bert"' in help_
     assert parse_of(help_), "what it says to write is read"
-    code, help_ = said(unknown("", layers=nn.ModuleList([nn.Linear(3, 3)])), lora)
-    assert code == "E0502" and "anatomy  for" not in help_ and "`model_type`" in help_
+    for kind in ("", "3d-net", "net 2.5"):
+        model = unknown(kind, layers=nn.ModuleList([nn.Linear(3, 3)]))
+        code, help_ = said(model, lora)
+        assert code == "E0502" and "anatomy" not in help_.split(":")[0] and "`model.config.model_type`" in help_
+        model.config.model_type = "net_25"
+        assert parse_of(said(model, lora)[1])
 
 
 def parse_of(help_: str) -> bool:

@@ -99,9 +99,10 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
         raise error("E0503", "; ".join(reasons), help="correct the entry of the anatomy")
     near = _nearest(base)
     where = tuple(reasons) or ((f"`{near[0]}` is nearest, and a block has no {', '.join(f'`{p}`' for p in near[1])}",) if near else ())
-    if not kind:
-        raise error("E0502", f"no anatomy is known for this {type(model).__name__}, whose configuration has no `model_type`", where=where,
-                    help="give its configuration a `model_type`, a word: an anatomy says for which it is")  # fmt: skip
+    if not kind.isidentifier():
+        why = f"the model type `{kind}` is no name" if kind else "its configuration has no `model_type`"
+        raise error("E0502", f"no anatomy is known for this {type(model).__name__}, and {why}", where=where,
+                    help="set `model.config.model_type` to a name of letters, digits and `_`: an anatomy says for which type it is")  # fmt: skip
     raise error("E0502", f"no anatomy is known for the model type `{kind}`", where=where,
                 help=_how(kind, base, fitting[0].name if fitting else near[0] if near else ""))  # fmt: skip
 
