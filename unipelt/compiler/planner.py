@@ -415,9 +415,10 @@ class _Builder:
                         help="choose smaller sizes")  # fmt: skip
         folded, saved = totals.folds(self.edits, self.tensors)
         counts = replace(counts, stored=counts.stored - saved)
+        said = [*self.warnings, *starmap(_of_rows, self.judged.items()), *totals.rates(self.tensors, self.copies.values())]
         return Plan(
             self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folded, counts,
-            tuple(dict.fromkeys([*self.warnings, *starmap(_of_rows, self.judged.items())])), tuple(dict.fromkeys(self.needs)), type(self.model).__name__, self.labels,
+            tuple(dict.fromkeys(said)), tuple(dict.fromkeys(self.needs)), type(self.model).__name__, self.labels,
             head_use(self.model, self.label_map, self.edits, self.copies.values()), tuple(self.leaks.values()),
             totals.inputs(self.edits),
         )  # fmt: skip

@@ -43,6 +43,17 @@ def inputs(edits: Iterable[PlannedEdit]) -> tuple[PlannedInput, ...]:
     return tuple(found.values())
 
 
+def rates(tensors: Mapping[str, PlannedTensor], copies: Iterable[PlannedCopy]) -> list[str]:
+    """A note where something learns at a multiple of the learning rate, which an optimiser over all parameters does not know."""
+    found = [t.lr for t in tensors.values() if not t.frozen] + [c.lr for c in copies]
+    own = sorted({x for x in found if x != 1})
+    if not own:
+        return []
+    some = " and ".join(f"{x:g}" for x in own) if len(own) < 4 else f"{own[0]:g} to {own[-1]:g}"
+    return [f"{sum(x != 1 for x in found)} of {len(found)} trained tensors learn at a multiple of the learning rate ({some}): only an optimiser "
+            "made with `unipelt.parameter_groups(model, name, lr)` does so, and the plain Trainer's own does not"]  # fmt: skip
+
+
 def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) -> tuple[tuple[PlannedFold, ...], int]:
     """The folds of each row that make the stored adapter smaller, and by how much."""
     in_head = _in_head(edits)

@@ -221,7 +221,11 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def parameter_groups(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Optimiser groups of an adapter: the method's learning-rate multiples, no decay on vectors and scalars."""
+    """Optimiser groups of an adapter: the method's learning-rate multiples, no decay on vectors and scalars.
+
+    An optimiser that is made of all parameters, as the plain Trainer's, knows no multiples: give it one of these,
+    ``Trainer(…, optimizers=(torch.optim.AdamW(groups), None))``.
+    """
     model = unwrapped(model)
     a = record(model, name)
     settle(model)

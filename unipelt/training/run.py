@@ -19,6 +19,7 @@ from transformers.training_args import OptimizerNames
 import unipelt
 
 from ..anatomy.positions import longest_text
+from ..compiler.totals import rates
 from ..language.diagnostics import counted, error, near
 from ..runtime.card import replaceable
 from ..runtime.hub import README, public_name
@@ -91,7 +92,8 @@ def train(
     task.check_plan(plan)
     _check_room(task, plan, model)
     lr, why = learning_rate(config, plan)
-    notes += [*surroundings, why, *plan.warnings]
+    kept = rates(plan.tensors, plan.copies)  # a run's own optimiser has every learning rate
+    notes += [*surroundings, why, *(w for w in plan.warnings if w not in kept)]
 
     folder = Path(config.out)
     _log_to(config, folder)
