@@ -164,6 +164,27 @@ def test_the_base_s_values_are_read_where_they_are_now(paths: str, assign: bool)
     assert torch.equal(out(m), out(other))
 
 
+@pytest.mark.parametrize("paths", ["*.norm.weight", "ffn.up.weight", "embed.words.*", "*"])
+@pytest.mark.parametrize("first", ["the method", "the offloading"])
+def test_offloaded(paths: str, first: str) -> None:
+    """Frozen parameters are brought for the copy's call as for the module's own, tied copies too, and do not stay."""
+    from accelerate import cpu_offload
+
+    m = wear("gpt2", paths)
+    acting = out(m)
+    if first == "the offloading":
+        m = model("gpt2")
+        cpu_offload(m, torch.device("cpu"))
+        put(m, paths)
+    else:
+        cpu_offload(m, torch.device("cpu"))
+    for _ in range(2):
+        assert torch.equal(out(m), acting)
+    copied = [e for e in m.modules() if hasattr(e, "_twin")]
+    held = [t for e in copied for n, t in e._twin[0]._parameters.items() if first == "the method" or n not in e.trained]
+    assert copied and all(t.is_meta for t in held)  # copies that are made behind the offloading are in memory
+
+
 def test_from_the_meta_device() -> None:
     with torch.device("meta"):
         m = model("bert_labels")

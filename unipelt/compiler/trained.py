@@ -37,15 +37,27 @@ def parameters_of(model: nn.Module) -> dict[str, Parameter]:
     """Every parameter once, by the first path that holds it."""
     uses: dict[int, list[tuple[str, str]]] = {}
     first: dict[int, tuple[str, nn.Parameter]] = {}
+    tied = _tied_elsewhere(model)
     for path, module in model.named_modules():
         if "unipelt" in path.split("."):
             continue
         for name, p in module.named_parameters(recurse=False):
-            uses.setdefault(id(p), []).append((path, name))
-            first.setdefault(id(p), (f"{path}.{name}" if path else name, p))
+            key = tied.get(id(p), id(p))
+            uses.setdefault(key, []).append((path, name))
+            first.setdefault(key, (f"{path}.{name}" if path else name, p))
     return {
         path: Parameter(path, tuple(uses[key]), p.numel(), tuple(p.shape)) for key, (path, p) in first.items()
     }
+
+
+def _tied_elsewhere(model: nn.Module) -> dict[int, int]:
+    """Of weights that are kept elsewhere (offloaded): which one of those here stands for the same one.
+
+    In memory tied weights are one object; accelerate puts an empty one at each place.
+    """
+    here = dict(model.named_parameters(remove_duplicate=False))
+    pairs = [(here.get(a), here.get(b)) for a, b in (getattr(model, "all_tied_weights_keys", None) or {}).items()]
+    return {id(a): id(b) for a, b in pairs if a is not None and b is not None and a.is_meta and b.is_meta}
 
 
 def no_stack(name: str, sites: SiteMap, model: nn.Module, span: Span) -> Diagnostic:

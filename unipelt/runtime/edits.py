@@ -21,7 +21,7 @@ from ..compiler.recipe import MASK, PLACES, Recipes, Want
 from ..language.diagnostics import error
 from ..language.softmax import shares_softmax
 from ..language.syntax import Name, Param
-from .offload import PATCHED, value_of
+from .offload import PATCHED, kept_elsewhere, value_of
 from .switch import NAME
 
 
@@ -406,10 +406,11 @@ class CopyEdit(Holding):
         wanted: dict[str, Any] = {n: used[n] if n in used else _frozen(host, n) for n in host._parameters}
         if twin._parameters.keys() == wanted.keys() and all(twin._parameters[n] is t for n, t in wanted.items()):
             return twin
-        twin = _with(twin, wanted)
-        if keep and all(used[n] is t for n, t in trained.items()) and all(t is None or t is host._parameters[n] for n, t in wanted.items() if n not in trained):
-            self._twin[0] = twin  # no values that are here for this call only
-        return twin
+        if any(kept_elsewhere(m) for m in (host, self, *self.shared)):  # what is here for this call only does not stay
+            self._twin[0] = _with(twin, {})
+        elif keep and all(used[n] is t for n, t in trained.items()):
+            self._twin[0] = _with(twin, wanted)
+        return _with(twin, wanted)
 
 
 def _as_used(host: nn.Module, name: str, trained: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,11 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     yield from getattr(hook, "hooks", (hook,) if hook is not None else ())
 
 
+def kept_elsewhere(module: nn.Module) -> bool:
+    """Whether a module's own weights are brought for its call only."""
+    return any(getattr(hook, "weights_map", None) is not None for hook in _hooks(module))
+
+
 def device_of(given: torch.device, *modules: nn.Module) -> torch.device:
     """The device on which the first of the modules runs: ``given`` unless that is meta and accelerate names another."""
     if given.type == "meta":
