@@ -1,0 +1,119 @@
+"""What an adapter costs where arithmetic is cheap: one token through a small model, and 64 tokens with a cache.
+
+    python benchmarks/overhead.py [--rounds 60] [--out benchmarks/results/overhead.json]
+
+A tiny Llama of eight layers. In each round every entry runs once, in a random order, so that a drift of the machine meets
+all alike; ratios are taken within a round and their median is reported. A/A is the base against itself: its distance from 1
+is the noise. Beside peft with the same rows, and a bare hook with the same two products: the least that LoRA can cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import unipelt
+
+ALL = "[attn.q, attn.k, attn.v, attn.o, ffn.up, ffn.gate, ffn.down]"
+METHODS = {"lora": ("lora", {}), "lora everywhere": ("lora", {"at": ALL}), "(IA)3": ("ia3", {}), "prefix": ("prefix_tuning", {"l": 10}),
+           "parallel adapter": ("parallel_adapter", {"r": 8}), "mam": ("mam", {"r": 16, "l": 8}), "unipelt": ("unipelt_apl_causal", {})}  # fmt: skip
+LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
+
+
+def base() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=64, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4, intermediate_size=128, vocab_size=256,
+                         pad_token_id=0, eos_token_id=None, bos_token_id=1)  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def hooked(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """LoRA at q and v as a bare hook on each."""
+    for layer in model.model.layers:
+        for module in (layer.self_attn.q_proj, layer.self_attn.v_proj):
+            A, B = torch.randn(module.in_features, 8) * 0.02, torch.zeros(8, module.out_features)
+            module.register_forward_hook(lambda m, args, out, A=A, B=B: torch.add(out, args[0] @ A @ B, alpha=2.0))
+    return model
+
+
+def peft_models(model: LlamaForCausalLM) -> dict[str, torch.nn.Module]:
+    try:
+        from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+    except ImportError:
+        print("peft is not installed: not compared")
+        return {}
+    configs = {
+        "lora": LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
+        "lora everywhere": LoraConfig(r=8, lora_alpha=16, target_modules=LAYERS),
+        "(IA)3": IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        "prefix": PrefixTuningConfig(num_virtual_tokens=10, task_type="CAUSAL_LM"),
+    }
+    return {f"peft {n}": get_peft_model(copy.deepcopy(model), c).eval() for n, c in configs.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--generate", type=int, default=64, help="tokens of a generation; 0: none")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    plain = base()
+    models: dict[str, torch.nn.Module] = {"base": plain, "base again": copy.deepcopy(plain), "bare hook": hooked(copy.deepcopy(plain))}
+    for title, (name, arguments) in METHODS.items():
+        model = copy.deepcopy(plain)
+        unipelt.apply(model, unipelt.load(name)(**arguments))
+        models[title] = model.eval()
+    models |= peft_models(plain)
+    ids = torch.tensor([[5]])
+    record = {"machine": {"threads": 1, "torch": torch.__version__}, "rounds": args.rounds,
+              "one token": measured(models, lambda m: m(input_ids=ids, use_cache=False), args.rounds, 5)}  # fmt: skip
+    if args.generate:
+        def run(m: torch.nn.Module) -> None:
+            m.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.generate, min_new_tokens=args.generate, do_sample=False)
+
+        record["generate"] = measured(models, run, max(args.rounds // 6, 3), 1)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    for job in ("one token", "generate"):
+        for n, v in record.get(job, {}).items():
+            print(f"{job:10} {n:26} {v['median']:7.3f}  ({v['low']:.2f}–{v['high']:.2f})")
+
+
+@torch.no_grad()
+def measured(models: dict[str, torch.nn.Module], run: Callable[[torch.nn.Module], object], rounds: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Ratios within a round: to the base, and to peft and the bare hook where they have the row."""
+    order, rng = list(models), random.Random(0)
+    times: dict[str, list[float]] = {n: [] for n in models}
+    for r in range(rounds + 2):
+        rng.shuffle(order)
+        for n in order:
+            begun = time.perf_counter()
+            for _ in range(repeats):
+                run(models[n])
+            if r >= 2:  # the first rounds warm up
+                times[n].append(time.perf_counter() - begun)
+    pairs = {n: (n, "base") for n in models if n != "base"}
+    pairs |= {f"{n} / peft": (n, f"peft {n}") for n in METHODS if f"peft {n}" in models}
+    pairs["lora / bare hook"] = ("lora", "bare hook")
+    found = {}
+    for title, (a, b) in pairs.items():
+        ratios = sorted(x / y for x, y in zip(times[a], times[b]))
+        quarter = len(ratios) // 4
+        found[title] = {"median": round(statistics.median(ratios), 3), "low": round(ratios[quarter], 3), "high": round(ratios[-1 - quarter], 3)}
+    return found
+
+
+if __name__ == "__main__":
+    main()
