@@ -16,7 +16,7 @@ _WHERE = {
     "Method": "language.ir", "Diagnostic": "language.diagnostics", "PeltError": "language.diagnostics",
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
-    "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "parameter_groups": "runtime.attach",
+    "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "using": "runtime.attach", "parameter_groups": "runtime.attach",
     "inputs": "runtime.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.outputs", "with_rows": "runtime.outputs",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
     "export_onnx": "runtime.exporting",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .language.ir import Method
     from .language.loading import check, library, parse
     from .runtime.arguments import inputs
-    from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove
+    from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove, using
     from .runtime.checkpoint import attach, restore
     from .runtime.ensemble import ensemble
     from .runtime.exporting import export_onnx

@@ -177,6 +177,12 @@ def test_the_command_prints_the_module(capsys: pytest.CaptureFixture[str]) -> No
         show_methods([named("lora"), named("mam")], [], "text", None, False, True)
 
 
+def test_what_only_a_model_knows_has_no_module() -> None:
+    text = "method m { modify ffn  insert parallel  form { delta = z * max(d_in, 3) }  compose h + delta }"
+    with pytest.raises(unipelt.PeltError, match="E0590"):
+        unipelt.parse(text).torch_source()
+
+
 def test_what_has_no_value_has_no_module() -> None:
     with pytest.raises(unipelt.PeltError, match="needs a value for `r`"):
         unipelt.parse("method m(r: int) { modify ffn  insert parallel  form { A: [d_in, r] ~ zeros  delta = z @ A @ A.T }  compose h + delta }").torch_source()

@@ -45,7 +45,7 @@ def torch_source(method: Method) -> str:
     """
     unbound = [p.name for p in method.params if p.default is None]
     if unbound:
-        raise error("E0207", f"`{method.name}` needs a value for `{unbound[0]}`", help=f"bind it: `--set {unbound[0]}=…`")
+        raise error("E0408", f"`{method.name}` needs a value for `{unbound[0]}`", help=f"write {method.name}({unbound[0]}=…), or `--set {unbound[0]}=…`")
     found: dict[tuple[str, str], list[str]] = {}  # the row and the text of its class, with the sites where it holds
     used: dict[str, None] = {}
     classes: dict[tuple[str, str], _Class] = {}
@@ -113,7 +113,7 @@ class _Class:
             self._arguments()
             self._body()
         except Unwritten as e:
-            raise error("E0394", f"there is no plain PyTorch text of the row `{row.name}` at `{path}`: {e}", row.span) from None
+            raise error("E0590", f"there is no plain PyTorch text of the row `{row.name}` at `{path}`: {e}", row.span) from None
 
     # ------------------------------------------------------------ what it is made of
 

@@ -150,7 +150,7 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
 # ---------------------------------------------------------------- remove, activate, disable
 
 
-def remove(model: nn.Module, name: str) -> None:
+def remove(model: nn.Module, name: str = "default") -> None:
     """Takes an adapter out. With the last one every hook, name and flag of the model is as before."""
     model = unwrapped(model)
     record(model, name)
@@ -180,23 +180,20 @@ def adapters(model: nn.Module) -> dict[str, Method]:
 
 
 def active(model: nn.Module) -> tuple[str, ...]:
-    """The names of the acting adapters, in order of application."""
+    """The names of the adapters that act in this thread now, in order of application."""
     r = registry(unwrapped(model))
-    return r.switch.active if r is not None else ()
+    return r.switch.chosen if r is not None else ()
 
 
 def activate(model: nn.Module, *names: str) -> None:
-    """Makes exactly these adapters act, in this order; only they receive gradients. No name: none acts."""
+    """Makes exactly these adapters act, in this order; only they receive gradients. No name: none acts.
+
+    This is one setting of the model, for all threads: what another thread activates acts here too, from the next pass on. To
+    serve several users, choose in each thread: ``with unipelt.using(model, "ann"): …``. Raises `PeltError` for a name
+    that the model does not have.
+    """
     model = unwrapped(model)
-    for n in names:
-        record(model, n)
-    twice = [n for n, count in Counter(names).items() if count > 1]
-    if twice:
-        raise error("E0558", f"the adapter `{twice[0]}` is named twice", help="name it once")
-    r = registry(model)
-    if r is None:
-        raise error("E0550", "this model has no adapter")
-    agree(model, {n: r.attached[n].plan for n in names})
+    r = _chosen(model, names, "activate")
     settle(model)
     for n, a in r.attached.items():
         for p in a.trained().values():
@@ -212,20 +209,63 @@ def labels(model: nn.Module, name: str | None = None) -> Labels | None:
     return own or labels_of_base(model)
 
 
+def _chosen(model: nn.Module, names: Sequence[str], what: str) -> Registry:
+    """The model's record, where it has all of these adapters and they can act together."""
+    for n in names:
+        if isinstance(n, (list, tuple)):
+            given = ", ".join(map(repr, n))
+            raise error("E0588", "the names of adapters are given one after the other, not in a list", help=f"unipelt.{what}(model, {given})")
+        record(model, n)
+    twice = [n for n, count in Counter(names).items() if count > 1]
+    if twice:
+        raise error("E0558", f"the adapter `{twice[0]}` is named twice", help="name it once")
+    r = registry(model)
+    if r is None:
+        raise error("E0550", "this model has no adapter", help="attach one: unipelt.apply(model, method, name=…)")
+    agree(model, {n: r.attached[n].plan for n in names})
+    return r
+
+
 @contextmanager
-def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block this thread sees the base model. Blocks nest; an exception restores what was."""
-    r = registry(unwrapped(model))
-    with nullcontext() if r is None else r.switch.holder.within("depth"):
+def using(model: nn.Module, *names: str | None) -> Iterator[nn.Module]:
+    """Within the block exactly these adapters act in this thread, in this order; ``None`` alone is the base.
+
+    ``with unipelt.using(model, "ann"): model.generate(…)``. Other threads, and what `activate` says to them, are not touched:
+    this is how one model serves several users at once. Blocks nest, the innermost counts, and an exception restores what was.
+    It chooses what acts, not what is trained: gradients reach the adapters that `activate` named. A backward pass that computes
+    the forward pass again (gradient checkpointing) belongs inside the block.
+
+    Raises `PeltError` for a name that the model does not have, for no name, and for adapters that cannot act together.
+    """
+    model = unwrapped(model)
+    if not names or (None in names and len(names) > 1):
+        raise error("E0589", "`using` takes the names of the adapters that are to act, or None alone for the base",
+                    help='with unipelt.using(model, "ann"): …')  # fmt: skip
+    r = registry(model)
+    if names != (None,):
+        r = _chosen(model, [n for n in names if n is not None], "using")
+        if r.merged is not None:
+            raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
+    with nullcontext() if r is None else r.switch.holder.using(tuple(n for n in names if n is not None)):
         yield model
 
 
-def parameter_groups(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Optimiser groups of an adapter: the method's learning-rate multiples, no decay on vectors and scalars.
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block this thread sees the base model, as with ``using(model, None)``."""
+    with using(model, None):
+        yield model
+
+
+def parameter_groups(model: nn.Module, name: str = "default", lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Optimiser groups of an adapter: the method's multiples of the learning rate ``lr``, which must be given, and no decay on
+    vectors and scalars.
 
     An optimiser that is made of all parameters, as the plain Trainer's, knows no multiples: give it one of these,
     ``Trainer(…, optimizers=(torch.optim.AdamW(groups), None))``.
     """
+    if not isinstance(lr, (int, float)):
+        raise TypeError(f"parameter_groups() needs a number for `lr`, not {lr!r}")
     model = unwrapped(model)
     a = record(model, name)
     settle(model)

@@ -6,6 +6,7 @@ The files are read, and distrusted, in `runtime.folder`; `saving` writes them.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,14 +32,15 @@ from .sharding import put, settle
 
 def attach(
     model: nn.Module, folder: str | Path, name: str | None = None, *, force: bool = False, trainable: bool = False,
-    tokenizer: Any = None, allow_future: bool = True, arguments: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
+    tokenizer: Any = None, allow_future: bool | None = None, arguments: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
 ) -> str:  # fmt: skip
     """Attaches a saved adapter (active, not trained unless ``trainable``) and returns its name.
 
     ``folder`` is a folder, or a repository of the hub, ``"user/name"`` or ``"user/name@revision"``; a folder of that name wins.
     A folder that ``model.save_pretrained`` wrote, of a model with adapters, will do: the one called ``name`` is attached, or
     without a name all of them, and those act that acted then; returned is the name of the last of these.
-    ``dtype`` is as in `unipelt.apply`. ``arguments`` binds some of the method's anew, those that leave its tensors as they are:
+    ``dtype`` and ``allow_future`` are as in `unipelt.apply`; without ``allow_future`` it is what was given when the adapter was made.
+    ``arguments`` binds some of the method's anew, those that leave its tensors as they are:
     a scale, how many layers drop.
 
     A wrong base, a truncated or changed file, a missing, surplus or misshapen tensor, NaN: a `PeltError`, the model
@@ -92,7 +94,12 @@ def _attach(
         labels = None  # the base's own head scores the same
     before = registry(model)
     was = before.switch.active if before is not None else ()
-    apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, labels=labels, **options)
+    allowed = options["allow_future"] if options["allow_future"] is not None else manifest.get("allow_future")
+    plan = apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, labels=labels,
+                 **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
+    if allowed is None and plan.leaks:
+        warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not say "
+                      "that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
     try:
         if arguments:
             _same_tensors(record(model, chosen), tensors, arguments)

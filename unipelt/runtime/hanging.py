@@ -211,8 +211,22 @@ def rehang(model: nn.Module, r: Registry) -> None:
     _taps_last(r)
     _hang_draw(model, r)
     hang_root(model, r)
+    _hang_passes(model, r)
     hang_savers(model, r)
     _forget_compiled()
+
+
+def _hang_passes(model: nn.Module, r: Registry) -> None:
+    """Hooks on what is called from outside: what acts is settled when a pass begins.
+
+    Hooked anew each time, since they stand before and behind all others.
+    """
+    while r.pass_handles:
+        r.pass_handles.pop().remove()
+    towers = [model.get_submodule(s.module) for s in r.sites.stacks] if r.attached else []
+    for module in {id(m): m for m in (model, base_of(model), *towers)}.values() if towers else ():
+        r.pass_handles.append(module.register_forward_pre_hook(r.switch.begin, prepend=True))
+        r.pass_handles.append(module.register_forward_hook(r.switch.end, always_call=True))
 
 
 def base_of(model: nn.Module) -> nn.Module:

@@ -42,7 +42,7 @@ class Merged:
         return self.names[0]
 
 
-def merge(model: nn.Module, name: str) -> None:
+def merge(model: nn.Module, name: str = "default") -> None:
     """Absorbs an adapter into the base's weights, or raises `PeltError` naming the part of the method that forbids it.
 
     Afterwards the base computes what base and adapter computed; the adapter stays attached and inactive until
@@ -83,12 +83,18 @@ def merge(model: nn.Module, name: str) -> None:
     rehang(model, r)
 
 
-def unmerge(model: nn.Module) -> None:
-    """Puts the base's own values back, bit for bit, and activates what was active."""
+def unmerge(model: nn.Module, name: str | None = None) -> None:
+    """Puts the base's own values back, bit for bit, and activates what was active.
+
+    ``name``, where it is given, must be the adapter that is merged. Raises `PeltError` where it is another, or none is.
+    """
     model = unwrapped(model)
     r = registry(model)
     if r is None or r.merged is None:
         raise error("E0562", "nothing is merged into this model", help="leave the call out")
+    if name is not None and name not in r.merged.names:
+        record(model, name)
+        raise error("E0562", f"the adapter `{name}` is not merged; `{r.merged.name}` is", help="unipelt.unmerge(model)")
     _write_back(model, r.merged)
     r.switch.active = r.merged.was_active
     r.merged = None

@@ -80,7 +80,7 @@ def with_rows(model: nn.Module) -> Iterator[nn.Module]:
     `at_tokens` leaves them out of a tensor. Blocks nest; a model without a prompt returns what it always does.
     """
     r = registry(unwrapped(model))
-    with nullcontext() if r is None else r.switch.holder.within("rows"):
+    with nullcontext() if r is None else r.switch.holder.with_rows():
         yield model
 
 

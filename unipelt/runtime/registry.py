@@ -70,6 +70,7 @@ class Registry(Doorway):
         self.required = required  # which parameters of the base required a gradient before
         self.merged: Any = None
         self.watched = 0  # how many `watch` blocks are open
+        self.pass_handles: list[Any] = []
         self.root_handles: list[Any] = []
         self.heads = Heads(switch)
         self.head_handles: list[Any] = []
@@ -89,6 +90,8 @@ def record(model: nn.Module, name: str) -> Attached:
     r = registry(model)
     if r is None:
         raise error("E0550", "this model has no adapter", help="attach one: unipelt.apply(model, method, name=…)")
+    if not isinstance(name, str):
+        raise error("E0551", f"an adapter is called by its name, which is a text, not {name!r}", help=f"this model has: {', '.join(r.attached)}")
     if name not in r.attached:
         raise error("E0551", f"this model has no adapter named `{name}`",
                     help=near(name, r.attached) or f"it has: {', '.join(r.attached)}")  # fmt: skip

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 #: The one name under which everything of ours is registered in a module.
 NAME = "unipelt"
@@ -22,18 +22,31 @@ class Holder(threading.local):
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
-        self.depth = 0  # how many `disabled` blocks this thread is in
+        self.blocks: list[tuple[str, ...]] = []  # what the `using` and `disabled` blocks of this thread choose; the innermost counts
+        self.entered: Any = None  # the module whose pass this thread is in, and what acts in it from its first hook to its last
+        self.acting: tuple[str, ...] = ()
         self.rows = 0  # how many `with_rows` blocks
         self.given: dict[str, Any] = {}  # arguments of the forward pass that an `inputs` block gives
 
     @contextmanager
-    def within(self, block: Literal["depth", "rows"]) -> Iterator[None]:
-        """Counts a block of this thread while it lasts, however it ends."""
-        setattr(self, block, getattr(self, block) + 1)
+    def using(self, names: tuple[str, ...]) -> Iterator[None]:
+        """These adapters act in this thread while the block lasts, however it ends."""
+        depth = len(self.blocks)
+        self.blocks.append(names)
+        self.entered = None  # a pass that was broken off has ended
         try:
             yield
         finally:
-            setattr(self, block, getattr(self, block) - 1)
+            del self.blocks[depth:]
+            self.entered = None
+
+    @contextmanager
+    def with_rows(self) -> Iterator[None]:
+        self.rows += 1
+        try:
+            yield
+        finally:
+            self.rows -= 1
 
     def __deepcopy__(self, memo: dict) -> Holder:
         return Holder()
@@ -50,6 +63,25 @@ class Switch:
         self.holder = Holder()
 
     @property
+    def chosen(self) -> tuple[str, ...]:
+        """The adapters that a pass of this thread would have."""
+        blocks = self.holder.blocks
+        return blocks[-1] if blocks else self.active
+
+    @property
     def live(self) -> tuple[str, ...]:
-        """The adapters that act in this thread now."""
-        return () if self.holder.depth else self.active
+        """The adapters that act in this thread now: in a pass those that were chosen when it began."""
+        holder = self.holder
+        return holder.acting if holder.entered is not None else self.chosen
+
+    # What is switched while a pass is under way, by another thread, acts from the next pass on: half of an adapter computes nothing.
+
+    def begin(self, module: Any, args: Any) -> None:
+        """A hook before a module that a pass may begin with; the modules inside it begin no pass of their own."""
+        holder = self.holder
+        if holder.entered is None or holder.entered is module:
+            holder.entered, holder.acting = module, self.chosen
+
+    def end(self, module: Any, args: Any, output: Any) -> None:
+        if self.holder.entered is module:
+            self.holder.entered = None
