@@ -18,6 +18,7 @@ from unipelt.language import source, tables
 from unipelt.language import syntax as S
 from unipelt.language.diagnostics import PeltError
 from unipelt.language.parser import parse, parse_expression
+from unipelt.language.printer import to_text
 from unipelt.resources import folder
 
 N = S.Name
@@ -471,3 +472,10 @@ def test_any_mutation_gives_a_tree_or_errors():
             broken += 1
             str(e)
     assert broken > 100
+
+
+@pytest.mark.parametrize("short, whole", [("6", "6 .. 7"), ("k", "k .. k + 1"), ("0", "0 .. 1")])
+def test_one_layer_is_short_for_the_range_that_holds_it_alone(short, whole):
+    text = "method m(k: int = 3) {{ layers {} modify attn compose h * 2 }}"
+    assert parse(text.format(short)) == parse(text.format(whole))
+    assert f"layers {whole}" in to_text(parse(text.format(short)))

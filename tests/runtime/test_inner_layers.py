@@ -63,7 +63,7 @@ def test_a_probe_reads_the_layer_that_it_names(layer: int, lowering: bool, tmp_p
     torch.testing.assert_close(output(again), output(m))
 
 
-@pytest.mark.parametrize("words, layer", [("first 1", 0), ("last 1", LAYERS - 1), (f"every {LAYERS}", 0), ("(depth - 2) .. depth - 1", LAYERS - 2)])
+@pytest.mark.parametrize("words, layer", [("1", 1), ("depth - 2", LAYERS - 2), ("first 1", 0), ("last 1", LAYERS - 1), (f"every {LAYERS}", 0), ("(depth - 2) .. depth - 1", LAYERS - 2)])
 def test_any_selection_of_one_layer(words: str, layer: int) -> None:
     m, other = model("bert_labels"), model("bert_labels")
     unipelt.apply(m, probe(words))

@@ -37,4 +37,4 @@ def outside_the_layers(t: RowTyping) -> Diagnostic | None:
 def not_one(row: Row, count: int) -> Diagnostic:
     """The mistake of selecting more than one layer at the head."""
     return Diagnostic("E0519", f"`head` reads the states of one layer, and {count} are selected", row.layers.span if row.layers else row.span,
-                      help="select one, as in `layers last 1`; where other sites need more, let a row of its own modify `head`")  # fmt: skip
+                      help="select one, as in `layers 6` or `layers last 1`; where other sites need more, let a row of its own modify `head`")  # fmt: skip

@@ -32,6 +32,13 @@ def docstring(text: str) -> str | None:
     return "\n".join(lines).strip("\n") or None
 
 
+def _next(e: S.Expr) -> S.Expr:
+    """The number behind another."""
+    if isinstance(e, S.Number) and isinstance(e.value, int) and not e.percent:
+        return S.Number(e.value + 1, span=e.span)
+    return S.Binary("+", e, S.Number(1, span=e.span), e.span)
+
+
 class Transform:
     """Builds syntax nodes of one parsed text that begins at ``offset`` of its file; mistakes go to ``errors``."""
 
@@ -223,7 +230,10 @@ class Transform:
 
     def selection(self, node: Any) -> S.Selection:
         values = tuple(self.expr(c) for c in node.children)
-        return S.Selection(node.data.removeprefix("sel_"), values, self.span(node))
+        word = node.data.removeprefix("sel_")
+        if word == "one":  # short for the range that holds it alone
+            return S.Selection("range", (*values, _next(values[0])), self.span(node))
+        return S.Selection(word, values, self.span(node))
 
     def block(self, node: Any) -> S.Block:
         return S.Block(self.clauses(node.children), self.span(node))
