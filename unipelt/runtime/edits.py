@@ -69,12 +69,11 @@ class Holding(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
         """As torch's; what earlier versions called otherwise is found, so that a state dict or a checkpoint of theirs is read whole."""
-        for name in self.scalars:
-            for former in (name.replace(".", ":"), f"twin.{name}"):
-                if prefix + former in state:
-                    state.setdefault(prefix + key_of_tensor(name), state[prefix + former])
-                    if former != key_of_tensor(name):
-                        del state[prefix + former]
+        keys = {name: prefix + key_of_tensor(name) for name in self.scalars}
+        if not set(keys.values()) <= set(state):
+            found = {name: prefix + former for name in keys for former in (name.replace(".", ":"), f"twin.{name}") if prefix + former in state}
+            values = {name: state.pop(former) for name, former in found.items()}  # all before any is written: one may be called as another was
+            state.update({keys[name]: t for name, t in values.items()})
         super()._load_from_state_dict(state, prefix, *others)
 
     def held(self) -> dict[str, torch.Tensor]:
@@ -330,9 +329,8 @@ def needs(planned: PlannedEdit) -> frozenset[str]:
 
 
 def key_of_tensor(name: str) -> str:
-    """A tensor's name as an attribute of a module."""
-    return name.replace(".", ":")
-
+    """A tensor's name as an attribute of a module. It begins as none of a module's own attributes does, whatever a method calls it."""
+    return f"tensor_{name.replace('.', ':')}"
 
 
 class CopyEdit(Holding):
