@@ -40,7 +40,7 @@ _curve("gelu", F.gelu, None)  # of a number: by way of a tensor
 _curve("gelu_new", lambda t: F.gelu(t, approximate="tanh"), None)
 _curve("silu", F.silu, None)
 _curve("tanh", torch.tanh, math.tanh)
-_curve("sigmoid", torch.sigmoid, lambda v: 1 / (1 + math.exp(-v)))
+_curve("sigmoid", torch.sigmoid, lambda v: (1 + math.tanh(v / 2)) / 2)
 _curve("softplus", F.softplus, None)
 _curve("exp", torch.exp, math.exp)
 _curve("log", torch.log, math.log)

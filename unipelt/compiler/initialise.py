@@ -64,14 +64,15 @@ def draw(
             bound = 1 / math.sqrt(_number(d, 0))
             return t.uniform_(-bound, bound, generator=g)
         case "orthogonal":
-            flat = t.reshape(-1, *sizes)
+            rows, columns = sizes[-2:]  # each matrix of a stack by itself
+            flat = t.reshape(-1, rows, columns)
             for i in range(flat.shape[0]):
-                q, r = torch.linalg.qr(torch.randn(max(sizes), min(sizes), generator=g))
+                q, r = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns), generator=g))
                 q = q * r.diagonal().sign()
-                flat[i] = q if sizes[0] >= sizes[-1] else q.T
+                flat[i] = q if rows >= columns else q.T
             return t
         case "identity":
-            return torch.eye(*sizes).expand(shape).clone()
+            return torch.eye(*sizes[-2:]).expand(shape).clone()
         case "sampled_tokens" | "tokens" | "label_words":
             if embeddings is None or len(sizes) < 2:
                 raise error("E0520", f"`{d.name}` starts from word embeddings, and this place has none")

@@ -397,7 +397,7 @@ class _Builder:
         own = inspect.signature(self.model.forward).parameters
         declared = {i.name: i.declaration.span for e in self.edits for i in e.typing.inputs}
         for name, span in declared.items():
-            if name in own:
+            if name in own or name == "self":
                 self.problems.append(Diagnostic("E0738", f"`{name}` is an argument of this {type(self.model).__name__}'s own "
                                                 "forward", span, help="give the input another name"))  # fmt: skip
 

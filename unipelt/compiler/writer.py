@@ -59,7 +59,7 @@ _OPS: dict[str, Callable] = {
     "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 #: Names that generated code uses for itself.
-_TAKEN = frozenset(("torch", "F", "nn", "math", "self", "mask", "places", "h", *keyword.kwlist, *dir(torch.nn.Module)))
+_TAKEN = frozenset(("torch", "F", "nn", "math", "self", "mask", "places", "h", *keyword.kwlist, "__debug__", *dir(torch.nn.Module)))
 
 
 class Writer:

@@ -8,7 +8,7 @@ from typing import Any
 from .diagnostics import Label, counted, instead, put
 from .fitting import plain
 from .infer import Inference
-from .initialisers import INITIALISERS
+from .initialisers import INITIALISERS, Initialiser
 from .printer import to_text
 from .sites import SiteSignature, TensorType
 from .sizes import Size
@@ -63,6 +63,7 @@ class Declared:
     site: SiteSignature
     params: dict[str, Param]
     tensors: list[TensorTyping]
+    sizes: Any  # `rows.Sizes`
     varies: bool  # whether what was read last depends on the layer
 
     def _read(self, e: Expr) -> Value:
@@ -118,14 +119,21 @@ class Declared:
         elif s.exact:
             exact = s.start
             value = self._read(s.start)
-            self.varies = self.varies or bool(weights_read(s.start))  # each layer has its own
-            if not isinstance(value.type, Poison) and value.type != t:
+            of_layer = {"W", "bias", *(x.name for x in self.tensors if x.place not in ("kind", "model"))}
+            self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
+            if "chance" in value.reads:
+                self.inf.fail("E0370", f"`{s.name}` starts as one value, and `chance` differs from one forward pass to the next", s.start.span,
+                              help="leave `chance` out of the start")  # fmt: skip
+            elif not isinstance(value.type, Poison) and value.type != t:
                 later = isinstance(value.type, TensorType) and bool(value.type.axes & {"batch", "token"})
                 self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span,
                               help="a start is computed once, before any token: write it of `W` where the site has one, of tensors declared "
                               "above, or draw it, as in `~ constant(2)`" if later else "")  # fmt: skip
         else:
             start = self._distribution(s.start)
+            if start is not None and INITIALISERS[start.name].matrix and len(t.sizes) < 2:
+                self.inf.fail("E0371", f"`{start.name}` has rows and columns, and `{s.name}` is {t}", s.start.span,
+                              help="declare two sizes, or start from another distribution, such as `normal(0.02)`")  # fmt: skip
         lr = None
         if s.lr is not None:
             v = self._read(s.lr)
@@ -135,6 +143,8 @@ class Declared:
                 lr = float(v.type.value)
                 if lr < 0:
                     self.inf.fail("E0345", f"a learning-rate multiple is at least 0, not {lr:g}", s.lr.span)
+            elif isinstance(v.type, NumberType) and self.sizes.values is not None:
+                self.inf.fail("E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number")
         if self.varies and place in ("kind", "model"):
             self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
                           "starts and learns can depend on the layer", s.span,
@@ -207,8 +217,27 @@ class Declared:
                 self.inf.fail("E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span)
             if isinstance(v.type, NumberType) and v.type.value is not None:
                 values.append(Number(v.type.value))
+            elif isinstance(v.type, NumberType) and self.sizes.values is not None:
+                self.inf.fail("E0373", f"`{to_text(a)}` is not known when tensors are drawn", a.span, help="write a number")
             elif isinstance(v.type, WordType) and isinstance(v.type.word, (str, String)):
                 values.append(v.type.word if isinstance(v.type.word, String) else String(v.type.word))
             else:
                 values.append(a)
+        self._drawable(spec, values, e)
         return Distribution(spec.name, tuple(values))
+
+    def _drawable(self, spec: Initialiser, values: list[Expr], e: Expr) -> None:
+        """Numbers of a distribution that no draw could have."""
+        numbers = [v.value for v in values if isinstance(v, Number)]
+        if len(numbers) < len(values) or not numbers:
+            return
+        last = numbers[-1]
+        if spec.name == "uniform" and numbers[0] > last:
+            said = f"`uniform` goes from the smaller number to the larger, not from {numbers[0]:g} to {last:g}"
+        elif spec.positive and last <= 0:
+            said = f"`{spec.name}` takes a number above 0, not {last:g}"
+        elif spec.name == "normal" and last < 0:
+            said = f"a standard deviation is at least 0, not {last:g}"
+        else:
+            return
+        self.inf.fail("E0372", said, e.span, help=spec.doc)

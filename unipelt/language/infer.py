@@ -234,6 +234,8 @@ class Inference:
                     value = x // y
             if e.op == "@":
                 raise KeyError
+            if isinstance(value, complex):
+                raise OverflowError  # a root of what is less than 0
             if isinstance(value, int):
                 size = Size.of(value)
             elif a.type.size is not None and b.type.size is not None:

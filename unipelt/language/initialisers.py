@@ -8,7 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Initialiser:
     """A starting distribution. ``data`` names what it needs when a method is attached; ``words``: it takes rows
-    of the model's word embeddings."""
+    of the model's word embeddings; ``matrix``: its entries differ by row and column, so a tensor needs two sizes; ``positive``: it
+    takes a number above 0."""
 
     name: str
     arity: tuple[int, int]
@@ -16,6 +17,8 @@ class Initialiser:
     data: str | None = None
     text: bool = False
     words: bool = False
+    matrix: bool = False
+    positive: bool = False
 
 
 INITIALISERS: dict[str, Initialiser] = {
@@ -25,17 +28,18 @@ INITIALISERS: dict[str, Initialiser] = {
         Initialiser("ones", (0, 0), "1"),
         Initialiser("constant", (1, 1), "the number given"),
         Initialiser("normal", (1, 2), "normal(std) or normal(mean, std)"),
-        Initialiser("truncated_normal", (1, 1), "normal(std), cut at two standard deviations"),
+        Initialiser("truncated_normal", (1, 1), "normal(std), cut at two standard deviations", positive=True),
         Initialiser("uniform", (2, 2), "uniform between two numbers"),
         Initialiser("kaiming_uniform", (1, 1), "bound sqrt(6 / ((1 + a^2) fan_in)), fan_in = the first size"),
         Initialiser("xavier_uniform", (0, 0), "bound sqrt(6 / (fan_in + fan_out))"),
         Initialiser("xavier_normal", (0, 0), "std sqrt(2 / (fan_in + fan_out))"),
-        Initialiser("torch_linear", (1, 1), "torch's default for a linear layer with that fan_in: U(±1/sqrt(fan_in))"),
-        Initialiser("orthogonal", (0, 0), "orthonormal columns"),
-        Initialiser("identity", (0, 0), "the identity matrix"),
-        Initialiser("sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True),
-        Initialiser("tokens", (1, 1), "the word embeddings of a text, repeated to fill", "a tokenizer", text=True, words=True),
+        Initialiser("torch_linear", (1, 1), "torch's default for a linear layer with that fan_in: U(±1/sqrt(fan_in))", positive=True),
+        Initialiser("orthogonal", (0, 0), "orthonormal columns", matrix=True),
+        Initialiser("identity", (0, 0), "the identity matrix", matrix=True),
+        Initialiser("sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True, matrix=True),
+        Initialiser("tokens", (1, 1), "the word embeddings of a text, repeated to fill", "a tokenizer", text=True, words=True, matrix=True),
         Initialiser("label_words", (0, 0), "the word embeddings of the class labels' words, each the mean of its tokens, then "
-                    "sampled tokens (Lester et al. 2021)", "a tokenizer and the words of the class labels", words=True),
+                    "sampled tokens (Lester et al. 2021)", "a tokenizer and the words of the class labels", words=True,
+                    matrix=True),
     )
 }

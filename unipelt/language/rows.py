@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .arguments import parameters
-from .declared import Declared, TensorTyping
+from .declared import PLACES, Declared, TensorTyping
 from .diagnostics import Diagnostic, instead, nearest, put
 from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
@@ -125,7 +125,7 @@ class RowChecker(Declared):
             scope["x"] = reading(self._bound(site.x), "x")
         for name, t in site.scope:
             constant = name in ("W", "bias")
-            scope[name] = Value(self._bound(t)) if constant else reading(self._bound(t), name)
+            scope[name] = Value(self._bound(t), reads=frozenset({name})) if constant else reading(self._bound(t), name)
             if name == "log_mass":
                 scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
         if site.family == "heads":
@@ -218,7 +218,9 @@ class RowChecker(Declared):
 
     def _axis(self, s: Axis) -> None:
         size = self._size(s.size, "an axis")
-        if size is not None and self.inf.axes.setdefault(s.name, size) != size:
+        if s.name in (*PLACES, "true", "false", "training", "chance"):
+            self.inf.fail("E0224", f"`{s.name}` has a meaning of its own here", s.span, help="give the axis another name")
+        elif size is not None and self.inf.axes.setdefault(s.name, size) != size:
             self.inf.fail("E0348", f"the axis `{s.name}` is declared twice in this row, with different sizes", s.span,
                           help="rename one of them")  # fmt: skip
 

@@ -25,6 +25,10 @@ from .offload import PATCHED, kept_elsewhere, value_of
 from .switch import NAME
 
 
+#: Under which name an edit is given batch and tokens that a module of the base has flattened: no name of the language.
+ROWS = ":rows"
+
+
 def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
     """The axes of a scope tensor with one trailing size: [batch, token, d], [batch, d] at a pooled head."""
     if family == "heads":
@@ -177,7 +181,7 @@ class Edit(Holding):
     def forward(
         self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, want: str = "h"
     ) -> Any:
-        """The new h, of h's shape and dtype; ``given`` is what is in scope (and ``rows``: see `Site`, and `PLACES`); for
+        """The new h, of h's shape and dtype; ``given`` is what is in scope (and `ROWS`: see `Site`, and `PLACES`); for
         ``want="mass"`` with the log of its scores' mass, for "rows" only `rows`.
 
         "still" is as "mass", with nothing random in it: for a look beside a pass that must not notice.
@@ -185,9 +189,9 @@ class Edit(Holding):
         """
         if want == "rows":
             return self.rows(given, mask)
-        if "rows" in given:  # a module of the base has flattened batch and tokens
-            lead = given["rows"]
-            inner = {n: t.view(*lead, -1) if n in ("x", "residual") else t for n, t in given.items() if n != "rows"}
+        if ROWS in given:
+            lead = given[ROWS]
+            inner = {n: t.view(*lead, -1) if n in ("x", "residual") else t for n, t in given.items() if n != ROWS}
             return self.forward(h.view(*lead, -1), inner, mask, want).view(h.shape)
         if self.rests and want == "h" and not (self.training or self.watchers):
             return h

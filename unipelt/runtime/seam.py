@@ -16,7 +16,7 @@ from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.sizes import as_map
 from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
-from .edits import PLACES, CopyEdit, Edit
+from .edits import PLACES, ROWS, CopyEdit, Edit
 from .masks import mask_key
 from .switch import NAME, Switch
 
@@ -186,7 +186,7 @@ class Seam(nn.Module):
             given["W"] = taken(W, edit.columns)
             given["bias"] = taken(bias, edit.columns) if bias is not None else W.new_zeros(given["W"].shape[-1])
         if edit.site.rows is not None:
-            given["rows"] = values[rows_key(edit.site.rows)]
+            given[ROWS] = values[rows_key(edit.site.rows)]
         return given
 
 

@@ -14,12 +14,14 @@ from ..anatomy.columns import taken
 from ..anatomy.sizes import as_map
 from ..compiler.evaluator import Context, constants, evaluate
 from ..compiler.initialise import draw, generator
-from ..compiler.named import Named
-from ..compiler.plan import Plan, PlannedEdit, PlannedTensor
+from ..compiler.named import Named, spread
+from ..compiler.plan import Plan, PlannedEdit, PlannedTensor, whole
 from ..language.declared import weights_read
 from ..language.diagnostics import error
-from ..language.syntax import Expr, String
-from ..language.values import Distribution
+from ..language.sites import TensorType
+from ..language.syntax import Expr, Let, Name, Statement, String, Tensor, walk
+from ..language.values import Distribution, Value
+from .edits import BaseCall
 from .offload import value_of
 
 LabelWords = Union[Sequence[str], Mapping[int, str]]
@@ -62,15 +64,48 @@ def start(
             return _embeddings(model, d, rows, g, data)
 
         return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
-    context = Context({**constants(planned.method.params, e.sizes, e.constants), **_map(model, t.exact, e)}, e.sizes)
-    value = evaluate(t.exact, context)
+    own = next(x for x in e.typing.tensors if e.tensors[x.label] == t.name)
+    part = next(b for b in (e.row.form, e.row.compose, e.row.gate or ()) if own.declaration in b)
+    before = [*(() if part is e.row.form else e.row.form), *part[: part.index(own.declaration)]]
+    needed = _behind(before, t.exact)
+    context = Context({**constants(planned.method.params, e.sizes, e.constants), **_shapes(e), **_map(model, (t.exact, *needed), e)}, e.sizes,
+                      {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()})  # fmt: skip
+    with torch.no_grad():
+        for s in needed:
+            if isinstance(s, Tensor):
+                label = s.name if part is not e.row.gate or s not in part else f"gate.{s.name}"
+                first = planned.tensors[e.tensors[label]]
+                context.names[s.name] = Named(start(model, first, e, seed, data, planned), first.axes)
+            else:
+                context.names[s.names[0]] = evaluate(s.value, context)
+        value = evaluate(t.exact, context)
     assert isinstance(value, Named)
-    return value.data.expand(t.shape).clone()
+    return spread(value, t.axes, len(t.sizes)).expand(t.shape).clone()
 
 
-def _map(model: nn.Module, exact: Expr, e: PlannedEdit) -> dict[str, Any]:
+def _behind(lines: Sequence[Statement], e: Expr) -> list[Tensor | Let]:
+    """The lines before an exact start that it reads, by themselves or through others, in order."""
+    wanted = {n.id for n in walk(e) if isinstance(n, Name)}
+    out: list[Tensor | Let] = []
+    for s in reversed(lines):
+        if isinstance(s, Let) and wanted & set(s.names):
+            wanted |= {n.id for n in walk(s.value) if isinstance(n, Name)}
+            out.append(s)
+        elif isinstance(s, Tensor) and s.name in wanted:
+            out.append(s)
+    return out[::-1]
+
+
+def _shapes(e: PlannedEdit) -> dict[str, Named]:
+    """What enters the site, of which a start knows the sizes alone (`width(z)`)."""
+    names = {"z": e.typing.z.type if e.typing.z is not None else None, "x": e.typing.values.get("x"), "h": e.typing.values.get("h")}
+    types = {n: v.type if isinstance(v, Value) else v for n, v in names.items()}
+    return {n: Named(torch.zeros([whole(s) for s in t.sizes])) for n, t in types.items() if isinstance(t, TensorType)}
+
+
+def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, Any]:
     """``W`` [d_in, d_out] and ``bias`` [d_out] of the projection at a site, in float32, where an exact start reads them."""
-    if not weights_read(exact):
+    if not any(weights_read(part) for part in exact):
         return {}
     module, columns = model.get_submodule(e.site.view.module), e.site.view.columns
     W = as_map(module, value_of(module, "weight").detach().float())
