@@ -12,10 +12,23 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from .diagnostics import Diagnostic, PeltError
 from .sizes import Size
+from .syntax import NOWHERE
 
 Sizes = tuple[Size, ...]
 ONE = Size.of(1)
+#: How much text a term may be: a few lines in which each reads the one before twice would else be a term without end.
+MOST = 20_000
+
+
+class TooLarge(PeltError):
+    """A normal form would be larger than is worked out, so what depends on it is not known."""
+
+    def __init__(self) -> None:
+        super().__init__(Diagnostic("E0393", self.reason, NOWHERE, help="name fewer values that are read several times"))
+
+    reason = f"with every line in its place the edit is a formula of more than {MOST:,} characters, which is not worked out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +42,10 @@ class Atom:
 
     @staticmethod
     def of(kind: str, sizes: Sizes, *parts: Any) -> Atom:
-        inner = ", ".join(p.text if isinstance(p, (Atom, Term)) else str(p) for p in parts)
+        texts = [p.text if isinstance(p, (Atom, Term)) else str(p) for p in parts]
+        if sum(map(len, texts)) > MOST:
+            raise TooLarge
+        inner = ", ".join(texts)
         return Atom(kind, parts, sizes, f"{kind}({inner})")
 
 
@@ -50,7 +66,11 @@ class Term:
 
 def sum_of(products: Iterable[tuple[Product, Size]], sizes: Sizes) -> Term:
     total: dict[Product, Size] = {}
+    length = 0
     for factors, c in products:
+        length += sum(len(a.text) for a in factors) + len(c.terms)
+        if length > 4 * MOST:  # before equal ones are brought together
+            raise TooLarge
         total[factors] = total[factors] + c if factors in total else c
     kept = [(f, c) for f, c in total.items() if c.terms]
     return Term(tuple(sorted(kept, key=lambda p: [a.text for a in p[0]])), sizes)
@@ -93,10 +113,16 @@ def add(a: Term, b: Term) -> Term:
 
 
 def times(a: Term, b: Term) -> Term:
+    if _length(a) * len(b.products) + _length(b) * len(a.products) > 4 * MOST:
+        raise TooLarge
     products = [
         (tuple(sorted((*f, *g), key=lambda x: x.text)), c * d) for f, c in a.products for g, d in b.products
     ]
     return sum_of(products, stretched(a.sizes, b.sizes))
+
+
+def _length(t: Term) -> int:
+    return sum(sum(len(a.text) for a in f) + len(c.terms) for f, c in t.products)
 
 
 def scaled(t: Term, by: Size) -> Term:

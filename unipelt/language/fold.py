@@ -12,6 +12,7 @@ from typing import Any
 from .rows import RowTyping
 from .infer import Inference
 from .sites import TensorType
+from .tree import large
 from .syntax import Apply, Attr, Axis, Expr, Index, Let, Name, Statement, Tensor, dotted, rewrite, walk
 from .values import CONSTANT, NumberType, Value
 
@@ -46,6 +47,9 @@ def fold_form(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
             out.append(s)
             continue
         value = rewrite(s.value, lambda n: closed.get(n.id, n) if isinstance(n, Name) else n)
+        if large(value):
+            out.append(s)
+            continue
         if s.names[0] != "delta" and _constant(value, t):
             closed[s.names[0]] = value
             if s.names[0] not in late and _closed(value, t):

@@ -13,7 +13,7 @@ from functools import reduce
 from typing import Any
 
 from . import syntax as S
-from .algebra import ONE, Atom, Product, Term, add, atom, contract, scaled, sum_of, times, turn
+from .algebra import TooLarge, ONE, Atom, Product, Term, add, atom, contract, scaled, sum_of, times, turn
 from .check import check_method
 from .rows import RowTyping
 from .ir import Method
@@ -52,8 +52,14 @@ class Merged:
 
 def merged(method: Method) -> list[Merged]:
     """The merged weights of a method's rows at each of their sites, where they can be derived."""
-    found = [merged_at(t) for t in check_method(method)]
-    return [m for m in found if m is not None]
+    found: list[Merged] = []
+    for t in check_method(method):
+        try:
+            one = merged_at(t)
+        except TooLarge:
+            continue
+        found += [one] if one is not None else []
+    return found
 
 
 def merged_at(t: RowTyping) -> Merged | None:

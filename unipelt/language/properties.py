@@ -5,11 +5,11 @@ The rules for one row are in `rules`. No method has a name here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .algebra import Atom, Term
+from .algebra import Atom, Term, TooLarge
 from .check import anywhere, check_method, open_paths, sites_of
 from .inputs import changes_length
 from .ir import Method, Row
@@ -34,11 +34,19 @@ def judged(typings: Sequence[RowTyping], otherwise: Span = NOWHERE) -> dict[str,
     trained copies, which decide where there are no rows."""
     out = {}
     for name, (rule, why) in RULES.items():
-        found = [rule(t) for t in typings]
+        found = [_bounded(rule, t) for t in typings]
         if name in _SEEN:
             found = [_beside(v, t.row, [o for o in typings if o.row is not t.row]) if v.value == "no" else v for t, v in zip(typings, found)]
         out[name] = _all(found, [t.row.name for t in typings], name, Verdict("no" if name in _SOME else "yes", why, otherwise))
     return out
+
+
+def _bounded(rule: Callable[[RowTyping], Verdict], t: RowTyping) -> Verdict:
+    """The verdict on a row, which is unknown where its normal form is too large."""
+    try:
+        return rule(t)
+    except TooLarge as e:
+        return Verdict("unknown", e.reason, t.row.span)
 
 
 def _beside(verdict: Verdict, row: Row, others: Sequence[RowTyping]) -> Verdict:
@@ -94,7 +102,11 @@ def rows_commute(method: Method, typings: Sequence[RowTyping]) -> Verdict:
             if len(seen) == MOST_PAIRS:
                 return Verdict("unknown", f"more than {MOST_PAIRS} pairs of rows meet at a site", method.span)
             seen.add((alike[i], alike[j]))
-            one, other = (_left(replace(method, rows=pair, trains=())) for pair in (_at(meeting, a, b), _at(meeting, b, a)))
+            try:
+                one, other = (_left(replace(method, rows=pair, trains=())) for pair in (_at(meeting, a, b), _at(meeting, b, a)))
+            except TooLarge as e:
+                unknown = unknown or Verdict("unknown", e.reason, b.span)
+                continue
             if one == other or _apart(placed[a.name], placed[b.name]):
                 continue
             if a.layers == b.layers and not any(_loose(out) for _, out in (*one, *other)):

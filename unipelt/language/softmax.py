@@ -10,6 +10,7 @@ from functools import lru_cache
 from .ir import Row
 from .parser import parse_expression
 from .syntax import Expr, Let, Name, Statement, rewrite
+from .tree import large
 
 
 @lru_cache(maxsize=1)
@@ -25,9 +26,11 @@ def shares_softmax(row: Row) -> bool:
 
 
 def inlined(body: tuple[Statement, ...], name: str) -> Expr | None:
-    """What a body binds to a name, with its lets inlined."""
+    """What a body binds to a name, with its lets inlined; None where that is `large`."""
     known: dict[str, Expr] = {}
     for s in body:
         if isinstance(s, Let) and len(s.names) == 1:
-            known[s.names[0]] = rewrite(s.value, lambda n: known.get(n.id, n) if isinstance(n, Name) else n)
+            value = rewrite(s.value, lambda n: known.get(n.id, n) if isinstance(n, Name) else n)
+            known.pop(s.names[0], None)
+            known |= {s.names[0]: value} if not large(value) else {}
     return known.get(name)

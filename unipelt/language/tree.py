@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import cache
+from itertools import islice
 from typing import Any
 
 
@@ -58,3 +59,8 @@ def dotted(expr: Any) -> str | None:
     if getattr(expr, "kind", "") != "name":
         return None
     return ".".join([expr.id, *reversed(parts)])
+
+
+def large(node: Any, most: int = 2_000) -> bool:
+    """Whether an expression has more nodes than lines are put in each other's place for: they may double from line to line."""
+    return next(islice(walk(node), most, None), None) is not None
