@@ -146,7 +146,6 @@ ELSEWHERE = {
     "E0130": "language/test_printer.py::test_what_cannot_be_written_is_refused",
     "E0202": "language/test_loading.py::test_a_text_that_lies_in_no_file_cannot_import",
     "E0366": "compiler/test_by_layer.py::test_a_list_of_another_length",
-    "E0373": "runtime/test_starts.py::test_a_number_that_only_the_forward_pass_knows",
     "E0393": "language/test_large_terms.py::test_whether_two_such_are_equal_is_not_known",
 }
 

@@ -63,7 +63,6 @@ class Declared:
     site: SiteSignature
     params: dict[str, Param]
     tensors: list[TensorTyping]
-    sizes: Any  # `rows.Sizes`
     varies: bool  # whether what was read last depends on the layer
 
     def _read(self, e: Expr) -> Value:
@@ -143,7 +142,7 @@ class Declared:
                 lr = float(v.type.value)
                 if lr < 0:
                     self.inf.fail("E0345", f"a learning-rate multiple is at least 0, not {lr:g}", s.lr.span)
-            elif isinstance(v.type, NumberType) and self.sizes.values is not None:
+            elif "scale" in v.reads:
                 self.inf.fail("E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number")
         if self.varies and place in ("kind", "model"):
             self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
@@ -217,7 +216,7 @@ class Declared:
                 self.inf.fail("E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span)
             if isinstance(v.type, NumberType) and v.type.value is not None:
                 values.append(Number(v.type.value))
-            elif isinstance(v.type, NumberType) and self.sizes.values is not None:
+            elif "scale" in v.reads:
                 self.inf.fail("E0373", f"`{to_text(a)}` is not known when tensors are drawn", a.span, help="write a number")
             elif isinstance(v.type, WordType) and isinstance(v.type.word, (str, String)):
                 values.append(v.type.word if isinstance(v.type.word, String) else String(v.type.word))

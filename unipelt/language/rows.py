@@ -129,7 +129,7 @@ class RowChecker(Declared):
             if name == "log_mass":
                 scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
         if site.family == "heads":
-            scope["scale"] = Value(NumberType())
+            scope["scale"] = Value(NumberType(), reads=frozenset({"scale"}))
         h_type = self._bound(site.h)
         h = Value(h_type) if site.family == "weight" else reading(h_type, "h")
         inf.sizes["d_out"] = h_type.sizes[-1]
