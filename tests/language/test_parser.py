@@ -295,6 +295,14 @@ def test_mistakes(text, code, at):
     assert str(caught.value).startswith(f"error[{code}]: ")
 
 
+@pytest.mark.parametrize("text", ['method m {\n """a \ud83d"""\n train head }', "method m {\n# \udcff\n train head }", "method m {\n tr\ud83dain head }"])
+def test_half_a_character_is_refused_before_it_cannot_be_saved(text):
+    with pytest.raises(PeltError) as caught:
+        parse(text)
+    (d,) = caught.value.diagnostics
+    assert d.code == "E0125" and "line 2" in d.message and str(caught.value).encode()
+
+
 def test_each_broken_definition_gives_one_error_and_good_ones_none():
     good = "method good{0} {{ modify ffn }}\ncompose c{0} = h + delta\n"
     bad = [

@@ -212,7 +212,7 @@ def test_what_is_no_head_of_ones_own() -> None:
     [
         (0, None, "E0740"), (-1, None, "E0740"), (10**12, None, "E0740"), (2.5, None, "E0740"), (True, None, "E0740"),
         ("yes", None, "E0740"), ([], None, "E0740"), (["a", "a"], None, "E0740"), (["a", ""], None, "E0740"),
-        (["a", 3], None, "E0740"), ({0: "a"}, None, "E0740"), (2, "regresion", "E0741"), (None, "guess", "E0741"),
+        (["a", 3], None, "E0740"), (["a", "b\ud83d"], None, "E0740"), ({0: "a"}, None, "E0740"), (2, "regresion", "E0741"), (None, "guess", "E0741"),
         (1, "single_label_classification", "E0741"), (2, 7, "E0741"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..anatomy.sites import Site, SiteMap
 from ..language.diagnostics import Diagnostic, PeltError, error, near
+from ..language.source import half_of_a_character
 from ..language.syntax import Number
 from ..language.values import Distribution
 
@@ -71,6 +72,9 @@ def read_labels(labels: int | Sequence[str] | Labels, problem_type: str | None =
     bad = [n for n in names if not isinstance(n, str) or not n.strip()]
     if bad:
         raise error("E0740", f"a label's name is a text, not {bad[0]!r}")
+    half = next((n for n in names if half_of_a_character(n) is not None), None)
+    if half is not None:
+        raise error("E0740", f"the label {half!r} holds half of a character, which is no Unicode", help="correct its name")
     twice = next((n for i, n in enumerate(names) if n in names[:i]), None) if len(set(names)) < len(names) else None
     if twice is not None:
         raise error("E0740", f"two labels are named {twice!r}")

@@ -101,13 +101,27 @@ def _unreadable(shown: str, e: Exception, span: Span) -> PeltError:
 
 
 def check(source: Source) -> None:
-    """Refuses a text that is too large or holds NUL."""
+    """Refuses a text that is too large, or holds NUL or what is no Unicode."""
     if len(source.text) > MAX_BYTES:
         raise too_large(source.file)
     nul = source.text.find("\0")
     if nul >= 0:
         remember(source)
         raise error("E0125", "the text holds a NUL character", Span(source.file, nul, nul + 1), help="remove it")
+    half = half_of_a_character(source.text)
+    if half is not None:  # its line cannot be shown, since it cannot be written
+        line, column = source.position(half)
+        raise error("E0125", f"line {line}, column {column} of the text holds half of a character, which is no Unicode", Span(source.file),
+                    help="remove it, or complete the pair of surrogates")  # fmt: skip
+
+
+def half_of_a_character(text: str) -> int | None:
+    """Where a text holds one surrogate of a pair, which can neither be written nor saved."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        return e.start
+    return None
 
 
 def too_large(file: str) -> PeltError:

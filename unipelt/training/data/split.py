@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ...language.diagnostics import Diagnostic, PeltError
+from ...language.source import half_of_a_character
 
 #: After so many mistakes of a kind only their number is said.
 SHOWN = 5
@@ -76,9 +77,7 @@ def is_unicode(value: Any) -> bool:
     while left:
         v = left.pop()
         if isinstance(v, str):
-            try:
-                v.encode()
-            except UnicodeEncodeError:
+            if half_of_a_character(v) is not None:
                 return False
         elif isinstance(v, Mapping):
             left += [*v, *v.values()]
