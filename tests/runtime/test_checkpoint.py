@@ -137,7 +137,7 @@ def test_a_folder_holds_its_own_definition(saved: Path) -> None:
     method = unipelt.parse(text)
     assert method == unipelt.load(name("lora")) and str(method) + "\n" == text
     found = json.loads((saved / MANIFEST).read_text())
-    assert found["arguments"] == {"r": 8, "alpha": 16.0, "dropout": 0.0, "at": "[attn.q, attn.v]"}
+    assert found["arguments"] == {"r": 8, "alpha": 16.0, "dropout": 0.0, "at": "[attn.q, attn.v]", "init": "kaiming_uniform(sqrt(5))"}
     assert found["format"] == FORMAT
     assert set(found["tensors"]) == set(load_file(saved / WEIGHTS)) and found["base"]["class"] == "BertModel"
     for n in (WEIGHTS, METHOD):
