@@ -60,7 +60,7 @@ def _load(folder: str, model: str | None, task: str | None, force: bool, argumen
     if (place / TASK).is_file() or not (place / MANIFEST).is_file():
         if task is not None and (place / TASK).is_file():
             raise typer.BadParameter(f"the run in {folder} has its task already: leave --task out")
-        run = load_run(folder, model, force, arguments)
+        run = load_run(folder, model, force, arguments, say)
         return run.model, run.tokenizer, run.name
     if model is None:
         raise error("E0757", f"the adapter in `{place}` does not say where its base is", help="name it with `--model`")

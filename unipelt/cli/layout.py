@@ -11,7 +11,7 @@ from pathlib import Path
 from ..language.diagnostics import Diagnostic, PeltError, counted, error
 from ..language.format import format_text
 from ..language.loading import pelt_files
-from ..language.source import read
+from ..language.source import read, refuse_link
 from .output import emit, pour, report, say, tell
 
 
@@ -79,7 +79,8 @@ def _difference(old: str, new: str, name: str) -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Beside its place, then renamed; a link is followed, the mode is kept."""
+    """Beside its place, then renamed; a link inside the folder is followed, the mode is kept."""
+    refuse_link(file)
     target = file.resolve()
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:

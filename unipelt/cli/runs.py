@@ -60,7 +60,7 @@ def eval_command(folder: str | None, data: str, split: str | None, model: str | 
     from ..training.resolve import read_arguments
     from ..training.saved import evaluate_run, load_base, load_run
 
-    run = load_run(folder, model, force, read_arguments(arguments)) if folder is not None else load_base(str(model), asked, data)
+    run = load_run(folder, model, force, read_arguments(arguments), say) if folder is not None else load_base(str(model), asked, data)
     with Ticker("evaluating", False if as_json else None) as tick:
         metrics, chosen, cut = evaluate_run(run, data, split, tick, generate)
     if as_json:
@@ -79,7 +79,7 @@ def predict_command(folder: str, texts: list[str], file: str | None, max_new_tok
 
     if file is None and not texts:
         raise typer.BadParameter("give texts, or a file with --file")
-    run = load_run(folder, model, force, read_arguments(arguments))
+    run = load_run(folder, model, force, read_arguments(arguments), say)
     each = len(run.task.inputs)
     if len(texts) % each:
         raise error("E0607", f"the task reads {each} texts each: {', '.join(run.task.inputs)}",
@@ -109,7 +109,7 @@ def merge_command(folder: str, out: str, model: str | None, force: bool, argumen
     from ..training.resolve import read_arguments
     from ..training.saved import load_run, merge_run
 
-    merge_run(load_run(folder, model, force, read_arguments(arguments)), out)
+    merge_run(load_run(folder, model, force, read_arguments(arguments), say), out)
     if as_json:
         emit({"ok": True, "folder": out})
     else:

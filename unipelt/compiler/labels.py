@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from ..anatomy.sites import Site, SiteMap
-from ..language.diagnostics import Diagnostic, PeltError, error, near
+from ..language.diagnostics import Diagnostic, PeltError, error, near, repeated
 from ..language.source import half_of_a_character
 from ..language.syntax import Number
 from ..language.values import Distribution
@@ -75,9 +75,9 @@ def read_labels(labels: int | Sequence[str] | Labels, problem_type: str | None =
     half = next((n for n in names if half_of_a_character(n) is not None), None)
     if half is not None:
         raise error("E0740", f"the label {half!r} holds half of a character, which is no Unicode", help="correct its name")
-    twice = next((n for i, n in enumerate(names) if n in names[:i]), None) if len(set(names)) < len(names) else None
-    if twice is not None:
-        raise error("E0740", f"two labels are named {twice!r}")
+    twice = repeated(names)
+    if twice:
+        raise error("E0740", f"two labels are named {twice[0]!r}")
     if problem_type is not None and problem_type not in PROBLEM_TYPES:
         raise error("E0741", f"there is no problem type {problem_type!r}",
                     help=near(str(problem_type), PROBLEM_TYPES) or f"it is one of {', '.join(PROBLEM_TYPES)}")  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +75,17 @@ def error(code: str, message: str, span: Span = NOWHERE, **more) -> PeltError:
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The nearest known word, or nothing."""
-    return next(iter(get_close_matches(word, [k for k in known if k != word], n=1, cutoff=cutoff)), "")
+    return next(iter(get_close_matches(word, [k for k in islice(known, MAX_COMPARED) if k != word], n=1, cutoff=cutoff)), "")
+
+
+def repeated(words: Iterable[str]) -> list[str]:
+    """The words that stand there more than once, in the order in which they are met again."""
+    seen: set[str] = set()
+    return list(dict.fromkeys(w for w in words if w in seen or seen.add(w)))  # type: ignore[func-returns-value]
+
+
+#: Up to so many words are compared letter by letter.
+MAX_COMPARED = 5000
 
 
 def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:

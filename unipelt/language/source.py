@@ -14,6 +14,7 @@ from threading import Lock
 
 from ..resources import folder
 from .diagnostics import PeltError, error, near_path
+from .files import leaves
 from .syntax import Span
 
 MAX_BYTES = 1 << 20
@@ -82,6 +83,13 @@ def read(path: str | PathLike[str], name: str | None = None) -> Source:
     return source
 
 
+def refuse_link(path: Path) -> None:
+    """Raises `PeltError` for a link that leads out of the folder it lies in (see `files`)."""
+    if leaves(path):
+        raise error("E0790", f"`{path}` is a link that leads out of its folder",
+                    help="put the file itself there, or name the file that is meant")  # fmt: skip
+
+
 def is_file(path: str | PathLike[str], shown: str, span: Span) -> bool:
     """Whether a file lies there, or nothing. Another thing there, and a path that cannot be asked about, is a `PeltError`."""
     try:
@@ -90,6 +98,7 @@ def is_file(path: str | PathLike[str], shown: str, span: Span) -> bool:
         return False
     except (OSError, ValueError) as e:  # a name that is too long, a link to itself, a folder that is closed
         raise _unreadable(shown, e, span) from None
+    refuse_link(Path(path))
     if not S_ISREG(mode):
         raise error("E0122", f"`{shown}` is not a file", span, help="name a `.pelt` file, not a folder")
     return True

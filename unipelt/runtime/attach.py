@@ -6,7 +6,7 @@ What stays in the model is recorded in `registry`; the modules and hooks themsel
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -51,7 +51,16 @@ def apply(
     are computed in the adapter's dtype and handed on in the base's; a trained copy is used in the base's. ``dtype=torch.bfloat16``
     saves memory and time where nothing is trained. A copy never has fewer bits than what it is a copy of.
     """
-    model = unwrapped(model)
+    return install(unwrapped(model), method, name, seed, lambda plan: None, head=head, tokenizer=tokenizer, label_words=label_words, dtype=dtype,
+                   allow_future=allow_future, lowering=lowering, trainable=trainable, labels=labels, problem_type=problem_type)  # fmt: skip
+
+
+def install(
+    model: nn.Module, method: Method, name: str, seed: int, check: Callable[[Plan], None], *, head: bool | None, allow_future: bool,
+    labels: int | Sequence[str] | Labels | None, trainable: bool, tokenizer: Any = None, label_words: LabelWords | None = None,
+    dtype: torch.dtype | None = None, lowering: bool = True, problem_type: str | None = None,
+) -> Plan:  # fmt: skip
+    """`apply` with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be."""
     if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
         raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
     r = registry(model)
@@ -61,6 +70,7 @@ def apply(
         raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
     _refuse_sharded(model)
     planned = make_plan(model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type)
+    check(planned)
     data = StartData.of(model, planned, tokenizer, label_words)
     attached = Attached(planned, seed, lowering, trainable)
     made = _create(model, attached, data, dtype)

@@ -16,15 +16,16 @@ import torch
 from torch import nn
 
 from ..compiler.labels import labels_of_base, read_json
+from ..compiler.plan import Plan
 from ..language.diagnostics import error
 from ..language.initialisers import INITIALISERS
 from ..language.ir import Method
 from ..language.syntax import Apply, Expr, Name, Statement, Tensor, rewrite
-from .attach import activate, active, apply, remove
+from .attach import activate, active, install, remove
 from .beside import Beside, beside, inside
 from .folder import read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located
-from .registry import Attached, record, registry, unwrapped
+from .registry import record, registry, unwrapped
 from .saving import fingerprint
 from .sharding import put, settle
 
@@ -95,14 +96,12 @@ def _attach(
     before = registry(model)
     was = before.switch.active if before is not None else ()
     allowed = options["allow_future"] if options["allow_future"] is not None else manifest.get("allow_future")
-    plan = apply(model, _without_data(method), chosen, int(manifest.get("seed") or 0), head=head, labels=labels,
-                 **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
+    plan = install(model, _without_data(method), chosen, int(manifest.get("seed") or 0), check=lambda p: _compare(p, tensors, folder, arguments),
+                   head=head, labels=labels, **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
     if allowed is None and plan.leaks:
         warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not say "
                       "that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
     try:
-        if arguments:
-            _same_tensors(record(model, chosen), tensors, arguments)
         _fill(model, chosen, tensors, folder)
     except BaseException:
         remove(model, chosen)
@@ -134,10 +133,10 @@ def _alike(saved: Any, here: float) -> bool:
     return math.isclose(saved, here, rel_tol=2e-2, abs_tol=1e-3)
 
 
-def _same_tensors(a: Attached, saved: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> None:
+def _same_tensors(plan: Plan, saved: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> None:
     """Whether a method with some arguments bound anew still has the tensors that were saved."""
-    here = {n: tuple(t.shape) for n, t in a.plan.tensors.items()}
-    copies = {c.name for c in a.plan.copies}
+    here = {n: tuple(t.shape) for n, t in plan.tensors.items()}
+    copies = {c.name for c in plan.copies}
     there = {n: tuple(t.shape) for n, t in saved.items() if n not in copies}
     if here != there:
         n = next(n for n in sorted({*here, *there}) if here.get(n) != there.get(n))
@@ -156,20 +155,28 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     _fill(model, name, read_tensors(folder, manifest), folder)
 
 
-def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    a = record(model, name)
-    settle(model)
-    own = a.values()
+def _compare(plan: Plan, tensors: Mapping[str, torch.Tensor], folder: Path, arguments: Mapping[str, Any] | None = None) -> None:
+    """Whether a plan has the tensors that were saved: asked before any is made, since a few bytes may call for gigabytes."""
+    if arguments:
+        _same_tensors(plan, tensors, arguments)
+    own = {n: tuple(t.shape) for n, t in plan.tensors.items()} | {c.name: tuple(c.parameter.shape) for c in plan.copies}
     missing, surplus = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     if missing:
         raise error("E0585", f"{folder} lacks the tensor `{missing[0]}`" + _more(missing))
     if surplus:
         raise error("E0586", f"{folder} has a tensor that this method has no place for: `{surplus[0]}`" + _more(surplus))
     for n, t in tensors.items():
-        if t.shape != a.shape(n):
-            raise error("E0587", f"`{n}` in {folder} has the shape {list(t.shape)}, here it is {list(a.shape(n))}",
+        if tuple(t.shape) != own[n]:
+            raise error("E0587", f"`{n}` in {folder} has the shape {list(t.shape)}, here it is {list(own[n])}",
                         help="a head has as many rows as there are labels: load the model with the same num_labels"
-                        if n not in a.plan.tensors else "")  # fmt: skip
+                        if n not in plan.tensors else "")  # fmt: skip
+
+
+def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    a = record(model, name)
+    _compare(a.plan, tensors, folder)
+    settle(model)
+    own = a.values()
     for n in own:
         put(own[n], tensors[n].reshape(own[n].shape))
 

@@ -23,7 +23,7 @@ from safetensors.torch import save as pack
 from ..language.diagnostics import error, near_path
 from ..language.ir import Method
 from ..language.loading import parse
-from ..language.source import read
+from ..language.source import read, refuse_link
 from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
 from .card import replaceable
 from .hub import FETCHED, FOLDER, INDEX, MANIFEST, METHOD, README, RUN, WEIGHTS
@@ -115,6 +115,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise error("E0577", f"there is no folder {folder}", help=near_path(folder, folders=True) or "check the path and the spelling")
     path = folder / MANIFEST
     for n in (MANIFEST, WEIGHTS, METHOD):
+        refuse_link(folder / n)
         if not (folder / n).is_file():
             raise error("E0577", f"{folder} is no adapter: it has no {n}",
                         help="the run there is not finished: `--resume` goes on with it" if (folder / RUN).is_file()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..language.diagnostics import error
+from ..language.source import refuse_link
 from .card import PLACE, sealed, unsealed
 from .folder import verify
 from .hub import (
@@ -150,6 +151,8 @@ def _method_name(made: Pushed) -> str:
 
 def _cleaned(folder: Path, name: str, place: str) -> dict[str, bytes | Path]:
     """The files of a folder as they may be shown to others: texts as they will stand there, others by their place."""
+    for n in PUSHED:
+        refuse_link(folder / n)
     found: dict[str, bytes | Path] = {n: folder / n for n in PUSHED if (folder / n).is_file()}
     texts = {n: (folder / n).read_bytes() for n in found if n.endswith(_TEXTS)}
     records = {n: _json(folder / n, data) for n, data in texts.items() if n.endswith(".json")}

@@ -13,6 +13,13 @@ from ..language.diagnostics import PeltError, error, near_path
 from .tasks import Task, kind
 
 
+#: What every model, configuration and tokenizer is loaded with: code that lies beside it is never run. Without this transformers
+#: asks on stdin, and a `y` that was meant for something else would run it.
+TRUSTED: dict[str, Any] = {"trust_remote_code": False}
+#: Weights besides: a `.bin` file holds tensors and nothing else, or is refused.
+WEIGHTS_ONLY: dict[str, Any] = {**TRUSTED, "weights_only": True}
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences transformers' and accelerate's reports and bars inside; their settings are as before afterwards."""
@@ -42,7 +49,7 @@ def load_tokenizer(model: str) -> Any:
 
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(model)
+            tokenizer = AutoTokenizer.from_pretrained(model, **TRUSTED)
     except Exception as e:  # noqa: BLE001 - transformers raises whatever its parsers raise
         raise _unloadable(model, "tokenizer", e) from None
     if tokenizer.pad_token_id is None:
@@ -58,7 +65,7 @@ def load_config(model: str, **options: Any) -> Any:
 
     try:
         with quiet():
-            return AutoConfig.from_pretrained(model, **options)
+            return AutoConfig.from_pretrained(model, **TRUSTED, **options)
     except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
 
@@ -81,7 +88,7 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
                 config.pad_token_id = tokenizer.pad_token_id
             set_seed(seed)
             # A pretrained head of another size is drawn anew, as one that is missing.
-            loaded = auto.from_pretrained(model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+            loaded = auto.from_pretrained(model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **WEIGHTS_ONLY)
     except PeltError:
         raise
     except Exception as e:  # noqa: BLE001
@@ -104,7 +111,7 @@ def load_plain(model: str, task: str) -> Any:
     try:
         with quiet():
             auto = getattr(transformers, "AutoModel" if wanted is None else wanted.auto_for(config))
-            loaded = auto.from_pretrained(model, dtype=torch.float32).eval()
+            loaded = auto.from_pretrained(model, dtype=torch.float32, **WEIGHTS_ONLY).eval()
     except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
     if wanted is not None:
@@ -122,7 +129,7 @@ def load_config_model(path: str, task: str) -> Any:
         config = load_config(path)
         with quiet(), torch.device("meta"):
             auto = "AutoModel" if wanted is None else wanted.auto_for(config)
-            made = getattr(transformers, auto).from_config(config)
+            made = getattr(transformers, auto).from_config(config, **TRUSTED)
         if wanted is not None:
             wanted.check_model(path, made)
         return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,14 @@ class Run:
 
 
 def load_run(
-    folder: str | Path, model: str | None = None, force: bool = False, arguments: Mapping[str, Any] | None = None
+    folder: str | Path, model: str | None = None, force: bool = False, arguments: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Run:
     """Load a run's folder onto its base model, or onto ``model``; another base is refused unless forced.
 
     ``folder`` may be a repository of the hub, as for `unipelt.attach`.
-    ``arguments`` binds some of the method's anew (see `unipelt.attach`).
+    ``arguments`` binds some of the method's anew (see `unipelt.attach`). ``say`` is told which base is loaded where the folder's
+    record names it, and not the caller.
     """
     place = located(folder)
     if not place.is_dir():
@@ -58,6 +60,8 @@ def load_run(
     base = model or record.get("model")
     if not isinstance(base, str):
         raise error("E0827", f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`", help="name it with `--model`")
+    if model is None:
+        say(f"base: {base}, as the record in {folder} says")
     seed, batch_size = _whole(record, "seed", 0, 0), _whole(record, "eval_batch_size", 64, 1)
     tokenizer = load_tokenizer(base)
     loaded = load_model(base, task, tokenizer, seed)

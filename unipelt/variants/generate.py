@@ -12,7 +12,7 @@ from typing import Any
 from ..language import syntax as S
 from ..language.canonical import canonical
 from ..language.arguments import parameters
-from ..language.diagnostics import Diagnostic, PeltError
+from ..language.diagnostics import Diagnostic, PeltError, error
 from ..language.infer import Inference
 from ..language.ir import Method
 from ..language.loading import resolve
@@ -24,6 +24,8 @@ from ..language.values import NumberType, Value
 from .recognise import Recognised, recognise
 from ..language.space import Space, drawn
 
+#: So many members are enumerated at most; of a larger space a sample is looked at.
+MAX_MEMBERS = 100_000
 #: A further test of a member, such as a plan on a model: raises `PeltError`, or gives the method as it is to be kept.
 Test = Callable[[Method], Method]
 
@@ -147,6 +149,10 @@ def generate(
     What means the same as ``origin`` (the method that the spaces were made from) is no member.
     """
     out = Generated(sum(s.size for s in spaces))
+    if min(out.size, sample or out.size) > MAX_MEMBERS:
+        raise error("E0791", f"this space has {out.size:,} members, and at most {MAX_MEMBERS:,} are looked at" if out.size < 10**15
+                    else f"this space has about 10^{len(str(out.size)) - 1} members, and at most {MAX_MEMBERS:,} are looked at",
+                    help="draw some at random with `--sample N` (`sample=N`), or leave alternatives out")  # fmt: skip
     seen: dict[Any, str] = {key_of(origin): origin.name} if origin is not None else {}
     names: set[str] = set()
     for space, index in _members(spaces, sample, seed):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ...language.diagnostics import Diagnostic, error, near
+from ...language.diagnostics import MAX_COMPARED, Diagnostic, error, near
 from ...language.syntax import Span
 from .split import Split, kind_of_value, listed, raise_all
 
@@ -75,7 +75,7 @@ def first(split: Split, names: Sequence[str], option: str) -> str:
     for name in names:
         if name in split.columns:
             return name
-    found = next((c for c in split.columns if get_close_matches(c.lower(), names, 1, 0.75)), None)
+    found = next((c for c in split.columns[:MAX_COMPARED] if get_close_matches(c.lower(), names, 1, 0.75)), None)
     remedy = f"`{found}` is close: name it with `--{option} {found}`" if found else f"name the column: `--{option} …`"
     raise error("E0603", f"`{split.file}` has no column that holds the {option}; it has {listed(split.columns)}",
                 Span(split.file), where=(f"looked for {', '.join(names)}",), help=remedy)  # fmt: skip

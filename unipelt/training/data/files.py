@@ -11,6 +11,7 @@ from os.path import isdir, isfile
 from pathlib import Path
 
 from ...language.diagnostics import error, near_path
+from ...language.source import refuse_link
 from ...language.syntax import Span
 from ...runtime.hub import is_data_set
 from .formats import SUFFIXES, parse
@@ -59,6 +60,7 @@ def read_file(path: Path, split: str = "train") -> Split:
         raise error("E0601", f"there is no file or folder `{path}`", span,
                     help=near_path(path) or (f"check the spelling; a data set of the hub is written `{PREFIX}{path}`"
                                              if is_data_set(str(path)) else "check the path and the spelling"))  # fmt: skip
+    refuse_link(path)
     if path.suffix not in SUFFIXES:
         raise error("E0608", f"`{path}` is neither JSON, CSV nor Parquet", span,
                     help=f"the file's name ends in one of {', '.join(SUFFIXES)}")  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...language.diagnostics import Diagnostic, PeltError, error
+from ...language.diagnostics import Diagnostic, PeltError, error, repeated
 from ...language.syntax import Span
 from .split import Split, is_unicode, kind_of_value, listed, raise_all
 
@@ -102,7 +102,7 @@ def _csv_rows(text: str, path: Path) -> tuple[Rows, list[int]]:
                 continue
             if header is None:
                 header = [c.strip() for c in cells]
-                twice = sorted({c for c in header if header.count(c) > 1})
+                twice = sorted(repeated(header))
                 if twice:
                     raise PeltError(_broken(path, start, f"the header names {listed(twice)} twice", "E0609"))
             elif len(cells) != len(header):
@@ -137,7 +137,7 @@ def _parquet_rows(path: Path) -> Rows:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            twice = sorted({c for c in names if names.count(c) > 1})
+            twice = sorted(repeated(names))
             table = file.read() if not twice else None
     except (pyarrow.ArrowException, OSError, ValueError) as e:
         reason = " ".join(str(e).split())

@@ -80,7 +80,7 @@ class QuestionAnswering(Task):
         from transformers import AutoModel
 
         with torch.device("meta"):  # its modules say what its configuration does not: how many entries no token gets
-            longest = longest_text(AutoModel.from_config(base))
+            longest = longest_text(AutoModel.from_config(base, trust_remote_code=False))
         if longest is not None and longest < self.max_length:
             return replace(self, max_length=longest, stride=min(self.stride, longest // 4))
         return self
