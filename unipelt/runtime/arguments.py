@@ -16,7 +16,7 @@ from torch import nn
 
 from ..compiler.plan import PlannedInput
 from ..language.diagnostics import PeltError, error, near
-from .switch import Switch
+from .switch import Switch, ended_by
 
 
 @contextmanager
@@ -37,11 +37,9 @@ def inputs(model: nn.Module, **arguments: Any) -> Iterator[nn.Module]:
                         help=near(name, known) or (f"declared: {', '.join(sorted(known))}" if known else ""))  # fmt: skip
     assert r is not None
     holder, before = r.switch.holder, r.switch.holder.given
-    holder.given = {**before, **arguments}
-    try:
+    with ended_by(lambda: setattr(holder, "given", before)):
+        holder.given = {**before, **arguments}
         yield model
-    finally:
-        holder.given = before
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from .hanging import hang_adapter, refuse_namesake, take_down
 from .heads import agree
 from .offload import device_of, value_of
 from .prompts import placing
-from .registry import Attached, Registry, record, registry, unwrapped
+from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
 from .starts import LabelWords, StartData, start
-from .switch import ADAPTER_NAME, NAME, Switch
+from .switch import ADAPTER_NAME, NAME, Switch, finish
 
 # ---------------------------------------------------------------- apply
 
@@ -65,6 +65,7 @@ def install(
         raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
     r = registry(model)
     if r is not None and name in r.attached:
+        record(model, name)
         raise error("E0553", f"the model has an adapter named `{name}` already", help="unipelt.remove it, or choose another")
     if r is not None and r.merged is not None:
         raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
@@ -137,23 +138,39 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
         r = Registry(Switch(), attached.plan.sites, required)
     else:
         r = before
-    was = r.switch.active
-    try:
+    with unchanged(model, r):
+        r.attached[name] = attached
         if before is None:
             for p in model.parameters():
                 p.requires_grad_(False)
             model.add_module(NAME, r)
-        r.attached[name] = attached
         if attached.plan.inputs:
             r.wanted[name] = attached.plan.inputs
         r.placing[name] = placing(attached.plan, name)
         hang_adapter(model, r, name, attached, made)
         activate(model, name)
+
+
+@contextmanager
+def unchanged(model: nn.Module, new: Registry | None = None) -> Iterator[None]:
+    """If anything fails within the block, the adapters that came in it are taken out, and what acts and is trained is as before.
+
+    ``new`` is the record of a model that gets its first adapter in the block.
+    """
+    before = registry(model)
+    r = new if before is None else before
+    there, was = list(r.attached) if r is not None else [], r.switch.active if r is not None else ()
+    trained = [(p, p.requires_grad) for a in r.attached.values() for p in a.trained().values()] if r is not None else []
+    try:
+        yield
     except BaseException:
-        if name in r.attached:
-            _take_out(model, r, name)
-        if before is not None:
-            activate(model, *was)  # what trains is as it was, too
+        r = r or registry(model)
+        if r is not None:
+            for name in [n for n in r.attached if n not in there]:
+                _take_out(model, r, name)
+            r.switch.active = was
+            for p, required in trained:
+                p.requires_grad_(required)
         raise
 
 
@@ -161,26 +178,39 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
 
 
 def remove(model: nn.Module, name: str = "default") -> None:
-    """Takes an adapter out. With the last one every hook, name and flag of the model is as before."""
+    """Takes an adapter out. With the last one every hook, name and flag of the model is as before.
+
+    An interruption (Ctrl-C) does not keep it from the end; where a second one does, calling it again finishes it. Raises
+    `PeltError`: for a name that is not there (E0551), for an adapter that is merged (E0554) or that acts in a `using` block around
+    the call (E0592).
+    """
     model = unwrapped(model)
-    record(model, name)
     r = registry(model)
+    if r is None or name not in r.attached or not r.attached[name].leaving:
+        record(model, name)
     assert r is not None
+    refuse_in_use(r, name)
     if r.merged is not None and name in r.merged.names:
         raise error("E0554", f"the adapter `{name}` is merged into the base", help="unipelt.unmerge(model) first")
-    _take_out(model, r, name)
+    finish(lambda: _take_out(model, r, name))
 
 
 def _take_out(model: nn.Module, r: Registry, name: str) -> None:
-    attached = r.attached.pop(name)
+    """Takes an adapter out, as far as it is in; may be repeated until the registry has it no more, which is the last step."""
+    attached = r.attached.get(name)
+    if attached is None:
+        return
+    attached.leaving = True
+    r.switch.active = tuple(n for n in r.switch.active if n != name)
     r.wanted.pop(name, None)
     r.placing.pop(name, None)
-    r.switch.active = tuple(n for n in r.switch.active if n != name)
     take_down(model, r, name, attached)
-    if not r.attached:
-        model._modules.pop(NAME, None)
+    if not r.staying:
         for n, p in model.named_parameters():
-            p.requires_grad_(r.required.get(n, True))
+            if NAME not in n.split("."):
+                p.requires_grad_(r.required.get(n, True))
+        model._modules.pop(NAME, None)
+    del r.attached[name]
 
 
 def adapters(model: nn.Module) -> dict[str, Method]:
@@ -205,10 +235,14 @@ def activate(model: nn.Module, *names: str) -> None:
     model = unwrapped(model)
     r = _chosen(model, names, "activate")
     settle(model)
-    for n, a in r.attached.items():
-        for p in a.trained().values():
-            p.requires_grad_(n in names and a.trainable)
-    r.switch.active = tuple(names)
+
+    def commit() -> None:
+        for n, a in r.attached.items():
+            for p in a.trained().values():
+                p.requires_grad_(n in names and a.trainable)
+        r.switch.active = tuple(names)
+
+    finish(commit)
 
 
 def labels(model: nn.Module, name: str | None = None) -> Labels | None:
@@ -226,6 +260,8 @@ def _chosen(model: nn.Module, names: Sequence[str], what: str) -> Registry:
             given = ", ".join(map(repr, n))
             raise error("E0588", "the names of adapters are given one after the other, not in a list", help=f"unipelt.{what}(model, {given})")
         record(model, n)
+    if names and (r := registry(model)) is not None and r.merged is not None:
+        raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
     twice = [n for n, count in Counter(names).items() if count > 1]
     if twice:
         raise error("E0558", f"the adapter `{twice[0]}` is named twice", help="name it once")
@@ -254,8 +290,6 @@ def using(model: nn.Module, *names: str | None) -> Iterator[nn.Module]:
     r = registry(model)
     if names != (None,):
         r = _chosen(model, [n for n in names if n is not None], "using")
-        if r.merged is not None:
-            raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
     with nullcontext() if r is None else r.switch.holder.using(tuple(n for n in names if n is not None)):
         yield model
 

@@ -29,7 +29,7 @@ from .hub import FOLDER, INDEX
 from .registry import Registry
 from .saving import content, state_dict
 from .sharding import is_sharded
-from .switch import ADAPTER_NAME, NAME
+from .switch import ADAPTER_NAME, NAME, ended_by
 
 #: The most bytes an index may have.
 _LARGEST = 2**20
@@ -68,16 +68,17 @@ class Saver:
 
     def hang(self) -> None:
         if self.handle is None:
-            self.handle = self.part.register_state_dict_post_hook(_OnlyBase(self.registry))
             setattr(self.part, _METHOD, self)
+            self.handle = self.part.register_state_dict_post_hook(_OnlyBase(self.registry))
 
     def take_down(self) -> None:
         if self.handle is not None:
             self.handle.remove()
         if vars(self.part).get(_METHOD) is self:
-            delattr(self.part, _METHOD)
             if self.before is not None:
                 setattr(self.part, _METHOD, self.before)
+            else:
+                delattr(self.part, _METHOD)
         self.handle = None
 
     @property
@@ -100,11 +101,9 @@ class Saver:
         if given is not None:
             called.arguments["state_dict"] = {n: t for n, t in given.items() if NAME not in n.split(".")}
         values = self.registry.switch.holder.values
-        values[_PLAIN] = True
-        try:
+        with ended_by(lambda: values.pop(_PLAIN, None)):
+            values[_PLAIN] = True
             return self._own()(*called.args, **called.kwargs)
-        finally:
-            values.pop(_PLAIN, None)
 
 
 def _written(r: Registry, whole: bool) -> list[str]:
@@ -165,7 +164,7 @@ def _warn(names: list[str], why: str, then: str) -> None:
 def hang(model: nn.Module, r: Registry) -> None:
     """Gives the model, and each part of it that can be saved by itself, a ``save_pretrained`` that knows of adapters; takes it
     away with the last adapter."""
-    parts = dict(model.named_modules()) if r.attached else {}
+    parts = dict(model.named_modules()) if r.staying else {}
     for path in [p for p in r.savers if p not in parts]:
         r.savers[path].take_down()
         del r.savers[path]

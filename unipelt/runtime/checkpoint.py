@@ -21,11 +21,11 @@ from ..language.diagnostics import error
 from ..language.initialisers import INITIALISERS
 from ..language.ir import Method
 from ..language.syntax import Apply, Expr, Name, Statement, Tensor, rewrite
-from .attach import activate, active, install, remove
+from .attach import activate, install, unchanged
 from .beside import Beside, beside, inside
 from .folder import read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located
-from .registry import record, registry, unwrapped
+from .registry import record, unwrapped
 from .saving import fingerprint
 from .sharding import put, settle
 
@@ -50,20 +50,13 @@ def attach(
     """
     model = unwrapped(model)
     options = {"trainable": trainable, "tokenizer": tokenizer, "allow_future": allow_future, "dtype": dtype}
-    was = active(model)
     attached: list[str] = []
     found = _adapters_in(located(folder), name)
-    try:
+    with unchanged(model):
         for own, place in found.folders.items():
             attached.append(_attach(model, place, own, force, arguments, options))
         if len(attached) > 1:
             activate(model, *found.active)
-    except BaseException:
-        for own in attached:
-            remove(model, own)
-        if attached and was:
-            activate(model, *was)
-        raise
     return [*attached, *(found.active if len(attached) > 1 else ())][-1]
 
 
@@ -93,21 +86,14 @@ def _attach(
     labels = read_json(manifest.get("labels"), str(folder / MANIFEST))
     if labels == labels_of_base(model):
         labels = None  # the base's own head scores the same
-    before = registry(model)
-    was = before.switch.active if before is not None else ()
     allowed = options["allow_future"] if options["allow_future"] is not None else manifest.get("allow_future")
-    plan = install(model, _without_data(method), chosen, int(manifest.get("seed") or 0), check=lambda p: _compare(p, tensors, folder, arguments),
-                   head=head, labels=labels, **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
-    if allowed is None and plan.leaks:
-        warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not say "
-                      "that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
-    try:
+    with unchanged(model):
+        plan = install(model, _without_data(method), chosen, int(manifest.get("seed") or 0), check=lambda p: _compare(p, tensors, folder, arguments),
+                       head=head, labels=labels, **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
+        if allowed is None and plan.leaks:
+            warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
+                          "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
         _fill(model, chosen, tensors, folder)
-    except BaseException:
-        remove(model, chosen)
-        if was:
-            activate(model, *was)
-        raise
     return chosen
 
 
@@ -177,8 +163,16 @@ def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], fold
     _compare(a.plan, tensors, folder)
     settle(model)
     own = a.values()
-    for n in own:
-        put(own[n], tensors[n].reshape(own[n].shape))
+    new = {n: tensors[n].reshape(own[n].shape) for n in own}
+    before = {n: t.detach().clone() for n, t in own.items()}
+    try:
+        for n in own:
+            put(own[n], new[n])
+    except BaseException:
+        with torch.no_grad():
+            for n, t in before.items():
+                own[n].copy_(t)
+        raise
 
 
 def _more(names: list[str]) -> str:

@@ -31,21 +31,22 @@ class Door:
         self.handles: dict[str, Any] = {}
 
     def open(self) -> None:
-        """Hangs what is not there yet: two hooks that say whether a pass is under way, then the module's ``forward``."""
+        """Hangs what is not there yet: two hooks that say whether a pass is under way, and the module's ``forward``."""
         if "enter" not in self.handles:
             self.handles["enter"] = self.module.register_forward_pre_hook(self.enter)
         if "leave" not in self.handles:
-            self.handles["leave"] = self.module.register_forward_hook(self.leave, always_call=True)
             self.module.forward = self
+            self.handles["leave"] = self.module.register_forward_hook(self.leave, always_call=True)
 
     def close(self) -> None:
         """Takes it down. Where another library has since put a `forward` around this one, it stays there and does nothing."""
         for handle in self.handles.values():
             handle.remove()
         if vars(self.module).get(_FORWARD) is self:
-            del self.module.forward
             if self.before is not None:
                 self.module.forward = self.before
+            else:
+                del self.module.forward
         self.handles.clear()
 
     @property

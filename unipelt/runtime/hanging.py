@@ -30,6 +30,10 @@ from .seam import Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
 from .switch import NAME
 
 
+#: Where torch notes how a hook is called.
+_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+
+
 def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
     """Everything that an adapter, which the registry has already, needs in the model; ``made`` are its tensors and copies by name."""
     copies = _hosts_of_copies(model, attached)
@@ -46,7 +50,7 @@ def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, m
 
 
 def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> None:
-    """What `hang_adapter` hung, as much of it as there is; the registry has the adapter no more."""
+    """What `hang_adapter` hung, as much of it as there is, so that it may be called again; the adapter is marked as leaving."""
     for handle in attached.handles:
         handle.remove()
     if key_of(name) in r.shared:
@@ -58,6 +62,21 @@ def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> N
         if not seam.adapters:
             del host._modules[NAME]
     rehang(model, r)
+    _sweep(model, r, name)
+
+
+def _sweep(model: nn.Module, r: Registry, name: str) -> None:
+    """Takes away the hooks of an adapter, and with the last adapter all of them, by looking at the modules.
+
+    One that was registered and not yet noted when Ctrl-C came is in no list of handles.
+    """
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._state_dict_hooks):
+            for key, hook in list(hooks.items()):
+                owner = getattr(hook, "__self__", hook)
+                if r.switch in (owner, getattr(owner, "switch", None)) and (not r.staying or getattr(owner, "adapter", None) == name):
+                    for kept in (hooks, *(getattr(module, flags) for flags in _FLAGS)):
+                        kept.pop(key, None)
 
 
 def _seam(model: nn.Module, r: Registry, path: str) -> tuple[nn.Module, Seam]:
@@ -154,7 +173,7 @@ def _hang_copies(
 
 def hang_root(model: nn.Module, r: Registry) -> None:
     """The model's own hooks, where an adapter or a watch needs the mask, takes an argument, places rows or has its own labels."""
-    edits = [e for a in r.attached.values() for e in a.plan.edits]
+    edits = [e for a in r.staying.values() for e in a.plan.edits]
     prompts = any(e.site.side == "prompt" for e in edits)
     needed = prompts or bool(r.watched) or bool(r.wanted) or any("tokens" in e.names for e in edits)
     r.room = Room.of(model, r.sites) if prompts else None
@@ -180,16 +199,17 @@ def hang_root(model: nn.Module, r: Registry) -> None:
         values = r.switch.holder.values
         for key in [k for k in values if k.startswith("mask:")]:
             del values[key]
-    hang_heads(model, r.heads, {n: a.plan for n, a in r.attached.items()}, r.head_handles)
+    hang_heads(model, r.heads, {n: a.plan for n, a in r.staying.items()}, r.head_handles)
     if any(p.rows.grows for placed in r.placing.values() for p in placed) and not r.tower:
         # last: a head's loss is over all entries
         r.head_handles.append(model.register_forward_hook(Outputs(r.switch, model, r.sites).leaves))
+    _hang_passes(model, r)
     _hang_doors(model, r)
 
 
 def _hang_doors(model: nn.Module, r: Registry) -> None:
     """A ``forward`` that runs the hooks, for each module that has some of the model's own (see `doors`)."""
-    edits = [e for a in r.attached.values() for e in a.plan.edits]
+    edits = [e for a in r.staying.values() for e in a.plan.edits]
     wanted: dict[str, nn.Module] = {}
     if r.root_handles or r.head_handles or r.draw_handles or any("" in (e.site.x, e.site.residual) for e in edits):
         wanted[INSIDE] = model
@@ -211,7 +231,6 @@ def rehang(model: nn.Module, r: Registry) -> None:
     _taps_last(r)
     _hang_draw(model, r)
     hang_root(model, r)
-    _hang_passes(model, r)
     hang_savers(model, r)
     _forget_compiled()
 
@@ -222,8 +241,9 @@ def _hang_passes(model: nn.Module, r: Registry) -> None:
     Hooked anew each time, since they stand before and behind all others.
     """
     while r.pass_handles:
-        r.pass_handles.pop().remove()
-    towers = [model.get_submodule(s.module) for s in r.sites.stacks] if r.attached else []
+        r.pass_handles[-1].remove()
+        r.pass_handles.pop()
+    towers = [model.get_submodule(s.module) for s in r.sites.stacks] if r.staying else []
     for module in {id(m): m for m in (model, base_of(model), *towers)}.values() if towers else ():
         r.pass_handles.append(module.register_forward_pre_hook(r.switch.begin, prepend=True))
         r.pass_handles.append(module.register_forward_hook(r.switch.end, always_call=True))
@@ -236,16 +256,17 @@ def base_of(model: nn.Module) -> nn.Module:
 
 def _hang_draw(model: nn.Module, r: Registry) -> None:
     """The hook that draws ``chance``, where an attached adapter reads it."""
-    needed = any("chance" in e.names for a in r.attached.values() for e in a.plan.edits)
+    needed = any("chance" in e.names for a in r.staying.values() for e in a.plan.edits)
     if needed and not r.draw_handles:
         r.draw_handles.append(model.register_forward_pre_hook(Draw(r.switch).enters))
     while r.draw_handles and not needed:
-        r.draw_handles.pop().remove()
+        r.draw_handles[-1].remove()
+        r.draw_handles.pop()
 
 
 def _taps_last(r: Registry) -> None:
     """What reads a module's output stands behind every edit of it, whichever was hung first."""
-    for handle in (h for a in r.attached.values() for h in a.handles):
+    for handle in (h for a in r.staying.values() for h in a.handles):
         hooks = handle.hooks_dict_ref()
         if hooks is not None and getattr(hooks.get(handle.id), "__func__", None) is Tap.leaves:
             hooks.move_to_end(handle.id)

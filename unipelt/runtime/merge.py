@@ -23,9 +23,10 @@ from ..language.diagnostics import Diagnostic, PeltError, error
 from ..language.rules import ABSORBED_SEQUENTIAL, mergeable
 from .edits import Edit
 from .hanging import rehang
-from .registry import Attached, record, registry, unwrapped
+from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .seam import edit_at
 from .sharding import is_sharded
+from .switch import finish
 
 
 @dataclass
@@ -56,6 +57,7 @@ def merge(model: nn.Module, name: str = "default") -> None:
         if r.merged.names == (name,):
             return  # merging twice is merging once
         raise error("E0554", f"the adapter `{r.merged.name}` is merged already", help="unipelt.unmerge(model) first")
+    refuse_in_use(r, None)
     others = [n for n in r.switch.active if n != name]
     if others:
         raise error("E0560", f"the adapter `{others[0]}` is active too, and would act on the merged base",
@@ -73,14 +75,14 @@ def merge(model: nn.Module, name: str = "default") -> None:
                     help=f"check the training, or merge in a type that holds larger numbers than {new[bad[0]].dtype} does")  # fmt: skip
     merged = Merged((name,), was_active=r.switch.active)
     try:
+        r.merged = merged
         _write(model, new, merged)
+        r.heads.merge(attached.plan.labels)
+        r.switch.active = ()
+        rehang(model, r)
     except BaseException:
-        _write_back(model, merged)
+        _undo(model, r, merged)
         raise
-    r.merged = merged
-    r.heads.merge(attached.plan.labels)
-    r.switch.active = ()
-    rehang(model, r)
 
 
 def unmerge(model: nn.Module, name: str | None = None) -> None:
@@ -95,11 +97,17 @@ def unmerge(model: nn.Module, name: str | None = None) -> None:
     if name is not None and name not in r.merged.names:
         record(model, name)
         raise error("E0562", f"the adapter `{name}` is not merged; `{r.merged.name}` is", help="unipelt.unmerge(model)")
-    _write_back(model, r.merged)
-    r.switch.active = r.merged.was_active
-    r.merged = None
+    merged = r.merged
+    finish(lambda: _undo(model, r, merged))
+
+
+def _undo(model: nn.Module, r: Registry, merged: Merged) -> None:
+    """Takes a merge back, as far as it went; may be repeated."""
+    _write_back(model, merged)
+    r.switch.active = merged.was_active
     r.heads.unmerge()
     rehang(model, r)
+    r.merged = None
 
 
 def _write(model: nn.Module, values: dict[str, torch.Tensor], merged: Merged) -> None:
@@ -240,12 +248,8 @@ def _at_heads(edit: Edit, h: torch.Tensor) -> torch.Tensor:
 def _double(model: nn.Module, name: str, e: PlannedEdit) -> Edit:
     """A float64 copy of the edit that hangs at a site."""
     found = edit_at(model, name, e)
-    bases, found.bases = found.bases, {}  # the base's modules are not copied along
-    try:
-        double = copy.deepcopy(found).double().eval()
-        for shared in double.shared:
-            shared.double()
-    finally:
-        found.bases = bases
-    double.bases = bases
+    double = copy.deepcopy(found, {id(found.bases): {}}).double().eval()  # the base's modules are not copied along
+    for shared in double.shared:
+        shared.double()
+    double.bases = found.bases
     return double

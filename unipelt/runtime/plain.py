@@ -28,16 +28,16 @@ def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, 
         raise error("E0611", f"`{place}` exists and is not empty", help="name another folder")
     r = registry(model)
     merged_before = r is not None and r.merged is not None
-    merge(model, name)
     config: Any = model.config
     try:
+        merge(model, name)
         model.config = plain(config) if is_view(config) else copy.deepcopy(config)  # `save_pretrained` writes into it
         _write(model, place, tokenizer)
     except OSError as e:
         raise error("E0750", f"the model could not be written to {place}: {e.strerror or e}") from e
     finally:
         model.config = config
-        if not merged_before:
+        if not merged_before and (r := registry(model)) is not None and r.merged is not None:
             unmerge(model)
     return place
 

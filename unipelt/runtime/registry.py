@@ -35,6 +35,7 @@ class Attached:
     #: and offloading put other tensor objects there.
     places: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
+    leaving: bool = False  # its removal has begun
 
     @property
     def method(self) -> Method:
@@ -69,7 +70,7 @@ class Registry(Doorway):
         self.shared = nn.ModuleDict()
         self.required = required  # which parameters of the base required a gradient before
         self.merged: Any = None
-        self.watched = 0  # how many `watch` blocks are open
+        self.watched: set[int] = set()  # the open `watch` blocks
         self.pass_handles: list[Any] = []
         self.root_handles: list[Any] = []
         self.heads = Heads(switch)
@@ -77,6 +78,11 @@ class Registry(Doorway):
         self.draw_handles: list[Any] = []
         self.doors: dict[str, Door] = {}
         self.savers: dict[str, Any] = {}  # by the path of a part that can be saved by itself: see `beside`
+
+    @property
+    def staying(self) -> dict[str, Attached]:
+        """The adapters whose removal has not begun."""
+        return {n: a for n, a in self.attached.items() if not a.leaving}
 
 
 def registry(model: nn.Module) -> Registry | None:
@@ -95,7 +101,16 @@ def record(model: nn.Module, name: str) -> Attached:
     if name not in r.attached:
         raise error("E0551", f"this model has no adapter named `{name}`",
                     help=near(name, r.attached) or f"it has: {', '.join(r.attached)}")  # fmt: skip
+    if r.attached[name].leaving:
+        raise error("E0591", f"the removal of the adapter `{name}` was interrupted", help=f"finish it: unipelt.remove(model, {name!r})")
     return r.attached[name]
+
+
+def refuse_in_use(r: Registry, name: str | None) -> None:
+    """An error where this thread is in a `using` block (with the adapter of a name)."""
+    found = next((n for names in r.switch.holder.blocks for n in names if name in (None, n)), None)
+    if found is not None:
+        raise error("E0592", f"the adapter `{found}` is in use: this is within `with unipelt.using(model, {found!r})`", help="leave the block first")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -102,7 +102,8 @@ class Seam(nn.Module):
         """Registers the hooks that the edits here need, and takes away those they no longer need."""
         wanted = self.sides()
         for side in set(self.handles) - wanted:
-            self.handles.pop(side).remove()
+            self.handles[side].remove()
+            del self.handles[side]
         for side in wanted - set(self.handles):
             if side == "input":
                 self.handles[side] = host.register_forward_pre_hook(self.on_input, with_kwargs=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,18 @@ from typing import Any
 NAME = "unipelt"
 #: What an adapter may be called.
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
+
+
+@contextmanager
+def ended_by(end: Callable[[], object]) -> Iterator[None]:
+    """A block at whose end something is called, which may be repeated: it is called again where Ctrl-C came before it was done."""
+    try:
+        try:
+            yield
+        finally:
+            end()
+    finally:
+        end()
 
 
 class Holder(threading.local):
@@ -32,21 +44,22 @@ class Holder(threading.local):
     def using(self, names: tuple[str, ...]) -> Iterator[None]:
         """These adapters act in this thread while the block lasts, however it ends."""
         depth = len(self.blocks)
-        self.blocks.append(names)
-        self.entered = None  # a pass that was broken off has ended
-        try:
-            yield
-        finally:
+
+        def end() -> None:
             del self.blocks[depth:]
-            self.entered = None
+            self.entered = None  # a pass that was broken off has ended
+
+        with ended_by(end):
+            end()
+            self.blocks.append(names)
+            yield
 
     @contextmanager
     def with_rows(self) -> Iterator[None]:
-        self.rows += 1
-        try:
+        before = self.rows
+        with ended_by(lambda: setattr(self, "rows", before)):
+            self.rows = before + 1
             yield
-        finally:
-            self.rows -= 1
 
     def __deepcopy__(self, memo: dict) -> Holder:
         return Holder()
@@ -85,3 +98,12 @@ class Switch:
     def end(self, module: Any, args: Any, output: Any) -> None:
         if self.holder.entered is module:
             self.holder.entered = None
+
+
+def finish(commit: Callable[[], None]) -> None:
+    """Carries out steps that may be repeated. Where they are interrupted, they are carried out again before the error goes on."""
+    try:
+        commit()
+    except BaseException:
+        commit()
+        raise

@@ -28,6 +28,7 @@ from .edits import CopyEdit
 from .hanging import hang_root
 from .registry import Attached, Registry, record, registry, unwrapped
 from .seam import edit_at, key_of, seams
+from .switch import ended_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,19 +192,19 @@ def watch(model: nn.Module, name: str = "default") -> Iterator[Seen]:
     with contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(_close, model, r, hung)
-        r.watched += 1
+        stack.enter_context(ended_by(lambda: _close(model, r, hung, id(seen))))
+        r.watched.add(id(seen))
         for edit, eye in _eyes(model, name, attached, seen):
-            edit.watchers += (eye,)
             hung.append((edit, eye))
+            edit.watchers += (eye,)
         hang_root(model, r)  # for the mask of real tokens
         yield seen
 
 
-def _close(model: nn.Module, r: Registry, hung: list[tuple[Any, Eye]]) -> None:
+def _close(model: nn.Module, r: Registry, hung: list[tuple[Any, Eye]], block: int) -> None:
     for edit, eye in hung:
         edit.watchers = tuple(e for e in edit.watchers if e is not eye)
-    r.watched -= 1
+    r.watched.discard(block)
     hang_root(model, r)
 
 

@@ -1,0 +1,63 @@
+"""Ctrl-C at any line of a call leaves the model as before or as after it. `benchmarks/interrupted.py` tries every line."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interrupted import CASES, ends, wrong
+from names import name as named
+from small import model, output, state
+
+import unipelt
+from unipelt.runtime import attach
+
+#: How many lines of each call are tried.
+TRIED = 4
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_an_interrupted_call_is_all_or_nothing(name: str, tmp_path: Path) -> None:
+    count, two = ends(name, tmp_path)
+    assert count > 5
+    found = [wrong(name, tmp_path, at, two) for at in random.Random(name).sample(range(1, count + 1), min(TRIED, count))]
+    assert not [f for f in found if f]
+
+
+def test_a_removal_that_is_interrupted_twice_is_finished_by_calling_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = model("bert")
+    before = state(m), output(m)
+    unipelt.apply(m, unipelt.load(named("lora"))(r=2), "a")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attach, "take_down", stop)
+        with pytest.raises(KeyboardInterrupt):
+            unipelt.remove(m, "a")
+    assert torch.equal(output(m), before[1]) and unipelt.active(m) == ()
+    for call in (unipelt.activate, unipelt.merge, unipelt.save, lambda m, n: unipelt.apply(m, unipelt.load(named("lora")), n)):
+        with pytest.raises(unipelt.PeltError) as caught:
+            call(m, "a") if call is not unipelt.save else call(m, "nowhere", "a")  # type: ignore[operator]
+        assert caught.value.diagnostics[0].code == "E0591"
+    unipelt.remove(m, "a")
+    assert state(m) == before[0] and torch.equal(output(m), before[1])
+
+
+def test_what_is_in_use_is_neither_taken_out_nor_merged_over() -> None:
+    m = model("bert")
+    for n in ("a", "b"):
+        unipelt.apply(m, unipelt.load(named("lora"))(r=2), n)
+    with unipelt.using(m, "a"):
+        for call, n in ((unipelt.remove, "a"), (unipelt.merge, "a"), (unipelt.merge, "b")):
+            with pytest.raises(unipelt.PeltError) as caught:
+                call(m, n)
+            assert caught.value.diagnostics[0].code == "E0592"
+    unipelt.merge(m, "b")
+    with pytest.raises(unipelt.PeltError, match="`b` is merged"):
+        unipelt.activate(m, "a")  # it would act on the merged base
+    assert unipelt.active(m) == ()
