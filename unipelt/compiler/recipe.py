@@ -60,6 +60,7 @@ class Recipes:
                  tensors: Mapping[str, tuple[str, ...]]):  # fmt: skip
         self.parts = (row, typing, lowered, constants, sizes, tensors)
         self.known: dict[tuple[Entering, bool, Want], Recipe | None] = {}
+        self.ready: dict[tuple, Any] = {}  # what who calls them makes of them, by what enters
 
     def __reduce__(self) -> Any:
         return Recipes, self.parts

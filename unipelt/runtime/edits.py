@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,17 @@ from ..compiler.recipe import MASK, PLACES, Recipes, Want
 from ..language.diagnostics import error
 from ..language.softmax import shares_softmax
 from ..language.syntax import Name, Param
+from .masks import mask_key
 from .offload import PATCHED, kept_elsewhere, value_of
 from .switch import NAME
 
 
 #: Under which name an edit is given batch and tokens that a module of the base has flattened: no name of the language.
 ROWS = ":rows"
+
+
+#: A recipe's function, the names of its arguments (None for a tensor of the row), and where the row's tensors are.
+Ready = tuple[Callable[..., Any] | None, tuple[str | None, ...], tuple[tuple[bool, str, bool], ...]]
 
 
 def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
@@ -129,6 +134,11 @@ class Edit(Holding):
         self.rests = lowering and rests(planned.row, self.constants, self.sizes)
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
+        self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
+        self.masked = mask_key(planned.site.tokens)
+        #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
+        self.plain = self.columns is None and self.places is None and planned.site.rows is None and not self.inputs and (
+            not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
 
     # ------------------------------------------------------------ evaluation
 
@@ -228,25 +238,61 @@ class Edit(Holding):
         """
         if self.recipes is None or torch.compiler.is_compiling():
             return None
+        key = (want, self.training, *[(n, t.dim() if isinstance(t, torch.Tensor) else -1) for n, t in given.items()])
+        ready = self.recipes.ready.get(key)
+        if ready is None:
+            ready = self.recipes.ready[key] = self._ready(given, want)
+        function, reads, places = ready
+        if function is None:
+            return None
+        own = self._own(places)
+        dtype = own[0].dtype if own else None
+        values = iter(own)
+        arguments = []
+        for name in reads:
+            if name is None:
+                arguments.append(next(values))
+            elif name in given:
+                t = given[name]
+                if isinstance(t, torch.Tensor) and t.dtype != dtype:
+                    t = self._fitted(name, t, dtype, given)
+                arguments.append(t)
+            else:
+                arguments.append(mask if name == MASK else self.bases.get(name))
+        return function(*arguments)
+
+    def _ready(self, given: Mapping[str, Any], want: Want) -> Ready:
+        """The recipe for what enters, and where its arguments are: a tensor of the row (None), or what is given under a name."""
+        assert self.recipes is not None
         entering = tuple((n, self._scope_axes(n, t) if isinstance(t, torch.Tensor) else ()) for n, t in given.items() if n != PLACES)
         recipe = self.recipes.of(entering, self.training, want)
         if recipe is None:
-            return None
-        tensors = self.tensors()
-        values: dict[str, Any] = {**self._given(given, tensors), **self.bases, **tensors, MASK: mask, PLACES: given.get(PLACES)}
-        return recipe.function(*(values[n] for n in recipe.reads))
+            return None, (), ()
+        labels = [n for n in recipe.reads if n in self.axes]
+        places = tuple((label in self.borrowed, self.borrowed.get(label) or key_of_tensor(label), self.scalars.get(label, False)) for label in labels)
+        return recipe.function, tuple(None if n in self.axes else n for n in recipe.reads), places
+
+    def _own(self, places: Iterable[tuple[bool, str, bool]]) -> list[torch.Tensor]:
+        """The row's tensors at their places: whether the model shares them, under which name, whether they are numbers."""
+        shared = self.shared[0]() if self.borrowed else {}
+        out = []
+        for is_shared, key, number in places:
+            t = shared[key] if is_shared else self._parameters.get(key)
+            t = self._buffers[key] if t is None else t
+            out.append(t.reshape(()) if number else t)
+        return out  # type: ignore[return-value]
 
     def _given(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """What is in scope, in the dtype of the row's tensors; under autocast as it is."""
         dtype = next((t.dtype for t in tensors.values()), None)
-        out: dict[str, Any] = {}
-        for name, t in given.items():
-            if name == "chance":
-                t = t.to(given["h"].device) if "h" in given else t
-            elif isinstance(t, torch.Tensor) and name != PLACES and dtype is not None and t.is_floating_point() and t.dtype != dtype:
-                t = t if torch.is_autocast_enabled(t.device.type) else t.to(dtype)
-            out[name] = t
-        return out
+        return {n: self._fitted(n, t, dtype, given) if isinstance(t, torch.Tensor) else t for n, t in given.items()}
+
+    def _fitted(self, name: str, t: torch.Tensor, dtype: torch.dtype | None, given: Mapping[str, Any]) -> torch.Tensor:
+        if name == "chance":
+            return t.to(given["h"].device) if "h" in given else t
+        if name == PLACES or dtype is None or t.dtype == dtype or not t.is_floating_point() or torch.is_autocast_enabled(t.device.type):
+            return t
+        return t.to(dtype)
 
     def evaluate(
         self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, still: bool = False
@@ -349,6 +395,7 @@ class CopyEdit(Holding):
 
     side = "output"
     columns = None
+    plain = False
     needs: frozenset[str] = frozenset()
 
     def __init__(

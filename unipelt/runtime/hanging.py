@@ -138,6 +138,7 @@ def _hang_edit(
     host, seam = _seam(model, r, e.site.view.module)
     edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
     attached.places.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
+    edit.taps = {need: tap_key(e.site.view.module, name, edit, need) for need in ("x", "residual") if need in edit.needs}
     edit.train(host.training)
     _edits(seam, name).append(edit)
     seam.hang(host)
@@ -148,7 +149,7 @@ def _hang_edit(
         source = e.site.x if need == "x" else e.site.residual
         if source is None or (need == "x" and source == e.site.view.module and e.site.side == "output"):
             continue
-        tap = Tap(r.switch, tap_key(e.site.view.module, name, edit, need), name)
+        tap = Tap(r.switch, edit.taps[need], name)
         module = model.get_submodule(source) if source else model
         if need == "x" and e.site.x_leaves:
             attached.handles.append(module.register_forward_hook(tap.leaves))

@@ -17,7 +17,6 @@ from ..anatomy.sizes import as_map
 from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
 from .edits import PLACES, ROWS, CopyEdit, Edit
-from .masks import mask_key
 from .switch import NAME, Switch
 
 Editing = Edit | CopyEdit
@@ -85,21 +84,30 @@ class Seam(nn.Module):
         self.path, self.switch = path, switch
         self.adapters = nn.ModuleDict()
         self.handles: dict[str, Any] = {}
+        self.chosen: dict[tuple[str, tuple[str, ...]], list[tuple[str, Any]]] = {}  # `live` by what acts; emptied where edits change
 
     def live(self, side: str) -> list[tuple[str, Any]]:
         """(adapter, edit) of the acting adapters at a side of the host."""
+        acting = self.switch.live
+        found = self.chosen.get((side, acting))
+        if found is None:
+            found = self.chosen[side, acting] = self._live(side, acting)
+        return found
+
+    def _live(self, side: str, acting: tuple[str, ...]) -> list[tuple[str, Any]]:
         found = []
-        for name in self.switch.live:
+        for name in acting:
             key = key_of(name)
             if key in self.adapters:
                 found += [(name, e) for e in self.adapters[key] if e.side == side]  # type: ignore[attr-defined]
-        return sorted(found, key=_rank) if len(found) > 1 else found
+        return sorted(found, key=_rank)
 
     def sides(self) -> set[str]:
         return {e.side for edits in self.adapters.values() for e in edits}  # type: ignore[attr-defined]
 
     def hang(self, host: nn.Module) -> None:
         """Registers the hooks that the edits here need, and takes away those they no longer need."""
+        self.chosen.clear()
         wanted = self.sides()
         for side in set(self.handles) - wanted:
             self.handles[side].remove()
@@ -126,6 +134,9 @@ class Seam(nn.Module):
         if not edits:
             return None
         h = _element(output)
+        if len(edits) == 1 and edits[0][1].plain and not edits[0][1].watchers:
+            only = edits[0][1]
+            return _with_element(output, only(h, {"x": first_tensor(args, kwargs)} if only.needs else {}))
         x = first_tensor(args, kwargs) if args or kwargs else None
         parts: dict[Columns, torch.Tensor] = {}  # new values of some columns, put into h together
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
@@ -156,14 +167,13 @@ class Seam(nn.Module):
 
     def mask(self, edit: Edit) -> torch.Tensor | None:
         """Which tokens are real, [batch, tokens] of the stack whose tokens the edit's axis counts."""
-        return self.switch.holder.values.get(mask_key(edit.site.tokens))
+        return self.switch.holder.values.get(edit.masked)
 
     def gather(self, name: str, edit: Edit, x: torch.Tensor | None, host: nn.Module) -> dict[str, Any]:
         """The scope values an edit reads at this host."""
         given: dict[str, Any] = {}
         values = self.switch.holder.values
-        for need in edit.needs & {"x", "residual"}:
-            key = tap_key(self.path, name, edit, need)
+        for need, key in edit.taps.items():
             if key in values:
                 found = values.pop(key)
                 if values.pop(f"graph:{key}", True) is not torch.is_grad_enabled() and torch.is_grad_enabled():
