@@ -288,7 +288,7 @@ def test_a_gate_mixes_what_was_with_what_would_be(compose: str, lowering: bool) 
     gated = edits(f"method m {{ {text} gated by token_gate }}", "bert", lowering)[0]
     t = tensors(gated)
     with torch.no_grad():
-        for n, p in plain.named_parameters():
+        for n, p in plain.tensors().items():
             p.copy_(t[n])
     h, x = rand(B, T, WIDTH), rand(B, T, WIDTH, seed=1)
     out = plain(h, {"x": x})

@@ -248,7 +248,7 @@ class Edit(Holding):
         own = self._own(places)
         dtype = own[0].dtype if own else None
         values = iter(own)
-        arguments = []
+        arguments: list[Any] = []
         for name in reads:
             if name is None:
                 arguments.append(next(values))
@@ -275,12 +275,13 @@ class Edit(Holding):
     def _own(self, places: Iterable[tuple[bool, str, bool]]) -> list[torch.Tensor]:
         """The row's tensors at their places: whether the model shares them, under which name, whether they are numbers."""
         shared = self.shared[0]() if self.borrowed else {}
-        out = []
+        out: list[Any] = []
         for is_shared, key, number in places:
             t = shared[key] if is_shared else self._parameters.get(key)
-            t = self._buffers[key] if t is None else t
-            out.append(t.reshape(()) if number else t)
-        return out  # type: ignore[return-value]
+            if t is None:
+                t = self._buffers[key]
+            out.append(t.reshape(()) if number else t)  # type: ignore[union-attr]
+        return out
 
     def _given(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """What is in scope, in the dtype of the row's tensors; under autocast as it is."""
