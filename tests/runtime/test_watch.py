@@ -15,7 +15,8 @@ from unipelt.compiler.gates import gates
 from unipelt.language.check import check_method
 from unipelt.language.diagnostics import PeltError
 from unipelt.language.printer import to_text
-from unipelt.runtime.edits import CopyEdit, Edit
+from unipelt.runtime.copies import CopyEdit
+from unipelt.runtime.edits import Edit
 from unipelt.runtime.watch import Place
 
 GATES = """

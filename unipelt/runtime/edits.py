@@ -1,10 +1,9 @@
-"""The modules that edit: a row at a site, evaluated as written, and a trained copy of a module's parameters."""
+"""The module that edits: a row at a site, by its recipe or evaluated as written."""
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +20,8 @@ from ..compiler.recipe import MASK, PLACES, Recipes, Want
 from ..language.diagnostics import error
 from ..language.softmax import shares_softmax
 from ..language.syntax import Name, Param
+from .holding import Holding, Shared, key_of_tensor
 from .masks import mask_key
-from .offload import PATCHED, kept_elsewhere, value_of
-from .switch import NAME
 
 
 #: Under which name an edit is given batch and tokens that a module of the base has flattened: no name of the language.
@@ -60,49 +58,6 @@ class BaseCall:
         known = weight is not None and weight.dtype in _COMPUTED  # one that is packed says nothing of what its module takes
         data = t.to(weight.dtype) if known else t  # type: ignore[union-attr]
         return taken(self.module.forward(data), self.columns).to(t.dtype)
-
-
-class Holding(nn.Module):
-    """Has tensors by name: parameters, and frozen draws as buffers."""
-
-    def hold(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        #: Numbers are registered as vectors of one entry: FSDP2 does not shard scalars.
-        self.scalars = {name: t.dim() == 0 for name, t in tensors.items()}
-        for name, t in tensors.items():
-            data = t.detach().reshape(1) if self.scalars[name] else t
-            if isinstance(t, nn.Parameter):
-                kept = nn.Parameter(data, t.requires_grad) if self.scalars[name] else t
-                self.register_parameter(key_of_tensor(name), kept)
-            else:
-                self.register_buffer(key_of_tensor(name), data)
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
-        """As torch's; what earlier versions called otherwise is found, so that a state dict or a checkpoint of theirs is read whole."""
-        keys = {name: prefix + key_of_tensor(name) for name in self.scalars}
-        if not set(keys.values()) <= set(state):
-            found = {name: prefix + former for name in keys for former in (name.replace(".", ":"), f"twin.{name}") if prefix + former in state}
-            values = {name: state.pop(former) for name, former in found.items()}  # all before any is written: one may be called as another was
-            state.update({keys[name]: t for name, t in values.items()})
-        super()._load_from_state_dict(state, prefix, *others)
-
-    def held(self) -> dict[str, torch.Tensor]:
-        tensors = {name: getattr(self, key_of_tensor(name)) for name in self.scalars}
-        return {name: t.reshape(()) if self.scalars[name] else t for name, t in tensors.items()}
-
-
-class Shared(Holding):
-    """Tensors of an adapter that several edits read. It belongs to the model, not to a layer.
-
-    Each is registered once, and outside the layers: a layer can be sharded by itself (FSDP2 wants a parameter in one
-    group) or moved by itself. Edits get them by calling it, so that hooks which bring a module's weights act.
-    """
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]):
-        super().__init__()
-        self.hold(tensors)
-
-    def forward(self) -> dict[str, torch.Tensor]:
-        return self.held()
 
 
 class Edit(Holding):
@@ -377,127 +332,3 @@ def needs(planned: PlannedEdit) -> frozenset[str]:
     if "parallel" in found:
         found.add("q" if planned.site.family == "heads" else "x")
     return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance"})
-
-
-def key_of_tensor(name: str) -> str:
-    """A tensor's name as an attribute of a module. It begins as none of a module's own attributes does, whatever a method calls it."""
-    return f"tensor_{name.replace('.', ':')}"
-
-
-class CopyEdit(Holding):
-    """A trained copy of some parameters of a module (`compiler.trained.hosts`), by their names there; ``borrowed`` names those
-    that it finds in ``shared`` (tied weights have one copy, and several hosts).
-
-    A twin of the module computes the output: the same class, with the trained tensors and the frozen ones that the module
-    has at the time. It is no child: nothing of the base is registered a second time, so a state dict, which may be written to
-    a file, has every tensor once. Where only biases of a map that adds them are trained, the difference of the biases is
-    added instead (the same value, without computing the map twice).
-    """
-
-    side = "output"
-    columns = None
-    plain = False
-    needs: frozenset[str] = frozenset()
-
-    def __init__(
-        self, host: nn.Module, own: Mapping[str, torch.Tensor], borrowed: Mapping[str, str], shared: Shared | None, lowering: bool
-    ):  # fmt: skip
-        super().__init__()
-        self.hold(own)
-        self.borrowed = dict(borrowed)
-        self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
-        self.trained = (*own, *borrowed)
-        adds = isinstance(host, (nn.Linear, nn.LayerNorm)) or type(host).__name__ == "Conv1D"
-        self.bias_only = lowering and adds and self.trained == ("bias",)
-        self._base = [host]  # in a list, as what is shared
-        self._twin = [_twin(host, self.values())]
-        self.watchers: tuple[Any, ...] = ()
-
-    def forward(
-        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit] = ()
-    ) -> torch.Tensor:
-        """``output`` is the host's own. Of each parameter the last copy counts: ``earlier`` ones give those not trained here."""
-        new = self._new(args, kwargs, output, earlier)
-        for watcher in self.watchers:
-            watcher.saw(output, new, None)
-        return new
-
-    def _new(
-        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit]
-    ) -> torch.Tensor:
-        trained = self.values()
-        others = {n: t for c in earlier for n, t in c.values().items() if n not in trained}
-        if self.bias_only and not others:
-            bias: Any = self._base[0].bias
-            if "meta" not in (trained["bias"].device.type, bias.device.type):
-                return output + (trained["bias"] - bias).to(output.dtype)
-        return self._ready({**others, **trained}, keep=not others)(*args, **kwargs)
-
-    def values(self) -> dict[str, torch.Tensor]:
-        """The trained tensors by the module's names for them, wherever they are kept."""
-        own = {n: value_of(self, key_of_tensor(n)) for n in self.scalars}
-        shared = self.shared[0]() if self.borrowed else {}
-        return {
-            **{n: t.reshape(()) if self.scalars[n] else t for n, t in own.items()},
-            **{n: shared[name] for n, name in self.borrowed.items()},
-        }
-
-    def train(self, mode: bool = True) -> CopyEdit:
-        self._twin[0].training = mode
-        return super().train(mode)
-
-    def _ready(self, trained: Mapping[str, torch.Tensor], keep: bool) -> nn.Module:
-        """The twin with these tensors and, for the rest, what its module has now: sharding and loading put others there.
-
-        It is never changed, since other threads may be in it: a new one takes its place.
-        """
-        host, twin = self._base[0], self._twin[0]
-        used = {n: _as_used(host, n, t) for n, t in trained.items()}
-        wanted: dict[str, Any] = {n: used[n] if n in used else _frozen(host, n) for n in host._parameters}
-        if twin._parameters.keys() == wanted.keys() and all(twin._parameters[n] is t for n, t in wanted.items()):
-            return twin
-        if any(kept_elsewhere(m) for m in (host, self, *self.shared)):  # what is here for this call only does not stay
-            self._twin[0] = _with(twin, {})
-        elif keep and all(used[n] is t for n, t in trained.items()):
-            self._twin[0] = _with(twin, wanted)
-        return _with(twin, wanted)
-
-
-def _as_used(host: nn.Module, name: str, trained: torch.Tensor) -> torch.Tensor:
-    """A trained copy in the dtype in which its module computes: it may be kept in a longer one."""
-    own = host._parameters[name]
-    return trained if own is None else trained.to(own.dtype)
-
-
-def _with(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
-    """The same module with other parameters. (`copy.copy`, in words that torch.compile follows.)"""
-    other = type(module).__new__(type(module))
-    other.__dict__.update(module.__dict__)
-    other.__dict__["_parameters"] = parameters
-    return other
-
-
-def _frozen(host: nn.Module, name: str) -> nn.Parameter | None:
-    """A frozen parameter of the base for its twin: the same one, or the values of one that is kept elsewhere."""
-    own = host._parameters[name]
-    value = value_of(host, name) if own is not None else own
-    return own if value is own else nn.Parameter(value, requires_grad=False)  # type: ignore[arg-type]
-
-
-def _twin(host: nn.Module, trained: Mapping[str, torch.Tensor]) -> nn.Module:
-    """A module of the host's class with these parameters beside its own ones, and without its hooks.
-
-    What it holds is the host's own, called and never registered a second time.
-    """
-    twin = copy.copy(host)
-    for patched in PATCHED:
-        twin.__dict__.pop(patched, None)
-    twin._parameters = {n: trained.get(n, p) for n, p in host._parameters.items()}  # type: ignore[misc]
-    twin._modules = {}
-    twin.__dict__.update({n: m for n, m in host._modules.items() if n != NAME})
-    twin._forward_hooks, twin._forward_pre_hooks = type(host._forward_hooks)(), type(host._forward_pre_hooks)()
-    twin._forward_hooks_with_kwargs = type(host._forward_hooks_with_kwargs)()
-    twin._forward_pre_hooks_with_kwargs = type(host._forward_pre_hooks_with_kwargs)()
-    if isinstance(twin, nn.Linear) and "weight" in trained:
-        twin.out_features = len(trained["weight"])  # an adapter's head may have other labels
-    return twin

@@ -19,7 +19,9 @@ from .attention import install, refuse_bypassing
 from .beside import hang as hang_savers
 from .chance import Draw
 from .doors import Door
-from .edits import BaseCall, CopyEdit, Edit, Shared, key_of_tensor
+from .copies import CopyEdit
+from .edits import BaseCall, Edit
+from .holding import Shared, key_of_tensor
 from .heads import hang as hang_heads
 from .masks import MaskTap
 from .outputs import Outputs

@@ -16,7 +16,8 @@ from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.sizes import as_map
 from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
-from .edits import PLACES, ROWS, CopyEdit, Edit
+from .copies import CopyEdit
+from .edits import PLACES, ROWS, Edit
 from .switch import NAME, Switch
 
 Editing = Edit | CopyEdit

@@ -24,7 +24,7 @@ from ..compiler.evaluator import Context, evaluate
 from ..compiler.gates import gates
 from ..compiler.named import Named
 from ..language.syntax import Expr
-from .edits import CopyEdit
+from .copies import CopyEdit
 from .hanging import hang_root
 from .registry import Attached, Registry, record, registry, unwrapped
 from .seam import edit_at, key_of, seams

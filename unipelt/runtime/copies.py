@@ -1,0 +1,133 @@
+"""A trained copy of some parameters of a module of the base, which acts like any edit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .holding import Holding, Shared, key_of_tensor
+from .offload import PATCHED, kept_elsewhere, value_of
+from .switch import NAME
+
+
+class CopyEdit(Holding):
+    """A trained copy of some parameters of a module (`compiler.trained.hosts`), by their names there; ``borrowed`` names those
+    that it finds in ``shared`` (tied weights have one copy, and several hosts).
+
+    A twin of the module computes the output: the same class, with the trained tensors and the frozen ones that the module
+    has at the time. It is no child: nothing of the base is registered a second time, so a state dict, which may be written to
+    a file, has every tensor once. Where only biases of a map that adds them are trained, the difference of the biases is
+    added instead (the same value, without computing the map twice).
+    """
+
+    side = "output"
+    columns = None
+    plain = False
+    needs: frozenset[str] = frozenset()
+
+    def __init__(
+        self, host: nn.Module, own: Mapping[str, torch.Tensor], borrowed: Mapping[str, str], shared: Shared | None, lowering: bool
+    ):  # fmt: skip
+        super().__init__()
+        self.hold(own)
+        self.borrowed = dict(borrowed)
+        self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
+        self.trained = (*own, *borrowed)
+        adds = isinstance(host, (nn.Linear, nn.LayerNorm)) or type(host).__name__ == "Conv1D"
+        self.bias_only = lowering and adds and self.trained == ("bias",)
+        self._base = [host]  # in a list, as what is shared
+        self._twin = [_twin(host, self.values())]
+        self.watchers: tuple[Any, ...] = ()
+
+    def forward(
+        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit] = ()
+    ) -> torch.Tensor:
+        """``output`` is the host's own. Of each parameter the last copy counts: ``earlier`` ones give those not trained here."""
+        new = self._new(args, kwargs, output, earlier)
+        for watcher in self.watchers:
+            watcher.saw(output, new, None)
+        return new
+
+    def _new(
+        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit]
+    ) -> torch.Tensor:
+        trained = self.values()
+        others = {n: t for c in earlier for n, t in c.values().items() if n not in trained}
+        if self.bias_only and not others:
+            bias: Any = self._base[0].bias
+            if "meta" not in (trained["bias"].device.type, bias.device.type):
+                return output + (trained["bias"] - bias).to(output.dtype)
+        return self._ready({**others, **trained}, keep=not others)(*args, **kwargs)
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by the module's names for them, wherever they are kept."""
+        own = {n: value_of(self, key_of_tensor(n)) for n in self.scalars}
+        shared = self.shared[0]() if self.borrowed else {}
+        return {
+            **{n: t.reshape(()) if self.scalars[n] else t for n, t in own.items()},
+            **{n: shared[name] for n, name in self.borrowed.items()},
+        }
+
+    def train(self, mode: bool = True) -> CopyEdit:
+        self._twin[0].training = mode
+        return super().train(mode)
+
+    def _ready(self, trained: Mapping[str, torch.Tensor], keep: bool) -> nn.Module:
+        """The twin with these tensors and, for the rest, what its module has now: sharding and loading put others there.
+
+        It is never changed, since other threads may be in it: a new one takes its place.
+        """
+        host, twin = self._base[0], self._twin[0]
+        used = {n: _as_used(host, n, t) for n, t in trained.items()}
+        wanted: dict[str, Any] = {n: used[n] if n in used else _frozen(host, n) for n in host._parameters}
+        if twin._parameters.keys() == wanted.keys() and all(twin._parameters[n] is t for n, t in wanted.items()):
+            return twin
+        if any(kept_elsewhere(m) for m in (host, self, *self.shared)):  # what is here for this call only does not stay
+            self._twin[0] = _with(twin, {})
+        elif keep and all(used[n] is t for n, t in trained.items()):
+            self._twin[0] = _with(twin, wanted)
+        return _with(twin, wanted)
+
+
+def _as_used(host: nn.Module, name: str, trained: torch.Tensor) -> torch.Tensor:
+    """A trained copy in the dtype in which its module computes: it may be kept in a longer one."""
+    own = host._parameters[name]
+    return trained if own is None else trained.to(own.dtype)
+
+
+def _with(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
+    """The same module with other parameters. (`copy.copy`, in words that torch.compile follows.)"""
+    other = type(module).__new__(type(module))
+    other.__dict__.update(module.__dict__)
+    other.__dict__["_parameters"] = parameters
+    return other
+
+
+def _frozen(host: nn.Module, name: str) -> nn.Parameter | None:
+    """A frozen parameter of the base for its twin: the same one, or the values of one that is kept elsewhere."""
+    own = host._parameters[name]
+    value = value_of(host, name) if own is not None else own
+    return own if value is own else nn.Parameter(value, requires_grad=False)  # type: ignore[arg-type]
+
+
+def _twin(host: nn.Module, trained: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A module of the host's class with these parameters beside its own ones, and without its hooks.
+
+    What it holds is the host's own, called and never registered a second time.
+    """
+    twin = copy.copy(host)
+    for patched in PATCHED:
+        twin.__dict__.pop(patched, None)
+    twin._parameters = {n: trained.get(n, p) for n, p in host._parameters.items()}  # type: ignore[misc]
+    twin._modules = {}
+    twin.__dict__.update({n: m for n, m in host._modules.items() if n != NAME})
+    twin._forward_hooks, twin._forward_pre_hooks = type(host._forward_hooks)(), type(host._forward_pre_hooks)()
+    twin._forward_hooks_with_kwargs = type(host._forward_hooks_with_kwargs)()
+    twin._forward_pre_hooks_with_kwargs = type(host._forward_pre_hooks_with_kwargs)()
+    if isinstance(twin, nn.Linear) and "weight" in trained:
+        twin.out_features = len(trained["weight"])  # an adapter's head may have other labels
+    return twin
