@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,8 +58,8 @@ def _load(folder: str, model: str | None, task: str | None, force: bool, argumen
     from ..training.saved import load_run
 
     place = located(folder)
-    if (place / TASK).is_file() or not (place / MANIFEST).is_file():
-        if task is not None and (place / TASK).is_file():
+    if isfile(place / TASK) or not isfile(place / MANIFEST):
+        if task is not None and isfile(place / TASK):
             raise typer.BadParameter(f"the run in {folder} has its task already: leave --task out")
         run = load_run(folder, model, force, arguments, say)
         return run.model, run.tokenizer, run.name

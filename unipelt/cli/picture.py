@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ def picture(method: Method, file: Path) -> Path:
     """Writes the diagram; the file's ending says whether as SVG or PNG."""
     if file.suffix.lower() not in (".svg", ".png"):
         raise error("E0810", f"`{file}` is neither an SVG nor a PNG", help="end the file's name in .svg or .png")
-    if not file.parent.is_dir():
+    if not isdir(file.parent):
         raise error("E0810", f"there is no folder `{file.parent}`", help="make it first")
-    if file.is_dir():
+    if isdir(file):
         raise error("E0810", f"`{file}` is a folder", help="give the name of a file")
     try:
         styled = style()

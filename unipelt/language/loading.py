@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from os.path import exists, isdir
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _of_library(name: str) -> MethodDef:
 def _meant(name: str, known: Sequence[str]) -> str:
     """What may have been meant by a name that no method has."""
     beside, bare = Path(f"{name}.pelt"), name.partition("(")[0].strip()
-    if beside.is_file():
+    if isfile(beside):
         return f"a file {beside} exists: give that name"
     longer = [n for n in known if n.startswith(f"{name}_")]
     if len(longer) > 1:
@@ -110,7 +110,7 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 def _refuse_of_library(path: Path) -> None:
     """A method of the library that is asked for as a file there is none of."""
-    if len(path.parts) == 1 and not path.exists() and path.stem in library_names("method"):
+    if len(path.parts) == 1 and not exists(path) and path.stem in library_names("method"):
         raise error("E0121", f"there is no file `{path}`", help=f"`{path.stem}` is a method of the library: leave `.pelt` out")
 
 

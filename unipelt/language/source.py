@@ -68,6 +68,12 @@ def read(path: str | PathLike[str], name: str | None = None) -> Source:
                     help=near_path(Path(path)) or "check the path and the spelling") from None  # fmt: skip
     except OSError as e:
         raise _unreadable(shown, e, nowhere) from None
+    return source_of(data, shown)
+
+
+def source_of(data: bytes, shown: str) -> Source:
+    """The source in the bytes of a file, which goes by the name ``shown``."""
+    nowhere = Span(shown)
     if len(data) > MAX_BYTES:
         raise too_large(shown)
     try:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..language.diagnostics import PeltError, error
+from ..language.files import contents, leaves, reason, replace
+from ..language.source import refuse_link
 from ..language.versions import FORMAT, UPDATE, named, refusal
 from .hub import FOLDER, INDEX
 from .registry import Registry
@@ -133,10 +135,8 @@ def _write(model: nn.Module, r: Registry, folder: Path, names: list[str], given:
     for n, found in contents.items():
         found.write(folder / FOLDER.format(n))
     index = {"format": FORMAT, "adapters": list(contents), "active": [n for n in r.switch.active if n in contents]}
-    place, beside = folder / INDEX, folder / f".{INDEX}.part"
     try:
-        beside.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, place)
+        replace(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
     except OSError as e:
         raise error("E0575", f"the adapters could not be written to {folder}: {e.strerror or e}") from e
 
@@ -198,14 +198,13 @@ class Beside:
 def beside(folder: Path) -> Beside | None:
     """The adapters that a model's ``save_pretrained`` wrote there; None where it wrote none."""
     path = folder / INDEX
-    if not path.is_file():
+    if not exists(path):
         return None
-    if path.stat().st_size > _LARGEST:
-        raise error("E0532", f"{path} is too large to be a list of adapters")
+    refuse_link(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(contents(path, _LARGEST))
     except (OSError, ValueError, RecursionError) as e:
-        raise error("E0532", f"{path} is broken: {e}") from None
+        raise error("E0532", f"{path} is broken: {reason(e)}") from None
     version = named(found.get("format") if isinstance(found, dict) else None, FORMAT)
     if version is None:
         raise error("E0532", f"{path} is no list of adapters")
@@ -225,7 +224,7 @@ def inside(folder: Path) -> PeltError | None:
     """What to say of a model's folder whose weights hold adapters; None for any other folder."""
     names: list[str] = []
     files = []
-    for path in sorted(p for p in folder.glob("*.safetensors") if p.is_file()):
+    for path in sorted(p for p in folder.glob("*.safetensors") if isfile(p) and not leaves(p)) if isdir(folder) else ():
         try:
             with safe_open(path, framework="pt") as f:
                 found = [m[1] for n in f.keys() if (m := _INSIDE.search(n))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from urllib.parse import quote
 
 from ..compiler.plan import Plan
 from ..language.document import COLUMNS, columns_met, markdown_table, rows_of
+from ..language.files import contents
 from ..language.formula import as_text
 from ..language.render import escape
 from .hub import is_hub_name, public_name
@@ -36,6 +38,8 @@ _CLASSES = (
     ("ForConditionalGeneration", "AutoModelForSeq2SeqLM", "text2text-generation"),
     ("Model", "AutoModel", "feature-extraction"),
 )
+#: The most bytes a card of ours may have.
+_LARGEST = 2**20
 #: Floats among metrics that say something of the data only.
 _NO_SCORES = ("majority",)
 #: The marker of a card as it was written, with a hash of everything before it.
@@ -102,10 +106,12 @@ def unsealed(text: str) -> str | None:
 
 def replaceable(path: Path) -> bool:
     """Whether there is no card, or one that nobody has edited since it was written."""
-    try:
-        return unsealed(path.read_text("utf-8")) is not None
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return True
+    if os.path.islink(path):
+        return False  # somebody put it there
+    try:
+        return unsealed(contents(path, _LARGEST).decode("utf-8")) is not None
     except (OSError, UnicodeDecodeError):
         return False
 

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..language.ir import Method
 from ..language.syntax import Apply, Expr, Name, Statement, Tensor, rewrite
 from .attach import activate, install, unchanged
 from .beside import Beside, beside, inside
-from .folder import read_manifest, read_method, read_tensors
+from .folder import listed_shapes, read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located
 from .registry import record, unwrapped
 from .saving import fingerprint
@@ -62,10 +63,10 @@ def attach(
 
 def _adapters_in(folder: Path, name: str | None) -> Beside:
     """The adapter of a folder, or those beside a base; ``name`` is what one is to be called, and chooses it."""
-    found = beside(folder) if not (folder / MANIFEST).is_file() else None
+    found = beside(folder) if not isfile(folder / MANIFEST) else None
     if found is not None:
         return found.named(folder, name)
-    problem = inside(folder) if not (folder / MANIFEST).is_file() else None
+    problem = inside(folder) if not isfile(folder / MANIFEST) else None
     if problem is not None:
         raise problem
     return Beside({name or "": folder}, ())
@@ -80,7 +81,13 @@ def _attach(
     if arguments:
         method = method(**arguments)
     _compare_base(model, manifest.get("base") or {}, folder, force)
-    tensors = read_tensors(folder, manifest)
+    tensors: dict[str, torch.Tensor] = {}
+
+    def check(plan: Plan) -> None:
+        """Shapes first: a few bytes may call for gigabytes."""
+        _compare(plan, listed_shapes(folder, manifest), folder, arguments)
+        tensors.update(read_tensors(folder, manifest))
+
     chosen = name or str(manifest.get("adapter") or "default")
     head = True if manifest.get("copies") and manifest.get("head") else None
     labels = read_json(manifest.get("labels"), str(folder / MANIFEST))
@@ -88,12 +95,12 @@ def _attach(
         labels = None  # the base's own head scores the same
     allowed = options["allow_future"] if options["allow_future"] is not None else manifest.get("allow_future")
     with unchanged(model):
-        plan = install(model, _without_data(method), chosen, int(manifest.get("seed") or 0), check=lambda p: _compare(p, tensors, folder, arguments),
-                       head=head, labels=labels, **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
+        plan = install(model, _without_data(method), chosen, int(manifest.get("seed") or 0), check=check, head=head, labels=labels,
+                       **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
         if allowed is None and plan.leaks:
             warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
                           "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
-        _fill(model, chosen, tensors, folder)
+        _fill(model, chosen, tensors)
     return chosen
 
 
@@ -119,11 +126,11 @@ def _alike(saved: Any, here: float) -> bool:
     return math.isclose(saved, here, rel_tol=2e-2, abs_tol=1e-3)
 
 
-def _same_tensors(plan: Plan, saved: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> None:
+def _same_tensors(plan: Plan, saved: Mapping[str, tuple[int, ...]], arguments: Mapping[str, Any]) -> None:
     """Whether a method with some arguments bound anew still has the tensors that were saved."""
     here = {n: tuple(t.shape) for n, t in plan.tensors.items()}
     copies = {c.name for c in plan.copies}
-    there = {n: tuple(t.shape) for n, t in saved.items() if n not in copies}
+    there = {n: shape for n, shape in saved.items() if n not in copies}
     if here != there:
         n = next(n for n in sorted({*here, *there}) if here.get(n) != there.get(n))
         found = [f"is {list(s)}" if s is not None else "is missing" for s in (there.get(n), here.get(n))]
@@ -138,29 +145,29 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     manifest = read_manifest(folder)
     if manifest.get("folded"):
         raise error("E0576", f"{folder} holds a folded adapter; only an unfolded one can be trained on")
-    _fill(model, name, read_tensors(folder, manifest), folder)
+    _compare(record(model, name).plan, listed_shapes(folder, manifest), folder)
+    _fill(model, name, read_tensors(folder, manifest))
 
 
-def _compare(plan: Plan, tensors: Mapping[str, torch.Tensor], folder: Path, arguments: Mapping[str, Any] | None = None) -> None:
-    """Whether a plan has the tensors that were saved: asked before any is made, since a few bytes may call for gigabytes."""
+def _compare(plan: Plan, saved: Mapping[str, tuple[int, ...]], folder: Path, arguments: Mapping[str, Any] | None = None) -> None:
+    """Whether a plan has tensors of the shapes that were saved: asked before any is read or made."""
     if arguments:
-        _same_tensors(plan, tensors, arguments)
+        _same_tensors(plan, saved, arguments)
     own = {n: tuple(t.shape) for n, t in plan.tensors.items()} | {c.name: tuple(c.parameter.shape) for c in plan.copies}
-    missing, surplus = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    missing, surplus = sorted(set(own) - set(saved)), sorted(set(saved) - set(own))
     if missing:
         raise error("E0585", f"{folder} lacks the tensor `{missing[0]}`" + _more(missing))
     if surplus:
         raise error("E0586", f"{folder} has a tensor that this method has no place for: `{surplus[0]}`" + _more(surplus))
-    for n, t in tensors.items():
-        if tuple(t.shape) != own[n]:
-            raise error("E0587", f"`{n}` in {folder} has the shape {list(t.shape)}, here it is {list(own[n])}",
+    for n, shape in saved.items():
+        if shape != own[n]:
+            raise error("E0587", f"`{n}` in {folder} has the shape {list(shape)}, here it is {list(own[n])}",
                         help="a head has as many rows as there are labels: load the model with the same num_labels"
                         if n not in plan.tensors else "")  # fmt: skip
 
 
-def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
     a = record(model, name)
-    _compare(a.plan, tensors, folder)
     settle(model)
     own = a.values()
     new = {n: tensors[n].reshape(own[n].shape) for n in own}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 def is_hub_name(name: str) -> bool:
     """Whether this can only be a name on the hub: of its form, and nothing of that name lies here."""
-    return bool(_NAME.fullmatch(name)) and not name.endswith((".git", ".ipynb")) and not Path(name).exists()
+    return bool(_NAME.fullmatch(name)) and not name.endswith((".git", ".ipynb")) and not exists(name)
 
 
 def is_data_set(name: str) -> bool:
@@ -48,7 +49,7 @@ def public_name(name: str) -> str:
 
 def repository(place: str | Path) -> tuple[str, str | None] | None:
     """``user/name`` and the revision of ``user/name@revision``; None for a path, and for what lies here under that name."""
-    if not isinstance(place, str) or Path(place).exists():
+    if not isinstance(place, str) or exists(place):
         return None
     name, at, revision = place.partition("@")
     if "/" not in name or not is_hub_name(name) or (at and not _REVISION.fullmatch(revision)):

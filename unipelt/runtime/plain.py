@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, 
     """
     model = unwrapped(model)
     place = Path(folder)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if exists(place) and (not isdir(place) or any(place.iterdir())):
         raise error("E0611", f"`{place}` exists and is not empty", help="name another folder")
     r = registry(model)
     merged_before = r is not None and r.merged is not None
@@ -51,6 +52,6 @@ def _write(model: Any, place: Path, tokenizer: Any) -> None:
         type(model).save_pretrained(model, whole, state_dict=state)  # its own would speak of other adapters
         if tokenizer is not None:
             tokenizer.save_pretrained(whole)
-        if place.exists():
+        if exists(place):
             place.rmdir()
         whole.rename(place)

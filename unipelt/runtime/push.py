@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _check_name(name: str, revision: str | None) -> None:
     if at:
         raise error("E0820", f"`{name}` is no name of a repository: a branch is given by itself", help=f"give `{front}` and `--revision {after}`")
     if "/" not in name or not is_hub_name(name):
-        lies = f": it is a {'folder' if Path(name).is_dir() else 'file'} here" if Path(name).exists() else ""
+        lies = f": it is a {'folder' if isdir(name) else 'file'} here" if exists(name) else ""
         raise error("E0820", f"`{name}` is no name of a repository on the hub{lies}",
                     help="give your user's or organisation's name and the adapter's, as in `user/name`")  # fmt: skip
     if revision is not None and repository(f"{name}@{revision}") is None:
@@ -153,7 +154,7 @@ def _cleaned(folder: Path, name: str, place: str) -> dict[str, bytes | Path]:
     """The files of a folder as they may be shown to others: texts as they will stand there, others by their place."""
     for n in PUSHED:
         refuse_link(folder / n)
-    found: dict[str, bytes | Path] = {n: folder / n for n in PUSHED if (folder / n).is_file()}
+    found: dict[str, bytes | Path] = {n: folder / n for n in PUSHED if isfile(folder / n)}
     texts = {n: (folder / n).read_bytes() for n in found if n.endswith(_TEXTS)}
     records = {n: _json(folder / n, data) for n, data in texts.items() if n.endswith(".json")}
     places = _places(folder, records.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os.path import isdir
+from os.path import isdir, isfile
 from pathlib import Path
 
 from ..language import loading
@@ -26,7 +26,7 @@ def of_adapter(place: str) -> Method | None:
     if not isdir(place) and repository(place) is None:
         return None
     path = located(place) / METHOD
-    if not path.is_file():
+    if not isfile(path):
         raise error("E0401", f"there is no method named `{place}` in the library, and the folder of that name is no adapter: "
                     f"it has no {METHOD}", help="name the `--out` folder of `unipelt train`, or a `.pelt` file")  # fmt: skip
     return loading.parse(read(path).text, file=str(path))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from ..anatomy.find import find
 from ..compiler.labels import labels_of_base
 from ..compiler.plan import Plan
 from ..language.diagnostics import error
+from ..language.files import reason
 from ..language.ir import as_file
 from ..language.printer import to_text
 from ..language.versions import FORMAT, LANGUAGE_VERSION
 from .card import model_card
+from .folder import cut_short
 from .folder import write as write_folder
 from .folding import folded
 from .hub import METHOD, README, public_name
@@ -96,7 +99,7 @@ def save(
     model = unwrapped(model)
     record(model, name)
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not isdir(folder):
         raise error("E0572", f"{folder} is a file, and an adapter is saved as a folder")
     found = content(model, name, fold, card)
 
@@ -120,8 +123,8 @@ class Content:
         try:
             write_folder(folder, self.tensors, self.texts, self.manifest)
         except OSError as e:
-            raise error("E0575", f"the adapter could not be written to {folder}: {e.strerror or e}",
-                        help="what was there before is unchanged") from e  # fmt: skip
+            raise error("E0575", f"the adapter could not be written to {folder}: {reason(e)}",
+                        help="" if cut_short(folder) else "what was there before is unchanged") from e  # fmt: skip
 
 
 def content(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,4 +165,4 @@ def _option(name: str, rule: str, value: object, remedy: str = "") -> Exception:
 
 def absolute(folder: str) -> str:
     """A local folder as an absolute path, a hub name as it is: so that a saved run finds its model from anywhere."""
-    return str(Path(folder).resolve()) if Path(folder).exists() else folder
+    return str(Path(folder).resolve()) if exists(folder) else folder

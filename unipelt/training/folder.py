@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
 import unipelt
 
 from ..language.diagnostics import error
+from ..language.files import contents, part_prefix, reason, replace
+from ..language.source import refuse_link
 from ..runtime.card import replaceable
-from ..runtime.hub import MANIFEST, METHOD, METRICS, README, RUN, TASK, WEIGHTS
+from ..runtime.hub import FETCHED, MANIFEST, METHOD, METRICS, README, RUN, TASK, WEIGHTS
 from ..runtime.sharding import is_sharded
 from . import ranks
 from .config import TrainConfig, absolute
@@ -33,20 +36,20 @@ WRITTEN = (WEIGHTS, MANIFEST, METHOD, TASK, METRICS, RUN, DATA, *PICTURES)
 
 def open_folder(folder: Path, config: TrainConfig) -> Path | None:
     """Make the run's folder ready; the checkpoint to go on from, if any."""
-    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not above.is_dir():
+    above = next(p for p in (folder, *folder.absolute().parents) if exists(p))
+    if not isdir(above):
         raise error("E0611", f"`{above}` is a file, not a folder", help="give another `--out`")
     _sweep(folder)
     if config.resume:
         return _reopen(folder, config)
-    if folder.is_dir() and any(folder.iterdir()):
+    if isdir(folder) and any(folder.iterdir()):
         if not config.overwrite:
-            what = "holds a run" if (folder / RUN).is_file() else "is not empty"
+            what = "holds a run" if isfile(folder / RUN) else "is not empty"
             raise error(
                 "E0611", f"the folder `{folder}` {what}", help="give another `--out`, `--resume` or `--overwrite`"
             )
         foreign = [f.name for f in folder.iterdir() if f.name not in (*WRITTEN, CHECKPOINTS, LOGS, README)]
-        if foreign or not (folder / RUN).is_file():
+        if foreign or not isfile(folder / RUN):
             raise error("E0611", f"the folder `{folder}` holds other things than a run, such as `{(foreign or ['?'])[0]}`",
                         help="give another `--out`: only a run's own folder is overwritten")  # fmt: skip
         # First what says that the run is complete, last what says that the folder is a run's.
@@ -62,7 +65,7 @@ def open_folder(folder: Path, config: TrainConfig) -> Path | None:
 
 
 def _reopen(folder: Path, config: TrainConfig) -> Path | None:
-    if not (folder / RUN).is_file():
+    if not isfile(folder / RUN):
         raise error("E0612", f"there is no run in `{folder}` to resume", help="leave `--resume` out to start one")
     asked = read_json(folder / RUN).get("config")
     if not isinstance(asked, dict):
@@ -71,15 +74,15 @@ def _reopen(folder: Path, config: TrainConfig) -> Path | None:
     if differs:
         raise error("E0612", "the run was started with other options", where=tuple(differs),
                     help="give the same options, or `--overwrite` to start anew")  # fmt: skip
-    if (folder / METRICS).is_file():
+    if isfile(folder / METRICS):
         raise error("E0618", f"the run in `{folder}` is complete", help="`unipelt eval` shows how good it is")
     return last_checkpoint(folder / CHECKPOINTS)
 
 
 def _sweep(folder: Path) -> None:
     """Removes what was being written when an earlier process was killed."""
-    for name in (f".{n}.part" for n in WRITTEN):
-        (folder / name).unlink(missing_ok=True)
+    for part in (p for n in WRITTEN for p in folder.glob(f"{part_prefix(n)}*")):
+        part.unlink(missing_ok=True)
     for left in folder.glob(f"{STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -112,24 +115,16 @@ def finish(
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as f:
-            json.dump(value, f, indent=1, ensure_ascii=False)
-            f.write("\n")
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A record of a run; an error where the file holds none."""
+    refuse_link(path)
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise error("E0615", f"`{path}` is damaged: {e}", help="train again with `--overwrite`") from None
+        value = json.loads(contents(path, FETCHED[TASK]))
+    except (OSError, ValueError, RecursionError) as e:
+        raise error("E0615", f"`{path}` is damaged: {reason(e)}", help="train again with `--overwrite`") from None
     if not isinstance(value, dict):
         raise error("E0615", f"`{path}` is damaged: it holds no record", help="train again with `--overwrite`")
     return value

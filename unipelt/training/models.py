@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +152,14 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
 def _unloadable(model: str, what: str, e: BaseException) -> PeltError:
     place = Path(model)
     reason = " ".join(str(e).split()) or type(e).__name__
-    if isinstance(e, OSError) and e.errno is not None and not place.exists():
+    if isinstance(e, OSError) and e.errno is not None and not exists(place):
         reason = str(e.strerror)
-    if not place.exists() and ("/" not in model.strip("/") or model.startswith((".", "/", "~"))):
+    if not exists(place) and ("/" not in model.strip("/") or model.startswith((".", "/", "~"))):
         return error("E0613", f"there is no model folder `{model}`",
                      help=near_path(place) or "name a folder made by `save_pretrained`, or a hub name")  # fmt: skip
     if len(reason) > 300:
         reason = reason[:297] + "…"
-    if not place.exists():
+    if not exists(place):
         return error("E0613", f"there is no folder `{model}` here, and the {what} of that name on the hub cannot be loaded: {reason}",
                      help=near_path(place) or "check the spelling and the network; for a private model, `hf auth login`")  # fmt: skip
     return error("E0613", f"the {what} `{model}` cannot be loaded: {reason}",

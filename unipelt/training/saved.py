@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,10 @@ def load_run(
     record names it, and not the caller.
     """
     place = located(folder)
-    if not place.is_dir():
-        raise error("E0615", f"`{place}` is a file, not a folder" if place.exists() else f"there is no folder `{place}`",
+    if not isdir(place):
+        raise error("E0615", f"`{place}` is a file, not a folder" if exists(place) else f"there is no folder `{place}`",
                     help=near_path(place, folders=True) or "name the `--out` folder of `unipelt train`")  # fmt: skip
-    if not (place / TASK).is_file():
+    if not isfile(place / TASK):
         raise error("E0615", f"`{place}` holds no finished run: `{TASK}` is missing",
                     help="name the `--out` folder of `unipelt train`; a run cut short goes on with `--resume`")  # fmt: skip
     record = read_json(place / TASK)
@@ -137,7 +138,7 @@ def read_texts(run: Run, file: str) -> list[Sequence[Any]]:
     path = Path(file)
     if path.suffix in reading.SUFFIXES:
         return run.task.read_inputs(reading.read_file(path))
-    if not path.is_file():
+    if not isfile(path):
         raise error("E0601", f"there is no file `{path}`", help="check the path and the spelling")
     lines = reading.decoded(path).split("\n")
     return [[line] for line in lines if line.strip()]

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import exists, isdir
 from pathlib import Path
 
 from ..language import syntax as S
@@ -46,9 +47,9 @@ def _needed(definition: S.MethodDef, names: Names) -> list[S.Definition] | None:
 
 def refuse_full(folder: Path) -> None:
     """Nothing is written over: raises `PeltError` where something stands already."""
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not isdir(folder):
         raise error("E0801", f"`{folder}` exists and is no folder", help="give another `--out`")
-    if folder.exists() and any(folder.iterdir()):
+    if exists(folder) and any(folder.iterdir()):
         raise error("E0801", f"`{folder}` exists and is not empty", help="give another `--out`")
 
 
@@ -61,7 +62,7 @@ def write(members: Sequence[Member], names: Names, folder: Path) -> list[Path]:
         for m in members:
             (staging / f"{m.name}.pelt").write_text(file_of(m, names), encoding="utf-8")
         os.chmod(staging, 0o755)
-        if folder.exists():
+        if exists(folder):
             folder.rmdir()
         os.rename(staging, folder)
     finally:
