@@ -1,9 +1,10 @@
-"""Ctrl-C at every line: each call of `tests/interrupted.py` is interrupted before every line it runs of the runtime and the compiler.
+"""Ctrl-C at every line: each call of `tests/interrupted.py` is interrupted before the lines it runs of the runtime and the compiler.
 
-    python benchmarks/interrupted.py [--only CALL] [--every 1] [--out benchmarks/results/interrupted.json]
+    python benchmarks/interrupted.py [--only CALL ...] [--every-time] [--layers 2] [--out benchmarks/results/interrupted.json]
 
-After each the model must be as before the call or as after it, and the call, done again, must do the rest. Writes how many lines
-were tried and which failed. Some ten minutes of one processor.
+Each line is tried the first time and the last time it is run (with ``--every-time`` each time). After that the model must be as
+before the call or as after it, and the call, done again, must do the rest. Writes how many lines were tried and which failed; with
+``--only`` it replaces the records of those calls. Some fifteen minutes of one processor.
 """
 
 from __future__ import annotations
@@ -20,24 +21,31 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 
 def main() -> None:
-    from interrupted import CASES, ends, wrong
+    import small
+    from interrupted import CASES, ends, first_and_last, wrong
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(CASES))
-    parser.add_argument("--every", type=int, default=1, help="try one line of so many")
+    parser.add_argument("--only", choices=list(CASES), nargs="+", default=list(CASES))
+    parser.add_argument("--every-time", action="store_true", help="try a line each time it is run")
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "interrupted.json")
     given = parser.parse_args()
+    small._SIZES["num_hidden_layers"] = given.layers
     calls: dict[str, dict] = {}
-    for name in [given.only] if given.only else CASES:
+    if len(given.only) < len(CASES) and given.out.exists():
+        calls = json.loads(given.out.read_text())["calls"]
+    failures = 0
+    for name in given.only:
         with tempfile.TemporaryDirectory() as folder:
-            count, two = ends(name, Path(folder))
-            points = range(1, count + 1, given.every)
+            passed, two = ends(name, Path(folder))
+            points = list(range(1, len(passed) + 1)) if given.every_time else first_and_last(passed)
             failed = [f for at in points if (f := wrong(name, Path(folder), at, two))]
-        calls[name] = {"lines": count, "tried": len(points), "failed": failed}
-        print(f"{name}: {len(points)} of {count} lines, {len(failed)} failed", *failed[:5], sep="\n  ", flush=True)
-        if not given.only:
-            given.out.write_text(json.dumps({"commit": commit(), "calls": calls}, indent=1) + "\n")
-    sys.exit(any(c["failed"] for c in calls.values()))
+        calls[name] = {"commit": commit(), "layers": given.layers, "lines": len(set(passed)), "runs of them": len(passed),
+                       "tried": len(points), "failed": failed}  # fmt: skip
+        failures += len(failed)
+        print(f"{name}: {len(points)} tries at {len(set(passed))} lines, {len(failed)} failed", *failed[:5], sep="\n  ", flush=True)
+        given.out.write_text(json.dumps({"calls": {n: calls[n] for n in CASES if n in calls}}, indent=1) + "\n")
+    sys.exit(failures > 0)
 
 
 if __name__ == "__main__":

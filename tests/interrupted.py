@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,14 @@ from unipelt.runtime.registry import registry
 _OURS = tuple(str(Path(unipelt.__file__).parent / part) for part in ("runtime", "compiler"))
 
 
-def _run(call: Callable[[], Any], at: int | None) -> int:
-    """Runs a call and counts the lines of the runtime and the compiler; raises `KeyboardInterrupt` before the line ``at``."""
-    count = 0
+def _run(call: Callable[[], Any], at: int | None) -> list[tuple[str, int]]:
+    """Runs a call and notes the lines of the runtime and the compiler; raises `KeyboardInterrupt` before the line ``at``."""
+    passed: list[tuple[str, int]] = []
 
     def line(frame: Any, event: str, _: Any) -> Any:
-        nonlocal count
         if event == "line":
-            count += 1
-            if count == at:
+            passed.append((frame.f_code.co_filename, frame.f_lineno))
+            if len(passed) == at:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return line
@@ -41,12 +40,19 @@ def _run(call: Callable[[], Any], at: int | None) -> int:
         call()
     finally:
         sys.settrace(before)
-    return count
+    return passed
 
 
-def lines(call: Callable[[], Any]) -> int:
-    """How many lines a call runs."""
+def lines(call: Callable[[], Any]) -> list[tuple[str, int]]:
+    """The lines that a call runs, in their order: file and number."""
     return _run(call, None)
+
+
+def first_and_last(passed: Sequence[tuple[str, int]]) -> list[int]:
+    """Where each line is run for the first time and for the last time, counted from 1."""
+    last = {line: at for at, line in enumerate(passed, 1)}
+    first = {line: len(passed) - at for at, line in enumerate(reversed(passed))}
+    return sorted({*first.values(), *last.values()})
 
 
 def interrupt(call: Callable[[], Any], at: int) -> bool:
@@ -246,9 +252,9 @@ def wrong(name: str, folder: Path, at: int, ends: tuple[Any, Any]) -> str | None
     return None
 
 
-def ends(name: str, folder: Path) -> tuple[int, tuple[Any, Any]]:
-    """How many lines a call runs, and what its model is before and after."""
+def ends(name: str, folder: Path) -> tuple[list[tuple[str, int]], tuple[Any, Any]]:
+    """The lines that a call runs, and what its model is before and after."""
     case = CASES[name](folder)
     before = seen(case.model)
-    count = lines(case.call)
-    return count, (before, seen(case.model))
+    passed = lines(case.call)
+    return passed, (before, seen(case.model))
