@@ -45,6 +45,20 @@ def halved(file: Path) -> None:
 
 
 BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
+    "leave `chance` out of the start": {
+        "E0370-chance-of-a-norm": (" * chance", ""),
+        "E0370-start-of-a-chance": ("b: [] = chance", "b: [] ~ ones"),
+    },
+    "declare two sizes, or start from another distribution, such as `normal(0.02)`": {
+        "E0371-number-as-identity": ("~ identity", "~ normal(0.02)"),
+        "E0371-vector-of-rows": ("~ orthogonal", "~ normal(0.02)"),
+    },
+    "normal(std) or normal(mean, std)": {"E0372-negative-deviation": ("0 - 0.02", "0.02")},
+    "uniform between two numbers": {"E0372-uniform-backwards": ("uniform(1, 0)", "uniform(0, 1)")},
+    "write a number": {
+        "E0373-drawn-by-the-scale": ("normal(scale)", "normal(0.02)"),
+        "E0373-rate-of-the-scale": ("lr scale", "lr 2"),
+    },
     "let a row of its own, without `layers`, modify `embed.words`": {
         "E0518-beside-a-site-in-the-layers": [
             (
@@ -197,10 +211,10 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "its path begins in the folder of `E0205-missing.pelt`": {
         "E0205-missing": [("", beside), ('"no_such_file.pelt"', '"beside.pelt"')],
     },
-    "in `E0205-near-file` a name that is close exists: `parts.pelt`": {
+    "in `E0205-near-file`: did you mean `parts.pelt`?": {
         "E0205-near-file": ("/part.pelt", "/parts.pelt"),
     },
-    "a name that is close exists: `E0205-near-folder`": {
+    "did you mean `E0205-near-folder`?": {
         "E0205-near-folder": ("E0205-near-foldr", "E0205-near-folder"),
     },
     "its parameters: r: int, dropout: float, init: init": {
@@ -337,7 +351,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "the two sizes would have to be equal: r and 2 r": {
         "E0312-in-an-imported-form": ("[2 * r, d_out]", "[r, d_out]"),
     },
-    "a name that is close exists: `r`": {
+    "did you mean `r`?": {
         "E0312-matmul-near": ("[rr, d_out]", "[r, d_out]"),
     },
     "leave `.T` out and write the tokens first, as in `z @ A`: each goes through a product by itself": {
@@ -493,7 +507,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "the last sizes would have to be equal: mid and d_model": {
         "mutant-prompt-mlp-operator": ("* W3", "@ W3"),
     },
-    "in `several-imports` a name that is close exists: `parts.pelt`": {
+    "in `several-imports`: did you mean `parts.pelt`?": {
         "several-imports": ("prats", "parts"),
     },
     "correct the name": {

@@ -91,8 +91,8 @@ BUILT: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], object], str, str, st
     "words-in-an-import": (
         "E0111", lambda _: (written(Path("p/a.pelt"), WORDS), written(Path("b.pelt"), importing("p/a.pelt"))),
         "b.pelt", "p/a.pelt:6251:1", "::: b.pelt:1:1"),
-    "gone": ("E0121", lambda _: written(Path("part.pelt")), "parts.pelt", "parts.pelt", "exists: `part.pelt`"),
-    "without-its-ending": ("E0121", lambda _: written(Path("p/part.pelt")), "p/part", "p/part", "in `p` a name that is close exists: `part.pelt`"),
+    "gone": ("E0121", lambda _: written(Path("part.pelt")), "parts.pelt", "parts.pelt", "did you mean `part.pelt`?"),
+    "without-its-ending": ("E0121", lambda _: written(Path("p/part.pelt")), "p/part", "p/part", "in `p`: did you mean `part.pelt`?"),
     "unlike": ("E0121", lambda _: written(Path("gone.pelt")), "wrong.pelt", "wrong.pelt", "check the path and the spelling"),
     "folder-gone": ("E0121", lambda _: None, "p/a.pelt", "p/a.pelt", "check the path and the spelling"),
     "file-as-folder": ("E0121", lambda _: written(Path("a.pelt")), "a.pelt/b.pelt", "a.pelt/b.pelt", "there is no file"),

@@ -252,11 +252,11 @@ ONE, TWO = "mine.pelt:one", "mine.pelt:two"
     ([ONE, "--set", "r=eight"], "E0301", "there is no `eight`", "`r` takes a whole number, for example 8"),
     ([f"{named('lora')}.pelt"], "E0121", "there is no file", "is a method of the library: leave `.pelt` out"),
     ([f"{named('lora')}(r=8)"], "E0401", "no method named", "arguments are given apart"),
-    ([named("lora").upper()], "E0401", "no method named", f"a name that is close exists: `{named('lora')}`"),
+    ([named("lora").upper()], "E0401", "no method named", f"did you mean `{named('lora')}`?"),
     ([ONE, "--set", "r"], "E0621", "`r` is not an argument", "`name=value`"),
     ([ONE, "--set", "=4"], "E0621", "`=4` is not an argument", "`name=value`"),
     ([ONE, "--set", "r=4", "--set", "r=5"], "E0621", "`r` is given twice", "give it once"),
-    ([f"{TWO}+{TWO}", "--set", "rr=4"], "E0621", "none of `two`, `two` has an argument `rr`", "exists: `r`"),
+    ([f"{TWO}+{TWO}", "--set", "rr=4"], "E0621", "none of `two`, `two` has an argument `rr`", "did you mean `r`?"),
     ([f"{TWO}+{TWO}", "--set", "one.r=4"], "E0621", "an argument `one.r`", "their arguments are r"),
     ([f"{ONE}+{TWO}"], "E0403", "the argument `r` of `two` would be called `two_r`", "name its arguments there"),
 ])  # fmt: skip

@@ -32,7 +32,7 @@ def desk(tmp_path, monkeypatch):
     (["four", "-m", "bert.json", "--params", "5"], "E0804", "parameters even with r = 1, more than 5", "ask for more"),
     (["four", "-m", "bert.json", "--params", "0.0001%"], "E0804", "even with r = 1, more than 1", "ask for more"),
     (["four", "-m", "bert.json", "--params", "1e11"], "E0804", "fewer than 100,000,000,000 parameters for any `r`", "ask for fewer"),
-    (["four", "-m", "bert.json", "--params", "900", "--size", "rr"], "E0804", "`rr` is no size", "exists: `r`"),
+    (["four", "-m", "bert.json", "--params", "900", "--size", "rr"], "E0804", "`rr` is no size", "did you mean `r`?"),
     (["four", "-m", "bert.json", "--params", "900", "--size", "width"], "E0804", "`width` is no size", "its sizes: r"),
     (["fixed", "-m", "bert.json", "--params", "900"], "E0804", "no argument of", "leave `--params` out"),
     (["four", "--params", "0.5%"], "E0805", "is that of a model", "`--model`"),
@@ -61,14 +61,14 @@ def test_vary_without_alternatives(desk, options):
 
 
 @pytest.mark.parametrize("command, code, said, remedy", [
-    (["generate", "mine.pelt:fuor"], "E0401", "mine.pelt has no method `fuor`", "exists: `four`"),
+    (["generate", "mine.pelt:fuor"], "E0401", "mine.pelt has no method `fuor`", "did you mean `four`?"),
     (["generate", "mine.pelt:nothing"], "E0401", "mine.pelt has no method `nothing`", "it has: four, fixed, trained, two, one"),
     (["generate", "mine.pelt"], "E0406", "mine.pelt has 5 methods, so one must be named", "mine.pelt:NAME"),
     (["generate", "mine.pelt:one"], "E0800", "one method", "`|`"),
     (["vary", "no_such_method_at_all", "--insert", "parallel"], "E0401", "no method named `no_such_method_at_all`", "unipelt list"),
     (["neighbours", "mine.pelt:trained"], "E0802", "`trained` has no row: it only trains parameters", "the four columns"),
     (["neighbours", "mine.pelt:two", "--row", "c"], "E0802", "`two` has no row `c`", "its rows: a, b"),
-    (["neighbours", "mine.pelt:two", "--row", "bb"], "E0802", "`two` has no row `bb`", "exists: `b`"),
+    (["neighbours", "mine.pelt:two", "--row", "bb"], "E0802", "`two` has no row `bb`", "did you mean `b`?"),
     (["vary", "mine.pelt:two", "--insert", "parallel"], "E0802", "`two` has 2 rows, so one must be named", "`--row`"),
     (["cross", "mine.pelt:one", "mine.pelt:two"], "E0802", "`two` has 2 rows", "a, b"),
 ])  # fmt: skip

@@ -74,9 +74,9 @@ def test_generation_is_asked_for(place):
 
 
 @pytest.mark.parametrize("rows, options, code, said", [
-    ("tagged", ["--label", "ner_tag"], "E0603", "a name that is close exists: `ner_tags`"),
-    ("asked", ["--text", "question,contxt"], "E0603", "a name that is close exists: `context`"),
-    ("classified", ["--pattern", "{txt} {mask}", "--words", "a,b,c"], "E0603", "a name that is close exists: `text`"),
+    ("tagged", ["--label", "ner_tag"], "E0603", "did you mean `ner_tags`?"),
+    ("asked", ["--text", "question,contxt"], "E0603", "did you mean `context`?"),
+    ("classified", ["--pattern", "{txt} {mask}", "--words", "a,b,c"], "E0603", "did you mean `text`?"),
     ("classified", ["--pattern", "{text} {mask}", "--words", "refund,zebra,closing"], "E0644", "not in the model's vocabulary"),
     ("classified", ["--pattern", "{text} {mask}"], "E0643", "`--words`"),
     ("tagged", ["--task", "tokens"], "E0620", "token-classification"),

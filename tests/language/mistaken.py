@@ -40,7 +40,7 @@ in_form(
     "matmul_near",
     "E0312",
     "A: [d_in, r] ~ zeros B: [rr, d_out] ~ zeros delta = z @ A @ ⟦B⟧",
-    "close exists: `r`",
+    "did you mean `r`?",
     params="r: int = 4, rr: int = 4",
 )
 in_form(

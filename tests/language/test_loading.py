@@ -201,7 +201,7 @@ def test_a_source_that_was_forgotten_is_read_again(tmp_path: Path) -> None:
 def test_a_misspelt_argument_is_answered_with_the_name_that_is_close(given, meant):
     m = parse("method m(act: activation = relu, start: init = ones) { modify ffn  insert parallel  "
               "form { b: [d_out] ~ start   delta = act(z) * b }  compose h + delta }")  # fmt: skip
-    with pytest.raises(PeltError, match=f"E0405(.|\\n)*a name that is close exists: `{meant}`"):
+    with pytest.raises(PeltError, match=f"E0405(.|\\n)*did you mean `{meant}`?"):
         m(**given)
 
 

@@ -372,7 +372,7 @@ def test_what_is_not_there(hub, tmp_path, monkeypatch):
     assert found == "E0821" and "no folder `me/mine` here" in text and "hf auth login" in text
     (tmp_path / "runs" / "intents").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert "in `runs` a name that is close exists: `intents`" in code("runs/intent")[1]
+    assert "in `runs`: did you mean `intents`?" in code("runs/intent")[1]
 
 
 @pytest.mark.parametrize("status, wanted", [(401, "E0822"), (403, "E0822"), (418, "E0823")])

@@ -262,7 +262,7 @@ def test_a_run_has_no_argument_for_the_members_of_an_ensemble(models, rows, tmp_
 
 
 @pytest.mark.parametrize("pattern, said, remedy", [
-    ("{promt:3} {text}", "`{promt:3}` gives a number or a format to `promt`", "a name that is close exists: `prompt`"),
+    ("{promt:3} {text}", "`{promt:3}` gives a number or a format to `promt`", "did you mean `prompt`?"),
     ("{Prompt:3} {text}", "`{Prompt:3}`", "{prompt:3}"),
     ("{text:3}", "only `prompt` takes a number", "write `{text}`"),
     ("{text!r}", "`{text!r}` gives", "write `{text}`"),

@@ -143,7 +143,7 @@ def _passes(passed: Param, type_: str) -> bool:
 def _parameter(name: str, known: dict[str, Param], span: Span, listed: str) -> dict[str, Any]:
     """Help about a misspelt parameter, whose name begins the argument."""
     found = instead(name, known, replace(span, end=span.start + len(name)))
-    return {**found, "help": "; ".join(filter(None, [found["help"], f"its parameters: {listed}"]))}
+    return {**found, "help": " ".join(filter(None, [found["help"], f"its parameters: {listed}"]))}
 
 
 def substitute(node: Any, mapping: Mapping) -> Any:

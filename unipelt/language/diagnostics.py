@@ -91,7 +91,7 @@ MAX_COMPARED = 5000
 def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """A help sentence that names the nearest known word, or nothing."""
     found = nearest(word, known, cutoff)
-    return f"a name that is close exists: `{found}`" if found else ""
+    return f"did you mean `{found}`?" if found else ""
 
 
 def plural(word: str, n: int) -> str:
@@ -116,16 +116,16 @@ def near_path(path: Path, folders: bool = False) -> str:
         name = alike[stem] if stem else whole or nearest(path.name, [n for n in names if n not in alike.values()])
     except OSError:  # what cannot be listed has no names to offer
         return ""
-    found = f"a name that is close exists: `{name}`" if name else ""
-    return f"in `{path.parent}` {found}" if found and path.parent != Path() else found
+    found = f"did you mean `{name}`?" if name else ""
+    return f"in `{path.parent}`: {found}" if found and path.parent != Path() else found
 
 
-def instead(word: str, known: Iterable[str], span: Span, otherwise: str = "", *, kind: str = "name", cutoff: float = 0.6) -> dict[str, Any]:
+def instead(word: str, known: Iterable[str], span: Span, otherwise: str = "", *, cutoff: float = 0.6) -> dict[str, Any]:
     """Help and edits of a diagnostic about a misspelt word that stands at ``span``; ``otherwise``: where none is close."""
     found = nearest(word, known, cutoff)
     if not found:
         return {"help": otherwise}
-    return {"help": f"a {kind} that is close exists: `{found}`", "edits": (Edit(span, found),)}
+    return {"help": f"did you mean `{found}`?", "edits": (Edit(span, found),)}
 
 
 def put(text: str, *spans: Span) -> tuple[Edit, ...]:

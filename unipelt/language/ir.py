@@ -128,7 +128,7 @@ class Method:
                 raise error(
                     "E0402",
                     f"`{self.name}` has no argument `{name}`",
-                    help="; ".join(filter(None, [near(name, known), f"its arguments: {listed}"])),
+                    help=" ".join(filter(None, [near(name, known), f"its arguments: {listed}"])),
                 )
         new = tuple(
             replace(p, default=argument(p, arguments[p.name])) if p.name in arguments else p for p in self.params

@@ -104,7 +104,7 @@ def _meant(name: str, known: Sequence[str]) -> str:
     if bare != name and bare in known:
         return f"arguments are given apart, as in `{bare}` with `--set r=16`, or in Python `load(\"{bare}\")(r=16)`"
     if name.lower() in known:
-        return f"a name that is close exists: `{name.lower()}`"
+        return f"did you mean `{name.lower()}`?"
     return near(name, known) or "`unipelt list` shows the methods there are; a file's name ends in .pelt"
 
 

@@ -308,7 +308,7 @@ class Compose:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """``all | first e | last e | e .. e | every e | since e | inserted``; one number ``e`` is short for ``e .. e + 1``."""
+    """``all | first e | last e | e .. e | every e | since e | inserted``."""
 
     word: Literal["all", "first", "last", "range", "every", "since", "inserted"]
     values: tuple[Expr, ...] = ()

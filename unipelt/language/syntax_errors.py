@@ -193,7 +193,7 @@ def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnosti
                      "edits": put(":", span(word.end_pos, word.end_pos))}  # fmt: skip
     elif rest[:1] in ("(", "."):
         otherwise = {"help": "give the value a name: `name = …`"}
-    found = instead(str(word), known, place, kind="word", cutoff=0.7)
+    found = instead(str(word), known, place, cutoff=0.7)
     return Diagnostic(
         "E0101", f"`{shown}` begins no {'clause' if in_method else 'statement'}", place, **(found if found["help"] else otherwise)
     )  # fmt: skip
@@ -223,7 +223,7 @@ def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None] | 
     before = text[token.start_pos - 1 : token.start_pos]
     if "_METHOD" in allowed and token.type == "NAME":
         found = nearest(str(token), _DEFINITIONS) if len(token) < 40 else ""
-        return (f"a word that is close exists: `{found}`", found) if found else ("a file is a list of definitions", None)
+        return (f"did you mean `{found}`?", found) if found else ("a file is a list of definitions", None)
     if "_METHOD" in allowed and token.type == "_IMPORT":
         return "imports stand at the top of the file", None
     if "_METHOD" in allowed and token.type == "RBRACE":
