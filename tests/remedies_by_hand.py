@@ -54,7 +54,6 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0371-vector-of-rows": ("~ orthogonal", "~ normal(0.02)"),
     },
     "normal(std) or normal(mean, std)": {"E0372-negative-deviation": ("0 - 0.02", "0.02")},
-    "uniform between two numbers": {"E0372-uniform-backwards": ("uniform(1, 0)", "uniform(0, 1)")},
     "write a number": {
         "E0373-drawn-by-the-scale": ("normal(scale)", "normal(0.02)"),
         "E0373-rate-of-the-scale": ("lr scale", "lr 2"),
@@ -375,6 +374,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     },
     "uniform between two numbers": {
         "E0321-distribution-arity": ("uniform(1)", "uniform(0, 1)"),
+        "E0372-uniform-backwards": ("uniform(1, 0)", "uniform(0, 1)"),
     },
     "give it what the message names": {
         "E0331-ceil-of-a-word": ("ceil(tokens)", "ceil(r)"),
