@@ -8,8 +8,8 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -40,13 +40,16 @@ class Repository:
 @dataclass
 class Hub:
     """``repositories`` are what it holds, ``asked`` what it was asked, as ``METHOD path``; ``status`` makes every answer that error
-    (``code`` names it), ``sizes`` are what it tells of files instead of what they have."""
+    (``code`` names it), ``sizes`` are what it tells of files instead of what they have, ``headers`` those of a file's answer
+    instead of its own, ``raw`` what writes an answer from its first byte on, by the last part of the path that is asked for."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     status: int = 0
     code: str = ""
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: dict[str, Callable[[Callable[[bytes], Any]], None]] = field(default_factory=dict)
     url: str = ""
 
     def put(self, name: str, files: Files, private: bool = False) -> Repository:
@@ -85,7 +88,7 @@ class Hub:
             data = files.get(unquote(file[3]))
             if data is None:
                 return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha}, b""
-            return 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": sha}, data
+            return 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": sha, **self.headers}, data
         if found[2] == "preupload":
             return _json({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]})
         if found[2] == "commit":
@@ -126,6 +129,12 @@ def served() -> Iterator[Hub]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = urlsplit(self.path).path
             hub.asked.append(f"{self.command} {path}")
+            answer = hub.raw.get(path.rpartition("/")[2])
+            if answer is not None:
+                self.close_connection = True
+                with suppress(OSError):  # the client has gone
+                    answer(self.wfile.write)
+                return
             status, headers, data = hub.answer(self.command, path, body)
             self.send_response(status)
             for k, v in {**headers, "Content-Length": str(len(data))}.items():

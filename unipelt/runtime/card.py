@@ -39,7 +39,7 @@ _CLASSES = (
     ("Model", "AutoModel", "feature-extraction"),
 )
 #: The most bytes a card of ours may have.
-_LARGEST = 2**20
+LARGEST = 2**20
 #: Floats among metrics that say something of the data only.
 _NO_SCORES = ("majority",)
 #: The marker of a card as it was written, with a hash of everything before it.
@@ -111,7 +111,7 @@ def replaceable(path: Path) -> bool:
     if os.path.islink(path):
         return False  # somebody put it there
     try:
-        return unsealed(contents(path, _LARGEST).decode("utf-8")) is not None
+        return unsealed(contents(path, LARGEST).decode("utf-8")) is not None
     except (OSError, UnicodeDecodeError):
         return False
 

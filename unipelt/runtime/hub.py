@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os.path import exists
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import error, near_path
+from ..language.diagnostics import PeltError, error, near_path
+from .download import bring, listing
 
 WEIGHTS, MANIFEST, METHOD, README = "adapter.safetensors", "adapter.json", "method.pelt", "README.md"
 #: What a run keeps beside its adapter: what was asked, what `unipelt eval` and `predict` need, what was reached.
@@ -23,10 +24,8 @@ RUN, TASK, METRICS = "run.json", "task.json", "metrics.json"
 INDEX, FOLDER = "unipelt.json", "unipelt-{}"
 #: What is fetched, with the most bytes each may have; all but the last are needed.
 FETCHED = {MANIFEST: 16 * 2**20, METHOD: 2**20, WEIGHTS: 8 * 2**30, TASK: 16 * 2**20}
-#: Seconds to wait for an answer.
-PATIENCE = 10.0
 #: ``user/name`` or, for a base of the hub's own, ``name``.
-_NAME = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.\-]{0,95}(/[A-Za-z0-9_][\w.\-]{0,95})?")
+_NAME = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_]([\w.\-]{0,94}\w)?(/[A-Za-z0-9_]([\w.\-]{0,94}\w)?)?")
 _REVISION = re.compile(r"(?!.*\.\.)[\w.\-]+(/[\w.\-]+)*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -67,24 +66,16 @@ def fetch(name: str, revision: str | None = None) -> Path:
     """The adapter's files of a repository, in the hub's cache; a name's commit is settled before the first download."""
     from huggingface_hub import constants
 
-    api = client()
     wanted = list(FETCHED)
     with answers(name, revision, "fetched"):
         if constants.HF_HUB_OFFLINE:
-            return Path(api.snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
-        info = api.model_info(name, revision=revision, files_metadata=True, timeout=PATIENCE)
-        commit, sizes = str(info.sha), {s.rfilename: s.size for s in info.siblings or ()}
-        _trust(name, commit, sizes)
-        folder = Path(api.snapshot_download(name, revision=commit, allow_patterns=wanted))
-        # Kept in the cache: what the name stands for, by which the snapshot is found again without a network.
-        api.hf_hub_download(name, MANIFEST, revision=revision)
-    for n in wanted:
-        if n in sizes and (folder / n).stat().st_size != sizes[n]:
-            raise error("E0824", f"`{n}` of `{name}` has not the size that the hub tells", help="try again")
-    return folder
+            return Path(client().snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+        found = listing(name, revision)
+        _trust(name, found.commit, found.sizes)
+        return bring(name, found.commit, {n: size for n in wanted if (size := found.sizes.get(n)) is not None}, revision)
 
 
-def _trust(name: str, commit: str, sizes: dict[str, int | None]) -> None:
+def _trust(name: str, commit: str, sizes: Mapping[str, int | None]) -> None:
     """Whether a listing is an adapter's, of a size that one has."""
     if not _COMMIT.fullmatch(commit):
         raise error("E0824", f"the hub names no commit of `{name}`")
@@ -150,6 +141,11 @@ def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
             raise error("E0822", f"you may not do this with `{name}`: the hub answers {status}" + (f", {told}" if told else ""),
                         help="log in with `hf auth login`, with a token that may write where you push") from None  # fmt: skip
         raise error("E0823", f"`{whole}` cannot be {done}: the hub answers {status}" + (f", {told}" if told else ""),
+                    help="try again later") from None  # fmt: skip
+    except PeltError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
+        raise error("E0823", f"`{whole}` cannot be {done}: the hub's answer is not understood ({type(e).__name__}: {_reason(e)})",
                     help="try again later") from None  # fmt: skip
     except Exception as e:  # noqa: BLE001 - which library speaks HTTP is the client's affair
         if not isinstance(e, OSError) and not type(e).__module__.startswith(("httpx", "httpcore", "requests")):

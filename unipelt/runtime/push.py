@@ -17,10 +17,11 @@ from typing import Any
 
 from ..language.diagnostics import error
 from ..language.source import refuse_link
-from .card import PLACE, sealed, unsealed
+from .card import LARGEST, PLACE, sealed, unsealed
+from .download import Listing, TooMuch, listing, received
 from .folder import verify
 from .hub import (
-    MANIFEST, METHOD, METRICS, PATIENCE, README, RUN, TASK, WEIGHTS, answers, client, is_hub_name, public_name, repository
+    MANIFEST, METHOD, METRICS, README, RUN, TASK, WEIGHTS, answers, client, is_hub_name, public_name, repository
 )  # fmt: skip
 
 #: What is pushed of a folder, where it is there.
@@ -103,21 +104,19 @@ def send(made: Pushed, private: bool | None = None) -> Pushed:
     name, revision, api = made.repository, made.revision, client()
     contents, notes = dict(made.contents), list(made.notes)
     with answers(name, revision, "pushed"):
-        there = _there(api, name)
+        there = _there(name)
         if there is None:
             api.create_repo(name, private=private, exist_ok=True)
         elif private and not there.private:
             raise error("E0826", f"`{name}` exists and is public", help="push to another name, or make it private on its page")
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        kept = {s.rfilename for s in api.model_info(name, revision=revision, timeout=PATIENCE).siblings or ()}
+        kept = set(listing(name, revision).sizes)
         foreign = sorted(kept - {*PUSHED, *_OF_THE_HUB})
         if foreign and MANIFEST not in kept:
             raise error("E0826", f"`{name}` holds other things than an adapter, such as `{foreign[0]}`", help="push to a name of its own")
         if README in kept and README in contents and _as_written(contents[README]):
-            card = Path(api.hf_hub_download(name, README, revision=revision)).read_bytes()
-            # Metadata alone are what the hub's page writes into a new repository.
-            if not _as_written(card) and _METADATA.sub(b"", card).strip():
+            if _by_hand(name, revision):
                 del contents[README]
                 notes.append(f"the {README} on the hub was written by hand: it is kept")
         steps = [CommitOperationAdd(n, str(data) if isinstance(data, Path) else data) for n, data in contents.items()]
@@ -127,15 +126,26 @@ def send(made: Pushed, private: bool | None = None) -> Pushed:
     return Pushed(name, revision, files, made.url, tuple(notes), done.oid, contents)
 
 
+def _by_hand(name: str, revision: str | None) -> bool:
+    """Whether somebody has written the card on the hub. Metadata alone are what the hub's page writes into a new repository."""
+    from huggingface_hub import hf_hub_url
+
+    try:
+        card = received(hf_hub_url(name, README, revision=revision), LARGEST)
+    except TooMuch:
+        return True
+    return not _as_written(card) and bool(_METADATA.sub(b"", card).strip())
+
+
 def _as_written(card: bytes | Path) -> bool:
     return isinstance(card, bytes) and unsealed(card.decode("utf-8", errors="replace")) is not None
 
 
-def _there(api: Any, name: str) -> Any:
+def _there(name: str) -> Listing | None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return api.model_info(name, timeout=PATIENCE)
+        return listing(name)
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
