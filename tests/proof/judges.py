@@ -271,7 +271,10 @@ class _Inside:
             if earlier.out.shape == h.shape and torch.equal(earlier.out, h):
                 h = earlier.h
         for m, x in self.entered:
-            y = taken(m.forward(x), site.view.columns)
+            y = m.forward(x)
+            if site.view.columns is not None and site.view.columns.stop > y.shape[-1]:
+                continue  # another map, which has fewer columns
+            y = taken(y, site.view.columns)
             if y.shape == h.shape and torch.equal(y, h):
                 return _vectors(x, ""), _vectors(tap.out, "")
         return None
