@@ -7,6 +7,7 @@ Hugging Face model. Importing this package imports neither torch nor transformer
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import isfunction
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -51,6 +52,8 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'unipelt' has no attribute {name!r}")
     value = getattr(import_module(f"unipelt.{_WHERE[name]}"), name)
+    if isfunction(value):
+        value = import_module("unipelt.language.public").checked(value)
     globals()[name] = value
     return value
 

@@ -38,7 +38,7 @@ def adapted() -> nn.Module:
     return m
 
 
-@pytest.mark.parametrize("wrong", ["my adapter", "a.b", "a/b", "", "é", 3, None])
+@pytest.mark.parametrize("wrong", ["my adapter", "a.b", "a/b", "", "é"])
 def test_what_is_no_name_of_an_adapter(wrong: Any) -> None:
     m = model("bert")
     before = state(m)

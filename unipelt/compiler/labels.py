@@ -71,7 +71,7 @@ def read_labels(labels: int | Sequence[str] | Labels, problem_type: str | None =
         raise error("E0740", f"labels are a number or a list of names, not {labels!r}", help="labels=3, or labels=[…]")
     bad = [n for n in names if not isinstance(n, str) or not n.strip()]
     if bad:
-        raise error("E0740", f"a label's name is a text, not {bad[0]!r}")
+        raise error("E0740", f"labels are named by texts, not {bad[0]!r}")
     half = next((n for n in names if half_of_a_character(n) is not None), None)
     if half is not None:
         raise error("E0740", f"the label {half!r} holds half of a character, which is no Unicode", help="correct its name")
@@ -107,9 +107,11 @@ def read_json(record: Any, place: str) -> Labels | None:
 
 def labels_of_base(model: Any) -> Labels | None:
     """What the model's own head scores by its configuration; None where its columns are no labels."""
+    if getattr(model, "loss_type", None) not in (*_EXAMPLE, *_TOKEN) or not hasattr(model, "config"):
+        return None
     config = vars(model.config)  # past what an adapter's head makes the configuration read as
     names = config.get("id2label")
-    if getattr(model, "loss_type", None) not in (*_EXAMPLE, *_TOKEN) or not isinstance(names, Mapping):
+    if not isinstance(names, Mapping):
         return None
     return Labels(tuple(str(names[i]) for i in sorted(names)), config.get("problem_type"))
 

@@ -141,6 +141,8 @@ class Method:
 
         Parameters of one name with one type and value are shared; otherwise the other's is renamed ``METHOD_NAME``.
         """
+        if not isinstance(other, Method):
+            return NotImplemented
         params = {p.name: p for p in self.params}
         differing = {
             p.name: f"{other.name}_{p.name}" for p in other.params

@@ -175,7 +175,7 @@ def _chosen(file: File, name: str | None, path: str | None) -> MethodDef:
                 help=f"write `{path}:NAME`" if path else f"name it: `parse(text, {next(iter(methods))!r})`")  # fmt: skip
 
 
-def check(path: Path) -> list[Checked]:
+def check(path: str | Path) -> list[Checked]:
     """Every definition of a ``.pelt`` file, or of every such file below a folder, with its mistakes."""
     path = Path(path)
     if isdir(path):

@@ -25,7 +25,7 @@ from .offload import device_of, value_of
 from .prompts import placing
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
-from .starts import LabelWords, StartData, start
+from .starts import LabelWords, StartData, Tokenizer, start
 from .switch import ADAPTER_NAME, NAME, Switch, finish
 
 # ---------------------------------------------------------------- apply
@@ -33,7 +33,7 @@ from .switch import ADAPTER_NAME, NAME, Switch, finish
 
 def apply(
     model: nn.Module, method: Method, name: str = "default", seed: int = 0, *, head: bool | None = None,
-    tokenizer: Any = None, label_words: LabelWords | None = None, dtype: torch.dtype | None = None,
+    tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None, dtype: torch.dtype | None = None,
     allow_future: bool = False, lowering: bool = True, trainable: bool = True,
     labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None,
 ) -> Plan:  # fmt: skip
@@ -57,12 +57,14 @@ def apply(
 
 def install(
     model: nn.Module, method: Method, name: str, seed: int, check: Callable[[Plan], None], *, head: bool | None, allow_future: bool,
-    labels: int | Sequence[str] | Labels | None, trainable: bool, tokenizer: Any = None, label_words: LabelWords | None = None,
+    labels: int | Sequence[str] | Labels | None, trainable: bool, tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None,
     dtype: torch.dtype | None = None, lowering: bool = True, problem_type: str | None = None,
 ) -> Plan:  # fmt: skip
     """`apply` with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be."""
     if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
         raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
+    if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
+        raise error("E0593", f"the argument `dtype` is a floating dtype of 16 bits or more, not {dtype}", help="torch.float32, or leave it out")
     r = registry(model)
     if r is not None and name in r.attached:
         record(model, name)
@@ -73,7 +75,7 @@ def install(
     planned = make_plan(model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type)
     check(planned)
     data = StartData.of(model, planned, tokenizer, label_words)
-    attached = Attached(planned, seed, lowering, trainable)
+    attached = Attached(planned, int(seed), lowering, trainable)
     made = _create(model, attached, data, dtype)
     _install(model, name, attached, made)
     return planned
@@ -308,8 +310,9 @@ def parameter_groups(model: nn.Module, name: str = "default", lr: float | None =
     An optimiser that is made of all parameters, as the plain Trainer's, knows no multiples: give it one of these,
     ``Trainer(…, optimizers=(torch.optim.AdamW(groups), None))``.
     """
-    if not isinstance(lr, (int, float)):
-        raise TypeError(f"parameter_groups() needs a number for `lr`, not {lr!r}")
+    if lr is None:
+        raise TypeError("parameter_groups() needs a number for `lr`")
+    lr, weight_decay = float(lr), float(weight_decay)
     model = unwrapped(model)
     a = record(model, name)
     settle(model)

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..compiler.plan import Plan
+from ..language.diagnostics import error
 from ..language.document import COLUMNS, columns_met, markdown_table, rows_of
 from ..language.files import contents
 from ..language.formula import as_text
@@ -64,6 +65,24 @@ def model_card(model: Any, plan: Plan, card: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     data = metadata(base, tag, plan, card).to_yaml(line_break="\n")
     return sealed(f"---\n{data}\n---\n\n" + "\n\n".join(p for p in parts if p) + "\n")
+
+
+#: What a card's parts are, where there is something to read in them.
+_PARTS: dict[str, tuple[type, str]] = {"metrics": (Mapping, "a dict of dicts, by split"), "data": (Mapping, "a dict"), "training": (Mapping, "a dict"),
+                                       "tags": (list, "a list of texts")}  # fmt: skip
+
+
+def check_card(card: Mapping[str, Any]) -> None:
+    """Raises a `PeltError` where a card could not be written: a part of another kind, or something that holds itself."""
+    for name, (kind, what) in _PARTS.items():
+        value = card.get(name)
+        inner = value.values() if name == "metrics" and isinstance(value, Mapping) else ()
+        if value is not None and not (isinstance(value, kind) and all(isinstance(v, Mapping) for v in inner)):
+            raise error("E0593", f"`{name}` in the argument `card` is {what}, not {value!r}"[:200], help="write it so, or leave it out")
+    try:
+        json.dumps(dict(card), default=str)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise error("E0593", f"the argument `card` cannot be written as JSON: {e}", help="give texts, numbers, lists and dicts of these") from None
 
 
 def metadata(base: str, tag: str | None, plan: Plan, card: Mapping[str, Any]) -> Any:

@@ -29,12 +29,13 @@ from .hub import MANIFEST, located
 from .registry import record, unwrapped
 from .saving import fingerprint
 from .sharding import put, settle
+from .starts import Tokenizer
 
 
 
 def attach(
     model: nn.Module, folder: str | Path, name: str | None = None, *, force: bool = False, trainable: bool = False,
-    tokenizer: Any = None, allow_future: bool | None = None, arguments: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
+    tokenizer: Tokenizer | None = None, allow_future: bool | None = None, arguments: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
 ) -> str:  # fmt: skip
     """Attaches a saved adapter (active, not trained unless ``trainable``) and returns its name.
 

@@ -52,6 +52,8 @@ def ensemble(model: nn.Module, batch: Mapping[str, Any], over: str | None = None
     n = found[over].count
     assert n is not None
     rows = next((t.shape[0] for t in batch.values() if isinstance(t, torch.Tensor) and t.dim()), 0)
+    if not rows:
+        raise error("E0736", "`batch` holds no tensor with a row for each example", help="give what the model takes: input_ids and the like")
     asked = {k: v for k, v in _with_decoder_tokens(model, batch).items() if k not in (over, "labels")}
     states = next((k for k, v in asked.items() if not isinstance(v, (torch.Tensor, bool, int, float, str, type(None)))), None)
     if states is not None:

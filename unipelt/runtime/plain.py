@@ -6,24 +6,32 @@ import copy
 import tempfile
 from os.path import exists, isdir
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from ..language.diagnostics import error
 from .heads import is_view, plain
 from .merge import merge, unmerge
-from .registry import registry, unwrapped
+from .registry import record, registry, unwrapped
 from .switch import NAME
 
 
-def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, tokenizer: Any = None) -> Path:
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Writes its files into a folder."""
+
+    def save_pretrained(self, folder: Any, /) -> Any: ...
+
+
+def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, tokenizer: Tokenizer | None = None) -> Path:
     """Writes the model as it is with the adapter in it: `save_pretrained`'s folder, for `from_pretrained`.
 
     A head comes along with its labels, in shape and in the configuration. The model itself is as before afterwards.
     The folder must not exist, or be empty; it is whole or not there. Raises `PeltError` where `merge` does.
     """
     model = unwrapped(model)
+    record(model, name)
     place = Path(folder)
     if exists(place) and (not isdir(place) or any(place.iterdir())):
         raise error("E0611", f"`{place}` exists and is not empty", help="name another folder")
@@ -43,7 +51,7 @@ def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, 
     return place
 
 
-def _write(model: Any, place: Path, tokenizer: Any) -> None:
+def _write(model: Any, place: Path, tokenizer: Tokenizer | None) -> None:
     # What lives in the model under the reserved name is the adapter, now inactive; the rest is the plain model.
     state = {n: t for n, t in model.state_dict().items() if NAME not in n.split(".")}
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from ..language.files import reason
 from ..language.ir import as_file
 from ..language.printer import to_text
 from ..language.versions import FORMAT, LANGUAGE_VERSION
-from .card import model_card
+from .card import check_card, model_card
 from .folder import cut_short
 from .folder import write as write_folder
 from .folding import folded
@@ -101,6 +101,10 @@ def save(
     folder = Path(folder)
     if exists(folder) and not isdir(folder):
         raise error("E0572", f"{folder} is a file, and an adapter is saved as a folder")
+    if folder.name in ("", ".."):  # it is replaced as a whole, and what lies around it is not ours
+        raise error("E0572", f"`{folder}` is no name of a folder", help=f"give it a name, as in {folder / 'adapter'}")
+    if card is not None:
+        check_card(card)
     found = content(model, name, fold, card)
 
     def write() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Protocol, Union, runtime_checkable
 
 import torch
 from torch import nn
@@ -24,6 +24,15 @@ from ..language.values import Distribution, Value
 from .edits import BaseCall
 from .offload import value_of
 
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Gives the ids of a text: ``tokenizer(text, add_special_tokens=False)["input_ids"]``."""
+
+    def __call__(self, text: str, /, **options: Any) -> Any: ...
+
+
 LabelWords = Union[Sequence[str], Mapping[int, str]]
 
 
@@ -31,11 +40,11 @@ LabelWords = Union[Sequence[str], Mapping[int, str]]
 class StartData:
     """What starts may need: a tokenizer, the words of the class labels."""
 
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     labels: tuple[str, ...] = ()
 
     @staticmethod
-    def of(model: nn.Module, plan: Plan, tokenizer: Any, label_words: LabelWords | None) -> StartData:
+    def of(model: nn.Module, plan: Plan, tokenizer: Tokenizer | None, label_words: LabelWords | None) -> StartData:
         """What a plan needs of what is given; what is missing is a `PeltError` that says so."""
         if plan.needs and tokenizer is None:
             raise error("E0521", f"this method needs {plan.needs[0]}", help="pass tokenizer=…")
@@ -117,15 +126,21 @@ def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator
     """Word embeddings [rows, d]: of a text, of the class labels' words (each the mean of its tokens), of sampled tokens."""
     table = value_of(model.get_input_embeddings(), "weight").detach().float().cpu()  # type: ignore[operator]
     if d.args and isinstance(d.args[0], String):
-        found = _ids(d.args[0].value, data)
+        found = _ids(d.args[0].value, data, len(table))
         return table[torch.tensor((found * (rows // len(found) + 1))[:rows])]
-    words = [table[torch.tensor(_ids(w, data))].mean(0) for w in data.labels[:rows]] if d.name == "label_words" else []
+    words = [table[torch.tensor(_ids(w, data, len(table)))].mean(0) for w in data.labels[:rows]] if d.name == "label_words" else []
     sampled = table[torch.randint(table.shape[0], (rows - len(words),), generator=g)]
     return torch.cat([torch.stack(words), sampled]) if words else sampled
 
 
-def _ids(text: str, data: StartData) -> list[int]:
-    found = list(data.tokenizer(text, add_special_tokens=False)["input_ids"])
+def _ids(text: str, data: StartData, words: int) -> list[int]:
+    """A text's tokens, of which the model has an embedding each."""
+    assert data.tokenizer is not None
+    given = data.tokenizer(text, add_special_tokens=False)
+    found = list(given["input_ids"]) if isinstance(given, Mapping) and isinstance(given.get("input_ids"), Sequence) else None
+    if found is None or not all(isinstance(i, int) and 0 <= i < words for i in found):
+        raise error("E0522", f"the tokenizer has other ids for the text {text!r} than the model's, which are whole numbers below {words}",
+                    help="pass the model's own tokenizer")  # fmt: skip
     if not found:
         raise error("E0522", f"the text {text!r} has no tokens", help="give a text of words that the tokenizer knows")
     return found
