@@ -13,8 +13,9 @@ import typer
 from .. import __version__
 from .exporting import export
 from .options import (
-    AllowFuture, AnswerAfter, Arguments, AsJson, Base, Budget, Chat, Data, Folder, Force, Generate, HeadName, LabelColumn, LabelWords, Loss,
-    MaxLength, MaxTargetLength, MethodName, NewFolder, OnModel, OnTask, Pattern, Rebound, RowName, Solved, TaskName, TextColumns,
+    AllowFuture, AnswerAfter, Arguments, AsJson, Base, Budget, Chat, Data, DType, Folder, Force, Generate, HeadName, LabelColumn, LabelWords, Loss,
+    MaxLength, MaxTargetLength, MethodName, NewFolder, OnModel, OnTask, Pattern, Rebound, RowName, Solved, TaskName, TaskOfSaved,
+    TextColumns,
 )  # fmt: skip
 from .output import MISTAKES, guarded, tell
 
@@ -281,6 +282,7 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="no, bf16 or fp16: mixed precision; what is trained stays in float32. Default: the launcher's.")
     ] = None,
+    dtype: DType = None,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations, to save memory.")] = False,
     log_to: Annotated[
         list[str] | None, typer.Option(help="Log to tensorboard (in OUT/logs), wandb, mlflow, …; repeatable.")
@@ -304,7 +306,7 @@ def train(
         epochs=epochs, max_steps=max_steps, lr=lr, batch_size=batch_size,
         eval_batch_size=eval_batch_size, max_length=max_length, padding=padding, train_size=train_size, shots=shots, seed=seed,
         warmup=warmup, weight_decay=weight_decay, scheduler=scheduler, clip=clip, dropout=dropout, best=not last,
-        checkpoints=not no_checkpoints, accumulate=accumulate, patience=patience, optimizer=optimizer, precision=precision,
+        checkpoints=not no_checkpoints, accumulate=accumulate, patience=patience, optimizer=optimizer, precision=precision, dtype=dtype,
         checkpointing=checkpointing, log_to=tuple(log_to or ()), allow_future=allow_future, save_steps=save_steps, resume=resume, overwrite=overwrite, report=report,
     )  # fmt: skip
 
@@ -328,6 +330,7 @@ def eval_(
     split: Annotated[str | None, typer.Option(help="train, validation or test; default: test.")] = None,
     model: Base = None,
     force: Force = False,
+    dtype: DType = None,
     arguments: Rebound = None,
     generate: Generate = None,
     task: TaskName = None,
@@ -346,7 +349,7 @@ def eval_(
     from .runs import eval_command
 
     eval_command(
-        folder, data, split, model, force, generate, arguments or [], as_json, task=task, text=columns_of(text), label=label, pattern=pattern,
+        folder, data, split, model, force, generate, dtype, arguments or [], as_json, task=task, text=columns_of(text), label=label, pattern=pattern,
         words=words, loss=loss, chat=chat, max_length=max_length, max_target_length=max_target_length, answer_after=answer_after,
     )  # fmt: skip
 
@@ -363,13 +366,21 @@ def predict(
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of a generated answer; default: the run's.")] = None,
     model: Base = None,
     force: Force = False,
+    dtype: DType = None,
     arguments: Rebound = None,
+    task: TaskOfSaved = None,
+    text: TextColumns = None,
+    pattern: Pattern = None,
+    max_length: MaxLength = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict with a saved adapter: labels, entities, answers, texts."""
     from .runs import predict_command
 
-    predict_command(folder, texts or [], file, max_new_tokens, model, force, arguments or [], as_json)
+    predict_command(
+        folder, texts or [], file, max_new_tokens, model, force, dtype, arguments or [], as_json, task=task, text=columns_of(text), pattern=pattern,
+        max_length=max_length,
+    )  # fmt: skip
 
 
 @app.command()
@@ -379,13 +390,14 @@ def merge(
     out: Annotated[str, typer.Option("--out", "-o", help="Where the plain model is written.")],
     model: Base = None,
     force: Force = False,
+    dtype: DType = None,
     arguments: Rebound = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge a saved adapter into its model and write that as a plain Hugging Face model."""
     from .runs import merge_command
 
-    merge_command(folder, out, model, force, arguments or [], as_json)
+    merge_command(folder, out, model, force, dtype, arguments or [], as_json)
 
 
 @app.command()

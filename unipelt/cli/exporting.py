@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from os.path import isfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..language.diagnostics import error
-from .options import AsJson, Base, Force, Rebound
+from .options import AsJson, Base, DType, Force, Rebound
 from .output import emit, guarded, say
 
 
@@ -19,24 +17,31 @@ def export(
     out: Annotated[str, typer.Option("--out", "-o", help="The file to write, with the ending .onnx.")],
     model: Base = None,
     task: Annotated[
-        str | None, typer.Option(help="Of an adapter that no run made: the task whose model it is for, as in `train`; default: base.")
+        str | None, typer.Option(help="Of an adapter that no run made: the task whose model it is for, as in `train`; default: the saved one's.")
     ] = None,
     merged: Annotated[bool, typer.Option("--merge", help="Merge the adapter first: a smaller graph, where the method merges.")] = False,
     force: Force = False,
+    dtype: DType = None,
     arguments: Rebound = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a saved adapter with its model as an ONNX file, and compare the file with the model (with onnxruntime)."""
     from ..runtime.exporting import INSTALL, check_place
+    from ..training.config import TaskOptions, check_dtype
 
+    check_dtype(dtype)
     check_place(Path(out))  # before the seconds that a model takes
 
     import unipelt
 
     from ..training.models import quiet
     from ..training.resolve import read_arguments
+    from ..training.saved import Opening, has_task, load_adapted
 
-    adapted, tokenizer, name = _load(folder, model, task, force, read_arguments(arguments or []))
+    if task is not None and has_task(folder):
+        raise typer.BadParameter(f"the run in {folder} has its task already: leave --task out")
+    asked = Opening(model, force, read_arguments(arguments or []), dtype, TaskOptions(task=task))
+    adapted, tokenizer, name = load_adapted(folder, asked, say)
     if merged:
         unipelt.merge(adapted, name)
     with quiet():
@@ -47,26 +52,3 @@ def export(
         say(f"written to {out}, not compared with the model: that needs onnxruntime ({INSTALL})")
     else:
         say(f"written to {out}: it gives what the model gives, to {apart:.1g}")
-
-
-def _load(folder: str, model: str | None, task: str | None, force: bool, arguments: dict[str, Any]) -> tuple[Any, Any, str]:
-    """An adapted model, its tokenizer if it reads text, and the adapter's name."""
-    import unipelt
-
-    from ..runtime.hub import MANIFEST, TASK, located
-    from ..training.models import load_plain, load_tokenizer, quiet
-    from ..training.saved import load_run
-
-    place = located(folder)
-    if isfile(place / TASK) or not isfile(place / MANIFEST):
-        if task is not None and isfile(place / TASK):
-            raise typer.BadParameter(f"the run in {folder} has its task already: leave --task out")
-        run = load_run(folder, model, force, arguments, say)
-        return run.model, run.tokenizer, run.name
-    if model is None:
-        raise error("E0757", f"the adapter in `{place}` does not say where its base is", help="name it with `--model`")
-    adapted = load_plain(model, task or "base")
-    with quiet():
-        name = unipelt.attach(adapted, place, force=force, arguments=arguments)
-    reads_text = adapted.main_input_name == "input_ids"
-    return adapted, load_tokenizer(model) if reads_text else None, name

@@ -47,6 +47,7 @@ TaskName = Annotated[
     typer.Option(help="sequence-classification, token-classification, question-answering, causal-lm, seq2seq or pet; "
                  "default: by the data."),
 ]  # fmt: skip
+TaskOfSaved = Annotated[str | None, typer.Option("--task", help="Of an adapter that no run made: its task, as in `train`.")]
 TextColumns = Annotated[str | None, typer.Option(help="The text column; two, as in `premise,hypothesis`, for pairs.")]
 LabelColumn = Annotated[
     str | None, typer.Option(help="The column of labels, tags or answers; several of 0 and 1, as in `spam,rude`, for multi-label.")
@@ -82,9 +83,12 @@ RowName = Annotated[str | None, typer.Option("--row", help="The row, where the m
 
 # Of a saved adapter.
 Folder = Annotated[
-    str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or `user/name[@revision]` on the hub.")
+    str, typer.Argument(metavar="DIR", help="The folder of `unipelt train --out` or `unipelt.save`, or `user/name[@revision]` on the hub.")
 ]
 Base = Annotated[str | None, typer.Option("--model", "-m", help="The base model; default: the one trained on.")]
+DType = Annotated[
+    str | None, typer.Option("--dtype", help="Of the base: float32, bfloat16 or float16. Default: the run's, else as it is stored.")
+]
 Rebound = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument anew that leaves the tensors as they are, as `drop=5`."),

@@ -42,25 +42,28 @@ def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
     table([{"split": s, **m} for s, m in result.metrics.items()], ["split", *next(iter(result.metrics.values()))])
 
 
-def eval_command(folder: str | None, data: str, split: str | None, model: str | None, force: bool, generate: bool | None,
+def eval_command(folder: str | None, data: str, split: str | None, model: str | None, force: bool, generate: bool | None, dtype: str | None,
                  arguments: list[str], as_json: bool, **options: Any) -> None:  # fmt: skip
-    from ..training.config import TaskOptions
+    from ..training.config import TaskOptions, check_dtype
 
     asked = TaskOptions(**options, generate=generate)
     asked.check()
+    check_dtype(dtype)
     if folder is None and model is None:
         raise typer.BadParameter("give the folder of a run, or a model with --model")
     given = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, False, "longest")]
     if folder is None and arguments:
         raise typer.BadParameter("a pretrained model has no arguments: leave --set out")
-    if folder is not None and given:
-        raise typer.BadParameter(f"the run in {folder} has its task already: leave {', '.join(given)} out")
-
     from ..training.progress import Ticker
     from ..training.resolve import read_arguments
-    from ..training.saved import evaluate_run, load_base, load_run
+    from ..training.saved import evaluate_run, has_task, load_base, load_run
 
-    run = load_run(folder, model, force, read_arguments(arguments), say) if folder is not None else load_base(str(model), asked, data)
+    if folder is not None:
+        if given and has_task(folder):
+            raise typer.BadParameter(f"the run in {folder} has its task already: leave {', '.join(given)} out")
+        run = load_run(folder, model, force, read_arguments(arguments), say, dtype=dtype, options=asked, data=data)
+    else:
+        run = load_base(str(model), asked, data, dtype=dtype)
     with Ticker("evaluating", False if as_json else None) as tick:
         metrics, chosen, cut = evaluate_run(run, data, split, tick, generate)
     if as_json:
@@ -72,14 +75,22 @@ def eval_command(folder: str | None, data: str, split: str | None, model: str | 
 
 
 def predict_command(folder: str, texts: list[str], file: str | None, max_new_tokens: int | None, model: str | None,
-                    force: bool, arguments: list[str], as_json: bool) -> None:  # fmt: skip
+                    force: bool, dtype: str | None, arguments: list[str], as_json: bool, **options: Any) -> None:  # fmt: skip
+    from ..training.config import TaskOptions, check_dtype
+
+    asked = TaskOptions(**options)
+    asked.check()
+    check_dtype(dtype)
     from ..training.progress import Ticker
     from ..training.resolve import read_arguments
-    from ..training.saved import load_run, predict_run, read_texts
+    from ..training.saved import has_task, load_run, predict_run, read_texts
 
     if file is None and not texts:
         raise typer.BadParameter("give texts, or a file with --file")
-    run = load_run(folder, model, force, read_arguments(arguments), say)
+    given = [f"--{n.replace('_', '-')}" for n, v in options.items() if v is not None]
+    if given and has_task(folder):
+        raise typer.BadParameter(f"the run in {folder} has its task already: leave {', '.join(given)} out")
+    run = load_run(folder, model, force, read_arguments(arguments), say, dtype=dtype, options=asked)
     each = len(run.task.inputs)
     if len(texts) % each:
         raise error("E0607", f"the task reads {each} texts each: {', '.join(run.task.inputs)}",
@@ -105,11 +116,22 @@ def _shown(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def merge_command(folder: str, out: str, model: str | None, force: bool, arguments: list[str], as_json: bool) -> None:
-    from ..training.resolve import read_arguments
-    from ..training.saved import load_run, merge_run
+def merge_command(
+    folder: str, out: str, model: str | None, force: bool, dtype: str | None, arguments: list[str], as_json: bool
+) -> None:
+    from ..training.config import check_dtype
 
-    merge_run(load_run(folder, model, force, read_arguments(arguments), say), out)
+    check_dtype(dtype)
+
+    import unipelt
+
+    from ..training.models import quiet
+    from ..training.resolve import read_arguments
+    from ..training.saved import Opening, load_adapted
+
+    adapted, tokenizer, name = load_adapted(folder, Opening(model, force, read_arguments(arguments), dtype), say)
+    with quiet():
+        unipelt.save_merged(adapted, out, name, tokenizer=tokenizer)
     if as_json:
         emit({"ok": True, "folder": out})
     else:

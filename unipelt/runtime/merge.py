@@ -56,7 +56,9 @@ def merge(model: nn.Module, name: str = "default") -> None:
     if r.merged is not None:
         if r.merged.names == (name,):
             return  # merging twice is merging once
-        raise error("E0554", f"the adapter `{r.merged.name}` is merged already", help="unipelt.unmerge(model) first")
+        raise error("E0554", f"the adapter `{r.merged.name}` is merged already",
+                    help="unipelt.unmerge(model) takes it out; for both in one model, write this one with unipelt.save_merged, and attach "
+                    "(with force=True) and merge the second on what it wrote")  # fmt: skip
     refuse_in_use(r, None)
     others = [n for n in r.switch.active if n != name]
     if others:

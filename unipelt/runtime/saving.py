@@ -153,7 +153,7 @@ def content(
     manifest = {
         "format": FORMAT, "language": LANGUAGE_VERSION, "adapter": name, "method": method.name,
         "arguments": method.arguments, "folded": bool(fold and a.plan.folds),
-        "seed": a.seed, "allow_future": bool(a.plan.leaks), "base": fingerprint(model, state), "head": a.plan.counts.head,
+        "seed": a.seed, "allow_future": bool(a.plan.leaks), "base": fingerprint(model, state), "model": type(model).__name__, "head": a.plan.counts.head,
         "copies": [c.name for c in a.plan.copies], "labels": _labels_json(model, a.plan),
         "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
         "card": dict(card or {}),

@@ -15,6 +15,8 @@ from .tasks import KINDS
 
 SCHEDULERS = ("linear", "constant", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
+#: What a base may be loaded in.
+DTYPES = ("float32", "bfloat16", "float16")
 
 LEAST = {
     "epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0, "max_steps": 1,
@@ -23,7 +25,7 @@ LEAST = {
 }  # fmt: skip
 CHOICES = {
     "task": tuple(KINDS), "scheduler": SCHEDULERS, "padding": ("longest", "max_length"), "loss": ("completion", "all"),
-    "problem_type": ("single_label", "multi_label", "regression"), "precision": PRECISIONS,
+    "problem_type": ("single_label", "multi_label", "regression"), "precision": PRECISIONS, "dtype": DTYPES,
 }  # fmt: skip
 
 #: Options that may change between a run and its continuation: they do not change what is computed.
@@ -85,7 +87,8 @@ class TrainConfig(TaskOptions):
     ``method`` is a name of the library, a `.pelt` file, or several joined by ``+``; ``set`` binds its arguments.
     ``lr`` and ``task`` are chosen from the plan and the data where they are None. Without ``checkpoints`` nothing is
     evaluated or saved before the end: quicker, and the last epoch counts. ``batch_size`` counts the examples of one
-    optimizer step, in all processes and all ``accumulate`` parts together. ``precision`` None is the launcher's.
+    optimizer step, in all processes and all ``accumulate`` parts together. ``precision`` None is the launcher's;
+    ``dtype`` is that of the frozen base, and None the one in which it is stored.
     """
 
     method: str
@@ -112,6 +115,7 @@ class TrainConfig(TaskOptions):
     allow_future: bool = False
     accumulate: int = 1
     precision: Literal["no", "bf16", "fp16"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     checkpointing: bool = False
     optimizer: str = "adamw_torch"
     patience: int | None = None
@@ -157,6 +161,11 @@ class TrainConfig(TaskOptions):
         # An option that is newer than the record had its default then.
         then = {f.name: earlier.get(f.name, f.default) for f in fields(self) if f.name not in NOT_PART_OF_A_RUN}
         return [f"{n}: {old!r} then, {mine[n]!r} now" for n, old in then.items() if old != mine[n]]
+
+
+def check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise _option("dtype", f"is one of {', '.join(DTYPES)}", dtype, near(dtype, DTYPES))
 
 
 def _option(name: str, rule: str, value: object, remedy: str = "") -> Exception:

@@ -106,7 +106,7 @@ def finish(
         for file in sorted(staging.iterdir(), key=lambda f: (f.name == MANIFEST, f.name)):
             os.replace(file, folder / file.name)
         shutil.rmtree(staging.parent)
-        write_json(folder / TASK, {"version": 1, "model": absolute(config.model), "seed": config.seed,
+        write_json(folder / TASK, {"version": 1, "model": absolute(config.model), "dtype": config.dtype, "seed": config.seed,
                                    "eval_batch_size": config.eval_batch_size, "task": task})  # fmt: skip
         write_json(folder / METRICS, {"version": 1, **metrics, "config": config.to_json()})
 

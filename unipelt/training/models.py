@@ -71,9 +71,13 @@ def load_config(model: str, **options: Any) -> Any:
         raise _unloadable(model, "model", e) from None
 
 
-def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float | None = None) -> Any:
-    """The pretrained model with the task's head, in float32; a head it lacks is drawn with the seed."""
-    import torch
+def load_model(
+    model: str, task: Task, tokenizer: Any, seed: int, dropout: float | None = None, dtype: str | None = None
+) -> Any:
+    """The pretrained model with the task's head; a head it lacks is drawn with the seed.
+
+    ``dtype`` is one of `config.DTYPES`; None keeps the dtype in which the model is stored.
+    """
     import transformers
     from transformers import set_seed
 
@@ -89,7 +93,7 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
                 config.pad_token_id = tokenizer.pad_token_id
             set_seed(seed)
             # A pretrained head of another size is drawn anew, as one that is missing.
-            loaded = auto.from_pretrained(model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **WEIGHTS_ONLY)
+            loaded = auto.from_pretrained(model, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **WEIGHTS_ONLY)
     except PeltError:
         raise
     except Exception as e:  # noqa: BLE001
@@ -102,9 +106,8 @@ def load_model(model: str, task: Task, tokenizer: Any, seed: int, dropout: float
     return loaded
 
 
-def load_plain(model: str, task: str) -> Any:
-    """The pretrained model as it is, for a task's kind or `base`, in evaluation mode."""
-    import torch
+def load_plain(model: str, task: str, dtype: str | None = None) -> Any:
+    """The pretrained model as it is, for a task's kind or `base`, in evaluation mode; ``dtype`` as in `load_model`."""
     import transformers
 
     wanted = None if task == "base" else kind(task)
@@ -112,12 +115,25 @@ def load_plain(model: str, task: str) -> Any:
     try:
         with quiet():
             auto = getattr(transformers, "AutoModel" if wanted is None else wanted.auto_for(config))
-            loaded = auto.from_pretrained(model, dtype=torch.float32, **WEIGHTS_ONLY).eval()
+            loaded = auto.from_pretrained(model, dtype=dtype or "auto", **WEIGHTS_ONLY).eval()
     except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
     if wanted is not None:
         wanted.check_model(model, loaded)
     return loaded
+
+
+def load_as(model: str, cls: str, dtype: str | None = None) -> Any:
+    """The pretrained model as a class of transformers, in evaluation mode; ``dtype`` as in `load_model`."""
+    import transformers
+
+    config = load_config(model)
+    try:
+        with quiet():
+            transformers.set_seed(0)
+            return getattr(transformers, cls).from_pretrained(model, config=config, dtype=dtype or "auto", **WEIGHTS_ONLY).eval()
+    except Exception as e:  # noqa: BLE001
+        raise _unloadable(model, "model", e) from None
 
 
 def load_config_model(path: str, task: str) -> Any:

@@ -82,7 +82,7 @@ def train(
         say, bar = silent, False
     method = resolve_method(config.method, config.set, config.head)
     task, tokenizer, encoded, notes = examples(config)
-    model = load_model(config.model, task, tokenizer, config.seed, config.dropout)
+    model = load_model(config.model, task, tokenizer, config.seed, config.dropout, config.dtype)
     plan = unipelt.apply(
         model, method, name=NAME, seed=config.seed, tokenizer=tokenizer, label_words=task.label_words,
         allow_future=config.allow_future,

@@ -11,9 +11,10 @@ from typing import Any
 import unipelt
 
 from ..language.diagnostics import counted, error, near_path
-from ..runtime.hub import TASK, located
+from ..runtime.hub import MANIFEST, TASK, located
 from . import data as reading
-from .config import TaskOptions
+from .adapters import Opening, open_for_task, open_plain
+from .config import DTYPES, TaskOptions
 from .folder import read_json
 from .models import load_config, load_model, load_tokenizer, quiet
 from .tasks import Collator, Task, Tick, evaluate, predict, task_for, task_from_json
@@ -41,35 +42,73 @@ class Run:
 
 def load_run(
     folder: str | Path, model: str | None = None, force: bool = False, arguments: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Run:
-    """Load a run's folder onto its base model, or onto ``model``; another base is refused unless forced.
+    say: Callable[[str], None] = lambda text: None, *, dtype: str | None = None, options: TaskOptions = TaskOptions(),
+    data: str | Path | None = None,
+) -> Run:  # fmt: skip
+    """Load a run's folder, or that of `unipelt.save`, onto its base model, or onto ``model``; another base is refused unless forced.
 
     ``folder`` may be a repository of the hub, as for `unipelt.attach`.
     ``arguments`` binds some of the method's anew (see `unipelt.attach`). ``say`` is told which base is loaded where the folder's
-    record names it, and not the caller.
+    record names it, and not the caller. ``dtype`` is that of the base: by default the run's, else the one in which it is stored.
+    ``options`` name the task of an adapter that no run made, and ``data`` are what it is evaluated on.
     """
+    asked = Opening(model, force, dict(arguments or {}), dtype, options, data)
+    place = _folder(folder)
+    if not isfile(place / TASK):
+        if isfile(place / MANIFEST):
+            return Run(*open_for_task(place, asked), 64)
+        raise error("E0615", f"`{place}` holds no finished run: `{TASK}` is missing",
+                    help="name the `--out` folder of `unipelt train`; a run cut short goes on with `--resume`")  # fmt: skip
+    refuse_options(folder, asked.options)
+    record = read_json(place / TASK)
+    task = task_from_json(record.get("task", {}))
+    base = asked.model or record.get("model")
+    if not isinstance(base, str):
+        raise error("E0827", f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`", help="name it with `--model`")
+    if asked.model is None:
+        say(f"base: {base}, as the record in {folder} says")
+    dtype = asked.dtype or record.get("dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise error("E0615", f"the run's record is damaged: `dtype` is {dtype!r}", help="train again")
+    seed, batch_size = _whole(record, "seed", 0, 0), _whole(record, "eval_batch_size", 64, 1)
+    tokenizer = load_tokenizer(base)
+    loaded = load_model(base, task, tokenizer, seed, dtype=dtype)
+    with quiet():
+        name = unipelt.attach(loaded, str(place), force=asked.force, arguments=asked.arguments)
+    loaded.eval()
+    return Run(loaded, tokenizer, task, name, batch_size)
+
+
+def load_adapted(folder: str | Path, asked: Opening = Opening(), say: Callable[[str], None] = lambda text: None) -> tuple[Any, Any, str]:
+    """The model with the adapter of either kind of folder, its tokenizer if it reads text, and the adapter's name.
+
+    No task is needed: one that is named for an adapter that no run made decides the class of the model.
+    """
+    place = _folder(folder)
+    if isfile(place / MANIFEST) and not isfile(place / TASK):
+        return open_plain(place, asked)
+    run = load_run(folder, asked.model, asked.force, asked.arguments, say, dtype=asked.dtype, options=asked.options)
+    return run.model, run.tokenizer, run.name
+
+
+def has_task(folder: str | Path) -> bool:
+    """Whether a folder says what its adapter was trained for."""
+    return isfile(_folder(folder) / TASK)
+
+
+def refuse_options(folder: str | Path, options: TaskOptions) -> None:
+    """Options of a task mean nothing where a run has its own."""
+    given = [n for n, v in vars(options).items() if v not in (None, False) and n not in ("padding", "generate")]
+    if given:
+        raise error("E0620", f"the run in {folder} has its task already", help=f"leave `--{given[0].replace('_', '-')}` out")
+
+
+def _folder(folder: str | Path) -> Path:
     place = located(folder)
     if not isdir(place):
         raise error("E0615", f"`{place}` is a file, not a folder" if exists(place) else f"there is no folder `{place}`",
                     help=near_path(place, folders=True) or "name the `--out` folder of `unipelt train`")  # fmt: skip
-    if not isfile(place / TASK):
-        raise error("E0615", f"`{place}` holds no finished run: `{TASK}` is missing",
-                    help="name the `--out` folder of `unipelt train`; a run cut short goes on with `--resume`")  # fmt: skip
-    record = read_json(place / TASK)
-    task = task_from_json(record.get("task", {}))
-    base = model or record.get("model")
-    if not isinstance(base, str):
-        raise error("E0827", f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`", help="name it with `--model`")
-    if model is None:
-        say(f"base: {base}, as the record in {folder} says")
-    seed, batch_size = _whole(record, "seed", 0, 0), _whole(record, "eval_batch_size", 64, 1)
-    tokenizer = load_tokenizer(base)
-    loaded = load_model(base, task, tokenizer, seed)
-    with quiet():
-        name = unipelt.attach(loaded, str(place), force=force, arguments=arguments)
-    loaded.eval()
-    return Run(loaded, tokenizer, task, name, batch_size)
+    return place
 
 
 def _whole(record: dict[str, Any], name: str, default: int, least: int) -> int:
@@ -79,7 +118,7 @@ def _whole(record: dict[str, Any], name: str, default: int, least: int) -> int:
     return value
 
 
-def load_base(model: str, options: TaskOptions, data: str | Path, seed: int = 0) -> Run:
+def load_base(model: str, options: TaskOptions, data: str | Path, seed: int = 0, dtype: str | None = None) -> Run:
     """A model as it was pretrained, with the task that the data ask for: what an adapter starts from.
 
     Only tasks that a pretrained model can do count: those of language models, and PET.
@@ -89,7 +128,7 @@ def load_base(model: str, options: TaskOptions, data: str | Path, seed: int = 0)
     task = task_for(split, options, base).fit(base, tokenizer)
     if not task.pretrained:
         raise error("E0645", f"{task.kind} needs a trained head, and `{model}` has none", help="name the folder of a run")
-    loaded = load_model(model, task, tokenizer, seed).eval()
+    loaded = load_model(model, task, tokenizer, seed, dtype=dtype).eval()
     return Run(loaded, tokenizer, task, "", 64)
 
 

@@ -1,0 +1,99 @@
+"""A folder that `unipelt.save` wrote, without a run: merged without a task; evaluated and used with one that is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_commands import call, parsed
+
+import unipelt
+from unipelt.training.models import load_plain, quiet
+
+NAMES = ["refund", "closing", "arrival"]  # in another order than sorted, which a data set would give
+TASK = ("--task", "sequence-classification", "--max-length", 32)
+
+
+@pytest.fixture(scope="module")
+def made(spec, bert, tmp_path_factory):
+    """A classifier with labels of its own, its adapter's folder and its logits on a batch."""
+    folder = tmp_path_factory.mktemp("by_hand") / "adapter"
+    with quiet():
+        model = load_plain(bert, "sequence-classification")
+    both = unipelt.load(spec, "small") + unipelt.parse("method whole { train head }")
+    unipelt.apply(model, both, labels=NAMES, seed=3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for t in unipelt.state_dict(model).values():
+            t.copy_(torch.randn(t.shape, generator=generator) * 0.5)
+    unipelt.save(model, folder)
+    ids = torch.tensor([[2, 5, 9, 15, 20, 3]])
+    with torch.no_grad():
+        return folder, ids, model(input_ids=ids).logits
+
+
+def test_it_merges_without_a_task(made, bert, tmp_path):
+    folder, ids, wanted = made
+    call("merge", folder, "--model", bert, "--out", tmp_path / "plain")
+    from transformers import AutoModelForSequenceClassification
+
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    assert [plain.config.id2label[i] for i in range(3)] == NAMES
+    with torch.no_grad():
+        assert torch.allclose(plain(input_ids=ids).logits, wanted, atol=1e-4)
+
+
+def test_it_predicts_and_scores_with_the_labels_that_are_stored(made, bert, intents, tmp_path):
+    folder, _, _ = made
+    lines = (Path(intents) / "test.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    found = parsed("predict", folder, "--model", bert, *TASK, *texts)["predictions"]
+    assert {tuple(p["probabilities"]) for p in found} == {tuple(NAMES)}
+    right = [json.loads(line)["label"] for line in lines]
+    share = sum(p["label"] == r for p, r in zip(found, right, strict=True)) / len(right)
+    scored = parsed("eval", folder, "--model", bert, *TASK, "--data", intents)["metrics"]
+    assert scored["accuracy"] == pytest.approx(share) and len({p["label"] for p in found}) > 1
+    # a file that lacks a class is scored by the same head
+    rows = [line for line in lines if json.loads(line)["label"] != "closing"]
+    (tmp_path / "two.jsonl").write_text("\n".join(rows))
+    own = [(p["label"], r) for p, r in zip(found, right) if r != "closing"]
+    scored = parsed("eval", folder, "--model", bert, *TASK, "--data", tmp_path / "two.jsonl")["metrics"]
+    assert scored["accuracy"] == pytest.approx(sum(a == b for a, b in own) / len(own))
+
+
+def test_what_is_wrong_is_said(made, bert, intents, tmp_path):
+    folder, _, _ = made
+    for command in (("predict", folder, "please"), ("eval", folder, "--data", intents)):
+        err = call(*command, "--model", bert, code=1)[1]
+        assert "error[E0668]" in err and "--task" in err
+    assert "error[E0757]" in call("merge", folder, "--out", tmp_path / "plain", code=1)[1]
+    (tmp_path / "other.jsonl").write_text('{"text": "money", "label": "refund"}\n{"text": "late", "label": "unknown"}\n')
+    err = call("eval", folder, "--model", bert, *TASK, "--data", tmp_path / "other.jsonl", code=1)[1]
+    assert "error[E0669]" in err and "`unknown`" in err
+
+
+def test_a_second_adapter_is_merged_into_what_the_first_made(made, spec, bert, tmp_path):
+    folder, ids, _ = made
+    with quiet():
+        model = load_plain(bert, "sequence-classification")
+        unipelt.attach(model, folder)
+        unipelt.apply(model, unipelt.load(spec, "small"), name="second", seed=5)
+    with torch.no_grad():
+        for t in unipelt.state_dict(model, "second").values():
+            t.fill_(0.1)
+        unipelt.save(model, tmp_path / "second", "second")
+        unipelt.activate(model, "default", "second")
+        wanted = model(input_ids=ids).logits
+    unipelt.activate(model, "default")
+    unipelt.merge(model)
+    with pytest.raises(unipelt.PeltError) as refused:
+        unipelt.merge(model, "second")
+    assert refused.value.diagnostics[0].code == "E0554"
+    assert "save_merged" in refused.value.diagnostics[0].help and "force=True" in refused.value.diagnostics[0].help
+    call("merge", folder, "--model", bert, "--out", tmp_path / "one")
+    call("merge", tmp_path / "second", "--model", tmp_path / "one", "--force", "--out", tmp_path / "two")
+    from transformers import AutoModelForSequenceClassification
+
+    both = AutoModelForSequenceClassification.from_pretrained(tmp_path / "two").eval()
+    with torch.no_grad():
+        assert torch.allclose(both(input_ids=ids).logits, wanted, atol=1e-4)
