@@ -118,7 +118,7 @@ def test_predictions_are_escaped(tmp_path, intents, bert, monkeypatch, capsys):
     monkeypatch.setattr("unipelt.training.saved.load_run", lambda *a, **k: Run())
     monkeypatch.setattr("unipelt.training.saved.predict_run", lambda run, texts, *a: [{"text": t[0], "label": label} for t in texts])
     for as_json in (False, True):
-        runs.predict_command("x", [f"hello {NASTY}"], None, None, None, False, [], as_json)
+        runs.predict_command("x", [f"hello {NASTY}"], None, None, None, False, None, [], as_json)
         assert not hidden(capsys.readouterr().out)
     Task.table = ()
     monkeypatch.setattr("unipelt.training.saved.predict_run", lambda run, texts, *a: [{"completion": NASTY + HALF} for t in texts])
