@@ -13,7 +13,8 @@ from names import name as named
 from small import model, output, state
 
 import unipelt
-from unipelt.runtime import attach
+from unipelt.runtime import attach, plain
+from unipelt.runtime.switch import ended_by
 
 #: How many lines of each call are tried.
 TRIED = 4
@@ -62,3 +63,36 @@ def test_what_is_in_use_is_neither_taken_out_nor_merged_over() -> None:
     with pytest.raises(unipelt.PeltError, match="`b` is merged"):
         unipelt.activate(m, "a")  # it would act on the merged base
     assert unipelt.active(m) == ()
+
+
+def test_the_end_of_a_block_is_called_once_and_again_only_where_it_was_interrupted() -> None:
+    calls: list[int] = []
+
+    def end() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with ended_by(end):
+        pass
+    assert len(calls) == 1
+    with pytest.raises(KeyboardInterrupt), ended_by(end):
+        pass
+    assert len(calls) == 3
+
+
+def test_a_merged_model_is_as_before_where_the_end_of_its_save_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    m = model("bert")
+    unipelt.apply(m, unipelt.load(named("lora"))(r=2), "a")
+    before, times = state(m), []
+
+    def once(model: Any) -> None:
+        times.append(1)
+        if len(times) == 1:
+            raise KeyboardInterrupt
+        unipelt.unmerge(model)
+
+    monkeypatch.setattr(plain, "unmerge", once)
+    with pytest.raises(KeyboardInterrupt):
+        unipelt.save_merged(m, tmp_path / "x", "a")
+    assert len(times) == 2 and state(m) == before and unipelt.active(m) == ("a",)

@@ -14,7 +14,7 @@ from ..language.diagnostics import error
 from .heads import is_view, plain
 from .merge import merge, unmerge
 from .registry import record, registry, unwrapped
-from .switch import NAME
+from .switch import NAME, ended_by
 
 
 @runtime_checkable
@@ -38,16 +38,19 @@ def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, 
     r = registry(model)
     merged_before = r is not None and r.merged is not None
     config: Any = model.config
+
+    def as_before() -> None:
+        model.config = config
+        if not merged_before and r is not None and r.merged is not None:
+            unmerge(model)
+
     try:
-        merge(model, name)
-        model.config = plain(config) if is_view(config) else copy.deepcopy(config)  # `save_pretrained` writes into it
-        _write(model, place, tokenizer)
+        with ended_by(as_before):
+            merge(model, name)
+            model.config = plain(config) if is_view(config) else copy.deepcopy(config)  # `save_pretrained` writes into it
+            _write(model, place, tokenizer)
     except OSError as e:
         raise error("E0750", f"the model could not be written to {place}: {e.strerror or e}") from e
-    finally:
-        model.config = config
-        if not merged_before and (r := registry(model)) is not None and r.merged is not None:
-            unmerge(model)
     return place
 
 

@@ -16,14 +16,20 @@ ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
 
 @contextmanager
 def ended_by(end: Callable[[], object]) -> Iterator[None]:
-    """A block at whose end something is called, which may be repeated: it is called again where Ctrl-C came before it was done."""
+    """A block at whose end something is called, which may be repeated: it is called again where Ctrl-C came before it was done.
+
+    Only there: a second Ctrl-C is not expected, and a call that needs none would be another that the first can break off.
+    """
+    done = False
     try:
         try:
             yield
         finally:
             end()
+            done = True
     finally:
-        end()
+        if not done:
+            end()
 
 
 class Holder(threading.local):
