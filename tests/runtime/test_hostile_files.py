@@ -204,3 +204,32 @@ def test_a_card_that_is_no_plain_file_is_kept(tmp_path: Path, kind: str) -> None
     model = small.model("bert")
     unipelt.attach(model, folder)
     assert torch.equal(small.output(model), small.output(adapted(seed=3)))
+
+
+# ---------------------------------------------------------------- a card that is none
+
+
+@pytest.mark.parametrize("card", [
+    [1], "x", 3, {"metrics": [1]}, {"metrics": {"test": 3}}, {"data": "x"}, {"data": ["x"]}, {"training": 7}, {"tags": "x"}, {"tags": [3]},
+    {"tags": None}, {(1, 2): 3},
+])  # fmt: skip
+def test_a_card_of_another_kind_is_not_saved(saved: Path, card: Any) -> None:
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    with pytest.raises(PeltError, match="E0782"):
+        unipelt.save(adapted(seed=3), saved, "mine", card=card)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [{"card": [1]}, {"card": "x"}, {"arguments": []}, {"method": 3}, {"allow_future": "no"}])
+def test_a_record_of_another_kind_is_neither_attached_nor_pushed(saved: Path, change: dict[str, Any]) -> None:
+    (saved / MANIFEST).write_text(json.dumps({**json.loads((saved / MANIFEST).read_text()), **change}))
+    assert refused(saved)[0] == "E0578"
+    with pytest.raises(PeltError, match="E0578"):
+        unipelt.push(saved, "me/mine", dry_run=True)
+
+
+@pytest.mark.parametrize("card", [{"data": []}, {"data": {"name": 3}}, {"data": None, "metrics": []}, {}])
+def test_a_card_in_a_record_may_hold_anything(saved: Path, card: Any) -> None:
+    (saved / MANIFEST).write_text(json.dumps({**json.loads((saved / MANIFEST).read_text()), "card": card}))
+    assert unipelt.push(saved, "me/mine", dry_run=True).files
+    unipelt.attach(small.model("bert"), saved)

@@ -57,9 +57,13 @@ def test_the_batch_size_changes_no_metric(trial):
 def test_the_table_of_kinds(name):
     found = kind(name)
     assert found.kind == name and found.__doc__
-    task = found(("text",), "label")
+    task = found(("question", "context") if name == "question-answering" else ("text",), "label")
+    if hasattr(task, "stride"):
+        task = replace(task, stride=32)
     if hasattr(task, "labels"):  # which every record has: they are found before anything is trained
-        task = replace(task, labels=("0", "1"))
+        task = replace(task, labels=("0", "1"), **({"titles": ("no", "yes")} if hasattr(task, "titles") else {}))
+    if hasattr(task, "words"):
+        task = replace(task, pattern="{text} {mask}", words=(("no",), ("yes",)), tokens=(((1,),), ((2,),)))
     assert task_from_json(task.to_json()) == task
 
 

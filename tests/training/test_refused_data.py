@@ -87,6 +87,10 @@ def test_records_of_a_run_that_are_none(text: str, tmp_path: Path) -> None:
 
 
 WHOLE = {"texts": ["text"], "label": "label", "labels": ["a", "b"], "max_length": 16}
+#: What a record of a kind has besides.
+MORE: dict[str, dict[str, Any]] = {
+    "pet": {"pattern": "{text} {mask}", "words": [["x"], ["y"]], "tokens": [[[1]], [[2]]]}, "question-answering": {"texts": ["a", "b"], "stride": 8},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("change, said", [
@@ -96,12 +100,36 @@ WHOLE = {"texts": ["text"], "label": "label", "labels": ["a", "b"], "max_length"
 ])  # fmt: skip
 @pytest.mark.parametrize("name", KINDS)
 def test_a_task_whose_record_is_incomplete_or_damaged(name: str, change: dict[str, Any], said: str) -> None:
-    message, help_ = mistake("E0615", kind(name).from_json, {**WHOLE, **change})
+    message, help_ = mistake("E0615", kind(name).from_json, {**WHOLE, **MORE.get(name, {}), **change})
     assert said in message and "train again" in help_
     if "labels" in kind(name).__dataclass_fields__:
         assert "no `labels`" in mistake("E0615", kind(name).from_json, {k: v for k, v in WHOLE.items() if k != "labels"})[0]
-    whole = kind(name).from_json({**WHOLE, "kind": name, "of a later version": 3})
+    whole = kind(name).from_json({**WHOLE, **MORE.get(name, {}), "kind": name, "of a later version": 3})
     assert kind(name).from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+@pytest.mark.parametrize("name, change, said", [
+    *((name, {"max_length": n}, f"`max_length` is {n}, and is at least 2") for name in KINDS for n in (0, 1, -5)),
+    *((name, {"padding": "right"}, "`padding` is 'right', and is one of longest") for name in KINDS),
+    ("sequence-classification", {"titles": []}, "0 titles for 2 labels"), ("sequence-classification", {"titles": ["a"]}, "1 title for 2 labels"),
+    ("sequence-classification", {"problem": "guess"}, "`problem` is 'guess'"), ("sequence-classification", {"texts": ["a", "b", "c"]}, "two at most"),
+    ("sequence-classification", {"pattern": "{other}"}, "reads other columns"), ("pet", {"pattern": "{other} {mask}"}, "reads other columns"),
+    ("pet", {"pattern": None}, "no `{mask}`"), ("pet", {"pattern": "{text}"}, "no `{mask}`"), ("pet", {"words": []}, "a word for each label"),
+    ("pet", {"words": [["x"], []]}, "a word for each label"), ("pet", {"tokens": []}, "a word for each label"),
+    ("pet", {"tokens": [[[1]], [[]]]}, "tokens for each word"), ("pet", {"tokens": [[[1]], [[1], [2]]]}, "tokens for each word"),
+    ("question-answering", {"texts": ["a"]}, "1 column"), ("question-answering", {"stride": 9}, "more than half"),
+    ("question-answering", {"stride": 0}, "at least 1"), ("causal-lm", {"loss": "none"}, "`loss` is 'none'"),
+    ("causal-lm", {"max_target_length": 0}, "at least 1"), ("seq2seq", {"max_target_length": -1}, "at least 1"),
+])  # fmt: skip
+def test_a_task_whose_record_no_run_can_have_written(name: str, change: dict[str, Any], said: str) -> None:
+    message, help_ = mistake("E0615", kind(name).from_json, {**WHOLE, **MORE.get(name, {}), **change})
+    assert said in message and "is damaged" in message and "train again" in help_
+
+
+@pytest.mark.parametrize("name", ["sequence-classification", "pet"])
+def test_a_task_without_titles_shows_its_labels(name: str) -> None:
+    found: Any = kind(name).from_json({**WHOLE, **MORE.get(name, {})})
+    assert found.titles == ("a", "b")
 
 
 @pytest.mark.parametrize("wrong", [{"seed": "three"}, {"seed": -1}, {"eval_batch_size": 0}, {"eval_batch_size": None}])

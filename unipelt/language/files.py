@@ -33,13 +33,20 @@ class Refused(OSError):
     """A file that is not read. Its text says why, as in "it leads out of the folder"."""
 
 
+def check(path: Path) -> None:
+    """Raises OSError unless a regular file lies there, inside its folder. For libraries that open it themselves."""
+    if leaves(path):
+        raise Refused("it is a link that leads out of its folder")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Refused("it is not a regular file")
+
+
 def contents(path: Path, most: int) -> bytes:
     """The bytes of a file inside its folder, at most ``most`` of them, read once.
 
     Raises OSError: `Refused` for another thing than a regular file, for a link out of the folder, and for too large a file.
     """
-    if leaves(path):
-        raise Refused("it is a link that leads out of its folder")
+    check(path)
     target = os.path.realpath(path)
     # Without waiting: opening a pipe would wait for a writer.
     handle = os.open(target, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..language.diagnostics import error
 from ..language.source import refuse_link
-from .card import LARGEST, PLACE, sealed, unsealed
+from .card import LARGEST, PLACE, parts_of, sealed, unsealed
 from .download import Listing, TooMuch, listing, received
 from .folder import verify
 from .hub import (
@@ -168,7 +168,7 @@ def _cleaned(folder: Path, name: str, place: str) -> dict[str, bytes | Path]:
     texts = {n: (folder / n).read_bytes() for n in found if n.endswith(_TEXTS)}
     records = {n: _json(folder / n, data) for n, data in texts.items() if n.endswith(".json")}
     places = _places(folder, records.values())
-    data = ((records[MANIFEST].get("card") or {}).get("data") or {}).get("name")
+    data = parts_of(parts_of(records[MANIFEST], "card"), "data").get("name")
     for n, record in records.items():
         _name_places(record, name, data)
         texts[n] = (json.dumps(_replaced(record, places), indent=1, ensure_ascii=False) + "\n").encode()

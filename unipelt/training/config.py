@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..language.diagnostics import error, near
 from .data import is_unicode
 from .report import drawable
-from .tasks import KINDS
+from .tasks import KINDS, task
 
 SCHEDULERS = ("linear", "constant", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -19,13 +19,12 @@ PRECISIONS = ("no", "bf16", "fp16")
 DTYPES = ("float32", "bfloat16", "float16")
 
 LEAST = {
-    "epochs": 1, "batch_size": 1, "eval_batch_size": 1, "max_length": 2, "seed": 0, "weight_decay": 0, "max_steps": 1,
-    "train_size": 1, "shots": 1, "save_steps": 1, "stride": 1, "max_target_length": 1,
-    "accumulate": 1, "patience": 1,
+    "epochs": 1, "batch_size": 1, "eval_batch_size": 1, "seed": 0, "weight_decay": 0, "max_steps": 1, "train_size": 1, "shots": 1,
+    "save_steps": 1, "accumulate": 1, "patience": 1, **task.LEAST,
 }  # fmt: skip
 CHOICES = {
-    "task": tuple(KINDS), "scheduler": SCHEDULERS, "padding": ("longest", "max_length"), "loss": ("completion", "all"),
-    "problem_type": ("single_label", "multi_label", "regression"), "precision": PRECISIONS, "dtype": DTYPES,
+    "task": tuple(KINDS), "scheduler": SCHEDULERS, "padding": task.CHOICES["padding"], "loss": task.CHOICES["loss"],
+    "problem_type": task.CHOICES["problem"], "precision": PRECISIONS, "dtype": DTYPES,
 }  # fmt: skip
 
 #: Options that may change between a run and its continuation: they do not change what is computed.

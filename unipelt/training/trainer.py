@@ -12,25 +12,31 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.training_args import OptimizerNames
 
 import unipelt
 
-from ..language.diagnostics import error
+from ..language.diagnostics import PeltError, error
+from ..language.files import check, contents, reason
 from ..runtime.registry import record
 from . import ranks
 from .data import whole_number
 from .tasks import Collator, Task, evaluate
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
+#: The most bytes a trainer's state may have: it has a line for each step.
+LARGEST = 2**30
 #: The entry of a batch that says how many examples or tokens its loss is the mean of.
 WEIGHT = "weight"
 
@@ -176,10 +182,26 @@ class AdapterTrainer(Trainer):
             return
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-        state = torch.load(os.path.join(checkpoint, OPTIMIZER), map_location="cpu", weights_only=True)
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(self.model_wrapped, self._bare_optimizer(), state, options=options)
-        self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint, SCHEDULER), weights_only=True))  # type: ignore[union-attr]
+        scheduler: Any = self.lr_scheduler
+        with gone_on(checkpoint, OPTIMIZER) as path:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            options = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(self.model_wrapped, self._bare_optimizer(), state, options=options)
+        with gone_on(checkpoint, SCHEDULER) as path:
+            state = torch.load(path, weights_only=True)
+            if set(state) != set(scheduler.state_dict()):
+                raise ValueError("it holds other things than this run's scheduler has")
+            scheduler.load_state_dict(state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        name = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if not os.path.lexists(os.path.join(checkpoint, name)):  # which transformers says
+            super()._load_rng_state(checkpoint)
+            return
+        with gone_on(checkpoint, name):
+            super()._load_rng_state(checkpoint)
 
     def _bare_optimizer(self) -> Any:
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -214,6 +236,21 @@ class AdapterTrainer(Trainer):
         return True
 
 
+@contextmanager
+def gone_on(checkpoint: str, name: str) -> Iterator[str]:
+    """The place of a checkpoint's file; whatever comes of reading it, of which nothing is unpickled, is a `PeltError`."""
+    path = Path(checkpoint) / name
+    try:
+        check(path)
+        yield str(path)
+    except PeltError:
+        raise
+    except Exception as e:  # noqa: BLE001 - torch raises whatever its readers raise
+        said = "it holds more than numbers" if isinstance(e, UnpicklingError) else " ".join(reason(e).split())
+        raise error("E0781", f"the run cannot go on from `{path}`: {said[:200]}",
+                    help="take the checkpoint's folder away to go on from the one before, or train again with `--overwrite`") from None  # fmt: skip
+
+
 class SaveEvery(TrainerCallback):
     """Checkpoints every so many steps, besides those that follow each epoch's evaluation."""
 
@@ -235,11 +272,28 @@ def last_checkpoint(folder: Path) -> Path | None:
         if not place.is_dir() or number is None:
             continue
         try:
-            whole = json.loads((place / STATE).read_text("utf-8"))["global_step"] == number
+            state = json.loads(contents(place / STATE, LARGEST))
+            whole = state["global_step"] == number
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if whole:
             found.append((number, place))
         else:
             shutil.rmtree(place, ignore_errors=True)
-    return max(found)[1] if found else None
+    if not found:
+        return None
+    last = max(found)[1]
+    with gone_on(str(last), STATE) as path:
+        state = vars(TrainerState.load_from_json(path))
+        plain = vars(TrainerState())
+        wrong = next((n for n, value in state.items() if not _like(value, plain.get(n))), None)
+        if wrong is not None or not all(isinstance(h, dict) for h in state["log_history"]):
+            raise ValueError(f"its `{wrong or 'log_history'}` is none")
+    return last
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Whether a value of a state has the kind of what stands there in a new one."""
+    if default is None or value is None:
+        return True
+    return isinstance(value, (int, float)) if isinstance(default, (int, float)) else isinstance(value, type(default))

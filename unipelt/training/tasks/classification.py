@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from ...language.diagnostics import error
+from ...language.diagnostics import counted, error
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split
 from . import template
 from .answers import Answers, answers_for
 from .evaluation import Collator, outputs_of
-from .task import Encoded, Example, Output, Predicting, Task, pad, spread
+from .task import Encoded, Example, Output, Own, Predicting, Task, pad, spread
 from .template import Template
 
 
@@ -59,6 +59,19 @@ class SequenceClassification(Task):
         labels, titles = answers.labels(split)
         return cls(columns.texts, label, options.length(cls.length), options.padding, labels, titles, answers.problem,
                    options.pattern)  # fmt: skip
+
+    @classmethod
+    def from_json(cls: type[Own], record: Mapping[str, Any]) -> Own:
+        return super().from_json({"titles": record.get("labels"), **record})  # type: ignore[misc]
+
+    def damage(self) -> str | None:
+        if len(self.titles) != len(self.labels):
+            return f"it has {counted(len(self.titles), 'title')} for {counted(len(self.labels), 'label')}"
+        if self.pattern is not None and self.template.columns != self.texts:
+            return f"its pattern `{self.pattern}` reads other columns than {', '.join(self.texts)}"
+        if self.pattern is None and len(self.texts) > 2:
+            return f"it reads {len(self.texts)} texts, and a model reads two at most"
+        return super().damage()
 
     @property
     def template(self) -> Template:

@@ -72,6 +72,15 @@ class PET(SequenceClassification):
         return cls(pattern.columns, label, options.length(cls.length), options.padding, labels, titles, "single_label",
                    options.pattern, words)  # fmt: skip
 
+    def damage(self) -> str | None:
+        if self.pattern is None or not self.template.masks:
+            return "its pattern has no `{mask}`"
+        if not (len(self.words) == len(self.tokens) == len(self.labels)) or not all(self.words):
+            return "it has not a word for each label"
+        if any(len(words) != len(ids) or not all(ids) for words, ids in zip(self.words, self.tokens)):
+            return "it has not tokens for each word"
+        return super().damage()
+
     @classmethod
     def auto_for(cls, base: Any) -> str:
         from transformers import AutoModelForMaskedLM
@@ -126,6 +135,8 @@ class PET(SequenceClassification):
     def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
         if any(self._holds_mask(texts, tokenizer) for texts in inputs):
             raise PeltError(_masked_text("", tokenizer))
+        if not all(0 <= i < len(tokenizer) for words in self.tokens for ids in words for i in ids):
+            raise error("E0615", "the task's record is damaged: its words have tokens that the tokenizer has not", help="train again")
         pattern = self.template if self.masked else self.template.before_mask()
         if self.masked:
             front, back = template.borders(tokenizer)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...anatomy.positions import longest_text
-from ...language.diagnostics import Diagnostic, error
+from ...language.diagnostics import Diagnostic, counted, error
 from ...language.syntax import Span
 from .. import data as reading
 from ..config import TaskOptions
@@ -72,6 +72,14 @@ class QuestionAnswering(Task):
                         help="give a smaller stride, or a larger `--max-length`")  # fmt: skip
         answers = answers_of(split, context, label)
         return cls((question, context), label, length, options.padding, stride, any(not a for a in answers))
+
+    def damage(self) -> str | None:
+        wrong = super().damage()
+        if wrong is None and len(self.texts) != 2:
+            return f"it reads a question and a context, and names {counted(len(self.texts), 'column')}"
+        if wrong is None and self.stride > self.max_length // 2:
+            return f"`stride` is {self.stride}, more than half of `max_length`, {self.max_length}"
+        return wrong
 
     def fit(self, base: Any, tokenizer: Any) -> QuestionAnswering:
         need_offsets(tokenizer, self.kind)

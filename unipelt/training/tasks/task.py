@@ -26,6 +26,9 @@ Tick = Callable[[int, int], None]
 #: From a model's outputs and the batch's labels, divided by the number of labels of all batches of a step.
 LossFunction = Callable[..., "torch.Tensor"]
 Own = TypeVar("Own", bound="Task")
+#: The least that a task's numbers may be, and what its choices are.
+LEAST = {"max_length": 2, "max_target_length": 1, "stride": 1}
+CHOICES = {"padding": ("longest", "max_length"), "loss": ("completion", "all"), "problem": ("single_label", "multi_label", "regression")}
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,25 @@ class Task:
             raise error("E0615", f"the task's record is incomplete: it has no `{lacking}`", help="train again")
         known = json.dumps({n: record[n] for n in names if n in record})
         try:
-            return TypeAdapter(cls).validate_json(known, strict=True)
+            found = TypeAdapter(cls).validate_json(known, strict=True)
         except ValidationError as e:
             wrong = e.errors(include_url=False)[0]
             place = ".".join(map(str, wrong["loc"]))
             raise error("E0615", f"the task's record is damaged: `{place}`: {wrong['msg'].lower()}", help="train again") from None
+        wrong_value = found.damage()
+        if wrong_value is not None:
+            raise error("E0615", f"the task's record is damaged: {wrong_value}", help="train again")
+        return found
+
+    def damage(self) -> str | None:
+        """What of a record's values, each of the right type, no run can have written."""
+        for name, least in LEAST.items():
+            if getattr(self, name, least) < least:
+                return f"`{name}` is {getattr(self, name)}, and is at least {least}"
+        for name, allowed in CHOICES.items():
+            if getattr(self, name, allowed[0]) not in allowed:
+                return f"`{name}` is {getattr(self, name)!r}, and is one of {', '.join(allowed)}"
+        return None
 
     # ------------------------------------------------------------ the model
 
