@@ -235,8 +235,8 @@ def test_what_lies_in_the_cache_is_not_fetched_again(hub: Any, pushed: Any) -> N
 @pytest.mark.parametrize("name", ["a" * 97, "a" * 5000, f"{'a' * 97}/b", f"a/{'b' * 97}", f"a/{'b' * 5000}", "a/b-", "a/b.", "a-/b", "a/b\0", "a/\udc80"])
 def test_a_name_that_the_hub_cannot_have(hub: Any, tmp_path: Path, pushed: Any, name: str) -> None:
     assert not is_hub_name(name)
-    assert refused(name)[0] == "E0577"
-    with pytest.raises(PeltError, match="E0820"):
+    assert refused(name)[0] in ("E0577", "E0594")  # no name of a path either, where it holds NUL
+    with pytest.raises(PeltError, match="E0820|E0594"):
         unipelt.push(tmp_path / "out", name)
     assert is_hub_name(f"{'a' * 96}/{'b' * 96}")
 

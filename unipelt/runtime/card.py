@@ -47,24 +47,6 @@ _NO_SCORES = ("majority",)
 _MARKER = re.compile(r"\n<!-- written by unipelt \S+; (?P<hash>[0-9a-f]{16}) -->\n\Z")
 
 
-def check_card(card: Any) -> None:
-    """Raises `PeltError` unless this is a card: a mapping that can be written down, whose parts that `model_card` reads are mappings too."""
-    parts: list[tuple[str, Any]] = [("card", card)]
-    if isinstance(card, Mapping):
-        parts += [(f"card[{k!r}]", card[k]) for k in ("metrics", "data", "training") if card.get(k) is not None]
-        parts += [(f"card['metrics'][{k!r}]", m) for k, m in parts_of(card, "metrics").items()]
-    wrong = next(((name, value) for name, value in parts if not isinstance(value, Mapping)), None)
-    if wrong is not None:
-        raise error("E0782", f"`{wrong[0]}` is a mapping, and this is a {type(wrong[1]).__name__}", help='as in card={"metrics": {"test": {"accuracy": 0.9}}}')
-    tags = card.get("tags", ())
-    if isinstance(tags, str) or not isinstance(tags, Sequence) or not all(isinstance(t, str) for t in tags):
-        raise error("E0782", "`card['tags']` is a list of words", help='as in card={"tags": ["news"]}')
-    try:
-        json.dumps(dict(card), default=str)
-    except (TypeError, ValueError, RecursionError) as e:
-        raise error("E0782", f"the card cannot be written down: {e}", help="its keys are names, and it does not hold itself") from None
-
-
 def parts_of(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A part of a record that is a mapping, an empty one where it is something else."""
     found = record.get(name)

@@ -54,7 +54,7 @@ def load_run(
     """
     asked = Opening(model, force, dict(arguments or {}), dtype, options, data)
     place = _folder(folder)
-    if not isfile(place / TASK):
+    if not exists(place / TASK):
         if isfile(place / MANIFEST):
             return Run(*open_for_task(place, asked), 64)
         raise error("E0615", f"`{place}` holds no finished run: `{TASK}` is missing",
@@ -85,7 +85,7 @@ def load_adapted(folder: str | Path, asked: Opening = Opening(), say: Callable[[
     No task is needed: one that is named for an adapter that no run made decides the class of the model.
     """
     place = _folder(folder)
-    if isfile(place / MANIFEST) and not isfile(place / TASK):
+    if isfile(place / MANIFEST) and not exists(place / TASK):
         return open_plain(place, asked)
     run = load_run(folder, asked.model, asked.force, asked.arguments, say, dtype=asked.dtype, options=asked.options)
     return run.model, run.tokenizer, run.name
@@ -93,7 +93,7 @@ def load_adapted(folder: str | Path, asked: Opening = Opening(), say: Callable[[
 
 def has_task(folder: str | Path) -> bool:
     """Whether a folder says what its adapter was trained for."""
-    return isfile(_folder(folder) / TASK)
+    return exists(_folder(folder) / TASK)
 
 
 def refuse_options(folder: str | Path, options: TaskOptions) -> None:
