@@ -1,0 +1,97 @@
+"""Weights that a library keeps as codes: whether one is, the shape of what it stands for, and its values, as that library computes them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..language.diagnostics import error
+
+#: The types of numbers that are what they say. Shorter ones are codes: they mean something only together with their scales.
+PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def is_quantised(t: torch.Tensor) -> bool:
+    """Whether a weight holds codes. Some libraries keep them behind a tensor that says it is of a longer type."""
+    return t.dtype not in PLAIN or _knows_its_values(t) or getattr(t, "quant_state", None) is not None
+
+
+def _knows_its_values(t: torch.Tensor) -> bool:
+    return type(t).dequantize is not torch.Tensor.dequantize
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """(d_in, d_out) as a linear map says them, however its weight is stored."""
+    found = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return found if all(type(n) is int for n in found) and not _holds_others(module) else None  # type: ignore[return-value]
+
+
+def _holds_others(module: nn.Module) -> bool:
+    return any(n != "unipelt" for n, _ in module.named_children())
+
+
+def whole_shape(module: nn.Module, name: str, own: torch.Tensor) -> tuple[int, ...]:
+    """The shape of what a module's parameter ``own`` stands for: codes may be packed."""
+    if is_quantised(own):
+        state, said = getattr(own, "quant_state", None), features(module)
+        if state is not None:
+            return tuple(state.shape)
+        if name == "weight" and said is not None:
+            return said[::-1]
+    return tuple(own.shape)
+
+
+def whole_count(module: nn.Module, name: str, own: torch.Tensor) -> int:
+    """How many numbers a parameter stands for."""
+    return math.prod(whole_shape(module, name, own))
+
+
+def values(module: nn.Module, name: str, own: torch.Tensor) -> torch.Tensor:
+    """What a module's parameter ``own`` stands for, in a floating type; itself where it holds no codes.
+
+    Codes are turned into numbers by the library that made them; `PeltError` (E0565) where none here can.
+    """
+    if not is_quantised(own):
+        return own
+    found = _dequantised(module, name, own.detach())
+    if found is None or found.dtype not in PLAIN or tuple(found.shape) != whole_shape(module, name, own):
+        raise unreadable(module, name)
+    return found
+
+
+def _dequantised(module: Any, name: str, own: Any) -> torch.Tensor | None:
+    if _knows_its_values(own) or own.is_quantized:
+        return own.dequantize()
+    state = getattr(getattr(module, name), "quant_state", None)
+    scales = getattr(getattr(module, name), "SCB", None)
+    if scales is None:  # where they are once the map has been called
+        scales = getattr(getattr(module, "state", None), "SCB", None)
+    if state is None and scales is None:
+        return None
+    from bitsandbytes import functional
+
+    return functional.dequantize_4bit(own, state) if state is not None else functional.int8_vectorwise_dequant(own, scales)
+
+
+def unreadable(module: nn.Module, name: str) -> Exception:
+    """The mistake of asking for numbers that only another library knows."""
+    own = getattr(module, name, None)
+    kind = f" ({own.dtype})".replace("torch.", "") if isinstance(own, torch.Tensor) else ""
+    return error("E0565", f"the {name} of a {type(module).__name__} is quantised{kind}, and its values cannot be computed here",
+                 help="load the base without quantisation; bitsandbytes, quanto and torchao can be read")  # fmt: skip
+
+
+def matrix(module: nn.Module) -> torch.Tensor:
+    """The weight of a linear map as [d_in, d_out], whichever way the module stores it; codes are turned into numbers."""
+    own = getattr(module, "weight", None)
+    if not isinstance(own, torch.Tensor):
+        raise unreadable(module, "weight")
+    return as_map(module, values(module, "weight", own))
+
+
+def as_map(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """A linear map's weight as [d_in, d_out], whichever way the module stores it."""
+    return weight if type(module).__name__ == "Conv1D" else weight.T
