@@ -122,7 +122,7 @@ def test_predictions_are_escaped(tmp_path, intents, bert, monkeypatch, capsys):
         assert not hidden(capsys.readouterr().out)
     Task.table = ()
     monkeypatch.setattr("unipelt.training.saved.predict_run", lambda run, texts, *a: [{"completion": NASTY + HALF} for t in texts])
-    runs.predict_command("x", ["hello"], None, None, None, False, [], False)
+    runs.predict_command("x", ["hello"], None, None, None, False, None, [], False)
     assert not hidden(capsys.readouterr().out)
 
 

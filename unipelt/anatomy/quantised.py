@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -42,11 +41,6 @@ def whole_shape(module: nn.Module, name: str, own: torch.Tensor) -> tuple[int, .
         if name == "weight" and said is not None:
             return said[::-1]
     return tuple(own.shape)
-
-
-def whole_count(module: nn.Module, name: str, own: torch.Tensor) -> int:
-    """How many numbers a parameter stands for."""
-    return math.prod(whole_shape(module, name, own))
 
 
 def values(module: nn.Module, name: str, own: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from ..language.diagnostics import error
 from .columns import Columns
 from .entries import Reference
+from .quantised import features, is_quantised
 from .sites import View
 
 #: What attention modules call the size of one head.
@@ -19,15 +20,12 @@ _HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim")
 def weight_shape(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) of a linear map, whichever way its weight is stored."""
     weight = getattr(module, "weight", None)
+    if weight is None or (isinstance(weight, torch.Tensor) and is_quantised(weight)):
+        return features(module)  # codes may be packed, so that their shape is another
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or isinstance(module, nn.Embedding):
         return None
     rows, columns = weight.shape
     return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)
-
-
-def as_map(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """A linear map's weight as [d_in, d_out], whichever way the module stores it."""
-    return weight if type(module).__name__ == "Conv1D" else weight.T
 
 
 def _map_shape(model: nn.Module, path: str) -> tuple[int, int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
+from ..anatomy.quantised import whole_shape
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.check import names_norm
 from ..language.diagnostics import Diagnostic, PeltError, error, near
@@ -46,8 +48,14 @@ def parameters_of(model: nn.Module) -> dict[str, Parameter]:
             uses.setdefault(key, []).append((path, name))
             first.setdefault(key, (f"{path}.{name}" if path else name, p))
     return {
-        path: Parameter(path, tuple(uses[key]), p.numel(), tuple(p.shape)) for key, (path, p) in first.items()
+        path: _parameter(model, path, tuple(uses[key]), p) for key, (path, p) in first.items()
     }
+
+
+def _parameter(model: nn.Module, path: str, uses: tuple[tuple[str, str], ...], p: nn.Parameter) -> Parameter:
+    host, _, name = path.rpartition(".")
+    shape = whole_shape(model.get_submodule(host), name, p)
+    return Parameter(path, uses, prod(shape), shape)
 
 
 def _tied_elsewhere(model: nn.Module) -> dict[int, int]:

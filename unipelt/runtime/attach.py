@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.quantised import is_quantised
 from ..compiler.initialise import draw, generator
 from ..compiler.labels import Labels, labels_of_base
 from ..compiler.plan import Plan, PlannedEdit
@@ -108,6 +109,9 @@ def _create(
     for c in planned.copies:
         path, _, attribute = c.parameter.path.rpartition(".")
         source = value_of(model.get_submodule(path), attribute).detach()
+        if is_quantised(source):
+            raise error("E0566", f"`{c.parameter.path}` is quantised, and codes are not trained",
+                        help="load the base without quantisation, or choose a method that trains tensors of its own")  # fmt: skip
         target = at_least(source.dtype, dtype or torch.float32)
         if c.start is None:
             value = source.to(target, copy=True)

@@ -16,7 +16,8 @@ from torch import nn
 
 from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.sites import View
-from ..anatomy.sizes import as_map
+from ..anatomy.sizes import weight_shape
+from ..anatomy.quantised import as_map, is_quantised
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.diagnostics import Diagnostic, PeltError, error
@@ -68,6 +69,7 @@ def merge(model: nn.Module, name: str = "default") -> None:
         raise error("E0660", "the model is sharded, and merging writes whole weights",
                     help="unipelt.save the adapter, and attach and merge it on a model that is not sharded")  # fmt: skip
     _refuse(attached)
+    _refuse_hosts(model, attached)
     if any(t.device.type == "meta" for t in attached.values().values()):
         raise error("E0574", f"the adapter `{name}` is on the meta device and has no values to merge")
     new = _merged_values(model, attached, name)
@@ -152,6 +154,20 @@ def _refuse(attached: Attached) -> None:
                 label="this forbids it", help="save the adapter instead: unipelt.save(model, folder, name)"))  # fmt: skip
     if problems:
         raise PeltError(problems)
+
+
+def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
+    """Refuses to merge into what is no linear map of plain numbers."""
+    for e in attached.plan.edits:
+        path = _absorber(attached, e).module
+        host = model.get_submodule(path)
+        weight = getattr(host, "weight", None)
+        if weight_shape(host) is None:
+            raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: `{path}` is a {type(host).__name__}, which is no "
+                        "single linear map", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+        if not isinstance(weight, torch.Tensor) or is_quantised(weight):
+            raise error("E0565", f"the weight of `{path}` is quantised, and a merged weight would be rounded to its codes", e.row.span,
+                        help="load the base without quantisation, attach the adapter (with force=True) and merge it there")  # fmt: skip
 
 
 def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..anatomy.find import find
+from ..anatomy.quantised import is_quantised, whole_shape
 from ..compiler.labels import labels_of_base
 from ..compiler.plan import Plan
 from ..language.diagnostics import error
@@ -64,11 +65,11 @@ def fingerprint(model: nn.Module, state: Mapping[str, torch.Tensor] | None = Non
     for n, p in sorted(base.named_parameters()):
         if "unipelt" in n.split(".") or n.startswith("pooler.") or f"{prefix}{n}".startswith(head):
             continue
-        shapes.append(f"{n}:{list(p.shape)}")
         path, _, attribute = n.rpartition(".")
+        shapes.append(f"{n}:{list(whole_shape(base.get_submodule(path), attribute, p))}")  # type: ignore[operator]
         given = state.get(f"{prefix}{n}") if state is not None else None
         kept = given if given is not None else value_of(base.get_submodule(path), attribute)  # type: ignore[operator]
-        if kept.device.type != "meta" and kept.numel():
+        if kept.device.type != "meta" and kept.numel() and not is_quantised(kept):  # codes are no weights
             flat = whole(merged.get(f"{prefix}{n}", kept).detach()).reshape(-1)
             index = torch.linspace(0, flat.numel() - 1, min(4, flat.numel()), dtype=torch.float64).long()
             samples[n] = [float(f"{v:.6g}") for v in flat[index.to(flat.device)].float().tolist()]

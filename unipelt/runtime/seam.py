@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..anatomy.columns import Columns, joined, taken
-from ..anatomy.sizes import as_map
+from ..anatomy.quantised import matrix
 from ..compiler.plan import PlannedEdit
 from ..language.diagnostics import error
 from .copies import CopyEdit
@@ -194,7 +194,7 @@ class Seam(nn.Module):
                             "model that the adapter was applied to", help="call the model that was given to unipelt.apply")  # fmt: skip
             given[declared] = values[f"input:{declared}"]
         if edit.needs & {"W", "bias"}:
-            W, bias = as_map(host, host.weight), getattr(host, "bias", None)  # type: ignore[arg-type]
+            W, bias = matrix(host), getattr(host, "bias", None)
             given["W"] = taken(W, edit.columns)
             given["bias"] = taken(bias, edit.columns) if bias is not None else W.new_zeros(given["W"].shape[-1])
         if edit.site.rows is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..anatomy.columns import taken
-from ..anatomy.sizes import as_map
+from ..anatomy.quantised import as_map, unreadable, values
 from ..compiler.evaluator import Context, constants, evaluate
 from ..compiler.initialise import draw, generator
 from ..compiler.named import Named, spread
@@ -117,20 +117,23 @@ def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, An
     if not any(weights_read(part) for part in exact):
         return {}
     module, columns = model.get_submodule(e.site.view.module), e.site.view.columns
-    W = as_map(module, value_of(module, "weight").detach().float())
+    if not isinstance(getattr(module, "weight", None), torch.Tensor):
+        raise unreadable(module, "weight")
+    W = as_map(module, values(module, "weight", value_of(module, "weight")).detach().float())
     bias = value_of(module, "bias").detach().float() if getattr(module, "bias", None) is not None else W.new_zeros(W.shape[-1])
     return {"W": Named(taken(W, columns)), "bias": Named(taken(bias, columns))}
 
 
 def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator, data: StartData) -> torch.Tensor:
     """Word embeddings [rows, d]: of a text, of the class labels' words (each the mean of its tokens), of sampled tokens."""
-    table = value_of(model.get_input_embeddings(), "weight").detach().float().cpu()  # type: ignore[operator]
+    words: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    table = values(words, "weight", value_of(words, "weight")).detach().float().cpu()
     if d.args and isinstance(d.args[0], String):
         found = _ids(d.args[0].value, data, len(table))
         return table[torch.tensor((found * (rows // len(found) + 1))[:rows])]
-    words = [table[torch.tensor(_ids(w, data, len(table)))].mean(0) for w in data.labels[:rows]] if d.name == "label_words" else []
-    sampled = table[torch.randint(table.shape[0], (rows - len(words),), generator=g)]
-    return torch.cat([torch.stack(words), sampled]) if words else sampled
+    meant = [table[torch.tensor(_ids(w, data, len(table)))].mean(0) for w in data.labels[:rows]] if d.name == "label_words" else []
+    sampled = table[torch.randint(table.shape[0], (rows - len(meant),), generator=g)]
+    return torch.cat([torch.stack(meant), sampled]) if meant else sampled
 
 
 def _ids(text: str, data: StartData, words: int) -> list[int]:
