@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def open_for_task(place: Path, asked: Opening) -> tuple[Any, Any, Task, str]:
     labels = read_json(manifest.get("labels"), str(place / MANIFEST)) or _of_config(config)
     options = asked.options
     if labels.problem_type is not None and options.problem_type is None and "problem_type" in kind(options.task or "").asks:
-        options = replace(options, problem_type=labels.problem_type.removesuffix("_classification"))
+        options = replace(options, problem_type=labels.problem_type.removesuffix("_classification"))  # type: ignore[arg-type]
     if asked.data is not None:
         found = reading.read(asked.data, "test")
         split = next(found[s] for s in ("test", "validation", "train") if s in found)
@@ -120,7 +119,8 @@ def _without_data(options: TaskOptions, labels: Labels) -> Task:
     from .tasks import template
 
     pattern = {"pattern": options.pattern} if options.pattern else {}
-    texts: Sequence[str] = template.parse(options.pattern).columns if options.pattern else options.text or _COLUMNS.get(cls.kind, ("text",))
+    named = template.parse(options.pattern).columns if options.pattern else options.text
+    texts = named or _COLUMNS.get(cls.kind) or ("text",)
     common: dict[str, Any] = {"texts": tuple(texts), "label": options.label, "max_length": options.length(cls.length), "padding": options.padding, **pattern}
     if issubclass(cls, SequenceClassification):
         problem = options.problem_type or "single_label"
