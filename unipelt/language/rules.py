@@ -140,7 +140,8 @@ def mergeable(t: RowTyping) -> Verdict:
     if site.family in ABSORBED_BY_SITE:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
     if site.name in ABSORBED_SEQUENTIAL:
-        outside = sorted(t.out.reads & {"x", "residual", "q", "log_mass"})
+        # What a head reads may enter its map itself: that is known on a model.
+        outside = sorted(t.out.reads & ({"residual", "q", "log_mass"} | ({"x"} if site.name != "head" else set())))
         if site.family == "heads" and "scale" in row_reads(row):
             return Verdict("unknown", "it reads `scale`, which only the attention itself knows", _reading(row, "scale"))
         if not outside:

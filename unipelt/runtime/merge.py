@@ -165,6 +165,9 @@ def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
         if weight_shape(host) is None:
             raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: `{path}` is a {type(host).__name__}, which is no "
                         "single linear map", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+        if e.site.name == "head" and "x" in e.typing.out.reads and e.site.x != path:
+            raise error("E0563", f"the row `{e.row.name}` at `head` cannot be merged: it reads the last hidden states, and `{path}` may read "
+                        "something else", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
         if not isinstance(weight, torch.Tensor) or is_quantised(weight):
             raise error("E0565", f"the weight of `{path}` is quantised, and a merged weight would be rounded to its codes", e.row.span,
                         help="load the base without quantisation, attach the adapter (with force=True) and merge it there")  # fmt: skip
@@ -241,7 +244,7 @@ def _edited(
     # the row's own order: edits of the map itself, then those of the sublayer behind it
     for a in sorted(after, key=lambda a: a.edit.site.family == "sublayer"):
         edit = _double(model, name, a.edit)
-        given: dict[str, Any] = {"x": x_in} if a.edit.site.family == "projection" else _unread(edit, h)
+        given: dict[str, Any] = {"x": x_in} if a.edit.site.family in ("projection", "head") else _unread(edit, h)
         if edit.needs & {"W", "bias"}:
             given |= {"W": taken(W, a.columns), "bias": taken(b, a.columns)}
         own = edit(taken(h, a.columns), given, None)
