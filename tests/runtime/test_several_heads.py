@@ -70,8 +70,11 @@ def test_switching_switches_the_labels(kind: str) -> None:
 
 
 def test_a_row_for_each_token_at_a_head_that_pools_before() -> None:
+    row = unipelt.parse("method m { modify head insert parallel form linear compose replace }")
+    refused("E0350", unipelt.apply, build(), row, "a", labels=5)
     m = build()
-    unipelt.apply(m, unipelt.parse("method m { modify head insert parallel form linear compose replace }"), "a", labels=5)
+    m.loss_type = "of one's own"  # whose head nothing is known of
+    unipelt.apply(m, row, "a")
     refused("E0706", m, **batch())
 
 

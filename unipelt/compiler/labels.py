@@ -116,6 +116,11 @@ def labels_of_base(model: Any) -> Labels | None:
     return Labels(tuple(str(names[i]) for i in sorted(names)), config.get("problem_type"))
 
 
+def scores_examples(model: Any, sites: SiteMap) -> bool:
+    """Whether the head gives one score for each example, of a pooled state. A decoder's scores every token, and pools the scores."""
+    return getattr(model, "loss_type", None) in _EXAMPLE and (len(sites.stacks) > 1 or not sites.stacks[0].causal)
+
+
 def own_labels(
     model: Any, sites: SiteMap, labels: int | Sequence[str] | Labels | None, problem_type: str | None
 ) -> Labels | None:

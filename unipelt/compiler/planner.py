@@ -28,12 +28,12 @@ from ..language.initialisers import INITIALISERS
 from ..language.outside import not_one, selects
 from ..language.rules import cache_consistent, causal, padding_invariant, row_reads
 from ..language.rows import RowTyping, Sizes, lacking, require
-from ..language.sites import signature, site_name
+from ..language.sites import SiteSignature, TensorType, signature, site_name
 from ..language.sizes import Size
 from ..language.syntax import NOWHERE, Expr, Selection
 from ..language.values import NumberType, Value
 from . import totals
-from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows
+from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows, scores_examples
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
 from .trained import HEADLESS, Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named, trained_along
 
@@ -186,7 +186,7 @@ class _Builder:
         sizes = Sizes({**self.of_the_head(), **site.sizes}, layer, stack.depth)
         if key not in self.typings:
             try:
-                self.typings[key] = check_row(row, signature(site.name), self.method.params, sizes)  # type: ignore[arg-type]
+                self.typings[key] = check_row(row, self.signature(site), self.method.params, sizes)
             except PeltError as e:
                 known = {(d.code, d.span) for d in self.problems}
                 here = (self.here(stack),) if stack.name else ()
@@ -217,6 +217,14 @@ class _Builder:
         """How many labels the model's head has, or the adapter's own: a size that any row may read."""
         heads = [own_head(s, self.labels) for s in self.sites.named("head")]
         return {"labels": heads[0].sizes["labels"]} if heads else {}
+
+    def signature(self, site: Site) -> SiteSignature:
+        """What a site binds on this model: a head that scores examples has no value for each token."""
+        found = signature(site.name)
+        assert found is not None
+        if site.family == "head" and scores_examples(self.model, self.sites):
+            return replace(found, h=TensorType(found.h.axes - {"token"}, found.h.sizes))
+        return found
 
     def here(self, stack: Stack) -> str:
         """Where a row of several stacks failed, and what is otherwise in the others: what does for one need not do for all."""
