@@ -37,7 +37,7 @@ from ..language.syntax import (
 from .functions import FUNCTIONS
 from .named import Named, Value, elementwise, matmul, transpose
 
-_OPS: dict[str, Callable] = {
+OPERATIONS: dict[str, Callable] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "**": operator.pow,
     "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
@@ -107,7 +107,7 @@ def evaluate(e: Expr, c: Context) -> Value:
             return matmul(a, b)
         if e.op == "/" and isinstance(a, int) and isinstance(b, int) and a % b == 0:
             return a // b
-        return elementwise(_OPS[e.op], a, b)
+        return elementwise(OPERATIONS[e.op], a, b)
     if isinstance(e, Apply):
         return _apply(e, c)
     if isinstance(e, Attr):
@@ -143,7 +143,7 @@ def _affine(product: Binary, bias: Expr, c: Context) -> Value:
 def _compare(e: Compare, c: Context) -> Value:
     """1 where it holds and 0 elsewhere, in the dtype of what is compared."""
     a, b = evaluate(e.left, c), evaluate(e.right, c)
-    out = elementwise(_OPS[e.op], a, b)
+    out = elementwise(OPERATIONS[e.op], a, b)
     if not isinstance(out, Named):
         return out
     like = next(t.data.dtype for t in (a, b) if isinstance(t, Named))

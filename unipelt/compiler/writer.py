@@ -6,8 +6,7 @@ What is not known when the code is written raises `Unwritten`.
 from __future__ import annotations
 
 import keyword
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,13 +50,10 @@ from .code import (
     transposed,
     with_number,
 )
+from .evaluator import OPERATIONS
 from .functions import FUNCTIONS
 from .torch_words import WORDS
 
-_OPS: dict[str, Callable] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "**": operator.pow,
-    "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
 #: Names that generated code uses for itself.
 _TAKEN = frozenset(("torch", "F", "nn", "math", "self", "mask", "places", "h", *keyword.kwlist, "__debug__", *dir(torch.nn.Module)))
 
@@ -305,9 +301,9 @@ def negative(v: Written) -> Written:
 def numbers(op: str, a: Any, b: Any) -> Written:
     """``a op b`` of numbers: computed where both are known."""
     if not isinstance(a, Num) and not isinstance(b, Num):
-        return a // b if op == "/" and isinstance(a, int) and isinstance(b, int) and b and a % b == 0 else _OPS[op](a, b)
+        return a // b if op == "/" and isinstance(a, int) and isinstance(b, int) and b and a % b == 0 else OPERATIONS[op](a, b)
     sizes = [v.size if isinstance(v, Num) else Size.of(v) if isinstance(v, int) else None for v in (a, b)]
-    size = _OPS[op](*sizes) if op in ("+", "-", "*", "/") and None not in sizes else None
+    size = OPERATIONS[op](*sizes) if op in ("+", "-", "*", "/") and None not in sizes else None
     level = LEVELS[op]
     return Num(f"{text_of(a, level + (op == '**'))} {op} {text_of(b, level + (op != '+'))}", level, size)
 
