@@ -18,6 +18,7 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/unipelt check specs
 	$(BIN)/ruff check unipelt tests benchmarks examples
+	$(BIN)/ruff format --check -q unipelt tests benchmarks examples
 	$(BIN)/mypy
 
 tables: $(STAMP)

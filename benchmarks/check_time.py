@@ -1,6 +1,6 @@
 """How long `unipelt check` takes as a process, and that it imports no torch.
 
-    python benchmarks/check_time.py [--runs 9] [--out benchmarks/results/check_time.json]
+python benchmarks/check_time.py [--runs 9] [--out benchmarks/results/check_time.json]
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def main() -> None:
         "python -c pass": seconds([sys.executable, "-c", "pass"], args.runs),
         "unipelt check specs": seconds([*program, "check", "specs"], args.runs),
         "unipelt check specs/lora.pelt": seconds([*program, "check", "specs/lora.pelt"], args.runs),
-        "load of the machine": [round(x, 1) for x in os.getloadavg()], "processors": os.cpu_count(),
+        "load of the machine": [round(x, 1) for x in os.getloadavg()],
+        "processors": os.cpu_count(),
         "heavy imports": heavy.strip().splitlines()[-1],
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,11 @@ def main() -> None:
         if found:
             print(f"{way}: {len(found)} cells, to {max(found):.1e}")
     failed = [cell["failed"] for cell in cells if isinstance(cell, dict) and "failed" in cell]
-    print(f"{len(failed)} failed; {sum(isinstance(cell, str) for cell in cells)} have no place on the model", *failed, sep="\n")
+    print(
+        f"{len(failed)} failed; {sum(isinstance(cell, str) for cell in cells)} have no place on the model",
+        *failed,
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

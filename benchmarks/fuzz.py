@@ -22,7 +22,7 @@ from pathlib import Path
 from state import ROOT, commit
 
 sys.path.insert(0, str(ROOT / "tests" / "language"))
-import fuzzing  # noqa: E402
+import fuzzing
 
 EVERY = 25_000
 
@@ -51,7 +51,9 @@ def main() -> None:
         }  # fmt: skip
         options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         if failed or slow:
-            options.out.with_name(options.out.stem + "-found.json").write_text(json.dumps(failed + slow, indent=1) + "\n", "utf-8")
+            options.out.with_name(options.out.stem + "-found.json").write_text(
+                json.dumps(failed + slow, indent=1) + "\n", "utf-8"
+            )
         return result
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -61,7 +61,14 @@ def column(spec: str, kind: str, bases: Bases, written: Any, folder: Path) -> di
 
 def model(kind: str, methods: list[str]) -> dict[str, Any]:
     begun, bases, committed = time.process_time(), Bases(), read()["methods"]
-    total: dict[str, Any] = {"class": MODELS[kind], "methods": len(methods), "refused": 0, "cells": 0, "blank": 0, "holds": 0}
+    total: dict[str, Any] = {
+        "class": MODELS[kind],
+        "methods": len(methods),
+        "refused": 0,
+        "cells": 0,
+        "blank": 0,
+        "holds": 0,
+    }
     failed: dict[str, str] = {}
     for spec in methods:
         with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +95,9 @@ def main() -> int:
     print(f"{'model':18}{'cells':>7}{'hold':>7}{'fail':>6}{'blank':>7}{'CPU s':>8}")
     for kind in args.models:
         found = record["models"][kind] = model(kind, methods)
-        print(f"{kind:18}{found['cells']:>7}{found['holds']:>7}{len(found['failed']):>6}{found['blank']:>7}{found['seconds']:>8}")
+        print(
+            f"{kind:18}{found['cells']:>7}{found['holds']:>7}{len(found['failed']):>6}{found['blank']:>7}{found['seconds']:>8}"
+        )
         for where, why in found["failed"].items():
             print(f"  {where}: {why}", flush=True)
         record["models"] = {k: record["models"][k] for k in MODELS if k in record["models"]}

@@ -43,7 +43,12 @@ def main() -> None:
         calls[name] = {"commit": commit(), "layers": given.layers, "lines": len(set(passed)), "runs of them": len(passed),
                        "tried": len(points), "failed": failed}  # fmt: skip
         failures += len(failed)
-        print(f"{name}: {len(points)} tries at {len(set(passed))} lines, {len(failed)} failed", *failed[:5], sep="\n  ", flush=True)
+        print(
+            f"{name}: {len(points)} tries at {len(set(passed))} lines, {len(failed)} failed",
+            *failed[:5],
+            sep="\n  ",
+            flush=True,
+        )
         given.out.write_text(json.dumps({"calls": {n: calls[n] for n in CASES if n in calls}}, indent=1) + "\n")
     sys.exit(failures > 0)
 

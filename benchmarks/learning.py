@@ -101,7 +101,10 @@ def main() -> None:
             tests = [r["test"] for r in entry["runs"]]
             entry["mean"], entry["holds"] = statistics.mean(tests), statistics.mean(tests) >= goal
             keep(key)
-            print(f"{key}: test {entry['mean']:.4f} ± {statistics.stdev(tests):.4f} (goal {goal}): {entry['holds']}", flush=True)
+            print(
+                f"{key}: test {entry['mean']:.4f} ± {statistics.stdev(tests):.4f} (goal {goal}): {entry['holds']}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -70,7 +70,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     plain = base()
-    models: dict[str, torch.nn.Module] = {"base": plain, "base again": copy.deepcopy(plain), "bare hook": hooked(copy.deepcopy(plain))}
+    models: dict[str, torch.nn.Module] = {
+        "base": plain,
+        "base again": copy.deepcopy(plain),
+        "bare hook": hooked(copy.deepcopy(plain)),
+    }
     for title, (name, arguments) in METHODS.items():
         model = copy.deepcopy(plain)
         unipelt.apply(model, unipelt.load(name)(**arguments))
@@ -80,8 +84,15 @@ def main() -> None:
     record = {"machine": {"threads": 1, "torch": torch.__version__}, "rounds": args.rounds,
               "one token": measured(models, lambda m: m(input_ids=ids, use_cache=False), args.rounds, 5)}  # fmt: skip
     if args.generate:
+
         def run(m: torch.nn.Module) -> None:
-            m.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.generate, min_new_tokens=args.generate, do_sample=False)
+            m.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=args.generate,
+                min_new_tokens=args.generate,
+                do_sample=False,
+            )
 
         record["generate"] = measured(models, run, max(args.rounds // 6, 3), 1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +103,9 @@ def main() -> None:
 
 
 @torch.no_grad()
-def measured(models: dict[str, torch.nn.Module], run: Callable[[torch.nn.Module], object], rounds: int, repeats: int) -> dict[str, dict[str, float]]:
+def measured(
+    models: dict[str, torch.nn.Module], run: Callable[[torch.nn.Module], object], rounds: int, repeats: int
+) -> dict[str, dict[str, float]]:
     """Ratios within a round: to the base, and to peft and the bare hook where they have the row."""
     order, rng = list(models), random.Random(0)
     times: dict[str, list[float]] = {n: [] for n in models}
@@ -111,7 +124,11 @@ def measured(models: dict[str, torch.nn.Module], run: Callable[[torch.nn.Module]
     for title, (a, b) in pairs.items():
         ratios = sorted(x / y for x, y in zip(times[a], times[b]))
         quarter = len(ratios) // 4
-        found[title] = {"median": round(statistics.median(ratios), 3), "low": round(ratios[quarter], 3), "high": round(ratios[-1 - quarter], 3)}
+        found[title] = {
+            "median": round(statistics.median(ratios), 3),
+            "low": round(ratios[quarter], 3),
+            "high": round(ratios[-1 - quarter], 3),
+        }
     return found
 
 

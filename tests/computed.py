@@ -12,10 +12,10 @@ import torch
 from names import RENAMED
 
 sys.path.append(str(Path(__file__).parent / "behaviour"))
-from tiny import batch, build, distance, giving, look, loss, small  # noqa: E402
+from tiny import batch, build, distance, giving, look, loss, small
 
-import unipelt  # noqa: E402
-from unipelt.runtime.registry import record  # noqa: E402
+import unipelt
+from unipelt.runtime.registry import record
 
 MODELS = ("bert_head", "gpt2", "llama")
 

@@ -59,7 +59,11 @@ class Hub:
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         if self.status:
-            return self.status, {"X-Error-Message": "not today", **({"X-Error-Code": self.code} if self.code else {})}, b""
+            return (
+                self.status,
+                {"X-Error-Message": "not today", **({"X-Error-Code": self.code} if self.code else {})},
+                b"",
+            )
         if path == "/api/validate-yaml":
             return _json({"errors": [], "warnings": []})
         if path == "/api/repos/create":
@@ -90,7 +94,14 @@ class Hub:
                 return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha}, b""
             return 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": sha, **self.headers}, data
         if found[2] == "preupload":
-            return _json({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]})
+            return _json(
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for f in json.loads(body)["files"]
+                    ]
+                }
+            )
         if found[2] == "commit":
             new = dict(files)
             for step in map(json.loads, body.splitlines()):

@@ -63,8 +63,8 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
             (
                 "layers 0 .. 3\n  modify ffn, embed.words\n  compose h * 2",
                 "use { layers 0 .. 3  modify ffn  compose h * 2 } as inner\n  use { modify embed.words  compose h * 2 } as words",
-            ),
-        ],
+            )
+        ]
     },
     "write what is expected, or close the bracket before it": {
         "E0101-anatomy-without-for": ("new {", "new for new_type {"),
@@ -77,18 +77,14 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "mutant-adapter-train": ("*.norm.\n", "*.norm.*\n"),
         "several-broken-definitions": ("2 * * h", "2 * h"),
     },
-    "comments begin with `#`": {
-        "E0101-comment-of-c": ("//", "#"),
-    },
+    "comments begin with `#`": {"E0101-comment-of-c": ("//", "#")},
     "a docstring stands first in its definition": {
         "E0101-docstring-behind-clause": (
             '  modify ffn\n  """What it does."""\n',
             '  """What it does."""\n  modify ffn\n',
-        ),
+        )
     },
-    "give the value a name: `name = …`": {
-        "E0101-expression-alone": ("relu(z)", "delta = relu(z)"),
-    },
+    "give the value a name: `name = …`": {"E0101-expression-alone": ("relu(z)", "delta = relu(z)")},
     "put the row into `use { … } as name gated by a_gate`; within a form or composition call the gate: `g = a_gate(z)`": {
         "E0101-gated-block": ("    gated by { g = 0.5 }\n  } as part\n", "  } as part gated by { g = 0.5 }\n"),
         "E0101-gated-clause": (
@@ -101,11 +97,9 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         ),
     },
     "select layers, for example `layers last 4`": {
-        "E0101-layers-without-selection": ("  layers\n", "  layers last 4\n"),
+        "E0101-layers-without-selection": ("  layers\n", "  layers last 4\n")
     },
-    "name a site, for example `modify ffn`": {
-        "E0101-missing-site": ("  modify\n", "  modify ffn\n"),
-    },
+    "name a site, for example `modify ffn`": {"E0101-missing-site": ("  modify\n", "  modify ffn\n")},
     "a parameter has a type: `r: int = 8`": {
         "E0101-parameter-without-type": ("(r = 8)", "(r: int = 8)"),
         "several-imports": ("low(r)", "low(r: int = 8)"),
@@ -115,37 +109,26 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0101-python-def": ("def m(r):\n  return r", "method m(r: int = 8) { use lora(r) }"),
     },
     "sites stand without brackets: `modify attn.q, attn.v`": {
-        "E0101-sites-in-brackets": ("[attn.q, attn.v]", "attn.q, attn.v"),
+        "E0101-sites-in-brackets": ("[attn.q, attn.v]", "attn.q, attn.v")
     },
     "a tensor needs its sizes: `b: [sizes] ~ distribution`": {
-        "E0101-tensor-without-sizes": ("b ~ zeros", "b: [d_out] ~ zeros"),
+        "E0101-tensor-without-sizes": ("b ~ zeros", "b: [d_out] ~ zeros")
     },
     "conditions are written one `require` each": {
-        "E0103-and": ("require r > 2 && r < 9", "require r > 2\n  require r < 9"),
+        "E0103-and": ("require r > 2 && r < 9", "require r > 2\n  require r < 9")
     },
-    "names are made of the letters a to z, digits and `_`": {
-        "E0103-greek": ("α", "alpha"),
-    },
+    "names are made of the letters a to z, digits and `_`": {"E0103-greek": ("α", "alpha")},
     "not equal is written `!=`; there is no `not`: exchange the two sides of `if … else`": {
-        "E0103-negation": ("2 * h if !b else h", "h if b else 2 * h"),
+        "E0103-negation": ("2 * h if !b else h", "h if b else 2 * h")
     },
-    "a name begins with a letter; put a sign or a blank behind a number": {
-        "E0103-number-with-letters": ("8x", "8"),
-    },
+    "a name begins with a letter; put a sign or a blank behind a number": {"E0103-number-with-letters": ("8x", "8")},
     "`%` is only a percent sign; divisibility is `divides(b, d)`": {
-        "E0103-percent-as-remainder": ("12 % 4 == 0", "divides(4, 12)"),
+        "E0103-percent-as-remainder": ("12 % 4 == 0", "divides(4, 12)")
     },
-    "a number has one point": {
-        "E0103-two-points": ("1.2.3", "1.23"),
-    },
-    'close it with `"""`': {
-        "E0104-docstring": ("What it does.\n", 'What it does."""\n'),
-    },
+    "a number has one point": {"E0103-two-points": ("1.2.3", "1.23")},
+    'close it with `"""`': {"E0104-docstring": ("What it does.\n", 'What it does."""\n')},
     "leave out those that change nothing, or name parts of the expression with `name = …`": {
-        "E0108-brackets": (
-            "(" * 66 + "h" + ")" * 66,
-            "h",
-        ),
+        "E0108-brackets": ("(" * 66 + "h" + ")" * 66, "h"),
         "E0108-lists": ("[" * 66 + "attn" + "]" * 66, "[attn]"),
     },
     "name parts of the expression with `name = …`": {
@@ -158,12 +141,8 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
             "compose {\n    a = h" + " + 1" * 60 + "\n    out = a" + " + 1" * 60 + "\n  }",
         ),
     },
-    "write one of at most about 1.8e308": {
-        "E0110-beyond-floats": ("1e999", "1e30"),
-    },
-    "write it with an exponent": {
-        "E0110-digits": ("3.14159265358979323846264338327950288", "3.14159e0"),
-    },
+    "write one of at most about 1.8e308": {"E0110-beyond-floats": ("1e999", "1e30")},
+    "write it with an exponent": {"E0110-digits": ("3.14159265358979323846264338327950288", "3.14159e0")},
     "use `*` or `@` for a product": {
         "E0115-number-called": ("2(s + 1)", "2 * (s + 1)"),
         "E0115-product-without-sign": ("(1 + h)(h)", "(1 + h) * (h)"),
@@ -202,20 +181,16 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "several-imports": [("", beside), ('"../bad.pelt"', '"beside.pelt"')],
     },
     "its path begins in the folder of `E0205-folder-below.pelt`": {
-        "E0205-folder-below": [("", beside), ('"parts/none.pelt"', '"beside.pelt"')],
+        "E0205-folder-below": [("", beside), ('"parts/none.pelt"', '"beside.pelt"')]
     },
     "its path begins in the folder of `parts.pelt`": {
-        "E0205-import-of-an-import": [("", beside), ('"others.pelt"', '"beside.pelt"')],
+        "E0205-import-of-an-import": [("", beside), ('"others.pelt"', '"beside.pelt"')]
     },
     "its path begins in the folder of `E0205-missing.pelt`": {
-        "E0205-missing": [("", beside), ('"no_such_file.pelt"', '"beside.pelt"')],
+        "E0205-missing": [("", beside), ('"no_such_file.pelt"', '"beside.pelt"')]
     },
-    "in `E0205-near-file`: did you mean `parts.pelt`?": {
-        "E0205-near-file": ("/part.pelt", "/parts.pelt"),
-    },
-    "did you mean `E0205-near-folder`?": {
-        "E0205-near-folder": ("E0205-near-foldr", "E0205-near-folder"),
-    },
+    "in `E0205-near-file`: did you mean `parts.pelt`?": {"E0205-near-file": ("/part.pelt", "/parts.pelt")},
+    "did you mean `E0205-near-folder`?": {"E0205-near-folder": ("E0205-near-foldr", "E0205-near-folder")},
     "its parameters: r: int, dropout: float, init: init": {
         "E0206-called-form-parameter": (", zeros, 3)", ", zeros)"),
         "E0206-surplus-argument": (", zeros, 3)", ", zeros)"),
@@ -226,10 +201,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0207-imported-form": ("form low\n", "form low(r)\n"),
         "E0207-method": ("use inner\n", "use inner(8)\n"),
     },
-    "give it once": {
-        "E0208-argument-twice": ("(r, r = 2)", "(r)"),
-        "E0208-by-name": ("(r = r, r = 4)", "(r = r)"),
-    },
+    "give it once": {"E0208-argument-twice": ("(r, r = 2)", "(r)"), "E0208-by-name": ("(r = r, r = 4)", "(r = r)")},
     "add a row (`modify`, `insert`, `form`, `compose`), a `use` or a `train`": {
         "E0212-nothing": ("{}", "{ use lora }"),
         "E0212-only-a-docstring": ('written."""', 'written."""\n  train *.bias'),
@@ -243,15 +215,11 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         ),
         "E0213-cycle-use": ("use b\n", "modify ffn compose 2 * h\n"),
     },
-    "say in it what it does in its own words": {
-        "E0213-form": ("f(z, r)", "z"),
-    },
+    "say in it what it does in its own words": {"E0213-form": ("f(z, r)", "z")},
     "name both sites in one: `modify attn, ffn`": {
-        "E0214-modify-twice": ("  modify  ffn\n  modify  attn\n", "  modify  attn, ffn\n"),
+        "E0214-modify-twice": ("  modify  ffn\n  modify  attn\n", "  modify  attn, ffn\n")
     },
-    "keep one of them": {
-        "E0214-slot-twice": ("  compose add\n", ""),
-    },
+    "keep one of them": {"E0214-slot-twice": ("  compose add\n", "")},
     "move it into the row's form or composition": {
         "E0215-later-method-input": (
             "  input task: index(3)\n  use lora\n",
@@ -281,30 +249,22 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0217-gated-union": ("as two gated by { g = 0.1 }", "as two"),
     },
     "add `modify SITE`, for example `modify ffn`": {
-        "E0218-no-modify": ("  insert  parallel\n", "  modify ffn\n  insert  parallel\n"),
+        "E0218-no-modify": ("  insert  parallel\n", "  modify ffn\n  insert  parallel\n")
     },
     "keep one alternative in each slot, or let `unipelt generate` write its members": {
         "E0220-from-a-space": (" in {8, 16} = 8", " = 8"),
         "E0220-used-space": ("attn | ffn", "ffn"),
     },
     "`bottleneck` is a form, which stands behind `form`": {
-        "E0221-name-of-another-kind": ("form low_rank(4)\n  compose bottleneck", "form bottleneck(4)\n  compose add"),
+        "E0221-name-of-another-kind": ("form low_rank(4)\n  compose bottleneck", "form bottleneck(4)\n  compose add")
     },
     "`add` is a composition, which stands behind `compose`": {
-        "E0225-name-of-another-kind": ("form add\n  compose h + delta", "form low_rank(4)\n  compose add"),
+        "E0225-name-of-another-kind": ("form add\n  compose h + delta", "form low_rank(4)\n  compose add")
     },
-    "for example [attn, ffn]": {
-        "E0226-number": ("[attn, 2 + 3]", "[attn, ffn]"),
-    },
-    "write it shorter: `2 * s` for `s + s`, or a number": {
-        "E0227-argument": ("s + s", "2 * s"),
-    },
-    "call it once, and read what it gave by the name on the left": {
-        "E0227-gates-that-double": ("", called_once),
-    },
-    "write a row once, and share it": {
-        "E0227-rows": ("  use m8 as b\n", ""),
-    },
+    "for example [attn, ffn]": {"E0226-number": ("[attn, 2 + 3]", "[attn, ffn]")},
+    "write it shorter: `2 * s` for `s + s`, or a number": {"E0227-argument": ("s + s", "2 * s")},
+    "call it once, and read what it gave by the name on the left": {"E0227-gates-that-double": ("", called_once)},
+    "write a row once, and share it": {"E0227-rows": ("  use m8 as b\n", "")},
     "rename one, or define it in this file, too": {
         "E0228-compose-below": (
             'import "E0228-compose-below/both.pelt"\n',
@@ -312,30 +272,22 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         ),
         "E0228-form": [("form low(", "form low_2(", "E0228-form/other.pelt")],
     },
-    "true or false": {
-        "E0232-default-bool": ("= 3", "= true"),
-    },
+    "true or false": {"E0232-default-bool": ("= 3", "= true")},
     "what goes into `attn` is read there, not modified: `modify attn` with `insert parallel` reads it": {
-        "E0302-input-of-a-site": ("attn.x", "attn"),
+        "E0302-input-of-a-site": ("attn.x", "attn")
     },
     "norms are trained as they are, in place of a row: `train *.norm.*`": {
-        "E0302-norm": ("  modify attn.norm\n  compose 2 * h\n", "  train *.norm.*\n"),
+        "E0302-norm": ("  modify attn.norm\n  compose 2 * h\n", "  train *.norm.*\n")
     },
     "add a form, as in `form { delta = tanh(z) }`": {
-        "E0303-delta-without-form": ("  compose", "  insert parallel\n  form { delta = tanh(z) }\n  compose"),
+        "E0303-delta-without-form": ("  compose", "  insert parallel\n  form { delta = tanh(z) }\n  compose")
     },
     "add `insert parallel` or `insert sequential`": {
-        "E0303-z-without-insert": ("  form {", "  insert parallel\n  form {"),
+        "E0303-z-without-insert": ("  form {", "  insert parallel\n  form {")
     },
-    "the last sizes would have to be equal: d_q and r": {
-        "E0310-compose-expression": ("[d_in, r]", "[d_in, d_q]"),
-    },
-    "the last sizes would have to be equal: r and 2 r": {
-        "E0310-plus": ("b: [2 * r] ", "b: [r]"),
-    },
-    "the last sizes would have to be equal: d_model and r": {
-        "E0310-times": ("u: [r]", "u: [d_model]"),
-    },
+    "the last sizes would have to be equal: d_q and r": {"E0310-compose-expression": ("[d_in, r]", "[d_in, d_q]")},
+    "the last sizes would have to be equal: r and 2 r": {"E0310-plus": ("b: [2 * r] ", "b: [r]")},
+    "the last sizes would have to be equal: d_model and r": {"E0310-times": ("u: [r]", "u: [d_model]")},
     "turn the tensor with `.T`, or declare it with the sizes that are asked for": {
         "E0312-concat": ("concat(A, B)", "concat(A, B.T)"),
         "E0312-fill-wide": ("[r, 2 * d_out]", "[r, d_out]"),
@@ -345,14 +297,10 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "mutant-lstm-gates": ("3 * h", "4 * h"),
     },
     "the two sizes would have to be equal: d_model and d_ff": {
-        "E0312-imported-form-elsewhere": ("[d_out, d_out]", "[d_in, d_out]"),
+        "E0312-imported-form-elsewhere": ("[d_out, d_out]", "[d_in, d_out]")
     },
-    "the two sizes would have to be equal: r and 2 r": {
-        "E0312-in-an-imported-form": ("[2 * r, d_out]", "[r, d_out]"),
-    },
-    "did you mean `r`?": {
-        "E0312-matmul-near": ("[rr, d_out]", "[r, d_out]"),
-    },
+    "the two sizes would have to be equal: r and 2 r": {"E0312-in-an-imported-form": ("[2 * r, d_out]", "[r, d_out]")},
+    "did you mean `r`?": {"E0312-matmul-near": ("[rr, d_out]", "[r, d_out]")},
     "leave `.T` out and write the tokens first, as in `z @ A`: each goes through a product by itself": {
         "E0314-activation": ("A @ z.T", "z @ A"),
         "E0314-scores-of-tokens": ("{ delta = softmax(x @ x.T) @ x }", "{ A: [d_in, d_out] ~ zeros  delta = x @ A }"),
@@ -362,7 +310,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0315-word": ("relu(z) if gelu else z", "(z > 0) * relu(z) + (z <= 0) * z"),
     },
     "read a tensor with it, as in `b[t]`": {
-        "E0317-input-added": ("    delta = z + t", "    b: [3, d_out] ~ zeros\n    delta = z + b[t]"),
+        "E0317-input-added": ("    delta = z + t", "    b: [3, d_out] ~ zeros\n    delta = z + b[t]")
     },
     "correct the expression; numbers multiply with `*`": {
         "E0318-division-by-zero": ("r / 0", "r * 2"),
@@ -370,7 +318,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0318-nested-powers": ("9 ** 9 ** 9", "9 * 9 * 9"),
     },
     "write one range or index for each size, from the first on": {
-        "E0319-index-too-many": ("b[0 : 1, 0 : 1]", "b[0 : 1]"),
+        "E0319-index-too-many": ("b[0 : 1, 0 : 1]", "b[0 : 1]")
     },
     "uniform between two numbers": {
         "E0321-distribution-arity": ("uniform(1)", "uniform(0, 1)"),
@@ -399,9 +347,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0333-no-size-to-reduce": ("sum(b)", "sum(z, tokens)"),
         "E0333-norm-of-nothing": ("norm(b)", "b"),
     },
-    "name one of these, or nothing for the last size": {
-        "E0334-reduce-word": ("gelu", "tokens"),
-    },
+    "name one of these, or nothing for the last size": {"E0334-reduce-word": ("gelu", "tokens")},
     "leave the axis out, or reduce something that has it": {
         "E0335-axis": ("sum(A, expert)", "sum(A)"),
         "E0335-reduce-absent-axis": ("mean(b, tokens)", "mean(z, tokens)"),
@@ -422,20 +368,20 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0336-no-set-of-heads": ("[r, r]", "[r, d_kv]"),
     },
     "a tensor at the heads is one for each head; write `per site` behind it for one that is split": {
-        "E0336-heads-twice": ("~ zeros", "~ zeros per site"),
+        "E0336-heads-twice": ("~ zeros", "~ zeros per site")
     },
     "declare the tensor with the sizes that the message names": {
         "E0337-lstm": ("    y = lstm(z,", "    x_0: [2, d_in] ~ zeros\n    y = lstm(x_0,"),
         "E0337-prepend-vector": ("[d_out]", "[r, d_out]"),
     },
     "write a number, a size of the site or a parameter of type `int`": {
-        "E0340-tensor-size": ("[d_in, b]", "[d_in, r]"),
+        "E0340-tensor-size": ("[d_in, b]", "[d_in, r]")
     },
     "a start is computed once, before any token: write it of `W` where the site has one, of tensors declared above, or draw it, as in `~ constant(2)`": {
-        "E0344-start-of-another-type": ("m: [r] = 2 * x", "m: [r] ~ constant(2)"),
+        "E0344-start-of-another-type": ("m: [r] = 2 * x", "m: [r] ~ constant(2)")
     },
     "declare the sizes of the value, or take a part of it: `W[:, : r]`": {
-        "E0344-transposed": ("[d_out, d_in]", "[d_in, d_out]"),
+        "E0344-transposed": ("[d_out, d_in]", "[d_in, d_out]")
     },
     "bring the result to the type of `h`, for example with a further matrix product": {
         "E0350-inserted-axis": ("[d_in, 2, d_out]", "[d_in, d_out]"),
@@ -451,66 +397,43 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0363-index-of-input": ("delta = b[t]", "delta = b"),
         "E0363-index-twice": ("b[t, t]", "b[t]"),
     },
-    "give the tensor and the index the same size": {
-        "E0363-index-other-size": ("[4, d_out]", "[3, d_out]"),
-    },
+    "give the tensor and the index the same size": {"E0363-index-other-size": ("[4, d_out]", "[3, d_out]")},
     "compose append(delta, h)": {
-        "E0364-placed-by-a-form": [("append(P, z)", "P"), ("compose replace", "compose append(delta, h)")],
+        "E0364-placed-by-a-form": [("append(P, z)", "P"), ("compose replace", "compose append(delta, h)")]
     },
-    "modify embed, or embed.words": {
-        "E0364-placed-inside": ("modify  ffn", "modify  embed"),
-    },
+    "modify embed, or embed.words": {"E0364-placed-inside": ("modify  ffn", "modify  embed")},
     "write a row of the table for each: `use { … } as name`": {
         "E0364-placed-twice": (
             "  modify  embed\n  form {\n    P: [r, d_out] ~ zeros\n    delta = P\n  }\n  compose append(delta, prepend(delta, h))",
             "  use { modify embed form { P: [r, d_out] ~ zeros delta = P } compose append(delta, h) } as one\n  use { modify embed form { P: [r, d_out] ~ zeros delta = P } compose prepend(delta, h) } as two",
-        ),
+        )
     },
-    "for example [4, 8, 8, 16]": {
-        "E0365-nested": ("[1, [2, 3]]", "[4, 8, 8, 16]"),
-    },
-    "bind one name in a line": {
-        "E0391-later-names": ("a, b = z", "a = z"),
-        "E0391-svd": ("U, V = W", "U = W"),
-    },
-    "its parameters: l: int, mid: int, init: init": {
-        "mutant-apl-surplus": (", zeros, ra)", ", zeros)"),
-    },
+    "for example [4, 8, 8, 16]": {"E0365-nested": ("[1, [2, 3]]", "[4, 8, 8, 16]")},
+    "bind one name in a line": {"E0391-later-names": ("a, b = z", "a = z"), "E0391-svd": ("U, V = W", "U = W")},
+    "its parameters: l: int, mid: int, init: init": {"mutant-apl-surplus": (", zeros, ra)", ", zeros)")},
     "the two sizes would have to be equal: mid and d_model": {
-        "mutant-attend-mlp-size": ("W_k: [d_model, d_head]", "W_k: [mid, d_head]"),
+        "mutant-attend-mlp-size": ("W_k: [d_model, d_head]", "W_k: [mid, d_head]")
     },
     "the last sizes would have to be equal: r and d_model": {
-        "mutant-bottleneck-bias-size": ("b_down: [d_in]", "b_down: [r]"),
+        "mutant-bottleneck-bias-size": ("b_down: [d_in]", "b_down: [r]")
     },
-    "its parameters: none": {
-        "mutant-learned-argument": ("learned_scale(2)", "learned_scale"),
-    },
+    "its parameters: none": {"mutant-learned-argument": ("learned_scale(2)", "learned_scale")},
     "a clause begins with `modify`, `insert`, `form`, `compose`, `layers`, `tokens`, `train` or `use`": {
-        "mutant-llama-adapter-layers": ("last of top", "last top"),
+        "mutant-llama-adapter-layers": ("last of top", "last top")
     },
     "give it 2; what it is: dropout with the given probability; x itself outside training. A plain number is left as it is": {
-        "mutant-low-rank-argument": ("drop(z)", "drop(z, dropout)"),
+        "mutant-low-rank-argument": ("drop(z)", "drop(z, dropout)")
     },
-    "name one of them: `use … as NAME`": {
-        "mutant-mam-names": ("as prefix\n}", "as adapter\n}"),
-    },
+    "name one of them: `use … as NAME`": {"mutant-mam-names": ("as prefix\n}", "as adapter\n}")},
     "its parameters: r: int, act: activation, init_down: init, init_up: init": {
         "mutant-pfeiffer-argument": ("bottleneck(act, r)", "bottleneck(r, act)"),
         "several-alternatives-of-a-space": ("rank = 4", "act = relu"),
     },
     "the two sizes would have to be equal: d_head and d_model": {
-        "mutant-prefix-size": ("E:  [l, d_head] ", "E:  [l, d_model] "),
+        "mutant-prefix-size": ("E:  [l, d_head] ", "E:  [l, d_model] ")
     },
-    "the last sizes would have to be equal: d_model and l": {
-        "mutant-prompt-lstm-size": ("b2: [l]", "b2: [d_model]"),
-    },
-    "the last sizes would have to be equal: mid and d_model": {
-        "mutant-prompt-mlp-operator": ("* W3", "@ W3"),
-    },
-    "in `several-imports`: did you mean `parts.pelt`?": {
-        "several-imports": ("prats", "parts"),
-    },
-    "correct the name": {
-        "E0320-at-any-site": ("nosuch", "tanh"),
-    },
+    "the last sizes would have to be equal: d_model and l": {"mutant-prompt-lstm-size": ("b2: [l]", "b2: [d_model]")},
+    "the last sizes would have to be equal: mid and d_model": {"mutant-prompt-mlp-operator": ("* W3", "@ W3")},
+    "in `several-imports`: did you mean `parts.pelt`?": {"several-imports": ("prats", "parts")},
+    "correct the name": {"E0320-at-any-site": ("nosuch", "tanh")},
 }

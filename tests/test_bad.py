@@ -159,7 +159,11 @@ def test_the_corpus_is_large_and_holds_every_code_that_a_check_can_raise() -> No
     assert {p.stem for p in FOLDER.glob("*.txt")} == {p.stem for p in PROGRAMS}
     assert {p.name for p in FOLDER.iterdir() if p.is_dir()} <= {p.stem for p in PROGRAMS}
     count = Counter(c for p in PROGRAMS for c in set(codes(p))) + Counter(code for code, *_ in BUILT.values())
-    few = {code for code, p in pages().items() if (p.example or code < "E0400") and code not in ELSEWHERE and count[code] < 2}
+    few = {
+        code
+        for code, p in pages().items()
+        if (p.example or code < "E0400") and code not in ELSEWHERE and count[code] < 2
+    }
     assert not few, f"each code of a check has two programs at least: {sorted(few)}"
     assert not [code for code in ELSEWHERE if count[code]]
 

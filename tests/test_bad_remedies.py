@@ -140,6 +140,13 @@ def test_every_remedy_is_carried_out(path: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_done_by_hand_that_nobody_is_told() -> None:
-    said = Counter(line.partition("= help")[2].strip() for p in FOLDER.glob("*.txt") for line in p.read_text("utf-8").splitlines() if "= help" in line)
+    said = Counter(
+        line.partition("= help")[2].strip()
+        for p in FOLDER.glob("*.txt")
+        for line in p.read_text("utf-8").splitlines()
+        if "= help" in line
+    )
     assert not [h for h in BY_HAND if not said[h]]
-    assert not [(h, p) for h, programs in BY_HAND.items() for p in programs if h not in (FOLDER / f"{p}.txt").read_text("utf-8")]
+    assert not [
+        (h, p) for h, programs in BY_HAND.items() for p in programs if h not in (FOLDER / f"{p}.txt").read_text("utf-8")
+    ]

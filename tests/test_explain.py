@@ -25,7 +25,11 @@ def constants() -> Iterator[tuple[str, str]]:
     """Every error code written down in the package, with its place."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[EW]\d{4}", node.value):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and re.fullmatch(r"[EW]\d{4}", node.value)
+            ):
                 yield node.value, f"{path.relative_to(PACKAGE)}:{node.lineno}"
 
 
@@ -119,6 +123,12 @@ def test_a_code_that_is_like_none() -> None:
 
 def test_no_page_knows_a_method_of_the_library() -> None:
     """The library can be another one (its names are data), so examples define what they use."""
-    names = {e.name for e in unipelt.library() if e.kind != "anatomy"} - {"adapter", "add", "replace", "linear", "prefix"}
+    names = {e.name for e in unipelt.library() if e.kind != "anatomy"} - {
+        "adapter",
+        "add",
+        "replace",
+        "linear",
+        "prefix",
+    }
     for p in pages().values():
         assert not {w for w in re.findall(r"\w+", p.example) if w in names}, p.code

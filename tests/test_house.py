@@ -220,3 +220,15 @@ def test_another_library_can_be_named(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode != 0 and "UNIPELT_SPECS" in done.stderr
+
+
+def test_the_code_is_laid_out_and_linted() -> None:
+    for command in (["check", "-q"], ["format", "--check", "-q"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", "unipelt", "tests", "benchmarks", "examples"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

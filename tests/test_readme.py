@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
-TYPO = '''method my_adapter(r: int = 16) {
+TYPO = """method my_adapter(r: int = 16) {
   modify  ffn
   insert  parallel
   form {
@@ -29,7 +29,7 @@ TYPO = '''method my_adapter(r: int = 16) {
   }
   compose ad
 }
-'''
+"""
 
 
 def blocks(kind: str) -> list[str]:
@@ -99,7 +99,9 @@ def write() -> None:
     with tempfile.TemporaryDirectory() as folder:
         playground(Path(folder))
         for block in blocks("console"):
-            new = "".join(f"$ {c}\n{output_of(c, Path(folder))}\n" for c in re.findall(r"^\$ (.*)$", block, re.MULTILINE))
+            new = "".join(
+                f"$ {c}\n{output_of(c, Path(folder))}\n" for c in re.findall(r"^\$ (.*)$", block, re.MULTILINE)
+            )
             text = text.replace(f"```console\n{block}```", f"```console\n{new}```")
         os.chdir(folder)
         names: dict = {}

@@ -108,7 +108,18 @@ SUITE = {
 def test_the_suite_stays_green(other: tuple[dict[str, str], dict[str, str]], tmp_path: Path) -> None:
     _, env = other
     paths = [str(ROOT / "tests" / p) for p in SUITE]
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "--junit-xml", tmp_path / "found.xml"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--junit-xml",
+        tmp_path / "found.xml",
+    ]
     done = subprocess.run([*command, *paths], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:]
     found = list(ElementTree.parse(tmp_path / "found.xml").iter("testcase"))

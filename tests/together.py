@@ -22,7 +22,9 @@ def together(work: Work, *given: Any, timeout: int = 300) -> list[Any]:
         pytest.skip("this torch is built without gloo")
     context = mp.get_context("forkserver")
     # imported once, by the process that both are forked from
-    context.set_forkserver_preload([n for n in sys.modules if n.startswith(("torch.distributed.", "transformers.models."))])
+    context.set_forkserver_preload(
+        [n for n in sys.modules if n.startswith(("torch.distributed.", "transformers.models."))]
+    )
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         workers = [context.Process(target=_meet, args=(r, f"{folder}/meet", results, work, given)) for r in range(2)]

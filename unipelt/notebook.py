@@ -19,7 +19,11 @@ from .language.render import escape
 def method_html(method: Method) -> str:
     """A method's rows of the table, its formula and, where matplotlib is installed, its picture."""
     rows = rows_of([method])
-    parts = [f"<b>{_text(method.name)}</b>", _text(method.doc or ""), _table(rows, columns_met(rows, ("row", *COLUMNS)))]
+    parts = [
+        f"<b>{_text(method.name)}</b>",
+        _text(method.doc or ""),
+        _table(rows, columns_met(rows, ("row", *COLUMNS))),
+    ]
     parts += [f"<pre>{_text(as_text(method))}</pre>"] if method.rows else []
     svg = method_svg(method)
     if svg is not None:
@@ -45,7 +49,14 @@ def plan_html(plan: Plan) -> str:
     c = plan.counts
     share = f" ({100 * c.trained / c.base:.2f} % of the base's {c.base:,})" if c.base else ""
     rows = [{**e, "gated by": e["gate"], "parameters": f"{e['parameters']:,}"} for e in plan.table()]
-    columns = ["row", "site", "layers", *COLUMNS[1:], *(["gated by"] if any(e["gate"] for e in rows) else []), "parameters"]
+    columns = [
+        "row",
+        "site",
+        "layers",
+        *COLUMNS[1:],
+        *(["gated by"] if any(e["gate"] for e in rows) else []),
+        "parameters",
+    ]
     parts = [f"<b>{_text(plan.method.name)} on {_text(plan.model)}</b>", _table(rows, columns),
              f"trained {c.trained:,}{share}, stored {c.stored:,}, frozen {c.frozen:,}, head {c.head:,}"]  # fmt: skip
     parts += [f"note: {_text(w)}" for w in plan.warnings] + [f"needs: {_text(n)}" for n in plan.needs]

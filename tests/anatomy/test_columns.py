@@ -50,7 +50,9 @@ def low_rank(*sites: str) -> Any:
 
 @pytest.mark.parametrize("sites", [*((s,) for s in WHERE), tuple(WHERE), ("attn.k", "attn.v")], ids=" ".join)
 @pytest.mark.parametrize("lowering", [True, False])
-def test_an_edit_of_columns_acts_on_them_alone(sites: tuple[str, ...], lowering: bool, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_edit_of_columns_acts_on_them_alone(
+    sites: tuple[str, ...], lowering: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
     """The model with the product added to those columns of its weights, by hand, gives the same; so does the merged one."""
     model, by_hand = fused(monkeypatch, tmp_path), fused(monkeypatch, tmp_path)
     before = output(model)
@@ -105,7 +107,9 @@ EXACT = "method start {{ modify {site}  insert parallel  form {{ n: [d_in] = nor
 def test_an_exact_start_reads_the_columns_of_its_site(site: str) -> None:
     """GPT-2's three projections are one weight, [d_in, d_out]."""
     torch.manual_seed(0)
-    model = T.GPT2Model(T.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=32, initializer_range=0.3)).eval()
+    model = T.GPT2Model(
+        T.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=32, initializer_range=0.3)
+    ).eval()
     _starts(model, site, model.h[1].attn.c_attn.weight.chunk(3, 1)["qkv".index(site[-1])], "h.1")
 
 
@@ -121,7 +125,9 @@ def test_a_bias_is_a_start_too() -> None:
     model = T.GPT2Model(T.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=32)).eval()
     with torch.no_grad():
         model.h[1].attn.c_attn.bias.normal_()
-    unipelt.apply(model, unipelt.parse("method m { modify attn.k  form { b: [d_out] = bias  delta = b }  compose add }"))
+    unipelt.apply(
+        model, unipelt.parse("method m { modify attn.k  form { b: [d_out] = bias  delta = b }  compose add }")
+    )
     assert torch.equal(unipelt.state_dict(model)["h.1.attn.k.m.b"], model.h[1].attn.c_attn.bias[WIDTH : 2 * WIDTH])
 
 
@@ -129,7 +135,11 @@ def test_one_tensor_does_not_start_from_the_weights_of_several_sites() -> None:
     """It would be right at one site and wrong at the others."""
     model = T.GPT2Model(T.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=32)).eval()
     text = "method m {{ modify {sites}  insert parallel  form {{ n: [d_in] = norm(W, 1) {per}  delta = (z * n) @ W }}  compose add }}"
-    for sites, per, code in (("attn.q", "per kind", "E0367"), ("attn.q", "per model", "E0367"), ("attn.q, attn.v", "per layer", "E0513")):
+    for sites, per, code in (
+        ("attn.q", "per kind", "E0367"),
+        ("attn.q", "per model", "E0367"),
+        ("attn.q, attn.v", "per layer", "E0513"),
+    ):
         with pytest.raises(unipelt.PeltError) as e:
             unipelt.plan(model, unipelt.parse(text.format(sites=sites, per=per)))
         assert {d.code for d in e.value.diagnostics} == {code}
@@ -176,7 +186,9 @@ def test_columns_of_a_tensor() -> None:
     ('ffn.x: "mlp[0/2]"', "E0505", "only a projection"),
     ('attn.k: "self_attn.qkv_proj[16/32]"  attn.v: "self_attn.qkv_proj[17/32]"', "E0504", "2"),
 ])  # fmt: skip
-def test_columns_that_mean_nothing_are_refused(entries: str, code: str, said: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_columns_that_mean_nothing_are_refused(
+    entries: str, code: str, said: str, tmp_path: Path, monkeypatch: Any
+) -> None:
     wrong = dict(re.findall(r'(\S+): ("[^"]*")', entries))
     mine = {**dict(re.findall(r'(\S+): ("[^"]*")', FUSED)), **wrong}
     model = fused(monkeypatch, tmp_path, "  ".join(f"{n}: {t}" for n, t in mine.items()))

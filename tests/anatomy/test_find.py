@@ -41,7 +41,9 @@ SOUND: dict[str, Any] = {**BART, "num_mel_bins": 5, "max_source_positions": 6, "
     ("WhisperForCausalLM", T.WhisperConfig(**SOUND), "whisper", "decoder", ("proj_out",)),
     ("WhisperForAudioClassification", T.WhisperConfig(**SOUND), "whisper", "encoder", ("projector", "classifier")),
 ])  # fmt: skip
-def test_parts_of_an_encoder_decoder_are_models_too(cls: str, config: Any, anatomy: str, stacks: str, head: tuple) -> None:
+def test_parts_of_an_encoder_decoder_are_models_too(
+    cls: str, config: Any, anatomy: str, stacks: str, head: tuple
+) -> None:
     with torch.device("meta"):
         model = getattr(T, cls)(config)
     sites = find(model)
@@ -134,13 +136,22 @@ def test_anatomies_with_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_entries_speak_of_the_stacks_they_name() -> None:
-    encoder, decoder = stacks_of(_anatomy(
-        'encoder.block: "e.*" decoder.block: "d.*" decoder.stack: "d" attn.q: "q" decoder.attn.q: "r" encoder.embed: "w" config.x: "1"'
-    ))
+    encoder, decoder = stacks_of(
+        _anatomy(
+            'encoder.block: "e.*" decoder.block: "d.*" decoder.stack: "d" attn.q: "q" decoder.attn.q: "r" encoder.embed: "w" config.x: "1"'
+        )
+    )
     assert encoder.parts == (("attn.q", "q"),) and decoder.parts == (("attn.q", "r"),)
     assert (encoder.module, decoder.module, encoder.inputs, decoder.inputs) == ("", "d", (("embed", "w"),), ())
-    base = nn.ModuleDict({"g": nn.ModuleList([nn.ModuleDict({"h": nn.ModuleList([nn.Identity()] * 2)}) for _ in range(2)])})
+    base = nn.ModuleDict(
+        {"g": nn.ModuleList([nn.ModuleDict({"h": nn.ModuleList([nn.Identity()] * 2)}) for _ in range(2)])}
+    )
     assert blocks_of(base, "g.*.h.*") == ("g.0.h.0", "g.0.h.1", "g.1.h.0", "g.1.h.1")
     assert blocks_of(base, "nowhere.*") == ()
     at = reference("before a.b", "root.")
-    assert (at.module, at.enters, reference("c[1/3]").share, reference(".", "root.block.").module) == ("root.a.b", True, (1, 3), "root.block")
+    assert (at.module, at.enters, reference("c[1/3]").share, reference(".", "root.block.").module) == (
+        "root.a.b",
+        True,
+        (1, 3),
+        "root.block",
+    )

@@ -70,7 +70,9 @@ def test_each_layer_alone_reaches_the_output(kind: str) -> None:
             continue
         front = f"{stack.name}." if stack.name else ""
         for layer in range(stack.depth):
-            text = NUDGE.format(site=f"{front}attn.v, {front}ffn").replace("modify", f"layers {layer}..{layer + 1} modify")
+            text = NUDGE.format(site=f"{front}attn.v, {front}ffn").replace(
+                "modify", f"layers {layer}..{layer + 1} modify"
+            )
             unipelt.apply(model, unipelt.parse(text), name="a")
             assert distance(before, look(model, inputs)) > 1e-4, (stack.name, layer)
             unipelt.remove(model, "a")
@@ -123,7 +125,9 @@ def test_h_is_added_to_the_residual(kind: str) -> None:
             norm = model.get_submodule(site.norm)
             with torch.no_grad():
                 at_zero = norm(torch.zeros_like(left))
-            assert torch.allclose(left, torch.zeros_like(left), atol=1e-5) or torch.allclose(left, at_zero, atol=1e-5), site.label
+            assert torch.allclose(left, torch.zeros_like(left), atol=1e-5) or torch.allclose(
+                left, at_zero, atol=1e-5
+            ), site.label
 
 
 def test_sizes_are_those_of_the_modules(kind: str) -> None:

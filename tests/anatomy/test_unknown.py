@@ -33,7 +33,7 @@ def model_of(config: Any) -> Any:
     torch.manual_seed(0)
     model = T.AutoModel.from_config(config).eval()
     with torch.no_grad():
-        for n, p in model.named_parameters():  # norms and biases too: at one and zero they would hide what they do
+        for p in model.parameters():  # norms and biases too: at one and zero they would hide what they do
             if p.dim() == 1:
                 p.add_(torch.randn_like(p) * 0.3)
     return model
@@ -91,7 +91,9 @@ def test_types_that_are_built_otherwise_are_refused(config: Any, said: str) -> N
     (T.BartConfig(**BART), "mbart"), (T.MBartConfig(**BART), "bart"), (T.OPTConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2,
      num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=WIDTH, max_position_embeddings=32), "opt_post"),
 ], ids=lambda v: getattr(v, "model_type", v))  # fmt: skip
-def test_an_anatomy_of_the_same_names_and_another_meaning_is_refuted(config: Any, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_anatomy_of_the_same_names_and_another_meaning_is_refuted(
+    config: Any, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = replace(next(a for a in anatomies() if a.name == other), models=(config.model_type,))
     a = replace(a, entries=tuple((n, t) for n, t in a.entries if not n.startswith("config.")))
     monkeypatch.setattr(finding, "anatomies", lambda: (a,))
@@ -107,7 +109,9 @@ def test_an_anatomy_of_one_s_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
         find(model)
     assert "`mlp.up_proj`" in str(e.value) and "mlp.c_fc" in str(e.value)
     file = tmp_path / "mine.pelt"
-    file.write_text('anatomy coder for starcoder2 { like: "llama"  ffn.up: "mlp.c_fc"  ffn.gate: ""  ffn.down: "mlp.c_proj" }')
+    file.write_text(
+        'anatomy coder for starcoder2 { like: "llama"  ffn.up: "mlp.c_fc"  ffn.gate: ""  ffn.down: "mlp.c_proj" }'
+    )
     monkeypatch.setenv(OWN, str(file))
     assert find(model).anatomy == "coder"
     file.write_text('anatomy coder for starcoder2 { like: "llama"  ffn.residual: "input_layernorm"  ffn.up: "mlp.c_fc"  ffn.gate: "" '
@@ -126,10 +130,14 @@ def test_an_anatomy_of_one_s_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     ({"atn.x": "self_attn"}, "E0702", "`atn.x`"), ({"attn.q.x": "self_attn"}, "E0702", "`attn.q.x`"), ({"ffn.hidden": "mlp"}, "E0702", "`ffn.hidden`"),
     ({"embed.wrods": "embed_tokens"}, "E0702", "`embed.wrods`"), ({"stack": "nowhere"}, "E0503", "`nowhere`"), ({"depth": "layer_count"}, "E0503", "`layer_count`"),
 ], ids=str)  # fmt: skip
-def test_an_anatomy_of_one_s_own_with_an_entry_too_few_or_misspelt(change: dict[str, str], code: str, said: str, tmp_path: Any, monkeypatch: Any) -> None:
+def test_an_anatomy_of_one_s_own_with_an_entry_too_few_or_misspelt(
+    change: dict[str, str], code: str, said: str, tmp_path: Any, monkeypatch: Any
+) -> None:
     """Every entry of another anatomy is taken away or misspelt in turn: a mistake with its name, never a KeyError."""
     file = tmp_path / "mine.pelt"
-    file.write_text("anatomy mine for llama { like: \"llama\" " + " ".join(f'{n}: "{t}"' for n, t in change.items()) + " }")
+    file.write_text(
+        'anatomy mine for llama { like: "llama" ' + " ".join(f'{n}: "{t}"' for n, t in change.items()) + " }"
+    )
     monkeypatch.setenv(OWN, str(file))
     with pytest.raises(unipelt.PeltError) as e:
         find(model_of(T.LlamaConfig(**GROUPED)))
@@ -151,7 +159,9 @@ def test_no_entry_of_an_anatomy_is_missed_in_silence_or_with_a_traceback(tmp_pat
             assert e.diagnostics[0].code in ("E0503", "E0509", "E0700"), str(e)
             continue
         assert not sites.named(name)
-        unipelt.apply(model, unipelt.parse("method m { modify attn.q  form { b: [d_out] ~ ones  delta = b }  compose add }"))
+        unipelt.apply(
+            model, unipelt.parse("method m { modify attn.q  form { b: [d_out] ~ ones  delta = b }  compose add }")
+        )
         output(model)
 
 
@@ -170,7 +180,10 @@ def test_a_second_method_on_a_new_type() -> None:
 
 
 def test_pictures_are_tried_too() -> None:
-    sizes = {k: SIZES[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")}
+    sizes = {
+        k: SIZES[k]
+        for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")
+    }
     model = model_of(T.DeiTConfig(**sizes, image_size=12, patch_size=4))
     assert find(model).anatomy == "vit"
     model.layers[0].register_forward_hook(lambda module, entered, left: left * 2)
@@ -192,7 +205,10 @@ def test_heads_that_no_edit_would_reach_are_no_site() -> None:
     unipelt.plan(model_of(T.BertConfig(**SIZES)), heads)
 
 
-DIFFERENTIAL: dict[str, Any] = {**SIZES, "num_key_value_heads": 2}  # its attention function is called for each half of the values
+DIFFERENTIAL: dict[str, Any] = {
+    **SIZES,
+    "num_key_value_heads": 2,
+}  # its attention function is called for each half of the values
 
 
 def test_a_site_whose_function_is_called_twice_in_a_layer_is_refused() -> None:
@@ -203,10 +219,15 @@ def test_a_site_whose_function_is_called_twice_in_a_layer_is_refused() -> None:
         with pytest.raises(unipelt.PeltError) as e:
             call(model, method)
         (found,) = e.value.diagnostics
-        assert found.code == "E0512" and "`attn.heads`: `model.layers.0.self_attn` calls its attention function twice" in found.message
+        assert (
+            found.code == "E0512"
+            and "`attn.heads`: `model.layers.0.self_attn` calls its attention function twice" in found.message
+        )
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()) and not unipelt.adapters(model)
     unipelt.apply(model, LOW, name="low")
-    with pytest.raises(unipelt.PeltError, match="calls its attention function twice"):  # a second method is told the same
+    with pytest.raises(
+        unipelt.PeltError, match="calls its attention function twice"
+    ):  # a second method is told the same
         unipelt.apply(model, method)
     assert not find(model).named("attn.heads") and find(model).named("attn.q")
 
@@ -227,7 +248,9 @@ def test_a_site_whose_module_is_not_called_once_in_a_layer_is_refused(change: st
         layer.register_forward_pre_hook(lambda module, entered: (module.post_attention_layernorm(entered[0]), None)[1])
     else:
         mlp = layer.mlp
-        mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * torch.nn.functional.linear(x, mlp.up_proj.weight))
+        mlp.forward = lambda x: mlp.down_proj(
+            mlp.act_fn(mlp.gate_proj(x)) * torch.nn.functional.linear(x, mlp.up_proj.weight)
+        )
     sites = find(model)
     assert set(sites.refused) == refused and sites.refused[next(iter(refused))] == why
     assert set(whole.names()) - set(sites.names()) == refused
@@ -252,5 +275,7 @@ def test_a_model_of_sound_is_told_that_nothing_can_be_tried() -> None:
     """It has no embeddings of words, and raises where it is asked for them."""
     sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     cut: dict[str, Any] = dict(conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1)
-    sound = T.Wav2Vec2Model(T.Wav2Vec2Config(**sizes, **cut, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2))
+    sound = T.Wav2Vec2Model(
+        T.Wav2Vec2Config(**sizes, **cut, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
+    )
     assert "`input_values`" in proved(find(model_of(T.BertConfig(**SIZES))), sound, sound)[1]

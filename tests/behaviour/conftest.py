@@ -8,7 +8,7 @@ for folder in (HERE.parent / "training", HERE):  # the tiny tokenizer is there
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from tiny import Bases  # noqa: E402
+from tiny import Bases
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def refusal(case: Case) -> str | None:
     import unipelt
 
     try:
-        case.plan
+        _ = case.plan
     except unipelt.PeltError as e:
         d = e.diagnostics[0]
         return f"{d.code}: {d.message}"

@@ -136,16 +136,25 @@ def test_generation_looks_at_the_rows(kind: str, compose: str) -> None:
         value(m).mul_(4)
     fed = by_hand(m, given, compose, value(m))
     scores: dict[str, Any] = dict(output_logits=True, return_dict_in_generate=True)
-    for options in ({}, {"use_cache": False}, {"cache_implementation": "static"}, {"num_beams": 3, "num_return_sequences": 2}):
+    for options in (
+        {},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"num_beams": 3, "num_return_sequences": 2},
+    ):
         with torch.no_grad():
             found = m.generate(**given, **GENERATING, **scores, **options)
             with unipelt.disabled(m):
                 wanted = m.generate(**fed, **GENERATING, **scores, **options)
                 base = m.generate(**given, **GENERATING, **scores, **options)
         assert torch.equal(found.sequences, wanted.sequences), options
-        assert float((torch.stack(found.logits) - torch.stack(wanted.logits)).abs().max()) < 1e-6  # kept in single precision
+        assert (
+            float((torch.stack(found.logits) - torch.stack(wanted.logits)).abs().max()) < 1e-6
+        )  # kept in single precision
         assert float((found.logits[0] - base.logits[0]).abs().max()) > 1e-3
-    alone = m.generate(input_ids=given["input_ids"][1:2, :5], attention_mask=given["attention_mask"][1:2, :5], **GENERATING)
+    alone = m.generate(
+        input_ids=given["input_ids"][1:2, :5], attention_mask=given["attention_mask"][1:2, :5], **GENERATING
+    )
     with torch.no_grad():
         together = m.generate(**given, **GENERATING)
     assert torch.equal(together[1:2], alone)  # padding changes nothing

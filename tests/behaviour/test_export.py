@@ -22,10 +22,14 @@ FREE = torch.export.Dim.DYNAMIC
 
 def export(model: torch.nn.Module, kind: str) -> Any:
     """The exported model; rows are free, and tokens where there are tokens."""
-    fixed = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}  # a cache is no tensor
+    fixed = (
+        {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    )  # a cache is no tensor
     inputs = batch(kind)
     shapes = {n: {0: FREE} | ({1: FREE} if t.dim() == 2 else {}) for n, t in inputs.items()}
-    program = torch.export.export(model, (), {**inputs, **fixed}, dynamic_shapes={**shapes, **dict.fromkeys(fixed)}).module()
+    program = torch.export.export(
+        model, (), {**inputs, **fixed}, dynamic_shapes={**shapes, **dict.fromkeys(fixed)}
+    ).module()
     return lambda **inputs: program(**inputs, **fixed)
 
 
@@ -46,7 +50,9 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return {n: o[n] for n in ("logits", "last_hidden_state", "pooler_output") if n in o and o[n] is not None}
 
 
-def check(model: torch.nn.Module, kind: str, sizes: tuple[tuple[int, int], ...] = ((5, 4), (1, 11))) -> tuple[Any, float]:
+def check(
+    model: torch.nn.Module, kind: str, sizes: tuple[tuple[int, int], ...] = ((5, 4), (1, 11))
+) -> tuple[Any, float]:
     """Exports a model and compares on batches of other sizes. Gives the program, and the largest difference."""
     program, worst = export(model, kind), 0.0
     for i, (rows, tokens) in enumerate(sizes, 1):

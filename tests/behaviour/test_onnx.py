@@ -170,7 +170,9 @@ class Deciding(BertForSequenceClassification):
 
 def test_what_cannot_be_traced_is_told_apart(tmp_path, monkeypatch):
     """Whether it is the model, which cannot without an adapter either, or what the adapter does there."""
-    m = Deciding(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=VOCAB)).eval()
+    m = Deciding(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=VOCAB)
+    ).eval()
     unipelt.apply(m, unipelt.load(named("lora")), name="mine")
     text = refused("E0755", unipelt.export_onnx, m, tmp_path / "m.onnx")
     assert "`mine`" in text and "data-dependent" in text and "it can without" in text

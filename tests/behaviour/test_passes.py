@@ -151,7 +151,9 @@ class OwnAttention(torch.nn.Module):
         self.query, self.key, self.value, self.heads = other.query, other.key, other.value, other.num_attention_heads
 
     def forward(self, hidden_states, *_, **__):
-        q, k, v = (f(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = (
+            f(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
         return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), None
 
 

@@ -46,7 +46,9 @@ def test_every_parameter_of_a_vision_transformer_is_trained(tmp_path):
     assert same(look(copy.deepcopy(model), inputs), after)
     unipelt.save(model, tmp_path / "a", "all")
     unipelt.save_merged(model, tmp_path / "plain", "all")
-    assert distance(look(AutoModelForImageClassification.from_pretrained(tmp_path / "plain").eval(), inputs), after) < 1e-5
+    assert (
+        distance(look(AutoModelForImageClassification.from_pretrained(tmp_path / "plain").eval(), inputs), after) < 1e-5
+    )
     unipelt.remove(model, "all")
     assert same(look(model, inputs), before)
     unipelt.attach(model, tmp_path / "a")

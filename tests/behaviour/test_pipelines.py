@@ -78,7 +78,9 @@ def by_label(model: Any, answers: list[list[dict[str, Any]]]) -> list[list[float
     return [[next(x["score"] for x in answer if x["label"] == n) for n in names] for answer in answers]
 
 
-@pytest.mark.parametrize(("kind", "first", "second"), [("bert_head", "unipelt_apl", "ia3"), ("gpt2_head", "mam", "lora")])
+@pytest.mark.parametrize(
+    ("kind", "first", "second"), [("bert_head", "unipelt_apl", "ia3"), ("gpt2_head", "mam", "lora")]
+)
 def test_text_classification(tokenizer, kind, first, second):
     """Some gates pool over pads too: the batch by hand is the one that the pipeline makes."""
     m = adapted(build(kind), first, second)
@@ -96,7 +98,10 @@ def test_labels_of_its_own(tokenizer):
     put(m, named("lora"), name="a", labels=names, problem_type="multi_label_classification")
     put(m, named("lora"), name="b", noise=1)
     answer = pipeline("text-classification", model=m, tokenizer=tokenizer)
-    for state, function, labels in ((("a",), torch.sigmoid, names), (("b",), lambda t: t.softmax(-1), [f"LABEL_{i}" for i in range(3)])):
+    for state, function, labels in (
+        (("a",), torch.sigmoid, names),
+        (("b",), lambda t: t.softmax(-1), [f"LABEL_{i}" for i in range(3)]),
+    ):
         unipelt.activate(m, *state)
         with torch.no_grad():
             wanted = [function(x) for x in logits(m, tokenizer, TEXTS)]
@@ -142,11 +147,15 @@ def test_fill_mask(tokenizer):
     in_every_state(m, by_pipeline, by_hand)
 
 
-@pytest.mark.parametrize(("kind", "first", "second"), [("gpt2", "mam", "bitfit"), ("llama", "prefix_tuning", "unipelt_apl_causal")])
+@pytest.mark.parametrize(
+    ("kind", "first", "second"), [("gpt2", "mam", "bitfit"), ("llama", "prefix_tuning", "unipelt_apl_causal")]
+)
 def test_text_generation(tokenizer, kind, first, second):
     m = adapted(build(kind), first, second)
     tokenizer.padding_side = "left"
-    write = pipeline("text-generation", model=m, tokenizer=tokenizer, do_sample=False, max_new_tokens=6, return_tensors=True)
+    write = pipeline(
+        "text-generation", model=m, tokenizer=tokenizer, do_sample=False, max_new_tokens=6, return_tensors=True
+    )
 
     def by_hand() -> list[list[int]]:
         found = []

@@ -104,7 +104,9 @@ def test_generation_ends_with_the_room(kind: str) -> None:
     m = wear(kind)
     ids = batch(m, kind, 50)["input_ids"]
     options: dict[str, Any] = {"do_sample": False, "attention_mask": torch.ones_like(ids)}
-    found = m.generate(ids, max_new_tokens=12, min_new_tokens=12, **options)  # the last token that is written is not read
+    found = m.generate(
+        ids, max_new_tokens=12, min_new_tokens=12, **options
+    )  # the last token that is written is not read
     assert found.shape == (2, 62)
     with pytest.raises(unipelt.PeltError, match="E0534.*beside 62 tokens"):
         m.generate(ids, max_new_tokens=13, min_new_tokens=13, **options)

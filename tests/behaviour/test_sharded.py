@@ -57,7 +57,9 @@ def method(name: str) -> Any:
 
 
 def blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and "unipelt" not in type(m[0]).__module__]
+    lists = [
+        m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and "unipelt" not in type(m[0]).__module__
+    ]
     return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters())))
 
 

@@ -40,7 +40,10 @@ def test_a_bare_name_means_every_stack_and_a_front_one(kind: str) -> None:
     model = build(kind, layers=3)  # four layers in the encoder, three in the decoder
     plan = unipelt.plan(model, small(named("lora")))
     assert {(e.site.full_name, e.site.layer) for e in plan.edits} == {
-        (f"{stack}.attn.{n}", i) for stack, depth in (("encoder", 4), ("decoder", 3)) for n in "qv" for i in range(depth)
+        (f"{stack}.attn.{n}", i)
+        for stack, depth in (("encoder", 4), ("decoder", 3))
+        for n in "qv"
+        for i in range(depth)
     }
     only = unipelt.plan(model, small(named("lora"))(at="[decoder.attn.q, cross.k]"))
     assert {e.site.full_name for e in only.edits} == {"decoder.attn.q", "decoder.cross.k"}
@@ -55,11 +58,21 @@ def test_a_site_that_is_named_twice_is_edited_once() -> None:
 
 def test_layers_are_counted_in_each_stack() -> None:
     model = build("t5", layers=3)
-    plan = unipelt.plan(model, unipelt.parse("method m { layers last 2 modify ffn form { b: [d_out] ~ zeros delta = b } compose add }"))
-    assert {(e.site.stack, e.site.layer) for e in plan.edits} == {("encoder", 2), ("encoder", 3), ("decoder", 1), ("decoder", 2)}
+    plan = unipelt.plan(
+        model, unipelt.parse("method m { layers last 2 modify ffn form { b: [d_out] ~ zeros delta = b } compose add }")
+    )
+    assert {(e.site.stack, e.site.layer) for e in plan.edits} == {
+        ("encoder", 2),
+        ("encoder", 3),
+        ("decoder", 1),
+        ("decoder", 2),
+    }
     clamped = unipelt.plan(model, unipelt.parse(
         "method m { layers first 4 modify ffn form { b: [d_out] ~ zeros delta = b * depth } compose add }"))  # fmt: skip
-    assert len(clamped.edits) == 7 and {e.site.stack: e.constants["depth"] for e in clamped.edits} == {"encoder": 4, "decoder": 3}
+    assert len(clamped.edits) == 7 and {e.site.stack: e.constants["depth"] for e in clamped.edits} == {
+        "encoder": 4,
+        "decoder": 3,
+    }
     assert clamped.warnings == ("`layers first 4` is clamped: the decoder has 3 layers",)
 
 
@@ -103,7 +116,10 @@ def test_a_prefix_has_one_mlp_for_each_kind_of_attention(kind: str) -> None:
 
 # ---------------------------------------------------------------- arguments by layer
 
-LISTS = {"encoder": ([4, 1, 6], [1.0, 2.0, 3.0], "encoder.attn.q, encoder.attn.v"), "decoder": ([2, 5], [3.0, 0.5], "decoder.attn.q, cross.v")}
+LISTS = {
+    "encoder": ([4, 1, 6], [1.0, 2.0, 3.0], "encoder.attn.q, encoder.attn.v"),
+    "decoder": ([2, 5], [3.0, 0.5], "decoder.attn.q, cross.v"),
+}
 BY_STACK = "method m { %s }" % " ".join(
     f"use lora(r = {r}, alpha = {alpha}, at = [{sites}]) as {stack[:3]}" for stack, (r, alpha, sites) in LISTS.items()
 )
@@ -132,7 +148,10 @@ def test_a_list_has_a_value_for_each_layer_of_its_stack(kind: str, tmp_path: Pat
             t.copy_(values[f"{front}.{row[:3]}.{tensor}"])
     inputs = batch(kind)
     found = look(model, inputs)
-    assert distance(found, look(apart, inputs)) < 1e-12 and distance(found, look(build(kind, torch.float64), inputs)) > 1e-2
+    assert (
+        distance(found, look(apart, inputs)) < 1e-12
+        and distance(found, look(build(kind, torch.float64), inputs)) > 1e-2
+    )
     again = build(kind, torch.float64)
     unipelt.attach(again, unipelt.save(model, tmp_path / "a", "a"))
     assert distance(found, look(again, inputs)) < 1e-6  # stored in single precision
@@ -140,14 +159,19 @@ def test_a_list_has_a_value_for_each_layer_of_its_stack(kind: str, tmp_path: Pat
 
 def test_one_list_cannot_serve_stacks_of_different_depths() -> None:
     model, lora = build("t5"), unipelt.load(named("lora"))
-    for values, where in (([4, 8], "the encoder, of 3 layers (the decoder has 2)"), ([4, 8, 2], "the decoder, of 2 layers (the encoder has 3)")):
+    for values, where in (
+        ([4, 8], "the encoder, of 3 layers (the decoder has 2)"),
+        ([4, 8, 2], "the decoder, of 2 layers (the encoder has 3)"),
+    ):
         with pytest.raises(unipelt.PeltError) as e:
             unipelt.plan(model, lora(r=values))
         assert f"E0366]: {len(values)} values stand here" in str(e.value) and f"in {where}" in str(e.value)
     plan = unipelt.plan(model, lora(r="2 + layer if depth == 3 else 9 - layer"))
     assert plan.by_layer() == {"encoder.r": [2, 3, 4], "decoder.r": [9, 8]}
     cls, config, options = KINDS["bart"]
-    even = unipelt.plan(cls(config(**options, encoder_layers=2, decoder_layers=2)), lora(r=[4, 8]))  # the list is for each
+    even = unipelt.plan(
+        cls(config(**options, encoder_layers=2, decoder_layers=2)), lora(r=[4, 8])
+    )  # the list is for each
     assert {(e.site.stack, e.site.layer, even.tensors[e.tensors["A"]].shape[-1]) for e in even.edits} == {
         (stack, i, r) for stack in ("encoder", "decoder") for i, r in enumerate([4, 8])
     }
@@ -216,7 +240,9 @@ def test_generation_gives_the_encoder_its_mask(kind: str, sites: str) -> None:
     with torch.no_grad():
         found = model.generate(**inputs, **options)
         again = model(**inputs, decoder_input_ids=found.sequences[:, :-1]).logits
-        alone = model.generate(input_ids=inputs["input_ids"][1:2, :5], attention_mask=inputs["attention_mask"][1:2, :5], **options)
+        alone = model.generate(
+            input_ids=inputs["input_ids"][1:2, :5], attention_mask=inputs["attention_mask"][1:2, :5], **options
+        )
     logits = torch.stack(found.logits, 1)  # generation keeps them in single precision
     assert float((logits - again).abs().max()) < 1e-6
     assert float((logits[1] - torch.stack(alone.logits, 1)[0]).abs().max()) < 1e-6
@@ -241,7 +267,13 @@ def test_the_verdict_on_causality_is_true(kind: str) -> None:
     inputs = batch(kind, padded=False)
     changed = {**inputs, "decoder_input_ids": inputs["decoder_input_ids"].clone()}
     changed["decoder_input_ids"][:, -1] = (changed["decoder_input_ids"][:, -1] + 1) % (VOCAB - 5) + 5
-    for sites, sees in (("encoder.ffn", False), ("cross.k", False), ("cross.v", False), ("decoder.ffn", True), ("cross", True)):
+    for sites, sees in (
+        ("encoder.ffn", False),
+        ("cross.k", False),
+        ("cross.v", False),
+        ("decoder.ffn", True),
+        ("cross", True),
+    ):
         model = build(kind)
         plan = unipelt.apply(model, gated(sites), name="a", allow_future=True)
         before, after = (look(model, i)["logits"][:, :-1] for i in (inputs, changed))

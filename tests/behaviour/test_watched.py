@@ -32,7 +32,9 @@ method several {
 """
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart", "whisper", "distilbert_head", "albert_head", "opt", "vit_head", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "kind", ["t5", "bart", "whisper", "distilbert_head", "albert_head", "opt", "vit_head", "gpt2", "llama"]
+)
 def test_what_is_seen_does_not_depend_on_the_lowering(kind):
     found = []
     for lowering in (True, False):

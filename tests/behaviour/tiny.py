@@ -173,7 +173,9 @@ def outputs(
     return found
 
 
-def look(model: nn.Module, inputs: dict[str, torch.Tensor], also: tuple[str, ...] = (), **more: Any) -> dict[str, torch.Tensor]:
+def look(
+    model: nn.Module, inputs: dict[str, torch.Tensor], also: tuple[str, ...] = (), **more: Any
+) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         return {n: t.detach().clone() for n, t in outputs(model, inputs, also, **more).items()}
 

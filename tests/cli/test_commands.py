@@ -179,7 +179,9 @@ def test_show(spec):
 def test_an_argument_that_is_bound_to_sites_is_shown_as_these(spec):
     """The table says what is modified, not what the argument is called that says it; so do differences."""
     path = Path(spec).with_name("anywhere.pelt")
-    path.write_text("method anywhere(at: sites = [attn.q, ffn]) { modify at insert parallel form { A: [d_in, d_out] ~ zeros delta = z @ A } compose h + delta }\n")
+    path.write_text(
+        "method anywhere(at: sites = [attn.q, ffn]) { modify at insert parallel form { A: [d_in, d_out] ~ zeros delta = z @ A } compose h + delta }\n"
+    )
     row = parsed("show", str(path))["rows"][0]
     assert row["modify"] == "attn.q, ffn"
     row = parsed("show", str(path), "--set", "at=[attn.v]")["rows"][0]
@@ -312,7 +314,9 @@ def test_a_killed_run_goes_on_to_the_same_end(spec, intents, bert, tmp_path):
     assert "resuming at step 8" in err
     killed = json.loads(out)
     assert killed["metrics"] == whole["metrics"] and killed["history"] == whole["history"]
-    assert (tmp_path / "killed" / "adapter.safetensors").read_bytes() == (tmp_path / "whole" / "adapter.safetensors").read_bytes()
+    assert (tmp_path / "killed" / "adapter.safetensors").read_bytes() == (
+        tmp_path / "whole" / "adapter.safetensors"
+    ).read_bytes()
 
 
 def test_bad_data_is_named_with_its_line(spec, bert, tmp_path):
@@ -344,7 +348,9 @@ def test_a_plan_fits_eighty_columns_and_says_what_is_true_of_several_rows_once(t
 
     (tmp_path / "bert.json").write_text(json.dumps({**BertConfig().to_dict(), "model_type": "bert"}), "utf-8")
     for method in names_of_library():
-        out, _ = call("plan", method, "--model", tmp_path / "bert.json", "--task", "sequence-classification", "--allow-future")
+        out, _ = call(
+            "plan", method, "--model", tmp_path / "bert.json", "--task", "sequence-classification", "--allow-future"
+        )
         assert max(map(len, out.splitlines())) <= 80, out
         assert out.count("pad positions") <= 1 and out.count("trained") >= 1
 
@@ -410,7 +416,9 @@ def test_sarif_says_too_that_there_is_nothing_to_fix(tmp_path):
     assert [r["ruleId"] for r in found["runs"][0]["results"]] == ["E0407"]
 
 
-@pytest.mark.parametrize("command, alone", [("export", True), ("push", True), ("generate", True), ("train", False), ("--help", False)])
+@pytest.mark.parametrize(
+    "command, alone", [("export", True), ("push", True), ("generate", True), ("train", False), ("--help", False)]
+)
 def test_only_what_processes_share_runs_under_a_launcher(command, alone, capsys):
     from unipelt.cli.main import _one_process
 

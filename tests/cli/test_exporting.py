@@ -54,9 +54,18 @@ def test_a_run(trained, bert, tmp_path):
 def test_mistakes(trained, saved, bert, tmp_path):
     assert "error[E0751]" in call("export", trained, "--out", tmp_path / "model.pt", code=1)[1]
     assert "error[E0615]" in call("export", tmp_path / "nothing", "--out", tmp_path / "m.onnx", code=1)[1]
-    assert "has its task already" in call("export", trained, "--task", "causal-lm", "--out", tmp_path / "m.onnx", code=2)[1]
-    assert "error[E0615]" in call("export", tmp_path / "nothing", "--task", "base", "--out", tmp_path / "m.onnx", code=1)[1]
-    assert "error[E0633]" in call("export", saved, "--model", bert, "--task", "causal-lm", "--out", tmp_path / "m.onnx", code=1)[1]
+    assert (
+        "has its task already"
+        in call("export", trained, "--task", "causal-lm", "--out", tmp_path / "m.onnx", code=2)[1]
+    )
+    assert (
+        "error[E0615]"
+        in call("export", tmp_path / "nothing", "--task", "base", "--out", tmp_path / "m.onnx", code=1)[1]
+    )
+    assert (
+        "error[E0633]"
+        in call("export", saved, "--model", bert, "--task", "causal-lm", "--out", tmp_path / "m.onnx", code=1)[1]
+    )
     err = call("export", saved, "--out", tmp_path / "m.onnx", code=1)[1]
     assert "error[E0757]" in err and "--model" in err
     err = call("export", saved, "--model", bert, "--merge", "--out", tmp_path / "m.onnx", code=1)[1]

@@ -21,11 +21,19 @@ def test_a_run_goes_to_the_hub_and_comes_back(hub, run, intents, bert, tmp_path)
     found = parsed("push", run, "me/intents", "--yes")
     assert found["ok"] and found["commit"] == hub.repositories["me/intents"].branches["main"]
     there = hub.repositories["me/intents"].files()
-    assert {f["file"]: f["bytes"] for f in found["files"]} == {n: len(d) for n, d in there.items() if n != ".gitattributes"}
+    assert {f["file"]: f["bytes"] for f in found["files"]} == {
+        n: len(d) for n, d in there.items() if n != ".gitattributes"
+    }
     for place in (bert, intents, str(run)):
-        assert not any(place.encode() in data or str(Path(place).parent).encode() in data for data in there.values()), place
+        assert not any(place.encode() in data or str(Path(place).parent).encode() in data for data in there.values()), (
+            place
+        )
 
-    for command in (["eval", "me/intents", "--data", intents], ["predict", "me/intents", "my money"], ["merge", "me/intents", "--out", tmp_path / "no"]):
+    for command in (
+        ["eval", "me/intents", "--data", intents],
+        ["predict", "me/intents", "my money"],
+        ["merge", "me/intents", "--out", tmp_path / "no"],
+    ):
         assert "E0827" in call(*command, code=1)[1] and "--model" in call(*command, code=1)[1]
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
     assert parsed("eval", "me/intents", "--model", bert, "--data", intents)["metrics"] == metrics["test"]
@@ -44,7 +52,10 @@ def test_a_saved_adapters_method_is_a_method(hub, run, spec, bert):
 
 
 def test_nobody_is_pushed_for_unasked(hub, run):
-    assert "--yes" in call("push", run, "me/intents", code=2)[1] and "--yes" in call("push", run, "me/intents", "--json", code=2)[1]
+    assert (
+        "--yes" in call("push", run, "me/intents", code=2)[1]
+        and "--yes" in call("push", run, "me/intents", "--json", code=2)[1]
+    )
     assert "exclude each other" in call("push", run, "me/intents", "--yes", "--dry-run", code=2)[1]
     assert not hub.asked
 

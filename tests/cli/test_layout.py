@@ -32,7 +32,9 @@ def held(place):
 def test_files_are_written_once(desk):
     (desk / "loose.pelt").chmod(0o640)
     assert fmt("loose.pelt", "tidy.pelt") == ("loose.pelt: changed\n", "2 files: 1 changed\n")
-    assert held(desk) == {"loose.pelt": TIDY, "tidy.pelt": TIDY} and (desk / "loose.pelt").stat().st_mode & 0o777 == 0o640
+    assert (
+        held(desk) == {"loose.pelt": TIDY, "tidy.pelt": TIDY} and (desk / "loose.pelt").stat().st_mode & 0o777 == 0o640
+    )
     assert fmt(".") == ("", "2 files: 0 changed\n")
 
 

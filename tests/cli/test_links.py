@@ -28,7 +28,10 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["check got", "check got/a.pelt", "check --fix got", "fmt got", "fmt --diff got/a.pelt", "show got/a.pelt"])
+@pytest.mark.parametrize(
+    "command",
+    ["check got", "check got/a.pelt", "check --fix got", "fmt got", "fmt --diff got/a.pelt", "show got/a.pelt"],
+)
 def test_a_spec_that_links_out_of_its_folder(command, desk):
     (desk / "got" / "a.pelt").symlink_to(desk / "secret.txt")
     out, err = call(*command.split(), code=1)
@@ -37,7 +40,9 @@ def test_a_spec_that_links_out_of_its_folder(command, desk):
 
 
 def test_a_link_inside_the_folder_is_followed(desk):
-    (desk / "got" / "real.pelt").write_text("method  m { modify ffn  insert parallel  form { delta = tanh(z) }  compose h + delta }\n")
+    (desk / "got" / "real.pelt").write_text(
+        "method  m { modify ffn  insert parallel  form { delta = tanh(z) }  compose h + delta }\n"
+    )
     (desk / "got" / "a.pelt").symlink_to("real.pelt")
     call("check", "got")
     call("fmt", "got/a.pelt")
@@ -46,7 +51,9 @@ def test_a_link_inside_the_folder_is_followed(desk):
 
 def test_a_folder_that_the_user_links_is_the_users_affair(desk):
     (desk / "far").mkdir()
-    (desk / "far" / "a.pelt").write_text("method m { modify ffn  insert parallel  form { delta = tanh(z) }  compose h + delta }\n")
+    (desk / "far" / "a.pelt").write_text(
+        "method m { modify ffn  insert parallel  form { delta = tanh(z) }  compose h + delta }\n"
+    )
     (desk / "near").symlink_to(desk / "far")
     call("check", "near/a.pelt")
     call("check", "near")

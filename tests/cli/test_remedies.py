@@ -1,6 +1,5 @@
 """Mistakes of a first day: wrong columns, models, methods, files and folders. One message each, with what to do about it."""
 
-
 import pytest
 import tiny_tasks
 from test_commands import call

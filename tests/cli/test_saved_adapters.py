@@ -67,7 +67,9 @@ def test_what_is_wrong_is_said(made, bert, intents, tmp_path):
         err = call(*command, "--model", bert, code=1)[1]
         assert "error[E0668]" in err and "--task" in err
     assert "error[E0757]" in call("merge", folder, "--out", tmp_path / "plain", code=1)[1]
-    (tmp_path / "other.jsonl").write_text('{"text": "money", "label": "refund"}\n{"text": "late", "label": "unknown"}\n')
+    (tmp_path / "other.jsonl").write_text(
+        '{"text": "money", "label": "refund"}\n{"text": "late", "label": "unknown"}\n'
+    )
     err = call("eval", folder, "--model", bert, *TASK, "--data", tmp_path / "other.jsonl", code=1)[1]
     assert "error[E0669]" in err and "`unknown`" in err
 

@@ -28,7 +28,11 @@ METHODS = [e.name for e in library() if e.kind == "method"]
     ("text", "unicode", "tex"),
     [
         ("h + s * (a @ B).T", "h + s · (a B)ᵀ", r"h + s \cdot \left(a\, B\right)^{\top}"),
-        ("(1 - lam) * h + lam * delta", "(1 − λ) · h + λ · Δ", r"\left(1 - \lambda\right) \cdot h + \lambda \cdot \Delta"),
+        (
+            "(1 - lam) * h + lam * delta",
+            "(1 − λ) · h + λ · Δ",
+            r"\left(1 - \lambda\right) \cdot h + \lambda \cdot \Delta",
+        ),
         ("alpha / r * x", "α / r · x", r"\frac{\alpha}{r} \cdot x"),
         ("a / (b * c) - (d - e)", "a / (b · c) − (d − e)", r"\frac{a}{b \cdot c} - \left(d - e\right)"),
         ("sigmoid(-x ** 2)", "σ(-x^2)", r"\sigma(-x^{2})"),
@@ -100,8 +104,15 @@ method {mixture}(r: int = 4) {{
 
 
 def _long(tmp_path):
-    (tmp_path / "long.pelt").write_text(LONG.replace("cross.heads.q", "cross.v").format(
-        lora=named("lora"), gate=named("token_gate"), prompt=named("p_tuning"), prefix=named("prefix_tuning"), mixture="mixture"))
+    (tmp_path / "long.pelt").write_text(
+        LONG.replace("cross.heads.q", "cross.v").format(
+            lora=named("lora"),
+            gate=named("token_gate"),
+            prompt=named("p_tuning"),
+            prefix=named("prefix_tuning"),
+            mixture="mixture",
+        )
+    )
     return load(str(tmp_path / "long.pelt"), "long_names")
 
 
@@ -116,7 +127,12 @@ def test_nothing_in_a_picture_is_cut_off_or_covers_something_else(tmp_path):
         texts = [(t.get_text(), t.get_window_extent(renderer)) for t in axes.texts if t.get_text()]
         for i, (text, box) in enumerate(texts):
             assert "…" not in text
-            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+            assert (
+                figure.bbox.x0 <= box.x0
+                and box.x1 <= figure.bbox.x1
+                and figure.bbox.y0 <= box.y0
+                and box.y1 <= figure.bbox.y1
+            ), text
             assert not [other for other, o in texts[:i] if box.overlaps(o)], text
             for shape in axes.patches:
                 edge = shape.get_window_extent(renderer)
@@ -142,7 +158,11 @@ def test_what_is_learned_is_coloured_and_scales_and_gates_are_boxes(tmp_path):
 
 def test_the_way_of_an_adapter():
     (panel, _) = diagram(load(named("adapter")))
-    assert [(b.kind, b.label) for b in panel.boxes] == [("learned", "down + b_down"), ("function", "act"), ("learned", "up + b_up")]
+    assert [(b.kind, b.label) for b in panel.boxes] == [
+        ("learned", "down + b_down"),
+        ("function", "act"),
+        ("learned", "up + b_up"),
+    ]
     assert (panel.source, panel.node, panel.formula) == ("h", "+", "h ← h + Δ")
     gated = diagram(load(named("unipelt_apl")))[0]
     assert gated.gate == named("sequence_gate") and gated.source == "ffn.norm(h + residual)"
@@ -160,7 +180,10 @@ def test_the_table_of_several(capsys):
 
 
 def test_signs_of_a_document_are_escaped():
-    assert markdown_table([{"modify": "a|b<c", "doc": "a|b<c"}], ["modify", "doc"]).splitlines()[-1] == "| `a\\|b<c` | a\\|b&lt;c |"
+    assert (
+        markdown_table([{"modify": "a|b<c", "doc": "a|b<c"}], ["modify", "doc"]).splitlines()[-1]
+        == "| `a\\|b<c` | a\\|b&lt;c |"
+    )
     assert shown._tex("a_b%{x}\\") == r"a\_b\%\{x\}\textbackslash{}"
 
 
@@ -179,8 +202,15 @@ def test_every_symbol_of_a_count_is_told(capsys):
     for method in METHODS:
         m = load(method)
         found = shown.described(m)
-        words = {w for text in found["parameters"].values() for w in re.findall(r"[A-Za-z_]\w*", re.sub(r"every .*|the model.*", "", text))}
-        assert words - {"folded", "min", "max", "last", "first", "floor", "layer", "depth", "if", "else"} <= {*m.arguments, *found["symbols"]}, method
+        words = {
+            w
+            for text in found["parameters"].values()
+            for w in re.findall(r"[A-Za-z_]\w*", re.sub(r"every .*|the model.*", "", text))
+        }
+        assert words - {"folded", "min", "max", "last", "first", "floor", "layer", "depth", "if", "else"} <= {
+            *m.arguments,
+            *found["symbols"],
+        }, method
 
 
 @pytest.mark.parametrize("width", [24, 40, 80, 120])
@@ -208,7 +238,11 @@ method slow(k: int = 2) {{ layers first k   train block lr 0.1 }}
 def test_layers_and_rates_stand_in_every_table(tmp_path, capsys):
     mine = tmp_path / "mine.pelt"
     mine.write_text(TOP.format(adapter=named("pfeiffer"), bottleneck=named("bottleneck")))
-    for form, row in (("markdown", "| top | top | `ffn` |"), ("latex", r"top & top & \texttt{ffn}"), ("text", "top      top")):
+    for form, row in (
+        ("markdown", "| top | top | `ffn` |"),
+        ("latex", r"top & top & \texttt{ffn}"),
+        ("text", "top      top"),
+    ):
         shown.show_methods([f"{mine}:top", f"{mine}:plain"], [], form, None, False)
         said = capsys.readouterr().out
         line = next(x for x in said.splitlines() if x.startswith(row))
@@ -273,11 +307,18 @@ def test_what_cannot_be_shown(arguments, code, said, remedy, tmp_path, monkeypat
 def test_a_picture_where_nothing_draws(file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
     _, err = call("show", named("lora"), "--picture", tmp_path / file, code=1)
-    assert "error[E0811]" in err and "matplotlib" in err and "pip install matplotlib" in err and not list(tmp_path.iterdir())
+    assert (
+        "error[E0811]" in err
+        and "matplotlib" in err
+        and "pip install matplotlib" in err
+        and not list(tmp_path.iterdir())
+    )
 
 
 def test_a_union_whose_second_method_brings_the_name_that_its_argument_would_get():
     one, two = (unipelt.parse(METHODS_OF_A_USER.replace("two_r", "one_r"), n) for n in ("one", "two"))
-    with pytest.raises(unipelt.PeltError, match="E0403.*the argument `r` of `one` would be called `one_r` beside that of `two`"):
+    with pytest.raises(
+        unipelt.PeltError, match="E0403.*the argument `r` of `one` would be called `one_r` beside that of `two`"
+    ):
         two + one
     assert (one + two).arguments == {"r": 4, "one_r": 3, "two_r": 8}

@@ -42,7 +42,9 @@ def desk(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_a_budget_that_cannot_be_met(desk, options, code, said, remedy):
     before = sorted(desk.iterdir())
-    out, err = call("generate", f"mine.pelt:{options[0]}", *options[1:], "--out", "new", code=2 if code == "E0805" else 1)
+    out, err = call(
+        "generate", f"mine.pelt:{options[0]}", *options[1:], "--out", "new", code=2 if code == "E0805" else 1
+    )
     assert err.count("error[") == 1 and f"error[{code}]" in err and said in err and "= help" in err and remedy in err
     assert not out and sorted(desk.iterdir()) == before
 

@@ -89,7 +89,16 @@ def test_generation_is_asked_for(place):
     ("nothing", [], "E06", "check the"),
 ])  # fmt: skip
 def test_mistakes(place, tmp_path, rows, options, code, said):
-    command = ["train", place / "full.pelt", "--model", place / "masked", "--data", place / rows, "--out", tmp_path / "run"]
+    command = [
+        "train",
+        place / "full.pelt",
+        "--model",
+        place / "masked",
+        "--data",
+        place / rows,
+        "--out",
+        tmp_path / "run",
+    ]
     if rows in ("talked", "completed"):
         command[3] = place / ("masked" if "--stride" in options else "t5")
         options = [*options, *(["--task", "causal-lm"] if "--chat" in options else [])]
@@ -102,7 +111,9 @@ def test_mistakes(place, tmp_path, rows, options, code, said):
 
 def test_mistakes_name_file_and_line(place, tmp_path):
     rows = (place / "tagged" / "train.jsonl").read_text().splitlines()
-    (tmp_path / "train.jsonl").write_text("\n".join([*rows[:3], '{"tokens": ["a", "b"], "ner_tags": ["O"]}', *rows[3:]]))
+    (tmp_path / "train.jsonl").write_text(
+        "\n".join([*rows[:3], '{"tokens": ["a", "b"], "ner_tags": ["O"]}', *rows[3:]])
+    )
     command = ["train", place / "full.pelt", "--model", place / "masked", "--out", tmp_path / "run", "--data"]
     _, err = call(*command, tmp_path / "train.jsonl", code=1)
     assert "train.jsonl`, line 4: `ner_tags` has 1 labels for 2 words" in err

@@ -83,7 +83,10 @@ def everything(*arguments: object) -> str:
 ])  # fmt: skip
 def test_every_command_escapes_what_it_prints(command, desk, bert, monkeypatch):
     monkeypatch.setattr("unipelt.cli.output.on_terminal", lambda stream: True)
-    words = [NASTY if w == "NASTY" else w.replace("NASTY", NASTY) if "NASTY" in w else bert if w == "BERT" else w for w in command.split()]
+    words = [
+        NASTY if w == "NASTY" else w.replace("NASTY", NASTY) if "NASTY" in w else bert if w == "BERT" else w
+        for w in command.split()
+    ]
     said = everything(*words)
     assert said.strip() and not hidden(said), (command, hidden(said), said)
     if "--json" in words or "--sarif" in words:
@@ -116,12 +119,16 @@ def test_predictions_are_escaped(tmp_path, intents, bert, monkeypatch, capsys):
         task = Task()
 
     monkeypatch.setattr("unipelt.training.saved.load_run", lambda *a, **k: Run())
-    monkeypatch.setattr("unipelt.training.saved.predict_run", lambda run, texts, *a: [{"text": t[0], "label": label} for t in texts])
+    monkeypatch.setattr(
+        "unipelt.training.saved.predict_run", lambda run, texts, *a: [{"text": t[0], "label": label} for t in texts]
+    )
     for as_json in (False, True):
         runs.predict_command("x", [f"hello {NASTY}"], None, None, None, False, None, [], as_json)
         assert not hidden(capsys.readouterr().out)
     Task.table = ()
-    monkeypatch.setattr("unipelt.training.saved.predict_run", lambda run, texts, *a: [{"completion": NASTY + HALF} for t in texts])
+    monkeypatch.setattr(
+        "unipelt.training.saved.predict_run", lambda run, texts, *a: [{"completion": NASTY + HALF} for t in texts]
+    )
     runs.predict_command("x", ["hello"], None, None, None, False, None, [], False)
     assert not hidden(capsys.readouterr().out)
 
@@ -149,10 +156,14 @@ def test_one_module_writes_to_the_terminal():
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in ("print", "typer.echo", "typer.secho") and not re.search(r"std(out|err)(\.buffer)?\.write", called), (file, node.lineno)
+                assert called not in ("print", "typer.echo", "typer.secho") and not re.search(
+                    r"std(out|err)(\.buffer)?\.write", called
+                ), (file, node.lineno)
 
 
-@pytest.mark.parametrize("text, width", [("a b  c\nd", 20), ("word " * 20, 30), ("一二三四五六七八九十", 9), (NASTY, 12), ("", 5)])
+@pytest.mark.parametrize(
+    "text, width", [("a b  c\nd", 20), ("word " * 20, 30), ("一二三四五六七八九十", 9), (NASTY, 12), ("", 5)]
+)
 def test_a_line_is_cut_to_its_width(text, width):
     from rich.cells import cell_len
 

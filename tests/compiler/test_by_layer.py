@@ -55,7 +55,9 @@ def test_inlined_it_is_the_same(way: str) -> None:
 
 def sizes(kind: str) -> dict[str, int]:
     groups = GROUPS if kind == "llama" else HEADS
-    return dict(d_model=WIDTH, d_head=WIDTH // HEADS, heads=HEADS, groups=groups, d_ff=INNER, vocab=WORDS, L=LAYERS, L_cross=0)
+    return dict(
+        d_model=WIDTH, d_head=WIDTH // HEADS, heads=HEADS, groups=groups, d_ff=INNER, vocab=WORDS, L=LAYERS, L_cross=0
+    )
 
 
 @pytest.mark.parametrize("way", LAYERED)
@@ -131,7 +133,8 @@ def test_it_computes_what_is_written(kind: str) -> None:
     unipelt.apply(whole, lora(R, alpha=alpha), seed=1)
     apart = model(kind)
     rows = " ".join(
-        f"use lora(r = {r}, alpha = {a}) as row{i} {{ layers {i} .. {i + 1} }}" for i, (r, a) in enumerate(zip(R, alpha))
+        f"use lora(r = {r}, alpha = {a}) as row{i} {{ layers {i} .. {i + 1} }}"
+        for i, (r, a) in enumerate(zip(R, alpha))
     )
     unipelt.apply(apart, unipelt.parse(spec(f"method mine {{ {rows} }}")), seed=1)
     values = randomise(whole)
@@ -214,7 +217,9 @@ def test_a_list_of_another_length(r: Any) -> None:
         unipelt.plan(model("bert"), lora(r))
     n = 2 if len(r) != 4 else 4
     assert codes(e) == ["E0366"] and f"{n} values" in str(e.value) and "3 layers" in str(e.value)
-    assert ("<r>:1:1" if isinstance(r, str) else "lora.pelt:1:" if not name("lora").endswith("_zz") else "") in str(e.value)
+    assert ("<r>:1:1" if isinstance(r, str) else "lora.pelt:1:" if not name("lora").endswith("_zz") else "") in str(
+        e.value
+    )
 
 
 def test_a_wrong_length_inside_a_spec_is_one_mistake_at_its_place() -> None:
@@ -270,7 +275,11 @@ def test_one_tensor_for_all_layers_has_one_size() -> None:
         with pytest.raises(unipelt.PeltError) as e:
             unipelt.parse(spec(text))
         (d,) = e.value.diagnostics
-        assert d.code == "E0367" and "can depend on the layer" in d.message and spec(text)[d.span.start : d.span.end] == part.strip()
+        assert (
+            d.code == "E0367"
+            and "can depend on the layer" in d.message
+            and spec(text)[d.span.start : d.span.end] == part.strip()
+        )
     unipelt.parse(spec(text.replace("per model", "per layer")))
 
 
@@ -282,14 +291,16 @@ def test_outside_the_layers_there_is_no_layer() -> None:
         unipelt.plan(model("bert"), unipelt.load(name("prompt_tuning"))(l="2 + layer"))
     assert codes(e) == ["E0303"] and "`l` has a value for each layer" in str(e.value)
     with pytest.raises(unipelt.PeltError) as e:
-        unipelt.plan(model("bert"), unipelt.parse(spec("method mine(k: int = [1, 2, 3]) { use lora { layers first k } }")))
+        unipelt.plan(
+            model("bert"), unipelt.parse(spec("method mine(k: int = [1, 2, 3]) { use lora { layers first k } }"))
+        )
     assert codes(e) == ["E0303"] and "there is none here" in str(e.value)
     union = lora(R) + unipelt.load(name("prompt_tuning"))
     assert unipelt.plan(model("bert"), union).counts.trained
 
 
 def test_requirements_hold_at_every_layer() -> None:
-    method = unipelt.parse(spec("method mine(r: int = 8) { require divides(2, r), \"r is even\" use lora(r) }"))
+    method = unipelt.parse(spec('method mine(r: int = 8) { require divides(2, r), "r is even" use lora(r) }'))
     assert unipelt.plan(model("bert"), method(r=[2, 4, 6])).counts.trained
     with pytest.raises(unipelt.PeltError) as e:
         unipelt.plan(model("bert"), method(r=[2, 4, 5]))

@@ -116,12 +116,7 @@ def test_matmul_is_an_einsum(left, right, formula: str, axes: str) -> None:
 )
 def test_elementwise_reductions_and_words(text: str, formula) -> None:
     x, v, g, s = rand(2, 4, 3), rand(3, seed=1), rand(2, seed=2), rand(1, seed=3)[0]
-    names: dict[str, Any] = {
-        "x": Named(x, ("batch", "token")),
-        "v": Named(v),
-        "g": Named(g, ("batch",)),
-        "s": Named(s),
-    }
+    names: dict[str, Any] = {"x": Named(x, ("batch", "token")), "v": Named(v), "g": Named(g, ("batch",)), "s": Named(s)}
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     out = evaluate(parse_expression(text), Context(names, {}, mask=mask))
     assert isinstance(out, Named) and close(out.data, formula(x, v, g, s))

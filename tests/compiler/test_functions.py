@@ -342,7 +342,9 @@ def test_an_lstm_is_that_of_torch(layers: int) -> None:
                 f"{direction}W": Named(weights[f"weight_ih_l{i}{end}"].T), f"{direction}U": Named(weights[f"weight_hh_l{i}{end}"].T),
                 f"{direction}b": Named(weights[f"bias_ih_l{i}{end}"] + weights[f"bias_hh_l{i}{end}"]),
             }  # fmt: skip
-        found = evaluate(parse_expression("concat(lstm(z, fW, fU, fb), flip(lstm(flip(z), bW, bU, bb)))"), Context(names, {}))
+        found = evaluate(
+            parse_expression("concat(lstm(z, fW, fU, fb), flip(lstm(flip(z), bW, bU, bb)))"), Context(names, {})
+        )
         assert isinstance(found, Named)
         value = found
     assert torch.allclose(value.data, out, atol=1e-12)

@@ -114,7 +114,9 @@ def test_word_embeddings_need_a_place_that_has_them() -> None:
     t = draw(Distribution("tokens", (String("a text"),)), (2,), (3, 2), generator(0, "x"), embeddings)
     assert seen == [("tokens", 3)] and t.shape == (2, 3, 2) and torch.equal(t[0], t[1])
     t = draw(Distribution("sampled_tokens"), (), (4, 3, 2), generator(0, "x"), embeddings)
-    assert len(seen) == 5 and t.shape == (4, 3, 2) and not torch.equal(t[0], t[1]), "each of several prompts has its own"
+    assert len(seen) == 5 and t.shape == (4, 3, 2) and not torch.equal(t[0], t[1]), (
+        "each of several prompts has its own"
+    )
 
 
 # ---------------------------------------------------------------- in a model

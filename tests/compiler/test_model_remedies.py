@@ -29,7 +29,9 @@ def test_a_head_outside_the_layers_is_trained_in_a_part_of_its_own() -> None:
     part = re.search(r"`(use \{ .* \})`", help_)
     assert code == "E0510" and part, help_
     plan = unipelt.plan(model, parse(f"method m {{ use {{ layers last 1  train *.bias }} {part[1]} }}"))
-    assert {c.name.split(".")[0] for c in plan.copies} >= {"classifier"} and any("layer.2" in c.name for c in plan.copies)
+    assert {c.name.split(".")[0] for c in plan.copies} >= {"classifier"} and any(
+        "layer.2" in c.name for c in plan.copies
+    )
     for path in ("embeddings.*", "pooler.*"):  # what else stands outside the blocks
         code, help_ = said(model, parse(f"method m {{ layers last 1  train {path} }}"))
         assert code == "E0510" and f"use {{ train {path} }}" in help_
@@ -60,7 +62,9 @@ def test_norms_are_named_together(path: str) -> None:
     assert unipelt.plan(model, parse("method m { train *.norm.* }")).counts.trained > 0
 
 
-@pytest.mark.parametrize("path, meant", [("attn.x", "attn"), ("ffn.input", "ffn"), ("attn.q.in", "attn.q"), ("block.x", "block")])
+@pytest.mark.parametrize(
+    "path, meant", [("attn.x", "attn"), ("ffn.input", "ffn"), ("attn.q.in", "attn.q"), ("block.x", "block")]
+)
 def test_what_goes_into_a_site_is_read_there(path: str, meant: str) -> None:
     with pytest.raises(unipelt.PeltError) as caught:
         parse(f"method m {{ modify {path} insert parallel form {{ delta = tanh(z) }} compose h + sum(delta) }}")
@@ -108,5 +112,3 @@ def parse_of(help_: str) -> bool:
 
     text = re.search(r"`(anatomy .*?\})`", help_)
     return text is not None and len(parse_file(text[1]).definitions) == 1
-
-

@@ -286,13 +286,7 @@ def test_padding_is_a_warning() -> None:
 
 @pytest.mark.parametrize(
     ("scope", "names"),
-    [
-        ("", 2 * LAYERS),
-        ("per site", 2 * LAYERS),
-        ("per layer", LAYERS),
-        ("per kind", 2),
-        ("per model", 1),
-    ],
+    [("", 2 * LAYERS), ("per site", 2 * LAYERS), ("per layer", LAYERS), ("per kind", 2), ("per model", 1)],
 )
 def test_tensors_are_shared_as_their_scope_says(scope: str, names: int) -> None:
     p = plan(

@@ -24,7 +24,7 @@ from unipelt.runtime.edits import PLACES, Edit
 from unipelt.runtime.seam import edit_at
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "proof"))  # random methods are drawn there
-import random_methods  # noqa: E402
+import random_methods
 
 METHODS = [e.name for e in unipelt.library() if e.kind == "method"]
 BATCH, TOKENS = 3, 5
@@ -60,7 +60,11 @@ class Placed:
         found |= {"chance": torch.tensor(0.4)} if "chance" in e.needs else {}
         found |= {n: torch.tensor([0, 1, 0]) for n in e.inputs}
         if e.places is not None:
-            found[PLACES] = torch.tensor([[0, 1]]).expand(BATCH, 2) if e.places.grows else torch.tensor([[0, 1, 0, 2, 0]]).expand(BATCH, TOKENS)
+            found[PLACES] = (
+                torch.tensor([[0, 1]]).expand(BATCH, 2)
+                if e.places.grows
+                else torch.tensor([[0, 1, 0, 2, 0]]).expand(BATCH, TOKENS)
+            )
         mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
         return found.pop("h"), found, mask
 
@@ -122,9 +126,15 @@ def test_the_printed_module_computes_what_is_written(name: str) -> None:
             continue
         for placed in literal:
             e = placed.edit
-            c = next(c for c in classes if re.search(rf"The row `{e.row.name}` at [^:]*\b{re.escape(e.site.name)}[,:]", c.__doc__ or ""))
+            c = next(
+                c
+                for c in classes
+                if re.search(rf"The row `{e.row.name}` at [^:]*\b{re.escape(e.site.name)}[,:]", c.__doc__ or "")
+            )
             numbers = {"layer": 1, "depth": small.LAYERS}
-            module = c(**{p: numbers.get(p) or placed.size(p) for p in c.__init__.__annotations__ if p != "return"}).double()
+            module = c(
+                **{p: numbers.get(p) or placed.size(p) for p in c.__init__.__annotations__ if p != "return"}
+            ).double()
             own = {label.replace(".", "_"): t for label, t in e.tensors().items()}
             for label, t in own.items():
                 mine = getattr(module, label)
@@ -133,7 +143,13 @@ def test_the_printed_module_computes_what_is_written(name: str) -> None:
             assert set(own) == set(module.state_dict())
 
             def printed(h: Any, given: Any, mask: Any, module: Any = module, e: Edit = e) -> Any:
-                names = {**given, "h": h, "mask": mask, "places": given.get(PLACES), **{n.replace(".", "_"): b for n, b in e.bases.items()}}
+                names = {
+                    **given,
+                    "h": h,
+                    "mask": mask,
+                    "places": given.get(PLACES),
+                    **{n.replace(".", "_"): b for n, b in e.bases.items()},
+                }
                 return module(**{p: names[p] for p in module.forward.__annotations__ if p != "return"})
 
             for training in (False, True):
@@ -156,10 +172,17 @@ def test_recipes_of_random_methods_compute_what_is_written(part: int) -> None:
                 small.randomise(model, seed=seed)
                 outputs[lowering] = small.output(model)
                 if lowering:
-                    known = [r for e in model.modules() if isinstance(e, Edit) and e.recipes for r in e.recipes.known.values()]
+                    known = [
+                        r
+                        for e in model.modules()
+                        if isinstance(e, Edit) and e.recipes
+                        for r in e.recipes.known.values()
+                    ]
         except unipelt.PeltError:
             continue
-        torch.testing.assert_close(outputs[True], outputs[False], rtol=1e-10, atol=1e-10, msg=lambda m: f"{method}\n{m}")
+        torch.testing.assert_close(
+            outputs[True], outputs[False], rtol=1e-10, atol=1e-10, msg=lambda m, method=method: f"{method}\n{m}"
+        )
         compared += 1
         straight += bool(known) and all(known)
     assert compared > 20 and straight > 0.9 * compared
@@ -185,7 +208,9 @@ def test_what_only_a_model_knows_has_no_module() -> None:
 
 def test_what_has_no_value_has_no_module() -> None:
     with pytest.raises(unipelt.PeltError, match="needs a value for `r`"):
-        unipelt.parse("method m(r: int) { modify ffn  insert parallel  form { A: [d_in, r] ~ zeros  delta = z @ A @ A.T }  compose h + delta }").torch_source()
+        unipelt.parse(
+            "method m(r: int) { modify ffn  insert parallel  form { A: [d_in, r] ~ zeros  delta = z @ A @ A.T }  compose h + delta }"
+        ).torch_source()
 
 
 def test_a_printed_module_starts_as_the_method_does() -> None:

@@ -54,7 +54,9 @@ def narrow_words() -> nn.Module:
     return ElectraModel(ElectraConfig(**SIZES, vocab_size=WORDS, embedding_size=16))
 
 
-@pytest.mark.parametrize("build, said", [(pictures, "ViTModel reads none"), (narrow_words, f"16 numbers for each, where {WIDTH}")])
+@pytest.mark.parametrize(
+    "build, said", [(pictures, "ViTModel reads none"), (narrow_words, f"16 numbers for each, where {WIDTH}")]
+)
 @pytest.mark.parametrize("start", ["sampled_tokens()", 'tokens("a text")'])
 def test_rows_that_start_from_words_which_the_model_does_not_have(build: Any, said: str, start: str) -> None:
     text = f"""method m(l: int = 4) {{ modify attn.heads insert parallel

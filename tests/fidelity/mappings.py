@@ -337,7 +337,9 @@ def norms(*names: str, biases: bool) -> Piece:
     """peft's LN tuning: a copy of each norm; names with `*` stand in every block."""
 
     def mapped(p: Place) -> Mapped:
-        places = [n.replace("*", f"{BLOCKS[p.kind][None]}.{i}") for n in names for i in range(p.layers if "*" in n else 1)]
+        places = [
+            n.replace("*", f"{BLOCKS[p.kind][None]}.{i}") for n in names for i in range(p.layers if "*" in n else 1)
+        ]
         kinds = ("weight", "bias") if biases else ("weight",)
         root = PEFT_ROOTS[p.kind]
         return {f"{n}.{k}": (f"{root}{n}.ln_tuning_layers.default.{k}", same) for n in places for k in kinds}

@@ -60,7 +60,11 @@ def started(method: Method) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", CHOICES)
 def test_defaults_are_the_codes(method: str) -> None:
     act, starts = CHOICES[method]
-    found = {p.name: str(unipelt.load(name(method)).arguments[p.name]) for p in unipelt.load(name(method)).params if p.type in ("activation", "init")}
+    found = {
+        p.name: str(unipelt.load(name(method)).arguments[p.name])
+        for p in unipelt.load(name(method)).params
+        if p.type in ("activation", "init")
+    }
     assert found == {**({"act": act} if act else {}), **starts}
 
 

@@ -14,7 +14,18 @@ from typing import Any, Callable
 import peft
 import pytest
 import torch
-from fidelity_kit import EFFECT, GRADIENTS, OUTPUTS, effect, fill, gradient_error, gradients, library, output_error, variant
+from fidelity_kit import (
+    EFFECT,
+    GRADIENTS,
+    OUTPUTS,
+    effect,
+    fill,
+    gradient_error,
+    gradients,
+    library,
+    output_error,
+    variant,
+)
 from mappings import Piece, Place, adaption, classifier, low_rank, mapping, norms, prefix, prefix_mlp, prompt, rescaling
 from torch import nn
 from transformers import (

@@ -12,7 +12,18 @@ from typing import Any, Callable
 import pytest
 import torch
 import transformers
-from fidelity_kit import EFFECT, GRADIENTS, OUTPUTS, effect, fill, gradient_error, gradients, library, output_error, variant
+from fidelity_kit import (
+    EFFECT,
+    GRADIENTS,
+    OUTPUTS,
+    effect,
+    fill,
+    gradient_error,
+    gradients,
+    library,
+    output_error,
+    variant,
+)
 from mappings import (
     Piece, Place, adaption, bottleneck, classifier, low_rank, mapping, norms, prefix, prefix_gates, prefix_mlp,
     prompt, prompt_lstm, prompt_mlp, rescaling,
@@ -205,7 +216,9 @@ def test_recording(name, record_property):
     recorded_gradients = {n.removeprefix("grad."): t for n, t in tensors.items() if n.startswith("grad.")}
     assert recorded.keys() == recorded_gradients.keys()
     model = build(metadata, tensors)
-    inputs = {n.removeprefix("input."): t for n, t in tensors.items() if n.startswith("input.") and n != "input.cotangent"}
+    inputs = {
+        n.removeprefix("input."): t for n, t in tensors.items() if n.startswith("input.") and n != "input.cotangent"
+    }
     moved = dict(inputs)
     if case.shift:
         moved["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None] + case.shift

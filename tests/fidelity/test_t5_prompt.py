@@ -21,7 +21,9 @@ NAME, ROWS = "peft/t5-prompt_tuning", 4
 
 @pytest.mark.skipif(FOLDER is None, reason="the recordings are not here")
 @pytest.mark.parametrize("lowering", [True, False])
-def test_peft_s_prompt_is_ours_before_the_encoder_s_tokens(lowering: bool, record_property: Callable[..., None]) -> None:
+def test_peft_s_prompt_is_ours_before_the_encoder_s_tokens(
+    lowering: bool, record_property: Callable[..., None]
+) -> None:
     metadata, tensors = read(NAME)
     model = build(metadata, tensors)
     (source,) = (n.removeprefix("adapter.") for n in tensors if n.startswith("adapter."))
@@ -33,7 +35,12 @@ def test_peft_s_prompt_is_ours_before_the_encoder_s_tokens(lowering: bool, recor
     with torch.no_grad():
         base = model(**inputs).logits
     assert output_error(base, tensors["output.base"]) <= OUTPUTS
-    unipelt.apply(model, library("prompt_tuning", l=ROWS, start="normal(0.02)", at="embed.words"), name="recorded", lowering=lowering)
+    unipelt.apply(
+        model,
+        library("prompt_tuning", l=ROWS, start="normal(0.02)", at="embed.words"),
+        name="recorded",
+        lowering=lowering,
+    )
     ((name, P),) = unipelt.state_dict(model, "recorded").items()
     with torch.no_grad():
         P.copy_(recorded[:ROWS])

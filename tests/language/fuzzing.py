@@ -24,8 +24,45 @@ from unipelt.language.render import render
 from unipelt.resources import folder
 
 _TOKEN = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|#[^\n]*|[A-Za-z_]\w*|[0-9][\w.%]*|\*\*|\.\.|[<>=!]=|\s+|.')
-_NUMBERS = ("0", "-1", "1", "2", "0.0", "0.5", "1e308", "1e-308", "999999999999", "100%", "0%", "64", "7", "1e400", "3.7")
-_ODD = ("\0", "\ufeff", "\r", "\r\n", "\t", "\x0b", "\x7f", "é", "\u2028", "\U0001f600", '"', '"""', "#", "{", "}", "(", ")", "[", "]", "|")
+_NUMBERS = (
+    "0",
+    "-1",
+    "1",
+    "2",
+    "0.0",
+    "0.5",
+    "1e308",
+    "1e-308",
+    "999999999999",
+    "100%",
+    "0%",
+    "64",
+    "7",
+    "1e400",
+    "3.7",
+)
+_ODD = (
+    "\0",
+    "\ufeff",
+    "\r",
+    "\r\n",
+    "\t",
+    "\x0b",
+    "\x7f",
+    "é",
+    "\u2028",
+    "\U0001f600",
+    '"',
+    '"""',
+    "#",
+    "{",
+    "}",
+    "(",
+    ")",
+    "[",
+    "]",
+    "|",
+)
 _RAW = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x80", b"\x00", b"\xf4\x90\x80\x80")
 _SIGNS = ("+", "-", "*", "/", "@", "**", "<", "==", ">=")
 _WORDS = {
@@ -33,7 +70,9 @@ _WORDS = {
     "LONGSTRING": ['"""A method."""', '""" """', '"""Two\nlines: { of it."""'],
 }  # fmt: skip
 _LADDER = frozenset("expr test sum product unary power postfix".split())  # each of them may be the next one alone
-_KEYWORDS = frozenset("import method form gate compose anatomy for from modify insert layers tokens train use as gated by".split())
+_KEYWORDS = frozenset(
+    "import method form gate compose anatomy for from modify insert layers tokens train use as gated by".split()
+)
 
 
 def pool() -> list[str]:
@@ -78,7 +117,10 @@ def sentences(seed: int, deepest: int = 14) -> Iterator[bytes]:
     words = {**_WORDS, "NAME": _names()}
     starts = [r for r in ("method", "form", "gate", "compose_short", "compose_long") if r in grammar.rules]
     while True:
-        texts = [grammar.walk(rng, rng.choice(starts), rng.randint(4, deepest), words) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+        texts = [
+            grammar.walk(rng, rng.choice(starts), rng.randint(4, deepest), words)
+            for _ in range(rng.choice((1, 1, 1, 2, 3)))
+        ]
         yield "\n".join(texts).encode()
 
 
@@ -101,7 +143,9 @@ class _Grammar:
                 if known and name not in height:
                     height[name] = min(known)
         self.least: dict[str, list[list[str]]] = {}
-        self.likely = {n: [0.1 if e in (["STRING"], ["LSQB", "RSQB"]) else 1 for e in found] for n, found in self.rules.items()}
+        self.likely = {
+            n: [0.1 if e in (["STRING"], ["LSQB", "RSQB"]) else 1 for e in found] for n, found in self.rules.items()
+        }
         for name, found in self.rules.items():
             heights = [max((height[s] for s in e), default=0) for e in found]
             self.least[name] = [e for e, h in zip(found, heights) if h == min(heights)]
@@ -109,7 +153,13 @@ class _Grammar:
     def text(self, terminal: str) -> str | None:
         """What a keyword or a sign looks like; None for a class of words."""
         pattern = self.terminals[terminal].replace("\\", "")
-        return None if terminal in _WORDS or terminal == "NAME" else pattern.removesuffix("b") if pattern.isalpha() else pattern
+        return (
+            None
+            if terminal in _WORDS or terminal == "NAME"
+            else pattern.removesuffix("b")
+            if pattern.isalpha()
+            else pattern
+        )
 
     def walk(self, rng: random.Random, symbol: str, depth: int, words: dict[str, list[str]]) -> str:
         if symbol in words:
@@ -148,13 +198,20 @@ def derived() -> st.SearchStrategy[str]:
         found, _, ignored = short.grammar.compile([start], ())
         explicit = dict.fromkeys(ignored, st.sampled_from((" ", "\n", "\t", " # a comment\n")))
         for name in {t.name for t in found} - set(ignored):
-            explicit[name] = (st.sampled_from(words[name]) if name in words else st.just(whole.text(name))).map(" {} ".format)
+            explicit[name] = (st.sampled_from(words[name]) if name in words else st.just(whole.text(name))).map(
+                " {} ".format
+            )
         return from_lark(short, start=start, explicit=explicit)
 
     def some(what: str) -> st.SearchStrategy[str]:
         return st.lists(part(what), max_size=4).map("\n  ".join)
 
-    row = st.builds("modify {} insert parallel form {{ {} delta = {} }} compose add".format, part("paths"), some("statement"), part("expr"))
+    row = st.builds(
+        "modify {} insert parallel form {{ {} delta = {} }} compose add".format,
+        part("paths"),
+        some("statement"),
+        part("expr"),
+    )
     method = st.builds("method m {} {{ {} {} }}".format, st.one_of(st.just(""), part("params")), row, some("m_clause"))
     return st.one_of(method, method, *(part(rule) for rule in ("method", "form", "compose_long", "anatomy", "import_")))
 

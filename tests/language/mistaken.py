@@ -344,8 +344,15 @@ in_form("input_reserved", "E0224", "⟦input z: index(3)⟧ delta = z", "meaning
 in_form("input_bound", "E0369", "t: [d_out] ~ zeros ⟦input t: index(3)⟧ delta = z", "bound already")
 in_form("input_twice", "E0369", "input t: index(3) ⟦input t: index(4)⟧ delta = z", "in two ways")
 in_form("input_added", "E0317", "input t: index(3) delta = z + ⟦t⟧", "not index `3`")
-in_form("index_other_size", "E0363", "input t: index(3) b: [4, d_out] ~ zeros delta = b[⟦t⟧]", "counts 3, and this size is 4")
-in_form("index_twice", "E0363", "input t: index(3) b: [3, 3, d_out] ~ zeros delta = b[t, ⟦t⟧]", "for each example already")
+in_form(
+    "index_other_size",
+    "E0363",
+    "input t: index(3) b: [4, d_out] ~ zeros delta = b[⟦t⟧]",
+    "counts 3, and this size is 4",
+)
+in_form(
+    "index_twice", "E0363", "input t: index(3) b: [3, 3, d_out] ~ zeros delta = b[t, ⟦t⟧]", "for each example already"
+)
 in_form("index_of_input", "E0363", "input t: index(3) input b: [3, d_out] delta = b[⟦t⟧]", "for each example already")
 in_form("index_number", "E0319", "b: [3, d_out] ~ zeros delta = b[⟦r⟧]", "a range")
 in_form("index_tensor", "E0319", "b: [3, d_out] ~ zeros delta = b[⟦z⟧]", "a range")
@@ -356,7 +363,9 @@ whole(
     "use { modify attn form { ⟦input t: index(4)⟧ b: [4, d_out] ~ zeros delta = b[t] } compose add } as two",
     "in two ways",
 )
-whole("placed_inside", "E0364", "modify ffn form { P: [r, d_out] ~ zeros delta = P } compose ⟦prepend(delta, h)⟧", "`ffn`")
+whole(
+    "placed_inside", "E0364", "modify ffn form { P: [r, d_out] ~ zeros delta = P } compose ⟦prepend(delta, h)⟧", "`ffn`"
+)
 whole(
     "placed_twice",
     "E0364",
@@ -376,10 +385,7 @@ whole(
     "whole number",
 )
 whole(
-    "fill_wide",
-    "E0312",
-    "modify embed form { P: [r, 2 * d_out] ~ zeros delta = P } compose fill(⟦delta⟧, h)",
-    "wide",
+    "fill_wide", "E0312", "modify embed form { P: [r, 2 * d_out] ~ zeros delta = P } compose fill(⟦delta⟧, h)", "wide"
 )
 in_form("lstm_gates", "E0312", "A: [d_in, 3 * r] ~ zeros U: [r, 4 * r] ~ zeros b: [4 * r] ~ zeros E: [2, d_in] ~ zeros "
         "y = lstm(E, ⟦A⟧, U, b) delta = z", "4 r")  # fmt: skip

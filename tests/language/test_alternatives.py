@@ -91,4 +91,6 @@ def test_what_only_some_members_have_is_no_mistake() -> None:
     found = generate(space_of(definition, names))
     assert found.members and len(found.dropped) > len(found.members)
     kept = {(what, shown) for m in found.members for what, shown in m.columns}
-    assert {("modify", "embed"), ("compose", "share_softmax"), ("insert", "mean(x, tokens)")} <= kept, "legal somewhere, as said"
+    assert {("modify", "embed"), ("compose", "share_softmax"), ("insert", "mean(x, tokens)")} <= kept, (
+        "legal somewhere, as said"
+    )

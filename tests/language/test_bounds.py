@@ -25,7 +25,11 @@ def chain(first: str, step: str, n: int) -> str:
 
 def using(n: int, times: int) -> str:
     uses = (" ".join(f"use m{i - 1}(r) as a{j}" for j in range(times)) for i in range(1, n))
-    return method("low_rank(r)", "0(r: int = 2)") + "\n" + "\n".join(f"method m{i}(r: int = 2) {{ {u} }}" for i, u in enumerate(uses, 1))
+    return (
+        method("low_rank(r)", "0(r: int = 2)")
+        + "\n"
+        + "\n".join(f"method m{i}(r: int = 2) {{ {u} }}" for i, u in enumerate(uses, 1))
+    )
 
 
 def parameters(n: int) -> str:
@@ -69,7 +73,9 @@ def test_what_grows_without_end_is_answered(name, tmp_path):
 
 
 def test_rows_that_are_too_many_to_compare_are_said_to_be_so():
-    rows = " ".join(f"use {{ modify ffn insert parallel form low_rank({i + 1}) compose add }} as r{i}" for i in range(33))
+    rows = " ".join(
+        f"use {{ modify ffn insert parallel form low_rank({i + 1}) compose add }} as r{i}" for i in range(33)
+    )
     found = loading.parse(f"method m {{ {rows} }}")
     from unipelt.language.properties import verdicts
 
@@ -80,12 +86,16 @@ def test_a_file_whose_definitions_grow_together_is_checked_so_far(monkeypatch):
     """Each definition is small enough and there are many: one mistake says where the check ended, and what came before stands."""
     monkeypatch.setattr(loading, "MAX_LINES", 40)
     large = "gate g0 { w: [d_in] ~ zeros  g = sigmoid(z @ w) }\ngate g1 { a = g0(z)  b = g0(z)  g = a * b }\n"
-    text = large + "\n".join(f"method m{i} {{ modify ffn insert parallel form low_rank(2) compose h + g1(z) * delta }}" for i in range(30))
+    text = large + "\n".join(
+        f"method m{i} {{ modify ffn insert parallel form low_rank(2) compose h + g1(z) * delta }}" for i in range(30)
+    )
     found = {c.name: c for c in loading.check_text(text, "many.pelt")}
     ((name, problem),) = [(c.name, d) for c in found.values() for d in c.diagnostics]
     assert problem.code == "E0227" and "split the file" in problem.help
     done = [c for c in found.values() if c.method is not None]
-    assert 2 < len(done) < 30 and all(c.spoilt == (name,) for c in found.values() if c.kind == "method" and c.method is None and c.name != name)
+    assert 2 < len(done) < 30 and all(
+        c.spoilt == (name,) for c in found.values() if c.kind == "method" and c.method is None and c.name != name
+    )
 
 
 def test_the_library_is_far_from_the_bound_on_a_file():

@@ -114,7 +114,9 @@ def test_definitions_of_a_file_are_checked_each_on_its_own(tmp_path: Path) -> No
 
 def test_a_misspelt_insertion_is_one_mistake() -> None:
     with pytest.raises(PeltError) as caught:
-        parse("method m { modify ffn insert sequental form { A: [d_in, d_out] ~ zeros delta = z @ A } compose h + delta }")
+        parse(
+            "method m { modify ffn insert sequental form { A: [d_in, d_out] ~ zeros delta = z @ A } compose h + delta }"
+        )
     (found,) = caught.value.diagnostics
     assert found.code == "E0301" and "`sequential`" in found.help
 

@@ -21,8 +21,23 @@ SPELT = {"·": "*", "−": "-", "×": "*", "Δ": "delta", "λ": "lam", "σ": "si
 #: By what the node says; the last are mixtures, of which the formula alone says all.
 SUMS = ["add", "scaled(2.0)", "learned_scale", "h - delta", "h - 2.0 * delta", "delta + h", "h + tanh(delta) * delta", "h + delta * h",
         "h + (delta - h)", "{ k = tanh(delta)  out = h + k * delta }", "{ k = 2.0 * h  out = h + k * delta }"]  # fmt: skip
-OTHERS = ["replace", "2.0 * delta", "tanh(delta)", "{ k = tanh(delta)  out = k }", "rescale", "delta * h", "h * (1.0 + delta)", "h / (2.0 + delta)"]
-MIXED = ["share_softmax", "2.0 * h + delta", "{ k = 2.0 * h  out = k + delta }", "(1.0 - delta) * h + delta", "h * delta * h"]
+OTHERS = [
+    "replace",
+    "2.0 * delta",
+    "tanh(delta)",
+    "{ k = tanh(delta)  out = k }",
+    "rescale",
+    "delta * h",
+    "h * (1.0 + delta)",
+    "h / (2.0 + delta)",
+]
+MIXED = [
+    "share_softmax",
+    "2.0 * h + delta",
+    "{ k = 2.0 * h  out = k + delta }",
+    "(1.0 - delta) * h + delta",
+    "h * delta * h",
+]
 GATES = ["", " gated by token_gate", " gated by { g = 0.3 }"]
 
 
@@ -50,7 +65,9 @@ def said(text: str, names: dict[str, float]) -> float:
 def made(compose: str, gate: str):
     form = "P: [2, d_head] ~ zeros  scores = q @ P.T  delta = z" if "softmax" in compose else "delta = z"
     site = "attn.heads" if "softmax" in compose else "ffn"
-    return parse(spec(f"method m {{ use {{ modify {site} insert parallel form {{ {form} }} compose {compose} }} as a{gate} }}"))
+    return parse(
+        spec(f"method m {{ use {{ modify {site} insert parallel form {{ {form} }} compose {compose} }} as a{gate} }}")
+    )
 
 
 def drawn(panel: Panel, names: dict[str, float], gated: bool) -> float:
@@ -67,7 +84,9 @@ def drawn(panel: Panel, names: dict[str, float], gated: bool) -> float:
     if gated:
         v *= names["g"]
     h = names["h"]
-    return {"+": lambda: h + v, "−": lambda: h - v, "×": lambda: h * v, "/": lambda: h / v, "=": lambda: v}[panel.node]()
+    return {"+": lambda: h + v, "−": lambda: h - v, "×": lambda: h * v, "/": lambda: h / v, "=": lambda: v}[
+        panel.node
+    ]()
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -92,7 +111,9 @@ def test_the_picture_computes_what_the_formula_computes(compose: str, gate: str)
     assert drawn(panel, names, bool(gate)) == pytest.approx(meant)
     arrow = said(panel.change, names)
     h = names["h"]
-    assert {"+": h + arrow, "−": h - arrow, "×": h * arrow, "/": h / arrow if arrow else 0, "=": arrow}[panel.node] == pytest.approx(meant)
+    assert {"+": h + arrow, "−": h - arrow, "×": h * arrow, "/": h / arrow if arrow else 0, "=": arrow}[
+        panel.node
+    ] == pytest.approx(meant)
 
 
 def test_a_gated_product_is_drawn_as_the_sum_that_it_is() -> None:
@@ -100,11 +121,17 @@ def test_a_gated_product_is_drawn_as_the_sum_that_it_is() -> None:
     assert (panel.node, panel.formula, panel.change) == ("+", "h ← h + g · (h · Δ − h)", "g · (h · Δ − h)")
     assert [b.label for b in panel.boxes] == ["h · Δ − h"]
     (panel,) = diagram(made("share_softmax", " gated by token_gate"))
-    assert panel.node == "+" and [b.label for b in panel.boxes][-1] == "(1 − λ) · h + λ · Δ − h" and any("λ = " in w for w in panel.where)
+    assert (
+        panel.node == "+"
+        and [b.label for b in panel.boxes][-1] == "(1 − λ) · h + λ · Δ − h"
+        and any("λ = " in w for w in panel.where)
+    )
 
 
 def test_rows_placed_among_the_tokens_keep_the_functions_name() -> None:
-    method = parse("method m { modify embed form { P: [2, d_out] ~ zeros  delta = P } compose prepend(2.0 * delta, h, 1) }")
+    method = parse(
+        "method m { modify embed form { P: [2, d_out] ~ zeros  delta = P } compose prepend(2.0 * delta, h, 1) }"
+    )
     (panel,) = diagram(method)
     assert (panel.node, panel.change) == ("prepend", "2.0 · Δ")
     assert [b.label for b in panel.boxes] == ["P", "· 2.0"]

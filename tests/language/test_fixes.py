@@ -65,7 +65,10 @@ MISTAKES = {
     "a brace too many": ("compose doubled(s)\n}", "compose doubled(s)\n}\n}"),
     "a bracket left out": ("form    narrow(r)", "form    narrow(r"),
     "no composition": ("  compose doubled(s)\n}", "}"),
-    "a keyword as a name": ("= act(z @ down) @ up", "= act(z @ down) @ up\n  gate: [d_out] ~ zeros\n  delta = delta * gate"),
+    "a keyword as a name": (
+        "= act(z @ down) @ up",
+        "= act(z @ down) @ up\n  gate: [d_out] ~ zeros\n  delta = delta * gate",
+    ),
     "two sites without a comma": ("modify  ffn", "modify  attn ffn"),
     "`per head` at a sublayer": ("up:   [r, d_out] ~ zeros", "up:   [r, d_out] ~ zeros per head"),
     "an import at the end": ("compose doubled(s)\n}", 'compose doubled(s)\n}\nimport "others.pelt"'),
@@ -176,4 +179,6 @@ def test_a_text_that_can_be_read_is_better_than_one_that_cannot() -> None:
     now, done = fixed(bad, "mine.pelt")
     assert [d.code for d in done] == ["E0112", "E0302"] and now == bad.replace("0,02", "0.02").replace("fnn", "ffn")
     unknown = bad.replace("fnn", "nowhere_at_all")
-    assert fixed(unknown, "mine.pelt")[0] == unknown.replace("0,02", "0.02"), "what cannot be put right stays, and is seen now"
+    assert fixed(unknown, "mine.pelt")[0] == unknown.replace("0,02", "0.02"), (
+        "what cannot be put right stays, and is seen now"
+    )

@@ -72,7 +72,9 @@ anatomy t for u { block: "x.*" # blocks
   attn . q: "y"
 }
 # the end'''
-    assert holds(text) == '''import "a.pelt"
+    assert (
+        holds(text)
+        == '''import "a.pelt"
 
 # of the file
 # not moved
@@ -120,6 +122,7 @@ anatomy t for u {
 }
 # the end
 '''
+    )
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only\n", "\ufeffform f { delta = z }\r\n", "form f { delta = z }"])
@@ -154,7 +157,9 @@ def test_random_files_with_random_comments(tree, seed):
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("path", [p for d in ("specs", "examples") for p in sorted((ROOT / d).rglob("*.pelt"))], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for d in ("specs", "examples") for p in sorted((ROOT / d).rglob("*.pelt"))], ids=lambda p: p.stem
+)
 def test_the_library_is_laid_out_by_its_own_formatter(path):
     text = path.read_text("utf-8")
     assert format_text(text) == text, f"unipelt fmt {path}"

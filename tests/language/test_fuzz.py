@@ -42,7 +42,13 @@ def test_sentences_of_the_grammar(chunk, tmp_path):
 
 
 @seed(1)
-@settings(max_examples=240, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])
+@settings(
+    max_examples=240,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink],
+)
 @given(text=fuzzing.derived())
 def test_what_hypothesis_derives(text, tmp_path_factory):
     fuzzing.judge(text.encode(), tmp_path_factory.getbasetemp() / "derived.pelt")

@@ -12,7 +12,14 @@ from unipelt.language.loading import library, load, parse
 from unipelt.language.meaning import meaning
 from unipelt.language.properties import verdicts
 
-STEPS = ["relu(_) + gelu(_) * _", "_ * _", "_ @ A + _ * _", "sum(_) * _ - mean(_) * z", "(_ + z) * (_ - z)", "_ if 1 < 2 else _ * _"]
+STEPS = [
+    "relu(_) + gelu(_) * _",
+    "_ * _",
+    "_ @ A + _ * _",
+    "sum(_) * _ - mean(_) * z",
+    "(_ + z) * (_ - z)",
+    "_ if 1 < 2 else _ * _",
+]
 PLACES = ["form", "of tensors", "compose", "gate", "insert"]
 
 

@@ -197,7 +197,9 @@ def test_a_source_that_was_forgotten_is_read_again(tmp_path: Path) -> None:
     assert "modify wing" in str(caught.value) and lookup(str(tmp_path / "gone.pelt")) is None
 
 
-@pytest.mark.parametrize("given, meant", [({"act": "rleu"}, "relu"), ({"start": "zeors"}, "zeros"), ({"start": "nromal(0.1)"}, "normal")])
+@pytest.mark.parametrize(
+    "given, meant", [({"act": "rleu"}, "relu"), ({"start": "zeors"}, "zeros"), ({"start": "nromal(0.1)"}, "normal")]
+)
 def test_a_misspelt_argument_is_answered_with_the_name_that_is_close(given, meant):
     m = parse("method m(act: activation = relu, start: init = ones) { modify ffn  insert parallel  "
               "form { b: [d_out] ~ start   delta = act(z) * b }  compose h + delta }")  # fmt: skip
@@ -206,5 +208,7 @@ def test_a_misspelt_argument_is_answered_with_the_name_that_is_close(given, mean
 
 
 def test_a_method_is_short_where_python_shows_it():
-    m = parse("method m(r: int = 4, act: activation = relu) { modify ffn  insert parallel  form { delta = act(z) }  compose h + delta }")
+    m = parse(
+        "method m(r: int = 4, act: activation = relu) { modify ffn  insert parallel  form { delta = act(z) }  compose h + delta }"
+    )
     assert repr(m(r=2)) == "<method m(r=2, act='relu')>" and str(m).startswith("method m(r: int = 4")

@@ -60,7 +60,9 @@ def test_a_file_sees_what_its_imports_see_and_its_own_first(tmp_path):
           unused='import "halves.pelt"\nimport "mean.pelt"\nmethod m(r: int = 8) from lora(r) { compose h + delta / 2 }\n')  # fmt: skip
     for name in ("one_way", "own", "unused"):
         assert difference(load(tmp_path / f"{name}.pelt"), load(tmp_path / "unused.pelt")) is None
-    with pytest.raises(PeltError, match="E0228"):  # `hides` has a `halved` of its own, which is another than that of `halves`
+    with pytest.raises(
+        PeltError, match="E0228"
+    ):  # `hides` has a `halved` of its own, which is another than that of `halves`
         load(tmp_path / "hidden.pelt")
 
 
@@ -71,7 +73,11 @@ def test_files_that_import_each_other(tmp_path):
 
 
 def test_an_import_that_fails_does_not_hide_the_next(tmp_path):
-    files(tmp_path, one="form f(r) { delta = z }\n", all='import "one.pelt"\nimport "two.pelt"\nmethod m from lora { compose add }\n')
+    files(
+        tmp_path,
+        one="form f(r) { delta = z }\n",
+        all='import "one.pelt"\nimport "two.pelt"\nmethod m from lora { compose add }\n',
+    )
     with pytest.raises(PeltError) as e:
         load(tmp_path / "all.pelt")
     assert [d.code for d in e.value.diagnostics] == ["E0101", "E0205"]
@@ -87,8 +93,11 @@ def test_imports_that_fail_are_reported_up_to_a_bound(tmp_path):
 @pytest.mark.parametrize("other", ["compose halved", "compose halved_again"])
 def test_members_of_parents_that_mean_different_things_by_one_name(tmp_path, other):
     """A written member stands alone and is the method that it was found as, also where both parents' definitions meet in it."""
-    files(tmp_path, a=HALVES + "method a(r: int = 8) from lora(r) { compose halved }\n",
-          b=f"{MEAN}compose halved_again = (h + delta) / 2\nmethod b(r: int = 8) from parallel_adapter(r) {{ {other} }}\n")
+    files(
+        tmp_path,
+        a=HALVES + "method a(r: int = 8) from lora(r) { compose halved }\n",
+        b=f"{MEAN}compose halved_again = (h + delta) / 2\nmethod b(r: int = 8) from parallel_adapter(r) {{ {other} }}\n",
+    )
     (a, mine), (b, theirs) = definition(f"{tmp_path}/a.pelt"), definition(f"{tmp_path}/b.pelt")
     names = mine.and_of(theirs)
     members = generate(space_of(cross(a, b, names), names, one=True)).members

@@ -55,7 +55,10 @@ def test_a_space_with_open_sites_has_its_mistakes_too() -> None:
 
 def test_what_is_right_at_some_sites_is_no_mistake() -> None:
     assert said(method(f"modify at insert parallel {SOUND}")) == []
-    assert said(method("modify at insert parallel form { m: [d_in] = norm(W, 1)  delta = (z * m) @ W } compose h + delta")) == []
+    assert (
+        said(method("modify at insert parallel form { m: [d_in] = norm(W, 1)  delta = (z * m) @ W } compose h + delta"))
+        == []
+    )
     assert said(method("modify at form { P: [3, d_out] ~ normal(1)  delta = P } compose prepend(delta, h)")) == []
 
 
@@ -66,8 +69,12 @@ def test_what_depends_on_the_sites_is_unknown() -> None:
     assert "`at`, which has no value" in why
     bent = "modify at insert parallel form { A: [d_in, d_out] ~ normal(1) delta = relu(z @ A) } compose h + delta"
     assert (values(method(bent))["mergeable"], values(method(bent))["identity at start"]) == ("no", "no")
-    pooled = method("modify at insert parallel form { A: [d_in, d_out] ~ zeros delta = mean(z, tokens) @ A } compose h + delta")
-    assert values(pooled)["causal"] == "unknown"  # the encoder's tokens, which a decoder's keys are made of, are all there
+    pooled = method(
+        "modify at insert parallel form { A: [d_in, d_out] ~ zeros delta = mean(z, tokens) @ A } compose h + delta"
+    )
+    assert (
+        values(pooled)["causal"] == "unknown"
+    )  # the encoder's tokens, which a decoder's keys are made of, are all there
 
 
 def test_a_verdict_that_is_known_holds_wherever_the_sites_are() -> None:
@@ -90,7 +97,10 @@ def test_counts_and_equality_do_without_no_site() -> None:
     assert difference(m(at="ffn"), m(at="ffn")) is None
     two = method(f"use {{ modify at insert parallel {SOUND} }} as a use {{ modify ffn insert parallel {SOUND} }} as b")
     assert values(two)["rows commute"] == "unknown"
-    open_twice = method(f"use {{ modify at insert parallel {SOUND} }} as a use {{ modify to insert parallel {SOUND} }} as b", "at: sites, to: sites")
+    open_twice = method(
+        f"use {{ modify at insert parallel {SOUND} }} as a use {{ modify to insert parallel {SOUND} }} as b",
+        "at: sites, to: sites",
+    )
     assert set(values(open_twice).values()) == {"unknown"}
 
 
@@ -113,7 +123,9 @@ def test_rows_that_meet_are_compared_without_the_values(parameters: str, calls: 
 
 
 def test_how_a_tensor_starts_may_be_what_decides() -> None:
-    text = method("modify attn.q insert parallel form { A: [d_in, d_out] ~ i  delta = z @ A } compose h + delta", "i: init")
+    text = method(
+        "modify attn.q insert parallel form { A: [d_in, d_out] ~ i  delta = z @ A } compose h + delta", "i: init"
+    )
     found = verdicts(parse(text))["identity at start"]
     assert found.value == "unknown" and "argument" in found.reason
     assert values(text.replace("i: init", "i: init = zeros"))["identity at start"] == "yes"
@@ -126,4 +138,6 @@ def test_who_owns_a_tensor_may_be_an_argument() -> None:
     assert [o.owner for o in owned(m)] == ["p"] and formula(m)["trained"] == "what `m` learns per `p`"
     other = parse(method(f"modify attn.heads insert parallel {form.replace('per p', 'per site')}", "p: scope"))
     assert difference(m, m) is None and difference(m, other) is not None
-    assert unipelt.parse(method(f"modify attn.heads insert parallel {form}", "p: scope"))(p="layer").arguments == {"p": "layer"}
+    assert unipelt.parse(method(f"modify attn.heads insert parallel {form}", "p: scope"))(p="layer").arguments == {
+        "p": "layer"
+    }

@@ -41,12 +41,24 @@ def call(*arguments: str, code: int = 0) -> tuple[str, str]:
 
 def test_the_owner_of_every_tensor_at_the_heads() -> None:
     found = {(o.tensor, o.owner, o.default) for o in owned(parse(text()))}
-    assert found == {("P", "site and head", True), ("b", "site and head", True), ("t", "site and head", True), ("w", "layer and group", False)}
+    assert found == {
+        ("P", "site and head", True),
+        ("b", "site and head", True),
+        ("t", "site and head", True),
+        ("w", "layer and group", False),
+    }
     assert {(o.tensor, o.owner) for o in owned(parse(text(" per kind")))} >= {("P", "kind"), ("t", "kind")}
     assert not owned(load(name("lora"))), "elsewhere the default is the site, and nothing need be said"
 
 
-@pytest.mark.parametrize("per, shape", [("", (small.HEADS, small.WIDTH, 4)), (" per head", (small.HEADS, small.WIDTH, 4)), (" per site", (small.WIDTH, 4))])
+@pytest.mark.parametrize(
+    "per, shape",
+    [
+        ("", (small.HEADS, small.WIDTH, 4)),
+        (" per head", (small.HEADS, small.WIDTH, 4)),
+        (" per site", (small.WIDTH, 4)),
+    ],
+)
 def test_what_is_said_is_what_is_made(per: str, shape: tuple[int, ...]) -> None:
     model = small.model("bert")
     unipelt.apply(model, parse(text(per)), "a")
@@ -60,9 +72,18 @@ def test_show_prints_it(tmp_path) -> None:
     out, _ = call("show", str(tmp_path / "m.pelt"))
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "tensor row at sizes one for each" in lines
-    assert "P m attn.heads d_model × l site and head (the default here)" in lines and "w m attn.heads l × l layer and group" in lines
+    assert (
+        "P m attn.heads d_model × l site and head (the default here)" in lines
+        and "w m attn.heads l × l layer and group" in lines
+    )
     as_json = json.loads(call("show", str(tmp_path / "m.pelt"), "--json")[0])
-    assert as_json["tensors"][0] == {"tensor": "P", "row": "m", "at": "attn.heads", "sizes": "d_model × l", "one for each": "site and head (the default here)"}
+    assert as_json["tensors"][0] == {
+        "tensor": "P",
+        "row": "m",
+        "at": "attn.heads",
+        "sizes": "d_model × l",
+        "one for each": "site and head (the default here)",
+    }
     assert "one for each" not in call("show", name("lora"))[0]
 
 
@@ -77,7 +98,11 @@ def test_check_hints_where_no_size_is_a_heads(per: str, hinted: list[str], tmp_p
     assert err.count("warning[E0380]") == len(hinted) and ("1 method: all well, 2 hints" in out) == bool(hinted)
     as_json = json.loads(call("check", str(tmp_path / "m.pelt"), "--json")[0])
     assert as_json["ok"] and len(as_json["definitions"][0]["hints"]) == len(hinted)
-    assert not hinted or [r["level"] for r in json.loads(call("check", str(tmp_path / "m.pelt"), "--sarif")[0])["runs"][0]["results"]] == ["warning"] * 2
+    assert (
+        not hinted
+        or [r["level"] for r in json.loads(call("check", str(tmp_path / "m.pelt"), "--sarif")[0])["runs"][0]["results"]]
+        == ["warning"] * 2
+    )
 
 
 def test_a_hint_is_given_once_for_two_sites_and_two_methods() -> None:

@@ -204,9 +204,7 @@ def test_slices_and_lists():
     assert parse_expression("[]") == S.ListOf(()) and len(parse_expression("[a, [b]]").items) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("1", 1), ("1.0", 1.0), (".5", 0.5), ("1e-05", 1e-05), ("2E3", 2000.0)]
-)
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("1.0", 1.0), (".5", 0.5), ("1e-05", 1e-05), ("2E3", 2000.0)])
 def test_numbers(text, value):
     number = parse_expression(text)
     assert number == S.Number(value) and type(number.value) is type(value)
@@ -295,7 +293,14 @@ def test_mistakes(text, code, at):
     assert str(caught.value).startswith(f"error[{code}]: ")
 
 
-@pytest.mark.parametrize("text", ['method m {\n """a \ud83d"""\n train head }', "method m {\n# \udcff\n train head }", "method m {\n tr\ud83dain head }"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'method m {\n """a \ud83d"""\n train head }',
+        "method m {\n# \udcff\n train head }",
+        "method m {\n tr\ud83dain head }",
+    ],
+)
 def test_half_a_character_is_refused_before_it_cannot_be_saved(text):
     with pytest.raises(PeltError) as caught:
         parse(text)

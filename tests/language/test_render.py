@@ -170,9 +170,15 @@ def test_json():
 
 def test_each_text_shows_its_own_lines():
     """Texts that lie in no file are told apart: what is said of the first later on quotes the first."""
-    one = parse("method one {\n  modify ffn\n  insert parallel\n  form { delta = mean(z, positions) }\n  compose h + delta\n}")
-    two = parse("# another\n\nmethod two { modify ffn insert parallel form { delta = mean(z, tokens) } compose h + delta }")
-    assert [shown(verdicts(m)["causal"].span).rpartition(">")[2] for m in (one, two)] == [":4:26", ":3:64"], "where `positions` and `tokens` stand"
+    one = parse(
+        "method one {\n  modify ffn\n  insert parallel\n  form { delta = mean(z, positions) }\n  compose h + delta\n}"
+    )
+    two = parse(
+        "# another\n\nmethod two { modify ffn insert parallel form { delta = mean(z, tokens) } compose h + delta }"
+    )
+    assert [shown(verdicts(m)["causal"].span).rpartition(">")[2] for m in (one, two)] == [":4:26", ":3:64"], (
+        "where `positions` and `tokens` stand"
+    )
     assert parse("method two { use lora }").span.file == parse("method two { use lora }").span.file
     with pytest.raises(TypeError, match="a text is needed, not int"):
         parse(3)

@@ -72,7 +72,11 @@ def test_a_log_is_what_the_standard_says(broken: Path) -> None:
     assert found["version"] == "2.1.0" and found["$schema"].endswith("sarif-2.1.0.json")
     (run,) = found["runs"]
     driver = fits("driver", fits("run", run)["tool"]["driver"])
-    assert driver["name"] == "unipelt" and driver["version"] == unipelt.__version__ and run["columnKind"] == "unicodeCodePoints"
+    assert (
+        driver["name"] == "unipelt"
+        and driver["version"] == unipelt.__version__
+        and run["columnKind"] == "unicodeCodePoints"
+    )
     codes = [fits("rule", r)["id"] for r in driver["rules"]]
     assert codes == sorted(set(codes))
     lines = TEXT.split("\n")

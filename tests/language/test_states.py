@@ -29,7 +29,20 @@ TEXTS = {
     "LONGSTRING": '"""d"""', "$END": "",
 }  # fmt: skip
 #: Keywords that `explain` speaks of by name, and one of each kind of the others.
-KEYWORDS = {"_METHOD", "_IMPORT", "_FORM", "_MODIFY", "_COMPOSE", "_GATE", "_IF", "_PER", "_AS", "FROZEN", "_AXIS", "_FIRST"}
+KEYWORDS = {
+    "_METHOD",
+    "_IMPORT",
+    "_FORM",
+    "_MODIFY",
+    "_COMPOSE",
+    "_GATE",
+    "_IF",
+    "_PER",
+    "_AS",
+    "FROZEN",
+    "_AXIS",
+    "_FIRST",
+}
 TRIED = [t for t in TERMINALS if not (t.startswith("_") or t == "FROZEN") or t in KEYWORDS]
 #: What a message begins with. Whatever begins otherwise is not ours.
 OURS = re.compile(

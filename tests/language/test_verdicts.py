@@ -94,7 +94,9 @@ def test_a_tie_is_decided_by_what_is_known():
 
 def test_places_are_shown_from_here(tmp_path, monkeypatch):
     file = tmp_path / "mine.pelt"
-    file.write_text("method mine {\n  modify ffn\n  insert parallel\n  form { b: [d_out] ~ zeros delta = b }\n  compose h + delta\n}\n")
+    file.write_text(
+        "method mine {\n  modify ffn\n  insert parallel\n  form { b: [d_out] ~ zeros delta = b }\n  compose h + delta\n}\n"
+    )
     monkeypatch.chdir(tmp_path)
     v = verdicts(load(str(file)))["identity at start"]
     assert shown(v.span) == "mine.pelt:4:10"
@@ -163,18 +165,26 @@ def test_an_activation_that_is_an_argument_may_start_anywhere():
 
 def test_heads_are_split_once():
     with pytest.raises(PeltError, match="E0336.*no heads yet"):
-        check_method(parse("method m { modify attn.heads insert parallel form { A: [d_head, d_model] ~ zeros delta = heads(attn.q(q @ A)) } compose h + delta }"))
+        check_method(
+            parse(
+                "method m { modify attn.heads insert parallel form { A: [d_head, d_model] ~ zeros delta = heads(attn.q(q @ A)) } compose h + delta }"
+            )
+        )
 
 
 def test_a_running_mean_is_of_a_tensor():
     with pytest.raises(PeltError, match="E0331.*a tensor, not the number 2"):
-        check_method(parse("method m { modify ffn form { b: [d_out] ~ zeros delta = b * running_mean(2) } compose h + delta }"))
+        check_method(
+            parse("method m { modify ffn form { b: [d_out] ~ zeros delta = b * running_mean(2) } compose h + delta }")
+        )
 
 
 # ---------------------------------------------------------------- what random methods refuted
 
 
-def said(form: str, compose: str = "add", sites: str = "ffn", insert: str = "parallel", gate: str = "") -> dict[str, str]:
+def said(
+    form: str, compose: str = "add", sites: str = "ffn", insert: str = "parallel", gate: str = ""
+) -> dict[str, str]:
     text = f"method m(r: int = 3) {{ use {{ modify {sites} insert {insert} form {{ {form} }} compose {compose} }} as a {gate} }}"
     return {k: v.value for k, v in verdicts(parse(text)).items()}
 
@@ -187,15 +197,31 @@ def test_a_comparison_may_be_false_everywhere():
 def test_a_power_of_zero_is_zero_and_so_is_either_of_two_zeros():
     squared = "gated by { A: [d_model] ~ zeros  g = (x @ A) ** 2 }"
     assert said("b: [] ~ normal(0.3) delta = z * b", gate=squared)["identity at start"] == "yes"
-    assert said("b: [] ~ zeros c: [] ~ normal(0.3) delta = z * c * (b if layer >= 1 else 0 * b)")["identity at start"] == "yes"
+    assert (
+        said("b: [] ~ zeros c: [] ~ normal(0.3) delta = z * c * (b if layer >= 1 else 0 * b)")["identity at start"]
+        == "yes"
+    )
 
 
 def test_shares_may_come_to_a_number():
-    found = said("A: [d_in, r] ~ normal(0.3) frozen C: [r, d_out] ~ constant(0.5) delta = softmax(z @ A) @ C", sites="attn.q")
+    found = said(
+        "A: [d_in, r] ~ normal(0.3) frozen C: [r, d_out] ~ constant(0.5) delta = softmax(z @ A) @ C", sites="attn.q"
+    )
     assert found["mergeable"] == "unknown"
-    assert said("A: [d_in, r] ~ normal(0.3) C: [r, d_out] ~ normal(0.3) delta = softmax(z @ A) @ C", sites="attn.q")["mergeable"] == "no"
+    assert (
+        said("A: [d_in, r] ~ normal(0.3) C: [r, d_out] ~ normal(0.3) delta = softmax(z @ A) @ C", sites="attn.q")[
+            "mergeable"
+        ]
+        == "no"
+    )
     assert said("b: [d_out] ~ zeros delta = sum(softmax(x)) * b")["mergeable"] == "unknown"
-    assert said("A: [d_in, r] ~ normal(0.3) C: [r, d_out] ~ normal(0.3) delta = drop(softmax(z @ A), 0.1) @ C", sites="attn.q")["mergeable"] == "no"
+    assert (
+        said(
+            "A: [d_in, r] ~ normal(0.3) C: [r, d_out] ~ normal(0.3) delta = drop(softmax(z @ A), 0.1) @ C",
+            sites="attn.q",
+        )["mergeable"]
+        == "no"
+    )
     form = "A: [d_in, r] ~ normal(0.3) frozen C: [r, r] ~ ones B: [r, d_out] ~ zeros delta = softmax(running_mean(z @ A) @ C) @ B"
     assert said(form)["cache-consistent"] == "unknown"
 
@@ -221,11 +247,18 @@ def test_words_and_embeddings_are_one_place_on_some_models():
 def test_what_another_row_throws_away_is_not_seen():
     """A row that passes on nothing of its input may hide what others read or draw; an edit of a weight passes its input on."""
     pools = "use { modify attn.q insert parallel form { delta = mean(x, positions) @ W } compose h + delta } as a "
-    hides = "use { modify attn insert parallel form { B: [d_out] ~ normal(0.1) delta = B } compose { out = delta } } as b "
+    hides = (
+        "use { modify attn insert parallel form { B: [d_out] ~ normal(0.1) delta = B } compose { out = delta } } as b "
+    )
     keeps = hides.replace("{ out = delta }", "h + delta")
     weight = "use { modify attn.o.weight form { B: [d_out] ~ zeros delta = B } compose { out = h * 0 + delta } } as b "
     drops = pools.replace("mean(x, positions) @ W", "drop(x, 0.5) @ W")
-    for name, first in (("causal", pools), ("padding-invariant", pools), ("cache-consistent", pools), ("deterministic in training", drops)):
+    for name, first in (
+        ("causal", pools),
+        ("padding-invariant", pools),
+        ("cache-consistent", pools),
+        ("deterministic in training", drops),
+    ):
         for other, value in ((hides, "unknown"), (keeps, "no"), (weight, "no"), ("", "no")):
             for rows in (first + other, other + first):
                 assert verdicts(parse(f"method m {{ {rows} }}"))[name].value == value, (name, rows)
@@ -257,13 +290,17 @@ method m(r: int = 2) {
 
 def test_of_several_rows_the_reason_names_the_one_that_decides():
     found = verdicts(parse(ROWS))
-    assert found["causal"].reason == "`pooled`: this pools over the whole sequence, so every position sees the later ones"
+    assert (
+        found["causal"].reason == "`pooled`: this pools over the whole sequence, so every position sees the later ones"
+    )
     assert found["identity at start"].reason == (
         "`low`: `B` starts as zeros, so the output is `h`; `pooled`: `C` starts as zeros, so the output is `h`; "
         "`heads`: `s` starts as ones, so the output is `h`")  # fmt: skip
     assert "`" not in found["deterministic in training"].reason  # the same for all
     merged = verdicts(parse(re.sub(r"  use { modify ffn .* pooled\n", "", ROWS, flags=re.DOTALL)))["mergeable"]
-    assert merged.reason.endswith("`heads`: affine in the input of `attn.o`, which absorbs it")  # a head is what `attn.o` reads
+    assert merged.reason.endswith(
+        "`heads`: affine in the input of `attn.o`, which absorbs it"
+    )  # a head is what `attn.o` reads
 
 
 @pytest.mark.parametrize("form, name, reason, place_", [
@@ -276,7 +313,10 @@ def test_a_reason_does_not_contradict_another(form, name, reason, place_):
     assert reason in found.reason and text[found.span.start :].startswith(place_)
 
 
-@pytest.mark.parametrize(("a", "b", "verdict"), [("ffn", "decoder.ffn", "no"), ("encoder.ffn", "decoder.ffn", "yes"), ("decoder.ffn", "ffn", "no")])
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [("ffn", "decoder.ffn", "no"), ("encoder.ffn", "decoder.ffn", "yes"), ("decoder.ffn", "ffn", "no")],
+)
 def test_rows_meet_in_the_stacks_of_both(a, b, verdict):
     rows = f"use adapter(3) as a {{ modify {a} }} use parallel_adapter(3) as b {{ modify {b} }}"
     assert verdicts(parse(spec(f"method m {{ {rows} }}")))["rows commute"].value == verdict

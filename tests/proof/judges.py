@@ -55,7 +55,9 @@ def _largest(found: Iterator[float]) -> float:
 def _apart(a: Pass, b: Pass, cut: Callable[[torch.Tensor, Tap | None], torch.Tensor | None]) -> float:
     """The largest deviation between two passes in what ``cut`` leaves of an output (no tap) and of an edit's out."""
     assert a.outputs.keys() == b.outputs.keys() and len(a.taps) == len(b.taps)
-    pairs = [(a.outputs[n], b.outputs[n], None) for n in a.outputs] + [(x.out, y.out, x) for x, y in zip(a.taps, b.taps)]
+    pairs = [(a.outputs[n], b.outputs[n], None) for n in a.outputs] + [
+        (x.out, y.out, x) for x, y in zip(a.taps, b.taps)
+    ]
     cuts = [(cut(x, tap), cut(y, tap)) for x, y, tap in pairs]
     return _largest(deviation(x, y) for x, y in cuts if x is not None and y is not None)
 
@@ -150,7 +152,11 @@ def cached(t: Trial) -> float | None:
 def _decoded(t: Trial) -> list[torch.Tensor]:
     """What the edits of the tokens that are decoded yield."""
     own = t.plan.sites.stacks[-1].name
-    return [] if t.grows else [x.out for x in t.seen if x.out.dim() > 2 and x.edit.site.tokens == own and x.edit.site.stack == own]
+    return (
+        []
+        if t.grows
+        else [x.out for x in t.seen if x.out.dim() > 2 and x.edit.site.tokens == own and x.edit.site.stack == own]
+    )
 
 
 @judge("batch-independent")
@@ -248,7 +254,9 @@ class _Inside:
     def __init__(self, t: Trial):
         self.t = t
         self.maps = [m for m in t.model.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
-        self.entered: list[tuple[nn.Module, torch.Tensor]] = []  # a module that serves several layers is entered by each
+        self.entered: list[
+            tuple[nn.Module, torch.Tensor]
+        ] = []  # a module that serves several layers is entered by each
 
     def __enter__(self) -> _Inside:
         def enters(m: nn.Module, args: tuple) -> None:
@@ -312,13 +320,18 @@ def foldable(t: Trial) -> float | None:
     """
     if not t.plan.edits:
         return None
-    other = {n: torch.where(x < 90, x + 1, x - 1) if n.endswith("input_ids") else x for n, x in batch(t.kind, seed=t.seed + 1).items()}
+    other = {
+        n: torch.where(x < 90, x + 1, x - 1) if n.endswith("input_ids") else x
+        for n, x in batch(t.kind, seed=t.seed + 1).items()
+    }
     taps = t.run(t.inputs).taps
     one, two = _values(taps), _values(t.run(other).taps)
     t.randomise(t.seed + 7)
     drawn = _values(t.run(t.inputs).taps)
     by_name = [closed(e, tap) for tap in taps for e in computed(tap)]
-    varies = (deviation(x, y) for x, y, z, own in zip(one, two, drawn, by_name, strict=True) if own or deviation(x, z) > SHOWS)
+    varies = (
+        deviation(x, y) for x, y, z, own in zip(one, two, drawn, by_name, strict=True) if own or deviation(x, z) > SHOWS
+    )
     return min(varies, default=float("inf"))
 
 

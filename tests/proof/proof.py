@@ -47,7 +47,11 @@ class Proof:
     @property
     def open(self) -> list[str]:
         """Verdicts "no" that nothing has shown yet."""
-        return [v for v, said in self.said.items() if said == "no" and max(self.found.get(v, {}).values(), default=0.0) <= SHOWS]
+        return [
+            v
+            for v, said in self.said.items()
+            if said == "no" and max(self.found.get(v, {}).values(), default=0.0) <= SHOWS
+        ]
 
     @property
     def refuted(self) -> list[str]:
@@ -56,10 +60,20 @@ class Proof:
         tried = set().union(*self.found.values()) if self.found else set()
         if self.idle and all(self.idle.values()):
             return self.wrong + over  # nothing can be seen of what does nothing
-        return self.wrong + over + [f"{v}: no, and nothing shows it on {', '.join(sorted(tried))}" for v in self.open if v in self.found]
+        return (
+            self.wrong
+            + over
+            + [f"{v}: no, and nothing shows it on {', '.join(sorted(tried))}" for v in self.open if v in self.found]
+        )
 
 
-def prove(method: Method, kinds: Sequence[str], layers: int = 2, more: Iterable[tuple[str, int, float]] = (), folder: Path | None = None) -> Proof:
+def prove(
+    method: Method,
+    kinds: Sequence[str],
+    layers: int = 2,
+    more: Iterable[tuple[str, int, float]] = (),
+    folder: Path | None = None,
+) -> Proof:
     """Judges every verdict on some models. While a "no" is not shown, further tries (model, seed, size of the noise)."""
     proof = Proof(method.name, {n: v.value for n, v in verdicts(method).items()})
     for kind in kinds:
@@ -137,7 +151,9 @@ def arguments(method: Method) -> dict[str, list[tuple[str, Method]]]:
         if v.value == "depends":
             asked = [p.name for p in method.params if p.name in re.findall(r"`(\w+)`", v.reason)]
             assert asked, v
-            out[name] = [(said, bound(method(**dict.fromkeys(asked, value)))) for said, value in (("yes", 0.0), ("no", 0.5))]
+            out[name] = [
+                (said, bound(method(**dict.fromkeys(asked, value)))) for said, value in (("yes", 0.0), ("no", 0.5))
+            ]
     return out
 
 
@@ -160,7 +176,9 @@ def numbers(plan: Plan) -> list[dict[str, int]]:
         layers = len(stack.blocks)
         known |= {"L": layers, "depth": stack.depth, "L_cross": layers if any(s.name == "cross" for s in sites) else 0}
         known |= {f"L_{stack.name}": layers} if stack.name else {}
-        out.append(known | {k: v for k, v in plan.method.arguments.items() if isinstance(v, int) and not isinstance(v, bool)})
+        out.append(
+            known | {k: v for k, v in plan.method.arguments.items() if isinstance(v, int) and not isinstance(v, bool)}
+        )
     return out
 
 

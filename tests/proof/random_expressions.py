@@ -83,7 +83,13 @@ class Draw:
         if self.site.family == "heads":
             if not scope and self.chance(0.5):
                 scope = self.one(" per group", " per head", " per site")
-            implied = frozenset({"group"}) if "group" in scope else frozenset({"head"}) if "head" in scope or not scope else NONE
+            implied = (
+                frozenset({"group"})
+                if "group" in scope
+                else frozenset({"head"})
+                if "head" in scope or not scope
+                else NONE
+            )
         axes = implied | ({per.split()[-1]} if per else NONE)
         if not axes <= self.axes | {"group"}:
             scope, axes = " per site", NONE
@@ -104,13 +110,25 @@ class Draw:
 
     def leaf(self, sizes: Sizes, token: bool = False) -> str | None:
         """A name in scope of that type; ``token``: with a value for each token."""
-        fit = [n for n, (axes, s) in self.body.scope.items() if s == sizes and axes <= self.axes | {"group"} and (not token or "token" in axes)]
+        fit = [
+            n
+            for n, (axes, s) in self.body.scope.items()
+            if s == sizes and axes <= self.axes | {"group"} and (not token or "token" in axes)
+        ]
         if token and not fit:
             return None
         if fit and self.chance(0.75 if not token else 1.0):
             own = [n for n in fit if n not in self.tensors]
             return self.one(*(own if own and self.chance(0.8) else fit))
-        return None if token else (self.one("0.5", "2", "alpha", "1", "alpha / r") if not sizes and self.chance(0.4) else self.tensor(sizes))
+        return (
+            None
+            if token
+            else (
+                self.one("0.5", "2", "alpha", "1", "alpha / r")
+                if not sizes and self.chance(0.4)
+                else self.tensor(sizes)
+            )
+        )
 
     def expr(self, sizes: Sizes, depth: int, token: bool = False) -> str:
         """An expression with these sizes. ``token``: one with the axis token, where there is a way to have it."""
@@ -124,7 +142,11 @@ class Draw:
     def carried(self, sizes: Sizes, token: bool) -> str:
         """From a vector that there is to the sizes that are wanted."""
         if token and len(sizes) == 1:
-            sources = [(n, s) for n, (axes, s) in self.body.scope.items() if "token" in axes and len(s) == 1 and axes <= self.axes]
+            sources = [
+                (n, s)
+                for n, (axes, s) in self.body.scope.items()
+                if "token" in axes and len(s) == 1 and axes <= self.axes
+            ]
             if sources:
                 n, s = self.one(*sources)
                 return n if s == sizes else f"{n} @ {self.tensor((s[0], sizes[0]))}"
@@ -223,7 +245,11 @@ class Draw:
     def plain(self, sizes: Sizes) -> str:
         """A tensor without axes."""
         fit = [n for n, (axes, s) in self.body.scope.items() if n in self.tensors and s == sizes and not axes]
-        return self.one(*fit) if fit and self.chance(0.5) else self.tensor(sizes, " per site" if self.site.family == "heads" else "")
+        return (
+            self.one(*fit)
+            if fit and self.chance(0.5)
+            else self.tensor(sizes, " per site" if self.site.family == "heads" else "")
+        )
 
     def test(self) -> str:
         place = ["layer >= 1", "layer < depth / 2"] if self.site.family not in ("embed", "head") else []
@@ -251,7 +277,9 @@ class Draw:
         return f"concat({a}, {b}) @ {self.tensor(('r + l', s))}"
 
     def ranged(self, s: str) -> str | None:
-        wide = [n for n, (axes, z) in self.body.scope.items() if len(z) == 1 and z[0].startswith("d_") and axes <= self.axes]
+        wide = [
+            n for n, (axes, z) in self.body.scope.items() if len(z) == 1 and z[0].startswith("d_") and axes <= self.axes
+        ]
         return f"{self.one(*wide)}{self.one(f'[: {s}]', f'[-{s} :]')}" if wide else None
 
     def of_weight(self, s: str) -> str | None:

@@ -18,7 +18,14 @@ WEIGHTS = {
     "attn.heads": 5, "ffn.hidden": 3, "embed": 3, "embed.words": 2, "head": 1, "cross": 1, "cross.v": 1, "cross.heads": 1,
 }  # fmt: skip
 #: Sites whose scopes have the same sizes.
-_ALIKE = {"attn": ["ffn"], "ffn": ["attn"], "attn.q": ["attn.q"], "attn.k": ["attn.v"], "attn.v": ["attn.k"], "ffn.up": ["ffn.gate"]}
+_ALIKE = {
+    "attn": ["ffn"],
+    "ffn": ["attn"],
+    "attn.q": ["attn.q"],
+    "attn.k": ["attn.v"],
+    "attn.v": ["attn.k"],
+    "ffn.up": ["ffn.gate"],
+}
 
 
 def _insertion(d: Draw) -> tuple[str, Type]:
@@ -28,7 +35,12 @@ def _insertion(d: Draw) -> tuple[str, Type]:
     options: list[tuple[str, Type]] = [("sequential", h)]
     if x is not None:
         parallel = h if site.parallel == "q" else x
-        options += [("parallel", parallel)] * 4 + [("x", x), ("2 * x", x), ("stop_gradient(x)", x), ("running_mean(x)", x)]
+        options += [("parallel", parallel)] * 4 + [
+            ("x", x),
+            ("2 * x", x),
+            ("stop_gradient(x)", x),
+            ("running_mean(x)", x),
+        ]
         options += [("mean(x, tokens)", (x[0] - {"token"}, x[1]))]
         options += [(f"{n}(h + residual)", h) for n, _ in site.bases if n.endswith(".norm")] * 2
         options += [("h + residual", h), ("residual", h)] if any(n == "residual" for n, _ in site.scope) else []
@@ -56,7 +68,11 @@ def _row(rng: random.Random, name: str, site: str) -> str:
     if found.family == "head":
         d.body.scope = {"z": z}
     for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
-        d.let(rng.choice(((d.width(),), (d.width(),), (), ("l", d.width()))) if not prompt else ("l", d.one("r", *out)), 2, d.chance(0.5))
+        d.let(
+            rng.choice(((d.width(),), (d.width(),), (), ("l", d.width()))) if not prompt else ("l", d.one("r", *out)),
+            2,
+            d.chance(0.5),
+        )
     size: Sizes = ("l", *out) if prompt else out if d.chance(0.85) else ()
     d.let(size, 3, not prompt and d.chance(0.8), "delta")
     form = list(d.body.lines)
@@ -70,11 +86,17 @@ def _row(rng: random.Random, name: str, site: str) -> str:
         gate = " gated by { " + "  ".join(inner.body.lines) + " }"
     d.body.lines = []
     if prompt:
-        d.body.lines = [f"out = {d.one('prepend(delta, h)', 'prepend(delta, h)', 'prepend(delta, h, 1)', 'append(delta, h)', 'fill(delta, h)')}"]
+        d.body.lines = [
+            f"out = {d.one('prepend(delta, h)', 'prepend(delta, h)', 'prepend(delta, h, 1)', 'append(delta, h)', 'fill(delta, h)')}"
+        ]
     else:
         d.body.scope["h"] = type_of(found.h)
         _compose(d, out, size)
-    layers = d.one("layers last 1 ", "layers first 1 ", "layers every 2 ", "layers 0 .. depth ") if found.family not in ("embed", "head") and d.chance(0.12) else ""
+    layers = (
+        d.one("layers last 1 ", "layers first 1 ", "layers every 2 ", "layers 0 .. depth ")
+        if found.family not in ("embed", "head") and d.chance(0.12)
+        else ""
+    )
     sites = site if not d.chance(0.2) else ", ".join([site, *d.rng.sample(_ALIKE.get(site, [site]), 1)])
     lines = "\n      ".join(form)
     compose = "\n      ".join(d.body.lines)
@@ -86,7 +108,14 @@ def _row(rng: random.Random, name: str, site: str) -> str:
 def _compose(d: Draw, out: Sizes, size: Sizes) -> None:
     kind = d.rng.random()
     if kind < 0.35:
-        d.body.lines.append(d.one("out = h + delta", "out = h + delta", "out = h - delta", f"out = h + {d.one('0.5', 'alpha', 'alpha / r')} * delta"))
+        d.body.lines.append(
+            d.one(
+                "out = h + delta",
+                "out = h + delta",
+                "out = h - delta",
+                f"out = h + {d.one('0.5', 'alpha', 'alpha / r')} * delta",
+            )
+        )
     elif kind < 0.45:
         d.body.lines.append(d.one("out = h * delta", "out = h * (1 + delta)"))
     elif kind < 0.53 and size == out:
@@ -96,7 +125,11 @@ def _compose(d: Draw, out: Sizes, size: Sizes) -> None:
         d.body.lines.append(d.one(f"out = h + {factor} * delta", f"out = (1 - {factor}) * h + {factor} * delta"))
     else:
         e = d.expr(out, 3)
-        d.body.lines.append(d.one(f"out = h + delta * {d.group(e)}", f"out = h + delta + {d.group(e)}", f"out = {d.group(e)} + delta * h"))
+        d.body.lines.append(
+            d.one(
+                f"out = h + delta * {d.group(e)}", f"out = h + delta + {d.group(e)}", f"out = {d.group(e)} + delta * h"
+            )
+        )
 
 
 def text(seed: int) -> str:

@@ -43,10 +43,14 @@ def test_the_judge_of_batches_can_tell(monkeypatch):
     from unipelt.compiler.functions import FUNCTIONS
     from unipelt.compiler.named import Named
 
-    method = parse("method m { modify ffn insert parallel form { A: [d_in, d_out] ~ normal(0.1) delta = tanh(z) @ A } compose h + delta }")
+    method = parse(
+        "method m { modify ffn insert parallel form { A: [d_in, d_out] ~ normal(0.1) delta = tanh(z) @ A } compose h + delta }"
+    )
     with trial("gpt2", method) as t:
         assert JUDGES["batch-independent"](t) <= HOLDS
-        monkeypatch.setattr("unipelt.runtime.edits.Edit._straight", lambda *_: None)  # as written, by the function that is replaced
+        monkeypatch.setattr(
+            "unipelt.runtime.edits.Edit._straight", lambda *_: None
+        )  # as written, by the function that is replaced
         monkeypatch.setitem(FUNCTIONS, "tanh", lambda context, a: Named(torch.tanh(a.data - a.data.mean(0)), a.axes))
         assert JUDGES["batch-independent"](t) > SHOWS
 

@@ -61,7 +61,9 @@ def test_the_base_is_plain_and_the_adapter_lies_beside_it(method: str, tmp_path:
     assert unipelt.attach(other, tmp_path) == "a" and unipelt.active(other) == ("a",)
     assert close(out(other), acting)
     found = unipelt.state_dict(other, "a")
-    assert found.keys() == state.keys() and all(torch.equal(found[n], t) for n, t in state.items())  # unfolded: it trains on as before
+    assert found.keys() == state.keys() and all(
+        torch.equal(found[n], t) for n, t in state.items()
+    )  # unfolded: it trains on as before
     assert torch.equal(out(m), acting)
 
 
@@ -112,7 +114,9 @@ def test_all_or_none_are_attached(tmp_path: Path) -> None:
     acting = out(other)
     with pytest.raises(unipelt.PeltError, match="E0580"):
         unipelt.attach(other, tmp_path)
-    assert list(unipelt.adapters(other)) == ["before"] == list(unipelt.active(other)) and torch.equal(out(other), acting)
+    assert list(unipelt.adapters(other)) == ["before"] == list(unipelt.active(other)) and torch.equal(
+        out(other), acting
+    )
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
@@ -242,7 +246,9 @@ def test_of_a_state_dict_that_was_gathered(tmp_path: Path) -> None:
     assert close(out(other), acting)
     with pytest.warns(UserWarning, match="`a` are not in the state dict"):
         m.save_pretrained(tmp_path / "base", state_dict=model("bert_labels").state_dict())
-    assert not (tmp_path / "base" / INDEX).exists() and torch.equal(out(loaded(tmp_path / "base")), out(model("bert_labels")))
+    assert not (tmp_path / "base" / INDEX).exists() and torch.equal(
+        out(loaded(tmp_path / "base")), out(model("bert_labels"))
+    )
 
 
 def test_only_the_main_process_writes(tmp_path: Path) -> None:
@@ -286,6 +292,7 @@ def train(folder: Path, m: nn.Module, steps: int, resume: Any = None, **options:
 
 def test_the_trainer_saves_resumes_and_finds_its_best(tmp_path: Path) -> None:
     """transformers' Trainer as it is. Of two adapters the second is trained."""
+
     def both() -> nn.Module:
         return wear("b", "lora", wear("a", "bitfit"), seed=2)
 
@@ -347,7 +354,10 @@ def old(m: nn.Module, folder: Path, files: int = 1) -> None:
     (folder / "model.safetensors").unlink()
     names = sorted(state)
     for i in range(files):
-        save_file({n: state[n] for n in names[i::files]}, folder / f"model-{i}.safetensors" if files > 1 else folder / "model.safetensors")
+        save_file(
+            {n: state[n] for n in names[i::files]},
+            folder / f"model-{i}.safetensors" if files > 1 else folder / "model.safetensors",
+        )
 
 
 @pytest.mark.parametrize("files", [1, 2])
@@ -355,7 +365,7 @@ def test_an_older_folder_says_how_its_adapter_is_recovered(files: int, tmp_path:
     """What the message says is done, word for word."""
     import re
 
-    import safetensors.torch  # noqa: F401 - what the message calls
+    import safetensors.torch
 
     m = wear()
     acting = out(m)
@@ -380,7 +390,9 @@ def test_an_older_folder_says_how_its_adapter_is_recovered(files: int, tmp_path:
 def test_names_that_tensors_had_before_are_read(tmp_path: Path) -> None:
     """A head's copy was held by a twin of its module, and a gate's tensors had a colon in their names."""
     row = "modify ffn insert x form { A: [d_in, d_out] ~ normal(0.1)  delta = z @ A } compose h + delta"
-    method = unipelt.parse(f"method inner() {{ {row} }} method m() {{ use inner() as part gated by token_gate  train head }}", name="m")
+    method = unipelt.parse(
+        f"method inner() {{ {row} }} method m() {{ use inner() as part gated by token_gate  train head }}", name="m"
+    )
     m = model("bert_labels")
     unipelt.apply(m, method, "a")
     with torch.no_grad():
@@ -391,7 +403,11 @@ def test_names_that_tensors_had_before_are_read(tmp_path: Path) -> None:
     for name, t in m.state_dict().items():
         path, _, attribute = name.rpartition(".")
         if path in edits:
-            label = next(n for n in edits[path].scalars if attribute in (n, n.replace(".", ":")) or attribute.endswith(n.replace(".", ":")))
+            label = next(
+                n
+                for n in edits[path].scalars
+                if attribute in (n, n.replace(".", ":")) or attribute.endswith(n.replace(".", ":"))
+            )
             attribute = f"twin.{label}" if hasattr(edits[path], "trained") else label.replace(".", ":")
         before[f"{path}.{attribute}"] = t.clone()
     assert any(".twin." in n for n in before) and any("gate:" in n for n in before)

@@ -18,7 +18,22 @@ from unipelt.runtime.registry import record
 
 #: Names of one's own that are attributes of modules, words of Python, or what the runtime calls something else.
 WORDS = ["tensor_A", "torch", "F", "math", "nn", "self", "mask", "places", "rows", "lead", "given", "__debug__", "None"]
-ATTRIBUTES = sorted(n for n in {*dir(Edit), *dir(nn.Linear(1, 1)), "row", "site", "part", "axes", "constants", "scalars", "shared", "lowered", "type"})
+ATTRIBUTES = sorted(
+    n
+    for n in {
+        *dir(Edit),
+        *dir(nn.Linear(1, 1)),
+        "row",
+        "site",
+        "part",
+        "axes",
+        "constants",
+        "scalars",
+        "shared",
+        "lowered",
+        "type",
+    }
+)
 #: Where a name stands in a method. The tensor A comes behind it, so that `tensor_A` could be taken for it.
 PLACES = {
     "tensor": "form { ?: [d_in, 2] ~ normal(1)  A: [2, d_out] ~ normal(1)  delta = z @ ? @ A } compose h + delta",
@@ -46,7 +61,9 @@ def computed(place: str, name: str, folder: Path) -> torch.Tensor:
     """What a model puts out with the method, after saving it and attaching it to another."""
     m, base = model("bert"), model("bert")
     more = {name: torch.tensor([0, 2, 1])} if place == "input" else {}
-    unipelt.apply(m, unipelt.parse(f"method m {{ modify attn.q, attn.v insert parallel {PLACES[place].replace('?', name)} }}"))
+    unipelt.apply(
+        m, unipelt.parse(f"method m {{ modify attn.q, attn.v insert parallel {PLACES[place].replace('?', name)} }}")
+    )
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():  # by place, not by name
         for t in record(m, "default").values().values():
@@ -83,7 +100,9 @@ def test_an_input_cannot_be_called_as_the_first_argument_of_every_method() -> No
 @pytest.mark.parametrize("name", ["site", "layer", "model", "true", "training", "chance"])
 def test_an_axis_is_not_called_as_what_stands_where_axes_do(name: str) -> None:
     with pytest.raises(unipelt.PeltError) as caught:
-        unipelt.parse(f"method m {{ modify ffn insert parallel form {{ axis {name} = 2  delta = z }} compose h + delta }}")
+        unipelt.parse(
+            f"method m {{ modify ffn insert parallel form {{ axis {name} = 2  delta = z }} compose h + delta }}"
+        )
     assert [d.code for d in caught.value.diagnostics] == ["E0224"]
 
 

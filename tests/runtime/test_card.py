@@ -69,7 +69,9 @@ def test_a_line_of_the_table_has_as_many_cells_as_its_head(tmp_path):
         assert len(widths) == 1, table
 
 
-@pytest.mark.parametrize("base, tag", [("bert", "feature-extraction"), ("gpt2", "text-generation"), ("bert_labels", "text-classification")])
+@pytest.mark.parametrize(
+    "base, tag", [("bert", "feature-extraction"), ("gpt2", "text-generation"), ("bert_labels", "text-classification")]
+)
 def test_every_kind_of_model_has_a_card(tmp_path, base, tag):
     model = small.model(base)
     unipelt.apply(model, unipelt.parse(SPEC), "mine")

@@ -17,7 +17,9 @@ from unipelt.language.counts import counts
 from unipelt.language.meaning import meaning
 from unipelt.language.properties import verdicts
 
-ROBUST = spec("method mine(most: int = depth - 1, drop: int = 0) { use lora(r = 2) as rows gated by above_dropped(most, drop) }")
+ROBUST = spec(
+    "method mine(most: int = depth - 1, drop: int = 0) { use lora(r = 2) as rows gated by above_dropped(most, drop) }"
+)
 
 
 def robust(kind: str = "bert", text: str = "", **arguments: Any) -> nn.Module:
@@ -130,7 +132,9 @@ def test_layers_that_are_computed_again_see_the_same_draw(kind: str, reentrant: 
         assert abs(a - b) < 1e-4 * max(1.0, abs(a))
         assert all(torch.allclose(grads[n], others[n], atol=1e-4) for n in grads)
     zero = [{n for n, g in grads.items() if not g.any()} for _, grads in (step(m, s) for s in range(6))]
-    assert len(zero[0] | zero[1] | zero[2]) > 0 and any(z != zero[0] for z in zero), "the draws differ from pass to pass"
+    assert len(zero[0] | zero[1] | zero[2]) > 0 and any(z != zero[0] for z in zero), (
+        "the draws differ from pass to pass"
+    )
 
 
 def test_every_tensor_has_a_gradient_in_every_pass() -> None:
@@ -152,7 +156,10 @@ def test_it_compiles_into_one_graph() -> None:
         torch.manual_seed(0)
         found = [compiled(**inputs())[0] for _ in range(6)]
     torch._dynamo.reset()
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(wanted, found)) and len({float(t.sum()) for t in wanted}) > 1
+    assert (
+        all(torch.allclose(a, b, atol=1e-5) for a, b in zip(wanted, found))
+        and len({float(t.sum()) for t in wanted}) > 1
+    )
 
 
 def test_a_part_that_is_called_past_the_model_is_told_so() -> None:
@@ -263,14 +270,18 @@ def test_gated_rows_merge_as_they_act(tmp_path: Path) -> None:
 def test_verdicts() -> None:
     guarded = verdicts(unipelt.parse(ROBUST))
     assert guarded["mergeable"].value == guarded["cache-consistent"].value == "yes"
-    always = verdicts(unipelt.parse(spec("method m { modify attn.q insert parallel form low_rank(2) compose h + chance * delta }")))
+    always = verdicts(
+        unipelt.parse(spec("method m { modify attn.q insert parallel form low_rank(2) compose h + chance * delta }"))
+    )
     assert always["mergeable"].value == always["cache-consistent"].value == "no"
     assert "one forward pass to the next" in always["mergeable"].reason
 
 
 def test_a_condition_on_chance_is_refused_outside_training() -> None:
     with pytest.raises(unipelt.PeltError) as e:
-        unipelt.parse(spec("method m { modify ffn insert parallel form low_rank(2) compose h + delta if chance < 0.5 else h }"))
+        unipelt.parse(
+            spec("method m { modify ffn insert parallel form low_rank(2) compose h + delta if chance < 0.5 else h }")
+        )
     assert [d.code for d in e.value.diagnostics] == ["E0315"]
 
 
@@ -315,7 +326,9 @@ def test_adapter_plus_is_the_blocks_output_and_a_scaled_bottleneck() -> None:
     plan = unipelt.apply(m, method)
     t = unipelt.state_dict(m)
     first = f"encoder.layer.0.block.{name('adapter_plus')}."
-    assert torch.equal(t[first + "s"], torch.ones(WIDTH)) and not t[first + "b_down"].any() and not t[first + "b_up"].any()
+    assert (
+        torch.equal(t[first + "s"], torch.ones(WIDTH)) and not t[first + "b_down"].any() and not t[first + "b_up"].any()
+    )
     for n in ("down", "up"):  # Houlsby's initialisation: N(0, 0.01), cut at two standard deviations
         assert t[first + n].abs().max() <= 0.02 and 0.005 < t[first + n].std() < 0.011
     randomise(m)

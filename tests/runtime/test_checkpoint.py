@@ -137,7 +137,13 @@ def test_a_folder_holds_its_own_definition(saved: Path) -> None:
     method = unipelt.parse(text)
     assert method == unipelt.load(name("lora")) and str(method) + "\n" == text
     found = json.loads((saved / MANIFEST).read_text())
-    assert found["arguments"] == {"r": 8, "alpha": 16.0, "dropout": 0.0, "at": "[attn.q, attn.v]", "init": "kaiming_uniform(sqrt(5))"}
+    assert found["arguments"] == {
+        "r": 8,
+        "alpha": 16.0,
+        "dropout": 0.0,
+        "at": "[attn.q, attn.v]",
+        "init": "kaiming_uniform(sqrt(5))",
+    }
     assert found["format"] == FORMAT
     assert set(found["tensors"]) == set(load_file(saved / WEIGHTS)) and found["base"]["class"] == "BertModel"
     for n in (WEIGHTS, METHOD):
@@ -451,7 +457,9 @@ def test_samples_of_another_kind(saved: Path) -> None:
     for values in (3, "x", [None] * 4, ["a"] * 4, [[1]] * 4, [], [0.0] * 5, [10**400] * 4):
         rewrite(
             saved,
-            manifest=lambda found: found["base"]["samples"].update({next(iter(found["base"]["samples"])): values}),
+            manifest=lambda found, values=values: found["base"]["samples"].update(
+                {next(iter(found["base"]["samples"])): values}
+            ),
         )
         refused(saved, "E0571")
 

@@ -85,7 +85,7 @@ def test_a_parameter_of_a_module_that_holds_others_is_registered_once() -> None:
 
 def test_a_tied_weight_has_one_copy_that_both_its_modules_use() -> None:
     m = wear("gpt2", "embed.words.*")
-    (name, t), = unipelt.state_dict(m, "a").items()
+    ((name, t),) = unipelt.state_dict(m, "a").items()
     acting = out(m)
     plain = model("gpt2")
     with torch.no_grad():
@@ -182,7 +182,9 @@ def test_offloaded(paths: str, first: str) -> None:
         assert torch.equal(out(m), acting)
     copied = [e for e in m.modules() if hasattr(e, "_twin")]
     held = [t for e in copied for n, t in e._twin[0]._parameters.items() if first == "the method" or n not in e.trained]
-    assert copied and all(t is None or t.is_meta for t in held)  # copies that are made behind the offloading are in memory
+    assert copied and all(
+        t is None or t.is_meta for t in held
+    )  # copies that are made behind the offloading are in memory
 
 
 def test_from_the_meta_device() -> None:

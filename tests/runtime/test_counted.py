@@ -41,7 +41,17 @@ METHODS = {
 
 def values(kind: str, method: unipelt.Method) -> dict[str, int]:
     groups = GROUPS if kind == "llama" else HEADS
-    known = dict(d_model=WIDTH, d_head=WIDTH // HEADS, heads=HEADS, groups=groups, d_ff=INNER, vocab=WORDS, L=LAYERS, L_cross=0, d_x=WIDTH)
+    known = dict(
+        d_model=WIDTH,
+        d_head=WIDTH // HEADS,
+        heads=HEADS,
+        groups=groups,
+        d_ff=INNER,
+        vocab=WORDS,
+        L=LAYERS,
+        L_cross=0,
+        d_x=WIDTH,
+    )
     known["labels"] = 3 if kind == "bert_labels" else WORDS
     return known | {k: v for k, v in method.arguments.items() if isinstance(v, int)}
 

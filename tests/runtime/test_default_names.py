@@ -16,7 +16,18 @@ import unipelt
 from unipelt.language.diagnostics import PeltError
 from unipelt.runtime.hub import MANIFEST
 
-ONE = ("apply", "remove", "merge", "state_dict", "save", "restore", "save_merged", "watch", "gradient_norms", "parameter_groups")
+ONE = (
+    "apply",
+    "remove",
+    "merge",
+    "state_dict",
+    "save",
+    "restore",
+    "save_merged",
+    "watch",
+    "gradient_norms",
+    "parameter_groups",
+)
 FUTURE = "gate pooled { w: [d_in] ~ normal(1.0)  g = mean(sigmoid(z @ w), tokens) }\n" \
          "method m { use { modify ffn  insert parallel  form { A: [d_in, d_out] ~ normal(0.1)  delta = z @ A }  compose h + delta } as a gated by pooled }"  # fmt: skip
 

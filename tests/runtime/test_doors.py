@@ -28,7 +28,9 @@ METHODS = {
 
 def wear(kind: str, what: str) -> nn.Module:
     m = model(kind)
-    unipelt.apply(m, unipelt.parse(METHODS[what].format(words="embed.words" if kind == "bert" else "embed")), allow_future=True)
+    unipelt.apply(
+        m, unipelt.parse(METHODS[what].format(words="embed.words" if kind == "bert" else "embed")), allow_future=True
+    )
     return m
 
 
@@ -47,7 +49,11 @@ def test_forward_gives_what_the_model_gives(kind: str, what: str) -> None:
     with unipelt.disabled(m):
         base = ask(m.forward, "")
     first = ask(m.forward, what)  # of a model that was never called before
-    assert torch.equal(first, ask(other, what)) and torch.equal(ask(m, what), first) and torch.equal(ask(m.forward, what), first)
+    assert (
+        torch.equal(first, ask(other, what))
+        and torch.equal(ask(m, what), first)
+        and torch.equal(ask(m.forward, what), first)
+    )
     assert first.shape == base.shape and not torch.allclose(first, base, atol=1e-3)
 
 
@@ -57,7 +63,11 @@ def test_labels_of_one_s_own_have_a_loss(method: str) -> None:
     unipelt.apply(m, unipelt.load(method), labels=5)
     labels = torch.tensor([4, 0, 3])
     found = m.forward(**inputs(), labels=labels)
-    assert found.loss is not None and torch.equal(found.loss, m(**inputs(), labels=labels).loss) and found.logits.shape == (3, 5)
+    assert (
+        found.loss is not None
+        and torch.equal(found.loss, m(**inputs(), labels=labels).loss)
+        and found.logits.shape == (3, 5)
+    )
 
 
 def t5() -> tuple[nn.Module, dict[str, torch.Tensor]]:

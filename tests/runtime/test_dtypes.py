@@ -48,7 +48,9 @@ def test_every_method_trains_in_float32_on_a_base_in_half_precision(dtype: torch
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("lowering", [True, False])
-@pytest.mark.parametrize("base, own", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float64)])
+@pytest.mark.parametrize(
+    "base, own", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float64)]
+)
 def test_forms_that_call_the_base(form: str, lowering: bool, base: torch.dtype, own: torch.dtype) -> None:
     """Whatever the two dtypes are, the result is near that of one."""
     method = unipelt.parse(FORMS[form])
@@ -94,12 +96,18 @@ def test_small_steps_are_not_rounded_away(method: unipelt.Method) -> None:
     optimiser = torch.optim.AdamW(own.values(), lr=1e-5, weight_decay=0.0)
     m(**inputs())[0].float().square().mean().backward()
     optimiser.step()
-    moved = [(p != before[n])[p.grad.abs() > 1e-6].float().mean() for n, p in own.items() if p.grad is not None and p.grad.abs().max() > 1e-6]
+    moved = [
+        (p != before[n])[p.grad.abs() > 1e-6].float().mean()
+        for n, p in own.items()
+        if p.grad is not None and p.grad.abs().max() > 1e-6
+    ]
     assert len(moved) > 5 and min(moved) > 0.95
 
 
 @pytest.mark.parametrize("method", [LORA, COPIES], ids=["rows", "copies"])
-def test_what_was_trained_in_float32_merges_into_a_base_in_half_precision(method: unipelt.Method, tmp_path: Path) -> None:
+def test_what_was_trained_in_float32_merges_into_a_base_in_half_precision(
+    method: unipelt.Method, tmp_path: Path
+) -> None:
     m = model("bert", dtype=torch.bfloat16)
     plain = output(m)
     unipelt.apply(m, method)

@@ -30,10 +30,7 @@ from unipelt.language.sites import NUMBERS, SITES, SIZES
 from unipelt.language.versions import FORMAT, LANGUAGE_VERSION, Version
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-CLASSES: dict[str, Any] = {
-    "bert": (BertForSequenceClassification, BertConfig),
-    "gpt2": (GPT2LMHeadModel, GPT2Config),
-}
+CLASSES: dict[str, Any] = {"bert": (BertForSequenceClassification, BertConfig), "gpt2": (GPT2LMHeadModel, GPT2Config)}
 RECORDED = {f.parent.name: json.loads(f.read_text()) for f in sorted(DATA.glob("format-*/outputs.json"))}
 CASES = [(f, a) for f, found in RECORDED.items() for a in found["adapters"]]
 
@@ -88,7 +85,9 @@ def changed(tmp_path: Path, **changes: Any) -> Path:
     """The committed LoRA of format 1 with some keys of its manifest changed."""
     folder = Path(shutil.copytree(DATA / "format-1" / "lora", tmp_path / "adapter"))
     manifest = json.loads((folder / "adapter.json").read_text())
-    (folder / "adapter.json").write_text(json.dumps({k: v for k, v in {**manifest, **changes}.items() if v != "absent"}))
+    (folder / "adapter.json").write_text(
+        json.dumps({k: v for k, v in {**manifest, **changes}.items() if v != "absent"})
+    )
     return folder
 
 
@@ -108,7 +107,11 @@ def test_older_languages_are_read(tmp_path: Path, language: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
-        ({"language": NEWER}, "E0720", f"its language {NEWER} is newer than what this version of unipelt reads: 1.0 to"),
+        (
+            {"language": NEWER},
+            "E0720",
+            f"its language {NEWER} is newer than what this version of unipelt reads: 1.0 to",
+        ),
         ({"language": "2.0"}, "E0720", "its language 2.0 is newer"),
         ({"language": 2}, "E0720", "its language 2.0 is newer"),
         ({"language": "0.9"}, "E0720", "its language 0.9 is older"),
@@ -142,7 +145,9 @@ def test_what_is_saved_says_its_versions(tmp_path: Path) -> None:
 def test_the_first_language_is_part_of_this_one() -> None:
     """Words are only added, and a language with more words has a newer version. Its IR is read."""
     first = json.loads((DATA / "format-1" / "language.json").read_text())
-    words = set(re.findall(r"^_?[A-Z]+(?:\.2)?: /(\w+)\\b/", (resources.folder("grammar") / "pelt.lark").read_text(), re.M))
+    words = set(
+        re.findall(r"^_?[A-Z]+(?:\.2)?: /(\w+)\\b/", (resources.folder("grammar") / "pelt.lark").read_text(), re.M)
+    )
     grown = False
     for kind, known in (("primitives", PRIMITIVES), ("initialisers", INITIALISERS)):
         for n, (least, most) in first[kind].items():
@@ -161,7 +166,12 @@ def test_the_first_language_is_part_of_this_one() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "code"),
-    [({"language": NEWER}, "E0720"), ({"language": None}, "E0410"), ({"schema": "unipelt-ir/1.99"}, "E0411"), ({"schema": "unipelt-ir/2"}, "E0411")],
+    [
+        ({"language": NEWER}, "E0720"),
+        ({"language": None}, "E0410"),
+        ({"schema": "unipelt-ir/1.99"}, "E0411"),
+        ({"schema": "unipelt-ir/2"}, "E0411"),
+    ],
 )
 def test_a_newer_ir_is_refused(changes: dict[str, Any], code: str) -> None:
     first = json.loads((DATA / "format-1" / "language.json").read_text())["ir"]

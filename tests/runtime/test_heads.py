@@ -11,7 +11,14 @@ import torch
 from heads import GPT2, KINDS, SIZES, STILL, WIDTH, batch, build, last_map, logits, lora, refused, targets
 from names import name
 from torch import nn
-from transformers import BertConfig, BertForMultipleChoice, BertForQuestionAnswering, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 import unipelt
 

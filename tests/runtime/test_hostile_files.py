@@ -89,7 +89,9 @@ def test_a_link_to_itself_is_a_missing_file(saved: Path, name: str) -> None:
 
 @pytest.mark.parametrize("size", [100 * 2**20, 2**40])
 @pytest.mark.parametrize("name", [MANIFEST, METHOD, WEIGHTS])
-def test_a_file_larger_than_what_it_may_hold_is_not_read(saved: Path, name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_larger_than_what_it_may_hold_is_not_read(
+    saved: Path, name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open(saved / name, "r+b") as f:
         f.truncate(size)  # it takes no room on the disk
     seen: list[int] = []
@@ -129,7 +131,10 @@ def test_a_shape_in_the_manifest_that_is_none(saved: Path, shape: Any) -> None:
     assert refused(saved)[0] == "E0578"
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "y" * 5000, "a\0b", "a\0/b", f"me/{'x' * 300}", f"{'x' * 5000}/mine", "me/mine@" + "r" * 5000, ""])
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 300, "y" * 5000, "a\0b", "a\0/b", f"me/{'x' * 300}", f"{'x' * 5000}/mine", "me/mine@" + "r" * 5000, ""],
+)
 def test_a_folder_of_an_impossible_name(name: str) -> None:
     assert refused(name)[0] in ("E0577", "E0594", "E0820", "E0823")  # type: ignore[arg-type]
 
@@ -138,7 +143,9 @@ def test_a_folder_of_an_impossible_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [MANIFEST, METHOD, WEIGHTS])
-def test_what_is_hashed_is_what_is_used(saved: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_hashed_is_what_is_used(
+    saved: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another file takes the place of one as soon as that has been opened: what comes is all of the first."""
     other = unipelt.save(adapted(seed=7), tmp_path / "other", "mine")
     (other / METHOD).write_text((other / METHOD).read_text().replace("normal(0.3)", "zeros"))
@@ -219,7 +226,9 @@ def test_a_card_of_another_kind_is_not_saved(saved: Path, card: Any) -> None:
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"card": [1]}, {"card": "x"}, {"arguments": []}, {"method": 3}, {"allow_future": "no"}])
+@pytest.mark.parametrize(
+    "change", [{"card": [1]}, {"card": "x"}, {"arguments": []}, {"method": 3}, {"allow_future": "no"}]
+)
 def test_a_record_of_another_kind_is_neither_attached_nor_pushed(saved: Path, change: dict[str, Any]) -> None:
     (saved / MANIFEST).write_text(json.dumps({**json.loads((saved / MANIFEST).read_text()), **change}))
     assert refused(saved)[0] == "E0578"

@@ -85,9 +85,13 @@ def cached(tmp_path: Path) -> set[str]:
 # ---------------------------------------------------------------- too much
 
 
-@pytest.mark.parametrize("headers", [(), ("Content-Length: 300",), ("Content-Length: 268435456",)], ids=["none", "small", "large"])
+@pytest.mark.parametrize(
+    "headers", [(), ("Content-Length: 300",), ("Content-Length: 268435456",)], ids=["none", "small", "large"]
+)
 @pytest.mark.parametrize("name", [MANIFEST, METHOD, WEIGHTS])
-def test_a_body_larger_than_announced_is_not_read_to_its_end(hub: Any, pushed: Any, tmp_path: Path, name: str, headers: tuple[str, ...]) -> None:
+def test_a_body_larger_than_announced_is_not_read_to_its_end(
+    hub: Any, pushed: Any, tmp_path: Path, name: str, headers: tuple[str, ...]
+) -> None:
     seen: list[int] = []
     hub.raw[name] = endless(seen, *headers)
     code, text = refused()
@@ -124,9 +128,15 @@ def test_what_is_packed_is_not_unpacked(hub: Any, pushed: Any) -> None:
 # ---------------------------------------------------------------- too slow
 
 
-@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nX-A: ", head("Content-Length: 600"), head()], ids=["line", "header", "length", "body"])
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"HTTP/1.1 200 OK\r\nX-A: ", head("Content-Length: 600"), head()],
+    ids=["line", "header", "length", "body"],
+)
 @pytest.mark.parametrize("name", ["mine", MANIFEST, WEIGHTS])
-def test_one_byte_after_the_other_has_a_limit(hub: Any, pushed: Any, hasty: None, tmp_path: Path, name: str, first: bytes) -> None:
+def test_one_byte_after_the_other_has_a_limit(
+    hub: Any, pushed: Any, hasty: None, tmp_path: Path, name: str, first: bytes
+) -> None:
     if name != "mine":
         hub.sizes[name] = 600
     hub.raw[name] = slow(first)
@@ -154,7 +164,9 @@ def test_a_card_on_the_hub_has_the_same_limits(hub: Any, pushed: Any, hasty: Non
     {"X-Repo-Commit": "../../../evil"}, {"X-Repo-Commit": "7"}, {"X-Linked-Size": "many"}, {"X-Linked-Size": "-1"}, {"Content-Type": "\x01"},
     {"X-Xet-Hash": "../evil"}, {"Link": "<x>; rel=next"}, {"Set-Cookie": "a"}, {"Warning": "x"},
 ])  # fmt: skip
-def test_no_header_becomes_a_path_or_a_number(hub: Any, pushed: torch.Tensor, tmp_path: Path, headers: dict[str, str]) -> None:
+def test_no_header_becomes_a_path_or_a_number(
+    hub: Any, pushed: torch.Tensor, tmp_path: Path, headers: dict[str, str]
+) -> None:
     hub.headers.update(headers)
     before = {p for p in tmp_path.rglob("*")}
     model = small.model("bert")
@@ -177,7 +189,9 @@ def test_headers_that_are_none(hub: Any, pushed: Any, name: str, headers: tuple[
 
 @pytest.mark.parametrize("target", ["http://[", "file:///etc/passwd", "ftp://x/y", "", "//", "mine"])
 def test_a_redirection_that_leads_nowhere(hub: Any, pushed: Any, target: str) -> None:
-    hub.raw[WEIGHTS] = lambda write: write(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode())
+    hub.raw[WEIGHTS] = lambda write: write(
+        f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode()
+    )
     assert refused()[0] in ("E0821", "E0823", "E0824")
 
 
@@ -191,7 +205,9 @@ def test_a_redirection_that_leads_nowhere(hub: Any, pushed: Any, target: str) ->
     '{"siblings": [{"rfilename": ["a"], "size": 1}]}', "[" * 100_000, '{"siblings": [{"rfilename": "a", "size": 1e400}]}',
 ])  # fmt: skip
 def test_a_listing_of_another_kind(hub: Any, pushed: Any, tmp_path: Path, text: str) -> None:
-    hub.raw["mine"] = lambda write: write(head("Content-Type: application/json", f"Content-Length: {len(text)}") + text.encode())
+    hub.raw["mine"] = lambda write: write(
+        head("Content-Type: application/json", f"Content-Length: {len(text)}") + text.encode()
+    )
     assert refused()[0] == "E0824"
     with pytest.raises(PeltError, match="E082[346]"):
         unipelt.push(tmp_path / "out", "me/mine")
@@ -206,7 +222,9 @@ def test_a_commit_that_is_none(hub: Any, pushed: Any, tmp_path: Path, answer: An
         unipelt.push(tmp_path / "out", "me/mine")
 
 
-def test_a_link_in_the_cache_that_leads_out_is_not_followed(hub: Any, pushed: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_in_the_cache_that_leads_out_is_not_followed(
+    hub: Any, pushed: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As an `ETag` may have made one, through the hub's own download."""
     from huggingface_hub import constants
 
@@ -232,7 +250,21 @@ def test_what_lies_in_the_cache_is_not_fetched_again(hub: Any, pushed: Any) -> N
 # ---------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize("name", ["a" * 97, "a" * 5000, f"{'a' * 97}/b", f"a/{'b' * 97}", f"a/{'b' * 5000}", "a/b-", "a/b.", "a-/b", "a/b\0", "a/\udc80"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a" * 97,
+        "a" * 5000,
+        f"{'a' * 97}/b",
+        f"a/{'b' * 97}",
+        f"a/{'b' * 5000}",
+        "a/b-",
+        "a/b.",
+        "a-/b",
+        "a/b\0",
+        "a/\udc80",
+    ],
+)
 def test_a_name_that_the_hub_cannot_have(hub: Any, tmp_path: Path, pushed: Any, name: str) -> None:
     assert not is_hub_name(name)
     assert refused(name)[0] in ("E0577", "E0594")  # no name of a path either, where it holds NUL

@@ -149,8 +149,20 @@ def _run(folder: Path, home: Path, base: str) -> None:
     notes = [f"the file {home}/data/intents/train.jsonl has 2 empty rows", f"({home}/data/intents)"]
     texts = {
         "run.json": {"version": 1, "config": config},
-        "task.json": {"version": 1, "model": base, "seed": 0, "eval_batch_size": 64, "task": {"kind": "sequence-classification"}},
-        "metrics.json": {"version": 1, "folder": str(folder), "notes": notes, "config": config, "metrics": {"test": {"accuracy": 0.75}}},
+        "task.json": {
+            "version": 1,
+            "model": base,
+            "seed": 0,
+            "eval_batch_size": 64,
+            "task": {"kind": "sequence-classification"},
+        },
+        "metrics.json": {
+            "version": 1,
+            "folder": str(folder),
+            "notes": notes,
+            "config": config,
+            "metrics": {"test": {"accuracy": 0.75}},
+        },
     }
     for n, value in texts.items():
         (folder / n).write_text(json.dumps(value))
@@ -192,7 +204,10 @@ def test_a_base_of_the_hub_keeps_its_name(hub, home):
     _run(home / "a", home, "some/base")
     unipelt.push(home / "a", "me/mine")
     there = hub.repositories["me/mine"].files()
-    assert json.loads(there["task.json"])["model"] == "some/base" and json.loads(there["run.json"])["config"]["model"] == "some/base"
+    assert (
+        json.loads(there["task.json"])["model"] == "some/base"
+        and json.loads(there["run.json"])["config"]["model"] == "some/base"
+    )
 
 
 def test_a_card_by_hand_that_tells_a_place_is_not_pushed(hub, home):
@@ -280,7 +295,9 @@ def test_only_a_whole_adapter_is_pushed(hub, tmp_path):
     assert not hub.asked
 
 
-@pytest.mark.parametrize("name, said", [("a/b@main", "--revision main"), ("a", "it is a folder here"), ("me/..", "`user/name`")])
+@pytest.mark.parametrize(
+    "name, said", [("a/b@main", "--revision main"), ("a", "it is a folder here"), ("me/..", "`user/name`")]
+)
 def test_names_that_are_none_are_said_with_what_they_are(hub, tmp_path, monkeypatch, name, said):
     saved(tmp_path / "a")
     monkeypatch.chdir(tmp_path)
@@ -291,7 +308,9 @@ def test_names_that_are_none_are_said_with_what_they_are(hub, tmp_path, monkeypa
         unipelt.push("a", "me/mine", revision="no branch")
 
 
-@pytest.mark.parametrize("text, said", [("{", "is damaged"), ("[3]", "it holds no record"), ("[" * 100_000, "is damaged")])
+@pytest.mark.parametrize(
+    "text, said", [("{", "is damaged"), ("[3]", "it holds no record"), ("[" * 100_000, "is damaged")]
+)
 def test_a_damaged_record_of_a_run_is_not_pushed(hub, tmp_path, text, said):
     saved(tmp_path / "a")
     (tmp_path / "a" / "metrics.json").write_text(text)
@@ -307,7 +326,13 @@ def test_a_damaged_record_of_a_run_is_not_pushed(hub, tmp_path, text, said):
 
 def test_only_the_adapters_files_are_fetched(hub, tmp_path):
     saved(tmp_path / "a")
-    more = {"pytorch_model.bin": b"x", "code.py": b"x", f"deep/{WEIGHTS}": b"x", "adapter.json.txt": b"x", README: b"# x"}
+    more = {
+        "pytorch_model.bin": b"x",
+        "code.py": b"x",
+        f"deep/{WEIGHTS}": b"x",
+        "adapter.json.txt": b"x",
+        README: b"# x",
+    }
     hub.put("me/mine", {**files_of(tmp_path / "a"), **more})
     unipelt.attach(small.model("bert_labels"), "me/mine")
     fetched = {line.rpartition("/")[2] for line in hub.asked if line.startswith("GET") and "/resolve/" in line}

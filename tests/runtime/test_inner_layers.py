@@ -54,7 +54,9 @@ def test_a_probe_reads_the_layer_that_it_names(layer: int, lowering: bool, tmp_p
     plan = unipelt.apply(m, probe(one(layer)), lowering=lowering)
     tensors = unipelt.state_dict(m)
     assert list(tensors) == [f"encoder.layer.{layer}.head.probe.{n}" for n in "Ab"]
-    expected = (found * mask).sum(1) / mask.sum(1) @ tensors[f"encoder.layer.{layer}.head.probe.A"] + tensors[f"encoder.layer.{layer}.head.probe.b"]
+    expected = (found * mask).sum(1) / mask.sum(1) @ tensors[f"encoder.layer.{layer}.head.probe.A"] + tensors[
+        f"encoder.layer.{layer}.head.probe.b"
+    ]
     torch.testing.assert_close(output(m), expected)
     assert [e["layers"] for e in plan.table()] == [str(layer)] and plan.counts.head == WIDTH * 3 + 3
     unipelt.save(m, tmp_path / "a")
@@ -63,7 +65,17 @@ def test_a_probe_reads_the_layer_that_it_names(layer: int, lowering: bool, tmp_p
     torch.testing.assert_close(output(again), output(m))
 
 
-@pytest.mark.parametrize("words, layer", [("1", 1), ("depth - 2", LAYERS - 2), ("first 1", 0), ("last 1", LAYERS - 1), (f"every {LAYERS}", 0), ("(depth - 2) .. depth - 1", LAYERS - 2)])
+@pytest.mark.parametrize(
+    "words, layer",
+    [
+        ("1", 1),
+        ("depth - 2", LAYERS - 2),
+        ("first 1", 0),
+        ("last 1", LAYERS - 1),
+        (f"every {LAYERS}", 0),
+        ("(depth - 2) .. depth - 1", LAYERS - 2),
+    ],
+)
 def test_any_selection_of_one_layer(words: str, layer: int) -> None:
     m, other = model("bert_labels"), model("bert_labels")
     unipelt.apply(m, probe(words))
@@ -78,7 +90,9 @@ def test_a_language_model_reads_an_inner_layer_at_each_token(kind: str) -> None:
     unipelt.apply(m, probe(one(1), EACH))
     (A,) = unipelt.state_dict(m).values()
     torch.testing.assert_close(output(m, input_ids=ids), plain + found[1] @ A)
-    with_cache, without = (m.generate(input_ids=ids, max_new_tokens=4, do_sample=False, use_cache=c, pad_token_id=0) for c in (True, False))
+    with_cache, without = (
+        m.generate(input_ids=ids, max_new_tokens=4, do_sample=False, use_cache=c, pad_token_id=0) for c in (True, False)
+    )
     assert torch.equal(with_cache, without)
 
 
@@ -86,7 +100,16 @@ def test_the_decoder_s_layers_are_meant_where_there_is_an_encoder() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    config = T5Config(vocab_size=WORDS, d_model=WIDTH, d_kv=6, d_ff=48, num_layers=4, num_decoder_layers=2, num_heads=4, pad_token_id=0)
+    config = T5Config(
+        vocab_size=WORDS,
+        d_model=WIDTH,
+        d_kv=6,
+        d_ff=48,
+        num_layers=4,
+        num_decoder_layers=2,
+        num_heads=4,
+        pad_token_id=0,
+    )
     m: Any = T5ForConditionalGeneration(config).eval()
     given = {**inputs(), "decoder_input_ids": inputs()["input_ids"][:, :5]}
     with torch.no_grad():
@@ -94,7 +117,9 @@ def test_the_decoder_s_layers_are_meant_where_there_is_an_encoder() -> None:
     unipelt.apply(m, probe(one(0), EACH))
     (n,) = unipelt.state_dict(m)
     assert n == "decoder.block.0.head.probe.A"
-    torch.testing.assert_close(output(m, **given), plain.logits + plain.decoder_hidden_states[1] @ unipelt.state_dict(m)[n])
+    torch.testing.assert_close(
+        output(m, **given), plain.logits + plain.decoder_hidden_states[1] @ unipelt.state_dict(m)[n]
+    )
     with pytest.raises(unipelt.PeltError, match="E0516"):  # the encoder has a layer 3
         unipelt.plan(m, probe(one(3), EACH))
 
@@ -150,7 +175,9 @@ def test_labels_of_its_own() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_reach_the_layers_below_and_no_others(checkpointing: bool) -> None:
     m = model("bert_labels")
-    low = unipelt.parse("method low { modify attn.q  insert parallel  form { A: [d_in, 2] ~ normal(0.3)  B: [2, d_out] ~ normal(0.3)  delta = z @ A @ B } compose add }")
+    low = unipelt.parse(
+        "method low { modify attn.q  insert parallel  form { A: [d_in, 2] ~ normal(0.3)  B: [2, d_out] ~ normal(0.3)  delta = z @ A @ B } compose add }"
+    )
     unipelt.apply(m, probe(one(1)) + low)
     if checkpointing:
         m.train()

@@ -63,7 +63,9 @@ def test_a_tensor_comes_with_each_example() -> None:
     image, batch = torch.randn(3, 2, 5), inputs(padded=False)
     together = out(m, **batch, image=image)
     for i in range(3):
-        assert torch.allclose(out(m, **{k: v[i : i + 1] for k, v in batch.items()}, image=image[i]), together[i], atol=1e-6)
+        assert torch.allclose(
+            out(m, **{k: v[i : i + 1] for k, v in batch.items()}, image=image[i]), together[i], atol=1e-6
+        )
     same = out(m, **batch, image=image[0])
     assert torch.allclose(same[0], together[0], atol=1e-6) and (same[1] - together[1]).abs().max() > 1e-3
     fails("E0733", lambda: m(**batch, image=image[:2]), "[2, 2, 5] for 3 examples")
@@ -184,7 +186,9 @@ def test_prompts_in_one_batch_equal_each_prompt_alone() -> None:
     unipelt.apply(m, unipelt.load(name("prompt_ensemble"))(n=3, l=4), head=False)
     randomise(m)
     calls = []
-    handle = m.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs["input_ids"].shape[0]), with_kwargs=True)
+    handle = m.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
     with torch.no_grad():
         found = unipelt.ensemble(m, {**batch, "labels": torch.tensor([0, 1, 2])})
     handle.remove()

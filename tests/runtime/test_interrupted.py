@@ -42,7 +42,12 @@ def test_a_removal_that_is_interrupted_twice_is_finished_by_calling_it_again(mon
         with pytest.raises(KeyboardInterrupt):
             unipelt.remove(m, "a")
     assert torch.equal(output(m), before[1]) and unipelt.active(m) == ()
-    for call in (unipelt.activate, unipelt.merge, unipelt.save, lambda m, n: unipelt.apply(m, unipelt.load(named("lora")), n)):
+    for call in (
+        unipelt.activate,
+        unipelt.merge,
+        unipelt.save,
+        lambda m, n: unipelt.apply(m, unipelt.load(named("lora")), n),
+    ):
         with pytest.raises(unipelt.PeltError) as caught:
             call(m, "a") if call is not unipelt.save else call(m, "nowhere", "a")  # type: ignore[operator]
         assert caught.value.diagnostics[0].code == "E0591"
@@ -81,7 +86,9 @@ def test_the_end_of_a_block_is_called_once_and_again_only_where_it_was_interrupt
     assert len(calls) == 3
 
 
-def test_a_merged_model_is_as_before_where_the_end_of_its_save_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_merged_model_is_as_before_where_the_end_of_its_save_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     m = model("bert")
     unipelt.apply(m, unipelt.load(named("lora"))(r=2), "a")
     before, times = state(m), []

@@ -69,7 +69,11 @@ def output(m: Any) -> torch.Tensor:
     ids = torch.randint(3, WORDS, (3, 7), generator=torch.Generator().manual_seed(0))
     ids[:, 4] = 1  # encoder–decoders pool where the text ends
     mask = torch.ones_like(ids)
-    given = {"decoder_input_ids": ids[:, :3]} if isinstance(m, (T5ForConditionalGeneration, BartForConditionalGeneration)) else {}
+    given = (
+        {"decoder_input_ids": ids[:, :3]}
+        if isinstance(m, (T5ForConditionalGeneration, BartForConditionalGeneration))
+        else {}
+    )
     with torch.no_grad():
         found = m(input_ids=ids, attention_mask=mask, **given)
     return (found.logits if "logits" in found else found.start_logits).clone()

@@ -19,7 +19,9 @@ SIZES = {"vocab_size": small.WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_t
 def language_model(kind: str, tied: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     if kind == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=64, tie_word_embeddings=tied, **SIZES)).eval()
+        return GPT2LMHeadModel(
+            GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=64, tie_word_embeddings=tied, **SIZES)
+        ).eval()
     return LlamaForCausalLM(LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
                                         tie_word_embeddings=tied, **SIZES)).eval()  # fmt: skip
 

@@ -55,7 +55,10 @@ def check(method: unipelt.Method, kind: str = "bert") -> int:
         names = {**constants(method.params, e.site.sizes, e.constants), "W": Named(W, ()), "bias": Named(bias, ())}
         names |= {label.removeprefix("gate."): Named(state[n], ()) for label, n in e.tensors.items()}
         context = Context(names, dict(e.site.sizes))
-        for expression, new, shape in ((derived.weight_expression, host.weight.T, W), (derived.bias_expression, host.bias, bias)):
+        for expression, new, shape in (
+            (derived.weight_expression, host.weight.T, W),
+            (derived.bias_expression, host.bias, bias),
+        ):
             value = evaluate(expression, context)
             value = value.data if isinstance(value, Named) else torch.tensor(float(value))
             assert torch.allclose(value.expand_as(shape), new, atol=1e-10), (e.site.name, to_text(expression))
@@ -75,7 +78,9 @@ def test_methods_of_the_library(method):
     if verdicts(loaded)["mergeable"].value != "yes":
         return
     found = merged(loaded)
-    assert {(m.row, m.site) for m in found} >= {(r.name, str(p)) for r in loaded.rows for p in r.sites if loaded.params == ()}
+    assert {(m.row, m.site) for m in found} >= {
+        (r.name, str(p)) for r in loaded.rows for p in r.sites if loaded.params == ()
+    }
     assert found
     cross = [p for r in loaded.rows for p in r.sites if str(p).startswith("cross")]
     rows = tuple(replace(r, sites=tuple(p for p in r.sites if p not in cross)) for r in loaded.rows)
@@ -86,7 +91,9 @@ def test_the_weight_is_readable():
     (first, *_), scaled = merged(load(named("lora"))), merged(load(named("ia3")))
     assert to_text(first.weight_expression) == "W + alpha / r * (A @ B)" and to_text(first.bias_expression) == "bias"
     assert to_text(scaled[0].weight_expression) == "l * W" and to_text(scaled[-1].weight_expression) == "(l * W.T).T"
-    bent = parse("method m { modify attn.q insert parallel form { A: [d_in, d_out] ~ zeros delta = tanh(z @ A) } compose h + delta }")
+    bent = parse(
+        "method m { modify attn.q insert parallel form { A: [d_in, d_out] ~ zeros delta = tanh(z @ A) } compose h + delta }"
+    )
     assert merged(bent) == []
 
 

@@ -71,7 +71,12 @@ TAKES = {
     "output": {"tensor"}, "card": {"dict"}, "arguments": {"dict"}, "revision": {"text"}, "text": {"text"}, "file": {"text"},
 }  # fmt: skip
 FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "private", "dry_run"}
-OTHERWISE = {("load", "name"): {"text", "path"}, ("load", "method"): {"text"}, ("save_merged", "tokenizer"): set(), ("apply", "label_words"): {"texts"}}
+OTHERWISE = {
+    ("load", "name"): {"text", "path"},
+    ("load", "method"): {"text"},
+    ("save_merged", "tokenizer"): set(),
+    ("apply", "label_words"): {"texts"},
+}
 
 
 def right(function: str, argument: str) -> set[str]:
@@ -113,7 +118,11 @@ def misused(function: str, argument: str | None, *args: Any, **kwargs: Any) -> s
         run(function, *args, **kwargs)
     except (PeltError, TypeError) as e:
         said = e.diagnostics[0].message if isinstance(e, PeltError) else str(e)
-        if type(e) not in (PeltError, TypeError) or argument is not None and argument not in said.replace("problem type", "problem_type"):
+        if (
+            type(e) not in (PeltError, TypeError)
+            or argument is not None
+            and argument not in said.replace("problem type", "problem_type")
+        ):
             return f"{function}: {argument} is not named: {type(e).__name__}: {said}"
     except Exception as e:  # noqa: BLE001 - which is what is looked for
         return f"{function}, {argument}: {type(e).__name__}: {e}"
@@ -130,7 +139,9 @@ def test_every_public_function_is_called_wrongly() -> None:
     assert sorted(functions()) == sorted(CALLS)
     for function, arguments in CALLS.items():
         signature = inspect.signature(getattr(unipelt, function))
-        single = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL]
+        single = [
+            n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL
+        ]
         assert single == [n for n in arguments if not n.startswith("*")], function
 
 
@@ -155,7 +166,11 @@ def test_arguments_in_a_wrong_order_too_few_and_unknown_ones(function: str, adap
     for first, second in zip(places, places[1:]):
         swapped = {**call, first: call[second], second: call[first]}
         if type(call[first]) is not type(call[second]):
-            wrong.append(misused(function, None, *(swapped[n] for n in places), **{n: v for n, v in call.items() if n not in places}))
+            wrong.append(
+                misused(
+                    function, None, *(swapped[n] for n in places), **{n: v for n, v in call.items() if n not in places}
+                )
+            )
     wrong += [misused(function, n, **{k: v for k, v in call.items() if k != n}) for n in needed]
     wrong.append(misused(function, "nobody", **call, nobody=1))
     if not any(n.startswith("*") for n in CALLS[function]):
@@ -177,15 +192,36 @@ def test_a_module_that_is_no_model(function: str, adapted: nn.Module) -> None:
     assert state(plain) == before
 
 
-@pytest.mark.parametrize("function", [f for f in CALLS if "model" in CALLS[f] and {"name", "*names"} & set(CALLS[f]) and f not in ("apply", "attach")])
+@pytest.mark.parametrize(
+    "function",
+    [f for f in CALLS if "model" in CALLS[f] and {"name", "*names"} & set(CALLS[f]) and f not in ("apply", "attach")],
+)
 @pytest.mark.parametrize("wrong", ["nobody", "", "a ", "a\0"])
 def test_an_adapter_that_is_not_there(function: str, wrong: str, adapted: nn.Module) -> None:
-    said = misused(function, None, adapted, wrong) if "*names" in CALLS[function] else misused(function, None, **{**given(function, adapted), "name": wrong})
+    said = (
+        misused(function, None, adapted, wrong)
+        if "*names" in CALLS[function]
+        else misused(function, None, **{**given(function, adapted), "name": wrong})
+    )
     assert not said, said
 
 
 @pytest.mark.parametrize("function", ["activate", "using"])
-@pytest.mark.parametrize("names", [(["a"],), (("a", "b"),), ({"a"},), ("a", 3), (3.5,), (b"a",), (LORA,), (nn.Linear(2, 2),), ("a", "a"), ({"a": 1},)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        (["a"],),
+        (("a", "b"),),
+        ({"a"},),
+        ("a", 3),
+        (3.5,),
+        (b"a",),
+        (LORA,),
+        (nn.Linear(2, 2),),
+        ("a", "a"),
+        ({"a": 1},),
+    ],
+)
 def test_names_that_are_given_one_by_one(function: str, names: tuple, adapted: nn.Module) -> None:
     assert not (said := misused(function, None, adapted, *names)), said
 
@@ -236,7 +272,9 @@ def test_a_value_that_none_can_have(code: str, function: str, wrong: dict[str, A
     assert d.code == code[:5] and code[6:] in d.message and d.help
 
 
-@pytest.mark.parametrize("batch", [{}, {"input_ids": "a text"}, {"input_ids": torch.tensor(1)}, {"input_ids": torch.ones(0, 4)}], ids=repr)
+@pytest.mark.parametrize(
+    "batch", [{}, {"input_ids": "a text"}, {"input_ids": torch.tensor(1)}, {"input_ids": torch.ones(0, 4)}], ids=repr
+)
 def test_an_ensemble_needs_rows(batch: dict[str, Any]) -> None:
     m = model("bert_labels")
     unipelt.apply(m, unipelt.parse(MEMBERS))

@@ -10,7 +10,13 @@ import torch
 from names import spec
 from small import cache_of, model
 from torch import nn
-from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification, GPT2Config, GPT2ForTokenClassification
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2ForTokenClassification,
+)
 
 import unipelt
 
@@ -20,7 +26,9 @@ SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, interme
 
 
 def rows(compose: str, at: str = "embed.words") -> unipelt.Method:
-    return unipelt.parse(spec(f"method m {{ modify {at} form {{ P: [{ROWS}, d_out] ~ normal(0.5) delta = P }} compose {compose} }}"))
+    return unipelt.parse(
+        spec(f"method m {{ modify {at} form {{ P: [{ROWS}, d_out] ~ normal(0.5) delta = P }} compose {compose} }}")
+    )
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -98,13 +106,17 @@ def test_scores_of_tokens_stand_at_the_tokens(causal: bool) -> None:
         with unipelt.with_rows(m):
             full = m(**batch())
     compared(found.logits, full.logits, PLACES[1], False)
-    assert torch.allclose(found.loss, nn.functional.cross_entropy(found.logits.flatten(0, 1), labels.flatten()), atol=1e-6)
+    assert torch.allclose(
+        found.loss, nn.functional.cross_entropy(found.logits.flatten(0, 1), labels.flatten()), atol=1e-6
+    )
     unipelt.remove(m, "default")
     unipelt.apply(m, rows(PLACES[1]), labels=["a", "b", "c"])  # an adapter's own labels
     with torch.no_grad():
         own = m(**batch(), labels=labels % 3)
     assert own.logits.shape == (3, TOKENS, 3)
-    assert torch.allclose(own.loss, nn.functional.cross_entropy(own.logits.flatten(0, 1), (labels % 3).flatten()), atol=1e-6)
+    assert torch.allclose(
+        own.loss, nn.functional.cross_entropy(own.logits.flatten(0, 1), (labels % 3).flatten()), atol=1e-6
+    )
 
 
 def test_ends_of_spans_and_what_has_no_tokens() -> None:

@@ -89,7 +89,9 @@ def reference(kinds: list[Rows], mask: list[int]) -> tuple[list, list]:
 @pytest.mark.parametrize("seed", range(40))
 def test_every_layout_is_what_one_entry_at_a_time_gives(seed: int) -> None:
     rng = random.Random(seed)
-    kinds = [Rows(rng.randint(1, 3), rng.choice([0, 0, 1, 2, None]), rng.random() < 0.5) for _ in range(rng.randint(1, 4))]
+    kinds = [
+        Rows(rng.randint(1, 3), rng.choice([0, 0, 1, 2, None]), rng.random() < 0.5) for _ in range(rng.randint(1, 4))
+    ]
     n = rng.randint(1, 6)
     masks = []
     for _ in range(4):
@@ -128,7 +130,9 @@ def by_hand(m: torch.nn.Module, pieces: list[list[torch.Tensor]], masks: list[li
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-@pytest.mark.parametrize(("compose", "after"), [("prepend(delta, h)", 0), ("prepend(delta, h, 2)", 2), ("append(delta, h)", None)])
+@pytest.mark.parametrize(
+    ("compose", "after"), [("prepend(delta, h)", 0), ("prepend(delta, h, 2)", 2), ("append(delta, h)", None)]
+)
 def test_rows_equal_embeddings_fed_by_hand(kind: str, compose: str, after: int | None) -> None:
     m, tokens, lengths = model(kind, dtype=torch.float64), ids(), [7, 4, 5]
     mask = right_padded(lengths)
@@ -233,7 +237,10 @@ def test_types_and_answers_follow_the_rows() -> None:
     config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=80)
     m = BertForQuestionAnswering(config).eval()
     tokens = ids()
-    mask, types = right_padded([7, 4, 5]), torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0]])
+    mask, types = (
+        right_padded([7, 4, 5]),
+        torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0]]),
+    )
     start, end = torch.tensor([3, 1, 0]), torch.tensor([6, 3, 99])  # one is beyond the text: ignored
     unipelt.apply(m, rows("prepend(delta, h, 1)", l=2), head=False)
     seen = {}
@@ -272,7 +279,10 @@ def test_packed_sequences_are_refused() -> None:
     tokens = ids(shape=(1, 7))
     packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
     fails("E0734", lambda: m(input_ids=tokens, position_ids=packed), "packed")
-    left = {"attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1]]), "position_ids": torch.tensor([[1, 1, 0, 1, 2, 3, 4]])}
+    left = {
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1]]),
+        "position_ids": torch.tensor([[1, 1, 0, 1, 2, 3, 4]]),
+    }
     assert out(m, input_ids=tokens, **left).shape[1] == 10  # as generate numbers padding at the left
     unipelt.remove(m, "default")
     unipelt.apply(m, rows("fill(delta, h)"))  # no length changes, so packing is as ever
@@ -311,7 +321,9 @@ def test_rows_behind_the_text_and_a_cache(kind: str) -> None:
     assert any("cache" in w for w in plan.warnings) and plan.properties["cache-consistent"].startswith("no")
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     with torch.no_grad():
-        new = m.generate(input_ids=tokens, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)
+        new = m.generate(
+            input_ids=tokens, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
     P = value(m, "P")
     with unipelt.disabled(m):
         words = m.get_input_embeddings()
@@ -336,15 +348,26 @@ def test_pads_behind_the_text_in_a_cache_are_refused() -> None:
     assert out(m, input_ids=tokens[:, :2]).shape[1] == 5  # without a cache: a text shorter than that, behind all of it
     unipelt.remove(m, "default")
     unipelt.apply(m, rows("prepend(delta, h)"))
-    pads = torch.tensor([[0, 0], [1, 1]])  # the first chunk of a longer text, padded at the left: its first token is not here
-    fails("E0735", lambda: m(input_ids=tokens[:, :2], attention_mask=pads, **with_cache(m, DynamicCache(config=m.config))), "only pads")
+    pads = torch.tensor(
+        [[0, 0], [1, 1]]
+    )  # the first chunk of a longer text, padded at the left: its first token is not here
+    fails(
+        "E0735",
+        lambda: m(input_ids=tokens[:, :2], attention_mask=pads, **with_cache(m, DynamicCache(config=m.config))),
+        "only pads",
+    )
 
 
 def test_a_static_cache_has_room_for_the_rows_or_is_refused() -> None:
     m, tokens = model("llama"), ids(shape=(2, 6))
     unipelt.apply(m, rows("prepend(delta, h)"))
     wanted = out(m, input_ids=tokens)
-    fails("E0546", lambda: m(input_ids=tokens, **with_cache(m, StaticCache(config=m.config, max_cache_len=8))), "8 positions", "9")
+    fails(
+        "E0546",
+        lambda: m(input_ids=tokens, **with_cache(m, StaticCache(config=m.config, max_cache_len=8))),
+        "8 positions",
+        "9",
+    )
     found = out(m, input_ids=tokens, **with_cache(m, StaticCache(config=m.config, max_cache_len=9)))
     grows = out(m, input_ids=tokens, **with_cache(m, DynamicCache()))
     assert (found - wanted).abs().max() < 1e-5 and (grows - wanted).abs().max() < 1e-5
@@ -426,7 +449,9 @@ def test_a_prompt_encoder_folds_away(spec_name: str, tmp_path) -> None:
     fresh = model("bert")
     unipelt.attach(fresh, folder)
     after = out(fresh, input_ids=tokens, pseudo_tokens=marks)
-    assert torch.allclose(before, after, atol=1e-5) and (before - out(model("bert"), input_ids=tokens)).abs().max() > 1e-3
+    assert (
+        torch.allclose(before, after, atol=1e-5) and (before - out(model("bert"), input_ids=tokens)).abs().max() > 1e-3
+    )
     fails("E0731", lambda: fresh(input_ids=tokens), "pseudo_tokens")
 
 
@@ -466,7 +491,9 @@ def test_label_words_are_the_means_of_their_tokens_then_sampled(tmp_path) -> Non
     assert torch.equal(P, value(m, "P", "configured")) and torch.equal(P, value(m, "P", "labelled"))
     unipelt.apply(m, unipelt.load(name("prompt_tuning"))(l=1, start="label_words"), tokenizer=Words(), name="short")
     assert torch.allclose(value(m, "P", "short"), wanted[0][None], atol=1e-6)
-    unipelt.attach(model("bert_labels"), unipelt.save(m, tmp_path / "a", "given"))  # the values are there: no data is needed
+    unipelt.attach(
+        model("bert_labels"), unipelt.save(m, tmp_path / "a", "given")
+    )  # the values are there: no data is needed
 
 
 @pytest.mark.parametrize("text", [

@@ -21,7 +21,9 @@ class Int8Map(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.bias = plain.in_features, plain.out_features, None
         self.scale = plain.weight.detach().abs().amax(1) / 127
-        self.weight = nn.Parameter((plain.weight.detach() / self.scale[:, None]).round().to(torch.int8), requires_grad=False)
+        self.weight = nn.Parameter(
+            (plain.weight.detach() / self.scale[:, None]).round().to(torch.int8), requires_grad=False
+        )
 
     def forward(self, x):
         return x @ (self.weight.to(x.dtype) * self.scale[:, None].to(x.dtype)).T
@@ -60,7 +62,9 @@ def bitsandbytes_int8():
     library = pytest.importorskip("bitsandbytes")
 
     def make(plain):
-        own = library.nn.Linear8bitLt(plain.in_features, plain.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
+        own = library.nn.Linear8bitLt(
+            plain.in_features, plain.out_features, bias=False, has_fp16_weights=False, threshold=6.0
+        )
         own.load_state_dict(plain.state_dict())
         return own.to("cpu")
 

@@ -124,14 +124,23 @@ def test_taking_back_a_merge_that_there_is_not(adapted: nn.Module) -> None:
 def test_what_is_asked_of_a_model_without_an_adapter() -> None:
     m = model("bert")
     before = state(m)
-    for call in (unipelt.activate, lambda m: unipelt.activate(m, "a"), lambda m: unipelt.merge(m, "a"), lambda m: unipelt.remove(m, "a")):
+    for call in (
+        unipelt.activate,
+        lambda m: unipelt.activate(m, "a"),
+        lambda m: unipelt.merge(m, "a"),
+        lambda m: unipelt.remove(m, "a"),
+    ):
         assert "no adapter" in refused("E0550", call, m) and state(m) == before
 
 
 def test_what_is_asked_while_an_adapter_is_merged(adapted: nn.Module) -> None:
     unipelt.merge(adapted, "b")
     merged, weights = output(adapted), copy.deepcopy(adapted.state_dict())
-    for call in (lambda: unipelt.apply(adapted, LORA, name="c"), lambda: unipelt.merge(adapted, "a"), lambda: unipelt.remove(adapted, "b")):
+    for call in (
+        lambda: unipelt.apply(adapted, LORA, name="c"),
+        lambda: unipelt.merge(adapted, "a"),
+        lambda: unipelt.remove(adapted, "b"),
+    ):
         said = refused("E0554", call)
         assert "the adapter `b` is merged" in said and "unipelt.unmerge(model)" in said
     assert set(unipelt.adapters(adapted)) == {"a", "b"} and torch.equal(output(adapted), merged)
@@ -165,15 +174,21 @@ def test_positions_that_cannot_grow_by_a_prompt(site: str, shape: tuple[int, ...
     unipelt.apply(m, unipelt.parse(text))
     counted = torch.arange(7)
     plain = m(input_ids=ids).logits
-    assert all(torch.equal(m(input_ids=ids, position_ids=p).logits, plain) for p in (counted[None], counted.expand(3, 7)))
+    assert all(
+        torch.equal(m(input_ids=ids, position_ids=p).logits, plain) for p in (counted[None], counted.expand(3, 7))
+    )
     said = refused("E0545", m, input_ids=ids, position_ids=torch.zeros(shape, dtype=torch.long))
-    assert "[batch, tokens] = [3, 7]" in said and f"not {list(shape)}" in said and "`position_ids` of that shape" in said
+    assert (
+        "[batch, tokens] = [3, 7]" in said and f"not {list(shape)}" in said and "`position_ids` of that shape" in said
+    )
 
 
 def test_heads_of_a_model_that_computes_attention_in_a_way_of_its_own() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes: Any = dict(n_embd=WIDTH, n_layer=1, n_head=4, vocab_size=WORDS, n_positions=16, bos_token_id=1, eos_token_id=1)
+    sizes: Any = dict(
+        n_embd=WIDTH, n_layer=1, n_head=4, vocab_size=WORDS, n_positions=16, bos_token_id=1, eos_token_id=1
+    )
     m = GPT2LMHeadModel(GPT2Config(**sizes, reorder_and_upcast_attn=True, attn_implementation="eager")).eval()
     before = state(m)
     said = refused("E0547", unipelt.apply, m, unipelt.load(named("prefix_tuning")))

@@ -169,7 +169,9 @@ def test_a_pipe_is_kept_and_never_opened(saved: Path, place: str) -> None:
     assert stat.S_ISFIFO(os.lstat(saved / place / "pipe").st_mode)
 
 
-def test_where_there_are_no_hard_links_files_are_copied_and_a_pipe_is_an_error(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_are_no_hard_links_files_are_copied_and_a_pipe_is_an_error(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none(*arguments: Any, **options: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -179,7 +181,9 @@ def test_where_there_are_no_hard_links_files_are_copied_and_a_pipe_is_an_error(s
     os.mkfifo(saved / "pipe")
     with pytest.raises(PeltError, match="E0575"):
         unipelt.save(adapted(seed=4), saved, "mine")
-    assert torch.equal(attached(saved), small.output(adapted(seed=3))) and [p.name for p in saved.parent.iterdir()] == ["out"]
+    assert torch.equal(attached(saved), small.output(adapted(seed=3))) and [p.name for p in saved.parent.iterdir()] == [
+        "out"
+    ]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -209,7 +213,9 @@ def test_an_own_file_that_is_a_link_is_replaced_and_not_written_through(saved: P
 
 
 @pytest.mark.parametrize(("function", "n"), [("fsync", 1), ("fsync", 3), ("rename", 1)])
-def test_killed_before_the_old_folder_moves(saved: Path, monkeypatch: pytest.MonkeyPatch, function: str, n: int) -> None:
+def test_killed_before_the_old_folder_moves(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, function: str, n: int
+) -> None:
     with killed_at(monkeypatch, function, n):
         unipelt.save(adapted(seed=3), saved, "mine")
     assert torch.equal(attached(saved), small.output(adapted())) and (saved / "notes.txt").read_text() == "mine"

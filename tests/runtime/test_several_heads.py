@@ -169,7 +169,8 @@ def test_an_error_in_the_forward_leaves_no_labels_behind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "spec"), [(k, "lora") for k in ("bert", "llama", "bert_tokens", "roberta")] + [(k, "lora+mean_head") for k in SEQUENCE]
+    ("kind", "spec"),
+    [(k, "lora") for k in ("bert", "llama", "bert_tokens", "roberta")] + [(k, "lora+mean_head") for k in SEQUENCE],
 )
 def test_saved_and_attached(kind: str, spec: str, tmp_path: Path) -> None:
     m = build(kind)
@@ -328,7 +329,11 @@ def _agrees(rank: int) -> bool:
     unipelt.activate(whole, "seven")
     whole(**b, labels=labels).loss.backward()
     wanted = {n: p.grad for n, p in whole.named_parameters() if p.grad is not None}
-    return len(wanted) > 4 and got.keys() == wanted.keys() and all(torch.allclose(got[n], wanted[n], atol=1e-6) for n in wanted)
+    return (
+        len(wanted) > 4
+        and got.keys() == wanted.keys()
+        and all(torch.allclose(got[n], wanted[n], atol=1e-6) for n in wanted)
+    )
 
 
 def test_on_two_processes() -> None:

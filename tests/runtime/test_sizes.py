@@ -26,7 +26,10 @@ KNOWN = {
     "t5": {**_COMMON, "d_head": 6, "d_q": 24, "d_kv": 24, "groups": HEADS, "labels": WORDS},
 }
 #: The names of the sizes of x, of what `insert parallel` (at the input `insert sequential`) reads, and of h.
-OWN = {name: [str(t.sizes[0]) if t is not None else None for t in (s.x, s.x if s.parallel == "x" else s.h, s.h)] for name, s in SITES.items()}
+OWN = {
+    name: [str(t.sizes[0]) if t is not None else None for t in (s.x, s.x if s.parallel == "x" else s.h, s.h)]
+    for name, s in SITES.items()
+}
 LACKING = {"bert": ("cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.heads", "ffn.gate"),
            "grouped": ("cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.heads", "embed"),
            "t5": ("ffn.gate", "embed")}  # fmt: skip
@@ -43,7 +46,16 @@ def build(kind: str) -> nn.Module:
         config = LlamaConfig(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=INNER, vocab_size=WORDS,
                              num_key_value_heads=2, head_dim=HEAD)  # fmt: skip
         return LlamaForCausalLM(config).double().eval()
-    t5 = T5Config(vocab_size=WORDS, d_model=WIDTH, d_kv=6, d_ff=INNER, num_layers=2, num_decoder_layers=1, num_heads=HEADS, dropout_rate=0.0)
+    t5 = T5Config(
+        vocab_size=WORDS,
+        d_model=WIDTH,
+        d_kv=6,
+        d_ff=INNER,
+        num_layers=2,
+        num_decoder_layers=1,
+        num_heads=HEADS,
+        dropout_rate=0.0,
+    )
     return T5ForConditionalGeneration(t5).double().eval()
 
 
@@ -102,12 +114,24 @@ def at(site: str, form: str, compose: str = "h + delta", more: str = "") -> unip
     return unipelt.parse(f"method m {{ modify {site} insert parallel form {{ {form} }} compose {compose} {more} }}")
 
 
-@pytest.mark.parametrize(("kind", "site"), [("bert", "ffn.down"), ("bert", "ffn.hidden"), ("grouped", "attn.o"), ("grouped", "attn.v"), ("t5", "attn.o"), ("bert", "head")])
+@pytest.mark.parametrize(
+    ("kind", "site"),
+    [
+        ("bert", "ffn.down"),
+        ("bert", "ffn.hidden"),
+        ("grouped", "attn.o"),
+        ("grouped", "attn.v"),
+        ("t5", "attn.o"),
+        ("bert", "head"),
+    ],
+)
 def test_the_size_of_x_is_that_of_what_is_read_there(kind: str, site: str) -> None:
     """Beside those of other names: where x is not as wide as a token a tensor [d_x, r] fits it, and one [d_model, r] does not."""
     m = build(kind)
     pooled = "mean(x, tokens)" if site == "head" else "x"
-    plan = unipelt.apply(m, at(site, f"A: [d_x, 2] ~ normal(1) B: [2, d_out] ~ normal(1) delta = {pooled} @ A @ B"), allow_future=True)
+    plan = unipelt.apply(
+        m, at(site, f"A: [d_x, 2] ~ normal(1) B: [2, d_out] ~ normal(1) delta = {pooled} @ A @ B"), allow_future=True
+    )
     assert {t.sizes[0] for n, t in plan.tensors.items() if n.endswith(".A")} == {sizes_at(kind, site)["d_x"]}
     output(m, **given(kind))
 
@@ -153,7 +177,9 @@ method m {
 
 def test_what_reads_sizes_merges() -> None:
     m = build("grouped")
-    unipelt.apply(m, at("attn.o", "A: [d_in, 2] ~ normal(1) B: [2, d_out] ~ normal(1) delta = z @ A[: d_in] @ B / sqrt(d_in)"))
+    unipelt.apply(
+        m, at("attn.o", "A: [d_in, 2] ~ normal(1) B: [2, d_out] ~ normal(1) delta = z @ A[: d_in] @ B / sqrt(d_in)")
+    )
     found = output(m)
     unipelt.merge(m, "default")
     assert torch.allclose(output(m), found, rtol=0, atol=1e-9)
@@ -175,7 +201,10 @@ def test_a_requirement_on_sizes_holds_on_a_model_or_is_said_not_to(condition: st
     assert [d.code for d in caught.value.diagnostics] == ["E0360"]
 
 
-@pytest.mark.parametrize("form", ["b: [d_out] ~ zeros delta = b / labels", "b: [labels] ~ zeros delta = sum(b) * z", "delta = z require labels > 2"])
+@pytest.mark.parametrize(
+    "form",
+    ["b: [d_out] ~ zeros delta = b / labels", "b: [labels] ~ zeros delta = sum(b) * z", "delta = z require labels > 2"],
+)
 def test_a_size_that_a_model_does_not_have_is_said_to_be_so(form: str) -> None:
     m = model("bert")
     before = state(m)
@@ -195,6 +224,8 @@ def test_labels_are_those_of_the_adapters_own_head() -> None:
 @pytest.mark.parametrize("site", ["embed", "embed.words"])
 def test_where_nothing_is_read_there_is_no_size_of_x(site: str) -> None:
     with pytest.raises(unipelt.PeltError) as caught:
-        unipelt.parse(f"method m {{ modify {site} form {{ P: [3, d_x] ~ zeros delta = P }} compose prepend(delta, h) }}")
+        unipelt.parse(
+            f"method m {{ modify {site} form {{ P: [3, d_x] ~ zeros delta = P }} compose prepend(delta, h) }}"
+        )
     (d,) = caught.value.diagnostics
     assert d.code == "E0303" and "there is none at" in d.message and d.help == "write `d_out`"

@@ -22,7 +22,11 @@ def started(spec: str, kind: str = "bert", seed: int = 0) -> tuple[torch.nn.Modu
     m = model(kind)
     unipelt.apply(m, unipelt.parse(spec), allow_future=True, seed=seed)
     output(m, **inputs())
-    return m, {n.rsplit(".", 1)[-1]: t.detach() for n, t in record(m, "default").values().items() if ".0." in n or "layer." not in n}
+    return m, {
+        n.rsplit(".", 1)[-1]: t.detach()
+        for n, t in record(m, "default").values().items()
+        if ".0." in n or "layer." not in n
+    }
 
 
 # ---------------------------------------------------------------- exact starts
@@ -30,7 +34,10 @@ def started(spec: str, kind: str = "bert", seed: int = 0) -> tuple[torch.nn.Modu
 
 @pytest.mark.parametrize("per", ["", " per layer", " per model"])
 def test_a_tensor_starts_as_another_does(per: str, tmp_path: Path) -> None:
-    spec = text("attn.q", f"frozen P0: [d_in, 2] ~ normal(1){per}  P: [d_in, 2] = P0  B: [2, d_out] ~ normal(1)  delta = z @ P @ B - z @ P0 @ B")
+    spec = text(
+        "attn.q",
+        f"frozen P0: [d_in, 2] ~ normal(1){per}  P: [d_in, 2] = P0  B: [2, d_out] ~ normal(1)  delta = z @ P @ B - z @ P0 @ B",
+    )
     m, found = started(spec)
     assert torch.equal(found["P"], found["P0"]) and found["P0"].abs().sum() > 1
     assert torch.allclose(output(m), output(model("bert")), atol=1e-4)  # so that the edit is the identity
@@ -54,11 +61,24 @@ def test_a_start_reads_the_lines_before_it() -> None:
 def test_a_start_in_a_gate_and_at_the_heads() -> None:
     gate = "gated by { a: [d_in] ~ normal(1)  w: [d_in] = a * 2  g = sigmoid(z @ w) }"
     _, found = started(text("attn.q", "a: [d_out] ~ normal(1)  b: [d_out] = a  delta = b", gate=gate))
-    assert torch.equal(found["w"] if "w" in found else found["gate.w"], 2 * next(t for n, t in found.items() if n.endswith("a") and len(t) == WIDTH and not torch.equal(t, found["b"])))
-    m, found = started(text("attn.heads", "frozen E: [3, d_model] ~ normal(1) per layer  K: [3, d_kv] = attn.k(E) per layer  delta = softmax(q @ heads(K).T * scale) @ heads(K)"))
+    assert torch.equal(
+        found["w"] if "w" in found else found["gate.w"],
+        2 * next(t for n, t in found.items() if n.endswith("a") and len(t) == WIDTH and not torch.equal(t, found["b"])),
+    )
+    m, found = started(
+        text(
+            "attn.heads",
+            "frozen E: [3, d_model] ~ normal(1) per layer  K: [3, d_kv] = attn.k(E) per layer  delta = softmax(q @ heads(K).T * scale) @ heads(K)",
+        )
+    )
     key = m.get_submodule("encoder.layer.0.attention.self.key")
     assert torch.allclose(found["K"], key(found["E"]), atol=1e-5)
-    _, found = started(text("attn.heads", "P0: [2, d_head] ~ normal(1) per head  P: [2, d_head] = P0  delta = softmax(q @ P.T * scale) @ P"))
+    _, found = started(
+        text(
+            "attn.heads",
+            "P0: [2, d_head] ~ normal(1) per head  P: [2, d_head] = P0  delta = softmax(q @ P.T * scale) @ P",
+        )
+    )
     assert torch.equal(found["P"], found["P0"]) and found["P"].shape == (4, 2, WIDTH // 4)
 
 
@@ -80,7 +100,9 @@ def test_a_start_that_cannot_be_is_a_mistake_before_there_is_a_model(site: str, 
     assert [d.code for d in caught.value.diagnostics] == [code]
 
 
-@pytest.mark.parametrize("form", ["b: [d_out] ~ normal(scale)  delta = q * b", "b: [d_out] ~ zeros lr scale  delta = q * b"])
+@pytest.mark.parametrize(
+    "form", ["b: [d_out] ~ normal(scale)  delta = q * b", "b: [d_out] ~ zeros lr scale  delta = q * b"]
+)
 def test_a_number_that_only_the_forward_pass_knows(form: str) -> None:
     with pytest.raises(unipelt.PeltError) as caught:
         unipelt.parse(text("attn.heads", form))
@@ -108,7 +130,9 @@ def test_every_distribution_at_every_number_of_sizes(drawn: str, sizes: str) -> 
 
 @pytest.mark.parametrize("per", ["", " per n"])
 def test_each_matrix_of_a_stack_is_one(per: str) -> None:
-    _, found = started(text("ffn", f"axis n = 2  M: [4, 3, 3] ~ identity{per}  Q: [4, 5, 3] ~ orthogonal{per}  delta = z"))
+    _, found = started(
+        text("ffn", f"axis n = 2  M: [4, 3, 3] ~ identity{per}  Q: [4, 5, 3] ~ orthogonal{per}  delta = z")
+    )
     eye = torch.eye(3)
     assert torch.equal(found["M"], eye.expand(found["M"].shape))
     Q = found["Q"]
@@ -119,7 +143,10 @@ def test_each_matrix_of_a_stack_is_one(per: str) -> None:
 # ---------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("number", ["(0 - 1) ** 0.5", "(0 - 2.5) ** 1.5", "ceil((0 - 2) ** 0.5)", "1 / ((0 - 1) ** 0.5)", "(0 - 8) ** (1 / 3)"])
+@pytest.mark.parametrize(
+    "number",
+    ["(0 - 1) ** 0.5", "(0 - 2.5) ** 1.5", "ceil((0 - 2) ** 0.5)", "1 / ((0 - 1) ** 0.5)", "(0 - 8) ** (1 / 3)"],
+)
 @pytest.mark.parametrize("where", ["compose", "start", "argument", "of an argument"])
 def test_a_root_of_a_number_below_zero_is_no_number(number: str, where: str) -> None:
     spec = {"compose": text("ffn", "delta = z", f"h + {number} * delta"), "start": text("ffn", f"b: [d_out] ~ constant({number})  delta = b"),

@@ -122,7 +122,9 @@ def test_threads_get_their_own_answers(model: nn.Module, alone: dict[str | None,
     assert torch.equal(small.output(model), alone["carl"])
 
 
-def test_what_is_activated_in_the_middle_of_a_pass_acts_from_the_next_one_on(model: nn.Module, alone: dict[str | None, torch.Tensor]) -> None:
+def test_what_is_activated_in_the_middle_of_a_pass_acts_from_the_next_one_on(
+    model: nn.Module, alone: dict[str | None, torch.Tensor]
+) -> None:
     unipelt.activate(model, "ann")
     layer = model.encoder.layer[1].attention.self
 
@@ -137,7 +139,9 @@ def test_what_is_activated_in_the_middle_of_a_pass_acts_from_the_next_one_on(mod
     assert torch.equal(small.output(model), alone["bob"])
 
 
-def test_no_interleaving_of_activations_raises_or_mixes(model: nn.Module, alone: dict[str | None, torch.Tensor]) -> None:
+def test_no_interleaving_of_activations_raises_or_mixes(
+    model: nn.Module, alone: dict[str | None, torch.Tensor]
+) -> None:
     stop = threading.Event()
 
     def activate() -> None:

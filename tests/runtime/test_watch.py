@@ -174,7 +174,9 @@ def test_trained_copies_and_prompts():
     edits = seen_of(model).edits
     assert Place("train", "attention.self.query", 2) in edits and Place("head", "classifier") in edits
     assert all(v > 0 for v in edits.values())
-    prompt = unipelt.parse("method p { modify embed  form { P: [4, d_out] ~ normal(1.0)  delta = P }  compose prepend(delta, h) }")
+    prompt = unipelt.parse(
+        "method p { modify embed  form { P: [4, d_out] ~ normal(1.0)  delta = P }  compose prepend(delta, h) }"
+    )
     model = small.model("gpt2")
     unipelt.apply(model, prompt)
     assert list(seen_of(model).edits) == [Place("p", "embed")]
@@ -304,7 +306,11 @@ def test_gradient_norms_by_place(specs):
     model(**small.inputs())[0].square().sum().backward()
     norms, state = unipelt.gradient_norms(model), dict(model.named_parameters())
     assert len(norms) == 4 * small.LAYERS
-    own = [p.grad.flatten() for n, p in state.items() if ".layer.1.attention.self.query.unipelt" in n and p.grad is not None]
+    own = [
+        p.grad.flatten()
+        for n, p in state.items()
+        if ".layer.1.attention.self.query.unipelt" in n and p.grad is not None
+    ]
     assert math.isclose(norms[Place("low", "attn.q", 1)], torch.cat(own).norm().item(), rel_tol=1e-5)
     total = math.sqrt(sum(v * v for v in norms.values()))
     every = torch.cat([p.grad.flatten() for p in state.values() if p.grad is not None])

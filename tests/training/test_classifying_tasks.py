@@ -15,7 +15,14 @@ from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_model, load_tokenizer
 from unipelt.training.tasks import IGNORED, Collator, evaluate, task_for, task_from_json
 from unipelt.training.tasks.classification import classification_metrics, multi_label_metrics, regression_metrics
-from unipelt.training.tasks.question_answering import QuestionAnswering, best_spans, exact, normalised, overlap, place_of
+from unipelt.training.tasks.question_answering import (
+    QuestionAnswering,
+    best_spans,
+    exact,
+    normalised,
+    overlap,
+    place_of,
+)
 from unipelt.training.tasks.template import lead
 from unipelt.training.tasks.token_classification import entities_in, split_words, tag_metrics
 
@@ -104,14 +111,18 @@ def test_columns_of_flags(tmp_path, masked):
     assert "line 1: `rude` is `2`" in message
 
 
-@pytest.mark.parametrize("value, what", [("a", "a text, not a list"), (["a", "a"], "`a` twice"), ([None], "null among"), ([""], "among")])
+@pytest.mark.parametrize(
+    "value, what", [("a", "a text, not a list"), (["a", "a"], "`a` twice"), ([None], "null among"), ([""], "among")]
+)
 def test_lists_of_labels_that_are_none(tmp_path, value, what):
     split = split_of(tmp_path, {"text": "x", "label": ["a"]}, {"text": "x", "label": value})
     message, _ = mistake("E0607", task_for, split, TaskOptions())
     assert "line 2" in message and what in message
 
 
-@pytest.mark.parametrize("value, what", [("much", "`much`, not a number"), (None, "null"), (float("nan"), "nan"), (True, "true or false")])
+@pytest.mark.parametrize(
+    "value, what", [("much", "`much`, not a number"), (None, "null"), (float("nan"), "nan"), (True, "true or false")]
+)
 def test_numbers_that_are_none(tmp_path, value, what):
     split = split_of(tmp_path, {"text": "x", "label": 0.5}, {"text": "x", "label": value})
     message, _ = mistake("E0607", task_for, split, TaskOptions(problem_type="regression"))
@@ -120,7 +131,9 @@ def test_numbers_that_are_none(tmp_path, value, what):
 
 def test_an_unknown_label_among_several(tmp_path, masked):
     task = task_for(split_of(tmp_path, {"text": "x", "label": ["spam", "rude"]}), TaskOptions())
-    message, help_ = mistake("E0606", task.encode, split_of(tmp_path, {"text": "x", "label": ["rued"]}), load_tokenizer(masked))
+    message, help_ = mistake(
+        "E0606", task.encode, split_of(tmp_path, {"text": "x", "label": ["rued"]}), load_tokenizer(masked)
+    )
     assert "line 1" in message and "`rude`" in help_
 
 
@@ -148,7 +161,10 @@ def test_entity_f1_by_hand():
 
 @pytest.fixture
 def tags(tmp_path):
-    rows = [{"tokens": ["the", "return", "charge"], "ner_tags": ["O", "B-x", "I-x"]}, {"tokens": ["money"], "ner_tags": ["B-x"]}]
+    rows = [
+        {"tokens": ["the", "return", "charge"], "ner_tags": ["O", "B-x", "I-x"]},
+        {"tokens": ["money"], "ner_tags": ["B-x"]},
+    ]
     return split_of(tmp_path, *rows)
 
 
@@ -180,7 +196,11 @@ def test_cut_words_count_as_missed(tags, masked, side):
         model.classifier.bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
     metrics = evaluate(model, task, encoded, Collator(tokenizer, task), 2)
     # it says B-x B-x O (the last word was cut off) and B-x; wanted are two entities, of which the second is right
-    assert metrics["accuracy"] == pytest.approx(2 / 4) and metrics["recall"] == 0.5 and metrics["precision"] == pytest.approx(1 / 3)
+    assert (
+        metrics["accuracy"] == pytest.approx(2 / 4)
+        and metrics["recall"] == 0.5
+        and metrics["precision"] == pytest.approx(1 / 3)
+    )
 
 
 def test_labels_stay_with_their_words_on_both_sides(tags, masked):
@@ -283,10 +303,16 @@ def test_windows_hold_the_answer_or_point_to_their_start(tmp_path, masked):
     words = (["the"] * 20 + ["money"] + ["my"] * 9) * 2
     context = " ".join(words)
     start = context.rindex("money")
-    split = split_of(tmp_path, {"question": "refund is", "context": context, "answers": {"text": ["money"], "answer_start": [start]}})
+    split = split_of(
+        tmp_path, {"question": "refund is", "context": context, "answers": {"text": ["money"], "answer_start": [start]}}
+    )
     task = task_for(split, TaskOptions(max_length=24, stride=6))
     encoded = task.encode(split, tokenizer)
-    assert len(encoded) > 2 and {w.row for w in encoded.aside} == {0} and all(len(e["input_ids"]) <= 24 for e in encoded.examples)
+    assert (
+        len(encoded) > 2
+        and {w.row for w in encoded.aside} == {0}
+        and all(len(e["input_ids"]) <= 24 for e in encoded.examples)
+    )
     held = 0
     for example, window in zip(encoded.examples, encoded.aside):
         a, b = example["start_positions"], example["end_positions"]
@@ -344,12 +370,18 @@ def test_questions_without_an_answer(tmp_path, masked):
     ({"text": ["the"], "answer_start": [-1]}, "E0607", "no positions"),
 ])  # fmt: skip
 def test_answers_that_are_none(tmp_path, answers, code, what):
-    message, _ = mistake(code, task_for, split_of(tmp_path, {"question": "q", "context": "the money", "answers": answers}), TaskOptions())
+    message, _ = mistake(
+        code, task_for, split_of(tmp_path, {"question": "q", "context": "the money", "answers": answers}), TaskOptions()
+    )
     assert "line 1" in message and what in message
 
 
 def test_windows_that_cannot_be(tmp_path, masked):
-    row = {"question": " ".join(["my"] * 40), "context": "the money", "answers": {"text": ["money"], "answer_start": [4]}}
+    row = {
+        "question": " ".join(["my"] * 40),
+        "context": "the money",
+        "answers": {"text": ["money"], "answer_start": [4]},
+    }
     split = split_of(tmp_path, row)
     mistake("E0620", task_for, split, TaskOptions(max_length=20, stride=11))
     for length, stride in ((20, 10), (20, 1), (12, 3)):  # a long question leaves room to the context

@@ -303,7 +303,9 @@ def hub(monkeypatch):
         asked.append((name, configuration))
         if name != "owner/reviews":
             raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
-        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+        )
         rows = {"text": ["x", "y"], "label": [1, 0]}
         part = datasets.Dataset.from_dict(rows, features=features)
         secret = datasets.Dataset.from_dict({"text": ["z"], "label": [-1]}, features=features)
@@ -374,6 +376,8 @@ def test_the_real_library_reads_the_splits(tmp_path, monkeypatch):
     (tmp_path / "reviews").mkdir()
     write_parquet(tmp_path / "reviews" / "train.parquet", [{"text": "x", "label": 1, "tags": [0]}], FEATURES)
     load = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: load(str(tmp_path / "reviews"), configuration))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, configuration: load(str(tmp_path / "reviews"), configuration)
+    )
     found = data.read("hub:owner/reviews")
     assert found["train"].rows[0]["text"] == "x"

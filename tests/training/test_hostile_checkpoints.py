@@ -126,7 +126,9 @@ def test_a_state_of_another_kind(cut: tuple[TrainConfig, Path], change: dict[str
 
 @pytest.mark.parametrize("name", ["run.json", "task.json"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "outside", "huge"])
-def test_a_record_that_is_no_plain_file(whole: TrainConfig, cut: tuple[TrainConfig, Path], tmp_path: Path, name: str, kind: str) -> None:
+def test_a_record_that_is_no_plain_file(
+    whole: TrainConfig, cut: tuple[TrainConfig, Path], tmp_path: Path, name: str, kind: str
+) -> None:
     from unipelt.training.saved import load_run
 
     config = cut[0]

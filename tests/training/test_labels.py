@@ -26,7 +26,9 @@ def csv_of(tmp_path, labels):
 
 
 def json_of(tmp_path, labels):
-    return data.read_file(write_rows(tmp_path / "train.jsonl", [{"text": f"some text {i}", "label": v} for i, v in enumerate(labels)]))
+    return data.read_file(
+        write_rows(tmp_path / "train.jsonl", [{"text": f"some text {i}", "label": v} for i, v in enumerate(labels)])
+    )
 
 
 def classification(split, **options):
@@ -39,7 +41,16 @@ def classification(split, **options):
 SCORES = [0.5, 1.5, 2.0, 3.25, 4.0, 0.25, 2.5, 3.5]
 
 
-@pytest.mark.parametrize("slip, said", [("nan", "nan"), ("inf", "inf"), ("n/a", "`n/a`, not a number"), ("", "is missing"), ("3;5", "`3;5`, not a number")])
+@pytest.mark.parametrize(
+    "slip, said",
+    [
+        ("nan", "nan"),
+        ("inf", "inf"),
+        ("n/a", "`n/a`, not a number"),
+        ("", "is missing"),
+        ("3;5", "`3;5`, not a number"),
+    ],
+)
 def test_one_bad_number_does_not_make_classes_of_a_csv_file(slip, said, tmp_path):
     split = csv_of(tmp_path, [*SCORES, slip, *SCORES])
     message, help_ = mistake("E0607", classification, split)
@@ -49,7 +60,15 @@ def test_one_bad_number_does_not_make_classes_of_a_csv_file(slip, said, tmp_path
         assert slip in classification(split, problem_type="single_label").labels
 
 
-@pytest.mark.parametrize("slip, said", [(None, "is null, not a number"), ("high", "`high`, not a number"), (True, "is true or false"), ({}, "is an object")])
+@pytest.mark.parametrize(
+    "slip, said",
+    [
+        (None, "is null, not a number"),
+        ("high", "`high`, not a number"),
+        (True, "is true or false"),
+        ({}, "is an object"),
+    ],
+)
 @pytest.mark.parametrize("good", [SCORES, SCORES[:2]])
 def test_in_json_the_odd_value_is_blamed_and_not_the_numbers(slip, said, good, tmp_path):
     message, _ = mistake("E0607", classification, json_of(tmp_path, [*good, slip]))
@@ -81,13 +100,17 @@ def test_floats_of_json_are_numbers(tmp_path):
 
 def test_labels_that_differ_in_blanks_or_case_are_said_once():
     (note,) = data.alike(["Good", "bad", "good ", "BAD", "1", "1.0", "other"])
-    assert "`Good` and `good `" in note and "`bad` and `BAD`" in note and "`1` and `1.0`" in note and "other" not in note
+    assert (
+        "`Good` and `good `" in note and "`bad` and `BAD`" in note and "`1` and `1.0`" in note and "other" not in note
+    )
     assert data.alike(["a", "b", "1", "2"]) == data.alike([]) == []
     assert "and 2 more groups" in data.alike([f"{c}{blank}" for c in "abcde" for blank in ("", " ")])[0]
 
 
 def test_a_run_says_which_labels_are_alike(bert, tmp_path):
-    write_rows(tmp_path / "train.jsonl", [{"text": "some words", "label": ["yes", "no", "Yes"][i % 3]} for i in range(12)])
+    write_rows(
+        tmp_path / "train.jsonl", [{"text": "some words", "label": ["yes", "no", "Yes"][i % 3]} for i in range(12)]
+    )
     *_, notes = examples(TrainConfig(model=bert, method="x", data=str(tmp_path), out="o", max_length=16))
     assert [n for n in notes if "`Yes` and `yes`" in n]
 
@@ -146,7 +169,9 @@ def test_bytes_of_parquet_that_are_no_unicode(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    bad = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")])
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
+    )
     column = pyarrow.chunked_array([pyarrow.array(["fine"]), bad])
     parquet.write_table(pyarrow.table({"text": column}), tmp_path / "train.parquet")
     message, _ = mistake("E0649", data.read, tmp_path)

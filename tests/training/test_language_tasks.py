@@ -38,7 +38,9 @@ def losses(model, batch):
     """The loss of every token that counts, in the order of rows and tokens."""
     labels = batch["labels"]
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, -labels.shape[1] :]
-    found = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none")
+    found = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
+    )
     return found[labels[:, 1:].flatten() != IGNORED]
 
 
@@ -109,10 +111,14 @@ def test_packs_are_full_and_whole(talks, models):
 POOLING = """method m { modify attn.q insert parallel form {
   A: [d_in, 4] ~ normal(0.1)  B: [4, d_out] ~ zeros  w: [d_in] ~ zeros
   delta = z @ A @ B * running_mean(sigmoid(z @ w)) } compose add }"""
-PLACING = "method m { modify embed insert parallel form { P: [3, d_out] ~ normal(0.1) delta = P } compose prepend(delta, h) }"
+PLACING = (
+    "method m { modify embed insert parallel form { P: [3, d_out] ~ normal(0.1) delta = P } compose prepend(delta, h) }"
+)
 
 
-@pytest.mark.parametrize("spec, why", [(POOLING, "reads other positions"), (PLACING.replace(" insert parallel", ""), "tokens of its own")])
+@pytest.mark.parametrize(
+    "spec, why", [(POOLING, "reads other positions"), (PLACING.replace(" insert parallel", ""), "tokens of its own")]
+)
 def test_packing_refuses_methods_that_look_across(models, talks, tmp_path, spec, why):
     (tmp_path / "m.pelt").write_text(spec)
     config = TrainConfig(method=str(tmp_path / "m.pelt"), model=models["llama"], data=talks.file, out=str(tmp_path / "run"), pack=True,
@@ -266,7 +272,9 @@ def test_equal_prompts_are_one_with_several_references():
 
 
 def test_generation_asks_each_prompt_once(models, tmp_path):
-    rows = [{"prompt": p, "completion": c} for p, c in (("my money", "refund"), ("late", "arrival"), ("my money", "charge"))]
+    rows = [
+        {"prompt": p, "completion": c} for p, c in (("my money", "refund"), ("late", "arrival"), ("my money", "charge"))
+    ]
     split = data.read_file(write_rows(tmp_path / "d.jsonl", rows))
     tokenizer = load_tokenizer(models["gpt2"])
     task = task_for(split, TaskOptions(generate=True, max_target_length=3, max_length=16))
@@ -320,7 +328,9 @@ def test_decoders_labels(models, tmp_path):
     found = evaluate(model, task, encoded, Collator(tokenizer, task), 1)
     assert found["loss"] == pytest.approx(own, rel=1e-5) and found["tokens"] == int((batch["labels"] != IGNORED).sum())
     cut = task_for(split, TaskOptions(task="seq2seq", max_target_length=2)).encode(split, tokenizer)
-    assert cut.truncated == 2 and all(len(e["labels"]) == 2 and e["labels"][-1] == tokenizer.eos_token_id for e in cut.examples)
+    assert cut.truncated == 2 and all(
+        len(e["labels"]) == 2 and e["labels"][-1] == tokenizer.eos_token_id for e in cut.examples
+    )
 
 
 def test_an_encoder_decoder_and_a_pair_of_columns_are_seq2seq(models, tmp_path, completions):

@@ -108,7 +108,9 @@ def runs(options, tmp_path_factory):
     return place, run
 
 
-@pytest.mark.parametrize("two, one", [("lora2", "lora"), ("lora2_parts", "lora"), ("lora2_recomputed", "lora"), ("unipelt2", "unipelt")])
+@pytest.mark.parametrize(
+    "two, one", [("lora2", "lora"), ("lora2_parts", "lora"), ("lora2_recomputed", "lora"), ("unipelt2", "unipelt")]
+)
 def test_two_processes_train_what_one_trains(runs, two, one):
     """Also where a step is computed in parts, and where activations are recomputed."""
     place, _ = runs
@@ -134,7 +136,9 @@ def test_a_killed_run_goes_on_to_the_same_end(runs, options, tmp_path):
                   *command, "--resume", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("resuming at step 8") == 1
-    assert (place / "killed" / "checkpoints" / f"checkpoint-{STEPS}" / "rng_state_1.pth").exists()  # two processes have run
+    assert (
+        place / "killed" / "checkpoints" / f"checkpoint-{STEPS}" / "rng_state_1.pth"
+    ).exists()  # two processes have run
     printed = json.loads(done.stdout)
     killed, whole = (json.loads((place / n / "metrics.json").read_text()) for n in ("killed", "whole"))
     assert printed["metrics"] == killed["metrics"] == whole["metrics"]

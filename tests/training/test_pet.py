@@ -89,7 +89,9 @@ def test_scores_of_a_causal_model_by_hand(models, rows, words, side):
         torch.testing.assert_close(scores, wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name, words", [("masked", WORDS), ("gpt2", WORDS), ("gpt2", "refund no,arrival no|arrival,closing")])
+@pytest.mark.parametrize(
+    "name, words", [("masked", WORDS), ("gpt2", WORDS), ("gpt2", "refund no,arrival no|arrival,closing")]
+)
 def test_the_loss_is_over_the_labels(models, rows, name, words):
     """The cross-entropy over the labels' scores; a step over several batches weighs each example alike."""
     split = data.read(rows)["test"]
@@ -120,7 +122,10 @@ def test_long_texts_lose_their_end_and_the_pattern_nothing(models, rows):
     encoded = task.encode_inputs([("money " * 30,), ("late",)], tokenizer)
     texts = [tokenizer.decode(e["input_ids"]) for e in encoded.examples]
     assert encoded.truncated == 1
-    assert texts == ["[CLS] money money money money money money type : [MASK] . [SEP]", "[CLS] late type : [MASK] . [SEP]"]
+    assert texts == [
+        "[CLS] money money money money money money type : [MASK] . [SEP]",
+        "[CLS] late type : [MASK] . [SEP]",
+    ]
     task, tokenizer = fitted(models, "masked", split, max_length=5)
     mistakes("E0641", task.encode_inputs, [("money",)], tokenizer)
 
@@ -142,7 +147,13 @@ def test_pieces_have_the_tokens_of_the_whole(models):
     """A tokenizer that takes the blank in front into the word: pseudo-tokens in between change no other token."""
     tokenizer = load_tokenizer(models["bytes"])
     whole = encode(parse("{text} my {mask} the"), ("i want money",), tokenizer, 50, *borders(tokenizer))
-    cut = encode(parse("{prompt:2} {text} {prompt:1} my {mask} {prompt:1} the"), ("i want money",), tokenizer, 50, *borders(tokenizer))
+    cut = encode(
+        parse("{prompt:2} {text} {prompt:1} my {mask} {prompt:1} the"),
+        ("i want money",),
+        tokenizer,
+        50,
+        *borders(tokenizer),
+    )
     left = [i for i, m in zip(cut.ids, cut.marks) if not m]
     # the very first word has no blank in front when it begins the text
     assert left[1:] == whole.ids[1:] and tokenizer.decode(left).strip() == tokenizer.decode(whole.ids).strip()
@@ -182,7 +193,10 @@ def test_words_that_do_not_fit(words, what):
 def test_a_masked_model_fills_one_token(models, rows):
     split = data.read(rows)["test"]
     messages, _ = mistakes("E0644", fitted, models, "masked", split, words="refund no,arrival,zebra")
-    assert "`refund no` is 2 tokens (`refund`, `no`)" in messages[0] and "`zebra` is not in the model's vocabulary" in messages[1]
+    assert (
+        "`refund no` is 2 tokens (`refund`, `no`)" in messages[0]
+        and "`zebra` is not in the model's vocabulary" in messages[1]
+    )
     messages, _ = mistakes("E0644", fitted, models, "masked", split, words="refund,money,refund")
     assert "`refund` and `refund` are the same" in messages[0]
 
@@ -207,7 +221,9 @@ def test_models_that_do_not_serve(models, rows, bert):
 
 
 def test_a_text_that_holds_the_mask_itself(models, tmp_path):
-    split = data.read_file(write_rows(tmp_path / "d.jsonl", [{"text": "my [MASK] money", "label": i} for i in range(3)]))
+    split = data.read_file(
+        write_rows(tmp_path / "d.jsonl", [{"text": "my [MASK] money", "label": i} for i in range(3)])
+    )
     task, tokenizer = fitted(models, "masked", split)
     messages, _ = mistakes("E0646", task.encode, split, tokenizer)
     assert "line 1" in messages[0] and "[MASK]" in messages[0]

@@ -49,7 +49,15 @@ def pairs(tmp_path_factory):
 
 
 def config(model: str, rows: str, out: Path, **options) -> TrainConfig:
-    given = {"max_length": 32, "epochs": 2, "lr": 2e-2, "batch_size": 15, "dropout": 0.0, "checkpoints": True, "best": False}
+    given = {
+        "max_length": 32,
+        "epochs": 2,
+        "lr": 2e-2,
+        "batch_size": 15,
+        "dropout": 0.0,
+        "checkpoints": True,
+        "best": False,
+    }
     return TrainConfig(**{**given, "model": model, "data": rows, "out": str(out), **options})
 
 
@@ -67,7 +75,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("run, method", [("pet", "p_tuning"), ("pet-causal", "p_tuning_mlp"), ("classification", "p_tuning")])
+@pytest.mark.parametrize(
+    "run, method", [("pet", "p_tuning"), ("pet-causal", "p_tuning_mlp"), ("classification", "p_tuning")]
+)
 def test_p_tuning_trains_resumes_and_is_used_again(run, method, models, rows, tmp_path):
     model, options = RUNS[run]
     asked = config(models[model], rows, tmp_path / "run", method=named(method), set={"l": "4"}, **options)
@@ -115,7 +125,11 @@ def test_scores_and_gradients_are_those_of_embeddings_fed_by_hand(run, models, r
     assert float((found.logits - wanted.logits).detach().abs().max()) < 1e-10
 
     def loss(out):
-        return task.loss_function(out, labels) if task.loss_function else torch.nn.functional.cross_entropy(out.logits, labels)
+        return (
+            task.loss_function(out, labels)
+            if task.loss_function
+            else torch.nn.functional.cross_entropy(out.logits, labels)
+        )
 
     loss(found).backward()
     (own,) = [p for g in unipelt.parameter_groups(m, "default", 1.0) for p in g["params"]]
@@ -166,7 +180,8 @@ AMONG = """method among(k: int = 1) {
 
 def ends_loss(out, batch):
     return sum(
-        torch.nn.functional.cross_entropy(out[f"{n}_logits"], batch[f"{n}_positions"]).item() / 2 for n in ("start", "end")
+        torch.nn.functional.cross_entropy(out[f"{n}_logits"], batch[f"{n}_positions"]).item() / 2
+        for n in ("start", "end")
     )
 
 
@@ -181,7 +196,9 @@ def test_what_is_scored_is_what_the_loss_is_about(kind, models, tmp_path):
     tokenizer, base = load_tokenizer(model), load_config(model)
     split = data.read(rows)["test"]
     text = {"text": ("source",), "label": "target"} if kind == "causal-lm" else {}
-    task = task_for(split, TaskOptions(task=kind, max_length=40, stride=8 if kind == "question-answering" else None, **text), base)
+    task = task_for(
+        split, TaskOptions(task=kind, max_length=40, stride=8 if kind == "question-answering" else None, **text), base
+    )
     task = task.fit(base, tokenizer)
     m = load_model(model, task, tokenizer, 0).eval()
     unipelt.apply(m, unipelt.parse(AMONG), head=False)
@@ -255,7 +272,9 @@ def test_patterns_and_methods_that_do_not_fit(method, set_, options, said, remed
 
 
 def test_a_run_has_no_argument_for_the_members_of_an_ensemble(models, rows, tmp_path):
-    asked = config(models["masked"], rows, tmp_path / "run", method=named("prompt_ensemble"), task="sequence-classification")
+    asked = config(
+        models["masked"], rows, tmp_path / "run", method=named("prompt_ensemble"), task="sequence-classification"
+    )
     message, help_ = mistake("E0648", train, asked)
     assert "reads the argument `member` of the forward pass" in message and "model(**batch, member=…)" in help_
     assert not (tmp_path / "run").exists()
@@ -294,7 +313,9 @@ def test_rows_that_find_no_room_in_the_table_of_positions(models, rows, tmp_path
     message, help_ = mistake("E0617", train, asked)
     assert "64 positions" in message and "--max-length 59" in help_
     train(replace(asked, max_length=59))
-    train(replace(asked, out=str(tmp_path / "still"), set={"l": "5", "at": "embed"}))  # where the tokens keep their positions
+    train(
+        replace(asked, out=str(tmp_path / "still"), set={"l": "5", "at": "embed"})
+    )  # where the tokens keep their positions
 
 
 def test_no_pseudo_token_is_taken_for_padding(models):

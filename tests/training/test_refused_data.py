@@ -31,7 +31,9 @@ ROW = {"a": "x", "b": "y", "c": "z", "label": "w", "tokens": ["x"], "tags": ["O"
     ("token-classification", {"text": ("tokens", "a")}, "E0603", "reads one column of words, not 2", "name one"),
     ("pet", {"pattern": "{a} {mask}", "text": ("a",)}, "E0620", "`--text` is one too many", "give one of them"),
 ])  # fmt: skip
-def test_columns_that_do_not_fit_a_task(task: str, options: dict[str, Any], code: str, said: str, remedy: str, tmp_path: Path) -> None:
+def test_columns_that_do_not_fit_a_task(
+    task: str, options: dict[str, Any], code: str, said: str, remedy: str, tmp_path: Path
+) -> None:
     split = data.read_file(write_rows(tmp_path / "d.jsonl", [ROW, ROW]))
     message, help_ = mistake(code, task_for, split, TaskOptions(task=task, max_length=16, **options))
     assert said in message and remedy in help_
@@ -60,10 +62,16 @@ def test_a_parquet_file_that_names_a_column_twice(tmp_path: Path) -> None:
 def test_a_data_set_of_the_hub_without_a_split_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     part = datasets.Dataset.from_dict({"text": ["x"], "label": ["y"]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict({"unsupervised": part, "extra": part}))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_: datasets.DatasetDict({"unsupervised": part, "extra": part})
+    )
     monkeypatch.chdir(tmp_path)
     message, help_ = mistake("E0608", data.read, "hub:owner/reviews")
-    assert "`owner/reviews`" in message and "it has `unsupervised`, `extra`" in message and "save its rows as files" in help_
+    assert (
+        "`owner/reviews`" in message
+        and "it has `unsupervised`, `extra`" in message
+        and "save its rows as files" in help_
+    )
 
 
 # ---------------------------------------------------------------- files beside the data
@@ -103,7 +111,10 @@ def test_a_task_whose_record_is_incomplete_or_damaged(name: str, change: dict[st
     message, help_ = mistake("E0615", kind(name).from_json, {**WHOLE, **MORE.get(name, {}), **change})
     assert said in message and "train again" in help_
     if "labels" in kind(name).__dataclass_fields__:
-        assert "no `labels`" in mistake("E0615", kind(name).from_json, {k: v for k, v in WHOLE.items() if k != "labels"})[0]
+        assert (
+            "no `labels`"
+            in mistake("E0615", kind(name).from_json, {k: v for k, v in WHOLE.items() if k != "labels"})[0]
+        )
     whole = kind(name).from_json({**WHOLE, **MORE.get(name, {}), "kind": name, "of a later version": 3})
     assert kind(name).from_json(json.loads(json.dumps(whole.to_json()))) == whole
 
@@ -134,7 +145,9 @@ def test_a_task_without_titles_shows_its_labels(name: str) -> None:
 
 @pytest.mark.parametrize("wrong", [{"seed": "three"}, {"seed": -1}, {"eval_batch_size": 0}, {"eval_batch_size": None}])
 def test_numbers_of_a_run_that_are_none(wrong: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "task.json").write_text(json.dumps({"model": "m", "task": {**WHOLE, "kind": "sequence-classification"}, **wrong}))
+    (tmp_path / "task.json").write_text(
+        json.dumps({"model": "m", "task": {**WHOLE, "kind": "sequence-classification"}, **wrong})
+    )
     message, help_ = mistake("E0615", saved.load_run, tmp_path)
     assert f"`{next(iter(wrong))}` is {next(iter(wrong.values()))!r}" in message and "train again" in help_
 

@@ -27,7 +27,9 @@ method still(r: int = 2) {
 
 @pytest.fixture
 def config(spec: str, intents: str, bert: str, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(method=f"{spec}:small", model=bert, data=intents, out=str(tmp_path / "run"), max_steps=1, max_length=16)
+    return TrainConfig(
+        method=f"{spec}:small", model=bert, data=intents, out=str(tmp_path / "run"), max_steps=1, max_length=16
+    )
 
 
 def refused(code: str, config: TrainConfig) -> str:
@@ -67,8 +69,12 @@ def test_a_tokenizer_without_a_padding_and_an_end_token(config: TrainConfig, cop
     train(replace(config, model=str(copied), report=False))
 
 
-@pytest.mark.parametrize("make, kind", [(tiny_tasks.tagged, "token-classification"), (tiny_tasks.asked, "question-answering")])
-def test_a_tokenizer_that_does_not_tell_where_its_tokens_stand(make: Any, kind: str, config: TrainConfig, copied: Path) -> None:
+@pytest.mark.parametrize(
+    "make, kind", [(tiny_tasks.tagged, "token-classification"), (tiny_tasks.asked, "question-answering")]
+)
+def test_a_tokenizer_that_does_not_tell_where_its_tokens_stand(
+    make: Any, kind: str, config: TrainConfig, copied: Path
+) -> None:
     (copied / "tokenizer.json").unlink()
     respecified(copied, tokenizer_class="CanineTokenizer")  # one that is made of Python alone
     data = tiny_tasks.splits(copied.parent / "data", make, 6, 3)
@@ -80,7 +86,9 @@ def test_a_tokenizer_that_does_not_tell_where_its_tokens_stand(make: Any, kind: 
 
 
 @pytest.mark.parametrize("head", [False, True])
-def test_a_method_that_trains_nothing(head: bool, config: TrainConfig, gpt2: str, completions: str, tmp_path: Path) -> None:
+def test_a_method_that_trains_nothing(
+    head: bool, config: TrainConfig, gpt2: str, completions: str, tmp_path: Path
+) -> None:
     """A language model has no head that would be trained with it; one that classifies has."""
     (tmp_path / "still.pelt").write_text(FROZEN)
     config = replace(config, method=str(tmp_path / "still.pelt"), report=False)
@@ -95,7 +103,9 @@ def test_a_model_that_cannot_recompute_its_activations(config: TrainConfig, tmp_
 
     place = tmp_path / "albert"
     words = write_tokenizer(place)
-    sizes: Any = dict(embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    sizes: Any = dict(
+        embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
     AlbertModel(AlbertConfig(vocab_size=len(words), **sizes)).save_pretrained(place)
     said = refused("E0665", replace(config, model=str(place), checkpointing=True))
     assert "AlbertForSequenceClassification" in said and "leave `--checkpointing` out" in said
@@ -113,7 +123,9 @@ def test_a_model_that_cannot_recompute_its_activations(config: TrainConfig, tmp_
     ({"optimizer": "lomo"}, "E0666", "the optimizer lomo is not there: .*pip install.*choose another `--optimizer`"),
     ({"optimizer": "schedule_free_sgd"}, "E0666", "schedulefree"),
 ])  # fmt: skip
-def test_options_that_cannot_be_kept_here(options: Any, code: str, said: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_cannot_be_kept_here(
+    options: Any, code: str, said: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ranks, "on_cpu", lambda: True)
     assert re.search(said, refused(code, replace(config, **options)), re.DOTALL)
 
@@ -125,7 +137,9 @@ def test_options_that_cannot_be_kept_here(options: Any, code: str, said: str, co
     ({"MIXED_PRECISION": "fp8"}, "E0663", "asks for the precision fp8; use no, bf16, fp16"),
     ({"MIXED_PRECISION": "fp16"}, "E0663", "fp16 needs a GPU"),
 ])  # fmt: skip
-def test_what_a_launcher_asks_for(variables: dict, code: str, said: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_launcher_asks_for(
+    variables: dict, code: str, said: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ranks, "on_cpu", lambda: True)
     for name, value in variables.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)

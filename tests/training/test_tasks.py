@@ -112,7 +112,10 @@ def test_it_predicts(job):
         assert sum(right) / len(right) == pytest.approx(result.metrics["test"]["accuracy"])
         assert all(" ".join(f["words"][slice(*e["words"])]) == e["text"] for f in found for e in f["entities"])
     elif name == "questions":
-        assert all(r["context"][slice(*f["characters"])] == f["answer"] and 0 < f["probability"] <= 1 for f, r in zip(found, rows))
+        assert all(
+            r["context"][slice(*f["characters"])] == f["answer"] and 0 < f["probability"] <= 1
+            for f, r in zip(found, rows)
+        )
         right = sum(f["answer"] == r["answers"]["text"][0] for f, r in zip(found, rows))
         assert right / 18 == pytest.approx(result.metrics["test"]["exact_match"])
     elif isinstance(run.task, LanguageTask):

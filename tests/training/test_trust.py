@@ -25,9 +25,14 @@ def test_every_loader_is_told_not_to_trust_code() -> None:
                 met += 1
                 given = [ast.unparse(k.value) for k in node.keywords if k.arg is None]
                 named = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg is not None}
-                assert {"TRUSTED", "WEIGHTS_ONLY"} & set(given) or named.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+                assert {"TRUSTED", "WEIGHTS_ONLY"} & set(given) or named.get("trust_remote_code") == "False", (
+                    f"{path}:{node.lineno}"
+                )
     assert met >= 5
-    assert models.TRUSTED == {"trust_remote_code": False} and models.WEIGHTS_ONLY == {"trust_remote_code": False, "weights_only": True}
+    assert models.TRUSTED == {"trust_remote_code": False} and models.WEIGHTS_ONLY == {
+        "trust_remote_code": False,
+        "weights_only": True,
+    }
 
 
 @pytest.fixture
@@ -46,7 +51,9 @@ def hostile(tmp_path: Path) -> Path:
     lambda f: models.load_config(f), lambda f: models.load_config_model(f, "base"), lambda f: models.load_plain(f, "base"),
     lambda f: models.load_plain(f, "sequence-classification"),
 ])  # fmt: skip
-def test_code_of_a_base_is_not_run_whatever_stands_on_stdin(load, hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_a_base_is_not_run_whatever_stands_on_stdin(
+    load, hostile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
     with pytest.raises(PeltError):
         load(str(hostile))
@@ -83,7 +90,9 @@ def test_a_pickle_of_weights_is_not_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_base_that_the_record_names_is_said_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_the_record_names_is_said_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from unipelt.training import saved
 
     (tmp_path / "task.json").write_text(json.dumps({"version": 1, "model": "someone/base", "task": {}, "seed": 0}))

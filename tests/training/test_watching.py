@@ -71,13 +71,17 @@ def test_training_does_not_notice(config, watched, tmp_path):
 
 def test_the_report_says_what_happened(config, watched):
     found = record(watched.folder)
-    assert found["model"] == Path(config.model).name and found["method"] == "opened" and found["counts"] == watched.counts
+    assert (
+        found["model"] == Path(config.model).name and found["method"] == "opened" and found["counts"] == watched.counts
+    )
     steps = len(watched.history)
     assert [x["step"] for x in found["losses"]] == list(range(1, steps + 1))
     assert [e["epoch"] for e in found["evaluations"]] == [o["epoch"] for o in found["observations"]] == [1.0, 2.0, 3.0]
     places = {(p["row"], p["site"], p["layer"]): p for p in found["observations"][-1]["places"]}
     assert {k for k in places if k[0] == "low"} == {("low", s, n) for s in ("attn.q", "attn.v") for n in (0, 1)}
-    assert all(p["edit"] > 0 and p["grad"] > 0 and p["gates"].keys() == {"gate"} for k, p in places.items() if k[0] == "low")
+    assert all(
+        p["edit"] > 0 and p["grad"] > 0 and p["gates"].keys() == {"gate"} for k, p in places.items() if k[0] == "low"
+    )
     # the prefix's embedding is shared by the layers: its gradient has a place of its own
     assert places["prefix", "attn.heads", None]["grad"] > 0 and places["prefix", "attn.heads", None]["edit"] is None
     assert places["prefix", "attn.heads", 1]["gates"].keys() == {"lam"}
@@ -95,7 +99,9 @@ def test_what_is_logged_is_what_a_watch_sees(watched):
     split = prepare(read(config["data"]), None, 0)["validation"]
     encoded = watched.task.encode(split, watched.tokenizer)
     with unipelt.watch(watched.model, "trained") as seen:
-        evaluate(watched.model, watched.task, encoded, Collator(watched.tokenizer, watched.task), config["eval_batch_size"])
+        evaluate(
+            watched.model, watched.task, encoded, Collator(watched.tokenizer, watched.task), config["eval_batch_size"]
+        )
     found = record(watched.folder)
     kept = next(o for o in found["observations"] if o["step"] == found["best_step"])
     logged = {(p["row"], p["site"], p["layer"]): p for p in kept["places"]}
@@ -153,7 +159,10 @@ def test_several_processes_see_as_one():
     """Each sees its own examples; together their sums are those of all."""
     place, other = Place("r", "s", 0), Place("r", "s", 1)
     a = {place: {"edit": [1.0, 2.0, 4.0, 2.0], "gates": {"g": ([2.0, 1.0, 0.6], [0.1, 0.9])}}}
-    b = {place: {"edit": [3.0, 2.0, 12.0, 2.0], "gates": {"g": ([1.0, 0.2, 0.04], [0.2, 0.2])}}, other: {"edit": None, "gates": {}}}
+    b = {
+        place: {"edit": [3.0, 2.0, 12.0, 2.0], "gates": {"g": ([1.0, 0.2, 0.04], [0.2, 0.2])}},
+        other: {"edit": None, "gates": {}},
+    }
     edits, gates = Seen.read(a, b)
     assert edits == {place: 0.5} and gates.keys() == {place}
     g = gates[place]["g"]
@@ -177,7 +186,9 @@ def made(rows, layers=12, epochs=6, model="base", steps=20, head=0):
             seen |= {f"{front}/edit": 0.1 + layer / 50, f"{front}/grad": 0.01 * e + layer / 90}
             for i, label in enumerate(labels):
                 mean = 0.5 + (0.03 if i % 2 else -0.04) * e * layer / layers - (0.6 if "tanh" in label else 0)
-                seen |= {f"{front}/{label}_{k}": mean + d for k, d in (("mean", 0), ("std", 0), ("min", -0.1), ("max", 0.1))}
+                seen |= {
+                    f"{front}/{label}_{k}": mean + d for k, d in (("mean", 0), ("std", 0), ("min", -0.1), ("max", 0.1))
+                }
         if rows:
             seen[f"unipelt/{rows[0][0]}/{rows[0][1]}/grad"] = 0.3
             history.append(seen)
@@ -187,7 +198,12 @@ def made(rows, layers=12, epochs=6, model="base", steps=20, head=0):
                             metric="accuracy", seed=0, best_step=steps * max(1, epochs - 1))  # fmt: skip
 
 
-UNIPELT = [("adapter", "ffn", ["gate"]), ("prefix", "attn.heads", ["G", "lam"]), ("lora", "attn.q", ["gate"]), ("lora", "attn.v", ["gate"])]
+UNIPELT = [
+    ("adapter", "ffn", ["gate"]),
+    ("prefix", "attn.heads", ["G", "lam"]),
+    ("lora", "attn.q", ["gate"]),
+    ("lora", "attn.v", ["gate"]),
+]
 PICTURES = {
     "unipelt": made(UNIPELT, head=1538),
     "deep": made(UNIPELT, layers=32, epochs=3),
@@ -237,7 +253,14 @@ def test_texts_neither_overlap_nor_leave_the_picture(name):
 def test_the_files_are_pictures():
     png, svg = (pictures.draw(PICTURES["unipelt"], form) for form in ("png", "svg"))
     assert png.startswith(b"\x89PNG\r\n\x1a\n") and ElementTree.fromstring(svg).tag.endswith("svg")
-    for text in ("adapter at ffn: gate", "prefix at attn.heads: lam", "optimizer step", "epoch", "layer", "‖out − h‖ / ‖h‖"):
+    for text in (
+        "adapter at ffn: gate",
+        "prefix at attn.heads: lam",
+        "optimizer step",
+        "epoch",
+        "layer",
+        "‖out − h‖ / ‖h‖",
+    ):
         assert text.encode() in svg, text
 
 

@@ -137,7 +137,9 @@ def write_byte_level(folder: Path) -> str:
     texts = [" ".join([*FILLERS, *WORDS, *(w for ws in WORDS.values() for w in ws)])] * 3
     special = ["<pad>", "<s>", "</s>", "<mask>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet))
+    inner.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+    )
     PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", mask_token="<mask>"
     ).save_pretrained(folder)

@@ -31,7 +31,9 @@ def draw(label: str, shape: list[int]) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 0.7
 
 
-def outputs(method: Method, order: Canonical | None = None, zero: frozenset[str] = frozenset()) -> dict[str, torch.Tensor]:
+def outputs(
+    method: Method, order: Canonical | None = None, zero: frozenset[str] = frozenset()
+) -> dict[str, torch.Tensor]:
     """The new h of each site on the same random scope; ``zero`` are numbered tensors (t1, …) that are 0."""
     order = order or canonical(meaning(method))
     labels = {key: (f"t{i}", turned) for i, (key, turned) in enumerate(order.keys, 1)}

@@ -100,7 +100,10 @@ def test_no_two_methods_of_the_library_are_mistaken():
 
 
 def test_equality_is_of_methods_at_their_arguments():
-    assert difference(load(named("scaled_parallel_adapter"))(s=1.0), load(named("scaled_parallel_adapter"))(s=2.0)) is not None
+    assert (
+        difference(load(named("scaled_parallel_adapter"))(s=1.0), load(named("scaled_parallel_adapter"))(s=2.0))
+        is not None
+    )
     lora = load(named("lora"))
     assert difference(lora(r=4, alpha=8.0), lora(r=4, alpha=8)) is None
     assert difference(load(named("rslora"))(r=4, alpha=4.0), lora(r=4, alpha=8.0)) is None

@@ -102,7 +102,9 @@ def test_rows_commute(rows, models):
 def test_dropout_is_said():
     assert verdicts(load(named("lora")))["deterministic in training"].value == "depends"
     assert "dropout" in verdicts(load(named("lora")))["deterministic in training"].reason
-    dropped = parse("method m { modify ffn insert parallel form { A: [d_in, d_out] ~ zeros delta = drop(z, 0.1) @ A } compose add }")
+    dropped = parse(
+        "method m { modify ffn insert parallel form { A: [d_in, d_out] ~ zeros delta = drop(z, 0.1) @ A } compose add }"
+    )
     assert verdicts(dropped)["deterministic in training"].value == "no"
     assert verdicts(load(named("ia3")))["deterministic in training"].value == "yes"
     m = model("bert")

@@ -141,7 +141,10 @@ def test_nothing_in_a_large_space_is_mistaken():
     for m in claims:
         check(m.method, m.recognised.whole)
     said = {m.recognised.whole.name for m in claims}
-    assert {named(n) for n in ("prefix_tuning", "parallel_adapter", "scaled_parallel_adapter", "multi_head_parallel_adapter", "lora")} <= said
+    assert {
+        named(n)
+        for n in ("prefix_tuning", "parallel_adapter", "scaled_parallel_adapter", "multi_head_parallel_adapter", "lora")
+    } <= said
 
 
 def test_the_check_sees_a_mistake():
@@ -150,7 +153,10 @@ def test_the_check_sees_a_mistake():
     right = recognise(method).whole
     assert right is not None
     check(method, right)
-    for wrong in (replace(right, arguments={**right.arguments, "s": 3.0}), replace(right, arguments={**right.arguments, "act": "tanh"})):
+    for wrong in (
+        replace(right, arguments={**right.arguments, "s": 3.0}),
+        replace(right, arguments={**right.arguments, "act": "tanh"}),
+    ):
         with pytest.raises(AssertionError):
             check(method, wrong)
 

@@ -123,7 +123,10 @@ def test_what_is_the_same_is_equal(what):
 
 
 def test_a_difference_of_layers_shows_both() -> None:
-    a, b = (parse(spec(f"method m {{ use adapter {{ {more} }} }}")) for more in ("layers last 1 tokens first 2", "modify attn, ffn"))
+    a, b = (
+        parse(spec(f"method m {{ use adapter {{ {more} }} }}"))
+        for more in ("layers last 1 tokens first 2", "modify attn, ffn")
+    )
     found = difference(a, b)
     assert found is not None and found[0] == "attn"
     assert found[1].startswith("in layers last 1 tokens first 2: ") and found[2].startswith("everywhere: ")
@@ -153,10 +156,22 @@ class Forms:
         if depth == 0:
             return d.choice(["A", "B", "A.T"])
         m, n = self.matrix(depth - 1), self.matrix(depth - 1)
-        return d.choice([f"({m} @ {n})", f"({m} + {n})", f"({m} * {n})", f"({m}).T", f"({m} * b)", f"({self.number()} * {m})"])
+        return d.choice(
+            [f"({m} @ {n})", f"({m} + {n})", f"({m} * {n})", f"({m}).T", f"({m} * b)", f"({self.number()} * {m})"]
+        )
 
     def number(self) -> str:
-        return self.draw.choice(["2", "0.5", "(layer + 1)", "sqrt(layer + 1)", "exp(layer / 4)", "max(layer, 2)", "(layer + 1) / (layer + 2)"])
+        return self.draw.choice(
+            [
+                "2",
+                "0.5",
+                "(layer + 1)",
+                "sqrt(layer + 1)",
+                "exp(layer / 4)",
+                "max(layer, 2)",
+                "(layer + 1) / (layer + 2)",
+            ]
+        )
 
     def changed(self, e: S.Expr) -> S.Expr:
         """The expression with some operands exchanged or regrouped: sometimes the same, sometimes not."""
@@ -178,7 +193,12 @@ class Forms:
 
     def method(self, text: str) -> str:
         """A method with that delta; parts of it perhaps in lets, tensors perhaps in another order."""
-        tensors = ["A: [d_in, d_out] ~ normal(0.1)", "B: [d_in, d_out] ~ normal(0.2)", "b: [d_in] ~ normal(0.1)", "c: [d_out] ~ normal(0.2)"]
+        tensors = [
+            "A: [d_in, d_out] ~ normal(0.1)",
+            "B: [d_in, d_out] ~ normal(0.2)",
+            "b: [d_in] ~ normal(0.1)",
+            "c: [d_out] ~ normal(0.2)",
+        ]
         self.draw.shuffle(tensors)
         lets = ""
         inner = [n for n in S.walk(parse_expression(text)) if isinstance(n, (S.Apply, S.Binary))]

@@ -33,7 +33,11 @@ method around_mam(r: int = 64, l: int = 30) {
 
 def space(text: str, one: bool = False):
     file = parse_file(spec(text))
-    return space_of(file.definitions[-1], Names({(d.kind if d.kind == "method" else d.what, d.name): d for d in file.definitions}), one)
+    return space_of(
+        file.definitions[-1],
+        Names({(d.kind if d.kind == "method" else d.what, d.name): d for d in file.definitions}),
+        one,
+    )
 
 
 def known(name: str):
@@ -58,23 +62,34 @@ def test_from_three_methods_the_unified_view_is_found():
       compose add | scaled(4.0) | share_softmax
     }"""
     names = {m.recognised.whole.name for m in generate(space(text)).members if m.recognised.whole is not None}
-    assert names >= {named(n) for n in ("parallel_adapter", "multi_head_parallel_adapter", "scaled_parallel_adapter", "prefix_tuning", "lora")}
+    assert names >= {
+        named(n)
+        for n in ("parallel_adapter", "multi_head_parallel_adapter", "scaled_parallel_adapter", "prefix_tuning", "lora")
+    }
 
 
 def test_cross_of_scaled_parallel_adapter_and_prefix_tuning_finds_mams_parts():
     g = generate(space_of(cross(known("scaled_parallel_adapter"), known("prefix_tuning"), Names()), Names()))
     found = {m.sentence for m in g.members}
-    assert {f"this is {named('scaled_parallel_adapter')}", f"this is {named('prefix_tuning')}"} <= found and len(g.members) == 4
+    assert {f"this is {named('scaled_parallel_adapter')}", f"this is {named('prefix_tuning')}"} <= found and len(
+        g.members
+    ) == 4
 
 
 def test_arguments_may_be_alternatives_too():
-    g = generate(space("method m(r: int in {2, 4}, act: activation in {relu, tanh}) { modify ffn insert parallel form bottleneck(r, act) compose add }"))
+    g = generate(
+        space(
+            "method m(r: int in {2, 4}, act: activation in {relu, tanh}) { modify ffn insert parallel form bottleneck(r, act) compose add }"
+        )
+    )
     assert [m.name for m in g.members] == ["r2_actrelu", "r2_acttanh", "r4_actrelu", "r4_acttanh"]
     assert [m.method.arguments["r"] for m in g.members] == [2, 2, 4, 4]
 
 
 def test_a_space_of_a_million_is_sampled_without_being_made():
-    sites = " | ".join(["attn", "ffn", "block", "attn.q", "attn.k", "attn.v", "attn.o", "ffn.up", "ffn.down", "ffn.hidden"])
+    sites = " | ".join(
+        ["attn", "ffn", "block", "attn.q", "attn.k", "attn.v", "attn.o", "ffn.up", "ffn.down", "ffn.hidden"]
+    )
     ranks = ", ".join(map(str, range(1, 101)))
     text = f"""method large(r: int in {{{ranks}}}, s: int in {{{ranks}}}) {{
       modify {sites} insert parallel | sequential form bottleneck(r) | low_rank(r) compose scaled(s) | add | rescale | h - s * delta | h * s + delta
@@ -104,7 +119,7 @@ def test_members_are_files_that_check(tmp_path):
     files = write(g.members, s.names, tmp_path / "out")
     assert len(files) == len(g.members) == 8
     for file, m in zip(files, g.members):
-        (checked, *_), = [[c for c in check(file) if c.kind == "method"]]
+        ((checked, *_),) = [[c for c in check(file) if c.kind == "method"]]
         assert not checked.diagnostics
         assert unipelt.load(file, m.name).rows == m.method.rows
         assert "unused" not in file.read_text() and m.sentence[1:] in file.read_text()
@@ -113,9 +128,16 @@ def test_members_are_files_that_check(tmp_path):
 
 
 def test_vary_and_neighbours():
-    g = generate(space_of(vary(known("mam"), Names(), {"form": [spec("attend(l)"), spec("attend_mlp(l, mid)")]}, row="prefix"), Names()))
+    g = generate(
+        space_of(
+            vary(known("mam"), Names(), {"form": [spec("attend(l)"), spec("attend_mlp(l, mid)")]}, row="prefix"),
+            Names(),
+        )
+    )
     assert [m.sentence for m in g.members] == [
-        f"{named('mam')} with its prefix replaced by {named('prefix_tuning')}", f"this is {named('mam')}"]
+        f"{named('mam')} with its prefix replaced by {named('prefix_tuning')}",
+        f"this is {named('mam')}",
+    ]
     with pytest.raises(unipelt.PeltError, match="has 2 rows"):
         vary(known("mam"), Names(), {"insert": ["parallel"]})
     spaces = neighbours(known("ia3"), Names())
@@ -204,11 +226,13 @@ def test_requirements_are_asked_of_the_size_that_meets_the_budget(models, tmp_pa
     from unipelt.cli import spaces
 
     file = tmp_path / "s.pelt"
-    file.write_text(spec("""method m(r: int = 64) {
+    file.write_text(
+        spec("""method m(r: int = 64) {
       require params <= 20%
       require r <= 8, "too large"
       modify attn | ffn insert parallel form low_rank(r) compose add
-    }"""))
+    }""")
+    )
     models["bert"].config.save_pretrained(tmp_path / "model")
     asked = spaces.Asked(model=str(tmp_path / "model"), params="1000", as_json=True)
     spaces.generate_command(str(file), asked)

@@ -77,7 +77,9 @@ def called_once(sites: SiteMap, counts: Mapping[str, int]) -> SiteMap:
 def _why(s: Site, wanted: int, counts: Mapping[str, int]) -> str:
     wrong = next((p for p in _hosts(s) if counts[p] != wanted), None)
     if wrong is not None:
-        return f"`{wrong}` is called {_times(counts[wrong])} in a layer" if counts[wrong] else f"`{wrong}` is never called"
+        return (
+            f"`{wrong}` is called {_times(counts[wrong])} in a layer" if counts[wrong] else f"`{wrong}` is never called"
+        )
     found = counts[f"attention:{s.view.module}"] if s.family == "heads" else 0
     return f"`{s.view.module}` calls its attention function {_times(found)} in a layer" if found > wanted else ""
 

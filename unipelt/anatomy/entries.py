@@ -25,7 +25,10 @@ _REFERENCE = re.compile(r"(before +)?([\w.]+)(?:\[(\d+)/(\d+)\])?")
 AROUND = ("x", "residual", "norm", "rows")
 _PARTS = ("attn", "cross", "ffn")
 #: What an entry may be about, by its name. Sites of other families are found from these.
-_NAMES = (*(n for n, s in SITES.items() if s.family in ("sublayer", "projection", "heads")), *(f"{p}.{n}" for p in _PARTS for n in AROUND))
+_NAMES = (
+    *(n for n, s in SITES.items() if s.family in ("sublayer", "projection", "heads")),
+    *(f"{p}.{n}" for p in _PARTS for n in AROUND),
+)
 _INPUTS = tuple(n for n, s in SITES.items() if s.family == "embed")
 #: What every stack must name: its sizes and its other sites are read from these.
 _ALWAYS = ("attn.heads", "ffn.x", "ffn.down")

@@ -46,7 +46,10 @@ def _whole(name: str, seen: tuple[str, ...] = (), own: Mapping[str, AnatomyDef] 
     """An anatomy with the entries of the one it is ``like``; its own count, and an empty path takes one away."""
     a = (own or {}).get(name) or library_definition("anatomy", name)
     if not isinstance(a, AnatomyDef) or name in seen:
-        raise error("E0705", f"the anatomy `{seen[-1]}` is like `{name}`, which " + ("is like it" if name in seen else "there is not"))
+        raise error(
+            "E0705",
+            f"the anatomy `{seen[-1]}` is like `{name}`, which " + ("is like it" if name in seen else "there is not"),
+        )
     mine = dict(a.entries)
     base = mine.pop("like", None)
     entries = {**(dict(_whole(base, (*seen, name), own).entries) if base else {}), **mine}
@@ -98,7 +101,9 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
             raise mistakes[0]
         raise error("E0503", "; ".join(reasons), help="correct the entry of the anatomy")
     near = _nearest(base)
-    where = tuple(reasons) or ((f"`{near[0]}` is nearest, and a block has no {', '.join(f'`{p}`' for p in near[1])}",) if near else ())
+    where = tuple(reasons) or (
+        (f"`{near[0]}` is nearest, and a block has no {', '.join(f'`{p}`' for p in near[1])}",) if near else ()
+    )
     if not kind.isidentifier():
         why = f"the model type `{kind}` is no name" if kind else "its configuration has no `model_type`"
         raise error("E0502", f"no anatomy is known for this {type(model).__name__}, and {why}", where=where,
@@ -132,7 +137,11 @@ def _how(kind: str, base: nn.Module, like: str) -> str:
     """How an anatomy is written, with the names of a block's modules at hand."""
     lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     held = [n for n, _ in lists[0][1][0].named_modules() if n] if lists else []
-    told = f" (a block in `{lists[0][0]}` holds {', '.join(held[:LISTED])}{', …' if len(held) > LISTED else ''})" if held else ""
+    told = (
+        f" (a block in `{lists[0][0]}` holds {', '.join(held[:LISTED])}{', …' if len(held) > LISTED else ''})"
+        if held
+        else ""
+    )
     what = f'like: "{like}"  ffn.up: "…"' if like else 'block: "…"  attn.q: "…"  ffn.up: "…"'
     paths = "each path that differs" if like else "the path of each part; of no anatomy a block has half the paths"
     return (f"write `anatomy {kind} for {kind} {{ {what} }}` with {paths} into a file{told}, and "

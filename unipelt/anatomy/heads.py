@@ -19,7 +19,9 @@ def head_modules(model: nn.Module, base: nn.Module, prefix: str, entered: set[st
         if not _is_headed(model):
             return ()
         words = _call(model, "get_input_embeddings")
-        known = {p.split(".")[0] for p in entered} | {n for n, m in model.named_children() if m is words or n == "pooler"}
+        known = {p.split(".")[0] for p in entered} | {
+            n for n, m in model.named_children() if m is words or n == "pooler"
+        }
     else:
         known = {prefix.split(".")[0]}
     known.add("unipelt")  # what adapters share is no head

@@ -57,7 +57,9 @@ def _refuted(sites: SiteMap, first: Pass, second: Pass | None, root: str) -> str
             wrong = _block(first, root + block, [s for s in sites.sites if s.block == block and s.stack == stack.name])
             if wrong:
                 return wrong
-        wrong = _embedded(first, root + stack.blocks[0], [s for s in sites.sites if s.name == "embed" and s.stack == stack.name])
+        wrong = _embedded(
+            first, root + stack.blocks[0], [s for s in sites.sites if s.name == "embed" and s.stack == stack.name]
+        )
         if wrong:
             return wrong
     return "" if second is None else _ahead(sites.stacks[-1], first, second, root)
@@ -73,7 +75,9 @@ def without_heads(sites: SiteMap, model: nn.Module) -> SiteMap:
     """The map without the heads of attention that no edit would reach."""
     past = {s.full_name: f"{type(m).__name__} computes attention past the interface of transformers" for s in sites.sites
             if s.family == "heads" and not dispatches(m := model.get_submodule(s.view.module))}  # fmt: skip
-    return replace(sites, sites=tuple(s for s in sites.sites if s.full_name not in past), refused={**sites.refused, **past})
+    return replace(
+        sites, sites=tuple(s for s in sites.sites if s.full_name not in past), refused={**sites.refused, **past}
+    )
 
 
 def _ends(stack: Stack) -> tuple[str, ...]:
@@ -88,7 +92,11 @@ def _inputs(base: nn.Module, stacks: Sequence[Stack]) -> dict[str, torch.Tensor]
     name, config = getattr(base, "main_input_name", "input_ids"), cast(Any, getattr(base, "config", None))
     if name == "pixel_values" and isinstance(size := getattr(config, "image_size", None), int):
         own = next(base.parameters())
-        return {name: torch.linspace(-1, 1, config.num_channels * size**2, device=own.device, dtype=own.dtype).reshape(1, -1, size, size)}
+        return {
+            name: torch.linspace(-1, 1, config.num_channels * size**2, device=own.device, dtype=own.dtype).reshape(
+                1, -1, size, size
+            )
+        }
     if name != "input_ids":
         return None  # asked first: models of sound have no embeddings and raise where they are asked for them
     embeddings: Any = getattr(base, "get_input_embeddings", None)
@@ -127,7 +135,10 @@ def _pass(sites: SiteMap, model: nn.Module, base: nn.Module, root: str, inputs: 
                 if found is not None:
                     seen.left.setdefault(path, found.detach().clone())
 
-            for handle in (module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)):
+            for handle in (
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(leave),
+            ):
                 hooks.callback(handle.remove)
         base(**inputs)
     return seen

@@ -67,7 +67,9 @@ def _dequantised(module: Any, name: str, own: Any) -> torch.Tensor | None:
         return None
     from bitsandbytes import functional
 
-    return functional.dequantize_4bit(own, state) if state is not None else functional.int8_vectorwise_dequant(own, scales)
+    return (
+        functional.dequantize_4bit(own, state) if state is not None else functional.int8_vectorwise_dequant(own, scales)
+    )
 
 
 def unreadable(module: nn.Module, name: str) -> Exception:

@@ -61,12 +61,16 @@ def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[St
                           rows=_rows("ffn", views), **common))  # fmt: skip
         at = View(f"{root}{block}")
         sites.append(Site("block", "block", at, "output", sizes, x=at.module, **common))
-    stack = Stack(e.name, depth, blocks, causal, depth > len(blocks), _learned(e), f"{root}{e.module}".removesuffix("."))
+    stack = Stack(
+        e.name, depth, blocks, causal, depth > len(blocks), _learned(e), f"{root}{e.module}".removesuffix(".")
+    )
     inputs = dict(e.inputs)
     for name in ("embed", "embed.words"):
         if name in inputs:
             at = _view(model, name, inputs[name], reference(inputs[name], root))
-            table = model.get_submodule(reference(inputs["embed.words"], root).module) if "embed.words" in inputs else None
+            table = (
+                model.get_submodule(reference(inputs["embed.words"], root).module) if "embed.words" in inputs else None
+            )
             d = sizes["d_model"] if at.enters else width(model.get_submodule(at.module), table, sizes["d_model"])
             sites.append(Site(name, "embed", at, "prompt", {**sizes, "d_model": d, "d_x": d}, stack=e.name, causal=causal,
                               tokens=e.name))  # fmt: skip
@@ -101,7 +105,9 @@ def _depth(e: Entries, config: Any, base: nn.Module, blocks: tuple[str, ...]) ->
     outer = len(base.get_submodule(e.block.split(".*")[0]))  # type: ignore[arg-type]
     layers = getattr(config, e.depth, None)
     if not isinstance(layers, int):
-        raise error("E0503", f"the anatomy reads the number of layers from `{e.depth}`, which the configuration does not have")
+        raise error(
+            "E0503", f"the anatomy reads the number of layers from `{e.depth}`, which the configuration does not have"
+        )
     return layers * len(blocks) // outer
 
 

@@ -103,7 +103,9 @@ class SiteMap:
     sites: tuple[Site, ...]
     head: tuple[str, ...]  # modules of the head, outermost first; the last yields the logits
     refused: Mapping[str, str] = field(default_factory=dict)  # sites that are left out, by full name, with the reason
-    untried: str = ""  # the model's type, if it is no known one and the anatomy could not be proved: there are no weights
+    untried: str = (
+        ""  # the model's type, if it is no known one and the anatomy could not be proved: there are no weights
+    )
 
     def __repr__(self) -> str:
         return f"<site map: {len(self.sites)} sites, anatomy {self.anatomy}>"

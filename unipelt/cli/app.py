@@ -50,9 +50,13 @@ def _main(
 @guarded
 def check(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="`.pelt` files, or folders of them.")],
-    fix: Annotated[bool, typer.Option("--fix", help="Change the files as the help says, where that needs no further thought.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Change the files as the help says, where that needs no further thought.")
+    ] = False,
     as_json: AsJson = False,
-    as_sarif: Annotated[bool, typer.Option("--sarif", help="Print SARIF 2.1.0 on stdout, for code hosts and editors.")] = False,
+    as_sarif: Annotated[
+        bool, typer.Option("--sarif", help="Print SARIF 2.1.0 on stdout, for code hosts and editors.")
+    ] = False,
 ) -> None:
     """Check specs: syntax, names, types and properties. `unipelt explain CODE` tells more of a mistake."""
     from .methods import check_paths
@@ -64,7 +68,9 @@ def check(
 @app.command()
 @guarded
 def explain(
-    code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="The code of an error, as E0312; without one, all.")] = None,
+    code: Annotated[
+        str | None, typer.Argument(metavar="[CODE]", help="The code of an error, as E0312; without one, all.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain an error code: what it means, a program that raises it, and the remedy. Without a code: list them."""
@@ -79,8 +85,12 @@ def explain(
 @app.command()
 @guarded
 def fmt(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="`.pelt` files, folders of them, or - for stdin.")],
-    check_only: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 if something would change.")] = False,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH…", help="`.pelt` files, folders of them, or - for stdin.")
+    ],
+    check_only: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if something would change.")
+    ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Change nothing; show what would change.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,7 +104,9 @@ def fmt(
 @app.command("list")
 @guarded
 def list_(
-    word: Annotated[str | None, typer.Argument(metavar="[WORD]", help="List only what has this word in its name or description.")] = None,
+    word: Annotated[
+        str | None, typer.Argument(metavar="[WORD]", help="List only what has this word in its name or description.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also forms, compositions, gates and anatomies.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -107,12 +119,18 @@ def list_(
 @app.command()
 @guarded
 def show(
-    methods: Annotated[list[str], typer.Argument(metavar="METHOD…", help="Methods of the library, `.pelt` files (`file.pelt:name`), or `a+b`.")],
+    methods: Annotated[
+        list[str],
+        typer.Argument(metavar="METHOD…", help="Methods of the library, `.pelt` files (`file.pelt:name`), or `a+b`."),
+    ],
     arguments: Arguments = None,
     form: Annotated[str, typer.Option("--format", help="text, markdown or latex.")] = "text",
     picture: Annotated[Path | None, typer.Option(help="Draw the method's diagram into this .svg or .png file.")] = None,
     as_torch: Annotated[
-        bool, typer.Option("--torch", help="Print the method as plain PyTorch: a module for each row, which needs torch alone.")
+        bool,
+        typer.Option(
+            "--torch", help="Print the method as plain PyTorch: a module for each row, which needs torch alone."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -162,9 +180,14 @@ def equal(first: MethodName, second: MethodName, as_json: AsJson = False) -> Non
 @app.command()
 @guarded
 def generate(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="A `.pelt` file whose method has alternatives (`file.pelt:name`).")],
+    space: Annotated[
+        str, typer.Argument(metavar="SPACE", help="A `.pelt` file whose method has alternatives (`file.pelt:name`).")
+    ],
     out: NewFolder = None,
-    model: OnModel = None, task: OnTask = "base", params: Budget = None, size: Solved = None,
+    model: OnModel = None,
+    task: OnTask = "base",
+    params: Budget = None,
+    size: Solved = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Look at so many members, drawn at random.")] = None,
     seed: int = 0,
     as_json: AsJson = False,
@@ -185,7 +208,10 @@ def vary(
     compose: Annotated[str | None, typer.Option(help="Compositions to try, as in 'add,scaled(4.0)'.")] = None,
     row: RowName = None,
     out: NewFolder = None,
-    model: OnModel = None, task: OnTask = "base", params: Budget = None, size: Solved = None,
+    model: OnModel = None,
+    task: OnTask = "base",
+    params: Budget = None,
+    size: Solved = None,
     as_json: AsJson = False,
 ) -> None:
     """A method's variants: columns of its row with other contents."""
@@ -203,7 +229,10 @@ def cross(
     row_a: Annotated[str | None, typer.Option(help="The first parent's row, where it has several.")] = None,
     row_b: Annotated[str | None, typer.Option(help="The second parent's.")] = None,
     out: NewFolder = None,
-    model: OnModel = None, task: OnTask = "base", params: Budget = None, size: Solved = None,
+    model: OnModel = None,
+    task: OnTask = "base",
+    params: Budget = None,
+    size: Solved = None,
     as_json: AsJson = False,
 ) -> None:
     """The offspring of two methods: each column from either parent."""
@@ -215,8 +244,13 @@ def cross(
 @app.command()
 @guarded
 def neighbours(
-    method: MethodName, row: RowName = None, out: NewFolder = None,
-    model: OnModel = None, task: OnTask = "base", params: Budget = None, size: Solved = None,
+    method: MethodName,
+    row: RowName = None,
+    out: NewFolder = None,
+    model: OnModel = None,
+    task: OnTask = "base",
+    params: Budget = None,
+    size: Solved = None,
     as_json: AsJson = False,
 ) -> None:
     """Every method one column away."""
@@ -237,13 +271,17 @@ def train(
     task: TaskName = None,
     text: TextColumns = None,
     label: LabelColumn = None,
-    problem_type: Annotated[str | None, typer.Option(help="single_label, multi_label or regression; default: by the values.")] = None,
+    problem_type: Annotated[
+        str | None, typer.Option(help="single_label, multi_label or regression; default: by the values.")
+    ] = None,
     pattern: Pattern = None,
     words: LabelWords = None,
     loss: Loss = None,
     chat: Chat = False,
     pack: Annotated[bool, typer.Option("--pack", help="causal-lm: train on several examples in one row.")] = False,
-    stride: Annotated[int | None, typer.Option(help="question-answering: tokens that windows of a long context share.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="question-answering: tokens that windows of a long context share.")
+    ] = None,
     max_target_length: MaxTargetLength = None,
     generate: Generate = None,
     answer_after: AnswerAfter = None,
@@ -255,7 +293,9 @@ def train(
     batch_size: Annotated[
         int, typer.Option(help="Examples of one optimizer step, in all processes together: as many, the same run.")
     ] = 16,
-    accumulate: Annotated[int, typer.Option(help="Compute a step in this many parts, to save memory; the run is the same.")] = 1,
+    accumulate: Annotated[
+        int, typer.Option(help="Compute a step in this many parts, to save memory; the run is the same.")
+    ] = 1,
     eval_batch_size: Annotated[int, typer.Option(help="Examples that a process evaluates at once.")] = 64,
     max_length: MaxLength = None,
     padding: Annotated[str, typer.Option(help="`longest` in the batch, or `max_length`.")] = "longest",
@@ -278,12 +318,19 @@ def train(
         bool, typer.Option("--no-checkpoints", help="Evaluate and save at the end only; implies --last.")
     ] = False,
     patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without a better one.")] = None,
-    optimizer: Annotated[str, typer.Option(help="By transformers' name for it, as adamw_torch, adafactor, sgd.")] = "adamw_torch",
+    optimizer: Annotated[
+        str, typer.Option(help="By transformers' name for it, as adamw_torch, adafactor, sgd.")
+    ] = "adamw_torch",
     precision: Annotated[
-        str | None, typer.Option(help="no, bf16 or fp16: mixed precision; what is trained stays in float32. Default: the launcher's.")
+        str | None,
+        typer.Option(
+            help="no, bf16 or fp16: mixed precision; what is trained stays in float32. Default: the launcher's."
+        ),
     ] = None,
     dtype: DType = None,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations, to save memory.")] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Recompute activations, to save memory.")
+    ] = False,
     log_to: Annotated[
         list[str] | None, typer.Option(help="Log to tensorboard (in OUT/logs), wandb, mlflow, …; repeatable.")
     ] = None,
@@ -360,10 +407,14 @@ def predict(
     folder: Folder,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT…]", help="Texts to label or go on from; for a task of several columns, one after the other."),
+        typer.Argument(
+            metavar="[TEXT…]", help="Texts to label or go on from; for a task of several columns, one after the other."
+        ),
     ] = None,
     file: Annotated[str | None, typer.Option("--file", "-f", help="A data file, or one text on each line.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of a generated answer; default: the run's.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a generated answer; default: the run's.")
+    ] = None,
     model: Base = None,
     force: Force = False,
     dtype: DType = None,
@@ -403,10 +454,18 @@ def merge(
 @app.command()
 @guarded
 def push(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or a saved adapter's.")],
-    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository on the hub; it is made where it is missing.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a private repository; refused where a public one exists.")] = False,
-    revision: Annotated[str | None, typer.Option(help="The branch; it is made where it is missing. Default: main.")] = None,
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or a saved adapter's.")
+    ],
+    name: Annotated[
+        str, typer.Argument(metavar="USER/NAME", help="The repository on the hub; it is made where it is missing.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a private repository; refused where a public one exists.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch; it is made where it is missing. Default: main.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be pushed, and send nothing.")] = False,
     as_json: AsJson = False,

@@ -13,13 +13,20 @@ from .output import emit, guarded, say
 
 @guarded
 def export(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or a saved adapter's.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or a saved adapter's.")
+    ],
     out: Annotated[str, typer.Option("--out", "-o", help="The file to write, with the ending .onnx.")],
     model: Base = None,
     task: Annotated[
-        str | None, typer.Option(help="Of an adapter that no run made: the task whose model it is for, as in `train`; default: the saved one's.")
+        str | None,
+        typer.Option(
+            help="Of an adapter that no run made: the task whose model it is for, as in `train`; default: the saved one's."
+        ),
     ] = None,
-    merged: Annotated[bool, typer.Option("--merge", help="Merge the adapter first: a smaller graph, where the method merges.")] = False,
+    merged: Annotated[
+        bool, typer.Option("--merge", help="Merge the adapter first: a smaller graph, where the method merges.")
+    ] = False,
     force: Force = False,
     dtype: DType = None,
     arguments: Rebound = None,
@@ -47,7 +54,15 @@ def export(
     with quiet():
         apart = unipelt.export_onnx(adapted, out, tokenizer.model_input_names if tokenizer is not None else ())
     if as_json:
-        emit({"ok": True, "file": out, "bytes": Path(out).stat().st_size, "checked": apart is not None, "difference": apart})
+        emit(
+            {
+                "ok": True,
+                "file": out,
+                "bytes": Path(out).stat().st_size,
+                "checked": apart is not None,
+                "difference": apart,
+            }
+        )
     elif apart is None:
         say(f"written to {out}, not compared with the model: that needs onnxruntime ({INSTALL})")
     else:

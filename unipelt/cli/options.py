@@ -13,6 +13,7 @@ import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
+
 # Of a method.
 def methods_that_begin(incomplete: str) -> list[str]:
     """The library's methods that a shell may complete a word to."""
@@ -40,40 +41,63 @@ HeadName = Annotated[
 
 # Of data and their task.
 Data = Annotated[
-    str, typer.Option("--data", "-d", help="A jsonl, csv or Parquet file, a folder of splits, or `hub:user/name`, a data set of the hub.")
+    str,
+    typer.Option(
+        "--data",
+        "-d",
+        help="A jsonl, csv or Parquet file, a folder of splits, or `hub:user/name`, a data set of the hub.",
+    ),
 ]
 TaskName = Annotated[
     str | None,
     typer.Option(help="sequence-classification, token-classification, question-answering, causal-lm, seq2seq or pet; "
                  "default: by the data."),
 ]  # fmt: skip
-TaskOfSaved = Annotated[str | None, typer.Option("--task", help="Of an adapter that no run made: its task, as in `train`.")]
+TaskOfSaved = Annotated[
+    str | None, typer.Option("--task", help="Of an adapter that no run made: its task, as in `train`.")
+]
 TextColumns = Annotated[str | None, typer.Option(help="The text column; two, as in `premise,hypothesis`, for pairs.")]
 LabelColumn = Annotated[
-    str | None, typer.Option(help="The column of labels, tags or answers; several of 0 and 1, as in `spam,rude`, for multi-label.")
+    str | None,
+    typer.Option(help="The column of labels, tags or answers; several of 0 and 1, as in `spam,rude`, for multi-label."),
 ]
 Pattern = Annotated[
-    str | None, typer.Option(help="A template of the input, as in `{text} It was {mask}.`; `{prompt:3}` for pseudo-tokens.")
+    str | None,
+    typer.Option(help="A template of the input, as in `{text} It was {mask}.`; `{prompt:3}` for pseudo-tokens."),
 ]
 LabelWords = Annotated[
-    str | None, typer.Option("--words", help="pet: the labels' words in their order, or `0=bad,1=good|fine`, or a JSON file.")
+    str | None,
+    typer.Option("--words", help="pet: the labels' words in their order, or `0=bad,1=good|fine`, or a JSON file."),
 ]
 Loss = Annotated[str | None, typer.Option(help="causal-lm: count `completion` tokens only, or `all`.")]
-Chat = Annotated[bool, typer.Option("--chat", help="causal-lm: put prompts and answers into the tokenizer's chat template.")]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="causal-lm: put prompts and answers into the tokenizer's chat template.")
+]
 MaxLength = Annotated[
     int | None,
-    typer.Option(help="Tokens per example; longer ones are cut, and counted. Default: 128, and 384 for question-answering."),
+    typer.Option(
+        help="Tokens per example; longer ones are cut, and counted. Default: 128, and 384 for question-answering."
+    ),
 ]
 MaxTargetLength = Annotated[int | None, typer.Option(help="Tokens of a target or of a generated answer. Default: 128.")]
 Generate = Annotated[
     bool | None,
-    typer.Option("--generate/--no-generate", help="BLEU, chrF, ROUGE and exact match of generated answers; seq2seq does by itself."),
+    typer.Option(
+        "--generate/--no-generate",
+        help="BLEU, chrF, ROUGE and exact match of generated answers; seq2seq does by itself.",
+    ),
 ]
-AnswerAfter = Annotated[str | None, typer.Option(help="Exact match looks behind the last of these marks, as in GSM8K's `####`.")]
+AnswerAfter = Annotated[
+    str | None, typer.Option(help="Exact match looks behind the last of these marks, as in GSM8K's `####`.")
+]
 
 # Of a space of methods.
-NewFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Write each member as a `.pelt` file into this new folder.")]
-OnModel = Annotated[str | None, typer.Option("--model", "-m", help="Keep what goes onto this model (folder or configuration).")]
+NewFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Write each member as a `.pelt` file into this new folder.")
+]
+OnModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="Keep what goes onto this model (folder or configuration).")
+]
 OnTask = Annotated[str, typer.Option("--task", help="The model's task, as for `plan`.")]
 Budget = Annotated[
     str | None, typer.Option("--params", help="Equal budget: solve each member's size, as in 0.5% or 500000.")
@@ -83,14 +107,23 @@ RowName = Annotated[str | None, typer.Option("--row", help="The row, where the m
 
 # Of a saved adapter.
 Folder = Annotated[
-    str, typer.Argument(metavar="DIR", help="The folder of `unipelt train --out` or `unipelt.save`, or `user/name[@revision]` on the hub.")
+    str,
+    typer.Argument(
+        metavar="DIR",
+        help="The folder of `unipelt train --out` or `unipelt.save`, or `user/name[@revision]` on the hub.",
+    ),
 ]
 Base = Annotated[str | None, typer.Option("--model", "-m", help="The base model; default: the one trained on.")]
 DType = Annotated[
-    str | None, typer.Option("--dtype", help="Of the base: float32, bfloat16 or float16. Default: the run's, else as it is stored.")
+    str | None,
+    typer.Option(
+        "--dtype", help="Of the base: float32, bfloat16 or float16. Default: the run's, else as it is stored."
+    ),
 ]
 Rebound = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument anew that leaves the tensors as they are, as `drop=5`."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Bind an argument anew that leaves the tensors as they are, as `drop=5`."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Attach to a base with other weights than the one trained on.")]

@@ -93,7 +93,9 @@ def guarded(command: Command) -> Command:
             return command(*args, **kwargs)
         except (Exception, KeyboardInterrupt) as e:
             # Usage errors and exits of the command line's own are no failures.
-            if type(e).__module__.startswith("typer") or (os.environ.get("UNIPELT_TRACEBACK") and not isinstance(e, PeltError)):
+            if type(e).__module__.startswith("typer") or (
+                os.environ.get("UNIPELT_TRACEBACK") and not isinstance(e, PeltError)
+            ):
                 raise
             from ..training.ranks import failing
 
@@ -170,7 +172,10 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     if widths is None:
         tell("\n\n".join(_block(names, row, line) for row in cells) + "\n")
     else:
-        numbers = [all(isinstance(r.get(c), (int, float)) for r in rows if r.get(c) is not None) and bool(rows) for c in columns]
+        numbers = [
+            all(isinstance(r.get(c), (int, float)) for r in rows if r.get(c) is not None) and bool(rows)
+            for c in columns
+        ]
         tell(_grid(names, cells, widths, numbers) + "\n")
 
 
@@ -200,12 +205,16 @@ def _block(columns: Sequence[str], row: Sequence[str], width: int) -> str:
     left = max(map(len, columns)) + 2
     lines: list[str] = []
     for name, text in named:
-        for i, line in enumerate(textwrap.wrap(text, max(width - left, 20), break_long_words=False, break_on_hyphens=False)):
+        for i, line in enumerate(
+            textwrap.wrap(text, max(width - left, 20), break_long_words=False, break_on_hyphens=False)
+        ):
             lines.append(f"{name if not i else '':<{left}}{line}")
     return "\n".join(lines)
 
 
-def _grid(columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], numbers: Sequence[bool]) -> str:
+def _grid(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], numbers: Sequence[bool]
+) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -36,7 +36,9 @@ def picture(method: Method, file: Path) -> Path:
     try:
         styled = style()
     except ImportError:
-        raise error("E0811", "drawing needs matplotlib, which is not installed", help="pip install matplotlib") from None
+        raise error(
+            "E0811", "drawing needs matplotlib, which is not installed", help="pip install matplotlib"
+        ) from None
     with styled:
         metadata: dict[str, Any] = {"Date": None} if file.suffix.lower() == ".svg" else {"Software": None}
         drawn(method).savefig(file, dpi=110, metadata=metadata)
@@ -50,7 +52,9 @@ def style() -> AbstractContextManager[None]:
     """
     from matplotlib import rc_context
 
-    return rc_context({"svg.fonttype": "none", "svg.hashsalt": "unipelt", "text.parse_math": False, "font.family": "DejaVu Sans"})
+    return rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "unipelt", "text.parse_math": False, "font.family": "DejaVu Sans"}
+    )
 
 
 def drawn(method: Method) -> Any:
@@ -161,11 +165,17 @@ def _inserted(axes: Any, p: Panel, stream: float, branch: float, bottom: float, 
     axes.text(branch, bottom, _short(label, 40), fontsize=10, ha="center", va="center")
 
 
-def _box(axes: Any, x: float, y: float, w: float, h: float, colour: str, label: str, note: str, round_: bool = False) -> None:
+def _box(
+    axes: Any, x: float, y: float, w: float, h: float, colour: str, label: str, note: str, round_: bool = False
+) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     style = f"round,pad=0,rounding_size={0.25 if round_ else 0.06}"
-    axes.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=colour, edgecolor="#444444", linewidth=1, zorder=2))
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=colour, edgecolor="#444444", linewidth=1, zorder=2
+        )
+    )
     lines, small = wrapped(label, int(w * 10.5)), wrapped(note, int(w * 15))
     size = 10 if len(lines) == 1 else 8.5
     if note:
@@ -184,12 +194,19 @@ def _node_width(sign: str) -> float:
 def _node(axes: Any, x: float, y: float, sign: str) -> None:
     from matplotlib.patches import Ellipse
 
-    axes.add_patch(Ellipse((x, y), _node_width(sign), 0.4, facecolor="white", edgecolor="#444444", linewidth=1.3, zorder=2))
+    axes.add_patch(
+        Ellipse((x, y), _node_width(sign), 0.4, facecolor="white", edgecolor="#444444", linewidth=1.3, zorder=2)
+    )
     axes.text(x, y, sign, ha="center", va="center", fontsize=11, zorder=3)
 
 
 def _arrow(axes: Any, a: tuple[float, float], b: tuple[float, float]) -> None:
-    axes.annotate("", xy=b, xytext=a, arrowprops={"arrowstyle": "-|>", "color": "#333333", "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0})
+    axes.annotate(
+        "",
+        xy=b,
+        xytext=a,
+        arrowprops={"arrowstyle": "-|>", "color": "#333333", "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0},
+    )
 
 
 def _bent(axes: Any, a: tuple[float, float], b: tuple[float, float]) -> None:

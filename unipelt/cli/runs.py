@@ -145,7 +145,9 @@ def push_command(
         raise typer.BadParameter("--yes and --dry-run exclude each other")
     asks = not yes and not dry_run
     if asks and (as_json or not sys.stdin.isatty()):
-        raise typer.BadParameter("nobody can be asked here: give --yes to push, or --dry-run to see what would be pushed")
+        raise typer.BadParameter(
+            "nobody can be asked here: give --yes to push, or --dry-run to see what would be pushed"
+        )
 
     from ..runtime.push import prepared, send
 
@@ -165,4 +167,4 @@ def push_command(
     for note in made.notes:
         say(f"note: {note}")
     if not dry_run:
-        say(f"pushed; `unipelt.attach(model, \"{made.place}\")` loads it")
+        say(f'pushed; `unipelt.attach(model, "{made.place}")` loads it')

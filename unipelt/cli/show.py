@@ -15,7 +15,9 @@ from .output import emit, pour, say, table, tell
 FORMATS = ("text", "markdown", "latex")
 
 
-def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture: Path | None, as_json: bool, as_torch: bool = False) -> None:
+def show_methods(
+    specs: Sequence[str], arguments: list[str], form: str, picture: Path | None, as_json: bool, as_torch: bool = False
+) -> None:
     """One method whole, or the table of several."""
     from ..training.resolve import read_arguments, resolve_method
 
@@ -26,7 +28,11 @@ def show_methods(specs: Sequence[str], arguments: list[str], form: str, picture:
     if len(specs) > 1 and given:
         raise error("E0812", "`--set` binds the arguments of one method", help="show one method, or leave it out")
     if as_torch and (len(methods) > 1 or form != "text"):
-        raise error("E0812", "`--torch` prints one method, in a format of its own", help="show one method, and leave `--format` out")
+        raise error(
+            "E0812",
+            "`--torch` prints one method, in a format of its own",
+            help="show one method, and leave `--format` out",
+        )
     if picture is not None:
         from .picture import picture as draw
 
@@ -117,12 +123,19 @@ def latex(methods: Sequence[Method]) -> str:
     """The table as a booktabs `tabular`; of one method also its formula."""
     rows = rows_of(methods)
     columns = columns_met(rows, ("method", "row", *COLUMNS))
-    head = {"modify": "modified representation", "insert": "insertion form", "form": "functional form", "compose": "composition"}
+    head = {
+        "modify": "modified representation",
+        "insert": "insertion form",
+        "form": "functional form",
+        "compose": "composition",
+    }
     lines = [r"\begin{tabular}{" + "l" * len(columns) + "}", r"\toprule", " & ".join(head.get(c, c) for c in columns) + r" \\",
              r"\midrule"]  # fmt: skip
     for r in rows:
         cells = [_tex(str(r.get(c, ""))) for c in columns]
-        cells = [r"\texttt{" + text + "}" if c not in ("method", "row") and text else text for c, text in zip(columns, cells)]
+        cells = [
+            r"\texttt{" + text + "}" if c not in ("method", "row") and text else text for c, text in zip(columns, cells)
+        ]
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     if len(methods) == 1 and methods[0].rows:
@@ -153,7 +166,9 @@ def diff_methods(first: str, second: str, as_json: bool) -> bool:
     elif not equal:
         found = difference(a, b)
         assert found is not None
-        tell(f"the columns are the same; they differ in what they call, first at {found[0]}:\n  {a.name}: {found[1]}\n  {b.name}: {found[2]}")
+        tell(
+            f"the columns are the same; they differ in what they call, first at {found[0]}:\n  {a.name}: {found[1]}\n  {b.name}: {found[2]}"
+        )
     return equal
 
 
@@ -170,7 +185,11 @@ def _compared(a: Method, b: Method) -> list[dict[str, Any]]:
             meant = [said[id(r)].get(c, "") if r else "" for r in (one, other)]
             if meant[0] == meant[1]:
                 continue
-            shown = written if written[0] != written[1] else _with_arguments(written[0], a, b) or [" ".join(m.split()) for m in meant]
+            shown = (
+                written
+                if written[0] != written[1]
+                else _with_arguments(written[0], a, b) or [" ".join(m.split()) for m in meant]
+            )
             out.append({"row": name, "column": c, **{title: text or "–" for title, text in zip(titles, shown)}})
     return out
 
@@ -194,7 +213,9 @@ def _said(method: Method) -> list[dict[str, str]]:
         said["gated by"] = "\n".join(map(to_text, row.gate or ()))
         said["layers"] = columns_of(row, method)["layers"]
         out.append(said)
-    return out + [{**trained_of(t), "modify": ", ".join(map(str, t.paths)), "form": "a trained copy"} for t in method.trains]
+    return out + [
+        {**trained_of(t), "modify": ", ".join(map(str, t.paths)), "form": "a trained copy"} for t in method.trains
+    ]
 
 
 def _paired(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> list[tuple[Any, Any]]:

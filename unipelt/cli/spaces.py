@@ -86,7 +86,9 @@ def equal_command(a: str, b: str, as_json: bool) -> bool:
     elif found is None:
         tell(f"{one.name} and {other.name} are equal: the same function, starts and trained tensors")
     else:
-        tell(f"{one.name} and {other.name} differ, first at {found[0]}:\n  {one.name}: {found[1]}\n  {other.name}: {found[2]}")
+        tell(
+            f"{one.name} and {other.name} differ, first at {found[0]}:\n  {one.name}: {found[1]}\n  {other.name}: {found[2]}"
+        )
     return found is None
 
 
@@ -134,11 +136,15 @@ def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method |
     if rows:
         table(rows[:SHOWN], list(rows[0]))
     if len(rows) > SHOWN:
-        tell(f"… and {len(rows) - SHOWN} more, which `--json` lists{'' if asked.out is None else f' and {asked.out} holds'}\n")
+        tell(
+            f"… and {len(rows) - SHOWN} more, which `--json` lists{'' if asked.out is None else f' and {asked.out} holds'}\n"
+        )
     members = plural("member", found.size)
     looked = f"{found.tried:,} of {found.size:,} {members}" if found.tried < found.size else f"{found.size:,} {members}"
     twins = len(found.twins)
-    say(f"{looked}: {len(found.members)} kept, {len(found.dropped)} dropped, {twins} {'means' if twins == 1 else 'mean'} the same as another")
+    say(
+        f"{looked}: {len(found.members)} kept, {len(found.dropped)} dropped, {twins} {'means' if twins == 1 else 'mean'} the same as another"
+    )
     for reason, n, example in found.reasons():
         say(f"  {n:>4} × {reason}\n         for example {', '.join(f'{k} {v}' for k, v in example.columns)}")
     if files:

@@ -104,7 +104,9 @@ def operation(op: str, a: Code, b: Code, repeats: Written) -> Code:
     a, b = refine(a, axes, repeats), refine(b, axes, repeats)
     n = max(len(a.sizes), len(b.sizes))
     level = LEVELS[op]
-    left, right = (v if spread(v, axes, n) == text_of(v, ATOM) else Code(spread(v, axes, n), axes, v.sizes) for v in (a, b))
+    left, right = (
+        v if spread(v, axes, n) == text_of(v, ATOM) else Code(spread(v, axes, n), axes, v.sizes) for v in (a, b)
+    )
     weak = level + 1 if op == "**" else level
     text = f"{text_of(left, weak)} {op} {text_of(right, level + (op != '+'))}"
     return Code(text, axes, broadcast(a.sizes, b.sizes), level)

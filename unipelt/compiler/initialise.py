@@ -26,7 +26,10 @@ def _number(d: Distribution, i: int) -> float:
 
 
 def draw(
-    d: Distribution, copies: Sequence[int], sizes: Sequence[int], g: torch.Generator,
+    d: Distribution,
+    copies: Sequence[int],
+    sizes: Sequence[int],
+    g: torch.Generator,
     embeddings: Callable[[Distribution, int, torch.Generator], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """A float32 tensor [*copies, *sizes]; fans are those of the sizes: [d_in, r] has fan_in d_in.

@@ -74,7 +74,9 @@ def read_labels(labels: int | Sequence[str] | Labels, problem_type: str | None =
         raise error("E0740", f"labels are named by texts, not {bad[0]!r}")
     half = next((n for n in names if half_of_a_character(n) is not None), None)
     if half is not None:
-        raise error("E0740", f"the label {half!r} holds half of a character, which is no Unicode", help="correct its name")
+        raise error(
+            "E0740", f"the label {half!r} holds half of a character, which is no Unicode", help="correct its name"
+        )
     twice = repeated(names)
     if twice:
         raise error("E0740", f"two labels are named {twice[0]!r}")

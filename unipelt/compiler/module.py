@@ -45,7 +45,11 @@ def torch_source(method: Method) -> str:
     """
     unbound = [p.name for p in method.params if p.default is None]
     if unbound:
-        raise error("E0408", f"`{method.name}` needs a value for `{unbound[0]}`", help=f"write {method.name}({unbound[0]}=…), or `--set {unbound[0]}=…`")
+        raise error(
+            "E0408",
+            f"`{method.name}` needs a value for `{unbound[0]}`",
+            help=f"write {method.name}({unbound[0]}=…), or `--set {unbound[0]}=…`",
+        )
     found: dict[tuple[str, str], list[str]] = {}  # the row and the text of its class, with the sites where it holds
     used: dict[str, None] = {}
     classes: dict[tuple[str, str], _Class] = {}
@@ -74,7 +78,9 @@ def _head(method: Method) -> str:
     lines += [f"Arguments: {arguments}.", ""] if arguments else []
     for t in method.trains:
         lines += [f"Trained besides: a copy of each of the base's own parameters {', '.join(map(str, t.paths))}.", ""]
-    lines += ["Each module is called where its docstring says, and what it returns takes the place of h. The base stays frozen."]
+    lines += [
+        "Each module is called where its docstring says, and what it returns takes the place of h. The base stays frozen."
+    ]
     return '"""' + "\n".join(lines) + '\n"""'
 
 
@@ -113,7 +119,9 @@ class _Class:
             self._arguments()
             self._body()
         except Unwritten as e:
-            raise error("E0590", f"there is no plain PyTorch text of the row `{row.name}` at `{path}`: {e}", row.span) from None
+            raise error(
+                "E0590", f"there is no plain PyTorch text of the row `{row.name}` at `{path}`: {e}", row.span
+            ) from None
 
     # ------------------------------------------------------------ what it is made of
 
@@ -147,12 +155,20 @@ class _Class:
         self.names = body.arguments
         used = [n for n in self.symbols if re.search(rf"\bself\.{n}\b", text)]
         made = [line for t in typing.tensors for line in self._tensor(t, tensors[t.label])]
-        known = [n for n in self.symbols if n in used or any(re.search(rf"(?<![\w.]){n}\b", line.split("  #")[0]) for line in made)]
+        known = [
+            n
+            for n in self.symbols
+            if n in used or any(re.search(rf"(?<![\w.]){n}\b", line.split("  #")[0]) for line in made)
+        ]
         arguments = ", ".join(["self", *(f"{n}: int" for n in known)])
         init = [f"    def __init__({arguments}) -> None:", "        super().__init__()", *(f"        self.{n} = {n}" for n in used),
                 *(f"        {line}" for line in made)]  # fmt: skip
         signature_ = ", ".join(["self", *(f"{self.names[n]}{_annotation(n, typing)}" for n in self.enters)])
-        forward = [f"    def forward({signature_}) -> torch.Tensor:", *(f"        {line}" for line in lines), f"        return {result}"]
+        forward = [
+            f"    def forward({signature_}) -> torch.Tensor:",
+            *(f"        {line}" for line in lines),
+            f"        return {result}",
+        ]
         self.sizes = known
         self.body = "\n".join([*init, "", *forward])
 
@@ -160,7 +176,11 @@ class _Class:
         """A size as an expression of Python; whole where it is the size of a tensor."""
         text = size.bind(self.numbers).text
         text = re.sub(r"\[[^\]]*\]", lambda m: f"{m[0]}[{front}layer]", text)
-        return re.sub(r"(?<![\w.])[A-Za-z_]\w*", lambda m: front + m[0] if m[0] in self.symbols and not (m[0] == "layer" and front) else m[0], text)
+        return re.sub(
+            r"(?<![\w.])[A-Za-z_]\w*",
+            lambda m: front + m[0] if m[0] in self.symbols and not (m[0] == "layer" and front) else m[0],
+            text,
+        )
 
     def _tensor(self, t: TensorTyping, axes: tuple[str, ...]) -> list[str]:
         """The lines that make a tensor as it starts."""
@@ -172,7 +192,7 @@ class _Class:
         before, value, note = self._start(t, shape, sizes)
         notes += [note] if note else []
         name = self.names_of(t)
-        made = f"self.register_buffer(\"{name}\", {value})" if t.frozen else f"self.{name} = nn.Parameter({value})"
+        made = f'self.register_buffer("{name}", {value})' if t.frozen else f"self.{name} = nn.Parameter({value})"
         return [*before, made + (f"  # {'; '.join(notes)}" if notes else "")]
 
     def names_of(self, t: TensorTyping) -> str:
@@ -203,7 +223,11 @@ class _Class:
             case "uniform":
                 return [], f"{empty}.uniform_({args[0]}, {args[1]})", ""
             case "kaiming_uniform":
-                return [f"bound = math.sqrt(6 / ((1 + {_bracket(args[0])} ** 2) * {_bracket(fan_in)}))"], f"{empty}.uniform_(-bound, bound)", ""
+                return (
+                    [f"bound = math.sqrt(6 / ((1 + {_bracket(args[0])} ** 2) * {_bracket(fan_in)}))"],
+                    f"{empty}.uniform_(-bound, bound)",
+                    "",
+                )
             case "xavier_uniform":
                 return [f"bound = math.sqrt(6 / ({fan_in} + {fan_out}))"], f"{empty}.uniform_(-bound, bound)", ""
             case "xavier_normal":
@@ -220,7 +244,11 @@ class _Class:
 
     def text(self, title: str, sites: list[str]) -> str:
         c = self.row.columns
-        columns = [f"{word} {text}" for word, text in (("insert", c.insert), ("form", c.form), ("compose", c.compose), ("gated by", c.gate)) if text]
+        columns = [
+            f"{word} {text}"
+            for word, text in (("insert", c.insert), ("form", c.form), ("compose", c.compose), ("gated by", c.gate))
+            if text
+        ]
         lines = [f"The row `{self.row.name}` at {', '.join(sites)}: {_plain('; '.join(columns))}.", "", "Called with"]
         width = max(len(self.names[n]) for n in self.enters)
         lines += [f"  {self.names[n]:<{width}}  {self._said(n)}" for n in self.enters]
@@ -234,7 +262,11 @@ class _Class:
         shape = {MASK: "[batch, tokens]", PLACES: "[batch, …]", "scale": "", "chance": "[]"}.get(name)
         if shape is None:
             found = self.typing.values[name].type
-            shape = f"[{', '.join([*sorted(found.axes, key=axis_order), *(self._size(s) for s in found.sizes)])}]" if isinstance(found, TensorType) else "[batch]"
+            shape = (
+                f"[{', '.join([*sorted(found.axes, key=axis_order), *(self._size(s) for s in found.sizes)])}]"
+                if isinstance(found, TensorType)
+                else "[batch]"
+            )
         return ": ".join(filter(None, [shape, ENTERS.get(name, "an argument of the model's forward pass")]))
 
 
@@ -273,5 +305,3 @@ def _entering(typing: RowTyping) -> dict[str, tuple[str, ...]]:
     found = {n: tuple(sorted(t.axes, key=axis_order)) for n, t in types.items()}
     found |= {i.name: ("batch",) for i in typing.inputs}
     return found | {"chance": ()} | ({"scale": ()} if site.family == "heads" else {})
-
-

@@ -55,10 +55,20 @@ class PlannedTensor:
         place = t.place if site.layer is not None or t.place == "model" else "site"
         front = {"model": "", "kind": f"{site.full_name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
         axes = tuple(sorted(t.type.axes, key=axis_order))
-        lengths = {axis: whole(size) for axis, size in typing.axes.items()} | {"head": site.sizes["heads"], "group": site.sizes["groups"]}
+        lengths = {axis: whole(size) for axis, size in typing.axes.items()} | {
+            "head": site.sizes["heads"],
+            "group": site.sizes["groups"],
+        }
         copies, sizes = tuple(lengths[a] for a in axes), tuple(whole(s) for s in t.type.sizes)
         return PlannedTensor(
-            f"{front}{row.name}.{t.label}", axes, copies, sizes, t.start, t.exact, t.frozen, t.lr if t.lr is not None else 1.0
+            f"{front}{row.name}.{t.label}",
+            axes,
+            copies,
+            sizes,
+            t.start,
+            t.exact,
+            t.frozen,
+            t.lr if t.lr is not None else 1.0,
         )
 
     @property
@@ -245,7 +255,9 @@ class Plan:
         for stack in self.sites.stacks if names else ():
             if stack.shared:
                 continue
-            bound = [parameters(self.method.params, True, {"layer": i, "depth": stack.depth}) for i in range(stack.depth)]
+            bound = [
+                parameters(self.method.params, True, {"layer": i, "depth": stack.depth}) for i in range(stack.depth)
+            ]
             for n in (p.name for p in self.method.params if p.name in names):
                 types = [b[n].type for b in bound]
                 values = [t.value for t in types if isinstance(t, NumberType)]
@@ -317,7 +329,11 @@ def plan_text(plan: Plan, width: int = WIDTH) -> str:
     c = plan.counts
     share = f" ({100 * c.trained / c.base:.2f} % of the base's {c.base:,})" if c.base else ""
     lines += ["", f"trained {c.trained:,}{share}", f"stored {c.stored:,}   frozen {c.frozen:,}   head {c.head:,}"]
-    notes = [*(f"note: {w}" for w in plan.warnings), *(f"needs: {n}" for n in plan.needs), *(f"input {i.name}: {i}" for i in plan.inputs)]
+    notes = [
+        *(f"note: {w}" for w in plan.warnings),
+        *(f"needs: {n}" for n in plan.needs),
+        *(f"input {i.name}: {i}" for i in plan.inputs),
+    ]
     return "\n".join([*lines, *(line for text in notes for line in _filled(text, width))])
 
 
@@ -339,13 +355,17 @@ def _rows(entries: list[dict[str, Any]]) -> list[str]:
     """What each row does, once: its insertion, form, composition and gate."""
     texts = []
     for e in entries:
-        columns = [f"{c} {e[c]}" for c in ("insert", "form", "compose") if e[c]] + ([f"gated by {e['gate']}"] if e["gate"] else [])
+        columns = [f"{c} {e[c]}" for c in ("insert", "form", "compose") if e[c]] + (
+            [f"gated by {e['gate']}"] if e["gate"] else []
+        )
         texts.append(f"{e['row']}: " + ("a trained copy in its place" if e["form"] == COPY else "; ".join(columns)))
     return list(dict.fromkeys(texts))
 
 
 def _filled(text: str, width: int, indent: str = "  ") -> list[str]:
-    return textwrap.wrap(text, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(
+        text, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]
 
 
 def _number(value: Any) -> str:

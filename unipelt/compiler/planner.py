@@ -35,7 +35,17 @@ from ..language.values import NumberType, Value
 from . import totals
 from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows, scores_examples
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
-from .trained import HEADLESS, Parameter, head_parameters, no_stack, numbers_of, parameters_of, select, stacks_named, trained_along
+from .trained import (
+    HEADLESS,
+    Parameter,
+    head_parameters,
+    no_stack,
+    numbers_of,
+    parameters_of,
+    select,
+    stacks_named,
+    trained_along,
+)
 
 MAX_TRAINED = 2**33
 #: The main input of models whose batches hold no pads.
@@ -56,7 +66,9 @@ def plan(
     check_method(method)
     missing = [p.name for p in method.params if p.default is None]
     if missing:
-        raise error("E0408", f"`{method.name}` needs a value for `{missing[0]}`", help=f"write {method.name}({missing[0]}=…)")
+        raise error(
+            "E0408", f"`{method.name}` needs a value for `{missing[0]}`", help=f"write {method.name}({missing[0]}=…)"
+        )
     sites = find(model)
     builder = _Builder(model, method, sites, own_labels(model, sites, labels, problem_type))
     for row in method.rows:
@@ -121,13 +133,17 @@ class _Builder:
                 self.problems.append(Diagnostic(
                     "E0512", f"this {type(self.model).__name__} has no site `{name}`{why}", path.span,
                     help=HEADLESS if name == "head" and not why else (near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
-            found += [s for s in here if all(s is not f for f in found)]  # `attn.q, decoder.attn.q` names some sites twice
+            found += [
+                s for s in here if all(s is not f for f in found)
+            ]  # `attn.q, decoder.attn.q` names some sites twice
         if absent and not found and not self.problems:
             self.problems.append(Diagnostic(
                 "E0512", f"this {type(self.model).__name__} has no {', '.join(f'`{n}`' for n in absent)}", row.span,
                 help="choose a model whose decoder reads an encoder, or modify other sites: " + ", ".join(self.sites.names())))  # fmt: skip
         elif absent:
-            self.warnings.append(f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out")
+            self.warnings.append(
+                f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out"
+            )
         varies = numbered(row, self.method.params)
         here_layers: dict[str, frozenset[int]] = {}
         for stack in (s for s in self.sites.stacks if any(f.stack == s.name and f.layer is not None for f in found)):
@@ -151,7 +167,14 @@ class _Builder:
             return None
         block = next(s for s in self.sites.named("block", stack.name) if s.layer in layers)
         width = {n: block.sizes[n] for n in ("d_model", "d_x")}
-        return replace(site, layer=block.layer, block=block.block, x=block.view.module, x_leaves=True, sizes={**site.sizes, **width})
+        return replace(
+            site,
+            layer=block.layer,
+            block=block.block,
+            x=block.view.module,
+            x_leaves=True,
+            sizes={**site.sizes, **width},
+        )
 
     def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
         """Why a row of the table cannot act where tokens enter. Masks and positions must grow with rows among them."""
@@ -190,7 +213,9 @@ class _Builder:
             except PeltError as e:
                 known = {(d.code, d.span) for d in self.problems}
                 here = (self.here(stack),) if stack.name else ()
-                self.problems += [replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known]
+                self.problems += [
+                    replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known
+                ]
                 return
         typing = self.typings[key]
         if site.causal:
@@ -203,9 +228,13 @@ class _Builder:
                     "method as it is" + ("; in the encoder it may stand as it is" if "encoder" in self.stacks else ""),
                 )  # fmt: skip
             elif cache_consistent(typing).value == "no":
-                self.judged.setdefault("reads other positions, so decoding with a cache differs (use_cache=False does not)", []).append(row.name)
+                self.judged.setdefault(
+                    "reads other positions, so decoding with a cache differs (use_cache=False does not)", []
+                ).append(row.name)
         if padding_invariant(typing).value == "no" and getattr(self.model, "main_input_name", "") not in UNPADDED:
-            self.judged.setdefault("pad positions take part, so the output depends on how a batch is padded", []).append(row.name)
+            self.judged.setdefault(
+                "pad positions take part, so the output depends on how a batch is padded", []
+            ).append(row.name)
         names: dict[str, str] = {}
         for t in typing.tensors:
             planned = self.tensor(t, row, site, typing)
@@ -232,7 +261,11 @@ class _Builder:
         return f"in the {stack.name}" + (f", of {stack.depth} layers ({', '.join(others)})" if others else "")
 
     def tower(self, stack: Stack) -> str:
-        return f"the {stack.name} of this {type(self.model).__name__}" if stack.name else f"this {type(self.model).__name__}"
+        return (
+            f"the {stack.name} of this {type(self.model).__name__}"
+            if stack.name
+            else f"this {type(self.model).__name__}"
+        )
 
     def tensor(self, t: TensorTyping, row: Row, site: Site, typing: RowTyping) -> PlannedTensor:
         planned = PlannedTensor.of(t, row, site, typing)
@@ -288,7 +321,11 @@ class _Builder:
         values: list[int] = []
         for e in selection.values:
             v = inf.infer(e)
-            if not isinstance(v.type, NumberType) or not isinstance(v.type.value, int) or isinstance(v.type.value, bool):
+            if (
+                not isinstance(v.type, NumberType)
+                or not isinstance(v.type.value, int)
+                or isinstance(v.type.value, bool)
+            ):
                 self.problems += inf.problems or [Diagnostic("E0514", "a layer is counted by a whole number", e.span)]
                 return None
             values.append(v.type.value)
@@ -318,7 +355,10 @@ class _Builder:
         if "layer" not in known:
             varying = ("layer", *layered(self.method.params))
             inf.hidden |= {n: "depends on the layer, and there is none here" for n in varying}
-            inf.remedies |= {n: "give one number, or let a clause of its own speak of what stands outside the layers" for n in varying}
+            inf.remedies |= {
+                n: "give one number, or let a clause of its own speak of what stands outside the layers"
+                for n in varying
+            }
         return inf
 
     # ------------------------------------------------------------ trained copies
@@ -392,7 +432,9 @@ class _Builder:
             varies = by_layer(r.condition, layered(self.method.params))
             for stack in self.sites.stacks:
                 known = {"depth": stack.depth}
-                for numbers in [{"layer": i, **known} for i in range(stack.depth)] if varies and not stack.shared else [known]:
+                for numbers in (
+                    [{"layer": i, **known} for i in range(stack.depth)] if varies and not stack.shared else [known]
+                ):
                     inf = self.numbers(numbers, stack)
                     inf.names["params"] = share
                     require(r, inf)
@@ -423,7 +465,11 @@ class _Builder:
                         help="choose smaller sizes")  # fmt: skip
         folded, saved = totals.folds(self.edits, self.tensors)
         counts = replace(counts, stored=counts.stored - saved)
-        said = [*self.warnings, *starmap(_of_rows, self.judged.items()), *totals.rates(self.tensors, self.copies.values())]
+        said = [
+            *self.warnings,
+            *starmap(_of_rows, self.judged.items()),
+            *totals.rates(self.tensors, self.copies.values()),
+        ]
         return Plan(
             self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folded, counts,
             tuple(dict.fromkeys(said)), tuple(dict.fromkeys(self.needs)), type(self.model).__name__, self.labels,

@@ -97,7 +97,7 @@ def _compiled(source: str) -> Any:
     """The function of a source. Equal sources give the same function, so layers share what a compiler makes of it."""
     scope: dict[str, Any] = {"torch": torch, "F": functional}
     scope |= {n: getattr(helpers, n) for n in dir(helpers) if not n.startswith("_")}
-    exec(compile(source, "<recipe>", "exec"), scope)  # noqa: S102 - written above, from a checked row
+    exec(compile(source, "<recipe>", "exec"), scope)
     return scope["recipe"]
 
 
@@ -117,7 +117,11 @@ class Body:
         self.training = training
         bases = {n: out for n, (_, out) in typing.bases.items()}
         heads, groups = sizes["heads"], sizes["groups"]
-        repeats: Written = heads // groups if isinstance(heads, int) and isinstance(groups, int) else Num("self.heads // self.groups", PRODUCT)
+        repeats: Written = (
+            heads // groups
+            if isinstance(heads, int) and isinstance(groups, int)
+            else Num("self.heads // self.groups", PRODUCT)
+        )
         self.writer = Writer(constants, {**sizes, **_bound(typing)}, bases, repeats, training, fused)
         self.arguments: dict[str, str] = {"h": "h"}
         types = {t.label: t.type for t in typing.tensors}
@@ -168,7 +172,9 @@ class Body:
         w.names["h"] = h
         w.run(compose)
         if added is not None:
-            out = self._add(h, g, w.write(added), w.write(self.lowered.factor) if self.lowered.factor is not None else 1)
+            out = self._add(
+                h, g, w.write(added), w.write(self.lowered.factor) if self.lowered.factor is not None else 1
+            )
         else:
             out = w.names["out"]
             if g is not None:
@@ -286,5 +292,3 @@ def _needed(bodies: Sequence[Sequence[Statement]], ends: Sequence[Any]) -> list[
             kept.append(s)
         out.append(tuple(reversed(kept)))
     return out[::-1]
-
-

@@ -15,7 +15,9 @@ from ..language.values import Distribution
 from .plan import Counts, PlannedCopy, PlannedEdit, PlannedFold, PlannedInput, PlannedTensor, whole
 
 
-def counts(edits: Iterable[PlannedEdit], tensors: Mapping[str, PlannedTensor], copies: Collection[PlannedCopy], base: int) -> Counts:
+def counts(
+    edits: Iterable[PlannedEdit], tensors: Mapping[str, PlannedTensor], copies: Collection[PlannedCopy], base: int
+) -> Counts:
     """What is trained (the head apart), stored before folding, drawn and kept; ``base`` is the count of the base without its head."""
     own = _in_head(edits)
     learned = {n: t.count for n, t in tensors.items() if not t.frozen}
@@ -76,7 +78,16 @@ def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) ->
             kept |= {e.tensors[n] for n in left if n in e.tensors}
             for f in found:
                 declaration = e.typing.tensors[0].declaration  # no tensor is declared under the fold's name
-                typing = TensorTyping(f.name, f.type, f.place, Distribution("zeros"), exact=None, frozen=False, lr=None, declaration=declaration)
+                typing = TensorTyping(
+                    f.name,
+                    f.type,
+                    f.place,
+                    Distribution("zeros"),
+                    exact=None,
+                    frozen=False,
+                    lr=None,
+                    declaration=declaration,
+                )
                 tensor = PlannedTensor.of(typing, e.row, e.site, e.typing)
                 planned.setdefault(tensor.name, PlannedFold(tensor.name, f, i, tensor))
         old = sum(tensors[n].count for n in before - in_head if not tensors[n].frozen)

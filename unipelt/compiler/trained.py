@@ -47,9 +47,7 @@ def parameters_of(model: nn.Module) -> dict[str, Parameter]:
             key = tied.get(id(p), id(p))
             uses.setdefault(key, []).append((path, name))
             first.setdefault(key, (f"{path}.{name}" if path else name, p))
-    return {
-        path: _parameter(model, path, tuple(uses[key]), p) for key, (path, p) in first.items()
-    }
+    return {path: _parameter(model, path, tuple(uses[key]), p) for key, (path, p) in first.items()}
 
 
 def _parameter(model: nn.Module, path: str, uses: tuple[tuple[str, str], ...], p: nn.Parameter) -> Parameter:
@@ -129,7 +127,9 @@ def _help(named: Path, sites: SiteMap) -> str:
         return HEADLESS
     if path.endswith("*.bias"):
         return "there are no biases: choose another method"
-    return near(path, [*sites.names(), "*.bias", "*.norm.*", "head", "*"]) or "for example *.bias, *.norm.*, head, block"
+    return (
+        near(path, [*sites.names(), "*.bias", "*.norm.*", "head", "*"]) or "for example *.bias, *.norm.*, head, block"
+    )
 
 
 def _matching(
@@ -141,7 +141,9 @@ def _matching(
         return head_parameters(sites, everything)
     if stack is not None:
         front = sites.stack(stack).module
-        everything = {n: p for n, p in everything.items() if any(m == front or m.startswith(f"{front}.") for m, _ in p.uses)}
+        everything = {
+            n: p for n, p in everything.items() if any(m == front or m.startswith(f"{front}.") for m, _ in p.uses)
+        }
     found, rest = _sites_of(path, sites)
     if found:
         modules = tuple(dict.fromkeys(_module(s.name, s.view.module, s.x) for s in found))
@@ -151,9 +153,7 @@ def _matching(
         ]  # fmt: skip
     if stack is not None:
         root = f"{sites.stack(stack).module}."
-    aliases = {
-        p.path: [a for m, n in p.uses for a in _aliases(model, m, n, root)] for p in everything.values()
-    }
+    aliases = {p.path: [a for m, n in p.uses for a in _aliases(model, m, n, root)] for p in everything.values()}
     matched = [p for p in everything.values() if any(_glob(parts, a) for a in aliases[p.path])]
     if not matched and stack is None and path.parts[0] in STACKS and len(path.parts) > 1:
         raise PeltError([no_stack(path.parts[0], sites, model, path.span)])
@@ -236,7 +236,11 @@ def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str
         return leaves
     root = f"{sites.prefix}." if sites.prefix else ""
     blocks = [f"{root}{block}." for stack in sites.stacks for block in stack.blocks]
-    return [(m, n) for m, n in p.uses if not any(f"{m}.".startswith(b) or b.startswith(f"{m}." if m else "") for b in blocks)]
+    return [
+        (m, n)
+        for m, n in p.uses
+        if not any(f"{m}.".startswith(b) or b.startswith(f"{m}." if m else "") for b in blocks)
+    ]
 
 
 def _children(module: nn.Module) -> bool:

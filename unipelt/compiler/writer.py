@@ -55,7 +55,9 @@ from .functions import FUNCTIONS
 from .torch_words import WORDS
 
 #: Names that generated code uses for itself.
-_TAKEN = frozenset(("torch", "F", "nn", "math", "self", "mask", "places", "h", *keyword.kwlist, "__debug__", *dir(torch.nn.Module)))
+_TAKEN = frozenset(
+    ("torch", "F", "nn", "math", "self", "mask", "places", "h", *keyword.kwlist, "__debug__", *dir(torch.nn.Module))
+)
 
 
 class Writer:
@@ -87,7 +89,12 @@ class Writer:
                 raise Unwritten(f"`{s.word}`")
 
     def bind(self, name: str, value: Written, front: str = "") -> None:
-        if isinstance(value, Code) and value.level != ATOM or isinstance(value, Code) and not value.text.replace(".", "").isidentifier():
+        if (
+            isinstance(value, Code)
+            and value.level != ATOM
+            or isinstance(value, Code)
+            and not value.text.replace(".", "").isidentifier()
+        ):
             value = self.assign(front + name, value)
         self.names[name] = value
 
@@ -152,18 +159,18 @@ class Writer:
             raise Unwritten("a list outside the layers")
         return Num(f"[{', '.join(map(text_of, items))}][{layer.text}]")
 
-    def _name(self, id: str) -> Written:
-        if id in self.names:
-            return self.names[id]
-        if id in self.sizes:
-            return self.sizes[id]
-        if id in ("true", "false"):
-            return id == "true"
-        if id == "training":
+    def _name(self, name: str) -> Written:
+        if name in self.names:
+            return self.names[name]
+        if name in self.sizes:
+            return self.sizes[name]
+        if name in ("true", "false"):
+            return name == "true"
+        if name == "training":
             return Num("self.training") if self.training is None else self.training
-        if id == "chance":
+        if name == "chance":
             raise Unwritten("`chance`")
-        return id  # a domain, an axis, an activation: words stand for themselves
+        return name  # a domain, an axis, an activation: words stand for themselves
 
     def _binary(self, e: Binary) -> Written:
         if self.fused and e.op == "+" and isinstance(e.left, Binary) and e.left.op == "@":
@@ -241,7 +248,11 @@ class Writer:
             items.append(f"{'' if low is None else text_of(low)}:{'' if high is None else text_of(high)}")
             sizes[i] = _length(sizes[i], low, high)
         items += [":"] * (len(value.sizes) - len(items))
-        out = Code(text_of(value, ATOM) + (f"[{', '.join([':'] * len(value.axes) + items)}]" if set(items) != {":"} else ""), value.axes, tuple(sizes))
+        out = Code(
+            text_of(value, ATOM) + (f"[{', '.join([':'] * len(value.axes) + items)}]" if set(items) != {":"} else ""),
+            value.axes,
+            tuple(sizes),
+        )
         if picked is None:
             return out
         i, index = picked  # an entry for each example: the axis batch stands in front of all others
@@ -301,7 +312,11 @@ def negative(v: Written) -> Written:
 def numbers(op: str, a: Any, b: Any) -> Written:
     """``a op b`` of numbers: computed where both are known."""
     if not isinstance(a, Num) and not isinstance(b, Num):
-        return a // b if op == "/" and isinstance(a, int) and isinstance(b, int) and b and a % b == 0 else OPERATIONS[op](a, b)
+        return (
+            a // b
+            if op == "/" and isinstance(a, int) and isinstance(b, int) and b and a % b == 0
+            else OPERATIONS[op](a, b)
+        )
     sizes = [v.size if isinstance(v, Num) else Size.of(v) if isinstance(v, int) else None for v in (a, b)]
     size = OPERATIONS[op](*sizes) if op in ("+", "-", "*", "/") and None not in sizes else None
     level = LEVELS[op]

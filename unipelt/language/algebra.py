@@ -26,9 +26,13 @@ class TooLarge(PeltError):
     """A normal form would be larger than is worked out, so what depends on it is not known."""
 
     def __init__(self) -> None:
-        super().__init__(Diagnostic("E0393", self.reason, NOWHERE, help="name fewer values that are read several times"))
+        super().__init__(
+            Diagnostic("E0393", self.reason, NOWHERE, help="name fewer values that are read several times")
+        )
 
-    reason = f"with every line in its place the edit is a formula of more than {MOST:,} characters, which is not worked out"
+    reason = (
+        f"with every line in its place the edit is a formula of more than {MOST:,} characters, which is not worked out"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +119,7 @@ def add(a: Term, b: Term) -> Term:
 def times(a: Term, b: Term) -> Term:
     if _length(a) * len(b.products) + _length(b) * len(a.products) > 4 * MOST:
         raise TooLarge
-    products = [
-        (tuple(sorted((*f, *g), key=lambda x: x.text)), c * d) for f, c in a.products for g, d in b.products
-    ]
+    products = [(tuple(sorted((*f, *g), key=lambda x: x.text)), c * d) for f, c in a.products for g, d in b.products]
     return sum_of(products, stretched(a.sizes, b.sizes))
 
 
@@ -130,6 +132,7 @@ def scaled(t: Term, by: Size) -> Term:
 
 
 # ---------------------------------------------------------------- products of matrices
+
 
 @dataclass(frozen=True, slots=True)
 class _Piece:

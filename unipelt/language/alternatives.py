@@ -51,7 +51,11 @@ def check_space(definition: MethodDef, names: Names) -> list[Diagnostic]:
         problems += _part(what, part, span, params, given)
     if methods:  # what no alternative makes a difference to is a method by itself
         try:
-            check_method(replace(methods[0], params=tuple(params), rows=tuple(r for r in methods[0].rows if rows[r] == len(methods))))
+            check_method(
+                replace(
+                    methods[0], params=tuple(params), rows=tuple(r for r in methods[0].rows if rows[r] == len(methods))
+                )
+            )
         except PeltError as e:
             problems += e.diagnostics
     return distinct([called_definition(d, names) for d in problems])

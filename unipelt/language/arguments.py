@@ -17,7 +17,10 @@ NO_NUMBERS: Mapping[str, int] = {}
 
 
 def parameters(
-    params: Sequence[Param], numeric: bool, numbers: Mapping[str, int] = NO_NUMBERS, problems: list[Diagnostic] | None = None
+    params: Sequence[Param],
+    numeric: bool,
+    numbers: Mapping[str, int] = NO_NUMBERS,
+    problems: list[Diagnostic] | None = None,
 ) -> dict[str, Value]:
     """Parameters as values: symbols, or their bound arguments. ``numbers`` are ``layer`` and ``depth`` where they are known.
 
@@ -45,7 +48,11 @@ def parameters(
             inf.problems[before:] = [replace(d, span=d.span if d.span.file else p.span) for d in inf.problems[before:]]
         reads = value.reads & {"layer"}
         bound = numeric and p.default is not None
-        known[p.name] = value if bound or isinstance(value.type, Poison) else Value(NumberType(Size.of(p.name) if p.type == "int" else None), reads=reads)
+        known[p.name] = (
+            value
+            if bound or isinstance(value.type, Poison)
+            else Value(NumberType(Size.of(p.name) if p.type == "int" else None), reads=reads)
+        )
     if problems is not None:
         problems += inf.problems
     return known

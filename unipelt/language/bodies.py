@@ -111,7 +111,13 @@ def bound_by_forms(names: Names) -> frozenset[str]:
     found = {"delta"}
     library = (library_definition("form", name) for name in library_names("form"))
     for node in chain.from_iterable(map(walk, (*names.definitions(), *library))):
-        found |= set(node.names) if isinstance(node, Let) else {node.name} if isinstance(node, (Tensor, Axis, Input)) else set()
+        found |= (
+            set(node.names)
+            if isinstance(node, Let)
+            else {node.name}
+            if isinstance(node, (Tensor, Axis, Input))
+            else set()
+        )
     return frozenset(found)
 
 

@@ -61,7 +61,11 @@ def callee(what: str, call: Apply, names: Names, scope: Scoped = NO_PARAMS) -> t
 def missing(what: str, name: Expr, names: Names) -> PeltError:
     """That no definition of a kind has the name: a close one is suggested, or what else has it."""
     text, known = to_text(name), names.names(what)
-    code, listed = ("E0221", f"known: {', '.join(known)}") if what == "compose" else ("E0225", f"`unipelt list --all` shows the {title(what)}s there are")
+    code, listed = (
+        ("E0221", f"known: {', '.join(known)}")
+        if what == "compose"
+        else ("E0225", f"`unipelt list --all` shows the {title(what)}s there are")
+    )
     elsewhere = names.elsewhere(name) if isinstance(name, Name) else ""
     more = {"help": elsewhere} if elsewhere else instead(text, known, name.span, listed)
     return error(code, f"there is no {title(what)} named `{text}`", name.span, **more)
@@ -98,7 +102,9 @@ def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PAR
     for p in params:
         if p.name not in mapping:
             if p.default is None:
-                raise error("E0207", f"{what} needs a value for `{p.name}`", call.span, help=f"its parameters: {listed}")
+                raise error(
+                    "E0207", f"{what} needs a value for `{p.name}`", call.span, help=f"its parameters: {listed}"
+                )
             mapping[p.name] = short_enough(substitute(p.default, dict(mapping)), what, p.name, p.span)
     return mapping
 
@@ -106,8 +112,12 @@ def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PAR
 def short_enough(value: Any, what: str, name: str, span: Span) -> Any:
     """An argument that is not too long: what doubles from one parameter to the next would grow without end."""
     if any(n >= MAX_NODES for n, _ in enumerate(walk(value))):
-        raise error("E0227", f"the argument `{name}` of {what} grows beyond {MAX_NODES} words", span,
-                    help="write it shorter: `2 * s` for `s + s`, or a number")
+        raise error(
+            "E0227",
+            f"the argument `{name}` of {what} grows beyond {MAX_NODES} words",
+            span,
+            help="write it shorter: `2 * s` for `s + s`, or a number",
+        )
     return value
 
 
@@ -115,7 +125,11 @@ def fitting(value: Expr, type_: str) -> dict[str, Any]:
     """Help about a value that does not fit: which item of a list is at fault, or the whole number that a float is."""
     if type_ == "int" and isinstance(value, Number) and float(value.value).is_integer() and not value.percent:
         return {"help": f"write {int(value.value)}", "edits": put(str(int(value.value)), value.span)}
-    if isinstance(value, String) and re.fullmatch(r"\d+" if type_ == "int" else r"\d+(\.\d+)?", value.value) and type_ in ("int", "float"):
+    if (
+        isinstance(value, String)
+        and re.fullmatch(r"\d+" if type_ == "int" else r"\d+(\.\d+)?", value.value)
+        and type_ in ("int", "float")
+    ):
         return {"help": f"write {value.value}, without quotes", "edits": put(value.value, value.span)}
     known = {"activation": [n for n, p in PRIMITIVES.items() if p.elementwise], "init": [*INITIALISERS]}.get(type_)
     name = value.function if isinstance(value, Apply) else value
@@ -137,7 +151,11 @@ def _passes(passed: Param, type_: str) -> bool:
     numbers = ("int", "float", "bool")
     if passed.type not in PARAM_TYPES or type_ not in PARAM_TYPES:
         return True  # which is said already
-    return passed.type == type_ or (type_ == "float" and passed.type in numbers) or (type_ == "bool" and passed.type in numbers)
+    return (
+        passed.type == type_
+        or (type_ == "float" and passed.type in numbers)
+        or (type_ == "bool" and passed.type in numbers)
+    )
 
 
 def _parameter(name: str, known: dict[str, Param], span: Span, listed: str) -> dict[str, Any]:
@@ -211,7 +229,12 @@ def inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ..
             prefix = statement.names[0] if is_top else f"{name}_{len(out)}"
             definition, mapping = callee(what, Apply(node.function, node.args[1:], node.span), names)
             if any(d is definition for d in trail):
-                raise error("E0213", f"the {what} `{name}` uses itself", node.span, help="say in it what it does in its own words")
+                raise error(
+                    "E0213",
+                    f"the {what} `{name}` uses itself",
+                    node.span,
+                    help="say in it what it does in its own words",
+                )
             inner = _inlined(definition, mapping, names, (*trail, definition))
             if len(out) + len(inner) > MAX_LINES:
                 raise error("E0227", f"with the {what} `{name}` this grows beyond {MAX_LINES} lines", node.span,
@@ -234,7 +257,9 @@ def _inlined(definition: Any, mapping: Mapping, names: Names, trail: tuple[Any, 
     key = (definition.what, definition.name, definition.name_span, tuple((n, v, v.span) for n, v in mapping.items()))
     if key not in names.inlined:
         try:
-            found: tuple[Statement, ...] | PeltError = inline_calls(substitute_all(definition.body, mapping), names, trail)
+            found: tuple[Statement, ...] | PeltError = inline_calls(
+                substitute_all(definition.body, mapping), names, trail
+            )
         except PeltError as e:
             if any(d.code == "E0213" for d in e.diagnostics):  # what is a circle depends on where one comes from
                 raise

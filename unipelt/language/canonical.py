@@ -83,7 +83,10 @@ def _first(left: list[tuple[str, str]], right: list[tuple[str, str]]) -> tuple[s
         here, there = ([t for w, t in lines if w == what] for lines in (left, right))
         if here != there:
             site = what.split(" ")[0]  # which both may edit, in other layers or tokens
-            edits = [[f"{w.removeprefix(site).strip() or 'everywhere'}: {t}" for w, t in lines if w.split(" ")[0] == site] for lines in (left, right)]
+            edits = [
+                [f"{w.removeprefix(site).strip() or 'everywhere'}: {t}" for w, t in lines if w.split(" ")[0] == site]
+                for lines in (left, right)
+            ]
             if not (here and there) and all(edits):
                 return site, *(", ".join(e) for e in edits)  # type: ignore[return-value]
             return what, ", ".join(here) or "nothing", ", ".join(there) or "nothing"
@@ -113,7 +116,10 @@ class _Writer:
             what = (f"{s.site} in {s.layers}" if s.layers else s.site) + (f" (edit {s.edit})" if s.edit else "")
             sites.append(Line(what, text, leaves))
         tensors = [self._tensor(k, next(s for i, s in enumerate(self.found.sites) if k in used[i])) for k in order]
-        trains = tuple(f"{p}{f' in layers {at}' if at else ''}{f' lr {lr}' if lr != '1' else ''}" for p, at, lr in self.found.trains)
+        trains = tuple(
+            f"{p}{f' in layers {at}' if at else ''}{f' lr {lr}' if lr != '1' else ''}"
+            for p, at, lr in self.found.trains
+        )
         keys = tuple((k, k in self.turned) for k in order)
         inputs = tuple(f"{name}: {what}" for name, what in self.found.inputs)
         return Canonical(tuple(sites), tuple(tensors), trains, inputs, keys)
@@ -153,7 +159,9 @@ class _Writer:
             inner = sorted(self._atom(a, site) for a in factors)
             text, leaves = " * ".join(x for x, _ in inner), tuple(v for _, own in inner for v in own)
             number, first = self._size(c, site, "number")
-            number = f"({number})" if c.number is None and text and not (self.erase or number.isidentifier()) else number
+            number = (
+                f"({number})" if c.number is None and text and not (self.erase or number.isidentifier()) else number
+            )
             if self.erase or number != "1" or not text:
                 text = f"{number} * {text}" if text else number
                 leaves = (*first, *leaves)

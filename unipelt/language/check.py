@@ -83,7 +83,10 @@ def site_problem(path: Path) -> Diagnostic | None:
 
 def names_norm(path: Path) -> bool:
     """Whether a part of a path calls a norm by a name that people use."""
-    return any(p.lower().replace("_", "") in ("norm", "norms", "layernorm", "rmsnorm", "ln", "ln1", "ln2", "lnf") for p in path.parts)
+    return any(
+        p.lower().replace("_", "") in ("norm", "norms", "layernorm", "rmsnorm", "ln", "ln1", "ln2", "lnf")
+        for p in path.parts
+    )
 
 
 def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
@@ -92,7 +95,9 @@ def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
     if names_norm(path):
         return {"help": "norms are trained as they are, in place of a row: `train *.norm.*`"}
     if last in ("x", "z", "in", "input", "inputs") and signature(owner) is not None:
-        return {"help": f"what goes into `{owner}` is read there, not modified: `modify {owner}` with `insert parallel` reads it"}
+        return {
+            "help": f"what goes into `{owner}` is read there, not modified: `modify {owner}` with `insert parallel` reads it"
+        }
     if last in ("h", "out", "output", "outputs") and signature(owner) is not None:
         front = f"{stack}." if stack else ""
         return {"help": f"`modify {front}{owner}` changes what comes out of it", "edits": put(front + owner, path.span)}

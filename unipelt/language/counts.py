@@ -29,7 +29,12 @@ from .syntax import Param, Selection, Tensor
 from .values import NumberType, Value
 
 _ONCE = ("embed", "head")  # families that stand outside the layers
-_WHOLE = {"*": "every parameter", "*.bias": "every bias", "*.norm.*": "every norm's parameters", "head": "the model's own head"}
+_WHOLE = {
+    "*": "every parameter",
+    "*.bias": "every bias",
+    "*.norm.*": "every norm's parameters",
+    "head": "the model's own head",
+}
 _ALIKE = {"d_q": Size.of("heads") * Size.of("d_head"), "d_kv": Size.of("groups") * Size.of("d_head")}  # fmt: skip
 _NONE = Size(())
 _PARTS = ("cross", "encoder", "decoder")  # of the stacks, to which a site may be confined
@@ -48,7 +53,11 @@ SYMBOLS = {
 def symbols(formulas: Iterable[str], arguments: Iterable[str] = ()) -> dict[str, str]:
     """The symbols of some formulas with what they mean, those of the arguments left out."""
     met = {w for f in formulas for w in re.findall(r"\w+", f)} - set(arguments)
-    sums = {w: f"the sum over the {SYMBOLS['L' + w.removeprefix('sum_layer')].partition(';')[0]}" for w in sorted(met) if re.fullmatch(r"sum_layer\w*", w)}
+    sums = {
+        w: f"the sum over the {SYMBOLS['L' + w.removeprefix('sum_layer')].partition(';')[0]}"
+        for w in sorted(met)
+        if re.fullmatch(r"sum_layer\w*", w)
+    }
     return {n: meaning for n, meaning in SYMBOLS.items() if n in met} | sums
 
 
@@ -69,7 +78,11 @@ class LayerSum:
     def number(self, values: Mapping[str, int], params: Sequence[Param]) -> int:
         depth = values[self.depth]
         word = self.selection.word if self.selection is not None else "all"
-        ends = [_value(to_text(v), {**values, "depth": depth}) for v in self.selection.values] if self.selection is not None else []
+        ends = (
+            [_value(to_text(v), {**values, "depth": depth}) for v in self.selection.values]
+            if self.selection is not None
+            else []
+        )
         total = 0
         for layer in chosen(word, ends, depth):
             numbers = {"layer": layer, "depth": depth}
@@ -80,7 +93,9 @@ class LayerSum:
 def _bound(params: Sequence[Param], numbers: Mapping[str, int]) -> dict[str, int]:
     """The arguments that are numbers once ``numbers`` (``layer``, ``depth``) are known, and those."""
     found = {n: v.type for n, v in parameters(params, True, numbers).items()}
-    return {n: t.value for n, t in found.items() if isinstance(t, NumberType) and isinstance(t.value, int)} | dict(numbers)
+    return {n: t.value for n, t in found.items() if isinstance(t, NumberType) and isinstance(t.value, int)} | dict(
+        numbers
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +135,11 @@ class Count:
         stacks = [self._known(v) for v in (values, *more)]
 
         def of(a: Amount) -> int:
-            return sum(_number(a.each, known) for known in stacks) + _number(a.once, stacks[-1]) + _number(a.first, stacks[0])
+            return (
+                sum(_number(a.each, known) for known in stacks)
+                + _number(a.once, stacks[-1])
+                + _number(a.first, stacks[0])
+            )
 
         return of(self.amount) + sum(min(of(a), of(b)) for a, b in self.folds)
 
@@ -128,7 +147,12 @@ class Count:
         """A stack's values with all that follows from them."""
         depths = {f"L_{n}": values.get(f"L_{n}", 0) for n in _PARTS}
         depth = {"depth": values.get("depth", values["L"])} if "L" in values else {}
-        full = {**_bound(self.params, depth), **depths, **{f"has_{n}": int(depths[f"L_{n}"] > 0) for n in _PARTS}, **values}
+        full = {
+            **_bound(self.params, depth),
+            **depths,
+            **{f"has_{n}": int(depths[f"L_{n}"] > 0) for n in _PARTS},
+            **values,
+        }
         symbols = {s for a in (self.amount, *(f for pair in self.folds for f in pair)) for s in a.size.symbols}
         return {**full, **{n: s.number(full, self.params) for n, s in self.sums.items() if n in symbols}}
 
@@ -159,7 +183,9 @@ def counts(method: Method) -> dict[str, Count]:
         own = _total(learned)
         trained = trained + own
         frozen = frozen + _total(counting.entries((t, x) for t in found for x in t.tensors if x.frozen))
-        head = head + _total(counting.entries((t, x) for t in found if t.site.family == "head" for x in t.tensors if not x.frozen))
+        head = head + _total(
+            counting.entries((t, x) for t in found if t.site.family == "head" for x in t.tensors if not x.frozen)
+        )
         after = counting.folded([t for t in found if t.site.family != "head"], learned)
         if after is None:
             stored = stored + own
@@ -191,7 +217,9 @@ class _Counting:
         self.layered = layered(method.params)
         self.sums: dict[str, LayerSum] = {}
 
-    def count(self, amount: Amount, words: tuple[str, ...] = (), folds: tuple[tuple[Amount, Amount], ...] = ()) -> Count:
+    def count(
+        self, amount: Amount, words: tuple[str, ...] = (), folds: tuple[tuple[Amount, Amount], ...] = ()
+    ) -> Count:
         return Count(amount, words, folds, self.sums, self.params)
 
     def entries(self, found: Iterable[tuple[RowTyping, TensorTyping]]) -> dict[_Key, Size]:

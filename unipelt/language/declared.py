@@ -75,11 +75,18 @@ class Declared:
         if isinstance(v.type, Poison):
             return None
         if not isinstance(v.type, NumberType) or v.type.size is None:
-            self.inf.fail("E0340", f"{what}'s size is a whole number, not {v.type}", e.span, **self._whole(e, isinstance(v.type, NumberType)))
+            self.inf.fail(
+                "E0340",
+                f"{what}'s size is a whole number, not {v.type}",
+                e.span,
+                **self._whole(e, isinstance(v.type, NumberType)),
+            )
             return None
         n = v.type.size.bind(self._arguments()).number
         if n is not None and (n.denominator != 1 or n < 1):
-            defaults = [p.default.span for p in self.params.values() if p.default is not None and p.name in v.type.size.symbols]
+            defaults = [
+                p.default.span for p in self.params.values() if p.default is not None and p.name in v.type.size.symbols
+            ]
             said = f"{what}'s size must be a whole number of at least 1; here it is {float(n):g}"
             if len(defaults) == 1 and defaults[0].file and e.span.file:  # one mistake, of however many sizes
                 self.inf.fail("E0343", said, defaults[0], labels=(Label(e.span, "the size"),))
@@ -97,7 +104,11 @@ class Declared:
         """What makes a parameter a size."""
         param = self.params.get(e.id) if isinstance(e, Name) else None
         if param is None or param.type != "float":
-            return {"help": "round it: `floor(…)` or `ceil(…)`" if number else "write a number, a size of the site or a parameter of type `int`"}
+            return {
+                "help": "round it: `floor(…)` or `ceil(…)`"
+                if number
+                else "write a number, a size of the site or a parameter of type `int`"
+            }
         place = inside(param.span, r":\s*(float)\b")
         return {"help": f"give `{param.name}` the type `int`", "edits": put("int", place) if place else ()}
 
@@ -143,7 +154,9 @@ class Declared:
                 if lr < 0:
                     self.inf.fail("E0345", f"a learning-rate multiple is at least 0, not {lr:g}", s.lr.span)
             elif "scale" in v.reads:
-                self.inf.fail("E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number")
+                self.inf.fail(
+                    "E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number"
+                )
         if self.varies and place in ("kind", "model"):
             self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
                           "starts and learns can depend on the layer", s.span,
@@ -213,11 +226,15 @@ class Declared:
             v = self._read(a)
             good = WordType if spec.text else NumberType
             if not isinstance(v.type, (good, Poison)):
-                self.inf.fail("E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span)
+                self.inf.fail(
+                    "E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span
+                )
             if isinstance(v.type, NumberType) and v.type.value is not None:
                 values.append(Number(v.type.value))
             elif "scale" in v.reads:
-                self.inf.fail("E0373", f"`{to_text(a)}` is not known when tensors are drawn", a.span, help="write a number")
+                self.inf.fail(
+                    "E0373", f"`{to_text(a)}` is not known when tensors are drawn", a.span, help="write a number"
+                )
             elif isinstance(v.type, WordType) and isinstance(v.type.word, (str, String)):
                 values.append(v.type.word if isinstance(v.type.word, String) else String(v.type.word))
             else:

@@ -75,7 +75,9 @@ def error(code: str, message: str, span: Span = NOWHERE, **more) -> PeltError:
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The nearest known word, or nothing."""
-    return next(iter(get_close_matches(word, [k for k in islice(known, MAX_COMPARED) if k != word], n=1, cutoff=cutoff)), "")
+    return next(
+        iter(get_close_matches(word, [k for k in islice(known, MAX_COMPARED) if k != word], n=1, cutoff=cutoff)), ""
+    )
 
 
 def repeated(words: Iterable[str]) -> list[str]:

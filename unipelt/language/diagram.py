@@ -50,7 +50,21 @@ def diagram(method: Method) -> list[Panel]:
     panels = [_panel(method, row) for row in method.rows]
     for t in method.trains:
         what = ", ".join(str(p) for p in t.paths)
-        panels.append(Panel(t.name, what, what, "train", "", (Box("learned", what, "trained copy"),), "", "=", "", "", "the copy in its place"))
+        panels.append(
+            Panel(
+                t.name,
+                what,
+                what,
+                "train",
+                "",
+                (Box("learned", what, "trained copy"),),
+                "",
+                "=",
+                "",
+                "",
+                "the copy in its place",
+            )
+        )
     return panels
 
 
@@ -66,7 +80,9 @@ def _panel(method: Method, row: Row) -> Panel:
         source = "h" if source == "sequential" else found.parallel or ""
     reads_z = any(isinstance(n, S.Name) and n.id == "z" for s in (*row.form, *(row.gate or ())) for n in S.walk(s))
     if not reads_z:
-        source = next((i for i in ("q", "x", "W") for s in row.form for n in S.walk(s) if isinstance(n, S.Name) and n.id == i), "")
+        source = next(
+            (i for i in ("q", "x", "W") for s in row.form for n in S.walk(s) if isinstance(n, S.Name) and n.id == i), ""
+        )
     gate = row.columns.gate.split("(")[0] if row.gate is not None else ""
     written = lines(row)
     where = tuple(f"{n} = {f}" for n, f in written[:-1] if n not in ("z", "Δ", "scores"))
@@ -86,7 +102,9 @@ class _Way:
     """Follows the input through a form, and on to what is added to h: what meets it on the way, in order."""
 
     def __init__(self, row: Row, shapes: dict[str, str]):
-        self.lets = {s.names[0]: s.value for s in (*row.form, *row.compose) if isinstance(s, S.Let) and s.names[0] != "out"}
+        self.lets = {
+            s.names[0]: s.value for s in (*row.form, *row.compose) if isinstance(s, S.Let) and s.names[0] != "out"
+        }
         self.row = row
         self.shapes = shapes
         self.depth = 0
@@ -167,7 +185,10 @@ class _Way:
             last = before[-1]
             sign = " + " if op == "+" else " − "
             return [*before[:-1], Box("learned", last.label + sign + write(still), last.note)]
-        return [*before, Box(self.kind(still), f"{ {'*': '·', '+': '+', '-': '−', '/': '/'}.get(op, op)} {write(still)}")]
+        return [
+            *before,
+            Box(self.kind(still), f"{ {'*': '·', '+': '+', '-': '−', '/': '/'}.get(op, op) } {write(still)}"),
+        ]
 
     def block(self, e: S.Expr) -> Box:
         """What does not read the input: a tensor with its sizes, or an expression over tensors."""

@@ -28,7 +28,11 @@ def columns_of(row: Row, method: Method) -> dict[str, str]:
 
 def trained_of(t: Trained) -> dict[str, str]:
     """What `train` trains, as text: the parameters, in which layers, at which multiple of the learning rate."""
-    return {"trains": ", ".join(map(str, t.paths)), "layers": _layers(t.layers), "lr": to_text(t.lr) if t.lr is not None else ""}
+    return {
+        "trains": ", ".join(map(str, t.paths)),
+        "layers": _layers(t.layers),
+        "lr": to_text(t.lr) if t.lr is not None else "",
+    }
 
 
 def _layers(chosen: Selection | None) -> str:
@@ -69,7 +73,9 @@ def markdown(methods: Sequence[Method]) -> str:
             body = as_latex(m).replace("align*", "aligned")
             parts.append(f"$$\n{body}\n$$")
         counts = {k: str(v) for k, v in formula(m).items()}
-        parts.append(markdown_table([{"parameters": k, "formula": v} for k, v in counts.items()], ["parameters", "formula"]))
+        parts.append(
+            markdown_table([{"parameters": k, "formula": v} for k, v in counts.items()], ["parameters", "formula"])
+        )
         where = symbols(counts.values(), m.arguments)
         parts += [", ".join(f"{n}: {meaning}" for n, meaning in where.items())] if where else []
         parts.append(markdown_table([{"property": k, "verdict": v.value, "because": v.reason, "at": shown(v.span)}
@@ -90,4 +96,6 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
         text = escape(str(value).replace("\n", " ")).replace("|", "\\|")
         return f"`{text}`" if column in CODE and text else text.replace("<", "&lt;")
 
-    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line([cell(c, r.get(c, "")) for c in columns]) for r in rows)])
+    return "\n".join(
+        [line(columns), "|" + "---|" * len(columns), *(line([cell(c, r.get(c, "")) for c in columns]) for r in rows)]
+    )

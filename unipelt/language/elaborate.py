@@ -107,8 +107,11 @@ def elaborate(definition: MethodDef, names: Names, found: list[Diagnostic] | Non
         if draft.name in seen:
             problems.append(
                 Diagnostic(
-                    "E0211", f"two rows are named `{draft.name}`", draft.used or draft.span,
-                    labels=(Label(seen[draft.name], "the first one"),), help="name one of them: `use … as NAME`",
+                    "E0211",
+                    f"two rows are named `{draft.name}`",
+                    draft.used or draft.span,
+                    labels=(Label(seen[draft.name], "the first one"),),
+                    help="name one of them: `use … as NAME`",
                     edits=put(f" as {draft.name}_{len(seen) + 1}", draft.unnamed) if draft.unnamed is not None else (),
                 )  # fmt: skip
             )
@@ -157,7 +160,9 @@ def _inner(call: Apply, bound: Mapping, names: Names, trail: Trail) -> Parts:
     _refuse_space(inner, call.function.span)
     if len(trail) > MAX_DEPTH:
         raise error("E0213", f"methods use each other more than {MAX_DEPTH} deep", call.function.span)
-    given = {k: short_enough(substitute(v, bound), f"the method `{inner.name}`", k, call.span) for k, v in mapping.items()}
+    given = {
+        k: short_enough(substitute(v, bound), f"the method `{inner.name}`", k, call.span) for k, v in mapping.items()
+    }
     return _parts(inner, given, names, trail)
 
 
@@ -180,7 +185,9 @@ def _parts(definition: MethodDef, bound: Mapping, names: Names, trail: Trail) ->
         parts = _inner(definition.base, bound, names, trail)
         for draft in parts.drafts:
             draft.name = definition.name if len(parts.drafts) == 1 else draft.name
-    _apply_clauses(definition.clauses, parts, definition.name, bound, names, trail, inherited=definition.base is not None)
+    _apply_clauses(
+        definition.clauses, parts, definition.name, bound, names, trail, inherited=definition.base is not None
+    )
     return parts
 
 
@@ -251,7 +258,9 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
             draft.name = use.name if len(inner.drafts) == 1 else f"{use.name}_{draft.name}"
         if use.gate is not None:
             if draft.gate is not None:
-                raise error("E0217", f"the row `{draft.name}` is gated already", use.gate.span, help="leave one gate out")
+                raise error(
+                    "E0217", f"the row `{draft.name}` is gated already", use.gate.span, help="leave one gate out"
+                )
             draft.gate = substitute(use.gate, bound)
     taken = {t.name for t in parts.trains}
     for trained in inner.trains:
@@ -272,7 +281,9 @@ def _unknown_arguments(definition: MethodDef) -> list[Diagnostic]:
     found = []
     for node in walk(definition):
         for call in (getattr(node, "base", None), getattr(node, "target", None)):
-            for name in (n for a in call.args for n in walk(a) if isinstance(n, Name)) if isinstance(call, Apply) else ():
+            for name in (
+                (n for a in call.args for n in walk(a) if isinstance(n, Name)) if isinstance(call, Apply) else ()
+            ):
                 if name.id not in known | SITE_WORDS:
                     found.append(Diagnostic("E0301", f"there is no `{name.id}` here", name.span, **instead(
                         name.id, known, name.span, f"parameters: {', '.join(p.name for p in definition.params) or 'none'}")))  # fmt: skip

@@ -49,7 +49,9 @@ def contents(path: Path, most: int) -> bytes:
     check(path)
     target = os.path.realpath(path)
     # Without waiting: opening a pipe would wait for a writer.
-    handle = os.open(target, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    handle = os.open(
+        target, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    )
     with open(handle, "rb") as f:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):

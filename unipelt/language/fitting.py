@@ -87,7 +87,9 @@ def misfit(expr: Expr | None, type_: str) -> str:
         return ""
     for n, item in enumerate(expr.items, 1):
         if isinstance(item, ListOf) or not fits(item, type_):
-            return f"value {n} of the list is no {({'int': 'whole number', 'float': 'number'}).get(type_, 'truth value')}"
+            return (
+                f"value {n} of the list is no {({'int': 'whole number', 'float': 'number'}).get(type_, 'truth value')}"
+            )
     return "" if expr.items else "a list has a value for each layer, and this one is empty"
 
 

@@ -37,7 +37,9 @@ def fold_form(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
     closed: dict[str, Expr] = {}
     folds: list[Fold] = []
     out: list[Statement] = []
-    late = {n.id for s in t.row.compose for n in walk(s) if isinstance(n, Name)}  # what the composition reads stays bound
+    late = {
+        n.id for s in t.row.compose for n in walk(s) if isinstance(n, Name)
+    }  # what the composition reads stays bound
     for s in _lines(t):
         if isinstance(s, Tensor):
             continue

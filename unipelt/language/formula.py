@@ -28,10 +28,10 @@ class Style:
 
     tex: bool
 
-    def name(self, id: str) -> str:
-        if self.tex and id.startswith("d_"):
-            return f"d_{{\\mathrm{{{id[2:]}}}}}"
-        head, _, tail = id.partition("_")
+    def name(self, name: str) -> str:
+        if self.tex and name.startswith("d_"):
+            return f"d_{{\\mathrm{{{name[2:]}}}}}"
+        head, _, tail = name.partition("_")
         greek = _GREEK_TEX if self.tex else _GREEK
         head = greek.get(head, head)
         if not self.tex:
@@ -94,13 +94,18 @@ def _written(e: S.Expr, style: Style) -> tuple[str, int]:
             return f"{_at(left, _PRODUCT, style)} / {_at(right, _UNARY, style)}", _PRODUCT
         case S.Binary("**", left, right):
             base = _at(left, _ATOM, style)
-            return (f"{base}^{{{_at(right, _SUM, style)}}}" if style.tex else f"{base}^{_at(right, _ATOM, style)}"), _POWER
+            return (
+                f"{base}^{{{_at(right, _SUM, style)}}}" if style.tex else f"{base}^{_at(right, _ATOM, style)}"
+            ), _POWER
         case S.Apply(function, args):
             name = S.dotted(function) or to_text(function)
             return style.call(name, [_at(a.value, _SUM, style) for a in args]), _ATOM
         case S.Choose(then, test, other):
             words = (r"\text{ if }", r"\text{ else }") if style.tex else (" if ", " else ")
-            return f"{_at(then, _SUM, style)}{words[0]}{_at(test, _SUM, style)}{words[1]}{_at(other, _SUM, style)}", _SUM
+            return (
+                f"{_at(then, _SUM, style)}{words[0]}{_at(test, _SUM, style)}{words[1]}{_at(other, _SUM, style)}",
+                _SUM,
+            )
         case S.Compare(op, left, right):
             sign = {"<=": r"\le" if style.tex else "≤", ">=": r"\ge" if style.tex else "≥", "!=": r"\ne" if style.tex else "≠",
                     "==": "="}.get(op, op)  # fmt: skip
@@ -127,7 +132,9 @@ def lines(row: Row, style: Style = UNICODE) -> list[tuple[str, str]]:
     """(name, formula) of a row: z, the form's lets, the gate, and last the new h."""
     out: list[tuple[str, str]] = []
     lets = [s for s in row.form if isinstance(s, S.Let)]
-    if row.insert is not None and any(isinstance(n, S.Name) and n.id == "z" for s in (*row.form, *(row.gate or ())) for n in S.walk(s)):
+    if row.insert is not None and any(
+        isinstance(n, S.Name) and n.id == "z" for s in (*row.form, *(row.gate or ())) for n in S.walk(s)
+    ):
         z = insertion(row)
         out.append((style.name("z"), z if not style.tex or len(z) == 1 else write(row.insert, style)))
     out += [(style.name(s.names[0]), write(s.value, style)) for s in lets]

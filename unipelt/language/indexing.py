@@ -19,8 +19,12 @@ def indexed(inf: Inference, e: Index) -> Value:
     if isinstance(a.type, Poison):
         return a
     if not isinstance(a.type, TensorType) or len(e.items) > len(a.type.sizes):
-        return inf.fail("E0319", f"this has no {len(e.items)} sizes to index: {a.type}", e.span,
-                        help="write one range or index for each size, from the first on")
+        return inf.fail(
+            "E0319",
+            f"this has no {len(e.items)} sizes to index: {a.type}",
+            e.span,
+            help="write one range or index for each size, from the first on",
+        )
     sizes: list[Size | None] = list(a.type.sizes)
     for i, item in enumerate(e.items):
         if isinstance(item, Slice):
@@ -66,8 +70,12 @@ def _picked(inf: Inference, item: Expr, whole: TensorType, size: Size) -> Value:
         return inf.fail("E0363", f"the index counts {v.type.word}, and this size is {size}", item.span,
                          where=inf.bindings(v.type.word, size))  # fmt: skip
     if "batch" in whole.axes:
-        return inf.fail("E0363", f"this has a value for each example already: {whole}", item.span,
-                        help="leave this index out: it picks from what is the same for every example, and once")
+        return inf.fail(
+            "E0363",
+            f"this has a value for each example already: {whole}",
+            item.span,
+            help="leave this index out: it picks from what is the same for every example, and once",
+        )
     return v
 
 

@@ -81,7 +81,9 @@ class Inference:
         items = [self.infer(i) for i in e.items]
         if any(isinstance(v.type, Poison) for v in items):
             return Value(POISON)
-        wrong = next((i for i, v in zip(e.items, items) if not isinstance(v.type, NumberType) or isinstance(i, ListOf)), None)
+        wrong = next(
+            (i for i, v in zip(e.items, items) if not isinstance(v.type, NumberType) or isinstance(i, ListOf)), None
+        )
         if not items or wrong is not None:
             return self.fail("E0365", "a list has a number for each layer" + (", and this is none" if items else ""),
                              wrong.span if wrong is not None else e.span, help="for example [4, 8, 8, 16]")  # fmt: skip
@@ -129,7 +131,9 @@ class Inference:
         if e.id in PRIMITIVES and PRIMITIVES[e.id].elementwise:
             return Value(WordType("activation", e.id))
         known = [*self.names, *self.sizes, *self.axes, *NUMBERS, *DOMAINS, "training", "true", "false"]
-        return self.fail("E0301", f"there is no `{e.id}` here", e.span, **instead(e.id, known, e.span, self._in_scope()))
+        return self.fail(
+            "E0301", f"there is no `{e.id}` here", e.span, **instead(e.id, known, e.span, self._in_scope())
+        )
 
     def _in_scope(self) -> str:
         named = sorted(n for n, v in self.names.items() if not isinstance(v.type, Poison))
@@ -152,7 +156,9 @@ class Inference:
         if text in self.bases:
             return self.fail("E0322", f"`{text}` is a module of the base: call it", e.span, help=f"write `{text}(…)`")
         others = f"modules here: {', '.join(self.bases)}" if self.bases else ""
-        return self.fail("E0301", f"there is no `{text or e.name}` here", e.span, **instead(text or "", self.bases, e.span, others))
+        return self.fail(
+            "E0301", f"there is no `{text or e.name}` here", e.span, **instead(text or "", self.bases, e.span, others)
+        )
 
     def _negative(self, e: Negative) -> Value:
         a = self.infer(e.value)
@@ -252,7 +258,9 @@ class Inference:
                 raise OverflowError
         except (ZeroDivisionError, OverflowError, KeyError):
             if e.op == "@":
-                return self.fail("E0318", "`@` multiplies tensors; numbers take `*`", e.span, help="use `*`", edits=self._times(e))
+                return self.fail(
+                    "E0318", "`@` multiplies tensors; numbers take `*`", e.span, help="use `*`", edits=self._times(e)
+                )
             return self.fail("E0318", "this number cannot be computed", e.span)
         return join((a, b), NumberType(size, value))
 
@@ -334,11 +342,20 @@ class Inference:
                              **instead(title, known, e.function.span, f"modules here: {', '.join(self.bases)}" if "." in title else ""))  # fmt: skip
         p = PRIMITIVES[name]
         if any(a.name is not None for a in e.args):
-            return self.fail("E0321", f"`{name}` takes its arguments by position", e.span, help="leave the names of the arguments out")
+            return self.fail(
+                "E0321",
+                f"`{name}` takes its arguments by position",
+                e.span,
+                help="leave the names of the arguments out",
+            )
         if not p.arity[0] <= len(args) <= p.arity[1]:
             n = str(p.arity[0]) if p.arity[0] == p.arity[1] else f"{p.arity[0]} to {p.arity[1]}"
-            return self.fail("E0321", f"`{name}` takes {n} argument{'s' * (n != '1')}, {len(args)} are given", e.span,
-                             help=f"give it {n}; what it is: {p.doc}")
+            return self.fail(
+                "E0321",
+                f"`{name}` takes {n} argument{'s' * (n != '1')}, {len(args)} are given",
+                e.span,
+                help=f"give it {n}; what it is: {p.doc}",
+            )
         if any(isinstance(a.type, Poison) for a in args):
             return Value(POISON)
         return p.rule(self, e.span, args, [a.value for a in e.args])
@@ -373,9 +390,9 @@ def _turned(e: Expr) -> str:
     return f"{to_text(e)}.T" if isinstance(e, (Name, Attr, Apply, Index)) else f"({to_text(e)}).T"
 
 
-def reading(type: Type, name: str, degree: int = AFFINE) -> Value:
+def reading(kind: Type, name: str, degree: int = AFFINE) -> Value:
     """A value of the scope that reads the input."""
-    return Value(type, degree, reads=frozenset({name}))
+    return Value(kind, degree, reads=frozenset({name}))
 
 
 def bounded(value: Value, span: Span) -> Value:

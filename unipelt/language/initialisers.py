@@ -33,13 +33,34 @@ INITIALISERS: dict[str, Initialiser] = {
         Initialiser("kaiming_uniform", (1, 1), "bound sqrt(6 / ((1 + a^2) fan_in)), fan_in = the first size"),
         Initialiser("xavier_uniform", (0, 0), "bound sqrt(6 / (fan_in + fan_out))"),
         Initialiser("xavier_normal", (0, 0), "std sqrt(2 / (fan_in + fan_out))"),
-        Initialiser("torch_linear", (1, 1), "torch's default for a linear layer with that fan_in: U(±1/sqrt(fan_in))", positive=True),
+        Initialiser(
+            "torch_linear",
+            (1, 1),
+            "torch's default for a linear layer with that fan_in: U(±1/sqrt(fan_in))",
+            positive=True,
+        ),
         Initialiser("orthogonal", (0, 0), "orthonormal columns", matrix=True),
         Initialiser("identity", (0, 0), "the identity matrix", matrix=True),
-        Initialiser("sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True, matrix=True),
-        Initialiser("tokens", (1, 1), "the word embeddings of a text, repeated to fill", "a tokenizer", text=True, words=True, matrix=True),
-        Initialiser("label_words", (0, 0), "the word embeddings of the class labels' words, each the mean of its tokens, then "
-                    "sampled tokens (Lester et al. 2021)", "a tokenizer and the words of the class labels", words=True,
-                    matrix=True),
+        Initialiser(
+            "sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True, matrix=True
+        ),
+        Initialiser(
+            "tokens",
+            (1, 1),
+            "the word embeddings of a text, repeated to fill",
+            "a tokenizer",
+            text=True,
+            words=True,
+            matrix=True,
+        ),
+        Initialiser(
+            "label_words",
+            (0, 0),
+            "the word embeddings of the class labels' words, each the mean of its tokens, then "
+            "sampled tokens (Lester et al. 2021)",
+            "a tokenizer and the words of the class labels",
+            words=True,
+            matrix=True,
+        ),
     )
 }

@@ -48,7 +48,11 @@ def input_typing(s: Input, inf: Inference, size: Callable[[Expr, str], Size | No
     """The typing of a declaration; mistakes go to ``inf``."""
     if s.index is None:
         sizes = [size(e, f"the input `{s.name}`") for e in s.shape]
-        return None if any(x is None for x in sizes) else InputTyping(s.name, None, tuple(x for x in sizes if x is not None), s)
+        return (
+            None
+            if any(x is None for x in sizes)
+            else InputTyping(s.name, None, tuple(x for x in sizes if x is not None), s)
+        )
     args = s.index.args
     if s.index.function != Name("index") or len(args) != 1 or args[0].name is not None:
         inf.fail("E0362", f"an input is an `index(n)` or has sizes, and this is `{to_text(s.index)}`", s.index.span,
@@ -88,7 +92,9 @@ def changes_length(row: Row) -> bool:
 
 def placing_problem(row: Row, site: SiteSignature) -> Diagnostic | None:
     """Rows are placed at the model's input, by the composition, once."""
-    elsewhere = [c for part in (row.insert, *row.form, *(row.gate or ())) if part is not None for c in _placing_calls(part)]
+    elsewhere = [
+        c for part in (row.insert, *row.form, *(row.gate or ())) if part is not None for c in _placing_calls(part)
+    ]
     calls = [c for s in row.compose for c in _placing_calls(s)]
     if elsewhere:
         return Diagnostic("E0364", f"`{to_text(elsewhere[0].function)}` belongs into the composition", elsewhere[0].span,

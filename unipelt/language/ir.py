@@ -233,7 +233,12 @@ def row_clauses(row: Row) -> tuple:
 
 def as_definition(method: Method) -> MethodDef:
     """The method as a definition that stands alone: inline bodies only."""
-    if len(method.rows) == 1 and not method.trains and method.rows[0].gate is None and method.rows[0].name == method.name:
+    if (
+        len(method.rows) == 1
+        and not method.trains
+        and method.rows[0].gate is None
+        and method.rows[0].name == method.name
+    ):
         clauses = (*method.requires, *row_clauses(method.rows[0]))
         return MethodDef(method.name, method.params, None, method.doc, clauses)
     uses: list = [

@@ -58,7 +58,9 @@ def parse_path(path: Path) -> File:
     return _FILES[key]
 
 
-_CALLED: set[str] = set()  # the files of the library that were read, as spans call them: relative where they were named so
+_CALLED: set[str] = (
+    set()
+)  # the files of the library that were read, as spans call them: relative where they were named so
 
 
 def of_library(span: Span) -> bool:

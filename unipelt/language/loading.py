@@ -63,7 +63,9 @@ class Entry:
         return f"<library: {self.kind} {self.name}>"
 
 
-def load(name: str | Path, method: str | None = None, other: Callable[[str], Method | None] = lambda name: None) -> Method:
+def load(
+    name: str | Path, method: str | None = None, other: Callable[[str], Method | None] = lambda name: None
+) -> Method:
     """A checked method: of the library by name, or of a ``.pelt`` file (its only method, or the one named).
 
     ``a+b`` is the union of two methods. ``other`` is asked for what is neither. Raises `PeltError` with place and remedy.
@@ -90,7 +92,9 @@ def _of_library(name: str) -> MethodDef:
     found = library_definition("method", name)
     if isinstance(found, MethodDef):
         return found
-    raise error("E0401", f"there is no method named `{name}` in the library", help=_meant(name, library_names("method")))
+    raise error(
+        "E0401", f"there is no method named `{name}` in the library", help=_meant(name, library_names("method"))
+    )
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
@@ -102,7 +106,7 @@ def _meant(name: str, known: Sequence[str]) -> str:
     if len(longer) > 1:
         return f"methods that begin so: {', '.join(f'`{n}`' for n in longer)}"
     if bare != name and bare in known:
-        return f"arguments are given apart, as in `{bare}` with `--set r=16`, or in Python `load(\"{bare}\")(r=16)`"
+        return f'arguments are given apart, as in `{bare}` with `--set r=16`, or in Python `load("{bare}")(r=16)`'
     if name.lower() in known:
         return f"did you mean `{name.lower()}`?"
     return near(name, known) or "`unipelt list` shows the methods there are; a file's name ends in .pelt"
@@ -111,7 +115,9 @@ def _meant(name: str, known: Sequence[str]) -> str:
 def _refuse_of_library(path: Path) -> None:
     """A method of the library that is asked for as a file there is none of."""
     if len(path.parts) == 1 and not exists(path) and path.stem in library_names("method"):
-        raise error("E0121", f"there is no file `{path}`", help=f"`{path.stem}` is a method of the library: leave `.pelt` out")
+        raise error(
+            "E0121", f"there is no file `{path}`", help=f"`{path.stem}` is a method of the library: leave `.pelt` out"
+        )
 
 
 def splits(reference: str) -> tuple[Path | None, str | None]:
@@ -135,7 +141,11 @@ def definition(reference: str, method: str | None = None) -> tuple[MethodDef, Na
                         help=f"leave `{method}` out, or name a `.pelt` file")  # fmt: skip
         return found, Names()
     if method is not None and wanted not in (None, method):
-        raise error("E0401", f"`{reference}` names the method `{wanted}`, and `{method}` is another name beside it", help="give one name")
+        raise error(
+            "E0401",
+            f"`{reference}` names the method `{wanted}`, and `{method}` is another name beside it",
+            help="give one name",
+        )
     _refuse_of_library(path)
     file = parse_path(path)
     return _chosen(file, wanted if method is None else method, str(path)), names_of(file, path)
@@ -165,7 +175,11 @@ def _chosen(file: File, name: str | None, path: str | None) -> MethodDef:
     shown, methods = path or "<text>", {d.name: d for d in file.definitions if isinstance(d, MethodDef)}
     if name is not None:
         if name not in methods:
-            raise error("E0401", f"{shown} has no method `{name}`", help=near(name, methods) or f"it has: {', '.join(methods) or 'none'}")
+            raise error(
+                "E0401",
+                f"{shown} has no method `{name}`",
+                help=near(name, methods) or f"it has: {', '.join(methods) or 'none'}",
+            )
         return methods[name]
     if len(methods) == 1:
         return next(iter(methods.values()))
@@ -193,7 +207,9 @@ def pelt_files(path: Path) -> list[Path]:
         return [path]
     found = sorted(path.rglob("*.pelt"))
     if not found:
-        raise error("E0407", f"the folder {path} holds no .pelt file", help="name a `.pelt` file, or a folder that holds some")
+        raise error(
+            "E0407", f"the folder {path} holds no .pelt file", help="name a `.pelt` file, or a folder that holds some"
+        )
     return found
 
 
@@ -221,11 +237,16 @@ def _check_file(file: File, path: Path) -> list[Checked]:
     for d in file.definitions:
         if isinstance(d, MethodDef):
             found[key_of(d)] = _too_long(d, names, ends) or _check_method(d, names)
-    working = _used([d for d in file.definitions if (c := found.get(key_of(d))) is not None and c.method is not None], names)
+    working = _used(
+        [d for d in file.definitions if (c := found.get(key_of(d))) is not None and c.method is not None], names
+    )
     out: list[Checked] = []
     for d in file.definitions:
         if isinstance(d, BodyDef):
-            out.append(_too_long(d, names, ends) or Checked(d.name, title(d.what), tuple(check_body(d, names, key_of(d) in working))))
+            out.append(
+                _too_long(d, names, ends)
+                or Checked(d.name, title(d.what), tuple(check_body(d, names, key_of(d) in working)))
+            )
         else:
             out.append(found.get(key_of(d)) or Checked(d.name, "anatomy"))
     return _once(out)

@@ -66,10 +66,12 @@ def bound(method: Method) -> Method:
     for p in method.params:
         if p.default is not None:
             mapping[p.name] = substitute(p.default, mapping)
-    rows = tuple(
-        replace(substitute(r, mapping), sites=tuple(sites_of(r.sites, method.params))) for r in method.rows
+    rows = tuple(replace(substitute(r, mapping), sites=tuple(sites_of(r.sites, method.params))) for r in method.rows)
+    return replace(
+        substitute(replace(method, rows=()), mapping),
+        rows=rows,
+        params=tuple(p for p in method.params if p.default is None),
     )
-    return replace(substitute(replace(method, rows=()), mapping), rows=rows, params=tuple(p for p in method.params if p.default is None))
 
 
 def meaning(method: Method, arguments: bool = True) -> Meaning:
@@ -87,7 +89,10 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
     sites: list[SiteMeaning] = []
     for edits in _by_site(method).values():
         groups = _groups(edits)
-        places = [Place(g[0].site, tensors, first=not any(_meet(g[0], e[0]) for e in groups[:n])) for n, g in enumerate(groups)]
+        places = [
+            Place(g[0].site, tensors, first=not any(_meet(g[0], e[0]) for e in groups[:n]))
+            for n, g in enumerate(groups)
+        ]
         for group, place in zip(groups, places):
             for e in group:
                 place.read(e.row, check_row(e.row, e.signature, method.params))
@@ -96,7 +101,11 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
         for n, (group, place) in enumerate(zip(groups, places), 1):
             later = [p.out for g, p in zip(groups[n:], places[n:]) if _meet(group[0], g[0])]
             declared = tuple(dict.fromkeys(place.declared))
-            sites.append(SiteMeaning(group[0].site, group[0].layers, place.leaves(later), place.symbols, declared, n if counted else 0))
+            sites.append(
+                SiteMeaning(
+                    group[0].site, group[0].layers, place.leaves(later), place.symbols, declared, n if counted else 0
+                )
+            )
     return Meaning(tuple(sites), tensors, _trains(method.trains), tuple(sorted(inputs.items())))
 
 
@@ -123,7 +132,9 @@ def _by_site(method: Method) -> dict[str, list[_Edited]]:
                 continue  # a row edits a site once, however often it names it
             at = weight_site(name) or name
             tokens = sorted(map(_selected, row.tokens))  # what is selected twice is edited once
-            layers = " ".join([*([f"layers {where}"] if (where := _layers(row.layers)) else []), *(f"tokens {t}" for t in tokens)])
+            layers = " ".join(
+                [*([f"layers {where}"] if (where := _layers(row.layers)) else []), *(f"tokens {t}" for t in tokens)]
+            )
             out.setdefault(at, []).append(_Edited(row, found, f"{stack}.{at}" if stack else at, stack, layers))
     return {at: _ordered(sorted(out[at], key=lambda e: e.signature.family != "weight")) for at in sorted(out)}
 

@@ -86,7 +86,7 @@ def merged_at(t: RowTyping) -> Merged | None:
     names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors}
     made = Merged(row.name, site.name, into, *halves, names)
     try:
-        made.weight_expression, made.bias_expression
+        _ = made.weight_expression, made.bias_expression
     except LookupError:
         return None
     return made
@@ -153,8 +153,10 @@ def expression(t: Term, names: Mapping[Any, str]) -> S.Expr:
 
 
 def _learned(a: Any) -> bool:
-    return isinstance(a, Atom) and (a.kind == "tensor" or any(_learned(p) for p in a.parts)) or (
-        isinstance(a, Term) and any(_learned(f) for factors, _ in a.products for f in factors)
+    return (
+        isinstance(a, Atom)
+        and (a.kind == "tensor" or any(_learned(p) for p in a.parts))
+        or (isinstance(a, Term) and any(_learned(f) for factors, _ in a.products for f in factors))
     )
 
 

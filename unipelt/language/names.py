@@ -40,7 +40,9 @@ class Names:
     own: dict[Key, Definition] = field(default_factory=dict)
     imports: tuple[str, ...] = ()
     scopes: dict[str, Scope] = field(default_factory=dict)  # of every file, by what the spans in it call it
-    inlined: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # by `calls`: what has been worked out
+    inlined: dict[Any, Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # by `calls`: what has been worked out
     lines: int = 0  # that bodies had once what they call was in its place: a measure of the work so far
 
     def find(self, what: str, name: Name) -> Definition | None:
@@ -153,7 +155,9 @@ class _Imports:
                     target, shown = self._found(item, path)
                     if target not in self.called:
                         if len(self.called) > MAX_FILES:  # itself is one of them
-                            self.problems.append(Diagnostic("E0204", f"a spec may import at most {MAX_FILES} files", item.span))
+                            self.problems.append(
+                                Diagnostic("E0204", f"a spec may import at most {MAX_FILES} files", item.span)
+                            )
                             return scopes
                         self.called[target] = ""
                         inner, defined = self._read(item, shown)

@@ -94,7 +94,11 @@ def _curve(name: str, number: Callable[[float], float] | None) -> Rule:
 for _name, _number, _doc in (
     ("relu", lambda v: max(v, 0.0), "max(x, 0)"),
     ("gelu", lambda v: v * (1 + math.erf(v / math.sqrt(2))) / 2, "x Φ(x), exact"),
-    ("gelu_new", lambda v: v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) / 2, "x Φ(x), the tanh approximation"),
+    (
+        "gelu_new",
+        lambda v: v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) / 2,
+        "x Φ(x), the tanh approximation",
+    ),
     ("silu", lambda v: v * (1 + math.tanh(v / 2)) / 2, "x σ(x)"),
     ("tanh", math.tanh, "the hyperbolic tangent"),
     ("sigmoid", lambda v: (1 + math.tanh(v / 2)) / 2, "1 / (1 + exp(-x))"),
@@ -119,7 +123,14 @@ def _stop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> 
     return args[0]
 
 
-@primitive("drop", (2, 2), "dropout with the given probability; x itself outside training. A plain number is left as it is", linear=True, still=True, draws=True)
+@primitive(
+    "drop",
+    (2, 2),
+    "dropout with the given probability; x itself outside training. A plain number is left as it is",
+    linear=True,
+    still=True,
+    draws=True,
+)
 def _drop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     a, p = args
     if not isinstance(p.type, (NumberType, Poison)):
@@ -217,7 +228,9 @@ def _reduce(check: Reporter, name: str, a: Value, over: Value, expr: Expr) -> Va
     if isinstance(what, NumberType) and isinstance(what.value, int):
         return _last(check, name, a, expr.span, what.value)
     if not isinstance(what, WordType) or what.what not in ("domain", "axis"):
-        return check.fail("E0334", f"`{name}` reduces a size (by its number), an axis, `tokens` or `positions`", expr.span)
+        return check.fail(
+            "E0334", f"`{name}` reduces a size (by its number), an axis, `tokens` or `positions`", expr.span
+        )
     axis = "token" if what.what == "domain" else str(what.word)
     if axis not in a.type.axes:
         return check.fail("E0335", f"this value has no axis `{axis}` to reduce: {a.type}", expr.span)
@@ -230,13 +243,19 @@ def _reduce(check: Reporter, name: str, a: Value, over: Value, expr: Expr) -> Va
     return out
 
 
-primitive("mean", (1, 3), "the mean over the last size, an axis, `tokens` (real ones) or `positions` (all)", linear=True, totals=True)(
-    _reduction("mean", True)
-)
+primitive(
+    "mean",
+    (1, 3),
+    "the mean over the last size, an axis, `tokens` (real ones) or `positions` (all)",
+    linear=True,
+    totals=True,
+)(_reduction("mean", True))
 primitive("sum", (1, 3), "the sum over the last size, an axis, `tokens` or `positions`", linear=True, totals=True)(
     _reduction("sum", True)
 )
-primitive("norm", (1, 2), "the Euclidean norm over the last size or the one given", linear=True)(_reduction("norm", False))
+primitive("norm", (1, 2), "the Euclidean norm over the last size or the one given", linear=True)(
+    _reduction("norm", False)
+)
 primitive("logsumexp", (1, 2), "log of the sum of exponentials over the last size or an axis")(
     _reduction("logsumexp", False)
 )
@@ -253,7 +272,9 @@ def _softmax(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
     return bend(replace(checked, type=a.type if not isinstance(checked.type, Poison) else POISON), span)
 
 
-@primitive("running_mean", (1, 1), "the mean over the positions up to each one: the causal twin of a pooled mean", linear=True)
+@primitive(
+    "running_mean", (1, 1), "the mean over the positions up to each one: the causal twin of a pooled mean", linear=True
+)
 def _running_mean(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     (a,) = args
     if not isinstance(a.type, (TensorType, Poison)):
@@ -343,12 +364,18 @@ def _lstm(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> 
     x, W, U, b = (t for t in types if isinstance(t, TensorType))
     for t, n, expr in zip((x, W, U, b), (2, 2, 2, 1), exprs):
         if len(t.sizes) != n:
-            return check.fail("E0337", f"`lstm` takes x: [l, d], W: [d, 4 h], U: [h, 4 h], b: [4 h]; this is {t}", expr.span)
+            return check.fail(
+                "E0337", f"`lstm` takes x: [l, d], W: [d, 4 h], U: [h, 4 h], b: [4 h]; this is {t}", expr.span
+            )
     for t, expr in zip((W, U, b), exprs[1:]):
         if t.axes:
             return check.fail("E0331", f"the weights of `lstm` have no axes, and this is {t}", expr.span)
     gates = U.sizes[0] * Size.of(4)
-    for t, wanted, expr in ((W, (x.sizes[1], gates), exprs[1]), (U, (U.sizes[0], gates), exprs[2]), (b, (gates,), exprs[3])):
+    for t, wanted, expr in (
+        (W, (x.sizes[1], gates), exprs[1]),
+        (U, (U.sizes[0], gates), exprs[2]),
+        (b, (gates,), exprs[3]),
+    ):
         if t.sizes != wanted:
             return check.fail("E0312", f"`lstm` needs [{', '.join(map(str, wanted))}] here, and this is {t}", expr.span)
     return bend(join(args, TensorType(x.axes, (x.sizes[0], U.sizes[0]))), span)

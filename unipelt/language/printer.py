@@ -237,7 +237,9 @@ def _lines(nodes: Sequence[Any]) -> list[str]:
 
 def _word(node: Any) -> str:
     """The word of a slot that stands on one line with what follows it."""
-    if getattr(node, "kind", "") not in (*_SLOTS, "train") or any(isinstance(a, S.Block) for a in getattr(node, "alternatives", ())):
+    if getattr(node, "kind", "") not in (*_SLOTS, "train") or any(
+        isinstance(a, S.Block) for a in getattr(node, "alternatives", ())
+    ):
         return ""
     return node.kind
 
@@ -357,11 +359,7 @@ def _anatomy(node: S.AnatomyDef) -> str:
     return f"anatomy {node.name} for {', '.join(node.models)} {body}"
 
 
-_DEFINITIONS: dict[type, Callable[[Any], str]] = {
-    S.MethodDef: _method,
-    S.BodyDef: _body_def,
-    S.AnatomyDef: _anatomy,
-}
+_DEFINITIONS: dict[type, Callable[[Any], str]] = {S.MethodDef: _method, S.BodyDef: _body_def, S.AnatomyDef: _anatomy}
 _CLAUSES: dict[type, Callable[[Any], str]] = {
     S.Modify: lambda n: _alternatives("modify", n.alternatives, _paths),
     S.Insert: lambda n: _alternatives("insert", n.alternatives, expression),

@@ -36,8 +36,13 @@ def judged(typings: Sequence[RowTyping], otherwise: Span = NOWHERE) -> dict[str,
     for name, (rule, why) in RULES.items():
         found = [_bounded(rule, t) for t in typings]
         if name in _SEEN:
-            found = [_beside(v, t.row, [o for o in typings if o.row is not t.row]) if v.value == "no" else v for t, v in zip(typings, found)]
-        out[name] = _all(found, [t.row.name for t in typings], name, Verdict("no" if name in _SOME else "yes", why, otherwise))
+            found = [
+                _beside(v, t.row, [o for o in typings if o.row is not t.row]) if v.value == "no" else v
+                for t, v in zip(typings, found)
+            ]
+        out[name] = _all(
+            found, [t.row.name for t in typings], name, Verdict("no" if name in _SOME else "yes", why, otherwise)
+        )
     return out
 
 
@@ -54,9 +59,15 @@ def _beside(verdict: Verdict, row: Row, others: Sequence[RowTyping]) -> Verdict:
     picks = any((e := entry_of(n)) is not None and e.picks for n in calls_at(row, verdict.span))
     for o in others:
         if o.out.degree == CONSTANT and o.site.family != "weight":
-            return Verdict("unknown", f"`{o.row.name}` passes on nothing of what it is given, which may hide this", verdict.span)
+            return Verdict(
+                "unknown", f"`{o.row.name}` passes on nothing of what it is given, which may hide this", verdict.span
+            )
         if picks and changes_length(o.row):
-            return Verdict("unknown", f"`{o.row.name}` adds tokens, and the one that is picked here may be one of them", verdict.span)
+            return Verdict(
+                "unknown",
+                f"`{o.row.name}` adds tokens, and the one that is picked here may be one of them",
+                verdict.span,
+            )
     return verdict
 
 
@@ -90,10 +101,16 @@ def rows_commute(method: Method, typings: Sequence[RowTyping]) -> Verdict:
     unknown: Verdict | None = None
     for row in method.rows:
         for path in open_paths(row, method.params):
-            return Verdict("unknown", f"where `{row.name}` meets other rows is not known without `{path}`, which has no value", path.span)
+            return Verdict(
+                "unknown",
+                f"where `{row.name}` meets other rows is not known without `{path}`, which has no value",
+                path.span,
+            )
     for i, a in enumerate(method.rows):
         for j, b in enumerate(method.rows[i + 1 :], i + 1):
-            if not sites[i] & sites[j] and {_without_words(s) for s in sites[i]} & {_without_words(s) for s in sites[j]}:
+            if not sites[i] & sites[j] and {_without_words(s) for s in sites[i]} & {
+                _without_words(s) for s in sites[j]
+            }:
                 unknown = unknown or Verdict("unknown", f"`{a.name}` and `{b.name}` act at one place where a model has nothing "
                                              "between its words and `embed`", b.span)  # fmt: skip
             meeting = _meeting(sites[i], sites[j])
@@ -103,14 +120,18 @@ def rows_commute(method: Method, typings: Sequence[RowTyping]) -> Verdict:
                 return Verdict("unknown", f"more than {MOST_PAIRS} pairs of rows meet at a site", method.span)
             seen.add((alike[i], alike[j]))
             try:
-                one, other = (_left(replace(method, rows=pair, trains=())) for pair in (_at(meeting, a, b), _at(meeting, b, a)))
+                one, other = (
+                    _left(replace(method, rows=pair, trains=())) for pair in (_at(meeting, a, b), _at(meeting, b, a))
+                )
             except TooLarge as e:
                 unknown = unknown or Verdict("unknown", e.reason, b.span)
                 continue
             if one == other or _apart(placed[a.name], placed[b.name]):
                 continue
             if a.layers == b.layers and not any(_loose(out) for _, out in (*one, *other)):
-                return Verdict("no", f"`{a.name}` acts before `{b.name}` at a site of both, and the other order differs", b.span)
+                return Verdict(
+                    "no", f"`{a.name}` acts before `{b.name}` at a site of both, and the other order differs", b.span
+                )
             unknown = unknown or Verdict("unknown", f"whether `{a.name}` and `{b.name}` differ in the other order is not known "
                                          "without numbers", b.span)  # fmt: skip
     return unknown or Verdict("yes", "rows that meet at a site give the same in either order", method.span)
@@ -124,7 +145,11 @@ def _without_words(site: str) -> str:
 def _meeting(a: set[str], b: set[str]) -> set[str]:
     """The sites, without their stacks, at which two rows act in a stack of both."""
     pairs = [(site_name(one), site_name(other)) for one in a for other in b]
-    return {at for (stack, at), (other, there) in pairs if at == there and (stack is None or other is None or stack == other)}
+    return {
+        at
+        for (stack, at), (other, there) in pairs
+        if at == there and (stack is None or other is None or stack == other)
+    }
 
 
 def _at(sites: set[str], *rows: Row) -> tuple[Row, ...]:
@@ -171,4 +196,6 @@ def _all(found: Sequence[Verdict], rows: Sequence[str], name: str, otherwise: Ve
     reasons: dict[str, dict[str, None]] = {}
     for row, v in alike:
         reasons.setdefault(v.reason, {})[row] = None
-    return replace(first, reason="; ".join(f"{', '.join(f'`{row}`' for row in of)}: {reason}" for reason, of in reasons.items()))
+    return replace(
+        first, reason="; ".join(f"{', '.join(f'`{row}`' for row in of)}: {reason}" for reason, of in reasons.items())
+    )

@@ -16,7 +16,14 @@ from .diagnostics import error
 
 #: Labels may come from anywhere; what is wrong with them is said in one place, for all.
 ELSEWHERE = ("labels", "problem_type")
-_KINDS = {NoneType: "None", str: "a text", Path: "a path", bool: "True or False", int: "a whole number", float: "a number"}
+_KINDS = {
+    NoneType: "None",
+    str: "a text",
+    Path: "a path",
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+}
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +64,9 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is not None and issubclass(origin, Mapping):
         return isinstance(value, origin) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if origin is not None and issubclass(origin, Sequence):
-        return isinstance(value, origin) and not isinstance(value, (str, bytes)) and all(fits(v, inner[0]) for v in value)
+        return (
+            isinstance(value, origin) and not isinstance(value, (str, bytes)) and all(fits(v, inner[0]) for v in value)
+        )
     if hint in (int, float):
         return not isinstance(value, bool) and _converts(value, "__index__" if hint is int else "__float__")
     return isinstance(value, PathLike if hint is Path else origin or hint)

@@ -171,7 +171,11 @@ class Reader:
                 self._declare(s.name, self._plain(s.size, self.value(s.size).type))
             elif isinstance(s, S.Input):
                 found = next(i for i in self.typing.inputs if i.name == s.name)
-                what = f"index({written(found.count)})" if found.count is not None else f"[{', '.join(map(written, found.sizes))}]"
+                what = (
+                    f"index({written(found.count)})"
+                    if found.count is not None
+                    else f"[{', '.join(map(written, found.sizes))}]"
+                )
                 self.place.inputs[s.name] = what
                 self._bind(s.name, found.value)
 
@@ -292,7 +296,9 @@ class Reader:
     def _word(self, e: S.Expr) -> str:
         """A word, such as an activation; one that is an argument still is a symbol."""
         shown = self._without_lets(e)
-        argument = isinstance(shown, S.Name) and shown.id not in self.plain and isinstance(self._type(shown.id), WordType)
+        argument = (
+            isinstance(shown, S.Name) and shown.id not in self.plain and isinstance(self._type(shown.id), WordType)
+        )
         return f"?{to_text(shown)}" if argument else to_text(shown)
 
     def _type(self, name: str) -> Any:

@@ -77,7 +77,9 @@ _LACKS = {"labels": "no head", "vocab": "no vocabulary"}
 
 def lacking(sizes: Mapping[str, int]) -> dict[str, str]:
     """The sizes that a model does not have, each with the reason."""
-    return {n: f"is no size of this model, which has {_LACKS.get(n, 'none such')}" for n in SIZES if sizes.get(n, 0) < 1}
+    return {
+        n: f"is no size of this model, which has {_LACKS.get(n, 'none such')}" for n in SIZES if sizes.get(n, 0) < 1
+    }
 
 
 class RowChecker(Declared):
@@ -98,15 +100,15 @@ class RowChecker(Declared):
         if site.family in ("embed", "head") or (sizes.values is not None and sizes.layer is None):
             outside = f"has a value for each layer, and `{site.name}` stands outside the layers"
             self.inf.hidden |= {n: outside for n in ("layer", *layered(params))}
-            self.inf.remedies |= {n: "give one number, in a row of its own for this site" for n in ("layer", *layered(params))}
+            self.inf.remedies |= {
+                n: "give one number, in a row of its own for this site" for n in ("layer", *layered(params))
+            }
             for n in layered(params):
                 known.pop(n, None)
         for n, why in lacking(sizes.values).items() if sizes.values is not None else ():
             self._unknown(n, why, "leave it out, or write a number")
         self.varies = False  # whether what was read last depends on the layer
-        self.inf.bases = {
-            n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases
-        }
+        self.inf.bases = {n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases}
 
     def _unknown(self, size: str, why: str, remedy: str) -> None:
         """A size that there is not here."""
@@ -193,7 +195,12 @@ class RowChecker(Declared):
             return self.inf.names[site.parallel]
         if isinstance(e, Name) and e.id == "sequential":
             return h
-        if isinstance(e, Name) and e.id not in self.inf.names and e.id != "h" and nearest(e.id, ("parallel", "sequential")):
+        if (
+            isinstance(e, Name)
+            and e.id not in self.inf.names
+            and e.id != "h"
+            and nearest(e.id, ("parallel", "sequential"))
+        ):
             return self.inf.fail("E0301", f"there is no insertion `{e.id}`", e.span,
                                  **instead(e.id, ("parallel", "sequential"), e.span))  # fmt: skip
         self.inf.names["h"] = h
@@ -219,7 +226,9 @@ class RowChecker(Declared):
     def _axis(self, s: Axis) -> None:
         size = self._size(s.size, "an axis")
         if s.name in (*PLACES, "true", "false", "training", "chance"):
-            self.inf.fail("E0224", f"`{s.name}` has a meaning of its own here", s.span, help="give the axis another name")
+            self.inf.fail(
+                "E0224", f"`{s.name}` has a meaning of its own here", s.span, help="give the axis another name"
+            )
         elif size is not None and self.inf.axes.setdefault(s.name, size) != size:
             self.inf.fail("E0348", f"the axis `{s.name}` is declared twice in this row, with different sizes", s.span,
                           help="rename one of them")  # fmt: skip
@@ -227,7 +236,9 @@ class RowChecker(Declared):
     def _input(self, s: Input) -> None:
         found = input_typing(s, self.inf, self._size)
         if s.name in self.inf.names and s.name not in {i.name for i in self.inputs}:
-            self.inf.fail("E0369", f"`{s.name}` is bound already and cannot be an input", s.span, help="choose another name")
+            self.inf.fail(
+                "E0369", f"`{s.name}` is bound already and cannot be an input", s.span, help="choose another name"
+            )
             found = None
         elif found is not None:
             self.inputs.append(found)
@@ -259,7 +270,9 @@ class RowChecker(Declared):
                 return inf.fail("E0351", "a composition that changes the length cannot be gated", row.span)
             if not isinstance(gate.type, (TensorType, NumberType)):
                 bound = [s.span for s in row.gate or () if isinstance(s, Let) and "g" in s.names]
-                return inf.fail("E0352", f"a gate is a tensor or a number, not {gate.type}", bound[-1] if bound else row.span)
+                return inf.fail(
+                    "E0352", f"a gate is a tensor or a number, not {gate.type}", bound[-1] if bound else row.span
+                )
             out = join((h, product(gate, self._change(out, h), out.type, span)), out.type)
             if isinstance(gate.type, TensorType) and isinstance(out.type, TensorType):
                 out = out.typed(TensorType(merged_axes(out.type.axes, gate.type.axes), out.type.sizes))

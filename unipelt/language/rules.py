@@ -65,7 +65,9 @@ def row_reads(row: Row) -> frozenset[str]:
 def causal(t: RowTyping) -> Verdict:
     """Whether position t of the edit sees no later position (for a model whose attention is causal)."""
     if t.out.future is not None and not _all_there(t):
-        return _unless_it_cancels(t, Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future))
+        return _unless_it_cancels(
+            t, Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future)
+        )
     if t.out.future is None and t.out.chunk is not None:
         return Verdict("yes", "the other positions that it reads are not later ones", t.out.chunk)
     return _apart_from_others(t, t.out.future)
@@ -146,18 +148,27 @@ def mergeable(t: RowTyping) -> Verdict:
             return Verdict("unknown", "it reads `scale`, which only the attention itself knows", _reading(row, "scale"))
         if not outside:
             end = "input" if site.family in ("heads", "hidden") else "output"
-            return Verdict("yes", f"affine in the {end} of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", _out(row))
-        return Verdict("no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", _reading(row, outside[0]))
+            return Verdict(
+                "yes", f"affine in the {end} of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", _out(row)
+            )
+        return Verdict(
+            "no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", _reading(row, outside[0])
+        )
     return Verdict("no", f"no linear map beside `{site.name}` could absorb it", _site(t))
 
 
 def _levelled(t: RowTyping) -> bool:
     """Whether shares that sum to one are added up, or may meet a frozen tensor all of whose entries are one number: what they
     give may then be a number, whatever they are made of."""
-    levels = any(x.frozen and x.start is not None and x.start.name in ("zeros", "ones", "constant") and x.type.sizes for x in t.tensors)
+    levels = any(
+        x.frozen and x.start is not None and x.start.name in ("zeros", "ones", "constant") and x.type.sizes
+        for x in t.tensors
+    )
     calls = [n for p in (*t.row.form, *(t.row.gate or ()), *t.row.compose) for n in walk(p) if isinstance(n, Apply)]
     shares = [n for n in calls if (e := entry_of(n)) is not None and e.shares]
-    return bool(shares) and (levels or any(n.args[0].value in shares for n in calls if (e := entry_of(n)) is not None and e.totals))
+    return bool(shares) and (
+        levels or any(n.args[0].value in shares for n in calls if (e := entry_of(n)) is not None and e.totals)
+    )
 
 
 def _reading(row: Row, name: str) -> Span:
@@ -176,8 +187,12 @@ def identity_at_start(t: RowTyping) -> Verdict:
     drawn = random_tensors(start, edit.tensors)
     told = settled(start, edit.tensors)
     if undecided(start, edit.tensors):
-        return Verdict("unknown", "an activation is asked for its value at a number, and it is an argument", _out(t.row))
-    if told and (drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start == "identity()" for k in told)):
+        return Verdict(
+            "unknown", "an activation is asked for its value at a number, and it is an argument", _out(t.row)
+        )
+    if told and (
+        drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start == "identity()" for k in told)
+    ):
         return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
     open_ = [edit.names[k] for k in drawn if not edit.tensors[k].start]
     if open_:
@@ -186,7 +201,9 @@ def identity_at_start(t: RowTyping) -> Verdict:
         return Verdict("unknown", "what is drawn meets a comparison, which may be false everywhere", _out(t.row))
     if drawn:
         name = edit.names[drawn[-1]]
-        return Verdict("no", f"`{name}` is drawn at random, and nothing behind it starts at zero", _declared(t, drawn[-1]))
+        return Verdict(
+            "no", f"`{name}` is drawn at random, and nothing behind it starts at zero", _declared(t, drawn[-1])
+        )
     extra = add(start, scaled(h, Size.of(-1)))
     if all(_known(a) for factors, _ in extra.products for a in factors):
         return Verdict("no", "the output is another function of the input from the start", _out(t.row))
@@ -222,7 +239,11 @@ def foldable(t: RowTyping) -> Verdict:
         return Verdict("no", "no line of the form computes anything from learned tensors alone", t.row.span)
     names = sorted({n.id for f in folds for n in walk(f.value) if isinstance(n, Name)} & {x.name for x in t.tensors})
     made = f"{len(folds)} tensor{'s' * (len(folds) > 1)}"
-    return Verdict("yes", f"{', '.join(f'`{n}`' for n in names)} only make {made}, computed once after training", folds[0].value.span)
+    return Verdict(
+        "yes",
+        f"{', '.join(f'`{n}`' for n in names)} only make {made}, computed once after training",
+        folds[0].value.span,
+    )
 
 
 def batch_independent(t: RowTyping) -> Verdict:
@@ -270,7 +291,11 @@ def _drawn(t: RowTyping, e: Any, inf: Inference) -> Iterator[Verdict]:
         case Choose(then, test, other):
             yield from _drawn(t, test, inf)
             known = inf.infer(test).type
-            taken = (then, other) if not isinstance(known, NumberType) or known.value is None else (then if known.value else other,)
+            taken = (
+                (then, other)
+                if not isinstance(known, NumberType) or known.value is None
+                else (then if known.value else other,)
+            )
             for branch in taken:
                 yield from _drawn(t, branch, inf)
         case Apply(_, (value, probability)) if entry is not None and entry.draws:
@@ -282,7 +307,9 @@ def _drawn(t: RowTyping, e: Any, inf: Inference) -> Iterator[Verdict]:
                 asked = ", ".join(f"`{n.id}`" for n in walk(probability.value) if isinstance(n, Name))
                 yield Verdict("depends", f"on {asked}: entries are dropped in training unless it is 0", e.span)
             elif p.value:
-                yield _unless_it_cancels(t, Verdict("no", "this drops entries at random in training", e.span), training=True)
+                yield _unless_it_cancels(
+                    t, Verdict("no", "this drops entries at random in training", e.span), training=True
+                )
         case _:
             for below in children(e):
                 yield from _drawn(t, below, inf)

@@ -55,7 +55,7 @@ class Size:
     def __truediv__(self, other: Size | int | Fraction) -> Size:
         divisor = Size.of(other)
         if len(divisor.terms) == 1:
-            (m, c), = divisor.terms
+            ((m, c),) = divisor.terms
             inverse = tuple((s, -e) for s, e in m)
             return self * Size(((inverse, 1 / c),))
         if not divisor.terms:
@@ -75,7 +75,8 @@ class Size:
     def large(self) -> bool:
         """Whether it is none that a model could have, so that nothing is computed with it: a spec is untrusted text."""
         return len(self.terms) > 512 or any(
-            max(c.numerator.bit_length(), c.denominator.bit_length()) > 512 or any(abs(e) > 64 for _, e in m) for m, c in self.terms
+            max(c.numerator.bit_length(), c.denominator.bit_length()) > 512 or any(abs(e) > 64 for _, e in m)
+            for m, c in self.terms
         )
 
     @property

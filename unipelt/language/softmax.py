@@ -5,7 +5,9 @@ By the structure of the composition after inlining its lets, never by name.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import Any
 
 from .ir import Row
 from .parser import parse_expression
@@ -25,12 +27,16 @@ def shares_softmax(row: Row) -> bool:
     return row.gate is None and inlined(row.compose, "out") == _shared_softmax()
 
 
+def _put(known: Mapping[str, Expr], n: Any) -> Any:
+    return known.get(n.id, n) if isinstance(n, Name) else n
+
+
 def inlined(body: tuple[Statement, ...], name: str) -> Expr | None:
     """What a body binds to a name, with its lets inlined; None where that is `large`."""
     known: dict[str, Expr] = {}
     for s in body:
         if isinstance(s, Let) and len(s.names) == 1:
-            value = rewrite(s.value, lambda n: known.get(n.id, n) if isinstance(n, Name) else n)
+            value = rewrite(s.value, partial(_put, known))
             known.pop(s.names[0], None)
             known |= {s.names[0]: value} if not large(value) else {}
     return known.get(name)

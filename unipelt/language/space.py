@@ -137,4 +137,3 @@ def _chosen(clauses: tuple[Any, ...], picks: Iterator[int]) -> tuple[Any, ...]:
             c = replace(c, overrides=_chosen(c.overrides, picks))
         out.append(c)
     return tuple(out)
-

@@ -24,7 +24,9 @@ _EXPRESSION = {"NAME", "NUMBER", "STRING", "LPAR", "LSQB", "MINUS"}
 _OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "AT", "POW", "COMPARE", "_IF", "DOT", "LPAR", "LSQB"}
 _SELECTION = {"_ALL", "_FIRST", "_LAST", "_EVERY", "_SINCE", "_INSERTED"}
 #: Where a gate of a row stands, and how a part of a form has one.
-_GATED = "put the row into `use { … } as name gated by a_gate`; within a form or composition call the gate: `g = a_gate(z)`"
+_GATED = (
+    "put the row into `use { … } as name gated by a_gate`; within a form or composition call the gate: `g = a_gate(z)`"
+)
 _BRACKETS = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|#[^\n]*|(?P<bracket>[()\[\]{}])')
 _HELP = {
     "'": "strings stand between double quotes",
@@ -61,7 +63,9 @@ def _character(text: str, at: int, file: str, offset: int) -> Diagnostic:
     if sign == '"':
         length = len(text[at:].split("\n", 1)[0])
         end = Span(file, offset + at + length, offset + at + length)
-        return Diagnostic("E0104", "a string is not closed on its line", span(length), help='close it with `"`', edits=put('"', end))
+        return Diagnostic(
+            "E0104", "a string is not closed on its line", span(length), help='close it with `"`', edits=put('"', end)
+        )
     number = re.compile(r"[0-9.][\w.]*%?\w*").match(text, at)
     if number and any(c.isdigit() for c in number.group()):
         help_ = "a name begins with a letter; put a sign or a blank behind a number"
@@ -107,13 +111,23 @@ def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
         found = f"`{_shown(str(token))}`" if token.type not in ("STRING", "LONGSTRING") else _WORDS[token.type]
 
     declares = re.compile(r":\s*\[").match(text, token.start_pos or 0)  # a tensor called by a keyword, not a clause
-    if before is not None and token.type in ("EQUAL", "COLON") and str(before) in _CLAUSES and _in_method(state) and not declares:
+    if (
+        before is not None
+        and token.type in ("EQUAL", "COLON")
+        and str(before) in _CLAUSES
+        and _in_method(state)
+        and not declares
+    ):
         return Diagnostic(
             "E0101", f"`{token}` stands behind `{before}`, which its value follows directly", place,
             help=f"leave the `{token}` out", edits=put("", place),
         )  # fmt: skip
 
-    ends = [p for p in (token.start_pos if not at_end else None, before.start_pos if before is not None else None) if p is not None]
+    ends = [
+        p
+        for p in (token.start_pos if not at_end else None, before.start_pos if before is not None else None)
+        if p is not None
+    ]
     empty = next((m for p in ends if (m := _EMPTY.search(text[:p]))), None) if _in_method(state) else None
     if empty:
         return Diagnostic("E0101", f"`{empty[1]}` names nothing", span(*empty.span(1)), help=_NAMES[empty[1]])
@@ -182,7 +196,9 @@ def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnosti
     otherwise: dict[str, Any] = {"help": f"a clause begins with {', '.join(f'`{c}`' for c in _CLAUSES[:-1])} or `{_CLAUSES[-1]}`" if in_method
                                  else f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`"}  # fmt: skip
     if in_method and str(word) == "gated":
-        return Diagnostic("E0101", "a gate stands behind a `use` and its name, not among the clauses of a row", place, help=_GATED)
+        return Diagnostic(
+            "E0101", "a gate stands behind a `use` and its name, not among the clauses of a row", place, help=_GATED
+        )
     end = len(text[: word.start_pos].rstrip())
     if in_method and str(word) in {s.split(".")[0] for s in (*SITES, *STACKS)} and _LIST.search(text[:end]):
         otherwise = {"help": "several are divided by commas", "edits": put(",", span(end, end))}
@@ -257,7 +273,10 @@ def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[
     if allowed == {"STRING"} and token.type == "NAME":
         end = re.compile(r"[^\s;]*").match(text, token.start_pos)
         path = end.group() if end else str(token)
-        return f'the name of a file stands in quotes: `"{_shown(path)}"`', (f'"{path}"', (token.start_pos, token.start_pos + len(path)))
+        return f'the name of a file stands in quotes: `"{_shown(path)}"`', (
+            f'"{path}"',
+            (token.start_pos, token.start_pos + len(path)),
+        )
     if token.type == "NAME" and getattr(before, "type", "") == "NAME" and {"LBRACE", "LPAR"} <= allowed:
         return f"a name is one word: `{_shown(str(before))}_{word}`", ("_", (before.end_pos, token.start_pos))
     if token.type == "COLON" and "DOTDOT" in allowed:

@@ -19,7 +19,34 @@ MAX_DIGITS = 20
 
 # Words that the lexer may read as keywords where a tensor or a let can begin.
 RESERVED = frozenset(
-    ["import", "method", "form", "gate", "compose", "anatomy", "modify", "insert", "layers", "tokens", "train", "use", "as", "gated", "axis", "input", "carry", "then", "after", "penalty", "require", "frozen", "per", "lr", "if", "else"]
+    [
+        "import",
+        "method",
+        "form",
+        "gate",
+        "compose",
+        "anatomy",
+        "modify",
+        "insert",
+        "layers",
+        "tokens",
+        "train",
+        "use",
+        "as",
+        "gated",
+        "axis",
+        "input",
+        "carry",
+        "then",
+        "after",
+        "penalty",
+        "require",
+        "frozen",
+        "per",
+        "lr",
+        "if",
+        "else",
+    ]
 )
 _BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "**"}
 _NESTING = frozenset({*_BINARY, "compare", "choose", "neg", "attr", "apply", "index", "list"})
@@ -250,12 +277,7 @@ class Transform:
             word = part.children[0]
             if len(part.children) > 1:
                 if word != "module":
-                    self.wrong(
-                        "E0107",
-                        f"`{word}(…)` is not a site",
-                        self.span(part),
-                        **self._dotted(part, str(word)),
-                    )
+                    self.wrong("E0107", f"`{word}(…)` is not a site", self.span(part), **self._dotted(part, str(word)))
                 self.same_line(word, "call")
                 word = "".join(part.children)
             parts.append(str(word))
@@ -266,7 +288,10 @@ class Transform:
         inner = part.children[2].value[1:-1]
         if not re.fullmatch(r"[A-Za-z_]\w*", inner):
             return {"help": 'only `module("regex")` takes an argument'}
-        return {"help": f"parts of a site are divided by dots: `{word}.{inner}`", "edits": put(f"{word}.{inner}", self.span(part))}
+        return {
+            "help": f"parts of a site are divided by dots: `{word}.{inner}`",
+            "edits": put(f"{word}.{inner}", self.span(part)),
+        }
 
     # ------------------------------------------------------------ statements
 
@@ -393,7 +418,13 @@ class Transform:
         meant = f"{comma[0][:-1]}.{text}" if comma else text.lstrip("0") or "0"
         place = replace(span, start=self.offset + comma.start()) if comma else span
         why = ": a comma separates arguments" if comma else ""
-        self.wrong("E0112", f"the number `{text}` begins with a zero", span, help=f"write {meant}{why}", edits=put(meant, place))
+        self.wrong(
+            "E0112",
+            f"the number `{text}` begins with a zero",
+            span,
+            help=f"write {meant}{why}",
+            edits=put(meant, place),
+        )
 
     def number(self, token: Any, span: S.Span) -> S.Number:
         text = token.value.removesuffix("%")

@@ -79,16 +79,16 @@ class Value:
     reads: frozenset[str] = frozenset()
     placed: Placed | None = None
 
-    def typed(self, type: Type) -> Value:
-        return replace(self, type=type)
+    def typed(self, kind: Type) -> Value:
+        return replace(self, type=kind)
 
 
-def join(values: Iterable[Value], type: Type = POISON) -> Value:
+def join(values: Iterable[Value], kind: Type = POISON) -> Value:
     """The facts of a value that reads all of these; the degree is the largest."""
-    out = Value(type)
+    out = Value(kind)
     for v in values:
         out = Value(
-            type,
+            kind,
             max(out.degree, v.degree),
             out.bends or v.bends,
             out.future or v.future,
@@ -102,9 +102,9 @@ def join(values: Iterable[Value], type: Type = POISON) -> Value:
     return out
 
 
-def product(a: Value, b: Value, type: Type, span: Span) -> Value:
+def product(a: Value, b: Value, kind: Type, span: Span) -> Value:
     """Facts of ``a * b`` or ``a @ b``: two factors that read the input are not affine in it."""
-    out = join((a, b), type)
+    out = join((a, b), kind)
     return replace(out, degree=OTHER, bends=out.bends or span) if a.degree and b.degree else out
 
 

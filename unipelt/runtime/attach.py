@@ -65,13 +65,21 @@ def install(
     if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
         raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
     if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
-        raise error("E0593", f"the argument `dtype` is a floating dtype of 16 bits or more, not {dtype}", help="torch.float32, or leave it out")
+        raise error(
+            "E0593",
+            f"the argument `dtype` is a floating dtype of 16 bits or more, not {dtype}",
+            help="torch.float32, or leave it out",
+        )
     r = registry(model)
     if r is not None and name in r.attached:
         record(model, name)
-        raise error("E0553", f"the model has an adapter named `{name}` already", help="unipelt.remove it, or choose another")
+        raise error(
+            "E0553", f"the model has an adapter named `{name}` already", help="unipelt.remove it, or choose another"
+        )
     if r is not None and r.merged is not None:
-        raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
+        raise error(
+            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
+        )
     _refuse_sharded(model)
     planned = make_plan(model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type)
     check(planned)
@@ -264,10 +272,16 @@ def _chosen(model: nn.Module, names: Sequence[str], what: str) -> Registry:
     for n in names:
         if isinstance(n, (list, tuple)):
             given = ", ".join(map(repr, n))
-            raise error("E0588", "the names of adapters are given one after the other, not in a list", help=f"unipelt.{what}(model, {given})")
+            raise error(
+                "E0588",
+                "the names of adapters are given one after the other, not in a list",
+                help=f"unipelt.{what}(model, {given})",
+            )
         record(model, n)
     if names and (r := registry(model)) is not None and r.merged is not None:
-        raise error("E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first")
+        raise error(
+            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
+        )
     twice = [n for n, count in Counter(names).items() if count > 1]
     if twice:
         raise error("E0558", f"the adapter `{twice[0]}` is named twice", help="name it once")
@@ -307,7 +321,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         yield model
 
 
-def parameter_groups(model: nn.Module, name: str = "default", lr: float | None = None, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, name: str = "default", lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
     """Optimiser groups of an adapter: the method's multiples of the learning rate ``lr``, which must be given, and no decay on
     vectors and scalars.
 

@@ -130,7 +130,9 @@ def _show(
         log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))
 
 
-def _given(seam: Seam, name: str, edit: Edit, query: torch.Tensor, kwargs: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+def _given(
+    seam: Seam, name: str, edit: Edit, query: torch.Tensor, kwargs: dict[str, Any], module: nn.Module
+) -> dict[str, Any]:
     scaling = kwargs.get("scaling")
     scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
     scope = seam.gather(name, edit, None, module)

@@ -123,7 +123,9 @@ def _written(r: Registry, whole: bool) -> list[str]:
     return list(r.attached)
 
 
-def _write(model: nn.Module, r: Registry, folder: Path, names: list[str], given: Mapping[str, Any] | None, main: bool) -> None:
+def _write(
+    model: nn.Module, r: Registry, folder: Path, names: list[str], given: Mapping[str, Any] | None, main: bool
+) -> None:
     """The folders of some adapters, then the index; nothing where one of them could not be read again."""
     together = is_sharded(model) and given is None  # all processes gather what one writes
     if not (main or together):
@@ -141,7 +143,9 @@ def _write(model: nn.Module, r: Registry, folder: Path, names: list[str], given:
         raise error("E0575", f"the adapters could not be written to {folder}: {e.strerror or e}") from e
 
 
-def _from(model: nn.Module, r: Registry, names: list[str], given: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+def _from(
+    model: nn.Module, r: Registry, names: list[str], given: Mapping[str, Any]
+) -> dict[str, dict[str, torch.Tensor]]:
     """Each adapter's tensors, taken from the model's state dict: of a sharded model it was gathered by all processes."""
     paths = {id(m): path for path, m in model.named_modules()}
     found: dict[str, dict[str, torch.Tensor]] = {}
@@ -209,7 +213,9 @@ def beside(folder: Path) -> Beside | None:
     if version is None:
         raise error("E0532", f"{path} is no list of adapters")
     if refusal(version, FORMAT):
-        raise error("E0579", f"the adapters in {folder} cannot be read: their format {refusal(version, FORMAT)}", help=UPDATE)
+        raise error(
+            "E0579", f"the adapters in {folder} cannot be read: their format {refusal(version, FORMAT)}", help=UPDATE
+        )
     names, active = found.get("adapters"), found.get("active")
     for key, value, known in (("adapters", names, None), ("active", active, names)):
         fine = isinstance(value, list) and all(isinstance(n, str) and ADAPTER_NAME.fullmatch(n) for n in value)
@@ -236,7 +242,9 @@ def inside(folder: Path) -> PeltError | None:
     if not names:
         return None
     which = ", ".join(f"`{n}`" for n in names)
-    loaded = "; ".join(f"model.load_state_dict(safetensors.torch.load_file({str(folder / f)!r}), strict=False)" for f in files)
+    loaded = "; ".join(
+        f"model.load_state_dict(safetensors.torch.load_file({str(folder / f)!r}), strict=False)" for f in files
+    )
     return error("E0531", f"{folder} has the adapter{'s' if len(names) > 1 else ''} {which} inside its weights, without a method: "
                  "no folder of an adapter was written there",
                  help=f"load the base, apply the same method again (unipelt.apply(model, method, {names[0]!r})), then {loaded}; "

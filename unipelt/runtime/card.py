@@ -84,11 +84,19 @@ def check_card(card: Mapping[str, Any]) -> None:
         value = card.get(name)
         inner = value.values() if name == "metrics" and isinstance(value, Mapping) else ()
         if value is not None and not (isinstance(value, kind) and all(isinstance(v, Mapping) for v in inner)):
-            raise error("E0593", f"`{name}` in the argument `card` is {what}, not {value!r}"[:200], help="write it so, or leave it out")
+            raise error(
+                "E0593",
+                f"`{name}` in the argument `card` is {what}, not {value!r}"[:200],
+                help="write it so, or leave it out",
+            )
     try:
         json.dumps(dict(card), default=str)
     except (TypeError, ValueError, RecursionError) as e:
-        raise error("E0593", f"the argument `card` cannot be written as JSON: {e}", help="give texts, numbers, lists and dicts of these") from None
+        raise error(
+            "E0593",
+            f"the argument `card` cannot be written as JSON: {e}",
+            help="give texts, numbers, lists and dicts of these",
+        ) from None
 
 
 def metadata(base: str, tag: str | None, plan: Plan, card: Mapping[str, Any]) -> Any:
@@ -162,9 +170,14 @@ def _method(plan: Plan) -> str:
     if m.rows:
         parts.append(f"```\n{as_text(m)}\n```")
     if m.params:
-        arguments = [{"argument": p.name, "type": p.type, "value": _text(str(m.arguments.get(p.name, "")))} for p in m.params]
+        arguments = [
+            {"argument": p.name, "type": p.type, "value": _text(str(m.arguments.get(p.name, "")))} for p in m.params
+        ]
         parts.append(markdown_table(arguments, ["argument", "type", "value"]))
-    places = [{"row": e["row"], "site": e["site"], "layers": e["layers"], "parameters": f"{e['parameters']:,}"} for e in plan.table()]
+    places = [
+        {"row": e["row"], "site": e["site"], "layers": e["layers"], "parameters": f"{e['parameters']:,}"}
+        for e in plan.table()
+    ]
     parts += ["Where it acts:", markdown_table(places, ["row", "site", "layers", "parameters"])]
     return "\n\n".join(parts)
 
@@ -181,17 +194,28 @@ def _counts(plan: Plan) -> str:
 
 
 def _properties(plan: Plan) -> str:
-    rows = [{"property": k, "verdict": v.partition(": ")[0], "because": v.partition(": ")[2]} for k, v in plan.properties.items()]
+    rows = [
+        {"property": k, "verdict": v.partition(": ")[0], "because": v.partition(": ")[2]}
+        for k, v in plan.properties.items()
+    ]
     return "## Properties\n\n" + markdown_table(rows, ["property", "verdict", "because"])
 
 
 def _training(card: Mapping[str, Any]) -> str:
     data, options = dict(card.get("data") or {}), dict(card.get("training") or {})
-    rows = [{"data": _text(k), "": _text(public_name(v) if k == "name" and isinstance(v, str) else str(v))} for k, v in data.items() if k != "hub"]
+    rows = [
+        {"data": _text(k), "": _text(public_name(v) if k == "name" and isinstance(v, str) else str(v))}
+        for k, v in data.items()
+        if k != "hub"
+    ]
     parts = [markdown_table(rows, ["data", ""])] if rows else []
     options = {**({"task": card["task"]} if card.get("task") else {}), **options}
     if options:
-        parts.append(markdown_table([{"option": _text(k), "value": _text(_number(v))} for k, v in options.items()], ["option", "value"]))
+        parts.append(
+            markdown_table(
+                [{"option": _text(k), "value": _text(_number(v))} for k, v in options.items()], ["option", "value"]
+            )
+        )
     return "\n\n".join(["## Training", *parts]) if parts else ""
 
 
@@ -200,7 +224,10 @@ def _results(card: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(n for m in metrics.values() for n in m))
     if not names:
         return ""
-    rows = [{"split": _text(split), **{_text(n): _text(_number(m.get(n, ""))) for n in names}} for split, m in metrics.items()]
+    rows = [
+        {"split": _text(split), **{_text(n): _text(_number(m.get(n, ""))) for n in names}}
+        for split, m in metrics.items()
+    ]
     return "## Results\n\n" + markdown_table(rows, ["split", *map(_text, names)])
 
 

@@ -32,7 +32,6 @@ from .sharding import put, settle
 from .starts import Tokenizer
 
 
-
 def attach(
     model: nn.Module, folder: str | Path, name: str | None = None, *, force: bool = False, trainable: bool = False,
     tokenizer: Tokenizer | None = None, allow_future: bool | None = None, arguments: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
@@ -150,7 +149,9 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     _fill(model, name, read_tensors(folder, manifest))
 
 
-def _compare(plan: Plan, saved: Mapping[str, tuple[int, ...]], folder: Path, arguments: Mapping[str, Any] | None = None) -> None:
+def _compare(
+    plan: Plan, saved: Mapping[str, tuple[int, ...]], folder: Path, arguments: Mapping[str, Any] | None = None
+) -> None:
     """Whether a plan has tensors of the shapes that were saved: asked before any is read or made."""
     if arguments:
         _same_tensors(plan, saved, arguments)
@@ -159,7 +160,9 @@ def _compare(plan: Plan, saved: Mapping[str, tuple[int, ...]], folder: Path, arg
     if missing:
         raise error("E0585", f"{folder} lacks the tensor `{missing[0]}`" + _more(missing))
     if surplus:
-        raise error("E0586", f"{folder} has a tensor that this method has no place for: `{surplus[0]}`" + _more(surplus))
+        raise error(
+            "E0586", f"{folder} has a tensor that this method has no place for: `{surplus[0]}`" + _more(surplus)
+        )
     for n, shape in saved.items():
         if shape != own[n]:
             raise error("E0587", f"`{n}` in {folder} has the shape {list(shape)}, here it is {list(own[n])}",
@@ -197,10 +200,14 @@ def _without_data(method: Method) -> Method:
         return tuple(rewrite(line, change) for line in lines)
 
     rows = tuple(
-        replace(r, form=changed(r.form), compose=changed(r.compose), gate=changed(r.gate) if r.gate is not None else None)
+        replace(
+            r, form=changed(r.form), compose=changed(r.compose), gate=changed(r.gate) if r.gate is not None else None
+        )
         for r in method.rows
     )
-    params = tuple(replace(p, default=Name("zeros")) if p.type == "init" and _reads_data(p.default) else p for p in method.params)
+    params = tuple(
+        replace(p, default=Name("zeros")) if p.type == "init" and _reads_data(p.default) else p for p in method.params
+    )
     return replace(method, rows=rows, params=params)
 
 

@@ -52,11 +52,17 @@ def listing(name: str, revision: str | None = None) -> Listing:
         found = json.loads(received(f"{constants.ENDPOINT}/api/models/{name}{at}?blobs=true", _LISTING))
         files = found.get("siblings") or []
         sizes = {f["rfilename"]: f.get("size") for f in files}
-        if not isinstance(found.get("sha"), str) or not all(isinstance(n, str) and (size is None or (type(size) is int and size >= 0)) for n, size in sizes.items()):
+        if not isinstance(found.get("sha"), str) or not all(
+            isinstance(n, str) and (size is None or (type(size) is int and size >= 0)) for n, size in sizes.items()
+        ):
             raise TypeError
         return Listing(found["sha"], found.get("private") is True, sizes)
     except (TooMuch, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise error("E0824", f"the hub's answer on `{name}` is not understood: it is no listing of files", help="try again later") from None
+        raise error(
+            "E0824",
+            f"the hub's answer on `{name}` is not understood: it is no listing of files",
+            help="try again later",
+        ) from None
 
 
 def received(url: str, most: int) -> bytes:
@@ -110,7 +116,9 @@ def receive(url: str, most: int, write: Callable[[bytes], Any]) -> None:
         left = state.begun + LONGEST + state.got / SLOWEST - time.monotonic()
         if left <= 0:
             state.given_up = True
-            raise TimeoutError(f"its answer takes too long: {state.got:,} bytes in {time.monotonic() - state.begun:.0f} seconds")
+            raise TimeoutError(
+                f"its answer takes too long: {state.got:,} bytes in {time.monotonic() - state.begun:.0f} seconds"
+            )
         thread.join(min(left, 1.0))
     if state.failed is not None:
         raise state.failed
@@ -142,8 +150,14 @@ class _Request:
                     body = (body + piece)[:_ERROR]
                     if self.given_up or len(body) == _ERROR:
                         break
-                told = {k: v for k, v in answer.headers.items() if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")}
-                hf_raise_for_status(type(answer)(answer.status_code, headers=told, content=body, request=answer.request))
+                told = {
+                    k: v
+                    for k, v in answer.headers.items()
+                    if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")
+                }
+                hf_raise_for_status(
+                    type(answer)(answer.status_code, headers=told, content=body, request=answer.request)
+                )
                 raise OSError(f"it answers {answer.status_code}")
             for piece in answer.iter_raw():
                 self.got += len(piece)

@@ -55,7 +55,9 @@ class BaseCall:
         if torch.is_autocast_enabled(t.device.type):
             return taken(self.module.forward(t), self.columns)
         weight = getattr(self.module, "weight", None)
-        known = weight is not None and weight.dtype in _COMPUTED  # one that is packed says nothing of what its module takes
+        known = (
+            weight is not None and weight.dtype in _COMPUTED
+        )  # one that is packed says nothing of what its module takes
         data = t.to(weight.dtype) if known else t  # type: ignore[union-attr]
         return taken(self.module.forward(data), self.columns).to(t.dtype)
 
@@ -85,7 +87,11 @@ class Edit(Holding):
         self.hold(tensors)
         grouped = planned.site.family == "heads" and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
-        self.recipes = Recipes(planned.row, planned.typing, self.lowered, self.constants, self.sizes, self.axes) if self.lowered else None
+        self.recipes = (
+            Recipes(planned.row, planned.typing, self.lowered, self.constants, self.sizes, self.axes)
+            if self.lowered
+            else None
+        )
         self.rests = lowering and rests(planned.row, self.constants, self.sizes)
         self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
@@ -110,7 +116,13 @@ class Edit(Holding):
             if name != PLACES:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
         return Context(
-            names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lowered is not None
+            names,
+            self.sizes,
+            self.bases,
+            mask,
+            self.training and not still,
+            given.get(PLACES),
+            self.lowered is not None,
         )
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
@@ -219,12 +231,17 @@ class Edit(Holding):
     def _ready(self, given: Mapping[str, Any], want: Want) -> Ready:
         """The recipe for what enters, and where its arguments are: a tensor of the row (None), or what is given under a name."""
         assert self.recipes is not None
-        entering = tuple((n, self._scope_axes(n, t) if isinstance(t, torch.Tensor) else ()) for n, t in given.items() if n != PLACES)
+        entering = tuple(
+            (n, self._scope_axes(n, t) if isinstance(t, torch.Tensor) else ()) for n, t in given.items() if n != PLACES
+        )
         recipe = self.recipes.of(entering, self.training, want)
         if recipe is None:
             return None, (), ()
         labels = [n for n in recipe.reads if n in self.axes]
-        places = tuple((label in self.borrowed, self.borrowed.get(label) or key_of_tensor(label), self.scalars.get(label, False)) for label in labels)
+        places = tuple(
+            (label in self.borrowed, self.borrowed.get(label) or key_of_tensor(label), self.scalars.get(label, False))
+            for label in labels
+        )
         return recipe.function, tuple(None if n in self.axes else n for n in recipe.reads), places
 
     def _own(self, places: Iterable[tuple[bool, str, bool]]) -> list[torch.Tensor]:
@@ -246,7 +263,13 @@ class Edit(Holding):
     def _fitted(self, name: str, t: torch.Tensor, dtype: torch.dtype | None, given: Mapping[str, Any]) -> torch.Tensor:
         if name == "chance":
             return t.to(given["h"].device) if "h" in given else t
-        if name == PLACES or dtype is None or t.dtype == dtype or not t.is_floating_point() or torch.is_autocast_enabled(t.device.type):
+        if (
+            name == PLACES
+            or dtype is None
+            or t.dtype == dtype
+            or not t.is_floating_point()
+            or torch.is_autocast_enabled(t.device.type)
+        ):
             return t
         return t.to(dtype)
 

@@ -46,16 +46,28 @@ def ensemble(model: nn.Module, batch: Mapping[str, Any], over: str | None = None
     if over is None and len(found) == 1:
         over = next(iter(found))
     if over is None or over not in found:
-        said = f"no acting adapter declares the input `{over}: index(n)`" if over else "which input tells the members apart?"
-        listed = f"declared: {', '.join(sorted(found))}" if found else "no acting adapter declares an input of type index"
+        said = (
+            f"no acting adapter declares the input `{over}: index(n)`"
+            if over
+            else "which input tells the members apart?"
+        )
+        listed = (
+            f"declared: {', '.join(sorted(found))}" if found else "no acting adapter declares an input of type index"
+        )
         raise error("E0736", said, help=(near(over, found) if over else "") or listed)
     n = found[over].count
     assert n is not None
     rows = next((t.shape[0] for t in batch.values() if isinstance(t, torch.Tensor) and t.dim()), 0)
     if not rows:
-        raise error("E0736", "`batch` holds no tensor with a row for each example", help="give what the model takes: input_ids and the like")
+        raise error(
+            "E0736",
+            "`batch` holds no tensor with a row for each example",
+            help="give what the model takes: input_ids and the like",
+        )
     asked = {k: v for k, v in _with_decoder_tokens(model, batch).items() if k not in (over, "labels")}
-    states = next((k for k, v in asked.items() if not isinstance(v, (torch.Tensor, bool, int, float, str, type(None)))), None)
+    states = next(
+        (k for k, v in asked.items() if not isinstance(v, (torch.Tensor, bool, int, float, str, type(None)))), None
+    )
     if states is not None:
         raise error("E0736", f"`{states}` holds what one member has made of the batch, and every member is asked",
                     help=f"leave `{states}` out; give the tokens")  # fmt: skip

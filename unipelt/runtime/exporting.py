@@ -98,7 +98,11 @@ def _inputs(model: nn.Module, names: Sequence[str]) -> list[Input]:
         takes = inspect.signature(model.forward).parameters
         counts = {"input_ids": config.get_text_config().vocab_size, "attention_mask": 2,
                   "token_type_ids": getattr(config, "type_vocab_size", None) or 1}  # fmt: skip
-        found = [Input(n, tokens, counts[n]) for n in dict.fromkeys(("input_ids", "attention_mask", *names)) if n in takes and n in counts]
+        found = [
+            Input(n, tokens, counts[n])
+            for n in dict.fromkeys(("input_ids", "attention_mask", *names))
+            if n in takes and n in counts
+        ]
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
             found.append(Input("decoder_input_ids", (ROWS, DECODER_TOKENS), counts["input_ids"]))
     else:
@@ -154,8 +158,14 @@ class Traced:
         worst = (0.0, self.whole.outputs[0])
         for rows, tokens in COMPARED:
             batch = _batch(self.whole, self.inputs, rows, tokens)
-            for name, a, b in zip(self.whole.outputs, self.whole(*batch), run(dict(zip(self.whole.names, batch))), strict=True):
-                far = float((a - b.to(a)).abs().max() / max(1.0, float(a.abs().max()))) if a.shape == b.shape else float("inf")
+            for name, a, b in zip(
+                self.whole.outputs, self.whole(*batch), run(dict(zip(self.whole.names, batch))), strict=True
+            ):
+                far = (
+                    float((a - b.to(a)).abs().max() / max(1.0, float(a.abs().max())))
+                    if a.shape == b.shape
+                    else float("inf")
+                )
                 worst = max(worst, (far if far == far else float("inf"), name))
         return worst
 
@@ -187,18 +197,21 @@ def trace(model: nn.Module, names: Sequence[str] = ()) -> Traced:
 
     try:
         return attempt()
-    except Exception as e:  # noqa: BLE001 - the tracer raises whatever the model's own code does
+    except Exception as e:
         what, remedy = f"the {type(model).__name__}", "it cannot without an adapter either: try another model"
         r = registry(model)
         if r is not None and r.switch.live:
             try:
                 with disabled(model):
                     attempt()
-            except Exception:  # noqa: BLE001, S110
+            except Exception:  # noqa: BLE001
                 pass
             else:
                 acting = ", ".join(f"`{n}` ({r.attached[n].plan.method.name})" for n in r.switch.live)
-                what, remedy = f"the {type(model).__name__} with {acting}", "it can without: merge the adapter first, if it merges"
+                what, remedy = (
+                    f"the {type(model).__name__} with {acting}",
+                    "it can without: merge the adapter first, if it merges",
+                )
         raise error("E0755", f"{what} cannot be exported: {_reason(e)}", help=remedy) from e
 
 
@@ -210,7 +223,7 @@ def _translate(traced: Traced) -> Any:
                 traced.program, dynamo=True, verbose=False, dynamic_shapes={"given": axes},
                 input_names=traced.whole.names, output_names=traced.whole.outputs,
             )  # fmt: skip
-    except Exception as e:  # noqa: BLE001 - the translator raises whatever its passes do
+    except Exception as e:
         raise error("E0755", f"the {type(traced.whole.model).__name__} can be exported, but not as ONNX: {_reason(e)}",
                     help="`torch.export.save` keeps it as a program of torch") from e  # fmt: skip
 
@@ -235,7 +248,7 @@ def _difference(traced: Traced, file: Path) -> float:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         kept = {i.name for i in session.get_inputs()}  # the exporter leaves out what nothing reads
         far, name = traced.apart(run)
-    except Exception as e:  # noqa: BLE001 - onnxruntime's errors share no class but this
+    except Exception as e:
         raise error("E0756", f"onnxruntime cannot run the file: {_reason(e)}",
                     help="nothing was written; a model in float32 has the best chance") from e  # fmt: skip
     if far > TOLERANCE:

@@ -52,7 +52,9 @@ _OPTIONAL: dict[str, tuple[type, str]] = {
 # ---------------------------------------------------------------- writing
 
 
-def write(folder: Path, tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str], manifest: Mapping[str, Any]) -> None:
+def write(
+    folder: Path, tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str], manifest: Mapping[str, Any]
+) -> None:
     """Writes tensors, texts by their files' names, and the manifest with hashes: beside the folder's place, synced, then renamed.
 
     Further files of an old folder are kept (links as links), among them a card that somebody has edited: then a warning says so.
@@ -65,9 +67,14 @@ def write(folder: Path, tensors: Mapping[str, torch.Tensor], texts: Mapping[str,
     _bring_back(folder)
     if README in files and not replaceable(folder / README):
         del files[README]
-        warnings.warn(f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written", stacklevel=5)
+        warnings.warn(
+            f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written",
+            stacklevel=5,
+        )
     whole = {**manifest, "sha256": {n: hashlib.sha256(files[n]).hexdigest() for n in (WEIGHTS, METHOD)}}
-    files[MANIFEST] = (json.dumps(whole, indent=1, ensure_ascii=False, default=str) + "\n").encode()  # the last: what it lists is there
+    files[MANIFEST] = (
+        json.dumps(whole, indent=1, ensure_ascii=False, default=str) + "\n"
+    ).encode()  # the last: what it lists is there
     room = Path(tempfile.mkdtemp(prefix=_room_prefix(folder), dir=folder.parent))
     done = False
     try:
@@ -192,7 +199,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise error("E0578", f"{path} is broken: its `language` is not a version")
     _readable(folder, "language", language, LANGUAGE_VERSION, "E0720")
     for key, (type_, what) in _MANIFEST.items():
-        if key not in manifest or not isinstance(manifest[key], type_) or isinstance(manifest[key], bool) != (type_ is bool):
+        if (
+            key not in manifest
+            or not isinstance(manifest[key], type_)
+            or isinstance(manifest[key], bool) != (type_ is bool)
+        ):
             raise error("E0578", f"{path} is broken: its `{key}` is not {what}")
     for key, (type_, what) in _OPTIONAL.items():
         if not isinstance(manifest.get(key), (type_, type(None))):
@@ -205,7 +216,11 @@ def _bytes(path: Path, most: int) -> bytes:
     try:
         return contents(path, most)
     except OSError as e:
-        raise error("E0780", f"{path} is not read: {reason(e)}", help="copy the folder again: an adapter's files are plain files of a sane size") from None
+        raise error(
+            "E0780",
+            f"{path} is not read: {reason(e)}",
+            help="copy the folder again: an adapter's files are plain files of a sane size",
+        ) from None
 
 
 def _readable(folder: Path, what: str, version: Version, own: str, code: str) -> None:

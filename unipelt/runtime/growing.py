@@ -81,7 +81,12 @@ def refuse(call: Call, rows: Sequence[Rows]) -> None:
     if call.cache is not None and tokens < behind:
         raise error("E0735", f"rows stand behind the first {behind} tokens, and the first chunk has {tokens}",
                     help="give more tokens at first")  # fmt: skip
-    if call.cache is not None and mask is not None and not torch.compiler.is_compiling() and not bool((mask != 0).any(1).all()):
+    if (
+        call.cache is not None
+        and mask is not None
+        and not torch.compiler.is_compiling()
+        and not bool((mask != 0).any(1).all())
+    ):
         raise error("E0735", "rows stand beside the first token of each text, and the first chunk holds only pads of one",
                     help="give more tokens at first")  # fmt: skip
     limit = call.cache.get_max_length() if call.cache is not None and len(call.cache) else -1  # -1: without an end
@@ -113,7 +118,11 @@ def grow(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tenso
         return
     for name, fill in (("input_ids", _filler(call.model)), ("inputs_embeds", 0), *_ALIGNED.items()):
         t = named.get(name)
-        if isinstance(t, torch.Tensor) and t.shape[:2] == shape and (name == "inputs_embeds" or not t.is_floating_point()):
+        if (
+            isinstance(t, torch.Tensor)
+            and t.shape[:2] == shape
+            and (name == "inputs_embeds" or not t.is_floating_point())
+        ):
             named[name] = layout.spread(t, fill)
     types = named.get("token_type_ids")
     if isinstance(types, torch.Tensor) and types.shape[1:] == shape[1:]:

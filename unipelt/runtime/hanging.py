@@ -76,7 +76,9 @@ def _sweep(model: nn.Module, r: Registry, name: str) -> None:
         for hooks in (module._forward_pre_hooks, module._forward_hooks, module._state_dict_hooks):
             for key, hook in list(hooks.items()):
                 owner = getattr(hook, "__self__", hook)
-                if r.switch in (owner, getattr(owner, "switch", None)) and (not r.staying or getattr(owner, "adapter", None) == name):
+                if r.switch in (owner, getattr(owner, "switch", None)) and (
+                    not r.staying or getattr(owner, "adapter", None) == name
+                ):
                     for kept in (hooks, *(getattr(module, flags) for flags in _FLAGS)):
                         kept.pop(key, None)
 
@@ -140,7 +142,9 @@ def _hang_edit(
     host, seam = _seam(model, r, e.site.view.module)
     edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
     attached.places.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
-    edit.taps = {need: tap_key(e.site.view.module, name, edit, need) for need in ("x", "residual") if need in edit.needs}
+    edit.taps = {
+        need: tap_key(e.site.view.module, name, edit, need) for need in ("x", "residual") if need in edit.needs
+    }
     edit.train(host.training)
     _edits(seam, name).append(edit)
     seam.hang(host)
@@ -217,7 +221,10 @@ def _hang_doors(model: nn.Module, r: Registry) -> None:
     if r.root_handles or r.head_handles or r.draw_handles or any("" in (e.site.x, e.site.residual) for e in edits):
         wanted[INSIDE] = model
     if r.root_handles:
-        for name, module in {"base": base_of(model), **{s.module: model.get_submodule(s.module) for s in r.sites.stacks}}.items():
+        for name, module in {
+            "base": base_of(model),
+            **{s.module: model.get_submodule(s.module) for s in r.sites.stacks},
+        }.items():
             if all(module is not other for other in wanted.values()):
                 wanted[f"{INSIDE}:{name}"] = module
     for key in [k for k in r.doors if k not in wanted]:

@@ -27,8 +27,15 @@ class Holding(nn.Module):
         """As torch's; what earlier versions called otherwise is found, so that a state dict or a checkpoint of theirs is read whole."""
         keys = {name: prefix + key_of_tensor(name) for name in self.scalars}
         if not set(keys.values()) <= set(state):
-            found = {name: prefix + former for name in keys for former in (name.replace(".", ":"), f"twin.{name}") if prefix + former in state}
-            values = {name: state.pop(former) for name, former in found.items()}  # all before any is written: one may be called as another was
+            found = {
+                name: prefix + former
+                for name in keys
+                for former in (name.replace(".", ":"), f"twin.{name}")
+                if prefix + former in state
+            }
+            values = {
+                name: state.pop(former) for name, former in found.items()
+            }  # all before any is written: one may be called as another was
             state.update({keys[name]: t for name, t in values.items()})
         super()._load_from_state_dict(state, prefix, *others)
 

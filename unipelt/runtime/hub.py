@@ -69,19 +69,29 @@ def fetch(name: str, revision: str | None = None) -> Path:
     wanted = list(FETCHED)
     with answers(name, revision, "fetched"):
         if constants.HF_HUB_OFFLINE:
-            return Path(client().snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+            return Path(
+                client().snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True)
+            )
         found = listing(name, revision)
         _trust(name, found.commit, found.sizes)
-        return bring(name, found.commit, {n: size for n in wanted if (size := found.sizes.get(n)) is not None}, revision)
+        return bring(
+            name, found.commit, {n: size for n in wanted if (size := found.sizes.get(n)) is not None}, revision
+        )
 
 
 def _trust(name: str, commit: str, sizes: Mapping[str, int | None]) -> None:
     """Whether a listing is an adapter's, of a size that one has."""
     if not _COMMIT.fullmatch(commit):
         raise error("E0824", f"the hub names no commit of `{name}`")
-    bad = next((n for n in sizes if n.startswith(("/", "~")) or "\\" in n or ".." in n.split("/") or not n.isprintable()), None)
+    bad = next(
+        (n for n in sizes if n.startswith(("/", "~")) or "\\" in n or ".." in n.split("/") or not n.isprintable()), None
+    )
     if bad is not None:
-        raise error("E0824", f"`{name}` holds a file whose name leads out of its folder: {bad!r}", help="do not use this repository")
+        raise error(
+            "E0824",
+            f"`{name}` holds a file whose name leads out of its folder: {bad!r}",
+            help="do not use this repository",
+        )
     if MANIFEST not in sizes:
         other = " (it holds an adapter of peft)" if "adapter_config.json" in sizes else ""
         other = " (it is a model with adapters beside it)" if INDEX in sizes else other
@@ -96,7 +106,11 @@ def _trust(name: str, commit: str, sizes: Mapping[str, int | None]) -> None:
         size = sizes.get(n, 0)
         if size is None or size > most:
             told = "of unknown size" if size is None else f"of {size:,} bytes, more than the {most:,} that are fetched"
-            raise error("E0824", f"`{n}` of `{name}` is {told}", help="if you trust it, download the folder yourself and name that")
+            raise error(
+                "E0824",
+                f"`{n}` of `{name}` is {told}",
+                help="if you trust it, download the folder yourself and name that",
+            )
 
 
 # ---------------------------------------------------------------- the hub's client
@@ -120,9 +134,13 @@ def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise error("E0822", f"`{name}` is gated", help="ask for access on its page, and log in with `hf auth login`") from None
+        raise error(
+            "E0822", f"`{name}` is gated", help="ask for access on its page, and log in with `hf auth login`"
+        ) from None
     except errors.RevisionNotFoundError:
-        raise error("E0821", f"`{name}` has no revision `{revision}`", help="name a branch, a tag or a commit") from None
+        raise error(
+            "E0821", f"`{name}` has no revision `{revision}`", help="name a branch, a tag or a commit"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise error("E0821", f"there is no folder `{name}` here, and no repository of that name on the hub that you may see",
                     help=near_path(Path(name), folders=True) or "check the spelling; for a private repository log in with `hf auth login`") from None  # fmt: skip
@@ -130,7 +148,11 @@ def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
         offline = e.__cause__ is None or isinstance(e.__cause__, errors.OfflineModeIsEnabled)
         why = "the hub is switched off (HF_HUB_OFFLINE)" if offline else _reason(e.__cause__ or e)
         if done == "pushed":
-            raise error("E0823", f"`{whole}` cannot be pushed: {why}", help="try again with a network, and without HF_HUB_OFFLINE") from None
+            raise error(
+                "E0823",
+                f"`{whole}` cannot be pushed: {why}",
+                help="try again with a network, and without HF_HUB_OFFLINE",
+            ) from None
         raise error("E0823", f"there is no folder `{whole}` here, and from the hub it cannot be fetched: {why}"
                     + (", and it was not fetched before" if offline else ""),
                     help=near_path(Path(name), folders=True) or "check the path, or try again with a network") from None  # fmt: skip
@@ -147,7 +169,7 @@ def answers(name: str, revision: str | None, done: str) -> Iterator[None]:
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
         raise error("E0823", f"`{whole}` cannot be {done}: the hub's answer is not understood ({type(e).__name__}: {_reason(e)})",
                     help="try again later") from None  # fmt: skip
-    except Exception as e:  # noqa: BLE001 - which library speaks HTTP is the client's affair
+    except Exception as e:
         if not isinstance(e, OSError) and not type(e).__module__.startswith(("httpx", "httpcore", "requests")):
             raise
         raise error("E0823", f"`{whole}` cannot be {done}: {_reason(e)}", help=_cached(name, revision)) from None

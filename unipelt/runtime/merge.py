@@ -202,7 +202,9 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
             if bias is None:
                 raise error("E0564", f"the merged `{path}` would need a bias, and it has none", edits[0].edit.row.span)
             new[bias_path] = b_new.to(bias.dtype)
-        tied = next((u for p in (weight_path, bias_path) if p in new for u in uses.values() if p in u and len(u) > 1), None)
+        tied = next(
+            (u for p in (weight_path, bias_path) if p in new for u in uses.values() if p in u and len(u) > 1), None
+        )
         if tied:
             raise error("E0749", f"`{tied[0]}` is tied to `{tied[1]}`, which merging would change too", edits[0].edit.row.span,
                         help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip

@@ -24,7 +24,9 @@ class Tokenizer(Protocol):
     def save_pretrained(self, folder: Any, /) -> Any: ...
 
 
-def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, tokenizer: Tokenizer | None = None) -> Path:
+def save_merged(
+    model: nn.Module, folder: str | Path, name: str = "default", *, tokenizer: Tokenizer | None = None
+) -> Path:
     """Writes the model as it is with the adapter in it: `save_pretrained`'s folder, for `from_pretrained`.
 
     A head comes along with its labels, in shape and in the configuration. The model itself is as before afterwards.
@@ -47,7 +49,9 @@ def save_merged(model: nn.Module, folder: str | Path, name: str = "default", *, 
     try:
         with ended_by(as_before):
             merge(model, name)
-            model.config = plain(config) if is_view(config) else copy.deepcopy(config)  # `save_pretrained` writes into it
+            model.config = (
+                plain(config) if is_view(config) else copy.deepcopy(config)
+            )  # `save_pretrained` writes into it
             _write(model, place, tokenizer)
     except OSError as e:
         raise error("E0750", f"the model could not be written to {place}: {e.strerror or e}") from e

@@ -168,9 +168,7 @@ class Doorway(nn.Module):
 
     def _rows(self, grows: Sequence[Placing]) -> list[Rows]:
         moves = not self.sites.stacks[0].learned_positions
-        return [
-            Rows(p.rows.rows, p.rows.behind, moves or p.host == self.words) for p in grows
-        ]
+        return [Rows(p.rows.rows, p.rows.behind, moves or p.host == self.words) for p in grows]
 
     def _place(self, call: Call, placed: list[Placing], given: Given) -> None:
         """Makes room for the rows and notes where they stand."""

@@ -88,7 +88,11 @@ def _size(data: bytes | Path) -> int:
 def _check_name(name: str, revision: str | None) -> None:
     front, at, after = name.partition("@")
     if at:
-        raise error("E0820", f"`{name}` is no name of a repository: a branch is given by itself", help=f"give `{front}` and `--revision {after}`")
+        raise error(
+            "E0820",
+            f"`{name}` is no name of a repository: a branch is given by itself",
+            help=f"give `{front}` and `--revision {after}`",
+        )
     if "/" not in name or not is_hub_name(name):
         lies = f": it is a {'folder' if isdir(name) else 'file'} here" if exists(name) else ""
         raise error("E0820", f"`{name}` is no name of a repository on the hub{lies}",
@@ -108,20 +112,28 @@ def send(made: Pushed, private: bool | None = None) -> Pushed:
         if there is None:
             api.create_repo(name, private=private, exist_ok=True)
         elif private and not there.private:
-            raise error("E0826", f"`{name}` exists and is public", help="push to another name, or make it private on its page")
+            raise error(
+                "E0826", f"`{name}` exists and is public", help="push to another name, or make it private on its page"
+            )
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         kept = set(listing(name, revision).sizes)
         foreign = sorted(kept - {*PUSHED, *_OF_THE_HUB})
         if foreign and MANIFEST not in kept:
-            raise error("E0826", f"`{name}` holds other things than an adapter, such as `{foreign[0]}`", help="push to a name of its own")
+            raise error(
+                "E0826",
+                f"`{name}` holds other things than an adapter, such as `{foreign[0]}`",
+                help="push to a name of its own",
+            )
         if README in kept and README in contents and _as_written(contents[README]):
             if _by_hand(name, revision):
                 del contents[README]
                 notes.append(f"the {README} on the hub was written by hand: it is kept")
         steps = [CommitOperationAdd(n, str(data) if isinstance(data, Path) else data) for n, data in contents.items()]
         gone = [CommitOperationDelete(n) for n in sorted(kept & set(PUSHED) - set(made.contents)) if n != README]
-        done = api.create_commit(name, [*steps, *gone], commit_message=f"{_method_name(made)}, by unipelt", revision=revision)
+        done = api.create_commit(
+            name, [*steps, *gone], commit_message=f"{_method_name(made)}, by unipelt", revision=revision
+        )
     files = {n: size for n, size in made.files.items() if n in contents}
     return Pushed(name, revision, files, made.url, tuple(notes), done.oid, contents)
 

@@ -53,7 +53,11 @@ class Attached:
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's or copy's shape as the plan has it; numbers are registered as vectors of one entry."""
         planned = self.plan.tensors.get(name)
-        return planned.shape if planned is not None else next(c.parameter.shape for c in self.plan.copies if c.name == name)
+        return (
+            planned.shape
+            if planned is not None
+            else next(c.parameter.shape for c in self.plan.copies if c.name == name)
+        )
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name."""
@@ -97,12 +101,20 @@ def record(model: nn.Module, name: str) -> Attached:
     if r is None:
         raise error("E0550", "this model has no adapter", help="attach one: unipelt.apply(model, method, name=…)")
     if not isinstance(name, str):
-        raise error("E0551", f"an adapter is called by its name, which is a text, not {name!r}", help=f"this model has: {', '.join(r.attached)}")
+        raise error(
+            "E0551",
+            f"an adapter is called by its name, which is a text, not {name!r}",
+            help=f"this model has: {', '.join(r.attached)}",
+        )
     if name not in r.attached:
         raise error("E0551", f"this model has no adapter named `{name}`",
                     help=near(name, r.attached) or f"it has: {', '.join(r.attached)}")  # fmt: skip
     if r.attached[name].leaving:
-        raise error("E0591", f"the removal of the adapter `{name}` was interrupted", help=f"finish it: unipelt.remove(model, {name!r})")
+        raise error(
+            "E0591",
+            f"the removal of the adapter `{name}` was interrupted",
+            help=f"finish it: unipelt.remove(model, {name!r})",
+        )
     return r.attached[name]
 
 
@@ -110,7 +122,11 @@ def refuse_in_use(r: Registry, name: str | None) -> None:
     """An error where this thread is in a `using` block (with the adapter of a name)."""
     found = next((n for names in r.switch.holder.blocks for n in names if name in (None, n)), None)
     if found is not None:
-        raise error("E0592", f"the adapter `{found}` is in use: this is within `with unipelt.using(model, {found!r})`", help="leave the block first")
+        raise error(
+            "E0592",
+            f"the adapter `{found}` is in use: this is within `with unipelt.using(model, {found!r})`",
+            help="leave the block first",
+        )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -25,7 +25,9 @@ def moving(plan: Plan) -> int:
     """How many rows of a plan take positions of the tokens from a table of them."""
     if not plan.sites.stacks[0].learned_positions:
         return 0
-    return sum(e.places.rows for e in plan.edits if e.places is not None and e.places.grows and e.site.name == "embed.words")
+    return sum(
+        e.places.rows for e in plan.edits if e.places is not None and e.places.grows and e.site.name == "embed.words"
+    )
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,12 @@ def fingerprint(model: nn.Module, state: Mapping[str, torch.Tensor] | None = Non
 
 
 def save(
-    model: nn.Module, folder: str | Path, name: str = "default", *, fold: bool = True, card: Mapping[str, Any] | None = None
+    model: nn.Module,
+    folder: str | Path,
+    name: str = "default",
+    *,
+    fold: bool = True,
+    card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the adapter's folder, atomically: beside its place, synced, then renamed. An old folder survives a failure.
 

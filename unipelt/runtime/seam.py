@@ -38,7 +38,11 @@ def first_tensor(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor:
 def _with_first(args: tuple, kwargs: Mapping[str, Any], new: torch.Tensor) -> tuple[tuple, dict]:
     if args and isinstance(args[0], torch.Tensor):
         return (new, *args[1:]), dict(kwargs)
-    name = "hidden_states" if "hidden_states" in kwargs else next(k for k, v in kwargs.items() if isinstance(v, torch.Tensor))
+    name = (
+        "hidden_states"
+        if "hidden_states" in kwargs
+        else next(k for k, v in kwargs.items() if isinstance(v, torch.Tensor))
+    )
     return args, {**kwargs, name: new}
 
 
@@ -85,7 +89,9 @@ class Seam(nn.Module):
         self.path, self.switch = path, switch
         self.adapters = nn.ModuleDict()
         self.handles: dict[str, Any] = {}
-        self.chosen: dict[tuple[str, tuple[str, ...]], list[tuple[str, Any]]] = {}  # `live` by what acts; emptied where edits change
+        self.chosen: dict[
+            tuple[str, tuple[str, ...]], list[tuple[str, Any]]
+        ] = {}  # `live` by what acts; emptied where edits change
 
     def live(self, side: str) -> list[tuple[str, Any]]:
         """(adapter, edit) of the acting adapters at a side of the host."""
@@ -162,7 +168,9 @@ class Seam(nn.Module):
     def place(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """Rows in their places; there are none in a step that continues a cache, nor outside a pass of the model."""
         places = self.switch.holder.values.get(place_key(name, edit.site.label, edit.row.name))
-        return h if places is None else edit(h, {**self.gather(name, edit, None, host), PLACES: places}, self.mask(edit))
+        return (
+            h if places is None else edit(h, {**self.gather(name, edit, None, host), PLACES: places}, self.mask(edit))
+        )
 
     # ------------------------------------------------------------ scope
 
@@ -247,4 +255,3 @@ def seams(model: nn.Module) -> Iterable[tuple[nn.Module, Seam]]:
         seam = seam_of(module)
         if seam is not None:
             yield module, seam
-

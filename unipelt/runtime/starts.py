@@ -25,7 +25,6 @@ from .edits import BaseCall
 from .offload import value_of
 
 
-
 @runtime_checkable
 class Tokenizer(Protocol):
     """Gives the ids of a text: ``tokenizer(text, add_special_tokens=False)["input_ids"]``."""
@@ -51,7 +50,11 @@ class StartData:
         wanted = [t.name for t in plan.tensors.values() if t.start is not None and t.start.name == "label_words"]
         if not wanted:
             return StartData(tokenizer)
-        known = plan.labels.id2label if plan.labels is not None else getattr(getattr(model, "config", None), "id2label", None)
+        known = (
+            plan.labels.id2label
+            if plan.labels is not None
+            else getattr(getattr(model, "config", None), "id2label", None)
+        )
         words = label_words if label_words is not None else known or {}
         found = [words[k] for k in sorted(words)] if isinstance(words, Mapping) else list(words)
         if label_words is None and all(re.fullmatch(r"LABEL_\d+", str(w)) for w in found):
@@ -107,7 +110,11 @@ def _behind(lines: Sequence[Statement], e: Expr) -> list[Tensor | Let]:
 
 def _shapes(e: PlannedEdit) -> dict[str, Named]:
     """What enters the site, of which a start knows the sizes alone (`width(z)`)."""
-    names = {"z": e.typing.z.type if e.typing.z is not None else None, "x": e.typing.values.get("x"), "h": e.typing.values.get("h")}
+    names = {
+        "z": e.typing.z.type if e.typing.z is not None else None,
+        "x": e.typing.values.get("x"),
+        "h": e.typing.values.get("h"),
+    }
     types = {n: v.type if isinstance(v, Value) else v for n, v in names.items()}
     return {n: Named(torch.zeros([whole(s) for s in t.sizes])) for n, t in types.items() if isinstance(t, TensorType)}
 
@@ -120,7 +127,11 @@ def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, An
     if not isinstance(getattr(module, "weight", None), torch.Tensor):
         raise unreadable(module, "weight")
     W = as_map(module, values(module, "weight", value_of(module, "weight")).detach().float())
-    bias = value_of(module, "bias").detach().float() if getattr(module, "bias", None) is not None else W.new_zeros(W.shape[-1])
+    bias = (
+        value_of(module, "bias").detach().float()
+        if getattr(module, "bias", None) is not None
+        else W.new_zeros(W.shape[-1])
+    )
     return {"W": Named(taken(W, columns)), "bias": Named(taken(bias, columns))}
 
 
@@ -131,7 +142,11 @@ def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator
     if d.args and isinstance(d.args[0], String):
         found = _ids(d.args[0].value, data, len(table))
         return table[torch.tensor((found * (rows // len(found) + 1))[:rows])]
-    meant = [table[torch.tensor(_ids(w, data, len(table)))].mean(0) for w in data.labels[:rows]] if d.name == "label_words" else []
+    meant = (
+        [table[torch.tensor(_ids(w, data, len(table)))].mean(0) for w in data.labels[:rows]]
+        if d.name == "label_words"
+        else []
+    )
     sampled = table[torch.randint(table.shape[0], (rows - len(meant),), generator=g)]
     return torch.cat([torch.stack(meant), sampled]) if meant else sampled
 
@@ -140,7 +155,11 @@ def _ids(text: str, data: StartData, words: int) -> list[int]:
     """A text's tokens, of which the model has an embedding each."""
     assert data.tokenizer is not None
     given = data.tokenizer(text, add_special_tokens=False)
-    found = list(given["input_ids"]) if isinstance(given, Mapping) and isinstance(given.get("input_ids"), Sequence) else None
+    found = (
+        list(given["input_ids"])
+        if isinstance(given, Mapping) and isinstance(given.get("input_ids"), Sequence)
+        else None
+    )
     if found is None or not all(isinstance(i, int) and 0 <= i < words for i in found):
         raise error("E0522", f"the tokenizer has other ids for the text {text!r} than the model's, which are whole numbers below {words}",
                     help="pass the model's own tokenizer")  # fmt: skip

@@ -111,7 +111,9 @@ class Seen:
         return {place: sums.raw() for place, sums in self.places.items()}
 
     @staticmethod
-    def read(*parts: Mapping[Place, Mapping[str, Any]]) -> tuple[dict[Place, float], dict[Place, dict[str, Statistics]]]:
+    def read(
+        *parts: Mapping[Place, Mapping[str, Any]],
+    ) -> tuple[dict[Place, float], dict[Place, dict[str, Statistics]]]:
         """Edits and gates of what one or several processes saw."""
         edits: dict[Place, float] = {}
         found: dict[Place, dict[str, Statistics]] = {}
@@ -143,7 +145,9 @@ class Seen:
         for name, e in zip(names, found):
             edit = "" if e["edit"] is None else f"{e['edit']:.4g}"
             shown = "{0} {mean:.3f} ± {std:.3f} [{min:.3f}, {max:.3f}]"
-            lines.append(f"{name:<{width}}  {edit:>13}  {', '.join(shown.format(k, **g) for k, g in e['gates'].items())}".rstrip())
+            lines.append(
+                f"{name:<{width}}  {edit:>13}  {', '.join(shown.format(k, **g) for k, g in e['gates'].items())}".rstrip()
+            )
         return "\n".join(lines)
 
 
@@ -245,7 +249,9 @@ def parameters(attached: Attached) -> dict[Place, list[nn.Parameter]]:
     places: dict[str, Place] = {}
     for n, sites in users.items():
         names, layers = {s.full_name for s in sites}, {s.layer for s in sites}
-        places[n] = Place(rows[n], names.pop() if len(names) == 1 else "shared", layers.pop() if len(layers) == 1 else None)
+        places[n] = Place(
+            rows[n], names.pop() if len(names) == 1 else "shared", layers.pop() if len(layers) == 1 else None
+        )
     for c in attached.plan.copies:
         places[c.name] = copy_place(attached.plan.sites, c.parameter.path.rpartition(".")[0], c.head)
     out: dict[Place, list[nn.Parameter]] = {}

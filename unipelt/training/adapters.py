@@ -21,7 +21,11 @@ from .tasks.pet import PET
 from .tasks.token_classification import TokenClassification
 
 #: The columns that a prediction reads, where the user names none.
-_COLUMNS = {"question-answering": ("question", "context"), "causal-lm": ("prompt", "completion"), "seq2seq": ("source", "target")}
+_COLUMNS = {
+    "question-answering": ("question", "context"),
+    "causal-lm": ("prompt", "completion"),
+    "seq2seq": ("source", "target"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ def open_plain(place: Path, asked: Opening) -> tuple[Any, Any, str]:
     manifest = read_manifest(place)
     base = _base(place, asked)
     task = asked.options.task
-    loaded = load_plain(base, task, asked.dtype) if task else load_as(base, _class_of(manifest, load_config(base)), asked.dtype)
+    loaded = (
+        load_plain(base, task, asked.dtype)
+        if task
+        else load_as(base, _class_of(manifest, load_config(base)), asked.dtype)
+    )
     name = _attach(loaded, place, asked)
     return loaded, load_tokenizer(base) if loaded.main_input_name == "input_ids" else None, name
 
@@ -61,7 +69,11 @@ def open_for_task(place: Path, asked: Opening) -> tuple[Any, Any, Task, str]:
     config, tokenizer = load_config(base), load_tokenizer(base)
     labels = read_json(manifest.get("labels"), str(place / MANIFEST)) or _of_config(config)
     options = asked.options
-    if labels.problem_type is not None and options.problem_type is None and "problem_type" in kind(options.task or "").asks:
+    if (
+        labels.problem_type is not None
+        and options.problem_type is None
+        and "problem_type" in kind(options.task or "").asks
+    ):
         options = replace(options, problem_type=labels.problem_type.removesuffix("_classification"))  # type: ignore[arg-type]
     if asked.data is not None:
         found = reading.read(asked.data, "test")
@@ -121,7 +133,13 @@ def _without_data(options: TaskOptions, labels: Labels) -> Task:
     pattern = {"pattern": options.pattern} if options.pattern else {}
     named = template.parse(options.pattern).columns if options.pattern else options.text
     texts = named or _COLUMNS.get(cls.kind) or ("text",)
-    common: dict[str, Any] = {"texts": tuple(texts), "label": options.label, "max_length": options.length(cls.length), "padding": options.padding, **pattern}
+    common: dict[str, Any] = {
+        "texts": tuple(texts),
+        "label": options.label,
+        "max_length": options.length(cls.length),
+        "padding": options.padding,
+        **pattern,
+    }
     if issubclass(cls, SequenceClassification):
         problem = options.problem_type or "single_label"
         return cls(**common, labels=labels.names, titles=labels.names, problem=problem)
@@ -148,4 +166,8 @@ def _with_labels(task: Task, labels: Labels) -> Task:
                         help="name the labels in the data as the head does, or train with `labels=[…]` in their order")  # fmt: skip
         value_of[name] = value
     values = tuple(value_of.get(n, n) for n in labels.names)
-    return replace(task, labels=values, titles=labels.names) if isinstance(task, SequenceClassification) else replace(task, labels=values)
+    return (
+        replace(task, labels=values, titles=labels.names)
+        if isinstance(task, SequenceClassification)
+        else replace(task, labels=values)
+    )

@@ -59,7 +59,9 @@ class TaskOptions:
     def given(self) -> list[str]:
         """The options that are given and do not mean something to every task."""
         common = ("task", "text", "label", "max_length", "padding")
-        return [f.name for f in fields(TaskOptions) if f.name not in common and getattr(self, f.name) not in (None, False)]
+        return [
+            f.name for f in fields(TaskOptions) if f.name not in common and getattr(self, f.name) not in (None, False)
+        ]
 
     def length(self, default: int) -> int:
         return default if self.max_length is None else self.max_length
@@ -68,7 +70,11 @@ class TaskOptions:
         """Refuse values that cannot mean anything, before a model is loaded."""
         for f in fields(self):  # what cannot be written down would be found when the run is saved
             if not is_unicode(getattr(self, f.name)):
-                raise error("E0649", f"`--{f.name.replace('_', '-')}` holds half of a character, which is no Unicode", help="correct the option")
+                raise error(
+                    "E0649",
+                    f"`--{f.name.replace('_', '-')}` holds half of a character, which is no Unicode",
+                    help="correct the option",
+                )
         for name, low in LEAST.items():
             value = getattr(self, name, None)
             if value is not None and value < low:

@@ -69,7 +69,11 @@ def _reopen(folder: Path, config: TrainConfig) -> Path | None:
         raise error("E0612", f"there is no run in `{folder}` to resume", help="leave `--resume` out to start one")
     asked = read_json(folder / RUN).get("config")
     if not isinstance(asked, dict):
-        raise error("E0615", f"`{folder / RUN}` is damaged: it does not say what was asked", help="train again with `--overwrite`")
+        raise error(
+            "E0615",
+            f"`{folder / RUN}` is damaged: it does not say what was asked",
+            help="train again with `--overwrite`",
+        )
     differs = config.differs(asked)
     if differs:
         raise error("E0612", "the run was started with other options", where=tuple(differs),

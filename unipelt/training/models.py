@@ -93,7 +93,9 @@ def load_model(
                 config.pad_token_id = tokenizer.pad_token_id
             set_seed(seed)
             # A pretrained head of another size is drawn anew, as one that is missing.
-            loaded = auto.from_pretrained(model, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **WEIGHTS_ONLY)
+            loaded = auto.from_pretrained(
+                model, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **WEIGHTS_ONLY
+            )
     except PeltError:
         raise
     except Exception as e:  # noqa: BLE001
@@ -131,7 +133,11 @@ def load_as(model: str, cls: str, dtype: str | None = None) -> Any:
     try:
         with quiet():
             transformers.set_seed(0)
-            return getattr(transformers, cls).from_pretrained(model, config=config, dtype=dtype or "auto", **WEIGHTS_ONLY).eval()
+            return (
+                getattr(transformers, cls)
+                .from_pretrained(model, config=config, dtype=dtype or "auto", **WEIGHTS_ONLY)
+                .eval()
+            )
     except Exception as e:  # noqa: BLE001
         raise _unloadable(model, "model", e) from None
 

@@ -51,7 +51,9 @@ def draw(report: Mapping[str, Any], form: str) -> bytes:
 
     with rc_context(STYLE):
         out = io.BytesIO()
-        figure(report).savefig(out, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else {"Software": None})
+        figure(report).savefig(
+            out, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else {"Software": None}
+        )
     return out.getvalue()
 
 
@@ -71,7 +73,9 @@ def figure(report: Mapping[str, Any]) -> Any:
         heights["profiles"] = 2.4 if len(series) <= len(COLOURS) else 1.0 + 0.14 * len(series)
     whole = Figure(figsize=(WIDTH, sum(heights.values()) + 0.5), layout="constrained")
     FigureCanvasAgg(whole)
-    parts = dict(zip(heights, whole.subfigures(len(heights), 1, height_ratios=list(heights.values()), squeeze=False)[:, 0]))
+    parts = dict(
+        zip(heights, whole.subfigures(len(heights), 1, height_ratios=list(heights.values()), squeeze=False)[:, 0])
+    )
     whole.suptitle(_heading(report), fontsize=9.5, x=0.012, ha="left")
     _curves(parts["curves"], report)
     if shown:
@@ -166,7 +170,9 @@ def _maps(part: Any, rows: int, maps: Sequence[Map], left_out: int, report: Mapp
     for ax in axes.flat[len(maps) :]:
         ax.set_axis_off()
     more = f"; {left_out} more in report.json" if left_out else ""
-    part.suptitle(f"gates by layer and epoch: means over the validation examples (★ kept){more}", fontsize=8.5, x=0.012, ha="left")
+    part.suptitle(
+        f"gates by layer and epoch: means over the validation examples (★ kept){more}", fontsize=8.5, x=0.012, ha="left"
+    )
 
 
 def _map(ax: Any, m: Map, low: float, high: float, colours: str, report: Mapping[str, Any]) -> Any:
@@ -266,7 +272,9 @@ def _many(part: Any, ax: Any, found: Mapping[str, Series], places: Mapping[Any, 
     from matplotlib.colors import LogNorm
 
     data = [[own.get(n, math.nan) for n in places] for own in found.values()]
-    image = ax.imshow(data, aspect="auto", interpolation="nearest", cmap="viridis", norm=LogNorm() if any(found.values()) else None)
+    image = ax.imshow(
+        data, aspect="auto", interpolation="nearest", cmap="viridis", norm=LogNorm() if any(found.values()) else None
+    )
     ax.set_yticks(range(len(found)), list(found), fontsize=6)
     bar = part.colorbar(image, ax=ax, pad=0.02, aspect=22, label=label)
     bar.outline.set_linewidth(0.4)

@@ -69,7 +69,9 @@ class Ticker:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=self.what, unit="example", dynamic_ncols=True, file=sys.stderr, leave=False)
+            self.bar = tqdm(
+                total=total, desc=self.what, unit="example", dynamic_ncols=True, file=sys.stderr, leave=False
+            )
         self.bar.update(done - self.bar.n)
 
     def __enter__(self) -> Ticker:

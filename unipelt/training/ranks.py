@@ -111,7 +111,7 @@ def failing() -> Iterator[bool]:
     finally:
         try:
             store.set(SAID, "") if first else store.wait([SAID], PATIENCE)
-        except Exception:  # noqa: BLE001, S110 - as above
+        except Exception:  # noqa: BLE001 - as above
             pass
 
 

@@ -55,7 +55,14 @@ def _places(seen: Mapping[str, float], order: Sequence[tuple[str, str]]) -> list
     for name, value in sorted(seen.items()):
         front, _, what = name.rpartition("/")
         row, site, *layer = front.split("/")
-        empty: dict[str, Any] = {"row": row, "site": site, "layer": int(layer[0]) if layer else None, "edit": None, "grad": None, "gates": {}}
+        empty: dict[str, Any] = {
+            "row": row,
+            "site": site,
+            "layer": int(layer[0]) if layer else None,
+            "edit": None,
+            "grad": None,
+            "gates": {},
+        }
         place = out.setdefault(front, empty)
         label, _, statistic = what.rpartition("_")
         if label and statistic in _STATISTICS:
@@ -65,7 +72,12 @@ def _places(seen: Mapping[str, float], order: Sequence[tuple[str, str]]) -> list
     rank = {place: i for i, place in enumerate(order)}
 
     def key(p: Mapping[str, Any]) -> tuple:
-        return rank.get((p["row"], p["site"]), len(rank)), p["row"], p["site"], math.inf if p["layer"] is None else p["layer"]
+        return (
+            rank.get((p["row"], p["site"]), len(rank)),
+            p["row"],
+            p["site"],
+            math.inf if p["layer"] is None else p["layer"],
+        )
 
     return sorted(out.values(), key=key)
 

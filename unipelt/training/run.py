@@ -84,7 +84,12 @@ def train(
     task, tokenizer, encoded, notes = examples(config)
     model = load_model(config.model, task, tokenizer, config.seed, config.dropout, config.dtype)
     plan = unipelt.apply(
-        model, method, name=NAME, seed=config.seed, tokenizer=tokenizer, label_words=task.label_words,
+        model,
+        method,
+        name=NAME,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        label_words=task.label_words,
         allow_future=config.allow_future,
     )
     if not plan.counts.trained + plan.counts.head:
@@ -184,13 +189,18 @@ def examples(config: TrainConfig) -> tuple[Task, Any, dict[str, Encoded], list[s
     notes = [*data.notes, *reading.alike(getattr(task, "labels", ())), *_truncation(task, encoded)]
     trained = task.for_training(encoded["train"])
     if len(trained) != len(encoded["train"]):
-        notes.append(f"{len(encoded['train'])} training examples are packed into {len(trained)} rows of {task.max_length} tokens")
+        notes.append(
+            f"{len(encoded['train'])} training examples are packed into {len(trained)} rows of {task.max_length} tokens"
+        )
     return task, tokenizer, {**encoded, "train": trained}, notes
 
 
 def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The options with what the launcher decides, and what is to be said about it; refuses what cannot be kept here."""
-    flags = {n: os.environ.get(f"ACCELERATE_USE_{n}", "").lower() in ("1", "true", "yes") for n in ("DEEPSPEED", "MEGATRON_LM", "FSDP")}
+    flags = {
+        n: os.environ.get(f"ACCELERATE_USE_{n}", "").lower() in ("1", "true", "yes")
+        for n in ("DEEPSPEED", "MEGATRON_LM", "FSDP")
+    }
     other = next((n for n in ("DEEPSPEED", "MEGATRON_LM") if flags[n]), None)
     if other or (flags["FSDP"] and os.environ.get("FSDP_VERSION", "1") != "2"):
         raise error("E0661", f"the launcher's configuration asks for {other or 'FSDP 1'}, which takes a model's parameters away",
@@ -209,7 +219,11 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
                     help=f"use adamw_torch, or another of torch's own: {', '.join(OVER_SHARDS)}")  # fmt: skip
     precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in PRECISIONS:
-        raise error("E0663", f"the launcher's configuration asks for the precision {precision}", help=f"use {', '.join(PRECISIONS)}")
+        raise error(
+            "E0663",
+            f"the launcher's configuration asks for the precision {precision}",
+            help=f"use {', '.join(PRECISIONS)}",
+        )
     if precision == "fp16" and ranks.on_cpu():
         raise error("E0663", "fp16 needs a GPU: its loss scaling is not made for CPUs", help="use `--precision bf16`")
     if precision == "bf16" and not ranks.on_cpu() and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
@@ -220,7 +234,9 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if flags["FSDP"] and ranks.on_cpu():
         notes.append("accelerate shards on GPUs only: on CPUs each process has a copy of the model")
     if torch.cuda.is_available() and torch.cuda.device_count() > ranks.world():
-        notes.append(f"{ranks.world()} of {torch.cuda.device_count()} GPUs is used: `accelerate launch -m unipelt train …` uses all")
+        notes.append(
+            f"{ranks.world()} of {torch.cuda.device_count()} GPUs is used: `accelerate launch -m unipelt train …` uses all"
+        )
     return replace(config, precision=precision), notes  # type: ignore[arg-type]
 
 
@@ -244,13 +260,17 @@ def _log_to(config: TrainConfig, folder: Path) -> None:
 def _shard_by_blocks(model: Any, plan: Any) -> None:
     """FSDP 2 shards block by block, unless the launcher's configuration says how (transformers' own list may name embeddings)."""
     front = f"{plan.sites.prefix}." if plan.sites.prefix else ""
-    blocks = {type(model.get_submodule(front + block)).__name__ for stack in plan.sites.stacks for block in stack.blocks}
+    blocks = {
+        type(model.get_submodule(front + block)).__name__ for stack in plan.sites.stacks for block in stack.blocks
+    }
     os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(sorted(blocks)))
 
 
 def _checkpoint_activations(model: Any) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise error("E0665", f"{type(model).__name__} cannot recompute its activations", help="leave `--checkpointing` out")
+        raise error(
+            "E0665", f"{type(model).__name__} cannot recompute its activations", help="leave `--checkpointing` out"
+        )
     # transformers renamed it; the other kind of checkpointing needs inputs that require a gradient.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     with quiet():
@@ -331,7 +351,12 @@ def _arguments(config: TrainConfig, task: Task, examples: int, lr: float, folder
 
 
 def _trainer(
-    config: TrainConfig, arguments: TrainingArguments, model: Any, task: Task, tokenizer: Any, encoded: dict[str, Encoded]
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    model: Any,
+    task: Task,
+    tokenizer: Any,
+    encoded: dict[str, Encoded],
 ) -> AdapterTrainer:
     with quiet():
         trainer = AdapterTrainer(

@@ -64,7 +64,11 @@ def load_run(
     task = task_from_json(record.get("task", {}))
     base = asked.model or record.get("model")
     if not isinstance(base, str):
-        raise error("E0827", f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`", help="name it with `--model`")
+        raise error(
+            "E0827",
+            f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`",
+            help="name it with `--model`",
+        )
     if asked.model is None:
         say(f"base: {base}, as the record in {folder} says")
     dtype = asked.dtype or record.get("dtype")
@@ -79,7 +83,9 @@ def load_run(
     return Run(loaded, tokenizer, task, name, batch_size)
 
 
-def load_adapted(folder: str | Path, asked: Opening = Opening(), say: Callable[[str], None] = lambda text: None) -> tuple[Any, Any, str]:
+def load_adapted(
+    folder: str | Path, asked: Opening = Opening(), say: Callable[[str], None] = lambda text: None
+) -> tuple[Any, Any, str]:
     """The model with the adapter of either kind of folder, its tokenizer if it reads text, and the adapter's name.
 
     No task is needed: one that is named for an adapter that no run made decides the class of the model.
@@ -100,7 +106,9 @@ def refuse_options(folder: str | Path, options: TaskOptions) -> None:
     """Options of a task mean nothing where a run has its own."""
     given = [n for n, v in vars(options).items() if v not in (None, False) and n not in ("padding", "generate")]
     if given:
-        raise error("E0620", f"the run in {folder} has its task already", help=f"leave `--{given[0].replace('_', '-')}` out")
+        raise error(
+            "E0620", f"the run in {folder} has its task already", help=f"leave `--{given[0].replace('_', '-')}` out"
+        )
 
 
 def _folder(folder: str | Path) -> Path:
@@ -127,7 +135,9 @@ def load_base(model: str, options: TaskOptions, data: str | Path, seed: int = 0,
     split = next(found[s] for s in ("train", "validation", "test") if s in found)
     task = task_for(split, options, base).fit(base, tokenizer)
     if not task.pretrained:
-        raise error("E0645", f"{task.kind} needs a trained head, and `{model}` has none", help="name the folder of a run")
+        raise error(
+            "E0645", f"{task.kind} needs a trained head, and `{model}` has none", help="name the folder of a run"
+        )
     loaded = load_model(model, task, tokenizer, seed, dtype=dtype).eval()
     return Run(loaded, tokenizer, task, "", 64)
 
@@ -167,7 +177,11 @@ def predict_run(run: Run, inputs: Sequence[Sequence[Any]], max_new_tokens: int |
                         help="give texts, or a file with the columns " + ", ".join(wanted))  # fmt: skip
     spoilt = next((i for i, given in enumerate(inputs, 1) if not reading.is_unicode(tuple(given))), None)
     if spoilt is not None:
-        raise error("E0649", f"text {spoilt} of {len(inputs)} holds half of a character, which is no Unicode", help="take it out of the text")
+        raise error(
+            "E0649",
+            f"text {spoilt} of {len(inputs)} holds half of a character, which is no Unicode",
+            help="take it out of the text",
+        )
     with quiet():
         return predict(run.model, run.task, inputs, run.tokenizer, Predicting(run.batch_size, max_new_tokens, tick))
 

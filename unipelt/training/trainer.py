@@ -95,9 +95,14 @@ class AdapterTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         dataset: Any = self.train_dataset
-        parts = Parts(RandomSampler(dataset), self.batch_size, self.args.world_size * self.args.gradient_accumulation_steps)
+        parts = Parts(
+            RandomSampler(dataset), self.batch_size, self.args.world_size * self.args.gradient_accumulation_steps
+        )
         loader = DataLoader(
-            dataset, batch_sampler=parts, collate_fn=self.weighed, pin_memory=self.args.dataloader_pin_memory  # type: ignore[arg-type]
+            dataset,
+            batch_sampler=parts,
+            collate_fn=self.weighed,
+            pin_memory=self.args.dataloader_pin_memory,  # type: ignore[arg-type]
         )
         return self.accelerator.prepare(loader)
 

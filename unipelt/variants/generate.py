@@ -95,7 +95,11 @@ class Generated:
 
 
 def outcomes(
-    space: Space, indices: Iterable[int], test: Test | None = None, seen: dict[Any, str] | None = None, names: set[str] | None = None
+    space: Space,
+    indices: Iterable[int],
+    test: Test | None = None,
+    seen: dict[Any, str] | None = None,
+    names: set[str] | None = None,
 ) -> Iterator[Member | Drop | Twin]:
     """Each member in turn as what becomes of it; nothing is made before it is asked for.
 
@@ -210,7 +214,9 @@ def _word(what: str, text: str) -> str:
         head, _, inner = text.partition("(") if called else (text[:30], "", "")
         parts = inner[:-1].split(", ")
         shown = [a for a in parts if re.fullmatch(r"\d[\w.]*", a)]
-        shown += [v for a in parts for k, _, v in [a.partition(" = ")] if re.fullmatch(r"\w+", v) and not k.startswith("init")]
+        shown += [
+            v for a in parts for k, _, v in [a.partition(" = ")] if re.fullmatch(r"\w+", v) and not k.startswith("init")
+        ]
         text = "_".join([head or "block", *shown])
     elif what not in ("modify", "layers", "tokens"):
         text = what + text

@@ -57,7 +57,9 @@ def _clauses(slots: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(slots[s] for s in order if s in slots)
 
 
-def _whole(definition: S.MethodDef, rows: Sequence[Draft], changed: str, slots: Mapping[str, Any], names: Names) -> tuple[Any, ...]:
+def _whole(
+    definition: S.MethodDef, rows: Sequence[Draft], changed: str, slots: Mapping[str, Any], names: Names
+) -> tuple[Any, ...]:
     """The clauses of the method with the slots of one row replaced: its requirements, rows and trained copies."""
     method = elaborate(definition, names)
     alone = len(rows) == 1 and rows[0].gate is None
@@ -84,7 +86,9 @@ def vary(
 ) -> S.MethodDef:
     """The space of a method in which some columns of a row hold the given alternatives (as texts)."""
     if not any(slots.values()):
-        raise error("E0803", "nothing is varied", help="give alternatives for a column, such as --insert parallel,sequential")
+        raise error(
+            "E0803", "nothing is varied", help="give alternatives for a column, such as --insert parallel,sequential"
+        )
     rows = _rows(definition, names)
     draft = _one_row(definition, names, row)
     new = dict(draft.slots)
@@ -101,11 +105,19 @@ def cross(
     """The space whose members take each column from either parent. Parameters of one name that differ are renamed."""
     one, other = _one_row(a, names, row_a), _one_row(b, names, row_b)
     mine = {p.name: p for p in a.params}
-    renamed = {p.name: f"{b.name}_{p.name}" for p in b.params if p.name in mine and (mine[p.name].type, mine[p.name].default) != (p.type, p.default)}
+    renamed = {
+        p.name: f"{b.name}_{p.name}"
+        for p in b.params
+        if p.name in mine and (mine[p.name].type, mine[p.name].default) != (p.type, p.default)
+    }
     mapping: dict[str, Any] = {old: S.Name(new) for old, new in renamed.items()}
     params = dict(mine)
     for p in b.params:
-        q = replace(p, name=renamed.get(p.name, p.name), default=substitute(p.default, mapping) if p.default is not None else None)
+        q = replace(
+            p,
+            name=renamed.get(p.name, p.name),
+            default=substitute(p.default, mapping) if p.default is not None else None,
+        )
         params.setdefault(q.name, q)
     slots: dict[str, Any] = {}
     for slot in (*COLUMNS, "layers"):

@@ -96,7 +96,11 @@ def without_biases(found: Meaning) -> Meaning:
     def atom(a: Atom) -> Atom:
         if a.kind in ("read", "tensor"):
             return a
-        return Atom.of(a.kind, a.sizes, *(strip(p) if isinstance(p, Term) else atom(p) if isinstance(p, Atom) else p for p in a.parts))
+        return Atom.of(
+            a.kind,
+            a.sizes,
+            *(strip(p) if isinstance(p, Term) else atom(p) if isinstance(p, Atom) else p for p in a.parts),
+        )
 
     def site(s: SiteMeaning) -> SiteMeaning:
         out = strip(s.out)
@@ -111,5 +115,3 @@ def _is_bias(a: Atom, found: Meaning) -> bool:
         return False
     t = found.tensors[a.parts[0]]
     return t.start.startswith("zeros") and not t.frozen
-
-

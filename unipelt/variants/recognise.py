@@ -91,7 +91,11 @@ def _alone(method: Method, row: Row) -> Method:
 
 def _inputs(method: Method, row: Row) -> tuple[tuple[str, str], ...]:
     """The arguments that a bound row adds to the forward pass."""
-    return meaning(_alone(method, row)).inputs if any(isinstance(s, S.Input) for s in (*row.form, *row.compose, *(row.gate or ()))) else ()
+    return (
+        meaning(_alone(method, row)).inputs
+        if any(isinstance(s, S.Input) for s in (*row.form, *row.compose, *(row.gate or ())))
+        else ()
+    )
 
 
 def _around(mine: Row, theirs: Row) -> tuple[str, ...]:
@@ -120,7 +124,9 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
             solution = _everywhere(p, lines)
             if solution is None or (own and p.biases):  # the latter is the same as without stripping
                 continue
-            if _inputs(whole, whole.rows[0]) != _inputs(*_bound_row(p.method, p.row, tuple(sorted(solution.arguments.items())))):
+            if _inputs(whole, whole.rows[0]) != _inputs(
+                *_bound_row(p.method, p.row, tuple(sorted(solution.arguments.items())))
+            ):
                 continue  # it is called otherwise
             biases = "" if bool(own) == bool(p.biases) else "with" if own else "without"
             match = _match(p, solution, tuple(s for s, _ in lines), biases, whole.rows[0])
@@ -132,7 +138,9 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
     mine = _starts(_alone(whole, whole.rows[0]))
     finished = []
     for rank, p, solution, match in out:
-        match = replace(match, starts=not (mine & _starts_of(p.method, p.row, tuple(sorted(solution.arguments.items())))))
+        match = replace(
+            match, starts=not (mine & _starts_of(p.method, p.row, tuple(sorted(solution.arguments.items()))))
+        )
         _, theirs = _bound_row(p.method, p.row, tuple(sorted(solution.arguments.items())))
         around = sum(map(bool, (theirs.layers, theirs.tokens, theirs.gate)))  # the plainer one is nearer
         finished.append(((*rank, match.starts, around, len(p.params), p.method), match))
@@ -164,7 +172,8 @@ def _match(p: Pattern, solution: Solution, sites: tuple[str, ...], biases: str, 
 def _starts(method: Method) -> frozenset[Any]:
     """At each site which tensor starts how, told by the part it plays."""
     return frozenset(
-        (*(x.text for x in c.sites), *((x.text, x.start) for x in c.tensors)) for _, c in lines_of(meaning(method), True)
+        (*(x.text for x in c.sites), *((x.text, x.start) for x in c.tensors))
+        for _, c in lines_of(meaning(method), True)
     )
 
 
@@ -202,7 +211,9 @@ def _single(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> Match | 
 def _trained(method: Method | None) -> tuple[str, ...]:
     """The copies that a method trains, each as text."""
     found = meaning(replace(method, rows=())).trains if method is not None else ()
-    return tuple(f"{p}{f' in layers {at}' if at else ''}{f' at a rate of {lr}' if lr != '1' else ''}" for p, at, lr in found)
+    return tuple(
+        f"{p}{f' in layers {at}' if at else ''}{f' at a rate of {lr}' if lr != '1' else ''}" for p, at, lr in found
+    )
 
 
 def _training(method: Method, other: Method | None) -> str:
@@ -220,7 +231,11 @@ def _sentence(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> str:
         if not found and row.layers is not None and row.layers.word != "all":
             what += f", in layers {to_text(bound(replace(method, rows=(row,))).rows[0].layers)}"
         parts.append(what + (f", gated by {row.columns.gate}" if not found and row.gate is not None else ""))
-    base = known(rows[0][1][0].name) if len(rows) == 1 and rows[0][1] and rows[0][1][0].name in library_names("method") else None
+    base = (
+        known(rows[0][1][0].name)
+        if len(rows) == 1 and rows[0][1] and rows[0][1][0].name in library_names("method")
+        else None
+    )
     training = _training(method, base)
     parts += [training] if training else []
     return f"this is {', '.join(parts)}" if rows and rows[0][1] else "; ".join(parts)
@@ -294,7 +309,9 @@ def _union(method: Method, rows: list[tuple[Row, list[Match]]]) -> _Union | None
     return min(found, key=lambda u: u.rank) if found else None
 
 
-def _paired(theirs: Sequence[tuple[Row, Sequence[Match]]], mine: list[tuple[Row, list[Match]]]) -> list[tuple[Row, Any, bool]]:
+def _paired(
+    theirs: Sequence[tuple[Row, Sequence[Match]]], mine: list[tuple[Row, list[Match]]]
+) -> list[tuple[Row, Any, bool]]:
     """Each known row with one of mine, and whether they are the same row at the same sites, starts included."""
     left = list(mine)
     out: list[list[Any]] = []

@@ -77,7 +77,11 @@ def solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> 
 
 def _evaluated(p: Size, known: Mapping[str, Size]) -> Size:
     """A polynomial whose opaque symbols, such as ``sqrt(r)``, are computed where what they read is known."""
-    values = {k: Value(NumberType(v, int(n) if n.denominator == 1 else float(n))) for k, v in known.items() if (n := v.number) is not None}
+    values = {
+        k: Value(NumberType(v, int(n) if n.denominator == 1 else float(n)))
+        for k, v in known.items()
+        if (n := v.number) is not None
+    }
     new: dict[str, Size] = {}
     for symbol in p.symbols:
         if "(" in symbol:
@@ -116,5 +120,3 @@ def fits(pattern: Canonical, mine: Canonical, params: Mapping[str, S.Param]) -> 
             return None
         pairs += list(zip(a.leaves, b.leaves))
     return solve(pairs, params)
-
-

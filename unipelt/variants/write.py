@@ -18,6 +18,7 @@ from ..language.names import Names
 from ..language.printer import to_text
 from .generate import Member
 
+
 def file_of(member: Member, names: Names) -> str:
     """The text of a member's file: with the definitions that it calls, or, where two of one name meet, with what they say."""
     needed = _needed(member.definition, names)

@@ -4,7 +4,18 @@ Each function puts the method on, with randomised tensors, asserts, and takes it
 afterwards exactly what it was (the fixture `bases` holds that after every cell).
 """
 
-from . import switching, keeping, counting, training, ways, positions, decoding  # noqa: I001  the order of the grid
+from . import switching, keeping, counting, training, ways, positions, decoding
 from .case import EFFECT, PROPERTIES, Case
 
-__all__ = ["EFFECT", "PROPERTIES", "Case", "counting", "decoding", "keeping", "positions", "switching", "training", "ways"]
+__all__ = [
+    "EFFECT",
+    "PROPERTIES",
+    "Case",
+    "counting",
+    "decoding",
+    "keeping",
+    "positions",
+    "switching",
+    "training",
+    "ways",
+]

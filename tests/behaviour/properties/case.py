@@ -127,7 +127,9 @@ class Case:
     def beside_longer(self, side: str) -> tuple[Inputs, Inputs]:
         """One example alone, and the same beside one whose every text is longer, its own padded at a side."""
         alone, longer = self.text(1, 5), self.text(1, 9, seed=8)
-        both = {n: torch.cat([pad(t, longer[n].shape[1], side) if t.dim() == 2 else t, longer[n]]) for n, t in alone.items()}
+        both = {
+            n: torch.cat([pad(t, longer[n].shape[1], side) if t.dim() == 2 else t, longer[n]]) for n, t in alone.items()
+        }
         for given in (alone, both):
             given |= {t.positions: (given[t.mask].cumsum(1) - 1).clamp(min=0) for t in self.tokens if t.positions}
         return alone, both
@@ -152,7 +154,9 @@ class Case:
 
     def base_holds(self, side: str) -> bool:
         """Whether the base, without any method, yields the same beside padding at a side."""
-        return self.bases.once((self.kind, "padding", side), lambda: _close(*self.padded(self.bare(torch.float64), side)))
+        return self.bases.once(
+            (self.kind, "padding", side), lambda: _close(*self.padded(self.bare(torch.float64), side))
+        )
 
     # ------------------------------------------------------------ decoding
 
@@ -194,7 +198,11 @@ class Case:
         """The inputs with what was generated behind them."""
         assert self.written is not None
         ids, mask = self.written.ids, self.written.mask
-        return {**inputs, ids: torch.cat([inputs[ids], new], 1), mask: torch.cat([inputs[mask], torch.ones_like(new)], 1)}
+        return {
+            **inputs,
+            ids: torch.cat([inputs[ids], new], 1),
+            mask: torch.cat([inputs[mask], torch.ones_like(new)], 1),
+        }
 
     def prompts(self) -> tuple[Inputs, Inputs, Inputs] | None:
         """A short source, a long one, and both as one batch: padded at the left if it is written on, else at the right.
@@ -209,7 +217,9 @@ class Case:
             for n in (self.written.ids, self.written.mask):
                 long[n] = long[n][:, : short[n].shape[1]]
         side = "left" if source is self.written else "right"
-        both = {n: torch.cat([pad(t, long[n].shape[1], side) if t.dim() == 2 else t, long[n]]) for n, t in short.items()}
+        both = {
+            n: torch.cat([pad(t, long[n].shape[1], side) if t.dim() == 2 else t, long[n]]) for n, t in short.items()
+        }
         return short, long, both
 
 

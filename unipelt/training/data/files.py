@@ -33,7 +33,9 @@ def read(path: str | Path, split: str = "train") -> Data:
     if str(path).startswith(PREFIX):
         return read_hub(str(path))
     if not str(path).strip():
-        raise error("E0601", "the path of the data is empty", help="name a file, a folder of splits, or `hub:user/name`")
+        raise error(
+            "E0601", "the path of the data is empty", help="name a file, a folder of splits, or `hub:user/name`"
+        )
     place = Path(path)
     if not isdir(place):
         return Data({split: read_file(place, split)})

@@ -76,12 +76,18 @@ def _json_array(text: str, path: Path) -> Rows:
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise PeltError(_broken(path, 1, "this is not a list of objects"))
     if "\\u" in text:
-        raise_all([_no_unicode(f"`{path}`, row {i}", row, path) for i, row in enumerate(rows, 1) if not is_unicode(row)])
+        raise_all(
+            [_no_unicode(f"`{path}`, row {i}", row, path) for i, row in enumerate(rows, 1) if not is_unicode(row)]
+        )
     return rows
 
 
 def _no_unicode(place: str, row: Any, path: Path) -> Diagnostic:
-    column = next((c for c, v in row.items() if is_unicode(c) and not is_unicode(v)), None) if isinstance(row, dict) else None
+    column = (
+        next((c for c, v in row.items() if is_unicode(c) and not is_unicode(v)), None)
+        if isinstance(row, dict)
+        else None
+    )
     what = f"`{column}` holds" if column is not None else "there is"
     return Diagnostic("E0649", f"{place}: {what} half of a character, which is no Unicode", Span(str(path)),
                       help="an escape such as `\\ud83d` needs the other half behind it: complete it, or take it out")  # fmt: skip
@@ -144,7 +150,9 @@ def _parquet_rows(path: Path) -> Rows:
         raise error("E0631", f"`{path}` cannot be read as Parquet: {reason}", Span(str(path)),
                     help="write the file again") from None  # fmt: skip
     if table is None:
-        raise error("E0609", f"`{path}` names the column {listed(twice)} twice", Span(str(path)), help="rename one of them")
+        raise error(
+            "E0609", f"`{path}` names the column {listed(twice)} twice", Span(str(path)), help="rename one of them"
+        )
     try:
         rows = table.to_pylist()
     except UnicodeDecodeError:
@@ -177,7 +185,11 @@ def class_names(features: Any) -> dict[str, list[str]]:
     for column, feature in features.items() if isinstance(features, Mapping) else ():
         while isinstance(feature, Mapping) and feature.get("_type") in ("Sequence", "List", "LargeList"):
             feature = feature.get("feature")
-        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list):
+        if (
+            isinstance(feature, Mapping)
+            and feature.get("_type") == "ClassLabel"
+            and isinstance(feature.get("names"), list)
+        ):
             found[column] = [str(n) for n in feature["names"]]
     return found
 

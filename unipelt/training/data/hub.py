@@ -23,7 +23,11 @@ def read_hub(path: str) -> Data:
     wanted = path.removeprefix(PREFIX)
     name, colon, configuration = wanted.partition(":")
     if not is_data_set(name) or (colon and not configuration.strip()):
-        raise error("E0632", f"`{path}` is no name of a data set on the hub", help="write `hub:user/name`, or `hub:user/name:configuration`")
+        raise error(
+            "E0632",
+            f"`{path}` is no name of a data set on the hub",
+            help="write `hub:user/name`, or `hub:user/name:configuration`",
+        )
     if exists(name):
         raise error("E0632", f"`{name}` lies here, too, and would be read instead of the data set of that name on the hub",
                     help=f"write `{name}` to read what lies here, or work in another folder")  # fmt: skip
@@ -68,4 +72,3 @@ def _splits(loaded: Any, wanted: str) -> tuple[dict[str, Split], tuple[str, ...]
         raise error("E0608", f"the data set `{wanted}` has no split called train, validation or test; it has {have}",
                     help="name another data set, or save its rows as files")  # fmt: skip
     return splits, tuple(notes)
-

@@ -55,7 +55,9 @@ def alike(labels: Sequence[str]) -> list[str]:
     if not twice:
         return []
     more = f", and {len(twice) - 3} more groups" if len(twice) > 3 else ""
-    return [f"labels that are the same but for blanks, case or the spelling of a number are different classes: {'; '.join(twice[:3])}{more}"]
+    return [
+        f"labels that are the same but for blanks, case or the spelling of a number are different classes: {'; '.join(twice[:3])}{more}"
+    ]
 
 
 def label_titles(split: Split, column: str, labels: Sequence[str]) -> list[str]:

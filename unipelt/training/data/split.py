@@ -59,7 +59,6 @@ class Data:
         return name in self.splits
 
 
-
 def raise_all(problems: Sequence[Diagnostic]) -> None:
     """Raise what was found; after the first few, only how many more there are."""
     if problems:

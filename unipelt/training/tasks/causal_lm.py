@@ -50,9 +50,15 @@ class CausalLM(LanguageTask):
         else:
             columns = prompt_columns(split, options.text, options.label, options.pattern, cls.kind)
         answered = bool(talks or columns.label)
-        for name, given in (("loss", options.loss == "completion"), ("generate", options.generate), ("chat", options.chat)):
+        for name, given in (
+            ("loss", options.loss == "completion"),
+            ("generate", options.generate),
+            ("chat", options.chat),
+        ):
             if given and not answered:
-                raise error("E0603", f"`--{name}` needs answers, and there is no column of them", help="name it with `--label`")
+                raise error(
+                    "E0603", f"`--{name}` needs answers, and there is no column of them", help="name it with `--label`"
+                )
         return cls(
             columns.texts, columns.label, options.length(cls.length), options.padding, options.pattern,
             options.max_target_length or cls.max_target_length, bool(options.generate), options.answer_after,
@@ -154,7 +160,9 @@ class CausalLM(LanguageTask):
 
     # ------------------------------------------------------------ scores
 
-    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
+    ) -> list[Output]:
         target = batch.pop("labels")
         logits = model(**batch).logits
         return self.text_outputs(model, logits[:, :-1], target[:, 1:], encoded, chosen)

@@ -32,7 +32,11 @@ def conversations_of(split: Split, column: str) -> list[Talk]:
                 return f"holds {kind_of_value(message)} among its messages"
             if not all(isinstance(message.get(k), str) for k in ("role", "content")):
                 return "has a message without the texts `role` and `content`"
-        return "" if value[-1]["role"] == ASSISTANT else f"ends with the role `{value[-1]['role']}`, not with `{ASSISTANT}`"
+        return (
+            ""
+            if value[-1]["role"] == ASSISTANT
+            else f"ends with the role `{value[-1]['role']}`, not with `{ASSISTANT}`"
+        )
 
     remedy = 'write `[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]`'
     return reading.values_of(split, column, wrong, remedy)

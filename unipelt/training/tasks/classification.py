@@ -52,7 +52,9 @@ class SequenceClassification(Task):
         if pattern is not None:
             pattern.check(split)
         texts = pattern.columns if pattern else options.text
-        columns = reading.classification_columns(split, texts, None if several else options.label, several, pattern is not None)
+        columns = reading.classification_columns(
+            split, texts, None if several else options.label, several, pattern is not None
+        )
         label = str(options.label) if several else columns.label
         assert label is not None
         answers = answers_for(split, label, options.problem_type)
@@ -138,7 +140,9 @@ class SequenceClassification(Task):
 
     # ------------------------------------------------------------ scores and predictions
 
-    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
+    ) -> list[Output]:
         """The scores of the classes, or the number."""
         batch.pop("labels", None)
         return list(model(**batch).logits.float().cpu())
@@ -151,10 +155,15 @@ class SequenceClassification(Task):
             return multi_label_metrics(scores, torch.tensor(encoded.references))
         return classification_metrics(scores, torch.tensor(encoded.references))
 
-    def predict(self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
+    def predict(
+        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
+    ) -> list[dict[str, Any]]:
         encoded = self.encode_inputs(inputs, tokenizer)
         found = outputs_of(model, self, encoded, Collator(tokenizer, self), how.batch_size, how.tick)
-        return [{"text": text[0] if len(text) == 1 else list(text), **self.answer(found[i])} for i, text in enumerate(inputs)]
+        return [
+            {"text": text[0] if len(text) == 1 else list(text), **self.answer(found[i])}
+            for i, text in enumerate(inputs)
+        ]
 
     def answer(self, scores: torch.Tensor) -> dict[str, Any]:
         """What is said of one text, from its scores."""
@@ -165,7 +174,11 @@ class SequenceClassification(Task):
             return {"labels": [t for t, s in zip(self.titles, scores) if s > 0], "probabilities": self._shares(share)}
         share = scores.softmax(-1)
         best = int(share.argmax())
-        return {"label": self.titles[best], "probability": round(share[best].item(), 6), "probabilities": self._shares(share)}
+        return {
+            "label": self.titles[best],
+            "probability": round(share[best].item(), 6),
+            "probabilities": self._shares(share),
+        }
 
     def _shares(self, share: torch.Tensor) -> dict[str, float]:
         return {t: round(p.item(), 6) for t, p in zip(self.titles, share)}

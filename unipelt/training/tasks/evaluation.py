@@ -65,7 +65,9 @@ def evaluate(model: Any, task: Task, encoded: Encoded, collator: Collator, size:
     return score(task, encoded, gather(found) if gather else found, collator.tokenizer)
 
 
-def predict(model: Any, task: Task, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
+def predict(
+    model: Any, task: Task, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
+) -> list[dict[str, Any]]:
     """A record for each input; each input is a sequence with a value for each of the task's input columns."""
     if not inputs:
         return []

@@ -53,7 +53,9 @@ def decoded(answer: Sequence[int], tokenizer: Any) -> str:
     return tokenizer.decode(list(answer), skip_special_tokens=True).strip()
 
 
-def text_metrics(answers: Sequence[str], references: Sequence[Sequence[str]], answer_after: str | None = None) -> dict[str, float]:
+def text_metrics(
+    answers: Sequence[str], references: Sequence[Sequence[str]], answer_after: str | None = None
+) -> dict[str, float]:
     """BLEU and chrF (sacrebleu, 0 to 100), ROUGE F1 (the best over the references, 0 to 1), and the share of exact matches.
 
     Each answer is compared with one reference or several. With ``answer_after`` exact match looks behind that mark's last
@@ -68,7 +70,9 @@ def text_metrics(answers: Sequence[str], references: Sequence[Sequence[str]], an
     kinds = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(kinds, use_stemmer=True)
     rouge = [scorer.score_multi(list(wanted), answer) for answer, wanted in zip(answers, references)]
-    matches = [_final(a, answer_after) in {_final(w, answer_after) for w in wanted} for a, wanted in zip(answers, references)]
+    matches = [
+        _final(a, answer_after) in {_final(w, answer_after) for w in wanted} for a, wanted in zip(answers, references)
+    ]
     return {
         "bleu": float(sacrebleu.corpus_bleu(list(answers), streams).score),
         "chrf": float(sacrebleu.corpus_chrf(list(answers), streams).score),

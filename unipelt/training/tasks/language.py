@@ -80,7 +80,9 @@ class LanguageTask(Task):
         asked = [i for i in chosen if encoded.aside[i].leader == i] if self.generate else []
         prompts = [encoded.aside[i].ids for i in asked]
         answers = dict(zip(asked, generate(model, prompts, self.max_target_length, self.answers_only)))
-        return [(x, n, answers.get(i)) for x, n, i in zip(losses.tolist(), (target != IGNORED).sum(-1).tolist(), chosen)]
+        return [
+            (x, n, answers.get(i)) for x, n, i in zip(losses.tolist(), (target != IGNORED).sum(-1).tolist(), chosen)
+        ]
 
     def score(self, encoded: Encoded, outputs: Sequence[Output], tokenizer: Any) -> dict[str, float]:
         count = sum(n for _, n, _ in outputs)
@@ -92,7 +94,9 @@ class LanguageTask(Task):
             found |= text_metrics(answers, list(wanted.values()), self.answer_after)
         return found
 
-    def predict(self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
+    def predict(
+        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
+    ) -> list[dict[str, Any]]:
         prompts = [self.prompt_ids(given, tokenizer) for given in inputs]
         length = how.max_new_tokens or self.max_target_length
         found = generate(model, prompts, length, self.answers_only, how.batch_size, how.tick)
@@ -100,12 +104,16 @@ class LanguageTask(Task):
         return [{"text": t, "completion": decoded(a, tokenizer)} for t, a in zip(texts, found)]
 
 
-def prompt_columns(split: Split, text: Sequence[str] | None, label: str | None, pattern: str | None, kind: str) -> reading.Columns:
+def prompt_columns(
+    split: Split, text: Sequence[str] | None, label: str | None, pattern: str | None, kind: str
+) -> reading.Columns:
     """The columns of prompts and answers, by convention or by name, or those of a pattern; the answer may be missing."""
     if pattern is None:
         return reading.language_columns(split, text, label)
     if text:
-        raise error("E0620", "`--pattern` names the columns that are read, so `--text` is one too many", help="give one of them")
+        raise error(
+            "E0620", "`--pattern` names the columns that are read, so `--text` is one too many", help="give one of them"
+        )
     found = plain(pattern, kind)
     found.check(split)
     if label is None:

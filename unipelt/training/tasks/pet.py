@@ -61,12 +61,24 @@ class PET(SequenceClassification):
         if options.pattern is None:
             raise error("E0640", "a pattern is missing", help='give one, as in `--pattern "{text} It was {mask}."`')
         if options.text:
-            raise error("E0620", "`--pattern` names the columns that are read, so `--text` is one too many", help="give one of them")
+            raise error(
+                "E0620",
+                "`--pattern` names the columns that are read, so `--text` is one too many",
+                help="give one of them",
+            )
         pattern = template.parse(options.pattern)
         if not pattern.masks:
-            raise error("E0640", f"the pattern `{options.pattern}` has no `{{mask}}`, where the label's word is wanted", help="write one")
+            raise error(
+                "E0640",
+                f"the pattern `{options.pattern}` has no `{{mask}}`, where the label's word is wanted",
+                help="write one",
+            )
         pattern.check(split)
-        label = reading.named(split, options.label, "label") if options.label else reading.first(split, reading.LABELS, "label")
+        label = (
+            reading.named(split, options.label, "label")
+            if options.label
+            else reading.first(split, reading.LABELS, "label")
+        )
         labels, titles = Answers(label, "single_label").labels(split)
         words = words_for(options.words, labels, titles)
         return cls(pattern.columns, label, options.length(cls.length), options.padding, labels, titles, "single_label",
@@ -86,12 +98,20 @@ class PET(SequenceClassification):
         from transformers import AutoModelForMaskedLM
 
         whole = not getattr(base, "is_encoder_decoder", False)
-        return "AutoModelForMaskedLM" if whole and type(base) in AutoModelForMaskedLM._model_mapping else "AutoModelForCausalLM"
+        return (
+            "AutoModelForMaskedLM"
+            if whole and type(base) in AutoModelForMaskedLM._model_mapping
+            else "AutoModelForCausalLM"
+        )
 
     def fit(self, base: Any, tokenizer: Any) -> PET:
         masked = self.auto_for(base) == "AutoModelForMaskedLM"
         if masked and tokenizer.mask_token_id is None:
-            raise error("E0642", "the tokenizer has no mask token", help="use a causal model, or a masked one with its own tokenizer")
+            raise error(
+                "E0642",
+                "the tokenizer has no mask token",
+                help="use a causal model, or a masked one with its own tokenizer",
+            )
         pattern = self.template
         hidden = [c for c in pattern.columns if c not in pattern.before_mask().columns]
         hidden += [f"prompt:{p.rows}" for p in pattern.after_mask().parts if p.rows]
@@ -136,7 +156,11 @@ class PET(SequenceClassification):
         if any(self._holds_mask(texts, tokenizer) for texts in inputs):
             raise PeltError(_masked_text("", tokenizer))
         if not all(0 <= i < len(tokenizer) for words in self.tokens for ids in words for i in ids):
-            raise error("E0615", "the task's record is damaged: its words have tokens that the tokenizer has not", help="train again")
+            raise error(
+                "E0615",
+                "the task's record is damaged: its words have tokens that the tokenizer has not",
+                help="train again",
+            )
         pattern = self.template if self.masked else self.template.before_mask()
         if self.masked:
             front, back = template.borders(tokenizer)
@@ -147,7 +171,9 @@ class PET(SequenceClassification):
         found = [template.encode(pattern, values, tokenizer, room, front, back) for values in inputs]
         examples = [e.example(marked) for e in found]
         for example in examples:
-            example["place"] = example["input_ids"].index(tokenizer.mask_token_id) if self.masked else len(example["input_ids"]) - 1
+            example["place"] = (
+                example["input_ids"].index(tokenizer.mask_token_id) if self.masked else len(example["input_ids"]) - 1
+            )
         return Encoded(examples, sum(e.cut for e in found))
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -207,7 +233,9 @@ class PET(SequenceClassification):
 
         return loss
 
-    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
+    ) -> list[Output]:
         labels = batch.pop("labels")
         return list(self.scores(model(**batch).logits, labels).cpu())
 
@@ -256,7 +284,11 @@ def _from_text(given: str) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]
     items = [i.strip() for i in given.split(",")]
     named = [i for i in items if "=" in i]
     if named and len(named) < len(items):
-        raise error("E0643", f"`--words {given}` names a label for some words only", help="write `label=word` for all, or for none")
+        raise error(
+            "E0643",
+            f"`--words {given}` names a label for some words only",
+            help="write `label=word` for all, or for none",
+        )
     pairs = [tuple(i.split("=", 1)) if named else ("", i) for i in items]
     words = [tuple(w.strip() for w in p[1].split("|")) for p in pairs]
     if any(not w for group in words for w in group):
@@ -274,16 +306,25 @@ def _from_file(path: Path) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]
     def words(v: Any) -> tuple[str, ...]:
         group = [v] if isinstance(v, str) else v
         if not isinstance(group, list) or not group or not all(isinstance(w, str) and w.strip() for w in group):
-            raise error("E0643", f"`{path}` holds something other than words", span, help='write `{"label": ["word", …]}`')
+            raise error(
+                "E0643", f"`{path}` holds something other than words", span, help='write `{"label": ["word", …]}`'
+            )
         return tuple(group)
 
     if not reading.is_unicode(value):
-        raise error("E0649", f"`{path}` holds half of a character, which is no Unicode", span, help="complete it, or take it out")
+        raise error(
+            "E0649",
+            f"`{path}` holds half of a character, which is no Unicode",
+            span,
+            help="complete it, or take it out",
+        )
     if isinstance(value, dict):
         return {k: words(v) for k, v in value.items()}
     if isinstance(value, list):
         return [words(v) for v in value]
-    raise error("E0643", f"`{path}` holds neither an object nor a list of words", span, help='write `{"label": ["word", …]}`')
+    raise error(
+        "E0643", f"`{path}` holds neither an object nor a list of words", span, help='write `{"label": ["word", …]}`'
+    )
 
 
 def word_ids(word: str, pattern: Template, tokenizer: Any) -> list[int]:
@@ -304,11 +345,17 @@ def _check_words(words: Words, tokens: Tokens, masked: bool, tokenizer: Any) -> 
     for group, ids in ((w, i) for ws, ts in zip(words, tokens) for w, i in zip(ws, ts)):
         pieces = ", ".join(f"`{p}`" for p in tokenizer.convert_ids_to_tokens(list(ids)))
         if not ids or tokenizer.unk_token_id in ids and tokenizer.unk_token_id != tokenizer.eos_token_id:
-            problems.append(Diagnostic("E0644", f"the word `{group}` is not in the model's vocabulary", help="choose another"))
+            problems.append(
+                Diagnostic("E0644", f"the word `{group}` is not in the model's vocabulary", help="choose another")
+            )
         elif masked and len(ids) > 1:
             problems.append(Diagnostic("E0644", f"the word `{group}` is {len(ids)} tokens ({pieces}), and a masked model fills one",
                                        help="choose a word of one token"))  # fmt: skip
         elif ids in seen:
-            problems.append(Diagnostic("E0644", f"the words `{seen[ids]}` and `{group}` are the same to the model", help="choose another"))
+            problems.append(
+                Diagnostic(
+                    "E0644", f"the words `{seen[ids]}` and `{group}` are the same to the model", help="choose another"
+                )
+            )
         seen.setdefault(ids, group)
     reading.raise_all(problems)

@@ -64,7 +64,11 @@ class QuestionAnswering(Task):
             question, context = (reading.named(split, t, "text") for t in options.text)
         else:
             question, context = reading.first(split, ("question",), "text"), reading.first(split, CONTEXTS, "text")
-        label = reading.named(split, options.label, "label") if options.label else reading.first(split, ("answers",), "label")
+        label = (
+            reading.named(split, options.label, "label")
+            if options.label
+            else reading.first(split, ("answers",), "label")
+        )
         length = options.length(cls.length)
         stride = min(cls.stride, length // 4) if options.stride is None else options.stride
         if stride > length // 2:
@@ -142,7 +146,9 @@ class QuestionAnswering(Task):
 
     # ------------------------------------------------------------ scores and predictions
 
-    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
+    ) -> list[Output]:
         """For each window the best spans, as (score, first character, one behind the last), the score of "no answer", and the
         loss of the right span where it is known."""
         ends = [batch.pop(name) for name in ENDS if name in batch]
@@ -188,7 +194,9 @@ class QuestionAnswering(Task):
             out.append((text, {"characters": place, "probability": round(scores.softmax(-1)[top].item(), 6)}))
         return out
 
-    def predict(self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
+    def predict(
+        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
+    ) -> list[dict[str, Any]]:
         encoded = self.encode_inputs(inputs, tokenizer)
         found = outputs_of(model, self, encoded, Collator(tokenizer, self), how.batch_size, how.tick)
         answers = self._answers(encoded, [found[i] for i in range(len(encoded))])
@@ -208,7 +216,9 @@ def place_of(characters: Sequence[tuple[int, int] | None], answer: tuple[str, in
     return inside[0], inside[-1]
 
 
-def best_spans(start: torch.Tensor, end: torch.Tensor, characters: Sequence[tuple[int, int] | None]) -> list[tuple[float, int, int]]:
+def best_spans(
+    start: torch.Tensor, end: torch.Tensor, characters: Sequence[tuple[int, int] | None]
+) -> list[tuple[float, int, int]]:
     """The spans with the largest sum of scores, at most `LONGEST` tokens long, among the `BEST` starts and ends of the context.
 
     ``start`` and ``end`` [tokens]; each span is its score, its first character and the one behind its last.
@@ -229,7 +239,9 @@ def best_spans(start: torch.Tensor, end: torch.Tensor, characters: Sequence[tupl
 
 def _short_enough(questions: list[str], tokenizer: Any, limit: int) -> tuple[list[str], int]:
     """Questions of at most ``limit`` tokens, so that a window has room for some context; and how many were cut."""
-    offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    offsets = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
     short = [q[: o[limit - 1][1]] if len(o) > limit else q for q, o in zip(questions, offsets)]
     return short, sum(len(o) > limit for o in offsets)
 

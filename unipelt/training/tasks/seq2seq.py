@@ -65,7 +65,9 @@ class Seq2Seq(LanguageTask):
 
     # ------------------------------------------------------------ scores
 
-    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
+    ) -> list[Output]:
         target = batch["labels"]  # from which the model makes the decoder's inputs
         return self.text_outputs(model, model(**batch).logits, target, encoded, chosen)
 

@@ -28,7 +28,11 @@ LossFunction = Callable[..., "torch.Tensor"]
 Own = TypeVar("Own", bound="Task")
 #: The least that a task's numbers may be, and what its choices are.
 LEAST = {"max_length": 2, "max_target_length": 1, "stride": 1}
-CHOICES = {"padding": ("longest", "max_length"), "loss": ("completion", "all"), "problem": ("single_label", "multi_label", "regression")}
+CHOICES = {
+    "padding": ("longest", "max_length"),
+    "loss": ("completion", "all"),
+    "problem": ("single_label", "multi_label", "regression"),
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ class Task:
 
     def classes(self, split: Split) -> list[str]:
         """The class of each row, for samples with a number of rows of each."""
-        raise error("E0620", f"`--shots` counts examples of each class, and {self.kind} has none", help="use `--train-size`")
+        raise error(
+            "E0620", f"`--shots` counts examples of each class, and {self.kind} has none", help="use `--train-size`"
+        )
 
     # ------------------------------------------------------------ as plain data
 
@@ -115,7 +121,9 @@ class Task:
         except ValidationError as e:
             wrong = e.errors(include_url=False)[0]
             place = ".".join(map(str, wrong["loc"]))
-            raise error("E0615", f"the task's record is damaged: `{place}`: {wrong['msg'].lower()}", help="train again") from None
+            raise error(
+                "E0615", f"the task's record is damaged: `{place}`: {wrong['msg'].lower()}", help="train again"
+            ) from None
         wrong_value = found.damage()
         if wrong_value is not None:
             raise error("E0615", f"the task's record is damaged: {wrong_value}", help="train again")
@@ -232,7 +240,9 @@ class Task:
 
     # ------------------------------------------------------------ scores and predictions
 
-    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
+    ) -> list[Output]:
         """One output for each of the ``chosen`` examples, which ``batch`` holds. The model is in evaluation mode."""
         raise NotImplementedError
 
@@ -240,7 +250,9 @@ class Task:
         """Metrics from one output for each example, in their order: each is counted once."""
         raise NotImplementedError
 
-    def predict(self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
+    def predict(
+        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
+    ) -> list[dict[str, Any]]:
         """A record for each input, of plain values."""
         raise NotImplementedError
 

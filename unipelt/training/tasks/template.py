@@ -1,6 +1,6 @@
 """Templates of inputs: columns in braces, `{mask}` where a word is wanted, `{prompt:3}` for three pseudo-tokens (P-tuning).
 
-    "{text} Question type: {mask}."        "{prompt:3} {text} {prompt:3} {mask}"        "summarize: {article}"
+"{text} Question type: {mask}."        "{prompt:3} {text} {prompt:3} {mask}"        "summarize: {article}"
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def parse(pattern: str) -> Template:
                             help="write `{prompt:3}`")  # fmt: skip
             parts.append(Part(PROMPT, rows=count))
         elif not name:
-            raise error("E0640", f"the pattern `{pattern}` has braces with no name in them", help="write a column's, as in `{text}`")
+            raise error(
+                "E0640",
+                f"the pattern `{pattern}` has braces with no name in them",
+                help="write a column's, as in `{text}`",
+            )
         elif spec or conversion:
             given = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
             raise error("E0640", f"`{given}` gives a number or a format to `{name}`, and only `prompt` takes a number",
@@ -96,7 +100,9 @@ def parse(pattern: str) -> Template:
     if not found.columns:
         raise error("E0640", f"the pattern `{pattern}` reads no column", help="write one in braces, as in `{text}`")
     if found.masks > 1:
-        raise error("E0640", f"the pattern `{pattern}` has {found.masks} masks, and one word is wanted", help="leave one")
+        raise error(
+            "E0640", f"the pattern `{pattern}` has {found.masks} masks, and one word is wanted", help="leave one"
+        )
     return found
 
 
@@ -143,7 +149,11 @@ def encode(
         longest = max(filled, key=lambda c: len(filled[c]))
         shorter = _shortened(filled[longest], over, tokenizer)
         if not shorter or len(shorter) >= len(filled[longest]):
-            raise error("E0641", f"the pattern without its texts is longer than {room} tokens", help="give a larger `--max-length`")
+            raise error(
+                "E0641",
+                f"the pattern without its texts is longer than {room} tokens",
+                help="give a larger `--max-length`",
+            )
         filled[longest], cut = shorter, True
 
 
@@ -157,7 +167,9 @@ def _tokens(template: Template, filled: Mapping[str, str], tokenizer: Any) -> tu
     text = ""
     for part in (*template.parts, None):
         if part is not None and part.kind != PROMPT:
-            text += tokenizer.mask_token if part.kind == MASK else filled[part.text] if part.kind == "column" else part.text
+            text += (
+                tokenizer.mask_token if part.kind == MASK else filled[part.text] if part.kind == "column" else part.text
+            )
             continue
         found = segment(text, tokenizer, first=not ids)
         ids, marks = ids + found, marks + [0] * len(found)

@@ -43,7 +43,9 @@ class TokenClassification(Task):
     @classmethod
     def find(cls, split: Split, options: TaskOptions, base: Any) -> TokenClassification:
         if options.text and len(options.text) > 1:
-            raise error("E0603", f"token classification reads one column of words, not {len(options.text)}", help="name one")
+            raise error(
+                "E0603", f"token classification reads one column of words, not {len(options.text)}", help="name one"
+            )
         text = reading.named(split, options.text[0], "text") if options.text else reading.first(split, TOKENS, "text")
         label = reading.named(split, options.label, "label") if options.label else reading.first(split, TAGS, "label")
         found = {tag for tags in tags_of(split, text, label) for tag in tags}
@@ -119,7 +121,9 @@ class TokenClassification(Task):
 
     # ------------------------------------------------------------ scores and predictions
 
-    def outputs(self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
+    def outputs(
+        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
+    ) -> list[Output]:
         """For each word that has a token the word's position, its best label and that one's log-probability, and the
         log-probability of the right label where it is known."""
         wanted = batch.pop("labels", None)
@@ -150,14 +154,20 @@ class TokenClassification(Task):
             tags[word] = self.labels[best]
         return tags
 
-    def predict(self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting) -> list[dict[str, Any]]:
+    def predict(
+        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
+    ) -> list[dict[str, Any]]:
         encoded = self.encode_inputs(inputs, tokenizer)
         found = outputs_of(model, self, encoded, Collator(tokenizer, self), how.batch_size, how.tick)
         answers = []
         for i, (given,) in enumerate(inputs):
             words = split_words(given)
             tags = self._tags(found[i], len(words))
-            answer: dict[str, Any] = {"text": given if isinstance(given, str) else " ".join(given), "words": words, "labels": tags}
+            answer: dict[str, Any] = {
+                "text": given if isinstance(given, str) else " ".join(given),
+                "words": words,
+                "labels": tags,
+            }
             if self.entities:
                 answer["entities"] = entities_in(given, words, tags)
             answers.append(answer)
@@ -190,7 +200,9 @@ def entities_in(given: str | Sequence[str], words: Sequence[str], tags: Sequence
     for kind, first, last in get_entities(list(tags)):
         start, end = (spans[first][0], spans[last][1]) if spans else (None, None)
         text = given[start:end] if isinstance(given, str) else " ".join(words[first : last + 1])
-        out.append({"type": kind, "text": text, "words": [first, last + 1], **({"characters": [start, end]} if spans else {})})
+        out.append(
+            {"type": kind, "text": text, "words": [first, last + 1], **({"characters": [start, end]} if spans else {})}
+        )
     return out
 
 
@@ -206,7 +218,9 @@ def words_of(split: Split, column: str) -> list[list[str]]:
         if not isinstance(value, list):
             return f"is {kind_of_value(value)}, not a list of words"
         bad = next((v for v in value if not isinstance(v, str)), "")
-        return ("" if value else "has no words") if isinstance(bad, str) else f"holds {kind_of_value(bad)} among its words"
+        return (
+            ("" if value else "has no words") if isinstance(bad, str) else f"holds {kind_of_value(bad)} among its words"
+        )
 
     return reading.values_of(split, column, wrong, 'write lists of words, as in `["New", "York"]`')
 
