@@ -22,7 +22,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 tables: $(STAMP)
-	$(BIN)/python -m unipelt.language.tables
+	$(BIN)/python -m unipelt.language.syntax.tables
 
 # torch first and pinned: an unpinned one may bring gigabytes of GPU libraries
 $(STAMP): pyproject.toml $(CONSTRAINTS)

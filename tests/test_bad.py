@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from unipelt.language import source
-from unipelt.language.explain import pages
+from unipelt.language.report import source
+from unipelt.language.report.explain import pages
 from unipelt.language.loading import check
-from unipelt.language.render import render_all
+from unipelt.language.report.render import render_all
 
 FOLDER = Path(__file__).parent / "bad"
 PROGRAMS = sorted(FOLDER.glob("*.pelt"))

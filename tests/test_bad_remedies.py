@@ -18,10 +18,10 @@ import pytest
 from remedies_by_hand import BY_HAND
 from test_bad import FOLDER, PROGRAMS
 
-from unipelt.language.diagnostics import Diagnostic
-from unipelt.language.fixes import edited
+from unipelt.language.report.diagnostics import Diagnostic
+from unipelt.language.report.fixes import edited
 from unipelt.language.loading import check
-from unipelt.language.render import remedy
+from unipelt.language.report.render import remedy
 
 #: What a help says, and what may then stand in the place of the mistake: the first that helps is taken.
 RULES: list[tuple[str, Callable[[re.Match[str], str, Diagnostic], list[str]]]] = [

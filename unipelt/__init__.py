@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "load": "runtime.references", "parse": "language.loading", "check": "language.loading", "library": "language.loading",
-    "Method": "language.ir", "Diagnostic": "language.diagnostics", "PeltError": "language.diagnostics",
+    "Method": "language.ir", "Diagnostic": "language.report.diagnostics", "PeltError": "language.report.diagnostics",
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "using": "runtime.attach", "parameter_groups": "runtime.attach",
@@ -31,7 +31,7 @@ __all__ = sorted(_WHERE)
 if TYPE_CHECKING:
     from .compiler.plan import Plan
     from .compiler.planner import plan
-    from .language.diagnostics import Diagnostic, PeltError
+    from .language.report.diagnostics import Diagnostic, PeltError
     from .language.ir import Method
     from .language.loading import check, library, parse
     from .runtime.arguments import inputs

@@ -10,10 +10,10 @@ from typing import Any
 
 from .cli.picture import drawn, style
 from .compiler.plan import Plan
-from .language.document import COLUMNS, CODE, columns_met, rows_of
-from .language.formula import as_text
+from .language.write.document import COLUMNS, CODE, columns_met, rows_of
+from .language.write.formula import as_text
 from .language.ir import Method
-from .language.render import escape
+from .language.report.render import escape
 
 
 def method_html(method: Method) -> str:

@@ -15,8 +15,8 @@ import unipelt
 from unipelt.anatomy import find as finding
 from unipelt.anatomy.entries import blocks_of, reference, stacks_of
 from unipelt.anatomy.find import anatomies, find
-from unipelt.language.parser import parse as parse_file
-from unipelt.language.syntax import AnatomyDef
+from unipelt.language.syntax.parser import parse as parse_file
+from unipelt.language.syntax.nodes import AnatomyDef
 
 T5: dict[str, Any] = dict(vocab_size=VOCAB, d_model=WIDTH, d_kv=6, d_ff=48, num_layers=2, num_heads=4, pad_token_id=PAD)
 BART: dict[str, Any] = dict(vocab_size=VOCAB, d_model=WIDTH, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4,

@@ -11,7 +11,7 @@ from names import name as named
 from test_commands import call
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.files import leaves
 from unipelt.runtime.hub import MANIFEST, METHOD, WEIGHTS
 

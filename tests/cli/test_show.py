@@ -15,11 +15,11 @@ import unipelt
 from unipelt.cli import output
 from unipelt.cli import show as shown
 from unipelt.cli.picture import drawn, picture
-from unipelt.language.diagram import diagram
-from unipelt.language.document import markdown_table, rows_of
-from unipelt.language.formula import TEX, as_latex, as_text, write
+from unipelt.language.write.diagram import diagram
+from unipelt.language.write.document import markdown_table, rows_of
+from unipelt.language.write.formula import TEX, as_latex, as_text, write
 from unipelt.language.loading import library, load
-from unipelt.language.parser import parse_expression
+from unipelt.language.syntax.parser import parse_expression
 
 METHODS = [e.name for e in library() if e.kind == "method"]
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, WORDS, inputs, model, output, randomise
 
 import unipelt
-from unipelt.language.counts import counts, formula
+from unipelt.language.analyse.counts import counts, formula
 
 R = [4, 1, 6]
 assert len(R) == LAYERS

@@ -7,7 +7,7 @@ from names import name
 from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, WORDS, model
 
 import unipelt
-from unipelt.language.counts import counts, formula
+from unipelt.language.analyse.counts import counts, formula
 from unipelt.language.loading import library
 
 METHODS = [e.name for e in library() if e.kind == "method"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import unipelt
 from unipelt.compiler.evaluator import Context, constants, evaluate, run
 from unipelt.compiler.named import Named, matmul, transpose
-from unipelt.language.parser import parse_expression
+from unipelt.language.syntax.parser import parse_expression
 from unipelt.runtime.edits import Edit
 
 B, T, D = 3, 5, WIDTH // HEADS

@@ -10,14 +10,14 @@ import torch
 from unipelt.compiler.evaluator import Context, evaluate
 from unipelt.compiler.functions import FUNCTIONS
 from unipelt.compiler.named import Named
-from unipelt.language.infer import Inference
-from unipelt.language.parser import parse_expression
-from unipelt.language.initialisers import INITIALISERS
-from unipelt.language.primitives import DOMAINS, PRIMITIVES
+from unipelt.language.types.infer import Inference
+from unipelt.language.syntax.parser import parse_expression
+from unipelt.language.types.initialisers import INITIALISERS
+from unipelt.language.types.primitives import DOMAINS, PRIMITIVES
 from unipelt.language.sites import TensorType, axis_order
 from unipelt.language.sizes import Size
-from unipelt.language.syntax import Expr, Name, walk
-from unipelt.language.values import NumberType, Poison, Value
+from unipelt.language.syntax.nodes import Expr, Name, walk
+from unipelt.language.types.values import NumberType, Poison, Value
 
 LENGTHS = {"batch": 9, "token": 13, "head": 4, "group": 2, "expert": 6}
 SIZES = {"4 r": 28, "d_model": 5, "d_head": 3, "d_q": 12, "d_kv": 6, "d_ff": 10, "r": 7, "l": 11}
@@ -311,8 +311,8 @@ def test_random_expressions_have_the_type_that_is_inferred(seed: int) -> None:
 
 def test_initialisers_have_a_draw() -> None:
     from unipelt.compiler.initialise import draw, generator
-    from unipelt.language.syntax import Number, String
-    from unipelt.language.values import Distribution
+    from unipelt.language.syntax.nodes import Number, String
+    from unipelt.language.types.values import Distribution
 
     for name, spec in INITIALISERS.items():
         args = tuple(String("a") if spec.text else Number(0.5 + i) for i in range(spec.arity[0]))

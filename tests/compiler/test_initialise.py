@@ -13,9 +13,9 @@ from small import model
 
 import unipelt
 from unipelt.compiler.initialise import draw, generator
-from unipelt.language.diagnostics import PeltError
-from unipelt.language.syntax import Number, String
-from unipelt.language.values import Distribution
+from unipelt.language.report.diagnostics import PeltError
+from unipelt.language.syntax.nodes import Number, String
+from unipelt.language.types.values import Distribution
 
 
 def start(

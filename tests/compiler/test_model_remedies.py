@@ -108,7 +108,7 @@ def test_an_anatomy_is_like_the_nearest_one_or_like_none() -> None:
 
 
 def parse_of(help_: str) -> bool:
-    from unipelt.language.parser import parse as parse_file
+    from unipelt.language.syntax.parser import parse as parse_file
 
     text = re.search(r"`(anatomy .*?\})`", help_)
     return text is not None and len(parse_file(text[1]).definitions) == 1

@@ -11,7 +11,7 @@ from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, model, state
 
 import unipelt
 from unipelt.compiler.plan import Plan
-from unipelt.language.diagnostics import Diagnostic, PeltError
+from unipelt.language.report.diagnostics import Diagnostic, PeltError
 from unipelt.language.loading import library
 
 METHODS = [e.name for e in library() if e.kind == "method"]
@@ -239,7 +239,7 @@ def test_a_gate_that_pools_is_an_error_on_a_causal_model(kind: str, method: str)
     assert {d.code for d in found} == {"E0530"} and len(found) == (2 if method == "unipelt_ap" else 3), (
         "one for each row"
     )
-    from unipelt.language.source import lookup
+    from unipelt.language.report.source import lookup
 
     for d in found:
         source = lookup(d.span.file)

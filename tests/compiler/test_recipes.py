@@ -18,7 +18,7 @@ from names import name as named
 
 import unipelt
 from unipelt.compiler.module import torch_source
-from unipelt.language.rows import RowTyping
+from unipelt.language.types.rows import RowTyping
 from unipelt.language.sites import TensorType
 from unipelt.runtime.edits import PLACES, Edit
 from unipelt.runtime.seam import edit_at

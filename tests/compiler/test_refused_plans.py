@@ -10,8 +10,8 @@ from small import INNER, LAYERS, WIDTH, WORDS, model, state
 from torch import nn
 
 import unipelt
-from unipelt.language.diagnostics import Diagnostic
-from unipelt.language.render import remedy
+from unipelt.language.report.diagnostics import Diagnostic
+from unipelt.language.report.render import remedy
 
 SIZES: Any = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=INNER)
 

@@ -11,7 +11,7 @@ import torch
 from names import name
 
 import unipelt
-from unipelt.language import syntax as S
+from unipelt.language.syntax import nodes as S
 from unipelt.language.ir import Method
 from unipelt.language.library import library_definition, library_names
 

@@ -20,7 +20,7 @@ from transformers import (
 )  # fmt: skip
 
 import unipelt
-from unipelt.language.counts import counts as printed
+from unipelt.language.analyse.counts import counts as printed
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,18 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from unipelt.language import canonical, counts, document, formula, ir, library, loading, meaning, printer
-from unipelt.language.diagnostics import PeltError
-from unipelt.language.format import format_text
-from unipelt.language.parser import parse
-from unipelt.language.properties import verdicts
-from unipelt.language.render import render
+from unipelt.language import ir, library, loading
+from unipelt.language.analyse import canonical
+from unipelt.language.analyse import counts
+from unipelt.language.write import document
+from unipelt.language.write import formula
+from unipelt.language.analyse import meaning
+from unipelt.language.syntax import printer
+from unipelt.language.report.diagnostics import PeltError
+from unipelt.language.syntax.format import format_text
+from unipelt.language.syntax.parser import parse
+from unipelt.language.analyse.verdicts import verdicts
+from unipelt.language.report.render import render
 from unipelt.resources import folder
 
 _TOKEN = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|#[^\n]*|[A-Za-z_]\w*|[0-9][\w.%]*|\*\*|\.\.|[<>=!]=|\s+|.')

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from unipelt.language.alternatives import check_space
-from unipelt.language.names import names_of
+from unipelt.language.check.alternatives import check_space
+from unipelt.language.check.names import names_of
 from unipelt.language.loading import check_text
-from unipelt.language.parser import parse
-from unipelt.language.syntax import MethodDef
-from unipelt.language.space import space_of
+from unipelt.language.syntax.parser import parse
+from unipelt.language.syntax.nodes import MethodDef
+from unipelt.language.check.space import space_of
 from unipelt.variants.generate import generate
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -10,8 +10,8 @@ import pytest
 
 from unipelt.language import loading
 from unipelt.language.library import parse_path
-from unipelt.language.names import names_of
-from unipelt.language.syntax import MethodDef
+from unipelt.language.check.names import names_of
+from unipelt.language.syntax.nodes import MethodDef
 from unipelt.resources import folder
 
 
@@ -77,7 +77,7 @@ def test_rows_that_are_too_many_to_compare_are_said_to_be_so():
         f"use {{ modify ffn insert parallel form low_rank({i + 1}) compose add }} as r{i}" for i in range(33)
     )
     found = loading.parse(f"method m {{ {rows} }}")
-    from unipelt.language.properties import verdicts
+    from unipelt.language.analyse.verdicts import verdicts
 
     assert verdicts(found)["rows commute"].value == "unknown"
 

@@ -9,7 +9,7 @@ import pytest
 from mistaken import CASES
 from names import RENAMED, spec
 
-from unipelt.language.diagnostics import Diagnostic, PeltError
+from unipelt.language.report.diagnostics import Diagnostic, PeltError
 from unipelt.language.loading import check, parse
 
 

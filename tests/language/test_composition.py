@@ -8,12 +8,12 @@ import re
 import pytest
 from names import spec
 
-from unipelt.language import syntax as S
-from unipelt.language.composition import composition, result
-from unipelt.language.diagram import Panel, diagram
-from unipelt.language.formula import as_latex, lines
+from unipelt.language.syntax import nodes as S
+from unipelt.language.write.composition import composition, result
+from unipelt.language.write.diagram import Panel, diagram
+from unipelt.language.write.formula import as_latex, lines
 from unipelt.language.loading import parse
-from unipelt.language.parser import parse_expression
+from unipelt.language.syntax.parser import parse_expression
 
 NUMBERS = {"h": 0.7, "delta": -0.4, "z": 0.9, "g": 0.3, "s": 1.5, "d_head": 4.0, "log_mass": 0.6, "scores": 0.2}
 FUNCTIONS = {"tanh": math.tanh, "sigmoid": lambda x: 1 / (1 + math.exp(-x)), "logsumexp": lambda x: x}

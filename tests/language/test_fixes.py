@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from unipelt.language.diagnostics import Diagnostic, Edit
-from unipelt.language.fixes import edited, fixed
+from unipelt.language.report.diagnostics import Diagnostic, Edit
+from unipelt.language.report.fixes import edited, fixed
 from unipelt.language.loading import check_text
-from unipelt.language.render import to_json
-from unipelt.language.source import Source
-from unipelt.language.syntax import Span
+from unipelt.language.report.render import to_json
+from unipelt.language.report.source import Source
+from unipelt.language.syntax.nodes import Span
 
 ROOT = Path(__file__).parents[2]
 GOOD = """form narrow(r: int, act: activation = relu) {

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from test_parser import VALID, texts
 from test_printer import files
 
-from unipelt.language.diagnostics import PeltError
-from unipelt.language.format import format_text
-from unipelt.language.parser import parse
-from unipelt.language.printer import to_text
+from unipelt.language.report.diagnostics import PeltError
+from unipelt.language.syntax.format import format_text
+from unipelt.language.syntax.parser import parse
+from unipelt.language.syntax.printer import to_text
 
 _PIECES = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|(#[^\n]*)')
 

@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from unipelt.cli.app import app
-from unipelt.language.algebra import MOST, TooLarge
-from unipelt.language.canonical import difference
+from unipelt.language.types.algebra import MOST, TooLarge
+from unipelt.language.analyse.canonical import difference
 from unipelt.language.loading import library, load, parse
-from unipelt.language.meaning import meaning
-from unipelt.language.properties import verdicts
+from unipelt.language.analyse.meaning import meaning
+from unipelt.language.analyse.verdicts import verdicts
 
 STEPS = [
     "relu(_) + gelu(_) * _",

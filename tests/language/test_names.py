@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from names import name as named, spec
 
-from unipelt.language.canonical import difference
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.analyse.canonical import difference
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import definition, load
-from unipelt.language.space import space_of
+from unipelt.language.check.space import space_of
 from unipelt.variants.generate import generate
 from unipelt.variants.operators import cross
 from unipelt.variants.write import write

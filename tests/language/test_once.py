@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from unipelt.language.diagnostics import Diagnostic, PeltError
-from unipelt.language.elaborate import drafts
-from unipelt.language.names import Names
+from unipelt.language.report.diagnostics import Diagnostic, PeltError
+from unipelt.language.check.elaborate import drafts
+from unipelt.language.check.names import Names
 from unipelt.language.loading import Checked, check, check_all, check_text
-from unipelt.language.parser import parse
+from unipelt.language.syntax.parser import parse
 
 BROKEN = """form f(r: int) {
   A: [d_in, r] ~ zeros

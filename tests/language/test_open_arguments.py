@@ -6,12 +6,12 @@ import pytest
 from names import spec
 
 import unipelt
-from unipelt.language.canonical import difference
-from unipelt.language.counts import formula
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.analyse.canonical import difference
+from unipelt.language.analyse.counts import formula
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import check_text, parse
-from unipelt.language.owners import owned
-from unipelt.language.properties import verdicts
+from unipelt.language.types.owners import owned
+from unipelt.language.analyse.verdicts import verdicts
 
 SOUND = "form { A: [d_in, 2] ~ normal(0.1)  B: [2, d_out] ~ zeros  delta = z @ A @ B } compose h + delta"
 

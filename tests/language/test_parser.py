@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from unipelt.language import source, tables
-from unipelt.language import syntax as S
-from unipelt.language.diagnostics import PeltError
-from unipelt.language.parser import parse, parse_expression
-from unipelt.language.printer import to_text
+from unipelt.language.report import source
+from unipelt.language.syntax import tables
+from unipelt.language.syntax import nodes as S
+from unipelt.language.report.diagnostics import PeltError
+from unipelt.language.syntax.parser import parse, parse_expression
+from unipelt.language.syntax.printer import to_text
 from unipelt.resources import folder
 
 N = S.Name
@@ -48,14 +49,14 @@ def clauses(text):
 
 def test_tables_are_those_of_the_grammar():
     shipped = (folder("grammar") / "pelt.tables.json").read_text(encoding="utf-8")
-    assert shipped == tables.generate(), "run `python -m unipelt.language.tables`"
+    assert shipped == tables.generate(), "run `python -m unipelt.language.syntax.tables`"
     json.loads(shipped)
 
 
 def test_loading_needs_neither_interegular_nor_torch():
     code = (
         "import sys; sys.modules['interegular'] = None\n"
-        "from unipelt.language.parser import parse\n"
+        "from unipelt.language.syntax.parser import parse\n"
         "from unipelt.language import printer, render\n"
         "assert parse('method m { modify ffn }').definitions\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"

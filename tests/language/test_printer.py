@@ -4,11 +4,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unipelt.language import syntax as S
-from unipelt.language.diagnostics import PeltError
-from unipelt.language.parser import parse, parse_expression
-from unipelt.language.printer import canonical, to_text
-from unipelt.language.transform import RESERVED
+from unipelt.language.syntax import nodes as S
+from unipelt.language.report.diagnostics import PeltError
+from unipelt.language.syntax.parser import parse, parse_expression
+from unipelt.language.syntax.printer import canonical, to_text
+from unipelt.language.syntax.build import RESERVED
 
 from test_parser import VALID, texts
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from unipelt.language.diagnostics import Diagnostic, Label, PeltError
+from unipelt.language.report.diagnostics import Diagnostic, Label, PeltError
 from unipelt.language.loading import parse
-from unipelt.language.properties import verdicts
-from unipelt.language.render import render_all, to_json
-from unipelt.language.source import Source, remember, shown
-from unipelt.language.syntax import Span
+from unipelt.language.analyse.verdicts import verdicts
+from unipelt.language.report.render import render_all, to_json
+from unipelt.language.report.source import Source, remember, shown
+from unipelt.language.syntax.nodes import Span
 
 TEXT = """\
 form x {

@@ -11,7 +11,7 @@ from names import name as named
 
 import unipelt
 from unipelt.compiler.labels import read_labels
-from unipelt.language.diagnostics import PeltError, near, repeated
+from unipelt.language.report.diagnostics import PeltError, near, repeated
 from unipelt.runtime.hub import MANIFEST, METHOD
 
 
@@ -62,7 +62,7 @@ def test_words_are_compared_with_so_many_at_most() -> None:
 
 def test_a_space_that_is_too_large_is_refused_and_a_sample_of_it_is_not(tmp_path: Path) -> None:
     from unipelt.language.loading import definition
-    from unipelt.language.space import space_of
+    from unipelt.language.check.space import space_of
     from unipelt.variants.generate import generate
 
     rows = "\n".join(f"  use {{ modify ffn | attn | attn.q  insert parallel | sequential  form {{ delta = tanh(z) }}  compose h + delta }} as r{i}"

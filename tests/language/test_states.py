@@ -13,11 +13,11 @@ from functools import cache
 import pytest
 from lark.parsers.lalr_analysis import Shift
 
-from unipelt.language import syntax_errors
-from unipelt.language.diagnostics import Diagnostic
-from unipelt.language.parser import _try
-from unipelt.language.syntax_errors import explain
-from unipelt.language.tables import load
+from unipelt.language.syntax import errors as syntax_errors
+from unipelt.language.report.diagnostics import Diagnostic
+from unipelt.language.syntax.parser import _try
+from unipelt.language.syntax.errors import explain
+from unipelt.language.syntax.tables import load
 
 STARTS = ("start", "expr")
 #: How much of a stack tells two of them apart; with 3, no further state is found.

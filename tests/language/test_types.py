@@ -9,19 +9,19 @@ import sys
 import pytest
 from names import name as named, spec
 
-from unipelt.language.check import check_method, check_row
-from unipelt.language.rows import RowTyping
-from unipelt.language.counts import formula
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.check.methods import check_method, check_row
+from unipelt.language.types.rows import RowTyping
+from unipelt.language.analyse.counts import formula
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.resources import folder
 from unipelt.language.ir import SCHEMA, Method, as_file, from_json, json_schema, to_json
 from unipelt.language.loading import library, load, parse as parse_as_it_is
-from unipelt.language.parser import parse as parse_file
-from unipelt.language.printer import to_text
-from unipelt.language.properties import verdicts
-from unipelt.language.rules import row_reads
+from unipelt.language.syntax.parser import parse as parse_file
+from unipelt.language.syntax.printer import to_text
+from unipelt.language.analyse.verdicts import verdicts
+from unipelt.language.analyse.row_verdicts import row_reads
 from unipelt.language.sites import SITES, signature
-from unipelt.language.syntax import Let, Tensor
+from unipelt.language.syntax.nodes import Let, Tensor
 
 
 def parse(text: str, *more: str) -> Method:
@@ -210,7 +210,7 @@ def test_bound_arguments_are_numbers_in_a_plan_and_symbols_before() -> None:
     assert site is not None
     method = parse("method m(r: int = 4) { modify ffn insert parallel form low_rank(r) compose add }")
     assert str(check_row(row, site, method.params).tensors[0].type) == "[d_model, r]"
-    from unipelt.language.rows import Sizes
+    from unipelt.language.types.rows import Sizes
 
     sizes = Sizes({"d_model": 32})
     assert str(check_row(row, site, method(r=7).params, sizes).tensors[0].type) == "[32, 7]"

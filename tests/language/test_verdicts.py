@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from names import spec
 
-from unipelt.language import syntax as S
-from unipelt.language.check import check_method
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.syntax import nodes as S
+from unipelt.language.check.methods import check_method
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.library import library_definition
 from unipelt.language.loading import library, load, parse
-from unipelt.language.meaning import bound
-from unipelt.language.properties import verdicts
-from unipelt.language.rules import RULES, Verdict
-from unipelt.language.source import lookup, place, shown
+from unipelt.language.analyse.meaning import bound
+from unipelt.language.analyse.verdicts import verdicts
+from unipelt.language.analyse.row_verdicts import RULES, Verdict
+from unipelt.language.report.source import lookup, place, shown
 
 METHODS = [e.name for e in library() if e.kind == "method"]
 

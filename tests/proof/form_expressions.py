@@ -10,7 +10,20 @@ from typing import Any
 
 from trial import Tap
 
-from unipelt.language.syntax import Apply, Attr, Expr, Index, Let, Name, Number, Slice, String, children, dotted, walk
+from unipelt.language.syntax.nodes import (
+    Apply,
+    Attr,
+    Expr,
+    Index,
+    Let,
+    Name,
+    Number,
+    Slice,
+    String,
+    children,
+    dotted,
+    walk,
+)
 
 #: Names of the base, or of what varies from pass to pass.
 _BASE = ("W", "bias", "scale", "log_mass", "drop", "training", "chance")

@@ -17,10 +17,10 @@ from trial import Trial, Unstable, deviation
 
 import unipelt
 from unipelt.compiler.plan import Plan
-from unipelt.language.counts import counts
+from unipelt.language.analyse.counts import counts
 from unipelt.language.ir import Method
-from unipelt.language.meaning import bound
-from unipelt.language.properties import verdicts
+from unipelt.language.analyse.meaning import bound
+from unipelt.language.analyse.verdicts import verdicts
 from unipelt.runtime.registry import record
 from unipelt.runtime.hub import WEIGHTS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from proof import Proof, prove
 from random_methods import text
 
-from unipelt.language.check import check_method
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.check.methods import check_method
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import parse
 
 #: In turn: decoders, of which every verdict asks something, and then whatever takes a method that they refuse.

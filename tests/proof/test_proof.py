@@ -14,8 +14,8 @@ from trial import trial
 
 import unipelt
 from unipelt.language.loading import parse
-from unipelt.language.properties import verdicts
-from unipelt.language.rules import RULES
+from unipelt.language.analyse.verdicts import verdicts
+from unipelt.language.analyse.row_verdicts import RULES
 
 METHODS = [e.name for e in unipelt.library() if e.kind == "method"]
 DECODERS, OTHERS = ("gpt2", "llama"), [k for k in KINDS if k not in ("gpt2", "llama")]

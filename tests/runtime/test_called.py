@@ -12,7 +12,7 @@ from small import inputs, model, output, randomise, state
 from torch import nn
 
 import unipelt
-from unipelt.language.parser import parse
+from unipelt.language.syntax.parser import parse
 from unipelt.runtime.edits import Edit
 from unipelt.runtime.registry import record
 

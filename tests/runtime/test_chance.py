@@ -12,10 +12,10 @@ from small import LAYERS, WIDTH, checkpoint_activations, inputs, model, output, 
 from torch import nn
 
 import unipelt
-from unipelt.language.canonical import canonical
-from unipelt.language.counts import counts
-from unipelt.language.meaning import meaning
-from unipelt.language.properties import verdicts
+from unipelt.language.analyse.canonical import canonical
+from unipelt.language.analyse.counts import counts
+from unipelt.language.analyse.meaning import meaning
+from unipelt.language.analyse.verdicts import verdicts
 
 ROBUST = spec(
     "method mine(most: int = depth - 1, drop: int = 0) { use lora(r = 2) as rows gated by above_dropped(most, drop) }"

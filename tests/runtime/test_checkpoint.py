@@ -20,7 +20,7 @@ from small import LAYERS, WIDTH, inputs, model, output, randomise, state
 from torch import nn
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import library
 from unipelt.language.versions import FORMAT
 from unipelt.runtime.saving import fingerprint

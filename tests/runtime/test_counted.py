@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, WORDS, model, output
 
 import unipelt
-from unipelt.language.counts import counts
+from unipelt.language.analyse.counts import counts
 from unipelt.language.loading import parse
 from unipelt.runtime.registry import record
 from unipelt.runtime.hub import WEIGHTS

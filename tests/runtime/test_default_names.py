@@ -13,7 +13,7 @@ import torch
 from names import name as named
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.runtime.hub import MANIFEST
 
 ONE = (

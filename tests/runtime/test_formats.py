@@ -20,12 +20,12 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 import unipelt
 from unipelt import resources
-from unipelt.language.fitting import PARAM_TYPES
-from unipelt.language.declared import PLACES
+from unipelt.language.types.fitting import PARAM_TYPES
+from unipelt.language.types.declared import PLACES
 from unipelt.language.ir import from_json
 from unipelt.language.loading import parse
-from unipelt.language.initialisers import INITIALISERS
-from unipelt.language.primitives import PRIMITIVES
+from unipelt.language.types.initialisers import INITIALISERS
+from unipelt.language.types.primitives import PRIMITIVES
 from unipelt.language.sites import NUMBERS, SITES, SIZES
 from unipelt.language.versions import FORMAT, LANGUAGE_VERSION, Version
 

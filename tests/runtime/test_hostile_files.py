@@ -15,7 +15,7 @@ import torch
 
 import unipelt
 from unipelt.language import files
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.runtime.card import replaceable
 from unipelt.runtime.hub import INDEX, MANIFEST, METHOD, README, WEIGHTS
 

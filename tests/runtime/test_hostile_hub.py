@@ -16,7 +16,7 @@ import small
 import torch
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.runtime import download
 from unipelt.runtime.hub import MANIFEST, METHOD, README, WEIGHTS, is_hub_name
 

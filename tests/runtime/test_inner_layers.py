@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import unipelt
-from unipelt.language.check import check_method
+from unipelt.language.check.methods import check_method
 from unipelt.runtime.registry import record
 
 POOLED = ("method probe { layers LAYERS  modify head  insert mean(x, tokens)  form { A: [d_in, d_out] ~ normal(0.1)  b: [d_out] ~ normal(1.0)  "

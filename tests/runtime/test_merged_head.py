@@ -11,7 +11,7 @@ from names import name as named
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 
 SIZES = {"vocab_size": small.WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 
@@ -65,7 +65,7 @@ def test_on_a_classifier_the_mistake_is_found_before_any_pass() -> None:
 
 
 def test_the_verdict_says_it() -> None:
-    from unipelt.language.properties import verdicts
+    from unipelt.language.analyse.verdicts import verdicts
 
     assert verdicts(unipelt.load(named("lora"))(at="head"))["mergeable"].value == "yes"
     assert verdicts(unipelt.load(named("mean_head")))["mergeable"].value == "no"

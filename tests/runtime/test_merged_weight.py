@@ -14,9 +14,9 @@ import unipelt
 from unipelt.compiler.evaluator import Context, constants, evaluate
 from unipelt.compiler.named import Named
 from unipelt.language.loading import library, load, parse
-from unipelt.language.merged import merged, merged_at
-from unipelt.language.printer import to_text
-from unipelt.language.properties import verdicts
+from unipelt.language.analyse.merged import merged, merged_at
+from unipelt.language.syntax.printer import to_text
+from unipelt.language.analyse.verdicts import verdicts
 
 LOW = "A: [d_in, r] ~ normal(0.1) B: [r, d_out] ~ normal(0.1) "
 ROWS = {

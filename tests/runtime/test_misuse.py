@@ -18,7 +18,7 @@ from small import inputs, model, output, randomise, state
 from torch import nn
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 
 LORA = unipelt.load(named("lora"))(r=2)
 TEXT = "method mine { train *.bias }"

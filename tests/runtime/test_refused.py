@@ -14,7 +14,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import unipelt
-from unipelt.language.render import remedy
+from unipelt.language.report.render import remedy
 from unipelt.runtime.registry import record
 
 LORA = unipelt.load(named("lora"))(r=2)

@@ -16,7 +16,7 @@ import small
 import torch
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.runtime import folder as writing
 from unipelt.runtime.hub import MANIFEST, METHOD, WEIGHTS
 

@@ -12,7 +12,7 @@ from names import name as named
 from torch import nn
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 
 PROMPT, LORA, UNIPELT = named("prompt_tuning"), named("lora"), named("unipelt_apl")
 

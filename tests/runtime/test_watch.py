@@ -12,9 +12,9 @@ import torch
 
 import unipelt
 from unipelt.compiler.gates import gates
-from unipelt.language.check import check_method
-from unipelt.language.diagnostics import PeltError
-from unipelt.language.printer import to_text
+from unipelt.language.check.methods import check_method
+from unipelt.language.report.diagnostics import PeltError
+from unipelt.language.syntax.printer import to_text
 from unipelt.runtime.copies import CopyEdit
 from unipelt.runtime.edits import Edit
 from unipelt.runtime.watch import Place

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 
 
 def mistakes(code: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[list[str], str]:

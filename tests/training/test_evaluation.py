@@ -5,7 +5,7 @@ from dataclasses import replace
 import math
 import pytest
 
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.training import data as reading
 from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_model, load_tokenizer

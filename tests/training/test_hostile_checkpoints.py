@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.training.config import TrainConfig
 from unipelt.training.folder import CHECKPOINTS
 from unipelt.training.run import train

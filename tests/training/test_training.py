@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_hf import WORDS, write_intents, write_rows
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.training import TrainConfig, evaluate_run, load_run, merge_run, predict_run, train
 from unipelt.training import data as reading
 from unipelt.training.folder import CHECKPOINTS, open_folder

@@ -11,7 +11,7 @@ import pytest
 import tiny_hf
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.training import models
 
 LOADERS = ("from_pretrained", "from_config")

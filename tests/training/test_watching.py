@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_hf import write_rows
 
 import unipelt
-from unipelt.language.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.runtime.watch import Place, Seen
 from unipelt.training import TrainConfig, Watching, report, train
 from unipelt.training import picture as pictures

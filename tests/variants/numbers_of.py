@@ -13,13 +13,13 @@ import torch
 
 from unipelt.compiler.evaluator import Context, constants, evaluate, run
 from unipelt.compiler.named import Named, elementwise, matmul
-from unipelt.language.canonical import Canonical, canonical
-from unipelt.language.check import check_row, sites_of
-from unipelt.language.rows import Sizes
+from unipelt.language.analyse.canonical import Canonical, canonical
+from unipelt.language.check.methods import check_row, sites_of
+from unipelt.language.types.rows import Sizes
 from unipelt.language.ir import Method
-from unipelt.language.meaning import meaning
+from unipelt.language.analyse.meaning import meaning
 from unipelt.language.sites import axis_order, signature, site_name, weight_site
-from unipelt.language.syntax import Name
+from unipelt.language.syntax.nodes import Name
 
 SIZES = dict(d_model=12, d_head=3, heads=4, groups=2, d_ff=20, d_kv=6, d_q=12, vocab=30, labels=3, d_x=12)
 BATCH, TOKENS, DEPTH, LAYER = 2, 5, 4, 3

@@ -9,9 +9,9 @@ from names import name as named
 from names import spec
 from numbers_of import distance, outputs
 
-from unipelt.language.canonical import canonical, difference
+from unipelt.language.analyse.canonical import canonical, difference
 from unipelt.language.loading import library, load, parse
-from unipelt.language.meaning import meaning
+from unipelt.language.analyse.meaning import meaning
 
 ROW = "modify attn.q, attn.v  insert parallel  "
 LORA = "A: [d_in, r] ~ kaiming_uniform(sqrt(5)) B: [r, d_out] ~ zeros "

@@ -10,7 +10,7 @@ from small import model, output, randomise
 
 import unipelt
 from unipelt.language.loading import library, load, parse
-from unipelt.language.properties import verdicts
+from unipelt.language.analyse.verdicts import verdicts
 
 
 METHODS = [e.name for e in library() if e.kind == "method"]

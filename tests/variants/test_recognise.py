@@ -10,12 +10,12 @@ from names import name as named
 from names import spec
 from numbers_of import distance, outputs
 
-from unipelt.language import syntax as S
-from unipelt.language.canonical import canonical
+from unipelt.language.syntax import nodes as S
+from unipelt.language.analyse.canonical import canonical
 from unipelt.language.ir import Method
 from unipelt.language.loading import definition, library, load, parse
-from unipelt.language.meaning import meaning
-from unipelt.language.space import space_of
+from unipelt.language.analyse.meaning import meaning
+from unipelt.language.check.space import space_of
 from unipelt.variants.generate import generate
 from unipelt.variants.operators import neighbours
 from unipelt.variants.recognise import Match, recognise

@@ -9,11 +9,11 @@ import pytest
 from names import spec
 from numbers_of import distance, outputs
 
-from unipelt.language import syntax as S
-from unipelt.language.canonical import difference
+from unipelt.language.syntax import nodes as S
+from unipelt.language.analyse.canonical import difference
 from unipelt.language.loading import parse
-from unipelt.language.parser import parse_expression
-from unipelt.language.printer import to_text
+from unipelt.language.syntax.parser import parse_expression
+from unipelt.language.syntax.printer import to_text
 
 SQUARE = "A: [d_in, d_out] ~ normal(0.1) B: [d_in, d_in] ~ normal(0.1) "
 

@@ -10,15 +10,15 @@ from names import name as named
 from names import spec
 
 import unipelt
-from unipelt.language.canonical import difference
+from unipelt.language.analyse.canonical import difference
 from unipelt.language.library import library_definition
-from unipelt.language.names import Names
+from unipelt.language.check.names import Names
 from unipelt.language.loading import check, definition
-from unipelt.language.parser import parse as parse_file
+from unipelt.language.syntax.parser import parse as parse_file
 from unipelt.variants.budget import size_arguments, solve
 from unipelt.variants.generate import generate
 from unipelt.variants.operators import cross, neighbours, vary
-from unipelt.language.space import space_of
+from unipelt.language.check.space import space_of
 from unipelt.variants.write import file_of, write
 
 AROUND_MAM = spec("""

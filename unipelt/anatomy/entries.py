@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import nn
 
-from ..language.diagnostics import error, near
+from ..language.report.diagnostics import error, near
 from ..language.sites import SITES, STACKS
-from ..language.syntax import AnatomyDef
+from ..language.syntax.nodes import AnatomyDef
 
 _REFERENCE = re.compile(r"(before +)?([\w.]+)(?:\[(\d+)/(\d+)\])?")
 #: Entries that say something of a sublayer's surroundings, after its name: ``attn.x``, ``ffn.residual``, …

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from ..language.diagnostics import PeltError, error
+from ..language.report.diagnostics import PeltError, error
 from ..language.library import library_definition, library_names, parse_path
-from ..language.syntax import AnatomyDef
+from ..language.syntax.nodes import AnatomyDef
 from .entries import Entries, blocks_of, conditions, has, missing, reference, stacks_of
 from .prove import proved, without_heads
 from .read import read

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 
 #: The types of numbers that are what they say. Shorter ones are codes: they mean something only together with their scales.
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

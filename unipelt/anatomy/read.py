@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from ..language.sites import SITES
-from ..language.syntax import AnatomyDef
+from ..language.syntax.nodes import AnatomyDef
 from .entries import AROUND, Entries, Reference, blocks_of, check, reference
 from .heads import head_modules, is_language_model, labels, reads, word_embeddings
 from .sites import Site, SiteMap, Stack, View

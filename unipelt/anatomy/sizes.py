@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .columns import Columns
 from .entries import Reference
 from .quantised import features, is_quantised

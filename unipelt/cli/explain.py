@@ -7,10 +7,10 @@ import sys
 import textwrap
 from typing import Any
 
-from ..language.diagnostics import Diagnostic
-from ..language.explain import Page, page, pages
+from ..language.report.diagnostics import Diagnostic
+from ..language.report.explain import Page, page, pages
 from ..language.loading import check_text
-from ..language.render import escape, render_all, to_json
+from ..language.report.render import escape, render_all, to_json
 from .output import WIDTH, colored, emit, tell
 
 #: What an example's file is called in its messages.

@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..language.diagnostics import Diagnostic, PeltError, counted, error
-from ..language.format import format_text
+from ..language.report.diagnostics import Diagnostic, PeltError, counted, error
+from ..language.syntax.format import format_text
 from ..language.loading import pelt_files
-from ..language.source import read, refuse_link
+from ..language.report.source import read, refuse_link
 from .output import emit, pour, report, say, tell
 
 
@@ -42,7 +42,7 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
         elif not check_only:
             write(file, new)
     if as_json:
-        from ..language.render import to_json
+        from ..language.report.render import to_json
 
         emit({"ok": not problems, "changed": changed, "files": len(files), "diagnostics": [to_json(d) for d in problems],
               **({"diff": "".join(differences)} if diff else {})})  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from ..training import ranks
 from .output import MISTAKES, OK, USAGE, guarded, say
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..language.diagnostics import PeltError, counted, error, near, plural
+from ..language.report.diagnostics import PeltError, counted, error, near, plural
 from ..language.loading import Checked, Entry, check_all, library, pelt_files
 from .output import columns, cut, emit, report, say, tell
 
@@ -25,12 +25,12 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
     good = not any(d.severity == "error" for d in diagnostics)
     if as_sarif:
         from .. import __version__
-        from ..language.sarif import to_sarif
+        from ..language.report.sarif import to_sarif
 
         emit(to_sarif([*diagnostics, *hints], __version__))
         return good
     if as_json:
-        from ..language.render import to_json
+        from ..language.report.render import to_json
 
         emit({"ok": good, "definitions": [
             {"name": c.name, "kind": c.kind, "diagnostics": [to_json(d) for d in c.diagnostics], "spoilt": list(c.spoilt),
@@ -66,8 +66,8 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
 
 def _fix(paths: list[Path], quiet: bool) -> None:
     """Carries out the help of mistakes in the files, where it is a change of the text; line ends stay as they are."""
-    from ..language.fixes import fixed
-    from ..language.source import read
+    from ..language.report.fixes import fixed
+    from ..language.report.source import read
     from .layout import write
 
     for file in [f for p in paths for f in pelt_files(p)]:

@@ -16,8 +16,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..language.diagnostics import PeltError
-from ..language.render import escape
+from ..language.report.diagnostics import PeltError
+from ..language.report.render import escape
 
 #: Columns of a table where stdout is no terminal.
 WIDTH = 120
@@ -138,7 +138,7 @@ def colored(stream: Any) -> bool:
 
 def report(diagnostics: Sequence[Any], as_json: bool) -> None:
     """Mistakes: rendered on stderr, or as JSON on stdout."""
-    from ..language.render import render_all, to_json
+    from ..language.report.render import render_all, to_json
 
     if as_json:
         emit({"ok": False, "diagnostics": [to_json(d) for d in diagnostics]})

@@ -1,4 +1,4 @@
-"""Draws a method's diagram (`language.diagram`) as SVG or PNG: frozen parts grey, learned parts coloured, the insertion
+"""Draws a method's diagram (`language.write.diagram`) as SVG or PNG: frozen parts grey, learned parts coloured, the insertion
 an arrow, the composition a node."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from os.path import isdir
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import error
-from ..language.diagram import Panel, diagram
+from ..language.report.diagnostics import error
+from ..language.write.diagram import Panel, diagram
 from ..language.ir import Method
 
 FROZEN, LEARNED, FUNCTION, GATE, PLAIN = "#d9d9d9", "#f6b26b", "#cfe2f3", "#b6d7a8", "#f3f3f3"

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .output import OTHER, emit, pour, say, table
 
 

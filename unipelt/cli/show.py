@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import error
-from ..language.document import BESIDE, COLUMNS, columns_met, columns_of, markdown, rows_of, trained_of
+from ..language.report.diagnostics import error
+from ..language.write.document import BESIDE, COLUMNS, columns_met, columns_of, markdown, rows_of, trained_of
 from ..language.ir import Method
 from .output import emit, pour, say, table, tell
 
@@ -58,11 +58,11 @@ def show_methods(
 
 def described(method: Method) -> dict[str, Any]:
     """Everything that is known of a method without a model, as plain data."""
-    from ..language import formula as mathematics
-    from ..language.counts import formula, symbols
-    from ..language.merged import merged
-    from ..language.owners import owned
-    from ..language.properties import verdicts
+    from ..language.write import formula as mathematics
+    from ..language.analyse.counts import formula, symbols
+    from ..language.analyse.merged import merged
+    from ..language.types.owners import owned
+    from ..language.analyse.verdicts import verdicts
 
     counts = {k: str(v) for k, v in formula(method).items()}
     return {
@@ -79,10 +79,10 @@ def described(method: Method) -> dict[str, Any]:
 
 
 def _whole(method: Method) -> None:
-    from ..language import formula as mathematics
-    from ..language.merged import merged
-    from ..language.properties import verdicts
-    from ..language.source import shown
+    from ..language.write import formula as mathematics
+    from ..language.analyse.merged import merged
+    from ..language.analyse.verdicts import verdicts
+    from ..language.report.source import shown
 
     found = described(method)
     tell(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")
@@ -139,7 +139,7 @@ def latex(methods: Sequence[Method]) -> str:
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     if len(methods) == 1 and methods[0].rows:
-        from ..language.formula import as_latex
+        from ..language.write.formula import as_latex
 
         lines += ["", as_latex(methods[0])]
     return "\n".join(lines)
@@ -150,7 +150,7 @@ def latex(methods: Sequence[Method]) -> str:
 
 def diff_methods(first: str, second: str, as_json: bool) -> bool:
     """In which columns two methods differ, row by row; whether they are the same in all."""
-    from ..language.canonical import difference
+    from ..language.analyse.canonical import difference
     from ..training.resolve import resolve_method
 
     a, b = resolve_method(first), resolve_method(second)
@@ -203,8 +203,8 @@ def _with_arguments(text: str, a: Method, b: Method) -> list[str]:
 def _said(method: Method) -> list[dict[str, str]]:
     """What each column of each row says with the arguments in it, in the order of `rows_of`."""
     from ..language.ir import row_clauses
-    from ..language.meaning import bound
-    from ..language.printer import to_text
+    from ..language.analyse.meaning import bound
+    from ..language.syntax.printer import to_text
 
     method = bound(method)
     out: list[dict[str, str]] = []

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import Diagnostic, PeltError, counted, error, plural
+from ..language.report.diagnostics import Diagnostic, PeltError, counted, error, plural
 from ..language.ir import Method
-from ..language.names import Names
-from ..language.syntax import MethodDef
+from ..language.check.names import Names
+from ..language.syntax.nodes import MethodDef
 from .output import emit, say, table, tell
 
 SHOWN = 40
@@ -34,7 +34,7 @@ class Asked:
 
 def generate_command(spec: str, asked: Asked) -> None:
     from ..language.loading import definition
-    from ..language.space import space_of
+    from ..language.check.space import space_of
 
     found, names = definition(spec)
     space = space_of(found, names)
@@ -45,7 +45,7 @@ def generate_command(spec: str, asked: Asked) -> None:
 def vary_command(spec: str, row: str | None, slots: Mapping[str, str | None], asked: Asked) -> None:
     from ..language.loading import definition
     from ..variants.operators import vary
-    from ..language.space import space_of
+    from ..language.check.space import space_of
 
     found, names = definition(spec)
     varied = vary(found, names, {k: _listed(v) for k, v in slots.items() if v}, row)
@@ -56,7 +56,7 @@ def vary_command(spec: str, row: str | None, slots: Mapping[str, str | None], as
 def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, asked: Asked) -> None:
     from ..language.loading import definition
     from ..variants.operators import cross
-    from ..language.space import space_of
+    from ..language.check.space import space_of
 
     (one, mine), (other, theirs) = definition(a), definition(b)
     names = mine.and_of(theirs)
@@ -66,7 +66,7 @@ def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, asked: A
 def neighbours_command(spec: str, row: str | None, asked: Asked) -> None:
     from ..language.loading import definition, resolve
     from ..variants.operators import neighbours
-    from ..language.space import space_of
+    from ..language.check.space import space_of
 
     found, names = definition(spec)
     spaces = [space_of(d, names, one=True) for d in neighbours(found, names, row)]
@@ -75,7 +75,7 @@ def neighbours_command(spec: str, row: str | None, asked: Asked) -> None:
 
 def equal_command(a: str, b: str, as_json: bool) -> bool:
     """Whether two methods mean the same at their arguments; otherwise the first difference."""
-    from ..language.canonical import difference
+    from ..language.analyse.canonical import difference
     from ..training.resolve import resolve_method
 
     one, other = resolve_method(a), resolve_method(b)
@@ -108,7 +108,7 @@ def _listed(text: str | None) -> list[str]:
 
 def _sound(space: MethodDef, names: Names) -> None:
     """Refuses a space with a mistake: its members would be dropped one by one for it."""
-    from ..language.alternatives import check_space
+    from ..language.check.alternatives import check_space
 
     problems = check_space(space, names)
     if problems:

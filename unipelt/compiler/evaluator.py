@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..language.diagnostics import error
-from ..language.layers import layered
-from ..language.syntax import (
+from ..language.report.diagnostics import error
+from ..language.types.layers import layered
+from ..language.syntax.nodes import (
     Apply,
     Attr,
     Axis,

@@ -1,4 +1,4 @@
-"""The torch side of the primitives: the same names as in `unipelt.language.primitives` (a test holds that)."""
+"""The torch side of the primitives: the same names as in `unipelt.language.types.primitives` (a test holds that)."""
 
 from __future__ import annotations
 

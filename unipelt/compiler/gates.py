@@ -11,12 +11,12 @@ import re
 from itertools import chain, count
 from typing import Any
 
-from ..language.rows import RowTyping
-from ..language.infer import Inference
-from ..language.printer import to_text
+from ..language.types.rows import RowTyping
+from ..language.types.infer import Inference
+from ..language.syntax.printer import to_text
 from ..language.sites import TensorType
-from ..language.syntax import Binary, Expr, Let, Name, walk
-from ..language.values import Value
+from ..language.syntax.nodes import Binary, Expr, Let, Name, walk
+from ..language.types.values import Value
 
 #: What the gate around a row is called, and the name under which its value is found (see `runtime.edits.Edit.evaluate`).
 AROUND, ITS_VALUE = "gate", "gate.g"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..language.diagnostics import error
-from ..language.syntax import Number
-from ..language.values import Distribution
+from ..language.report.diagnostics import error
+from ..language.syntax.nodes import Number
+from ..language.types.values import Distribution
 
 
 def generator(seed: int, name: str) -> torch.Generator:

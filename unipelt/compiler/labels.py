@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from ..anatomy.sites import Site, SiteMap
-from ..language.diagnostics import Diagnostic, PeltError, error, near, repeated
-from ..language.source import half_of_a_character
-from ..language.syntax import Number
-from ..language.values import Distribution
+from ..language.report.diagnostics import Diagnostic, PeltError, error, near, repeated
+from ..language.report.source import half_of_a_character
+from ..language.syntax.nodes import Number
+from ..language.types.values import Distribution
 
 if TYPE_CHECKING:
     from .plan import PlannedCopy, PlannedEdit

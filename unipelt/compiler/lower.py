@@ -6,7 +6,7 @@
 - ``keys``/``values``: attention over learned rows that shares the softmax (h, scores, log_mass joined as in He et al.
   2022, equation 7) equals that many more key/value rows in the fused attention kernel.
 
-Recognition is by structure after inlining lets, never by name. Non-goals: merging (`runtime.merge`), folding (`language.fold`).
+Recognition is by structure after inlining lets, never by name. Non-goals: merging (`runtime.merge`), folding (`language.analyse.fold`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..language.rows import RowTyping
+from ..language.types.rows import RowTyping
 from ..language.ir import Row
 from ..language.sites import TensorType
-from ..language.softmax import inlined, shares_softmax
-from ..language.syntax import Apply, Attr, Binary, Choose, Expr, Index, Let, Name, Statement, rewrite, walk
-from ..language.values import NumberType
+from ..language.types.softmax import inlined, shares_softmax
+from ..language.syntax.nodes import Apply, Attr, Binary, Choose, Expr, Index, Let, Name, Statement, rewrite, walk
+from ..language.types.values import NumberType
 from .evaluator import Context, evaluate
 
 #: Names that stand for the same everywhere outside training, besides the functions on numbers.
@@ -120,7 +120,7 @@ def _values(e: Any) -> Expr | None:
 
 
 def _type(e: Expr, typing: RowTyping) -> Any:
-    from ..language.infer import Inference
+    from ..language.types.infer import Inference
 
     inf = Inference(dict(typing.values), dict(typing.sizes))
     value = inf.infer(e)

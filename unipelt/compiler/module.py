@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..language.check import check_row, sites_of
-from ..language.declared import TensorTyping
-from ..language.diagnostics import error
-from ..language.initialisers import INITIALISERS
+from ..language.check.methods import check_row, sites_of
+from ..language.types.declared import TensorTyping
+from ..language.report.diagnostics import error
+from ..language.types.initialisers import INITIALISERS
 from ..language.ir import Method, Row
-from ..language.printer import to_text
-from ..language.rows import RowTyping
+from ..language.syntax.printer import to_text
+from ..language.types.rows import RowTyping
 from ..language.sites import SIZES, TensorType, axis_order, signature, site_name
 from ..language.sizes import Size
-from ..language.syntax import Name
+from ..language.syntax.nodes import Name
 from . import helpers
 from .code import Num, Unwritten, Written, text_of
 from .lower import Lowered, lower

@@ -12,19 +12,19 @@ from typing import Any
 
 from ..anatomy.sites import Site, SiteMap
 from ..language.above import view
-from ..language.arguments import parameters
-from ..language.declared import TensorTyping
-from ..language.diagnostics import Diagnostic
-from ..language.fold import Fold
+from ..language.types.arguments import parameters
+from ..language.types.declared import TensorTyping
+from ..language.report.diagnostics import Diagnostic
+from ..language.analyse.fold import Fold
 from ..language.ir import Method, Row
-from ..language.layers import NUMERIC, layered
-from ..language.primitives import PLACING
-from ..language.properties import judged
-from ..language.rows import RowTyping
+from ..language.types.layers import NUMERIC, layered
+from ..language.types.primitives import PLACING
+from ..language.analyse.verdicts import judged
+from ..language.types.rows import RowTyping
 from ..language.sites import axis_order
 from ..language.sizes import Size
-from ..language.syntax import Expr
-from ..language.values import Distribution, NumberType
+from ..language.syntax.nodes import Expr
+from ..language.types.values import Distribution, NumberType
 from .labels import HeadUse, Labels
 from .trained import Parameter
 

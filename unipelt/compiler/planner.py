@@ -16,22 +16,22 @@ from torch import nn
 from ..anatomy.find import find
 from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
-from ..language.arguments import parameters
-from ..language.check import check_method, check_row, distinct, numbered, sites_of
-from ..language.declared import TensorTyping, weights_read
-from ..language.diagnostics import Diagnostic, PeltError, error, near
-from ..language.infer import Inference
-from ..language.inputs import changes_length, places_rows
+from ..language.types.arguments import parameters
+from ..language.check.methods import check_method, check_row, distinct, numbered, sites_of
+from ..language.types.declared import TensorTyping, weights_read
+from ..language.report.diagnostics import Diagnostic, PeltError, error, near
+from ..language.types.infer import Inference
+from ..language.types.inputs import changes_length, places_rows
 from ..language.ir import Method, Row
-from ..language.layers import by_layer, chosen, layered, least
-from ..language.initialisers import INITIALISERS
-from ..language.outside import not_one, selects
-from ..language.rules import cache_consistent, causal, padding_invariant, row_reads
-from ..language.rows import RowTyping, Sizes, lacking, require
+from ..language.types.layers import by_layer, chosen, layered, least
+from ..language.types.initialisers import INITIALISERS
+from ..language.check.outside import not_one, selects
+from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant, row_reads
+from ..language.types.rows import RowTyping, Sizes, lacking, require
 from ..language.sites import SiteSignature, TensorType, signature, site_name
 from ..language.sizes import Size
-from ..language.syntax import NOWHERE, Expr, Selection
-from ..language.values import NumberType, Value
+from ..language.syntax.nodes import NOWHERE, Expr, Selection
+from ..language.types.values import NumberType, Value
 from . import totals
 from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows, scores_examples
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor

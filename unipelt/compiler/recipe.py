@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from ..language.inputs import InputTyping
+from ..language.types.inputs import InputTyping
 from ..language.ir import Row
-from ..language.rows import RowTyping
+from ..language.types.rows import RowTyping
 from ..language.sites import TensorType
 from ..language.sizes import Size
-from ..language.syntax import Let, Name, Statement, walk
+from ..language.syntax.nodes import Let, Name, Statement, walk
 from . import helpers
 from .code import PRODUCT, Code, Num, Unwritten, Written, spread, text_of
 from .lower import Lowered

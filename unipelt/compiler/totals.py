@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from ..language.declared import TensorTyping
-from ..language.fold import fold_form
-from ..language.inputs import PSEUDO_TOKENS
-from ..language.syntax import Tensor
-from ..language.values import Distribution
+from ..language.types.declared import TensorTyping
+from ..language.analyse.fold import fold_form
+from ..language.types.inputs import PSEUDO_TOKENS
+from ..language.syntax.nodes import Tensor
+from ..language.types.values import Distribution
 from .plan import Counts, PlannedCopy, PlannedEdit, PlannedFold, PlannedInput, PlannedTensor, whole
 
 

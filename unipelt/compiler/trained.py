@@ -10,10 +10,10 @@ from torch import nn
 
 from ..anatomy.quantised import whole_shape
 from ..anatomy.sites import Site, SiteMap, Stack
-from ..language.check import names_norm
-from ..language.diagnostics import Diagnostic, PeltError, error, near
+from ..language.check.methods import names_norm
+from ..language.report.diagnostics import Diagnostic, PeltError, error, near
 from ..language.sites import STACKS
-from ..language.syntax import Path, Span
+from ..language.syntax.nodes import Path, Span
 
 #: What to do where a model has no head.
 HEADLESS = "load the model with a head, as AutoModelForSequenceClassification does (`--task sequence-classification`)"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..language.sizes import Size
-from ..language.syntax import (
+from ..language.syntax.nodes import (
     Apply,
     Attr,
     Axis,

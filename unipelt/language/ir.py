@@ -13,12 +13,12 @@ from functools import lru_cache
 from typing import Any
 
 from .above import view
-from .arguments import parameters
-from .diagnostics import Diagnostic, PeltError, error, near
-from .fitting import argument, plain, takes
-from .printer import to_text
+from .types.arguments import parameters
+from .report.diagnostics import Diagnostic, PeltError, error, near
+from .types.fitting import argument, plain, takes
+from .syntax.printer import to_text
 from .versions import LANGUAGE_VERSION, SCHEMA, UPDATE, Version, named, refusal
-from .syntax import (
+from .syntax.nodes import (
     NOWHERE,
     Block,
     Compose,

@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..resources import folder
-from .parser import parse
-from .source import read
-from .syntax import AnatomyDef, Definition, File, MethodDef, Span
+from .syntax.parser import parse
+from .report.source import read
+from .syntax.nodes import AnatomyDef, Definition, File, MethodDef, Span
 
 _HEADER = re.compile(r"^(method|form|gate|compose|anatomy)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
 Key = tuple[str, str]

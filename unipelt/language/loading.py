@@ -10,18 +10,18 @@ from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
-from .alternatives import check_space
-from .bodies import called_definition, check_body
-from .check import check_method, distinct
-from .diagnostics import Diagnostic, PeltError, counted, error, near
-from .elaborate import elaborate, is_space
+from .check.alternatives import check_space
+from .check.definitions import called_definition, check_body
+from .check.methods import check_method, distinct
+from .report.diagnostics import Diagnostic, PeltError, counted, error, near
+from .check.elaborate import elaborate, is_space
 from .ir import Method
 from .library import Key, index, key_of, library_definition, library_names, parse_path, title
-from .names import Names, names_of
-from .owners import hints
-from .parser import parse as parse_file
-from .space import space_of
-from .syntax import BodyDef, Definition, File, MethodDef, Name, walk
+from .check.names import Names, names_of
+from .types.owners import hints
+from .syntax.parser import parse as parse_file
+from .check.space import space_of
+from .syntax.nodes import BodyDef, Definition, File, MethodDef, Name, walk
 
 MAX_LINES = 20_000  # of a file, once what its definitions call is in its place
 
@@ -44,8 +44,8 @@ class Checked:
 
     @property
     def properties(self) -> dict:
-        """The verdicts (`unipelt.language.properties`) of a method without mistakes."""
-        from .properties import verdicts
+        """The verdicts (`unipelt.language.analyse.verdicts`) of a method without mistakes."""
+        from .analyse.verdicts import verdicts
 
         return verdicts(self.method) if self.method is not None else {}
 

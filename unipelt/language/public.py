@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from .diagnostics import error
+from .report.diagnostics import error
 
 #: Labels may come from anywhere; what is wrong with them is said in one place, for all.
 ELSEWHERE = ("labels", "problem_type")

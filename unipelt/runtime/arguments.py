@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..compiler.plan import PlannedInput
-from ..language.diagnostics import PeltError, error, near
+from ..language.report.diagnostics import PeltError, error, near
 from .switch import Switch, ended_by
 
 

@@ -18,7 +18,7 @@ from ..compiler.initialise import draw, generator
 from ..compiler.labels import Labels, labels_of_base
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.planner import plan as make_plan
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from ..language.ir import Method
 from .hanging import hang_adapter, refuse_namesake, take_down
 from .heads import agree

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .edits import Edit
 from .seam import Seam, seam_of
 

@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..language.diagnostics import PeltError, error
+from ..language.report.diagnostics import PeltError, error
 from ..language.files import contents, leaves, reason, replace
-from ..language.source import refuse_link
+from ..language.report.source import refuse_link
 from ..language.versions import FORMAT, UPDATE, named, refusal
 from .hub import FOLDER, INDEX
 from .registry import Registry

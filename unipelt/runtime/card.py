@@ -18,11 +18,11 @@ from typing import Any
 from urllib.parse import quote
 
 from ..compiler.plan import Plan
-from ..language.diagnostics import error
-from ..language.document import COLUMNS, columns_met, markdown_table, rows_of
+from ..language.report.diagnostics import error
+from ..language.write.document import COLUMNS, columns_met, markdown_table, rows_of
 from ..language.files import contents
-from ..language.formula import as_text
-from ..language.render import escape
+from ..language.write.formula import as_text
+from ..language.report.render import escape
 from .hub import is_hub_name, public_name
 
 #: What stands for the adapter's place until it is pushed somewhere.

@@ -18,10 +18,10 @@ from torch import nn
 
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
-from ..language.diagnostics import error
-from ..language.initialisers import INITIALISERS
+from ..language.report.diagnostics import error
+from ..language.types.initialisers import INITIALISERS
 from ..language.ir import Method
-from ..language.syntax import Apply, Expr, Name, Statement, Tensor, rewrite
+from ..language.syntax.nodes import Apply, Expr, Name, Statement, Tensor, rewrite
 from .attach import activate, install, unchanged
 from .beside import Beside, beside, inside
 from .folder import listed_shapes, read_manifest, read_method, read_tensors

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from ..language.files import leaves, part_prefix, replace
 
 #: Seconds to wait for a sign of life.

@@ -17,9 +17,9 @@ from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
 from ..compiler.recipe import MASK, PLACES, Recipes, Want
-from ..language.diagnostics import error
-from ..language.softmax import shares_softmax
-from ..language.syntax import Name, Param
+from ..language.report.diagnostics import error
+from ..language.types.softmax import shares_softmax
+from ..language.syntax.nodes import Name, Param
 from .holding import Holding, Shared, key_of_tensor
 from .masks import mask_key
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..language.diagnostics import error, near
+from ..language.report.diagnostics import error, near
 from .registry import registry, unwrapped
 
 

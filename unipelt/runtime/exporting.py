@@ -23,7 +23,7 @@ from torch import nn
 
 from ..anatomy.evaluating import evaluating
 from ..anatomy.find import config_of
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .attach import disabled
 from .registry import registry, unwrapped
 

@@ -25,11 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 
-from ..language.diagnostics import error, near_path
+from ..language.report.diagnostics import error, near_path
 from ..language.files import contents, reason
 from ..language.ir import Method
 from ..language.loading import parse
-from ..language.source import refuse_link, source_of
+from ..language.report.source import refuse_link, source_of
 from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
 from .card import replaceable
 from .hub import FETCHED, FOLDER, INDEX, MANIFEST, METHOD, README, RUN, WEIGHTS

@@ -11,14 +11,14 @@ from torch import nn
 from ..compiler.evaluator import evaluate
 from ..compiler.named import Named, spread
 from ..compiler.plan import Plan, PlannedFold
-from ..language.check import check_row, sites_of
-from ..language.fold import fold_form
+from ..language.check.methods import check_row, sites_of
+from ..language.analyse.fold import fold_form
 from ..language.ir import Method, Row
-from ..language.parser import parse_expression
-from ..language.rows import RowTyping
+from ..language.syntax.parser import parse_expression
+from ..language.types.rows import RowTyping
 from ..language.sites import TensorType, signature, site_name
 from ..language.sizes import Size
-from ..language.syntax import Axis, Name, Scope, Tensor
+from ..language.syntax.nodes import Axis, Name, Scope, Tensor
 from .seam import edit_at
 from .sharding import gathered
 

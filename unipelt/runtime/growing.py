@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .places import Layout, Rows
 
 #: Arguments with an entry for each token, and the entry of a row.

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import hosts
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .attention import install, refuse_bypassing
 from .beside import hang as hang_savers
 from .chance import Draw

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..compiler.labels import Labels, labels_of_base
 from ..compiler.plan import Plan
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .switch import Switch
 
 _TAKEN = "labels"

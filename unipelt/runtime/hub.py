@@ -13,7 +13,7 @@ from os.path import exists
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import PeltError, error, near_path
+from ..language.report.diagnostics import PeltError, error, near_path
 from .download import bring, listing
 
 WEIGHTS, MANIFEST, METHOD, README = "adapter.safetensors", "adapter.json", "method.pelt", "README.md"

@@ -20,8 +20,8 @@ from ..anatomy.sizes import weight_shape
 from ..anatomy.quantised import as_map, is_quantised
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
-from ..language.diagnostics import Diagnostic, PeltError, error
-from ..language.rules import ABSORBED_SEQUENTIAL, mergeable
+from ..language.report.diagnostics import Diagnostic, PeltError, error
+from ..language.analyse.row_verdicts import ABSORBED_SEQUENTIAL, mergeable
 from .edits import Edit
 from .hanging import rehang
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from ..anatomy.heads import is_language_model
 from ..anatomy.sites import SiteMap
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .places import Layout
 from .registry import registry, unwrapped
 from .switch import Switch

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .heads import is_view, plain
 from .merge import merge, unmerge
 from .registry import record, registry, unwrapped

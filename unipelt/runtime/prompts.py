@@ -22,7 +22,7 @@ from torch import nn
 
 from ..anatomy.sites import SiteMap
 from ..compiler.plan import Plan, PlannedInput, PlannedRows
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from . import growing
 from .arguments import Given, marks_for, take, value_for
 from .edits import Edit

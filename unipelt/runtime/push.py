@@ -15,8 +15,8 @@ from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import error
-from ..language.source import refuse_link
+from ..language.report.diagnostics import error
+from ..language.report.source import refuse_link
 from .card import LARGEST, PLACE, parts_of, sealed, unsealed
 from .download import Listing, TooMuch, listing, received
 from .folder import verify

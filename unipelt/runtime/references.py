@@ -6,9 +6,9 @@ from os.path import isdir, isfile
 from pathlib import Path
 
 from ..language import loading
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from ..language.ir import Method
-from ..language.source import read
+from ..language.report.source import read
 from .hub import METHOD, located, repository
 
 

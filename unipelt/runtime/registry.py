@@ -14,7 +14,7 @@ from torch import nn
 
 from ..anatomy.sites import SiteMap
 from ..compiler.plan import Plan
-from ..language.diagnostics import error, near
+from ..language.report.diagnostics import error, near
 from ..language.ir import Method
 from .doors import Door
 from .heads import Heads

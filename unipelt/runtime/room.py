@@ -16,7 +16,7 @@ from torch import nn
 from ..anatomy.positions import longest_text, tables_of_positions
 from ..anatomy.sites import SiteMap
 from ..compiler.plan import Plan
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .growing import Call
 from .places import Rows
 

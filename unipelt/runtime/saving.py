@@ -21,10 +21,10 @@ from ..anatomy.find import find
 from ..anatomy.quantised import is_quantised, whole_shape
 from ..compiler.labels import labels_of_base
 from ..compiler.plan import Plan
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from ..language.files import reason
 from ..language.ir import as_file
-from ..language.printer import to_text
+from ..language.syntax.printer import to_text
 from ..language.versions import FORMAT, LANGUAGE_VERSION
 from .card import check_card, model_card
 from .folder import cut_short

@@ -15,7 +15,7 @@ from torch import nn
 from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.quantised import matrix
 from ..compiler.plan import PlannedEdit
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from .copies import CopyEdit
 from .edits import PLACES, ROWS, Edit
 from .switch import NAME, Switch

@@ -16,11 +16,11 @@ from ..compiler.evaluator import Context, constants, evaluate
 from ..compiler.initialise import draw, generator
 from ..compiler.named import Named, spread
 from ..compiler.plan import Plan, PlannedEdit, PlannedTensor, whole
-from ..language.declared import weights_read
-from ..language.diagnostics import error
+from ..language.types.declared import weights_read
+from ..language.report.diagnostics import error
 from ..language.sites import TensorType
-from ..language.syntax import Expr, Let, Name, Statement, String, Tensor, walk
-from ..language.values import Distribution, Value
+from ..language.syntax.nodes import Expr, Let, Name, Statement, String, Tensor, walk
+from ..language.types.values import Distribution, Value
 from .edits import BaseCall
 from .offload import value_of
 

@@ -23,7 +23,7 @@ from ..anatomy.sites import Site, SiteMap
 from ..compiler.evaluator import Context, evaluate
 from ..compiler.gates import gates
 from ..compiler.named import Named
-from ..language.syntax import Expr
+from ..language.syntax.nodes import Expr
 from .copies import CopyEdit
 from .hanging import hang_root
 from .registry import Attached, Registry, record, registry, unwrapped

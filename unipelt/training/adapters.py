@@ -9,7 +9,7 @@ from typing import Any
 import unipelt
 
 from ..compiler.labels import Labels, read_json
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from ..runtime.folder import read_manifest
 from ..runtime.hub import MANIFEST
 from . import data as reading

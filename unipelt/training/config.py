@@ -8,7 +8,7 @@ from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
 
-from ..language.diagnostics import error, near
+from ..language.report.diagnostics import error, near
 from .data import is_unicode
 from .report import drawable
 from .tasks import KINDS, task

@@ -16,9 +16,9 @@ from typing import Any
 
 import unipelt
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 from ..language.files import contents, part_prefix, reason, replace
-from ..language.source import refuse_link
+from ..language.report.source import refuse_link
 from ..runtime.card import replaceable
 from ..runtime.hub import FETCHED, MANIFEST, METHOD, METRICS, README, RUN, TASK, WEIGHTS
 from ..runtime.sharding import is_sharded

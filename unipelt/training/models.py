@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy.positions import longest_text
-from ..language.diagnostics import PeltError, error, near_path
+from ..language.report.diagnostics import PeltError, error, near_path
 from .tasks import Task, kind
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..language.diagnostics import error
+from ..language.report.diagnostics import error
 
 DATA, PICTURES = "report.json", ("report.png", "report.svg")
 #: As in `watching.LOGGED`, which needs torch.

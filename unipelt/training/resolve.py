@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from ..language.diagnostics import error, near
+from ..language.report.diagnostics import error, near
 from ..language.library import library_names
 from ..language.loading import parts_of
 from ..runtime.references import load

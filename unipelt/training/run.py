@@ -20,7 +20,7 @@ import unipelt
 
 from ..anatomy.positions import longest_text
 from ..compiler.totals import rates
-from ..language.diagnostics import counted, error, near
+from ..language.report.diagnostics import counted, error, near
 from ..runtime.card import replaceable
 from ..runtime.hub import README, public_name
 from ..runtime.room import moving

@@ -10,7 +10,7 @@ from typing import Any
 
 import unipelt
 
-from ..language.diagnostics import counted, error, near_path
+from ..language.report.diagnostics import counted, error, near_path
 from ..runtime.hub import MANIFEST, TASK, located
 from . import data as reading
 from .adapters import Opening, open_for_task, open_plain

@@ -27,7 +27,7 @@ from transformers.training_args import OptimizerNames
 
 import unipelt
 
-from ..language.diagnostics import PeltError, error
+from ..language.report.diagnostics import PeltError, error
 from ..language.files import check, contents, reason
 from ..runtime.registry import record
 from . import ranks

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..language.counts import counts
-from ..language.diagnostics import error, near
+from ..language.analyse.counts import counts
+from ..language.report.diagnostics import error, near
 from ..language.ir import Method
 
 #: A size is looked for up to this.

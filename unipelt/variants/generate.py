@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..language import syntax as S
-from ..language.canonical import canonical
-from ..language.arguments import parameters
-from ..language.diagnostics import Diagnostic, PeltError, error
-from ..language.infer import Inference
+from ..language.syntax import nodes as S
+from ..language.analyse.canonical import canonical
+from ..language.types.arguments import parameters
+from ..language.report.diagnostics import Diagnostic, PeltError, error
+from ..language.types.infer import Inference
 from ..language.ir import Method
 from ..language.loading import resolve
-from ..language.meaning import meaning
-from ..language.rows import require
+from ..language.analyse.meaning import meaning
+from ..language.types.rows import require
 from ..language.sites import SIZES
 from ..language.sizes import Size
-from ..language.values import NumberType, Value
+from ..language.types.values import NumberType, Value
 from .recognise import Recognised, recognise
-from ..language.space import Space, drawn
+from ..language.check.space import Space, drawn
 
 #: So many members are enumerated at most; of a larger space a sample is looked at.
 MAX_MEMBERS = 100_000

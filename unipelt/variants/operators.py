@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..language import syntax as S
-from ..language.diagnostics import error, near
-from ..language.calls import substitute
-from ..language.elaborate import Draft, drafts, elaborate
+from ..language.syntax import nodes as S
+from ..language.report.diagnostics import error, near
+from ..language.check.inline import substitute
+from ..language.check.elaborate import Draft, drafts, elaborate
 from ..language.ir import Trained
-from ..language.names import Names
-from ..language.parser import parse
-from ..language.printer import to_text
+from ..language.check.names import Names
+from ..language.syntax.parser import parse
+from ..language.syntax.printer import to_text
 from ..language.sites import SITES
 
 COLUMNS = ("modify", "insert", "form", "compose")

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..language import syntax as S
-from ..language.algebra import Atom, Term
-from ..language.canonical import Canonical, canonical, tensors_of
-from ..language.diagnostics import PeltError
+from ..language.syntax import nodes as S
+from ..language.types.algebra import Atom, Term
+from ..language.analyse.canonical import Canonical, canonical, tensors_of
+from ..language.report.diagnostics import PeltError
 from ..language.ir import Method
 from ..language.library import library_names
 from ..language.loading import load
-from ..language.meaning import Meaning, SiteMeaning, bound, meaning
+from ..language.analyse.meaning import Meaning, SiteMeaning, bound, meaning
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from ..language import syntax as S
-from ..language.canonical import Canonical, difference
-from ..language.document import COLUMNS, columns_of
-from ..language.fitting import plain
+from ..language.syntax import nodes as S
+from ..language.analyse.canonical import Canonical, difference
+from ..language.write.document import COLUMNS, columns_of
+from ..language.types.fitting import plain
 from ..language.ir import Method, Row
 from ..language.library import library_names
-from ..language.meaning import bound, meaning
-from ..language.printer import to_text
+from ..language.analyse.meaning import bound, meaning
+from ..language.syntax.printer import to_text
 from .patterns import Pattern, key_of_lines, known, lines_of, patterns, without_biases
 from .solve import Solution, fits
 

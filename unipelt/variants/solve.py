@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from ..language import syntax as S
-from ..language.canonical import Canonical, Leaf
-from ..language.diagnostics import PeltError
-from ..language.infer import Inference
-from ..language.parser import parse_expression
+from ..language.syntax import nodes as S
+from ..language.analyse.canonical import Canonical, Leaf
+from ..language.report.diagnostics import PeltError
+from ..language.types.infer import Inference
+from ..language.syntax.parser import parse_expression
 from ..language.sizes import Size
-from ..language.values import NumberType, Value
+from ..language.types.values import NumberType, Value
 from .patterns import key_of_lines
 
 

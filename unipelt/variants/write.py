@@ -10,12 +10,12 @@ from dataclasses import replace
 from os.path import exists, isdir
 from pathlib import Path
 
-from ..language import syntax as S
-from ..language.diagnostics import PeltError, error
+from ..language.syntax import nodes as S
+from ..language.report.diagnostics import PeltError, error
 from ..language.ir import as_definition
 from ..language.library import Key, key_of, of_library
-from ..language.names import Names
-from ..language.printer import to_text
+from ..language.check.names import Names
+from ..language.syntax.printer import to_text
 from .generate import Member
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import unipelt
-from unipelt.language.counts import counts
+from unipelt.language.analyse.counts import counts
 
 from .case import Case, holds
 

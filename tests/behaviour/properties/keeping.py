@@ -72,7 +72,7 @@ def merge_refused(case: Case) -> None:
         unipelt.merge(m, "a")
     codes = {d.code for d in caught.value.diagnostics}
     assert codes == {"E0563"}
-    from unipelt.language.rules import mergeable
+    from unipelt.language.analyse.row_verdicts import mergeable
 
     rows = {e.row.name for e in case.plan.edits if mergeable(e.typing).value != "yes"}
     assert rows

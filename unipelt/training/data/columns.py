@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ...language.diagnostics import MAX_COMPARED, Diagnostic, error, near
-from ...language.syntax import Span
+from ...language.report.diagnostics import MAX_COMPARED, Diagnostic, error, near
+from ...language.syntax.nodes import Span
 from .split import Split, kind_of_value, listed, raise_all
 
 #: Column names in the order of preference; pairs of texts first, as `sentence1` alone would be half of the input.

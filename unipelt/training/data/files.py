@@ -10,9 +10,9 @@ from dataclasses import replace
 from os.path import isdir, isfile
 from pathlib import Path
 
-from ...language.diagnostics import error, near_path
-from ...language.source import refuse_link
-from ...language.syntax import Span
+from ...language.report.diagnostics import error, near_path
+from ...language.report.source import refuse_link
+from ...language.syntax.nodes import Span
 from ...runtime.hub import is_data_set
 from .formats import SUFFIXES, parse
 from .hub import PREFIX, read_hub

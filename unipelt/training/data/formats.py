@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...language.diagnostics import Diagnostic, PeltError, error, repeated
-from ...language.syntax import Span
+from ...language.report.diagnostics import Diagnostic, PeltError, error, repeated
+from ...language.syntax.nodes import Span
 from .split import Split, is_unicode, kind_of_value, listed, raise_all
 
 Rows = list[dict[str, Any]]

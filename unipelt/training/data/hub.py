@@ -5,7 +5,7 @@ from __future__ import annotations
 from os.path import exists
 from typing import Any
 
-from ...language.diagnostics import error
+from ...language.report.diagnostics import error
 from ...runtime.hub import is_data_set
 from .formats import class_names, name_classes
 from .split import Data, Split

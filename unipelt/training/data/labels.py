@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ...language.diagnostics import Diagnostic, error, near
-from ...language.syntax import Span
+from ...language.report.diagnostics import Diagnostic, error, near
+from ...language.syntax.nodes import Span
 from .columns import values_of
 from .split import Split, kind_of_value, listed, raise_all, whole_number
 

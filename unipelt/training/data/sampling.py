@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from ...language.diagnostics import error
-from ...language.syntax import Span
+from ...language.report.diagnostics import error
+from ...language.syntax.nodes import Span
 from .split import Data, Split, listed
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ...language.diagnostics import error, near
+from ...language.report.diagnostics import error, near
 
 if TYPE_CHECKING:
     from ..config import TaskOptions

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...language.diagnostics import error
-from ...language.syntax import Span
+from ...language.report.diagnostics import error
+from ...language.syntax.nodes import Span
 from .. import data as reading
 from ..data import Split, kind_of_value
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...language.inputs import changes_length
-from ...language.diagnostics import error
+from ...language.types.inputs import changes_length
+from ...language.report.diagnostics import error
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split

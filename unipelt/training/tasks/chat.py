@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...language.diagnostics import error
+from ...language.report.diagnostics import error
 from .. import data as reading
 from ..data import Split, kind_of_value
 from .task import IGNORED, Example

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from ...language.diagnostics import counted, error
+from ...language.report.diagnostics import counted, error
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.nn.functional as F
 
-from ...language.diagnostics import error
+from ...language.report.diagnostics import error
 from .. import data as reading
 from ..data import Split
 from .generation import decoded, generate, grouped, leaders, text_metrics

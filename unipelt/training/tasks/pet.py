@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from ...language.diagnostics import Diagnostic, PeltError, error, near
-from ...language.syntax import Span
+from ...language.report.diagnostics import Diagnostic, PeltError, error, near
+from ...language.syntax.nodes import Span
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 
 from ...anatomy.positions import longest_text
-from ...language.diagnostics import Diagnostic, counted, error
-from ...language.syntax import Span
+from ...language.report.diagnostics import Diagnostic, counted, error
+from ...language.syntax.nodes import Span
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split, kind_of_value

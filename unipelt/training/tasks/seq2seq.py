@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...language.diagnostics import error
+from ...language.report.diagnostics import error
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split

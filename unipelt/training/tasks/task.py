@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from ...language.diagnostics import error
+from ...language.report.diagnostics import error
 from .. import data as reading
 from ..data import Split
 

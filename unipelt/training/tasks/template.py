@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...language.diagnostics import error, near
+from ...language.report.diagnostics import error, near
 from .. import data as reading
 from ..data import Split
 from .task import Example

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...language.diagnostics import Diagnostic, error
-from ...language.syntax import Span
+from ...language.report.diagnostics import Diagnostic, error
+from ...language.syntax.nodes import Span
 from .. import data as reading
 from ..config import TaskOptions
 from ..data import Split, kind_of_value

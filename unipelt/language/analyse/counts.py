@@ -1,0 +1,360 @@
+"""Parameter counts as formulas, before any model exists: exact polynomials in the sizes of sites and the arguments.
+
+``L`` is the number of layers, ``L_cross`` of those with cross-attention. An encoder–decoder has the sum over its stacks,
+each with its own ``L`` and sizes (``L_cross`` is 0 in the encoder); ``L_encoder`` and ``L_decoder`` are those of a stack that
+is named, and ``has_cross``, ``has_encoder``, ``has_decoder`` are 1 in a stack that has or is that, else 0. ``sum_layer(r)`` is the sum of what depends on
+the layer over those a row is at: ``sum_layer(r, last 2)`` where it selects some. Trained copies of the base's own parameters
+are named in words. Non-goal: the numbers of a model; a plan counts them (and a test holds that the two agree).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from ..types.arguments import parameters
+from ..check.methods import check_method, open_paths
+from ..types.declared import PLACES, TensorTyping
+from ..types.rows import RowTyping
+from .fold import fold_form
+from ..types.infer import Inference
+from ..ir import Method, Trained
+from ..types.layers import by_layer, chosen, layered
+from ..syntax.printer import to_text
+from ..sites import TensorType
+from ..sizes import Size
+from ..syntax.nodes import Param, Selection, Tensor
+from ..types.values import NumberType, Value
+
+_ONCE = ("embed", "head")  # families that stand outside the layers
+_WHOLE = {
+    "*": "every parameter",
+    "*.bias": "every bias",
+    "*.norm.*": "every norm's parameters",
+    "head": "the model's own head",
+}
+_ALIKE = {"d_q": Size.of("heads") * Size.of("d_head"), "d_kv": Size.of("groups") * Size.of("d_head")}  # fmt: skip
+_NONE = Size(())
+_PARTS = ("cross", "encoder", "decoder")  # of the stacks, to which a site may be confined
+
+
+#: What the symbols of a formula mean that are no arguments; an encoder–decoder has the sum over its stacks.
+SYMBOLS = {
+    "L": "layers; an encoder–decoder has the sum over its two stacks", "L_cross": "layers with cross-attention", "L_encoder": "layers of the encoder",
+    "L_decoder": "layers of the decoder", "has_cross": "1 for a stack with cross-attention, else 0",
+    "has_encoder": "1 for the encoder, else 0", "has_decoder": "1 for the decoder, else 0", "heads": "attention heads",
+    "groups": "heads of the keys and values", "d_head": "size of a head", "d_model": "size of a token",
+    "d_ff": "inner size of the feed-forward layer", "vocab": "entries of the vocabulary", "labels": "labels of the head",
+}  # fmt: skip
+
+
+def symbols(formulas: Iterable[str], arguments: Iterable[str] = ()) -> dict[str, str]:
+    """The symbols of some formulas with what they mean, those of the arguments left out."""
+    met = {w for f in formulas for w in re.findall(r"\w+", f)} - set(arguments)
+    sums = {
+        w: f"the sum over the {SYMBOLS['L' + w.removeprefix('sum_layer')].partition(';')[0]}"
+        for w in sorted(met)
+        if re.fullmatch(r"sum_layer\w*", w)
+    }
+    return {n: meaning for n, meaning in SYMBOLS.items() if n in met} | sums
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSum:
+    """``sum_layer(size)`` over the layers of a selection, of ``depth`` (a symbol) there are."""
+
+    size: Size
+    selection: Selection | None
+    depth: str
+
+    def __str__(self) -> str:
+        of = "" if self.selection is None or self.selection.word == "all" else f", {to_text(self.selection)}"
+        text = self.size.text
+        bare = text[1:-1] if text in self.size.symbols and text.startswith("(") else text
+        return f"sum_layer{self.depth[1:]}({bare}{of})"
+
+    def number(self, values: Mapping[str, int], params: Sequence[Param]) -> int:
+        depth = values[self.depth]
+        word = self.selection.word if self.selection is not None else "all"
+        ends = (
+            [_value(to_text(v), {**values, "depth": depth}) for v in self.selection.values]
+            if self.selection is not None
+            else []
+        )
+        total = 0
+        for layer in chosen(word, ends, depth):
+            numbers = {"layer": layer, "depth": depth}
+            total += _number(self.size, {**_bound(params, numbers), **values, **numbers})
+        return total
+
+
+def _bound(params: Sequence[Param], numbers: Mapping[str, int]) -> dict[str, int]:
+    """The arguments that are numbers once ``numbers`` (``layer``, ``depth``) are known, and those."""
+    found = {n: v.type for n, v in parameters(params, True, numbers).items()}
+    return {n: t.value for n, t in found.items() if isinstance(t, NumberType) and isinstance(t.value, int)} | dict(
+        numbers
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """What is counted in every stack, what once in the whole model, and what in the first stack, which the input enters."""
+
+    each: Size = _NONE
+    once: Size = _NONE
+    first: Size = _NONE
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.each + other.each, self.once + other.once, self.first + other.first)
+
+    @property
+    def size(self) -> Size:
+        return self.each + self.once + self.first
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A polynomial, and in words what has none. ``folds`` pairs a row's amount as declared with that after folding;
+    the smaller of the two is stored. ``sums`` are what symbols like ``sum_layer(r)`` stand for, ``params`` the arguments."""
+
+    amount: Amount = Amount()
+    words: tuple[str, ...] = ()
+    folds: tuple[tuple[Amount, Amount], ...] = ()
+    sums: Mapping[str, LayerSum] = field(default_factory=dict)
+    params: tuple[Param, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        return self.amount.size
+
+    def number(self, values: Mapping[str, int], *more: Mapping[str, int]) -> int:
+        """The count on a model: ``values`` are its sizes, ``L``, ``L_cross`` and the arguments that are one number each;
+        for an encoder–decoder the encoder's (with ``L_encoder``), then the decoder's. Words are not counted."""
+        stacks = [self._known(v) for v in (values, *more)]
+
+        def of(a: Amount) -> int:
+            return (
+                sum(_number(a.each, known) for known in stacks)
+                + _number(a.once, stacks[-1])
+                + _number(a.first, stacks[0])
+            )
+
+        return of(self.amount) + sum(min(of(a), of(b)) for a, b in self.folds)
+
+    def _known(self, values: Mapping[str, int]) -> dict[str, int]:
+        """A stack's values with all that follows from them."""
+        depths = {f"L_{n}": values.get(f"L_{n}", 0) for n in _PARTS}
+        depth = {"depth": values.get("depth", values["L"])} if "L" in values else {}
+        full = {
+            **_bound(self.params, depth),
+            **depths,
+            **{f"has_{n}": int(depths[f"L_{n}"] > 0) for n in _PARTS},
+            **values,
+        }
+        symbols = {s for a in (self.amount, *(f for pair in self.folds for f in pair)) for s in a.size.symbols}
+        return {**full, **{n: s.number(full, self.params) for n, s in self.sums.items() if n in symbols}}
+
+    def __str__(self) -> str:
+        total = self.size
+        for _, after in self.folds:
+            total = total + after.size
+        parts = ([str(total)] if total.terms or not self.words else []) + list(self.words)
+        return " + ".join(parts) + (" (folded)" if self.folds else "")
+
+
+def counts(method: Method) -> dict[str, Count]:
+    """The counts ``trained``, ``stored`` (after folding), ``frozen`` (draws that are kept) and ``head``."""
+    typings = check_method(method)
+    counting = _Counting(method)
+    rows: dict[str, list[RowTyping]] = {}
+    for t in typings:
+        rows.setdefault(t.row.name, []).append(t)
+    trained, stored, frozen, head = Amount(), Amount(), Amount(), Amount()
+    folds: list[tuple[Amount, Amount]] = []
+    unknown = [f"what `{r.name}` learns at `{p}`" for r in method.rows for p in open_paths(r, method.params)]
+    for name, found in rows.items():
+        places = {x.place for t in found for x in t.tensors} - set(PLACES)
+        if places:  # arguments without a value
+            unknown += [f"what `{name}` learns per `{p}`" for p in sorted(places)]
+            continue
+        learned = counting.entries((t, x) for t in found if t.site.family != "head" for x in t.tensors if not x.frozen)
+        own = _total(learned)
+        trained = trained + own
+        frozen = frozen + _total(counting.entries((t, x) for t in found for x in t.tensors if x.frozen))
+        head = head + _total(
+            counting.entries((t, x) for t in found if t.site.family == "head" for x in t.tensors if not x.frozen)
+        )
+        after = counting.folded([t for t in found if t.site.family != "head"], learned)
+        if after is None:
+            stored = stored + own
+        else:
+            folds.append((own, after))
+    copies = tuple(unknown) + tuple(w for t in method.trains if (w := _words(t)) and not _of_head(t))
+    heads = tuple(_words(t) for t in method.trains if _of_head(t))
+    return {
+        "trained": counting.count(trained, copies), "stored": counting.count(stored, copies, tuple(folds)),
+        "frozen": counting.count(frozen), "head": counting.count(head, heads),
+    }  # fmt: skip
+
+
+def formula(method: Method) -> dict[str, str]:
+    """`counts` as text: ``{"trained": "2 L d_model r + …", …}``."""
+    return {name: str(count) for name, count in counts(method).items()}
+
+
+# ---------------------------------------------------------------- tensors
+
+_Key = tuple[str, ...]
+
+
+class _Counting:
+    """Counts the tensors of one method's rows; remembers what its sums over layers stand for."""
+
+    def __init__(self, method: Method):
+        self.params = method.params
+        self.layered = layered(method.params)
+        self.sums: dict[str, LayerSum] = {}
+
+    def count(
+        self, amount: Amount, words: tuple[str, ...] = (), folds: tuple[tuple[Amount, Amount], ...] = ()
+    ) -> Count:
+        return Count(amount, words, folds, self.sums, self.params)
+
+    def entries(self, found: Iterable[tuple[RowTyping, TensorTyping]]) -> dict[_Key, Size]:
+        """Each tensor of the method once, whoever shares it, with its entries in the whole model."""
+        return _widest(dict(self.entry(t, x.label, x.place, x.type) for t, x in found))
+
+    def entry(self, t: RowTyping, label: str, place: str, type_: TensorType) -> tuple[_Key, Size]:
+        once = t.site.family in _ONCE
+        part = _part(t)
+        size = type_.entries
+        for axis in type_.axes:
+            size = size * (t.axes[axis] if axis in t.axes else Size.of(f"{axis}s"))
+        if place == "model":
+            return (place, "", "", t.row.name, label), size
+        if place == "layer" and not once:
+            return (place, "", part, t.row.name, label), self.over_layers(t, size)
+        if place == "kind" or once:
+            return ("kind", t.site.name, part, t.row.name, label), size * Size.of(f"has_{part}") if part else size
+        return ("site", t.site.name, part, t.row.name, label), self.over_layers(t, size)
+
+    def over_layers(self, t: RowTyping, size: Size) -> Size:
+        """The size summed over the row's layers: times their number, but for the symbols that depend on the layer."""
+        depth = f"L_{part}" if (part := _part(t)) else "L"
+        total = _NONE
+        for monomial, factor in size.bind({**_ALIKE, "depth": Size.of(depth)}).terms:
+            inner, outer = Size.of(1), Size.of(factor)
+            for symbol, exponent in monomial:
+                power = Size((((((symbol, exponent),)), Fraction(1)),))
+                inner, outer = (inner * power, outer) if self.varies(symbol) else (inner, outer * power)
+            if inner == Size.of(1):
+                total = total + outer * _selected(t.row.layers, depth)
+                continue
+            added = LayerSum(inner, t.row.layers, depth)
+            self.sums[str(added)] = added
+            total = total + outer * Size.of(str(added))
+        return total
+
+    def varies(self, symbol: str) -> bool:
+        from ..syntax.parser import parse_expression
+
+        return by_layer(parse_expression(symbol), self.layered)
+
+    def folded(self, found: list[RowTyping], learned: Mapping[_Key, Size]) -> Amount | None:
+        """The row's count after folding, as `compiler.plan` counts it; None where nothing folds."""
+        after: dict[_Key, Size] = {}
+        any_folds = False
+        for t in found:
+            form, folds = fold_form(t)
+            any_folds = any_folds or bool(folds)
+            left = {s.name for s in form if isinstance(s, Tensor)}
+            for x in t.tensors:
+                if not x.frozen and (x.part or x.name in left or x.declaration in t.row.compose):
+                    key, _ = self.entry(t, x.label, x.place, x.type)
+                    after |= {key: learned[key]} if key in learned else {}
+            after |= dict(self.entry(t, f.name, f.place, f.type) for f in folds)
+        return _total(_widest(after)) if any_folds else None
+
+
+def _part(t: RowTyping) -> str:
+    """The part of the stacks that a row's site is confined to; none for a site of every stack."""
+    return "cross" if t.site.name.startswith("cross") else t.stack or ""
+
+
+def _widest(entries: dict[_Key, Size]) -> dict[_Key, Size]:
+    """Without what is counted already: a part of the stacks beside every stack, cross-attention beside its decoder."""
+
+    def within(key: _Key) -> bool:
+        place, site, part, *rest = key
+        wider = ("", "decoder") if part == "cross" else ("",) if part else ()
+        return any((place, site, w, *rest) in entries for w in wider)
+
+    return {key: size for key, size in entries.items() if not within(key)}
+
+
+def _at_most(value: str, depth: str) -> Size:
+    return Size.of(depth if value == "depth" else 0 if value == "0" else f"min({value}, {depth})")
+
+
+def _total(entries: Mapping[_Key, Size]) -> Amount:
+    each, once, first = _NONE, _NONE, _NONE
+    for (place, site, part, *_), size in entries.items():
+        if place == "model" or site == "head":
+            once = once + size
+        elif site.split(".")[0] == "embed" and not part:
+            first = first + size
+        else:
+            each = each + size
+    return Amount(each.bind(_ALIKE), once.bind(_ALIKE), first.bind(_ALIKE))
+
+
+def _selected(selection: Selection | None, depth: str) -> Size:
+    """How many layers a selection holds, clamped to those there are."""
+    if selection is None or selection.word == "all":
+        return Size.of(depth)
+    values = [to_text(v) for v in selection.values]
+    if selection.word in ("first", "last"):
+        return _at_most(values[0], depth)
+    if selection.word == "range":
+        return _at_most(values[1], depth) - _at_most(values[0], depth)
+    return Size.of(f"ceil({depth} / ({values[0]}))")
+
+
+# ---------------------------------------------------------------- trained copies
+
+
+def _of_head(t: Trained) -> bool:
+    return all(str(p).split(".")[0] == "head" for p in t.paths)
+
+
+def _words(t: Trained) -> str:
+    what = " and ".join(_WHOLE.get(str(p), f"every parameter of `{p}`") for p in t.paths)
+    if t.layers is None or t.layers.word == "all":
+        return what
+    return f"{what} in {_selected(t.layers, 'L')} layers"
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _number(size: Size, values: Mapping[str, int]) -> int:
+    """The value of a polynomial; its opaque symbols (`min(top, L)`) are expressions of the language."""
+    known = dict(values)
+    for symbol in size.symbols - set(known):
+        known[symbol] = _value(symbol, values)
+    total = size.bind(known).number
+    assert total is not None and total.denominator == 1, f"unbound size {size}"
+    return int(total)
+
+
+def _value(text: str, values: Mapping[str, int]) -> int:
+    """The whole number that an expression of the language is."""
+    from ..syntax.parser import parse_expression
+
+    names = {n: Value(NumberType(Size.of(v) if isinstance(v, int) else None, v)) for n, v in values.items()}
+    found = Inference(names, {}).infer(parse_expression(text)).type
+    if not isinstance(found, NumberType) or not isinstance(found.value, (int, Fraction)):
+        raise KeyError(text)
+    return int(found.value)

@@ -1,0 +1,383 @@
+"""Reads rows into normal form: lets are inlined, tensors noted, one row after another at a place.
+
+Names get their values where they are bound, line by line, so a name that is bound twice means at each place what it
+meant there. Non-goal: which rows meet at a place (`meaning`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from ..syntax import nodes as S
+from ..types.algebra import ONE, Atom, Sizes, Term, add, atom, call, contract, number, scaled, times, turn
+from ..types.declared import TensorTyping
+from ..types.rows import RowTyping
+from ..types.infer import Inference
+from ..ir import Row
+from ..types.primitives import PRIMITIVES
+from ..syntax.printer import to_text
+from ..sites import TensorType
+from ..sizes import Size
+from ..types.softmax import shares_softmax
+from ..types.values import NumberType, Value, WordType
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A tensor as far as it matters: what it is called does not. ``start``: a distribution's name and its arguments;
+    ``axes`` name a declared axis with its size."""
+
+    shape: Sizes
+    axes: tuple[str, ...]
+    place: str
+    frozen: bool
+    lr: Size
+    start: str
+    exact: Term | None = None
+
+
+def written(size: Size) -> str:
+    """A polynomial for people: a number that is no small fraction as a decimal."""
+    n = size.number
+    if n is None or n.denominator == 1:
+        return str(size)
+    return str(n) if n.denominator < 100 else repr(float(n))
+
+
+class Place:
+    """A site while the rows that edit it are read. ``first``: no edit of the site comes before, so ``h`` is the base's.
+
+    With ``evaluation`` what is read is what the rows are outside training.
+    """
+
+    def __init__(self, site: str, tensors: dict[Any, Learned], first: bool = True, evaluation: bool = False):
+        self.site, self.tensors, self.first, self.evaluation = site, tensors, first, evaluation
+        self.declared: list[Any] = []  # keys of the tensors of this place
+        self.inputs: dict[str, str] = {}
+        self.drops: dict[Any, int] = {}  # dropouts of the same value: each draws for itself
+        self.weight: Term | None = None  # of a projection, as its weight edits leave it
+        self.edited = False  # whether a row here has edited the weight
+        self.mass: Term | None = None  # ``log_mass``, as the prefixes before have left it
+        self.h: Term | None = None
+        self.symbols: dict[str, str] = {}
+
+    def read(self, row: Row, typing: RowTyping) -> None:
+        site = typing.site
+        if site.family in ("projection", "weight"):
+            W = scope_sizes(typing, "W", dict(site.scope)["W"])
+            self.symbols = {str(W[1]): "d_out", str(W[0]): "d_in"}
+            if self.weight is None:
+                self.weight = atom("read", W, "W")
+            if site.family == "weight":
+                self.weight, self.edited = Reader(self, row, typing, self.weight).out(), True
+                return
+        if self.h is None:
+            plain = site.family == "projection" and (self.first or self.edited)
+            self.h = self.affine() if plain else atom("read", scope_sizes(typing, "h", site.h), "h")
+        self.h = Reader(self, row, typing, self.h).out()
+
+    def affine(self) -> Term:
+        """``x @ W + bias``: what a projection computes, its weight perhaps edited."""
+        assert self.weight is not None
+        d_in, d_out = self.weight.sizes
+        return add(contract(atom("read", (d_in,), "x"), self.weight), atom("read", (d_out,), "bias"))
+
+    @property
+    def out(self) -> Term:
+        return self.h if self.h is not None else self.affine()
+
+    def leaves(self, later: Sequence[Term]) -> Term:
+        """The new ``h``, with what else edits of their own that come ``later`` find changed here: the weight, ``log_mass``."""
+        read = set().union(*(reads(t) for t in later))
+        changed = {"W": self.weight if self.edited else None, "log_mass": self.mass}
+        left = [t for name, t in changed.items() if name in read and t is not None]
+        return call(self.out.sizes, "leaves", self.out, *left) if left else self.out
+
+
+class Reader:
+    """Reads one row at one site, whose ``h`` the rows before have left as it is given."""
+
+    def __init__(self, place: Place, row: Row, typing: RowTyping, h: Term):
+        self.place, self.row, self.typing, self.h = place, row, typing, h
+        bound = {n for s in (*row.form, *row.compose) for n in _binds(s)}
+        self.types: dict[str, Value] = {n: v for n, v in typing.values.items() if n not in bound}
+        self.known: dict[str, Term] = {}
+        self.numbers: dict[str, Size] = {}  # lets that are plain numbers
+        self.plain: dict[str, S.Expr] = {}  # lets that are plain numbers or words, without lets
+        self.axes: dict[str, str] = {}  # the declared ones, by what tells them apart
+        self.declared: dict[str, str] = {}  # and the other way round
+        self.inference = Inference(self.types, dict(typing.sizes), dict(typing.bases))
+
+    def out(self) -> Term:
+        """The new ``h``."""
+        site, row = self.typing.site, self.row
+        for name, type_ in (("x", site.x), *site.scope):
+            if type_ is not None:
+                self.known[name] = atom("read", scope_sizes(self.typing, name, type_), name)
+        if site.family == "projection":
+            assert self.place.weight is not None
+            self.known["W"] = self.place.weight
+        elif site.family == "weight":
+            self.known["W"] = self.h
+        if self.place.mass is not None:
+            self.known["log_mass"] = self.place.mass
+        self._insertion()
+        self._body(row.form)
+        gate = None
+        if row.gate is not None:
+            before = dict(self.known), dict(self.types), dict(self.numbers), dict(self.plain)
+            self._body(row.gate, "gate")
+            gate = self.term(S.Name("g"))
+            self.known, types, self.numbers, self.plain = before
+            self.types.clear()
+            self.types |= types
+        self.known["h"] = self.h
+        self._body(row.compose)
+        out = self.term(S.Name("out"))
+        if gate is not None:
+            out = add(self.h, times(gate, add(out, scaled(self.h, Size.of(-1)))))
+        if site.family == "heads" and shares_softmax(row):
+            scores = self.term(S.Name("scores"))
+            own = call(scores.sizes[:-1], "logsumexp", scores)
+            self.place.mass = call((), "log(exp + exp)", self.known["log_mass"], own)
+        return Term(out.products, scope_sizes(self.typing, "h", site.h))
+
+    def _insertion(self) -> None:
+        e, site = self.row.insert, self.typing.site
+        if site.family == "weight":
+            self.known["z"] = self.h
+        elif isinstance(e, S.Name) and e.id == "parallel":
+            self.known["z"] = self.known[str(site.parallel)]
+        elif isinstance(e, S.Name) and e.id == "sequential":
+            self.known["z"] = self.h
+        elif e is not None:
+            self.known["h"] = self.h
+            self.types["h"] = self.typing.values.get("h", Value(site.h))
+            self.known["z"] = self.term(e)
+            del self.known["h"]
+
+    def _body(self, body: tuple[S.Statement, ...], part: str = "") -> None:
+        for s in body:
+            if isinstance(s, S.Tensor):
+                t = next(x for x in self.typing.tensors if (x.name, x.part) == (s.name, part))
+                self._bind(s.name, Value(t.type, learned=not t.frozen), self._tensor(t))
+            elif isinstance(s, S.Let):
+                self._let(s)
+            elif isinstance(s, S.Axis):
+                self._declare(s.name, self._plain(s.size, self.value(s.size).type))
+            elif isinstance(s, S.Input):
+                found = next(i for i in self.typing.inputs if i.name == s.name)
+                what = (
+                    f"index({written(found.count)})"
+                    if found.count is not None
+                    else f"[{', '.join(map(written, found.sizes))}]"
+                )
+                self.place.inputs[s.name] = what
+                self._bind(s.name, found.value)
+
+    def _let(self, s: S.Let) -> None:
+        name, value = s.names[0], self.value(s.value)
+        if self._is_plain(value) or isinstance(value.type, WordType):
+            shown = self._without_lets(s.value)
+            size = self._plain(s.value, value.type) if isinstance(value.type, NumberType) else None
+            self._bind(name, value)
+            self.plain[name] = shown
+            if size is not None:
+                self.numbers[name] = size
+        else:
+            self._bind(name, value, self.term(s.value, value))
+
+    def _bind(self, name: str, value: Value, term: Term | None = None) -> None:
+        """From here on the name is this, whatever it was."""
+        self.plain.pop(name, None)
+        self.numbers.pop(name, None)
+        self.known.pop(name, None)
+        self.types[name] = value
+        if term is not None:
+            self.known[name] = term
+
+    def _tensor(self, t: TensorTyping) -> Term:
+        front: tuple[str, ...] = (self.row.name, t.label)
+        if t.place in ("site", "kind"):  # a projection and its weight are two sites
+            front = (*front, self.place.site + ".weight" * (self.typing.site.family == "weight"))
+        key = "/".join(front)
+        axes = tuple(sorted(self._axis(a) for a in t.type.axes))
+        exact = self.term(t.exact) if t.exact is not None else None
+        start = "" if t.start is None else t.start.name + "(" + ", ".join(self._shown(a) for a in t.start.args) + ")"
+        lr = ONE if t.declaration.lr is None else self._plain(t.declaration.lr, self.value(t.declaration.lr).type)
+        self.place.tensors[key] = Learned(t.type.sizes, axes, t.place, t.frozen, lr, start, exact)
+        self.place.declared.append(key)
+        return atom("tensor", t.type.sizes, key)
+
+    # ------------------------------------------------------------ expressions
+
+    def value(self, e: S.Expr) -> Value:
+        """What is known of an expression in this row's scope."""
+        return self.inference.infer(e)
+
+    def term(self, e: S.Expr, value: Value | None = None) -> Term:
+        """The normal form of an expression. Each is asked for once: a dropout draws anew wherever it is written."""
+        value = value or self.value(e)
+        if isinstance(value.type, NumberType) and self._is_plain(value):
+            return number(self._plain(e, value.type))
+        sizes = value.type.sizes if isinstance(value.type, TensorType) else ()
+        match e:
+            case S.Name(id) if id in self.known:
+                return self.known[id]
+            case S.Negative(inner):
+                return scaled(self.term(inner), Size.of(-1))
+            case S.Binary("+", left, right):
+                return add(self.term(left), self.term(right))
+            case S.Binary("-", left, right):
+                return add(self.term(left), scaled(self.term(right), Size.of(-1)))
+            case S.Binary("*", left, right):
+                return times(self.term(left), self.term(right))
+            case S.Binary("@", left, right):
+                return contract(self.term(left), self.term(right))
+            case S.Binary("/", left, right):
+                return self._quotient(left, right)
+            case S.Binary(op, left, right) | S.Compare(op, left, right):
+                return call(sizes, op, self.term(left), self.term(right))
+            case S.Attr(inner, "T"):
+                return turn(self.term(inner))
+            case S.Apply(function, args):
+                return self._call(function, args, sizes)
+            case S.Choose(then, test, other):
+                decided = self.value(test)
+                if isinstance(decided.type, NumberType) and decided.type.value is not None and self._is_plain(decided):
+                    return self.term(then if decided.type.value else other)
+                asked, one, another = self._argument(test), self.term(then), self.term(other)
+                return one if one == another else call(sizes, "if", asked, one, another)
+            case S.Index(inner, items):
+                shown = ", ".join(self._slice(i) if isinstance(i, S.Slice) else "·" for i in items)
+                picks = [self._argument(i) for i in items if not isinstance(i, S.Slice)]
+                return call(sizes, f"[{shown}]", self.term(inner), *picks)
+        return call(sizes, to_text(self._without_lets(e)))
+
+    def _quotient(self, left: S.Expr, right: S.Expr) -> Term:
+        below = self.value(right)
+        if isinstance(below.type, NumberType) and self._is_plain(below):
+            by = self._plain(right, below.type)
+            if by.terms:
+                return scaled(self.term(left), ONE / by)
+        divisor = self.term(right)
+        return times(self.term(left), call(divisor.sizes, "1 /", divisor))
+
+    def _slice(self, i: S.Slice) -> str:
+        ends = [None if v is None else self._shown(v) for v in (i.low, i.high)]
+        return ":".join(v or "" for v in ends)
+
+    def _argument(self, e: S.Expr) -> Term | str:
+        """An argument of a call: a term, or a word such as `tokens`."""
+        found = self.value(e)
+        if not isinstance(found.type, WordType) or found.type.what == "index":
+            return self.term(e, found)
+        word = found.type.word
+        if found.type.what == "axis":
+            return self._axis(str(word))
+        return word if found.type.what == "domain" else self._word(e)
+
+    def _axis(self, name: str) -> str:
+        """An axis; a declared one by its size, since its name is the row's own affair."""
+        return self.axes.get(name, name)
+
+    def _declare(self, name: str, size: Size) -> None:
+        text, n = f"axis of {written(size)}", 2
+        shown = text
+        while self.declared.get(shown, name) != name:
+            shown, n = f"{text} #{n}", n + 1
+        self.axes[name], self.declared[shown] = shown, name
+        self.inference.axes[name] = size
+
+    def _word(self, e: S.Expr) -> str:
+        """A word, such as an activation; one that is an argument still is a symbol."""
+        shown = self._without_lets(e)
+        argument = (
+            isinstance(shown, S.Name) and shown.id not in self.plain and isinstance(self._type(shown.id), WordType)
+        )
+        return f"?{to_text(shown)}" if argument else to_text(shown)
+
+    def _type(self, name: str) -> Any:
+        return self.types[name].type if name in self.types else None
+
+    def _call(self, function: S.Expr, args: tuple[S.Arg, ...], sizes: Sizes) -> Term:
+        named = isinstance(function, S.Name) and isinstance(self._type(function.id), WordType)
+        name = self._word(function) if named else S.dotted(function) or to_text(function)
+        values = [self._argument(a.value) for a in args]
+        entry = PRIMITIVES.get(name)
+        if entry is None:
+            return call(sizes, name, *values)
+        if isinstance(values[0], Term) and (name == "identity_map" or (entry.still and self.place.evaluation)):
+            return values[0]
+        if entry.draws and isinstance(values[0], Term) and isinstance(values[1], Term):
+            if not values[1].products:
+                return values[0]
+            drawn = self.place.drops[tuple(values)] = self.place.drops.get(tuple(values), 0) + 1
+            values += [f"draw {drawn}"] if drawn > 1 else []
+        return call(sizes, name, *values)
+
+    # ------------------------------------------------------------ numbers
+
+    def _is_plain(self, value: Value) -> bool:
+        """Whether a value is a number that training does not change."""
+        known = isinstance(value.type, NumberType) and value.type.value is not None
+        return isinstance(value.type, NumberType) and (not value.random or (self.place.evaluation and known))
+
+    def _shown(self, e: S.Expr) -> str:
+        found = self.value(e)
+        return written(self._plain(e, found.type)) if self._is_plain(found) else to_text(self._without_lets(e))
+
+    def _without_lets(self, e: Any) -> Any:
+        """The expression with its lets that are numbers or words in place of their names."""
+        calls = [n.function for n in S.walk(e) if isinstance(n, S.Apply) and isinstance(n.function, S.Name)]
+        functions = {id(f) for f in calls if not isinstance(self._type(f.id), WordType)}  # those are no lets
+
+        def change(n: Any) -> Any:
+            return self.plain.get(n.id, n) if isinstance(n, S.Name) and id(n) not in functions else n
+
+        return S.rewrite(e, change)
+
+    def _plain(self, e: S.Expr, type_: Any) -> Size:
+        """A number as a polynomial in what is not known of it; what is no polynomial is a symbol of its own."""
+        if not isinstance(type_, NumberType):
+            return Size.of(to_text(self._without_lets(e)))
+        if type_.value is not None:
+            return Size.of(Fraction(type_.value)) if math.isfinite(type_.value) else Size.of(repr(type_.value))
+        if type_.size is not None:
+            return type_.size
+        match e:
+            case S.Name(id):
+                return self.numbers.get(id, Size.of(id))
+            case S.Negative(value):
+                return -self._plain(value, self.value(value).type)
+            case S.Binary(op, left, right) if op in ("+", "-", "*", "/"):
+                a, b = (self._plain(x, self.value(x).type) for x in (left, right))
+                if op != "/" or b.terms:
+                    return {"+": a.__add__, "-": a.__sub__, "*": a.__mul__, "/": a.__truediv__}[op](b)
+            case S.Apply(function, args) if not isinstance(self._type(S.dotted(function) or ""), WordType):
+                inner = ", ".join(self._plain(a.value, self.value(a.value).type).text for a in args)
+                return Size.of(f"{to_text(function)}({inner})")
+        return Size.of(to_text(self._without_lets(e)))
+
+
+def reads(part: Any) -> set[str]:
+    """The names of the site's scope that a term reads."""
+    if isinstance(part, Term):
+        return set().union(*(reads(a) for factors, _ in part.products for a in factors))
+    if not isinstance(part, Atom):
+        return set()
+    return {part.parts[0]} if part.kind == "read" else set().union(*(reads(p) for p in part.parts))
+
+
+def scope_sizes(typing: RowTyping, name: str, type_: TensorType) -> Sizes:
+    """The sizes of a name of the site's scope: a model's numbers where the row was checked with them."""
+    found = typing.values[name].type if name in typing.values else type_
+    return found.sizes if isinstance(found, TensorType) else type_.sizes
+
+
+def _binds(s: S.Statement) -> tuple[str, ...]:
+    return s.names if isinstance(s, S.Let) else (s.name,) if isinstance(s, (S.Tensor, S.Input)) else ()

@@ -1,0 +1,328 @@
+"""What is known of a row at a site without running it: each verdict with its reason and the place that decides it.
+
+The facts come from the primitives' own rules (`primitives`, `infer`) and from the normal form (`meaning`); here they are
+only read. What rows do to one another is `properties`. No method has a name here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..types.algebra import Atom, Term, add, scaled
+from ..types.rows import RowTyping
+from .fold import fold_form
+from ..types.infer import Inference
+from ..types.inputs import changes_length
+from ..ir import Row
+from .meaning import Edit, edit_of
+from ..types.primitives import entry_of
+from ..sizes import Size
+from ..report.source import place
+from .start import at_start, called, compares, random_tensors, settled, undecided
+from ..syntax.nodes import NOWHERE, Apply, Choose, Expr, Input, Let, Name, Span, children, walk
+from ..types.values import AFFINE, NumberType, Value
+
+#: Sites whose edit can be absorbed, and the linear map that absorbs it. A projection's edit goes into the projection
+#: itself; what is done to h behind a sublayer or a head goes into its last map, what is done before a map goes into that.
+ABSORBED_BY_SITE = ("projection", "weight")
+ABSORBED_SEQUENTIAL = {
+    "attn": "attn.o", "cross": "cross.o", "ffn": "ffn.down", "ffn.hidden": "ffn.down", "attn.heads": "attn.o", "cross.heads": "cross.o",
+    "head": "head",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is found, why, and the text that decides it."""
+
+    value: Literal["yes", "no", "unknown", "depends"]  # the last: on an argument, which the reason names
+    reason: str
+    span: Span = NOWHERE
+
+    def to_json(self) -> dict[str, Any]:
+        return {"value": self.value, "reason": self.reason, "at": place(self.span)}
+
+
+def _out(row: Row) -> Span:
+    """The line that binds the new h."""
+    return row.compose[-1].span if row.compose and row.compose[-1].span.file else row.span
+
+
+def _site(t: RowTyping) -> Span:
+    """Where the row names the site."""
+    named = (p.span for p in t.row.sites if p.span.file and str(p).endswith(t.site.name))
+    return next(named, t.row.span)
+
+
+def row_reads(row: Row) -> frozenset[str]:
+    """The names a row's expressions mention."""
+    parts: list = [row.insert, *row.form, *row.compose, *(row.gate or ())]
+    return frozenset(n.id for p in parts if p is not None for n in walk(p) if isinstance(n, Name))
+
+
+def causal(t: RowTyping) -> Verdict:
+    """Whether position t of the edit sees no later position (for a model whose attention is causal)."""
+    if t.out.future is not None and not _all_there(t):
+        return _unless_it_cancels(
+            t, Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future)
+        )
+    if t.out.future is None and t.out.chunk is not None:
+        return Verdict("yes", "the other positions that it reads are not later ones", t.out.chunk)
+    return _apart_from_others(t, t.out.future)
+
+
+def _all_there(t: RowTyping) -> bool:
+    """Whether the tokens of the site are an encoder's, which come at once."""
+    return t.stack == "encoder" or t.site.name in ("cross.k", "cross.v")
+
+
+def _apart_from_others(t: RowTyping, read: Span | None) -> Verdict:
+    if read is not None:
+        return Verdict("yes", "the other positions that it reads are an encoder's, which are all there", read)
+    return Verdict("yes", "nothing reads another position of the sequence", t.row.span)
+
+
+def calls_at(row: Row, place: Span) -> list[Apply]:
+    """The calls of a row that stand at a place, or have an argument there."""
+    parts = [*row.form, *(row.gate or ()), *row.compose] + ([row.insert] if row.insert is not None else [])
+    calls = (n for p in parts for n in walk(p) if isinstance(n, Apply))
+    return [n for n in calls if n.span == place or any(a.value.span == place for a in n.args)]
+
+
+def _unless_it_cancels(t: RowTyping, verdict: Verdict, training: bool = False) -> Verdict:
+    """The verdict on a call, unless its value may come to nothing: the normal form of the edit has no such call left, or it
+    passes by what may be one number whatever it is given."""
+    names = {n.function.id for n in calls_at(t.row, verdict.span) if isinstance(n.function, Name)}
+    out = edit_of(t, training).out
+    if (names and not names & called(out)) or compares(out) or _levelled(t):
+        what = "drops" if training else "reads of other positions"
+        return Verdict("unknown", f"what this {what} may come to nothing", verdict.span)
+    return verdict
+
+
+def padding_invariant(t: RowTyping) -> Verdict:
+    if t.out.padding is not None:
+        return _unless_it_cancels(t, Verdict("no", "pad positions take part here", t.out.padding))
+    return Verdict("yes", "pad positions are never read", t.row.span)
+
+
+def cache_consistent(t: RowTyping) -> Verdict:
+    """Whether decoding with a cache equals one full pass: a step sees only its own chunk, so nothing may pool over it."""
+    if "chance" in t.out.reads:
+        return Verdict("no", "it differs from one forward pass to the next", t.row.span)
+    if t.out.chunk is not None and not _all_there(t):
+        reason = "this reads other positions, and a step with a cache sees only its own chunk"
+        return _unless_it_cancels(t, Verdict("no", reason, t.out.chunk))
+    return _apart_from_others(t, t.out.chunk)
+
+
+def mergeable(t: RowTyping) -> Verdict:
+    """Whether the edit can be absorbed by a linear map beside it: ``out`` affine in the input, at a site next to one."""
+    row, site = t.row, t.site
+    if "chance" in t.out.reads:
+        return Verdict("no", "it differs from one forward pass to the next", row.span)
+    if row.tokens:
+        return Verdict("no", "it changes only some tokens", row.span)
+    if changes_length(row):
+        return Verdict("no", "it adds tokens", row.span)
+    if t.out.placed is not None:
+        return Verdict("no", "it replaces some tokens", row.span)
+    if t.out.chunk is not None:
+        return Verdict("no", "it reads other positions", t.out.chunk)
+    if t.out.degree > AFFINE:
+        span = t.out.bends or row.span
+        if _levelled(t):
+            return Verdict("unknown", "shares sum to one, which may be all that is left of them", span)
+        given = next((s.name for s in row.form if isinstance(s, Input) and s.span == span), None)
+        if given is not None:
+            return Verdict("no", f"it depends on `{given}`, which each call gives anew", span)
+        return Verdict("no", "the output is not an affine function of the input", span)
+    if site.family in ABSORBED_BY_SITE:
+        return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
+    if site.name in ABSORBED_SEQUENTIAL:
+        # What a head reads may enter its map itself: that is known on a model.
+        outside = sorted(t.out.reads & ({"residual", "q", "log_mass"} | ({"x"} if site.name != "head" else set())))
+        if site.family == "heads" and "scale" in row_reads(row):
+            return Verdict("unknown", "it reads `scale`, which only the attention itself knows", _reading(row, "scale"))
+        if not outside:
+            end = "input" if site.family in ("heads", "hidden") else "output"
+            return Verdict(
+                "yes", f"affine in the {end} of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", _out(row)
+            )
+        return Verdict(
+            "no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", _reading(row, outside[0])
+        )
+    return Verdict("no", f"no linear map beside `{site.name}` could absorb it", _site(t))
+
+
+def _levelled(t: RowTyping) -> bool:
+    """Whether shares that sum to one are added up, or may meet a frozen tensor all of whose entries are one number: what they
+    give may then be a number, whatever they are made of."""
+    levels = any(
+        x.frozen and x.start is not None and x.start.name in ("zeros", "ones", "constant") and x.type.sizes
+        for x in t.tensors
+    )
+    calls = [n for p in (*t.row.form, *(t.row.gate or ()), *t.row.compose) for n in walk(p) if isinstance(n, Apply)]
+    shares = [n for n in calls if (e := entry_of(n)) is not None and e.shares]
+    return bool(shares) and (
+        levels or any(n.args[0].value in shares for n in calls if (e := entry_of(n)) is not None and e.totals)
+    )
+
+
+def _reading(row: Row, name: str) -> Span:
+    """Where a row reads a name of the scope; its insertion may say so in a word of its own."""
+    parts = [*row.form, *(row.gate or ()), *row.compose] + ([row.insert] if row.insert is not None else [])
+    found = (n.span for p in parts for n in walk(p) if isinstance(n, Name) and n.id == name and n.span.file)
+    return next(found, row.insert.span if row.insert is not None else row.span)
+
+
+def identity_at_start(t: RowTyping) -> Verdict:
+    """Whether the first step starts from the pretrained function: ``out`` is ``h`` with every tensor at its start."""
+    edit = edit_of(t)
+    start, h = at_start(edit.out, edit.tensors), at_start(edit.h, edit.tensors)
+    if start.products == h.products:
+        return _starts(t, edit)
+    drawn = random_tensors(start, edit.tensors)
+    told = settled(start, edit.tensors)
+    if undecided(start, edit.tensors):
+        return Verdict(
+            "unknown", "an activation is asked for its value at a number, and it is an argument", _out(t.row)
+        )
+    if told and (
+        drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start == "identity()" for k in told)
+    ):
+        return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
+    open_ = [edit.names[k] for k in drawn if not edit.tensors[k].start]
+    if open_:
+        return Verdict("unknown", f"how `{open_[0]}` starts is an argument that has no value", _declared(t, drawn[-1]))
+    if drawn and compares(start):
+        return Verdict("unknown", "what is drawn meets a comparison, which may be false everywhere", _out(t.row))
+    if drawn:
+        name = edit.names[drawn[-1]]
+        return Verdict(
+            "no", f"`{name}` is drawn at random, and nothing behind it starts at zero", _declared(t, drawn[-1])
+        )
+    extra = add(start, scaled(h, Size.of(-1)))
+    if all(_known(a) for factors, _ in extra.products for a in factors):
+        return Verdict("no", "the output is another function of the input from the start", _out(t.row))
+    return Verdict("unknown", "what the edit is at the start is not known without numbers", _out(t.row))
+
+
+def _known(part: Any) -> bool:
+    """Whether a factor is made of what is read and of tensors, with nothing that the algebra does not look into."""
+    if part.kind in ("read", "tensor"):
+        return not any(isinstance(p, (Atom, Term)) for p in part.parts)
+    return part.kind in ("chain", "times", "turned") and all(isinstance(p, Atom) and _known(p) for p in part.parts)
+
+
+def _starts(t: RowTyping, edit: Edit) -> Verdict:
+    """The identity, with the tensor that makes it so: without its start it would be none."""
+    for key, learned in edit.tensors.items():
+        otherwise = {**edit.tensors, key: replace(learned, start="drawn", exact=None)}
+        if at_start(edit.out, otherwise).products != at_start(edit.h, otherwise).products:
+            word = learned.start.removesuffix("()")
+            return Verdict("yes", f"`{edit.names[key]}` starts as {word}, so the output is `h`", _declared(t, key))
+    return Verdict("yes", "what is added is zero at the start, and what multiplies is one", _out(t.row))
+
+
+def _declared(t: RowTyping, key: Any) -> Span:
+    """Where the tensor of that key is declared."""
+    return next((x.declaration.span for x in t.tensors if x.label == key.split("/")[1]), t.row.span)
+
+
+def foldable(t: RowTyping) -> Verdict:
+    """Whether learned tensors only make others, which can be computed once after training and stored in their place."""
+    _, folds = fold_form(t)
+    if not folds:
+        return Verdict("no", "no line of the form computes anything from learned tensors alone", t.row.span)
+    names = sorted({n.id for f in folds for n in walk(f.value) if isinstance(n, Name)} & {x.name for x in t.tensors})
+    made = f"{len(folds)} tensor{'s' * (len(folds) > 1)}"
+    return Verdict(
+        "yes",
+        f"{', '.join(f'`{n}`' for n in names)} only make {made}, computed once after training",
+        folds[0].value.span,
+    )
+
+
+def batch_independent(t: RowTyping) -> Verdict:
+    """Whether no example sees another: nothing is reduced over the examples of a batch."""
+    return Verdict("yes", "nothing is reduced over the batch", t.row.span)
+
+
+def deterministic(t: RowTyping) -> Verdict:
+    """Whether training draws nothing at random in the edit (`drop`, `chance`)."""
+    return next(_draws(t), Verdict("yes", "nothing is random in training", t.row.span))
+
+
+def _draws(t: RowTyping) -> Iterator[Verdict]:
+    """What is drawn in training on the way to ``out``, line by line, with `training` true."""
+    row = t.row
+    bound = {n for s in (*row.form, *row.compose, *(row.gate or ())) if isinstance(s, Let) for n in s.names}
+    names = {n: v for n, v in {**t.values, **t.gate_values}.items() if n not in bound}
+    names["training"] = Value(NumberType(None, True))
+    inf = Inference(names, dict(t.sizes), dict(t.bases))
+    for e, name in _lines(row):
+        yield from _drawn(t, e, inf)
+        if name:
+            inf.names[name] = inf.infer(e)
+
+
+def _lines(row: Row) -> list[tuple[Expr, str]]:
+    """The expressions that ``out`` reads, in order, each with the name that is bound to it."""
+    lets = [s for body in (row.form, row.gate or (), row.compose) for s in body if isinstance(s, Let)]
+    out: list[tuple[Expr, str]] = []
+    needed = {"out", "g"} if row.gate is not None else {"out"}
+    for s in reversed(lets):
+        if needed & set(s.names):
+            needed = (needed - set(s.names)) | {n.id for n in walk(s.value) if isinstance(n, Name)}
+            out.append((s.value, s.names[0]))
+    if row.insert is not None and "z" in needed:
+        out.append((row.insert, ""))
+    return out[::-1]
+
+
+def _drawn(t: RowTyping, e: Any, inf: Inference) -> Iterator[Verdict]:
+    entry = entry_of(e)
+    match e:
+        case Name("chance"):
+            yield Verdict("no", "a number is drawn for each forward pass", e.span)
+        case Choose(then, test, other):
+            yield from _drawn(t, test, inf)
+            known = inf.infer(test).type
+            taken = (
+                (then, other)
+                if not isinstance(known, NumberType) or known.value is None
+                else (then if known.value else other,)
+            )
+            for branch in taken:
+                yield from _drawn(t, branch, inf)
+        case Apply(_, (value, probability)) if entry is not None and entry.draws:
+            yield from _drawn(t, value.value, inf)
+            if isinstance(inf.infer(value.value).type, NumberType):
+                return  # a number is not dropped
+            p = inf.infer(probability.value).type
+            if not isinstance(p, NumberType) or p.value is None:
+                asked = ", ".join(f"`{n.id}`" for n in walk(probability.value) if isinstance(n, Name))
+                yield Verdict("depends", f"on {asked}: entries are dropped in training unless it is 0", e.span)
+            elif p.value:
+                yield _unless_it_cancels(
+                    t, Verdict("no", "this drops entries at random in training", e.span), training=True
+                )
+        case _:
+            for below in children(e):
+                yield from _drawn(t, below, inf)
+
+
+#: Every verdict: its rule for a row at a site, and why trained copies of parameters never stand against it.
+RULES: dict[str, tuple[Callable[[RowTyping], Verdict], str]] = {
+    "identity at start": (identity_at_start, "trained copies of parameters start as the pretrained ones"),
+    "mergeable": (mergeable, "trained copies of parameters merge by replacing them"),
+    "causal": (causal, "trained parameters see no other position"),
+    "cache-consistent": (cache_consistent, "trained parameters see no other position"),
+    "padding-invariant": (padding_invariant, "pad positions are never read"),
+    "batch-independent": (batch_independent, "trained parameters see one example at a time"),
+    "foldable": (foldable, "trained copies of parameters are stored as they are"),
+    "deterministic in training": (deterministic, "nothing is random in training"),
+}

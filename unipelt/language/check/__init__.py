@@ -1,0 +1,1 @@
+"""Definitions resolved, inlined and checked."""

@@ -1,0 +1,1 @@
+"""Mistakes as values, and how they are shown."""

@@ -1,0 +1,365 @@
+"""What the parser could not read, said in human words: what was found, what could stand there, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ..report.diagnostics import Diagnostic, Label, instead, nearest, put
+from ..sites import SITES, STACKS
+from .nodes import Span
+
+_DEFINITIONS = ("method", "form", "compose", "gate", "anatomy")
+_CLAUSES = ("modify", "insert", "form", "compose", "layers", "tokens", "train", "use")
+_STATEMENTS = ("axis", "frozen", "input", "carry", "after", "penalty", "require")
+_SIGNS = {
+    "LBRACE": "{", "RBRACE": "}", "LPAR": "(", "RPAR": ")", "LSQB": "[", "RSQB": "]", "COLON": ":", "COMMA": ",",
+    "EQUAL": "=", "DOT": ".", "VBAR": "|", "TILDE": "~", "STAR": "*", "SLASH": "/", "PLUS": "+", "MINUS": "-",
+    "AT": "@", "POW": "**", "DOTDOT": "..", "COMPARE": "==",
+}  # fmt: skip
+_WORDS = {"NAME": "a name", "NUMBER": "a number", "STRING": "a string", "LONGSTRING": "a docstring",
+          "$END": "the end of the text"}  # fmt: skip
+_EXPRESSION = {"NAME", "NUMBER", "STRING", "LPAR", "LSQB", "MINUS"}
+_OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "AT", "POW", "COMPARE", "_IF", "DOT", "LPAR", "LSQB"}
+_SELECTION = {"_ALL", "_FIRST", "_LAST", "_EVERY", "_SINCE", "_INSERTED"}
+#: Where a gate of a row stands, and how a part of a form has one.
+_GATED = (
+    "put the row into `use { … } as name gated by a_gate`; within a form or composition call the gate: `g = a_gate(z)`"
+)
+_BRACKETS = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|#[^\n]*|(?P<bracket>[()\[\]{}])')
+_HELP = {
+    "'": "strings stand between double quotes",
+    ";": "nothing is needed between clauses or statements",
+    "^": "a power is written `**`",
+    "%": "`%` is only a percent sign; divisibility is `divides(b, d)`",
+    "!": "not equal is written `!=`; there is no `not`: exchange the two sides of `if … else`",
+    "&": "conditions are written one `require` each",
+    "\\": "lines may be broken anywhere without a sign",
+}
+
+#: What is written in the place of a sign that means nothing.
+_INSTEAD = {";": "", "^": "**", "\\": ""}
+
+
+def explain(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
+    """The diagnostic of an exception of lark, raised over ``text`` that begins at ``offset`` of its file."""
+    if hasattr(failure, "token"):
+        return _token(failure, text, file, offset)
+    return _character(text, failure.pos_in_stream, file, offset)
+
+
+def _character(text: str, at: int, file: str, offset: int) -> Diagnostic:
+    """Nothing in the language begins with what stands here."""
+
+    def span(length: int) -> Span:
+        return Span(file, offset + at, offset + at + length)
+
+    sign = text[at]
+    if text.startswith('"""', at):
+        return Diagnostic(
+            "E0104", "a docstring is not closed", span(3), label="opened here", help='close it with `"""`'
+        )
+    if sign == '"':
+        length = len(text[at:].split("\n", 1)[0])
+        end = Span(file, offset + at + length, offset + at + length)
+        return Diagnostic(
+            "E0104", "a string is not closed on its line", span(length), help='close it with `"`', edits=put('"', end)
+        )
+    number = re.compile(r"[0-9.][\w.]*%?\w*").match(text, at)
+    if number and any(c.isdigit() for c in number.group()):
+        help_ = "a name begins with a letter; put a sign or a blank behind a number"
+        return Diagnostic("E0103", f"`{_shown(number.group())}` is not a number", span(len(number.group())), help=help_)
+    name = f"`{sign}`" if sign.isprintable() and not sign.isspace() else f"the character U+{ord(sign):04X}"
+    help_ = _HELP.get(sign, "names are made of the letters a to z, digits and `_`" if sign.isalpha() else "remove it")
+    quoted = re.compile(r"'([^'\"\n]*)'").match(text, at)
+    if quoted:
+        whole = span(len(quoted.group()))
+        return Diagnostic("E0103", f"{name} means nothing here", whole, help=help_, edits=put(f'"{quoted[1]}"', whole))
+    edits = put(_INSTEAD[sign], span(1)) if sign in _INSTEAD else ()
+    return Diagnostic("E0103", f"{name} means nothing here", span(1), help=help_, edits=edits)
+
+
+def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
+    token = failure.token
+    state = failure.interactive_parser.parser_state
+    allowed = acceptable(state)
+    before = state.value_stack[-1] if state.value_stack else None
+    before = before if hasattr(before, "type") else None
+    at_end = token.type == "$END"
+
+    def span(start: int, end: int) -> Span:
+        return Span(file, offset + start, offset + end)
+
+    if at_end:
+        end = len(text.rstrip())
+        opened = _open_brackets(text)
+        if opened:
+            return Diagnostic(
+                "E0102",
+                f"`{text[opened[-1]]}` is not closed",
+                span(opened[-1], opened[-1] + 1),
+                label="opened here",
+                labels=(Label(span(end, end), f"expected {expected(allowed)}"),),
+                help=f"add `{'})]'['{(['.index(text[opened[-1]])]}`",
+                # Where a brace should close is plain at the end of the text; an expression may go on in many ways.
+                edits=put("\n}", span(end, end)) if text[opened[-1]] == "{" else (),
+            )
+        place, found = span(end, end), "the end of the text"
+    else:
+        place = span(token.start_pos, token.start_pos + max(1, len(str(token).split("\n", 1)[0])))
+        found = f"`{_shown(str(token))}`" if token.type not in ("STRING", "LONGSTRING") else _WORDS[token.type]
+
+    declares = re.compile(r":\s*\[").match(text, token.start_pos or 0)  # a tensor called by a keyword, not a clause
+    if (
+        before is not None
+        and token.type in ("EQUAL", "COLON")
+        and str(before) in _CLAUSES
+        and _in_method(state)
+        and not declares
+    ):
+        return Diagnostic(
+            "E0101", f"`{token}` stands behind `{before}`, which its value follows directly", place,
+            help=f"leave the `{token}` out", edits=put("", place),
+        )  # fmt: skip
+
+    ends = [
+        p
+        for p in (token.start_pos if not at_end else None, before.start_pos if before is not None else None)
+        if p is not None
+    ]
+    empty = next((m for p in ends if (m := _EMPTY.search(text[:p]))), None) if _in_method(state) else None
+    if empty:
+        return Diagnostic("E0101", f"`{empty[1]}` names nothing", span(*empty.span(1)), help=_NAMES[empty[1]])
+
+    # A keyword that was meant as a name, or a name that was meant as a keyword, may show itself one token later.
+    keyword = before if token.type in ("EQUAL", "COLON") else token
+    if keyword is not None and _is_word(keyword.type) and re.compile(r"\s*(?:=(?!=)|:)").match(text, keyword.end_pos):
+        return Diagnostic(
+            "E0105",
+            f"`{keyword}` is a word of the language and cannot name a tensor or a value",
+            span(keyword.start_pos, keyword.end_pos),
+            label="reserved",
+            help=f"choose another name, for example `{keyword}_`",
+            edits=put(f"{keyword}_", span(keyword.start_pos, keyword.end_pos)),
+        )
+    if before is not None and before.type == "NAME" and {"COLON", "EQUAL"} <= allowed <= {"COLON", "EQUAL", "COMMA"}:
+        return _no_beginning(before, _in_method(state), span, text)
+    opened = _unclosed(state, token, allowed)
+    if opened is not None:
+        sign = _CLOSING[str(opened)]
+        end = len(text[: token.start_pos].rstrip())
+        commented = "#" in text[text.rfind("\n", 0, end) + 1 : end]
+        return Diagnostic(
+            "E0102", f"`{opened}` is not closed", span(opened.start_pos, opened.end_pos), label="opened here",
+            labels=(Label(place, f"expected {expected(allowed)}"),), help=f"add `{sign}`",
+            edits=() if commented else put(("\n" if sign == "}" else "") + sign, span(end, end)),
+        )  # fmt: skip
+    if token.type == "NUMBER" and allowed == {"NAME"} and text[token.start_pos - 1 : token.start_pos] == ".":
+        begin = re.compile(r"[\w.]*$").search(text[: token.start_pos])
+        whole = text[begin.start() if begin else token.start_pos : token.end_pos]
+        return Diagnostic("E0103", f"`{_shown(whole)}` is not a number", span(token.end_pos - len(whole), token.end_pos),
+                          help="a number has one point")  # fmt: skip
+    message = f"expected {expected(allowed)}, found {found}"
+    help_, new = _help(token, text, allowed) or _other_help(token, text, allowed, before)
+    if isinstance(new, tuple):
+        new, place_ = new
+        return Diagnostic("E0101", message, place, help=help_, edits=put(new, span(*place_)))
+    return Diagnostic("E0101", message, place, help=help_, edits=put(new, place) if new is not None else ())
+
+
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+_CLOSERS = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
+
+
+def _unclosed(state: Any, token: Any, allowed: set[str]) -> Any:
+    """The innermost open bracket, where what is found can only stand behind its end."""
+    opened = next((v for v in reversed(state.value_stack) if getattr(v, "type", "") in _CLOSERS), None)
+    if opened is None or _CLOSERS[opened.type] not in allowed:
+        return None
+    ends = {*_CLOSERS.values()} - {_CLOSERS[opened.type]} if opened.type != "LBRACE" else set()
+    ends |= {"LBRACE", "TILDE"} if opened.type != "LBRACE" else set()
+    word = _is_word(token.type) and str(token) in (*_CLAUSES, *_DEFINITIONS)
+    return opened if token.type in ends or word else None
+
+
+def _is_word(terminal: str) -> bool:
+    return terminal.startswith("_") or terminal == "FROZEN"
+
+
+def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnostic:
+    """A name stands where a clause or a statement begins, and is neither a keyword nor declared."""
+    place = span(word.start_pos, word.end_pos)
+    shown = _shown(str(word))
+    known = (*(("as", "gated", *_CLAUSES) if in_method else ()), *_STATEMENTS) if len(word) < 40 else ()
+    rest = text[word.end_pos :].lstrip()
+    otherwise: dict[str, Any] = {"help": f"a clause begins with {', '.join(f'`{c}`' for c in _CLAUSES[:-1])} or `{_CLAUSES[-1]}`" if in_method
+                                 else f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`"}  # fmt: skip
+    if in_method and str(word) == "gated":
+        return Diagnostic(
+            "E0101", "a gate stands behind a `use` and its name, not among the clauses of a row", place, help=_GATED
+        )
+    end = len(text[: word.start_pos].rstrip())
+    if in_method and str(word) in {s.split(".")[0] for s in (*SITES, *STACKS)} and _LIST.search(text[:end]):
+        otherwise = {"help": "several are divided by commas", "edits": put(",", span(end, end))}
+    elif rest[:1] == "~":
+        otherwise = {"help": f"a tensor needs its sizes: `{shown}: [sizes] ~ distribution`"}
+    elif rest[:1] == "[":
+        otherwise = {"help": f"a tensor is declared `{shown}: [sizes] ~ distribution`",
+                     "edits": put(":", span(word.end_pos, word.end_pos))}  # fmt: skip
+    elif rest[:1] in ("(", "."):
+        otherwise = {"help": "give the value a name: `name = …`"}
+    found = instead(str(word), known, place, cutoff=0.7)
+    return Diagnostic(
+        "E0101", f"`{shown}` begins no {'clause' if in_method else 'statement'}", place, **(found if found["help"] else otherwise)
+    )  # fmt: skip
+
+
+#: A clause without what it names, in front of another clause that is then read as a name.
+_EMPTY = re.compile(r"\b(modify|train|layers|tokens)\s+(?:modify|insert|form|compose|layers|tokens|train|use)\s*$")
+_NAMES = {
+    "modify": "name a site, for example `modify ffn`", "train": "name parameters, for example `train *.norm.*`",
+    "layers": "select layers, for example `layers last 4`", "tokens": "select tokens, for example `tokens first 1`",
+}  # fmt: skip
+#: A list of sites, to which another word may belong.
+_LIST = re.compile(r"\b(?:modify|train)\s+[\w.*]+(?:\s*,\s*[\w.*]+)*$")
+
+
+def _in_method(state: Any) -> bool:
+    """Whether the innermost open brace is that of a method or a row."""
+    types = [getattr(v, "type", "") for v in state.value_stack]
+    while types and types.pop() != "LBRACE":
+        pass
+    words = [t for t in types if t.startswith("_")]
+    return bool(words) and words[-1] in ("_METHOD", "_USE")
+
+
+def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None] | None:
+    """What to do, and the text that stands in the token's place then, if that is plain."""
+    before = text[token.start_pos - 1 : token.start_pos]
+    if "_METHOD" in allowed and token.type == "NAME":
+        found = nearest(str(token), _DEFINITIONS) if len(token) < 40 else ""
+        return (f"did you mean `{found}`?", found) if found else ("a file is a list of definitions", None)
+    if "_METHOD" in allowed and token.type == "_IMPORT":
+        return "imports stand at the top of the file", None
+    if "_METHOD" in allowed and token.type == "RBRACE":
+        return "there is one `}` too many", ""
+    if text.startswith("//", token.start_pos) or (token.type == "SLASH" and before == "/"):
+        return "comments begin with `#`", None
+    if token.type == "STAR" and before == "*":
+        return "a power has a base and an exponent: `a ** b`", None
+    if token.type == "EQUAL" and before == "=":
+        return "a value is given with one `=`", ""
+    if token.type == "COMPARE" and "EQUAL" in allowed:
+        return "a value is given with one `=`", "="
+    if token.type == "EQUAL" and "COMPARE" in allowed:
+        return "equality is written `==`", "=="
+    if token.type == "TILDE" and "LSQB" in allowed:
+        return "a tensor needs its sizes: `name: [sizes] ~ distribution`", None
+    if allowed == {"COLON"} and token.type in ("EQUAL", "COMMA", "RPAR"):
+        return "a parameter has a type: `r: int = 8`", None
+    return None
+
+
+def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[str, Any]:
+    """As `_help`, for words in the wrong dress; an edit may have a place of its own."""
+    word = _shown(str(token))
+    if allowed == {"LSQB"} and token.type == "NAME":
+        return f"sizes stand in brackets: `[{word}]`", f"[{token}]"
+    if allowed == {"NAME", "STAR"} and token.type == "LSQB":
+        return "sites stand without brackets: `modify attn.q, attn.v`", None
+    if allowed == {"NAME"} and token.type == "STRING":
+        return "names stand without quotes", str(token)[1:-1]
+    if allowed == {"STRING"} and token.type == "NAME":
+        end = re.compile(r"[^\s;]*").match(text, token.start_pos)
+        path = end.group() if end else str(token)
+        return f'the name of a file stands in quotes: `"{_shown(path)}"`', (
+            f'"{path}"',
+            (token.start_pos, token.start_pos + len(path)),
+        )
+    if token.type == "NAME" and getattr(before, "type", "") == "NAME" and {"LBRACE", "LPAR"} <= allowed:
+        return f"a name is one word: `{_shown(str(before))}_{word}`", ("_", (before.end_pos, token.start_pos))
+    if token.type == "COLON" and "DOTDOT" in allowed:
+        return "a range is written `a .. b`", ".."
+    if token.type == "LONGSTRING" and "_MODIFY" in allowed:
+        return "a docstring stands first in its definition", None
+    if token.type == "_GATED":
+        return _GATED, None
+    if allowed == {"_BY"}:
+        return "a row is `gated by` a gate", ("by ", (token.start_pos, token.start_pos))
+    return "", None
+
+
+def acceptable(state: Any) -> set[str]:
+    """The terminals that really can come next: the parse table's row, each followed through its reductions."""
+    from lark.parsers.lalr_analysis import Shift
+
+    table, end_state = state.parse_conf.states, state.parse_conf.end_state
+    found = {"$END"} if state.state_stack[-1] == end_state else set()
+    for terminal in table[state.state_stack[-1]]:
+        if not (terminal.isupper() or terminal == "$END"):
+            continue
+        stack = list(state.state_stack)
+        while terminal in table[stack[-1]]:
+            action, target = table[stack[-1]][terminal]
+            if action is Shift:
+                found.add(terminal)
+                break
+            if target.expansion:
+                del stack[-len(target.expansion) :]
+            stack.append(table[stack[-1]][target.origin.name][1])
+            if terminal == "$END" and stack[-1] == end_state:
+                found.add(terminal)
+                break
+    return found
+
+
+def expected(allowed: Iterable[str]) -> str:
+    """`a clause (…), an operator or `}``: the terminals in the words of the language."""
+    rest = set(allowed)
+    words = []
+
+    def group(test: bool, words_: str, members: Iterable[str]) -> None:
+        if test:
+            words.append(words_)
+            rest.difference_update(members)
+
+    group(
+        "_METHOD" in rest,
+        "a definition (`method`, `form`, `compose`, `gate` or `anatomy`)",
+        {"_" + d.upper() for d in _DEFINITIONS} | {"_IMPORT", "$END"},
+    )
+    statement = {"_" + s.upper() for s in _STATEMENTS} | {"FROZEN", "NAME"}
+    operator = {"PLUS", "STAR"} <= rest
+    group(_SELECTION & rest != set(), "a selection (`all`, `first 4`, `last 4`, `2 .. 6`, …)", _SELECTION | _EXPRESSION)
+    group(not operator and {"NUMBER", "LPAR"} <= rest, "an expression", _EXPRESSION)
+    group(operator, "an operator", _OPERATORS)
+    begins = "_MODIFY" in rest or "_AXIS" in rest
+    clause = {"_" + c.upper() for c in _CLAUSES} | statement
+    group("_MODIFY" in rest, "a clause (`modify`, `insert`, `form`, `compose`, …)", clause)
+    group("_AXIS" in rest, "a statement (`name: [sizes] ~ …`, `name = …`, …)", statement)
+    if begins:  # what may go on before the next one is only noise then
+        rest &= {"RBRACE"}
+    if words or len(rest) > 1:
+        rest.discard("LONGSTRING")
+    words += [_WORDS.get(t) or f"`{_SIGNS.get(t) or t.lstrip('_').lower()}`" for t in sorted(rest)]
+    words = words[:6]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1] if words else "nothing"
+
+
+def _open_brackets(text: str) -> list[int]:
+    """Where the brackets stand that are never closed."""
+    opened: list[int] = []
+    pairs = {")": "(", "]": "[", "}": "{"}
+    for match in _BRACKETS.finditer(text):
+        sign = match["bracket"]
+        if sign in ("(", "[", "{"):
+            opened.append(match.start())
+        elif sign and opened and text[opened[-1]] == pairs[sign]:
+            opened.pop()
+    return opened
+
+
+def _shown(text: str, limit: int = 40) -> str:
+    text = text.split("\n", 1)[0]
+    return text if len(text) <= limit else text[: limit - 1] + "…"

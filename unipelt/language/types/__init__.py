@@ -1,0 +1,1 @@
+"""The types of expressions and rows, and the tables of words that have one."""

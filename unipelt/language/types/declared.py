@@ -1,0 +1,259 @@
+"""What a row declares: tensors with their sizes, the places that own them, how they start and learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..report.diagnostics import Label, counted, instead, put
+from .fitting import plain
+from .infer import Inference
+from .initialisers import INITIALISERS, Initialiser
+from ..syntax.printer import to_text
+from ..sites import SiteSignature, TensorType
+from ..sizes import Size
+from ..report.source import inside
+from ..syntax.nodes import (
+    Apply,
+    Expr,
+    Name,
+    Number,
+    Param,
+    Scope,
+    Span,
+    String,
+    Tensor,
+    walk,
+)  # fmt: skip
+from .values import POISON, Distribution, NumberType, Poison, Value, WordType
+
+PLACES = ("model", "kind", "layer", "layers", "site")
+MAX_ENTRIES = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTyping:
+    """A declared tensor: its axes and sizes, the place that owns it, how it starts."""
+
+    name: str
+    type: TensorType
+    place: str
+    start: Distribution | None
+    exact: Expr | None
+    frozen: bool
+    lr: float | None
+    declaration: Tensor
+    part: str = ""  # "gate" for a tensor of the row's gate, whose names are apart from those of form and composition
+
+    @property
+    def label(self) -> str:
+        """The last part of the tensor's name in a state dict."""
+        return f"{self.part}.{self.name}" if self.part else self.name
+
+
+def weights_read(e: Expr) -> set[str]:
+    """Which of ``W`` and ``bias``, the projection's own at each site, an expression reads."""
+    return {n.id for n in walk(e) if isinstance(n, Name)} & {"W", "bias"}
+
+
+class Declared:
+    """Checks declarations of one row at one site; mistakes go to ``inf``."""
+
+    inf: Inference
+    site: SiteSignature
+    params: dict[str, Param]
+    tensors: list[TensorTyping]
+    varies: bool  # whether what was read last depends on the layer
+
+    def _read(self, e: Expr) -> Value:
+        v = self.inf.infer(e)
+        self.varies = self.varies or "layer" in v.reads
+        return v
+
+    def _size(self, e: Expr, what: str) -> Size | None:
+        v = self._read(e)
+        if isinstance(v.type, Poison):
+            return None
+        if not isinstance(v.type, NumberType) or v.type.size is None:
+            self.inf.fail(
+                "E0340",
+                f"{what}'s size is a whole number, not {v.type}",
+                e.span,
+                **self._whole(e, isinstance(v.type, NumberType)),
+            )
+            return None
+        n = v.type.size.bind(self._arguments()).number
+        if n is not None and (n.denominator != 1 or n < 1):
+            defaults = [
+                p.default.span for p in self.params.values() if p.default is not None and p.name in v.type.size.symbols
+            ]
+            said = f"{what}'s size must be a whole number of at least 1; here it is {float(n):g}"
+            if len(defaults) == 1 and defaults[0].file and e.span.file:  # one mistake, of however many sizes
+                self.inf.fail("E0343", said, defaults[0], labels=(Label(e.span, "the size"),))
+            else:
+                self.inf.fail("E0343", said, e.span)
+            return None
+        return v.type.size
+
+    def _arguments(self) -> dict[str, int]:
+        """The whole numbers that parameters have been given, or have by default."""
+        values = {n: plain(p.default) for n, p in self.params.items() if p.default is not None}
+        return {n: v for n, v in values.items() if isinstance(v, int) and not isinstance(v, bool)}
+
+    def _whole(self, e: Expr, number: bool) -> dict[str, Any]:
+        """What makes a parameter a size."""
+        param = self.params.get(e.id) if isinstance(e, Name) else None
+        if param is None or param.type != "float":
+            return {
+                "help": "round it: `floor(…)` or `ceil(…)`"
+                if number
+                else "write a number, a size of the site or a parameter of type `int`"
+            }
+        place = inside(param.span, r":\s*(float)\b")
+        return {"help": f"give `{param.name}` the type `int`", "edits": put("int", place) if place else ()}
+
+    def _tensor(self, s: Tensor, part: str) -> None:
+        self.varies = False
+        sizes = [self._size(e, f"the tensor `{s.name}`") for e in s.shape]
+        place, axes = self._scope(s)
+        if any(size is None for size in sizes):
+            self.inf.names[s.name] = Value(POISON)
+            return
+        t = TensorType(axes, tuple(x for x in sizes if x is not None))
+        start, exact = None, None
+        drawn = s.start.function if isinstance(s.start, Apply) else s.start
+        if s.exact and isinstance(drawn, Name) and drawn.id in INITIALISERS and drawn.id not in self.inf.names:
+            sign = inside(Span(s.span.file, s.span.start, s.start.span.start), r"(=)\s*$")
+            self.inf.fail("E0301", f"there is no `{drawn.id}` here: it is a distribution", drawn.span,
+                          help=f"what is drawn stands behind `~`: `~ {to_text(s.start)}`", edits=put("~", sign) if sign else ())  # fmt: skip
+        elif s.exact:
+            exact = s.start
+            value = self._read(s.start)
+            of_layer = {"W", "bias", *(x.name for x in self.tensors if x.place not in ("kind", "model"))}
+            self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
+            if "chance" in value.reads:
+                self.inf.fail("E0370", f"`{s.name}` starts as one value, and `chance` differs from one forward pass to the next", s.start.span,
+                              help="leave `chance` out of the start")  # fmt: skip
+            elif not isinstance(value.type, Poison) and value.type != t:
+                later = isinstance(value.type, TensorType) and bool(value.type.axes & {"batch", "token"})
+                self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span,
+                              help="a start is computed once, before any token: write it of `W` where the site has one, of tensors declared "
+                              "above, or draw it, as in `~ constant(2)`" if later else "")  # fmt: skip
+        else:
+            start = self._distribution(s.start)
+            if start is not None and INITIALISERS[start.name].matrix and len(t.sizes) < 2:
+                self.inf.fail("E0371", f"`{start.name}` has rows and columns, and `{s.name}` is {t}", s.start.span,
+                              help="declare two sizes, or start from another distribution, such as `normal(0.02)`")  # fmt: skip
+        lr = None
+        if s.lr is not None:
+            v = self._read(s.lr)
+            if not isinstance(v.type, (NumberType, Poison)):
+                self.inf.fail("E0345", f"a learning-rate multiple is a number, not {v.type}", s.lr.span)
+            elif isinstance(v.type, NumberType) and v.type.value is not None:
+                lr = float(v.type.value)
+                if lr < 0:
+                    self.inf.fail("E0345", f"a learning-rate multiple is at least 0, not {lr:g}", s.lr.span)
+            elif "scale" in v.reads:
+                self.inf.fail(
+                    "E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number"
+                )
+        if self.varies and place in ("kind", "model"):
+            self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
+                          "starts and learns can depend on the layer", s.span,
+                          help="let each layer have its own: `per layer`, or `per site`",
+                          edits=put("layer", *(w.span for w in s.per if w.name in ("kind", "model"))))  # fmt: skip
+        n = t.entries.number
+        if n is not None and n > MAX_ENTRIES:
+            self.inf.fail("E0346", f"the tensor `{s.name}` would have {int(n):,} entries, more than {MAX_ENTRIES:,}", s.span,
+                          help="choose a smaller size")  # fmt: skip
+        twice = next((x for x in self.tensors if (x.name, x.part) == (s.name, part)), None)
+        if twice is not None:
+            self.inf.fail("E0348", f"the tensor `{s.name}` is declared twice in this row", s.span,
+                          labels=(Label(twice.declaration.span, "the first time"),))  # fmt: skip
+        self.tensors.append(TensorTyping(s.name, t, place, start, exact, s.frozen, lr, s, part))
+        self.inf.names[s.name] = Value(t, learned=not s.frozen, reads=frozenset({s.name}))
+
+    def _scope(self, s: Tensor) -> tuple[str, frozenset[str]]:
+        if not s.per:
+            return "site", frozenset(self.site.implied)
+        place, axes = "", set()
+        for word in (self._scope_word(w) for w in s.per):
+            if word.name in PLACES:
+                if word.name == "layers":
+                    self.inf.fail("E0392", "`per layers(k)` is not built yet", word.span)
+                place = word.name
+            elif word.name in self.params and self.params[word.name].type == "scope":
+                place = word.name  # an argument without a value
+            elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.family == "heads"):
+                axes.add(word.name)
+            elif word.name in ("head", "group"):
+                self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span,
+                              help="write `per site`, which is what a tensor is without it", edits=put("site", word.span))  # fmt: skip
+            else:
+                known = [*PLACES, "head", "group", *self.inf.axes]
+                self.inf.fail("E0342", f"`{word.name}` is neither a place nor an axis", word.span,
+                              **instead(word.name, known, word.span, f"places: {', '.join(PLACES)}"))  # fmt: skip
+        return place or "site", frozenset(axes)
+
+    def _scope_word(self, word: Scope) -> Scope:
+        """A parameter of type `scope` stands for its argument, if it has one."""
+        param = self.params.get(word.name)
+        if param is None or param.type != "scope":
+            return word
+        return replace(word, name=param.default.id) if isinstance(param.default, Name) else word
+
+    def _distribution(self, e: Expr) -> Distribution | None:
+        if isinstance(e, Name) and e.id in self.params and self.params[e.id].type == "init":
+            default = self.params[e.id].default
+            return self._distribution(default) if default is not None else None
+        name = e.function if isinstance(e, Apply) else e
+        args = tuple(a.value for a in e.args) if isinstance(e, Apply) else ()
+        if isinstance(e, Number):
+            self.inf.fail("E0341", f"`{to_text(e)}` is a number, not a distribution", e.span, help=f"write `constant({to_text(e)})`",
+                          edits=put(f"constant({to_text(e)})", e.span))  # fmt: skip
+            return None
+        if not isinstance(name, Name) or name.id not in INITIALISERS:
+            self.inf.fail("E0341", f"there is no distribution `{to_text(name)}`", e.span,
+                          **instead(to_text(name), INITIALISERS, name.span, f"known: {', '.join(INITIALISERS)}"))  # fmt: skip
+            return None
+        spec = INITIALISERS[name.id]
+        if not spec.arity[0] <= len(args) <= spec.arity[1]:
+            self.inf.fail("E0321", f"`{spec.name}` takes {counted(spec.arity[0], 'argument')}, {len(args)} are given", e.span,
+                          help=spec.doc)  # fmt: skip
+            return None
+        values: list[Expr] = []
+        for a in args:
+            v = self._read(a)
+            good = WordType if spec.text else NumberType
+            if not isinstance(v.type, (good, Poison)):
+                self.inf.fail(
+                    "E0331", f"`{spec.name}` takes {'a text' if spec.text else 'numbers'}, not {v.type}", a.span
+                )
+            if isinstance(v.type, NumberType) and v.type.value is not None:
+                values.append(Number(v.type.value))
+            elif "scale" in v.reads:
+                self.inf.fail(
+                    "E0373", f"`{to_text(a)}` is not known when tensors are drawn", a.span, help="write a number"
+                )
+            elif isinstance(v.type, WordType) and isinstance(v.type.word, (str, String)):
+                values.append(v.type.word if isinstance(v.type.word, String) else String(v.type.word))
+            else:
+                values.append(a)
+        self._drawable(spec, values, e)
+        return Distribution(spec.name, tuple(values))
+
+    def _drawable(self, spec: Initialiser, values: list[Expr], e: Expr) -> None:
+        """Numbers of a distribution that no draw could have."""
+        numbers = [v.value for v in values if isinstance(v, Number)]
+        if len(numbers) < len(values) or not numbers:
+            return
+        last = numbers[-1]
+        if spec.name == "uniform" and numbers[0] > last:
+            said = f"`uniform` goes from the smaller number to the larger, not from {numbers[0]:g} to {last:g}"
+        elif spec.positive and last <= 0:
+            said = f"`{spec.name}` takes a number above 0, not {last:g}"
+        elif spec.name == "normal" and last < 0:
+            said = f"a standard deviation is at least 0, not {last:g}"
+        else:
+            return
+        self.inf.fail("E0372", said, e.span, help=spec.doc)

@@ -1,0 +1,133 @@
+"""Arguments as expressions: what a parameter of each type takes, and Python values for them and back.
+
+Non-goal: what an argument is worth where it is read (`arguments`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..report.diagnostics import PeltError, error, near
+from .initialisers import INITIALISERS
+from .layers import NUMERIC
+from ..syntax.parser import parse_expression
+from .primitives import PRIMITIVES
+from ..syntax.printer import to_text
+from ..syntax.nodes import Apply, Choose, Compare, Expr, ListOf, Name, Negative, Number, Param, String
+
+PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope")
+EXAMPLES = {
+    "int": "for example 8", "float": "for example 0.1", "bool": "true or false", "activation": "for example gelu",
+    "init": "for example normal(0.02)", "sites": "for example [attn, ffn]",
+}  # fmt: skip
+
+
+def argument(param: Param, value: Any) -> Expr:
+    """A Python value (or a text of the language) as an expression of the parameter's type."""
+    try:
+        expr = _expression(value, param.type, f"<{param.name}>")
+    except PeltError as e:
+        raise error("E0405", f"the argument `{param.name}` cannot be read: {e.diagnostics[0].message}") from None
+    if expr is None or not fits(expr, param.type):
+        raise error(
+            "E0405", f"the argument `{param.name}` takes {_article(param.type)}, not {value!r}",
+            help="; ".join(filter(None, [misfit(expr, param.type), EXAMPLES.get(param.type, "")])),
+        )  # fmt: skip
+    return expr
+
+
+def takes(param: Param) -> str:
+    """What an argument may be, as a sentence with an example."""
+    example = EXAMPLES.get(param.type)
+    return f"`{param.name}` takes {_article(param.type)}" + (f", {example}" if example else "")
+
+
+def _article(type_: str) -> str:
+    return {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}.get(
+        type_, f"an expression of type {type_}"
+    )
+
+
+def _expression(value: Any, type_: str, place: str) -> Expr | None:
+    if isinstance(value, bool):
+        return Name("true" if value else "false")
+    if isinstance(value, (int, float)):
+        if value != value or value in (float("inf"), float("-inf")):
+            return None
+        number = float(value) if type_ == "float" else value
+        return Number(number) if number >= 0 else Negative(Number(-number))
+    if isinstance(value, str):
+        if type_ == "string":
+            return String(value)
+        return as_float(parse_expression(value, place)) if type_ == "float" else parse_expression(value, place)
+    if isinstance(value, (list, tuple)):
+        items = [_expression(v, type_, place) for v in value]
+        return ListOf(tuple(i for i in items if i is not None)) if None not in items else None
+    if hasattr(value, "__dataclass_fields__"):
+        return value
+    return None
+
+
+def as_float(expr: Expr) -> Expr:
+    """The numbers of an argument of type `float`, those of a list too, as such."""
+    if isinstance(expr, ListOf):
+        return replace(expr, items=tuple(as_float(i) for i in expr.items))
+    if isinstance(expr, Negative):
+        return replace(expr, value=as_float(expr.value))
+    return replace(expr, value=float(expr.value)) if isinstance(expr, Number) else expr
+
+
+def misfit(expr: Expr | None, type_: str) -> str:
+    """Which item of a list is at fault, or which name may have been meant; no text otherwise."""
+    named = expr.function if isinstance(expr, Apply) else expr
+    if isinstance(named, Name) and type_ in ("activation", "init"):
+        return near(named.id, INITIALISERS if type_ == "init" else [n for n, p in PRIMITIVES.items() if p.elementwise])
+    if not isinstance(expr, ListOf) or type_ not in NUMERIC:
+        return ""
+    for n, item in enumerate(expr.items, 1):
+        if isinstance(item, ListOf) or not fits(item, type_):
+            return (
+                f"value {n} of the list is no {({'int': 'whole number', 'float': 'number'}).get(type_, 'truth value')}"
+            )
+    return "" if expr.items else "a list has a value for each layer, and this one is empty"
+
+
+def fits(expr: Expr, type_: str) -> bool:
+    """Whether a closed expression can be an argument of that type. A list has a value for each layer."""
+    if isinstance(expr, ListOf) and type_ in NUMERIC:
+        return not misfit(expr, type_)
+    if type_ in ("int", "float"):
+        inner = expr.value if isinstance(expr, Negative) else expr
+        if isinstance(inner, Number):
+            return type_ == "float" or isinstance(inner.value, int)
+        return not isinstance(inner, String)
+    if type_ == "bool":
+        return isinstance(expr, (Compare, Choose)) or (isinstance(expr, Name) and expr.id in ("true", "false"))
+    if type_ == "string":
+        return isinstance(expr, String)
+    if type_ == "activation":
+        return isinstance(expr, Name) and expr.id in PRIMITIVES and PRIMITIVES[expr.id].elementwise
+    if type_ == "init":
+        name = expr.function if isinstance(expr, Apply) else expr
+        return isinstance(name, Name) and name.id in INITIALISERS
+    if type_ == "scope":
+        return isinstance(expr, Name)
+    return not isinstance(expr, (Number, Negative, String))
+
+
+def plain(expr: Expr | None) -> Any:
+    """A Python value of a literal; the expression's text otherwise."""
+    if isinstance(expr, Number):
+        return expr.value
+    if isinstance(expr, Negative) and isinstance(expr.value, Number):
+        return -expr.value.value
+    if isinstance(expr, String):
+        return expr.value
+    if isinstance(expr, Name) and expr.id in ("true", "false"):
+        return expr.id == "true"
+    if isinstance(expr, ListOf) and all(isinstance(plain(i), (int, float)) for i in expr.items):
+        return [plain(i) for i in expr.items]
+    if expr is None:
+        return None
+    return to_text(expr)

@@ -1,0 +1,311 @@
+"""The type checker of a row at a site, with sizes as symbols (before any model) or as a model's numbers (in a plan)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from .arguments import parameters
+from .declared import PLACES, Declared, TensorTyping
+from ..report.diagnostics import Diagnostic, instead, nearest, put
+from .infer import Inference, bounded, reading
+from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
+from ..ir import Row
+from .layers import layered
+from ..syntax.printer import to_text
+from ..sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType, merged_axes
+from ..sizes import Size
+from ..report.source import before
+from ..syntax.nodes import (
+    Binary,
+    Axis,
+    Expr,
+    Input,
+    Later,
+    Let,
+    Name,
+    Param,
+    Require,
+    Statement,
+    Tensor,
+)  # fmt: skip
+from .values import OTHER, POISON, NumberType, Poison, Value, join, product
+
+
+@dataclass(frozen=True, slots=True)
+class RowTyping:
+    """A row at a site: tensors, the types of its lets, and the value of ``out`` (after the gate)."""
+
+    row: Row
+    site: SiteSignature
+    tensors: tuple[TensorTyping, ...]
+    values: Mapping[str, Value]
+    out: Value
+    z: Value | None
+    gate_values: Mapping[str, Value] = field(default_factory=dict)  # what the gate's lines bind
+    sizes: Mapping[str, Size] = field(default_factory=dict)  # every size in scope
+    bases: Mapping[str, tuple[Size, Size]] = field(default_factory=dict)
+    stack: str | None = None  # the stack that the site's path names
+    inputs: tuple[InputTyping, ...] = ()
+    axes: Mapping[str, Size] = field(default_factory=dict)  # those that the row declares
+
+    def __repr__(self) -> str:
+        return f"<types of {self.row!r}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What sizes and numbers stand for: nothing (symbols) or a model's values at one site."""
+
+    values: Mapping[str, int] | None = None
+    layer: int | None = None
+    depth: int | None = None
+
+    def of(self, name: str) -> Size:
+        return Size.of(self.values[name]) if self.values is not None and name in self.values else Size.of(name)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """``layer`` and ``depth``, those that are known."""
+        return {n: v for n, v in zip(NUMBERS, (self.layer, self.depth)) if v is not None}
+
+
+SYMBOLS = Sizes()
+#: What a model does not have that lacks a size.
+_LACKS = {"labels": "no head", "vocab": "no vocabulary"}
+
+
+def lacking(sizes: Mapping[str, int]) -> dict[str, str]:
+    """The sizes that a model does not have, each with the reason."""
+    return {
+        n: f"is no size of this model, which has {_LACKS.get(n, 'none such')}" for n in SIZES if sizes.get(n, 0) < 1
+    }
+
+
+class RowChecker(Declared):
+    """Checks one row at one kind of site."""
+
+    def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes):
+        self.row, self.site, self.sizes = row, site, sizes
+        self.params = {p.name: p for p in params}
+        self.tensors: list[TensorTyping] = []
+        self.inputs: list[InputTyping] = []
+        bound = {n: sizes.of(n) for n in SIZES}
+        where = {p.name: "parameter" for p in params} | {"d_in": "last size of z", "d_out": "last size of h"}
+        problems: list[Diagnostic] = []
+        known = parameters(params, sizes.values is not None, sizes.numbers, problems)
+        self.inf = Inference(known, bound, where=where, problems=problems)
+        for number, value in sizes.numbers.items():
+            known[number] = Value(NumberType(Size.of(value), value), reads=frozenset({number}))
+        if site.family in ("embed", "head") or (sizes.values is not None and sizes.layer is None):
+            outside = f"has a value for each layer, and `{site.name}` stands outside the layers"
+            self.inf.hidden |= {n: outside for n in ("layer", *layered(params))}
+            self.inf.remedies |= {
+                n: "give one number, in a row of its own for this site" for n in ("layer", *layered(params))
+            }
+            for n in layered(params):
+                known.pop(n, None)
+        for n, why in lacking(sizes.values).items() if sizes.values is not None else ():
+            self._unknown(n, why, "leave it out, or write a number")
+        self.varies = False  # whether what was read last depends on the layer
+        self.inf.bases = {n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases}
+
+    def _unknown(self, size: str, why: str, remedy: str) -> None:
+        """A size that there is not here."""
+        self.inf.sizes.pop(size, None)
+        self.inf.hidden[size], self.inf.remedies[size] = why, remedy
+
+    def _bound(self, t: TensorType) -> TensorType:
+        if self.sizes.values is None:
+            return t
+        return TensorType(t.axes, tuple(s.bind({k: v for k, v in self.sizes.values.items()}) for s in t.sizes))
+
+    def check(self) -> RowTyping:
+        inf, site = self.inf, self.site
+        scope: dict[str, Value] = {}
+        if site.x is not None:
+            scope["x"] = reading(self._bound(site.x), "x")
+        for name, t in site.scope:
+            constant = name in ("W", "bias")
+            scope[name] = Value(self._bound(t), reads=frozenset({name})) if constant else reading(self._bound(t), name)
+            if name == "log_mass":
+                scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
+        if site.family == "heads":
+            scope["scale"] = Value(NumberType(), reads=frozenset({"scale"}))
+        h_type = self._bound(site.h)
+        h = Value(h_type) if site.family == "weight" else reading(h_type, "h")
+        inf.sizes["d_out"] = h_type.sizes[-1]
+        x_type = h_type if site.family == "weight" else self._bound(site.x) if site.x is not None else None
+        if x_type is not None:
+            inf.sizes["d_x"] = x_type.sizes[0]
+        else:
+            self._unknown("d_x", f"is the size of `x`, and there is none at `{site.name}`", "write `d_out`")
+        inf.names |= scope
+        z = self._insertion(h)
+        if z is not None:
+            inf.names["z"] = z
+            if isinstance(z.type, TensorType) and z.type.sizes:
+                inf.sizes["d_in"] = z.type.sizes[0 if site.family == "weight" else -1]
+            elif isinstance(z.type, Poison):
+                inf.names["d_in"] = Value(POISON)  # the mistake is said already
+        else:
+            inf.hidden["z"] = "is what `insert` says, and this row has no `insert`"
+            inf.remedies["z"] = "add `insert parallel` or `insert sequential`"
+            inf.sizes["d_in"] = inf.sizes["d_out"]
+        inf.hidden["h"] = "is visible to compositions, not to forms and gates"
+        self._body(self.row.form)
+        gate, in_gate = None, {}
+        if self.row.gate is not None:
+            before = dict(inf.names)
+            self._body(self.row.gate, "gate")
+            gate, in_gate = inf.names.get("g", Value(POISON)), inf.names
+            inf.names = before
+        del inf.hidden["h"]
+        inf.names["h"] = h
+        if not self.row.form:
+            inf.hidden["delta"] = "is bound by a form, and this row has none"
+            inf.remedies["delta"] = "add a form, as in `form { delta = tanh(z) }`"
+        self._body(self.row.compose)
+        out = self._result(inf.names.get("out", Value(POISON)), h, gate)
+        problem = placing_problem(self.row, site) or disagreement(self.inputs)
+        if problem is not None:
+            inf.problems.append(problem)
+        return RowTyping(
+            self.row, site, tuple(self.tensors), dict(inf.names), out, z, in_gate, dict(inf.sizes), dict(inf.bases),
+            inputs=tuple(self.inputs), axes=dict(inf.axes),
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ parts
+
+    def _insertion(self, h: Value) -> Value | None:
+        e, site = self.row.insert, self.site
+        if site.family == "weight":
+            if e is not None:
+                clause = before(e.span, "insert")
+                self.inf.fail("E0305", "at a weight z is the weight itself: `insert` does not apply", e.span,
+                              help="leave `insert` out", edits=put("", clause) if clause else ())  # fmt: skip
+            return h
+        if e is None:
+            return None
+        if isinstance(e, Name) and e.id == "parallel":
+            if site.parallel is None:
+                self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is the model's input", e.span,
+                              help="write `insert sequential`", edits=put("sequential", e.span))  # fmt: skip
+                return Value(POISON)
+            return self.inf.names[site.parallel]
+        if isinstance(e, Name) and e.id == "sequential":
+            return h
+        if (
+            isinstance(e, Name)
+            and e.id not in self.inf.names
+            and e.id != "h"
+            and nearest(e.id, ("parallel", "sequential"))
+        ):
+            return self.inf.fail("E0301", f"there is no insertion `{e.id}`", e.span,
+                                 **instead(e.id, ("parallel", "sequential"), e.span))  # fmt: skip
+        self.inf.names["h"] = h
+        z = self.inf.infer(e)
+        del self.inf.names["h"]
+        return z
+
+    def _body(self, body: Sequence[Statement], part: str = "") -> None:
+        for s in body:
+            if isinstance(s, Tensor):
+                self._tensor(s, part)
+            elif isinstance(s, Let):
+                self._let(s)
+            elif isinstance(s, Axis):
+                self._axis(s)
+            elif isinstance(s, Require):
+                require(s, self.inf)
+            elif isinstance(s, Input):
+                self._input(s)
+            elif isinstance(s, Later):
+                self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
+
+    def _axis(self, s: Axis) -> None:
+        size = self._size(s.size, "an axis")
+        if s.name in (*PLACES, "true", "false", "training", "chance"):
+            self.inf.fail(
+                "E0224", f"`{s.name}` has a meaning of its own here", s.span, help="give the axis another name"
+            )
+        elif size is not None and self.inf.axes.setdefault(s.name, size) != size:
+            self.inf.fail("E0348", f"the axis `{s.name}` is declared twice in this row, with different sizes", s.span,
+                          help="rename one of them")  # fmt: skip
+
+    def _input(self, s: Input) -> None:
+        found = input_typing(s, self.inf, self._size)
+        if s.name in self.inf.names and s.name not in {i.name for i in self.inputs}:
+            self.inf.fail(
+                "E0369", f"`{s.name}` is bound already and cannot be an input", s.span, help="choose another name"
+            )
+            found = None
+        elif found is not None:
+            self.inputs.append(found)
+        self.inf.names[s.name] = found.value if found is not None else Value(POISON)
+
+    def _let(self, s: Let) -> None:
+        value = self.inf.infer(s.value)
+        if len(s.names) > 1:
+            value = self.inf.fail("E0391", "several names on the left are not built yet", s.span)
+        for name in s.names:
+            if name in self.inf.names and name not in ("delta", "out", "g") and name in RESERVED:
+                value = self.inf.fail("E0224", f"`{name}` has a meaning of its own here", s.span)
+            self.inf.names[name] = value
+
+    def _change(self, out: Value, h: Value) -> Value:
+        """Facts of ``out - h``, which a gate multiplies; where ``out = h + E`` they are those of E."""
+        last = self.row.compose[-1] if self.row.compose else None
+        if isinstance(last, Let) and last.names == ("out",):
+            added = _beside(last.value, Name("h"))
+            if added:
+                return join([self.inf.infer(e) for e in added], out.type)
+        return join((out, h), out.type)
+
+    def _result(self, out: Value, h: Value, gate: Value | None) -> Value:
+        inf, row = self.inf, self.row
+        span = row.compose[-1].span if row.compose else row.span
+        if gate is not None and not isinstance(gate.type, Poison):
+            if changes_length(row):
+                return inf.fail("E0351", "a composition that changes the length cannot be gated", row.span)
+            if not isinstance(gate.type, (TensorType, NumberType)):
+                bound = [s.span for s in row.gate or () if isinstance(s, Let) and "g" in s.names]
+                return inf.fail(
+                    "E0352", f"a gate is a tensor or a number, not {gate.type}", bound[-1] if bound else row.span
+                )
+            out = join((h, product(gate, self._change(out, h), out.type, span)), out.type)
+            if isinstance(gate.type, TensorType) and isinstance(out.type, TensorType):
+                out = out.typed(TensorType(merged_axes(out.type.axes, gate.type.axes), out.type.sizes))
+        if isinstance(out.type, Poison) or not isinstance(h.type, TensorType):
+            return out
+        if not isinstance(out.type, TensorType):
+            return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
+        declared = sorted(out.type.axes & set(inf.axes))
+        if declared:
+            return inf.fail("E0353", f"`out` still carries the axis `{declared[0]}`", span,
+                            help=f"reduce it, for example with `sum(…, {declared[0]})`")  # fmt: skip
+        if not out.type.axes <= h.type.axes or out.type.sizes != h.type.sizes:
+            return inf.fail("E0350", f"`out` has the type {out.type}, and `h` at `{self.site.name}` is {h.type}", span,
+                            where=inf.bindings(*out.type.sizes, *h.type.sizes))  # fmt: skip
+        return out
+
+
+def _beside(e: Expr, name: Name) -> list[Expr] | None:
+    """What is added to a name, or taken from it; None where the expression is no such sum."""
+    if e == name:
+        return []
+    if not isinstance(e, Binary) or e.op not in ("+", "-"):
+        return None
+    for side, other in ((e.left, e.right), (e.right, e.left)):
+        if (found := _beside(side, name)) is not None and (side is e.left or e.op == "+"):
+            return [*found, other]
+    return None
+
+
+def require(s: Require, inf: Inference) -> None:
+    """A requirement whose numbers are known must hold; one that is no condition is an error."""
+    v = inf.infer(s.condition)
+    if isinstance(v.type, NumberType) and v.type.value is not None and not v.type.value:
+        inf.fail("E0360", s.message or f"the requirement `{to_text(s.condition)}` does not hold", s.span)
+    elif not isinstance(v.type, (NumberType, Poison)):
+        inf.fail("E0361", f"a requirement is a condition, not {v.type}", s.span)

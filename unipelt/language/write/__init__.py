@@ -1,0 +1,1 @@
+"""Methods as formulas, diagrams and documents."""
