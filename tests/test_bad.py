@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from unipelt.language.report import source
-from unipelt.language.report.explain import pages
+from unipelt.language.report.pages import pages
 from unipelt.language.loading import check
 from unipelt.language.report.render import render_all
 

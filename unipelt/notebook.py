@@ -10,7 +10,7 @@ from typing import Any
 
 from .cli.picture import drawn, style
 from .compiler.plan import Plan
-from .language.write.document import COLUMNS, CODE, columns_met, rows_of
+from .language.write.columns import COLUMNS, CODE, columns_met, rows_of
 from .language.write.formula import as_text
 from .language.ir import Method
 from .language.report.render import escape

@@ -16,7 +16,8 @@ from unipelt.cli import output
 from unipelt.cli import show as shown
 from unipelt.cli.picture import drawn, picture
 from unipelt.language.write.diagram import diagram
-from unipelt.language.write.document import markdown_table, rows_of
+from unipelt.language.write.document import markdown_table
+from unipelt.language.write.columns import rows_of
 from unipelt.language.write.formula import TEX, as_latex, as_text, write
 from unipelt.language.loading import library, load
 from unipelt.language.syntax.parser import parse_expression

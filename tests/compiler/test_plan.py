@@ -239,7 +239,7 @@ def test_a_gate_that_pools_is_an_error_on_a_causal_model(kind: str, method: str)
     assert {d.code for d in found} == {"E0530"} and len(found) == (2 if method == "unipelt_ap" else 3), (
         "one for each row"
     )
-    from unipelt.language.report.source import lookup
+    from unipelt.language.report.texts import lookup
 
     for d in found:
         source = lookup(d.span.file)

@@ -14,7 +14,7 @@ from unipelt.language.report.diagnostics import Diagnostic, Edit
 from unipelt.language.report.fixes import edited, fixed
 from unipelt.language.loading import check_text
 from unipelt.language.report.render import to_json
-from unipelt.language.report.source import Source
+from unipelt.language.report.texts import Source
 from unipelt.language.syntax.nodes import Span
 
 ROOT = Path(__file__).parents[2]

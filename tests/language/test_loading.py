@@ -185,7 +185,7 @@ def test_a_sum_renames_arguments_that_differ_and_shares_those_that_agree() -> No
 
 def test_a_source_that_was_forgotten_is_read_again(tmp_path: Path) -> None:
     """Messages about the library keep their excerpts in long sessions."""
-    from unipelt.language.report.source import lookup
+    from unipelt.language.report.texts import lookup
 
     path = tmp_path / "mine.pelt"
     path.write_text("method m {\n  modify wing\n  compose { out = h }\n}\n")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from unipelt.language.report import source
+from unipelt.language.report import source, texts
 from unipelt.language.syntax import tables
 from unipelt.language.syntax import nodes as S
 from unipelt.language.report.diagnostics import PeltError
@@ -57,7 +57,8 @@ def test_loading_needs_neither_interegular_nor_torch():
     code = (
         "import sys; sys.modules['interegular'] = None\n"
         "from unipelt.language.syntax.parser import parse\n"
-        "from unipelt.language import printer, render\n"
+        "from unipelt.language.report import render\n"
+        "from unipelt.language.syntax import printer\n"
         "assert parse('method m { modify ffn }').definitions\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
@@ -418,7 +419,7 @@ def test_reading(tmp_path):
     read = source.read(path)
     assert read.text == "compose c =\n  h\n" and parse(read).definitions[0].name == "c"
     assert read.position(read.text.index("h")) == (2, 3) and read.line(2) == "  h" and read.line(3) == ""
-    assert source.lookup(str(path)) == read
+    assert texts.lookup(str(path)) == read
 
 
 @pytest.mark.parametrize(
@@ -437,8 +438,8 @@ def test_reading_what_cannot_be_read(tmp_path, data, code):
 
 def test_the_registry_is_bounded():
     for i in range(1000):
-        source.remember(source.Source(f"file {i}", ""))
-    assert source.lookup("file 999") and source.lookup("file 0") is None
+        texts.remember(texts.Source(f"file {i}", ""))
+    assert texts.lookup("file 999") and texts.lookup("file 0") is None
 
 
 # ---------------------------------------------------------------- anything else

@@ -8,7 +8,7 @@ from unipelt.language.report.diagnostics import Diagnostic, Label, PeltError
 from unipelt.language.loading import parse
 from unipelt.language.analyse.verdicts import verdicts
 from unipelt.language.report.render import render_all, to_json
-from unipelt.language.report.source import Source, remember, shown
+from unipelt.language.report.texts import Source, remember, shown
 from unipelt.language.syntax.nodes import Span
 
 TEXT = """\

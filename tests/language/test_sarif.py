@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 import unipelt
 from unipelt.cli.app import app
 from unipelt.language.report.diagnostics import Diagnostic, Edit, Label
-from unipelt.language.report.explain import pages
+from unipelt.language.report.pages import pages
 from unipelt.language.report.sarif import to_sarif
-from unipelt.language.report.source import Source, remember
+from unipelt.language.report.texts import Source, remember
 from unipelt.language.syntax.nodes import Span
 
 TEXT = "method m(r: int = 8) {\n  modify fnn\n  insert parallel\n  form {\n    A: [d_in, r] ~ zeros\n    delta = z @ A @ A\n  }\n  compose h + delta\n}\n"

@@ -16,7 +16,7 @@ from unipelt.language.loading import library, load, parse
 from unipelt.language.analyse.meaning import bound
 from unipelt.language.analyse.verdicts import verdicts
 from unipelt.language.analyse.row_verdicts import RULES, Verdict
-from unipelt.language.report.source import lookup, place, shown
+from unipelt.language.report.texts import lookup, place, shown
 
 METHODS = [e.name for e in library() if e.kind == "method"]
 

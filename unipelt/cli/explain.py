@@ -8,7 +8,8 @@ import textwrap
 from typing import Any
 
 from ..language.report.diagnostics import Diagnostic
-from ..language.report.explain import Page, page, pages
+from ..language.report.explain import page
+from ..language.report.pages import Page, pages
 from ..language.loading import check_text
 from ..language.report.render import escape, render_all, to_json
 from .output import WIDTH, colored, emit, tell

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..language.report.diagnostics import error
-from ..language.write.document import BESIDE, COLUMNS, columns_met, columns_of, markdown, rows_of, trained_of
+from ..language.write.document import markdown
+from ..language.write.columns import BESIDE, COLUMNS, columns_met, columns_of, rows_of, trained_of
 from ..language.ir import Method
 from .output import emit, pour, say, table, tell
 
@@ -82,7 +83,7 @@ def _whole(method: Method) -> None:
     from ..language.write import formula as mathematics
     from ..language.analyse.merged import merged
     from ..language.analyse.verdicts import verdicts
-    from ..language.report.source import shown
+    from ..language.report.texts import shown
 
     found = described(method)
     tell(method.name + (f"\n{method.doc.strip()}" if method.doc else "") + "\n")

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..anatomy.sites import Site, SiteMap
 from ..language.report.diagnostics import Diagnostic, PeltError, error, near, repeated
-from ..language.report.source import half_of_a_character
+from ..language.report.texts import half_of_a_character
 from ..language.syntax.nodes import Number
 from ..language.types.values import Distribution
 

@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from ..compiler.plan import Plan
 from ..language.report.diagnostics import error
-from ..language.write.document import COLUMNS, columns_met, markdown_table, rows_of
+from ..language.write.document import markdown_table
+from ..language.write.columns import COLUMNS, columns_met, rows_of
 from ..language.files import contents
 from ..language.write.formula import as_text
 from ..language.report.render import escape

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..language.syntax import nodes as S
 from ..language.analyse.canonical import Canonical, difference
-from ..language.write.document import COLUMNS, columns_of
+from ..language.write.columns import COLUMNS, columns_of
 from ..language.types.fitting import plain
 from ..language.ir import Method, Row
 from ..language.library import library_names

@@ -19,7 +19,7 @@ from ..ir import Row
 from .meaning import Edit, edit_of
 from ..types.primitives import entry_of
 from ..sizes import Size
-from ..report.source import place
+from ..report.texts import place
 from .start import at_start, called, compares, random_tensors, settled, undecided
 from ..syntax.nodes import NOWHERE, Apply, Choose, Expr, Input, Let, Name, Span, children, walk
 from ..types.values import AFFINE, NumberType, Value

@@ -23,7 +23,7 @@ from ..types.primitives import DOMAINS, PRIMITIVES
 from ..types.rows import SYMBOLS, RowChecker
 from ..sites import NUMBERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
 from ..sizes import Size
-from ..report.source import after, inside, text_of
+from ..report.texts import after, inside, text_of
 from ..syntax.nodes import Axis, BodyDef, Expr, Input, Let, Name, Param, Span, Statement, Tensor, walk
 from ..types.values import POISON, Value
 

@@ -17,7 +17,7 @@ from ..ir import Columns, Method, Row, Trained
 from .names import Names
 from ..types.primitives import PRIMITIVES
 from ..syntax.printer import to_text
-from ..report.source import after
+from ..report.texts import after
 from ..syntax.nodes import (
     Apply,
     Axis,

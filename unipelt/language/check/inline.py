@@ -17,7 +17,7 @@ from .names import Names
 from ..types.initialisers import INITIALISERS
 from ..types.primitives import PRIMITIVES
 from ..syntax.printer import to_text
-from ..report.source import inside
+from ..report.texts import inside
 from ..syntax.nodes import (
     AnatomyDef,
     Apply,

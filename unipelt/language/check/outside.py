@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..report.diagnostics import Diagnostic, put
 from ..ir import Row
 from ..types.rows import RowTyping
-from ..report.source import before
+from ..report.texts import before
 
 
 def selects(row: Row) -> bool:

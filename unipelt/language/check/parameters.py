@@ -11,7 +11,7 @@ from ..report.diagnostics import Diagnostic, PeltError, instead
 from .inline import short_enough, fitting, substitute
 from ..types.fitting import PARAM_TYPES, fits
 from ..sites import NUMBERS, SIZES
-from ..report.source import inside
+from ..report.texts import inside
 from ..syntax.nodes import Param
 
 

@@ -1,56 +1,35 @@
-"""One `Diagnostic` type for the command line, Python and editors; `PeltError` carries the collected ones."""
+"""`PeltError` carries the diagnostics that were collected; what helps to word them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..syntax.nodes import NOWHERE, Span
+from .diagnostic import Diagnostic, Edit, Label, Severity
+from .render import render_all
 
-Severity = Literal["error", "warning"]
+__all__ = [  # the values are part of what this module offers
+    "Diagnostic",
+    "Edit",
+    "Label",
+    "PeltError",
+    "Severity",
+    "counted",
+    "error",
+    "instead",
+    "near",
+    "near_path",
+    "nearest",
+    "plural",
+    "put",
+    "repeated",
+]
+
 _PLURALS = {"anatomy": "anatomies", "process": "processes"}
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A secondary span with what stands there."""
-
-    span: Span
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """The text that a help puts in the place of a span; an empty span is a place where it is put in."""
-
-    span: Span
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnostic:
-    """One mistake: stable code, place, reason, and what to do about it.
-
-    ``where`` are the bindings of the sizes that took part (``r = 64 (parameter)``), ``help`` a remedy as a statement.
-    ``edits`` do what the help says, where that is a change of the text that needs no further thought.
-    """
-
-    code: str
-    message: str
-    span: Span = NOWHERE
-    label: str = ""
-    labels: tuple[Label, ...] = ()
-    where: tuple[str, ...] = ()
-    help: str = ""
-    severity: Severity = "error"
-    edits: tuple[Edit, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"<{self.severity} {self.code}: {self.message}>"
 
 
 class PeltError(ValueError):
@@ -64,8 +43,6 @@ class PeltError(ValueError):
         return (type(self), (self.diagnostics,))
 
     def __str__(self) -> str:
-        from .render import render_all
-
         return render_all(self.diagnostics)
 
 

@@ -27,7 +27,7 @@ def fixed(text: str, file: str) -> tuple[str, list[Diagnostic]]:
     A text that can be read, so that its other mistakes are seen, is better than one that cannot.
     """
     from ..loading import check_text
-    from .source import normalised
+    from .texts import normalised
 
     def mistakes(of: str) -> tuple[bool, list[Diagnostic]]:
         checked = check_text(of, file)

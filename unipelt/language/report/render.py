@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .diagnostics import Diagnostic
-from .source import Source, lookup, place
+from .diagnostic import Diagnostic
+from .pages import remedy_of
+from .texts import Source, lookup, place
 from ..syntax.nodes import Span
 
 _WIDEST = 160
@@ -72,11 +73,7 @@ def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
 
 def remedy(d: Diagnostic) -> str:
     """What to do: what the diagnostic says, or else its code's page."""
-    if d.help:
-        return d.help
-    from .explain import remedy_of
-
-    return remedy_of(d.code)
+    return d.help or remedy_of(d.code)
 
 
 def escape(text: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from .diagnostics import Diagnostic
-from .explain import pages
+from .pages import pages
 from .render import remedy
-from .source import place
+from .texts import place
 from ..syntax.nodes import Span
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -14,7 +14,7 @@ from typing import Any
 from . import nodes as S
 from .parser import parse
 from .printer import Comment, as_it_stands
-from ..report.source import normalised
+from ..report.texts import normalised
 
 _PIECES = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|(?P<comment>#[^\n]*)|(?P<blank>\n[ \t\f]*(?=\n))')
 #: The lists in which comments may stand.

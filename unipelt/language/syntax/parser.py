@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from ..report import source as _source
+from ..report import source as _source, texts as _texts
 from . import nodes as S
 from ..report.diagnostics import Diagnostic, Edit, PeltError, put
 from .errors import explain
@@ -42,12 +42,12 @@ class Segment(NamedTuple):
     cuts: tuple[int, ...] = ()
 
 
-def parse(text: str | _source.Source, file: str | None = None) -> S.File:
+def parse(text: str | _texts.Source, file: str | None = None) -> S.File:
     """The syntax tree of a text or a source; raises `PeltError` with all its syntax errors."""
-    if isinstance(text, _source.Source):
+    if isinstance(text, _texts.Source):
         file = file or text.file
         text = text.text
-    file = file or _source.free_name("<text>", _source.normalised(text))
+    file = file or _texts.free_name("<text>", _texts.normalised(text))
     text = _prepare(text, file)
     deep = _too_deep(text, file)
     if not deep:
@@ -82,9 +82,9 @@ def parse_expression(text: str, file: str = "<value>") -> S.Expr:
 
 
 def _prepare(text: str, file: str) -> str:
-    source = _source.Source(file, _source.normalised(text))
+    source = _texts.Source(file, _texts.normalised(text))
     _source.check(source)
-    _source.remember(source)
+    _texts.remember(source)
     for count, token in enumerate(_TOKEN.finditer(source.text)):
         if count >= MAX_TOKENS:
             raise PeltError(

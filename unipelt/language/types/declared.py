@@ -12,7 +12,7 @@ from .initialisers import INITIALISERS, Initialiser
 from ..syntax.printer import to_text
 from ..sites import SiteSignature, TensorType
 from ..sizes import Size
-from ..report.source import inside
+from ..report.texts import inside
 from ..syntax.nodes import (
     Apply,
     Expr,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..sites import TensorType
 from ..sizes import Size
 from ..syntax.nodes import Expr, Index, Slice
+from .primitives import Reporter
 from .values import POISON, NumberType, Poison, Value, WordType, join
 
-if TYPE_CHECKING:
-    from .infer import Inference
 
-
-def indexed(inf: Inference, e: Index) -> Value:
+def indexed(inf: Reporter, e: Index) -> Value:
     """Ranges `[a : b]` of sizes; an input of type index picks an entry of a size for each example of the batch."""
     a = inf.infer(e.value)
     if isinstance(a.type, Poison):
@@ -40,7 +36,7 @@ def indexed(inf: Inference, e: Index) -> Value:
     return a.typed(TensorType(a.type.axes, tuple(s for s in sizes if s is not None)))  # type: ignore[union-attr]
 
 
-def _range(inf: Inference, item: Slice, whole: Size) -> Size | None:
+def _range(inf: Reporter, item: Slice, whole: Size) -> Size | None:
     low = _bound(inf, item.low) if item.low is not None else Size.of(0)
     high = _bound(inf, item.high) if item.high is not None else whole
     if low is None or high is None:
@@ -58,7 +54,7 @@ def _range(inf: Inference, item: Slice, whole: Size) -> Size | None:
     return None
 
 
-def _picked(inf: Inference, item: Expr, whole: TensorType, size: Size) -> Value:
+def _picked(inf: Reporter, item: Expr, whole: TensorType, size: Size) -> Value:
     """The index with which a size of a tensor is read."""
     v = inf.infer(item)
     if isinstance(v.type, Poison):
@@ -79,7 +75,7 @@ def _picked(inf: Inference, item: Expr, whole: TensorType, size: Size) -> Value:
     return v
 
 
-def _bound(inf: Inference, e: Expr) -> Size | None:
+def _bound(inf: Reporter, e: Expr) -> Size | None:
     v = inf.infer(e)
     if isinstance(v.type, NumberType) and v.type.size is not None:
         return v.type.size

@@ -12,7 +12,7 @@ from .primitives import DOMAINS, PRIMITIVES
 from ..syntax.printer import to_text
 from ..sites import NUMBERS, TensorType, merged_axes
 from ..sizes import Size
-from ..report.source import inside
+from ..report.texts import inside
 from ..syntax.nodes import (
     Apply,
     Attr,

@@ -15,7 +15,7 @@ from .layers import layered
 from ..syntax.printer import to_text
 from ..sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType, merged_axes
 from ..sizes import Size
-from ..report.source import before
+from ..report.texts import before
 from ..syntax.nodes import (
     Binary,
     Axis,

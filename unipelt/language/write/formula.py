@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..syntax import nodes as S
 from .composition import composition
-from .document import columns_of
+from .columns import columns_of
 from ..ir import Method, Row
 from ..syntax.printer import to_text
 

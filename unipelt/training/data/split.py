@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ...language.report.diagnostics import Diagnostic, PeltError
-from ...language.report.source import half_of_a_character
+from ...language.report.texts import half_of_a_character
 
 #: After so many mistakes of a kind only their number is said.
 SHOWN = 5
