@@ -68,7 +68,7 @@ def test_loading_needs_neither_interegular_nor_torch():
 # ---------------------------------------------------------------- every spec
 
 
-def texts():
+def specs_as_texts():
     specs = folder("specs") if (Path(__file__).parents[2] / "specs").is_dir() else None
     for path in sorted(specs.rglob("*.pelt")) if specs else ():
         yield pytest.param(path.read_text(encoding="utf-8"), id=path.name)
@@ -80,7 +80,7 @@ def texts():
             yield pytest.param(block, id=f"block {n}")
 
 
-@pytest.mark.parametrize("text", list(texts()))
+@pytest.mark.parametrize("text", list(specs_as_texts()))
 def test_specs_parse(text):
     parse(text)
 
