@@ -50,6 +50,7 @@ class Inference:
     where: dict[str, str] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
     remedies: dict[str, str] = field(default_factory=dict)  # what to do about hidden names
+    values: dict[str, str] = field(default_factory=dict)  # what symbols stand for, where that is known
 
     # ------------------------------------------------------------ reporting
 
@@ -62,7 +63,8 @@ class Inference:
 
     def bindings(self, *sizes: Size) -> tuple[str, ...]:
         symbols = sorted(set().union(*(s.symbols for s in sizes))) if sizes else []
-        return tuple(f"{s} ({self.where.get(s, 'a size of the site')})" for s in symbols)
+        said = {s: f"{s} = {self.values[s]}" if s in self.values else s for s in symbols}
+        return tuple(f"{said[s]} ({self.where.get(s, 'a size of the site')})" for s in symbols)
 
     # ------------------------------------------------------------ expressions
 

@@ -94,7 +94,8 @@ class RowChecker(Declared):
         where = {p.name: "parameter" for p in params} | {"d_in": "last size of z", "d_out": "last size of h"}
         problems: list[Diagnostic] = []
         known = parameters(params, sizes.values is not None, sizes.numbers, problems)
-        self.inf = Inference(known, bound, where=where, problems=problems)
+        values = {p.name: to_text(p.default) for p in params if p.default is not None and p.type in ("int", "float")}
+        self.inf = Inference(known, bound, where=where, problems=problems, values=values)
         for number, value in sizes.numbers.items():
             known[number] = Value(NumberType(Size.of(value), value), reads=frozenset({number}))
         if site.family in ("embed", "head") or (sizes.values is not None and sizes.layer is None):
