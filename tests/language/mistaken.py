@@ -31,7 +31,9 @@ def whole(name: str, code: str, clauses: str, words: str = "", params: str = "r:
 
 # ---------------------------------------------------------------- sizes
 
-in_form("matmul", "E0312", "A: [d_in, r] ~ zeros delta = z @ A @ ⟦A⟧", "last size r; first size d_model; r = 4 (parameter)")
+in_form(
+    "matmul", "E0312", "A: [d_in, r] ~ zeros delta = z @ A @ ⟦A⟧", "last size r; first size d_model; r = 4 (parameter)"
+)
 in_form("matmul_turned", "E0312", "A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = z @ A @ ⟦B.T⟧", "sizes of `@`")
 in_form(
     "matmul_turn_helps", "E0312", "P: [r, d_in] ~ zeros Q: [r, d_out] ~ zeros delta = z @ ⟦P⟧ @ Q", "`P.T` would fit"
