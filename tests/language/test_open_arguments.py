@@ -10,7 +10,7 @@ from unipelt.language.analyse.canonical import difference
 from unipelt.language.analyse.counts import formula
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import check_text, parse
-from unipelt.language.types.owners import owned
+from unipelt.language.analyse.owned import owned
 from unipelt.language.analyse.verdicts import verdicts
 
 SOUND = "form { A: [d_in, 2] ~ normal(0.1)  B: [2, d_out] ~ zeros  delta = z @ A @ B } compose h + delta"

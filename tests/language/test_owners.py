@@ -13,7 +13,7 @@ import unipelt
 from unipelt.cli.app import app
 from unipelt.language.library import library_names
 from unipelt.language.loading import check_text, load, parse
-from unipelt.language.types.owners import hints, owned
+from unipelt.language.analyse.owned import hints, owned
 
 AT_HEADS = """method m(l: int = 4) {{
   modify attn.heads

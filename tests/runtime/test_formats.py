@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import unipelt
 from unipelt import resources
 from unipelt.language.types.fitting import PARAM_TYPES
-from unipelt.language.types.declared import PLACES
+from unipelt.language.types.owners import PLACES
 from unipelt.language.ir import from_json
 from unipelt.language.loading import parse
 from unipelt.language.types.initialisers import INITIALISERS

@@ -62,7 +62,7 @@ def described(method: Method) -> dict[str, Any]:
     from ..language.write import formula as mathematics
     from ..language.analyse.counts import formula, symbols
     from ..language.analyse.merged import merged
-    from ..language.types.owners import owned
+    from ..language.analyse.owned import owned
     from ..language.analyse.verdicts import verdicts
 
     counts = {k: str(v) for k, v in formula(method).items()}

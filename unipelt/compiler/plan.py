@@ -51,9 +51,9 @@ class PlannedTensor:
 
     @staticmethod
     def of(t: TensorTyping, row: Row, site: Site, typing: RowTyping) -> PlannedTensor:
-        """A tensor that a row declares, at a site: named by the place that shares it, with the axes it has there."""
-        place = t.place if site.layer is not None or t.place == "model" else "site"
-        front = {"model": "", "kind": f"{site.full_name}.", "layer": f"{site.block}.", "site": f"{site.label}."}[place]
+        """A tensor that a row declares, at a site: named by its owner, with the axes it has there."""
+        owner = t.owner if site.layer is not None else t.owner.outside_the_layers()
+        front = owner.named(kind=site.full_name, layer=site.block, site=site.label)
         axes = tuple(sorted(t.type.axes, key=axis_order))
         lengths = {axis: whole(size) for axis, size in typing.axes.items()} | {
             "head": site.sizes["heads"],
@@ -61,7 +61,7 @@ class PlannedTensor:
         }
         copies, sizes = tuple(lengths[a] for a in axes), tuple(whole(s) for s in t.type.sizes)
         return PlannedTensor(
-            f"{front}{row.name}.{t.label}",
+            ".".join(filter(None, [front, row.name, t.label])),
             axes,
             copies,
             sizes,

@@ -81,7 +81,7 @@ def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) ->
                 typing = TensorTyping(
                     f.name,
                     f.type,
-                    f.place,
+                    f.owner,
                     Distribution("zeros"),
                     exact=None,
                     frozen=False,

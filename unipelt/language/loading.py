@@ -18,7 +18,7 @@ from .check.elaborate import elaborate, is_space
 from .ir import Method
 from .library import Key, index, key_of, library_definition, library_names, parse_path, title
 from .check.names import Names, names_of
-from .types.owners import hints
+from .analyse.owned import hints
 from .syntax.parser import parse as parse_file
 from .check.space import space_of
 from .syntax.nodes import BodyDef, Definition, File, MethodDef, Name, walk

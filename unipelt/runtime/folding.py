@@ -15,6 +15,7 @@ from ..language.check.methods import check_row, sites_of
 from ..language.analyse.fold import fold_form
 from ..language.ir import Method, Row
 from ..language.syntax.parser import parse_expression
+from ..language.types.owners import Owner
 from ..language.types.rows import RowTyping
 from ..language.sites import TensorType, signature, site_name
 from ..language.sizes import Size
@@ -43,7 +44,7 @@ def folded(
         form, folds_ = fold_form(typing)
         symbolic = _symbolic_folds(plan.method, row)
         declared = tuple(
-            _declaration(f.name, symbolic[f.name], f.place, _axes(plan, chosen[row.name], f.name)) for f in folds_
+            _declaration(f.name, symbolic[f.name], f.owner, _axes(plan, chosen[row.name], f.name)) for f in folds_
         )
         axes = tuple(s for s in form if isinstance(s, Axis))
         rows.append(replace(row, form=(*axes, *declared, *(s for s in form if s not in axes))))
@@ -69,10 +70,10 @@ def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
     return next(f.tensor.axes for f in folds if f.fold.name == name)
 
 
-def _declaration(name: str, places: list[tuple[RowTyping, TensorType]], place: str, axes: tuple[str, ...]) -> Tensor:
+def _declaration(name: str, places: list[tuple[RowTyping, TensorType]], owner: Owner, axes: tuple[str, ...]) -> Tensor:
     """A tensor declaration whose sizes are written in the method's own terms."""
     sizes = tuple(parse_expression(_size(i, places)) for i in range(len(places[0][1].sizes)))
-    per = tuple(Scope(w) for w in (*axes, *(() if place == "site" else (place,))))
+    per = tuple(Scope(w) for w in (*axes, *([owner.place] if owner.shared else [])))
     return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
 
 

@@ -213,7 +213,7 @@ class _Writer:
         t: Learned = self.found.tensors[key]
         shape = (*t.shape[:-2], t.shape[-1], t.shape[-2]) if key in self.turned else t.shape
         sizes = [self._size(s, site) for s in shape]
-        scope = ", ".join([*([t.place] if t.place != "site" else []), *t.axes])
+        scope = ", ".join(t.owner.per)
         text = f"{'frozen ' if t.frozen else ''}[{', '.join(x for x, _ in sizes)}]{f' per {scope}' if scope else ''}"
         if t.lr != Size.of(1):
             sizes.append(self._size(t.lr, site, "number"))

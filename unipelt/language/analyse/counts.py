@@ -16,7 +16,8 @@ from fractions import Fraction
 
 from ..types.arguments import parameters
 from ..check.methods import check_method, open_paths
-from ..types.declared import PLACES, TensorTyping
+from ..types.declared import TensorTyping
+from ..types.owners import Owner
 from ..types.rows import RowTyping
 from .fold import fold_form
 from ..types.infer import Inference
@@ -175,8 +176,8 @@ def counts(method: Method) -> dict[str, Count]:
     folds: list[tuple[Amount, Amount]] = []
     unknown = [f"what `{r.name}` learns at `{p}`" for r in method.rows for p in open_paths(r, method.params)]
     for name, found in rows.items():
-        places = {x.place for t in found for x in t.tensors} - set(PLACES)
-        if places:  # arguments without a value
+        places = {x.owner.place for t in found for x in t.tensors if x.owner.open}
+        if places:
             unknown += [f"what `{name}` learns per `{p}`" for p in sorted(places)]
             continue
         learned = counting.entries((t, x) for t in found if t.site.family != "head" for x in t.tensors if not x.frozen)
@@ -186,7 +187,7 @@ def counts(method: Method) -> dict[str, Count]:
         head = head + _total(
             counting.entries((t, x) for t in found if t.site.family == "head" for x in t.tensors if not x.frozen)
         )
-        after = counting.folded([t for t in found if t.site.family != "head"], learned)
+        after = counting.folded([t for t in found if t.site.family != "head"])
         if after is None:
             stored = stored + own
         else:
@@ -222,23 +223,25 @@ class _Counting:
     ) -> Count:
         return Count(amount, words, folds, self.sums, self.params)
 
-    def entries(self, found: Iterable[tuple[RowTyping, TensorTyping]]) -> dict[_Key, Size]:
+    def entries(self, found: Iterable[tuple[RowTyping, TensorTyping]]) -> dict[_Key, Amount]:
         """Each tensor of the method once, whoever shares it, with its entries in the whole model."""
-        return _widest(dict(self.entry(t, x.label, x.place, x.type) for t, x in found))
+        return _widest(dict(self.entry(t, x.label, x.owner, x.type) for t, x in found))
 
-    def entry(self, t: RowTyping, label: str, place: str, type_: TensorType) -> tuple[_Key, Size]:
-        once = t.site.family in _ONCE
-        part = _part(t)
+    def entry(self, t: RowTyping, label: str, owner: Owner, type_: TensorType) -> tuple[_Key, Amount]:
+        once, part = t.site.family in _ONCE, _part(t)
+        owner = owner.outside_the_layers() if once else owner
         size = type_.entries
         for axis in type_.axes:
             size = size * (t.axes[axis] if axis in t.axes else Size.of(f"{axis}s"))
-        if place == "model":
-            return (place, "", "", t.row.name, label), size
-        if place == "layer" and not once:
-            return (place, "", part, t.row.name, label), self.over_layers(t, size)
-        if place == "kind" or once:
-            return ("kind", t.site.name, part, t.row.name, label), size * Size.of(f"has_{part}") if part else size
-        return ("site", t.site.name, part, t.row.name, label), self.over_layers(t, size)
+        key = (owner.place, owner.named(kind=t.site.name, layer="", site=t.site.name), part, t.row.name, label)
+        if owner.place == "model":
+            return (*key[:2], "", *key[3:]), Amount(once=size)
+        if not once and owner.place != "kind":
+            return key, Amount(each=self.over_layers(t, size))
+        size = size * Size.of(f"has_{part}") if part else size
+        if t.site.family == "head":
+            return key, Amount(once=size)
+        return key, Amount(first=size) if once and not part else Amount(each=size)
 
     def over_layers(self, t: RowTyping, size: Size) -> Size:
         """The size summed over the row's layers: times their number, but for the symbols that depend on the layer."""
@@ -262,9 +265,9 @@ class _Counting:
 
         return by_layer(parse_expression(symbol), self.layered)
 
-    def folded(self, found: list[RowTyping], learned: Mapping[_Key, Size]) -> Amount | None:
+    def folded(self, found: list[RowTyping]) -> Amount | None:
         """The row's count after folding, as `compiler.plan` counts it; None where nothing folds."""
-        after: dict[_Key, Size] = {}
+        after: dict[_Key, Amount] = {}
         any_folds = False
         for t in found:
             form, folds = fold_form(t)
@@ -272,9 +275,8 @@ class _Counting:
             left = {s.name for s in form if isinstance(s, Tensor)}
             for x in t.tensors:
                 if not x.frozen and (x.part or x.name in left or x.declaration in t.row.compose):
-                    key, _ = self.entry(t, x.label, x.place, x.type)
-                    after |= {key: learned[key]} if key in learned else {}
-            after |= dict(self.entry(t, f.name, f.place, f.type) for f in folds)
+                    after |= dict([self.entry(t, x.label, x.owner, x.type)])
+            after |= dict(self.entry(t, f.name, f.owner, f.type) for f in folds)
         return _total(_widest(after)) if any_folds else None
 
 
@@ -283,7 +285,7 @@ def _part(t: RowTyping) -> str:
     return "cross" if t.site.name.startswith("cross") else t.stack or ""
 
 
-def _widest(entries: dict[_Key, Size]) -> dict[_Key, Size]:
+def _widest(entries: dict[_Key, Amount]) -> dict[_Key, Amount]:
     """Without what is counted already: a part of the stacks beside every stack, cross-attention beside its decoder."""
 
     def within(key: _Key) -> bool:
@@ -298,16 +300,9 @@ def _at_most(value: str, depth: str) -> Size:
     return Size.of(depth if value == "depth" else 0 if value == "0" else f"min({value}, {depth})")
 
 
-def _total(entries: Mapping[_Key, Size]) -> Amount:
-    each, once, first = _NONE, _NONE, _NONE
-    for (place, site, part, *_), size in entries.items():
-        if place == "model" or site == "head":
-            once = once + size
-        elif site.split(".")[0] == "embed" and not part:
-            first = first + size
-        else:
-            each = each + size
-    return Amount(each.bind(_ALIKE), once.bind(_ALIKE), first.bind(_ALIKE))
+def _total(entries: Mapping[_Key, Amount]) -> Amount:
+    total = sum(entries.values(), Amount())
+    return Amount(total.each.bind(_ALIKE), total.once.bind(_ALIKE), total.first.bind(_ALIKE))
 
 
 def _selected(selection: Selection | None, depth: str) -> Size:

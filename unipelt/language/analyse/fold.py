@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..types.owners import Owner, owner_of
 from ..types.rows import RowTyping
 from ..types.infer import Inference
 from ..sites import TensorType
@@ -24,7 +25,7 @@ class Fold:
     name: str
     value: Expr
     type: TensorType
-    place: str
+    owner: Owner
 
 
 #: What a fold may not read: the base, and what training changes.
@@ -98,9 +99,8 @@ def _hoist(e: Expr, t: RowTyping, folds: list[Fold], tensors: dict) -> Any:
             if f.value == e:
                 return Name(f.name)
         reads = {n.id for n in walk(e) if isinstance(n, Name)} & set(tensors)
-        places = {tensors[n].place for n in reads}
-        name = f"folded_{len(folds) + 1}"
-        folds.append(Fold(name, e, _type(e, t), places.pop() if len(places) == 1 else "site"))  # type: ignore[arg-type]
+        name, made = f"folded_{len(folds) + 1}", _type(e, t)
+        folds.append(Fold(name, e, made, owner_of((tensors[n].owner for n in reads), made.axes)))
         return Name(name)
     changes: dict[str, Any] = {}
     for field in e.__dataclass_fields__:

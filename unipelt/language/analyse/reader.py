@@ -15,6 +15,7 @@ from typing import Any
 from ..syntax import nodes as S
 from ..types.algebra import ONE, Atom, Sizes, Term, add, atom, call, contract, number, scaled, times, turn
 from ..types.declared import TensorTyping
+from ..types.owners import Owner
 from ..types.rows import RowTyping
 from ..types.infer import Inference
 from ..ir import Row
@@ -29,11 +30,10 @@ from ..types.values import NumberType, Value, WordType
 @dataclass(frozen=True, slots=True)
 class Learned:
     """A tensor as far as it matters: what it is called does not. ``start``: a distribution's name and its arguments;
-    ``axes`` name a declared axis with its size."""
+    the owner's axes name a declared one with its size."""
 
     shape: Sizes
-    axes: tuple[str, ...]
-    place: str
+    owner: Owner
     frozen: bool
     lr: Size
     start: str
@@ -201,15 +201,13 @@ class Reader:
             self.known[name] = term
 
     def _tensor(self, t: TensorTyping) -> Term:
-        front: tuple[str, ...] = (self.row.name, t.label)
-        if t.place in ("site", "kind"):  # a projection and its weight are two sites
-            front = (*front, self.place.site + ".weight" * (self.typing.site.family == "weight"))
-        key = "/".join(front)
-        axes = tuple(sorted(self._axis(a) for a in t.type.axes))
+        site = self.place.site + ".weight" * (self.typing.site.family == "weight")  # two sites beside each other
+        owner = Owner(t.owner.place, frozenset(map(self._axis, t.owner.axes)))
+        key = "/".join([self.row.name, t.label, *filter(None, [owner.named(kind=site, layer="", site=site)])])
         exact = self.term(t.exact) if t.exact is not None else None
         start = "" if t.start is None else t.start.name + "(" + ", ".join(self._shown(a) for a in t.start.args) + ")"
         lr = ONE if t.declaration.lr is None else self._plain(t.declaration.lr, self.value(t.declaration.lr).type)
-        self.place.tensors[key] = Learned(t.type.sizes, axes, t.place, t.frozen, lr, start, exact)
+        self.place.tensors[key] = Learned(t.type.sizes, owner, t.frozen, lr, start, exact)
         self.place.declared.append(key)
         return atom("tensor", t.type.sizes, key)
 

@@ -9,6 +9,7 @@ from ..report.diagnostics import Label, counted, instead, put
 from .fitting import plain
 from .infer import Inference
 from .initialisers import INITIALISERS, Initialiser
+from .owners import PLACES, Owner
 from ..syntax.printer import to_text
 from ..sites import SiteSignature, TensorType
 from ..sizes import Size
@@ -27,17 +28,16 @@ from ..syntax.nodes import (
 )  # fmt: skip
 from .values import POISON, Distribution, NumberType, Poison, Value, WordType
 
-PLACES = ("model", "kind", "layer", "layers", "site")
 MAX_ENTRIES = 2**31
 
 
 @dataclass(frozen=True, slots=True)
 class TensorTyping:
-    """A declared tensor: its axes and sizes, the place that owns it, how it starts."""
+    """A declared tensor: its axes and sizes, who owns it, how it starts."""
 
     name: str
     type: TensorType
-    place: str
+    owner: Owner
     start: Distribution | None
     exact: Expr | None
     frozen: bool
@@ -115,11 +115,11 @@ class Declared:
     def _tensor(self, s: Tensor, part: str) -> None:
         self.varies = False
         sizes = [self._size(e, f"the tensor `{s.name}`") for e in s.shape]
-        place, axes = self._scope(s)
+        owner = self._owner(s)
         if any(size is None for size in sizes):
             self.inf.names[s.name] = Value(POISON)
             return
-        t = TensorType(axes, tuple(x for x in sizes if x is not None))
+        t = TensorType(owner.axes, tuple(x for x in sizes if x is not None))
         start, exact = None, None
         drawn = s.start.function if isinstance(s.start, Apply) else s.start
         if s.exact and isinstance(drawn, Name) and drawn.id in INITIALISERS and drawn.id not in self.inf.names:
@@ -129,7 +129,7 @@ class Declared:
         elif s.exact:
             exact = s.start
             value = self._read(s.start)
-            of_layer = {"W", "bias", *(x.name for x in self.tensors if x.place not in ("kind", "model"))}
+            of_layer = {"W", "bias", *(x.name for x in self.tensors if not x.owner.every_layer)}
             self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
             if "chance" in value.reads:
                 self.inf.fail("E0370", f"`{s.name}` starts as one value, and `chance` differs from one forward pass to the next", s.start.span,
@@ -157,8 +157,8 @@ class Declared:
                 self.inf.fail(
                     "E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number"
                 )
-        if self.varies and place in ("kind", "model"):
-            self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {place}`), so neither its sizes nor how it "
+        if self.varies and owner.every_layer:
+            self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {owner.place}`), so neither its sizes nor how it "
                           "starts and learns can depend on the layer", s.span,
                           help="let each layer have its own: `per layer`, or `per site`",
                           edits=put("layer", *(w.span for w in s.per if w.name in ("kind", "model"))))  # fmt: skip
@@ -170,12 +170,12 @@ class Declared:
         if twice is not None:
             self.inf.fail("E0348", f"the tensor `{s.name}` is declared twice in this row", s.span,
                           labels=(Label(twice.declaration.span, "the first time"),))  # fmt: skip
-        self.tensors.append(TensorTyping(s.name, t, place, start, exact, s.frozen, lr, s, part))
+        self.tensors.append(TensorTyping(s.name, t, owner, start, exact, s.frozen, lr, s, part))
         self.inf.names[s.name] = Value(t, learned=not s.frozen, reads=frozenset({s.name}))
 
-    def _scope(self, s: Tensor) -> tuple[str, frozenset[str]]:
+    def _owner(self, s: Tensor) -> Owner:
         if not s.per:
-            return "site", frozenset(self.site.implied)
+            return Owner("site", frozenset(self.site.implied))
         place, axes = "", set()
         for word in (self._scope_word(w) for w in s.per):
             if word.name in PLACES:
@@ -193,7 +193,7 @@ class Declared:
                 known = [*PLACES, "head", "group", *self.inf.axes]
                 self.inf.fail("E0342", f"`{word.name}` is neither a place nor an axis", word.span,
                               **instead(word.name, known, word.span, f"places: {', '.join(PLACES)}"))  # fmt: skip
-        return place or "site", frozenset(axes)
+        return Owner(place or "site", frozenset(axes))
 
     def _scope_word(self, word: Scope) -> Scope:
         """A parameter of type `scope` stands for its argument, if it has one."""

@@ -1,74 +1,60 @@
-"""Who owns a row's tensors: one tensor for each site, layer, head and so on, as the declaration or its site's default says.
-
-At the heads a tensor without `per` is one for each head. That is easily overlooked where its sizes say nothing of heads.
-"""
+"""Of what there is one tensor each: the model, a kind of site, a layer, a site; and the axes along which there is a copy for each entry."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from ..check.methods import check_row, sites_of
-from .declared import TensorTyping
-from ..report.diagnostics import Diagnostic, Label
-from ..ir import Method, Row
-from ..library import of_library
-from ..sites import signature, site_name
-from ..syntax.nodes import NOWHERE, Path
+#: The words behind `per` that name a place.
+PLACES = ("model", "kind", "layer", "layers", "site")
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
-    """A tensor of a row at one or more sites, and of what there is one each; ``default``: because the site says so, not the text."""
+class Owner:
+    """``model``: one tensor in all. ``kind``: one for all sites of a name. ``layer``: one for each layer, whatever its sites.
+    ``site``: one at each site. ``axes``: with a copy for each entry of these.
 
-    tensor: str
-    row: str
-    at: str
-    sizes: str
-    owner: str
-    default: bool
+    The place may be the name of an argument that has no value yet.
+    """
 
-    def to_json(self) -> dict[str, str]:
-        return {"tensor": self.tensor, "row": self.row, "at": self.at, "sizes": self.sizes,
-                "one for each": self.owner + (" (the default here)" if self.default else "")}  # fmt: skip
+    place: str = "site"
+    axes: frozenset[str] = frozenset()
 
+    @property
+    def shared(self) -> bool:
+        """Whether several sites may have the tensor in common."""
+        return self.place != "site"
 
-def owned(method: Method) -> list[Owned]:
-    """Every tensor at the sites where the default owner is not the site; one line where it is the same at several sites."""
-    at: dict[Owned, list[str]] = {}
-    for row, path, t in _tensors(method):
-        sizes = " × ".join(map(str, t.type.sizes)) or "one number"
-        at.setdefault(Owned(t.name, row.name, "", sizes, owner(t), not t.declaration.per), []).append(str(path))
-    return [replace(o, at=", ".join(sites)) for o, sites in at.items()]
+    @property
+    def every_layer(self) -> bool:
+        """Whether one tensor serves all layers."""
+        return self.place in ("kind", "model")
 
+    @property
+    def open(self) -> bool:
+        """Whether the place is an argument without a value."""
+        return self.place not in PLACES
 
-def owner(t: TensorTyping) -> str:
-    """Of what there is one tensor each, in words: `model`, `kind`, `site and head`."""
-    return " and ".join([t.place, *sorted(t.type.axes)])
+    @property
+    def per(self) -> tuple[str, ...]:
+        """The words behind `per`: none where it is a site's, which is what a tensor is without them."""
+        return (*((self.place,) if self.shared else ()), *sorted(self.axes))
 
+    def outside_the_layers(self) -> Owner:
+        """The owner at a site that stands there once: a kind of site and a layer are then that site."""
+        return self if self.place == "model" else Owner("site", self.axes)
 
-def hints(method: Method) -> list[Diagnostic]:
-    """What is no mistake and may not be meant: a copy for each head, by default, of a tensor whose sizes are no head's."""
-    found: dict[tuple, Diagnostic] = {}
-    for row, path, t in _tensors(method):
-        if t.declaration.per or any("d_head" in s.symbols for s in t.type.sizes):
-            continue
-        span, library = t.declaration.span, of_library(t.declaration.span)
-        hint = Diagnostic(
-            "E0380", f"`{t.name}` has a copy for each head of `{path}`, and no size of it is a head's", span, severity="warning",
-            help="give the row a form of its own in which `per site` or `per head` stands behind the tensor" if library
-            else "write `per site` behind it for one that all heads share, `per head` to keep one for each",
-        )  # fmt: skip
-        if library and method.span != NOWHERE:
-            hint = replace(hint, labels=(Label(method.span, f"in the row `{row.name}` of this method"),))
-        found.setdefault((span.file, span.start, t.name), hint)
-    return list(found.values())
+    def named(self, kind: str, layer: str, site: str) -> str:
+        """What the owner is called where its kind of site, its layer and its site are called so. The model needs no
+        name, and an argument without a value has none."""
+        return {"kind": kind, "layer": layer, "site": site}.get(self.place, "")
+
+    def __str__(self) -> str:
+        """In words: `model`, `kind`, `site and head`."""
+        return " and ".join([self.place, *sorted(self.axes)])
 
 
-def _tensors(method: Method) -> Iterator[tuple[Row, Path, TensorTyping]]:
-    for row in method.rows:
-        for path in sites_of(row.sites, method.params):
-            site = signature(site_name(str(path))[1])
-            if site is not None and site.implied:
-                for t in check_row(row, site, method.params).tensors:
-                    yield row, path, t
+def owner_of(owners: Iterable[Owner], axes: frozenset[str]) -> Owner:
+    """Who owns what is made of tensors of these owners: theirs where it is one place, else each site."""
+    places = {o.place for o in owners}
+    return Owner(places.pop() if len(places) == 1 else "site", axes)

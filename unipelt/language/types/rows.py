@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .arguments import parameters
-from .declared import PLACES, Declared, TensorTyping
+from .declared import Declared, TensorTyping
 from ..report.diagnostics import Diagnostic, instead, nearest, put
 from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from ..ir import Row
 from .layers import layered
+from .owners import PLACES
 from ..syntax.printer import to_text
 from ..sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType, merged_axes
 from ..sizes import Size

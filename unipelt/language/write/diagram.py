@@ -94,8 +94,7 @@ def _panel(method: Method, row: Row) -> Panel:
 
 def _shape(t) -> str:  # type: ignore[no-untyped-def]
     sizes = " × ".join(str(s) for s in t.type.sizes) or "one number"
-    axes = "".join(f", per {a}" for a in sorted(t.type.axes))
-    return sizes + axes + (f", per {t.place}" if t.place != "site" else "")
+    return ", per ".join([sizes, *sorted(t.owner.axes), *([t.owner.place] if t.owner.shared else [])])
 
 
 class _Way:
