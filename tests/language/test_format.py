@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_parser import VALID, texts
+from test_parser import VALID, specs_as_texts
 from test_printer import files
 
 from unipelt.language.report.diagnostics import PeltError
@@ -32,7 +32,7 @@ def holds(text: str) -> str:
     return out
 
 
-@pytest.mark.parametrize("text", [*texts(), VALID])
+@pytest.mark.parametrize("text", [*specs_as_texts(), VALID])
 def test_specs(text):
     holds(text)
 

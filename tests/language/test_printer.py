@@ -10,7 +10,7 @@ from unipelt.language.syntax.parser import parse, parse_expression
 from unipelt.language.syntax.printer import canonical, to_text
 from unipelt.language.syntax.build import RESERVED
 
-from test_parser import VALID, texts
+from test_parser import VALID, specs_as_texts
 
 
 def comes_back(tree):
@@ -21,7 +21,7 @@ def comes_back(tree):
     return text
 
 
-@pytest.mark.parametrize("text", [*texts(), VALID])
+@pytest.mark.parametrize("text", [*specs_as_texts(), VALID])
 def test_specs_come_back(text):
     tree = parse(text)
     comes_back(tree)

@@ -8,12 +8,14 @@ from functools import lru_cache
 
 from ..language.syntax import nodes as S
 from ..language.types.algebra import Atom, Term
-from ..language.analyse.canonical import Canonical, canonical, tensors_of
+from ..language.analyse.canonical import Canonical, canonical
 from ..language.report.diagnostics import PeltError
 from ..language.ir import Method
 from ..language.library import library_names
 from ..language.loading import load
 from ..language.analyse.meaning import Meaning, SiteMeaning, bound, meaning
+from ..language.analyse.start import tensors_of
+from ..language.sizes import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,4 +116,4 @@ def _is_bias(a: Atom, found: Meaning) -> bool:
     if a.kind != "tensor" or len(a.sizes) != 1:
         return False
     t = found.tensors[a.parts[0]]
-    return t.start.startswith("zeros") and not t.frozen
+    return t.start is not None and t.start.value == Size.of(0) and not t.frozen

@@ -7,19 +7,18 @@ recognised (`unipelt.variants.recognise`); what was erased is kept in the same o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..types.algebra import Atom, Term
+from ..types.algebra import Atom, Term, atoms
 from ..ir import Method
 from .meaning import Meaning, SiteMeaning, meaning
 from ..types.primitives import PRIMITIVES
 from .reader import Learned, written
+from .start import tensors_of
 from ..sizes import Size
-
-#: Starts whose entries are all drawn alike, so that a tensor and its transpose start the same.
-ALIKE = ("zeros", "ones", "constant", "normal", "truncated_normal", "uniform", "xavier_uniform", "xavier_normal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +217,8 @@ class _Writer:
         if t.lr != Size.of(1):
             sizes.append(self._size(t.lr, site, "number"))
             text += f" lr {sizes[-1][0]}"
-        start = f"~ {t.start}" if t.exact is None else f"= {self._term(t.exact, site)[0] if not bare else ''}"
-        if key in self.turned and not t.start.startswith(ALIKE):
+        start = f"~ {t.start or ''}" if t.exact is None else f"= {self._term(t.exact, site)[0] if not bare else ''}"
+        if key in self.turned and not (t.start is not None and t.start.known is not None and t.start.known.alike):
             start += " turned"
         return Line(self.names.get(key, key), text, tuple(v for _, own in sizes for v in own), start)
 
@@ -228,31 +227,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def tensors_of(t: Term) -> list[str]:
-    """The keys of the tensors that a term reads, each once, in the order of its text."""
-    return list(dict.fromkeys(key for _, key in _occurrences(t)))
-
-
-def _occurrences(t: Term) -> Iterator[tuple[str, str]]:
-    """Every place of a tensor: ("plain" or "turned", key)."""
-    todo: list[tuple[Any, str]] = [(t, "plain")]
-    while todo:
-        node, how = todo.pop()
-        if isinstance(node, Term):
-            todo += [(a, "plain") for factors, _ in reversed(node.products) for a in reversed(factors)]
-        elif isinstance(node, Atom):
-            if node.kind == "tensor":
-                yield how, node.parts[0]
-            else:
-                inner = "turned" if node.kind == "turned" else "plain"
-                todo += [(p, inner) for p in reversed(node.parts)]
-
-
 def _only_turned(found: Meaning) -> frozenset[str]:
     """Tensors that are read transposed and never as they are: their transposes might as well be declared."""
-    plain: set[str] = set()
-    turned: set[str] = set()
-    for t in (*(s.out for s in found.sites), *(x.exact for x in found.tensors.values() if x.exact is not None)):
-        for how, key in _occurrences(t):
-            (turned if how == "turned" else plain).add(key)
-    return frozenset(turned - plain)
+    read = (*(s.out for s in found.sites), *(x.exact for x in found.tensors.values() if x.exact is not None))
+    times = Counter(a.parts[0] for t in read for a in atoms(t) if a.kind == "tensor")
+    turned = Counter(
+        a.parts[0].parts[0] for t in read for a in atoms(t) if a.kind == "turned" and a.parts[0].kind == "tensor"
+    )
+    return frozenset(k for k in turned if turned[k] == times[k])

@@ -13,7 +13,7 @@ from functools import reduce
 from typing import Any
 
 from ..syntax import nodes as S
-from ..types.algebra import TooLarge, ONE, Atom, Product, Term, add, atom, contract, scaled, sum_of, times, turn
+from ..types.algebra import TooLarge, ONE, Atom, Product, Term, add, atom, atoms, contract, scaled, sum_of, times, turn
 from ..check.methods import check_method
 from ..types.rows import RowTyping
 from ..ir import Method
@@ -21,7 +21,7 @@ from ..syntax.parser import parse_expression
 from ..types.primitives import PRIMITIVES
 from ..syntax.printer import to_text
 from .row_verdicts import ABSORBED_SEQUENTIAL, mergeable
-from .reader import Place
+from .reader import Place, reads
 from ..sites import signature, weight_site
 from ..sizes import Size
 
@@ -129,11 +129,7 @@ def _product(factors: Product) -> Term:
 
 
 def _reads(a: Any, source: str) -> bool:
-    if isinstance(a, Term):
-        return any(_reads(f, source) for factors, _ in a.products for f in factors)
-    if isinstance(a, Atom):
-        return a.parts[0] == source if a.kind == "read" else any(_reads(p, source) for p in a.parts)
-    return False
+    return source in reads(a)
 
 
 # ---------------------------------------------------------------- as expressions
@@ -153,11 +149,7 @@ def expression(t: Term, names: Mapping[Any, str]) -> S.Expr:
 
 
 def _learned(a: Any) -> bool:
-    return (
-        isinstance(a, Atom)
-        and (a.kind == "tensor" or any(_learned(p) for p in a.parts))
-        or (isinstance(a, Term) and any(_learned(f) for factors, _ in a.products for f in factors))
-    )
+    return any(found.kind == "tensor" for found in atoms(a))
 
 
 def _factors(factors: Product, c: Size, names: Mapping[Any, str]) -> tuple[int, S.Expr]:

@@ -13,11 +13,12 @@ from fractions import Fraction
 from typing import Any
 
 from ..syntax import nodes as S
-from ..types.algebra import ONE, Atom, Sizes, Term, add, atom, call, contract, number, scaled, times, turn
+from ..types.algebra import ONE, Sizes, Term, add, atom, atoms, call, contract, number, scaled, times, turn
 from ..types.declared import TensorTyping
 from ..types.owners import Owner
 from ..types.rows import RowTyping
 from ..types.infer import Inference
+from ..types.initialisers import INITIALISERS, Initialiser
 from ..ir import Row
 from ..types.primitives import PRIMITIVES
 from ..syntax.printer import to_text
@@ -28,16 +29,55 @@ from ..types.values import NumberType, Value, WordType
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """A distribution's name and its arguments, each a number or, where that is not known, its text."""
+
+    name: str
+    args: tuple[Size | str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(written(a) if isinstance(a, Size) else a for a in self.args)})"
+
+    @property
+    def known(self) -> Initialiser | None:
+        """Its entry; None for a start that is an argument."""
+        return INITIALISERS.get(self.name)
+
+    @property
+    def drawn(self) -> bool:
+        return self.known is None or self.known.drawn
+
+    @property
+    def value(self) -> Size | None:
+        """The one number that all entries are, where it is known."""
+        if self.known is None or not self.known.one_number:
+            return None
+        if self.known.level is not None:
+            return Size.of(float(self.known.level))
+        at = self.args[0]
+        return at if isinstance(at, Size) and at.number is not None else None
+
+
+@dataclass(frozen=True, slots=True)
 class Learned:
-    """A tensor as far as it matters: what it is called does not. ``start``: a distribution's name and its arguments;
-    the owner's axes name a declared one with its size."""
+    """A tensor as far as it matters: what it is called does not. ``start`` is None where it is exact, or an argument without
+    a value; the owner's axes name a declared one with its size."""
 
     shape: Sizes
     owner: Owner
     frozen: bool
     lr: Size
-    start: str
+    start: Start | None
     exact: Term | None = None
+
+    @property
+    def drawn(self) -> bool:
+        return self.exact is None and (self.start is None or self.start.drawn)
+
+    @property
+    def start_value(self) -> Size | None:
+        """The one number that all entries start as, where it is known."""
+        return self.start.value if self.exact is None and self.start is not None else None
 
 
 def written(size: Size) -> str:
@@ -205,7 +245,7 @@ class Reader:
         owner = Owner(t.owner.place, frozenset(map(self._axis, t.owner.axes)))
         key = "/".join([self.row.name, t.label, *filter(None, [owner.named(kind=site, layer="", site=site)])])
         exact = self.term(t.exact) if t.exact is not None else None
-        start = "" if t.start is None else t.start.name + "(" + ", ".join(self._shown(a) for a in t.start.args) + ")"
+        start = None if t.start is None else Start(t.start.name, tuple(self._number_or_text(a) for a in t.start.args))
         lr = ONE if t.declaration.lr is None else self._plain(t.declaration.lr, self.value(t.declaration.lr).type)
         self.place.tensors[key] = Learned(t.type.sizes, owner, t.frozen, lr, start, exact)
         self.place.declared.append(key)
@@ -325,9 +365,13 @@ class Reader:
         known = isinstance(value.type, NumberType) and value.type.value is not None
         return isinstance(value.type, NumberType) and (not value.random or (self.place.evaluation and known))
 
-    def _shown(self, e: S.Expr) -> str:
+    def _number_or_text(self, e: S.Expr) -> Size | str:
         found = self.value(e)
-        return written(self._plain(e, found.type)) if self._is_plain(found) else to_text(self._without_lets(e))
+        return self._plain(e, found.type) if self._is_plain(found) else to_text(self._without_lets(e))
+
+    def _shown(self, e: S.Expr) -> str:
+        found = self._number_or_text(e)
+        return written(found) if isinstance(found, Size) else found
 
     def _without_lets(self, e: Any) -> Any:
         """The expression with its lets that are numbers or words in place of their names."""
@@ -364,11 +408,7 @@ class Reader:
 
 def reads(part: Any) -> set[str]:
     """The names of the site's scope that a term reads."""
-    if isinstance(part, Term):
-        return set().union(*(reads(a) for factors, _ in part.products for a in factors))
-    if not isinstance(part, Atom):
-        return set()
-    return {part.parts[0]} if part.kind == "read" else set().union(*(reads(p) for p in part.parts))
+    return {a.parts[0] for a in atoms(part) if a.kind == "read"}
 
 
 def scope_sizes(typing: RowTyping, name: str, type_: TensorType) -> Sizes:

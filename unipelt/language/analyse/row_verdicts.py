@@ -14,6 +14,7 @@ from ..types.algebra import Atom, Term, add, scaled
 from ..types.rows import RowTyping
 from .fold import fold_form
 from ..types.infer import Inference
+from ..types.initialisers import INITIALISERS
 from ..types.inputs import changes_length
 from ..ir import Row
 from .meaning import Edit, edit_of
@@ -161,8 +162,7 @@ def _levelled(t: RowTyping) -> bool:
     """Whether shares that sum to one are added up, or may meet a frozen tensor all of whose entries are one number: what they
     give may then be a number, whatever they are made of."""
     levels = any(
-        x.frozen and x.start is not None and x.start.name in ("zeros", "ones", "constant") and x.type.sizes
-        for x in t.tensors
+        x.frozen and x.start is not None and INITIALISERS[x.start.name].one_number and x.type.sizes for x in t.tensors
     )
     calls = [n for p in (*t.row.form, *(t.row.gate or ()), *t.row.compose) for n in walk(p) if isinstance(n, Apply)]
     shares = [n for n in calls if (e := entry_of(n)) is not None and e.shares]
@@ -190,9 +190,7 @@ def identity_at_start(t: RowTyping) -> Verdict:
         return Verdict(
             "unknown", "an activation is asked for its value at a number, and it is an argument", _out(t.row)
         )
-    if told and (
-        drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start == "identity()" for k in told)
-    ):
+    if told and (drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start_value is None for k in told)):
         return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
     open_ = [edit.names[k] for k in drawn if not edit.tensors[k].start]
     if open_:
@@ -220,9 +218,9 @@ def _known(part: Any) -> bool:
 def _starts(t: RowTyping, edit: Edit) -> Verdict:
     """The identity, with the tensor that makes it so: without its start it would be none."""
     for key, learned in edit.tensors.items():
-        otherwise = {**edit.tensors, key: replace(learned, start="drawn", exact=None)}
+        otherwise = {**edit.tensors, key: replace(learned, start=None, exact=None)}
         if at_start(edit.out, otherwise).products != at_start(edit.h, otherwise).products:
-            word = learned.start.removesuffix("()")
+            word = str(learned.start or "").removesuffix("()")
             return Verdict("yes", f"`{edit.names[key]}` starts as {word}, so the output is `h`", _declared(t, key))
     return Verdict("yes", "what is added is zero at the start, and what multiplies is one", _out(t.row))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..types.algebra import ONE, Atom, Term, add, number, sum_of, times
+from ..types.algebra import ONE, Atom, Term, add, atoms, number, sum_of, times
 from ..types.primitives import PRIMITIVES
 from .reader import Learned
 from ..sizes import Size
@@ -30,7 +30,7 @@ def at_start(t: Term, tensors: Mapping[Any, Learned]) -> Term:
 def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
     plain = Term((((a,), ONE),), a.sizes)
     if a.kind == "tensor":
-        value = _value(tensors[a.parts[0]])
+        value = tensors[a.parts[0]].start_value
         return plain if value is None else Term(number(value).products, a.sizes)
     if a.kind in ("read", "call") and not any(isinstance(p, (Atom, Term)) for p in a.parts):
         return plain
@@ -75,12 +75,7 @@ _COMPARISONS = ("==", "!=", "<=", ">=", "<", ">")
 
 def called(part: Any) -> set[str]:
     """The names of all calls in a term."""
-    if isinstance(part, Term):
-        return set().union(*(called(a) for factors, _ in part.products for a in factors))
-    if not isinstance(part, Atom):
-        return set()
-    own = {str(part.parts[0])} if part.kind == "call" else set()
-    return own.union(*(called(p) for p in part.parts))
+    return {str(a.parts[0]) for a in atoms(part) if a.kind == "call"}
 
 
 def _is_zero(t: Any) -> bool:
@@ -89,24 +84,7 @@ def _is_zero(t: Any) -> bool:
 
 def compares(part: Any) -> bool:
     """Whether a comparison takes part, which may be false everywhere and so make a zero of what is drawn."""
-    if isinstance(part, Term):
-        return any(compares(a) for factors, _ in part.products for a in factors)
-    if not isinstance(part, Atom):
-        return False
-    return (part.kind == "call" and part.parts[0] in _COMPARISONS) or any(compares(p) for p in part.parts)
-
-
-def _value(t: Learned) -> Size | None:
-    """The one number that all entries of a tensor start as."""
-    if t.exact is not None:
-        return None
-    if t.start.startswith("constant("):
-        text = t.start.removeprefix("constant(").removesuffix(")")
-        try:
-            return Size.of(float(text))
-        except ValueError:
-            return None
-    return {"zeros()": Size.of(0), "ones()": ONE}.get(t.start)
+    return not called(part).isdisjoint(_COMPARISONS)
 
 
 def _constant(t: Term) -> Size | None:
@@ -135,47 +113,24 @@ class _Silent:
         return None
 
 
-#: Starts that are what they are told to be; all others are drawn.
-_TOLD = ("zeros(", "ones(", "constant(", "identity(")
-
-
 def random_tensors(t: Term, tensors: Mapping[Any, Learned]) -> list[str]:
     """The keys of the tensors in a term that are drawn at random."""
-    return [k for k in _tensors(t) if tensors[k].exact is None and not tensors[k].start.startswith(_TOLD)]
+    return [k for k in tensors_of(t) if tensors[k].drawn]
 
 
 def settled(t: Term, tensors: Mapping[Any, Learned]) -> list[str]:
     """The keys of the tensors in a term that start as they are told, but for zeros and for numbers, which cancel nothing."""
-    told = [k for k in _tensors(t) if tensors[k].exact is not None or tensors[k].start.startswith(_TOLD)]
-    return [k for k in told if tensors[k].start != "zeros()" and tensors[k].shape]
+    return [
+        k for k in tensors_of(t) if not tensors[k].drawn and tensors[k].start_value != Size.of(0) and tensors[k].shape
+    ]
 
 
 def undecided(part: Any, tensors: Mapping[Any, Learned]) -> bool:
     """Whether an activation that is an argument is asked for its value at a number, which another argument changes."""
-    if isinstance(part, Term):
-        return any(undecided(a, tensors) for factors, _ in part.products for a in factors)
-    if not isinstance(part, Atom):
-        return False
-    asked = part.kind == "call" and str(part.parts[0]).startswith("?") and isinstance(part.parts[1], Term)
-    if asked and _constant(at_start(part.parts[1], tensors)) is not None:
-        return True
-    return any(undecided(p, tensors) for p in part.parts)
+    asked = (a.parts[1] for a in atoms(part) if a.kind == "call" and str(a.parts[0]).startswith("?"))
+    return any(isinstance(t, Term) and _constant(at_start(t, tensors)) is not None for t in asked)
 
 
-def _tensors(t: Term) -> list[str]:
-    found: dict[str, None] = {}
-
-    def visit(node: Any) -> None:
-        if isinstance(node, Term):
-            for factors, _ in node.products:
-                for a in factors:
-                    visit(a)
-        elif isinstance(node, Atom):
-            if node.kind == "tensor":
-                found[node.parts[0]] = None
-            else:
-                for p in node.parts:
-                    visit(p)
-
-    visit(t)
-    return list(found)
+def tensors_of(t: Term) -> list[str]:
+    """The keys of the tensors that a term reads, each once, in the order of its text."""
+    return list(dict.fromkeys(a.parts[0] for a in atoms(t) if a.kind == "tensor"))

@@ -7,7 +7,7 @@ what reduces a size depends on it. Non-goal: deciding every equality.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -78,6 +78,18 @@ def sum_of(products: Iterable[tuple[Product, Size]], sizes: Sizes) -> Term:
         total[factors] = total[factors] + c if factors in total else c
     kept = [(f, c) for f, c in total.items() if c.terms]
     return Term(tuple(sorted(kept, key=lambda p: [a.text for a in p[0]])), sizes)
+
+
+def atoms(part: Any) -> Iterator[Atom]:
+    """Every factor in a term or an atom, each before what it is made of."""
+    todo: list[Any] = [part]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, Term):
+            todo += [a for factors, _ in reversed(node.products) for a in reversed(factors)]
+        elif isinstance(node, Atom):
+            yield node
+            todo += reversed(node.parts)
 
 
 def number(value: Size | float | Fraction) -> Term:

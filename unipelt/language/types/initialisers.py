@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Initialiser:
     """A starting distribution. ``data`` names what it needs when a method is attached; ``words``: it takes rows
     of the model's word embeddings; ``matrix``: its entries differ by row and column, so a tensor needs two sizes; ``positive``: it
-    takes a number above 0."""
+    takes a number above 0; ``drawn``: at random; ``alike``: all entries the same way, so that a transpose starts the same;
+    ``level``: all entries are one number, this one or, where it is None, the argument."""
 
     name: str
     arity: tuple[int, int]
@@ -19,20 +20,29 @@ class Initialiser:
     words: bool = False
     matrix: bool = False
     positive: bool = False
+    drawn: bool = True
+    alike: bool = False
+    level: float | None | bool = False
+
+    @property
+    def one_number(self) -> bool:
+        return self.level is not False
 
 
 INITIALISERS: dict[str, Initialiser] = {
     i.name: i
     for i in (
-        Initialiser("zeros", (0, 0), "0"),
-        Initialiser("ones", (0, 0), "1"),
-        Initialiser("constant", (1, 1), "the number given"),
-        Initialiser("normal", (1, 2), "normal(std) or normal(mean, std)"),
-        Initialiser("truncated_normal", (1, 1), "normal(std), cut at two standard deviations", positive=True),
-        Initialiser("uniform", (2, 2), "uniform between two numbers"),
+        Initialiser("zeros", (0, 0), "0", drawn=False, alike=True, level=0.0),
+        Initialiser("ones", (0, 0), "1", drawn=False, alike=True, level=1.0),
+        Initialiser("constant", (1, 1), "the number given", drawn=False, alike=True, level=None),
+        Initialiser("normal", (1, 2), "normal(std) or normal(mean, std)", alike=True),
+        Initialiser(
+            "truncated_normal", (1, 1), "normal(std), cut at two standard deviations", positive=True, alike=True
+        ),
+        Initialiser("uniform", (2, 2), "uniform between two numbers", alike=True),
         Initialiser("kaiming_uniform", (1, 1), "bound sqrt(6 / ((1 + a^2) fan_in)), fan_in = the first size"),
-        Initialiser("xavier_uniform", (0, 0), "bound sqrt(6 / (fan_in + fan_out))"),
-        Initialiser("xavier_normal", (0, 0), "std sqrt(2 / (fan_in + fan_out))"),
+        Initialiser("xavier_uniform", (0, 0), "bound sqrt(6 / (fan_in + fan_out))", alike=True),
+        Initialiser("xavier_normal", (0, 0), "std sqrt(2 / (fan_in + fan_out))", alike=True),
         Initialiser(
             "torch_linear",
             (1, 1),
@@ -40,7 +50,7 @@ INITIALISERS: dict[str, Initialiser] = {
             positive=True,
         ),
         Initialiser("orthogonal", (0, 0), "orthonormal columns", matrix=True),
-        Initialiser("identity", (0, 0), "the identity matrix", matrix=True),
+        Initialiser("identity", (0, 0), "the identity matrix", matrix=True, drawn=False),
         Initialiser(
             "sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True, matrix=True
         ),
