@@ -16,10 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from ..language.report.diagnostics import error
 from .edits import Edit
+from .kernels import Call, Kernel, fits, kernel_of, log_mass, scores_of, with_sinks
 from .seam import Seam, seam_of
-
-#: The implementations whose masks are understood: additive or boolean [batch, 1, queries, keys], or none.
-SUPPORTED = ("sdpa", "eager")
 
 
 class Wrapped:
@@ -34,11 +32,12 @@ class Wrapped:
         edits = seam.live("attention") if seam is not None else []
         if not edits:
             return self.base(module, query, key, value, attention_mask, **kwargs)
-        if self.name not in SUPPORTED:
-            raise error("E0542", f"edits at heads know the attention implementations {' and '.join(SUPPORTED)}, not {self.name}",
-                        help='model.set_attn_implementation("sdpa")')  # fmt: skip
+        kernel = kernel_of(self.name)
+        if kernel is None or kwargs.get("cache") is not None:
+            what = f"the masks of the attention implementation {self.name}" if kernel is None else "a cache in pages"
+            raise error("E0542", f"edits at heads do not know {what}", help='model.set_attn_implementation("sdpa")')
         assert seam is not None
-        return _attend(self, seam, edits, module, query, key, value, attention_mask, kwargs)
+        return _attend(self.base, kernel, seam, edits, Call(module, query, key, value, attention_mask, kwargs))
 
 
 def install() -> None:
@@ -74,123 +73,60 @@ def refuse_bypassing(model: nn.Module, hosts: Iterable[str]) -> None:
                         "transformers: nothing can be done at its heads", help="take another site")  # fmt: skip
 
 
-def _attend(
-    wrapped: Wrapped, seam: Seam, edits: list[tuple[str, Any]], module: nn.Module, query: torch.Tensor,
-    key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any],
-) -> Any:  # fmt: skip
-    """query [batch, heads, tokens, d]; key, value [batch, groups, all tokens, d] → (out [batch, tokens, heads, d], weights)."""
-    given = [_given(seam, name, edit, query, kwargs, module) for name, edit in edits]
+def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, Edit]], call: Call) -> Any:
+    """(out [batch, tokens, heads, d], weights)"""
+    query = call.query
+    scopes = [{**seam.gather(name, edit, None, call.module), "q": query, "scale": call.scale} for name, edit in edits]
     fused = 0
-    while fused < len(edits) and _fusable(edits[fused][1]):
+    while fused < len(edits) and _fusable(edits[fused][1]) and fits(kernel, call):
         fused += 1
-    rest = edits[fused:]
-    if fused or any("log_mass" in e.needs for _, e in rest):
-        mask, key, value = _explicit(module, query, key, value, mask)
-        bias = kwargs.pop("position_bias", None)  # T5's; a part of the scores, which learned rows have none of
-        mask = mask if bias is None else _biased(mask, bias[..., : key.shape[2]])
     if any(e.watchers for _, e in edits[:fused]):
-        _show(wrapped, seam, [e for _, e in edits[:fused]], given, module, query, key, value, mask, kwargs)
-    for (_, edit), scope in zip(edits[:fused], given):
-        k, v = edit(query, scope, seam.mask(edit), want="rows")
-        key, value, mask = _with_rows(k, v, key, value, mask)
-    # `mask` is explicit here wherever rows were added; without one, nothing is hidden from any query
-    extra = {"is_causal": False} if (fused or mask is not None) and wrapped.name == "sdpa" else {}
-    shown = _additive(mask, query) if wrapped.name == "eager" else mask
-    out, weights = wrapped.base(module, query, key, value, shown, **{**kwargs, **extra})
-    if not rest:
+        _show(base, kernel, seam, [e for _, e in edits[:fused]], scopes, call)
+    rows = [e(query, s, seam.mask(e), want="rows") for (_, e), s in zip(edits[:fused], scopes)]
+    joined = kernel.join(call, rows) if rows else call
+    out, weights = joined.run(base)
+    if fused == len(edits):
         return out, weights
     h = out.transpose(1, 2)
-    log_mass = _log_mass(module, query, key, mask, kwargs) if any("log_mass" in e.needs for _, e in rest) else None
-    for (_, edit), scope in zip(rest, given[fused:]):
-        if log_mass is not None:
-            scope["log_mass"] = log_mass
-        if log_mass is not None and edit.shares:
+    rest = edits[fused:]
+    mass = _mass(kernel, call, rows, weights) if any(_wants_mass(e) for _, e in rest) else None
+    for (_, edit), scope in zip(rest, scopes[fused:]):
+        if mass is not None:
+            scope["log_mass"] = mass
+        if mass is not None and edit.shares:
             h, own = edit(h, scope, seam.mask(edit), want="mass")
-            log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))  # the next prefix sees this one
+            mass = torch.logaddexp(mass, own.to(mass.dtype))  # the next prefix sees this one
         else:
             h = edit(h, scope, seam.mask(edit))
     return h.transpose(1, 2).contiguous(), weights
-
-
-@torch.no_grad()
-def _show(
-    wrapped: Wrapped, seam: Seam, edits: list[Edit], given: list[dict[str, Any]], module: nn.Module, query: torch.Tensor,
-    key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any],
-) -> None:  # fmt: skip
-    """For those who watch: rows that become keys and values have no h and no out, so they are evaluated as written, beside
-    the pass and without anything random."""
-    quiet = {**kwargs, **({"is_causal": False} if mask is not None and wrapped.name == "sdpa" else {})}
-    if "dropout" in quiet:
-        quiet["dropout"] = 0.0
-    shown = _additive(mask, query) if wrapped.name == "eager" else mask
-    h = wrapped.base(module, query, key, value, shown, **quiet)[0].transpose(1, 2)
-    log_mass = _log_mass(module, query, key, mask, kwargs)
-    for edit, scope in zip(edits, given):
-        h, own = edit(h, {**scope, "log_mass": log_mass}, seam.mask(edit), want="still")
-        log_mass = torch.logaddexp(log_mass, own.to(log_mass.dtype))
-
-
-def _given(
-    seam: Seam, name: str, edit: Edit, query: torch.Tensor, kwargs: dict[str, Any], module: nn.Module
-) -> dict[str, Any]:
-    scaling = kwargs.get("scaling")
-    scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
-    scope = seam.gather(name, edit, None, module)
-    return {**scope, "q": query, "scale": scale}
 
 
 def _fusable(edit: Edit) -> bool:
     return edit.lowered is not None and edit.lowered.keys is not None
 
 
-def _explicit(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """A mask that says what the kernel's causal flag would: aligned at the top left, later (empty) keys cut off."""
-    n, m = query.shape[2], key.shape[2]
-    if mask is not None or n == 1 or not getattr(module, "is_causal", True):
-        return mask, key, value
-    key, value = key[:, :, :n], value[:, :, :n]
-    m = min(m, n)
-    return torch.ones(n, m, dtype=torch.bool, device=query.device).tril()[None, None], key, value
+def _wants_mass(edit: Edit) -> bool:
+    return "log_mass" in edit.needs
 
 
-def _with_rows(
-    k: torch.Tensor, v: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Learned rows before the tokens' own keys and values; no query is kept from them."""
-    k = k.to(key.dtype).expand(key.shape[0], -1, -1, -1)
-    v = v.to(value.dtype).expand(key.shape[0], -1, -1, -1)
-    if mask is not None:
-        free = torch.ones if mask.dtype == torch.bool else torch.zeros
-        room = free(*mask.shape[:-1], k.shape[2], dtype=mask.dtype, device=mask.device)
-        mask = torch.cat([room, mask[..., : key.shape[2]]], -1)
-    return torch.cat([k, key], 2), torch.cat([v, value], 2), mask
+def _mass(kernel: Kernel, call: Call, rows: list, weights: Any) -> torch.Tensor:
+    """The log of the mass of all scores, those of the rows that joined the keys among them."""
+    if kernel.tells_mass and weights is not None:
+        return with_sinks(call, weights)
+    mass = log_mass(kernel, call)
+    for k, _ in rows:
+        mass = torch.logaddexp(mass, torch.logsumexp(scores_of(call, k), -1))
+    return mass
 
 
-def _additive(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    zero = torch.zeros((), dtype=query.dtype, device=query.device)
-    return torch.where(mask, zero, torch.finfo(query.dtype).min)
-
-
-def _biased(mask: torch.Tensor | None, bias: torch.Tensor) -> torch.Tensor:
-    """A mask and a bias of the scores in one tensor that is added to them."""
-    if mask is None:
-        return bias
-    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else mask + bias
-
-
-def _log_mass(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any]
-) -> torch.Tensor:
-    """log Σ exp(score) over the keys each query may see: [batch, heads, tokens]."""
-    repeat = query.shape[1] // key.shape[1]
-    key = key.repeat_interleave(repeat, 1) if repeat > 1 else key
-    scaling = kwargs.get("scaling")
-    scores = query @ key.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
-    shown = _additive(mask, scores)
-    if shown is not None:
-        scores = scores + shown[..., : key.shape[2]]
-    return torch.logsumexp(scores, -1)
+@torch.no_grad()
+def _show(
+    base: Callable, kernel: Kernel, seam: Seam, edits: list[Edit], scopes: list[dict[str, Any]], call: Call
+) -> None:
+    """For those who watch: rows that become keys and values have no h and no out, so they are evaluated as written, beside
+    the pass and without anything random."""
+    h = call.quiet().run(base)[0].transpose(1, 2)
+    mass = log_mass(kernel, call)
+    for edit, scope in zip(edits, scopes):
+        h, own = edit(h, {**scope, "log_mass": mass}, seam.mask(edit), want="still")
+        mass = torch.logaddexp(mass, own.to(mass.dtype))
