@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers.integrations.flex_attention as flex
+import transformers.masking_utils as masks
 import transformers.modeling_flash_attention_utils as flash
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.overrides import TorchFunctionMode
 
 calls: list[dict[str, Any]] = []  # what the flash kernel was given
 
@@ -20,7 +22,9 @@ def flash_attn_func(
     s_aux: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As flash_attn has it: [batch, tokens, heads, d], fewer heads of keys, causal and windows aligned at the lower right."""
-    calls.append({"keys": k.shape[1], "queries": q.shape[1], "causal": causal, "window": window_size, "dropout": dropout_p})
+    calls.append(
+        {"keys": k.shape[1], "queries": q.shape[1], "causal": causal, "window": window_size, "dropout": dropout_p}
+    )
     n, m = q.shape[1], k.shape[1]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
@@ -71,6 +75,9 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
                  "_process_flash_kwargs_fn", "_process_with_kvcache_kwargs_fn"):  # fmt: skip
         monkeypatch.setattr(flash, name, None)
     monkeypatch.setattr(flex, "compile_friendly_flex_attention", _flex)
+    monkeypatch.setattr(
+        masks, "create_block_mask", lambda *args, _compile, **kwargs: create_block_mask(*args, **kwargs)
+    )
     return calls
 
 
@@ -91,3 +98,16 @@ def flex_with_mass(base: Any) -> Any:
         return out, torch.logsumexp(scores.masked_fill(~seen, -torch.inf), -1)
 
     return attend
+
+
+class Spy(TorchFunctionMode):
+    """Notes what torch's attention is given: by name, and how many queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[dict[str, Any]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.given.append({"queries": args[0].shape[2], "mask": kwargs["attn_mask"], **kwargs})
+        return func(*args, **(kwargs or {}))

@@ -284,9 +284,8 @@ def _extended(mask: BlockMask, n: int, m: int, count: int, device: torch.device)
     if (n, m, count) not in kept:
         batch, heads = mask.shape[:2]
         sees = partial(_or_learned, mask.mask_mod, m)
-        kept[n, m, count] = create_block_mask(
-            sees, batch, heads, n, m + count, device=device, _compile=device.type != "cpu"
-        )
+        create = create_block_mask if device.type == "cpu" else torch.compile(create_block_mask)
+        kept[n, m, count] = create(sees, batch, heads, n, m + count, device=device)
     return kept[n, m, count]
 
 
@@ -299,5 +298,7 @@ _KERNELS: dict[Any, Kernel] = {
     sdpa_mask: Kernel(_sdpa_seen, _sdpa_join),
     flex_attention_mask: Kernel(_flex_seen, _flex_join, tells_mass=True),
 }
-if not flash_attn_supports_top_left_mask():  # where it is at the top left, rows before the tokens would hide some of them
+if (
+    not flash_attn_supports_top_left_mask()
+):  # where it is at the top left, rows before the tokens would hide some of them
     _KERNELS[flash_attention_mask] = Kernel(_flash_seen, _flash_join, _flash_joins)
