@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 from kernels import Spy, flex_with_mass, stand_ins, use
-from tiny import PAD, VOCAB, batch, build, distance, look, loss, put, trained
+from tiny import PAD, VOCAB, batch, build, look, loss, put, same, trained
 from torch.nn.attention.bias import CausalBias
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, StaticCache
+from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 import unipelt
@@ -311,18 +311,25 @@ def test_the_mass_that_flex_attention_tells_is_used(stand_ins: Any, monkeypatch:
 # ---------------------------------------------------------------- what is refused
 
 
-def test_an_implementation_whose_masks_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_implementation_is_known_by_its_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of one's own is served where its masks are made as for a known kernel, and refused where they are not."""
     m = build("llama")
     before = look(m, batch("llama"))
-    mapping = dict(AttentionInterface._global_mapping)
-    monkeypatch.setattr(AttentionInterface, "_global_mapping", mapping)
-    AttentionInterface.register("strange", mapping["sdpa"])
+    functions, masks = dict(AttentionInterface._global_mapping), dict(AttentionMaskInterface._global_mapping)
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", functions)
+    monkeypatch.setattr(AttentionMaskInterface, "_global_mapping", masks)
+    AttentionInterface.register("own", functions["sdpa"].base)
     put(m, "prefix_tuning")
-    mapping["strange"] = attention.Wrapped("strange", mapping["sdpa"].base)
-    use(m, "strange")
+    wanted = look(m, batch("llama"))
+    use(m, "own")
     with pytest.raises(unipelt.PeltError, match="E0542"):
         look(m, batch("llama"))
+    AttentionMaskInterface.register("own", masks["sdpa"])
+    assert same(look(m, batch("llama")), wanted)
+    with pytest.raises(
+        unipelt.PeltError, match="E0542"
+    ):  # continuous batching would put the learned rows into its pages
+        look(m, batch("llama"), cache=object())
     use(m, "sdpa")
     unipelt.remove(m, "a")
-    assert distance(look(m, batch("llama")), before) == 0
-    assert copy.copy(mapping) == AttentionInterface._global_mapping
+    assert same(look(m, batch("llama")), before)
