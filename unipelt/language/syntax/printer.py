@@ -15,8 +15,8 @@ from . import nodes as S
 from ..report.diagnostics import error
 
 # How tightly an expression binds; an operand looser than its place asks for gets parentheses.
-_CHOOSE, _COMPARE, _SUM, _PRODUCT, _UNARY, _POWER, _POSTFIX, _ATOM = range(8)
-_LEVEL = {"+": _SUM, "-": _SUM, "*": _PRODUCT, "/": _PRODUCT, "@": _PRODUCT, "**": _POWER}
+CHOOSE, COMPARE, SUM, PRODUCT, UNARY, POWER, POSTFIX, ATOM = range(8)
+_LEVEL = {"+": SUM, "-": SUM, "*": PRODUCT, "/": PRODUCT, "@": PRODUCT, "**": POWER}
 _SLOTS = ("layers", "modify", "insert", "form", "compose")
 _SELECTION_WORDS = ("all", "first", "last", "every", "since", "inserted")
 
@@ -79,48 +79,72 @@ def _file(node: S.File) -> str:
 # ---------------------------------------------------------------- expressions
 
 
-def expression(node: Any, least: int = _CHOOSE) -> str:
-    """The text of an expression in a place that asks for something binding at least as tightly as ``least``."""
-    text, level = _expression(node)
-    return text if level >= least else f"({text})"
+class Style:
+    """How an expression is spelled: a method for each kind of node gives its text and how tightly it binds.
+
+    This is the language's own spelling; `write.formula` has those of mathematics.
+    """
+
+    def text(self, node: Any, least: int = CHOOSE) -> str:
+        """The text of an expression in a place that asks for something that binds at least as tightly as ``least``."""
+        spelled = getattr(self, getattr(node, "kind", ""), None)
+        if spelled is None:
+            raise TypeError(f"not a node of the syntax tree: {type(node).__name__}")
+        text, level = spelled(node)
+        return text if level >= least else self.group(text)
+
+    def group(self, text: str) -> str:
+        return f"({text})"
+
+    def number(self, e: S.Number) -> tuple[str, int]:
+        if isinstance(e.value, float) and not math.isfinite(e.value):
+            raise error("E0130", f"the number {e.value} cannot be written", e.span)
+        text = repr(e.value) + ("%" if e.percent else "")
+        return text, UNARY if text.startswith("-") else ATOM
+
+    def string(self, e: S.String) -> tuple[str, int]:
+        return _string(e.value), ATOM
+
+    def name(self, e: S.Name) -> tuple[str, int]:
+        return e.id, ATOM
+
+    def attr(self, e: S.Attr) -> tuple[str, int]:
+        return f"{self.text(e.value, POSTFIX)}.{e.name}", POSTFIX
+
+    def apply(self, e: S.Apply) -> tuple[str, int]:
+        return f"{self.text(e.function, POSTFIX)}({_arguments(e.args)})", POSTFIX
+
+    def index(self, e: S.Index) -> tuple[str, int]:
+        return f"{self.text(e.value, POSTFIX)}[{', '.join(_item(i) for i in e.items)}]", POSTFIX
+
+    def negative(self, e: S.Negative) -> tuple[str, int]:
+        return f"-{self.text(e.value, UNARY)}", UNARY
+
+    def binary(self, e: S.Binary) -> tuple[str, int]:
+        level = _LEVEL[e.op]
+        left, right = (POSTFIX, UNARY) if e.op == "**" else (level, level + 1)
+        return f"{self.text(e.left, left)}{self.sign(e.op)}{self.text(e.right, right)}", level
+
+    def compare(self, e: S.Compare) -> tuple[str, int]:
+        return f"{self.text(e.left, SUM)}{self.sign(e.op)}{self.text(e.right, SUM)}", COMPARE
+
+    def sign(self, op: str) -> str:
+        """An operator with the room around it."""
+        return f" {op} "
+
+    def choose(self, e: S.Choose) -> tuple[str, int]:
+        parts = self.text(e.then, COMPARE), self.text(e.test, COMPARE), self.text(e.other)
+        return f"{parts[0]}{self.word('if')}{parts[1]}{self.word('else')}{parts[2]}", CHOOSE
+
+    def word(self, word: str) -> str:
+        return f" {word} "
+
+    def list(self, e: S.ListOf) -> tuple[str, int]:
+        return f"[{_list(e.items)}]", ATOM
 
 
-def _expression(node: Any) -> tuple[str, int]:
-    match node:
-        case S.Number():
-            return _number(node)
-        case S.String(value):
-            return _string(value), _ATOM
-        case S.Name(id):
-            return id, _ATOM
-        case S.Attr(value, name):
-            return f"{expression(value, _POSTFIX)}.{name}", _POSTFIX
-        case S.Apply(function, args):
-            return f"{expression(function, _POSTFIX)}({_arguments(args)})", _POSTFIX
-        case S.Index(value, items):
-            return f"{expression(value, _POSTFIX)}[{', '.join(_item(i) for i in items)}]", _POSTFIX
-        case S.Negative(value):
-            return f"-{expression(value, _UNARY)}", _UNARY
-        case S.Binary("**", left, right):
-            return f"{expression(left, _POSTFIX)} ** {expression(right, _UNARY)}", _POWER
-        case S.Binary(op, left, right):
-            level = _LEVEL[op]
-            return f"{expression(left, level)} {op} {expression(right, level + 1)}", level
-        case S.Compare(op, left, right):
-            return f"{expression(left, _SUM)} {op} {expression(right, _SUM)}", _COMPARE
-        case S.Choose(then, test, other):
-            return f"{expression(then, _COMPARE)} if {expression(test, _COMPARE)} else {expression(other)}", _CHOOSE
-        case S.ListOf(items):
-            return f"[{_list(items)}]", _ATOM
-    raise TypeError(f"not a node of the syntax tree: {type(node).__name__}")
-
-
-def _number(node: S.Number) -> tuple[str, int]:
-    value = node.value
-    if isinstance(value, float) and not math.isfinite(value):
-        raise error("E0130", f"the number {value} cannot be written", node.span)
-    text = repr(value) + ("%" if node.percent else "")
-    return text, _UNARY if text.startswith("-") else _ATOM
+_PELT = Style()
+expression = _PELT.text
 
 
 def _string(value: str) -> str:

@@ -6,112 +6,115 @@ line: the lets of the form, those of the composition, and the new ``h``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from ..syntax import nodes as S
 from .composition import composition
 from .columns import columns_of
 from ..ir import Method, Row
-from ..syntax.printer import to_text
+from ..syntax.printer import ATOM, POWER, Style, to_text
 
 _GREEK = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "Δ", "lam": "λ", "sigma": "σ", "theta": "θ", "mu": "μ", "phi": "φ",
 }  # fmt: skip
 _GREEK_TEX = {**{k: f"\\{k}" for k in _GREEK}, "delta": r"\Delta", "lam": r"\lambda"}
 _FUNCTIONS = {"sigmoid": "σ"}
-_SUM, _PRODUCT, _UNARY, _POWER, _ATOM = range(5)
+_SIGNS = {"-": " − ", "@": " ", "*": " · ", "**": "^", "<=": " ≤ ", ">=": " ≥ ", "!=": " ≠ ", "==": " = "}
+_SIGNS_TEX = {"@": r"\, ", "*": r" \cdot ", "<=": r" \le ", ">=": r" \ge ", "!=": r" \ne ", "==": " = "}
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How a notation spells what differs between the two."""
+class Mathematics(Style):
+    """Formulas in Unicode."""
 
-    tex: bool
+    def variable(self, name: str) -> str:
+        """The name of a tensor, a size or an argument."""
+        head, _, tail = name.partition("_")
+        head = _GREEK.get(head, head)
+        return f"{head}_{tail}" if tail else head
 
-    def name(self, name: str) -> str:
-        if self.tex and name.startswith("d_"):
+    def function(self, name: str, args: Sequence[str]) -> str:
+        return f"{_FUNCTIONS.get(name, name)}({', '.join(args)})"
+
+    def transposed(self, text: str) -> str:
+        return f"{text}ᵀ"
+
+    def code(self, text: str) -> str:
+        """What mathematics has no sign for."""
+        return text
+
+    def sign(self, op: str) -> str:
+        return _SIGNS.get(op, super().sign(op))
+
+    def name(self, e: S.Name) -> tuple[str, int]:
+        return self.variable(e.id), ATOM
+
+    def attr(self, e: S.Attr) -> tuple[str, int]:
+        if e.name == "T":
+            return self.transposed(self.text(e.value, ATOM)), ATOM
+        return self.variable(S.dotted(e) or to_text(e)), ATOM
+
+    def apply(self, e: S.Apply) -> tuple[str, int]:
+        return self.function(S.dotted(e.function) or to_text(e.function), [self.text(a.value) for a in e.args]), ATOM
+
+    def binary(self, e: S.Binary) -> tuple[str, int]:
+        if e.op == "**":
+            return f"{self.text(e.left, ATOM)}^{self.text(e.right, ATOM)}", POWER
+        return super().binary(e)
+
+    def index(self, e: S.Index | S.ListOf | S.String) -> tuple[str, int]:
+        return self.code(to_text(e)), ATOM
+
+    list = string = index  # type: ignore[assignment]
+
+
+class Latex(Mathematics):
+    """The same for LaTeX."""
+
+    def group(self, text: str) -> str:
+        return f"\\left({text}\\right)"
+
+    def variable(self, name: str) -> str:
+        if name.startswith("d_"):
             return f"d_{{\\mathrm{{{name[2:]}}}}}"
         head, _, tail = name.partition("_")
-        greek = _GREEK_TEX if self.tex else _GREEK
-        head = greek.get(head, head)
-        if not self.tex:
-            return f"{head}_{tail}" if tail else head
+        head = _GREEK_TEX.get(head, head)
         if len(head) > 1 and not head.startswith("\\"):
             head = f"\\mathit{{{head}}}"
         tail = tail.replace("_", r"\_")
         return f"{head}_{{\\mathrm{{{tail}}}}}" if tail else head
 
-    def call(self, name: str, args: list[str]) -> str:
-        inner = ", ".join(args)
-        if not self.tex:
-            return f"{_FUNCTIONS.get(name, name)}({inner})"
+    def function(self, name: str, args: Sequence[str]) -> str:
         if name == "sqrt" and len(args) == 1:
             return f"\\sqrt{{{args[0]}}}"
         shown = r"\sigma" if name == "sigmoid" else r"\operatorname{" + name.replace("_", r"\_") + "}"
-        return f"{shown}({inner})"
+        return f"{shown}({', '.join(args)})"
+
+    def transposed(self, text: str) -> str:
+        return rf"{text}^{{\top}}"
+
+    def code(self, text: str) -> str:
+        return f"\\texttt{{{text}}}".replace("_", r"\_")
+
+    def sign(self, op: str) -> str:
+        return _SIGNS_TEX.get(op, f" {op} ")
+
+    def word(self, word: str) -> str:
+        return rf"\text{{ {word} }}"
+
+    def number(self, e: S.Number) -> tuple[str, int]:
+        text, level = super().number(e)
+        return text.replace("%", r"\%"), level
+
+    def binary(self, e: S.Binary) -> tuple[str, int]:
+        if e.op == "/":
+            return f"\\frac{{{self.text(e.left)}}}{{{self.text(e.right)}}}", ATOM
+        if e.op == "**":
+            return f"{self.text(e.left, ATOM)}^{{{self.text(e.right)}}}", POWER
+        return super().binary(e)
 
 
-TEX, UNICODE = Style(True), Style(False)
-
-
-def write(e: S.Expr, style: Style = UNICODE) -> str:
-    """An expression in a notation."""
-    return _at(e, _SUM, style)
-
-
-def _at(e: S.Expr, least: int, style: Style) -> str:
-    text, level = _written(e, style)
-    if level >= least:
-        return text
-    return f"\\left({text}\\right)" if style.tex else f"({text})"
-
-
-def _written(e: S.Expr, style: Style) -> tuple[str, int]:
-    match e:
-        case S.Number():
-            return to_text(e).replace("%", r"\%" if style.tex else "%"), _ATOM
-        case S.Name(id):
-            return style.name(id), _ATOM
-        case S.Attr(value, "T"):
-            top = r"^{\top}" if style.tex else "ᵀ"
-            return f"{_at(value, _ATOM, style)}{top}", _ATOM
-        case S.Attr():
-            return style.name(S.dotted(e) or to_text(e)), _ATOM
-        case S.Negative(value):
-            return f"-{_at(value, _UNARY, style)}", _UNARY
-        case S.Binary(op, left, right) if op in "+-":
-            sign = op if style.tex else {"+": "+", "-": "−"}[op]
-            return f"{_at(left, _SUM, style)} {sign} {_at(right, _PRODUCT, style)}", _SUM
-        case S.Binary("@", left, right):
-            gap = r"\, " if style.tex else " "
-            return f"{_at(left, _PRODUCT, style)}{gap}{_at(right, _UNARY, style)}", _PRODUCT
-        case S.Binary("*", left, right):
-            sign = r" \cdot " if style.tex else " · "
-            return f"{_at(left, _PRODUCT, style)}{sign}{_at(right, _UNARY, style)}", _PRODUCT
-        case S.Binary("/", left, right):
-            if style.tex:
-                return f"\\frac{{{_at(left, _SUM, style)}}}{{{_at(right, _SUM, style)}}}", _ATOM
-            return f"{_at(left, _PRODUCT, style)} / {_at(right, _UNARY, style)}", _PRODUCT
-        case S.Binary("**", left, right):
-            base = _at(left, _ATOM, style)
-            return (
-                f"{base}^{{{_at(right, _SUM, style)}}}" if style.tex else f"{base}^{_at(right, _ATOM, style)}"
-            ), _POWER
-        case S.Apply(function, args):
-            name = S.dotted(function) or to_text(function)
-            return style.call(name, [_at(a.value, _SUM, style) for a in args]), _ATOM
-        case S.Choose(then, test, other):
-            words = (r"\text{ if }", r"\text{ else }") if style.tex else (" if ", " else ")
-            return (
-                f"{_at(then, _SUM, style)}{words[0]}{_at(test, _SUM, style)}{words[1]}{_at(other, _SUM, style)}",
-                _SUM,
-            )
-        case S.Compare(op, left, right):
-            sign = {"<=": r"\le" if style.tex else "≤", ">=": r"\ge" if style.tex else "≥", "!=": r"\ne" if style.tex else "≠",
-                    "==": "="}.get(op, op)  # fmt: skip
-            return f"{_at(left, _SUM, style)} {sign} {_at(right, _SUM, style)}", _SUM
-    text = to_text(e)
-    return (f"\\texttt{{{text}}}".replace("_", r"\_") if style.tex else text), _ATOM
+UNICODE, TEX = Mathematics(), Latex()
+write = UNICODE.text
 
 
 # ---------------------------------------------------------------- rows
@@ -128,7 +131,7 @@ def insertion(row: Row) -> str:
     return write(e)
 
 
-def lines(row: Row, style: Style = UNICODE) -> list[tuple[str, str]]:
+def lines(row: Row, style: Mathematics = UNICODE) -> list[tuple[str, str]]:
     """(name, formula) of a row: z, the form's lets, the gate, and last the new h."""
     out: list[tuple[str, str]] = []
     lets = [s for s in row.form if isinstance(s, S.Let)]
@@ -136,17 +139,17 @@ def lines(row: Row, style: Style = UNICODE) -> list[tuple[str, str]]:
         isinstance(n, S.Name) and n.id == "z" for s in (*row.form, *(row.gate or ())) for n in S.walk(s)
     ):
         z = insertion(row)
-        out.append((style.name("z"), z if not style.tex or len(z) == 1 else write(row.insert, style)))
-    out += [(style.name(s.names[0]), write(s.value, style)) for s in lets]
-    out += [(style.name(s.names[0]), write(s.value, style)) for s in row.gate or () if isinstance(s, S.Let)]
+        out.append((style.variable("z"), z if len(z) == 1 or style is UNICODE else style.text(row.insert)))
+    out += [(style.variable(s.names[0]), style.text(s.value)) for s in lets]
+    out += [(style.variable(s.names[0]), style.text(s.value)) for s in row.gate or () if isinstance(s, S.Let)]
     for s in row.compose:
         if isinstance(s, S.Let) and s.names[0] != "out":
-            out.append((style.name(s.names[0]), write(s.value, style)))
-    out.append((style.name("h"), write(composition(row).new, style)))
+            out.append((style.variable(s.names[0]), style.text(s.value)))
+    out.append((style.variable("h"), style.text(composition(row).new)))
     return out
 
 
-def formula(method: Method, style: Style = UNICODE) -> list[tuple[str, list[tuple[str, str]]]]:
+def formula(method: Method, style: Mathematics = UNICODE) -> list[tuple[str, list[tuple[str, str]]]]:
     """Every row by name with its lines; trained copies in words."""
     out = [(r.name, lines(r, style)) for r in method.rows]
     for t in method.trains:
