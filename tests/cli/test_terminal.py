@@ -108,6 +108,7 @@ def test_a_formatted_text_is_exact_in_a_pipe_and_escaped_on_a_terminal(desk, mon
 def test_predictions_are_escaped(tmp_path, intents, bert, monkeypatch, capsys):
     """Labels come from the data, and stay in the run's record."""
     from unipelt.cli import runs
+    from unipelt.training.options import Opening, TaskOptions
 
     monkeypatch.setattr("unipelt.cli.output.on_terminal", lambda stream: True)
     label = f"in{NASTY}tent"
@@ -123,13 +124,13 @@ def test_predictions_are_escaped(tmp_path, intents, bert, monkeypatch, capsys):
         "unipelt.training.saved.predict_run", lambda run, texts, *a: [{"text": t[0], "label": label} for t in texts]
     )
     for as_json in (False, True):
-        runs.predict_command("x", [f"hello {NASTY}"], None, None, None, False, None, [], as_json)
+        runs.predict("x", [f"hello {NASTY}"], opening=Opening(), asked=TaskOptions(), as_json=as_json)
         assert not hidden(capsys.readouterr().out)
     Task.table = ()
     monkeypatch.setattr(
         "unipelt.training.saved.predict_run", lambda run, texts, *a: [{"completion": NASTY + HALF} for t in texts]
     )
-    runs.predict_command("x", ["hello"], None, None, None, False, None, [], False)
+    runs.predict("x", ["hello"], opening=Opening(), asked=TaskOptions())
     assert not hidden(capsys.readouterr().out)
 
 

@@ -13,7 +13,9 @@ from tiny_hf import write_rows
 from unipelt.training import data
 from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_model, load_tokenizer
-from unipelt.training.tasks import IGNORED, Collator, evaluate, task_for, task_from_json
+from unipelt.training.tasks import task_for, task_from_json
+from unipelt.training.tasks.evaluation import Collator, evaluate
+from unipelt.training.tasks.task import IGNORED
 from unipelt.training.tasks.classification import classification_metrics, multi_label_metrics, regression_metrics
 from unipelt.training.tasks.question_answering import (
     QuestionAnswering,

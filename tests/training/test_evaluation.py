@@ -9,7 +9,8 @@ from unipelt.language.report.diagnostics import PeltError
 from unipelt.training import data as reading
 from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_model, load_tokenizer
-from unipelt.training.tasks import KINDS, Collator, evaluate, kind, outputs_of, score, task_for, task_from_json
+from unipelt.training.tasks import KINDS, kind, task_for, task_from_json
+from unipelt.training.tasks.evaluation import Collator, evaluate, outputs_of, score
 
 
 @pytest.fixture(scope="module", params=["intents-bert", "completions-gpt2"])

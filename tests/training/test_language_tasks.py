@@ -14,7 +14,9 @@ from unipelt.training import TrainConfig, data, evaluate_run, train
 from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_model, load_tokenizer
 from unipelt.training.saved import load_base
-from unipelt.training.tasks import IGNORED, Collator, evaluate, task_for
+from unipelt.training.tasks import task_for
+from unipelt.training.tasks.evaluation import Collator, evaluate
+from unipelt.training.tasks.task import IGNORED
 from unipelt.training.tasks.causal_lm import CausalLM
 from unipelt.training.tasks.generation import grouped, leaders, text_metrics
 from unipelt.training.tasks.packing import packed

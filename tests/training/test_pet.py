@@ -13,7 +13,9 @@ from unipelt.training import TrainConfig, data, evaluate_run, load_run, predict_
 from unipelt.training.config import TaskOptions
 from unipelt.training.models import load_config, load_model, load_tokenizer
 from unipelt.training.saved import load_base
-from unipelt.training.tasks import IGNORED, Collator, outputs_of, task_for, task_from_json
+from unipelt.training.tasks import task_for, task_from_json
+from unipelt.training.tasks.evaluation import Collator, outputs_of
+from unipelt.training.tasks.task import IGNORED
 from unipelt.training.tasks.pet import words_for
 from unipelt.training.tasks.template import borders, encode, parse
 

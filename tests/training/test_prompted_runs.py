@@ -19,7 +19,9 @@ from unipelt.training import TrainConfig, data, evaluate_run, load_run, predict_
 from unipelt.training.config import TaskOptions
 from unipelt.training.folder import CHECKPOINTS
 from unipelt.training.models import load_config, load_model, load_tokenizer
-from unipelt.training.tasks import IGNORED, Collator, evaluate, task_for
+from unipelt.training.tasks import task_for
+from unipelt.training.tasks.evaluation import Collator, evaluate
+from unipelt.training.tasks.task import IGNORED
 from unipelt.training.tasks.template import encode, parse
 
 PATTERN, WORDS = "{prompt:2} {text} {prompt:1} type : {mask} . {prompt:1}", "refund,arrival,closing"

@@ -103,8 +103,8 @@ MORE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("change, said", [
     ({"texts": []}, "incomplete: it has no `texts`"), ({"texts": None}, "incomplete: it has no `texts`"),
-    ({"texts": "text"}, "damaged: `texts`: "), ({"texts": [3]}, "damaged: `texts.0`: "), ({"max_length": "16"}, "damaged: `max_length`: "),
-    ({"label": ["a"]}, "damaged: `label`: "), ({"padding": None}, "damaged: `padding`: "),
+    ({"texts": "text"}, "damaged: `texts` is "), ({"texts": [3]}, "damaged: `texts.0` is "), ({"max_length": "16"}, "damaged: `max_length` is "),
+    ({"label": ["a"]}, "damaged: `label` is "), ({"padding": None}, "damaged: `padding` is "),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", KINDS)
 def test_a_task_whose_record_is_incomplete_or_damaged(name: str, change: dict[str, Any], said: str) -> None:
@@ -120,8 +120,8 @@ def test_a_task_whose_record_is_incomplete_or_damaged(name: str, change: dict[st
 
 
 @pytest.mark.parametrize("name, change, said", [
-    *((name, {"max_length": n}, f"`max_length` is {n}, and is at least 2") for name in KINDS for n in (0, 1, -5)),
-    *((name, {"padding": "right"}, "`padding` is 'right', and is one of longest") for name in KINDS),
+    *((name, {"max_length": n}, f"`max_length` is {n}: input should be greater than or equal to 2") for name in KINDS for n in (0, 1, -5)),
+    *((name, {"padding": "right"}, "`padding` is 'right': input should be 'longest'") for name in KINDS),
     ("sequence-classification", {"titles": []}, "0 titles for 2 labels"), ("sequence-classification", {"titles": ["a"]}, "1 title for 2 labels"),
     ("sequence-classification", {"problem": "guess"}, "`problem` is 'guess'"), ("sequence-classification", {"texts": ["a", "b", "c"]}, "two at most"),
     ("sequence-classification", {"pattern": "{other}"}, "reads other columns"), ("pet", {"pattern": "{other} {mask}"}, "reads other columns"),
@@ -129,8 +129,8 @@ def test_a_task_whose_record_is_incomplete_or_damaged(name: str, change: dict[st
     ("pet", {"words": [["x"], []]}, "a word for each label"), ("pet", {"tokens": []}, "a word for each label"),
     ("pet", {"tokens": [[[1]], [[]]]}, "tokens for each word"), ("pet", {"tokens": [[[1]], [[1], [2]]]}, "tokens for each word"),
     ("question-answering", {"texts": ["a"]}, "1 column"), ("question-answering", {"stride": 9}, "more than half"),
-    ("question-answering", {"stride": 0}, "at least 1"), ("causal-lm", {"loss": "none"}, "`loss` is 'none'"),
-    ("causal-lm", {"max_target_length": 0}, "at least 1"), ("seq2seq", {"max_target_length": -1}, "at least 1"),
+    ("question-answering", {"stride": 0}, "or equal to 1"), ("causal-lm", {"loss": "none"}, "`loss` is 'none'"),
+    ("causal-lm", {"max_target_length": 0}, "or equal to 1"), ("seq2seq", {"max_target_length": -1}, "or equal to 1"),
 ])  # fmt: skip
 def test_a_task_whose_record_no_run_can_have_written(name: str, change: dict[str, Any], said: str) -> None:
     message, help_ = mistake("E0615", kind(name).from_json, {**WHOLE, **MORE.get(name, {}), **change})

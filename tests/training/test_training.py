@@ -19,7 +19,8 @@ from unipelt.training import TrainConfig, evaluate_run, load_run, merge_run, pre
 from unipelt.training import data as reading
 from unipelt.training.folder import CHECKPOINTS, open_folder
 from unipelt.training.models import load_tokenizer
-from unipelt.training.tasks import IGNORED, Collator
+from unipelt.training.tasks.evaluation import Collator
+from unipelt.training.tasks.task import IGNORED
 from unipelt.training.tasks.causal_lm import CausalLM
 from unipelt.training.tasks.classification import classification_metrics
 from unipelt.training.trainer import last_checkpoint

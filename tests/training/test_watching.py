@@ -93,7 +93,7 @@ def test_the_report_says_what_happened(config, watched):
 def test_what_is_logged_is_what_a_watch_sees(watched):
     """The kept weights over the validation examples, looked at once more."""
     from unipelt.training.data import prepare, read
-    from unipelt.training.tasks import Collator, evaluate
+    from unipelt.training.tasks.evaluation import Collator, evaluate
 
     config = json.loads((Path(watched.folder) / "metrics.json").read_text())["config"]
     split = prepare(read(config["data"]), None, 0)["validation"]

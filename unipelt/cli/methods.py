@@ -121,7 +121,8 @@ def _group(e: Entry) -> str:
 def plan_method(
     spec: str, model: str, task: str, arguments: list[str], head: str | None, allow_future: bool, as_json: bool
 ) -> None:
-    from ..training.resolve import read_arguments, resolve_method
+    from ..training.options import read_arguments
+    from ..training.resolve import resolve_method
 
     method = resolve_method(spec, read_arguments(arguments), head)  # mistakes in the method come before torch
 

@@ -1,20 +1,27 @@
-"""Options and arguments that several commands have, each with the one help text that all of them show.
+"""The options of commands: those that several have, each with one help text, and those that are fields of a class.
 
-An option of a single command stands in that command's signature, in `app` or `exporting`; what values mean is known to those who
-act on them (`training.config`, `training.resolve`).
+A command that takes an object of a class with options (`training.options`) has them all. What values mean is known to those who
+act on them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+
+from ..training.config import TrainConfig
+from ..training.options import Option, flag, options_of
+from .output import MISTAKES
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
-# Of a method.
 def methods_that_begin(incomplete: str) -> list[str]:
     """The library's methods that a shell may complete a word to."""
     from ..language.library import library_names
@@ -22,90 +29,79 @@ def methods_that_begin(incomplete: str) -> list[str]:
     return [name for name in library_names("method") if name.startswith(incomplete)]
 
 
-MethodName = Annotated[
-    str,
-    typer.Argument(
-        metavar="METHOD", help="A method of the library, a `.pelt` file (`file.pelt:name`), or `a+b`.",
-        autocompletion=methods_that_begin,
-    ),
-]  # fmt: skip
-Arguments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Bind an argument of the method; repeatable.")
-]
-AllowFuture = Annotated[
-    bool, typer.Option("--allow-future", help="Allow a method that sees later tokens on a causal model.")
-]
-HeadName = Annotated[
-    str | None, typer.Option("--head", help="Add a head of the library, such as `mean`. Default: the model's own.")
-]
+def declared(name: str, kind: Any, option: Option) -> Any:
+    """An option as typer knows it."""
+    if name == "method":
+        return typer.Argument(metavar="METHOD", help=option.help, autocompletion=methods_that_begin)
+    either = f"/--no-{name}" if kind == bool | None else ""
+    names = option.flags or (flag(name) + either,)
+    return typer.Option(*names, help=option.help, metavar=option.metavar)
 
-# Of data and their task.
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        "-d",
-        help="A jsonl, csv or Parquet file, a folder of splits, or `hub:user/name`, a data set of the hub.",
-    ),
-]
-TaskName = Annotated[
-    str | None,
-    typer.Option(help="sequence-classification, token-classification, question-answering, causal-lm, seq2seq or pet; "
-                 "default: by the data."),
-]  # fmt: skip
-TaskOfSaved = Annotated[
-    str | None, typer.Option("--task", help="Of an adapter that no run made: its task, as in `train`.")
-]
-TextColumns = Annotated[str | None, typer.Option(help="The text column; two, as in `premise,hypothesis`, for pairs.")]
-LabelColumn = Annotated[
-    str | None,
-    typer.Option(help="The column of labels, tags or answers; several of 0 and 1, as in `spam,rude`, for multi-label."),
-]
-Pattern = Annotated[
-    str | None,
-    typer.Option(help="A template of the input, as in `{text} It was {mask}.`; `{prompt:3}` for pseudo-tokens."),
-]
-LabelWords = Annotated[
-    str | None,
-    typer.Option("--words", help="pet: the labels' words in their order, or `0=bad,1=good|fine`, or a JSON file."),
-]
-Loss = Annotated[str | None, typer.Option(help="causal-lm: count `completion` tokens only, or `all`.")]
-Chat = Annotated[
-    bool, typer.Option("--chat", help="causal-lm: put prompts and answers into the tokenizer's chat template.")
-]
-MaxLength = Annotated[
-    int | None,
-    typer.Option(
-        help="Tokens per example; longer ones are cut, and counted. Default: 128, and 384 for question-answering."
-    ),
-]
-MaxTargetLength = Annotated[int | None, typer.Option(help="Tokens of a target or of a generated answer. Default: 128.")]
-Generate = Annotated[
-    bool | None,
-    typer.Option(
-        "--generate/--no-generate",
-        help="BLEU, chrF, ROUGE and exact match of generated answers; seq2seq does by itself.",
-    ),
-]
-AnswerAfter = Annotated[
-    str | None, typer.Option(help="Exact match looks behind the last of these marks, as in GSM8K's `####`.")
-]
 
-# Of a space of methods.
-NewFolder = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Write each member as a `.pelt` file into this new folder.")
-]
-OnModel = Annotated[
-    str | None, typer.Option("--model", "-m", help="Keep what goes onto this model (folder or configuration).")
-]
-OnTask = Annotated[str, typer.Option("--task", help="The model's task, as for `plan`.")]
-Budget = Annotated[
-    str | None, typer.Option("--params", help="Equal budget: solve each member's size, as in 0.5% or 500000.")
-]
-Solved = Annotated[str | None, typer.Option("--size", help="The argument to solve; default: the one that counts most.")]
+def of_training(name: str) -> Any:
+    """An option that a command has as `unipelt train` has it."""
+    return declared(name, *options_of(TrainConfig)[name])
+
+
+def _plain(kind: Any) -> Any:
+    """A type as a command line reads it: the words of a `Literal` are checked with all other values."""
+    if get_origin(kind) is Literal:
+        return str
+    return functools.reduce(lambda a, b: a | b, map(_plain, get_args(kind))) if NoneType in get_args(kind) else kind
+
+
+def _parameters(cls: Any, command: str) -> dict[str, tuple[inspect.Parameter, Option]]:
+    """The options that a command has of a class, those that must be given first."""
+    defaults = {f.name: f.default for f in fields(cls)}
+    found = {}
+    for name, (kind, option) in options_of(cls).items():
+        if option.commands and command not in option.commands.split():
+            continue
+        written: Any = option.written or _plain(kind)
+        default = defaults[name] if option.read is None else False if written is bool else None
+        hint = Annotated[written, declared(name, kind, option)]  # type: ignore[valid-type]
+        found[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint,
+                                        default=inspect.Parameter.empty if default is MISSING else default), option  # fmt: skip
+    return dict(sorted(found.items(), key=lambda item: item[1][0].default is not inspect.Parameter.empty))
+
+
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with an option for each field of the objects that it takes, which it is given made of them.
+
+    A command that returns False has found what it says, and its exit code is that of mistakes.
+    """
+    parameters: list[inspect.Parameter] = []
+    objects: dict[str, tuple[Any, dict[str, Option]]] = {}
+    for p in inspect.signature(command, eval_str=True).parameters.values():
+        if is_dataclass(p.annotation):
+            found = _parameters(p.annotation, command.__name__.strip("_"))
+            objects[p.name] = p.annotation, {name: option for name, (_, option) in found.items()}
+            parameters += [q for q, _ in found.values()]
+        else:
+            parameters.append(p.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def run(**given: Any) -> None:
+        for name, (cls, options) in objects.items():
+            values = {n: given.pop(n) for n in options}
+            given[name] = cls(**{n: v if (read := options[n].read) is None else read(v) for n, v in values.items()})
+        if command(**given) is False:
+            raise SystemExit(MISTAKES)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {}
+    return run
+
+
+# ---------------------------------------------------------------- options of several commands
+
+MethodName = Annotated[str, of_training("method")]
+Data = Annotated[str, of_training("data")]
+Arguments = Annotated[list[str] | None, of_training("set")]
+AllowFuture = Annotated[bool, of_training("allow_future")]
+HeadName = Annotated[str | None, of_training("head")]
 RowName = Annotated[str | None, typer.Option("--row", help="The row, where the method has several.")]
-
-# Of a saved adapter.
+#: Of a saved adapter.
 Folder = Annotated[
     str,
     typer.Argument(
@@ -113,17 +109,3 @@ Folder = Annotated[
         help="The folder of `unipelt train --out` or `unipelt.save`, or `user/name[@revision]` on the hub.",
     ),
 ]
-Base = Annotated[str | None, typer.Option("--model", "-m", help="The base model; default: the one trained on.")]
-DType = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype", help="Of the base: float32, bfloat16 or float16. Default: the run's, else as it is stored."
-    ),
-]
-Rebound = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="Bind an argument anew that leaves the tensors as they are, as `drop=5`."
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Attach to a base with other weights than the one trained on.")]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from ..language.report.diagnostics import error
+from ..training.config import TrainConfig
+from ..training.options import Opening, TaskOptions, check
+from .options import AsJson, Data, Folder
 from .output import OTHER, emit, pour, say, table
 
 
-def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
-    from ..training.config import TrainConfig
+def train(config: TrainConfig, as_json: AsJson = False) -> None:
+    """Train an adapter and save it."""
     from ..training.data import read
-    from ..training.report import PICTURES
     from ..training.ranks import is_main
-    from ..training.resolve import read_arguments, resolve_method
+    from ..training.report import PICTURES
+    from ..training.resolve import resolve_method
 
-    config = TrainConfig(set=read_arguments(arguments), **options)
     # Whatever is wrong with these is said before the seconds that importing torch takes.
     config.check()
     resolve_method(config.method, config.set, config.head)
@@ -42,30 +44,38 @@ def train_command(arguments: list[str], as_json: bool, **options: Any) -> None:
     table([{"split": s, **m} for s, m in result.metrics.items()], ["split", *next(iter(result.metrics.values()))])
 
 
-def eval_command(folder: str | None, data: str, split: str | None, model: str | None, force: bool, generate: bool | None, dtype: str | None,
-                 arguments: list[str], as_json: bool, **options: Any) -> None:  # fmt: skip
-    from ..training.config import TaskOptions, check_dtype
-
-    asked = TaskOptions(**options, generate=generate)
+def eval_(
+    data: Data,
+    folder: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DIR]",
+            help="The `--out` folder of `unipelt train`, or `user/name[@revision]` on the hub; without one, --model as it was pretrained.",
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, validation or test; default: test.")] = None,
+    *,
+    opening: Opening,
+    asked: TaskOptions,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a saved adapter on a data set, or a pretrained model alone (language models and pet)."""
     asked.check()
-    check_dtype(dtype)
-    if folder is None and model is None:
+    check(opening)
+    if folder is None and opening.model is None:
         raise typer.BadParameter("give the folder of a run, or a model with --model")
-    given = [f"--{n.replace('_', '-')}" for n, v in options.items() if v not in (None, False, "longest")]
-    if folder is None and arguments:
+    if folder is None and opening.arguments:
         raise typer.BadParameter("a pretrained model has no arguments: leave --set out")
-    from ..training.progress import Ticker
-    from ..training.resolve import read_arguments
-    from ..training.saved import evaluate_run, has_task, load_base, load_run
 
-    if folder is not None:
-        if given and has_task(folder):
-            raise typer.BadParameter(f"the run in {folder} has its task already: leave {', '.join(given)} out")
-        run = load_run(folder, model, force, read_arguments(arguments), say, dtype=dtype, options=asked, data=data)
+    from ..training.bars import Ticker
+    from ..training.saved import evaluate_run, load_base, load_run
+
+    if folder is None:
+        run = load_base(str(opening.model), asked, data, dtype=opening.dtype)
     else:
-        run = load_base(str(model), asked, data, dtype=dtype)
+        run = load_run(folder, **vars(opening), say=say, options=asked, data=data)
     with Ticker("evaluating", False if as_json else None) as tick:
-        metrics, chosen, cut = evaluate_run(run, data, split, tick, generate)
+        metrics, chosen, cut = evaluate_run(run, data, split, tick, asked.generate)
     if as_json:
         emit({"ok": True, "split": chosen, "metrics": metrics, "truncated": cut})
         return
@@ -74,24 +84,34 @@ def eval_command(folder: str | None, data: str, split: str | None, model: str | 
     table([{"split": chosen, **metrics}], ["split", *metrics])
 
 
-def predict_command(folder: str, texts: list[str], file: str | None, max_new_tokens: int | None, model: str | None,
-                    force: bool, dtype: str | None, arguments: list[str], as_json: bool, **options: Any) -> None:  # fmt: skip
-    from ..training.config import TaskOptions, check_dtype
-
-    asked = TaskOptions(**options)
+def predict(
+    folder: Folder,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT…]", help="Texts to label or go on from; for a task of several columns, one after the other."
+        ),
+    ] = None,
+    file: Annotated[str | None, typer.Option("--file", "-f", help="A data file, or one text on each line.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a generated answer; default: the run's.")
+    ] = None,
+    *,
+    opening: Opening,
+    asked: TaskOptions,
+    as_json: AsJson = False,
+) -> None:
+    """Predict with a saved adapter: labels, entities, answers, texts."""
     asked.check()
-    check_dtype(dtype)
-    from ..training.progress import Ticker
-    from ..training.resolve import read_arguments
-    from ..training.saved import has_task, load_run, predict_run, read_texts
-
+    check(opening)
     if file is None and not texts:
         raise typer.BadParameter("give texts, or a file with --file")
-    given = [f"--{n.replace('_', '-')}" for n, v in options.items() if v is not None]
-    if given and has_task(folder):
-        raise typer.BadParameter(f"the run in {folder} has its task already: leave {', '.join(given)} out")
-    run = load_run(folder, model, force, read_arguments(arguments), say, dtype=dtype, options=asked)
-    each = len(run.task.inputs)
+
+    from ..training.bars import Ticker
+    from ..training.saved import load_run, predict_run, read_texts
+
+    run = load_run(folder, **vars(opening), say=say, options=asked)
+    each, texts = len(run.task.inputs), texts or []
     if len(texts) % each:
         raise error("E0607", f"the task reads {each} texts each: {', '.join(run.task.inputs)}",
                     help="give them one after the other, in quotes")  # fmt: skip
@@ -116,20 +136,22 @@ def _shown(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def merge_command(
-    folder: str, out: str, model: str | None, force: bool, dtype: str | None, arguments: list[str], as_json: bool
+def merge(
+    folder: Folder,
+    out: Annotated[str, typer.Option("--out", "-o", help="Where the plain model is written.")],
+    *,
+    opening: Opening,
+    as_json: AsJson = False,
 ) -> None:
-    from ..training.config import check_dtype
-
-    check_dtype(dtype)
+    """Merge a saved adapter into its model and write that as a plain Hugging Face model."""
+    check(opening)
 
     import unipelt
 
     from ..training.models import quiet
-    from ..training.resolve import read_arguments
-    from ..training.saved import Opening, load_adapted
+    from ..training.saved import load_adapted
 
-    adapted, tokenizer, name = load_adapted(folder, Opening(model, force, read_arguments(arguments), dtype), say)
+    adapted, tokenizer, name = load_adapted(folder, opening, say=say)
     with quiet():
         unipelt.save_merged(adapted, out, name, tokenizer=tokenizer)
     if as_json:
@@ -138,9 +160,66 @@ def merge_command(
         say(f"merged into {out}: a plain model for `from_pretrained`")
 
 
-def push_command(
-    folder: str, name: str, private: bool, revision: str | None, yes: bool, dry_run: bool, as_json: bool
+def export(
+    folder: Folder,
+    out: Annotated[str, typer.Option("--out", "-o", help="The file to write, with the ending .onnx.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of an adapter that no run made: the task whose model it is for, as in `train`; default: the saved one's."
+        ),
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merge", help="Merge the adapter first: a smaller graph, where the method merges.")
+    ] = False,
+    *,
+    opening: Opening,
+    as_json: AsJson = False,
 ) -> None:
+    """Write a saved adapter with its model as an ONNX file, and compare the file with the model (with onnxruntime)."""
+    check(opening)
+
+    from ..runtime.exporting import INSTALL, check_place
+
+    check_place(Path(out))  # before the seconds that a model takes
+
+    import unipelt
+
+    from ..training.models import quiet
+    from ..training.saved import load_adapted
+
+    adapted, tokenizer, name = load_adapted(folder, opening, task, say)
+    if merged:
+        unipelt.merge(adapted, name)
+    with quiet():
+        apart = unipelt.export_onnx(adapted, out, tokenizer.model_input_names if tokenizer is not None else ())
+    if as_json:
+        size = Path(out).stat().st_size
+        emit({"ok": True, "file": out, "bytes": size, "checked": apart is not None, "difference": apart})
+    elif apart is None:
+        say(f"written to {out}, not compared with the model: that needs onnxruntime ({INSTALL})")
+    else:
+        say(f"written to {out}: it gives what the model gives, to {apart:.1g}")
+
+
+def push(
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="The `--out` folder of `unipelt train`, or a saved adapter's.")
+    ],
+    name: Annotated[
+        str, typer.Argument(metavar="USER/NAME", help="The repository on the hub; it is made where it is missing.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a private repository; refused where a public one exists.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="The branch; it is made where it is missing. Default: main.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be pushed, and send nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Push a saved adapter to the hub, without anything of this machine."""
     if yes and dry_run:
         raise typer.BadParameter("--yes and --dry-run exclude each other")
     asks = not yes and not dry_run

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..language.analyse.canonical import difference
 from ..language.report.diagnostics import error
-from ..language.write.document import markdown
 from ..language.write.columns import BESIDE, COLUMNS, columns_met, columns_of, rows_of, trained_of
+from ..language.write.document import markdown
 from ..language.ir import Method
+from ..training.options import read_arguments
+from ..training.resolve import resolve_method
 from .output import emit, pour, say, table, tell
 
 FORMATS = ("text", "markdown", "latex")
@@ -20,8 +23,6 @@ def show_methods(
     specs: Sequence[str], arguments: list[str], form: str, picture: Path | None, as_json: bool, as_torch: bool = False
 ) -> None:
     """One method whole, or the table of several."""
-    from ..training.resolve import read_arguments, resolve_method
-
     if form not in FORMATS:
         raise error("E0812", f"there is no format `{form}`", help=f"give one of {', '.join(FORMATS)}")
     given = read_arguments(arguments)
@@ -150,27 +151,37 @@ def latex(methods: Sequence[Method]) -> str:
 
 
 def diff_methods(first: str, second: str, as_json: bool) -> bool:
-    """In which columns two methods differ, row by row; whether they are the same in all."""
-    from ..language.analyse.canonical import difference
-    from ..training.resolve import resolve_method
-
+    """In which columns two methods differ, row by row; whether they mean the same."""
     a, b = resolve_method(first), resolve_method(second)
-    rows = _compared(a, b)
-    equal = difference(a, b) is None
+    rows, found = _compared(a, b), difference(a, b)
     if as_json:
-        emit({"ok": True, "equal": equal, "columns": rows})
-        return equal
-    if equal:
+        emit({"ok": True, "equal": found is None, "columns": rows})
+        return found is None
+    if found is None:
         tell(f"{a.name} and {b.name} mean the same" + (", though written differently" if rows else ""))
     if rows:
         table(rows, ["row", "column", a.name, b.name])
-    elif not equal:
-        found = difference(a, b)
-        assert found is not None
-        tell(
-            f"the columns are the same; they differ in what they call, first at {found[0]}:\n  {a.name}: {found[1]}\n  {b.name}: {found[2]}"
-        )
-    return equal
+    elif found is not None:
+        tell(f"the columns are the same; they differ in what they call, {_first(found, a, b)}")
+    return found is None
+
+
+def equal_methods(first: str, second: str, as_json: bool) -> bool:
+    """Whether two methods mean the same at their arguments; otherwise the first difference."""
+    a, b = resolve_method(first), resolve_method(second)
+    found = difference(a, b)
+    if as_json:
+        apart = dict(zip(("at", "first", "second"), found)) if found is not None else None
+        emit({"ok": True, "equal": found is None, "difference": apart})
+    elif found is None:
+        tell(f"{a.name} and {b.name} are equal: the same function, starts and trained tensors")
+    else:
+        tell(f"{a.name} and {b.name} differ, {_first(found, a, b)}")
+    return found is None
+
+
+def _first(found: tuple[str, str, str], a: Method, b: Method) -> str:
+    return f"first at {found[0]}:\n  {a.name}: {found[1]}\n  {b.name}: {found[2]}"
 
 
 def _compared(a: Method, b: Method) -> list[dict[str, Any]]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..language.report.diagnostics import Diagnostic, PeltError, counted, error, plural
+import typer
+
+from ..language.report.diagnostic import Diagnostic
+from ..language.report.diagnostics import PeltError, counted, error, plural
 from ..language.ir import Method
 from ..language.check.names import Names
 from ..language.syntax.nodes import MethodDef
+from ..training.options import Option, at_least, check
+from ..training.bars import Ticker
+from .options import AsJson, MethodName, RowName
 from .output import emit, say, table, tell
 
 SHOWN = 40
@@ -22,74 +27,91 @@ SHOWN = 40
 class Asked:
     """What is to become of a space: how much of it is looked at, on which model, and where its members are written."""
 
-    out: Path | None = None
-    model: str | None = None
-    task: str = "base"
-    params: str | None = None
-    size: str | None = None
-    sample: int | None = None
-    seed: int = 0
-    as_json: bool = False
+    out: Annotated[
+        Path | None, Option("Write each member as a `.pelt` file into this new folder.", flags=("--out", "-o"))
+    ] = None
+    model: Annotated[
+        str | None, Option("Keep what goes onto this model (folder or configuration).", flags=("--model", "-m"))
+    ] = None
+    task: Annotated[str, Option("The model's task, as for `plan`.")] = "base"
+    params: Annotated[str | None, Option("Equal budget: solve each member's size, as in 0.5% or 500000.")] = None
+    size: Annotated[str | None, Option("The argument to solve; default: the one that counts most.")] = None
+    sample: Annotated[int | None, Option("Look at so many members, drawn at random.", "generate", rule=at_least(1))] = (
+        None
+    )
+    seed: Annotated[int, Option(None, "generate")] = 0
 
 
-def generate_command(spec: str, asked: Asked) -> None:
+def generate(
+    space: Annotated[
+        str, typer.Argument(metavar="SPACE", help="A `.pelt` file whose method has alternatives (`file.pelt:name`).")
+    ],
+    *,
+    asked: Asked,
+    as_json: AsJson = False,
+) -> None:
+    """Enumerate a space of methods: drop what is no method, keep each meaning once, say what each member is."""
     from ..language.loading import definition
     from ..language.check.space import space_of
 
-    found, names = definition(spec)
-    space = space_of(found, names)
+    found, names = definition(space)
+    of = space_of(found, names)
     _sound(found, names)
-    _enumerate([space], names, asked)
+    _enumerate([of], names, asked, as_json)
 
 
-def vary_command(spec: str, row: str | None, slots: Mapping[str, str | None], asked: Asked) -> None:
+def vary(
+    method: MethodName,
+    modify: Annotated[str | None, typer.Option(help="Sites to try, as in attn,ffn.")] = None,
+    insert: Annotated[str | None, typer.Option(help="Insertions to try, as in parallel,sequential.")] = None,
+    form: Annotated[str | None, typer.Option(help="Forms to try, as in 'bottleneck(r),low_rank(r)'.")] = None,
+    compose: Annotated[str | None, typer.Option(help="Compositions to try, as in 'add,scaled(4.0)'.")] = None,
+    row: RowName = None,
+    *,
+    asked: Asked,
+    as_json: AsJson = False,
+) -> None:
+    """A method's variants: columns of its row with other contents."""
     from ..language.loading import definition
-    from ..variants.operators import vary
     from ..language.check.space import space_of
+    from ..variants import operators
 
-    found, names = definition(spec)
-    varied = vary(found, names, {k: _listed(v) for k, v in slots.items() if v}, row)
+    found, names = definition(method)
+    slots = {"modify": modify, "insert": insert, "form": form, "compose": compose}
+    varied = operators.vary(found, names, {k: _listed(v) for k, v in slots.items() if v}, row)
     _sound(varied, names)
-    _enumerate([space_of(varied, names, one=True)], names, asked)
+    _enumerate([space_of(varied, names, one=True)], names, asked, as_json)
 
 
-def cross_command(a: str, b: str, row_a: str | None, row_b: str | None, asked: Asked) -> None:
+def cross(
+    first: MethodName,
+    second: MethodName,
+    row_a: Annotated[str | None, typer.Option(help="The first parent's row, where it has several.")] = None,
+    row_b: Annotated[str | None, typer.Option(help="The second parent's.")] = None,
+    *,
+    asked: Asked,
+    as_json: AsJson = False,
+) -> None:
+    """The offspring of two methods: each column from either parent."""
     from ..language.loading import definition
-    from ..variants.operators import cross
     from ..language.check.space import space_of
+    from ..variants import operators
 
-    (one, mine), (other, theirs) = definition(a), definition(b)
+    (one, mine), (other, theirs) = definition(first), definition(second)
     names = mine.and_of(theirs)
-    _enumerate([space_of(cross(one, other, names, row_a, row_b), names, one=True)], names, asked)
+    crossed = operators.cross(one, other, names, row_a, row_b)
+    _enumerate([space_of(crossed, names, one=True)], names, asked, as_json)
 
 
-def neighbours_command(spec: str, row: str | None, asked: Asked) -> None:
+def neighbours(method: MethodName, row: RowName = None, *, asked: Asked, as_json: AsJson = False) -> None:
+    """Every method one column away."""
     from ..language.loading import definition, resolve
-    from ..variants.operators import neighbours
     from ..language.check.space import space_of
+    from ..variants import operators
 
-    found, names = definition(spec)
-    spaces = [space_of(d, names, one=True) for d in neighbours(found, names, row)]
-    _enumerate(spaces, names, asked, resolve(found, names))
-
-
-def equal_command(a: str, b: str, as_json: bool) -> bool:
-    """Whether two methods mean the same at their arguments; otherwise the first difference."""
-    from ..language.analyse.canonical import difference
-    from ..training.resolve import resolve_method
-
-    one, other = resolve_method(a), resolve_method(b)
-    found = difference(one, other)
-    if as_json:
-        emit({"ok": True, "equal": found is None, "difference": None if found is None else
-              {"at": found[0], "first": found[1], "second": found[2]}})  # fmt: skip
-    elif found is None:
-        tell(f"{one.name} and {other.name} are equal: the same function, starts and trained tensors")
-    else:
-        tell(
-            f"{one.name} and {other.name} differ, first at {found[0]}:\n  {one.name}: {found[1]}\n  {other.name}: {found[2]}"
-        )
-    return found is None
+    found, names = definition(method)
+    spaces = [space_of(d, names, one=True) for d in operators.neighbours(found, names, row)]
+    _enumerate(spaces, names, asked, as_json, resolve(found, names))
 
 
 def _listed(text: str | None) -> list[str]:
@@ -115,21 +137,24 @@ def _sound(space: MethodDef, names: Names) -> None:
         raise PeltError(problems)
 
 
-def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, origin: Method | None = None) -> None:
+def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, as_json: bool, origin: Method | None = None) -> None:
     """The members of some spaces, written and shown."""
     from ..variants.generate import generate
     from ..variants.write import refuse_full, write
 
+    check(asked)
     if asked.out is not None:
         refuse_full(asked.out)  # before the work
     test = _budget(asked)
     total = sum(s.size for s in spaces)
-    with _bar(min(total, asked.sample or total), asked.as_json) as tick:
-        found = generate(*spaces, sample=asked.sample, seed=asked.seed, test=test, origin=origin, tick=tick)
+    most = min(total, asked.sample or total)
+    with Ticker("trying", False if as_json else None, unit="member") as tick:
+        found = generate(*spaces, sample=asked.sample, seed=asked.seed, test=test, origin=origin,
+                         tick=lambda done: tick(done, most))  # fmt: skip
     if not found.members and found.dropped:
         raise PeltError(_why([d.diagnostic for _, _, d in found.reasons()]))
     files = write(found.members, names, asked.out) if asked.out is not None else []
-    if asked.as_json:
+    if as_json:
         emit({"ok": True, **found.to_json(), "folder": str(asked.out) if asked.out else None})
         return
     rows = [{"method": m.name, **_sizes(m.method, asked.params), "what it is": m.sentence} for m in found.members]
@@ -207,22 +232,3 @@ def _target(text: str) -> Callable[[int], int]:
     if not 0 < value < math.inf:
         raise error("E0805", f"`--params {text}` is no number of parameters", help="for example 0.5% or 500000")
     return lambda base: max(1, round(value / 100 * base if share else value))
-
-
-def _bar(total: int, as_json: bool) -> Any:
-    """Ticks of a bar on a terminal; nothing elsewhere."""
-    import contextlib
-
-    if as_json or not sys.stderr.isatty():
-        return contextlib.nullcontext(None)
-
-    @contextlib.contextmanager
-    def shown() -> Any:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("members", total=total)
-            yield lambda done: progress.update(task, completed=done)
-
-    return shown()

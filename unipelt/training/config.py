@@ -2,87 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from os.path import exists
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ..language.report.diagnostics import error, near
-from .data import is_unicode
+from ..language.report.diagnostics import error
+from .options import DType, Option, Rule, TaskOptions, at_least, options_of, read_arguments
 from .report import drawable
-from .tasks import KINDS, task
 
-SCHEDULERS = ("linear", "constant", "cosine")
-PRECISIONS = ("no", "bf16", "fp16")
-#: What a base may be loaded in.
-DTYPES = ("float32", "bfloat16", "float16")
-
-LEAST = {
-    "epochs": 1, "batch_size": 1, "eval_batch_size": 1, "seed": 0, "weight_decay": 0, "max_steps": 1, "train_size": 1, "shots": 1,
-    "save_steps": 1, "accumulate": 1, "patience": 1, **task.LEAST,
-}  # fmt: skip
-CHOICES = {
-    "task": tuple(KINDS), "scheduler": SCHEDULERS, "padding": task.CHOICES["padding"], "loss": task.CHOICES["loss"],
-    "problem_type": task.CHOICES["problem"], "precision": PRECISIONS, "dtype": DTYPES,
-}  # fmt: skip
-
-#: Options that may change between a run and its continuation: they do not change what is computed.
-NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "save_steps", "report", "accumulate", "checkpointing", "log_to")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskOptions:
-    """What is asked about the task; whatever is None is chosen by the data.
-
-    ``pattern`` is a template of the input (`"{text} It was {mask}."`), ``words`` say a word for each label (PET).
-    ``max_target_length`` bounds what is generated. ``generate`` asks for generation metrics, of which exact match looks
-    behind the last ``answer_after``.
-    """
-
-    task: str | None = None
-    text: tuple[str, ...] | None = None
-    label: str | None = None
-    max_length: int | None = None
-    padding: Literal["longest", "max_length"] = "longest"
-    problem_type: Literal["single_label", "multi_label", "regression"] | None = None
-    loss: Literal["completion", "all"] | None = None
-    pattern: str | None = None
-    words: str | None = None
-    chat: bool = False
-    pack: bool = False
-    stride: int | None = None
-    max_target_length: int | None = None
-    generate: bool | None = None
-    answer_after: str | None = None
-
-    def given(self) -> list[str]:
-        """The options that are given and do not mean something to every task."""
-        common = ("task", "text", "label", "max_length", "padding")
-        return [
-            f.name for f in fields(TaskOptions) if f.name not in common and getattr(self, f.name) not in (None, False)
-        ]
-
-    def length(self, default: int) -> int:
-        return default if self.max_length is None else self.max_length
-
-    def check(self) -> None:
-        """Refuse values that cannot mean anything, before a model is loaded."""
-        for f in fields(self):  # what cannot be written down would be found when the run is saved
-            if not is_unicode(getattr(self, f.name)):
-                raise error(
-                    "E0649",
-                    f"`--{f.name.replace('_', '-')}` holds half of a character, which is no Unicode",
-                    help="correct the option",
-                )
-        for name, low in LEAST.items():
-            value = getattr(self, name, None)
-            if value is not None and value < low:
-                raise _option(name, f"must be at least {low}", value)
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in allowed:
-                raise _option(name, f"is one of {', '.join(allowed)}", value, near(str(value), allowed))
+POSITIVE = Rule("must be positive", lambda value: 0 < value < inf)
+SHARE = Rule("is a share of the steps, between 0 and 1", lambda value: 0 <= value <= 1)
+PROBABILITY = Rule("is a probability below 1", lambda value: 0 <= value < 1)
+Precision = Literal["no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -96,48 +31,107 @@ class TrainConfig(TaskOptions):
     ``dtype`` is that of the frozen base, and None the one in which it is stored.
     """
 
-    method: str
-    model: str
-    data: str
-    out: str
-    set: Mapping[str, Any] = field(default_factory=dict)
-    head: str | None = None
-    epochs: int = 3
-    max_steps: int | None = None
-    lr: float | None = None
-    batch_size: int = 16
-    eval_batch_size: int = 64
-    train_size: int | None = None
-    shots: int | None = None
-    seed: int = 0
-    warmup: float = 0.06
-    weight_decay: float = 0.0
-    scheduler: str = "linear"
-    clip: float = 1.0
-    dropout: float | None = None
-    checkpoints: bool = True
-    best: bool = True
-    allow_future: bool = False
-    accumulate: int = 1
-    precision: Literal["no", "bf16", "fp16"] | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    checkpointing: bool = False
-    optimizer: str = "adamw_torch"
-    patience: int | None = None
-    log_to: tuple[str, ...] = ()
-    save_steps: int | None = None
-    resume: bool = False
-    overwrite: bool = False
-    report: bool = False
+    method: Annotated[str, Option("A method of the library, a `.pelt` file (`file.pelt:name`), or `a+b`.")]
+    model: Annotated[str, Option("A folder made by `save_pretrained`, or a hub name.", flags=("--model", "-m"))]
+    data: Annotated[
+        str,
+        Option(
+            "A jsonl, csv or Parquet file, a folder of splits, or `hub:user/name`, a data set of the hub.",
+            flags=("--data", "-d"),
+        ),
+    ]
+    out: Annotated[str, Option("The folder of the run.", flags=("--out", "-o"), changes_results=False)]
+    set: Annotated[
+        Mapping[str, Any],
+        Option(
+            "Bind an argument of the method; repeatable.",
+            metavar="NAME=VALUE",
+            written=list[str] | None,
+            read=read_arguments,
+        ),
+    ] = field(default_factory=dict)
+    head: Annotated[str | None, Option("Add a head of the library, such as `mean`. Default: the model's own.")] = None
+    epochs: Annotated[int, Option(rule=at_least(1))] = 3
+    max_steps: Annotated[int | None, Option("Stop after so many optimizer steps.", rule=at_least(1))] = None
+    lr: Annotated[
+        float | None, Option("Learning rate; default 1e-3, or 5e-5 if over 20 % is trained.", rule=POSITIVE)
+    ] = None
+    batch_size: Annotated[
+        int,
+        Option("Examples of one optimizer step, in all processes together: as many, the same run.", rule=at_least(1)),
+    ] = 16
+    accumulate: Annotated[
+        int,
+        Option(
+            "Compute a step in this many parts, to save memory; the run is the same.",
+            rule=at_least(1),
+            changes_results=False,
+        ),
+    ] = 1
+    eval_batch_size: Annotated[int, Option("Examples that a process evaluates at once.", rule=at_least(1))] = 64
+    train_size: Annotated[
+        int | None, Option("Train on this many rows: the first after a shuffle with the seed.", rule=at_least(1))
+    ] = None
+    shots: Annotated[int | None, Option("Train on this many rows of each class.", rule=at_least(1))] = None
+    seed: Annotated[int, Option(rule=at_least(0))] = 0
+    warmup: Annotated[float, Option("Share of the steps in which the rate grows.", rule=SHARE)] = 0.06
+    weight_decay: Annotated[float, Option(rule=at_least(0))] = 0.0
+    scheduler: Annotated[Literal["linear", "constant", "cosine"], Option("linear, constant or cosine.")] = "linear"
+    clip: Annotated[float, Option("Largest norm of the gradient; 0 for none.")] = 1.0
+    dropout: Annotated[
+        float | None, Option("The base's dropout rate; default: its configuration's.", rule=PROBABILITY)
+    ] = None
+    best: Annotated[
+        bool,
+        Option(
+            "Keep the last epoch instead of the best on validation.",
+            flags=("--last",),
+            written=bool,
+            read=operator.not_,
+        ),
+    ] = True
+    checkpoints: Annotated[
+        bool,
+        Option(
+            "Evaluate and save at the end only; implies --last.",
+            flags=("--no-checkpoints",),
+            written=bool,
+            read=operator.not_,
+        ),
+    ] = True
+    patience: Annotated[
+        int | None, Option("Stop after this many evaluations without a better one.", rule=at_least(1))
+    ] = None
+    optimizer: Annotated[str, Option("By transformers' name for it, as adamw_torch, adafactor, sgd.")] = "adamw_torch"
+    precision: Annotated[
+        Precision | None,
+        Option("no, bf16 or fp16: mixed precision; what is trained stays in float32. Default: the launcher's."),
+    ] = None
+    dtype: DType = None
+    checkpointing: Annotated[bool, Option("Recompute activations, to save memory.", changes_results=False)] = False
+    log_to: Annotated[
+        tuple[str, ...],
+        Option(
+            "Log to tensorboard (in OUT/logs), wandb, mlflow, …; repeatable.",
+            written=list[str] | None,
+            read=lambda names: tuple(names or ()),
+            changes_results=False,
+        ),
+    ] = ()
+    allow_future: Annotated[bool, Option("Allow a method that sees later tokens on a causal model.")] = False
+    save_steps: Annotated[
+        int | None,
+        Option("Checkpoint every so many steps, besides each epoch.", rule=at_least(1), changes_results=False),
+    ] = None
+    resume: Annotated[bool, Option("Go on from the last checkpoint in --out.", changes_results=False)] = False
+    overwrite: Annotated[bool, Option("Replace the run in --out.", changes_results=False)] = False
+    report: Annotated[
+        bool, Option("Watch gates, edits and gradients; draw report.png and .svg in --out.", changes_results=False)
+    ] = False
 
     def check(self) -> None:
+        """Refuse values that mean nothing, by themselves or together."""
         super().check()
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            raise _option("lr", "must be positive", self.lr)
-        if not 0 <= self.warmup <= 1:
-            raise _option("warmup", "is a share of the steps, between 0 and 1", self.warmup)
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise _option("dropout", "is a probability below 1", self.dropout)
         if not self.checkpoints and (self.resume or self.save_steps):
             raise error("E0620", "without checkpoints a run cannot be resumed", help="leave `--no-checkpoints` out")
         if self.report and not self.checkpoints:
@@ -154,27 +148,15 @@ class TrainConfig(TaskOptions):
             raise error("E0620", "`--resume` and `--overwrite` exclude each other", help="give one of them")
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
-        data["text"] = list(self.text) if self.text is not None else None
-        data["log_to"] = list(self.log_to)
-        data["set"] = {k: str(v) for k, v in self.set.items()}
-        return data
+        data = asdict(self) | {"set": {k: str(v) for k, v in self.set.items()}}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
 
     def differs(self, earlier: Mapping[str, Any]) -> list[str]:
         """The options in which an earlier run's record differs, as text; those that change no result are left out."""
-        mine = self.to_json()
+        mine, options = self.to_json(), options_of(type(self))  # type: ignore[arg-type]
         # An option that is newer than the record had its default then.
-        then = {f.name: earlier.get(f.name, f.default) for f in fields(self) if f.name not in NOT_PART_OF_A_RUN}
+        then = {f.name: earlier.get(f.name, f.default) for f in fields(self) if options[f.name][1].changes_results}
         return [f"{n}: {old!r} then, {mine[n]!r} now" for n, old in then.items() if old != mine[n]]
-
-
-def check_dtype(dtype: str | None) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise _option("dtype", f"is one of {', '.join(DTYPES)}", dtype, near(dtype, DTYPES))
-
-
-def _option(name: str, rule: str, value: object, remedy: str = "") -> Exception:
-    return error("E0620", f"`--{name.replace('_', '-')}` {rule}; it is {value!r}", help=remedy or "change the option")
 
 
 def absolute(folder: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..anatomy.positions import longest_text
 from ..language.report.diagnostics import PeltError, error, near_path
-from .tasks import Task, kind
+from .tasks import kind
+from .tasks.task import Task
 
 
 #: What every model, configuration and tokenizer is loaded with: code that lies beside it is never run. Without this transformers

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
+
+from . import bars
 
 Say = Callable[[str], None]
 
@@ -20,16 +21,13 @@ class Progress(TrainerCallback):
 
     def __init__(self, say: Say, metric: str, bar: bool | None = None):
         self.say, self.metric = say, metric
-        self.wanted = sys.stderr.isatty() if bar is None else bar
+        self.wanted = bars.wanted(bar)
         self.bar: Any = None
         self.shown: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.wanted:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step",
-                            dynamic_ncols=True, file=sys.stderr)  # fmt: skip
+            self.bar = bars.bar("training", "step", state.max_steps, initial=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
@@ -50,34 +48,6 @@ class Progress(TrainerCallback):
                      f"validation {self.metric} {value:.3f}")  # fmt: skip
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-
-class Ticker:
-    """A bar over examples that are evaluated or predicted; without one, nothing is said."""
-
-    def __init__(self, what: str, bar: bool | None = None):
-        self.what = what
-        self.wanted = sys.stderr.isatty() if bar is None else bar
-        self.bar: Any = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if not self.wanted:
-            return
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(
-                total=total, desc=self.what, unit="example", dynamic_ncols=True, file=sys.stderr, leave=False
-            )
-        self.bar.update(done - self.bar.n)
-
-    def __enter__(self) -> Ticker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None

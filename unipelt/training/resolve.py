@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,25 +42,3 @@ def resolve_method(spec: str, arguments: Mapping[str, Any] | None = None, head: 
     for part in bound[1:]:
         method = method + part
     return method
-
-
-def argument(text: str) -> tuple[str, Any]:
-    """``r=16`` as a name and a value; what is no number stays a text of the language."""
-    name, sep, value = text.partition("=")
-    if not sep or not name.strip() or not value.strip():
-        raise error("E0621", f"`{text}` is not an argument", help="write it as `name=value`, as in `--set r=16`")
-    value = value.strip()
-    for number in (int, float):
-        with contextlib.suppress(ValueError):
-            return name.strip(), number(value)
-    return name.strip(), value
-
-
-def read_arguments(texts: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, value = argument(text)
-        if name in found:
-            raise error("E0621", f"the argument `{name}` is given twice", help="give it once")
-        found[name] = value
-    return found

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import (
@@ -26,14 +26,17 @@ from ..runtime.hub import README, public_name
 from ..runtime.room import moving
 from . import data as reading
 from . import ranks
-from .config import PRECISIONS, TrainConfig
+from .bars import Ticker
+from .config import Precision, TrainConfig
 from .data.hub import PREFIX
 from .folder import CHECKPOINTS, LOGS, NAME, finish, open_folder
 from .models import load_config, load_model, load_tokenizer, quiet
-from .progress import Progress, Say, Ticker, silent
+from .progress import Progress, Say, silent
 from .report import PICTURES, report_of, write_report
 from .resolve import resolve_method
-from .tasks import Collator, Encoded, Task, task_for
+from .tasks import task_for
+from .tasks.evaluation import Collator
+from .tasks.task import Encoded, Task
 from .trainer import AdapterTrainer, SaveEvery, optimizer_of
 from .watching import Watching
 
@@ -218,11 +221,11 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         raise error("E0666", f"the optimizer {config.optimizer} needs whole tensors, and FSDP 2 gives it shards",
                     help=f"use adamw_torch, or another of torch's own: {', '.join(OVER_SHARDS)}")  # fmt: skip
     precision = config.precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in PRECISIONS:
+    if precision not in get_args(Precision):
         raise error(
             "E0663",
             f"the launcher's configuration asks for the precision {precision}",
-            help=f"use {', '.join(PRECISIONS)}",
+            help=f"use {', '.join(get_args(Precision))}",
         )
     if precision == "fp16" and ranks.on_cpu():
         raise error("E0663", "fp16 needs a GPU: its loss scaling is not made for CPUs", help="use `--precision bf16`")

@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import exists, isdir, isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import unipelt
 
 from ..language.report.diagnostics import counted, error, near_path
 from ..runtime.hub import MANIFEST, TASK, located
 from . import data as reading
-from .adapters import Opening, open_for_task, open_plain
-from .config import DTYPES, TaskOptions
+from .adapters import attach, open_for_task, open_plain
 from .folder import read_json
 from .models import load_config, load_model, load_tokenizer, quiet
-from .tasks import Collator, Task, Tick, evaluate, predict, task_for, task_from_json
-from .tasks.language import LanguageTask
-from .tasks.task import Predicting
+from .options import FloatType, Opening, TaskOptions, flag
+from .tasks import task_for, task_from_json
+from .tasks.evaluation import Collator, evaluate, predict
+from .tasks.task import Inputs, Predicting, Task, Tick
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,16 @@ class Run:
 
 
 def load_run(
-    folder: str | Path, model: str | None = None, force: bool = False, arguments: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = lambda text: None, *, dtype: str | None = None, options: TaskOptions = TaskOptions(),
+    folder: str | Path,
+    model: str | None = None,
+    force: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    dtype: FloatType | None = None,
+    options: TaskOptions = TaskOptions(),
     data: str | Path | None = None,
-) -> Run:  # fmt: skip
+) -> Run:
     """Load a run's folder, or that of `unipelt.save`, onto its base model, or onto ``model``; another base is refused unless forced.
 
     ``folder`` may be a repository of the hub, as for `unipelt.attach`.
@@ -52,63 +58,45 @@ def load_run(
     record names it, and not the caller. ``dtype`` is that of the base: by default the run's, else the one in which it is stored.
     ``options`` name the task of an adapter that no run made, and ``data`` are what it is evaluated on.
     """
-    asked = Opening(model, force, dict(arguments or {}), dtype, options, data)
+    asked = Opening(model, force, dtype, dict(arguments or {}))
     place = _folder(folder)
     if not exists(place / TASK):
         if isfile(place / MANIFEST):
-            return Run(*open_for_task(place, asked), 64)
+            return Run(*open_for_task(place, asked, options, data), 64)
         raise error("E0615", f"`{place}` holds no finished run: `{TASK}` is missing",
                     help="name the `--out` folder of `unipelt train`; a run cut short goes on with `--resume`")  # fmt: skip
-    refuse_options(folder, asked.options)
+    given = [flag(n) for n, v in vars(options).items() if v not in (None, False) and n not in ("padding", "generate")]
+    if given:
+        raise error("E0620", f"the run in {folder} has its task already", help=f"leave {', '.join(given)} out")
     record = read_json(place / TASK)
     task = task_from_json(record.get("task", {}))
     base = asked.model or record.get("model")
     if not isinstance(base, str):
-        raise error(
-            "E0827",
-            f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`",
-            help="name it with `--model`",
-        )
+        raise error("E0827", f"`{folder}` was trained on a base that lay in a folder, `{record.get('base')}`",
+                    help="name it with `--model`")  # fmt: skip
     if asked.model is None:
         say(f"base: {base}, as the record in {folder} says")
     dtype = asked.dtype or record.get("dtype")
-    if dtype is not None and dtype not in DTYPES:
+    if dtype is not None and dtype not in get_args(FloatType):
         raise error("E0615", f"the run's record is damaged: `dtype` is {dtype!r}", help="train again")
     seed, batch_size = _whole(record, "seed", 0, 0), _whole(record, "eval_batch_size", 64, 1)
     tokenizer = load_tokenizer(base)
     loaded = load_model(base, task, tokenizer, seed, dtype=dtype)
-    with quiet():
-        name = unipelt.attach(loaded, str(place), force=asked.force, arguments=asked.arguments)
-    loaded.eval()
-    return Run(loaded, tokenizer, task, name, batch_size)
+    return Run(loaded, tokenizer, task, attach(loaded, place, asked), batch_size)
 
 
 def load_adapted(
-    folder: str | Path, asked: Opening = Opening(), say: Callable[[str], None] = lambda text: None
+    folder: str | Path, asked: Opening, task: str | None = None, say: Callable[[str], None] = lambda text: None
 ) -> tuple[Any, Any, str]:
     """The model with the adapter of either kind of folder, its tokenizer if it reads text, and the adapter's name.
 
-    No task is needed: one that is named for an adapter that no run made decides the class of the model.
+    A ``task`` that is named for an adapter that no run made decides the class of the model.
     """
     place = _folder(folder)
     if isfile(place / MANIFEST) and not exists(place / TASK):
-        return open_plain(place, asked)
-    run = load_run(folder, asked.model, asked.force, asked.arguments, say, dtype=asked.dtype, options=asked.options)
+        return open_plain(place, asked, task)
+    run = load_run(folder, **vars(asked), say=say, options=TaskOptions(task=task))
     return run.model, run.tokenizer, run.name
-
-
-def has_task(folder: str | Path) -> bool:
-    """Whether a folder says what its adapter was trained for."""
-    return exists(_folder(folder) / TASK)
-
-
-def refuse_options(folder: str | Path, options: TaskOptions) -> None:
-    """Options of a task mean nothing where a run has its own."""
-    given = [n for n, v in vars(options).items() if v not in (None, False) and n not in ("padding", "generate")]
-    if given:
-        raise error(
-            "E0620", f"the run in {folder} has its task already", help=f"leave `--{given[0].replace('_', '-')}` out"
-        )
 
 
 def _folder(folder: str | Path) -> Path:
@@ -150,9 +138,9 @@ def evaluate_run(run: Run, data: str | Path, split: str | None = None, tick: Tic
     """
     task = run.task
     if generate is not None:
-        if not isinstance(task, LanguageTask):
+        if "generate" not in task.asks:
             raise error("E0620", f"{task.kind} generates nothing", help="leave `--generate` out")
-        task = replace(task, generate=generate)
+        task = replace(task, generate=generate)  # type: ignore[call-arg]
     found = reading.read(data, split or "test")
     chosen = split or next((s for s in ("test", "validation") if s in found), None)
     if chosen is None or chosen not in found:
@@ -164,7 +152,7 @@ def evaluate_run(run: Run, data: str | Path, split: str | None = None, tick: Tic
         return evaluate(run.model, task, encoded, collator, run.batch_size, tick), chosen, encoded.truncated
 
 
-def predict_run(run: Run, inputs: Sequence[Sequence[Any]], max_new_tokens: int | None = None, tick: Tick | None = None
+def predict_run(run: Run, inputs: Inputs, max_new_tokens: int | None = None, tick: Tick | None = None
                 ) -> list[dict[str, Any]]:  # fmt: skip
     """A record for each input: a label with its probability, a continuation, whatever the task answers.
 

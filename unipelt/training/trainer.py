@@ -32,7 +32,8 @@ from ..language.files import check, contents, reason
 from ..runtime.registry import record
 from . import ranks
 from .data import whole_number
-from .tasks import Collator, Task, evaluate
+from .tasks.evaluation import Collator, evaluate
+from .tasks.task import Task
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
 #: The most bytes a trainer's state may have: it has a line for each step.

@@ -38,7 +38,7 @@ def classification_columns(
     """One or two texts (``many`` allows more) and their label; ``unlabelled`` where that is known to stand elsewhere."""
     have = split.columns
     if not unlabelled:
-        label = named(split, label, "label") if label else first(split, LABELS, "label")
+        label = column(split, label, LABELS, "label")
     if text:
         if len(text) > 2 and not many:
             raise error("E0603", f"a classifier reads one or two texts, not {len(text)}: {listed(text)}",
@@ -47,7 +47,7 @@ def classification_columns(
     for pair in PAIRS:
         if set(pair) <= set(have):
             return Columns(pair, label)
-    return Columns((first(split, [t for t in TEXTS if t != label], "text"),), label)
+    return Columns((_first(split, [t for t in TEXTS if t != label], "text"),), label)
 
 
 def language_columns(split: Split, text: Sequence[str] | None, completion: str | None) -> Columns:
@@ -60,7 +60,7 @@ def language_columns(split: Split, text: Sequence[str] | None, completion: str |
     for prompt, answer in COMPLETIONS:
         if prompt in have and (completion or answer) in have:
             return Columns((prompt,), completion or answer)
-    return Columns((first(split, TEXTS, "text"),), named(split, completion, "label") if completion else None)
+    return Columns((_first(split, TEXTS, "text"),), named(split, completion, "label") if completion else None)
 
 
 def named(split: Split, name: str, option: str) -> str:
@@ -71,12 +71,19 @@ def named(split: Split, name: str, option: str) -> str:
                 help=near(name, split.columns) or f"name one of them with `--{option}`")  # fmt: skip
 
 
-def first(split: Split, names: Sequence[str], option: str) -> str:
+def column(split: Split, name: str | None, usual: Sequence[str], option: str) -> str:
+    """The column that the user names, or the first of the usual ones."""
+    return named(split, name, option) if name else _first(split, usual, option)
+
+
+def _first(split: Split, names: Sequence[str], option: str) -> str:
     for name in names:
         if name in split.columns:
             return name
     found = next((c for c in split.columns[:MAX_COMPARED] if get_close_matches(c.lower(), names, 1, 0.75)), None)
-    remedy = f"`{found}` is close: name it with `--{option} {found}`" if found else f"name the column: `--{option} …`"
+    remedy = (
+        f"did you mean `{found}`? Name it with `--{option} {found}`" if found else f"name the column: `--{option} …`"
+    )
     raise error("E0603", f"`{split.file}` has no column that holds the {option}; it has {listed(split.columns)}",
                 Span(split.file), where=(f"looked for {', '.join(names)}",), help=remedy)  # fmt: skip
 

@@ -83,6 +83,21 @@ def known_labels(split: Split, column: str, labels: Sequence[str]) -> list[int]:
     return [index[v] for v in values]
 
 
+def values_in_order(names: Sequence[str], values: Sequence[str], titles: Sequence[str]) -> tuple[str, ...]:
+    """For each label of a head, by its name or its number, the value that stands for it in data with these labels."""
+    numbered = tuple(names) == tuple(f"LABEL_{i}" for i in range(len(names)))
+    by_name = {n: n for n in names} | ({str(i): n for i, n in enumerate(names)} if numbered else {})
+    value_of: dict[str, str] = {}
+    for value, title in zip(values, titles, strict=True):
+        name = by_name.get(title) or by_name.get(value)
+        if name is None:
+            raise error("E0669", f"the data have the label `{title}`, which the adapter's head does not score",
+                        where=(f"it scores {', '.join(names[:8])}",),
+                        help="name the labels in the data as the head does, or train with `labels=[…]` in their order")  # fmt: skip
+        value_of[name] = value
+    return tuple(value_of.get(n, n) for n in names)
+
+
 def unknown_label(split: Split, row: int, value: str, labels: Sequence[str]) -> Diagnostic:
     return Diagnostic(
         "E0606", f"{split.place(row)}: the label `{value}` does not occur in training", Span(split.file),

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from ...language.types.inputs import changes_length
 from ...language.report.diagnostics import error
 from .. import data as reading
-from ..config import TaskOptions
 from ..data import Split
+from ..options import TaskOptions
 from . import chat
 from .language import LanguageTask, prompt_columns
 from .packing import collate_packs, packed
-from .task import IGNORED, Encoded, Example, Output, pad, spread
+from .task import IGNORED, Batch, Encoded, Example, Output, pad, spread
 from .template import ids_of
 
 
@@ -32,8 +32,9 @@ class CausalLM(LanguageTask):
     auto: ClassVar[str] = "AutoModelForCausalLM"
     asks: ClassVar[tuple[str, ...]] = (*LanguageTask.asks, "loss", "chat", "pack")
     answers_only: ClassVar[bool] = False
+    usual: ClassVar[tuple[str, ...]] = ("prompt", "completion")
 
-    loss: str = "all"
+    loss: Literal["completion", "all"] = "all"
     separator: str = "\n"
     chat: bool = False
     pack: bool = False
@@ -59,11 +60,8 @@ class CausalLM(LanguageTask):
                 raise error(
                     "E0603", f"`--{name}` needs answers, and there is no column of them", help="name it with `--label`"
                 )
-        return cls(
-            columns.texts, columns.label, options.length(cls.length), options.padding, options.pattern,
-            options.max_target_length or cls.max_target_length, bool(options.generate), options.answer_after,
-            options.loss or ("completion" if answered else "all"), chat=bool(talks) or options.chat, pack=options.pack,
-        )  # fmt: skip
+        loss = options.loss or ("completion" if answered else "all")
+        return cls.made(options, columns.texts, columns.label, loss=loss, chat=bool(talks) or options.chat)
 
     def fit(self, base: Any, tokenizer: Any) -> CausalLM:
         if self.chat:
@@ -146,7 +144,7 @@ class CausalLM(LanguageTask):
     def for_training(self, encoded: Encoded) -> Encoded:
         return packed(encoded, self.max_length) if self.pack else encoded
 
-    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         if "position_ids" in examples[0]:
             length = self.max_length if self.padding == "max_length" else None
             return collate_packs(examples, tokenizer.pad_token_id, length)
@@ -160,9 +158,7 @@ class CausalLM(LanguageTask):
 
     # ------------------------------------------------------------ scores
 
-    def outputs(
-        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
-    ) -> list[Output]:
+    def outputs(self, model: Any, batch: Batch, encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         target = batch.pop("labels")
         logits = model(**batch).logits
         return self.text_outputs(model, logits[:, :-1], target[:, 1:], encoded, chosen)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 
+from ...compiler.labels import Labels
 from ...language.report.diagnostics import counted, error
 from .. import data as reading
-from ..config import TaskOptions
 from ..data import Split
+from ..options import TaskOptions
 from . import template
 from .answers import Answers, answers_for
-from .evaluation import Collator, outputs_of
-from .task import Encoded, Example, Output, Own, Predicting, Task, pad, spread
+from .evaluation import outputs_in_order
+from .task import Answer, Batch, Encoded, Example, Inputs, Output, Predicting, Task, pad, rows_of, spread, tokenized
 from .template import Template
 
 
@@ -36,7 +37,7 @@ class SequenceClassification(Task):
 
     labels: tuple[str, ...] = ()
     titles: tuple[str, ...] = ()
-    problem: str = "single_label"
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     pattern: str | None = None
 
     @classmethod
@@ -59,11 +60,21 @@ class SequenceClassification(Task):
         assert label is not None
         answers = answers_for(split, label, options.problem_type)
         labels, titles = answers.labels(split)
-        return cls(columns.texts, label, options.length(cls.length), options.padding, labels, titles, answers.problem,
-                   options.pattern)  # fmt: skip
+        return cls.made(options, columns.texts, label, labels=labels, titles=titles, problem=answers.problem)
 
     @classmethod
-    def from_json(cls: type[Own], record: Mapping[str, Any]) -> Own:
+    def named(cls, options: TaskOptions, head: Labels, **own: Any) -> Self:
+        names, problem = head.names, options.problem_type or "single_label"
+        return super().named(options, head, labels=names, titles=names, problem=problem)
+
+    def in_order_of(self, head: Labels) -> Self:
+        if self.problem == "regression":
+            return self
+        values = reading.values_in_order(head.names, self.labels, self.titles)
+        return replace(self, labels=values, titles=head.names)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
         return super().from_json({"titles": record.get("labels"), **record})  # type: ignore[misc]
 
     def damage(self) -> str | None:
@@ -118,18 +129,15 @@ class SequenceClassification(Task):
             example["labels"] = target
         return Encoded(encoded.examples, encoded.truncated, references=targets)
 
-    def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+    def encode_inputs(self, inputs: Inputs, tokenizer: Any) -> Encoded:
         if self.pattern:
             around = template.borders(tokenizer)
             found = [template.encode(self.template, values, tokenizer, self.max_length, *around) for values in inputs]
             return Encoded([e.example(self.template.rows > 0) for e in found], sum(e.cut for e in found))
-        columns = [list(c) for c in zip(*inputs)]
-        whole = tokenizer(*columns, truncation=False, verbose=False)
-        cut = tokenizer(*columns, truncation=True, max_length=self.max_length, verbose=False)
-        examples = [{k: cut[k][i] for k in cut} for i in range(len(inputs))]
-        return Encoded(examples, sum(len(a) > len(b) for a, b in zip(whole["input_ids"], cut["input_ids"])))
+        found, cut = tokenized(tokenizer, self.max_length, *map(list, zip(*inputs)))
+        return Encoded(rows_of(found), sum(cut))
 
-    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         batch = pad(examples, tokenizer, self, leave=("labels", "pseudo_tokens"))
         if "pseudo_tokens" in examples[0]:
             batch["pseudo_tokens"] = spread(examples, batch, "pseudo_tokens", 0)
@@ -140,9 +148,7 @@ class SequenceClassification(Task):
 
     # ------------------------------------------------------------ scores and predictions
 
-    def outputs(
-        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
-    ) -> list[Output]:
+    def outputs(self, model: Any, batch: Batch, encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         """The scores of the classes, or the number."""
         batch.pop("labels", None)
         return list(model(**batch).logits.float().cpu())
@@ -155,15 +161,11 @@ class SequenceClassification(Task):
             return multi_label_metrics(scores, torch.tensor(encoded.references))
         return classification_metrics(scores, torch.tensor(encoded.references))
 
-    def predict(
-        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
-    ) -> list[dict[str, Any]]:
+    def predict(self, model: Any, inputs: Inputs, tokenizer: Any, how: Predicting) -> list[Answer]:
         encoded = self.encode_inputs(inputs, tokenizer)
-        found = outputs_of(model, self, encoded, Collator(tokenizer, self), how.batch_size, how.tick)
-        return [
-            {"text": text[0] if len(text) == 1 else list(text), **self.answer(found[i])}
-            for i, text in enumerate(inputs)
-        ]
+        found = outputs_in_order(model, self, encoded, tokenizer, how)
+        texts = [given[0] if len(given) == 1 else list(given) for given in inputs]
+        return [{"text": text, **self.answer(scores)} for text, scores in zip(texts, found, strict=True)]
 
     def answer(self, scores: torch.Tensor) -> dict[str, Any]:
         """What is said of one text, from its scores."""

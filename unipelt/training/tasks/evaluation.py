@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ...anatomy.evaluating import evaluating
-from .task import Encoded, Example, Output, Predicting, Task, Tick
+from .task import Answer, Batch, Encoded, Example, Inputs, Output, Predicting, Task, Tick
 
 #: Makes of each process's outputs those of all; the position of an example is its key.
 Gather = Callable[[dict[int, Output]], dict[int, Output]]
@@ -22,7 +20,7 @@ class Collator:
     tokenizer: Any
     task: Task
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[Example]) -> Batch:
         return self.task.collate(examples, self.tokenizer)
 
 
@@ -53,6 +51,12 @@ def outputs_of(model: Any, task: Task, encoded: Encoded, collator: Collator, siz
     return found
 
 
+def outputs_in_order(model: Any, task: Task, encoded: Encoded, tokenizer: Any, how: Predicting) -> list[Output]:
+    """The outputs of all examples, for predictions."""
+    found = outputs_of(model, task, encoded, Collator(tokenizer, task), how.batch_size, how.tick)
+    return [found[i] for i in range(len(encoded))]
+
+
 def score(task: Task, encoded: Encoded, outputs: dict[int, Output], tokenizer: Any) -> dict[str, float]:
     """Metrics over the examples, each counted once: padding, the last, smaller batch and repeated ones change nothing."""
     return task.score(encoded, [outputs[i] for i in range(len(encoded))], tokenizer)
@@ -65,9 +69,7 @@ def evaluate(model: Any, task: Task, encoded: Encoded, collator: Collator, size:
     return score(task, encoded, gather(found) if gather else found, collator.tokenizer)
 
 
-def predict(
-    model: Any, task: Task, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
-) -> list[dict[str, Any]]:
+def predict(model: Any, task: Task, inputs: Inputs, tokenizer: Any, how: Predicting) -> list[Answer]:
     """A record for each input; each input is a sequence with a value for each of the task's input columns."""
     if not inputs:
         return []

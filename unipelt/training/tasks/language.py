@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 
 from ...language.report.diagnostics import error
 from .. import data as reading
 from ..data import Split
 from .generation import decoded, generate, grouped, leaders, text_metrics
-from .task import IGNORED, Encoded, Output, Predicting, Task
+from .task import IGNORED, Answer, Encoded, Inputs, Output, Predicting, Task
 from .template import parse, plain
-
-Own = TypeVar("Own", bound="LanguageTask")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LanguageTask(Task):
     answers_only: ClassVar[bool]
 
     pattern: str | None = None
-    max_target_length: int = 128
+    max_target_length: Annotated[int, Field(ge=1)] = 128
     generate: bool = False
     answer_after: str | None = None
 
@@ -50,7 +49,7 @@ class LanguageTask(Task):
     def inputs(self) -> tuple[str, ...]:
         return self.texts if self.pattern else self.texts[:1]
 
-    def in_training(self: Own) -> Own:
+    def in_training(self) -> Self:
         return replace(self, generate=False)
 
     def text_of(self, given: Sequence[str]) -> str:
@@ -61,7 +60,7 @@ class LanguageTask(Task):
         """The tokens of a prompt, as generation starts from them."""
         raise NotImplementedError
 
-    def prompts(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> list[Prompt]:
+    def prompts(self, inputs: Inputs, tokenizer: Any) -> list[Prompt]:
         if not self.generate:
             return []
         ids = [self.prompt_ids(given, tokenizer) for given in inputs]
@@ -94,9 +93,7 @@ class LanguageTask(Task):
             found |= text_metrics(answers, list(wanted.values()), self.answer_after)
         return found
 
-    def predict(
-        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
-    ) -> list[dict[str, Any]]:
+    def predict(self, model: Any, inputs: Inputs, tokenizer: Any, how: Predicting) -> list[Answer]:
         prompts = [self.prompt_ids(given, tokenizer) for given in inputs]
         length = how.max_new_tokens or self.max_target_length
         found = generate(model, prompts, length, self.answers_only, how.batch_size, how.tick)

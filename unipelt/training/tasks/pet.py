@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from ...language.report.diagnostics import Diagnostic, PeltError, error, near
 from ...language.syntax.nodes import Span
 from .. import data as reading
-from ..config import TaskOptions
 from ..data import Split
+from ..options import TaskOptions
 from . import template
 from .answers import Answers
 from .causal_lm import beginning
 from .classification import SequenceClassification
-from .task import IGNORED, Encoded, Example, LossFunction, Output, pad, spread
+from .task import IGNORED, Batch, Encoded, Example, Inputs, LossFunction, Output, pad, spread
 from .template import Template, ids_of
 
 #: Labels of candidate words that are not the right one are stored below this.
@@ -74,15 +74,10 @@ class PET(SequenceClassification):
                 help="write one",
             )
         pattern.check(split)
-        label = (
-            reading.named(split, options.label, "label")
-            if options.label
-            else reading.first(split, reading.LABELS, "label")
-        )
+        label = reading.column(split, options.label, reading.LABELS, "label")
         labels, titles = Answers(label, "single_label").labels(split)
         words = words_for(options.words, labels, titles)
-        return cls(pattern.columns, label, options.length(cls.length), options.padding, labels, titles, "single_label",
-                   options.pattern, words)  # fmt: skip
+        return cls.made(options, pattern.columns, label, labels=labels, titles=titles, words=words)
 
     def damage(self) -> str | None:
         if self.pattern is None or not self.template.masks:
@@ -152,7 +147,7 @@ class PET(SequenceClassification):
     def _holds_mask(self, texts: Sequence[str], tokenizer: Any) -> bool:
         return self.masked and any(tokenizer.mask_token in t for t in texts)
 
-    def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+    def encode_inputs(self, inputs: Inputs, tokenizer: Any) -> Encoded:
         if any(self._holds_mask(texts, tokenizer) for texts in inputs):
             raise PeltError(_masked_text("", tokenizer))
         if not all(0 <= i < len(tokenizer) for words in self.tokens for ids in words for i in ids):
@@ -176,7 +171,7 @@ class PET(SequenceClassification):
             )
         return Encoded(examples, sum(e.cut for e in found))
 
-    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         """``labels`` [rows, tokens] tell where the word is and what is right: at the place of a word of one token the index of
         the label; else at the tokens of each candidate their ids, or ``WRONG`` minus these for the labels that are not right."""
         rows = []
@@ -233,9 +228,7 @@ class PET(SequenceClassification):
 
         return loss
 
-    def outputs(
-        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
-    ) -> list[Output]:
+    def outputs(self, model: Any, batch: Batch, encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         labels = batch.pop("labels")
         return list(self.scores(model(**batch).logits, labels).cpu())
 

@@ -8,18 +8,19 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from ...anatomy.positions import longest_text
 from ...language.report.diagnostics import Diagnostic, counted, error
 from ...language.syntax.nodes import Span
 from .. import data as reading
-from ..config import TaskOptions
 from ..data import Split, kind_of_value
-from .evaluation import Collator, outputs_of
-from .task import Encoded, Example, Output, Predicting, Task, need_offsets, pad
+from ..options import TaskOptions
+from .evaluation import outputs_in_order
+from .task import Answer, Batch, Encoded, Example, Inputs, Output, Predicting, Task, need_offsets, pad, rows_of
 
 CONTEXTS = ("context", "passage", "paragraph")
 ENDS = ("start_positions", "end_positions")
@@ -47,8 +48,9 @@ class QuestionAnswering(Task):
     auto: ClassVar[str] = "AutoModelForQuestionAnswering"
     asks: ClassVar[tuple[str, ...]] = ("stride",)
     length: ClassVar[int] = 384
+    usual: ClassVar[tuple[str, ...]] = ("question", "context")
 
-    stride: int = 128
+    stride: Annotated[int, Field(ge=1)] = 128
     unanswerable: bool = False
 
     @classmethod
@@ -60,22 +62,18 @@ class QuestionAnswering(Task):
     def find(cls, split: Split, options: TaskOptions, base: Any) -> QuestionAnswering:
         if options.text and len(options.text) != 2:
             raise error("E0603", "question answering reads a question and a context", help="`--text question,context`")
-        if options.text:
-            question, context = (reading.named(split, t, "text") for t in options.text)
-        else:
-            question, context = reading.first(split, ("question",), "text"), reading.first(split, CONTEXTS, "text")
-        label = (
-            reading.named(split, options.label, "label")
-            if options.label
-            else reading.first(split, ("answers",), "label")
-        )
-        length = options.length(cls.length)
+        asked = options.text or (None, None)
+        question = reading.column(split, asked[0], ("question",), "text")
+        context = reading.column(split, asked[1], CONTEXTS, "text")
+        label = reading.column(split, options.label, ("answers",), "label")
+        length = options.max_length or cls.length
         stride = min(cls.stride, length // 4) if options.stride is None else options.stride
         if stride > length // 2:
             raise error("E0620", f"`--stride` must be at most half of the window's {length} tokens; it is {stride}",
                         help="give a smaller stride, or a larger `--max-length`")  # fmt: skip
         answers = answers_of(split, context, label)
-        return cls((question, context), label, length, options.padding, stride, any(not a for a in answers))
+        unanswerable = any(not a for a in answers)
+        return cls.made(options, (question, context), label, stride=stride, unanswerable=unanswerable)
 
     def damage(self) -> str | None:
         wrong = super().damage()
@@ -119,7 +117,7 @@ class QuestionAnswering(Task):
         references = [(context, [text for text, _ in found]) for (_, context), found in zip(inputs, answers)]
         return Encoded(encoded.examples, encoded.truncated, encoded.aside, references)
 
-    def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+    def encode_inputs(self, inputs: Inputs, tokenizer: Any) -> Encoded:
         """One example for each window. ``truncated`` counts questions that had to lose their end."""
         questions, contexts = [q.strip() for q, _ in inputs], [c for _, c in inputs]
         # What is left to the context must be longer than the stride; at most 4 tokens stand around and between the two.
@@ -130,14 +128,13 @@ class QuestionAnswering(Task):
             return_overflowing_tokens=True, return_offsets_mapping=True, verbose=False,
         )  # fmt: skip
         rows, offsets = found.pop("overflow_to_sample_mapping"), found.pop("offset_mapping")
-        examples, aside = [], []
+        aside = []
         for i, row in enumerate(rows):
-            examples.append({k: found[k][i] for k in found})
             places = zip(offsets[i], found.sequence_ids(i))
             aside.append(Window(row, [(a, b) if of == 1 and b > a else None for (a, b), of in places]))
-        return Encoded(examples, cut, aside, [(c, []) for c in contexts])
+        return Encoded(rows_of(found), cut, aside, [(c, []) for c in contexts])
 
-    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         batch = pad(examples, tokenizer, self, leave=ENDS)
         for name in ENDS:
             if name in examples[0]:
@@ -146,9 +143,7 @@ class QuestionAnswering(Task):
 
     # ------------------------------------------------------------ scores and predictions
 
-    def outputs(
-        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
-    ) -> list[Output]:
+    def outputs(self, model: Any, batch: Batch, encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         """For each window the best spans, as (score, first character, one behind the last), the score of "no answer", and the
         loss of the right span where it is known."""
         ends = [batch.pop(name) for name in ENDS if name in batch]
@@ -194,12 +189,9 @@ class QuestionAnswering(Task):
             out.append((text, {"characters": place, "probability": round(scores.softmax(-1)[top].item(), 6)}))
         return out
 
-    def predict(
-        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
-    ) -> list[dict[str, Any]]:
+    def predict(self, model: Any, inputs: Inputs, tokenizer: Any, how: Predicting) -> list[Answer]:
         encoded = self.encode_inputs(inputs, tokenizer)
-        found = outputs_of(model, self, encoded, Collator(tokenizer, self), how.batch_size, how.tick)
-        answers = self._answers(encoded, [found[i] for i in range(len(encoded))])
+        answers = self._answers(encoded, outputs_in_order(model, self, encoded, tokenizer, how))
         return [{"question": q, "answer": text, **place} for (q, _), (text, place) in zip(inputs, answers)]
 
 

@@ -10,10 +10,10 @@ import torch
 
 from ...language.report.diagnostics import error
 from .. import data as reading
-from ..config import TaskOptions
 from ..data import Split
+from ..options import TaskOptions
 from .language import LanguageTask, prompt_columns
-from .task import IGNORED, Encoded, Example, Output, pad
+from .task import IGNORED, Batch, Encoded, Example, Output, pad, tokenized
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Seq2Seq(LanguageTask):
     kind: ClassVar[str] = "seq2seq"
     auto: ClassVar[str] = "AutoModelForSeq2SeqLM"
     answers_only: ClassVar[bool] = True
+    usual: ClassVar[tuple[str, ...]] = ("source", "target")
 
     @classmethod
     def suits(cls, split: Split, options: TaskOptions, base: Any) -> bool:
@@ -36,10 +37,7 @@ class Seq2Seq(LanguageTask):
         if columns.label is None:
             raise error("E0603", f"`{split.file}` has no column of answers; it has {reading.listed(split.columns)}",
                         help="name it with `--label`")  # fmt: skip
-        return cls(
-            columns.texts, columns.label, options.length(cls.length), options.padding, options.pattern,
-            options.max_target_length or cls.max_target_length, options.generate is not False, options.answer_after,
-        )  # fmt: skip
+        return cls.made(options, columns.texts, columns.label, generate=options.generate is not False)
 
     # ------------------------------------------------------------ encoding
 
@@ -56,7 +54,7 @@ class Seq2Seq(LanguageTask):
     def prompt_ids(self, given: Sequence[Any], tokenizer: Any) -> list[int]:
         return _ids(tokenizer, self.max_length, [self.text_of(given)])[0][0]
 
-    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         batch = pad(examples, tokenizer, self)
         longest = self.max_target_length if self.padding == "max_length" else max(len(e["labels"]) for e in examples)
         # A decoder reads from the left, whatever the side on which the encoder's tokens are padded.
@@ -65,17 +63,13 @@ class Seq2Seq(LanguageTask):
 
     # ------------------------------------------------------------ scores
 
-    def outputs(
-        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
-    ) -> list[Output]:
+    def outputs(self, model: Any, batch: Batch, encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         target = batch["labels"]  # from which the model makes the decoder's inputs
         return self.text_outputs(model, model(**batch).logits, target, encoded, chosen)
 
 
 def _ids(tokenizer: Any, room: int, *texts: list[str], **named: list[str]) -> tuple[list[list[int]], list[bool]]:
     """Tokens with those that end a text, and which texts were cut."""
-    whole = tokenizer(*texts, **named, truncation=False, verbose=False)["input_ids"]
-    cut = tokenizer(*texts, **named, truncation=True, max_length=room, verbose=False)["input_ids"]
+    found, cut = tokenized(tokenizer, room, *texts, **named)
     eos = tokenizer.eos_token_id
-    ended = [i if eos is None or eos in i[-1:] else [*i[: room - 1], eos] for i in cut]
-    return ended, [len(a) > len(b) for a, b in zip(whole, cut)]
+    return [i if eos is None or eos in i[-1:] else [*i[: room - 1], eos] for i in found["input_ids"]], cut

@@ -5,34 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ...language.report.diagnostics import error
 from .. import data as reading
 from ..data import Split
+from ..options import TaskOptions
+from . import template
 
 if TYPE_CHECKING:
     import torch
 
-    from ..config import TaskOptions
+    from ...compiler.labels import Labels
 
 #: The label of a token that takes no part in a loss (torch's own default).
 IGNORED = -100
 Example = dict[str, Any]
+#: Padded tensors of several examples, by name.
+Batch = dict[str, "torch.Tensor"]
+#: For each of several predictions a value for each of the task's input columns.
+Inputs = Sequence[Sequence[Any]]
+#: A prediction, of plain values.
+Answer = dict[str, Any]
 #: What a model says about one example: plain numbers, lists or small tensors on the CPU, so that processes can exchange it.
 Output = Any
 #: Called with the number of examples done so far, and that of all.
 Tick = Callable[[int, int], None]
 #: From a model's outputs and the batch's labels, divided by the number of labels of all batches of a step.
 LossFunction = Callable[..., "torch.Tensor"]
-Own = TypeVar("Own", bound="Task")
-#: The least that a task's numbers may be, and what its choices are.
-LEAST = {"max_length": 2, "max_target_length": 1, "stride": 1}
-CHOICES = {
-    "padding": ("longest", "max_length"),
-    "loss": ("completion", "all"),
-    "problem": ("single_label", "multi_label", "regression"),
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of task with its columns: plain data, and what a run asks of it.
+    """A kind of task with its columns: plain data, and what a run asks of it. The types say what a record may hold.
 
     ``texts`` are the columns read, ``label`` the column of the answer. Evaluation has two halves: ``outputs`` says for a
     batch what the model says about each example, ``score`` makes the metrics of all examples' outputs. Between them
@@ -73,11 +75,13 @@ class Task:
     pretrained: ClassVar[bool] = False
     #: Tokens per example where the user names no maximum.
     length: ClassVar[int] = 128
+    #: The columns that a prediction reads, where neither data nor the user name them.
+    usual: ClassVar[tuple[str, ...]] = ("text",)
 
     texts: tuple[str, ...] = ()
     label: str | None = None
-    max_length: int = 128
-    padding: str = "longest"
+    max_length: Annotated[int, Field(ge=2)] = 128
+    padding: Literal["longest", "max_length"] = "longest"
 
     # ------------------------------------------------------------ from data
 
@@ -87,11 +91,29 @@ class Task:
         raise NotImplementedError
 
     @classmethod
-    def find(cls: type[Own], split: Split, options: TaskOptions, base: Any) -> Own:
+    def find(cls, split: Split, options: TaskOptions, base: Any) -> Self:
         """The task for a training split: its columns, by convention or as the user names them, and its labels."""
         raise NotImplementedError
 
-    def fit(self: Own, base: Any, tokenizer: Any) -> Own:
+    @classmethod
+    def made(cls, options: TaskOptions, texts: Sequence[str], label: str | None, **own: Any) -> Self:
+        """The task with its columns and with the options that are given and that it asks for; ``own`` are its other fields."""
+        asked = {f.name: getattr(options, f.name) for f in fields(cls) if f.name in cls.asks and f.name not in own}
+        given = {name: value for name, value in asked.items() if value is not None}
+        length = cls.length if options.max_length is None else options.max_length
+        return cls(texts=tuple(texts), label=label, max_length=length, padding=options.padding, **given, **own)
+
+    @classmethod
+    def named(cls, options: TaskOptions, head: Labels, **own: Any) -> Self:
+        """The task that the options name, for predictions of an adapter with this head."""
+        texts = template.parse(options.pattern).columns if options.pattern else options.text or cls.usual
+        return cls.made(options, texts, options.label, **own)
+
+    def in_order_of(self, head: Labels) -> Self:
+        """The task with its labels in the order of a head, not in the order of the data."""
+        return self
+
+    def fit(self, base: Any, tokenizer: Any) -> Self:
         """The task with what a model and its tokenizer decide; an error where they cannot serve it."""
         return self
 
@@ -107,10 +129,8 @@ class Task:
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
 
     @classmethod
-    def from_json(cls: type[Own], record: Mapping[str, Any]) -> Own:
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
         """The task of a record that `to_json` wrote, also an earlier one: a field that is new since has its default."""
-        from pydantic import TypeAdapter, ValidationError
-
         names = [f.name for f in fields(cls)]
         lacking = next((n for n in ("texts", "labels") if n in names and not record.get(n)), None)
         if lacking:
@@ -121,9 +141,8 @@ class Task:
         except ValidationError as e:
             wrong = e.errors(include_url=False)[0]
             place = ".".join(map(str, wrong["loc"]))
-            raise error(
-                "E0615", f"the task's record is damaged: `{place}`: {wrong['msg'].lower()}", help="train again"
-            ) from None
+            raise error("E0615", f"the task's record is damaged: `{place}` is {repr(wrong['input'])[:80]}: {wrong['msg'].lower()}",
+                        help="train again") from None  # fmt: skip
         wrong_value = found.damage()
         if wrong_value is not None:
             raise error("E0615", f"the task's record is damaged: {wrong_value}", help="train again")
@@ -131,12 +150,6 @@ class Task:
 
     def damage(self) -> str | None:
         """What of a record's values, each of the right type, no run can have written."""
-        for name, least in LEAST.items():
-            if getattr(self, name, least) < least:
-                return f"`{name}` is {getattr(self, name)}, and is at least {least}"
-        for name, allowed in CHOICES.items():
-            if getattr(self, name, allowed[0]) not in allowed:
-                return f"`{name}` is {getattr(self, name)!r}, and is one of {', '.join(allowed)}"
         return None
 
     # ------------------------------------------------------------ the model
@@ -167,7 +180,7 @@ class Task:
             return int((labels != IGNORED).sum())
         return len(next(iter(batch.values())))
 
-    def in_training(self: Own) -> Own:
+    def in_training(self) -> Self:
         """The task as it is evaluated while training goes on: without what takes long."""
         return self
 
@@ -230,19 +243,17 @@ class Task:
         """A split with its answers. Columns are looked up again, as another file may lack them."""
         raise NotImplementedError
 
-    def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+    def encode_inputs(self, inputs: Inputs, tokenizer: Any) -> Encoded:
         """What predictions are made for."""
         raise NotImplementedError
 
-    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         """A padded batch."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ scores and predictions
 
-    def outputs(
-        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
-    ) -> list[Output]:
+    def outputs(self, model: Any, batch: Batch, encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         """One output for each of the ``chosen`` examples, which ``batch`` holds. The model is in evaluation mode."""
         raise NotImplementedError
 
@@ -250,9 +261,7 @@ class Task:
         """Metrics from one output for each example, in their order: each is counted once."""
         raise NotImplementedError
 
-    def predict(
-        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
-    ) -> list[dict[str, Any]]:
+    def predict(self, model: Any, inputs: Inputs, tokenizer: Any, how: Predicting) -> list[Answer]:
         """A record for each input, of plain values."""
         raise NotImplementedError
 
@@ -277,6 +286,18 @@ def pad(examples: Sequence[Example], tokenizer: Any, task: Task, leave: Sequence
         padding_side="right", return_tensors="pt", verbose=False,
     )  # fmt: skip
     return dict(batch)
+
+
+def tokenized(tokenizer: Any, room: int, *texts: Any, **how: Any) -> tuple[Any, list[bool]]:
+    """The tokens of texts, at most ``room`` of each, and which texts were longer."""
+    whole = tokenizer(*texts, **how, truncation=False, verbose=False)["input_ids"]
+    found = tokenizer(*texts, **how, truncation=True, max_length=room, verbose=False)
+    return found, [len(a) > len(b) for a, b in zip(whole, found["input_ids"])]
+
+
+def rows_of(found: Mapping[str, Sequence[Any]]) -> list[Example]:
+    """What a tokenizer found, text by text."""
+    return [dict(zip(found, row)) for row in zip(*found.values())]
 
 
 def spread(examples: Sequence[Example], batch: dict[str, Any], key: str = "labels", fill: int = IGNORED) -> Any:

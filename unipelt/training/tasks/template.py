@@ -13,7 +13,6 @@ from typing import Any
 from ...language.report.diagnostics import error, near
 from .. import data as reading
 from ..data import Split
-from .task import Example
 
 MASK, PROMPT = "mask", "prompt"
 
@@ -126,7 +125,7 @@ class Encoding:
     marks: list[int]
     cut: bool
 
-    def example(self, marked: bool) -> Example:
+    def example(self, marked: bool) -> dict[str, Any]:
         marks = {"pseudo_tokens": self.marks} if marked else {}
         return {"input_ids": self.ids, "attention_mask": [1] * len(self.ids), **marks}
 

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
-import torch
 
-from ...language.report.diagnostics import Diagnostic, error
+from ...compiler.labels import Labels
+from ...language.report.diagnostic import Diagnostic
+from ...language.report.diagnostics import error
 from ...language.syntax.nodes import Span
 from .. import data as reading
-from ..config import TaskOptions
 from ..data import Split, kind_of_value
-from .evaluation import Collator, outputs_of
-from .task import IGNORED, Encoded, Example, Output, Predicting, Task, need_offsets, pad, spread
+from ..options import TaskOptions
+from .evaluation import outputs_in_order
+from .task import (
+    IGNORED,
+    Answer,
+    Batch,
+    Encoded,
+    Example,
+    Inputs,
+    Output,
+    Predicting,
+    Task,
+    need_offsets,
+    pad,
+    rows_of,
+    spread,
+    tokenized,
+)
 from .template import lead
 
 TOKENS = ("tokens", "words")
@@ -46,13 +62,20 @@ class TokenClassification(Task):
             raise error(
                 "E0603", f"token classification reads one column of words, not {len(options.text)}", help="name one"
             )
-        text = reading.named(split, options.text[0], "text") if options.text else reading.first(split, TOKENS, "text")
-        label = reading.named(split, options.label, "label") if options.label else reading.first(split, TAGS, "label")
+        text = reading.column(split, (options.text or (None,))[0], TOKENS, "text")
+        label = reading.column(split, options.label, TAGS, "label")
         found = {tag for tags in tags_of(split, text, label) for tag in tags}
         if len(found) < 2:
             raise error("E0604", f"every word of `{split.file}` has the label `{next(iter(found))}`", Span(split.file),
                         help="check the label column")  # fmt: skip
-        return cls((text,), label, options.length(cls.length), options.padding, tuple(reading.in_order(found, OUTSIDE)))
+        return cls.made(options, (text,), label, labels=tuple(reading.in_order(found, OUTSIDE)))
+
+    @classmethod
+    def named(cls, options: TaskOptions, head: Labels, **own: Any) -> Self:
+        return super().named(options, head, labels=head.names)
+
+    def in_order_of(self, head: Labels) -> TokenClassification:
+        return replace(self, labels=reading.values_in_order(head.names, self.labels, self.labels))
 
     def fit(self, base: Any, tokenizer: Any) -> TokenClassification:
         need_offsets(tokenizer, self.kind)
@@ -96,24 +119,21 @@ class TokenClassification(Task):
             example["labels"] = labels
         return Encoded(encoded.examples, encoded.truncated, encoded.aside, tags)
 
-    def encode_inputs(self, inputs: Sequence[Sequence[Any]], tokenizer: Any) -> Encoded:
+    def encode_inputs(self, inputs: Inputs, tokenizer: Any) -> Encoded:
         """``aside`` has the places of each word's first token; words that are cut off or have no token have none."""
         blank = lead(tokenizer)
         texts = [[blank + w for w in split_words(words)] for (words,) in inputs]
-        whole = tokenizer(texts, is_split_into_words=True, truncation=False, verbose=False)
-        cut = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=self.max_length, verbose=False)
-        examples, aside = [], []
+        found, cut = tokenized(tokenizer, self.max_length, texts, is_split_into_words=True)
+        aside = []
         for i in range(len(texts)):
-            examples.append({k: cut[k][i] for k in cut})
             first: dict[int, int] = {}
-            for place, word in enumerate(cut.word_ids(i)):
+            for place, word in enumerate(found.word_ids(i)):
                 if word is not None:
                     first.setdefault(word, place)
             aside.append([(place, word) for word, place in first.items()])
-        truncated = sum(len(a) > len(b) for a, b in zip(whole["input_ids"], cut["input_ids"]))
-        return Encoded(examples, truncated, aside, [len(t) for t in texts])
+        return Encoded(rows_of(found), sum(cut), aside, [len(t) for t in texts])
 
-    def collate(self, examples: Sequence[Example], tokenizer: Any) -> dict[str, torch.Tensor]:
+    def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         batch = pad(examples, tokenizer, self)
         if "labels" in examples[0]:
             batch["labels"] = spread(examples, batch)
@@ -121,9 +141,7 @@ class TokenClassification(Task):
 
     # ------------------------------------------------------------ scores and predictions
 
-    def outputs(
-        self, model: Any, batch: dict[str, torch.Tensor], encoded: Encoded, chosen: Sequence[int]
-    ) -> list[Output]:
+    def outputs(self, model: Any, batch: Batch, encoded: Encoded, chosen: Sequence[int]) -> list[Output]:
         """For each word that has a token the word's position, its best label and that one's log-probability, and the
         log-probability of the right label where it is known."""
         wanted = batch.pop("labels", None)
@@ -154,20 +172,14 @@ class TokenClassification(Task):
             tags[word] = self.labels[best]
         return tags
 
-    def predict(
-        self, model: Any, inputs: Sequence[Sequence[Any]], tokenizer: Any, how: Predicting
-    ) -> list[dict[str, Any]]:
+    def predict(self, model: Any, inputs: Inputs, tokenizer: Any, how: Predicting) -> list[Answer]:
         encoded = self.encode_inputs(inputs, tokenizer)
-        found = outputs_of(model, self, encoded, Collator(tokenizer, self), how.batch_size, how.tick)
         answers = []
-        for i, (given,) in enumerate(inputs):
+        for (given,), found in zip(inputs, outputs_in_order(model, self, encoded, tokenizer, how), strict=True):
             words = split_words(given)
-            tags = self._tags(found[i], len(words))
-            answer: dict[str, Any] = {
-                "text": given if isinstance(given, str) else " ".join(given),
-                "words": words,
-                "labels": tags,
-            }
+            tags = self._tags(found, len(words))
+            text = given if isinstance(given, str) else " ".join(given)
+            answer: Answer = {"text": text, "words": words, "labels": tags}
             if self.entities:
                 answer["entities"] = entities_in(given, words, tags)
             answers.append(answer)
