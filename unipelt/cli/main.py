@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..language.report.diagnostics import error
-from ..training import ranks
 from .output import MISTAKES, OK, USAGE, guarded, say
 
 
@@ -24,6 +23,7 @@ def main() -> None:
         if paths and not any(p.startswith("-") for p in paths):
             # What editors and hooks call at every save: building typer's commands would take most of its time.
             raise SystemExit(_check(paths, as_json="--json" in arguments, as_sarif="--sarif" in arguments))
+    from ..training import ranks
     from .app import app
 
     if ranks.launched():
@@ -46,6 +46,8 @@ def _alone(app: Callable[..., object]) -> None:
 
 def _together(app: Callable[..., object], arguments: list[str]) -> None:
     """One of several processes with the same command: they meet before anything can fail, so that one speaks for all."""
+    from ..training import ranks
+
     ranks.join()
     try:
         _one_process(arguments[:1])
