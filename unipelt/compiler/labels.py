@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import nn
 
-from ..anatomy.sites import Site, SiteMap
-from ..language.report.diagnostics import Diagnostic, PeltError, error, near, repeated
+from ..anatomy.sites import SiteMap
+from ..language.report.diagnostics import PeltError, error, near, repeated
 from ..language.report.texts import half_of_a_character
-from ..language.syntax.nodes import Number
-from ..language.types.values import Distribution
-
-if TYPE_CHECKING:
-    from .plan import PlannedCopy, PlannedEdit
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 MAX_LABELS = 2**20
@@ -153,60 +147,3 @@ def label_map(model: nn.Module, sites: SiteMap) -> str | None:
     last = [n for n, m in model.get_submodule(sites.head[-1]).named_modules(prefix=sites.head[-1])
             if "unipelt" not in n.split(".") and isinstance(m, nn.Linear) and m.out_features == len(base)]  # fmt: skip
     return last[-1] if last else None
-
-
-# ---------------------------------------------------------------- in a plan
-
-
-def own_head(site: Site, labels: Labels | None) -> Site:
-    """The head's site as the adapter has it: as many outputs as labels. Other sites stay as they are."""
-    return replace(site, sizes={**site.sizes, "labels": len(labels)}) if labels and site.family == "head" else site
-
-
-def own_rows(c: PlannedCopy, model: nn.Module, path: str | None, labels: Labels | None) -> PlannedCopy:
-    """The copy of a parameter of the head's last map with a row for each label: drawn anew, a bias from zero."""
-    attribute = next((a for m, a in c.parameter.uses if m == path), None)
-    if labels is None or path is None or attribute is None:
-        return c
-    shape = (len(labels), *c.parameter.shape[1:])
-    config: Any = model.config
-    spread = getattr(config.get_text_config(), "initializer_range", None) or 0.02  # as transformers starts a head
-    start = Distribution("zeros") if len(shape) == 1 else Distribution("normal", (Number(float(spread)),))
-    own = replace(c.parameter, shape=shape, count=math.prod(shape), uses=((path, attribute),))
-    return replace(c, parameter=own, start=start)
-
-
-def brings_head(e: PlannedEdit) -> bool:
-    """Whether a row yields the head's output without the head that is there."""
-    return e.site.family == "head" and not e.names & {"h", "sequential"} and e.row.gate is None
-
-
-def head_use(
-    model: nn.Module, path: str | None, edits: Iterable[PlannedEdit], copies: Iterable[PlannedCopy]
-) -> HeadUse:
-    """What an adapter does to the logits' columns: ``row`` and ``copy`` bring a whole head, ``edit`` changes the one there is."""
-    rows = [e for e in edits if e.site.family == "head"]
-    if any(map(brings_head, rows)):
-        return "row"
-    own = {} if path is None else dict(model.get_submodule(path).named_parameters(recurse=False))
-    copied = {a for c in copies for m, a in c.parameter.uses if m == path}
-    return "copy" if own and copied == set(own) else "edit" if rows or copied else ""
-
-
-def incomplete(
-    model: nn.Module, path: str | None, edits: Iterable[PlannedEdit], copies: Iterable[PlannedCopy]
-) -> list[Diagnostic]:
-    """What keeps an adapter with labels of its own from having a whole head of its own."""
-    rows = [e for e in edits if e.site.family == "head"]
-    copied = head_use(model, path, (), copies) == "copy"
-    found = []
-    for e in rows:
-        if not (copied or brings_head(e)):
-            found.append(Diagnostic(
-                "E0744", f"the row `{e.row.name}` changes the model's own head, which has other labels", e.row.span,
-                help="pass head=True, so that the row changes a head of the adapter's own"))  # fmt: skip
-    if not rows and not copied:
-        last = f"; the last map of {type(model).__name__}'s head is no torch.nn.Linear" if path is None else ""
-        found.append(Diagnostic("E0745", f"labels of its own need a head of the adapter's own{last}",
-                                help="leave out head=False, or add a row that modifies `head`"))  # fmt: skip
-    return found

@@ -33,7 +33,8 @@ from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
 from . import totals
-from .labels import Labels, head_use, incomplete, label_map, own_head, own_labels, own_rows, scores_examples
+from .labels import Labels, label_map, own_labels, scores_examples
+from .own_heads import head_use, incomplete, own_head, own_rows
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
 from .trained import (
     HEADLESS,
