@@ -18,7 +18,7 @@ from names import name as named
 
 import unipelt
 from unipelt.compiler.module import torch_source
-from unipelt.language.types.rows import RowTyping
+from unipelt.language.types.typed import TypedRow
 from unipelt.language.sites import TensorType
 from unipelt.runtime.edits import PLACES, Edit
 from unipelt.runtime.seam import edit_at
@@ -39,7 +39,7 @@ class Placed:
     """An edit at layer 1 (or outside the layers) of a small model in float64, with random tensors."""
 
     edit: Edit
-    typing: RowTyping
+    typing: TypedRow
 
     def size(self, name: str) -> int:
         n = self.typing.sizes[name].number

@@ -9,8 +9,9 @@ import sys
 import pytest
 from names import name as named, spec
 
-from unipelt.language.check.methods import check_method, check_row
-from unipelt.language.types.rows import RowTyping
+from unipelt.language.analyse.method import analyse
+from unipelt.language.types.rows import check_row
+from unipelt.language.types.typed import Sizes, TypedRow
 from unipelt.language.analyse.counts import formula
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.resources import folder
@@ -33,16 +34,16 @@ METHODS = [e.name for e in library() if e.kind == "method"]
 
 def typing(
     body: str, site: str = "ffn", params: str = "r: int = 4", compose: str = "add", insert: str = "insert parallel"
-) -> RowTyping:
-    (t,) = check_method(parse(f"method m({params}) {{ modify {site} {insert} form {{ {body} }} compose {compose} }}"))
+) -> TypedRow:
+    (t,) = analyse(parse(f"method m({params}) {{ modify {site} {insert} form {{ {body} }} compose {compose} }}")).rows
     return t
 
 
-def shown(t: RowTyping, name: str) -> str:
+def shown(t: TypedRow, name: str) -> str:
     return str(t.values[name].type)
 
 
-def bound(t: RowTyping) -> set[str]:
+def bound(t: TypedRow) -> set[str]:
     return {n for s in (*t.row.form, *t.row.compose) if isinstance(s, Let) for n in s.names}
 
 
@@ -59,9 +60,9 @@ def bound(t: RowTyping) -> set[str]:
     ],
 )
 def test_what_a_form_reads_and_binds(form: str, site: str, reads: set[str], binds: set[str]) -> None:
-    (t,) = check_method(
+    (t,) = analyse(
         parse(f"method m {{ modify {site} insert parallel form {form} compose {{ out = h + delta }} }}")
-    )
+    ).rows
     assert row_reads(t.row) & {"x", "z", "q", "k", "v", "W", "scale", "residual", "log_mass"} == reads
     assert bound(t) - {"out"} == binds
 
@@ -89,7 +90,7 @@ def test_an_attention_form_does_not_fit_where_there_are_no_queries() -> None:
 
 @pytest.mark.parametrize("site", [s for s in SITES if SITES[s].family not in ("embed",)])
 def test_every_site_takes_its_own_h(site: str) -> None:
-    (t,) = check_method(parse(f"method m {{ modify {site} compose {{ out = 2 * h }} }}"))
+    (t,) = analyse(parse(f"method m {{ modify {site} compose {{ out = 2 * h }} }}")).rows
     found = signature(site)
     assert found is not None and t.out.type == found.h and "batch" in found.h.axes
 
@@ -165,10 +166,10 @@ def test_a_scope_or_a_site_may_be_a_parameter() -> None:
         "f(share) compose add }"
     )
     for share, place in (("layer", "layer"), ("model", "model")):
-        typings = check_method(parse(text, "m")(share=share))
+        typings = analyse(parse(text, "m")(share=share)).rows
         assert [t.site.name for t in typings] == ["attn", "ffn"]
         assert {x.owner.place for t in typings for x in t.tensors} == {place}
-    assert [t.site.name for t in check_method(parse(text, "m")(at="block"))] == ["block"]
+    assert [t.site.name for t in analyse(parse(text, "m")(at="block")).rows] == ["block"]
 
 
 def test_a_called_gate_brings_its_tensors_under_the_name_of_the_let() -> None:
@@ -191,7 +192,7 @@ def test_a_wrapped_gate_keeps_names_apart_from_those_of_the_form() -> None:
         "method m { use { modify ffn insert parallel form { w: [d_in] ~ ones delta = w * z } compose add "
         "} as a gated by token_gate }"
     )
-    (t,) = check_method(parse(text))
+    (t,) = analyse(parse(text)).rows
     assert sorted(x.label for x in t.tensors) == ["gate.b", "gate.w", "w"]
     assert t.out.type == SITES["ffn"].h
 
@@ -202,7 +203,7 @@ def test_weight_sites_check_though_they_are_not_built() -> None:
       form { A: [d_in, r] ~ kaiming_uniform(sqrt(5)) B: [r, d_out] ~ zeros delta = A @ B }
       compose { m: [d_out] = norm(W, 0) V = W + alpha / r * delta out = m * V / stop_gradient(norm(V, 0)) }
     }"""
-    q, v = check_method(parse(text))
+    q, v = analyse(parse(text)).rows
     assert [str(x.type) for x in q.tensors] == ["[d_model, r]", "[r, d_q]", "[d_q]"]
     assert str(v.out.type) == "[d_model, d_kv]"
 
@@ -213,8 +214,6 @@ def test_bound_arguments_are_numbers_in_a_plan_and_symbols_before() -> None:
     assert site is not None
     method = parse("method m(r: int = 4) { modify ffn insert parallel form low_rank(r) compose add }")
     assert str(check_row(row, site, method.params).tensors[0].type) == "[d_model, r]"
-    from unipelt.language.types.rows import Sizes
-
     sizes = Sizes({"d_model": 32})
     assert str(check_row(row, site, method(r=7).params, sizes).tensors[0].type) == "[32, 7]"
 
@@ -326,7 +325,7 @@ def test_a_tree_that_no_text_gives_is_checked_too() -> None:
     text = "method m { modify ffn insert parallel form { A: [d_in, d_out] ~ zeros  y = z @ A  delta = y } compose h + delta }"
     method = from_json(json.dumps(to_json(parse(text))).replace('"y"', '"x"'))
     with pytest.raises(PeltError) as caught:
-        check_method(method)
+        analyse(method)
     (d,) = caught.value.diagnostics
     assert d.code == "E0224" and "`x` has a meaning of its own here" in d.message
 

@@ -9,7 +9,7 @@ import pytest
 from names import spec
 
 from unipelt.language.syntax import nodes as S
-from unipelt.language.check.methods import check_method
+from unipelt.language.analyse.method import analyse
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.library import library_definition
 from unipelt.language.loading import library, load, parse
@@ -165,7 +165,7 @@ def test_an_activation_that_is_an_argument_may_start_anywhere():
 
 def test_heads_are_split_once():
     with pytest.raises(PeltError, match="E0336.*no heads yet"):
-        check_method(
+        analyse(
             parse(
                 "method m { modify attn.heads insert parallel form { A: [d_head, d_model] ~ zeros delta = heads(attn.q(q @ A)) } compose h + delta }"
             )
@@ -174,7 +174,7 @@ def test_heads_are_split_once():
 
 def test_a_running_mean_is_of_a_tensor():
     with pytest.raises(PeltError, match="E0331.*a tensor, not the number 2"):
-        check_method(
+        analyse(
             parse("method m { modify ffn form { b: [d_out] ~ zeros delta = b * running_mean(2) } compose h + delta }")
         )
 

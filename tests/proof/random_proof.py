@@ -5,7 +5,7 @@ from __future__ import annotations
 from proof import Proof, prove
 from random_methods import text
 
-from unipelt.language.check.methods import check_method
+from unipelt.language.analyse.method import analyse
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import parse
 
@@ -21,7 +21,7 @@ def proved(seed: int) -> Proof | str:
     """The proof of a random method, or the code of the mistake for which the checker refuses it."""
     try:
         method = parse(text(seed))
-        check_method(method)
+        analyse(method)
     except PeltError as e:
         return e.diagnostics[0].code
     refused: dict[str, str] = {}

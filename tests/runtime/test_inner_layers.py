@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import unipelt
-from unipelt.language.check.methods import check_method
+from unipelt.language.analyse.method import analyse
 from unipelt.runtime.registry import record
 
 POOLED = ("method probe { layers LAYERS  modify head  insert mean(x, tokens)  form { A: [d_in, d_out] ~ normal(0.1)  b: [d_out] ~ normal(1.0)  "
@@ -234,11 +234,11 @@ ROWS = "form { P: [2, d_model] ~ normal(0.02)  delta = P }  compose prepend(delt
 ])  # fmt: skip
 def test_a_selection_that_means_nothing_is_a_mistake_before_there_is_a_model(text: str, code: str) -> None:
     with pytest.raises(unipelt.PeltError) as e:
-        check_method(unipelt.parse(f"method m {{ {text} }}"))
+        analyse(unipelt.parse(f"method m {{ {text} }}"))
     assert [d.code for d in e.value.diagnostics] == [code]
     plain = text.replace(text[text.index("layers") : text.index("modify")], "")
-    check_method(unipelt.parse(f"method m {{ {plain} }}"))
-    check_method(unipelt.parse(f"method m {{ layers all  {plain} }}"))
+    analyse(unipelt.parse(f"method m {{ {plain} }}"))
+    analyse(unipelt.parse(f"method m {{ layers all  {plain} }}"))
 
 
 @pytest.mark.parametrize("kind, text, code, said", [

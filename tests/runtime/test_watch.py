@@ -12,7 +12,7 @@ import torch
 
 import unipelt
 from unipelt.compiler.gates import gates
-from unipelt.language.check.methods import check_method
+from unipelt.language.analyse.method import analyse
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.syntax.printer import to_text
 from unipelt.runtime.copies import CopyEdit
@@ -93,7 +93,7 @@ def close(a: float, b: float) -> bool:
     ],
 )
 def test_gates_are_found_by_structure(specs, name, found):
-    for typing in check_method(specs(name)):
+    for typing in analyse(specs(name)).rows:
         assert {label: to_text(e) for label, e in gates(typing).items()} == found
 
 

@@ -14,8 +14,9 @@ import torch
 from unipelt.compiler.evaluator import Context, constants, evaluate, run
 from unipelt.compiler.named import Named, elementwise, matmul
 from unipelt.language.analyse.canonical import Canonical, canonical
-from unipelt.language.check.methods import check_row, sites_of
-from unipelt.language.types.rows import Sizes
+from unipelt.language.check.methods import sites_of
+from unipelt.language.types.rows import check_row
+from unipelt.language.types.typed import Sizes
 from unipelt.language.ir import Method
 from unipelt.language.analyse.meaning import meaning
 from unipelt.language.sites import axis_order, signature, site_name, weight_site

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..language.types.rows import RowTyping
+from ..language.types.typed import TypedRow
 from ..language.ir import Row
 from ..language.sites import TensorType
 from ..language.types.softmax import inlined, shares_softmax
@@ -62,15 +62,15 @@ def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> b
     return out is not None and rewrite(out, decide) == Name("h")
 
 
-def lower(row: Row, typing: RowTyping, grouped: bool = False) -> Lowered:
+def lower(row: Row, typing: TypedRow, grouped: bool = False) -> Lowered:
     """What can be done with a row; an empty `Lowered` if nothing. ``grouped``: several heads share a key."""
     rows = _rows(row, typing, grouped) if shares_softmax(row) else None
     added = _added(row)
     factor: Expr | None = None
-    if isinstance(added, Binary) and added.op == "*" and isinstance(_type(added.left, typing), NumberType):
+    if isinstance(added, Binary) and added.op == "*" and isinstance(typing.value(added.left).type, NumberType):
         factor = added.left
         added = added.right
-    if added is not None and not isinstance(_type(added, typing), TensorType):
+    if added is not None and not isinstance(typing.value(added).type, TensorType):
         added, factor = None, None  # a plain number is added: as written
     return Lowered(added, factor, *(rows or ((), None, None)))
 
@@ -84,7 +84,7 @@ def _added(row: Row) -> Expr | None:
     return None
 
 
-def _rows(row: Row, typing: RowTyping, grouped: bool) -> tuple[tuple[Statement, ...], Expr, Expr] | None:
+def _rows(row: Row, typing: TypedRow, grouped: bool) -> tuple[tuple[Statement, ...], Expr, Expr] | None:
     """``scores = q @ K.T * scale`` and ``delta = softmax(scores) @ V``, with K and V the same for every token."""
     lets = {s.names[0]: s.value for s in row.form if isinstance(s, Let)}
     scores, delta = lets.get("scores"), lets.get("delta")
@@ -97,7 +97,7 @@ def _rows(row: Row, typing: RowTyping, grouped: bool) -> tuple[tuple[Statement, 
     if reads & {"scores", "delta", "q", "z", "residual"}:
         return None
     for e in (keys, values):
-        t = _type(e, typing)
+        t = typing.value(e).type
         if not isinstance(t, TensorType) or "token" in t.axes or len(t.sizes) != 2:
             return None
         if grouped and "head" in t.axes:
@@ -117,11 +117,3 @@ def _values(e: Any) -> Expr | None:
         case Binary("@", Apply(Name("softmax"), (arg,)), values) if arg.value == Name("scores") and arg.name is None:
             return values
     return None
-
-
-def _type(e: Expr, typing: RowTyping) -> Any:
-    from ..language.types.infer import Inference
-
-    inf = Inference(dict(typing.values), dict(typing.sizes))
-    value = inf.infer(e)
-    return None if inf.problems else value.type

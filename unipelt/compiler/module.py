@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..language.check.methods import check_row, sites_of
+from ..language.analyse.method import analyse
 from ..language.types.declared import TensorTyping
 from ..language.report.diagnostics import error
 from ..language.types.initialisers import INITIALISERS
-from ..language.ir import Method, Row
+from ..language.ir import Method
 from ..language.syntax.printer import to_text
-from ..language.types.rows import RowTyping
-from ..language.sites import SIZES, TensorType, axis_order, signature, site_name
+from ..language.types.typed import Binding, TypedRow
+from ..language.sites import SIZES, TensorType, axis_order
 from ..language.sizes import Size
 from ..language.syntax.nodes import Name
 from . import helpers
@@ -53,12 +53,11 @@ def torch_source(method: Method) -> str:
     found: dict[tuple[str, str], list[str]] = {}  # the row and the text of its class, with the sites where it holds
     used: dict[str, None] = {}
     classes: dict[tuple[str, str], _Class] = {}
-    for row in method.rows:
-        for path in sites_of(row.sites, method.params):
-            one = _Class(method, row, str(path))
-            found.setdefault((row.name, one.body), []).append(str(path))
-            classes.setdefault((row.name, one.body), one)
-            used |= dict.fromkeys(one.helpers)
+    for typed in analyse(method).rows:
+        one = _Class(method, typed)
+        found.setdefault((typed.row.name, one.body), []).append(typed.place)
+        classes.setdefault((typed.row.name, one.body), one)
+        used |= dict.fromkeys(one.helpers)
     several = {name for name, _ in found if sum(n == name for n, _ in found) > 1}
     parts = [inspect.getsource(getattr(helpers, n)).rstrip() for n in _with_theirs(list(used))]
     for (name, _), sites in found.items():
@@ -107,11 +106,8 @@ def _plain(text: str) -> str:
 class _Class:
     """The module of a row at a site."""
 
-    def __init__(self, method: Method, row: Row, path: str):
-        self.method, self.row = method, row
-        site = signature(site_name(path)[1])
-        assert site is not None
-        self.typing = _renamed(check_row(row, site, method.params))
+    def __init__(self, method: Method, typed: TypedRow):
+        self.method, self.row, self.typing = method, typed.row, _renamed(typed)
         self.symbols = {n: Num(f"self.{n}", size=Size.of(n)) for n in (*SIZES, "d_in", "d_out", "layer", "depth")}
         self.values: dict[str, Written] = {"layer": self.symbols["layer"], "depth": self.symbols["depth"]}
         self.numbers: dict[str, Any] = {}
@@ -120,7 +116,9 @@ class _Class:
             self._body()
         except Unwritten as e:
             raise error(
-                "E0590", f"there is no plain PyTorch text of the row `{row.name}` at `{path}`: {e}", row.span
+                "E0590",
+                f"there is no plain PyTorch text of the row `{self.row.name}` at `{typed.place}`: {e}",
+                self.row.span,
             ) from None
 
     # ------------------------------------------------------------ what it is made of
@@ -274,13 +272,13 @@ def _bracket(text: str) -> str:
     return text if re.fullmatch(r"[\w.]+(\([\w.]*\))?", text) else f"({text})"
 
 
-def _annotation(name: str, typing: RowTyping) -> str:
+def _annotation(name: str, typing: TypedRow) -> str:
     if name in typing.bases:
         return ": nn.Module"
     return {"scale": ": float", MASK: ": torch.Tensor | None"}.get(name, ": torch.Tensor")
 
 
-def _renamed(typing: RowTyping) -> RowTyping:
+def _renamed(typing: TypedRow) -> TypedRow:
     """Where what is read and what is modified differ in size, these are called d_in and d_out, whatever the site calls them."""
     d_in, d_out = typing.sizes["d_in"], typing.sizes["d_out"]
     if d_in == d_out or any(len(s.symbols) != 1 or s != Size.of(*s.symbols) for s in (d_in, d_out)):
@@ -290,15 +288,19 @@ def _renamed(typing: RowTyping) -> RowTyping:
     def bound(t: Any) -> Any:
         return TensorType(t.axes, tuple(s.bind(names) for s in t.sizes)) if isinstance(t, TensorType) else t
 
+    def line(b: Binding) -> Binding:
+        t = b.declared
+        return replace(b, declared=replace(t, type=bound(t.type))) if isinstance(t, TensorTyping) else b
+
     return replace(
-        typing, tensors=tuple(replace(t, type=bound(t.type)) for t in typing.tensors),
+        typing, bindings=tuple(map(line, typing.bindings)),
         values={n: v.typed(bound(v.type)) for n, v in typing.values.items()},
         sizes={n: s.bind(names) for n, s in typing.sizes.items()},
         bases={n: (a.bind(names), b.bind(names)) for n, (a, b) in typing.bases.items()},
     )  # fmt: skip
 
 
-def _entering(typing: RowTyping) -> dict[str, tuple[str, ...]]:
+def _entering(typing: TypedRow) -> dict[str, tuple[str, ...]]:
     """What may enter a row, with its axes."""
     site = typing.site
     types = {"h": site.h, **({"x": site.x} if site.x is not None else {}), **dict(site.scope)}

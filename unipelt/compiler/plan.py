@@ -20,7 +20,7 @@ from ..language.ir import Method, Row
 from ..language.types.layers import NUMERIC, layered
 from ..language.types.primitives import PLACING
 from ..language.analyse.verdicts import judged
-from ..language.types.rows import RowTyping
+from ..language.types.typed import TypedRow
 from ..language.sites import axis_order
 from ..language.sizes import Size
 from ..language.syntax.nodes import Expr
@@ -50,7 +50,7 @@ class PlannedTensor:
         return f"<tensor: {self.name} {list(self.shape)}>"
 
     @staticmethod
-    def of(t: TensorTyping, row: Row, site: Site, typing: RowTyping) -> PlannedTensor:
+    def of(t: TensorTyping, row: Row, site: Site, typing: TypedRow) -> PlannedTensor:
         """A tensor that a row declares, at a site: named by its owner, with the axes it has there."""
         owner = t.owner if site.layer is not None else t.owner.outside_the_layers()
         front = owner.named(kind=site.full_name, layer=site.block, site=site.label)
@@ -133,7 +133,7 @@ class PlannedEdit:
     site: Site
     tensors: dict[str, str]
     names: frozenset[str]
-    typing: RowTyping
+    typing: TypedRow
     constants: dict[str, int]
 
     def __repr__(self) -> str:

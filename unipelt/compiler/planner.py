@@ -17,7 +17,8 @@ from ..anatomy.find import find
 from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
-from ..language.check.methods import check_method, check_row, distinct, numbered, sites_of
+from ..language.analyse.method import analyse
+from ..language.check.methods import numbered, sites_of
 from ..language.types.declared import TensorTyping, weights_read
 from ..language.report.diagnostics import Diagnostic, PeltError, error, near
 from ..language.types.infer import Inference
@@ -27,7 +28,8 @@ from ..language.types.layers import by_layer, chosen, layered, least
 from ..language.types.initialisers import INITIALISERS
 from ..language.check.outside import not_one, selects
 from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant, row_reads
-from ..language.types.rows import RowTyping, Sizes, lacking, require
+from ..language.types.rows import distinct, lacking, require, typed_row
+from ..language.types.typed import Sizes, TypedRow
 from ..language.sites import SiteSignature, TensorType, signature, site_name
 from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
@@ -64,7 +66,7 @@ def plan(
     that sees later positions onto a causal model. ``labels`` (their number or names) gives the adapter a head with
     labels of its own, ``problem_type`` says what its loss is: see `compiler.labels.Labels`.
     """
-    check_method(method)
+    analyse(method)
     missing = [p.name for p in method.params if p.default is None]
     if missing:
         raise error(
@@ -106,7 +108,6 @@ class _Builder:
         self.judged: dict[str, list[str]] = {}  # what is to be said of rows, and of which
         self.needs: list[str] = []
         self.leaks: dict[tuple, Diagnostic] = {}
-        self.typings: dict[tuple, RowTyping] = {}
 
     # ------------------------------------------------------------ rows
 
@@ -206,19 +207,15 @@ class _Builder:
         reads = row_reads(row)
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
-        key = (row.name, site.name, stack.name, tuple(sorted(site.sizes.items())), layer if varies else None)
-        sizes = Sizes({**self.of_the_head(), **site.sizes}, layer, stack.depth)
-        if key not in self.typings:
-            try:
-                self.typings[key] = check_row(row, self.signature(site), self.method.params, sizes)
-            except PeltError as e:
-                known = {(d.code, d.span) for d in self.problems}
-                here = (self.here(stack),) if stack.name else ()
-                self.problems += [
-                    replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known
-                ]
-                return
-        typing = self.typings[key]
+        alike = layer if varies or layer is None else 0  # layers that do not differ have one typed row
+        sizes = Sizes({**self.of_the_head(), **site.sizes}, alike, stack.depth)
+        try:
+            typing = typed_row(self.method, row, self.signature(site), sizes)
+        except PeltError as e:
+            known = {(d.code, d.span) for d in self.problems}
+            here = (self.here(stack),) if stack.name else ()
+            self.problems += [replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known]
+            return
         if site.causal:
             verdict = causal(typing)
             if verdict.value != "yes":
@@ -268,7 +265,7 @@ class _Builder:
             else f"this {type(self.model).__name__}"
         )
 
-    def tensor(self, t: TensorTyping, row: Row, site: Site, typing: RowTyping) -> PlannedTensor:
+    def tensor(self, t: TensorTyping, row: Row, site: Site, typing: TypedRow) -> PlannedTensor:
         planned = PlannedTensor.of(t, row, site, typing)
         before = self.tensors.get(planned.name)
         if before is not None and before.shape != planned.shape:

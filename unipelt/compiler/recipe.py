@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..language.types.inputs import InputTyping
 from ..language.ir import Row
-from ..language.types.rows import RowTyping
+from ..language.types.typed import TypedRow
 from ..language.sites import TensorType
 from ..language.sizes import Size
 from ..language.syntax.nodes import Let, Name, Statement, walk
@@ -56,7 +56,7 @@ class Recipes:
     ``tensors`` are the axes of the row's tensors by their labels.
     """
 
-    def __init__(self, row: Row, typing: RowTyping, lowered: Lowered, constants: Mapping[str, Any], sizes: Mapping[str, int],
+    def __init__(self, row: Row, typing: TypedRow, lowered: Lowered, constants: Mapping[str, Any], sizes: Mapping[str, int],
                  tensors: Mapping[str, tuple[str, ...]]):  # fmt: skip
         self.parts = (row, typing, lowered, constants, sizes, tensors)
         self.known: dict[tuple[Entering, bool, Want], Recipe | None] = {}
@@ -77,7 +77,7 @@ class Recipes:
 
 
 def _recipe(
-    row: Row, typing: RowTyping, lowered: Lowered, constants: Mapping[str, Any], sizes: Mapping[str, int], tensors: Mapping[str, tuple[str, ...]],
+    row: Row, typing: TypedRow, lowered: Lowered, constants: Mapping[str, Any], sizes: Mapping[str, int], tensors: Mapping[str, tuple[str, ...]],
     entering: Mapping[str, tuple[str, ...]], training: bool, want: Want,
 ) -> Recipe | None:  # fmt: skip
     try:
@@ -109,7 +109,7 @@ class Body:
     """
 
     def __init__(
-        self, row: Row, typing: RowTyping, lowered: Lowered, constants: Mapping[str, Written], sizes: Mapping[str, Written],
+        self, row: Row, typing: TypedRow, lowered: Lowered, constants: Mapping[str, Written], sizes: Mapping[str, Written],
         tensors: Mapping[str, tuple[str, ...]], entering: Mapping[str, tuple[str, ...]], training: bool | None, fused: bool,
         own: str = "",
     ):  # fmt: skip
@@ -268,7 +268,7 @@ class Body:
         return text if axis in v.axes else f"{text}.expand(-1, {text_of(n)}, -1, -1)"
 
 
-def _bound(typing: RowTyping) -> dict[str, int]:
+def _bound(typing: TypedRow) -> dict[str, int]:
     """The sizes in scope as numbers."""
     found = {n: s.number for n, s in typing.sizes.items()}
     return {n: int(v) for n, v in found.items() if v is not None and v.denominator == 1}

@@ -63,15 +63,12 @@ def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) ->
     saved = 0
     for name in dict.fromkeys(e.row.name for e in edits):
         planned: dict[str, PlannedFold] = {}
-        folded: dict[int, tuple] = {}  # layers that are alike have one typing
         before: set[str] = set()
         kept: set[str] = set()
         for i, e in enumerate(edits):
             if e.row.name != name:
                 continue
-            if id(e.typing) not in folded:
-                folded[id(e.typing)] = fold_form(e.typing)
-            form, found = folded[id(e.typing)]
+            form, found = fold_form(e.typing)
             left = {s.name for s in form if isinstance(s, Tensor)} | {n for n in e.tensors if n.startswith("gate.")}
             left |= {t.name for t in e.typing.tensors if t.declaration in e.row.compose}
             before |= set(e.tensors.values())

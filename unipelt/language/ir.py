@@ -14,6 +14,7 @@ from typing import Any
 
 from .above import view
 from .types.arguments import parameters
+from .once import Remembers
 from .report.diagnostics import Diagnostic, PeltError, error, near
 from .types.fitting import argument, plain, takes
 from .syntax.printer import to_text
@@ -57,7 +58,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(Remembers):
     """One row of the table. ``compose`` binds ``out``; ``gate`` (if any) binds ``g``: h + g (out - h)."""
 
     name: str
@@ -90,7 +91,7 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Method(Remembers):
     """A resolved method: rows and trained parameters over parameters whose defaults are the bound arguments."""
 
     name: str

@@ -12,7 +12,8 @@ from typing import Any
 
 from .check.alternatives import check_space
 from .check.definitions import called_definition, check_body
-from .check.methods import check_method, distinct
+from .analyse.method import analyse
+from .types.rows import distinct
 from .report.diagnostics import Diagnostic, PeltError, counted, error, near
 from .check.elaborate import elaborate, is_space
 from .ir import Method
@@ -156,7 +157,7 @@ def resolve(definition: MethodDef, names: Names) -> Method:
     problems: list[Diagnostic] = []
     method = elaborate(definition, names, problems)
     try:
-        check_method(method)
+        analyse(method)
     except PeltError as e:
         problems += e.diagnostics
     if problems:

@@ -11,13 +11,13 @@ from torch import nn
 from ..compiler.evaluator import evaluate
 from ..compiler.named import Named, spread
 from ..compiler.plan import Plan, PlannedFold
-from ..language.check.methods import check_row, sites_of
+from ..language.analyse.method import analyse
 from ..language.analyse.fold import fold_form
 from ..language.ir import Method, Row
 from ..language.syntax.parser import parse_expression
 from ..language.types.owners import Owner
-from ..language.types.rows import RowTyping
-from ..language.sites import TensorType, signature, site_name
+from ..language.types.typed import TypedRow
+from ..language.sites import TensorType
 from ..language.sizes import Size
 from ..language.syntax.nodes import Axis, Name, Scope, Tensor
 from .seam import edit_at
@@ -54,13 +54,10 @@ def folded(
     return method, {**stored, **values}
 
 
-def _symbolic_folds(method: Method, row: Row) -> dict[str, list[tuple[RowTyping, TensorType]]]:
+def _symbolic_folds(method: Method, row: Row) -> dict[str, list[tuple[TypedRow, TensorType]]]:
     """The row at each of its sites with the type, in symbols, that each fold has there."""
-    found: dict[str, list[tuple[RowTyping, TensorType]]] = {}
-    for path in sites_of(row.sites, method.params):
-        site = signature(site_name(str(path))[1])
-        assert site is not None
-        typing = check_row(row, site, method.params)
+    found: dict[str, list[tuple[TypedRow, TensorType]]] = {}
+    for typing in analyse(method).of(row):
         for f in fold_form(typing)[1]:
             found.setdefault(f.name, []).append((typing, f.type))
     return found
@@ -70,14 +67,14 @@ def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
     return next(f.tensor.axes for f in folds if f.fold.name == name)
 
 
-def _declaration(name: str, places: list[tuple[RowTyping, TensorType]], owner: Owner, axes: tuple[str, ...]) -> Tensor:
+def _declaration(name: str, places: list[tuple[TypedRow, TensorType]], owner: Owner, axes: tuple[str, ...]) -> Tensor:
     """A tensor declaration whose sizes are written in the method's own terms."""
     sizes = tuple(parse_expression(_size(i, places)) for i in range(len(places[0][1].sizes)))
     per = tuple(Scope(w) for w in (*axes, *([owner.place] if owner.shared else [])))
     return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
 
 
-def _size(i: int, places: list[tuple[RowTyping, TensorType]]) -> str:
+def _size(i: int, places: list[tuple[TypedRow, TensorType]]) -> str:
     """The i-th size of a fold as a text that is true at each site of the row: there `d_in` and `d_out` may differ."""
     typing, type_ = places[0]
     written = [type_.sizes[i]]

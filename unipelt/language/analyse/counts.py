@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from ..types.arguments import parameters
-from ..check.methods import check_method, open_paths
+from .method import analyse
+from ..check.methods import open_paths
 from ..types.declared import TensorTyping
 from ..types.owners import Owner
-from ..types.rows import RowTyping
+from ..types.typed import TypedRow
 from .fold import fold_form
 from ..types.infer import Inference
 from ..ir import Method, Trained
@@ -167,10 +168,9 @@ class Count:
 
 def counts(method: Method) -> dict[str, Count]:
     """The counts ``trained``, ``stored`` (after folding), ``frozen`` (draws that are kept) and ``head``."""
-    typings = check_method(method)
     counting = _Counting(method)
-    rows: dict[str, list[RowTyping]] = {}
-    for t in typings:
+    rows: dict[str, list[TypedRow]] = {}
+    for t in analyse(method).rows:
         rows.setdefault(t.row.name, []).append(t)
     trained, stored, frozen, head = Amount(), Amount(), Amount(), Amount()
     folds: list[tuple[Amount, Amount]] = []
@@ -223,11 +223,11 @@ class _Counting:
     ) -> Count:
         return Count(amount, words, folds, self.sums, self.params)
 
-    def entries(self, found: Iterable[tuple[RowTyping, TensorTyping]]) -> dict[_Key, Amount]:
+    def entries(self, found: Iterable[tuple[TypedRow, TensorTyping]]) -> dict[_Key, Amount]:
         """Each tensor of the method once, whoever shares it, with its entries in the whole model."""
         return _widest(dict(self.entry(t, x.label, x.owner, x.type) for t, x in found))
 
-    def entry(self, t: RowTyping, label: str, owner: Owner, type_: TensorType) -> tuple[_Key, Amount]:
+    def entry(self, t: TypedRow, label: str, owner: Owner, type_: TensorType) -> tuple[_Key, Amount]:
         once, part = t.site.family in _ONCE, _part(t)
         owner = owner.outside_the_layers() if once else owner
         size = type_.entries
@@ -243,7 +243,7 @@ class _Counting:
             return key, Amount(once=size)
         return key, Amount(first=size) if once and not part else Amount(each=size)
 
-    def over_layers(self, t: RowTyping, size: Size) -> Size:
+    def over_layers(self, t: TypedRow, size: Size) -> Size:
         """The size summed over the row's layers: times their number, but for the symbols that depend on the layer."""
         depth = f"L_{part}" if (part := _part(t)) else "L"
         total = _NONE
@@ -265,7 +265,7 @@ class _Counting:
 
         return by_layer(parse_expression(symbol), self.layered)
 
-    def folded(self, found: list[RowTyping]) -> Amount | None:
+    def folded(self, found: list[TypedRow]) -> Amount | None:
         """The row's count after folding, as `compiler.plan` counts it; None where nothing folds."""
         after: dict[_Key, Amount] = {}
         any_folds = False
@@ -280,7 +280,7 @@ class _Counting:
         return _total(_widest(after)) if any_folds else None
 
 
-def _part(t: RowTyping) -> str:
+def _part(t: TypedRow) -> str:
     """The part of the stacks that a row's site is confined to; none for a site of every stack."""
     return "cross" if t.site.name.startswith("cross") else t.stack or ""
 

@@ -7,15 +7,18 @@ Non-goal: deciding whether folding pays; the plan does, by counting.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from ..ir import Row
+from ..once import once
 from ..types.owners import Owner, owner_of
-from ..types.rows import RowTyping
-from ..types.infer import Inference
+from ..types.primitives import entry_of
+from ..types.typed import Binding, TypedRow
 from ..sites import TensorType
-from ..syntax.tree import large
-from ..syntax.nodes import Apply, Attr, Axis, Expr, Index, Let, Name, Statement, Tensor, dotted, rewrite, walk
-from ..types.values import CONSTANT, NumberType, Value
+from ..syntax.tree import descend, large
+from ..syntax.nodes import Attr, Axis, Expr, Index, Let, Name, Statement, Tensor, rewrite, walk
+from ..types.values import CONSTANT, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,97 +31,90 @@ class Fold:
     owner: Owner
 
 
-#: What a fold may not read: the base, and what training changes.
-_BASE = frozenset(("W", "bias", "scale", "log_mass", "training", "chance"))
+#: What a fold may not read: the base, and what each forward pass draws.
+_BASE = frozenset(("W", "bias", "scale", "log_mass", "chance"))
 
 
-def fold_form(t: RowTyping) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
+@once
+def fold_form(t: TypedRow) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
     """The form with its largest closed expressions replaced by names, and what those names stand for."""
-    tensors = {x.name: x for x in t.tensors}
-    closed: dict[str, Expr] = {}
-    folds: list[Fold] = []
-    out: list[Statement] = []
-    late = {
-        n.id for s in t.row.compose for n in walk(s) if isinstance(n, Name)
-    }  # what the composition reads stays bound
-    for s in _lines(t):
-        if isinstance(s, Tensor):
-            continue
-        if isinstance(s, Axis):
-            continue  # before the tensors that have it
-        if not isinstance(s, Let):
-            out.append(s)
-            continue
-        value = rewrite(s.value, lambda n: closed.get(n.id, n) if isinstance(n, Name) else n)
-        if large(value):
-            out.append(s)
-            continue
-        if s.names[0] != "delta" and _constant(value, t):
-            closed[s.names[0]] = value
-            if s.names[0] not in late and _closed(value, t):
+    folder = _Folder(t)
+    return folder.form(), tuple(folder.folds)
+
+
+class _Folder:
+    """Goes through the lines of a row. ``constant`` are lets that read the row's tensors and numbers alone, written without lets."""
+
+    def __init__(self, t: TypedRow):
+        self.row, self.folds = t.row, list[Fold]()
+        self.lines = {id(b.expression): b for b in t.lines("form")}
+        self.tensors = {x.name: x for x in t.tensors if not x.part}
+        self.bound = {b.name for b in t.lines("form") if b.expression is not None}
+        self.constant: dict[str, Expr] = {}
+
+    def form(self) -> tuple[Statement, ...]:
+        out: list[Statement] = []
+        late = _names(*self.row.compose)  # what the composition reads stays bound
+        for s in _needed(self.row):
+            if isinstance(s, (Tensor, Axis)):
+                continue  # axes stand before the tensors that have them
+            if not isinstance(s, Let):
+                out.append(s)
                 continue
-        out.append(replace(s, value=_hoist(value, t, folds, tensors)))
-    used = {n.id for s in (*out, *t.row.compose) for n in walk(s) if isinstance(n, Name)}
-    kept = [s for s in t.row.form if isinstance(s, Axis) or (isinstance(s, Tensor) and s.name in used)]
-    return (*kept, *out), tuple(folds)
+            name, line, whole = s.names[0], self.lines[id(s.value)], self.whole(s.value)
+            self.constant.pop(name, None)
+            if large(whole):
+                out.append(s)
+                continue
+            if name != "delta" and self.is_constant(whole, line.value):
+                self.constant[name] = whole
+                if name not in late and line.value.learned:
+                    continue
+            out.append(replace(s, value=descend(s.value, partial(self.hoist, line))))
+        used = _names(*out, *self.row.compose)
+        kept = [s for s in self.row.form if isinstance(s, Axis) or (isinstance(s, Tensor) and s.name in used)]
+        return (*kept, *out)
+
+    def whole(self, e: Any) -> Any:
+        """An expression with constant lets in place of their names."""
+        return rewrite(e, lambda n: self.constant.get(n.id, n) if isinstance(n, Name) else n)
+
+    def is_constant(self, whole: Expr, value: Value) -> bool:
+        if value.degree != CONSTANT or value.random or any(n in _BASE or "." in n for n in value.reads):
+            return False
+        draws = any((entry := entry_of(n)) is not None and entry.draws for n in walk(whole))
+        return not draws and not self.bound & _names(whole)
+
+    def hoist(self, line: Binding, e: Any) -> Any:
+        """What takes the place of an expression; None where it is looked into."""
+        whole = self.whole(e)
+        if isinstance(whole, Name) or (isinstance(whole, (Attr, Index)) and isinstance(whole.value, Name)):
+            return whole
+        value = line.nodes[id(e)][1] if id(e) in line.nodes else None
+        if value is None or not (
+            isinstance(value.type, TensorType) and value.learned and self.is_constant(whole, value)
+        ):
+            return whole if isinstance(e, Name) else None
+        known = next((f.name for f in self.folds if f.value == whole), None)
+        if known is None:
+            known = f"folded_{len(self.folds) + 1}"
+            owners = (self.tensors[n].owner for n in _names(whole) & set(self.tensors))
+            self.folds.append(Fold(known, whole, value.type, owner_of(owners, value.type.axes)))
+        return Name(known)
 
 
-def _lines(t: RowTyping) -> list[Statement]:
+def _names(*parts: Any) -> set[str]:
+    return {n.id for p in parts for n in walk(p) if isinstance(n, Name)}
+
+
+def _needed(row: Row) -> list[Statement]:
     """The form without lets that the composition does not come to read."""
-    needed = {n.id for s in t.row.compose for n in walk(s) if isinstance(n, Name)}
+    needed = _names(*row.compose)
     out: list[Statement] = []
-    for s in reversed(t.row.form):
+    for s in reversed(row.form):
         if isinstance(s, Let):
             if not needed & set(s.names):
                 continue
-            needed |= {n.id for n in walk(s.value) if isinstance(n, Name)}
+            needed |= _names(s.value)
         out.append(s)
     return out[::-1]
-
-
-def _constant(e: Expr, t: RowTyping) -> bool:
-    """Whether it is made of the row's tensors and of numbers alone; lines that are so stand in it with what they bind."""
-    names = {n.id for n in walk(e) if isinstance(n, Name)}
-    calls = [dotted(n.function) or "" for n in walk(e) if isinstance(n, Apply)]
-    bound = {n for s in t.row.form if isinstance(s, Let) for n in s.names}
-    if any("." in c or c == "drop" for c in calls) or (_BASE | bound) & names:
-        return False
-    return all(v.degree == CONSTANT and not v.random for v in (t.values[n] for n in names if n in t.values))
-
-
-def _closed(e: Expr, t: RowTyping) -> bool:
-    """Whether learned tensors have a part in such an expression."""
-    return _constant(e, t) and any(t.values[n.id].learned for n in walk(e) if isinstance(n, Name) and n.id in t.values)
-
-
-def _hoist(e: Expr, t: RowTyping, folds: list[Fold], tensors: dict) -> Any:
-    if isinstance(e, Name) or (isinstance(e, (Attr, Index)) and isinstance(e.value, Name)):
-        return e
-    if _closed(e, t) and isinstance(_type(e, t), TensorType):
-        for f in folds:
-            if f.value == e:
-                return Name(f.name)
-        reads = {n.id for n in walk(e) if isinstance(n, Name)} & set(tensors)
-        name, made = f"folded_{len(folds) + 1}", _type(e, t)
-        folds.append(Fold(name, e, made, owner_of((tensors[n].owner for n in reads), made.axes)))
-        return Name(name)
-    changes: dict[str, Any] = {}
-    for field in e.__dataclass_fields__:
-        part = getattr(e, field)
-        if field in ("span", "kind", "op", "name", "function"):
-            continue
-        if isinstance(part, tuple):
-            changes[field] = tuple(
-                replace(p, value=_hoist(p.value, t, folds, tensors)) if hasattr(p, "value") and not hasattr(p, "kind")
-                else _hoist(p, t, folds, tensors) if hasattr(p, "kind") else p
-                for p in part
-            )  # fmt: skip
-        elif hasattr(part, "kind"):
-            changes[field] = _hoist(part, t, folds, tensors)
-    return replace(e, **changes) if changes else e
-
-
-def _type(e: Expr, t: RowTyping) -> Any:
-    inf = Inference(dict(t.values), dict(t.sizes), axes=dict(t.axes))
-    value: Value = inf.infer(e)
-    return value.type if not inf.problems and not isinstance(value.type, NumberType) else None

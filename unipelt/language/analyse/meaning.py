@@ -18,8 +18,10 @@ from typing import Any
 
 from ..syntax import nodes as S
 from ..types.algebra import Term, atom
-from ..check.methods import check_row, open_paths, sites_of
-from ..types.rows import RowTyping
+from ..check.methods import open_paths, sites_of
+from ..types.rows import typed_row
+from ..types.typed import TypedRow
+from ..once import once
 from ..check.inline import substitute
 from ..report.diagnostics import error
 from ..types.infer import Inference
@@ -60,6 +62,7 @@ class Meaning:
     inputs: tuple[tuple[str, str], ...] = ()
 
 
+@once
 def bound(method: Method) -> Method:
     """The method with its arguments in place of its parameters; those without a value stay."""
     mapping: dict[str, Any] = {}
@@ -74,6 +77,7 @@ def bound(method: Method) -> Method:
     )
 
 
+@once
 def meaning(method: Method, arguments: bool = True) -> Meaning:
     """The meaning of a method at its arguments; with ``arguments=False`` numbers and activations stay symbols.
 
@@ -95,7 +99,7 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
         ]
         for group, place in zip(groups, places):
             for e in group:
-                place.read(e.row, check_row(e.row, e.signature, method.params))
+                place.read(typed_row(method, e.row, e.signature))
             inputs |= place.inputs
         counted = any(_meet(a[0], b[0]) for n, a in enumerate(groups) for b in groups[:n])
         for n, (group, place) in enumerate(zip(groups, places), 1):
@@ -190,10 +194,11 @@ class Edit:
     names: Mapping[Any, str]
 
 
-def edit_of(typing: RowTyping, training: bool = False) -> Edit:
+@once
+def edit_of(typing: TypedRow, training: bool = False) -> Edit:
     """The meaning of a row that has been checked at a site, by itself, in training or outside it."""
     place = Place(typing.site.name, {}, evaluation=not training)
-    place.read(typing.row, typing)
+    place.read(typing)
     h = atom("read", scope_sizes(typing, "h", typing.site.h), "h")
     if typing.site.family in ("projection", "weight"):
         before = Place(typing.site.name, {}, evaluation=not training)

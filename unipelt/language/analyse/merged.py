@@ -14,8 +14,9 @@ from typing import Any
 
 from ..syntax import nodes as S
 from ..types.algebra import TooLarge, ONE, Atom, Product, Term, add, atom, atoms, contract, scaled, sum_of, times, turn
-from ..check.methods import check_method
-from ..types.rows import RowTyping
+from .method import analyse
+from ..once import once
+from ..types.typed import TypedRow
 from ..ir import Method
 from ..syntax.parser import parse_expression
 from ..types.primitives import PRIMITIVES
@@ -53,7 +54,7 @@ class Merged:
 def merged(method: Method) -> list[Merged]:
     """The merged weights of a method's rows at each of their sites, where they can be derived."""
     found: list[Merged] = []
-    for t in check_method(method):
+    for t in analyse(method).rows:
         try:
             one = merged_at(t)
         except TooLarge:
@@ -62,7 +63,8 @@ def merged(method: Method) -> list[Merged]:
     return found
 
 
-def merged_at(t: RowTyping) -> Merged | None:
+@once
+def merged_at(t: TypedRow) -> Merged | None:
     """The weight and bias that absorb a row at a site; None where none can, or where no expression is found for it."""
     site, row = t.site, t.row
     if mergeable(t).value != "yes" or site.family in ("heads", "head"):
@@ -78,7 +80,7 @@ def merged_at(t: RowTyping) -> Merged | None:
         source = "h"
     elif site.family not in ("projection", "weight"):
         place.h = add(contract(atom("read", W.sizes[:1], "x"), W), bias)
-    place.read(row, t)
+    place.read(t)
     out = add(contract(place.out, W), bias) if site.family == "hidden" else place.out
     halves = _halves(out, source, (W.sizes[0], W.sizes[1]))
     if halves is None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..check.methods import check_row, sites_of
+from .method import analyse
 from ..types.declared import TensorTyping
 from ..report.diagnostics import Diagnostic, Label
 from ..ir import Method, Row
 from ..library import of_library
-from ..sites import signature, site_name
-from ..syntax.nodes import NOWHERE, Path
+from ..syntax.nodes import NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ def owned(method: Method) -> list[Owned]:
     at: dict[Owned, list[str]] = {}
     for row, path, t in _tensors(method):
         sizes = " × ".join(map(str, t.type.sizes)) or "one number"
-        at.setdefault(Owned(t.name, row.name, "", sizes, str(t.owner), not t.declaration.per), []).append(str(path))
+        at.setdefault(Owned(t.name, row.name, "", sizes, str(t.owner), not t.declaration.per), []).append(path)
     return [replace(o, at=", ".join(sites)) for o, sites in at.items()]
 
 
@@ -60,10 +59,8 @@ def hints(method: Method) -> list[Diagnostic]:
     return list(found.values())
 
 
-def _tensors(method: Method) -> Iterator[tuple[Row, Path, TensorTyping]]:
-    for row in method.rows:
-        for path in sites_of(row.sites, method.params):
-            site = signature(site_name(str(path))[1])
-            if site is not None and site.implied:
-                for t in check_row(row, site, method.params).tensors:
-                    yield row, path, t
+def _tensors(method: Method) -> Iterator[tuple[Row, str, TensorTyping]]:
+    for typed in analyse(method).rows:
+        if typed.site.implied:
+            for t in typed.tensors:
+                yield typed.row, typed.place, t

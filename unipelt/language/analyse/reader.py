@@ -15,11 +15,10 @@ from typing import Any
 from ..syntax import nodes as S
 from ..types.algebra import ONE, Sizes, Term, add, atom, atoms, call, contract, number, scaled, times, turn
 from ..types.declared import TensorTyping
+from ..types.inputs import InputTyping
 from ..types.owners import Owner
-from ..types.rows import RowTyping
-from ..types.infer import Inference
 from ..types.initialisers import INITIALISERS, Initialiser
-from ..ir import Row
+from ..types.typed import Part, TypedRow
 from ..types.primitives import PRIMITIVES
 from ..syntax.printer import to_text
 from ..sites import TensorType
@@ -105,7 +104,7 @@ class Place:
         self.h: Term | None = None
         self.symbols: dict[str, str] = {}
 
-    def read(self, row: Row, typing: RowTyping) -> None:
+    def read(self, typing: TypedRow) -> None:
         site = typing.site
         if site.family in ("projection", "weight"):
             W = scope_sizes(typing, "W", dict(site.scope)["W"])
@@ -113,12 +112,12 @@ class Place:
             if self.weight is None:
                 self.weight = atom("read", W, "W")
             if site.family == "weight":
-                self.weight, self.edited = Reader(self, row, typing, self.weight).out(), True
+                self.weight, self.edited = Reader(self, typing, self.weight).out(), True
                 return
         if self.h is None:
             plain = site.family == "projection" and (self.first or self.edited)
             self.h = self.affine() if plain else atom("read", scope_sizes(typing, "h", site.h), "h")
-        self.h = Reader(self, row, typing, self.h).out()
+        self.h = Reader(self, typing, self.h).out()
 
     def affine(self) -> Term:
         """``x @ W + bias``: what a projection computes, its weight perhaps edited."""
@@ -139,18 +138,17 @@ class Place:
 
 
 class Reader:
-    """Reads one row at one site, whose ``h`` the rows before have left as it is given."""
+    """Reads one row at one site, whose ``h`` the rows before have left as it is given; ``line`` is the one that is read."""
 
-    def __init__(self, place: Place, row: Row, typing: RowTyping, h: Term):
-        self.place, self.row, self.typing, self.h = place, row, typing, h
-        bound = {n for s in (*row.form, *row.compose) for n in _binds(s)}
+    def __init__(self, place: Place, typing: TypedRow, h: Term):
+        self.place, self.row, self.typing, self.h = place, typing.row, typing, h
+        bound = {b.name for b in typing.lines("form", "compose")}
         self.types: dict[str, Value] = {n: v for n, v in typing.values.items() if n not in bound}
         self.known: dict[str, Term] = {}
         self.numbers: dict[str, Size] = {}  # lets that are plain numbers
         self.plain: dict[str, S.Expr] = {}  # lets that are plain numbers or words, without lets
         self.axes: dict[str, str] = {}  # the declared ones, by what tells them apart
         self.declared: dict[str, str] = {}  # and the other way round
-        self.inference = Inference(self.types, dict(typing.sizes), dict(typing.bases))
 
     def out(self) -> Term:
         """The new ``h``."""
@@ -165,71 +163,52 @@ class Reader:
             self.known["W"] = self.h
         if self.place.mass is not None:
             self.known["log_mass"] = self.place.mass
-        self._insertion()
-        self._body(row.form)
+        self.known["h"] = self.h  # which the checker lets only the insertion and the composition read
+        self._lines("insert", "form")
         gate = None
         if row.gate is not None:
             before = dict(self.known), dict(self.types), dict(self.numbers), dict(self.plain)
-            self._body(row.gate, "gate")
-            gate = self.term(S.Name("g"))
-            self.known, types, self.numbers, self.plain = before
-            self.types.clear()
-            self.types |= types
-        self.known["h"] = self.h
-        self._body(row.compose)
-        out = self.term(S.Name("out"))
+            self._lines("gate")
+            gate = self._named("g")
+            self.known, self.types, self.numbers, self.plain = before
+        self._lines("compose")
+        out = self._named("out")
         if gate is not None:
             out = add(self.h, times(gate, add(out, scaled(self.h, Size.of(-1)))))
         if site.family == "heads" and shares_softmax(row):
-            scores = self.term(S.Name("scores"))
+            scores = self._named("scores")
             own = call(scores.sizes[:-1], "logsumexp", scores)
             self.place.mass = call((), "log(exp + exp)", self.known["log_mass"], own)
         return Term(out.products, scope_sizes(self.typing, "h", site.h))
 
-    def _insertion(self) -> None:
-        e, site = self.row.insert, self.typing.site
-        if site.family == "weight":
-            self.known["z"] = self.h
-        elif isinstance(e, S.Name) and e.id == "parallel":
-            self.known["z"] = self.known[str(site.parallel)]
-        elif isinstance(e, S.Name) and e.id == "sequential":
-            self.known["z"] = self.h
-        elif e is not None:
-            self.known["h"] = self.h
-            self.types["h"] = self.typing.values.get("h", Value(site.h))
-            self.known["z"] = self.term(e)
-            del self.known["h"]
+    def _lines(self, *parts: Part) -> None:
+        for line in self.typing.lines(*parts):
+            self.line, found, e = line, line.declared, line.expression
+            if isinstance(found, TensorTyping):
+                self._bind(found.name, line.value, self._tensor(found))
+            elif isinstance(found, InputTyping):
+                sizes = f"[{', '.join(map(written, found.sizes))}]"
+                self.place.inputs[found.name] = f"index({written(found.count)})" if found.count is not None else sizes
+                self._bind(found.name, found.value)
+            elif line.axis is not None:
+                self._declare(line.name, self._plain(line.axis, self.value(line.axis).type))
+            elif e is not None:
+                self._let(line.name, e, line.value)
 
-    def _body(self, body: tuple[S.Statement, ...], part: str = "") -> None:
-        for s in body:
-            if isinstance(s, S.Tensor):
-                t = next(x for x in self.typing.tensors if (x.name, x.part) == (s.name, part))
-                self._bind(s.name, Value(t.type, learned=not t.frozen), self._tensor(t))
-            elif isinstance(s, S.Let):
-                self._let(s)
-            elif isinstance(s, S.Axis):
-                self._declare(s.name, self._plain(s.size, self.value(s.size).type))
-            elif isinstance(s, S.Input):
-                found = next(i for i in self.typing.inputs if i.name == s.name)
-                what = (
-                    f"index({written(found.count)})"
-                    if found.count is not None
-                    else f"[{', '.join(map(written, found.sizes))}]"
-                )
-                self.place.inputs[s.name] = what
-                self._bind(s.name, found.value)
-
-    def _let(self, s: S.Let) -> None:
-        name, value = s.names[0], self.value(s.value)
+    def _let(self, name: str, e: S.Expr, value: Value) -> None:
         if self._is_plain(value) or isinstance(value.type, WordType):
-            shown = self._without_lets(s.value)
-            size = self._plain(s.value, value.type) if isinstance(value.type, NumberType) else None
+            shown = self._without_lets(e)
+            size = self._plain(e, value.type) if isinstance(value.type, NumberType) else None
             self._bind(name, value)
             self.plain[name] = shown
             if size is not None:
                 self.numbers[name] = size
         else:
-            self._bind(name, value, self.term(s.value, value))
+            self._bind(name, value, self.term(e, value))
+
+    def _named(self, name: str) -> Term:
+        """What a name stands for now."""
+        return self.known[name] if name in self.known else number(self._plain(S.Name(name), self.types[name].type))
 
     def _bind(self, name: str, value: Value, term: Term | None = None) -> None:
         """From here on the name is this, whatever it was."""
@@ -254,8 +233,8 @@ class Reader:
     # ------------------------------------------------------------ expressions
 
     def value(self, e: S.Expr) -> Value:
-        """What is known of an expression in this row's scope."""
-        return self.inference.infer(e)
+        """What is known of an expression of the line."""
+        return self.line.of(e)
 
     def term(self, e: S.Expr, value: Value | None = None) -> Term:
         """The normal form of an expression. Each is asked for once: a dropout draws anew wherever it is written."""
@@ -329,7 +308,6 @@ class Reader:
         while self.declared.get(shown, name) != name:
             shown, n = f"{text} #{n}", n + 1
         self.axes[name], self.declared[shown] = shown, name
-        self.inference.axes[name] = size
 
     def _word(self, e: S.Expr) -> str:
         """A word, such as an activation; one that is an argument still is a symbol."""
@@ -411,11 +389,7 @@ def reads(part: Any) -> set[str]:
     return {a.parts[0] for a in atoms(part) if a.kind == "read"}
 
 
-def scope_sizes(typing: RowTyping, name: str, type_: TensorType) -> Sizes:
+def scope_sizes(typing: TypedRow, name: str, type_: TensorType) -> Sizes:
     """The sizes of a name of the site's scope: a model's numbers where the row was checked with them."""
     found = typing.values[name].type if name in typing.values else type_
     return found.sizes if isinstance(found, TensorType) else type_.sizes
-
-
-def _binds(s: S.Statement) -> tuple[str, ...]:
-    return s.names if isinstance(s, S.Let) else (s.name,) if isinstance(s, (S.Tensor, S.Input)) else ()

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..types.algebra import Atom, Term, add, scaled
-from ..types.rows import RowTyping
+from ..once import once
+from ..types.rows import in_training
+from ..types.typed import Binding, TypedRow
 from .fold import fold_form
-from ..types.infer import Inference
 from ..types.initialisers import INITIALISERS
 from ..types.inputs import changes_length
 from ..ir import Row
@@ -22,8 +23,8 @@ from ..types.primitives import entry_of
 from ..sizes import Size
 from ..report.texts import place
 from .start import at_start, called, compares, random_tensors, settled, undecided
-from ..syntax.nodes import NOWHERE, Apply, Choose, Expr, Input, Let, Name, Span, children, walk
-from ..types.values import AFFINE, NumberType, Value
+from ..syntax.nodes import NOWHERE, Apply, Choose, Input, Name, Span, children, walk
+from ..types.values import AFFINE, NumberType
 
 #: Sites whose edit can be absorbed, and the linear map that absorbs it. A projection's edit goes into the projection
 #: itself; what is done to h behind a sublayer or a head goes into its last map, what is done before a map goes into that.
@@ -51,7 +52,7 @@ def _out(row: Row) -> Span:
     return row.compose[-1].span if row.compose and row.compose[-1].span.file else row.span
 
 
-def _site(t: RowTyping) -> Span:
+def _site(t: TypedRow) -> Span:
     """Where the row names the site."""
     named = (p.span for p in t.row.sites if p.span.file and str(p).endswith(t.site.name))
     return next(named, t.row.span)
@@ -63,7 +64,8 @@ def row_reads(row: Row) -> frozenset[str]:
     return frozenset(n.id for p in parts if p is not None for n in walk(p) if isinstance(n, Name))
 
 
-def causal(t: RowTyping) -> Verdict:
+@once
+def causal(t: TypedRow) -> Verdict:
     """Whether position t of the edit sees no later position (for a model whose attention is causal)."""
     if t.out.future is not None and not _all_there(t):
         return _unless_it_cancels(
@@ -74,12 +76,12 @@ def causal(t: RowTyping) -> Verdict:
     return _apart_from_others(t, t.out.future)
 
 
-def _all_there(t: RowTyping) -> bool:
+def _all_there(t: TypedRow) -> bool:
     """Whether the tokens of the site are an encoder's, which come at once."""
     return t.stack == "encoder" or t.site.name in ("cross.k", "cross.v")
 
 
-def _apart_from_others(t: RowTyping, read: Span | None) -> Verdict:
+def _apart_from_others(t: TypedRow, read: Span | None) -> Verdict:
     if read is not None:
         return Verdict("yes", "the other positions that it reads are an encoder's, which are all there", read)
     return Verdict("yes", "nothing reads another position of the sequence", t.row.span)
@@ -92,7 +94,7 @@ def calls_at(row: Row, place: Span) -> list[Apply]:
     return [n for n in calls if n.span == place or any(a.value.span == place for a in n.args)]
 
 
-def _unless_it_cancels(t: RowTyping, verdict: Verdict, training: bool = False) -> Verdict:
+def _unless_it_cancels(t: TypedRow, verdict: Verdict, training: bool = False) -> Verdict:
     """The verdict on a call, unless its value may come to nothing: the normal form of the edit has no such call left, or it
     passes by what may be one number whatever it is given."""
     names = {n.function.id for n in calls_at(t.row, verdict.span) if isinstance(n.function, Name)}
@@ -103,13 +105,15 @@ def _unless_it_cancels(t: RowTyping, verdict: Verdict, training: bool = False) -
     return verdict
 
 
-def padding_invariant(t: RowTyping) -> Verdict:
+@once
+def padding_invariant(t: TypedRow) -> Verdict:
     if t.out.padding is not None:
         return _unless_it_cancels(t, Verdict("no", "pad positions take part here", t.out.padding))
     return Verdict("yes", "pad positions are never read", t.row.span)
 
 
-def cache_consistent(t: RowTyping) -> Verdict:
+@once
+def cache_consistent(t: TypedRow) -> Verdict:
     """Whether decoding with a cache equals one full pass: a step sees only its own chunk, so nothing may pool over it."""
     if "chance" in t.out.reads:
         return Verdict("no", "it differs from one forward pass to the next", t.row.span)
@@ -119,7 +123,8 @@ def cache_consistent(t: RowTyping) -> Verdict:
     return _apart_from_others(t, t.out.chunk)
 
 
-def mergeable(t: RowTyping) -> Verdict:
+@once
+def mergeable(t: TypedRow) -> Verdict:
     """Whether the edit can be absorbed by a linear map beside it: ``out`` affine in the input, at a site next to one."""
     row, site = t.row, t.site
     if "chance" in t.out.reads:
@@ -158,7 +163,7 @@ def mergeable(t: RowTyping) -> Verdict:
     return Verdict("no", f"no linear map beside `{site.name}` could absorb it", _site(t))
 
 
-def _levelled(t: RowTyping) -> bool:
+def _levelled(t: TypedRow) -> bool:
     """Whether shares that sum to one are added up, or may meet a frozen tensor all of whose entries are one number: what they
     give may then be a number, whatever they are made of."""
     levels = any(
@@ -178,7 +183,8 @@ def _reading(row: Row, name: str) -> Span:
     return next(found, row.insert.span if row.insert is not None else row.span)
 
 
-def identity_at_start(t: RowTyping) -> Verdict:
+@once
+def identity_at_start(t: TypedRow) -> Verdict:
     """Whether the first step starts from the pretrained function: ``out`` is ``h`` with every tensor at its start."""
     edit = edit_of(t)
     start, h = at_start(edit.out, edit.tensors), at_start(edit.h, edit.tensors)
@@ -215,7 +221,7 @@ def _known(part: Any) -> bool:
     return part.kind in ("chain", "times", "turned") and all(isinstance(p, Atom) and _known(p) for p in part.parts)
 
 
-def _starts(t: RowTyping, edit: Edit) -> Verdict:
+def _starts(t: TypedRow, edit: Edit) -> Verdict:
     """The identity, with the tensor that makes it so: without its start it would be none."""
     for key, learned in edit.tensors.items():
         otherwise = {**edit.tensors, key: replace(learned, start=None, exact=None)}
@@ -225,12 +231,13 @@ def _starts(t: RowTyping, edit: Edit) -> Verdict:
     return Verdict("yes", "what is added is zero at the start, and what multiplies is one", _out(t.row))
 
 
-def _declared(t: RowTyping, key: Any) -> Span:
+def _declared(t: TypedRow, key: Any) -> Span:
     """Where the tensor of that key is declared."""
     return next((x.declaration.span for x in t.tensors if x.label == key.split("/")[1]), t.row.span)
 
 
-def foldable(t: RowTyping) -> Verdict:
+@once
+def foldable(t: TypedRow) -> Verdict:
     """Whether learned tensors only make others, which can be computed once after training and stored in their place."""
     _, folds = fold_form(t)
     if not folds:
@@ -244,63 +251,55 @@ def foldable(t: RowTyping) -> Verdict:
     )
 
 
-def batch_independent(t: RowTyping) -> Verdict:
+@once
+def batch_independent(t: TypedRow) -> Verdict:
     """Whether no example sees another: nothing is reduced over the examples of a batch."""
     return Verdict("yes", "nothing is reduced over the batch", t.row.span)
 
 
-def deterministic(t: RowTyping) -> Verdict:
+@once
+def deterministic(t: TypedRow) -> Verdict:
     """Whether training draws nothing at random in the edit (`drop`, `chance`)."""
     return next(_draws(t), Verdict("yes", "nothing is random in training", t.row.span))
 
 
-def _draws(t: RowTyping) -> Iterator[Verdict]:
-    """What is drawn in training on the way to ``out``, line by line, with `training` true."""
-    row = t.row
-    bound = {n for s in (*row.form, *row.compose, *(row.gate or ())) if isinstance(s, Let) for n in s.names}
-    names = {n: v for n, v in {**t.values, **t.gate_values}.items() if n not in bound}
-    names["training"] = Value(NumberType(None, True))
-    inf = Inference(names, dict(t.sizes), dict(t.bases))
-    for e, name in _lines(row):
-        yield from _drawn(t, e, inf)
-        if name:
-            inf.names[name] = inf.infer(e)
+def _draws(t: TypedRow) -> Iterator[Verdict]:
+    """What is drawn in training on the way to ``out``, line by line."""
+    for line in _read(in_training(t)):
+        yield from _drawn(t, line, line.expression)
 
 
-def _lines(row: Row) -> list[tuple[Expr, str]]:
-    """The expressions that ``out`` reads, in order, each with the name that is bound to it."""
-    lets = [s for body in (row.form, row.gate or (), row.compose) for s in body if isinstance(s, Let)]
-    out: list[tuple[Expr, str]] = []
-    needed = {"out", "g"} if row.gate is not None else {"out"}
-    for s in reversed(lets):
-        if needed & set(s.names):
-            needed = (needed - set(s.names)) | {n.id for n in walk(s.value) if isinstance(n, Name)}
-            out.append((s.value, s.names[0]))
-    if row.insert is not None and "z" in needed:
-        out.append((row.insert, ""))
+def _read(t: TypedRow) -> list[Binding]:
+    """The lines that ``out`` reads, in order."""
+    out: list[Binding] = []
+    needed = {"out", "g"} if t.row.gate is not None else {"out"}
+    for line in (*t.lines("insert"), *t.lines("form"), *t.lines("gate"), *t.lines("compose"))[::-1]:
+        if line.expression is not None and line.name in needed:
+            needed = (needed - {line.name}) | {n.id for n in walk(line.expression) if isinstance(n, Name)}
+            out.append(line)
     return out[::-1]
 
 
-def _drawn(t: RowTyping, e: Any, inf: Inference) -> Iterator[Verdict]:
+def _drawn(t: TypedRow, line: Binding, e: Any) -> Iterator[Verdict]:
     entry = entry_of(e)
     match e:
         case Name("chance"):
             yield Verdict("no", "a number is drawn for each forward pass", e.span)
         case Choose(then, test, other):
-            yield from _drawn(t, test, inf)
-            known = inf.infer(test).type
+            yield from _drawn(t, line, test)
+            known = line.of(test).type
             taken = (
                 (then, other)
                 if not isinstance(known, NumberType) or known.value is None
                 else (then if known.value else other,)
             )
             for branch in taken:
-                yield from _drawn(t, branch, inf)
+                yield from _drawn(t, line, branch)
         case Apply(_, (value, probability)) if entry is not None and entry.draws:
-            yield from _drawn(t, value.value, inf)
-            if isinstance(inf.infer(value.value).type, NumberType):
+            yield from _drawn(t, line, value.value)
+            if isinstance(line.of(value.value).type, NumberType):
                 return  # a number is not dropped
-            p = inf.infer(probability.value).type
+            p = line.of(probability.value).type
             if not isinstance(p, NumberType) or p.value is None:
                 asked = ", ".join(f"`{n.id}`" for n in walk(probability.value) if isinstance(n, Name))
                 yield Verdict("depends", f"on {asked}: entries are dropped in training unless it is 0", e.span)
@@ -310,11 +309,11 @@ def _drawn(t: RowTyping, e: Any, inf: Inference) -> Iterator[Verdict]:
                 )
         case _:
             for below in children(e):
-                yield from _drawn(t, below, inf)
+                yield from _drawn(t, line, below)
 
 
 #: Every verdict: its rule for a row at a site, and why trained copies of parameters never stand against it.
-RULES: dict[str, tuple[Callable[[RowTyping], Verdict], str]] = {
+RULES: dict[str, tuple[Callable[[TypedRow], Verdict], str]] = {
     "identity at start": (identity_at_start, "trained copies of parameters start as the pretrained ones"),
     "mergeable": (mergeable, "trained copies of parameters merge by replacing them"),
     "causal": (causal, "trained parameters see no other position"),

@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..types.algebra import Atom, Term, TooLarge
-from ..check.methods import anywhere, check_method, open_paths, sites_of
+from ..check.methods import anywhere, open_paths, sites_of
+from .method import analyse
 from ..types.inputs import changes_length
 from ..ir import Method, Row
 from .meaning import meaning
 from ..types.primitives import PRIMITIVES, entry_of
-from ..types.rows import RowTyping
+from ..types.typed import TypedRow
 from .row_verdicts import RULES, Verdict, calls_at
 from ..sites import site_name
 from ..syntax.nodes import NOWHERE, Path, Span
@@ -29,9 +30,10 @@ _SOME = ("foldable",)
 _SEEN = ("causal", "padding-invariant", "cache-consistent", "deterministic in training")
 
 
-def judged(typings: Sequence[RowTyping], otherwise: Span = NOWHERE) -> dict[str, Verdict]:
+def judged(typings: Sequence[TypedRow], otherwise: Span = NOWHERE) -> dict[str, Verdict]:
     """Every verdict over some rows: the first row that decides against it, else yes. ``otherwise`` is the place of
     trained copies, which decide where there are no rows."""
+    typings = list(dict.fromkeys(typings))  # layers that are alike are one
     out = {}
     for name, (rule, why) in RULES.items():
         found = [_bounded(rule, t) for t in typings]
@@ -46,7 +48,7 @@ def judged(typings: Sequence[RowTyping], otherwise: Span = NOWHERE) -> dict[str,
     return out
 
 
-def _bounded(rule: Callable[[RowTyping], Verdict], t: RowTyping) -> Verdict:
+def _bounded(rule: Callable[[TypedRow], Verdict], t: TypedRow) -> Verdict:
     """The verdict on a row, which is unknown where its normal form is too large."""
     try:
         return rule(t)
@@ -54,7 +56,7 @@ def _bounded(rule: Callable[[RowTyping], Verdict], t: RowTyping) -> Verdict:
         return Verdict("unknown", e.reason, t.row.span)
 
 
-def _beside(verdict: Verdict, row: Row, others: Sequence[RowTyping]) -> Verdict:
+def _beside(verdict: Verdict, row: Row, others: Sequence[TypedRow]) -> Verdict:
     """A "no" of a row, unless what the other rows do may leave nothing of it to be seen."""
     picks = any((e := entry_of(n)) is not None and e.picks for n in calls_at(row, verdict.span))
     for o in others:
@@ -73,7 +75,7 @@ def _beside(verdict: Verdict, row: Row, others: Sequence[RowTyping]) -> Verdict:
 
 def verdicts(method: Method) -> dict[str, Verdict]:
     """The method's verdicts. Checks the method."""
-    typings = check_method(method)
+    typings = analyse(method).rows
     otherwise = method.trains[0].span if method.trains else method.span
     open_rows = [r for r in method.rows if open_paths(r, method.params)]
     found = _wherever(method, typings, open_rows, otherwise) if open_rows else judged(typings, otherwise)
@@ -82,17 +84,17 @@ def verdicts(method: Method) -> dict[str, Verdict]:
     return found
 
 
-def _wherever(method: Method, typings: Sequence[RowTyping], rows: Sequence[Row], otherwise: Span) -> dict[str, Verdict]:
+def _wherever(method: Method, typings: Sequence[TypedRow], rows: Sequence[Row], otherwise: Span) -> dict[str, Verdict]:
     """The verdicts that are the same whatever sites an argument names; the others are unknown without it."""
     first = open_paths(rows[0], method.params)[0]
     unknown = Verdict("unknown", f"this is not known without `{first}`, which has no value", first.span)
     if len(rows) > 1 or len(open_paths(rows[0], method.params)) > 1:
         return dict.fromkeys(RULES, unknown)  # they might be at any two sites
-    at_each = [judged([*typings, t], otherwise) for t in anywhere(rows[0], method.params)[0]]
+    at_each = [judged([*typings, t], otherwise) for t in anywhere(method, rows[0])[0]]
     return {name: at_each[0][name] if len({v[name].value for v in at_each}) == 1 else unknown for name in RULES}
 
 
-def rows_commute(method: Method, typings: Sequence[RowTyping]) -> Verdict:
+def rows_commute(method: Method, typings: Sequence[TypedRow]) -> Verdict:
     """Whether the order of rows that meet at a site makes no difference; where it does, the text's order counts."""
     placed = {t.row.name: t.out.placed for t in typings}
     sites = [{str(p) for p in sites_of(r.sites, method.params)} for r in method.rows]

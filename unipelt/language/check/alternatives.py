@@ -12,13 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 from .definitions import at_the_best_place, bound_by_forms, called_definition
-from .methods import check_method, distinct, site_problem, sites_of
+from ..analyse.method import analyse
+from .methods import site_problem, sites_of
 from ..report.diagnostics import Diagnostic, PeltError
 from .elaborate import elaborate
 from ..ir import Method, Row
 from .names import Names
 from .parameters import check_parameters
-from ..types.rows import SYMBOLS, RowChecker
+from ..types.rows import RowChecker, distinct
+from ..types.typed import SYMBOLS
 from ..sites import SITES
 from .space import Choice, space_of
 from ..syntax.nodes import Expr, Let, MethodDef, Name, Param, Span
@@ -51,7 +53,7 @@ def check_space(definition: MethodDef, names: Names) -> list[Diagnostic]:
         problems += _part(what, part, span, params, given)
     if methods:  # what no alternative makes a difference to is a method by itself
         try:
-            check_method(
+            analyse(
                 replace(
                     methods[0], params=tuple(params), rows=tuple(r for r in methods[0].rows if rows[r] == len(methods))
                 )

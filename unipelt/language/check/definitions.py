@@ -20,7 +20,8 @@ from .names import Names
 from .parameters import check_parameters
 from ..types.initialisers import INITIALISERS
 from ..types.primitives import DOMAINS, PRIMITIVES
-from ..types.rows import SYMBOLS, RowChecker
+from ..types.rows import RowChecker
+from ..types.typed import SYMBOLS
 from ..sites import NUMBERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
 from ..sizes import Size
 from ..report.texts import after, inside, text_of
@@ -180,5 +181,5 @@ class _Alone(RowChecker):
 
     given: Value | None = None
 
-    def _insertion(self, h: Value) -> Value | None:
-        return self.given if self.given is not None else super()._insertion(h)
+    def _insertion(self, e: Expr | None, h: Value) -> Value | None:
+        return self.given if self.given is not None else super()._insertion(e, h)

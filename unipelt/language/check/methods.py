@@ -1,4 +1,4 @@
-"""The checker of methods: their parameters, every row at every site it names, their requirements."""
+"""The rows and sites of methods: whether a row differs by layer, the sites that its paths name, what is wrong with a path."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..types.arguments import parameters
 from .inline import site_paths
-from ..report.diagnostics import Diagnostic, Label, PeltError, instead, put
-from ..types.infer import Inference
-from ..types.inputs import disagreement
+from ..report.diagnostics import Diagnostic, PeltError, instead, put
 from ..ir import Method, Row
-from ..types.layers import WORDS, by_layer, layered, least
-from .outside import outside_the_layers
-from .parameters import check_parameters
-from ..types.rows import SYMBOLS, RowChecker, RowTyping, Sizes, require
-from ..sites import SITES, SIZES, SiteSignature, signature, site_name
-from ..sizes import Size
-from ..syntax.nodes import NOWHERE, Expr, Param, Path, Selection
-from ..types.values import NumberType, Poison, Value
+from ..types.layers import by_layer, layered
+from ..types.rows import typed_row
+from ..types.typed import TypedRow
+from ..sites import SITES, signature, site_name
+from ..syntax.nodes import Param, Path
 
 
 def numbered(row: Row, params: Sequence[Param]) -> bool:
@@ -47,18 +41,18 @@ def open_paths(row: Row, params: Sequence[Param]) -> list[Path]:
     return [p for p in row.sites if len(p.parts) == 1 and p.parts[0] in unknown]
 
 
-def anywhere(row: Row, params: Sequence[Param]) -> tuple[list[RowTyping], list[Diagnostic]]:
+def anywhere(method: Method, row: Row) -> tuple[list[TypedRow], list[Diagnostic]]:
     """The row at every site at which it has no mistake; where there is none, the mistakes at the site where it fits best."""
-    typings: list[RowTyping] = []
+    found: list[TypedRow] = []
     wrong: dict[str, list[Diagnostic]] = {}
     weights = [f"{n}.weight" for n, s in SITES.items() if s.family == "projection"] if row.insert is None else []
     for name in (*SITES, *weights):
         try:
-            typings.append(check_row(row, signature(name), params))  # type: ignore[arg-type]
+            found.append(typed_row(method, row, signature(name)))  # type: ignore[arg-type]
         except PeltError as e:
             wrong[name] = list(e.diagnostics)
-    if typings:
-        return typings, []
+    if found:
+        return found, []
     best = min(wrong, key=lambda n: fit(wrong[n]))
     note = f"at `{best}`; there is no site at which this row has no mistake"
     return [], [replace(d, where=(*d.where, note)) for d in wrong[best]]
@@ -104,94 +98,3 @@ def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
     front, back = f"{stack}." if stack else "", ".weight" if name.endswith(".weight") else ""
     known = [f"{front}{s}{back}" for s in SITES if not back or SITES[s].family == "projection"]
     return instead(str(path), known, path.span, f"sites: {', '.join(SITES)}")
-
-
-def check_row(row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes = SYMBOLS) -> RowTyping:
-    """The row's typing at a site; raises `PeltError` with every mistake."""
-    checker = RowChecker(row, site, params, sizes)
-    typing = checker.check()
-    if checker.inf.problems:
-        raise PeltError(distinct(checker.inf.problems))
-    return typing
-
-
-def check_method(method: Method) -> list[RowTyping]:
-    """Checks every row at every site it names, with symbolic sizes; raises `PeltError` with all mistakes."""
-    problems, params = check_parameters(method.params, f"the method `{method.name}`")
-    typings: list[RowTyping] = []
-    for row in method.rows:
-        for path in sites_of(row.sites, params):
-            problem = site_problem(path)
-            if problem is not None:
-                problems.append(problem)
-                continue
-            stack, name = site_name(str(path))
-            try:
-                typings.append(replace(check_row(row, signature(name), params), stack=stack))  # type: ignore[arg-type]
-                if (outside := outside_the_layers(typings[-1])) is not None:
-                    problems.append(outside)
-            except PeltError as e:
-                problems += [_from_afar(d, method, row) for d in e.diagnostics]
-        if open_paths(row, params):
-            problems += [_from_afar(d, method, row) for d in anywhere(row, params)[1]]
-    for selection in (*(r.layers for r in method.rows), *(t.layers for t in method.trains)):
-        problems += _selection(selection, method.params) if selection is not None else []
-    for multiple in (t.lr for t in method.trains if t.lr is not None):
-        problems += _multiple(multiple, method.params)
-    clash = disagreement([i for t in typings for i in t.inputs])
-    if clash is not None and not problems:
-        problems.append(clash)
-    if not problems:
-        inf = Inference(parameters(method.params, False), {n: Size.of(n) for n in SIZES if n != "d_x"})
-        inf.names["params"] = Value(NumberType())
-        for r in method.requires:
-            require(r, inf)
-        problems += inf.problems
-    if problems:
-        raise PeltError(distinct(problems))
-    return typings
-
-
-def _selection(selection: Selection, params: Sequence[Param]) -> list[Diagnostic]:
-    """What is wrong with a selection of layers on any model."""
-    if selection.word not in WORDS:
-        return [Diagnostic("E0515", f"layers are not selected with `{selection.word}`, which is a word for tokens", selection.span,
-                           help="select all, first k, last k, every k or a .. b")]  # fmt: skip
-    inf = Inference(parameters(params, False), {})
-    for e in selection.values:
-        t = inf.infer(e).type
-        if isinstance(t, Poison):
-            return inf.problems
-        value = t.value if isinstance(t, NumberType) else None
-        if not isinstance(t, NumberType) or isinstance(value, (bool, float)):
-            return [Diagnostic("E0514", "a layer is counted by a whole number", e.span)]
-        low, said = least(selection.word)
-        if value is not None and value < low:
-            return [Diagnostic("E0514", said, e.span)]
-    return []
-
-
-def _multiple(lr: Expr, params: Sequence[Param]) -> list[Diagnostic]:
-    inf = Inference(parameters(params, False), {})
-    t = inf.infer(lr).type
-    if isinstance(t, NumberType) and t.value is not None and t.value < 0:
-        return [Diagnostic("E0345", f"a learning-rate multiple is at least 0, not {t.value:g}", lr.span)]
-    if isinstance(t, (NumberType, Poison)):
-        return inf.problems
-    return [Diagnostic("E0345", f"a learning-rate multiple is a number, not {t}", lr.span)]
-
-
-def _from_afar(d: Diagnostic, method: Method, row: Row) -> Diagnostic:
-    """A mistake that shows itself in a definition of another file names the method that brings the two together."""
-    if d.span.file == method.span.file or method.span == NOWHERE:
-        return d
-    return replace(d, labels=(*d.labels, Label(method.span, f"in the row `{row.name}` of this method")))
-
-
-def distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """A mistake seen at two sites is one mistake."""
-    seen: dict[tuple, Diagnostic] = {}
-    for d in problems:
-        # Where no place tells two mistakes apart, their words do.
-        seen.setdefault((d.code, d.span.file or d.message, d.span.start, d.span.end), d)
-    return list(seen.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..report.diagnostics import Diagnostic, put
 from ..ir import Row
-from ..types.rows import RowTyping
+from ..types.typed import TypedRow
 from ..report.texts import before
 
 
@@ -16,7 +16,7 @@ def selects(row: Row) -> bool:
     return row.layers is not None and row.layers.word != "all"
 
 
-def outside_the_layers(t: RowTyping) -> Diagnostic | None:
+def outside_the_layers(t: TypedRow) -> Diagnostic | None:
     """What is wrong with a selection of layers at a site outside the layers, on any model."""
     selection = t.row.layers
     if selection is None or not selects(t.row):

@@ -37,17 +37,27 @@ def walk(node: Any) -> Iterator[Any]:
 
 def rewrite(node: Any, change: Callable[[Any], Any]) -> Any:
     """A copy of the tree in which ``change`` has been applied to every node, leaves first."""
+    return change(_changed(node, lambda n: rewrite(n, change)))
+
+
+def descend(node: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of the tree in which ``change`` has put something in the place of nodes, asked from the top; where it gives
+    None, it is asked below."""
+    new = change(node)
+    return new if new is not None else _changed(node, lambda n: descend(n, change))
+
+
+def _changed(node: Any, below: Callable[[Any], Any]) -> Any:
+    """The node with what ``below`` makes of each node directly below it."""
 
     def visit(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(visit(v) for v in value)
-        if hasattr(value, "__dataclass_fields__"):
-            return rewrite(value, change)
-        return value
+        return below(value) if hasattr(value, "__dataclass_fields__") else value
 
     new = {name: visit(getattr(node, name)) for name in _below(node.__class__)}
     changed = {k: v for k, v in new.items() if v is not getattr(node, k)}
-    return change(replace(node, **changed) if changed else node)
+    return replace(node, **changed) if changed else node
 
 
 def dotted(expr: Any) -> str | None:

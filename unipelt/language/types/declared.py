@@ -26,7 +26,7 @@ from ..syntax.nodes import (
     Tensor,
     walk,
 )  # fmt: skip
-from .values import POISON, Distribution, NumberType, Poison, Value, WordType
+from .values import Distribution, NumberType, Poison, Value, WordType
 
 MAX_ENTRIES = 2**31
 
@@ -46,6 +46,10 @@ class TensorTyping:
     part: str = ""  # "gate" for a tensor of the row's gate, whose names are apart from those of form and composition
 
     @property
+    def value(self) -> Value:
+        return Value(self.type, learned=not self.frozen, reads=frozenset({self.name}))
+
+    @property
     def label(self) -> str:
         """The last part of the tensor's name in a state dict."""
         return f"{self.part}.{self.name}" if self.part else self.name
@@ -62,7 +66,7 @@ class Declared:
     inf: Inference
     site: SiteSignature
     params: dict[str, Param]
-    tensors: list[TensorTyping]
+    bindings: list[Any]  # the lines before, of which some declare tensors
     varies: bool  # whether what was read last depends on the layer
 
     def _read(self, e: Expr) -> Value:
@@ -112,14 +116,14 @@ class Declared:
         place = inside(param.span, r":\s*(float)\b")
         return {"help": f"give `{param.name}` the type `int`", "edits": put("int", place) if place else ()}
 
-    def _tensor(self, s: Tensor, part: str) -> None:
+    def _tensor(self, s: Tensor, part: str) -> TensorTyping | None:
         self.varies = False
         sizes = [self._size(e, f"the tensor `{s.name}`") for e in s.shape]
         owner = self._owner(s)
         if any(size is None for size in sizes):
-            self.inf.names[s.name] = Value(POISON)
-            return
+            return None
         t = TensorType(owner.axes, tuple(x for x in sizes if x is not None))
+        before = [b.declared for b in self.bindings if isinstance(b.declared, TensorTyping)]
         start, exact = None, None
         drawn = s.start.function if isinstance(s.start, Apply) else s.start
         if s.exact and isinstance(drawn, Name) and drawn.id in INITIALISERS and drawn.id not in self.inf.names:
@@ -129,7 +133,7 @@ class Declared:
         elif s.exact:
             exact = s.start
             value = self._read(s.start)
-            of_layer = {"W", "bias", *(x.name for x in self.tensors if not x.owner.every_layer)}
+            of_layer = {"W", "bias", *(x.name for x in before if not x.owner.every_layer)}
             self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
             if "chance" in value.reads:
                 self.inf.fail("E0370", f"`{s.name}` starts as one value, and `chance` differs from one forward pass to the next", s.start.span,
@@ -166,12 +170,11 @@ class Declared:
         if n is not None and n > MAX_ENTRIES:
             self.inf.fail("E0346", f"the tensor `{s.name}` would have {int(n):,} entries, more than {MAX_ENTRIES:,}", s.span,
                           help="choose a smaller size")  # fmt: skip
-        twice = next((x for x in self.tensors if (x.name, x.part) == (s.name, part)), None)
+        twice = next((x for x in before if (x.name, x.part) == (s.name, part)), None)
         if twice is not None:
             self.inf.fail("E0348", f"the tensor `{s.name}` is declared twice in this row", s.span,
                           labels=(Label(twice.declaration.span, "the first time"),))  # fmt: skip
-        self.tensors.append(TensorTyping(s.name, t, owner, start, exact, s.frozen, lr, s, part))
-        self.inf.names[s.name] = Value(t, learned=not s.frozen, reads=frozenset({s.name}))
+        return TensorTyping(s.name, t, owner, start, exact, s.frozen, lr, s, part)
 
     def _owner(self, s: Tensor) -> Owner:
         if not s.per:

@@ -51,6 +51,7 @@ class Inference:
     problems: list[Diagnostic] = field(default_factory=list)
     remedies: dict[str, str] = field(default_factory=dict)  # what to do about hidden names
     values: dict[str, str] = field(default_factory=dict)  # what symbols stand for, where that is known
+    nodes: dict[int, tuple[Expr, Value]] | None = None  # what is known of each node of the line that is read
 
     # ------------------------------------------------------------ reporting
 
@@ -69,14 +70,21 @@ class Inference:
     # ------------------------------------------------------------ expressions
 
     def infer(self, e: Expr) -> Value:
+        """The value of an expression; within a line (``nodes``) each node is worked out once."""
+        if self.nodes is None:
+            return self._worked_out(e)
+        if id(e) not in self.nodes:
+            self.nodes[id(e)] = e, self._worked_out(e)  # with the node, whose identity must not become another's
+        return self.nodes[id(e)][1]
+
+    def _worked_out(self, e: Expr) -> Value:
         return getattr(self, "_" + e.kind)(e)
 
     def _number(self, e: Number) -> Value:
-        value = e.value / 100 if e.percent else e.value
-        return Value(NumberType(Size.of(value) if isinstance(value, int) else None, value))
+        return literal(e)
 
     def _string(self, e: String) -> Value:
-        return Value(WordType("string", e.value))
+        return literal(e)
 
     def _list(self, e: ListOf) -> Value:
         """A list of numbers has a value for each layer and stands for the one at ``layer``."""
@@ -371,8 +379,16 @@ class Inference:
         if not isinstance(a.type, TensorType) or not a.type.sizes or a.type.sizes[-1] != d_in:
             return self.fail("E0312", f"`{text}` reads vectors of size {d_in}, and this is {a.type}", e.args[0].span,
                              where=self.bindings(d_in))  # fmt: skip
-        out = a.typed(TensorType(a.type.axes, (*a.type.sizes[:-1], d_out)))
+        out = replace(a, type=TensorType(a.type.axes, (*a.type.sizes[:-1], d_out)), reads=a.reads | {text})
         return bend(out, e.span) if text.endswith(".norm") else out
+
+
+def literal(e: Number | String) -> Value:
+    """The value of what says itself what it is."""
+    if isinstance(e, String):
+        return Value(WordType("string", e.value))
+    value = e.value / 100 if e.percent else e.value
+    return Value(NumberType(Size.of(value) if isinstance(value, int) else None, value))
 
 
 def _bare(text: str) -> str:

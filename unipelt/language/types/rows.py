@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from .arguments import parameters
 from .declared import Declared, TensorTyping
-from ..report.diagnostics import Diagnostic, instead, nearest, put
+from ..once import once
+from ..report.diagnostics import Diagnostic, PeltError, instead, nearest, put
 from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
-from ..ir import Row
+from ..ir import Method, Row
 from .layers import layered
 from .owners import PLACES
 from ..syntax.printer import to_text
-from ..sites import NUMBERS, RESERVED, SIZES, SiteSignature, TensorType, merged_axes
+from ..sites import RESERVED, SIZES, SiteSignature, TensorType, merged_axes
 from ..sizes import Size
 from ..report.texts import before
 from ..syntax.nodes import (
@@ -29,49 +30,13 @@ from ..syntax.nodes import (
     Require,
     Statement,
     Tensor,
+    walk,
 )  # fmt: skip
-from .values import OTHER, POISON, NumberType, Poison, Value, join, product
+from .typed import SYMBOLS, Binding, Part, Sizes, TypedRow
+from .values import OTHER, POISON, NumberType, Poison, Value, WordType, join, product
 
 
-@dataclass(frozen=True, slots=True)
-class RowTyping:
-    """A row at a site: tensors, the types of its lets, and the value of ``out`` (after the gate)."""
-
-    row: Row
-    site: SiteSignature
-    tensors: tuple[TensorTyping, ...]
-    values: Mapping[str, Value]
-    out: Value
-    z: Value | None
-    gate_values: Mapping[str, Value] = field(default_factory=dict)  # what the gate's lines bind
-    sizes: Mapping[str, Size] = field(default_factory=dict)  # every size in scope
-    bases: Mapping[str, tuple[Size, Size]] = field(default_factory=dict)
-    stack: str | None = None  # the stack that the site's path names
-    inputs: tuple[InputTyping, ...] = ()
-    axes: Mapping[str, Size] = field(default_factory=dict)  # those that the row declares
-
-    def __repr__(self) -> str:
-        return f"<types of {self.row!r}>"
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What sizes and numbers stand for: nothing (symbols) or a model's values at one site."""
-
-    values: Mapping[str, int] | None = None
-    layer: int | None = None
-    depth: int | None = None
-
-    def of(self, name: str) -> Size:
-        return Size.of(self.values[name]) if self.values is not None and name in self.values else Size.of(name)
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """``layer`` and ``depth``, those that are known."""
-        return {n: v for n, v in zip(NUMBERS, (self.layer, self.depth)) if v is not None}
-
-
-SYMBOLS = Sizes()
+INSERTIONS = ("parallel", "sequential")  # the words for what z is
 #: What a model does not have that lacks a size.
 _LACKS = {"labels": "no head", "vocab": "no vocabulary"}
 
@@ -89,8 +54,7 @@ class RowChecker(Declared):
     def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes):
         self.row, self.site, self.sizes = row, site, sizes
         self.params = {p.name: p for p in params}
-        self.tensors: list[TensorTyping] = []
-        self.inputs: list[InputTyping] = []
+        self.bindings: list[Binding] = []
         bound = {n: sizes.of(n) for n in SIZES}
         where = {p.name: "parameter" for p in params} | {"d_in": "last size of z", "d_out": "last size of h"}
         problems: list[Diagnostic] = []
@@ -122,7 +86,7 @@ class RowChecker(Declared):
             return t
         return TensorType(t.axes, tuple(s.bind({k: v for k, v in self.sizes.values.items()}) for s in t.sizes))
 
-    def check(self) -> RowTyping:
+    def check(self) -> TypedRow:
         inf, site = self.inf, self.site
         scope: dict[str, Value] = {}
         if site.x is not None:
@@ -143,9 +107,11 @@ class RowChecker(Declared):
         else:
             self._unknown("d_x", f"is the size of `x`, and there is none at `{site.name}`", "write `d_out`")
         inf.names |= scope
-        z = self._insertion(h)
+        inserted = _inserted(self.row, site)
+        inf.nodes = {}
+        z = self._insertion(inserted, h)
         if z is not None:
-            inf.names["z"] = z
+            self._bind("z", "insert", z, inserted)
             if isinstance(z.type, TensorType) and z.type.sizes:
                 inf.sizes["d_in"] = z.type.sizes[0 if site.family == "weight" else -1]
             elif isinstance(z.type, Poison):
@@ -155,73 +121,75 @@ class RowChecker(Declared):
             inf.remedies["z"] = "add `insert parallel` or `insert sequential`"
             inf.sizes["d_in"] = inf.sizes["d_out"]
         inf.hidden["h"] = "is visible to compositions, not to forms and gates"
-        self._body(self.row.form)
-        gate, in_gate = None, {}
+        self._body(self.row.form, "form")
+        gate = None
         if self.row.gate is not None:
             before = dict(inf.names)
             self._body(self.row.gate, "gate")
-            gate, in_gate = inf.names.get("g", Value(POISON)), inf.names
+            gate = inf.names.get("g", Value(POISON))
             inf.names = before
         del inf.hidden["h"]
         inf.names["h"] = h
         if not self.row.form:
             inf.hidden["delta"] = "is bound by a form, and this row has none"
             inf.remedies["delta"] = "add a form, as in `form { delta = tanh(z) }`"
-        self._body(self.row.compose)
+        self._body(self.row.compose, "compose")
         out = self._result(inf.names.get("out", Value(POISON)), h, gate)
-        problem = placing_problem(self.row, site) or disagreement(self.inputs)
+        typed = TypedRow(
+            self.row, site, tuple(self.params.values()), self.sizes, tuple(self.bindings), dict(inf.names), out, dict(inf.sizes),
+            dict(inf.bases), dict(inf.axes),
+        )  # fmt: skip
+        problem = placing_problem(self.row, site) or disagreement(typed.inputs)
         if problem is not None:
             inf.problems.append(problem)
-        return RowTyping(
-            self.row, site, tuple(self.tensors), dict(inf.names), out, z, in_gate, dict(inf.sizes), dict(inf.bases),
-            inputs=tuple(self.inputs), axes=dict(inf.axes),
-        )  # fmt: skip
+        return typed
 
     # ------------------------------------------------------------ parts
 
-    def _insertion(self, h: Value) -> Value | None:
-        e, site = self.row.insert, self.site
-        if site.family == "weight":
-            if e is not None:
-                clause = before(e.span, "insert")
-                self.inf.fail("E0305", "at a weight z is the weight itself: `insert` does not apply", e.span,
-                              help="leave `insert` out", edits=put("", clause) if clause else ())  # fmt: skip
-            return h
+    def _bind(self, name: str, part: Part, value: Value, e: Expr | None = None,
+              declared: TensorTyping | InputTyping | None = None) -> None:  # fmt: skip
+        self.inf.names[name] = value
+        self.bindings.append(Binding(name, part, value, self.inf.nodes or {}, e, declared=declared))
+
+    def _insertion(self, e: Expr | None, h: Value) -> Value | None:
+        written, site = self.row.insert, self.site
+        if site.family == "weight" and written is not None:
+            clause = before(written.span, "insert")
+            self.inf.fail("E0305", "at a weight z is the weight itself: `insert` does not apply", written.span,
+                          help="leave `insert` out", edits=put("", clause) if clause else ())  # fmt: skip
         if e is None:
             return None
-        if isinstance(e, Name) and e.id == "parallel":
-            if site.parallel is None:
-                self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is the model's input", e.span,
-                              help="write `insert sequential`", edits=put("sequential", e.span))  # fmt: skip
-                return Value(POISON)
-            return self.inf.names[site.parallel]
-        if isinstance(e, Name) and e.id == "sequential":
-            return h
-        if (
-            isinstance(e, Name)
-            and e.id not in self.inf.names
-            and e.id != "h"
-            and nearest(e.id, ("parallel", "sequential"))
-        ):
+        if e == Name("parallel"):
+            self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is the model's input", e.span,
+                          help="write `insert sequential`", edits=put("sequential", e.span))  # fmt: skip
+            return Value(POISON)
+        if isinstance(e, Name) and e.id not in self.inf.names and e.id != "h" and nearest(e.id, INSERTIONS):
             return self.inf.fail("E0301", f"there is no insertion `{e.id}`", e.span,
-                                 **instead(e.id, ("parallel", "sequential"), e.span))  # fmt: skip
+                                 **instead(e.id, INSERTIONS, e.span))  # fmt: skip
         self.inf.names["h"] = h
         z = self.inf.infer(e)
         del self.inf.names["h"]
         return z
 
-    def _body(self, body: Sequence[Statement], part: str = "") -> None:
+    def _body(self, body: Sequence[Statement], part: Part) -> None:
         for s in body:
+            self.inf.nodes = {}
             if isinstance(s, Tensor):
-                self._tensor(s, part)
+                t = self._tensor(s, "gate" if part == "gate" else "")
+                self._bind(s.name, part, t.value if t is not None else Value(POISON), declared=t)
             elif isinstance(s, Let):
-                self._let(s)
+                value = self._let(s)
+                for name in s.names:
+                    self._bind(name, part, value, s.value)
             elif isinstance(s, Axis):
                 self._axis(s)
+                axis = Value(WordType("axis", s.name))
+                self.bindings.append(Binding(s.name, part, axis, self.inf.nodes, axis=s.size))
             elif isinstance(s, Require):
                 require(s, self.inf)
             elif isinstance(s, Input):
-                self._input(s)
+                found = self._input(s)
+                self._bind(s.name, part, found.value if found is not None else Value(POISON), declared=found)
             elif isinstance(s, Later):
                 self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
 
@@ -235,25 +203,25 @@ class RowChecker(Declared):
             self.inf.fail("E0348", f"the axis `{s.name}` is declared twice in this row, with different sizes", s.span,
                           help="rename one of them")  # fmt: skip
 
-    def _input(self, s: Input) -> None:
+    def _input(self, s: Input) -> InputTyping | None:
         found = input_typing(s, self.inf, self._size)
-        if s.name in self.inf.names and s.name not in {i.name for i in self.inputs}:
+        if s.name in self.inf.names and all(
+            b.name != s.name for b in self.bindings if isinstance(b.declared, InputTyping)
+        ):
             self.inf.fail(
                 "E0369", f"`{s.name}` is bound already and cannot be an input", s.span, help="choose another name"
             )
-            found = None
-        elif found is not None:
-            self.inputs.append(found)
-        self.inf.names[s.name] = found.value if found is not None else Value(POISON)
+            return None
+        return found
 
-    def _let(self, s: Let) -> None:
+    def _let(self, s: Let) -> Value:
         value = self.inf.infer(s.value)
         if len(s.names) > 1:
-            value = self.inf.fail("E0391", "several names on the left are not built yet", s.span)
+            return self.inf.fail("E0391", "several names on the left are not built yet", s.span)
         for name in s.names:
             if name in self.inf.names and name not in ("delta", "out", "g") and name in RESERVED:
-                value = self.inf.fail("E0224", f"`{name}` has a meaning of its own here", s.span)
-            self.inf.names[name] = value
+                return self.inf.fail("E0224", f"`{name}` has a meaning of its own here", s.span)
+        return value
 
     def _change(self, out: Value, h: Value) -> Value:
         """Facts of ``out - h``, which a gate multiplies; where ``out = h + E`` they are those of E."""
@@ -290,6 +258,58 @@ class RowChecker(Declared):
             return inf.fail("E0350", f"`out` has the type {out.type}, and `h` at `{self.site.name}` is {h.type}", span,
                             where=inf.bindings(*out.type.sizes, *h.type.sizes))  # fmt: skip
         return out
+
+
+def _inserted(row: Row, site: SiteSignature) -> Expr | None:
+    """What z is, as an expression: at a weight the weight itself; the words for insertions are names of the site's scope."""
+    e = row.insert
+    if site.family == "weight":
+        return Name("h")
+    if isinstance(e, Name) and e.id in INSERTIONS:
+        return Name({"sequential": "h", "parallel": site.parallel or "parallel"}[e.id], span=e.span)
+    return e
+
+
+def check_row(
+    row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes = SYMBOLS, stack: str | None = None
+) -> TypedRow:
+    """The row at a site, typed; raises `PeltError` with every mistake. `typed_row` keeps what it has typed."""
+    checker = RowChecker(row, site, params, sizes)
+    typed = checker.check()
+    if checker.inf.problems:
+        raise PeltError(distinct(checker.inf.problems))
+    return replace(typed, stack=stack) if stack is not None else typed
+
+
+@once
+def in_training(t: TypedRow) -> TypedRow:
+    """The row with `training` true; itself where it does not read the word."""
+    row = t.row
+    parts = (row.insert, *row.form, *row.compose, *(row.gate or ()))
+    if not any(n == Name("training") for p in parts if p is not None for n in walk(p)):
+        return t
+    checker = RowChecker(row, t.site, t.params, t.numbers)
+    checker.inf.names["training"] = Value(NumberType(None, True))
+    return replace(checker.check(), stack=t.stack)
+
+
+@once
+def typed_row(
+    method: Method, row: Row, site: SiteSignature, sizes: Sizes = SYMBOLS, stack: str | None = None
+) -> TypedRow:
+    """A row of a method at a site, typed once for the same numbers. Raises `PeltError` with every mistake."""
+    if stack is not None:
+        return replace(typed_row(method, row, site, sizes), stack=stack)
+    return check_row(row, site, method.params, sizes)
+
+
+def distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """A mistake seen at two sites is one mistake."""
+    seen: dict[tuple, Diagnostic] = {}
+    for d in problems:
+        # Where no place tells two mistakes apart, their words do.
+        seen.setdefault((d.code, d.span.file or d.message, d.span.start, d.span.end), d)
+    return list(seen.values())
 
 
 def _beside(e: Expr, name: Name) -> list[Expr] | None:

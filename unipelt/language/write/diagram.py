@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..syntax import nodes as S
-from ..check.methods import check_row, sites_of
+from ..analyse.method import analyse
 from .composition import composition, reads_h
 from .formula import lines, place, write
 from ..ir import Method, Row
-from ..sites import signature, site_name
 
 Kind = Literal["learned", "function", "frozen", "plain"]
 _INPUT = frozenset(("z", "x", "q", "h", "residual", "log_mass", "W"))
@@ -69,15 +68,11 @@ def diagram(method: Method) -> list[Panel]:
 
 
 def _panel(method: Method, row: Row) -> Panel:
-    sites = sites_of(row.sites, method.params)
-    found = signature(site_name(str(sites[0]))[1])
-    assert found is not None
-    typing = check_row(row, found, method.params)
+    typing = analyse(method).of(row)[0]
     shapes = {t.name: _shape(t) for t in typing.tensors if t.part != "gate"}
     boxes = _Way(row, shapes).boxes()
-    source = "" if row.insert is None else write(row.insert)
-    if source in ("parallel", "sequential"):
-        source = "h" if source == "sequential" else found.parallel or ""
+    z = next((b.expression for b in typing.lines("insert")), None)
+    source = "" if row.insert is None or z is None else write(z)
     reads_z = any(isinstance(n, S.Name) and n.id == "z" for s in (*row.form, *(row.gate or ())) for n in S.walk(s))
     if not reads_z:
         source = next(
@@ -88,7 +83,7 @@ def _panel(method: Method, row: Row) -> Panel:
     where = tuple(f"{n} = {f}" for n, f in written[:-1] if n not in ("z", "Δ", "scores"))
     meets = composition(row)
     delta = dict(written).get("Δ", "")
-    return Panel(row.name, place(row, method), str(sites[0]), found.family, source, boxes, gate, meets.sign, delta, write(meets.change),
+    return Panel(row.name, place(row, method), typing.place, typing.site.family, source, boxes, gate, meets.sign, delta, write(meets.change),
                  f"h ← {write(meets.new)}", where)  # fmt: skip
 
 
