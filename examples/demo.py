@@ -116,12 +116,11 @@ def print_plan(model: str, data: Path, say: Any) -> None:
     from unipelt.training import read
     from unipelt.training.config import TaskOptions
     from unipelt.training.models import load_model, load_tokenizer
-    from unipelt.training.resolve import resolve_method
     from unipelt.training.tasks import task_for
 
     task = task_for(read(data)["train"], TaskOptions(max_length=LENGTH))
     loaded = load_model(model, task, load_tokenizer(model), seed=0)
-    say(str(unipelt.plan(loaded, resolve_method(WAYS[0][1]))))
+    say(str(unipelt.plan(loaded, unipelt.load(WAYS[0][1]))))
     say()
 
 

@@ -11,7 +11,6 @@ from names import name as named, spec
 from unipelt import load
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import check, definition, parse, resolve
-from unipelt.training.resolve import resolve_method
 
 # ---------------------------------------------------------------- imports
 
@@ -151,7 +150,7 @@ def test_asking_for_what_there_is_not(tmp_path: Path, ask, code: str, words: str
     assert d.code == code and words in f"{d.message} {d.help}"
 
 
-def test_a_method_is_named_alike_in_python_and_on_the_command_line(tmp_path: Path) -> None:
+def test_a_method_is_named_in_each_of_these_ways(tmp_path: Path) -> None:
     write(tmp_path, two=GOOD.format("one") + GOOD.format("other"))
     write(tmp_path, **{"a+b": GOOD.format("single")})
     (tmp_path / "saved").mkdir()
@@ -164,12 +163,21 @@ def test_a_method_is_named_alike_in_python_and_on_the_command_line(tmp_path: Pat
     }  # fmt: skip
     for reference, parts in references.items():
         assert load(reference).name == "_".join(parts)
-        assert load(reference) == resolve_method(reference)
     with pytest.raises(PeltError) as caught:
         load(tmp_path / "two.pelt")
     remedy = re.fullmatch(r"write `(.+):NAME`", caught.value.diagnostics[0].help or "")
     assert remedy and load(f"{remedy[1]}:other").name == "other"
     assert resolve(*definition(f"{tmp_path}/two.pelt:other")).name == "other"  # as spaces are named
+
+
+def test_arguments_are_bound_in_each_part_that_has_them() -> None:
+    lora, wide = named("lora"), named("parallel_adapter")
+    both = f"{lora}+{wide}"
+    assert load(both, arguments={"r": 3}) == load(lora)(r=3) + load(wide)(r=3)
+    assert load(both, arguments={f"{lora}.r": 3, "alpha": 2.0}) == load(lora)(r=3, alpha=2.0) + load(wide)
+    assert load(lora, arguments={"r": 3}, head="mean") == load(lora)(r=3) + load(named("mean_head"))
+    with pytest.raises(PeltError, match="none of .* has an argument `rr`"):
+        load(both, arguments={"rr": 3})
 
 
 def test_a_sum_renames_arguments_that_differ_and_shares_those_that_agree() -> None:

@@ -15,7 +15,6 @@ from unipelt.language.analyse.counts import counts
 from unipelt.language.loading import parse
 from unipelt.runtime.registry import record
 from unipelt.runtime.hub import WEIGHTS
-from unipelt.training.resolve import resolve_method
 
 FROZEN = """method m(r: int = 4) {
   modify attn.q, ffn.up  insert parallel
@@ -79,7 +78,7 @@ def check(method: unipelt.Method, kind: str, folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("kind", ["bert_labels", "llama"])
 @pytest.mark.parametrize("what", METHODS)
 def test_formulas_count_what_is_there(what, kind, tmp_path):
-    method = resolve_method(named(METHODS[what]))
+    method = unipelt.load(named(METHODS[what]))
     small = {k: v for k, v in {"r": 5, "ra": 3, "rl": 2, "l": 4, "mid": 11, "top": 2}.items() if k in method.arguments}
     found = check(method(**small), kind, tmp_path / "a")
     assert found["trained"] + found["head"] > 0

@@ -122,9 +122,9 @@ def plan_method(
     spec: str, model: str, task: str, arguments: list[str], head: str | None, allow_future: bool, as_json: bool
 ) -> None:
     from ..training.options import read_arguments
-    from ..training.resolve import resolve_method
+    from ..runtime.references import load
 
-    method = resolve_method(spec, read_arguments(arguments), head)  # mistakes in the method come before torch
+    method = load(spec, arguments=read_arguments(arguments), head=head)  # mistakes in the method come before torch
 
     import unipelt
 

@@ -21,11 +21,11 @@ def train(config: TrainConfig, as_json: AsJson = False) -> None:
     from ..training.data import read
     from ..training.ranks import is_main
     from ..training.report import PICTURES
-    from ..training.resolve import resolve_method
+    from ..runtime.references import load
 
     # Whatever is wrong with these is said before the seconds that importing torch takes.
     config.check()
-    resolve_method(config.method, config.set, config.head)
+    load(config.method, arguments=config.set, head=config.head)
     read(config.data)
 
     from ..training.run import train

@@ -13,7 +13,7 @@ from ..language.write.columns import BESIDE, COLUMNS, columns_met, columns_of, r
 from ..language.write.document import markdown
 from ..language.ir import Method
 from ..training.options import read_arguments
-from ..training.resolve import resolve_method
+from ..runtime.references import load
 from .output import emit, pour, say, table, tell
 
 FORMATS = ("text", "markdown", "latex")
@@ -26,7 +26,7 @@ def show_methods(
     if form not in FORMATS:
         raise error("E0812", f"there is no format `{form}`", help=f"give one of {', '.join(FORMATS)}")
     given = read_arguments(arguments)
-    methods = [resolve_method(s, given if len(specs) == 1 else None) for s in specs]
+    methods = [load(s, arguments=given if len(specs) == 1 else None) for s in specs]
     if len(specs) > 1 and given:
         raise error("E0812", "`--set` binds the arguments of one method", help="show one method, or leave it out")
     if as_torch and (len(methods) > 1 or form != "text"):
@@ -152,7 +152,7 @@ def latex(methods: Sequence[Method]) -> str:
 
 def diff_methods(first: str, second: str, as_json: bool) -> bool:
     """In which columns two methods differ, row by row; whether they mean the same."""
-    a, b = resolve_method(first), resolve_method(second)
+    a, b = load(first), load(second)
     rows, found = _compared(a, b), difference(a, b)
     if as_json:
         emit({"ok": True, "equal": found is None, "columns": rows})
@@ -168,7 +168,7 @@ def diff_methods(first: str, second: str, as_json: bool) -> bool:
 
 def equal_methods(first: str, second: str, as_json: bool) -> bool:
     """Whether two methods mean the same at their arguments; otherwise the first difference."""
-    a, b = resolve_method(first), resolve_method(second)
+    a, b = load(first), load(second)
     found = difference(a, b)
     if as_json:
         apart = dict(zip(("at", "first", "second"), found)) if found is not None else None

@@ -64,18 +64,23 @@ class Entry:
         return f"<library: {self.kind} {self.name}>"
 
 
-def load(
-    name: str | Path, method: str | None = None, other: Callable[[str], Method | None] = lambda name: None
-) -> Method:
+def load(name: str | Path, method: str | None = None) -> Method:
     """A checked method: of the library by name, or of a ``.pelt`` file (its only method, or the one named).
 
-    ``a+b`` is the union of two methods. ``other`` is asked for what is neither. Raises `PeltError` with place and remedy.
+    ``a+b`` is the union of two methods. Raises `PeltError` with place and remedy.
     """
+    return reduce(add, load_parts(name, method))
+
+
+def load_parts(
+    name: str | Path, method: str | None = None, other: Callable[[str], Method | None] = lambda name: None
+) -> list[Method]:
+    """The methods of a union. ``other`` is asked for what is neither of the library nor of a file."""
     found = []
     for part in [str(name)] if isinstance(name, Path) else parts_of(name):
         known = splits(part)[0] is not None or part in library_names("method")
         found.append((None if known else other(part)) or resolve(*definition(part, method)))
-    return reduce(add, found)
+    return found
 
 
 def parts_of(name: str) -> list[str]:

@@ -23,6 +23,7 @@ from ..compiler.totals import rates
 from ..language.report.diagnostics import counted, error, near
 from ..runtime.card import replaceable
 from ..runtime.hub import README, public_name
+from ..runtime.references import load
 from ..runtime.room import moving
 from . import data as reading
 from . import ranks
@@ -33,7 +34,6 @@ from .folder import CHECKPOINTS, LOGS, NAME, finish, open_folder
 from .models import load_config, load_model, load_tokenizer, quiet
 from .progress import Progress, Say, silent
 from .report import PICTURES, report_of, write_report
-from .resolve import resolve_method
 from .tasks import task_for
 from .tasks.evaluation import Collator
 from .tasks.task import Encoded, Task
@@ -83,7 +83,7 @@ def train(
     config, surroundings = settled(config)
     if not ranks.is_main():
         say, bar = silent, False
-    method = resolve_method(config.method, config.set, config.head)
+    method = load(config.method, arguments=config.set, head=config.head)
     task, tokenizer, encoded, notes = examples(config)
     model = load_model(config.model, task, tokenizer, config.seed, config.dropout, config.dtype)
     plan = unipelt.apply(
