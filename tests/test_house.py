@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ ORDER = {
     "cli": 5,
     "": 6,
 }
+#: Circles of files that import one another, by the files' names. None may be added, and one that is gone is taken off.
+CIRCLES: list[set[str]] = [
+    {"diagnostics", "explain", "render", "source"},
+    {"document", "formula"},
+    {"arguments", "prompts", "registry"},
+]
 ORDINARY = {"adapter", "full", "probing", "prefix", "block", "head", "partial", "linear", "add", "replace"}
 
 
@@ -83,6 +90,41 @@ def test_imports_run_one_way(path: Path) -> None:
         else:
             assert ORDER[other] <= ORDER[own], f"{path}:{line} imports {module}"
             assert other == own or ORDER[other] < ORDER[own], f"{path}:{line}: {own} and {other} do not know each other"
+
+
+def imported(node: ast.AST, package: list[str], modules: Iterable[str]) -> set[str]:
+    """The modules that a syntax tree imports at any depth; what only type checkers read is left out."""
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        return set().union(*(imported(n, package, modules) for n in node.orelse))
+    if isinstance(node, ast.Import):
+        return {a.name for a in node.names}
+    if isinstance(node, ast.ImportFrom):
+        front = package[: len(package) - node.level + 1] if node.level else []
+        base = ".".join([*front, *([node.module] if node.module else [])])
+        return {name if (name := f"{base}.{a.name}") in modules else base for a in node.names}
+    return set().union(*(imported(n, package, modules) for n in ast.iter_child_nodes(node)))
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    modules = {}
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts).removesuffix(".__init__")] = (path, list(parts[:-1]))
+    direct = {
+        name: imported(ast.parse(path.read_text()), package, modules) & modules.keys() - {name}
+        for name, (path, package) in modules.items()
+    }
+    reached: dict[str, set[str]] = {}
+    for name in direct:
+        seen, left = set(), list(direct[name])
+        while left:
+            if (m := left.pop()) not in seen:
+                seen.add(m)
+                left += direct[m]
+        reached[name] = seen
+    circles = {frozenset(m for m in reached[n] if n in reached[m]) for n in direct if n in reached[n]}
+    found = sorted(sorted(m.rpartition(".")[2] for m in c) for c in circles)
+    assert found == sorted(map(sorted, CIRCLES)), "circles of imports, beside those that are known"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

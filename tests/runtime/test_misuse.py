@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,6 +233,16 @@ def test_the_message_shows_how_to_call(adapted: nn.Module) -> None:
     assert caught.value.diagnostics[0].help.startswith("call unipelt.apply(model, method, name='default', seed=0, ")
     with pytest.raises(PeltError, match="E0593.*`model` of `remove`.*the class `BertForSequenceClassification`"):
         unipelt.remove(type(adapted), "a")  # type: ignore[arg-type]
+
+
+def test_a_class_is_named_as_it_is_imported() -> None:
+    for wrong, expected in (
+        (lambda: unipelt.active("m"), "torch.nn.Module"),  # type: ignore[arg-type]
+        (lambda: unipelt.at_tokens(model("bert"), [1]), "torch.Tensor"),  # type: ignore[arg-type]
+        (lambda: unipelt.plan(model("bert"), "lora"), "unipelt.Method"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(PeltError, match=f"a `{re.escape(expected)}`"):
+            wrong()
 
 
 def test_numbers_of_other_libraries_are_numbers() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from itertools import starmap
+from itertools import accumulate, starmap
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
@@ -102,7 +103,14 @@ def kind(hint: Any) -> str:
         return "a list of texts"
     if getattr(hint, "_is_protocol", False):
         return f"a {hint.__name__.lower()}"
-    return _KINDS.get(hint) or f"a `{hint.__module__.partition('.')[0]}.{hint.__name__}`"
+    return _KINDS.get(hint) or f"a `{_public_name(hint)}`"
+
+
+def _public_name(cls: type) -> str:
+    """The shortest name under which a class is imported: `torch.nn.Module`, which is written in `torch.nn.modules.module`."""
+    fronts = list(accumulate(cls.__module__.split("."), "{}.{}".format))
+    found = (f for f in fronts if getattr(sys.modules.get(f), cls.__name__, None) is cls)
+    return f"{next(found, fronts[-1])}.{cls.__name__}"
 
 
 def _shown(value: Any) -> str:
