@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from names import name as named
 from small import model, output, randomise
 from torch import nn
@@ -34,12 +35,13 @@ def _run(call: Callable[[], Any], at: int | None) -> list[tuple[str, int]]:
     def enter(frame: Any, event: str, _: Any) -> Any:
         return line if frame.f_code.co_filename.startswith(_OURS) else None
 
-    before = sys.gettrace()
+    before, gradients = sys.gettrace(), torch.is_grad_enabled()
     sys.settrace(enter)
     try:
         call()
     finally:
         sys.settrace(before)
+        torch.set_grad_enabled(gradients)  # Ctrl-C may come before the end of `torch.no_grad`, too, which is torch's
     return passed
 
 
@@ -86,7 +88,7 @@ def seen(m: nn.Module) -> dict[str, Any]:
     values = {n: (p.requires_grad, tuple(p.shape), p.detach().numpy().tobytes()) for n, p in m.named_parameters()}
     r = registry(m)
     mine = None if r is None else (list(r.attached), r.switch.active, list(r.switch.holder.blocks), r.switch.holder.rows, r.switch.holder.given,
-                                   r.merged is not None, r.watched, r.wanted, list(r.placing))  # fmt: skip
+                                   r.merged is not None, r.watched, r.input_hooks.declared, list(r.input_hooks.placing))  # fmt: skip
     watchers = sum(len(getattr(x, "watchers", ())) for x in m.modules())
     config: Any = m.config
     return {"parts": parts, "values": values, "record": mine, "watchers": watchers, "labels": dict(config.id2label),

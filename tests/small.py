@@ -85,7 +85,7 @@ def declared(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
     found: dict[str, torch.Tensor] = {}
     r = registry(model)
-    for planned in [i for wanted in r.wanted.values() for i in wanted] if r is not None else []:
+    for planned in [i for a in r.attached.values() for i in a.plan.inputs] if r is not None else []:
         if planned.name in r.switch.holder.given:
             continue
         first = ids.gather(1, (ids != 0).long().argmax(1, keepdim=True))[:, 0]

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..language.report.diagnostics import PeltError, error
 from ..language.library import library_definition, library_names, parse_path
+from .base import NAME, base_modules, base_parameters
 from ..language.syntax.nodes import AnatomyDef
 from .entries import Entries, blocks_of, conditions, has, missing, reference, stacks_of
 from .prove import proved, without_heads
@@ -68,7 +69,7 @@ def find(model: nn.Module) -> SiteMap:
     """The map of a model's sites; an architecture that no anatomy fits is an error that says what was tried."""
     config = config_of(model)
     base = getattr(model, "base_model", model)
-    prefix = next((n for n, m in model.named_modules() if m is base), "")
+    prefix = next((n for n, m in base_modules(model) if m is base), "")
     kind = str(getattr(config, "model_type", "")).replace("-", "_")
     own = [a for a in own_anatomies() if kind in a.models]
     known = own or [a for a in anatomies() if kind in a.models]
@@ -82,8 +83,8 @@ def find(model: nn.Module) -> SiteMap:
 
 def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Module, prefix: str) -> SiteMap:
     """The first of the anatomies that a model of another type than the tested ones stands the proof of."""
-    adapted = any(n.rpartition(".")[2] == "unipelt" for n, _ in model.named_modules())  # so it has stood the proof
-    empty = any(p.is_meta for p in base.parameters()) and not hasattr(base, "hf_device_map")
+    adapted = any(NAME in m._modules for _, m in base_modules(model))  # so it has stood the proof
+    empty = any(p.is_meta for _, p in base_parameters(base)) and not hasattr(base, "hf_device_map")
     reasons = []
     mistakes: list[PeltError] = []
     for a in fitting:
@@ -114,7 +115,7 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
 
 def _as_before(sites: SiteMap, model: nn.Module) -> SiteMap:
     """The map of a model in which nothing can be tried now, without the sites that were refused when that was done."""
-    before = getattr(model._modules.get("unipelt"), "sites", None)
+    before = getattr(model._modules.get(NAME), "sites", None)
     found = dict(before.refused) if isinstance(before, SiteMap) else {}
     kept = tuple(s for s in sites.sites if s.full_name not in found)
     return without_heads(replace(sites, sites=kept, refused=found), model)
@@ -135,8 +136,8 @@ def _nearest(base: nn.Module) -> tuple[str, list[str]] | None:
 
 def _how(kind: str, base: nn.Module, like: str) -> str:
     """How an anatomy is written, with the names of a block's modules at hand."""
-    lists = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
-    held = [n for n, _ in lists[0][1][0].named_modules() if n] if lists else []
+    lists = [(n, m) for n, m in base_modules(base) if isinstance(m, nn.ModuleList) and len(m) > 0]
+    held = [n for n, _ in base_modules(lists[0][1][0]) if n] if lists else []
     told = (
         f" (a block in `{lists[0][0]}` holds {', '.join(held[:LISTED])}{', …' if len(held) > LISTED else ''})"
         if held

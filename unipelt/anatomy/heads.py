@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from .base import base_modules, children
 from .sizes import weight_shape
 
 
@@ -24,8 +25,7 @@ def head_modules(model: nn.Module, base: nn.Module, prefix: str, entered: set[st
         }
     else:
         known = {prefix.split(".")[0]}
-    known.add("unipelt")  # what adapters share is no head
-    own = tuple(n for n, m in model.named_children() if n not in known and any(True for _ in m.parameters()))
+    own = tuple(n for n, m in children(model).items() if n not in known and any(True for _ in m.parameters()))
     if base is model:
         return own
     if not own:
@@ -71,8 +71,7 @@ def reads(head: nn.Module, otherwise: int) -> int:
 
 def _shapes(head: nn.Module) -> list[tuple[int, int]]:
     """The linear maps of a head itself; those of adapters that hang on it are no part of it."""
-    own = [m for n, m in head.named_modules() if "unipelt" not in n.split(".")]
-    return [s for m in own if (s := weight_shape(m)) is not None]
+    return [s for _, m in base_modules(head) if (s := weight_shape(m)) is not None]
 
 
 def word_embeddings(model: nn.Module) -> nn.Embedding | None:

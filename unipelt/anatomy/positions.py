@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from .base import base_modules, children
+
 
 def tables_of_positions(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     """Each table of positions of a model that adds an entry of it to each token, with the number of tokens it has entries for.
@@ -15,8 +17,8 @@ def tables_of_positions(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     behind that row; in one with an offset (BART, OPT) as many entries come before the first position.
     """
     words = _words(model)
-    for owner in model.modules():
-        tables = {n: m for n, m in owner.named_children() if isinstance(getattr(m, "num_embeddings", None), int)}
+    for _, owner in base_modules(model):
+        tables = {n: m for n, m in children(owner).items() if isinstance(getattr(m, "num_embeddings", None), int)}
         of_positions = {n: m for n, m in tables.items() if "pos" in n or n == "wpe"}
         if any(m.num_embeddings == words for n, m in tables.items() if n not in of_positions):
             for module in of_positions.values():

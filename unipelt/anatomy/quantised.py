@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .base import children
 from ..language.report.diagnostics import error
 
 #: The types of numbers that are what they say. Shorter ones are codes: they mean something only together with their scales.
@@ -25,11 +26,7 @@ def _knows_its_values(t: torch.Tensor) -> bool:
 def features(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) as a linear map says them, however its weight is stored."""
     found = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return found if all(type(n) is int for n in found) and not _holds_others(module) else None  # type: ignore[return-value]
-
-
-def _holds_others(module: nn.Module) -> bool:
-    return any(n != "unipelt" for n, _ in module.named_children())
+    return found if all(type(n) is int for n in found) and not children(module) else None  # type: ignore[return-value]
 
 
 def whole_shape(module: nn.Module, name: str, own: torch.Tensor) -> tuple[int, ...]:

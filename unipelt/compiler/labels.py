@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ..anatomy.base import base_modules
 from ..anatomy.sites import SiteMap
 from ..language.report.diagnostics import PeltError, error, near, repeated
 from ..language.report.texts import half_of_a_character
@@ -144,6 +145,6 @@ def label_map(model: nn.Module, sites: SiteMap) -> str | None:
     base = labels_of_base(model)
     if base is None or not sites.head:
         return None
-    last = [n for n, m in model.get_submodule(sites.head[-1]).named_modules(prefix=sites.head[-1])
-            if "unipelt" not in n.split(".") and isinstance(m, nn.Linear) and m.out_features == len(base)]  # fmt: skip
+    head = base_modules(model.get_submodule(sites.head[-1]), sites.head[-1])
+    last = [n for n, m in head if isinstance(m, nn.Linear) and m.out_features == len(base)]
     return last[-1] if last else None

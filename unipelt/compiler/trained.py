@@ -8,6 +8,7 @@ from math import prod
 
 from torch import nn
 
+from ..anatomy.base import base_parameters, children
 from ..anatomy.quantised import whole_shape
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.check.methods import names_norm
@@ -40,13 +41,11 @@ def parameters_of(model: nn.Module) -> dict[str, Parameter]:
     uses: dict[int, list[tuple[str, str]]] = {}
     first: dict[int, tuple[str, nn.Parameter]] = {}
     tied = _tied_elsewhere(model)
-    for path, module in model.named_modules():
-        if "unipelt" in path.split("."):
-            continue
-        for name, p in module.named_parameters(recurse=False):
-            key = tied.get(id(p), id(p))
-            uses.setdefault(key, []).append((path, name))
-            first.setdefault(key, (f"{path}.{name}" if path else name, p))
+    for full, p in base_parameters(model):
+        path, _, name = full.rpartition(".")
+        key = tied.get(id(p), id(p))
+        uses.setdefault(key, []).append((path, name))
+        first.setdefault(key, (full, p))
     return {path: _parameter(model, path, tuple(uses[key]), p) for key, (path, p) in first.items()}
 
 
@@ -61,7 +60,7 @@ def _tied_elsewhere(model: nn.Module) -> dict[int, int]:
 
     In memory tied weights are one object; accelerate puts an empty one at each place.
     """
-    here = dict(model.named_parameters(remove_duplicate=False))
+    here = dict(base_parameters(model))
     pairs = [(here.get(a), here.get(b)) for a, b in (getattr(model, "all_tied_weights_keys", None) or {}).items()]
     return {id(a): id(b) for a, b in pairs if a is not None and b is not None and a.is_meta and b.is_meta}
 
@@ -231,7 +230,7 @@ def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str
     own the parameter, as an embedding layer owns the token of a class, the twin shares those, and they run twice: not within
     a block, whose attention may write into a cache, nor around one.
     """
-    leaves = [(m, n) for m, n in p.uses if not _children(model.get_submodule(m))]
+    leaves = [(m, n) for m, n in p.uses if not children(model.get_submodule(m))]
     if leaves:
         return leaves
     root = f"{sites.prefix}." if sites.prefix else ""
@@ -241,7 +240,3 @@ def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str
         for m, n in p.uses
         if not any(f"{m}.".startswith(b) or b.startswith(f"{m}." if m else "") for b in blocks)
     ]
-
-
-def _children(module: nn.Module) -> bool:
-    return any(name != "unipelt" for name, _ in module.named_children())

@@ -6,7 +6,7 @@ for calls that would not take them (`generate`, pipelines).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ def inputs(model: nn.Module, **arguments: Any) -> Iterator[nn.Module]:
     from .registry import registry, unwrapped  # whose doorway takes the arguments off, with what is below
 
     r = registry(unwrapped(model))
-    known = {i.name for planned in r.wanted.values() for i in planned} if r is not None else set()
+    known = r.input_hooks.names if r is not None else frozenset()
     for name in arguments:
         if name not in known:
             raise error("E0732", f"no adapter of this model declares the input `{name}`",
@@ -52,9 +52,8 @@ class Given:
     block: Mapping[str, Any]
 
 
-def take(switch: Switch, wanted: Mapping[str, Sequence[PlannedInput]], kwargs: dict[str, Any]) -> Given:
+def take(switch: Switch, names: Set[str], kwargs: dict[str, Any]) -> Given:
     """Removes the declared arguments from ``kwargs``."""
-    names = {i.name for planned in wanted.values() for i in planned}
     found = {n: kwargs.pop(n) for n in names & kwargs.keys()}
     return Given({n: v for n, v in found.items() if v is not None}, switch.holder.given)
 

@@ -6,13 +6,14 @@ What stays in the model is recorded in `registry`; the modules and hooks themsel
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..anatomy.base import NAME, base_parameters
 from ..anatomy.quantised import is_quantised
 from ..compiler.initialise import draw, generator
 from ..compiler.labels import Labels, labels_of_base
@@ -23,11 +24,11 @@ from ..language.ir import Method
 from .hanging import hang_adapter, refuse_namesake, take_down
 from .heads import agree
 from .offload import device_of, value_of
-from .prompts import placing
+from .prompts import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
 from .starts import LabelWords, StartData, Tokenizer, start
-from .switch import ADAPTER_NAME, NAME, Switch, finish
+from .switch import ADAPTER_NAME, Switch, finish
 
 # ---------------------------------------------------------------- apply
 
@@ -139,7 +140,7 @@ def at_least(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
 def _like(model: nn.Module, e: PlannedEdit) -> tuple[torch.Tensor, torch.device]:
     """A floating parameter at the edit's place, for its dtype, and the device on which that place runs."""
     places = [model.get_submodule(p) for p in (e.site.view.module, e.site.x) if p is not None] + [model]
-    like = next(p for m in places for p in m.parameters() if p.is_floating_point())
+    like = next(p for m in places for _, p in base_parameters(m) if p.is_floating_point())
     return like, device_of(like.device, *places)
 
 
@@ -148,8 +149,9 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
     before = registry(model)
     if before is None:
         refuse_namesake(model)
-        required = {n: p.requires_grad for n, p in model.named_parameters()}
-        r = Registry(Switch(), attached.plan.sites, required)
+        required = {n: p.requires_grad for n, p in base_parameters(model)}
+        switch, sites = Switch(), attached.plan.sites
+        r = Registry(switch, sites, required, InputHooks(switch, sites))
     else:
         r = before
     with unchanged(model, r):
@@ -158,9 +160,6 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
             for p in model.parameters():
                 p.requires_grad_(False)
             model.add_module(NAME, r)
-        if attached.plan.inputs:
-            r.wanted[name] = attached.plan.inputs
-        r.placing[name] = placing(attached.plan, name)
         hang_adapter(model, r, name, attached, made)
         activate(model, name)
 
@@ -174,7 +173,7 @@ def unchanged(model: nn.Module, new: Registry | None = None) -> Iterator[None]:
     before = registry(model)
     r = new if before is None else before
     there, was = list(r.attached) if r is not None else [], r.switch.active if r is not None else ()
-    trained = [(p, p.requires_grad) for a in r.attached.values() for p in a.trained().values()] if r is not None else []
+    receiving = r.receiving if r is not None else frozenset()
     try:
         yield
     except BaseException:
@@ -182,10 +181,19 @@ def unchanged(model: nn.Module, new: Registry | None = None) -> Iterator[None]:
         if r is not None:
             for name in [n for n in r.attached if n not in there]:
                 _take_out(model, r, name)
+            _receive(r, receiving)
             r.switch.active = was
-            for p, required in trained:
-                p.requires_grad_(required)
         raise
+
+
+def _receive(r: Registry, names: Iterable[str]) -> None:
+    """Lets the tensors of exactly these adapters, as far as they are trainable, require a gradient. May be repeated."""
+    wanted = frozenset(names)
+    r.receiving |= wanted
+    for n in r.receiving & r.attached.keys():
+        for p in r.attached[n].trained().values():
+            p.requires_grad_(n in wanted and r.attached[n].trainable)
+    r.receiving = wanted
 
 
 # ---------------------------------------------------------------- remove, activate, disable
@@ -216,13 +224,11 @@ def _take_out(model: nn.Module, r: Registry, name: str) -> None:
         return
     attached.leaving = True
     r.switch.active = tuple(n for n in r.switch.active if n != name)
-    r.wanted.pop(name, None)
-    r.placing.pop(name, None)
+    r.receiving -= {name}
     take_down(model, r, name, attached)
     if not r.staying:
-        for n, p in model.named_parameters():
-            if NAME not in n.split("."):
-                p.requires_grad_(r.required.get(n, True))
+        for n, p in base_parameters(model):
+            p.requires_grad_(r.required.get(n, True))
         model._modules.pop(NAME, None)
     del r.attached[name]
 
@@ -251,9 +257,7 @@ def activate(model: nn.Module, *names: str) -> None:
     settle(model)
 
     def commit() -> None:
-        for n, a in r.attached.items():
-            for p in a.trained().values():
-                p.requires_grad_(n in names and a.trainable)
+        _receive(r, names)
         r.switch.active = tuple(names)
 
     finish(commit)

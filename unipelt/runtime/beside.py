@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..anatomy.base import NAME, base_modules
 from ..language.report.diagnostics import PeltError, error
 from ..language.files import contents, leaves, reason, replace
 from ..language.report.source import refuse_link
@@ -31,7 +32,7 @@ from .hub import FOLDER, INDEX
 from .registry import Registry
 from .saving import content, state_dict
 from .sharding import is_sharded
-from .switch import ADAPTER_NAME, NAME, ended_by
+from .switch import ADAPTER_NAME, ended_by
 
 #: The most bytes an index may have.
 _LARGEST = 2**20
@@ -74,8 +75,9 @@ class Saver:
             self.handle = self.part.register_state_dict_post_hook(_OnlyBase(self.registry))
 
     def take_down(self) -> None:
-        if self.handle is not None:
-            self.handle.remove()
+        hooks = self.part._state_dict_hooks
+        for key in [k for k, h in hooks.items() if isinstance(h, _OnlyBase) and h.switch is self.registry.switch]:
+            del hooks[key]  # also one that was registered and not yet noted when Ctrl-C came
         if vars(self.part).get(_METHOD) is self:
             if self.before is not None:
                 setattr(self.part, _METHOD, self.before)
@@ -168,7 +170,7 @@ def _warn(names: list[str], why: str, then: str) -> None:
 def hang(model: nn.Module, r: Registry) -> None:
     """Gives the model, and each part of it that can be saved by itself, a ``save_pretrained`` that knows of adapters; takes it
     away with the last adapter."""
-    parts = dict(model.named_modules()) if r.staying else {}
+    parts = dict(base_modules(model)) if r.staying else {}
     for path in [p for p in r.savers if p not in parts]:
         r.savers[path].take_down()
         del r.savers[path]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.base import NAME
 from .holding import Holding, Shared, key_of_tensor
 from .offload import PATCHED, kept_elsewhere, value_of
-from .switch import NAME
 
 
 class CopyEdit(Holding):

@@ -42,7 +42,7 @@ def ensemble(model: nn.Module, batch: Mapping[str, Any], over: str | None = None
     reads. Raises `PeltError` (E0736) where there is no such input, and for a cache or an encoder's states, which are of one member.
     """
     r = registry(unwrapped(model))
-    found = {i.name: i for a in (r.switch.live if r is not None else ()) for i in r.wanted.get(a, ()) if i.count}  # type: ignore[union-attr]
+    found = {n: i for n, i in r.inputs.items() if i.count} if r is not None else {}
     if over is None and len(found) == 1:
         over = next(iter(found))
     if over is None or over not in found:

@@ -109,7 +109,7 @@ def _inputs(model: nn.Module, names: Sequence[str]) -> list[Input]:
         raise error("E0754", f"a {type(model).__name__} reads `{main}`, and what that looks like is not known here",
                     help="call torch.onnx.export on the model itself, with a batch of yours")  # fmt: skip
     r = registry(model)
-    for planned in {i.name: i for n in (r.switch.live if r else ()) for i in r.wanted.get(n, ())}.values():  # type: ignore[union-attr]
+    for planned in r.inputs.values() if r is not None else ():
         axes = tokens if planned.marks else (ROWS, *planned.sizes)
         found.append(Input(planned.name, axes, (planned.count or 0) + planned.marks))  # pseudo-tokens count from 1
     return found

@@ -8,39 +8,33 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Set
 
 import torch
 from torch import nn
 
+from ..anatomy.base import NAME
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import hosts
 from ..language.report.diagnostics import error
 from .attention import install, refuse_bypassing
 from .beside import hang as hang_savers
-from .chance import Draw
-from .doors import Door
 from .copies import CopyEdit
+from .doors import Door
 from .edits import BaseCall, Edit
 from .holding import Shared, key_of_tensor
-from .heads import hang as hang_heads
+from .hooks import Hook
 from .masks import MaskTap
 from .outputs import Outputs
 from .prompts import INSIDE
 from .registry import Attached, Registry
-from .room import Room
-from .seam import Seam, Tap, key_of, rows_key, seam_of, seams, tap_key
-from .switch import NAME
-
-
-#: Where torch notes how a hook is called.
-_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+from .seam import Seam, Tap, key_of, seam_of, tap_key, taps
 
 
 def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
     """Everything that an adapter, which the registry has already, needs in the model; ``made`` are its tensors and copies by name."""
     copies = _hosts_of_copies(model, attached)
     shared = _share(r, name, attached, made, copies)
-    r.train(model.training)  # like everything that is hung into the model
     for e in attached.plan.edits:
         _hang_edit(model, r, name, attached, e, made, shared)
     _hang_copies(model, r, name, attached, made, copies, shared)
@@ -53,34 +47,21 @@ def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, m
 
 def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> None:
     """What `hang_adapter` hung, as much of it as there is, so that it may be called again; the adapter is marked as leaving."""
-    for handle in attached.handles:
-        handle.remove()
     if key_of(name) in r.shared:
         del r.shared[key_of(name)]
-    for host, seam in seams(model):
-        if key_of(name) in seam.adapters:
-            del seam.adapters[key_of(name)]
-        seam.hang(host)
-        if not seam.adapters:
-            del host._modules[NAME]
+    for path in dict.fromkeys([*(e.site.view.module for e in attached.plan.edits), *_hosts_of_copies(model, attached)]):
+        host = model.get_submodule(path)
+        if (seam := seam_of(host)) is not None:
+            seam.drop(host, name)
+            if not seam.adapters:
+                del host._modules[NAME]
+    for source in {(path, kind) for e in attached.plan.edits for path, kind, _ in taps(e, name)}:
+        if (tap := r.taps.get(source)) is not None:
+            tap.keys = {n: keys for n, keys in tap.keys.items() if n != name}
+            if not tap.keys:
+                tap.hook(model.get_submodule(source[0]), source[1]).take()
+                del r.taps[source]
     rehang(model, r)
-    _sweep(model, r, name)
-
-
-def _sweep(model: nn.Module, r: Registry, name: str) -> None:
-    """Takes away the hooks of an adapter, and with the last adapter all of them, by looking at the modules.
-
-    One that was registered and not yet noted when Ctrl-C came is in no list of handles.
-    """
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._state_dict_hooks):
-            for key, hook in list(hooks.items()):
-                owner = getattr(hook, "__self__", hook)
-                if r.switch in (owner, getattr(owner, "switch", None)) and (
-                    not r.staying or getattr(owner, "adapter", None) == name
-                ):
-                    for kept in (hooks, *(getattr(module, flags) for flags in _FLAGS)):
-                        kept.pop(key, None)
 
 
 def _seam(model: nn.Module, r: Registry, path: str) -> tuple[nn.Module, Seam]:
@@ -101,13 +82,6 @@ def refuse_namesake(module: nn.Module, path: str = "") -> None:
                     help="rename it: edits are put into a child module of that name")  # fmt: skip
 
 
-def _edits(seam: Seam, name: str) -> nn.ModuleList:
-    key = key_of(name)
-    if key not in seam.adapters:
-        seam.adapters[key] = nn.ModuleList().train(seam.training)
-    return seam.adapters[key]  # type: ignore[return-value]
-
-
 def _hosts_of_copies(model: nn.Module, attached: Attached) -> dict[str, dict[str, str]]:
     """Where the trained copies act: module path → the module's name of a parameter → the copy's name."""
     copies: dict[str, dict[str, str]] = {}
@@ -126,7 +100,8 @@ def _share(
     several = {n: made[n] for n in attached.names if uses[n] > 1}
     if not several:
         return None
-    shared = r.shared[key_of(name)] = Shared(several)
+    shared = Shared(several)
+    r.shared[key_of(name)] = shared.train(r.training)
     attached.places.update({n: (shared, key_of_tensor(n)) for n in shared.scalars})
     return shared
 
@@ -142,25 +117,12 @@ def _hang_edit(
     host, seam = _seam(model, r, e.site.view.module)
     edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
     attached.places.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
-    edit.taps = {
-        need: tap_key(e.site.view.module, name, edit, need) for need in ("x", "residual") if need in edit.needs
-    }
-    edit.train(host.training)
-    _edits(seam, name).append(edit)
-    seam.hang(host)
-    if e.site.rows is not None:
-        tap = Tap(r.switch, rows_key(e.site.rows), name)
-        attached.handles.append(model.get_submodule(e.site.rows).register_forward_pre_hook(tap.shape, with_kwargs=True))
-    for need in sorted(edit.needs & {"x", "residual"}):
-        source = e.site.x if need == "x" else e.site.residual
-        if source is None or (need == "x" and source == e.site.view.module and e.site.side == "output"):
-            continue
-        tap = Tap(r.switch, edit.taps[need], name)
-        module = model.get_submodule(source) if source else model
-        if need == "x" and e.site.x_leaves:
-            attached.handles.append(module.register_forward_hook(tap.leaves))
-        else:
-            attached.handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
+    edit.taps = {need: tap_key(e, name, need) for need in ("x", "residual") if need in edit.needs}
+    seam.add(host, name, edit)
+    for path, kind, key in taps(e, name):
+        tap = r.taps.setdefault((path, kind), Tap(r.switch))
+        tap.keys = {**tap.keys, name: (*(k for k in tap.keys.get(name, ()) if k != key), key)}
+        tap.hook(model.get_submodule(path), kind).put()
 
 
 def _hang_copies(
@@ -173,54 +135,71 @@ def _hang_copies(
         host, seam = _seam(model, r, path)
         edit = CopyEdit(host, own, borrowed, shared if borrowed else None, attached.lowering)
         attached.places.update({names[attribute]: (edit, key_of_tensor(attribute)) for attribute in own})
-        edit.train(host.training)
-        _edits(seam, name).insert(0, edit)  # weight edits precede activation edits
-        seam.hang(host)
+        seam.add(host, name, edit, first=True)  # weight edits precede activation edits
 
 
 def hang_root(model: nn.Module, r: Registry) -> None:
-    """The model's own hooks, where an adapter or a watch needs the mask, takes an argument, places rows or has its own labels."""
-    edits = [e for a in r.staying.values() for e in a.plan.edits]
-    prompts = any(e.site.side == "prompt" for e in edits)
-    needed = prompts or bool(r.watched) or bool(r.wanted) or any("tokens" in e.names for e in edits)
-    r.room = Room.of(model, r.sites) if prompts else None
-    if needed and not r.root_handles:
-        r.root_handles.append(model.register_forward_pre_hook(r.enter, with_kwargs=True))
-        r.root_handles.append(model.register_forward_hook(r.leave, always_call=True))
-        base = base_of(model)
+    """Brings the hooks of the model itself, its base and its stacks up to date with what is attached and watched."""
+    asked: frozenset[str] = frozenset().union(*[a.asks for a in r.staying.values()])
+    plans = {n: a.plan for n, a in r.staying.items()}
+    r.heads.update(model, plans)
+    r.input_hooks.update(model, plans)
+    wanted = _root_hooks(model, r, asked)
+    if wanted != r.hooks:
+        r.hooks = [
+            *(h for h in r.hooks if h not in wanted),
+            *wanted,
+        ]  # all that may be there, wherever this is broken off
+        for hook in r.hooks:
+            hook.take()
+        for hook in wanted:
+            hook.put()
+        r.hooks = wanted
+    _hang_doors(model, r, "model" in asked)
+
+
+def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
+    """The hooks of the model itself, its base and its stacks, in their order at each of them."""
+    if not r.staying:
+        return []
+    inputs = r.input_hooks
+    base, towers = base_of(model), [model.get_submodule(s.module) for s in r.sites.stacks]
+    called = {id(m): m for m in (model, base, *towers)}.values()  # what is called from outside
+    before: list[Hook] = [Hook(m, r.switch.begin, before=True, first=True) for m in called]
+    behind: list[Hook] = []
+    if "chance" in asked:
+        before.append(Hook(model, inputs.draw, before=True))
+    if asked & {"prompt", "tokens", "input"} or r.watched:
+        before.append(Hook(model, inputs.enter, before=True, named=True))
+        behind.append(Hook(model, inputs.leave, always=True))
         if base is not model:
-            r.root_handles.append(base.register_forward_pre_hook(r.base_enter, with_kwargs=True))
-        if r.tower:
-            encoder, decoder = (model.get_submodule(s.module) for s in r.sites.stacks)
-            r.root_handles.append(encoder.register_forward_pre_hook(r.enter_encoder, with_kwargs=True))
-            r.root_handles.append(encoder.register_forward_hook(r.leave_encoder, always_call=True))
-            r.root_handles.append(decoder.register_forward_pre_hook(r.enter_decoder, with_kwargs=True))
-        for stack in r.sites.stacks:  # behind what makes a mask longer
-            module = model.get_submodule(stack.module)
-            tap = MaskTap(r.switch, stack, module)
-            r.root_handles.append(module.register_forward_pre_hook(tap.enters, with_kwargs=True))
-    elif not needed:
-        for handle in r.root_handles:
-            handle.remove()
-        r.root_handles.clear()
-        values = r.switch.holder.values
-        for key in [k for k in values if k.startswith("mask:")]:
-            del values[key]
-    hang_heads(model, r.heads, {n: a.plan for n, a in r.staying.items()}, r.head_handles)
-    if any(p.rows.grows for placed in r.placing.values() for p in placed) and not r.tower:
-        # last: a head's loss is over all entries
-        r.head_handles.append(model.register_forward_hook(Outputs(r.switch, model, r.sites).leaves))
-    _hang_passes(model, r)
-    _hang_doors(model, r)
+            before.append(Hook(base, inputs.base_enter, before=True, named=True))
+        if inputs.tower:
+            before += [
+                Hook(towers[0], inputs.enter_encoder, before=True, named=True),
+                Hook(towers[1], inputs.enter_decoder, before=True, named=True),
+            ]
+            behind.append(Hook(towers[0], inputs.leave_encoder, always=True))
+        r.mask_taps = r.mask_taps or [MaskTap(r.switch, s, m) for s, m in zip(r.sites.stacks, towers)]
+        before += [
+            Hook(m, tap.enters, before=True, named=True) for tap, m in zip(r.mask_taps, towers)
+        ]  # behind what makes a mask longer
+    if r.heads.has_labels:  # behind what makes labels longer
+        before.append(Hook(model, r.heads.take, before=True, named=True))
+        behind.append(Hook(model, r.heads.give, named=True))
+    if "grows" in asked and not inputs.tower:  # a head's loss is over all entries
+        r.outputs = r.outputs or Outputs(r.switch, model, r.sites)
+        behind.append(Hook(model, r.outputs.leaves))
+    return [*before, *behind, *(Hook(m, r.switch.end, always=True) for m in called)]
 
 
-def _hang_doors(model: nn.Module, r: Registry) -> None:
+def _hang_doors(model: nn.Module, r: Registry, reads_model: bool) -> None:
     """A ``forward`` that runs the hooks, for each module that has some of the model's own (see `doors`)."""
-    edits = [e for a in r.staying.values() for e in a.plan.edits]
     wanted: dict[str, nn.Module] = {}
-    if r.root_handles or r.head_handles or r.draw_handles or any("" in (e.site.x, e.site.residual) for e in edits):
+    own = [h.function for h in r.hooks if h.function not in (r.switch.begin, r.switch.end)]
+    if own or reads_model:
         wanted[INSIDE] = model
-    if r.root_handles:
+    if r.input_hooks.enter in own:
         for name, module in {
             "base": base_of(model),
             **{s.module: model.get_submodule(s.module) for s in r.sites.stacks},
@@ -238,48 +217,14 @@ def _hang_doors(model: nn.Module, r: Registry) -> None:
 
 def rehang(model: nn.Module, r: Registry) -> None:
     """Brings the model's own hooks up to date with what is attached, and with a base that changed."""
-    _taps_last(r)
-    _hang_draw(model, r)
     hang_root(model, r)
     hang_savers(model, r)
     _forget_compiled()
 
 
-def _hang_passes(model: nn.Module, r: Registry) -> None:
-    """Hooks on what is called from outside: what acts is settled when a pass begins.
-
-    Hooked anew each time, since they stand before and behind all others.
-    """
-    while r.pass_handles:
-        r.pass_handles[-1].remove()
-        r.pass_handles.pop()
-    towers = [model.get_submodule(s.module) for s in r.sites.stacks] if r.staying else []
-    for module in {id(m): m for m in (model, base_of(model), *towers)}.values() if towers else ():
-        r.pass_handles.append(module.register_forward_pre_hook(r.switch.begin, prepend=True))
-        r.pass_handles.append(module.register_forward_hook(r.switch.end, always_call=True))
-
-
 def base_of(model: nn.Module) -> nn.Module:
     """The model without its head; the model itself where it has none."""
     return getattr(model, "base_model", model)  # type: ignore[return-value]
-
-
-def _hang_draw(model: nn.Module, r: Registry) -> None:
-    """The hook that draws ``chance``, where an attached adapter reads it."""
-    needed = any("chance" in e.names for a in r.staying.values() for e in a.plan.edits)
-    if needed and not r.draw_handles:
-        r.draw_handles.append(model.register_forward_pre_hook(Draw(r.switch).enters))
-    while r.draw_handles and not needed:
-        r.draw_handles[-1].remove()
-        r.draw_handles.pop()
-
-
-def _taps_last(r: Registry) -> None:
-    """What reads a module's output stands behind every edit of it, whichever was hung first."""
-    for handle in (h for a in r.staying.values() for h in a.handles):
-        hooks = handle.hooks_dict_ref()
-        if hooks is not None and getattr(hooks.get(handle.id), "__func__", None) is Tap.leaves:
-            hooks.move_to_end(handle.id)
 
 
 def _forget_compiled() -> None:

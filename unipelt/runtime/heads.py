@@ -67,6 +67,20 @@ class Heads:
         """The fields in which the configuration reads otherwise now."""
         return fields(self.own)
 
+    def update(self, model: nn.Module, plans: Mapping[str, Plan]) -> None:
+        """Brings the heads up to date with the attached adapters, and the model's configuration with the heads."""
+        self.rows = {n: p.labels for n, p in plans.items() if p.head == "row"}
+        self.copies = {n: p.labels for n, p in plans.items() if p.head == "copy"}
+        if self.has_labels:
+            show(model, self)
+        else:
+            unshow(model)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any attached adapter has labels of its own, so that the hooks below are needed."""
+        return any(v is not None for v in (*self.rows.values(), *self.copies.values()))
+
     # ------------------------------------------------------------ hooks
 
     def take(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -106,24 +120,6 @@ def fields(own: Labels | None) -> dict[str, Any]:
     if own is None:
         return {}
     return {"id2label": own.id2label, "label2id": own.label2id, "problem_type": own.problem_type}
-
-
-def hang(model: nn.Module, heads: Heads, plans: Mapping[str, Plan], handles: list[Any]) -> None:
-    """Brings the heads up to date with the attached adapters, and the model's hooks and configuration with the heads.
-
-    Hooked anew each time: the hooks stand behind those that lengthen labels with the tokens.
-    """
-    heads.rows = {n: p.labels for n, p in plans.items() if p.head == "row"}
-    heads.copies = {n: p.labels for n, p in plans.items() if p.head == "copy"}
-    for handle in handles:
-        handle.remove()
-    handles.clear()
-    if any(v is not None for v in (*heads.rows.values(), *heads.copies.values())):
-        handles.append(model.register_forward_pre_hook(heads.take, with_kwargs=True))
-        handles.append(model.register_forward_hook(heads.give, with_kwargs=True))
-        show(model, heads)
-    else:
-        unshow(model)
 
 
 def agree(model: nn.Module, plans: Mapping[str, Plan]) -> None:

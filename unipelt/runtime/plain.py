@@ -10,11 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from ..anatomy.base import NAME
 from ..language.report.diagnostics import error
 from .heads import is_view, plain
 from .merge import merge, unmerge
 from .registry import record, registry, unwrapped
-from .switch import NAME, ended_by
+from .switch import ended_by
 
 
 @runtime_checkable

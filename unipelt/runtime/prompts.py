@@ -13,7 +13,7 @@ before the first call of the model; its tokens are nobody else's, but for the ma
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,16 +56,16 @@ def placing(plan: Plan, adapter: str) -> tuple[Placing, ...]:
     )  # fmt: skip
 
 
-class Doorway(nn.Module):
-    """Hangs on the model itself and on the module of its first stack: rows among the tokens, declared arguments.
+class InputHooks:
+    """Hooks of the model itself and of the module of its first stack: rows among the tokens, declared arguments.
 
     ``tower`` is the module whose call takes the tokens that rows stand among (a path, ``""`` for the model itself).
     """
 
     def __init__(self, switch: Switch, sites: SiteMap):
-        super().__init__()
         self.switch, self.sites = switch, sites
-        self.wanted: dict[str, tuple[PlannedInput, ...]] = {}  # by adapter, acting or not
+        self.declared: dict[str, tuple[PlannedInput, ...]] = {}  # by adapter, acting or not
+        self.names: frozenset[str] = frozenset()  # of the declared arguments
         self.placing: dict[str, tuple[Placing, ...]] = {}
         self.room: Room | None = None  # for rows that move the tokens' positions
         self.tower = sites.stacks[0].module if len(sites.stacks) > 1 else ""
@@ -73,21 +73,30 @@ class Doorway(nn.Module):
         self.words = words[0].view.module if words else None
         self.hosts = tuple(dict.fromkeys(s.view.module for n in ("embed.words", "embed") for s in sites.named(n)))
 
+    def update(self, model: nn.Module, plans: Mapping[str, Plan]) -> None:
+        """Brings the hooks up to date with the attached adapters."""
+        self.declared = {n: p.inputs for n, p in plans.items() if p.inputs}
+        self.names = frozenset([i.name for declared in self.declared.values() for i in declared])
+        known = self.placing
+        self.placing = {n: known[n] if n in known else placing(p, n) for n, p in plans.items()}
+        rows = [p for placed in self.placing.values() for p in placed]
+        self.room = Room.of(model, self.sites) if rows else None
+
     # ------------------------------------------------------------ hooks
 
     def enter(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
         self._clear(_KEPT)
         kwargs = dict(kwargs)
-        given = take(self.switch, self.wanted, kwargs)
+        given = take(self.switch, self.names, kwargs)
         if not self.switch.live:
-            return (args, kwargs) if self.wanted else None
+            return (args, kwargs) if self.names else None
         named = _named(model, args, kwargs)
         self._take(named, given)
         self.switch.holder.values["given"] = given
         placed = self._placed() if not self.tower else []
         if placed:
             self._place(Call(model, named), placed, given)
-        return ((), named) if placed or self.wanted else None
+        return ((), named) if placed or self.names else None
 
     def enter_encoder(self, encoder: nn.Module, args: tuple, kwargs: dict) -> Any:
         """The encoder is called: by the model, or past it (generation), where only a block can have given arguments."""
@@ -97,14 +106,14 @@ class Doorway(nn.Module):
         kwargs = dict(kwargs)
         if given is None:
             self._clear(_KEPT)
-            own = take(self.switch, self.wanted, kwargs)
+            own = take(self.switch, self.names, kwargs)
         named = _named(encoder, args, kwargs)
         if given is None:
             self._take(named, own)
         placed = self._placed()
         if placed:
             self._place(Call(encoder, named), placed, own if given is None else given)
-        return ((), named) if placed or self.wanted else None
+        return ((), named) if placed or self.names else None
 
     def leave_encoder(self, encoder: nn.Module, args: tuple, output: Any) -> None:
         self._clear(("places:",))  # a decoder may embed its own tokens with the same module
@@ -129,7 +138,7 @@ class Doorway(nn.Module):
         if not self.switch.live or INSIDE in self.switch.holder.values:
             return
         placed = not self.tower and self._placed()
-        if placed or any(self.wanted.get(name) for name in self.switch.live):
+        if placed or any(self.declared.get(name) for name in self.switch.live):
             what = "a prompt is active" if placed else "an active adapter takes an argument"
             raise error("E0543", f"{what}, and the base model was called directly, past the model it was applied to",
                         help="call the model that was given to unipelt.apply, or apply to the base model")  # fmt: skip
@@ -137,6 +146,16 @@ class Doorway(nn.Module):
     def leave(self, model: nn.Module, args: tuple, output: Any) -> None:
         # an embedding or an encoder that is called by itself afterwards is not of this pass
         self._clear(("places:", "given"))
+
+    def draw(self, model: nn.Module, args: tuple) -> None:
+        """Draws ``chance``, one number in [0, 1) for the pass, while an adapter acts.
+
+        It comes from torch's generator on the CPU, as dropout does there: `torch.manual_seed` seeds it, and a checkpoint that keeps
+        the generator's state resumes it. It stays until the next call, so layers that are computed again in the backward pass
+        (gradient checkpointing) see the same number. Each process of a distributed run draws its own.
+        """
+        if self.switch.live:
+            self.switch.holder.values["chance"] = torch.rand(())
 
     def _clear(self, fronts: tuple[str, ...]) -> None:
         values = self.switch.holder.values
@@ -148,7 +167,7 @@ class Doorway(nn.Module):
     def _take(self, named: dict[str, Any], given: Given) -> None:
         first = next((t for t in named.values() if isinstance(t, torch.Tensor)), None)
         for adapter in self.switch.live:
-            for planned in self.wanted.get(adapter, ()):
+            for planned in self.declared.get(adapter, ()):
                 if first is not None and not planned.marks:
                     value = value_for(planned, adapter, given, first.shape[0], first.device)
                     self.switch.holder.values[f"input:{planned.name}"] = value
@@ -198,7 +217,7 @@ class Doorway(nn.Module):
     def _marks(self, call: Call, fills: list[Placing], given: Given, layout: Layout | None) -> torch.Tensor | None:
         """Which tokens are the pseudo-tokens of the text, in the sequence as long as it will be."""
         adapter, planned = min(
-            ((p.adapter, i) for p in fills for i in self.wanted[p.adapter] if i.marks), key=lambda x: x[1].count or 0
+            ((p.adapter, i) for p in fills for i in self.declared[p.adapter] if i.marks), key=lambda x: x[1].count or 0
         )
         tokens = call.tokens
         grown = layout.total if layout is not None else 0

@@ -7,20 +7,28 @@ or taken out of it: see `attach`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ..anatomy.base import NAME
 from ..anatomy.sites import SiteMap
-from ..compiler.plan import Plan
+from ..compiler.plan import Plan, PlannedInput
 from ..language.report.diagnostics import error, near
 from ..language.ir import Method
 from .doors import Door
 from .heads import Heads
 from .offload import value_of
-from .prompts import Doorway
-from .switch import NAME, Switch
+from .hooks import Hook
+from .seam import Tap
+from .switch import Switch
+
+if TYPE_CHECKING:
+    from .masks import MaskTap
+    from .outputs import Outputs
+    from .prompts import InputHooks
 
 
 @dataclass
@@ -34,12 +42,26 @@ class Attached:
     #: Where each tensor, then each copy, is registered. Looked up at every use: sharding, `load_state_dict(assign=True)`
     #: and offloading put other tensor objects there.
     places: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
-    handles: list[Any] = field(default_factory=list)
     leaving: bool = False  # its removal has begun
 
     @property
     def method(self) -> Method:
         return self.plan.method
+
+    @cached_property
+    def asks(self) -> frozenset[str]:
+        """What the edits need hooks of the model itself for: rows among the tokens (`prompt`; `grows` where the sequence gets longer),
+        arguments (`input`), what a form reads (`tokens`, `chance`), and what enters the model (`model`)."""
+        edits = self.plan.edits
+        found = {
+            "prompt": any(e.site.side == "prompt" for e in edits),
+            "grows": any(e.places is not None and e.places.grows for e in edits),
+            "input": bool(self.plan.inputs),
+            "tokens": any("tokens" in e.names for e in edits),
+            "chance": any("chance" in e.names for e in edits),
+            "model": any("" in (e.site.x, e.site.residual) for e in edits),
+        }
+        return frozenset(n for n, asked in found.items() if asked)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,23 +87,31 @@ class Attached:
         return {n: p for n, p in found.items() if p is not None}
 
 
-class Registry(Doorway):
+class Registry(nn.Module):
     """The model's own record of its adapters: the child ``unipelt`` of the model itself."""
 
-    def __init__(self, switch: Switch, sites: SiteMap, required: dict[str, bool]):
-        super().__init__(switch, sites)
+    def __init__(self, switch: Switch, sites: SiteMap, required: dict[str, bool], input_hooks: InputHooks):
+        super().__init__()
+        self.switch, self.sites, self.input_hooks = switch, sites, input_hooks
         self.attached: dict[str, Attached] = {}
         self.shared = nn.ModuleDict()
         self.required = required  # which parameters of the base required a gradient before
+        #: The adapters whose tensors may require a gradient.
+        self.receiving: frozenset[str] = frozenset()
         self.merged: Any = None
         self.watched: set[int] = set()  # the open `watch` blocks
-        self.pass_handles: list[Any] = []
-        self.root_handles: list[Any] = []
+        self.taps: dict[tuple[str, str], Tap] = {}  # by the module's path and what they leave
+        self.hooks: list[Hook] = []  # those of the model itself, its base and its stacks
+        self.mask_taps: list[MaskTap] = []
+        self.outputs: Outputs | None = None
         self.heads = Heads(switch)
-        self.head_handles: list[Any] = []
-        self.draw_handles: list[Any] = []
         self.doors: dict[str, Door] = {}
         self.savers: dict[str, Any] = {}  # by the path of a part that can be saved by itself: see `beside`
+
+    @property
+    def inputs(self) -> dict[str, PlannedInput]:
+        """The arguments that the adapters that act now declare, by name."""
+        return {i.name: i for n in self.switch.live if n in self.attached for i in self.attached[n].plan.inputs}
 
     @property
     def staying(self) -> dict[str, Attached]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.base import base_parameters
 from ..anatomy.find import find
 from ..anatomy.quantised import is_quantised, whole_shape
 from ..compiler.labels import labels_of_base
@@ -62,8 +63,11 @@ def fingerprint(model: nn.Module, state: Mapping[str, torch.Tensor] | None = Non
     prefix = sites.prefix + "." if sites.prefix else ""
     head = tuple(f"{h}." for h in sites.head)  # some models are their own base
     shapes, samples = [], {}
-    for n, p in sorted(base.named_parameters()):
-        if "unipelt" in n.split(".") or n.startswith("pooler.") or f"{prefix}{n}".startswith(head):
+    first: dict[int, tuple[str, nn.Parameter]] = {}  # of tied weights one
+    for n, p in base_parameters(base):  # type: ignore[arg-type]
+        first.setdefault(id(p), (n, p))
+    for n, p in sorted(first.values(), key=lambda named: named[0]):
+        if n.startswith("pooler.") or f"{prefix}{n}".startswith(head):
             continue
         path, _, attribute = n.rpartition(".")
         shapes.append(f"{n}:{list(whole_shape(base.get_submodule(path), attribute, p))}")  # type: ignore[operator]

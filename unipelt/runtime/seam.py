@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.base import NAME, base_modules
 from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.quantised import matrix
 from ..compiler.plan import PlannedEdit
 from ..language.report.diagnostics import error
 from .copies import CopyEdit
-from .edits import PLACES, ROWS, Edit
-from .switch import NAME, Switch
+from .edits import PLACES, ROWS, Edit, needs
+from .hooks import Hook
+from .switch import Switch
 
 Editing = Edit | CopyEdit
 
@@ -62,23 +64,36 @@ def _with_element(output: Any, new: torch.Tensor) -> Any:
 
 
 class Tap:
-    """A pre-hook (or, for a module's output, a hook) that leaves a tensor in the holder while an adapter acts."""
+    """A hook of a module of the base that leaves what enters it, or leaves it, in the holder, for the adapters that act.
 
-    def __init__(self, switch: Switch, key: str, adapter: str):
-        self.switch, self.key, self.adapter = switch, key, adapter
+    One for all adapters that read there: ``keys`` says under which names each of them looks for it.
+    """
+
+    def __init__(self, switch: Switch):
+        self.switch = switch
+        self.keys: dict[str, tuple[str, ...]] = {}
+
+    def hook(self, module: nn.Module, kind: str) -> Hook:
+        """``enters``: the tensor that enters the module, ``leaves``: the one that leaves it, ``shape``: batch and tokens of the first."""
+        if kind == "leaves":
+            return Hook(module, self.leaves)
+        return Hook(module, self.enters if kind == "enters" else self.shape, before=True, named=True)
+
+    def _acting(self) -> list[str]:
+        return [key for name in self.switch.live if name in self.keys for key in self.keys[name]]
 
     def enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.adapter in self.switch.live:
-            self.switch.holder.values[self.key] = first_tensor(args, kwargs)
+        for key in self._acting():
+            self.switch.holder.values[key] = first_tensor(args, kwargs)
 
     def shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.adapter in self.switch.live:
-            self.switch.holder.values[self.key] = first_tensor(args, kwargs).shape[:-1]
+        for key in self._acting():
+            self.switch.holder.values[key] = first_tensor(args, kwargs).shape[:-1]
 
     def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self.adapter in self.switch.live:
-            self.switch.holder.values[self.key] = _element(output)
-            self.switch.holder.values[f"graph:{self.key}"] = torch.is_grad_enabled()
+        for key in self._acting():
+            self.switch.holder.values[key] = _element(output)
+            self.switch.holder.values[f"graph:{key}"] = torch.is_grad_enabled()
 
 
 class Seam(nn.Module):
@@ -88,10 +103,8 @@ class Seam(nn.Module):
         super().__init__()
         self.path, self.switch = path, switch
         self.adapters = nn.ModuleDict()
-        self.handles: dict[str, Any] = {}
-        self.chosen: dict[
-            tuple[str, tuple[str, ...]], list[tuple[str, Any]]
-        ] = {}  # `live` by what acts; emptied where edits change
+        #: `live` by what acts; emptied where edits change
+        self.chosen: dict[tuple[str, tuple[str, ...]], list[tuple[str, Any]]] = {}
 
     def live(self, side: str) -> list[tuple[str, Any]]:
         """(adapter, edit) of the acting adapters at a side of the host."""
@@ -109,21 +122,36 @@ class Seam(nn.Module):
                 found += [(name, e) for e in self.adapters[key] if e.side == side]  # type: ignore[attr-defined]
         return sorted(found, key=_rank)
 
-    def sides(self) -> set[str]:
-        return {e.side for edits in self.adapters.values() for e in edits}  # type: ignore[attr-defined]
-
-    def hang(self, host: nn.Module) -> None:
-        """Registers the hooks that the edits here need, and takes away those they no longer need."""
+    def add(self, host: nn.Module, name: str, edit: Editing, first: bool = False) -> None:
+        """An edit of an adapter behind (or before) its others here, and the hook it needs."""
+        key = key_of(name)
+        if key not in self.adapters:
+            self.adapters[key] = nn.ModuleList().train(self.training)
+        edits: nn.ModuleList = self.adapters[key]  # type: ignore[assignment]
+        edits.insert(0 if first else len(edits), edit.train(host.training))
         self.chosen.clear()
-        wanted = self.sides()
-        for side in set(self.handles) - wanted:
-            self.handles[side].remove()
-            del self.handles[side]
-        for side in wanted - set(self.handles):
-            if side == "input":
-                self.handles[side] = host.register_forward_pre_hook(self.on_input, with_kwargs=True)
-            elif side == "output":
-                self.handles[side] = host.register_forward_hook(self.on_output, with_kwargs=True)
+        if (hook := self._hook(host, edit.side)) is not None:
+            hook.put()
+            for at, function in list(host._forward_hooks.items()):
+                if getattr(function, "__func__", None) is Tap.leaves:  # it reads what the edits make
+                    host._forward_hooks.move_to_end(at)  # type: ignore[attr-defined]
+
+    def drop(self, host: nn.Module, name: str) -> None:
+        """Takes out the edits of an adapter, and the hooks that no other one needs. May be repeated."""
+        key = key_of(name)
+        for side in {e.side for e in self.adapters[key]} - {"attention"} if key in self.adapters else ():  # type: ignore[attr-defined]
+            others = (e for k, edits in self.adapters.items() if k != key for e in edits if e.side == side)  # type: ignore[attr-defined]
+            if next(others, None) is None:
+                self._hook(host, side).take()  # type: ignore[union-attr]
+        self.adapters._modules.pop(key, None)
+        self.chosen.clear()
+
+    def _hook(self, host: nn.Module, side: str) -> Hook | None:
+        """The hook for edits of a side; none for those of attention, which are asked for by attention's function."""
+        if side == "attention":
+            return None
+        before = side == "input"
+        return Hook(host, self.on_input if before else self.on_output, before=before, named=True)
 
     # ------------------------------------------------------------ hooks
 
@@ -220,8 +248,20 @@ def rows_key(path: str) -> str:
     return f"rows:{path}"
 
 
-def tap_key(path: str, adapter: str, edit: Any, need: str) -> str:
-    return f"{need}:{adapter}:{path}:{edit.site.name}:{edit.row.name}"
+def taps(planned: PlannedEdit, adapter: str) -> list[tuple[str, str, str]]:
+    """What hooks leave in the holder for an edit: the path of the module, what of it (see `Tap.hook`), under which name."""
+    site = planned.site
+    found = [(site.rows, "shape", rows_key(site.rows))] if site.rows is not None else []
+    for need, source in (("x", site.x), ("residual", site.residual)):
+        itself = need == "x" and source == site.view.module and site.side == "output"
+        if need in needs(planned) and source is not None and not itself:
+            kind = "leaves" if need == "x" and site.x_leaves else "enters"
+            found.append((source, kind, tap_key(planned, adapter, need)))
+    return found
+
+
+def tap_key(planned: PlannedEdit, adapter: str, need: str) -> str:
+    return f"{need}:{adapter}:{planned.site.view.module}:{planned.site.name}:{planned.row.name}"
 
 
 def place_key(adapter: str, site: str, row: str) -> str:
@@ -251,7 +291,7 @@ def edit_at(model: nn.Module, name: str, planned: PlannedEdit) -> Edit:
 
 def seams(model: nn.Module) -> Iterable[tuple[nn.Module, Seam]]:
     """Every host with its seam."""
-    for module in list(model.modules()):
+    for _, module in base_modules(model):
         seam = seam_of(module)
         if seam is not None:
             yield module, seam

@@ -14,17 +14,21 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ..anatomy.base import base_modules, base_parameters
+
 T = TypeVar("T")
 
 
 def units(model: nn.Module) -> list[Any]:
-    """The modules that were sharded. Nothing can be, in a process that never imported FSDP2."""
+    """The modules that were sharded. Nothing can be, in a process that never imported FSDP2; no adapter is without its base."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)] if fsdp is not None else []
+    if fsdp is None or not any(isinstance(m, fsdp.FSDPModule) for _, m in base_modules(model)):
+        return []
+    return [m for m in model.modules() if isinstance(m, fsdp.FSDPModule)]
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return any(is_part(p) for p in model.parameters()) or bool(units(model))
+    return any(is_part(p) for _, p in base_parameters(model)) or bool(units(model))
 
 
 def is_part(t: torch.Tensor) -> bool:
@@ -51,8 +55,7 @@ def put(target: torch.Tensor, values: torch.Tensor) -> None:
         # Without a source rank each process cuts its part out of its own values.
         values = distribute_tensor(values.to(target.device, target.dtype), target.device_mesh, target.placements,  # type: ignore[attr-defined]
                                    src_data_rank=None)  # fmt: skip
-    with torch.no_grad():
-        target.copy_(values)
+    target.detach().copy_(values)
 
 
 @contextmanager

@@ -28,7 +28,9 @@ def generate(
     done = 0
     longest = longest_text(model, answer=answers_only)
     r = registry(unwrapped(model))
-    rows = r.moving if r is not None and not answers_only else 0  # those of an encoder–decoder stand in its encoder
+    rows = (
+        r.input_hooks.moving if r is not None and not answers_only else 0
+    )  # those of an encoder–decoder stand in its encoder
     for tokens, group in sorted(groups.items()):
         # A model with a table of positions can write no further than that, and a prompt's rows may take some of it.
         room = length if longest is None else min(length, longest - (0 if answers_only else tokens + rows))
