@@ -1,6 +1,6 @@
 """Arguments of the forward pass that a method declares (`input NAME: …`) or needs for the pseudo-tokens of a text.
 
-They are taken off at the model's doorway, before the model's own forward sees them. `inputs` gives them for a block,
+A hook of the model takes them off before the model's own forward sees them. `inputs` gives them for a block,
 for calls that would not take them (`generate`, pipelines).
 """
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from ..compiler.plan import PlannedInput
 from ..language.report.diagnostics import PeltError, error, near
+from .registry import registry, unwrapped
 from .switch import Switch, ended_by
 
 
@@ -27,8 +28,6 @@ def inputs(model: nn.Module, **arguments: Any) -> Iterator[nn.Module]:
     A value for each example is repeated where `generate` repeats the examples (beams). An argument that is given in the
     call itself counts before the block's. Raises `PeltError` for a name that no attached adapter declares.
     """
-    from .registry import registry, unwrapped  # whose doorway takes the arguments off, with what is below
-
     r = registry(unwrapped(model))
     known = r.input_hooks.names if r is not None else frozenset()
     for name in arguments:
