@@ -110,7 +110,7 @@ def _inputs(model: nn.Module, names: Sequence[str]) -> list[Input]:
                     help="call torch.onnx.export on the model itself, with a batch of yours")  # fmt: skip
     r = registry(model)
     for planned in r.inputs.values() if r is not None else ():
-        axes = tokens if planned.marks else (ROWS, *planned.sizes)
+        axes: tuple[str | int, ...] = tokens if planned.marks else (ROWS, *planned.sizes)
         found.append(Input(planned.name, axes, (planned.count or 0) + planned.marks))  # pseudo-tokens count from 1
     return found
 

@@ -154,6 +154,7 @@ def hang_root(model: nn.Module, r: Registry) -> None:
             hook.take()
         for hook in wanted:
             hook.put()
+        r.input_hooks.forget()
         r.hooks = wanted
     _hang_doors(model, r, "model" in asked)
 

@@ -157,6 +157,10 @@ class InputHooks:
         if self.switch.live:
             self.switch.holder.values["chance"] = torch.rand(())
 
+    def forget(self) -> None:
+        """Forgets the last pass of this thread."""
+        self._clear(_KEPT)
+
     def _clear(self, fronts: tuple[str, ...]) -> None:
         values = self.switch.holder.values
         for key in [k for k in values if k.startswith(fronts)]:
