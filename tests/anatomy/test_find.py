@@ -142,7 +142,7 @@ def test_entries_speak_of_the_stacks_they_name() -> None:
         )
     )
     assert encoder.parts == (("attn.q", "q"),) and decoder.parts == (("attn.q", "r"),)
-    assert (encoder.module, decoder.module, encoder.inputs, decoder.inputs) == ("", "d", (("embed", "w"),), ())
+    assert (encoder.module, decoder.module, encoder.outside, decoder.outside) == ("", "d", (("embed", "w"),), ())
     base = nn.ModuleDict(
         {"g": nn.ModuleList([nn.ModuleDict({"h": nn.ModuleList([nn.Identity()] * 2)}) for _ in range(2)])}
     )

@@ -49,7 +49,7 @@ def test_every_edit_is_called_once_a_layer_and_reaches_the_output(kind: str) -> 
     sites = find(model)
     before = look(model, inputs)
     for name in sites.names():
-        if SITES[name].family == "embed":
+        if SITES[name].takes_rows:
             continue
         for text in (NUDGE, POOLED if name == "head" else READS):
             plan = unipelt.apply(model, unipelt.parse(text.format(site=name)), name="a", allow_future=True)
@@ -93,7 +93,7 @@ def _block(sites: SiteMap, site: Site) -> str:
 
 def _after(sites: SiteMap, site: Site) -> Site | None:
     """The sublayer behind one in its block."""
-    order = [s for s in sites.sites if s.family == "sublayer" and s.block == site.block]
+    order = [s for s in sites.sites if s.kind.is_sublayer and s.block == site.block]
     at = order.index(site)
     return order[at + 1] if at + 1 < len(order) else None
 
@@ -136,7 +136,7 @@ def test_sizes_are_those_of_the_modules(kind: str) -> None:
     seen: dict[str, tuple[int, ...]] = {}
     handles = []
     for s in sites.sites:
-        if s.side == "output" and s.view.columns is None and s.family != "head":
+        if s.side == "output" and s.view.columns is None and s.kind.times != "head":
             handles.append(model.get_submodule(s.view.module).register_forward_hook(
                 lambda m, a, o, n=s.label: seen.update({n: (o if isinstance(o, torch.Tensor) else o[0]).shape})))  # fmt: skip
     look(model, inputs)

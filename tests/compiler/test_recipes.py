@@ -53,7 +53,7 @@ class Placed:
         shapes = {n: tokens for n in ("x", "residual")} | {"q": heads, "log_mass": heads, "W": (), "bias": ()}
         types = {n: self.typing.values[n].type for n in ("h", *e.needs) if n in self.typing.values}
         found: dict[str, Any] = {
-            n: rand(*(shapes[n] if n != "h" else heads if e.site.family == "heads" else tokens), *(int(str(s)) for s in t.sizes), seed=i)
+            n: rand(*(shapes[n] if n != "h" else heads if e.site.kind.has_heads else tokens), *(int(str(s)) for s in t.sizes), seed=i)
             for i, (n, t) in enumerate(sorted(types.items())) if isinstance(t, TensorType)
         }  # fmt: skip
         found |= {"scale": 0.25} if "scale" in e.needs else {}

@@ -88,7 +88,7 @@ def test_an_attention_form_does_not_fit_where_there_are_no_queries() -> None:
 # ---------------------------------------------------------------- types
 
 
-@pytest.mark.parametrize("site", [s for s in SITES if SITES[s].family not in ("embed",)])
+@pytest.mark.parametrize("site", [s for s in SITES if not SITES[s].takes_rows])
 def test_every_site_takes_its_own_h(site: str) -> None:
     (t,) = analyse(parse(f"method m {{ modify {site} compose {{ out = 2 * h }} }}")).rows
     found = signature(site)

@@ -226,7 +226,7 @@ def mergeable(t: Trial) -> float:
     The map beside is the one that yields the edit's h, or the only one that reads it (behind heads and the inner
     activation). Where there is none, nothing can absorb the edit: the deviation is what it does.
     """
-    pooled = any(e.site.family == "head" for e in t.plan.edits)  # a vector for each example, not for each token
+    pooled = any(e.site.kind.pools for e in t.plan.edits)  # a vector for each example, not for each token
     inputs = batch(t.kind, rows=48 if pooled else 24, tokens=8, padded=False, seed=t.seed)
     with _Inside(t) as inside:
         a = t.run(inputs)
@@ -272,8 +272,9 @@ class _Inside:
     def pair(self, before: list[Tap], tap: Tap) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What goes into an edit and its map, and what comes out of both: [vectors, size] each."""
         site = tap.edit.site
-        if site.family in ("hidden", "heads"):
-            return _vectors(tap.h, site.family), _vectors(tap.out, site.family)
+        if site.side in ("input", "attention"):
+            heads = site.kind.has_heads
+            return _vectors(tap.h, heads), _vectors(tap.out, heads)
         h = tap.h
         for earlier in reversed(before):  # what several rows make of one h counts together
             if earlier.out.shape == h.shape and torch.equal(earlier.out, h):
@@ -284,12 +285,12 @@ class _Inside:
                 continue  # another map, which has fewer columns
             y = taken(y, site.view.columns)
             if y.shape == h.shape and torch.equal(y, h):
-                return _vectors(x, ""), _vectors(tap.out, "")
+                return _vectors(x), _vectors(tap.out)
         return None
 
 
-def _vectors(x: torch.Tensor, family: str) -> torch.Tensor:
-    x = x.transpose(1, 2).flatten(2) if family == "heads" else x
+def _vectors(x: torch.Tensor, heads: bool = False) -> torch.Tensor:
+    x = x.transpose(1, 2).flatten(2) if heads else x
     return x.reshape(-1, x.shape[-1])
 
 

@@ -190,7 +190,7 @@ def counted(t: Trial, folder: Path | None = None) -> dict[str, tuple[int, int]]:
     attached = record(t.model, "a")
     learned, state = attached.trained(), unipelt.state_dict(t.model, "a")
     copies = {c.name for c in t.plan.copies}
-    heads = {n for e in t.plan.edits if e.site.family == "head" for n in e.tensors.values()}
+    heads = {n for e in t.plan.edits if e.site.kind.times == "head" for n in e.tensors.values()}
     found = dict.fromkeys(("trained", "frozen", "head"), 0)
     for n, x in state.items():
         if n not in copies:

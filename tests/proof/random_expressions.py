@@ -80,7 +80,7 @@ class Draw:
             start = "normal(0.5)"
         scope = per or (self.one(" per layer", " per site", " per kind", " per model") if self.chance(0.15) else "")
         implied: Axes = NONE
-        if self.site.family == "heads":
+        if self.site.has_heads:
             if not scope and self.chance(0.5):
                 scope = self.one(" per group", " per head", " per site")
             implied = (
@@ -191,8 +191,8 @@ class Draw:
             (0.4, lambda: self.joined(s, d, token)),
             (0.4 if s in ("r", "l") else 0, lambda: self.ranged(s)),
             (0.4 if not token else 0, lambda: self.given(s)),
-            (0.6 if self.site.family == "projection" and not token else 0, lambda: self.of_weight(s)),
-            (0.8 if self.site.family == "heads" and s == "d_head" else 0, lambda: f"heads({self.front}.q({self.leaf(('d_model',), token) or 'x'}))"),
+            (0.6 if self.site.has_weight and not token else 0, lambda: self.of_weight(s)),
+            (0.8 if self.site.has_heads and s == "d_head" else 0, lambda: f"heads({self.front}.q({self.leaf(('d_model',), token) or 'x'}))"),
         ]  # fmt: skip
 
     def scalars(self, sizes: Sizes, d: int, token: bool) -> list[tuple[float, Callable[[], str | None]]]:
@@ -225,9 +225,9 @@ class Draw:
             (0.5, lambda: f"softmax({e(sizes, d)})"),
             (0.5, lambda: f"flip({e(sizes, d)})"),
             (0.4, lambda: f"lstm({self.plain((a, b))}, {self.plain((b, f'4 * {b}'))}, {self.plain((b, f'4 * {b}'))}, {self.plain((f'4 * {b}',))})"),
-            (1 if self.site.family == "heads" and b == "d_head" else 0,
+            (1 if self.site.has_heads and b == "d_head" else 0,
              lambda: f"heads({self.front}.{self.one('k', 'v')}({self.plain((a, 'd_model'))}))"),
-            (2 if self.site.family == "projection" and type_of(dict(self.site.scope)["W"])[1] == sizes else 0, lambda: "W"),
+            (2 if self.site.has_weight and type_of(dict(self.site.scope)["W"])[1] == sizes else 0, lambda: "W"),
         ]  # fmt: skip
 
     # ------------------------------------------------------------ parts of them
@@ -248,11 +248,11 @@ class Draw:
         return (
             self.one(*fit)
             if fit and self.chance(0.5)
-            else self.tensor(sizes, " per site" if self.site.family == "heads" else "")
+            else self.tensor(sizes, " per site" if self.site.has_heads else "")
         )
 
     def test(self) -> str:
-        place = ["layer >= 1", "layer < depth / 2"] if self.site.family not in ("embed", "head") else []
+        place = ["layer >= 1", "layer < depth / 2"] if not self.site.outside_the_layers else []
         return self.one("training", "training", "r > 2", "alpha > 2", *place)
 
     def projected(self, s: str, d: int, token: bool) -> str:

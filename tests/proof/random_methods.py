@@ -62,10 +62,10 @@ def _row(rng: random.Random, name: str, site: str) -> str:
     d.body.scope = {**_scope(d), "z": z}
     d.z = {"parallel": str(found.parallel), "sequential": "h"}.get(insert, insert)
     out = type_of(found.h)[1]
-    prompt = found.family == "embed" and d.chance(0.6)
+    prompt = found.takes_rows and d.chance(0.6)
     if prompt:  # rows are the same for every token
         d.axes, d.body.scope = NONE, {}
-    if found.family == "head":
+    if found.pools:
         d.body.scope = {"z": z}
     for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
         d.let(
@@ -94,7 +94,7 @@ def _row(rng: random.Random, name: str, site: str) -> str:
         _compose(d, out, size)
     layers = (
         d.one("layers last 1 ", "layers first 1 ", "layers every 2 ", "layers 0 .. depth ")
-        if found.family not in ("embed", "head") and d.chance(0.12)
+        if not found.outside_the_layers and d.chance(0.12)
         else ""
     )
     sites = site if not d.chance(0.2) else ", ".join([site, *d.rng.sample(_ALIKE.get(site, [site]), 1)])

@@ -90,19 +90,19 @@ def _edited(row: Any, typing: Any, found: Any, at: str, names: dict, bases: dict
     scope = {n: _scope(at, n, t) for n, t in found.scope}
     if found.x is not None:
         scope["x"] = _scope(at, "x", found.x)
-    if found.family == "weight":
+    if found.is_weight:
         scope["W"] = weights.get(at, _scope(at, "W", found.h))
         h = scope["W"]
-    elif found.family == "projection":
+    elif found.has_weight:
         scope["W"] = weights.get(at, scope["W"])
         h = state.get(at) or _affine(at, scope["W"])
     else:
         h = state.get(at) or _scope(at, "h", found.h)
     c = Context({**names, **scope}, SIZES, bases)
-    if found.family == "heads":
+    if found.has_heads:
         c.names["scale"] = 0.5
     e = row.insert
-    if found.family == "weight":
+    if found.is_weight:
         c.names["z"] = h
     elif isinstance(e, Name) and e.id in ("parallel", "sequential"):
         c.names["z"] = h if e.id == "sequential" else c.names[found.parallel]
@@ -122,7 +122,7 @@ def _edited(row: Any, typing: Any, found: Any, at: str, names: dict, bases: dict
     out: Any = c.names["out"]
     if g is not None:
         out = elementwise(torch.add, h, elementwise(torch.mul, g, elementwise(torch.sub, out, h)))
-    if found.family == "weight":
+    if found.is_weight:
         weights[at] = out
         return None
     return out

@@ -27,7 +27,7 @@ def calls(model: nn.Module, sites: SiteMap) -> Iterator[Counter[str]]:
             found[path] += 1
 
         handles.append(model.get_submodule(path).register_forward_pre_hook(count))
-    paths = {id(model.get_submodule(s.view.module)): s.view.module for s in sites.sites if s.family == "heads"}
+    paths = {id(model.get_submodule(s.view.module)): s.view.module for s in sites.sites if s.side == "attention"}
     try:
         with _asked(lambda module: found.update([f"attention:{paths.get(id(module), '')}"])):
             yield found
@@ -80,7 +80,7 @@ def _why(s: Site, wanted: int, counts: Mapping[str, int]) -> str:
         return (
             f"`{wrong}` is called {_times(counts[wrong])} in a layer" if counts[wrong] else f"`{wrong}` is never called"
         )
-    found = counts[f"attention:{s.view.module}"] if s.family == "heads" else 0
+    found = counts[f"attention:{s.view.module}"] if s.side == "attention" else 0
     return f"`{s.view.module}` calls its attention function {_times(found)} in a layer" if found > wanted else ""
 
 

@@ -23,13 +23,13 @@ from ..language.syntax.nodes import AnatomyDef
 _REFERENCE = re.compile(r"(before +)?([\w.]+)(?:\[(\d+)/(\d+)\])?")
 #: Entries that say something of a sublayer's surroundings, after its name: ``attn.x``, ``ffn.residual``, …
 AROUND = ("x", "residual", "norm", "rows")
-_PARTS = ("attn", "cross", "ffn")
-#: What an entry may be about, by its name. Sites of other families are found from these.
+#: What an entry may be about, by its name. Other sites are found from these.
 _NAMES = (
-    *(n for n, s in SITES.items() if s.family in ("sublayer", "projection", "heads")),
-    *(f"{p}.{n}" for p in _PARTS for n in AROUND),
+    *(n for n, s in SITES.items() if not s.entry and not s.outside_the_layers),
+    *(f"{n}.{beside}" for n, s in SITES.items() if s.is_sublayer for beside in AROUND),
 )
-_INPUTS = tuple(n for n, s in SITES.items() if s.family == "embed")
+#: Those whose paths are relative to the base model.
+_OUTSIDE = tuple(n for n, s in SITES.items() if s.outside_the_layers and not s.entry)
 #: What every stack must name: its sizes and its other sites are read from these.
 _ALWAYS = ("attn.heads", "ffn.x", "ffn.down")
 
@@ -42,7 +42,7 @@ class Entries:
     block: str
     module: str
     depth: str | None
-    inputs: tuple[tuple[str, str], ...]
+    outside: tuple[tuple[str, str], ...]
     parts: tuple[tuple[str, str], ...]
 
 
@@ -60,23 +60,22 @@ def stacks_of(a: AnatomyDef) -> list[Entries]:
         special = {n: mine.pop(n, None) for n in ("block", "stack", "depth")}
         if special["block"] is None:
             raise error("E0700", f"the anatomy `{a.name}` names no `{stack + '.' if stack else ''}block`", a.name_span)
-        inputs = tuple((n, t) for n, t in mine.items() if n.split(".")[0] == "embed")
-        parts = tuple((n, t) for n, t in mine.items() if n.split(".")[0] != "embed")
-        found.append(Entries(stack, special["block"], special["stack"] or "", special["depth"], inputs, parts))
+        outside = tuple((n, t) for n, t in mine.items() if n.split(".")[0] in _OUTSIDE)
+        parts = tuple((n, t) for n, t in mine.items() if n.split(".")[0] not in _OUTSIDE)
+        found.append(Entries(stack, special["block"], special["stack"] or "", special["depth"], outside, parts))
     return found
 
 
 def check(a: AnatomyDef, e: Entries) -> None:
     """Every entry has a name that says something (E0702), and what other entries need is there (E0509)."""
-    entries = [n for n, _ in (*e.inputs, *e.parts)]
+    entries = [n for n, _ in (*e.outside, *e.parts)]
     for name in entries:
-        if name not in _NAMES and name not in _INPUTS:
+        if name not in _NAMES and name not in _OUTSIDE:
             raise error("E0702", f"the anatomy `{a.name}` has an entry `{name}`, which is the name of nothing here", a.name_span,
-                        help=near(name, (*_NAMES, *_INPUTS)) or f"entries: {', '.join((*_INPUTS, *_NAMES))}")  # fmt: skip
+                        help=near(name, (*_NAMES, *_OUTSIDE)) or f"entries: {', '.join((*_OUTSIDE, *_NAMES))}")  # fmt: skip
     needed = [*_ALWAYS]
     for name in (*_ALWAYS, *entries):
-        family, part = SITES[name].family if name in SITES else "", name.split(".")[0]
-        around = {"sublayer": ("x", "residual", "norm"), "heads": ("x", "q", "k", "v")}.get(family, ())
+        part, around = name.split(".")[0], SITES[name].around if name in SITES else ()
         needed += [f"{part}.{n}" for n in around]
     lacking = [n for n in dict.fromkeys(needed) if n not in entries]
     if lacking:
@@ -148,4 +147,4 @@ def missing(base: nn.Module, e: Entries) -> str | None:
             path = reference(text, f"{block}.").module
             if not has(base, path):
                 return path
-    return next((p for p in (reference(t).module for _, t in e.inputs) if not has(base, p)), None)
+    return next((p for p in (reference(t).module for _, t in e.outside) if not has(base, p)), None)

@@ -74,7 +74,7 @@ def dispatches(module: nn.Module) -> bool:
 def without_heads(sites: SiteMap, model: nn.Module) -> SiteMap:
     """The map without the heads of attention that no edit would reach."""
     past = {s.full_name: f"{type(m).__name__} computes attention past the interface of transformers" for s in sites.sites
-            if s.family == "heads" and not dispatches(m := model.get_submodule(s.view.module))}  # fmt: skip
+            if s.side == "attention" and not dispatches(m := model.get_submodule(s.view.module))}  # fmt: skip
     return replace(
         sites, sites=tuple(s for s in sites.sites if s.full_name not in past), refused={**sites.refused, **past}
     )
@@ -119,7 +119,7 @@ def _pass(sites: SiteMap, model: nn.Module, base: nn.Module, root: str, inputs: 
     asked = {b for s in sites.stacks for b in _ends(s)}
     wanted = {root + b for b in asked}
     for s in sites.sites:
-        if s.family == "embed" or s.family == "sublayer" and s.block in asked:
+        if s.kind.times in ("input", "stacks") or s.kind.is_sublayer and s.block in asked:
             wanted |= {p for p in (s.view.module, s.x, s.residual, s.norm) if p}
     with evaluating(model), contextlib.ExitStack() as hooks:
         for path in wanted:
@@ -152,7 +152,7 @@ def _first(values: Any) -> torch.Tensor | None:
 
 
 def _block(seen: Pass, block: str, sites: Sequence[Site]) -> str:
-    layers = [s for s in sites if s.family == "sublayer"]
+    layers = [s for s in sites if s.kind.is_sublayer]
     for i, s in enumerate(layers):
         h = (seen.entered if s.view.enters else seen.left).get(s.view.module)
         r, x = seen.entered.get(s.residual or ""), seen.entered.get(s.x or "")

@@ -16,9 +16,6 @@ from .heads import head_modules, is_language_model, labels, reads, word_embeddin
 from .sites import Site, SiteMap, Stack, View
 from .sizes import block_sizes, projection_shape, projection_view, width
 
-#: Sites of a decoder's cross-attention whose tokens are the encoder's.
-_OF_THE_ENCODER = ("cross.k", "cross.v")
-
 
 def read(a: AnatomyDef, entries: list[Entries], model: nn.Module, base: nn.Module, prefix: str) -> SiteMap:
     """The map of a model's sites. The stacks come in the order of the data flow; the head last."""
@@ -51,47 +48,41 @@ def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[St
         sizes = block_sizes(model, views, config, vocab)
         causal = bool(getattr(model.get_submodule(views["attn.heads"].module), "is_causal", False))
         common: dict[str, Any] = dict(stack=e.name, layer=layer, block=block, causal=causal, tokens=e.name)
-        for name in views:
-            part, _, last = name.rpartition(".")
-            if last in AROUND and part:
-                continue
+        named = [n for n in views if n in SITES]
+        views["block"] = View(f"{root}{block}")
+        for name in (*named, *(n for n, s in SITES.items() if n not in named and (s.entry or n) in views)):
             sites.append(_site(name, views, sizes, common, model))
-        down = views["ffn.down"]
-        sites.append(Site("ffn.hidden", "hidden", down, "input", sizes, x=views["ffn.x"].module,
-                          rows=_rows("ffn", views), **common))  # fmt: skip
-        at = View(f"{root}{block}")
-        sites.append(Site("block", "block", at, "output", sizes, x=at.module, **common))
     stack = Stack(
         e.name, depth, blocks, causal, depth > len(blocks), _learned(e), f"{root}{e.module}".removesuffix(".")
     )
-    inputs = dict(e.inputs)
-    for name in ("embed", "embed.words"):
-        if name in inputs:
-            at = _view(model, name, inputs[name], reference(inputs[name], root))
-            table = (
-                model.get_submodule(reference(inputs["embed.words"], root).module) if "embed.words" in inputs else None
-            )
-            d = sizes["d_model"] if at.enters else width(model.get_submodule(at.module), table, sizes["d_model"])
-            sites.append(Site(name, "embed", at, "prompt", {**sizes, "d_model": d, "d_x": d}, stack=e.name, causal=causal,
-                              tokens=e.name))  # fmt: skip
+    views = {n: _view(model, n, t, reference(t, root)) for n, t in e.outside}
+    table = next((model.get_submodule(v.module) for n, v in views.items() if not SITES[n].positions), None)
+    for name, at in views.items():
+        own = sizes
+        if SITES[name].times == "input" and not at.enters:
+            d = width(model.get_submodule(at.module), table, sizes["d_model"])
+            own = {**sizes, "d_model": d, "d_x": d}
+        sites.append(Site(name, at, own, stack=e.name, x=at.module if SITES[name].x is not None else None, causal=causal,
+                          tokens=e.name))  # fmt: skip
     return stack, sites
 
 
 def _view(model: nn.Module, name: str, text: str, at: Reference) -> View:
-    """Where an entry is in a model. Only projections have a share of a module's output, only embeddings what enters one (E0505)."""
-    family = SITES[name].family if name in SITES else ""
-    if family == "projection" and not at.enters:
+    """Where an entry is in a model. Only projections have a share of a module's output, only inputs what enters one (E0505)."""
+    site = SITES.get(name)
+    if site is not None and site.has_weight and not at.enters:
         return projection_view(model, at)
-    if at.share is not None or (at.enters and family != "embed"):
+    if at.share is not None or (at.enters and not (site is not None and site.takes_rows)):
+        inputs = " and ".join(f"`{n}`" for n, s in SITES.items() if s.takes_rows)
         raise error("E0505", f"`{name}: {text!r}`: " + (
             "only a projection can be a part of what a module yields" if at.share is not None else
-            "only `embed` and `embed.words` can be what enters a module"), help="name the module that yields it")  # fmt: skip
+            f"only {inputs} can be what enters a module"), help="name the module that yields it")  # fmt: skip
     return View(at.module, enters=at.enters)
 
 
 def _apart(views: Mapping[str, View]) -> None:
     """No number that a module yields belongs to two projections: an edit of one would change the other (E0508)."""
-    named = [(n, v) for n, v in views.items() if n in SITES and SITES[n].family == "projection"]
+    named = [(n, v) for n, v in views.items() if n in SITES and SITES[n].has_weight]
     for (one, a), (other, b) in combinations(named, 2):
         if a.module == b.module and (a.columns is None or b.columns is None or a.columns.meets(b.columns)):
             raise error("E0508", f"`{one}` and `{other}` share columns of `{a.module}`, so that an edit of one would change the other",
@@ -112,35 +103,28 @@ def _depth(e: Entries, config: Any, base: nn.Module, blocks: tuple[str, ...]) ->
 
 
 def _learned(e: Entries) -> bool:
-    inputs = dict(e.inputs)
-    return "embed" in inputs and inputs["embed"] != inputs.get("embed.words")
-
-
-def _rows(part: str, views: dict[str, View]) -> str | None:
-    found = views.get(f"{part.split('.')[0]}.rows")
-    return found.module if found is not None else None
+    """Whether something adds positions between the two places at which tokens enter, or before the only one."""
+    inputs = {SITES[n].positions: text for n, text in e.outside if SITES[n].times == "input"}
+    return True in inputs and inputs[True] != inputs.get(False)
 
 
 def _site(name: str, views: dict[str, View], sizes: dict[str, int], common: dict[str, Any], model: nn.Module) -> Site:
-    part = name.partition(".")[0]
-    at = views[name]
-    family = SITES[name].family
-    common = {**common, "rows": _rows(part, views)}
-    if family == "sublayer":
-        return Site(name, family, at, "output", sizes, x=views[f"{name}.x"].module, residual=views[f"{name}.residual"].module,
-                    norm=views[f"{name}.norm"].module, bases={f"{name}.norm": views[f"{name}.norm"]}, **common)  # fmt: skip
-    if family == "heads":
-        bases = {f"{part}.{n}": views[f"{part}.{n}"] for n in "qkv"}
-        return Site(name, family, at, "attention", sizes, x=views[f"{part}.x"].module, bases=bases, **common)
-    d_in, d_out = projection_shape(model, at)
-    own = {**sizes, "d_x": d_in}
-    W = dict(SITES[name].scope)["W"]
-    if (d_in, d_out) != tuple(own[str(s)] for s in W.sizes):
-        raise error("E0504", f"`{name}` of {type(model).__name__} maps {d_in} to {d_out}, which does not agree with the sizes "
-                    f"of its other projections ({W})")  # fmt: skip
-    if name in _OF_THE_ENCODER:  # no position of a decoder is read there
-        common |= {"tokens": "encoder", "causal": False}
-    return Site(name, family, at, "output", own, x=at.module, **common)
+    """A site of a block. ``x`` enters the module that the sublayer's own entries name, or else the site's own."""
+    kind, part = SITES[name], name.partition(".")[0]
+    at = views[kind.entry or name]
+    beside = {
+        n: views[f"{part}.{n}"].module for n in AROUND if f"{part}.{n}" in views and (n == "rows" or n in kind.around)
+    }
+    if kind.has_weight:
+        d_in, d_out = projection_shape(model, at)
+        sizes = {**sizes, "d_x": d_in}
+        W = dict(kind.scope)["W"]
+        if (d_in, d_out) != tuple(sizes[str(s)] for s in W.sizes):
+            raise error("E0504", f"`{name}` of {type(model).__name__} maps {d_in} to {d_out}, which does not agree with the sizes "
+                        f"of its other projections ({W})")  # fmt: skip
+    if kind.tokens:  # no position of a decoder is read there
+        common = {**common, "tokens": kind.tokens, "causal": False}
+    return Site(name, at, sizes, bases={n: views[n] for n, _ in kind.bases}, **{"x": at.module, **beside, **common})
 
 
 def _head(
@@ -151,5 +135,5 @@ def _head(
     d = reads(model.get_submodule(head[0]), sizes["d_model"])
     own = {**sizes, "labels": labels(model.get_submodule(head[-1]), model.config), "d_model": d, "d_x": d}
     source = head[0] if words else last.module if base is model else prefix
-    return Site("head", "head", View(head[-1]), "output", own, x=source, x_leaves=not words, causal=last.causal and words,
+    return Site("head", View(head[-1]), own, x=source, x_leaves=not words, causal=last.causal and words,
                 tokens=last.name)  # fmt: skip

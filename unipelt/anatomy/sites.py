@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from ..language.sites import SITES, Side, SiteSignature
 from .columns import Columns
-
-Side = Literal["output", "input", "attention", "prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +60,7 @@ class Site:
     """
 
     name: str
-    family: str
     view: View
-    side: Side
     sizes: Mapping[str, int]
     stack: str = ""
     layer: int | None = None
@@ -80,6 +76,15 @@ class Site:
 
     def __repr__(self) -> str:
         return f"<site {self.label}>"
+
+    @property
+    def kind(self) -> SiteSignature:
+        """What the language says of the sites of that name."""
+        return SITES[self.name]
+
+    @property
+    def side(self) -> Side:
+        return self.kind.side
 
     @property
     def label(self) -> str:
@@ -114,10 +119,16 @@ class SiteMap:
         return next(s for s in self.stacks if s.name == name)
 
     def named(self, name: str, stack: str | None = None) -> list[Site]:
-        """The sites of a name, of one stack or (without one) of every stack; ``embed`` is the model's input, the first one's."""
-        if stack is None and name.split(".")[0] == "embed":
+        """The sites of a name, of one stack or (without one) of every stack; that of an input is the first one's."""
+        if stack is None and name in SITES and SITES[name].times == "input":
             stack = self.stacks[0].name
         return [s for s in self.sites if s.name == name and stack in (None, s.stack)]
+
+    def entered(self) -> list[Site]:
+        """Where the model's tokens enter it, first without their positions."""
+        return sorted(
+            (s for n in self.names() for s in self.named(n) if s.kind.times == "input"), key=lambda s: s.kind.positions
+        )
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(s.name for s in self.sites))

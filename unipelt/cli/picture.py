@@ -15,11 +15,6 @@ from ..language.ir import Method
 
 FROZEN, LEARNED, FUNCTION, GATE, PLAIN = "#d9d9d9", "#f6b26b", "#cfe2f3", "#b6d7a8", "#f3f3f3"
 COLOURS = {"learned": LEARNED, "function": FUNCTION, "frozen": FROZEN, "plain": PLAIN}
-#: What stands in the grey box, for each family of sites.
-INSIDE = {
-    "sublayer": "the sublayer", "projection": "x W + bias", "heads": "softmax(q Kᵀ) V", "hidden": "the inner activation",
-    "block": "the block", "embed": "the embedded tokens", "head": "the head", "weight": "the weight W", "train": "",
-}  # fmt: skip
 WIDTH, STEP, BOX, LINE = 5.4, 0.82, 0.56, 0.24  # of a panel, between boxes, of a box, of a line of text; in inches
 LABEL, NOTE, CHANGE = 56, 80, 26  # signs that fit into a box, and over an arrow
 ABREAST = 4  # panels side by side, at most
@@ -115,14 +110,13 @@ def _panel(axes: Any, p: Panel, left: float, up: float, shelf: _Shelf) -> None:
     bottom, top = up - shelf.height + 0.7 + shelf.below, up - 0.85 - shelf.above
     for i, line in enumerate(notes):
         axes.text(left + 0.25, bottom - 0.5 - LINE * i, line, fontsize=9.5, va="center")
-    name = "q" if p.family == "heads" and p.source == "q" else "x" if p.family not in ("embed", "train") else ""
     # the frozen way: input, module, node, out
     low, high = bottom + 0.6, top - 0.55
-    if p.family != "train":
-        _box(axes, stream, (low + high) / 2, 1.7, high - low, FROZEN, INSIDE.get(p.family, ""), f"frozen, at {p.site}")
-        if name:
+    if p.inside:
+        _box(axes, stream, (low + high) / 2, 1.7, high - low, FROZEN, p.inside, f"frozen, at {p.site}")
+        if p.enters:
             _arrow(axes, (stream, bottom), (stream, low))
-            axes.text(stream, bottom - 0.15, name, ha="center", va="center", fontsize=12, style="italic")
+            axes.text(stream, bottom - 0.15, p.enters, ha="center", va="center", fontsize=12, style="italic")
         _arrow(axes, (stream, high), (stream, top - 0.2))
         axes.text(stream - 0.18, high + 0.16, "h", ha="right", va="center", fontsize=12, style="italic")
         _node(axes, stream, top, p.node)
@@ -137,7 +131,7 @@ def _panel(axes: Any, p: Panel, left: float, up: float, shelf: _Shelf) -> None:
         _box(axes, branch, places[-1], 2.7, BOX, GATE, "· g", _short(p.gate, 40), round_=True)
     for a, b in zip(places, places[1:]):
         _arrow(axes, (branch, a + BOX / 2), (branch, b - BOX / 2))
-    if p.family == "train":
+    if not p.inside:
         return
     if places:
         _bent(axes, (branch, places[-1] + BOX / 2), (stream + _node_width(p.node) / 2, top))

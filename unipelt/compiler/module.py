@@ -303,7 +303,6 @@ def _renamed(typing: TypedRow) -> TypedRow:
 def _entering(typing: TypedRow) -> dict[str, tuple[str, ...]]:
     """What may enter a row, with its axes."""
     site = typing.site
-    types = {"h": site.h, **({"x": site.x} if site.x is not None else {}), **dict(site.scope)}
-    found = {n: tuple(sorted(t.axes, key=axis_order)) for n, t in types.items()}
+    found = {n: tuple(sorted(t.axes, key=axis_order)) for n, t in site.types.items()}
     found |= {i.name: ("batch",) for i in typing.inputs}
-    return found | {"chance": ()} | ({"scale": ()} if site.family == "heads" else {})
+    return found | {"chance": ()} | dict.fromkeys(site.numbers, ())

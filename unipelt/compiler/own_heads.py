@@ -19,7 +19,7 @@ from .plan import PlannedCopy, PlannedEdit
 
 def own_head(site: Site, labels: Labels | None) -> Site:
     """The head's site as the adapter has it: as many outputs as labels. Other sites stay as they are."""
-    return replace(site, sizes={**site.sizes, "labels": len(labels)}) if labels and site.family == "head" else site
+    return replace(site, sizes={**site.sizes, "labels": len(labels)}) if labels and site.kind.has_labels else site
 
 
 def own_rows(c: PlannedCopy, model: nn.Module, path: str | None, labels: Labels | None) -> PlannedCopy:
@@ -37,14 +37,14 @@ def own_rows(c: PlannedCopy, model: nn.Module, path: str | None, labels: Labels 
 
 def brings_head(e: PlannedEdit) -> bool:
     """Whether a row yields the head's output without the head that is there."""
-    return e.site.family == "head" and not e.names & {"h", "sequential"} and e.row.gate is None
+    return e.site.kind.has_labels and not e.names & {"h", "sequential"} and e.row.gate is None
 
 
 def head_use(
     model: nn.Module, path: str | None, edits: Iterable[PlannedEdit], copies: Iterable[PlannedCopy]
 ) -> HeadUse:
     """What an adapter does to the logits' columns: ``row`` and ``copy`` bring a whole head, ``edit`` changes the one there is."""
-    rows = [e for e in edits if e.site.family == "head"]
+    rows = [e for e in edits if e.site.kind.has_labels]
     if any(map(brings_head, rows)):
         return "row"
     own = {} if path is None else dict(model.get_submodule(path).named_parameters(recurse=False))
@@ -56,7 +56,7 @@ def incomplete(
     model: nn.Module, path: str | None, edits: Iterable[PlannedEdit], copies: Iterable[PlannedCopy]
 ) -> list[Diagnostic]:
     """What keeps an adapter with labels of its own from having a whole head of its own."""
-    rows = [e for e in edits if e.site.family == "head"]
+    rows = [e for e in edits if e.site.kind.has_labels]
     copied = head_use(model, path, (), copies) == "copy"
     found = []
     for e in rows:

@@ -123,10 +123,10 @@ class _Builder:
             if tower is not None and tower not in self.stacks:
                 self.problems.append(no_stack(tower, self.sites, self.model, path.span))
                 continue
-            here = self.sites.named(name, tower)
-            if not here and signature(name) is not None and name.split(".")[0] == "cross":
+            here, kind = self.sites.named(name, tower), signature(name)
+            if not here and kind is not None and kind.cross:
                 absent.append(name)
-            elif not here and signature(name) is not None and name.endswith(".weight"):
+            elif not here and kind is not None and kind.is_weight:
                 self.problems.append(Diagnostic("E0390", f"weight sites (`{name}`) are not built yet", path.span))
             elif not here:
                 known = [n for n in self.sites.names() if self.sites.named(n, tower)]
@@ -134,7 +134,7 @@ class _Builder:
                 why = next((f": {w}" for n, w in self.sites.refused.items() if n == full or n.endswith(f".{full}")), "")
                 self.problems.append(Diagnostic(
                     "E0512", f"this {type(self.model).__name__} has no site `{name}`{why}", path.span,
-                    help=HEADLESS if name == "head" and not why else (near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
+                    help=HEADLESS if kind is not None and kind.times == "head" and not why else (near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
             found += [
                 s for s in here if all(s is not f for f in found)
             ]  # `attn.q, decoder.attn.q` names some sites twice
@@ -154,7 +154,7 @@ class _Builder:
                 return
             here_layers[stack.name] = layers
         for site in found:
-            at = self.probed(row, site) if site.family == "head" and selects(row) else site
+            at = self.probed(row, site) if site.kind.probes and selects(row) else site
             if at is not None and (site.layer is None or site.layer in here_layers[site.stack]):
                 self.edit(row, own_head(at, self.labels), varies)
 
@@ -186,7 +186,7 @@ class _Builder:
                               help="prefix tuning does the same in every layer")  # fmt: skip
         if site.view.enters:
             return Diagnostic("E0739", f"no module of this {name} yields what `{site.name}` means, so nothing can be put there",
-                              row.span, help="put it at `embed.words`" if self.sites.named("embed.words") else "")  # fmt: skip
+                              row.span, help=" or ".join(f"put it at `{s.name}`" for s in self.sites.entered() if not s.view.enters))  # fmt: skip
         if not places_rows(row):
             return None
         if site.stack != first.name:
@@ -194,9 +194,9 @@ class _Builder:
                               f"{name}, not its {site.stack}", row.span,
                               help=f"modify {site.name}; in the {site.stack} prefix tuning does the same in every layer")  # fmt: skip
         entered = self.model.get_submodule(first.module) if len(self.sites.stacks) > 1 else self.model
-        still = site.name == "embed" and first.learned_positions and changes_length(row)
+        still = site.kind.positions and first.learned_positions and changes_length(row)
         if still and "position_ids" not in inspect.signature(entered.forward).parameters:
-            return Diagnostic("E0739", f"at `embed` the tokens keep their positions, and this {name} takes none, so rows would shift "
+            return Diagnostic("E0739", f"at `{site.name}` the tokens keep their positions, and this {name} takes none, so rows would shift "
                               "them", row.span, help="put them at `embed.words`, where the tokens' positions shift")  # fmt: skip
         return None
 
@@ -247,9 +247,8 @@ class _Builder:
 
     def signature(self, site: Site) -> SiteSignature:
         """What a site binds on this model: a head that scores examples has no value for each token."""
-        found = signature(site.name)
-        assert found is not None
-        if site.family == "head" and scores_examples(self.model, self.sites):
+        found = site.kind
+        if found.pools and scores_examples(self.model, self.sites):
             return replace(found, h=TensorType(found.h.axes - {"token"}, found.h.sizes))
         return found
 
@@ -405,7 +404,7 @@ class _Builder:
         return is_language_model(self.model)
 
     def head(self, wanted: bool | None) -> None:
-        own = any(e.site.name == "head" for e in self.edits)
+        own = any(e.site.kind.times == "head" for e in self.edits)
         if wanted is None:
             wanted = bool(self.sites.head) and not own and not self._is_lm()
         if not wanted:

@@ -29,7 +29,7 @@ def counts(
 
 def _in_head(edits: Iterable[PlannedEdit]) -> set[str]:
     """The tensors of rows that are a head."""
-    return {n for e in edits if e.site.name == "head" for n in e.tensors.values()}
+    return {n for e in edits if e.site.kind.times == "head" for n in e.tensors.values()}
 
 
 def inputs(edits: Iterable[PlannedEdit]) -> tuple[PlannedInput, ...]:

@@ -145,7 +145,7 @@ def _matching(
         }
     found, rest = _sites_of(path, sites)
     if found:
-        modules = tuple(dict.fromkeys(_module(s.name, s.view.module, s.x) for s in found))
+        modules = tuple(dict.fromkeys(map(_module, found)))
         return [
             p for p in everything.values()
             if any(_under(m, n, module, rest) for m, n in p.uses for module in modules)
@@ -180,9 +180,9 @@ def trained_along(paths: tuple[Path, ...], sites: SiteMap) -> list[str]:
     return out
 
 
-def _module(name: str, module: str, x: str | None) -> str:
+def _module(s: Site) -> str:
     # a sublayer's own parameters are those of the module that x enters; its h may leave a dropout
-    return x if name in ("attn", "cross", "ffn") and x is not None else module
+    return s.x if s.kind.is_sublayer and s.x is not None else s.view.module
 
 
 def _under(module: str, name: str, front: str, rest: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""The vocabulary of sites: one typed signature for each, as in the design's table "What is in scope".
+"""The vocabulary of sites: one entry for each, with everything that is said of it, from what a row may read there to what a picture shows.
 
 A type is written as axes and trailing sizes. The sizes here are symbols; a plan binds them to a model's numbers.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from .sizes import Size
+from .types.owners import Owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,69 +48,150 @@ def tensor(axes: str, *sizes: str | int) -> TensorType:
     return TensorType(frozenset(axes.split()), tuple(Size.of(s) for s in sizes))
 
 
-@dataclass(frozen=True, slots=True)
+#: Where an edit hangs: on what leaves a module, on what enters it, in its attention function, or where tokens enter the model.
+Side = Literal["output", "input", "attention", "prompt"]
+#: How often a site is there: in each layer; once in each stack, in the stack that a model's input enters, or in its head.
+Times = Literal["layers", "stacks", "input", "head"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSignature:
-    """What a site binds. ``z`` is what ``insert parallel`` reads; ``scope`` the further names; ``bases`` the frozen
-    base modules that may be called (``attn.k(P)``): name → (input size, output size)."""
+    """All that is said of a site. Nothing else asks for a site's name."""
 
     name: str
-    family: str
     h: TensorType
-    x: TensorType | None
-    parallel: str | None
-    scope: tuple[tuple[str, TensorType], ...] = ()
+    x: TensorType | None = None
+    parallel: str | None = "x"  # what `insert parallel` reads
+    scope: tuple[tuple[str, TensorType], ...] = ()  # what else may be read
+    numbers: tuple[str, ...] = ()  # numbers that may be read
+    #: The frozen modules that may be called (``attn.k(P)``): name → (input size, output size).
     bases: tuple[tuple[str, tuple[str, str]], ...] = ()
-    implied: tuple[str, ...] = ()  # axes that every learned tensor at this site gets unless a scope is named
+    owner: Owner = Owner()  # of a tensor that does not say whose it is
+
+    side: Side = "output"
+    times: Times = "layers"
+    entry: str = ""  # the entry of an anatomy that names the module, where it is another site's
+    around: tuple[str, ...] = ()  # what an anatomy names beside it: ``x``, ``residual``, … of the sublayer
+    cross: bool = False  # only in layers that read an encoder
+    tokens: str = ""  # the stack whose tokens the axis `token` is, where it is another one
+    positions: bool = True  # whether tokens have their positions there
+    into: str = ""  # the linear map that can absorb an edit
+    pools: bool = False  # whether h may be one vector for each example, which some models decide
+    probes: bool = False  # whether `layers` says which layer's states `x` is
+
+    inside: str  # in a picture, what the base does there
+    x_is: str = ""  # in words
+    h_is: str
+
+    @property
+    def types(self) -> dict[str, TensorType]:
+        """Everything that may be read or changed, with its type."""
+        return {"h": self.h, **({"x": self.x} if self.x is not None else {}), **dict(self.scope)}
+
+    @property
+    def outside_the_layers(self) -> bool:
+        return self.times != "layers"
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether h is a weight of the base, which no token passes."""
+        return not self.h.axes
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether it is a linear map (or its weight), which rows may read as ``W``."""
+        return any(name == "W" for name, _ in self.scope)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether h has the axis of attention heads."""
+        return "head" in self.h.axes
+
+    @property
+    def is_sublayer(self) -> bool:
+        """Whether h is added to a residual."""
+        return any(name == "residual" for name, _ in self.scope)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether h has an entry for each label, of which an adapter may have its own."""
+        return self.h.sizes[-1] == Size.of("labels")
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether rows may be put among the tokens."""
+        return self.side == "prompt"
 
 
 _TOKEN = tensor("batch token", "d_model")
 _HEAD = tensor("batch head token", "d_head")
 
 
-def _sublayer(name: str) -> SiteSignature:
+def _sublayer(name: str, into: str, cross: bool = False) -> SiteSignature:
     return SiteSignature(
-        name, "sublayer", _TOKEN, _TOKEN, "x", (("residual", _TOKEN),), ((f"{name}.norm", ("d_model", "d_model")),)
-    )
+        name=name, h=_TOKEN, x=_TOKEN, scope=(("residual", _TOKEN),), bases=((f"{name}.norm", ("d_model", "d_model")),),
+        around=("x", "residual", "norm"), cross=cross, into=into,
+        inside="the sublayer", x_is="the sublayer's input", h_is="its output before the residual sum",
+    )  # fmt: skip
 
 
-def _projection(name: str, d_x: str, d_out: str) -> SiteSignature:
-    x, h = tensor("batch token", d_x), tensor("batch token", d_out)
-    return SiteSignature(name, "projection", h, x, "x", (("W", tensor("", d_x, d_out)), ("bias", tensor("", d_out))))
+def _projection(name: str, d_x: str, d_out: str, cross: bool = False, tokens: str = "") -> SiteSignature:
+    return SiteSignature(
+        name=name, h=tensor("batch token", d_out), x=tensor("batch token", d_x),
+        scope=(("W", tensor("", d_x, d_out)), ("bias", tensor("", d_out))), cross=cross, tokens=tokens, into=name,
+        inside="x W + bias", x_is="its input", h_is="its output",
+    )  # fmt: skip
 
 
-def _heads(name: str) -> SiteSignature:
-    scope = (("q", _HEAD), ("log_mass", tensor("batch head token")))
+def _heads(name: str, cross: bool = False) -> SiteSignature:
     part = name.split(".")[0]
     bases = ((f"{part}.k", ("d_model", "d_kv")), (f"{part}.v", ("d_model", "d_kv")), (f"{part}.q", ("d_model", "d_q")))
-    return SiteSignature(name, "heads", _HEAD, _TOKEN, "q", scope, bases, ("head",))
+    return SiteSignature(
+        name=name, h=_HEAD, x=_TOKEN, parallel="q", scope=(("q", _HEAD), ("log_mass", tensor("batch head token"))), numbers=("scale",),
+        bases=bases, owner=Owner("site", frozenset(["head"])), side="attention", around=("x", "q", "k", "v"), cross=cross, into=f"{part}.o",
+        inside="softmax(q Kᵀ) V", x_is="the sublayer's input", h_is="each head's output",
+    )  # fmt: skip
+
+
+def _embedded(name: str, positions: bool) -> SiteSignature:
+    return SiteSignature(
+        name=name, h=_TOKEN, parallel=None, side="prompt", times="input", positions=positions,
+        inside="the embedded tokens", h_is="the embedded tokens",
+    )  # fmt: skip
 
 
 SITES: dict[str, SiteSignature] = {
     s.name: s
     for s in (
-        _sublayer("attn"),
-        _sublayer("cross"),
-        _sublayer("ffn"),
-        SiteSignature("block", "block", _TOKEN, _TOKEN, "x"),
+        _sublayer("attn", into="attn.o"),
+        _sublayer("cross", into="cross.o", cross=True),
+        _sublayer("ffn", into="ffn.down"),
+        SiteSignature(name="block", h=_TOKEN, x=_TOKEN, inside="the block", x_is="enters the block", h_is="leaves the block"),
         _projection("attn.q", "d_model", "d_q"),
         _projection("attn.k", "d_model", "d_kv"),
         _projection("attn.v", "d_model", "d_kv"),
         _projection("attn.o", "d_q", "d_model"),
-        _projection("cross.q", "d_model", "d_q"),
-        _projection("cross.k", "d_model", "d_kv"),
-        _projection("cross.v", "d_model", "d_kv"),
-        _projection("cross.o", "d_q", "d_model"),
+        _projection("cross.q", "d_model", "d_q", cross=True),
+        _projection("cross.k", "d_model", "d_kv", cross=True, tokens="encoder"),
+        _projection("cross.v", "d_model", "d_kv", cross=True, tokens="encoder"),
+        _projection("cross.o", "d_q", "d_model", cross=True),
         _projection("ffn.up", "d_model", "d_ff"),
         _projection("ffn.gate", "d_model", "d_ff"),
         _projection("ffn.down", "d_ff", "d_model"),
         _heads("attn.heads"),
-        _heads("cross.heads"),
-        SiteSignature("ffn.hidden", "hidden", tensor("batch token", "d_ff"), _TOKEN, "x"),
-        SiteSignature("embed", "embed", _TOKEN, None, None),
-        SiteSignature("embed.words", "embed", _TOKEN, None, None),
-        SiteSignature("head", "head", tensor("batch token", "labels"), _TOKEN, "x"),
+        _heads("cross.heads", cross=True),
+        SiteSignature(
+            name="ffn.hidden", h=tensor("batch token", "d_ff"), x=_TOKEN, side="input", entry="ffn.down", around=("x",), into="ffn.down",
+            inside="the inner activation", x_is="the sublayer's input", h_is="the inner activation",
+        ),
+        _embedded("embed", positions=True),
+        _embedded("embed.words", positions=False),
+        SiteSignature(
+            name="head", h=tensor("batch token", "labels"), x=_TOKEN, times="head", into="head", pools=True, probes=True,
+            inside="the head", x_is="its input", h_is="its output",
+        ),
     )
-}
+}  # fmt: skip
 
 #: Sizes every site has in scope besides ``d_in`` and ``d_out``.
 SIZES = ("d_model", "d_x", "d_head", "d_ff", "d_kv", "d_q", "vocab", "heads", "groups", "labels")
@@ -128,7 +211,7 @@ def site_name(path: str) -> tuple[str | None, str]:
 def weight_site(name: str) -> str | None:
     """``attn.q.weight`` → ``attn.q`` where that is a projection."""
     base, _, last = name.rpartition(".")
-    return base if last == "weight" and base in SITES and SITES[base].family == "projection" else None
+    return base if last == "weight" and base in SITES and SITES[base].has_weight else None
 
 
 def signature(name: str) -> SiteSignature | None:
@@ -139,4 +222,13 @@ def signature(name: str) -> SiteSignature | None:
     if base is None:
         return None
     W = dict(SITES[base].scope)["W"]
-    return SiteSignature(name, "weight", W, None, None, (("W", W),))
+    return SiteSignature(
+        name=name,
+        h=W,
+        parallel=None,
+        scope=(("W", W),),
+        into=base,
+        cross=SITES[base].cross,
+        inside="the weight W",
+        h_is="W",
+    )

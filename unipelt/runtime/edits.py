@@ -18,6 +18,7 @@ from ..compiler.named import Named, elementwise, to_axes
 from ..compiler.plan import PlannedEdit
 from ..compiler.recipe import MASK, PLACES, Recipes, Want
 from ..language.report.diagnostics import error
+from ..language.sites import axis_order
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Name, Param
 from .holding import Holding, Shared, key_of_tensor
@@ -30,15 +31,6 @@ ROWS = ":rows"
 
 #: A recipe's function, the names of its arguments (None for a tensor of the row), and where the row's tensors are.
 Ready = tuple[Callable[..., Any] | None, tuple[str | None, ...], tuple[tuple[bool, str, bool], ...]]
-
-
-def axes_of(family: str, t: torch.Tensor) -> tuple[str, ...]:
-    """The axes of a scope tensor with one trailing size: [batch, token, d], [batch, d] at a pooled head."""
-    if family == "heads":
-        return ("batch", "head", "token")
-    if family == "head" and t.dim() == 2:
-        return ("batch",)
-    return ("batch", "token")[max(0, 3 - t.dim()) :]
 
 
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -78,6 +70,9 @@ class Edit(Holding):
         self.needs = needs(planned)
         self.places = planned.places  # where the row puts rows of its own among the tokens, if it does
         self.inputs = frozenset(i.name for i in planned.typing.inputs)
+        self.types = {
+            n: (tuple(sorted(t.axes, key=axis_order)), len(t.sizes)) for n, t in planned.site.kind.types.items()
+        }
         self.axes = dict(axes)
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
         self.sizes = planned.sizes
@@ -85,7 +80,7 @@ class Edit(Holding):
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.hold(tensors)
-        grouped = planned.site.family == "heads" and planned.site.sizes["heads"] != planned.site.sizes["groups"]
+        grouped = planned.site.kind.has_heads and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
         self.recipes = (
             Recipes(planned.row, planned.typing, self.lowered, self.constants, self.sizes, self.axes)
@@ -93,7 +88,7 @@ class Edit(Holding):
             else None
         )
         self.rests = lowering and rests(planned.row, self.constants, self.sizes)
-        self.shares = planned.site.family == "heads" and shares_softmax(planned.row)
+        self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
         self.masked = mask_key(planned.site.tokens)
@@ -126,15 +121,13 @@ class Edit(Holding):
         )
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
-        if name in ("W", "bias", "chance"):
-            return ()
+        """The axes of what is in scope: those of its type, fewer where the model has joined some, or pooled the tokens of h."""
         if name in self.inputs:
             return ("batch",)
-        if name == "log_mass":
-            return ("batch", "head", "token")
-        if name == "q" or (name == "h" and self.site.family == "heads"):
-            return ("batch", "head", "token")
-        return axes_of("head" if name == "h" and self.site.family == "head" else "token", t)
+        if name == "h" and self.site.kind.pools and t.dim() == 2:
+            return ("batch",)
+        axes, sizes = self.types.get(name, ((), 0))
+        return axes[max(0, len(axes) + sizes - t.dim()) :]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The row's tensors by its own names for them."""
@@ -147,7 +140,7 @@ class Edit(Holding):
         if e is None:
             return
         if isinstance(e, Name) and e.id == "parallel":
-            c.names["z"] = c.names["q" if self.site.family == "heads" else "x"]
+            c.names["z"] = c.names[str(self.site.kind.parallel)]
         elif isinstance(e, Name) and e.id == "sequential":
             c.names["z"] = h
         else:
@@ -297,13 +290,13 @@ class Edit(Holding):
             raise TypeError("a row yields a tensor")
         data = out.data
         shape = h.shape
-        if self.site.family == "head":  # an adapter's head may have other labels
+        if self.site.kind.has_labels:  # an adapter's head may have other labels
             shape = torch.Size((*h.shape[:-1], self.site.sizes["labels"]))
         if data.shape != shape:
             beyond = [a for a in out.axes if a not in named.axes]
             if beyond:
                 raise error("E0706", f"the row `{self.row.name}` yields a value for each {beyond[0]} at `{self.site.full_name}`, and "
-                            f"this {self.site.family} has one for each {' and '.join(named.axes)}", self.row.span,
+                            f"`{self.site.name}` of this model has one for each {' and '.join(named.axes)}", self.row.span,
                             help=f"reduce it, for example mean(…, {beyond[0]}s)")  # fmt: skip
             data = to_axes(out, named.axes, shape)
         return data.to(h.dtype), c
@@ -353,5 +346,5 @@ def needs(planned: PlannedEdit) -> frozenset[str]:
     """The scope names that must be gathered for an edit."""
     found = set(planned.names)
     if "parallel" in found:
-        found.add("q" if planned.site.family == "heads" else "x")
+        found.add(str(planned.site.kind.parallel))
     return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance"})

@@ -21,7 +21,7 @@ from ..anatomy.quantised import as_map, is_quantised
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.report.diagnostics import Diagnostic, PeltError, error
-from ..language.analyse.row_verdicts import ABSORBED_SEQUENTIAL, mergeable
+from ..language.analyse.row_verdicts import mergeable
 from .edits import Edit
 from .hanging import rehang
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
@@ -165,7 +165,7 @@ def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
         if weight_shape(host) is None:
             raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: `{path}` is a {type(host).__name__}, which is no "
                         "single linear map", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
-        if e.site.name == "head" and "x" in e.typing.out.reads and e.site.x != path:
+        if e.site.kind.into == e.site.name and "x" in e.typing.out.reads and e.site.x != path:
             raise error("E0563", f"the row `{e.row.name}` at `head` cannot be merged: it reads the last hidden states, and `{path}` may read "
                         "something else", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
         if not isinstance(weight, torch.Tensor) or is_quantised(weight):
@@ -217,10 +217,10 @@ def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _absorber(attached: Attached, e: PlannedEdit) -> View:
-    if e.site.name not in ABSORBED_SEQUENTIAL:
+    into = e.site.kind.into
+    if into == e.site.name:
         return e.site.view
-    wanted = ABSORBED_SEQUENTIAL[e.site.name]
-    return next(s.view for s in attached.plan.sites.named(wanted, e.site.stack) if s.layer == e.site.layer)
+    return next(s.view for s in attached.plan.sites.named(into, e.site.stack) if s.layer == e.site.layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,13 +240,13 @@ def _edited(
     h = x[None]
     for a in before:
         edit = _double(model, name, a.edit)
-        h = edit(h, _unread(edit, h), None) if a.edit.site.family != "heads" else _at_heads(edit, h)
+        h = _at_heads(edit, h) if a.edit.site.kind.has_heads else edit(h, _unread(edit, h), None)
     x_in = h
     h = h @ W + b
     # the row's own order: edits of the map itself, then those of the sublayer behind it
-    for a in sorted(after, key=lambda a: a.edit.site.family == "sublayer"):
+    for a in sorted(after, key=lambda a: a.edit.site.kind.is_sublayer):
         edit = _double(model, name, a.edit)
-        given: dict[str, Any] = {"x": x_in} if a.edit.site.family in ("projection", "head") else _unread(edit, h)
+        given: dict[str, Any] = {"x": x_in} if a.edit.site.kind.into == a.edit.site.name else _unread(edit, h)
         if edit.needs & {"W", "bias"}:
             given |= {"W": taken(W, a.columns), "bias": taken(b, a.columns)}
         own = edit(taken(h, a.columns), given, None)

@@ -69,9 +69,9 @@ class InputHooks:
         self.placing: dict[str, tuple[Placing, ...]] = {}
         self.room: Room | None = None  # for rows that move the tokens' positions
         self.tower = sites.stacks[0].module if len(sites.stacks) > 1 else ""
-        words = sites.named("embed.words")
-        self.words = words[0].view.module if words else None
-        self.hosts = tuple(dict.fromkeys(s.view.module for n in ("embed.words", "embed") for s in sites.named(n)))
+        entered = sites.entered()
+        self.words = next((s.view.module for s in entered if not s.kind.positions), None)
+        self.hosts = tuple(dict.fromkeys(s.view.module for s in entered))
 
     def update(self, model: nn.Module, plans: Mapping[str, Plan]) -> None:
         """Brings the hooks up to date with the attached adapters."""
@@ -244,7 +244,7 @@ class InputHooks:
 
     def _own_positions(self, call: Call) -> torch.Tensor:
         """The positions that the model itself gives to the tokens of a call."""
-        embeddings = self._inside(call.model, self.sites.named("embed")[0].view.module)
+        embeddings = self._inside(call.model, self.sites.entered()[-1].view.module)
         own = getattr(embeddings, "create_position_ids_from_input_ids", None)
         if own is not None and call.tokens.dim() == 2:  # RoBERTa counts from its padding index
             return own(call.tokens, embeddings.padding_idx)

@@ -26,7 +26,7 @@ def moving(plan: Plan) -> int:
     if not plan.sites.stacks[0].learned_positions:
         return 0
     return sum(
-        e.places.rows for e in plan.edits if e.places is not None and e.places.grows and e.site.name == "embed.words"
+        e.places.rows for e in plan.edits if e.places is not None and e.places.grows and not e.site.kind.positions
     )
 
 
@@ -49,7 +49,7 @@ class Room:
             return None
         tables = [t for t, _ in tables_of_positions(model.get_submodule(stack.module))]
         masked = any("attention_mask" in inspect.signature(t.forward).parameters for t in tables)
-        embed = next((s.view for s in sites.named("embed") if not s.view.enters), None)
+        embed = next((s.view for s in sites.entered() if s.kind.positions and not s.view.enters), None)
         embeddings: Any = model.get_submodule(embed.module) if embed is not None else None
         padding = int(embeddings.padding_idx) if hasattr(embeddings, "create_position_ids_from_input_ids") else None
         entered = model.get_submodule(stack.module) if len(sites.stacks) > 1 else model

@@ -168,7 +168,7 @@ class Eye:
             new = (out != h).any(-1)  # rows stand where there were placeholders: their size beside the tokens'
             self.sums.add_edit(out[new], h[~new], None)
         else:
-            heads = self.site is not None and self.site.family == "heads"
+            heads = self.site is not None and self.site.kind.has_heads
             self.sums.add_edit(out - h, h, _real(mask, h.shape[0], h.shape[-2], heads) if h.dim() > 2 else None)
         if c is None:
             return

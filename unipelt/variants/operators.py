@@ -164,7 +164,7 @@ _SIZES = {"int": "8", "float": "4.0"}
 
 def _offered(slot: str, names: Names) -> list[str]:
     if slot == "modify":
-        return [n for n, s in SITES.items() if s.family != "head"]
+        return [n for n, s in SITES.items() if s.times != "head"]
     if slot == "insert":
         return list(INSERTIONS)
     texts = []

@@ -23,7 +23,9 @@ def sizes_of(plan: Any) -> list[dict[str, int]]:
         found.append(values)
     for x in plan.sites.named("head"):
         found[-1] |= {"labels": x.sizes["labels"], "d_x": x.sizes["d_x"]}
-    if plan.edits and all(e.site.family == "embed" for e in plan.edits):  # ALBERT's words are narrower than its stream
+    if plan.edits and all(
+        e.site.kind.times == "input" for e in plan.edits
+    ):  # ALBERT's words are narrower than its stream
         found[-1]["d_model"] = plan.edits[-1].site.sizes["d_model"]
     return found
 

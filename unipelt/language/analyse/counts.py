@@ -30,7 +30,6 @@ from ..sizes import Size
 from ..syntax.nodes import Param, Selection, Tensor
 from ..types.values import NumberType, Value
 
-_ONCE = ("embed", "head")  # families that stand outside the layers
 _WHOLE = {
     "*": "every parameter",
     "*.bias": "every bias",
@@ -180,14 +179,14 @@ def counts(method: Method) -> dict[str, Count]:
         if places:
             unknown += [f"what `{name}` learns per `{p}`" for p in sorted(places)]
             continue
-        learned = counting.entries((t, x) for t in found if t.site.family != "head" for x in t.tensors if not x.frozen)
+        learned = counting.entries((t, x) for t in found if t.site.times != "head" for x in t.tensors if not x.frozen)
         own = _total(learned)
         trained = trained + own
         frozen = frozen + _total(counting.entries((t, x) for t in found for x in t.tensors if x.frozen))
         head = head + _total(
-            counting.entries((t, x) for t in found if t.site.family == "head" for x in t.tensors if not x.frozen)
+            counting.entries((t, x) for t in found if t.site.times == "head" for x in t.tensors if not x.frozen)
         )
-        after = counting.folded([t for t in found if t.site.family != "head"])
+        after = counting.folded([t for t in found if t.site.times != "head"])
         if after is None:
             stored = stored + own
         else:
@@ -228,7 +227,7 @@ class _Counting:
         return _widest(dict(self.entry(t, x.label, x.owner, x.type) for t, x in found))
 
     def entry(self, t: TypedRow, label: str, owner: Owner, type_: TensorType) -> tuple[_Key, Amount]:
-        once, part = t.site.family in _ONCE, _part(t)
+        once, part = t.site.outside_the_layers, _part(t)
         owner = owner.outside_the_layers() if once else owner
         size = type_.entries
         for axis in type_.axes:
@@ -239,9 +238,9 @@ class _Counting:
         if not once and owner.place != "kind":
             return key, Amount(each=self.over_layers(t, size))
         size = size * Size.of(f"has_{part}") if part else size
-        if t.site.family == "head":
+        if t.site.times == "head":
             return key, Amount(once=size)
-        return key, Amount(first=size) if once and not part else Amount(each=size)
+        return key, Amount(first=size) if t.site.times == "input" and not part else Amount(each=size)
 
     def over_layers(self, t: TypedRow, size: Size) -> Size:
         """The size summed over the row's layers: times their number, but for the symbols that depend on the layer."""
@@ -282,7 +281,7 @@ class _Counting:
 
 def _part(t: TypedRow) -> str:
     """The part of the stacks that a row's site is confined to; none for a site of every stack."""
-    return "cross" if t.site.name.startswith("cross") else t.stack or ""
+    return "cross" if t.site.cross else t.stack or ""
 
 
 def _widest(entries: dict[_Key, Amount]) -> dict[_Key, Amount]:

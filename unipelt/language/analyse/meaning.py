@@ -140,7 +140,7 @@ def _by_site(method: Method) -> dict[str, list[_Edited]]:
                 [*([f"layers {where}"] if (where := _layers(row.layers)) else []), *(f"tokens {t}" for t in tokens)]
             )
             out.setdefault(at, []).append(_Edited(row, found, f"{stack}.{at}" if stack else at, stack, layers))
-    return {at: _ordered(sorted(out[at], key=lambda e: e.signature.family != "weight")) for at in sorted(out)}
+    return {at: _ordered(sorted(out[at], key=lambda e: not e.signature.is_weight)) for at in sorted(out)}
 
 
 def _ordered(edits: Sequence[_Edited]) -> list[_Edited]:
@@ -200,7 +200,7 @@ def edit_of(typing: TypedRow, training: bool = False) -> Edit:
     place = Place(typing.site.name, {}, evaluation=not training)
     place.read(typing)
     h = atom("read", scope_sizes(typing, "h", typing.site.h), "h")
-    if typing.site.family in ("projection", "weight"):
+    if typing.site.has_weight:
         before = Place(typing.site.name, {}, evaluation=not training)
         before.weight = atom("read", scope_sizes(typing, "W", dict(typing.site.scope)["W"]), "W")
         h = before.affine()

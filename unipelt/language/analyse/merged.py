@@ -21,9 +21,9 @@ from ..ir import Method
 from ..syntax.parser import parse_expression
 from ..types.primitives import PRIMITIVES
 from ..syntax.printer import to_text
-from .row_verdicts import ABSORBED_SEQUENTIAL, mergeable
+from .row_verdicts import mergeable
 from .reader import Place, reads
-from ..sites import signature, weight_site
+from ..sites import signature
 from ..sizes import Size
 
 
@@ -67,26 +67,25 @@ def merged(method: Method) -> list[Merged]:
 def merged_at(t: TypedRow) -> Merged | None:
     """The weight and bias that absorb a row at a site; None where none can, or where no expression is found for it."""
     site, row = t.site, t.row
-    if mergeable(t).value != "yes" or site.family in ("heads", "head"):
-        return None  # what stands behind some heads is a block of the map; a model's head is what it is
-    into = weight_site(site.name) or ABSORBED_SEQUENTIAL.get(site.name, site.name)
-    found = signature(into)
+    if mergeable(t).value != "yes":
+        return None
+    found = signature(site.into)
     assert found is not None
+    if site.has_heads or not found.has_weight:
+        return None  # what stands behind some heads is a block of the map; a model's head is what it is
     scope = dict(found.scope)
     W, bias = (atom("read", tuple(s.bind(t.sizes) for s in scope[n].sizes), n) for n in ("W", "bias"))
     place = Place(site.name, {}, evaluation=True)
-    source = "x"
-    if site.family == "hidden":
-        source = "h"
-    elif site.family not in ("projection", "weight"):
+    before = site.side == "input"
+    if not before and not site.has_weight:
         place.h = add(contract(atom("read", W.sizes[:1], "x"), W), bias)
     place.read(t)
-    out = add(contract(place.out, W), bias) if site.family == "hidden" else place.out
-    halves = _halves(out, source, (W.sizes[0], W.sizes[1]))
+    out = add(contract(place.out, W), bias) if before else place.out
+    halves = _halves(out, "h" if before else "x", (W.sizes[0], W.sizes[1]))
     if halves is None:
         return None
     names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors}
-    made = Merged(row.name, site.name, into, *halves, names)
+    made = Merged(row.name, site.name, site.into, *halves, names)
     try:
         _ = made.weight_expression, made.bias_expression
     except LookupError:

@@ -61,6 +61,6 @@ def hints(method: Method) -> list[Diagnostic]:
 
 def _tensors(method: Method) -> Iterator[tuple[Row, str, TensorTyping]]:
     for typed in analyse(method).rows:
-        if typed.site.implied:
+        if typed.site.owner.axes:
             for t in typed.tensors:
                 yield typed.row, typed.place, t

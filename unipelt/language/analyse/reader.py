@@ -106,16 +106,16 @@ class Place:
 
     def read(self, typing: TypedRow) -> None:
         site = typing.site
-        if site.family in ("projection", "weight"):
+        if site.has_weight:
             W = scope_sizes(typing, "W", dict(site.scope)["W"])
             self.symbols = {str(W[1]): "d_out", str(W[0]): "d_in"}
             if self.weight is None:
                 self.weight = atom("read", W, "W")
-            if site.family == "weight":
+            if site.is_weight:
                 self.weight, self.edited = Reader(self, typing, self.weight).out(), True
                 return
         if self.h is None:
-            plain = site.family == "projection" and (self.first or self.edited)
+            plain = site.has_weight and not site.is_weight and (self.first or self.edited)
             self.h = self.affine() if plain else atom("read", scope_sizes(typing, "h", site.h), "h")
         self.h = Reader(self, typing, self.h).out()
 
@@ -153,14 +153,14 @@ class Reader:
     def out(self) -> Term:
         """The new ``h``."""
         site, row = self.typing.site, self.row
-        for name, type_ in (("x", site.x), *site.scope):
-            if type_ is not None:
+        for name, type_ in site.types.items():
+            if name != "h":
                 self.known[name] = atom("read", scope_sizes(self.typing, name, type_), name)
-        if site.family == "projection":
+        if site.is_weight:
+            self.known["W"] = self.h
+        elif site.has_weight:
             assert self.place.weight is not None
             self.known["W"] = self.place.weight
-        elif site.family == "weight":
-            self.known["W"] = self.h
         if self.place.mass is not None:
             self.known["log_mass"] = self.place.mass
         self.known["h"] = self.h  # which the checker lets only the insertion and the composition read
@@ -175,7 +175,7 @@ class Reader:
         out = self._named("out")
         if gate is not None:
             out = add(self.h, times(gate, add(out, scaled(self.h, Size.of(-1)))))
-        if site.family == "heads" and shares_softmax(row):
+        if site.has_heads and shares_softmax(row):
             scores = self._named("scores")
             own = call(scores.sizes[:-1], "logsumexp", scores)
             self.place.mass = call((), "log(exp + exp)", self.known["log_mass"], own)
@@ -220,7 +220,7 @@ class Reader:
             self.known[name] = term
 
     def _tensor(self, t: TensorTyping) -> Term:
-        site = self.place.site + ".weight" * (self.typing.site.family == "weight")  # two sites beside each other
+        site = self.place.site + ".weight" * self.typing.site.is_weight  # two sites beside each other
         owner = Owner(t.owner.place, frozenset(map(self._axis, t.owner.axes)))
         key = "/".join([self.row.name, t.label, *filter(None, [owner.named(kind=site, layer="", site=site)])])
         exact = self.term(t.exact) if t.exact is not None else None

@@ -26,14 +26,6 @@ from .start import at_start, called, compares, random_tensors, settled, undecide
 from ..syntax.nodes import NOWHERE, Apply, Choose, Input, Name, Span, children, walk
 from ..types.values import AFFINE, NumberType
 
-#: Sites whose edit can be absorbed, and the linear map that absorbs it. A projection's edit goes into the projection
-#: itself; what is done to h behind a sublayer or a head goes into its last map, what is done before a map goes into that.
-ABSORBED_BY_SITE = ("projection", "weight")
-ABSORBED_SEQUENTIAL = {
-    "attn": "attn.o", "cross": "cross.o", "ffn": "ffn.down", "ffn.hidden": "ffn.down", "attn.heads": "attn.o", "cross.heads": "cross.o",
-    "head": "head",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -78,7 +70,7 @@ def causal(t: TypedRow) -> Verdict:
 
 def _all_there(t: TypedRow) -> bool:
     """Whether the tokens of the site are an encoder's, which come at once."""
-    return t.stack == "encoder" or t.site.name in ("cross.k", "cross.v")
+    return "encoder" in (t.stack, t.site.tokens)
 
 
 def _apart_from_others(t: TypedRow, read: Span | None) -> Verdict:
@@ -145,18 +137,18 @@ def mergeable(t: TypedRow) -> Verdict:
         if given is not None:
             return Verdict("no", f"it depends on `{given}`, which each call gives anew", span)
         return Verdict("no", "the output is not an affine function of the input", span)
-    if site.family in ABSORBED_BY_SITE:
+    if site.has_weight:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
-    if site.name in ABSORBED_SEQUENTIAL:
+    if site.into:
         # What a head reads may enter its map itself: that is known on a model.
-        outside = sorted(t.out.reads & ({"residual", "q", "log_mass"} | ({"x"} if site.name != "head" else set())))
-        if site.family == "heads" and "scale" in row_reads(row):
-            return Verdict("unknown", "it reads `scale`, which only the attention itself knows", _reading(row, "scale"))
-        if not outside:
-            end = "input" if site.family in ("heads", "hidden") else "output"
+        outside = sorted(t.out.reads & {*dict(site.scope), *(("x",) if site.into != site.name else ())})
+        for number in row_reads(row).intersection(site.numbers):
             return Verdict(
-                "yes", f"affine in the {end} of `{ABSORBED_SEQUENTIAL[site.name]}`, which absorbs it", _out(row)
+                "unknown", f"it reads `{number}`, which only the attention itself knows", _reading(row, number)
             )
+        if not outside:
+            end = "output" if site.side == "output" else "input"
+            return Verdict("yes", f"affine in the {end} of `{site.into}`, which absorbs it", _out(row))
         return Verdict(
             "no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", _reading(row, outside[0])
         )

@@ -60,7 +60,7 @@ def _beside(verdict: Verdict, row: Row, others: Sequence[TypedRow]) -> Verdict:
     """A "no" of a row, unless what the other rows do may leave nothing of it to be seen."""
     picks = any((e := entry_of(n)) is not None and e.picks for n in calls_at(row, verdict.span))
     for o in others:
-        if o.out.degree == CONSTANT and o.site.family != "weight":
+        if o.out.degree == CONSTANT and not o.site.is_weight:
             return Verdict(
                 "unknown", f"`{o.row.name}` passes on nothing of what it is given, which may hide this", verdict.span
             )

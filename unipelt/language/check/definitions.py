@@ -168,7 +168,7 @@ def _places() -> Iterator[tuple[SiteSignature, Expr | None, Value | None]]:
     yield SITES["attn.heads"], Name("parallel"), None
     yield called()
     for site in SITES.values():
-        for word in ("parallel", "sequential", *(("x",) if site.family == "heads" else ())):
+        for word in ("parallel", "sequential", *(("x",) if site.parallel not in (None, "x") else ())):
             if word != "parallel" or (site.parallel is not None and site.name not in ("ffn", "attn.heads")):
                 yield site, Name(word), None
     yield weight, None, None

@@ -45,7 +45,7 @@ def anywhere(method: Method, row: Row) -> tuple[list[TypedRow], list[Diagnostic]
     """The row at every site at which it has no mistake; where there is none, the mistakes at the site where it fits best."""
     found: list[TypedRow] = []
     wrong: dict[str, list[Diagnostic]] = {}
-    weights = [f"{n}.weight" for n, s in SITES.items() if s.family == "projection"] if row.insert is None else []
+    weights = [f"{n}.weight" for n, s in SITES.items() if s.has_weight] if row.insert is None else []
     for name in (*SITES, *weights):
         try:
             found.append(typed_row(method, row, signature(name)))  # type: ignore[arg-type]
@@ -96,5 +96,5 @@ def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
         front = f"{stack}." if stack else ""
         return {"help": f"`modify {front}{owner}` changes what comes out of it", "edits": put(front + owner, path.span)}
     front, back = f"{stack}." if stack else "", ".weight" if name.endswith(".weight") else ""
-    known = [f"{front}{s}{back}" for s in SITES if not back or SITES[s].family == "projection"]
+    known = [f"{front}{s}{back}" for s in SITES if not back or SITES[s].has_weight]
     return instead(str(path), known, path.span, f"sites: {', '.join(SITES)}")

@@ -23,13 +23,13 @@ def outside_the_layers(t: TypedRow) -> Diagnostic | None:
         return None
     clause = before(selection.span, "layers")
     edits = put("", clause) if clause else ()
-    if t.site.family == "embed":
+    if t.site.outside_the_layers and not t.site.probes:
         alone = len(t.row.sites) == 1
         return Diagnostic("E0518", f"`{t.site.name}` stands outside the layers, so no layer can be selected there", selection.span,
                           help="leave `layers` out" if alone else f"let a row of its own, without `layers`, modify `{t.site.name}`",
                           edits=edits if alone else ())  # fmt: skip
-    if t.site.family == "head" and "x" not in t.out.reads:
-        return Diagnostic("E0519", "at `head` the selected layer is the one whose states `x` is, and this row does not read `x`",
+    if t.site.probes and "x" not in t.out.reads:
+        return Diagnostic("E0519", f"at `{t.site.name}` the selected layer is the one whose states `x` is, and this row does not read `x`",
                           selection.span, help="leave `layers` out, or read `x`, as `insert parallel` does", edits=edits)  # fmt: skip
     return None
 

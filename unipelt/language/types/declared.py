@@ -178,7 +178,7 @@ class Declared:
 
     def _owner(self, s: Tensor) -> Owner:
         if not s.per:
-            return Owner("site", frozenset(self.site.implied))
+            return self.site.owner
         place, axes = "", set()
         for word in (self._scope_word(w) for w in s.per):
             if word.name in PLACES:
@@ -187,7 +187,7 @@ class Declared:
                 place = word.name
             elif word.name in self.params and self.params[word.name].type == "scope":
                 place = word.name  # an argument without a value
-            elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.family == "heads"):
+            elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.has_heads):
                 axes.add(word.name)
             elif word.name in ("head", "group"):
                 self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span,

@@ -99,7 +99,7 @@ def placing_problem(row: Row, site: SiteSignature) -> Diagnostic | None:
     if elsewhere:
         return Diagnostic("E0364", f"`{to_text(elsewhere[0].function)}` belongs into the composition", elsewhere[0].span,
                           help=f"compose {to_text(elsewhere[0].function)}(delta, h)")  # fmt: skip
-    if calls and site.family != "embed":
+    if calls and not site.takes_rows:
         return Diagnostic("E0364", f"rows are placed among the tokens where they enter the model, not at `{site.name}`",
                           calls[0].span, help="modify embed, or embed.words")  # fmt: skip
     if len(calls) > 1:

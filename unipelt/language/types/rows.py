@@ -63,7 +63,7 @@ class RowChecker(Declared):
         self.inf = Inference(known, bound, where=where, problems=problems, values=values)
         for number, value in sizes.numbers.items():
             known[number] = Value(NumberType(Size.of(value), value), reads=frozenset({number}))
-        if site.family in ("embed", "head") or (sizes.values is not None and sizes.layer is None):
+        if site.outside_the_layers or (sizes.values is not None and sizes.layer is None):
             outside = f"has a value for each layer, and `{site.name}` stands outside the layers"
             self.inf.hidden |= {n: outside for n in ("layer", *layered(params))}
             self.inf.remedies |= {
@@ -92,16 +92,14 @@ class RowChecker(Declared):
         if site.x is not None:
             scope["x"] = reading(self._bound(site.x), "x")
         for name, t in site.scope:
-            constant = name in ("W", "bias")
-            scope[name] = Value(self._bound(t), reads=frozenset({name})) if constant else reading(self._bound(t), name)
+            scope[name] = reading(self._bound(t), name) if t.axes else Value(self._bound(t), reads=frozenset({name}))
             if name == "log_mass":
                 scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
-        if site.family == "heads":
-            scope["scale"] = Value(NumberType(), reads=frozenset({"scale"}))
+        scope |= {n: Value(NumberType(), reads=frozenset({n})) for n in site.numbers}
         h_type = self._bound(site.h)
-        h = Value(h_type) if site.family == "weight" else reading(h_type, "h")
+        h = Value(h_type) if site.is_weight else reading(h_type, "h")
         inf.sizes["d_out"] = h_type.sizes[-1]
-        x_type = h_type if site.family == "weight" else self._bound(site.x) if site.x is not None else None
+        x_type = h_type if site.is_weight else self._bound(site.x) if site.x is not None else None
         if x_type is not None:
             inf.sizes["d_x"] = x_type.sizes[0]
         else:
@@ -113,7 +111,7 @@ class RowChecker(Declared):
         if z is not None:
             self._bind("z", "insert", z, inserted)
             if isinstance(z.type, TensorType) and z.type.sizes:
-                inf.sizes["d_in"] = z.type.sizes[0 if site.family == "weight" else -1]
+                inf.sizes["d_in"] = z.type.sizes[0 if site.is_weight else -1]
             elif isinstance(z.type, Poison):
                 inf.names["d_in"] = Value(POISON)  # the mistake is said already
         else:
@@ -153,7 +151,7 @@ class RowChecker(Declared):
 
     def _insertion(self, e: Expr | None, h: Value) -> Value | None:
         written, site = self.row.insert, self.site
-        if site.family == "weight" and written is not None:
+        if site.is_weight and written is not None:
             clause = before(written.span, "insert")
             self.inf.fail("E0305", "at a weight z is the weight itself: `insert` does not apply", written.span,
                           help="leave `insert` out", edits=put("", clause) if clause else ())  # fmt: skip
@@ -263,7 +261,7 @@ class RowChecker(Declared):
 def _inserted(row: Row, site: SiteSignature) -> Expr | None:
     """What z is, as an expression: at a weight the weight itself; the words for insertions are names of the site's scope."""
     e = row.insert
-    if site.family == "weight":
+    if site.is_weight:
         return Name("h")
     if isinstance(e, Name) and e.id in INSERTIONS:
         return Name({"sequential": "h", "parallel": site.parallel or "parallel"}[e.id], span=e.span)

@@ -33,7 +33,8 @@ class Panel:
     title: str
     place: str  # the sites, and the layers where they are chosen
     site: str  # the first one, whose sizes the boxes show
-    family: str
+    inside: str  # what the base does there; nothing for trained copies
+    enters: str  # what enters it, if anything does
     source: str
     boxes: tuple[Box, ...]
     gate: str
@@ -54,7 +55,8 @@ def diagram(method: Method) -> list[Panel]:
                 t.name,
                 what,
                 what,
-                "train",
+                "",
+                "",
                 "",
                 (Box("learned", what, "trained copy"),),
                 "",
@@ -83,7 +85,9 @@ def _panel(method: Method, row: Row) -> Panel:
     where = tuple(f"{n} = {f}" for n, f in written[:-1] if n not in ("z", "Δ", "scores"))
     meets = composition(row)
     delta = dict(written).get("Δ", "")
-    return Panel(row.name, place(row, method), typing.place, typing.site.family, source, boxes, gate, meets.sign, delta, write(meets.change),
+    site = typing.site
+    enters = "" if site.x is None else site.parallel if source == site.parallel else "x"
+    return Panel(row.name, place(row, method), typing.place, site.inside, enters or "", source, boxes, gate, meets.sign, delta, write(meets.change),
                  f"h ← {write(meets.new)}", where)  # fmt: skip
 
 

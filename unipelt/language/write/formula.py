@@ -12,6 +12,7 @@ from ..syntax import nodes as S
 from .composition import composition
 from .columns import columns_of
 from ..ir import Method, Row
+from ..sites import signature, site_name
 from ..syntax.printer import ATOM, POWER, Style, to_text
 
 _GREEK = {
@@ -126,8 +127,8 @@ def insertion(row: Row) -> str:
     if e is None:
         return ""
     if isinstance(e, S.Name) and e.id in ("parallel", "sequential"):
-        heads = any(str(p).endswith("heads") for p in row.sites)
-        return "h" if e.id == "sequential" else "q" if heads else "x"
+        found = (signature(site_name(str(p))[1]) for p in row.sites)
+        return "h" if e.id == "sequential" else next((s.parallel for s in found if s and s.parallel), "x")
     return write(e)
 
 
