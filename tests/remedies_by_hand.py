@@ -78,7 +78,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "several-broken-definitions": ("2 * * h", "2 * h"),
     },
     "comments begin with `#`": {"E0101-comment-of-c": ("//", "#")},
-    "a docstring stands first in its definition": {
+    "put the docstring first in its definition": {
         "E0101-docstring-behind-clause": (
             '  modify ffn\n  """What it does."""\n',
             '  """What it does."""\n  modify ffn\n',
@@ -108,20 +108,22 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0101-plain-text": ("LoRA is a method for tuning.", "method m { use lora }"),
         "E0101-python-def": ("def m(r):\n  return r", "method m(r: int = 8) { use lora(r) }"),
     },
-    "sites stand without brackets: `modify attn.q, attn.v`": {
+    "write sites without brackets: `modify attn.q, attn.v`": {
         "E0101-sites-in-brackets": ("[attn.q, attn.v]", "attn.q, attn.v")
     },
     "a tensor needs its sizes: `b: [sizes] ~ distribution`": {
         "E0101-tensor-without-sizes": ("b ~ zeros", "b: [d_out] ~ zeros")
     },
-    "conditions are written one `require` each": {
+    "write one `require` for each condition": {
         "E0103-and": ("require r > 2 && r < 9", "require r > 2\n  require r < 9")
     },
     "names are made of the letters a to z, digits and `_`": {"E0103-greek": ("α", "alpha")},
     "not equal is written `!=`; there is no `not`: exchange the two sides of `if … else`": {
         "E0103-negation": ("2 * h if !b else h", "h if b else 2 * h")
     },
-    "a name begins with a letter; put a sign or a blank behind a number": {"E0103-number-with-letters": ("8x", "8")},
+    "a name begins with a letter; put an operator or a space after a number": {
+        "E0103-number-with-letters": ("8x", "8")
+    },
     "`%` is only a percent sign; divisibility is `divides(b, d)`": {
         "E0103-percent-as-remainder": ("12 % 4 == 0", "divides(4, 12)")
     },
@@ -206,7 +208,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0212-nothing": ("{}", "{ use lora }"),
         "E0212-only-a-docstring": ('written."""', 'written."""\n  train *.bias'),
     },
-    "say in one of them what it does in its own words": {
+    "write out what one of them does in place of the call": {
         "E0213-cycle-from": ("method a from b {}", "method a { use lora }"),
         "E0213-cycle-self": ("method a from a {\n  compose add", "method a {\n  modify ffn\n  compose 2 * h"),
         "E0213-cycle-through-an-import": (
@@ -215,7 +217,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         ),
         "E0213-cycle-use": ("use b\n", "modify ffn compose 2 * h\n"),
     },
-    "say in it what it does in its own words": {"E0213-form": ("f(z, r)", "z")},
+    "write out what it does in place of the call": {"E0213-form": ("f(z, r)", "z")},
     "name both sites in one: `modify attn, ffn`": {
         "E0214-modify-twice": ("  modify  ffn\n  modify  attn\n", "  modify  attn, ffn\n")
     },
@@ -255,10 +257,10 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0220-from-a-space": (" in {8, 16} = 8", " = 8"),
         "E0220-used-space": ("attn | ffn", "ffn"),
     },
-    "`bottleneck` is a form, which stands behind `form`": {
+    "`bottleneck` is a form: write it after `form`": {
         "E0221-name-of-another-kind": ("form low_rank(4)\n  compose bottleneck", "form bottleneck(4)\n  compose add")
     },
-    "`add` is a composition, which stands behind `compose`": {
+    "`add` is a composition: write it after `compose`": {
         "E0225-name-of-another-kind": ("form add\n  compose h + delta", "form low_rank(4)\n  compose add")
     },
     "for example [attn, ffn]": {"E0226-number": ("[attn, 2 + 3]", "[attn, ffn]")},
@@ -285,9 +287,9 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "add `insert parallel` or `insert sequential`": {
         "E0303-z-without-insert": ("  form {", "  insert parallel\n  form {")
     },
-    "the last sizes would have to be equal: d_q and r": {"E0310-compose-expression": ("[d_in, r]", "[d_in, d_q]")},
-    "the last sizes would have to be equal: r and 2 r": {"E0310-plus": ("b: [2 * r] ", "b: [r]")},
-    "the last sizes would have to be equal: d_model and r": {"E0310-times": ("u: [r]", "u: [d_model]")},
+    "the last sizes must be equal: d_q and r": {"E0310-compose-expression": ("[d_in, r]", "[d_in, d_q]")},
+    "the last sizes must be equal: r and 2 r": {"E0310-plus": ("b: [2 * r] ", "b: [r]")},
+    "the last sizes must be equal: d_model and r": {"E0310-times": ("u: [r]", "u: [d_model]")},
     "turn the tensor with `.T`, or declare it with the sizes that are asked for": {
         "E0312-concat": ("concat(A, B)", "concat(A, B.T)"),
         "E0312-fill-wide": ("[r, 2 * d_out]", "[r, d_out]"),
@@ -296,10 +298,10 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0312-prepend-wide": ("[r, 2 * d_out]", "[r, d_out]"),
         "mutant-lstm-gates": ("3 * h", "4 * h"),
     },
-    "the two sizes would have to be equal: d_model and d_ff": {
+    "the two sizes must be equal: d_model and d_ff": {
         "E0312-imported-form-elsewhere": ("[d_out, d_out]", "[d_in, d_out]")
     },
-    "the two sizes would have to be equal: r and 2 r": {"E0312-in-an-imported-form": ("[2 * r, d_out]", "[r, d_out]")},
+    "the two sizes must be equal: r and 2 r": {"E0312-in-an-imported-form": ("[2 * r, d_out]", "[r, d_out]")},
     "did you mean `r`?": {"E0312-matmul-near": ("[rr, d_out]", "[r, d_out]")},
     "leave `.T` out and write the tokens first, as in `z @ A`: each goes through a product by itself": {
         "E0314-activation": ("A @ z.T", "z @ A"),
@@ -324,7 +326,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0321-distribution-arity": ("uniform(1)", "uniform(0, 1)"),
         "E0372-uniform-backwards": ("uniform(1, 0)", "uniform(0, 1)"),
     },
-    "give it what the message names": {
+    "change the argument to what the message asks for": {
         "E0331-ceil-of-a-word": ("ceil(tokens)", "ceil(r)"),
         "E0331-concat-a-number": ("concat(B, r)", "concat(B, B)"),
         "E0331-distribution-argument": ("normal(gelu)", "normal(0.02)"),
@@ -367,7 +369,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0336-heads-elsewhere": ("d_ff", "d_kv"),
         "E0336-no-set-of-heads": ("[r, r]", "[r, d_kv]"),
     },
-    "a tensor at the heads is one for each head; write `per site` behind it for one that is split": {
+    "a tensor at the heads is one for each head; write `per site` after it for one that is split": {
         "E0336-heads-twice": ("~ zeros", "~ zeros per site")
     },
     "declare the tensor with the sizes that the message names": {
@@ -411,12 +413,10 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "for example [4, 8, 8, 16]": {"E0365-nested": ("[1, [2, 3]]", "[4, 8, 8, 16]")},
     "bind one name in a line": {"E0391-later-names": ("a, b = z", "a = z"), "E0391-svd": ("U, V = W", "U = W")},
     "its parameters: l: int, mid: int, init: init": {"mutant-apl-surplus": (", zeros, ra)", ", zeros)")},
-    "the two sizes would have to be equal: mid and d_model": {
+    "the two sizes must be equal: mid and d_model": {
         "mutant-attend-mlp-size": ("W_k: [d_model, d_head]", "W_k: [mid, d_head]")
     },
-    "the last sizes would have to be equal: r and d_model": {
-        "mutant-bottleneck-bias-size": ("b_down: [d_in]", "b_down: [r]")
-    },
+    "the last sizes must be equal: r and d_model": {"mutant-bottleneck-bias-size": ("b_down: [d_in]", "b_down: [r]")},
     "its parameters: none": {"mutant-learned-argument": ("learned_scale(2)", "learned_scale")},
     "a clause begins with `modify`, `insert`, `form`, `compose`, `layers`, `tokens`, `train` or `use`": {
         "mutant-llama-adapter-layers": ("last of top", "last top")
@@ -429,11 +429,11 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "mutant-pfeiffer-argument": ("bottleneck(act, r)", "bottleneck(r, act)"),
         "several-alternatives-of-a-space": ("rank = 4", "act = relu"),
     },
-    "the two sizes would have to be equal: d_head and d_model": {
+    "the two sizes must be equal: d_head and d_model": {
         "mutant-prefix-size": ("E:  [l, d_head] ", "E:  [l, d_model] ")
     },
-    "the last sizes would have to be equal: d_model and l": {"mutant-prompt-lstm-size": ("b2: [l]", "b2: [d_model]")},
-    "the last sizes would have to be equal: mid and d_model": {"mutant-prompt-mlp-operator": ("* W3", "@ W3")},
+    "the last sizes must be equal: d_model and l": {"mutant-prompt-lstm-size": ("b2: [l]", "b2: [d_model]")},
+    "the last sizes must be equal: mid and d_model": {"mutant-prompt-mlp-operator": ("* W3", "@ W3")},
     "in `several-imports`: did you mean `parts.pelt`?": {"several-imports": ("prats", "parts")},
     "correct the name": {"E0320-at-any-site": ("nosuch", "tanh")},
 }

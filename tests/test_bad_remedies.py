@@ -34,7 +34,7 @@ RULES: list[tuple[str, Callable[[re.Match[str], str, Diagnostic], list[str]]]] =
     (r"write `([\w.]+)\(…\)`", lambda m, s, d: [f"{m[1]}(z)"]),
     (r"write `(\w+)\(…, tokens\)` or .*", lambda m, s, d: ["tokens"]),
     (r"write `input task: (index\(8\))` for .*", lambda m, s, d: [m[1]]),
-    (r"write `per site` behind it .*", lambda m, s, d: [f"{s} per site", f"{s} per head"]),
+    (r"write `per site` after it .*", lambda m, s, d: [f"{s} per site", f"{s} per head"]),
     (r"write `([^`…]+)`", lambda m, s, d: [m[1]]),
     (r"correct the number", lambda m, s, d: ["1", re.sub(r"\(.*\)", "(1)", s)]),
     (r"write a size of at least 1|give it one|write a number of at least 0", lambda m, s, d: ["1", re.sub(r"\(.*\)", "(A)", s)]),

@@ -286,7 +286,7 @@ def test_one_tensor_for_all_layers_has_one_size() -> None:
 def test_outside_the_layers_there_is_no_layer() -> None:
     with pytest.raises(unipelt.PeltError) as e:
         unipelt.parse(spec("method mine { use prompt_tuning(l = [2, 3, 4]) }"))
-    assert codes(e) == ["E0303"] and "`embed` stands outside the layers" in str(e.value)
+    assert codes(e) == ["E0303"] and "`embed` is outside the layers" in str(e.value)
     with pytest.raises(unipelt.PeltError) as e:
         unipelt.plan(model("bert"), unipelt.load(name("prompt_tuning"))(l="2 + layer"))
     assert codes(e) == ["E0303"] and "`l` has a value for each layer" in str(e.value)

@@ -127,7 +127,7 @@ CASES["heads_elsewhere"] = (
         "method m { modify attn.heads insert parallel form { P: [3, d_ff] ~ zeros per site s = q @ ⟦heads(P)⟧.T delta = q } "
         "compose add }"
     ),
-    "no set of heads",
+    "not the size of a set of heads",
 )
 
 # ---------------------------------------------------------------- slots
@@ -343,7 +343,7 @@ in_form("input_count", "E0340", "input task: index(⟦0.5⟧) delta = z", "whole
 in_form("input_size", "E0343", "input image: [⟦0⟧, d_out] delta = z", "at least 1")
 in_form("input_parameter", "E0223", "⟦input r: index(3)⟧ delta = z", "parameter of the method")
 in_form("input_reserved", "E0224", "⟦input z: index(3)⟧ delta = z", "meaning of its own")
-in_form("input_bound", "E0369", "t: [d_out] ~ zeros ⟦input t: index(3)⟧ delta = z", "bound already")
+in_form("input_bound", "E0369", "t: [d_out] ~ zeros ⟦input t: index(3)⟧ delta = z", "a value already")
 in_form("input_twice", "E0369", "input t: index(3) ⟦input t: index(4)⟧ delta = z", "in two ways")
 in_form("input_added", "E0317", "input t: index(3) delta = z + ⟦t⟧", "not index `3`")
 in_form(

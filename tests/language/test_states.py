@@ -47,9 +47,9 @@ TRIED = [t for t in TERMINALS if not (t.startswith("_") or t == "FROZEN") or t i
 #: What a message begins with. Whatever begins otherwise is not ours.
 OURS = re.compile(
     r"expected (?P<words>.+), found (`.+`|a string|a docstring|the end of the text)$"
-    r"|`.+` is not closed$|`.+` begins no (clause|statement)$|`.+` names nothing$"
+    r"|`.+` is not closed$|`.+` does not begin a (clause|statement)$|`.+` needs something to name$"
     r"|`.+` is a word of the language and cannot name a tensor or a value$"
-    r"|`[:=]` stands behind `\w+`, which its value follows directly$|`.+` is not a number$|`.+` means nothing here$"
+    r"|`[:=]` does not belong after `\w+`: its value follows directly$|`.+` is not a number$|`.+` means nothing here$"
 )
 WORDS = re.compile(
     r"a (definition|clause|statement|selection) \(`[^()]+(?:\([^()]*\)[^()]*)*\)|an expression|an operator"

@@ -306,7 +306,7 @@ def test_a_task_without_patterns_has_no_pseudo_tokens(models, tmp_path):
 def test_pseudo_tokens_that_a_causal_model_does_not_see(models, rows, tmp_path):
     asked = config(models["gpt2"], rows, tmp_path / "run", method=named("p_tuning"), set={"l": "4"}, words=WORDS,
                    pattern="{prompt:2} {text} {mask} {prompt:2}")  # fmt: skip
-    assert "does not see `{prompt:2}`, which stands behind the mask" in mistake("E0640", train, asked)[0]
+    assert "does not see `{prompt:2}`, which comes after the mask" in mistake("E0640", train, asked)[0]
 
 
 def test_rows_that_find_no_room_in_the_table_of_positions(models, rows, tmp_path):

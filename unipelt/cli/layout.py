@@ -19,7 +19,7 @@ def fmt_paths(paths: list[str], check_only: bool, diff: bool, as_json: bool) -> 
     """Formats files and folders, or stdin to stdout; whether all is well (with ``check_only`` or ``diff``: as it was)."""
     if "-" in paths:
         if len(paths) > 1:
-            raise error("E0127", "`-` is stdin, and stands alone", help="format the files in another call")
+            raise error("E0127", "`-` is stdin: use it alone", help="format the files in another call")
         return _stdin(check_only, diff, as_json)
     files = [f for p in paths for f in pelt_files(Path(p))]
     changed: list[str] = []

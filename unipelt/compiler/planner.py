@@ -353,8 +353,7 @@ class _Builder:
             varying = ("layer", *layered(self.method.params))
             inf.hidden |= {n: "depends on the layer, and there is none here" for n in varying}
             inf.remedies |= {
-                n: "give one number, or let a clause of its own speak of what stands outside the layers"
-                for n in varying
+                n: "give one number, or write a clause of its own for what is outside the layers" for n in varying
             }
         return inf
 

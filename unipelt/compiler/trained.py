@@ -101,7 +101,7 @@ def select(
             within = [p for p in found if any(m.startswith(inside) or f"{m}.".startswith(inside) for m, _ in p.uses)]
             if found and not within:
                 raise error("E0510", f"`train {path}` names no parameter of the layers that `layers` selects", path.span,
-                            help=f"put what stands outside the layers into a part of its own without `layers`: `use {{ train {path} }}`, "
+                            help=f"put what is outside the layers into a part of its own without `layers`: `use {{ train {path} }}`, "
                             "and what else the method has into another")  # fmt: skip
             found = within
         if not found:

@@ -75,11 +75,11 @@ def refuse(call: Call, rows: Sequence[Rows]) -> None:
         if mask is not None and any(r.after is None for r in rows) and not torch.compiler.is_compiling():
             real = mask != 0
             if bool((real.long().cummax(-1).values.bool() & ~real).any()):
-                raise error("E0735", "rows stand behind the last token of each text, and here pads follow it inside the cache",
+                raise error("E0735", "rows follow the last token of each text, and here pads follow it inside the cache",
                             help="pad at the left to generate")  # fmt: skip
         return
     if call.cache is not None and tokens < behind:
-        raise error("E0735", f"rows stand behind the first {behind} tokens, and the first chunk has {tokens}",
+        raise error("E0735", f"rows follow the first {behind} tokens, and the first chunk has {tokens}",
                     help="give more tokens at first")  # fmt: skip
     if (
         call.cache is not None

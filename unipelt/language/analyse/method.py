@@ -95,7 +95,7 @@ def _analysed(method: Method, sizes: Sizes) -> TypedMethod:
 def _selection(selection: Selection, params: Sequence[Param]) -> list[Diagnostic]:
     """What is wrong with a selection of layers on any model."""
     if selection.word not in WORDS:
-        return [Diagnostic("E0515", f"layers are not selected with `{selection.word}`, which is a word for tokens", selection.span,
+        return [Diagnostic("E0515", f"`{selection.word}` selects tokens, not layers", selection.span,
                            help="select all, first k, last k, every k or a .. b")]  # fmt: skip
     inf = Inference(parameters(params, False), {})
     for e in selection.values:

@@ -50,8 +50,8 @@ def hints(method: Method) -> list[Diagnostic]:
         span, library = t.declaration.span, of_library(t.declaration.span)
         hint = Diagnostic(
             "E0380", f"`{t.name}` has a copy for each head of `{path}`, and no size of it is a head's", span, severity="warning",
-            help="give the row a form of its own in which `per site` or `per head` stands behind the tensor" if library
-            else "write `per site` behind it for one that all heads share, `per head` to keep one for each",
+            help="give the row a form of its own in which `per site` or `per head` follows the tensor" if library
+            else "write `per site` after it for one that all heads share, `per head` to keep one for each",
         )  # fmt: skip
         if library and method.span != NOWHERE:
             hint = replace(hint, labels=(Label(method.span, f"in the row `{row.name}` of this method"),))

@@ -198,7 +198,7 @@ def identity_at_start(t: TypedRow) -> Verdict:
     if drawn:
         name = edit.names[drawn[-1]]
         return Verdict(
-            "no", f"`{name}` is drawn at random, and nothing behind it starts at zero", _declared(t, drawn[-1])
+            "no", f"`{name}` is drawn at random, and nothing after it starts at zero", _declared(t, drawn[-1])
         )
     extra = add(start, scaled(h, Size.of(-1)))
     if all(_known(a) for factors, _ in extra.products for a in factors):

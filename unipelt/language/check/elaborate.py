@@ -174,7 +174,7 @@ def _circle(circle: Trail) -> PeltError:
     calls = [call for d in walk(circle[-1]) for call in (getattr(d, "base", None), getattr(d, "target", None))
              if isinstance(call, Apply) and call.function == Name(first.name)]  # fmt: skip
     return error("E0213", f"the method `{first.name}` uses itself: {chain}", calls[0].function.span,
-                 help="say in one of them what it does in its own words")  # fmt: skip
+                 help="write out what one of them does in place of the call")  # fmt: skip
 
 
 def _parts(definition: MethodDef, bound: Mapping, names: Names, trail: Trail) -> Parts:

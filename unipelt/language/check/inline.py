@@ -233,7 +233,7 @@ def inline_calls(body: tuple[Statement, ...], names: Names, trail: tuple[Any, ..
                     "E0213",
                     f"the {what} `{name}` uses itself",
                     node.span,
-                    help="say in it what it does in its own words",
+                    help="write out what it does in place of the call",
                 )
             inner = _inlined(definition, mapping, names, (*trail, definition))
             if len(out) + len(inner) > MAX_LINES:

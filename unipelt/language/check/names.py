@@ -92,7 +92,7 @@ class Names:
     def elsewhere(self, name: Name) -> str:
         """What a name is that was looked for among definitions of another kind, and where such stand; empty if it is nothing."""
         kind = next((k for k in STANDS if self.find(k, name) is not None), None)
-        return f"`{name.id}` is a {title(kind)}, which stands behind `{STANDS[kind]}`" if kind is not None else ""
+        return f"`{name.id}` is a {title(kind)}: write it after `{STANDS[kind]}`" if kind is not None else ""
 
     def and_of(self, other: Names) -> Names:
         """What two files see, each for itself; a name that was written in neither means what it does in the first."""

@@ -25,7 +25,7 @@ def outside_the_layers(t: TypedRow) -> Diagnostic | None:
     edits = put("", clause) if clause else ()
     if t.site.outside_the_layers and not t.site.probes:
         alone = len(t.row.sites) == 1
-        return Diagnostic("E0518", f"`{t.site.name}` stands outside the layers, so no layer can be selected there", selection.span,
+        return Diagnostic("E0518", f"`{t.site.name}` is outside the layers, so no layer can be selected there", selection.span,
                           help="leave `layers` out" if alone else f"let a row of its own, without `layers`, modify `{t.site.name}`",
                           edits=edits if alone else ())  # fmt: skip
     if t.site.probes and "x" not in t.out.reads:

@@ -104,7 +104,7 @@ class Transform:
             place = S.Span(self.name, self.offset + blank.end(), self.offset + blank.end() + 1)
             self.wrong(
                 "E0106",
-                f"`{self.text[blank.end() : blank.end() + 1]}` stands on another line than what it applies to",
+                f"`{self.text[blank.end() : blank.end() + 1]}` is on another line than what it applies to",
                 place,
                 label=f"this {word} must begin on the line above",
                 help="put the bracket on the line of the name; the rest may go on in the next lines",
@@ -289,7 +289,7 @@ class Transform:
         if not re.fullmatch(r"[A-Za-z_]\w*", inner):
             return {"help": 'only `module("regex")` takes an argument'}
         return {
-            "help": f"parts of a site are divided by dots: `{word}.{inner}`",
+            "help": f"separate the parts of a site with dots: `{word}.{inner}`",
             "edits": put(f"{word}.{inner}", self.span(part)),
         }
 

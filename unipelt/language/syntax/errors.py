@@ -29,12 +29,12 @@ _GATED = (
 )
 _BRACKETS = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|#[^\n]*|(?P<bracket>[()\[\]{}])')
 _HELP = {
-    "'": "strings stand between double quotes",
-    ";": "nothing is needed between clauses or statements",
+    "'": "write strings in double quotes",
+    ";": "leave it out: clauses and statements need no separator",
     "^": "a power is written `**`",
     "%": "`%` is only a percent sign; divisibility is `divides(b, d)`",
     "!": "not equal is written `!=`; there is no `not`: exchange the two sides of `if … else`",
-    "&": "conditions are written one `require` each",
+    "&": "write one `require` for each condition",
     "\\": "lines may be broken anywhere without a sign",
 }
 
@@ -68,7 +68,7 @@ def _character(text: str, at: int, file: str, offset: int) -> Diagnostic:
         )
     number = re.compile(r"[0-9.][\w.]*%?\w*").match(text, at)
     if number and any(c.isdigit() for c in number.group()):
-        help_ = "a name begins with a letter; put a sign or a blank behind a number"
+        help_ = "a name begins with a letter; put an operator or a space after a number"
         return Diagnostic("E0103", f"`{_shown(number.group())}` is not a number", span(len(number.group())), help=help_)
     name = f"`{sign}`" if sign.isprintable() and not sign.isspace() else f"the character U+{ord(sign):04X}"
     help_ = _HELP.get(sign, "names are made of the letters a to z, digits and `_`" if sign.isalpha() else "remove it")
@@ -119,7 +119,7 @@ def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
         and not declares
     ):
         return Diagnostic(
-            "E0101", f"`{token}` stands behind `{before}`, which its value follows directly", place,
+            "E0101", f"`{token}` does not belong after `{before}`: its value follows directly", place,
             help=f"leave the `{token}` out", edits=put("", place),
         )  # fmt: skip
 
@@ -130,7 +130,7 @@ def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
     ]
     empty = next((m for p in ends if (m := _EMPTY.search(text[:p]))), None) if _in_method(state) else None
     if empty:
-        return Diagnostic("E0101", f"`{empty[1]}` names nothing", span(*empty.span(1)), help=_NAMES[empty[1]])
+        return Diagnostic("E0101", f"`{empty[1]}` needs something to name", span(*empty.span(1)), help=_NAMES[empty[1]])
 
     # A keyword that was meant as a name, or a name that was meant as a keyword, may show itself one token later.
     keyword = before if token.type in ("EQUAL", "COLON") else token
@@ -197,11 +197,11 @@ def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnosti
                                  else f"a tensor is declared `{shown}: [sizes] ~ distribution`, a value `{shown} = expression`"}  # fmt: skip
     if in_method and str(word) == "gated":
         return Diagnostic(
-            "E0101", "a gate stands behind a `use` and its name, not among the clauses of a row", place, help=_GATED
+            "E0101", "a gate belongs after a `use` and its name, not among the clauses of a row", place, help=_GATED
         )
     end = len(text[: word.start_pos].rstrip())
     if in_method and str(word) in {s.split(".")[0] for s in (*SITES, *STACKS)} and _LIST.search(text[:end]):
-        otherwise = {"help": "several are divided by commas", "edits": put(",", span(end, end))}
+        otherwise = {"help": "separate several with commas", "edits": put(",", span(end, end))}
     elif rest[:1] == "~":
         otherwise = {"help": f"a tensor needs its sizes: `{shown}: [sizes] ~ distribution`"}
     elif rest[:1] == "[":
@@ -211,7 +211,7 @@ def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnosti
         otherwise = {"help": "give the value a name: `name = …`"}
     found = instead(str(word), known, place, cutoff=0.7)
     return Diagnostic(
-        "E0101", f"`{shown}` begins no {'clause' if in_method else 'statement'}", place, **(found if found["help"] else otherwise)
+        "E0101", f"`{shown}` does not begin a {'clause' if in_method else 'statement'}", place, **(found if found["help"] else otherwise)
     )  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None] | 
         found = nearest(str(token), _DEFINITIONS) if len(token) < 40 else ""
         return (f"did you mean `{found}`?", found) if found else ("a file is a list of definitions", None)
     if "_METHOD" in allowed and token.type == "_IMPORT":
-        return "imports stand at the top of the file", None
+        return "put imports at the top of the file", None
     if "_METHOD" in allowed and token.type == "RBRACE":
         return "there is one `}` too many", ""
     if text.startswith("//", token.start_pos) or (token.type == "SLASH" and before == "/"):
@@ -265,15 +265,15 @@ def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[
     """As `_help`, for words in the wrong dress; an edit may have a place of its own."""
     word = _shown(str(token))
     if allowed == {"LSQB"} and token.type == "NAME":
-        return f"sizes stand in brackets: `[{word}]`", f"[{token}]"
+        return f"write sizes in brackets: `[{word}]`", f"[{token}]"
     if allowed == {"NAME", "STAR"} and token.type == "LSQB":
-        return "sites stand without brackets: `modify attn.q, attn.v`", None
+        return "write sites without brackets: `modify attn.q, attn.v`", None
     if allowed == {"NAME"} and token.type == "STRING":
-        return "names stand without quotes", str(token)[1:-1]
+        return "write names without quotes", str(token)[1:-1]
     if allowed == {"STRING"} and token.type == "NAME":
         end = re.compile(r"[^\s;]*").match(text, token.start_pos)
         path = end.group() if end else str(token)
-        return f'the name of a file stands in quotes: `"{_shown(path)}"`', (
+        return f'write the name of a file in quotes: `"{_shown(path)}"`', (
             f'"{path}"',
             (token.start_pos, token.start_pos + len(path)),
         )
@@ -282,7 +282,7 @@ def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[
     if token.type == "COLON" and "DOTDOT" in allowed:
         return "a range is written `a .. b`", ".."
     if token.type == "LONGSTRING" and "_MODIFY" in allowed:
-        return "a docstring stands first in its definition", None
+        return "put the docstring first in its definition", None
     if token.type == "_GATED":
         return _GATED, None
     if allowed == {"_BY"}:

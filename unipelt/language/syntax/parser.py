@@ -112,7 +112,7 @@ def _try(text: str, start: str) -> tuple[Any, Any]:
 
 
 def _too_deep(text: str, file: str) -> list[Diagnostic]:
-    """An error for each place at which brackets nest deeper than allowed."""
+    """An error for each place at which brackets are nested deeper than allowed."""
     found, depth = [], 0
     for match in _SCAN.finditer(text):
         before = depth
@@ -123,7 +123,7 @@ def _too_deep(text: str, file: str) -> list[Diagnostic]:
             found.append(
                 Diagnostic(
                     "E0108",
-                    f"brackets nest deeper than {MAX_NESTING}",
+                    f"brackets are nested deeper than {MAX_NESTING}",
                     S.Span(file, match.end() - 1, match.end()),
                     label="one too deep",
                     help="leave out those that change nothing, or name parts of the expression with `name = …`",
@@ -193,9 +193,9 @@ def _errors_by_definition(text: str, file: str, deep: list[Diagnostic]) -> list[
             errors.append(
                 Diagnostic(
                     "E0117",
-                    "an import stands behind a definition",
+                    "an import comes after a definition",
                     found.imports[0].span,
-                    help="imports stand at the top of the file",
+                    help="put imports at the top of the file",
                     edits=_moved_up(text, file, found.imports[0].span),
                 )
             )

@@ -129,7 +129,7 @@ class Declared:
         if s.exact and isinstance(drawn, Name) and drawn.id in INITIALISERS and drawn.id not in self.inf.names:
             sign = inside(Span(s.span.file, s.span.start, s.start.span.start), r"(=)\s*$")
             self.inf.fail("E0301", f"there is no `{drawn.id}` here: it is a distribution", drawn.span,
-                          help=f"what is drawn stands behind `~`: `~ {to_text(s.start)}`", edits=put("~", sign) if sign else ())  # fmt: skip
+                          help=f"write `~` before a distribution: `~ {to_text(s.start)}`", edits=put("~", sign) if sign else ())  # fmt: skip
         elif s.exact:
             exact = s.start
             value = self._read(s.start)
@@ -191,7 +191,7 @@ class Declared:
                 axes.add(word.name)
             elif word.name in ("head", "group"):
                 self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span,
-                              help="write `per site`, which is what a tensor is without it", edits=put("site", word.span))  # fmt: skip
+                              help="write `per site`, which is also what you get without it", edits=put("site", word.span))  # fmt: skip
             else:
                 known = [*PLACES, "head", "group", *self.inf.axes]
                 self.inf.fail("E0342", f"`{word.name}` is neither a place nor an axis", word.span,

@@ -101,7 +101,7 @@ class Inference:
             return self.fail("E0303", f"a list {self.hidden['layer']}", e.span, help=self.remedies.get("layer", ""))
         layer, depth = (self._known(n) for n in NUMBERS)
         if depth is not None and depth != len(items):
-            return self.fail("E0366", f"{len(items)} values stand here, one for each layer, and there are {depth} layers",
+            return self.fail("E0366", f"there are {len(items)} values here, one for each layer, and {depth} layers",
                              e.span, help="give one for each layer, or an expression such as `8 if layer < depth / 2 else 16`")  # fmt: skip
         if layer is not None:
             return replace(items[layer], reads=items[layer].reads | {"layer"})
@@ -291,7 +291,7 @@ class Inference:
                 return self.fail(
                     "E0310", f"the sizes of `{op}` do not agree: {s} and {t}", e.right.span, label=str(q),
                     labels=(Label(e.left.span, str(p)),), where=self.bindings(s, t),
-                    help=f"the last sizes would have to be equal: {p.sizes[-1]} and {q.sizes[-1]}" if i == 1 else "",
+                    help=f"the last sizes must be equal: {p.sizes[-1]} and {q.sizes[-1]}" if i == 1 else "",
                 )  # fmt: skip
         return join((a, b), TensorType(merged_axes(p.axes, q.axes), tuple(sizes)))
 
@@ -326,7 +326,7 @@ class Inference:
                 hint = near(symbol, right.symbols, 0.5)
                 if hint:
                     return hint
-        return f"the two sizes would have to be equal: {s} and {t}"
+        return f"the two sizes must be equal: {s} and {t}"
 
     def _index(self, e: Index) -> Value:
         return indexed(self, e)

@@ -323,13 +323,13 @@ def _heads(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) ->
         return check.fail("E0336", "`heads` splits a tensor whose last size is that of all heads, at a heads site", span,
                           help="modify attn.heads, or leave `heads` out")  # fmt: skip
     if a.type.axes & {"group", "head"}:
-        return check.fail("E0336", f"`heads` splits what has no heads yet, and this is {a.type}", span,
-                          help="a tensor at the heads is one for each head; write `per site` behind it for one that is split")  # fmt: skip
+        return check.fail("E0336", f"`heads` splits a value into heads, and this has heads already: {a.type}", span,
+                          help="a tensor at the heads is one for each head; write `per site` after it for one that is split")  # fmt: skip
     if a.type.sizes[-1] == d_kv:
         return a.typed(TensorType(a.type.axes | {"group"}, (*a.type.sizes[:-1], d_head)))
     if a.type.sizes[-1] == d_q:
         return a.typed(TensorType(a.type.axes | {"head"}, (*a.type.sizes[:-1], d_head)))
-    return check.fail("E0336", f"the last size {a.type.sizes[-1]} is that of no set of heads", span,
+    return check.fail("E0336", f"the last size {a.type.sizes[-1]} is not the size of a set of heads", span,
                       help="declare the tensor with the size `d_kv` (of the keys' and values' heads) or `d_q` (of the queries')"
                       + (", or send it through `attn.k` first" if "attn.k" in check.bases else ""))  # fmt: skip
 
@@ -403,7 +403,7 @@ def _placing(name: str) -> Rule:
         if len(args) > 2:
             k = args[2].type
             if not isinstance(k, NumberType) or k.size is None or (k.value is not None and k.value < 0):
-                return check.fail("E0331", f"rows stand behind a whole number of tokens, not {k}", exprs[2].span)
+                return check.fail("E0331", f"rows are placed after a whole number of tokens, not {k}", exprs[2].span)
             after = k.size
         out = replace(join(args, h), placed=Placed(name, rows.sizes[0], after, span))
         return replace(out, chunk=out.chunk or span) if name == "append" else out  # the last token is that of its chunk

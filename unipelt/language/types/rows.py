@@ -64,7 +64,7 @@ class RowChecker(Declared):
         for number, value in sizes.numbers.items():
             known[number] = Value(NumberType(Size.of(value), value), reads=frozenset({number}))
         if site.outside_the_layers or (sizes.values is not None and sizes.layer is None):
-            outside = f"has a value for each layer, and `{site.name}` stands outside the layers"
+            outside = f"has a value for each layer, and `{site.name}` is outside the layers"
             self.inf.hidden |= {n: outside for n in ("layer", *layered(params))}
             self.inf.remedies |= {
                 n: "give one number, in a row of its own for this site" for n in ("layer", *layered(params))
@@ -207,7 +207,7 @@ class RowChecker(Declared):
             b.name != s.name for b in self.bindings if isinstance(b.declared, InputTyping)
         ):
             self.inf.fail(
-                "E0369", f"`{s.name}` is bound already and cannot be an input", s.span, help="choose another name"
+                "E0369", f"`{s.name}` has a value already and cannot be an input", s.span, help="choose another name"
             )
             return None
         return found

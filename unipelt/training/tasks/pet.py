@@ -111,7 +111,7 @@ class PET(SequenceClassification):
         hidden = [c for c in pattern.columns if c not in pattern.before_mask().columns]
         hidden += [f"prompt:{p.rows}" for p in pattern.after_mask().parts if p.rows]
         if not masked and hidden:
-            raise error("E0640", f"a causal model does not see `{{{hidden[0]}}}`, which stands behind the mask",
+            raise error("E0640", f"a causal model does not see `{{{hidden[0]}}}`, which comes after the mask",
                         help="put `{mask}` behind all of them")  # fmt: skip
         tokens = tuple(tuple(tuple(word_ids(w, pattern, tokenizer)) for w in words) for words in self.words)
         _check_words(self.words, tokens, masked, tokenizer)

@@ -311,5 +311,5 @@ def spread(examples: Sequence[Example], batch: dict[str, Any], key: str = "label
 
 def need_offsets(tokenizer: Any, what: str) -> None:
     if not getattr(tokenizer, "is_fast", False):
-        raise error("E0634", f"{what} needs to know where tokens stand in the text, which this tokenizer ({type(tokenizer).__name__}) "
+        raise error("E0634", f"{what} needs to know where tokens are in the text, which this tokenizer ({type(tokenizer).__name__}) "
                     "does not tell", help="use a model with a fast tokenizer (a tokenizer.json)")  # fmt: skip
