@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load": "runtime.references", "parse": "language.loading", "check": "language.loading", "library": "language.loading",
+    "load": "runtime.references", "parse": "language.loading", "check": "language.loading", "analyse": "language.analyse.method", "library": "language.loading",
     "Method": "language.ir", "Diagnostic": "language.report.diagnostics", "PeltError": "language.report.diagnostics",
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .compiler.plan import Plan
     from .compiler.planner import plan
     from .language.report.diagnostics import Diagnostic, PeltError
+    from .language.analyse.method import analyse
     from .language.ir import Method
     from .language.loading import check, library, parse
     from .runtime.arguments import inputs

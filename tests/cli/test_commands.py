@@ -176,6 +176,16 @@ def test_show(spec):
     assert found["properties"]["mergeable"]["value"] == "yes"
 
 
+def test_show_types(spec):
+    out, _ = call("show", f"{spec}:small", "--set", "r=7", "--typed")
+    assert "small at attn.q" in out and "[d_model, r]" in out and "= drop(z, rate) @ A @ B" in out
+    found = parsed("show", f"{spec}:small", "--typed")
+    tensors = [b for b in found["rows"][0]["bindings"] if b["tensor"]]
+    assert found["ok"] and [b["type"]["sizes"] for b in tensors] == [["d_model", "r"], ["r", "d_q"]]
+    for more in ([f"{spec}:small"], ["--torch"], ["--format", "latex"]):
+        assert "E0812" in call("show", f"{spec}:small", "--typed", *more, code=2)[1]
+
+
 def test_an_argument_that_is_bound_to_sites_is_shown_as_these(spec):
     """The table says what is modified, not what the argument is called that says it; so do differences."""
     path = Path(spec).with_name("anywhere.pelt")

@@ -15,6 +15,8 @@ from unipelt.language.types.typed import Sizes, TypedRow
 from unipelt.language.analyse.counts import formula
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.resources import folder
+from unipelt.language.versions import TYPES_SCHEMA
+from unipelt.language.write.typed import MethodData, json_schema as types_schema
 from unipelt.language.ir import SCHEMA, Method, as_file, from_json, json_schema, to_json
 from unipelt.language.loading import library, load, parse as parse_as_it_is
 from unipelt.language.syntax.parser import parse as parse_file
@@ -373,3 +375,56 @@ def test_every_type_of_the_api_is_a_value() -> None:
     method: Method = load(named("lora"))
     with pytest.raises(AttributeError):
         method.name = "other"  # type: ignore[misc]
+
+
+def test_the_types_of_every_method_fit_on_a_page_and_go_to_json() -> None:
+    from pydantic import TypeAdapter
+
+    published = json.loads((folder("grammar") / "unipelt-types-1.schema.json").read_text("utf-8"))
+    assert published == json.loads(json.dumps(types_schema())), "publish a new schema under a new version"
+    assert published["$id"] == TYPES_SCHEMA
+    fits = TypeAdapter(MethodData)
+    for name in METHODS:
+        found = analyse(load(name))
+        lines = str(found).splitlines()
+        assert 0 < len(lines) <= 60 and max(map(len, lines)) <= 160, name
+        data = json.loads(json.dumps(found.to_json()))
+        assert fits.dump_python(fits.validate_python(data), mode="json") == data
+        assert [r["site"] for r in data["rows"]] == [t.place for t in found.rows]
+        for row, t in zip(data["rows"], found.rows):
+            assert row["out"]["sizes"] == [str(s) for s in t.site.h.sizes]
+            assert {b["name"] for b in row["bindings"] if b["tensor"]} == {x.name for x in t.tensors}
+
+
+def test_types_as_a_text() -> None:
+    text = """method m(r: int = 4) {
+      use {
+        modify attn, ffn insert parallel
+        form { A: [d_in, r] ~ normal(0.02) per kind  frozen s: [] ~ ones  delta = tanh(z @ A) @ A.T }
+        compose h + s * delta
+      } as a gated by { w: [d_in, 1] ~ zeros  g = sigmoid(mean(z, tokens) @ w) }
+      train *.bias
+    }"""
+    assert str(analyse(parse(text))).splitlines() == [
+        "a at attn, ffn",
+        "  z       batch, token, [d_model]  affine                         = x",
+        "  A       [d_model, r]             one for each kind              ~ normal(0.02)",
+        "  s       []                       one for each site              frozen ~ ones",
+        "  delta   batch, token, [d_model]  not affine                     = tanh(z @ A) @ A.T",
+        "  gate w  [d_model, 1]             one for each site              ~ zeros",
+        "  gate g  batch, [1]               not affine, sees later tokens  = sigmoid(mean(z, tokens) @ w)",
+        "  out     batch, token, [d_model]  not affine                     = h + s * delta",
+        "  out     batch, token, [d_model]  not affine, sees later tokens  = h + g * (out - h)",
+        "",
+        "train *.bias",
+    ]
+
+
+def test_types_with_a_models_sizes() -> None:
+    method = parse("method m(r: int = 4) { modify ffn insert parallel form low_rank(r) compose add }")
+    sizes = {"d_model": 32, "layer": 0, "depth": 2}
+    assert [str(t.type) for t in analyse(method, sizes).rows[0].tensors] == ["[32, 4]", "[4, 32]"]
+    assert analyse(method, sizes) is analyse(method, dict(sizes)) is not analyse(method)
+    for wrong in ({"d_modle": 32}, {"d_model": 0}, {"layer": -1}):
+        with pytest.raises(PeltError, match=next(iter(wrong))):
+            analyse(method, wrong)

@@ -30,6 +30,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "parse": {"text": TEXT, "name": None, "file": None},
     "check": {"path": "there-is-none.pelt"},
     "library": {},
+    "analyse": {"method": LORA, "sizes": None},
     "plan": {"model": None, "method": LORA, "head": None, "allow_future": False, "labels": None, "problem_type": None},
     "apply": {"model": None, "method": LORA, "name": "new", "seed": 0, "head": None, "tokenizer": None, "label_words": None, "dtype": None,
               "allow_future": False, "lowering": True, "trainable": True, "labels": None, "problem_type": None},
@@ -62,14 +63,14 @@ CALLS: dict[str, dict[str, Any]] = {
 #: Things of every kind, and which of them each argument takes.
 POOL: dict[str, Any] = {
     "none": None, "yes": True, "count": 3, "rate": 0.5, "text": "words", "bytes": b"words", "path": Path("words"), "texts": ["a", "b"],
-    "numbers": [1, 2], "dict": {"a": "b"}, "method": LORA, "model": nn.Linear(2, 2), "class": nn.Linear, "dtype": torch.float32,
+    "numbers": [1, 2], "dict": {"a": "b"}, "sizes": {"d_model": 3}, "method": LORA, "model": nn.Linear(2, 2), "class": nn.Linear, "dtype": torch.float32,
     "tensor": torch.zeros(2, 2), "thing": object(), "function": len,
 }  # fmt: skip
 TAKES = {
     "model": {"model"}, "method": {"method"}, "name": {"text"}, "names": {"texts"}, "seed": {"count"}, "folder": {"text", "path"}, "path": {"text", "path"},
     "labels": {"count", "texts"}, "problem_type": {"text"}, "tokenizer": {"function", "class", "model", "method"}, "label_words": {"texts", "dict"},
-    "dtype": {"dtype"}, "lr": {"count", "rate", "tensor"}, "weight_decay": {"count", "rate", "tensor"}, "batch": {"dict"}, "over": {"text"},
-    "output": {"tensor"}, "card": {"dict"}, "arguments": {"dict"}, "revision": {"text"}, "text": {"text"}, "file": {"text"},
+    "dtype": {"dtype"}, "lr": {"count", "rate", "tensor"}, "weight_decay": {"count", "rate", "tensor"}, "batch": {"dict", "sizes"}, "over": {"text"},
+    "output": {"tensor"}, "card": {"dict", "sizes"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
 }  # fmt: skip
 FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "private", "dry_run"}
 OTHERWISE = {

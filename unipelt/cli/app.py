@@ -113,12 +113,15 @@ def show(
             "--torch", help="Print the method as plain PyTorch: a module for each row, which needs torch alone."
         ),
     ] = False,
+    typed: Annotated[
+        bool, typer.Option("--typed", help="Print each row at its sites line by line, with types and what is known.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a method: its row of the table, formula, arguments, counts, properties. Several: the table."""
     from .show import show_methods
 
-    show_methods(methods, arguments or [], form, picture, as_json, as_torch)
+    show_methods(methods, arguments or [], form, picture, as_json, as_torch, typed)
 
 
 def diff(first: MethodName, second: MethodName, as_json: AsJson = False) -> bool:

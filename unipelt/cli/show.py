@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..language.analyse.canonical import difference
+from ..language.analyse.method import analyse
 from ..language.report.diagnostics import error
 from ..language.write.columns import BESIDE, COLUMNS, columns_met, columns_of, rows_of, trained_of
 from ..language.write.document import markdown
@@ -20,8 +21,9 @@ FORMATS = ("text", "markdown", "latex")
 
 
 def show_methods(
-    specs: Sequence[str], arguments: list[str], form: str, picture: Path | None, as_json: bool, as_torch: bool = False
-) -> None:
+    specs: Sequence[str], arguments: list[str], form: str, picture: Path | None, as_json: bool, as_torch: bool = False,
+    typed: bool = False,
+) -> None:  # fmt: skip
     """One method whole, or the table of several."""
     if form not in FORMATS:
         raise error("E0812", f"there is no format `{form}`", help=f"give one of {', '.join(FORMATS)}")
@@ -29,11 +31,13 @@ def show_methods(
     methods = [load(s, arguments=given if len(specs) == 1 else None) for s in specs]
     if len(specs) > 1 and given:
         raise error("E0812", "`--set` binds the arguments of one method", help="show one method, or leave it out")
-    if as_torch and (len(methods) > 1 or form != "text"):
+    alone = "`--torch`" if as_torch else "`--typed`" if typed else ""
+    if alone and (len(methods) > 1 or form != "text" or (as_torch and typed)):
         raise error(
             "E0812",
-            "`--torch` prints one method, in a format of its own",
-            help="show one method, and leave `--format` out",
+            f"{alone} prints one method, in a format of its own",
+            help="show one method, and leave `--format` out"
+            + ", and one of `--torch` and `--typed`" * (as_torch and typed),
         )
     if picture is not None:
         from .picture import picture as draw
@@ -42,7 +46,9 @@ def show_methods(
             raise error("E0812", "a picture shows one method", help="draw them one after the other")
         draw(methods[0], picture)
         say(f"drawn to {picture}")
-    if as_json:
+    if typed:
+        emit({"ok": True, **analyse(methods[0]).to_json()}) if as_json else pour(f"{analyse(methods[0])}\n")
+    elif as_json:
         found = [described(m) | ({"torch": m.torch_source()} if as_torch else {}) for m in methods]
         emit({"ok": True, **found[0]} if len(found) == 1 else {"ok": True, "methods": found})
     elif as_torch:

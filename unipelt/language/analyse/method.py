@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..check.methods import anywhere, open_paths, site_problem, sites_of
 from ..check.outside import outside_the_layers
 from ..check.parameters import check_parameters
 from ..ir import Method, Row
 from ..once import once
-from ..report.diagnostics import Diagnostic, Label, PeltError
+from ..report.diagnostics import Diagnostic, Label, PeltError, error
 from ..sites import NUMBERS, SIZES, signature, site_name
 from ..sizes import Size
 from ..syntax.nodes import NOWHERE, Expr, Param, Selection
@@ -25,6 +26,7 @@ from ..types.layers import WORDS, least
 from ..types.rows import distinct, require, typed_row
 from ..types.typed import SYMBOLS, Sizes, TypedRow
 from ..types.values import NumberType, Poison, Value
+from ..write import typed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +38,13 @@ class TypedMethod:
 
     def __repr__(self) -> str:
         return f"<types of {self.method!r}>"
+
+    def __str__(self) -> str:
+        return typed.text(self.method, self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """The rows as plain data; their schema is `unipelt.language.write.typed.json_schema`."""
+        return typed.data(self.method, self.rows)
 
     def of(self, row: Row) -> list[TypedRow]:
         """A row of the method at each of its sites."""
@@ -50,6 +59,10 @@ def analyse(method: Method, sizes: Mapping[str, int] | None = None) -> TypedMeth
     """
     if sizes is None:
         return _analysed(method, SYMBOLS)
+    wrong = next((n for n, v in sizes.items() if n not in (*SIZES, *NUMBERS) or v < (n != "layer")), None)
+    if wrong is not None:
+        raise error("E0593", f"the argument `sizes` of `analyse` gives whole numbers for sizes, and `{wrong}` = {sizes[wrong]} is none",
+                    help=f"the sizes are {', '.join((*SIZES, *NUMBERS))}")  # fmt: skip
     values = {n: v for n, v in sizes.items() if n not in NUMBERS}
     return _analysed(method, Sizes(values, *(sizes.get(n) for n in NUMBERS)))
 

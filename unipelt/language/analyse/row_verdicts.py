@@ -50,6 +50,7 @@ def _site(t: TypedRow) -> Span:
     return next(named, t.row.span)
 
 
+@once
 def row_reads(row: Row) -> frozenset[str]:
     """The names a row's expressions mention."""
     parts: list = [row.insert, *row.form, *row.compose, *(row.gate or ())]
