@@ -10,19 +10,21 @@ from typing import Any
 
 
 @cache
-def _below(kind: Any) -> tuple[str, ...]:
-    """The fields of a kind of node in which other nodes may stand."""
+def _below(kind: type) -> tuple[str, ...] | None:
+    """The fields of a kind of node in which other nodes may stand; None for what is no node."""
+    if not hasattr(kind, "__dataclass_fields__"):
+        return None
     return tuple(f.name for f in fields(kind) if f.name not in ("span", "name_span", "kind"))
 
 
 def children(node: Any) -> Iterator[Any]:
     """The nodes directly below a node, in source order."""
-    stack = [getattr(node, name) for name in reversed(_below(node.__class__))]
+    stack = [getattr(node, name) for name in reversed(_below(node.__class__) or ())]
     while stack:
         item = stack.pop()
-        if isinstance(item, tuple):
+        if item.__class__ is tuple:
             stack.extend(reversed(item))
-        elif hasattr(type(item), "__dataclass_fields__"):
+        elif _below(item.__class__) is not None:
             yield item
 
 
@@ -31,8 +33,11 @@ def walk(node: Any) -> Iterator[Any]:
     todo = [node]
     while todo:
         item = todo.pop()
-        yield item
-        todo.extend(children(item))
+        if item.__class__ is tuple:
+            todo += item
+        elif (names := _below(item.__class__)) is not None:
+            yield item
+            todo += [getattr(item, name) for name in names]
 
 
 def rewrite(node: Any, change: Callable[[Any], Any]) -> Any:
@@ -51,12 +56,13 @@ def _changed(node: Any, below: Callable[[Any], Any]) -> Any:
     """The node with what ``below`` makes of each node directly below it."""
 
     def visit(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(visit(v) for v in value)
-        return below(value) if hasattr(value, "__dataclass_fields__") else value
+        if value.__class__ is tuple:
+            new = tuple(map(visit, value))
+            return value if all(a is b for a, b in zip(new, value)) else new
+        return below(value) if _below(value.__class__) is not None else value
 
-    new = {name: visit(getattr(node, name)) for name in _below(node.__class__)}
-    changed = {k: v for k, v in new.items() if v is not getattr(node, k)}
+    old = {name: getattr(node, name) for name in _below(node.__class__) or ()}
+    changed = {name: new for name, value in old.items() if (new := visit(value)) is not value}
     return replace(node, **changed) if changed else node
 
 
