@@ -164,7 +164,7 @@ def test_an_activation_that_is_an_argument_may_start_anywhere():
 
 
 def test_heads_are_split_once():
-    with pytest.raises(PeltError, match="E0336.*no heads yet"):
+    with pytest.raises(PeltError, match="E0336.*has heads already"):
         analyse(
             parse(
                 "method m { modify attn.heads insert parallel form { A: [d_head, d_model] ~ zeros delta = heads(attn.q(q @ A)) } compose h + delta }"
