@@ -165,7 +165,7 @@ def test_one_list_cannot_serve_stacks_of_different_depths() -> None:
     ):
         with pytest.raises(unipelt.PeltError) as e:
             unipelt.plan(model, lora(r=values))
-        assert f"E0366]: {len(values)} values stand here" in str(e.value) and f"in {where}" in str(e.value)
+        assert f"E0366]: there are {len(values)} values here" in str(e.value) and f"in {where}" in str(e.value)
     plan = unipelt.plan(model, lora(r="2 + layer if depth == 3 else 9 - layer"))
     assert plan.by_layer() == {"encoder.r": [2, 3, 4], "decoder.r": [9, 8]}
     cls, config, options = KINDS["bart"]
