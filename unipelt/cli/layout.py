@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
-import tempfile
 from pathlib import Path
 
+from ..language.files import replace
 from ..language.report.diagnostics import Diagnostic, PeltError, counted, error
 from ..language.syntax.format import format_text
 from ..language.loading import pelt_files
@@ -79,17 +78,7 @@ def _difference(old: str, new: str, name: str) -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Beside its place, then renamed; a link inside the folder is followed, the mode is kept."""
+    """Whole or not at all; a link inside the folder is followed, the mode is kept."""
     refuse_link(file)
     target = file.resolve()
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(text.encode())
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(name, target.stat().st_mode & 0o777)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace(target, text.encode(), target.stat().st_mode & 0o777)

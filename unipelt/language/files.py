@@ -69,7 +69,7 @@ def reason(e: Exception) -> str:
     return str(getattr(e, "strerror", None) or e or type(e).__name__)
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes, mode: int | None = None) -> None:
     """Writes a file beside its place under a name of its own, syncs it and renames it. Raises OSError; nothing is then left."""
     part = path.with_name(f"{part_prefix(path.name)}{secrets.token_hex(4)}")
     try:
@@ -77,6 +77,8 @@ def replace(path: Path, data: bytes) -> None:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
+        if mode is not None:
+            os.chmod(part, mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

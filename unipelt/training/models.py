@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os.path import exists
 from pathlib import Path
 from typing import Any
 
 from ..anatomy.positions import longest_text
 from ..language.report.diagnostics import PeltError, error, near_path
+from .data import said
 from .tasks import kind
 from .tasks.task import Task
 
@@ -25,22 +26,32 @@ WEIGHTS_ONLY: dict[str, Any] = {**TRUSTED, "weights_only": True}
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences transformers' and accelerate's reports and bars inside; their settings are as before afterwards."""
-    import transformers
     from transformers.utils import logging as hf
 
     loggers: list[logging.Logger] = [logging.getLogger("transformers"), logging.getLogger("accelerate")]
-    levels = [x.level for x in loggers]
-    bars = hf.is_progress_bar_enabled() if hasattr(hf, "is_progress_bar_enabled") else True
+    levels, bars = [x.level for x in loggers], hf.is_progress_bar_enabled()
     try:
         for x in loggers:
             x.setLevel(logging.ERROR)
-        transformers.utils.logging.disable_progress_bar()
+        hf.disable_progress_bar()
         yield
     finally:
         for x, level in zip(loggers, levels):
             x.setLevel(level)
         if bars:
-            transformers.utils.logging.enable_progress_bar()
+            hf.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def loading(model: str, what: str = "model") -> Iterator[None]:
+    """Quiet inside; whatever transformers' parsers raise there is a `PeltError`."""
+    try:
+        with quiet():
+            yield
+    except PeltError:
+        raise
+    except Exception as e:  # noqa: BLE001
+        raise _unloadable(model, what, e) from None
 
 
 # ---------------------------------------------------------------- models
@@ -49,11 +60,8 @@ def quiet() -> Iterator[None]:
 def load_tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(model, **TRUSTED)
-    except Exception as e:  # noqa: BLE001 - transformers raises whatever its parsers raise
-        raise _unloadable(model, "tokenizer", e) from None
+    with loading(model, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(model, **TRUSTED)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise error("E0614", f"the tokenizer of `{model}` has neither a padding nor an end token",
@@ -65,11 +73,8 @@ def load_tokenizer(model: str) -> Any:
 def load_config(model: str, **options: Any) -> Any:
     from transformers import AutoConfig
 
-    try:
-        with quiet():
-            return AutoConfig.from_pretrained(model, **TRUSTED, **options)
-    except Exception as e:  # noqa: BLE001
-        raise _unloadable(model, "model", e) from None
+    with loading(model):
+        return AutoConfig.from_pretrained(model, **TRUSTED, **options)
 
 
 def load_model(
@@ -80,27 +85,21 @@ def load_model(
     ``dtype`` is one of `config.DTYPES`; None keeps the dtype in which the model is stored.
     """
     import transformers
-    from transformers import set_seed
 
     config = load_config(model, **task.model_options())
     auto = getattr(transformers, task.auto_for(config))
     if type(config) not in auto._model_mapping:
         raise error("E0633", f"`{model}` is a {config.model_type}, of which transformers has no model for {task.kind}",
                     where=(f"{auto.__name__} knows no {type(config).__name__}",), help="choose another `--task` or model")  # fmt: skip
-    try:
-        with quiet():
-            _set_dropout(config, dropout)
-            if getattr(config, "pad_token_id", None) is None:
-                config.pad_token_id = tokenizer.pad_token_id
-            set_seed(seed)
-            # A pretrained head of another size is drawn anew, as one that is missing.
-            loaded = auto.from_pretrained(
-                model, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **WEIGHTS_ONLY
-            )
-    except PeltError:
-        raise
-    except Exception as e:  # noqa: BLE001
-        raise _unloadable(model, "model", e) from None
+    with loading(model):
+        _set_dropout(config, dropout)
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = tokenizer.pad_token_id
+        transformers.set_seed(seed)
+        # A pretrained head of another size is drawn anew, as one that is missing.
+        loaded = auto.from_pretrained(
+            model, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **WEIGHTS_ONLY
+        )
     task.check_model(model, loaded)
     longest = longest_text(loaded)
     if longest is not None and task.max_length > longest:
@@ -111,18 +110,9 @@ def load_model(
 
 def load_plain(model: str, task: str, dtype: str | None = None) -> Any:
     """The pretrained model as it is, for a task's kind or `base`, in evaluation mode; ``dtype`` as in `load_model`."""
-    import transformers
-
-    wanted = None if task == "base" else kind(task)
-    config = load_config(model)
-    try:
-        with quiet():
-            auto = getattr(transformers, "AutoModel" if wanted is None else wanted.auto_for(config))
-            loaded = auto.from_pretrained(model, dtype=dtype or "auto", **WEIGHTS_ONLY).eval()
-    except Exception as e:  # noqa: BLE001
-        raise _unloadable(model, "model", e) from None
-    if wanted is not None:
-        wanted.check_model(model, loaded)
+    cls, check = _class_for(task, load_config(model))
+    loaded = load_as(model, cls, dtype)
+    check(model, loaded)
     return loaded
 
 
@@ -131,16 +121,10 @@ def load_as(model: str, cls: str, dtype: str | None = None) -> Any:
     import transformers
 
     config = load_config(model)
-    try:
-        with quiet():
-            transformers.set_seed(0)
-            return (
-                getattr(transformers, cls)
-                .from_pretrained(model, config=config, dtype=dtype or "auto", **WEIGHTS_ONLY)
-                .eval()
-            )
-    except Exception as e:  # noqa: BLE001
-        raise _unloadable(model, "model", e) from None
+    with loading(model):
+        transformers.set_seed(0)
+        made = getattr(transformers, cls)
+        return made.from_pretrained(model, config=config, dtype=dtype or "auto", **WEIGHTS_ONLY).eval()
 
 
 def load_config_model(path: str, task: str) -> Any:
@@ -148,19 +132,20 @@ def load_config_model(path: str, task: str) -> Any:
     import torch
     import transformers
 
-    wanted = None if task == "base" else kind(task)
-    try:
-        config = load_config(path)
-        with quiet(), torch.device("meta"):
-            auto = "AutoModel" if wanted is None else wanted.auto_for(config)
-            made = getattr(transformers, auto).from_config(config, **TRUSTED)
-        if wanted is not None:
-            wanted.check_model(path, made)
-        return made
-    except PeltError:
-        raise
-    except Exception as e:  # noqa: BLE001
-        raise _unloadable(path, "model", e) from None
+    config = load_config(path)
+    cls, check = _class_for(task, config)
+    with loading(path), torch.device("meta"):
+        made = getattr(transformers, cls).from_config(config, **TRUSTED)
+    check(path, made)
+    return made
+
+
+def _class_for(task: str, config: Any) -> tuple[str, Callable[[str, Any], None]]:
+    """The class of transformers for a task's kind or `base`, and what refuses a model that is not made for it."""
+    if task == "base":
+        return "AutoModel", lambda name, model: None
+    wanted = kind(task)
+    return wanted.auto_for(config), wanted.check_model
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:
@@ -173,17 +158,13 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
 
 
 def _unloadable(model: str, what: str, e: BaseException) -> PeltError:
-    place = Path(model)
-    reason = " ".join(str(e).split()) or type(e).__name__
-    if isinstance(e, OSError) and e.errno is not None and not exists(place):
-        reason = str(e.strerror)
-    if not exists(place) and ("/" not in model.strip("/") or model.startswith((".", "/", "~"))):
+    place, here = Path(model), exists(Path(model))
+    if not here and ("/" not in model.strip("/") or model.startswith((".", "/", "~"))):
         return error("E0613", f"there is no model folder `{model}`",
                      help=near_path(place) or "name a folder made by `save_pretrained`, or a hub name")  # fmt: skip
-    if len(reason) > 300:
-        reason = reason[:297] + "…"
-    if not exists(place):
-        return error("E0613", f"there is no folder `{model}` here, and the {what} of that name on the hub cannot be loaded: {reason}",
+    why = str(e.strerror) if isinstance(e, OSError) and e.errno is not None and not here else said(e)
+    if not here:
+        return error("E0613", f"there is no folder `{model}` here, and the {what} of that name on the hub cannot be loaded: {why}",
                      help=near_path(place) or "check the spelling and the network; for a private model, `hf auth login`")  # fmt: skip
-    return error("E0613", f"the {what} `{model}` cannot be loaded: {reason}",
+    return error("E0613", f"the {what} `{model}` cannot be loaded: {why}",
                  help="name a folder made by `save_pretrained` that has its configuration, weights and tokenizer")  # fmt: skip

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..language.files import replace
 from ..language.report.diagnostics import error
 
 DATA, PICTURES = "report.json", ("report.png", "report.svg")
@@ -55,15 +55,8 @@ def _places(seen: Mapping[str, float], order: Sequence[tuple[str, str]]) -> list
     for name, value in sorted(seen.items()):
         front, _, what = name.rpartition("/")
         row, site, *layer = front.split("/")
-        empty: dict[str, Any] = {
-            "row": row,
-            "site": site,
-            "layer": int(layer[0]) if layer else None,
-            "edit": None,
-            "grad": None,
-            "gates": {},
-        }
-        place = out.setdefault(front, empty)
+        at = {"row": row, "site": site, "layer": int(layer[0]) if layer else None}
+        place = out.setdefault(front, {**at, "edit": None, "grad": None, "gates": {}})
         label, _, statistic = what.rpartition("_")
         if label and statistic in _STATISTICS:
             place["gates"].setdefault(label, {})[statistic] = value
@@ -72,12 +65,8 @@ def _places(seen: Mapping[str, float], order: Sequence[tuple[str, str]]) -> list
     rank = {place: i for i, place in enumerate(order)}
 
     def key(p: Mapping[str, Any]) -> tuple:
-        return (
-            rank.get((p["row"], p["site"]), len(rank)),
-            p["row"],
-            p["site"],
-            math.inf if p["layer"] is None else p["layer"],
-        )
+        row, site, layer = p["row"], p["site"], p["layer"]
+        return rank.get((row, site), len(rank)), row, site, math.inf if layer is None else layer
 
     return sorted(out.values(), key=key)
 
@@ -86,12 +75,6 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """The data and the pictures, each file whole or not there."""
     from .picture import draw
 
-    parts = {DATA: json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n"}
-    parts |= {name: draw(report, name.rpartition(".")[2]) for name in PICTURES}
-    for name, data in parts.items():
-        part = folder / f".{name}.part"
-        try:
-            part.write_bytes(data)
-            os.replace(part, folder / name)
-        finally:
-            part.unlink(missing_ok=True)
+    replace(folder / DATA, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+    for name in PICTURES:
+        replace(folder / name, draw(report, name.rpartition(".")[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from ..language.analyse.counts import counts
@@ -15,15 +16,8 @@ Count = Callable[[Method], int]
 
 def size_arguments(method: Method) -> list[str]:
     """The whole-number arguments on which the number of trained parameters depends."""
-    count = counts(method)["trained"]
-    symbols = set(count.size.symbols)
-    return [p.name for p in method.params if p.type == "int" and any(p.name in _words(s) for s in symbols)]
-
-
-def _words(symbol: str) -> set[str]:
-    import re
-
-    return set(re.findall(r"[A-Za-z_]\w*", symbol))
+    words = {w for s in counts(method)["trained"].size.symbols for w in re.findall(r"[A-Za-z_]\w*", s)}
+    return [p.name for p in method.params if p.type == "int" and p.name in words]
 
 
 def solve(method: Method, target: int, count: Count, name: str | None = None) -> Method:
@@ -39,32 +33,25 @@ def solve(method: Method, target: int, count: Count, name: str | None = None) ->
     if not sizes:
         raise error("E0804", f"no argument of `{method.name}` changes how many parameters it trains",
                     help="leave `--params` out, or give the method a size")  # fmt: skip
-    chosen = name or max(sizes, key=lambda s: _slope(method, s, count))
 
-    def at(n: int) -> int:
-        return count(method(**{chosen: n}))
+    def at(n: int, size: str) -> int:
+        return count(method(**{size: n}))
 
+    chosen = name or max(sizes, key=lambda s: at(2, s) - at(1, s))
     low, high = 1, 2
-    if at(low) >= target:
-        return _near_enough(method, chosen, low, target, at)
-    while at(high) < target:
+    least = at(low, chosen)
+    if least > 2 * target:
+        raise error("E0804", f"`{method.name}` trains {least:,} parameters even with {chosen} = {low}, more than {target:,}",
+                    help="ask for more parameters")  # fmt: skip
+    if least >= target:
+        return method(**{chosen: low})
+    while at(high, chosen) < target:
         low, high = high, high * 2
         if high > MOST:
             raise error("E0804", f"`{method.name}` trains fewer than {target:,} parameters for any `{chosen}` up to {MOST:,}",
                         help="ask for fewer parameters")  # fmt: skip
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if at(middle) < target else (low, middle)
-    best = min((low, high), key=lambda n: abs(at(n) - target))
+        low, high = (middle, high) if at(middle, chosen) < target else (low, middle)
+    best = min((low, high), key=lambda n: abs(at(n, chosen) - target))
     return method(**{chosen: best})
-
-
-def _slope(method: Method, name: str, count: Count) -> int:
-    return count(method(**{name: 2})) - count(method(**{name: 1}))
-
-
-def _near_enough(method: Method, name: str, least: int, target: int, at: Callable[[int], int]) -> Method:
-    if at(least) > 2 * target:
-        raise error("E0804", f"`{method.name}` trains {at(least):,} parameters even with {name} = {least}, more than {target:,}",
-                    help="ask for more parameters")  # fmt: skip
-    return method(**{name: least})

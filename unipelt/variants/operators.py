@@ -16,7 +16,6 @@ from ..language.check.elaborate import Draft, drafts, elaborate
 from ..language.ir import Trained
 from ..language.check.names import Names
 from ..language.syntax.parser import parse
-from ..language.syntax.printer import to_text
 from ..language.sites import SITES
 
 COLUMNS = ("modify", "insert", "form", "compose")
@@ -176,7 +175,3 @@ def _offered(slot: str, names: Names) -> list[str]:
         if all(p.type in _SIZES for p in needed):
             texts.append(f"{name}({', '.join(_SIZES[p.type] for p in needed)})" if needed else name)
     return texts
-
-
-def text_of(definition: S.MethodDef) -> str:
-    return to_text(S.File((), (definition,)))

@@ -20,11 +20,11 @@ from .files import read, read_file
 from .formats import SUFFIXES, decoded
 from .labels import alike, in_order, known_labels, label_set, label_titles, labels_of, unknown_label, values_in_order
 from .sampling import prepare, training_split
-from .split import SHOWN, Data, Split, is_unicode, kind_of_value, listed, raise_all, whole_number
+from .split import SHOWN, Data, Split, is_unicode, kind_of_value, listed, raise_all, said, whole_number
 
 __all__ = [
     "COMPLETIONS", "LABELS", "PAIRS", "SHOWN", "SUFFIXES", "TEXTS", "Columns", "Data", "Split",
     "alike", "classification_columns", "column", "decoded", "in_order", "is_unicode", "kind_of_value", "known_labels",
-    "label_set", "label_titles", "labels_of", "language_columns", "listed", "named", "prepare", "raise_all", "read", "read_file", "texts_of", "training_split",
+    "label_set", "label_titles", "labels_of", "language_columns", "listed", "named", "prepare", "raise_all", "read", "read_file", "said", "texts_of", "training_split",
     "unknown_label", "values_in_order", "values_of", "whole_number",
 ]  # fmt: skip

@@ -16,13 +16,7 @@ from ...language.syntax.nodes import Span
 from ...runtime.hub import is_data_set
 from .formats import SUFFIXES, parse
 from .hub import PREFIX, read_hub
-from .split import Data, Split, listed
-
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test",),
-}
+from .split import SPLITS, Data, Split, listed
 
 
 def read(path: str | Path, split: str = "train") -> Data:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...language.report.diagnostics import Diagnostic, PeltError, error, repeated
 from ...language.syntax.nodes import Span
-from .split import Split, is_unicode, kind_of_value, listed, raise_all
+from .split import Split, is_unicode, kind_of_value, listed, raise_all, said
 
 Rows = list[dict[str, Any]]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -19,14 +19,10 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 def parse(path: Path, name: str) -> Split:
     """The rows of a file whose name ends in one of the suffixes."""
-    if path.suffix == ".parquet":
-        rows = _parquet_rows(path)
+    if path.suffix in (".parquet", ".json"):
+        rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_array(decoded(path), path)
         return Split(name, str(path), tuple(rows), tuple(range(1, len(rows) + 1)), "row")
-    text = decoded(path)
-    if path.suffix == ".json":
-        rows = _json_array(text, path)
-        return Split(name, str(path), tuple(rows), tuple(range(1, len(rows) + 1)), "row")
-    rows, lines = _json_lines(text, path) if path.suffix == ".jsonl" else _csv_rows(text, path)
+    rows, lines = (_json_lines if path.suffix == ".jsonl" else _csv_rows)(decoded(path), path)
     return Split(name, str(path), tuple(rows), tuple(lines))
 
 
@@ -50,10 +46,9 @@ def _json_lines(text: str, path: Path) -> tuple[Rows, list[int]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            reason = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "it cannot be read"
-            problems.append(_broken(path, number, f"this is not JSON: {reason}"))
+            row = _json(line, path, number)
+        except PeltError as e:
+            problems += e.diagnostics
             continue
         if "\\u" in line and not is_unicode(row):
             problems.append(_no_unicode(f"`{path}`, line {number}", row, path))
@@ -67,12 +62,7 @@ def _json_lines(text: str, path: Path) -> tuple[Rows, list[int]]:
 
 
 def _json_array(text: str, path: Path) -> Rows:
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        reason = f"{e.msg} at column {e.colno}" if isinstance(e, json.JSONDecodeError) else "it cannot be read"
-        line = e.lineno if isinstance(e, json.JSONDecodeError) else 1
-        raise PeltError(_broken(path, line, f"this is not JSON: {reason}")) from None
+    rows = _json(text, path, 1)
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise PeltError(_broken(path, 1, "this is not a list of objects"))
     if "\\u" in text:
@@ -82,12 +72,20 @@ def _json_array(text: str, path: Path) -> Rows:
     return rows
 
 
+def _json(text: str, path: Path, line: int) -> Any:
+    """The value of a text that begins at a line of a file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        at = line + e.lineno - 1
+        raise PeltError(_broken(path, at, f"this is not JSON: {e.msg} at column {e.colno}")) from None
+    except (ValueError, RecursionError):
+        raise PeltError(_broken(path, line, "this is not JSON: it cannot be read")) from None
+
+
 def _no_unicode(place: str, row: Any, path: Path) -> Diagnostic:
-    column = (
-        next((c for c, v in row.items() if is_unicode(c) and not is_unicode(v)), None)
-        if isinstance(row, dict)
-        else None
-    )
+    cells = row.items() if isinstance(row, dict) else ()
+    column = next((c for c, v in cells if is_unicode(c) and not is_unicode(v)), None)
     what = f"`{column}` holds" if column is not None else "there is"
     return Diagnostic("E0649", f"{place}: {what} half of a character, which is no Unicode", Span(str(path)),
                       help="an escape such as `\\ud83d` needs the other half behind it: complete it, or take it out")  # fmt: skip
@@ -146,8 +144,7 @@ def _parquet_rows(path: Path) -> Rows:
             twice = sorted(repeated(names))
             table = file.read() if not twice else None
     except (pyarrow.ArrowException, OSError, ValueError) as e:
-        reason = " ".join(str(e).split())
-        raise error("E0631", f"`{path}` cannot be read as Parquet: {reason}", Span(str(path)),
+        raise error("E0631", f"`{path}` cannot be read as Parquet: {said(e)}", Span(str(path)),
                     help="write the file again") from None  # fmt: skip
     if table is None:
         raise error(
@@ -181,16 +178,13 @@ def _undecodable(table: Any, path: Path) -> Diagnostic:
 
 def class_names(features: Any) -> dict[str, list[str]]:
     """The names of the columns that are classes or lists of classes, from features as the library `datasets` writes them."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for column, feature in features.items() if isinstance(features, Mapping) else ():
         while isinstance(feature, Mapping) and feature.get("_type") in ("Sequence", "List", "LargeList"):
             feature = feature.get("feature")
-        if (
-            isinstance(feature, Mapping)
-            and feature.get("_type") == "ClassLabel"
-            and isinstance(feature.get("names"), list)
-        ):
-            found[column] = [str(n) for n in feature["names"]]
+        if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel":
+            names = feature.get("names")
+            found |= {column: [str(n) for n in names]} if isinstance(names, list) else {}
     return found
 
 

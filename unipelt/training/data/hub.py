@@ -8,7 +8,7 @@ from typing import Any
 from ...language.report.diagnostics import error
 from ...runtime.hub import is_data_set
 from .formats import class_names, name_classes
-from .split import Data, Split
+from .split import SPLITS, Data, Split, said
 
 PREFIX = "hub:"
 
@@ -39,15 +39,13 @@ def read_hub(path: str) -> Data:
     try:
         loaded = datasets.load_dataset(name, configuration or None)
     except Exception as e:  # noqa: BLE001 - whatever the network, the hub and its files raise
-        reason = " ".join(str(e).split()) or type(e).__name__
-        reason = reason if len(reason) <= 300 else reason[:297] + "…"
-        raise error("E0632", f"the data set `{wanted}` cannot be loaded from the hub: {reason}",
+        raise error("E0632", f"the data set `{wanted}` cannot be loaded from the hub: {said(e)}",
                     help="check the spelling and the network; files are read without either") from None  # fmt: skip
     return Data(*_splits(loaded, wanted))
 
 
 def _splits(loaded: Any, wanted: str) -> tuple[dict[str, Split], tuple[str, ...]]:
-    names = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+    names = {spelling: name for name, spellings in SPLITS.items() for spelling in spellings}
     splits: dict[str, Split] = {}
     notes: list[str] = []
     for given, part in loaded.items():

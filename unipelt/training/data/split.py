@@ -12,6 +12,21 @@ from ...language.report.texts import half_of_a_character
 
 #: After so many mistakes of a kind only their number is said.
 SHOWN = 5
+#: How files write the split's names.
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test",),
+}
+#: What a value of a cell is called.
+KINDS: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
 
 
 @dataclass(frozen=True)
@@ -85,21 +100,19 @@ def is_unicode(value: Any) -> bool:
     return True
 
 
+def said(e: BaseException) -> str:
+    """What an error of another library says, in one line that is not too long."""
+    text = " ".join(str(e).split()) or type(e).__name__
+    return text if len(text) <= 300 else text[:297] + "…"
+
+
 def whole_number(text: str) -> int | None:
     """The whole number that a text writes; None where it is another text. (`"²".isdigit()` is true, and `int("²")` fails.)"""
     return int(text) if len(text) < 1000 and text.removeprefix("-").isdecimal() else None
 
 
 def kind_of_value(value: object) -> str:
-    kinds = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+    return "null" if value is None else KINDS.get(type(value), type(value).__name__)
 
 
 def listed(names: Iterable[str]) -> str:

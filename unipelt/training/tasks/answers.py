@@ -42,9 +42,8 @@ class Answers:
         if self.problem == "multi_label":
             found = {name for names in lists_of(split, self.column) for name in names}
             if not found:
-                raise error(
-                    "E0604", f"no row of `{split.file}` has a label", Span(split.file), help="check the label column"
-                )
+                raise error("E0604", f"no row of `{split.file}` has a label", Span(split.file),
+                            help="check the label column")  # fmt: skip
             labels = tuple(reading.in_order(found))
             return labels, labels
         labels = tuple(reading.label_set(split, self.column))
@@ -83,9 +82,8 @@ def answers_for(split: Split, column: str, problem: str | None) -> Answers:
     fractions = not whole or sum(isinstance(v, float) for v in values) * FEW >= known > 0
     # A fraction in JSON is never the name of a class; a text of a CSV file may be, as any text.
     written = any(isinstance(v, float) for v in values)
-    slips = fractions or all(
-        isinstance(v, str) and _number(v) is not None for v in odd
-    )  # `nan` among whole numbers is no class
+    # `nan` among whole numbers is no class.
+    slips = fractions or all(isinstance(v, str) and _number(v) is not None for v in odd)
     if odd and slips and (len(odd) * FEW <= known or (fractions and written and len(odd) < known)):
         numbers_of(split, column, f"{known} of {len(values)} values are numbers: correct the others, or say "
                    "`--problem-type single_label` where they are names of classes")  # fmt: skip
@@ -110,9 +108,7 @@ def numbers_of(split: Split, column: str, remedy: str = "give each row a number"
             return "is missing"
         number = _number(value)
         if number is None:
-            return (
-                f"is `{value}`, not a number" if isinstance(value, str) else f"is {kind_of_value(value)}, not a number"
-            )
+            return f"is {f'`{value}`' if isinstance(value, str) else kind_of_value(value)}, not a number"
         return "" if math.isfinite(number) else f"is {number}"
 
     return [float(v) for v in reading.values_of(split, column, wrong, remedy)]

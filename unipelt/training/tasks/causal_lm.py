@@ -49,17 +49,13 @@ class CausalLM(LanguageTask):
         if talks:
             columns = reading.Columns((talks,), None)
         else:
-            columns = prompt_columns(split, options.text, options.label, options.pattern, cls.kind)
+            columns = prompt_columns(split, options, cls.kind)
         answered = bool(talks or columns.label)
-        for name, given in (
-            ("loss", options.loss == "completion"),
-            ("generate", options.generate),
-            ("chat", options.chat),
-        ):
-            if given and not answered:
-                raise error(
-                    "E0603", f"`--{name}` needs answers, and there is no column of them", help="name it with `--label`"
-                )
+        needy = {"loss": options.loss == "completion", "generate": options.generate, "chat": options.chat}
+        name = next((name for name, given in needy.items() if given), None)
+        if name is not None and not answered:
+            raise error("E0603", f"`--{name}` needs answers, and there is no column of them",
+                        help="name it with `--label`")  # fmt: skip
         loss = options.loss or ("completion" if answered else "all")
         return cls.made(options, columns.texts, columns.label, loss=loss, chat=bool(talks) or options.chat)
 

@@ -32,11 +32,8 @@ def conversations_of(split: Split, column: str) -> list[Talk]:
                 return f"holds {kind_of_value(message)} among its messages"
             if not all(isinstance(message.get(k), str) for k in ("role", "content")):
                 return "has a message without the texts `role` and `content`"
-        return (
-            ""
-            if value[-1]["role"] == ASSISTANT
-            else f"ends with the role `{value[-1]['role']}`, not with `{ASSISTANT}`"
-        )
+        last = value[-1]["role"]
+        return "" if last == ASSISTANT else f"ends with the role `{last}`, not with `{ASSISTANT}`"
 
     remedy = 'write `[{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]`'
     return reading.values_of(split, column, wrong, remedy)
@@ -100,8 +97,7 @@ def _text(talk: Talk, tokenizer: Any, asked: bool = False) -> str:
     try:
         return tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=asked)
     except Exception as e:  # noqa: BLE001 - a template raises what it likes, such as for a role that it does not know
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise error("E0638", f"the chat template refuses a conversation: {reason}",
+        raise error("E0638", f"the chat template refuses a conversation: {reading.said(e)}",
                     help="write the roles that the model was trained on, in their order") from None  # fmt: skip
 
 

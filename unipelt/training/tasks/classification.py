@@ -49,9 +49,7 @@ class SequenceClassification(Task):
     @classmethod
     def find(cls, split: Split, options: TaskOptions, base: Any) -> SequenceClassification:
         several = options.label is not None and "," in options.label and options.label not in split.columns
-        pattern = template.parse(options.pattern) if options.pattern else None
-        if pattern is not None:
-            pattern.check(split)
+        pattern = template.asked(options, split)
         texts = pattern.columns if pattern else options.text
         columns = reading.classification_columns(
             split, texts, None if several else options.label, several, pattern is not None

@@ -14,9 +14,10 @@ from pydantic import Field
 from ...language.report.diagnostics import error
 from .. import data as reading
 from ..data import Split
+from ..options import TaskOptions
+from . import template
 from .generation import decoded, generate, grouped, leaders, text_metrics
 from .task import IGNORED, Answer, Encoded, Inputs, Output, Predicting, Task
-from .template import parse, plain
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class LanguageTask(Task):
 
     def text_of(self, given: Sequence[str]) -> str:
         """The prompt as it is read."""
-        return parse(self.pattern).render(given) if self.pattern else given[0]
+        return template.parse(self.pattern).render(given) if self.pattern else given[0]
 
     def prompt_ids(self, given: Sequence[Any], tokenizer: Any) -> list[int]:
         """The tokens of a prompt, as generation starts from them."""
@@ -101,19 +102,17 @@ class LanguageTask(Task):
         return [{"text": t, "completion": decoded(a, tokenizer)} for t, a in zip(texts, found)]
 
 
-def prompt_columns(
-    split: Split, text: Sequence[str] | None, label: str | None, pattern: str | None, kind: str
-) -> reading.Columns:
+def prompt_columns(split: Split, options: TaskOptions, kind: str) -> reading.Columns:
     """The columns of prompts and answers, by convention or by name, or those of a pattern; the answer may be missing."""
+    pattern, label = template.asked(options, split), options.label
     if pattern is None:
-        return reading.language_columns(split, text, label)
-    if text:
-        raise error(
-            "E0620", "`--pattern` names the columns that are read, so `--text` is one too many", help="give one of them"
-        )
-    found = plain(pattern, kind)
-    found.check(split)
+        return reading.language_columns(split, options.text, label)
+    if pattern.masks or pattern.rows:
+        raise error("E0640", f"the pattern `{options.pattern}` has a mask or pseudo-tokens, and {kind} fills columns only",
+                    help="leave `{mask}` and `{prompt:…}` out, or choose `--task pet`")  # fmt: skip
     if label is None:
-        known = [answer for _, answer in reading.COMPLETIONS if answer in split.columns and answer not in found.columns]
+        known = [
+            answer for _, answer in reading.COMPLETIONS if answer in split.columns and answer not in pattern.columns
+        ]
         label = known[0] if known else None
-    return reading.Columns(found.columns, reading.named(split, label, "label") if label else None)
+    return reading.Columns(pattern.columns, reading.named(split, label, "label") if label else None)

@@ -58,22 +58,12 @@ class PET(SequenceClassification):
 
     @classmethod
     def find(cls, split: Split, options: TaskOptions, base: Any) -> PET:
-        if options.pattern is None:
+        pattern = template.asked(options, split)
+        if pattern is None:
             raise error("E0640", "a pattern is missing", help='give one, as in `--pattern "{text} It was {mask}."`')
-        if options.text:
-            raise error(
-                "E0620",
-                "`--pattern` names the columns that are read, so `--text` is one too many",
-                help="give one of them",
-            )
-        pattern = template.parse(options.pattern)
         if not pattern.masks:
-            raise error(
-                "E0640",
-                f"the pattern `{options.pattern}` has no `{{mask}}`, where the label's word is wanted",
-                help="write one",
-            )
-        pattern.check(split)
+            raise error("E0640", f"the pattern `{options.pattern}` has no `{{mask}}`, where the label's word is wanted",
+                        help="write one")  # fmt: skip
         label = reading.column(split, options.label, reading.LABELS, "label")
         labels, titles = Answers(label, "single_label").labels(split)
         words = words_for(options.words, labels, titles)
@@ -92,21 +82,14 @@ class PET(SequenceClassification):
     def auto_for(cls, base: Any) -> str:
         from transformers import AutoModelForMaskedLM
 
-        whole = not getattr(base, "is_encoder_decoder", False)
-        return (
-            "AutoModelForMaskedLM"
-            if whole and type(base) in AutoModelForMaskedLM._model_mapping
-            else "AutoModelForCausalLM"
-        )
+        masked = not getattr(base, "is_encoder_decoder", False) and type(base) in AutoModelForMaskedLM._model_mapping
+        return "AutoModelForMaskedLM" if masked else "AutoModelForCausalLM"
 
     def fit(self, base: Any, tokenizer: Any) -> PET:
         masked = self.auto_for(base) == "AutoModelForMaskedLM"
         if masked and tokenizer.mask_token_id is None:
-            raise error(
-                "E0642",
-                "the tokenizer has no mask token",
-                help="use a causal model, or a masked one with its own tokenizer",
-            )
+            raise error("E0642", "the tokenizer has no mask token",
+                        help="use a causal model, or a masked one with its own tokenizer")  # fmt: skip
         pattern = self.template
         hidden = [c for c in pattern.columns if c not in pattern.before_mask().columns]
         hidden += [f"prompt:{p.rows}" for p in pattern.after_mask().parts if p.rows]
@@ -151,11 +134,8 @@ class PET(SequenceClassification):
         if any(self._holds_mask(texts, tokenizer) for texts in inputs):
             raise PeltError(_masked_text("", tokenizer))
         if not all(0 <= i < len(tokenizer) for words in self.tokens for ids in words for i in ids):
-            raise error(
-                "E0615",
-                "the task's record is damaged: its words have tokens that the tokenizer has not",
-                help="train again",
-            )
+            raise error("E0615", "the task's record is damaged: its words have tokens that the tokenizer has not",
+                        help="train again")  # fmt: skip
         pattern = self.template if self.masked else self.template.before_mask()
         if self.masked:
             front, back = template.borders(tokenizer)
@@ -166,9 +146,8 @@ class PET(SequenceClassification):
         found = [template.encode(pattern, values, tokenizer, room, front, back) for values in inputs]
         examples = [e.example(marked) for e in found]
         for example in examples:
-            example["place"] = (
-                example["input_ids"].index(tokenizer.mask_token_id) if self.masked else len(example["input_ids"]) - 1
-            )
+            ids = example["input_ids"]
+            example["place"] = ids.index(tokenizer.mask_token_id) if self.masked else len(ids) - 1
         return Encoded(examples, sum(e.cut for e in found))
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
@@ -277,11 +256,8 @@ def _from_text(given: str) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]
     items = [i.strip() for i in given.split(",")]
     named = [i for i in items if "=" in i]
     if named and len(named) < len(items):
-        raise error(
-            "E0643",
-            f"`--words {given}` names a label for some words only",
-            help="write `label=word` for all, or for none",
-        )
+        raise error("E0643", f"`--words {given}` names a label for some words only",
+                    help="write `label=word` for all, or for none")  # fmt: skip
     pairs = [tuple(i.split("=", 1)) if named else ("", i) for i in items]
     words = [tuple(w.strip() for w in p[1].split("|")) for p in pairs]
     if any(not w for group in words for w in group):
@@ -290,34 +266,24 @@ def _from_text(given: str) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]
 
 
 def _from_file(path: Path) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]:
-    span = Span(str(path))
+    def wrong(what: str, remedy: str = 'write `{"label": ["word", …]}`', code: str = "E0643") -> PeltError:
+        return error(code, f"`{path}` {what}", Span(str(path)), help=remedy)
+
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise error("E0643", f"`{path}` cannot be read: {e}", span, help="give words, or a JSON file of them") from None
-
-    def words(v: Any) -> tuple[str, ...]:
+        raise wrong(f"cannot be read: {e}", "give words, or a JSON file of them") from None
+    if not reading.is_unicode(value):
+        raise wrong("holds half of a character, which is no Unicode", "complete it, or take it out", "E0649")
+    if not isinstance(value, (dict, list)):
+        raise wrong("holds neither an object nor a list of words")
+    found = []
+    for v in value.values() if isinstance(value, dict) else value:
         group = [v] if isinstance(v, str) else v
         if not isinstance(group, list) or not group or not all(isinstance(w, str) and w.strip() for w in group):
-            raise error(
-                "E0643", f"`{path}` holds something other than words", span, help='write `{"label": ["word", …]}`'
-            )
-        return tuple(group)
-
-    if not reading.is_unicode(value):
-        raise error(
-            "E0649",
-            f"`{path}` holds half of a character, which is no Unicode",
-            span,
-            help="complete it, or take it out",
-        )
-    if isinstance(value, dict):
-        return {k: words(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [words(v) for v in value]
-    raise error(
-        "E0643", f"`{path}` holds neither an object nor a list of words", span, help='write `{"label": ["word", …]}`'
-    )
+            raise wrong("holds something other than words")
+        found.append(tuple(group))
+    return dict(zip(value, found)) if isinstance(value, dict) else found
 
 
 def word_ids(word: str, pattern: Template, tokenizer: Any) -> list[int]:
@@ -335,20 +301,16 @@ def _masked_text(place: str, tokenizer: Any) -> Diagnostic:
 def _check_words(words: Words, tokens: Tokens, masked: bool, tokenizer: Any) -> None:
     problems = []
     seen: dict[tuple[int, ...], str] = {}
-    for group, ids in ((w, i) for ws, ts in zip(words, tokens) for w, i in zip(ws, ts)):
+    for word, ids in ((w, i) for ws, ts in zip(words, tokens) for w, i in zip(ws, ts)):
         pieces = ", ".join(f"`{p}`" for p in tokenizer.convert_ids_to_tokens(list(ids)))
+        what, remedy = "", "choose another"
         if not ids or tokenizer.unk_token_id in ids and tokenizer.unk_token_id != tokenizer.eos_token_id:
-            problems.append(
-                Diagnostic("E0644", f"the word `{group}` is not in the model's vocabulary", help="choose another")
-            )
+            what = f"the word `{word}` is not in the model's vocabulary"
         elif masked and len(ids) > 1:
-            problems.append(Diagnostic("E0644", f"the word `{group}` is {len(ids)} tokens ({pieces}), and a masked model fills one",
-                                       help="choose a word of one token"))  # fmt: skip
+            what = f"the word `{word}` is {len(ids)} tokens ({pieces}), and a masked model fills one"
+            remedy = "choose a word of one token"
         elif ids in seen:
-            problems.append(
-                Diagnostic(
-                    "E0644", f"the words `{seen[ids]}` and `{group}` are the same to the model", help="choose another"
-                )
-            )
-        seen.setdefault(ids, group)
+            what = f"the words `{seen[ids]}` and `{word}` are the same to the model"
+        problems += [Diagnostic("E0644", what, help=remedy)] if what else []
+        seen.setdefault(ids, word)
     reading.raise_all(problems)

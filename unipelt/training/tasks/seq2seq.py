@@ -33,7 +33,7 @@ class Seq2Seq(LanguageTask):
 
     @classmethod
     def find(cls, split: Split, options: TaskOptions, base: Any) -> Seq2Seq:
-        columns = prompt_columns(split, options.text, options.label, options.pattern, cls.kind)
+        columns = prompt_columns(split, options, cls.kind)
         if columns.label is None:
             raise error("E0603", f"`{split.file}` has no column of answers; it has {reading.listed(split.columns)}",
                         help="name it with `--label`")  # fmt: skip

@@ -119,9 +119,8 @@ class Task:
 
     def classes(self, split: Split) -> list[str]:
         """The class of each row, for samples with a number of rows of each."""
-        raise error(
-            "E0620", f"`--shots` counts examples of each class, and {self.kind} has none", help="use `--train-size`"
-        )
+        raise error("E0620", f"`--shots` counts examples of each class, and {self.kind} has none",
+                    help="use `--train-size`")  # fmt: skip
 
     # ------------------------------------------------------------ as plain data
 
@@ -209,14 +208,14 @@ class Task:
             raise error("E0648", f"`{plan.method.name}` reads the argument `{declared}` of the forward pass, and a run gives texts only",
                         help=f"train it in a loop of your own, with `model(**batch, {declared}=…)`, or choose a method without `input`")  # fmt: skip
         filled = next((i.count for i in plan.inputs if i.marks), 0)
-        given, name = self.pseudo_tokens, plan.method.name
+        given, name, pattern = self.pseudo_tokens, plan.method.name, getattr(self, "pattern", None)
         if given and not filled:
             raise error("E0647", f"the pattern has {given} pseudo-tokens, and `{name}` fills none",
                         help="leave `{prompt:…}` out, or choose a method whose composition fills, such as one of P-tuning")  # fmt: skip
         if filled and not given:
             raise error("E0647", f"`{name}` fills the pseudo-tokens of a pattern, and "
-                        + ("this pattern has none" if getattr(self, "pattern", None) else f"this {self.kind} has no pattern"),
-                        help=f'`--pattern "{{prompt:{filled}}} {getattr(self, "pattern", None) or "{text}"}"` (for sequence-classification '
+                        + ("this pattern has none" if pattern else f"this {self.kind} has no pattern"),
+                        help=f'`--pattern "{{prompt:{filled}}} {pattern or "{text}"}"` (for sequence-classification '
                         "and pet), or choose a method that puts its rows before the tokens")  # fmt: skip
         if given != filled:
             raise error("E0647", f"the pattern has {given} pseudo-tokens, and `{name}` makes {filled} for it",

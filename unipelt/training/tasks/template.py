@@ -13,6 +13,7 @@ from typing import Any
 from ...language.report.diagnostics import error, near
 from .. import data as reading
 from ..data import Split
+from ..options import TaskOptions
 
 MASK, PROMPT = "mask", "prompt"
 
@@ -57,10 +58,18 @@ class Template:
         filled = dict(zip(self.columns, values, strict=True))
         return "".join(filled[p.text] if p.kind == "column" else p.text for p in self.parts)
 
-    def check(self, split: Split) -> None:
-        """Each column is there."""
-        for column in self.columns:
-            reading.named(split, column, "pattern")
+
+def asked(options: TaskOptions, split: Split) -> Template | None:
+    """The template that is asked for. It says which columns are read, and the split has them."""
+    if options.pattern is None:
+        return None
+    if options.text:
+        raise error("E0620", "`--pattern` names the columns that are read, so `--text` is one too many",
+                    help="give one of them")  # fmt: skip
+    found = parse(options.pattern)
+    for column in found.columns:
+        reading.named(split, column, "pattern")
+    return found
 
 
 def parse(pattern: str) -> Template:
@@ -84,11 +93,8 @@ def parse(pattern: str) -> Template:
                             help="write `{prompt:3}`")  # fmt: skip
             parts.append(Part(PROMPT, rows=count))
         elif not name:
-            raise error(
-                "E0640",
-                f"the pattern `{pattern}` has braces with no name in them",
-                help="write a column's, as in `{text}`",
-            )
+            raise error("E0640", f"the pattern `{pattern}` has braces with no name in them",
+                        help="write a column's, as in `{text}`")  # fmt: skip
         elif spec or conversion:
             given = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
             raise error("E0640", f"`{given}` gives a number or a format to `{name}`, and only `prompt` takes a number",
@@ -102,15 +108,6 @@ def parse(pattern: str) -> Template:
         raise error(
             "E0640", f"the pattern `{pattern}` has {found.masks} masks, and one word is wanted", help="leave one"
         )
-    return found
-
-
-def plain(pattern: str, kind: str) -> Template:
-    """A template for a task that reads text alone."""
-    found = parse(pattern)
-    if found.masks or found.rows:
-        raise error("E0640", f"the pattern `{pattern}` has a mask or pseudo-tokens, and {kind} fills columns only",
-                    help="leave `{mask}` and `{prompt:…}` out, or choose `--task pet`")  # fmt: skip
     return found
 
 
@@ -148,11 +145,8 @@ def encode(
         longest = max(filled, key=lambda c: len(filled[c]))
         shorter = _shortened(filled[longest], over, tokenizer)
         if not shorter or len(shorter) >= len(filled[longest]):
-            raise error(
-                "E0641",
-                f"the pattern without its texts is longer than {room} tokens",
-                help="give a larger `--max-length`",
-            )
+            raise error("E0641", f"the pattern without its texts is longer than {room} tokens",
+                        help="give a larger `--max-length`")  # fmt: skip
         filled[longest], cut = shorter, True
 
 

@@ -59,9 +59,8 @@ class TokenClassification(Task):
     @classmethod
     def find(cls, split: Split, options: TaskOptions, base: Any) -> TokenClassification:
         if options.text and len(options.text) > 1:
-            raise error(
-                "E0603", f"token classification reads one column of words, not {len(options.text)}", help="name one"
-            )
+            raise error("E0603", f"token classification reads one column of words, not {len(options.text)}",
+                        help="name one")  # fmt: skip
         text = reading.column(split, (options.text or (None,))[0], TOKENS, "text")
         label = reading.column(split, options.label, TAGS, "label")
         found = {tag for tags in tags_of(split, text, label) for tag in tags}
@@ -230,9 +229,9 @@ def words_of(split: Split, column: str) -> list[list[str]]:
         if not isinstance(value, list):
             return f"is {kind_of_value(value)}, not a list of words"
         bad = next((v for v in value if not isinstance(v, str)), "")
-        return (
-            ("" if value else "has no words") if isinstance(bad, str) else f"holds {kind_of_value(bad)} among its words"
-        )
+        if not isinstance(bad, str):
+            return f"holds {kind_of_value(bad)} among its words"
+        return "" if value else "has no words"
 
     return reading.values_of(split, column, wrong, 'write lists of words, as in `["New", "York"]`')
 
