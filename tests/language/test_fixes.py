@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unipelt.language.report.diagnostics import Diagnostic, Edit
+from unipelt.language.report.diagnostics import Diagnostic, TextEdit
 from unipelt.language.report.fixes import edited, fixed
 from unipelt.language.loading import check_text
 from unipelt.language.report.render import to_json
@@ -107,8 +107,8 @@ def test_there_are_twenty() -> None:
 
 
 def test_edits_that_touch_the_same_text_are_not_both_applied() -> None:
-    def edit(a: int, b: int, text: str) -> Edit:
-        return Edit(Span("f", a, b), text)
+    def edit(a: int, b: int, text: str) -> TextEdit:
+        return TextEdit(Span("f", a, b), text)
 
     assert edited("abcdef", [edit(0, 2, "X"), edit(1, 3, "Y"), edit(4, 4, "+"), edit(5, 6, "")]) == "Xcd+e"
     assert edited("abc", [edit(0, 1, "X"), edit(0, 1, "X")]) == "Xbc"

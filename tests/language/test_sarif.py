@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import unipelt
 from unipelt.cli.app import app
-from unipelt.language.report.diagnostics import Diagnostic, Edit, Label
+from unipelt.language.report.diagnostics import Diagnostic, TextEdit, Label
 from unipelt.language.report.pages import pages
 from unipelt.language.report.sarif import to_sarif
 from unipelt.language.report.texts import Source, remember
@@ -112,7 +112,7 @@ def test_labels_are_related_locations_and_an_empty_region_has_no_length() -> Non
     remember(Source("mine.pelt", TEXT))
     end = len(TEXT.rstrip())
     d = Diagnostic("E0102", "open", Span("mine.pelt", 21, 22), "here", (Label(Span("mine.pelt", end, end), "there"),),
-                   edits=(Edit(Span("mine.pelt", end, end), "}"),))  # fmt: skip
+                   edits=(TextEdit(Span("mine.pelt", end, end), "}"),))  # fmt: skip
     (result,) = to_sarif([d], "1.2.3")["runs"][0]["results"]
     (related,) = result["relatedLocations"]
     assert related["id"] == 1 and related["message"]["text"] == "there"

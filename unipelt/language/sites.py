@@ -29,7 +29,7 @@ class TensorType:
         return ", ".join([*sorted(self.axes, key=axis_order), "[" + ", ".join(map(str, self.sizes)) + "]"])
 
 
-def merged_axes(*groups: frozenset[str]) -> frozenset[str]:
+def united_axes(*groups: frozenset[str]) -> frozenset[str]:
     """Axes unite by name; head refines group."""
     axes = frozenset().union(*groups)
     return axes - {"group"} if "head" in axes else axes

@@ -28,7 +28,7 @@ from ..types.infer import Inference
 from ..ir import Method, Row, Trained
 from ..syntax.parser import parse_expression
 from ..syntax.printer import to_text
-from .reader import Learned, Place, scope_sizes, written
+from .reader import Learned, SiteState, scope_sizes, written
 from ..sites import SiteSignature, signature, site_name, weight_site
 from ..sizes import Size
 from ..types.values import NumberType
@@ -94,7 +94,7 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
     for edits in _by_site(method).values():
         groups = _groups(edits)
         places = [
-            Place(g[0].site, tensors, first=not any(_meet(g[0], e[0]) for e in groups[:n]))
+            SiteState(g[0].site, tensors, first=not any(_meet(g[0], e[0]) for e in groups[:n]))
             for n, g in enumerate(groups)
         ]
         for group, place in zip(groups, places):
@@ -185,7 +185,7 @@ def _number(e: S.Expr) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
+class RowMeaning:
     """One row at one site: ``h`` before, ``out`` after, the tensors by key, and their own names."""
 
     h: Term
@@ -195,17 +195,17 @@ class Edit:
 
 
 @once
-def edit_of(typing: TypedRow, training: bool = False) -> Edit:
+def row_meaning(typing: TypedRow, training: bool = False) -> RowMeaning:
     """The meaning of a row that has been checked at a site, by itself, in training or outside it."""
-    place = Place(typing.site.name, {}, evaluation=not training)
+    place = SiteState(typing.site.name, {}, evaluation=not training)
     place.read(typing)
     h = atom("read", scope_sizes(typing, "h", typing.site.h), "h")
     if typing.site.has_weight:
-        before = Place(typing.site.name, {}, evaluation=not training)
+        before = SiteState(typing.site.name, {}, evaluation=not training)
         before.weight = atom("read", scope_sizes(typing, "W", dict(typing.site.scope)["W"]), "W")
         h = before.affine()
     names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors}
-    return Edit(h, place.out, place.tensors, names)
+    return RowMeaning(h, place.out, place.tensors, names)
 
 
 def _layers(selection: S.Selection | None) -> str:

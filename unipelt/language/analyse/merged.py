@@ -22,7 +22,7 @@ from ..syntax.parser import parse_expression
 from ..types.primitives import PRIMITIVES
 from ..syntax.printer import to_text
 from .row_verdicts import mergeable
-from .reader import Place, reads
+from .reader import SiteState, reads
 from ..sites import signature
 from ..sizes import Size
 
@@ -75,7 +75,7 @@ def merged_at(t: TypedRow) -> Merged | None:
         return None  # what stands behind some heads is a block of the map; a model's head is what it is
     scope = dict(found.scope)
     W, bias = (atom("read", tuple(s.bind(t.sizes) for s in scope[n].sizes), n) for n in ("W", "bias"))
-    place = Place(site.name, {}, evaluation=True)
+    place = SiteState(site.name, {}, evaluation=True)
     before = site.side == "input"
     if not before and not site.has_weight:
         place.h = add(contract(atom("read", W.sizes[:1], "x"), W), bias)

@@ -1,7 +1,7 @@
-"""Reads rows into normal form: lets are inlined, tensors noted, one row after another at a place.
+"""Reads rows into normal form: lets are inlined, tensors noted, one row after another at a site.
 
 Names get their values where they are bound, line by line, so a name that is bound twice means at each place what it
-meant there. Non-goal: which rows meet at a place (`meaning`).
+meant there. Non-goal: which rows meet at a site (`meaning`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def written(size: Size) -> str:
     return str(n) if n.denominator < 100 else repr(float(n))
 
 
-class Place:
+class SiteState:
     """A site while the rows that edit it are read. ``first``: no edit of the site comes before, so ``h`` is the base's.
 
     With ``evaluation`` what is read is what the rows are outside training.
@@ -140,8 +140,8 @@ class Place:
 class Reader:
     """Reads one row at one site, whose ``h`` the rows before have left as it is given; ``line`` is the one that is read."""
 
-    def __init__(self, place: Place, typing: TypedRow, h: Term):
-        self.place, self.row, self.typing, self.h = place, typing.row, typing, h
+    def __init__(self, state: SiteState, typing: TypedRow, h: Term):
+        self.state, self.row, self.typing, self.h = state, typing.row, typing, h
         bound = {b.name for b in typing.lines("form", "compose")}
         self.types: dict[str, Value] = {n: v for n, v in typing.values.items() if n not in bound}
         self.known: dict[str, Term] = {}
@@ -159,10 +159,10 @@ class Reader:
         if site.is_weight:
             self.known["W"] = self.h
         elif site.has_weight:
-            assert self.place.weight is not None
-            self.known["W"] = self.place.weight
-        if self.place.mass is not None:
-            self.known["log_mass"] = self.place.mass
+            assert self.state.weight is not None
+            self.known["W"] = self.state.weight
+        if self.state.mass is not None:
+            self.known["log_mass"] = self.state.mass
         self.known["h"] = self.h  # which the checker lets only the insertion and the composition read
         self._lines("insert", "form")
         gate = None
@@ -178,7 +178,7 @@ class Reader:
         if site.has_heads and shares_softmax(row):
             scores = self._named("scores")
             own = call(scores.sizes[:-1], "logsumexp", scores)
-            self.place.mass = call((), "log(exp + exp)", self.known["log_mass"], own)
+            self.state.mass = call((), "log(exp + exp)", self.known["log_mass"], own)
         return Term(out.products, scope_sizes(self.typing, "h", site.h))
 
     def _lines(self, *parts: Part) -> None:
@@ -188,7 +188,7 @@ class Reader:
                 self._bind(found.name, line.value, self._tensor(found))
             elif isinstance(found, InputTyping):
                 sizes = f"[{', '.join(map(written, found.sizes))}]"
-                self.place.inputs[found.name] = f"index({written(found.count)})" if found.count is not None else sizes
+                self.state.inputs[found.name] = f"index({written(found.count)})" if found.count is not None else sizes
                 self._bind(found.name, found.value)
             elif line.axis is not None:
                 self._declare(line.name, self._plain(line.axis, self.value(line.axis).type))
@@ -220,14 +220,14 @@ class Reader:
             self.known[name] = term
 
     def _tensor(self, t: TensorTyping) -> Term:
-        site = self.place.site + ".weight" * self.typing.site.is_weight  # two sites beside each other
+        site = self.state.site + ".weight" * self.typing.site.is_weight  # two sites beside each other
         owner = Owner(t.owner.place, frozenset(map(self._axis, t.owner.axes)))
         key = "/".join([self.row.name, t.label, *filter(None, [owner.named(kind=site, layer="", site=site)])])
         exact = self.term(t.exact) if t.exact is not None else None
         start = None if t.start is None else Start(t.start.name, tuple(self._number_or_text(a) for a in t.start.args))
         lr = ONE if t.declaration.lr is None else self._plain(t.declaration.lr, self.value(t.declaration.lr).type)
-        self.place.tensors[key] = Learned(t.type.sizes, owner, t.frozen, lr, start, exact)
-        self.place.declared.append(key)
+        self.state.tensors[key] = Learned(t.type.sizes, owner, t.frozen, lr, start, exact)
+        self.state.declared.append(key)
         return atom("tensor", t.type.sizes, key)
 
     # ------------------------------------------------------------ expressions
@@ -327,12 +327,12 @@ class Reader:
         entry = PRIMITIVES.get(name)
         if entry is None:
             return call(sizes, name, *values)
-        if isinstance(values[0], Term) and (name == "identity_map" or (entry.still and self.place.evaluation)):
+        if isinstance(values[0], Term) and (name == "identity_map" or (entry.still and self.state.evaluation)):
             return values[0]
         if entry.draws and isinstance(values[0], Term) and isinstance(values[1], Term):
             if not values[1].products:
                 return values[0]
-            drawn = self.place.drops[tuple(values)] = self.place.drops.get(tuple(values), 0) + 1
+            drawn = self.state.drops[tuple(values)] = self.state.drops.get(tuple(values), 0) + 1
             values += [f"draw {drawn}"] if drawn > 1 else []
         return call(sizes, name, *values)
 
@@ -341,7 +341,7 @@ class Reader:
     def _is_plain(self, value: Value) -> bool:
         """Whether a value is a number that training does not change."""
         known = isinstance(value.type, NumberType) and value.type.value is not None
-        return isinstance(value.type, NumberType) and (not value.random or (self.place.evaluation and known))
+        return isinstance(value.type, NumberType) and (not value.random or (self.state.evaluation and known))
 
     def _number_or_text(self, e: S.Expr) -> Size | str:
         found = self.value(e)

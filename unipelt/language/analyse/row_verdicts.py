@@ -18,7 +18,7 @@ from .fold import fold_form
 from ..types.initialisers import INITIALISERS
 from ..types.inputs import changes_length
 from ..ir import Row
-from .meaning import Edit, edit_of
+from .meaning import RowMeaning, row_meaning
 from ..types.primitives import entry_of
 from ..sizes import Size
 from ..report.texts import place
@@ -91,7 +91,7 @@ def _unless_it_cancels(t: TypedRow, verdict: Verdict, training: bool = False) ->
     """The verdict on a call, unless its value may come to nothing: the normal form of the edit has no such call left, or it
     passes by what may be one number whatever it is given."""
     names = {n.function.id for n in calls_at(t.row, verdict.span) if isinstance(n.function, Name)}
-    out = edit_of(t, training).out
+    out = row_meaning(t, training).out
     if (names and not names & called(out)) or compares(out) or _levelled(t):
         what = "drops" if training else "reads of other positions"
         return Verdict("unknown", f"what this {what} may come to nothing", verdict.span)
@@ -179,7 +179,7 @@ def _reading(row: Row, name: str) -> Span:
 @once
 def identity_at_start(t: TypedRow) -> Verdict:
     """Whether the first step starts from the pretrained function: ``out`` is ``h`` with every tensor at its start."""
-    edit = edit_of(t)
+    edit = row_meaning(t)
     start, h = at_start(edit.out, edit.tensors), at_start(edit.h, edit.tensors)
     if start.products == h.products:
         return _starts(t, edit)
@@ -214,7 +214,7 @@ def _known(part: Any) -> bool:
     return part.kind in ("chain", "times", "turned") and all(isinstance(p, Atom) and _known(p) for p in part.parts)
 
 
-def _starts(t: TypedRow, edit: Edit) -> Verdict:
+def _starts(t: TypedRow, edit: RowMeaning) -> Verdict:
     """The identity, with the tensor that makes it so: without its start it would be none."""
     for key, learned in edit.tensors.items():
         otherwise = {**edit.tensors, key: replace(learned, start=None, exact=None)}

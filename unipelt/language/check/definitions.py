@@ -13,7 +13,7 @@ from itertools import chain, islice
 
 from .inline import inline_calls
 from .methods import fit
-from ..report.diagnostics import Diagnostic, Edit, Label, PeltError, instead, put
+from ..report.diagnostics import Diagnostic, TextEdit, Label, PeltError, instead, put
 from ..ir import Row
 from ..library import library_definition, library_names, title
 from .names import Names
@@ -65,7 +65,7 @@ def unbound_result(what: str, body: Sequence[Statement], definition: BodyDef | N
                       help=f"end it with `{result} = …`", edits=_bound(result, body))  # fmt: skip
 
 
-def _bound(result: str, body: Sequence[Statement]) -> tuple[Edit, ...]:
+def _bound(result: str, body: Sequence[Statement]) -> tuple[TextEdit, ...]:
     """The last value under the result's name: called so itself, or, where others read it by its own name, given both."""
     last = body[-1] if body else None
     if not isinstance(last, Let) or len(last.names) > 1:

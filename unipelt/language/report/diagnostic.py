@@ -19,7 +19,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
+class TextEdit:
     """The text that a help puts in the place of a span; an empty span is a place where it is put in."""
 
     span: Span
@@ -42,7 +42,7 @@ class Diagnostic:
     where: tuple[str, ...] = ()
     help: str = ""
     severity: Severity = "error"
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[TextEdit, ...] = ()
 
     def __repr__(self) -> str:
         return f"<{self.severity} {self.code}: {self.message}>"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..syntax.nodes import NOWHERE, Span
-from .diagnostic import Diagnostic, Edit, Label, Severity
+from .diagnostic import Diagnostic, TextEdit, Label, Severity
 from .render import render_all
 
 __all__ = [  # the values are part of what this module offers
     "Diagnostic",
-    "Edit",
+    "TextEdit",
     "Label",
     "PeltError",
     "Severity",
@@ -104,9 +104,9 @@ def instead(word: str, known: Iterable[str], span: Span, otherwise: str = "", *,
     found = nearest(word, known, cutoff)
     if not found:
         return {"help": otherwise}
-    return {"help": f"did you mean `{found}`?", "edits": (Edit(span, found),)}
+    return {"help": f"did you mean `{found}`?", "edits": (TextEdit(span, found),)}
 
 
-def put(text: str, *spans: Span) -> tuple[Edit, ...]:
+def put(text: str, *spans: Span) -> tuple[TextEdit, ...]:
     """Edits that write the same text at each span."""
-    return tuple(Edit(s, text) for s in spans)
+    return tuple(TextEdit(s, text) for s in spans)

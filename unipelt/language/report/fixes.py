@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .diagnostics import Diagnostic, Edit
+from .diagnostics import Diagnostic, TextEdit
 
 #: One edit may uncover a mistake that was not seen before, as a file that did not parse.
 ROUNDS = 20
 
 
-def edited(text: str, edits: Iterable[Edit]) -> str:
+def edited(text: str, edits: Iterable[TextEdit]) -> str:
     """The text after all edits; of two that touch each other the first given counts."""
-    chosen: list[Edit] = []
+    chosen: list[TextEdit] = []
     for e in dict.fromkeys(edits):
         if all(e.span.end <= c.span.start or c.span.end <= e.span.start for c in chosen):
             chosen.append(e)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..report import source as _source, texts as _texts
 from . import nodes as S
-from ..report.diagnostics import Diagnostic, Edit, PeltError, put
+from ..report.diagnostics import Diagnostic, TextEdit, PeltError, put
 from .errors import explain
 from .build import Transform
 
@@ -162,7 +162,7 @@ def _segments(text: str) -> list[Segment]:
     return result
 
 
-def _moved_up(text: str, file: str, span: S.Span) -> tuple[Edit, ...]:
+def _moved_up(text: str, file: str, span: S.Span) -> tuple[TextEdit, ...]:
     return (*put("", span), *put(text[span.start : span.end] + "\n", S.Span(file, 0, 0)))
 
 

@@ -6,11 +6,11 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..report.diagnostics import Diagnostic, Edit, Label, instead, near, put
+from ..report.diagnostics import Diagnostic, TextEdit, Label, instead, near, put
 from .indexing import indexed
 from .primitives import DOMAINS, PRIMITIVES
 from ..syntax.printer import to_text
-from ..sites import NUMBERS, TensorType, merged_axes
+from ..sites import NUMBERS, TensorType, united_axes
 from ..sizes import Size
 from ..report.texts import inside
 from ..syntax.nodes import (
@@ -293,7 +293,7 @@ class Inference:
                     labels=(Label(e.left.span, str(p)),), where=self.bindings(s, t),
                     help=f"the last sizes must be equal: {p.sizes[-1]} and {q.sizes[-1]}" if i == 1 else "",
                 )  # fmt: skip
-        return join((a, b), TensorType(merged_axes(p.axes, q.axes), tuple(sizes)))
+        return join((a, b), TensorType(united_axes(p.axes, q.axes), tuple(sizes)))
 
     def _matmul(self, e: Binary, a: Value, b: Value) -> Value:
         for side, expr in ((a, e.left), (b, e.right)):
@@ -311,10 +311,10 @@ class Inference:
                 help=f"`{_turned(e.right)}` would fit" if flipped else self._near_size(s, t),
                 edits=put(_turned(e.right), e.right.span) if flipped else (),
             )  # fmt: skip
-        axes = merged_axes(a.type.axes, b.type.axes)
+        axes = united_axes(a.type.axes, b.type.axes)
         return product(a, b, TensorType(axes, a.type.sizes[:-1] + b.type.sizes[1:]), e.span)
 
-    def _times(self, e: Binary) -> tuple[Edit, ...]:
+    def _times(self, e: Binary) -> tuple[TextEdit, ...]:
         """`*` in the place of the operator between two sides."""
         place = inside(e.span, r"^[^@]*(@)[^@]*$")  # the sides may be arguments, which stand elsewhere
         return put("*", place) if place else ()

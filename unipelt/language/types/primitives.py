@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ..sites import TensorType, merged_axes
+from ..sites import TensorType, united_axes
 from ..sizes import Size
 from ..syntax.nodes import Apply, Expr, Name, Span
 from .values import POISON, NumberType, Placed, Poison, Value, WordType, bend, join
@@ -344,7 +344,7 @@ def _concat(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -
     tensors = [t for t in types if isinstance(t, TensorType)]
     if any(t.sizes[:-1] != tensors[0].sizes[:-1] for t in tensors):
         return check.fail("E0312", "only the last sizes of what `concat` joins may differ", span)
-    axes = merged_axes(*(t.axes for t in tensors))
+    axes = united_axes(*(t.axes for t in tensors))
     total = Size(())
     for t in tensors:
         total = total + t.sizes[-1]

@@ -15,7 +15,7 @@ from ..ir import Method, Row
 from .layers import layered
 from .owners import PLACES
 from ..syntax.printer import to_text
-from ..sites import RESERVED, SIZES, SiteSignature, TensorType, merged_axes
+from ..sites import RESERVED, SIZES, SiteSignature, TensorType, united_axes
 from ..sizes import Size
 from ..report.texts import before
 from ..syntax.nodes import (
@@ -243,7 +243,7 @@ class RowChecker(Declared):
                 )
             out = join((h, product(gate, self._change(out, h), out.type, span)), out.type)
             if isinstance(gate.type, TensorType) and isinstance(out.type, TensorType):
-                out = out.typed(TensorType(merged_axes(out.type.axes, gate.type.axes), out.type.sizes))
+                out = out.typed(TensorType(united_axes(out.type.axes, gate.type.axes), out.type.sizes))
         if isinstance(out.type, Poison) or not isinstance(h.type, TensorType):
             return out
         if not isinstance(out.type, TensorType):
