@@ -18,7 +18,7 @@ _WHERE = {
     "plan": "compiler.planner", "Plan": "compiler.plan",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "using": "runtime.attach", "parameter_groups": "runtime.attach",
-    "inputs": "runtime.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.outputs", "with_rows": "runtime.outputs",
+    "inputs": "runtime.prompts.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts.outputs", "with_rows": "runtime.prompts.outputs",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
     "export_onnx": "runtime.exporting",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from .language.analyse.method import analyse
     from .language.ir import Method
     from .language.loading import check, library, parse
-    from .runtime.arguments import inputs
+    from .runtime.prompts.arguments import inputs
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove, using
     from .runtime.checkpoint import attach, restore
     from .runtime.ensemble import ensemble
     from .runtime.exporting import export_onnx
     from .runtime.merge import merge, unmerge
-    from .runtime.outputs import at_tokens, with_rows
+    from .runtime.prompts.outputs import at_tokens, with_rows
     from .runtime.plain import save_merged
     from .runtime.push import Pushed, push
     from .runtime.references import load

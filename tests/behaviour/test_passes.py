@@ -222,7 +222,8 @@ def test_nothing_is_held_after_a_forward(bases):
     outputs = m(**batch("bert", padded=False))
     from unipelt.runtime.registry import registry
 
-    held = registry(m).switch.holder.values
+    holder = registry(m).switch.holder
+    held = {**holder.values, **vars(holder.current), **holder.current.inputs}
     assert not [k for k, v in held.items() if isinstance(v, torch.Tensor) and v.requires_grad], held.keys()
     del outputs
     gc.collect()

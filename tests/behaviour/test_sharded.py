@@ -19,7 +19,7 @@ from together import together
 import unipelt
 
 #: What differs between them: tensors of a site; of a group or head; shared by layers (an MLP of prefixes); a prompt,
-#: which the model's own doorway places; trained copies of norms, biases and the head; a head of its own; frozen draws.
+#: which the model's own hooks place; trained copies of norms, biases and the head; a head of its own; frozen draws.
 CASES = (
     ("llama", "lora"), ("llama", "unipelt_apl_causal"), ("llama", "mam"), ("llama", "llama_adapter"),
     ("gpt2", "prompt_tuning"), ("gpt2", "full"), ("bert_head", "adapter"), ("bert_head", "bitfit"),

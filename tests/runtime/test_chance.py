@@ -170,7 +170,7 @@ def test_a_part_that_is_called_past_the_model_is_told_so() -> None:
     unipelt.active(m)
     from unipelt.runtime.registry import registry
 
-    registry(m).switch.holder.values.clear()
+    registry(m).switch.holder.current.chance = None
     with pytest.raises(unipelt.PeltError) as e:
         m.bert(**x)
     assert [d.code for d in e.value.diagnostics] == ["E0721"]

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForQuestionAnswering, DynamicCache, Sta
 
 import unipelt
 from unipelt.runtime.registry import record
-from unipelt.runtime.places import Layout, Rows
+from unipelt.runtime.prompts.layout import Layout, Rows
 
 SMALL = {"pad_token_id": 0, "eos_token_id": None}
 

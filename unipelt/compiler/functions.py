@@ -196,7 +196,7 @@ def lstm(context: Any, x: Named, W: Named, U: Named, b: Named) -> Value:
 
 @function("prepend")
 def prepend(context: Any, rows: Named, h: Named, after: Value = 0) -> Value:
-    """``h`` has placeholders at ``context.places`` [batch, l] already (see `runtime.prompts`); they become the rows."""
+    """``h`` has placeholders at ``context.places`` [batch, l] already (see `runtime.prompts.hooks`); they become the rows."""
     return Named(helpers.put_rows(rows.data, h.data, context.places), h.axes)
 
 

@@ -24,7 +24,7 @@ from ..language.ir import Method
 from .hanging import hang_adapter, refuse_namesake, take_down
 from .heads import agree
 from .offload import device_of, value_of
-from .prompts import InputHooks
+from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
 from .starts import LabelWords, StartData, Tokenizer, start

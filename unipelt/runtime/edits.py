@@ -22,7 +22,6 @@ from ..language.sites import axis_order
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Name, Param
 from .holding import Holding, Shared, key_of_tensor
-from .masks import mask_key
 
 
 #: Under which name an edit is given batch and tokens that a module of the base has flattened: no name of the language.
@@ -91,7 +90,7 @@ class Edit(Holding):
         self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
-        self.masked = mask_key(planned.site.tokens)
+        self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
         self.plain = self.columns is None and self.places is None and planned.site.rows is None and not self.inputs and (
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip

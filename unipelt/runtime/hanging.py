@@ -20,13 +20,13 @@ from ..language.report.diagnostics import error
 from .attention import install, refuse_bypassing
 from .beside import hang as hang_savers
 from .copies import CopyEdit
-from .doors import Door
+from .forward import HookedForward
 from .edits import BaseCall, Edit
 from .holding import Shared, key_of_tensor
 from .hooks import Hook
-from .masks import MaskTap
-from .outputs import Outputs
-from .prompts import INSIDE
+from .prompts.masks import MaskTap
+from .prompts.outputs import Outputs
+from .prompts.hooks import INSIDE
 from .registry import Attached, Registry
 from .seam import Seam, Tap, key_of, seam_of, tap_key, taps
 
@@ -154,9 +154,9 @@ def hang_root(model: nn.Module, r: Registry) -> None:
             hook.take()
         for hook in wanted:
             hook.put()
-        r.input_hooks.forget()
+        r.switch.holder.current.begin()  # what the last pass left is of the hooks before
         r.hooks = wanted
-    _hang_doors(model, r, "model" in asked)
+    _hang_forwards(model, r, "model" in asked)
 
 
 def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
@@ -194,8 +194,8 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
     return [*before, *behind, *(Hook(m, r.switch.end, always=True) for m in called)]
 
 
-def _hang_doors(model: nn.Module, r: Registry, reads_model: bool) -> None:
-    """A ``forward`` that runs the hooks, for each module that has some of the model's own (see `doors`)."""
+def _hang_forwards(model: nn.Module, r: Registry, reads_model: bool) -> None:
+    """A ``forward`` that runs the hooks, for each module that has some of the model's own (see `forward`)."""
     wanted: dict[str, nn.Module] = {}
     own = [h.function for h in r.hooks if h.function not in (r.switch.begin, r.switch.end)]
     if own or reads_model:
@@ -207,13 +207,13 @@ def _hang_doors(model: nn.Module, r: Registry, reads_model: bool) -> None:
         }.items():
             if all(module is not other for other in wanted.values()):
                 wanted[f"{INSIDE}:{name}"] = module
-    for key in [k for k in r.doors if k not in wanted]:
-        r.doors[key].close()
-        del r.doors[key]
+    for key in [k for k in r.forwards if k not in wanted]:
+        r.forwards[key].close()
+        del r.forwards[key]
     for key, module in wanted.items():
-        if key not in r.doors:
-            r.doors[key] = Door(module, r.switch, key)
-        r.doors[key].open()
+        if key not in r.forwards:
+            r.forwards[key] = HookedForward(module, r.switch, key)
+        r.forwards[key].open()
 
 
 def rehang(model: nn.Module, r: Registry) -> None:

@@ -18,7 +18,7 @@ from ..anatomy.sites import SiteMap
 from ..compiler.plan import Plan, PlannedInput
 from ..language.report.diagnostics import error, near
 from ..language.ir import Method
-from .doors import Door
+from .forward import HookedForward
 from .heads import Heads
 from .offload import value_of
 from .hooks import Hook
@@ -26,9 +26,9 @@ from .seam import Tap
 from .switch import Switch
 
 if TYPE_CHECKING:
-    from .masks import MaskTap
-    from .outputs import Outputs
-    from .prompts import InputHooks
+    from .prompts.masks import MaskTap
+    from .prompts.outputs import Outputs
+    from .prompts.hooks import InputHooks
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Registry(nn.Module):
         self.mask_taps: list[MaskTap] = []
         self.outputs: Outputs | None = None
         self.heads = Heads(switch)
-        self.doors: dict[str, Door] = {}
+        self.forwards: dict[str, HookedForward] = {}
         self.savers: dict[str, Any] = {}  # by the path of a part that can be saved by itself: see `beside`
 
     @property

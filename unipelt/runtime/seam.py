@@ -195,21 +195,28 @@ class Seam(nn.Module):
 
     def place(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """Rows in their places; there are none in a step that continues a cache, nor outside a pass of the model."""
-        places = self.switch.holder.values.get(place_key(name, edit.site.label, edit.row.name))
+        places = self.switch.holder.current.places.get((name, edit.site.label, edit.row.name))
         return (
             h if places is None else edit(h, {**self.gather(name, edit, None, host), PLACES: places}, self.mask(edit))
         )
+
+    def place_all(self, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
+        """Every acting adapter's rows in their places, of embeddings that were given, and so pass by the host."""
+        for name, edit in self.live("output"):
+            if isinstance(edit, Edit) and edit.places is not None:
+                h = self.place(name, edit, h, host)
+        return h
 
     # ------------------------------------------------------------ scope
 
     def mask(self, edit: Edit) -> torch.Tensor | None:
         """Which tokens are real, [batch, tokens] of the stack whose tokens the edit's axis counts."""
-        return self.switch.holder.values.get(edit.masked)
+        return self.switch.holder.current.masks.get(edit.masked)
 
     def gather(self, name: str, edit: Edit, x: torch.Tensor | None, host: nn.Module) -> dict[str, Any]:
         """The scope values an edit reads at this host."""
         given: dict[str, Any] = {}
-        values = self.switch.holder.values
+        values, current = self.switch.holder.values, self.switch.holder.current
         for need, key in edit.taps.items():
             if key in values:
                 found = values.pop(key)
@@ -222,13 +229,13 @@ class Seam(nn.Module):
             else:
                 raise error("E0523", f"`{need}` of `{edit.site.full_name}` is not there: `{self.path}` was called by itself, or more than "
                             "once in a layer", help="call the model that was given to unipelt.apply")  # fmt: skip
-        if "chance" in edit.needs and "chance" in values:
-            given["chance"] = values["chance"]
+        if "chance" in edit.needs and current.chance is not None:
+            given["chance"] = current.chance
         for declared in edit.inputs:
-            if f"input:{declared}" not in values:
+            if declared not in current.inputs:
                 raise error("E0543", f"the argument `{declared}` is not there: a part of the model was called by itself, past the "
                             "model that the adapter was applied to", help="call the model that was given to unipelt.apply")  # fmt: skip
-            given[declared] = values[f"input:{declared}"]
+            given[declared] = current.inputs[declared]
         if edit.needs & {"W", "bias"}:
             W, bias = matrix(host), getattr(host, "bias", None)
             given["W"] = taken(W, edit.columns)
@@ -262,11 +269,6 @@ def taps(planned: PlannedEdit, adapter: str) -> list[tuple[str, str, str]]:
 
 def tap_key(planned: PlannedEdit, adapter: str, need: str) -> str:
     return f"{need}:{adapter}:{planned.site.view.module}:{planned.site.name}:{planned.row.name}"
-
-
-def place_key(adapter: str, site: str, row: str) -> str:
-    """Where the holder keeps the places of an edit's rows: that of a row at a site (its label)."""
-    return f"places:{adapter}:{site}:{row}"
 
 
 def key_of(name: str) -> str:

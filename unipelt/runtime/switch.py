@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .prompts.passes import Pass
+
 #: What an adapter may be called.
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
 
@@ -38,6 +40,7 @@ class Holder(threading.local):
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
+        self.current = Pass()
         self.blocks: list[
             tuple[str, ...]
         ] = []  # what the `using` and `disabled` blocks of this thread choose; the innermost counts

@@ -24,7 +24,7 @@ from ..language.report.diagnostics import counted, error, near
 from ..runtime.card import replaceable
 from ..runtime.hub import README, public_name
 from ..runtime.references import load
-from ..runtime.room import moving
+from ..runtime.prompts.room import moving
 from . import data as reading
 from . import ranks
 from .bars import Ticker

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..anatomy.heads import is_language_model
-from ..anatomy.sites import SiteMap
-from ..language.report.diagnostics import error
-from .places import Layout
-from .registry import registry, unwrapped
-from .switch import Switch
+from ...anatomy.heads import is_language_model
+from ...anatomy.sites import SiteMap
+from ...language.report.diagnostics import error
+from .layout import Layout
+from ..registry import registry, unwrapped
+from ..switch import Switch
 
 
 class Outputs:
@@ -38,7 +38,7 @@ class Outputs:
         self.spans = "start_positions" in inspect.signature(model.forward).parameters
 
     def leaves(self, model: nn.Module, args: tuple, output: Any) -> Any:
-        layout = self.switch.holder.values.get("layout")
+        layout = self.switch.holder.current.layout
         if layout is None or self.switch.holder.rows or not self.switch.live:
             return None
         if isinstance(output, ModelOutput):
@@ -92,7 +92,7 @@ def at_tokens(model: nn.Module, output: torch.Tensor) -> torch.Tensor:
     is. Raises `PeltError` (E0737) for an output of another length.
     """
     r = registry(unwrapped(model))
-    layout = r.switch.holder.values.get("layout") if r is not None and r.switch.live else None
+    layout = r.switch.holder.current.layout if r is not None and r.switch.live else None
     if layout is None or tuple(output.shape[:2]) == layout.shape:
         return output
     if not whole(output, layout):

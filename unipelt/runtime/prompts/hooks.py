@@ -1,10 +1,9 @@
-"""The model's doorway: rows that a method puts among the tokens, and arguments that it declares, enter where the model
-is called.
+"""Rows that a method puts among the tokens, and arguments that it declares, enter where the model is called.
 
 Placeholder tokens are put where rows will stand, and the rows replace them behind the embeddings. Because the ids, the
 mask, the positions and the labels all grow together, every length that a model derives from them (pooling at the last
-token, the loss, a cache) follows by itself; `outputs` leaves them out of what the model returns. Where the tokens' positions shift and where they do not is the site's
-meaning: at ``embed.words`` they shift, at ``embed`` of a model with learned positions they do not.
+token, the loss, a cache) follows by itself; `outputs` leaves them out of what the model returns. Whether the tokens' positions
+shift is the site's meaning: at ``embed.words`` they shift, at ``embed`` of a model with learned positions they do not.
 
 Of an encoder–decoder the input is the encoder's. Rows enter where the encoder is called, as generation calls it by itself,
 before the first call of the model; its tokens are nobody else's, but for the mask by which the decoder looks at them.
@@ -20,38 +19,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.sites import SiteMap
-from ..compiler.plan import Plan, PlannedInput, PlannedRows
-from ..language.report.diagnostics import error
-from . import growing
+from ...anatomy.sites import SiteMap
+from ...compiler.plan import Plan, PlannedInput, PlannedRows
+from ...language.report.diagnostics import error
 from .arguments import Given, marks_for, take, value_for
-from .edits import Edit
-from .growing import Call
-from .places import Layout, Rows
+from .call import Call, grow, refuse
+from .layout import Layout, Rows
 from .room import Room
-from .seam import place_key, seam_of
-from .switch import Switch
+from ..seam import seam_of
+from ..switch import Switch
 
-#: What the model keeps under way of one pass: cleared when the next one enters.
-_KEPT = ("mask:", "layout", "places:", "input:", "given")
-#: What the thread's holder has while a pass of the model is under way (see `doors`).
+#: What the thread's holder has while a pass of the model is under way (see `forward`).
 INSIDE = "inside"
 
 
 @dataclass(frozen=True)
 class Placing:
-    """A planned edit that puts rows among the tokens, at the module ``host``; ``key`` is that of their places."""
+    """A planned edit that puts rows among the tokens, at the module ``host``; ``key``: see `Pass.places`."""
 
     host: str
     adapter: str
-    key: str
+    key: tuple[str, str, str]
     rows: PlannedRows
 
 
 def placing(plan: Plan, adapter: str) -> tuple[Placing, ...]:
     """The edits of a plan that put rows among the tokens."""
     return tuple(
-        Placing(e.site.view.module, adapter, place_key(adapter, e.site.label, e.row.name), e.places)
+        Placing(e.site.view.module, adapter, (adapter, e.site.label, e.row.name), e.places)
         for e in plan.edits if e.places is not None
     )  # fmt: skip
 
@@ -85,14 +80,15 @@ class InputHooks:
     # ------------------------------------------------------------ hooks
 
     def enter(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
-        self._clear(_KEPT)
+        current = self.switch.holder.current
+        current.begin()
         kwargs = dict(kwargs)
         given = take(self.switch, self.names, kwargs)
         if not self.switch.live:
             return (args, kwargs) if self.names else None
         named = _named(model, args, kwargs)
         self._take(named, given)
-        self.switch.holder.values["given"] = given
+        current.given = given
         placed = self._placed() if not self.tower else []
         if placed:
             self._place(Call(model, named), placed, given)
@@ -102,21 +98,21 @@ class InputHooks:
         """The encoder is called: by the model, or past it (generation), where only a block can have given arguments."""
         if not self.switch.live:
             return None
-        given = self.switch.holder.values.get("given")
-        kwargs = dict(kwargs)
+        given, kwargs = self.switch.holder.current.given, dict(kwargs)
+        alone = given is None
         if given is None:
-            self._clear(_KEPT)
-            own = take(self.switch, self.names, kwargs)
+            self.switch.holder.current.begin()
+            given = take(self.switch, self.names, kwargs)
         named = _named(encoder, args, kwargs)
-        if given is None:
-            self._take(named, own)
+        if alone:
+            self._take(named, given)
         placed = self._placed()
         if placed:
-            self._place(Call(encoder, named), placed, own if given is None else given)
+            self._place(Call(encoder, named), placed, given)
         return ((), named) if placed or self.names else None
 
     def leave_encoder(self, encoder: nn.Module, args: tuple, output: Any) -> None:
-        self._clear(("places:",))  # a decoder may embed its own tokens with the same module
+        self.switch.holder.current.places = {}  # a decoder may embed its own tokens with the same module
 
     def enter_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict) -> Any:
         """The mask by which a decoder looks at its encoder's tokens knows nothing of the rows among them.
@@ -144,8 +140,7 @@ class InputHooks:
                         help="call the model that was given to unipelt.apply, or apply to the base model")  # fmt: skip
 
     def leave(self, model: nn.Module, args: tuple, output: Any) -> None:
-        # an embedding or an encoder that is called by itself afterwards is not of this pass
-        self._clear(("places:", "given"))
+        self.switch.holder.current.end()
 
     def draw(self, model: nn.Module, args: tuple) -> None:
         """Draws ``chance``, one number in [0, 1) for the pass, while an adapter acts.
@@ -155,16 +150,7 @@ class InputHooks:
         (gradient checkpointing) see the same number. Each process of a distributed run draws its own.
         """
         if self.switch.live:
-            self.switch.holder.values["chance"] = torch.rand(())
-
-    def forget(self) -> None:
-        """Forgets the last pass of this thread."""
-        self._clear(_KEPT)
-
-    def _clear(self, fronts: tuple[str, ...]) -> None:
-        values = self.switch.holder.values
-        for key in [k for k in values if k.startswith(fronts)]:
-            del values[key]
+            self.switch.holder.current.chance = torch.rand(())
 
     # ------------------------------------------------------------ declared arguments
 
@@ -174,7 +160,7 @@ class InputHooks:
             for planned in self.declared.get(adapter, ()):
                 if first is not None and not planned.marks:
                     value = value_for(planned, adapter, given, first.shape[0], first.device)
-                    self.switch.holder.values[f"input:{planned.name}"] = value
+                    self.switch.holder.current.inputs[planned.name] = value
 
     # ------------------------------------------------------------ rows among the tokens
 
@@ -195,17 +181,17 @@ class InputHooks:
 
     def _place(self, call: Call, placed: list[Placing], given: Given) -> None:
         """Makes room for the rows and notes where they stand."""
-        values = self.switch.holder.values
+        current = self.switch.holder.current
         grows, fills = [p for p in placed if p.rows.grows], [p for p in placed if not p.rows.grows]
         layout = self._layout(call, grows) if grows else None
         if fills:
             marks = self._marks(call, fills, given, layout)
-            values |= {p.key: marks for p in fills}
+            current.places |= {p.key: marks for p in fills}
         if layout is not None:
-            values |= {p.key: None if call.seen else index for p, index in zip(grows, layout.rows)}
+            current.places |= {p.key: None if call.seen else index for p, index in zip(grows, layout.rows)}
             if not call.seen:
-                values["layout"] = layout
-            growing.grow(call, layout, self._own_positions)
+                current.layout = layout
+            grow(call, layout, self._own_positions)
         embeds = call.named.get("inputs_embeds")
         if embeds is not None and any(p.host == self.words for p in placed):
             # given embeddings pass by the module of the words: what stands there acts on them here
@@ -213,7 +199,7 @@ class InputHooks:
 
     def _layout(self, call: Call, grows: list[Placing]) -> Layout:
         rows = self._rows(grows)
-        growing.refuse(call, rows)
+        refuse(call, rows)
         if self.room is not None:
             self.room.refuse(call, rows)
         return Layout(rows, call.shape, call.mask, call.tokens.device)
@@ -237,10 +223,7 @@ class InputHooks:
         host = self._inside(entered, str(self.words))
         seam = seam_of(host)
         assert seam is not None
-        for name, edit in seam.live("output"):
-            if isinstance(edit, Edit) and edit.places is not None:
-                embeds = seam.place(name, edit, embeds, host)
-        return embeds
+        return seam.place_all(embeds, host)
 
     def _own_positions(self, call: Call) -> torch.Tensor:
         """The positions that the model itself gives to the tokens of a call."""

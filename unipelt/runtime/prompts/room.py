@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.positions import longest_text, tables_of_positions
-from ..anatomy.sites import SiteMap
-from ..compiler.plan import Plan
-from ..language.report.diagnostics import error
-from .growing import Call
-from .places import Rows
+from ...anatomy.positions import longest_text, tables_of_positions
+from ...anatomy.sites import SiteMap
+from ...compiler.plan import Plan
+from ...language.report.diagnostics import error
+from .call import Call
+from .layout import Rows
 
 
 def moving(plan: Plan) -> int:

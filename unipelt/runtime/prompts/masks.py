@@ -11,37 +11,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.sites import Stack
-from .switch import Switch
-
-
-def mask_key(stack: str) -> str:
-    """Under which name the holder keeps the mask of a stack's tokens."""
-    return f"mask:{stack}"
+from ...anatomy.sites import Stack
+from ..switch import Switch
 
 
 class MaskTap:
-    """A pre-hook on a stack's module that leaves the mask [batch, tokens] of its tokens in the holder.
+    """A hook of a stack's module that notes the mask [batch, tokens] of its tokens.
 
     A decoder that is given its encoder's mask leaves that too: the encoder may have run before, in another call.
     """
 
     def __init__(self, switch: Switch, stack: Stack, module: nn.Module):
         self.switch = switch
-        self.keys = {"attention_mask": mask_key(stack.name)}
+        self.stacks = {"attention_mask": stack.name}
         names = list(inspect.signature(module.forward).parameters)
         if stack.name == "decoder" and "encoder_attention_mask" in names:  # T5's encoder has the argument too
-            self.keys["encoder_attention_mask"] = mask_key("encoder")
-        self.at = {n: names.index(n) for n in self.keys if n in names}
+            self.stacks["encoder_attention_mask"] = "encoder"
+        self.at = {n: names.index(n) for n in self.stacks if n in names}
 
     def enters(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not self.switch.live:
             return
-        values = self.switch.holder.values
-        for name, key in self.keys.items():
+        masks = self.switch.holder.current.masks
+        for name, stack in self.stacks.items():
             at = self.at.get(name, len(args))
             mask = args[at] if at < len(args) else kwargs.get(name)
             if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-                values[key] = mask
+                masks[stack] = mask
             else:
-                values.pop(key, None)
+                masks.pop(stack, None)

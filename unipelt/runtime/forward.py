@@ -17,7 +17,7 @@ from .switch import Switch
 _FORWARD = "forward"
 
 
-class Door:
+class HookedForward:
     """Stands in for a module's ``forward``: a call that comes past the hooks goes to the module, any other to what was there.
 
     ``key`` is what the thread's holder has while a pass of the module is under way.

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..language.report.diagnostics import error
-from .places import Layout, Rows
+from ...language.report.diagnostics import error
+from .layout import Layout, Rows
 
 #: Arguments with an entry for each token, and the entry of a row.
 _ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0}
