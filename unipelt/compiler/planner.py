@@ -269,11 +269,11 @@ class _Builder:
         before = self.tensors.get(planned.name)
         if before is not None and before.shape != planned.shape:
             self.problems.append(Diagnostic(
-                "E0513", f"`{t.name}` is shared `per {t.owner.place}`, but its sizes differ: {list(before.shape)} and "
+                "E0513", f"`{t.name}` is shared `per {t.owner.each}`, but its sizes differ: {list(before.shape)} and "
                 f"{list(planned.shape)}", t.declaration.span, help="share it per site"))  # fmt: skip
         elif before is not None and t.exact is not None and weights_read(t.exact):
             self.problems.append(Diagnostic(
-                "E0513", f"`{t.name}` is shared `per {t.owner.place}`, and it starts from the weights of one site: those of "
+                "E0513", f"`{t.name}` is shared `per {t.owner.each}`, and it starts from the weights of one site: those of "
                 f"`{site.full_name}` are others", t.declaration.span, help="share it per site"))  # fmt: skip
         self.tensors[planned.name] = planned
         start = INITIALISERS[t.start.name] if t.start is not None else None

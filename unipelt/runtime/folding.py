@@ -70,7 +70,7 @@ def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
 def _declaration(name: str, places: list[tuple[TypedRow, TensorType]], owner: Owner, axes: tuple[str, ...]) -> Tensor:
     """A tensor declaration whose sizes are written in the method's own terms."""
     sizes = tuple(parse_expression(_size(i, places)) for i in range(len(places[0][1].sizes)))
-    per = tuple(Scope(w) for w in (*axes, *([owner.place] if owner.shared else [])))
+    per = tuple(Scope(w) for w in (*axes, *([owner.each] if owner.shared else [])))
     return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
 
 

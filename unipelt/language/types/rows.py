@@ -13,7 +13,7 @@ from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from ..ir import Method, Row
 from .layers import layered
-from .owners import PLACES
+from .owners import OWNERS
 from ..syntax.printer import to_text
 from ..sites import RESERVED, SIZES, SiteSignature, TensorType, united_axes
 from ..sizes import Size
@@ -193,7 +193,7 @@ class RowChecker(Declared):
 
     def _axis(self, s: Axis) -> None:
         size = self._size(s.size, "an axis")
-        if s.name in (*PLACES, "true", "false", "training", "chance"):
+        if s.name in (*OWNERS, "true", "false", "training", "chance"):
             self.inf.fail(
                 "E0224", f"`{s.name}` has a meaning of its own here", s.span, help="give the axis another name"
             )

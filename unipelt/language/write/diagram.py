@@ -93,7 +93,7 @@ def _panel(method: Method, row: Row) -> Panel:
 
 def _shape(t) -> str:  # type: ignore[no-untyped-def]
     sizes = " × ".join(str(s) for s in t.type.sizes) or "one number"
-    return ", per ".join([sizes, *sorted(t.owner.axes), *([t.owner.place] if t.owner.shared else [])])
+    return ", per ".join([sizes, *sorted(t.owner.axes), *([t.owner.each] if t.owner.shared else [])])
 
 
 class _Way:
