@@ -92,13 +92,9 @@ def _value(
     """The adapter's tensors are given whole; what the expression calls of the base may be sharded."""
     e = plan.edits[f.edit]
     edit = edit_at(model, name, e)
-    training, edit.training = edit.training, False
-    try:
-        with torch.no_grad(), gathered(model, e.site.view.module):
-            own = {label: tensors[n] for label, n in e.tensors.items()}
-            value = evaluate(f.fold.value, edit.context({}, None, tensors=own))
-    finally:
-        edit.training = training
+    own = {label: tensors[n] for label, n in e.tensors.items()}
+    with torch.no_grad(), gathered(model, e.site.view.module):
+        value = evaluate(f.fold.value, edit.context({}, None, still=True, tensors=own))
     assert isinstance(value, Named)
     return spread(value, f.tensor.axes, len(f.tensor.sizes)).expand(f.tensor.shape).contiguous()
 
