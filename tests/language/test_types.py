@@ -22,7 +22,6 @@ from unipelt.language.loading import library, load, parse as parse_as_it_is
 from unipelt.language.syntax.parser import parse as parse_file
 from unipelt.language.syntax.printer import to_text
 from unipelt.language.analyse.verdicts import verdicts
-from unipelt.language.analyse.row_verdicts import row_reads
 from unipelt.language.sites import SITES, signature
 from unipelt.language.syntax.nodes import Let, Tensor
 
@@ -65,7 +64,7 @@ def test_what_a_form_reads_and_binds(form: str, site: str, reads: set[str], bind
     (t,) = analyse(
         parse(f"method m {{ modify {site} insert parallel form {form} compose {{ out = h + delta }} }}")
     ).rows
-    assert row_reads(t.row) & {"x", "z", "q", "k", "v", "W", "scale", "residual", "log_mass"} == reads
+    assert t.row.reads & {"x", "z", "q", "k", "v", "W", "scale", "residual", "log_mass"} == reads
     assert bound(t) - {"out"} == binds
 
 

@@ -87,8 +87,7 @@ def _alone(method: Method, row: Row) -> Method:
 
 def _inputs(method: Method, row: Row) -> tuple[tuple[str, str], ...]:
     """The arguments that a bound row adds to the forward pass."""
-    asks = any(isinstance(s, S.Input) for s in (*row.form, *row.compose, *(row.gate or ())))
-    return meaning(_alone(method, row)).inputs if asks else ()
+    return meaning(_alone(method, row)).inputs if any(isinstance(s, S.Input) for s in row.parts) else ()
 
 
 def _around(mine: Row, theirs: Row) -> tuple[str, ...]:

@@ -145,6 +145,7 @@ def text(method: Method, rows: Sequence[TypedRow]) -> str:
     for t in rows:
         blocks.setdefault((t.row.name, "\n".join(_lines(t))), []).append(t.place)
     found = [f"{row} at {', '.join(sites)}\n{lines}" for (row, lines), sites in blocks.items()]
+    found += [f"{r.name} at {', '.join(map(str, r.sites))}" for r in method.rows if all(t.row is not r for t in rows)]
     found += [f"train {', '.join(map(str, t.paths))}" for t in method.trains]
     return "\n\n".join(found)
 
