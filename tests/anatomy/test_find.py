@@ -57,6 +57,16 @@ def test_parts_of_an_encoder_decoder_are_models_too(
         assert [s.depth for s in sites.stacks] == [3, 2]
 
 
+def test_a_model_without_a_last_norm_has_no_site_there() -> None:
+    model = build("opt", _remove_final_layer_norm=True)
+    sites = find(model)
+    assert sites.anatomy == "opt_open" and sites.names() == [n for n in find(build("opt")).names() if n != "final"]
+    with pytest.raises(unipelt.PeltError, match="E0512.*no site `final`"):
+        unipelt.plan(
+            model, unipelt.parse("method m { modify final form { b: [d_out] ~ zeros delta = b } compose add }")
+        )
+
+
 def test_conditions_choose_between_anatomies_of_one_type() -> None:
     assert find(build("opt")).anatomy == "opt" and find(build("opt_post")).anatomy == "opt_post"
 

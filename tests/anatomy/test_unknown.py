@@ -95,7 +95,10 @@ def test_an_anatomy_of_the_same_names_and_another_meaning_is_refuted(
     config: Any, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = replace(next(a for a in anatomies() if a.name == other), models=(config.model_type,))
-    a = replace(a, entries=tuple((n, t) for n, t in a.entries if not n.startswith("config.")))
+    # the last norm has a module of its own, which one of the two does not have at all
+    a = replace(
+        a, entries=tuple((n, t) for n, t in a.entries if not n.startswith("config.") and "final" not in n.split("."))
+    )
     monkeypatch.setattr(finding, "anatomies", lambda: (a,))
     model = model_of(config)
     _, wrong = proved(find(model), model, model)
@@ -128,7 +131,7 @@ def test_an_anatomy_of_one_s_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     ({"attn.residual": "", "ffn.norm": ""}, "E0509", "`attn.residual` and `ffn.norm`"), ({"attn.k": ""}, "E0509", "`attn.k`"),
     ({"ffn.x": "", "ffn": ""}, "E0509", "`ffn.x`"), ({"cross": "self_attn"}, "E0509", "`cross.x` and `cross.residual` and `cross.norm`"),
     ({"atn.x": "self_attn"}, "E0702", "`atn.x`"), ({"attn.q.x": "self_attn"}, "E0702", "`attn.q.x`"), ({"ffn.hidden": "mlp"}, "E0702", "`ffn.hidden`"),
-    ({"embed.wrods": "embed_tokens"}, "E0702", "`embed.wrods`"), ({"stack": "nowhere"}, "E0503", "`nowhere`"), ({"depth": "layer_count"}, "E0503", "`layer_count`"),
+    ({"embed.wrods": "embed_tokens"}, "E0702", "`embed.wrods`"), ({"final": "layers.0.input_layernorm"}, "E0503", "is not what leaves"), ({"stack": "nowhere"}, "E0503", "`nowhere`"), ({"depth": "layer_count"}, "E0503", "`layer_count`"),
 ], ids=str)  # fmt: skip
 def test_an_anatomy_of_one_s_own_with_an_entry_too_few_or_misspelt(
     change: dict[str, str], code: str, said: str, tmp_path: Any, monkeypatch: Any

@@ -30,7 +30,7 @@ OWN = {
     name: [str(t.sizes[0]) if t is not None else None for t in (s.x, s.x if s.parallel == "x" else s.h, s.h)]
     for name, s in SITES.items()
 }
-LACKING = {"bert": ("cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.heads", "ffn.gate"),
+LACKING = {"bert": ("cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.heads", "ffn.gate", "final"),
            "grouped": ("cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.heads", "embed"),
            "t5": ("ffn.gate", "embed")}  # fmt: skip
 CASES = [(kind, site) for kind in KNOWN for site in SITES if site not in LACKING[kind]]

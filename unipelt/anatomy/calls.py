@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from .interrupts import ended_by
 from .sites import Site, SiteMap
 
 _lock = threading.RLock()
@@ -21,17 +20,20 @@ _lock = threading.RLock()
 def calls(model: nn.Module, sites: SiteMap) -> Iterator[Counter[str]]:
     """Counts the calls of the modules that edits hang on, by path, and those of attention functions, by ``attention:`` and path."""
     found: Counter[str] = Counter()
-    handles: list[Any] = []
+    handles = []
+    for path in {p for s in sites.sites if s.block for p in _hosts(s)}:
 
-    def hook(path: str) -> Callable[[nn.Module, tuple], None]:
-        return lambda module, args: found.update([path])
+        def count(module: nn.Module, args: tuple, path: str = path) -> None:
+            found[path] += 1
 
+        handles.append(model.get_submodule(path).register_forward_pre_hook(count))
     paths = {id(model.get_submodule(s.view.module)): s.view.module for s in sites.sites if s.side == "attention"}
-    asked = _asked(lambda module: found.update([f"attention:{paths.get(id(module), '')}"]))
-    with ended_by(lambda: [handle.remove() for handle in handles]), asked:
-        for path in {p for s in sites.sites if s.block for p in _hosts(s)}:
-            handles.append(model.get_submodule(path).register_forward_pre_hook(hook(path)))
-        yield found
+    try:
+        with _asked(lambda module: found.update([f"attention:{paths.get(id(module), '')}"])):
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -54,13 +56,12 @@ def _asked(saw: Callable[[Any], None]) -> Iterator[None]:
 
             return call
 
-        def end() -> None:
+        AttentionInterface.get_interface = counted  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
             if AttentionInterface.get_interface is counted:  # nobody has put something else there meanwhile
                 AttentionInterface.get_interface = ask  # type: ignore[method-assign]
-
-        with ended_by(end):
-            AttentionInterface.get_interface = counted  # type: ignore[method-assign,assignment]
-            yield
 
 
 def called_once(sites: SiteMap, counts: Mapping[str, int]) -> SiteMap:

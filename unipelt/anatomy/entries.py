@@ -75,8 +75,9 @@ def check(a: AnatomyDef, e: Entries) -> None:
                         help=near(name, (*_NAMES, *_OUTSIDE)) or f"entries: {', '.join((*_OUTSIDE, *_NAMES))}")  # fmt: skip
     needed = [*_ALWAYS]
     for name in (*_ALWAYS, *entries):
-        part, around = name.split(".")[0], SITES[name].around if name in SITES else ()
-        needed += [f"{part}.{n}" for n in around]
+        site = SITES.get(name)
+        if site is not None and site.sublayer and not site.has_weight:
+            needed += [f"{site.sublayer}.x", *([f"{name}.residual"] if site.is_sublayer else []), *dict(site.bases)]
     lacking = [n for n in dict.fromkeys(needed) if n not in entries]
     if lacking:
         front = f"{e.name}." if e.name else ""

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from ..language.report.diagnostics import PeltError, error
+from ..language.sites import SITES
 from ..language.library import library_definition, library_names, parse_path
 from .base import NAME, base_modules, base_parameters
 from ..language.syntax.nodes import AnatomyDef
@@ -156,7 +157,10 @@ def present(a: AnatomyDef, base: nn.Module) -> list[Entries]:
     """
     found = [e for e in stacks_of(a) if blocks_of(base, e.block)]
     alone = [e.name for e in found] == ["decoder"]
-    return [replace(e, parts=tuple(p for p in e.parts if p[0].split(".")[0] != "cross")) if alone else e for e in found]
+    crossing = {n for n, s in SITES.items() if s.cross}
+    return [
+        replace(e, parts=tuple(p for p in e.parts if p[0].split(".")[0] not in crossing)) if alone else e for e in found
+    ]
 
 
 def fits(a: AnatomyDef, base: nn.Module, config: Any) -> bool:

@@ -57,9 +57,7 @@ def _refuted(sites: SiteMap, first: Pass, second: Pass | None, root: str) -> str
             wrong = _block(first, root + block, [s for s in sites.sites if s.block == block and s.stack == stack.name])
             if wrong:
                 return wrong
-        wrong = _embedded(
-            first, root + stack.blocks[0], [s for s in sites.sites if s.name == "embed" and s.stack == stack.name]
-        )
+        wrong = _around(first, root, stack, [s for s in sites.sites if s.layer is None and s.stack == stack.name])
         if wrong:
             return wrong
     return "" if second is None else _ahead(sites.stacks[-1], first, second, root)
@@ -171,11 +169,16 @@ def _block(seen: Pass, block: str, sites: Sequence[Site]) -> str:
     return ""
 
 
-def _embedded(seen: Pass, block: str, sites: Sequence[Site]) -> str:
+def _around(seen: Pass, root: str, stack: Stack, sites: Sequence[Site]) -> str:
+    """What leaves the embeddings enters the first block, and what leaves the last block enters the last norm."""
+    first, last = (root + stack.blocks[i] for i in (0, -1))
     for s in sites:
-        found = (seen.entered if s.view.enters else seen.left).get(s.view.module)
-        if not _same(found, seen.entered.get(block)):
-            return f"what leaves `{s.view.module}`, its `embed`, is not what enters `{block}`"
+        at = s.view.module
+        left = (seen.entered if s.view.enters else seen.left).get(at)
+        if s.kind.times == "input" and s.kind.positions and not _same(left, seen.entered.get(first)):
+            return f"what leaves `{at}`, its `{s.name}`, is not what enters `{first}`"
+        if s.kind.times == "stacks" and not _same(seen.entered.get(at), seen.left.get(last)):
+            return f"what enters `{at}`, its `{s.name}`, is not what leaves `{last}`"
     return ""
 
 

@@ -109,12 +109,11 @@ def _learned(e: Entries) -> bool:
 
 
 def _site(name: str, views: dict[str, View], sizes: dict[str, int], common: dict[str, Any], model: nn.Module) -> Site:
-    """A site of a block. ``x`` enters the module that the sublayer's own entries name, or else the site's own."""
-    kind, part = SITES[name], name.partition(".")[0]
+    """A site of a block. ``x`` is what enters its sublayer; at a linear map and outside the sublayers, its own module."""
+    kind = SITES[name]
     at = views[kind.entry or name]
-    beside = {
-        n: views[f"{part}.{n}"].module for n in AROUND if f"{part}.{n}" in views and (n == "rows" or n in kind.around)
-    }
+    wanted = AROUND if kind.is_sublayer else ("rows",) if kind.has_weight else ("x", "rows")
+    beside = {n: views[e].module for n in wanted if (e := f"{kind.sublayer}.{n}") in views}
     if kind.has_weight:
         d_in, d_out = projection_shape(model, at)
         sizes = {**sizes, "d_x": d_in}

@@ -57,15 +57,21 @@ def check(
 
 def explain(
     code: Annotated[
-        str | None, typer.Argument(metavar="[CODE]", help="The code of an error, as E0312; without one, all.")
+        str | None,
+        typer.Argument(
+            metavar="[CODE]", help="The code of an error, as E0312, or a site, as attn.q; without one, all codes."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain an error code: what it means, a program that raises it, and the remedy. Without a code: list them."""
-    from .explain import explain_code, list_codes
+    """Explain an error code: what it means, a program that raises it, and the remedy; or what a form may read at a site. Without either: list the codes."""
+    from ..language.sites import signature
+    from .explain import explain_code, explain_site, list_codes
 
     if code is None:
         list_codes(as_json)
+    elif (site := signature(code)) is not None:
+        explain_site(site, as_json)
     else:
         explain_code(code, as_json)
 

@@ -1,4 +1,4 @@
-"""The command `explain`: the page of an error code, or all codes with their titles."""
+"""The command `explain`: the page of an error code, all codes with their titles, or what may be read at a site."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..language.report.explain import page
 from ..language.report.pages import Page, pages
 from ..language.loading import check_text
 from ..language.report.render import escape, render_all, to_json
+from ..language.sites import SiteSignature
 from .output import WIDTH, colored, emit, tell
 
 #: What an example's file is called in its messages.
@@ -39,6 +40,16 @@ def explain_code(code: str, as_json: bool) -> None:
         emit({"ok": True, **_data(found)})
         return
     tell(_text(found, colored(sys.stdout)), styled=True)
+
+
+def explain_site(site: SiteSignature, as_json: bool) -> None:
+    """What a form may read at a site."""
+    found = site.described()
+    if as_json:
+        emit({"ok": True, "site": site.name, **found})
+        return
+    width = max(map(len, found))
+    tell("\n".join([site.name, *(f"  {name:<{width}}  {text or '–'}" for name, text in found.items())]))
 
 
 def _data(p: Page) -> dict[str, Any]:

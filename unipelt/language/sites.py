@@ -71,7 +71,6 @@ class SiteSignature:
     side: Side = "output"
     times: Times = "layers"
     entry: str = ""  # the entry of an anatomy that names the module, where it is another site's
-    around: tuple[str, ...] = ()  # what an anatomy names beside it: ``x``, ``residual``, … of the sublayer
     cross: bool = False  # only in layers that read an encoder
     tokens: str = ""  # the stack whose tokens the axis `token` is, where it is another one
     positions: bool = True  # whether tokens have their positions there
@@ -87,6 +86,17 @@ class SiteSignature:
     def types(self) -> dict[str, TensorType]:
         """Everything that may be read or changed, with its type."""
         return {"h": self.h, **({"x": self.x} if self.x is not None else {}), **dict(self.scope)}
+
+    def described(self) -> dict[str, str]:
+        """What a form may read here, in words."""
+        also = [*dict(self.scope), *self.numbers, *(f"{n}(…)" for n, _ in self.bases), *["heads(…)"] * self.has_heads,
+                *["prepend(delta, h)"] * self.takes_rows]  # fmt: skip
+        return {
+            "x": self.x_is if self.x is not None else "",
+            "h": self.h_is,
+            "insert parallel reads": self.parallel or "",
+            "also": ", ".join(also),
+        }
 
     @property
     def outside_the_layers(self) -> bool:
@@ -113,6 +123,12 @@ class SiteSignature:
         return any(name == "residual" for name, _ in self.scope)
 
     @property
+    def sublayer(self) -> str:
+        """The sublayer that it is or lies in: nothing for sites of no sublayer."""
+        first = self.name.split(".")[0]
+        return first if SITES[first].is_sublayer else ""
+
+    @property
     def has_labels(self) -> bool:
         """Whether h has an entry for each label, of which an adapter may have its own."""
         return self.h.sizes[-1] == Size.of("labels")
@@ -130,7 +146,7 @@ _HEAD = tensor("batch head token", "d_head")
 def _sublayer(name: str, into: str, cross: bool = False) -> SiteSignature:
     return SiteSignature(
         name=name, h=_TOKEN, x=_TOKEN, scope=(("residual", _TOKEN),), bases=((f"{name}.norm", ("d_model", "d_model")),),
-        around=("x", "residual", "norm"), cross=cross, into=into,
+        cross=cross, into=into,
         inside="the sublayer", x_is="the sublayer's input", h_is="its output before the residual sum",
     )  # fmt: skip
 
@@ -145,18 +161,18 @@ def _projection(name: str, d_x: str, d_out: str, cross: bool = False, tokens: st
 
 def _heads(name: str, cross: bool = False) -> SiteSignature:
     part = name.split(".")[0]
-    bases = ((f"{part}.k", ("d_model", "d_kv")), (f"{part}.v", ("d_model", "d_kv")), (f"{part}.q", ("d_model", "d_q")))
+    bases = tuple((f"{part}.{n}", ("d_model", "d_q" if n == "q" else "d_kv")) for n in "qkv")
     return SiteSignature(
         name=name, h=_HEAD, x=_TOKEN, parallel="q", scope=(("q", _HEAD), ("log_mass", tensor("batch head token"))), numbers=("scale",),
-        bases=bases, owner=Owner("site", frozenset(["head"])), side="attention", around=("x", "q", "k", "v"), cross=cross, into=f"{part}.o",
+        bases=bases, owner=Owner("site", frozenset(["head"])), side="attention", cross=cross, into=f"{part}.o",
         inside="softmax(q Kᵀ) V", x_is="the sublayer's input", h_is="each head's output",
     )  # fmt: skip
 
 
-def _embedded(name: str, positions: bool) -> SiteSignature:
+def _embedded(name: str, h_is: str, positions: bool) -> SiteSignature:
     return SiteSignature(
         name=name, h=_TOKEN, parallel=None, side="prompt", times="input", positions=positions,
-        inside="the embedded tokens", h_is="the embedded tokens",
+        inside="the embedded tokens", h_is=h_is,
     )  # fmt: skip
 
 
@@ -181,11 +197,12 @@ SITES: dict[str, SiteSignature] = {
         _heads("attn.heads"),
         _heads("cross.heads", cross=True),
         SiteSignature(
-            name="ffn.hidden", h=tensor("batch token", "d_ff"), x=_TOKEN, side="input", entry="ffn.down", around=("x",), into="ffn.down",
+            name="ffn.hidden", h=tensor("batch token", "d_ff"), x=_TOKEN, side="input", entry="ffn.down", into="ffn.down",
             inside="the inner activation", x_is="the sublayer's input", h_is="the inner activation",
         ),
-        _embedded("embed", positions=True),
-        _embedded("embed.words", positions=False),
+        _embedded("embed", "the embedded tokens", positions=True),
+        _embedded("embed.words", "the embedded words, before positions are added", positions=False),
+        SiteSignature(name="final", h=_TOKEN, x=_TOKEN, times="stacks", inside="the last norm", x_is="leaves the last block", h_is="leaves the norm behind it, where there is one"),
         SiteSignature(
             name="head", h=tensor("batch token", "labels"), x=_TOKEN, times="head", into="head", pools=True, probes=True,
             inside="the head", x_is="its input", h_is="its output",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-#: 1.1: arguments that depend on the layer; `sampled` tensors.
+#: 1.1: arguments that depend on the layer; `sampled` tensors; the site `final`.
 LANGUAGE_VERSION = "1.1"
 SCHEMA = "unipelt-ir/1.1"
 TYPES_SCHEMA = "unipelt-types/1.0"

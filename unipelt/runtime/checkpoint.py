@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.interrupts import finish
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
 from ..language.report.diagnostics import error
@@ -181,7 +180,9 @@ def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> N
         for n in own:
             put(own[n], new[n])
     except BaseException:
-        finish(lambda: [own[n].detach().copy_(t) for n, t in before.items()])
+        with torch.no_grad():
+            for n, t in before.items():
+                own[n].copy_(t)
         raise
 
 

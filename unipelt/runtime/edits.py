@@ -343,7 +343,7 @@ class Edit(Holding):
 
 def needs(planned: PlannedEdit) -> frozenset[str]:
     """The scope names that must be gathered for an edit."""
-    found = set(planned.row.reads)
+    found = set(planned.names)
     if "parallel" in found:
         found.add(str(planned.site.kind.parallel))
     return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance"})
