@@ -17,12 +17,13 @@ from torch import nn
 import unipelt
 from unipelt.runtime.registry import registry
 
-_OURS = tuple(str(Path(unipelt.__file__).parent / part) for part in ("runtime", "compiler"))
+_OURS = ("runtime", "compiler")
 
 
-def _run(call: Callable[[], Any], at: int | None) -> list[tuple[str, int]]:
-    """Runs a call and notes the lines of the runtime and the compiler; raises `KeyboardInterrupt` before the line ``at``."""
+def _run(call: Callable[[], Any], at: int | None, parts: Sequence[str] = _OURS) -> list[tuple[str, int]]:
+    """Runs a call and notes the lines of some parts of the package; raises `KeyboardInterrupt` before the line ``at``."""
     passed: list[tuple[str, int]] = []
+    files = tuple(str(Path(unipelt.__file__).parent / part) for part in parts)
 
     def line(frame: Any, event: str, _: Any) -> Any:
         if event == "line":
@@ -33,7 +34,7 @@ def _run(call: Callable[[], Any], at: int | None) -> list[tuple[str, int]]:
         return line
 
     def enter(frame: Any, event: str, _: Any) -> Any:
-        return line if frame.f_code.co_filename.startswith(_OURS) else None
+        return line if frame.f_code.co_filename.startswith(files) else None
 
     before, gradients = sys.gettrace(), torch.is_grad_enabled()
     sys.settrace(enter)
@@ -45,9 +46,9 @@ def _run(call: Callable[[], Any], at: int | None) -> list[tuple[str, int]]:
     return passed
 
 
-def lines(call: Callable[[], Any]) -> list[tuple[str, int]]:
+def lines(call: Callable[[], Any], parts: Sequence[str] = _OURS) -> list[tuple[str, int]]:
     """The lines that a call runs, in their order: file and number."""
-    return _run(call, None)
+    return _run(call, None, parts)
 
 
 def first_and_last(passed: Sequence[tuple[str, int]]) -> list[int]:
@@ -57,10 +58,10 @@ def first_and_last(passed: Sequence[tuple[str, int]]) -> list[int]:
     return sorted({*first.values(), *last.values()})
 
 
-def interrupt(call: Callable[[], Any], at: int) -> bool:
+def interrupt(call: Callable[[], Any], at: int, parts: Sequence[str] = _OURS) -> bool:
     """Interrupts a call before its line ``at``, counted from 1; False where it had fewer."""
     try:
-        _run(call, at)
+        _run(call, at, parts)
     except KeyboardInterrupt:
         return True
     return False

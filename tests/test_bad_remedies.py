@@ -27,7 +27,7 @@ from unipelt.language.report.render import remedy
 RULES: list[tuple[str, Callable[[re.Match[str], str, Diagnostic], list[str]]]] = [
     (r"for example (.+)", lambda m, s, d: [m[1], re.sub(r"= .*", f"= {m[1]}", s)]),
     (r"remove it|do without it for now|leave this index out: .*", lambda m, s, d: [""]),
-    (r"(?:known|types|sites|places|in scope|modules here|parameters): (.+)", lambda m, s, d: m[1].split(", ")),
+    (r"(?:known|types|sites|owners|in scope|modules here|parameters): (.+)", lambda m, s, d: m[1].split(", ")),
     (r"choose another name, for example `(\w+)`", lambda m, s, d: [m[1]]),
     (r"choose another name|rename one of them|rename the parameter|give one of them another name",
      lambda m, s, d: [re.sub(rf"\b{w}\b", f"{w}_2", s) for w in re.findall(r"`(\w+)`", d.message)]),

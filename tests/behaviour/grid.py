@@ -69,7 +69,7 @@ def blank(case: Case) -> dict[str, list[str]]:
         leave("it merges", "merge refused")
     else:
         leave(f"not mergeable; {said['mergeable']}", "merged")
-    if any("training" in e.names for e in edits):
+    if any("training" in e.row.reads for e in edits):
         leave("it says what it does otherwise in training", "train mode")
     if case.written is None:
         leave("an encoder keeps no cache and writes nothing", *DECODING)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_commands import call, parsed
+from tiny_tasks import write_masked
 
 import unipelt
 from unipelt.training.models import load_plain, quiet
@@ -72,6 +73,33 @@ def test_what_is_wrong_is_said(made, bert, intents, tmp_path):
     )
     err = call("eval", folder, "--model", bert, *TASK, "--data", tmp_path / "other.jsonl", code=1)[1]
     assert "error[E0669]" in err and "`unknown`" in err
+
+
+def test_a_cloze_predicts_with_the_words_that_are_named(spec, tmp_path):
+    """A label's probability is that of its word among the words, where the mask stands."""
+    from transformers import AutoTokenizer
+
+    bert = write_masked(tmp_path / "masked")
+    with quiet():
+        model = load_plain(bert, "pet")
+    unipelt.apply(model, unipelt.load(spec, "small"), seed=3)
+    with torch.no_grad():
+        for t in unipelt.state_dict(model).values():
+            t.fill_(0.3)
+    unipelt.save(model, tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    ids = tokenizer("i want my money [MASK]", return_tensors="pt")["input_ids"]
+    words = tokenizer.convert_tokens_to_ids(["refund", "arrival"])
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits[0, (ids[0] == tokenizer.mask_token_id).nonzero().item(), words].softmax(-1)
+    command = ("predict", tmp_path / "adapter", "--model", bert, "--task", "pet", "--max-length", 32, "i want my money")
+    pattern = ("--pattern", "{text} {mask}")
+    for given, labels in (("refund,arrival", ["refund", "arrival"]), ("0=refund,1=arrival", ["0", "1"])):
+        (found,) = parsed(*command, *pattern, "--words", given)["predictions"]
+        assert found["probabilities"] == pytest.approx(dict(zip(labels, wanted.tolist())), abs=1e-5)
+        assert found["label"] == labels[int(wanted.argmax())] and abs(wanted[0] - wanted[1]) > 1e-4
+    assert "`--words bad,good`" in call(*command, *pattern, code=1)[1]
+    assert "error[E0640]" in call(*command, "--words", "refund,arrival", code=1)[1]
 
 
 def test_a_second_adapter_is_merged_into_what_the_first_made(made, spec, bert, tmp_path):

@@ -109,7 +109,7 @@ in_form("distribution_arity", "E0321", "A: [d_in, d_out] ~ ⟦uniform(1)⟧ delt
 in_form("distribution_argument", "E0331", "A: [d_in, d_out] ~ normal(⟦gelu⟧) delta = z @ A", "numbers")
 in_form("text_for_number", "E0331", 'A: [d_in, d_out] ~ normal(⟦"a"⟧) delta = z @ A', "numbers")
 in_form("near_scope", "E0342", "A: [d_in, d_out] ~ zeros per ⟦modle⟧ delta = z @ A", "`model`")
-in_form("unknown_scope", "E0342", "A: [d_in, d_out] ~ zeros per ⟦galaxy⟧ delta = z @ A", "places: model, kind")
+in_form("unknown_scope", "E0342", "A: [d_in, d_out] ~ zeros per ⟦galaxy⟧ delta = z @ A", "owners: model, kind")
 in_form("head_at_sublayer", "E0347", "A: [d_in, d_out] ~ zeros per ⟦head⟧ delta = z @ A", "`ffn` has no axis `head`")
 in_form("declared_twice", "E0348", "A: [d_in, d_out] ~ zeros ⟦A: [d_in, d_out] ~ ones⟧ delta = z @ A", "twice")
 in_form("start_of_another_type", "E0344", "m: [r] = ⟦2 * x⟧ delta = z", "declared as [r]")

@@ -10,8 +10,10 @@ from unipelt.language.analyse.canonical import difference
 from unipelt.language.analyse.counts import formula
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import check_text, parse
+from unipelt.language.analyse.method import analyse
 from unipelt.language.analyse.owned import owned
 from unipelt.language.analyse.verdicts import verdicts
+from unipelt.language.write.diagram import diagram
 
 SOUND = "form { A: [d_in, 2] ~ normal(0.1)  B: [2, d_out] ~ zeros  delta = z @ A @ B } compose h + delta"
 
@@ -90,10 +92,12 @@ def test_a_verdict_that_is_known_holds_wherever_the_sites_are() -> None:
 def test_counts_and_equality_do_without_no_site() -> None:
     m = parse(method(f"modify at insert parallel {SOUND}"))
     assert formula(m)["trained"] == "what `m` learns at `at`"
-    with pytest.raises(PeltError) as caught:
-        difference(m, m)
-    (d,) = caught.value.diagnostics
-    assert d.code == "E0408" and "`at`" in d.message and d.help == "write m(at=…)"
+    for asked in (lambda: difference(m, m), lambda: diagram(m)):
+        with pytest.raises(PeltError) as caught:
+            asked()
+        (d,) = caught.value.diagnostics
+        assert d.code == "E0408" and "`at`" in d.message and d.help == "write m(at=…)"
+    assert str(analyse(m)) == "m at at"
     assert difference(m(at="ffn"), m(at="ffn")) is None
     two = method(f"use {{ modify at insert parallel {SOUND} }} as a use {{ modify ffn insert parallel {SOUND} }} as b")
     assert values(two)["rows commute"] == "unknown"

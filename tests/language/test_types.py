@@ -22,7 +22,6 @@ from unipelt.language.loading import library, load, parse as parse_as_it_is
 from unipelt.language.syntax.parser import parse as parse_file
 from unipelt.language.syntax.printer import to_text
 from unipelt.language.analyse.verdicts import verdicts
-from unipelt.language.analyse.row_verdicts import row_reads
 from unipelt.language.sites import SITES, signature
 from unipelt.language.syntax.nodes import Let, Tensor
 
@@ -65,7 +64,7 @@ def test_what_a_form_reads_and_binds(form: str, site: str, reads: set[str], bind
     (t,) = analyse(
         parse(f"method m {{ modify {site} insert parallel form {form} compose {{ out = h + delta }} }}")
     ).rows
-    assert row_reads(t.row) & {"x", "z", "q", "k", "v", "W", "scale", "residual", "log_mass"} == reads
+    assert t.row.reads & {"x", "z", "q", "k", "v", "W", "scale", "residual", "log_mass"} == reads
     assert bound(t) - {"out"} == binds
 
 
@@ -156,9 +155,9 @@ def test_the_scope_by_default_is_the_site_and_its_heads() -> None:
     }
     for text, (place, axes) in scopes.items():
         (x,) = typing(f"P: [d_head] ~ zeros {text} delta = q * P", site="attn.heads").tensors
-        assert (x.owner.place, set(x.type.axes)) == (place, axes), text
+        assert (x.owner.each, set(x.type.axes)) == (place, axes), text
     (x,) = typing("P: [d_out] ~ zeros delta = z * P").tensors
-    assert (x.owner.place, x.type.axes) == ("site", frozenset())
+    assert (x.owner.each, x.type.axes) == ("site", frozenset())
 
 
 def test_a_scope_or_a_site_may_be_a_parameter() -> None:
@@ -170,13 +169,13 @@ def test_a_scope_or_a_site_may_be_a_parameter() -> None:
     for share, place in (("layer", "layer"), ("model", "model")):
         typings = analyse(parse(text, "m")(share=share)).rows
         assert [t.site.name for t in typings] == ["attn", "ffn"]
-        assert {x.owner.place for t in typings for x in t.tensors} == {place}
+        assert {x.owner.each for t in typings for x in t.tensors} == {place}
     assert [t.site.name for t in analyse(parse(text, "m")(at="block")).rows] == ["block"]
 
 
 def test_a_called_gate_brings_its_tensors_under_the_name_of_the_let() -> None:
     t = typing("G = token_gate(x) delta = G * z")
-    assert [(x.name, str(x.type), x.owner.place) for x in t.tensors] == [
+    assert [(x.name, str(x.type), x.owner.each) for x in t.tensors] == [
         ("G_w", "[d_model]", "site"),
         ("G_b", "[]", "site"),
     ]

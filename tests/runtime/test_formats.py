@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import unipelt
 from unipelt import resources
 from unipelt.language.types.fitting import PARAM_TYPES
-from unipelt.language.types.owners import PLACES
+from unipelt.language.types.owners import OWNERS
 from unipelt.language.ir import from_json
 from unipelt.language.loading import parse
 from unipelt.language.types.initialisers import INITIALISERS
@@ -155,7 +155,7 @@ def test_the_first_language_is_part_of_this_one() -> None:
             assert low <= least and high >= most, f"{n} takes fewer arguments than it did"
         grown = grown or set(known) > set(first[kind])
     for kind, now in (("keywords", words), ("sites", set(SITES)), ("sizes", {*SIZES, *NUMBERS}),
-                      ("types", set(PARAM_TYPES)), ("places", set(PLACES))):  # fmt: skip
+                      ("types", set(PARAM_TYPES)), ("places", set(OWNERS))):  # fmt: skip
         assert set(first[kind]) <= now, f"the language lost one of its {kind}"
         grown = grown or now > set(first[kind])
     assert not grown or MINE > Version(1, 0)

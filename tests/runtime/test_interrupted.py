@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted import CASES, ends, first_and_last, wrong
+from interrupted import CASES, ends, first_and_last, interrupt, lines, wrong
 from names import name as named
 from small import model, output, state
+from transformers.modeling_utils import AttentionInterface
 
 import unipelt
+from unipelt.anatomy.calls import calls
+from unipelt.anatomy.evaluating import evaluating
+from unipelt.anatomy.find import find
 from unipelt.runtime import attach, plain
-from unipelt.runtime.switch import ended_by
+from unipelt.anatomy.interrupts import ended_by
 
 #: How many lines of each call are tried.
 TRIED = 4
@@ -27,6 +31,24 @@ def test_an_interrupted_call_is_all_or_nothing(name: str, tmp_path: Path) -> Non
     assert len(points) > 5
     found = [wrong(name, tmp_path, at, two) for at in random.Random(name).sample(points, TRIED)]
     assert not [f for f in found if f]
+
+
+def test_a_look_at_a_model_leaves_its_modes_hooks_and_attention_as_they_were() -> None:
+    """At every line of it, the last ones, which put things back, among them."""
+    m = model("bert").train()
+    m.encoder.layer[1].eval()
+    sites, before, ask = find(m), [x.training for x in m.modules()], AttentionInterface.get_interface
+
+    def look() -> None:
+        with evaluating(m), calls(m, sites):
+            pass
+
+    passed = lines(look, ("anatomy",))
+    assert len(passed) > 30
+    for at in range(1, len(passed) + 1):
+        assert interrupt(look, at, ("anatomy",))
+        assert [x.training for x in m.modules()] == before and AttentionInterface.get_interface is ask, passed[at - 1]
+        assert not any(x._forward_pre_hooks for x in m.modules()), passed[at - 1]
 
 
 def test_a_removal_that_is_interrupted_twice_is_finished_by_calling_it_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def outputs(
             typing = check_row(row, found, method.params, Sizes(SIZES, LAYER, DEPTH))
             names = constants(method.params, SIZES, {"layer": LAYER, "depth": DEPTH})
             for t in typing.tensors:
-                key = "/".join([row.name, t.label, *([found.name] if t.owner.place in ("site", "kind") else [])])
+                key = "/".join([row.name, t.label, *([found.name] if t.owner.each in ("site", "kind") else [])])
                 label, turned = labels[key]
                 axes = tuple(sorted(t.type.axes, key=axis_order))
                 shape = [LENGTHS[a] for a in axes] + [int(s.number) for s in t.type.sizes]  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from .interrupts import ended_by
 from .sites import Site, SiteMap
 
 _lock = threading.RLock()
@@ -20,20 +21,17 @@ _lock = threading.RLock()
 def calls(model: nn.Module, sites: SiteMap) -> Iterator[Counter[str]]:
     """Counts the calls of the modules that edits hang on, by path, and those of attention functions, by ``attention:`` and path."""
     found: Counter[str] = Counter()
-    handles = []
-    for path in {p for s in sites.sites if s.block for p in _hosts(s)}:
+    handles: list[Any] = []
 
-        def count(module: nn.Module, args: tuple, path: str = path) -> None:
-            found[path] += 1
+    def hook(path: str) -> Callable[[nn.Module, tuple], None]:
+        return lambda module, args: found.update([path])
 
-        handles.append(model.get_submodule(path).register_forward_pre_hook(count))
     paths = {id(model.get_submodule(s.view.module)): s.view.module for s in sites.sites if s.side == "attention"}
-    try:
-        with _asked(lambda module: found.update([f"attention:{paths.get(id(module), '')}"])):
-            yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    asked = _asked(lambda module: found.update([f"attention:{paths.get(id(module), '')}"]))
+    with ended_by(lambda: [handle.remove() for handle in handles]), asked:
+        for path in {p for s in sites.sites if s.block for p in _hosts(s)}:
+            handles.append(model.get_submodule(path).register_forward_pre_hook(hook(path)))
+        yield found
 
 
 @contextmanager
@@ -56,12 +54,13 @@ def _asked(saw: Callable[[Any], None]) -> Iterator[None]:
 
             return call
 
-        AttentionInterface.get_interface = counted  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
+        def end() -> None:
             if AttentionInterface.get_interface is counted:  # nobody has put something else there meanwhile
                 AttentionInterface.get_interface = ask  # type: ignore[method-assign]
+
+        with ended_by(end):
+            AttentionInterface.get_interface = counted  # type: ignore[method-assign,assignment]
+            yield
 
 
 def called_once(sites: SiteMap, counts: Mapping[str, int]) -> SiteMap:

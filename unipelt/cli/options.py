@@ -6,17 +6,17 @@ act on them.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 import typer
 
 from ..training.config import TrainConfig
-from ..training.options import Option, flag, options_of
+from ..training.options import Option, choices, flag, options_of, read_arguments
 from .output import MISTAKES
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -33,9 +33,9 @@ def declared(name: str, kind: Any, option: Option) -> Any:
     """An option as typer knows it."""
     if name == "method":
         return typer.Argument(metavar="METHOD", help=option.help, autocompletion=methods_that_begin)
-    either = f"/--no-{name}" if kind == bool | None else ""
-    names = option.flags or (flag(name) + either,)
-    return typer.Option(*names, help=option.help, metavar=option.metavar)
+    names = [option.flag or flag(name) + (f"/--no-{name}" if kind == bool | None else "")]
+    names += [option.short] if option.short else []
+    return typer.Option(*names, help=option.help, metavar="NAME=VALUE" if kind == Mapping[str, Any] else None)
 
 
 def of_training(name: str) -> Any:
@@ -43,25 +43,36 @@ def of_training(name: str) -> Any:
     return declared(name, *options_of(TrainConfig)[name])
 
 
-def _plain(kind: Any) -> Any:
-    """A type as a command line reads it: the words of a `Literal` are checked with all other values."""
-    if get_origin(kind) is Literal:
-        return str
-    return functools.reduce(lambda a, b: a | b, map(_plain, get_args(kind))) if NoneType in get_args(kind) else kind
+def written(kind: Any, default: Any) -> tuple[Any, Any, Callable[[Any], Any]]:
+    """How a value of a type is written on a command line: as which type, its default there, and what makes the value of it.
+
+    A flag turns what is off by default on, and what is on off. A mapping is `NAME=VALUE`, again and again, names are one after
+    the other, and names that may be None are separated by commas. The words of a `Literal` are checked with all other values.
+    """
+    if kind is bool and default is True:
+        return bool, False, operator.not_
+    if kind == Mapping[str, Any]:
+        return list[str] | None, None, read_arguments
+    if kind == tuple[str, ...]:
+        return list[str] | None, None, lambda names: tuple(names or ())
+    if kind == tuple[str, ...] | None:
+        return str | None, None, lambda text: tuple(c.strip() for c in text.split(",")) if text else None
+    if choices(kind):
+        return (str | None if NoneType in get_args(kind) else str), default, lambda word: word
+    return kind, default, lambda value: value
 
 
-def _parameters(cls: Any, command: str) -> dict[str, tuple[inspect.Parameter, Option]]:
-    """The options that a command has of a class, those that must be given first."""
+def _parameters(cls: Any, command: str) -> dict[str, tuple[inspect.Parameter, Callable[[Any], Any]]]:
+    """The options that a command has of a class, those that must be given first; each with what reads its value."""
     defaults = {f.name: f.default for f in fields(cls)}
     found = {}
     for name, (kind, option) in options_of(cls).items():
         if option.commands and command not in option.commands.split():
             continue
-        written: Any = option.written or _plain(kind)
-        default = defaults[name] if option.read is None else False if written is bool else None
-        hint = Annotated[written, declared(name, kind, option)]  # type: ignore[valid-type]
-        found[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint,
-                                        default=inspect.Parameter.empty if default is MISSING else default), option  # fmt: skip
+        typed, default, read = written(kind, defaults[name])
+        hint = Annotated[typed, declared(name, kind, option)]  # type: ignore[valid-type]
+        given = {} if default is MISSING else {"default": default}
+        found[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, **given), read
     return dict(sorted(found.items(), key=lambda item: item[1][0].default is not inspect.Parameter.empty))
 
 
@@ -71,19 +82,18 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     A command that returns False has found what it says, and its exit code is that of mistakes.
     """
     parameters: list[inspect.Parameter] = []
-    objects: dict[str, tuple[Any, dict[str, Option]]] = {}
+    objects: dict[str, tuple[Any, dict[str, Callable[[Any], Any]]]] = {}
     for p in inspect.signature(command, eval_str=True).parameters.values():
         if is_dataclass(p.annotation):
             found = _parameters(p.annotation, command.__name__.strip("_"))
-            objects[p.name] = p.annotation, {name: option for name, (_, option) in found.items()}
+            objects[p.name] = p.annotation, {name: read for name, (_, read) in found.items()}
             parameters += [q for q, _ in found.values()]
         else:
             parameters.append(p.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     def run(**given: Any) -> None:
-        for name, (cls, options) in objects.items():
-            values = {n: given.pop(n) for n in options}
-            given[name] = cls(**{n: v if (read := options[n].read) is None else read(v) for n, v in values.items()})
+        for name, (cls, readers) in objects.items():
+            given[name] = cls(**{n: read(given.pop(n)) for n, read in readers.items()})
         if command(**given) is False:
             raise SystemExit(MISTAKES)
 

@@ -27,12 +27,8 @@ SHOWN = 40
 class Asked:
     """What is to become of a space: how much of it is looked at, on which model, and where its members are written."""
 
-    out: Annotated[
-        Path | None, Option("Write each member as a `.pelt` file into this new folder.", flags=("--out", "-o"))
-    ] = None
-    model: Annotated[
-        str | None, Option("Keep what goes onto this model (folder or configuration).", flags=("--model", "-m"))
-    ] = None
+    out: Annotated[Path | None, Option("Write each member as a `.pelt` file into this new folder.", short="-o")] = None
+    model: Annotated[str | None, Option("Keep what goes onto this model (folder or configuration).", short="-m")] = None
     task: Annotated[str, Option("The model's task, as for `plan`.")] = "base"
     params: Annotated[str | None, Option("Equal budget: solve each member's size, as in 0.5% or 500000.")] = None
     size: Annotated[str | None, Option("The argument to solve; default: the one that counts most.")] = None

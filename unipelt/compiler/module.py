@@ -185,7 +185,7 @@ class _Class:
         lengths = [self._size(self.typing.axes[a]) if a in self.typing.axes else f"{a}s" for a in axes]
         shape = [s.replace(" / ", " // ") for s in (*lengths, *(self._size(s) for s in t.type.sizes))]
         sizes = shape[len(axes) :]
-        notes = [f"one for all sites that share it (per {t.owner.place})"] if t.owner.shared else []
+        notes = [f"one for all sites that share it (per {t.owner.each})"] if t.owner.shared else []
         notes += [f"learns at {t.lr:g} times the rate"] if t.lr is not None else []
         before, value, note = self._start(t, shape, sizes)
         notes += [note] if note else []

@@ -127,17 +127,19 @@ class PlannedRows:
 
 @dataclass(frozen=True, slots=True)
 class PlannedEdit:
-    """One row at one site. ``tensors`` maps the row's own names to tensor names; ``names`` is what its lines read."""
+    """One row at one site. ``tensors`` maps the row's own names to tensor names."""
 
-    row: Row
     site: Site
     tensors: dict[str, str]
-    names: frozenset[str]
     typing: TypedRow
     constants: dict[str, int]
 
     def __repr__(self) -> str:
         return f"<edit: {self.row.name} at {self.site.label}>"
+
+    @property
+    def row(self) -> Row:
+        return self.typing.row
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -27,7 +27,7 @@ from ..language.ir import Method, Row
 from ..language.types.layers import by_layer, chosen, layered, least
 from ..language.types.initialisers import INITIALISERS
 from ..language.check.outside import not_one, selects
-from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant, row_reads
+from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant
 from ..language.types.rows import distinct, lacking, require, typed_row
 from ..language.types.typed import Sizes, TypedRow
 from ..language.sites import SiteSignature, TensorType, signature, site_name
@@ -204,7 +204,6 @@ class _Builder:
         if site.side == "prompt" and (refused := self._no_rows(row, site)):
             self.problems.append(refused)
             return
-        reads = row_reads(row)
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
         alike = layer if varies or layer is None else 0  # layers that do not differ have one typed row
@@ -238,7 +237,7 @@ class _Builder:
             planned = self.tensor(t, row, site, typing)
             names[t.label] = planned.name
         numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
-        self.edits.append(PlannedEdit(row, site, names, reads, typing, numbers))
+        self.edits.append(PlannedEdit(site, names, typing, numbers))
 
     def of_the_head(self) -> dict[str, int]:
         """How many labels the model's head has, or the adapter's own: a size that any row may read."""
@@ -269,11 +268,11 @@ class _Builder:
         before = self.tensors.get(planned.name)
         if before is not None and before.shape != planned.shape:
             self.problems.append(Diagnostic(
-                "E0513", f"`{t.name}` is shared `per {t.owner.place}`, but its sizes differ: {list(before.shape)} and "
+                "E0513", f"`{t.name}` is shared `per {t.owner.each}`, but its sizes differ: {list(before.shape)} and "
                 f"{list(planned.shape)}", t.declaration.span, help="share it per site"))  # fmt: skip
         elif before is not None and t.exact is not None and weights_read(t.exact):
             self.problems.append(Diagnostic(
-                "E0513", f"`{t.name}` is shared `per {t.owner.place}`, and it starts from the weights of one site: those of "
+                "E0513", f"`{t.name}` is shared `per {t.owner.each}`, and it starts from the weights of one site: those of "
                 f"`{site.full_name}` are others", t.declaration.span, help="share it per site"))  # fmt: skip
         self.tensors[planned.name] = planned
         start = INITIALISERS[t.start.name] if t.start is not None else None

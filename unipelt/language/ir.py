@@ -14,7 +14,7 @@ from typing import Any
 
 from .above import view
 from .types.arguments import parameters
-from .once import Remembers
+from .once import Remembers, once
 from .report.diagnostics import Diagnostic, PeltError, error, near
 from .types.fitting import argument, plain, takes
 from .syntax.printer import to_text
@@ -43,6 +43,7 @@ from .syntax.nodes import (
     Train,
     Use,
     rewrite,
+    walk,
 )  # fmt: skip
 
 
@@ -74,6 +75,23 @@ class Row(Remembers):
 
     def __repr__(self) -> str:
         return f"<row {self.name} at {', '.join(map(str, self.sites))}>"
+
+    @property
+    def parts(self) -> tuple[Expr | Statement, ...]:
+        """The insertion, where there is one, and the lines of form, gate and composition."""
+        return (*([self.insert] if self.insert is not None else []), *self.form, *(self.gate or ()), *self.compose)
+
+    @property
+    @once
+    def nodes(self) -> tuple[Any, ...]:
+        """Everything that stands in its parts."""
+        return tuple(n for part in self.parts for n in walk(part))
+
+    @property
+    @once
+    def reads(self) -> frozenset[str]:
+        """The names that its expressions mention."""
+        return frozenset(n.id for n in self.nodes if isinstance(n, Name))
 
 
 @dataclass(frozen=True, slots=True)

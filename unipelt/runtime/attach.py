@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME, base_parameters
+from ..anatomy.interrupts import finish
 from ..anatomy.quantised import is_quantised
 from ..compiler.initialise import draw, generator
 from ..compiler.labels import Labels, labels_of_base
@@ -28,7 +29,7 @@ from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
 from .starts import LabelWords, StartData, Tokenizer, start
-from .switch import ADAPTER_NAME, Switch, finish
+from .switch import ADAPTER_NAME, Switch
 
 # ---------------------------------------------------------------- apply
 
@@ -174,15 +175,19 @@ def unchanged(model: nn.Module, new: Registry | None = None) -> Iterator[None]:
     r = new if before is None else before
     there, was = list(r.attached) if r is not None else [], r.switch.active if r is not None else ()
     receiving = r.receiving if r is not None else frozenset()
+
+    def back() -> None:
+        now = r or registry(model)
+        if now is not None:
+            for name in [n for n in now.attached if n not in there]:
+                _take_out(model, now, name)
+            _receive(now, receiving)
+            now.switch.active = was
+
     try:
         yield
     except BaseException:
-        r = r or registry(model)
-        if r is not None:
-            for name in [n for n in r.attached if n not in there]:
-                _take_out(model, r, name)
-            _receive(r, receiving)
-            r.switch.active = was
+        finish(back)
         raise
 
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..anatomy.base import NAME, base_modules
+from ..anatomy.interrupts import ended_by
 from ..language.report.diagnostics import PeltError, error
 from ..language.files import contents, leaves, reason, replace
 from ..language.report.source import refuse_link
@@ -32,7 +33,7 @@ from .hub import FOLDER, INDEX
 from .registry import Registry
 from .saving import content, state_dict
 from .sharding import is_sharded
-from .switch import ADAPTER_NAME, ended_by
+from .switch import ADAPTER_NAME
 
 #: The most bytes an index may have.
 _LARGEST = 2**20

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.interrupts import finish
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
 from ..language.report.diagnostics import error
@@ -180,9 +181,7 @@ def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> N
         for n in own:
             put(own[n], new[n])
     except BaseException:
-        with torch.no_grad():
-            for n, t in before.items():
-                own[n].copy_(t)
+        finish(lambda: [own[n].detach().copy_(t) for n, t in before.items()])
         raise
 
 

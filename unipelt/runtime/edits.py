@@ -343,7 +343,7 @@ class Edit(Holding):
 
 def needs(planned: PlannedEdit) -> frozenset[str]:
     """The scope names that must be gathered for an edit."""
-    found = set(planned.names)
+    found = set(planned.row.reads)
     if "parallel" in found:
         found.add(str(planned.site.kind.parallel))
     return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance"})

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from ..anatomy.evaluating import evaluating
+from ..anatomy.interrupts import ended_by
 from ..anatomy.find import config_of
 from ..language.report.diagnostics import error
 from .attach import disabled
@@ -263,11 +264,8 @@ def _quiet() -> Iterator[None]:
     and that axes of one name are one axis, which is meant."""
     log = logging.getLogger("torch.onnx")
     before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|copyreg|onnx)")
-            warnings.filterwarnings("ignore", "# The axis name: .* will not be used, since it shares", UserWarning)
-            yield
-    finally:
-        log.setLevel(before)
+    with ended_by(lambda: log.setLevel(before)), warnings.catch_warnings():
+        log.setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|copyreg|onnx)")
+        warnings.filterwarnings("ignore", "# The axis name: .* will not be used, since it shares", UserWarning)
+        yield

@@ -70,7 +70,7 @@ def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
 def _declaration(name: str, places: list[tuple[TypedRow, TensorType]], owner: Owner, axes: tuple[str, ...]) -> Tensor:
     """A tensor declaration whose sizes are written in the method's own terms."""
     sizes = tuple(parse_expression(_size(i, places)) for i in range(len(places[0][1].sizes)))
-    per = tuple(Scope(w) for w in (*axes, *([owner.place] if owner.shared else [])))
+    per = tuple(Scope(w) for w in (*axes, *([owner.each] if owner.shared else [])))
     return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
 
 
@@ -92,13 +92,9 @@ def _value(
     """The adapter's tensors are given whole; what the expression calls of the base may be sharded."""
     e = plan.edits[f.edit]
     edit = edit_at(model, name, e)
-    training, edit.training = edit.training, False
-    try:
-        with torch.no_grad(), gathered(model, e.site.view.module):
-            own = {label: tensors[n] for label, n in e.tensors.items()}
-            value = evaluate(f.fold.value, edit.context({}, None, tensors=own))
-    finally:
-        edit.training = training
+    own = {label: tensors[n] for label, n in e.tensors.items()}
+    with torch.no_grad(), gathered(model, e.site.view.module):
+        value = evaluate(f.fold.value, edit.context({}, None, still=True, tensors=own))
     assert isinstance(value, Named)
     return spread(value, f.tensor.axes, len(f.tensor.sizes)).expand(f.tensor.shape).contiguous()
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..anatomy.columns import Columns, joined, taken
+from ..anatomy.interrupts import finish
 from ..anatomy.sites import View
 from ..anatomy.sizes import weight_shape
 from ..anatomy.quantised import as_map, is_quantised
@@ -27,7 +28,6 @@ from .hanging import rehang
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .seam import edit_at
 from .sharding import is_sharded
-from .switch import finish
 
 
 @dataclass
@@ -85,7 +85,7 @@ def merge(model: nn.Module, name: str = "default") -> None:
         r.switch.active = ()
         rehang(model, r)
     except BaseException:
-        _undo(model, r, merged)
+        finish(lambda: _undo(model, r, merged))
         raise
 
 

@@ -11,11 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from ..anatomy.base import NAME
+from ..anatomy.interrupts import ended_by
 from ..language.report.diagnostics import error
 from .heads import is_view, plain
 from .merge import merge, unmerge
 from .registry import record, registry, unwrapped
-from .switch import ended_by
 
 
 @runtime_checkable

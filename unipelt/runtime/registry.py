@@ -57,8 +57,8 @@ class Attached:
             "prompt": any(e.site.side == "prompt" for e in edits),
             "grows": any(e.places is not None and e.places.grows for e in edits),
             "input": bool(self.plan.inputs),
-            "tokens": any("tokens" in e.names for e in edits),
-            "chance": any("chance" in e.names for e in edits),
+            "tokens": any("tokens" in e.row.reads for e in edits),
+            "chance": any("chance" in e.row.reads for e in edits),
             "model": any("" in (e.site.x, e.site.residual) for e in edits),
         }
         return frozenset(n for n, asked in found.items() if asked)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import base_modules, base_parameters
+from ..anatomy.interrupts import ended_by
 
 T = TypeVar("T")
 
@@ -64,13 +65,10 @@ def gathered(model: nn.Module, path: str) -> Iterator[None]:
     parts = path.split(".") if path else []
     ways = [".".join(parts[: i + 1]) for i in range(len(parts))] or [""]
     chosen = [u for u in units(model) if any(u is model.get_submodule(way) for way in ways)]
-    try:
+    with ended_by(lambda: [unit.reshard() for unit in chosen]):
         for unit in chosen:
             unit.unshard()
         yield
-    finally:
-        for unit in chosen:
-            unit.reshard()
 
 
 def on_first(call: Callable[[], T]) -> T:

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..anatomy.interrupts import ended_by
 from .prompts.passes import Pass
 
 #: What an adapter may be called.
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
-
-
-@contextmanager
-def ended_by(end: Callable[[], object]) -> Iterator[None]:
-    """A block at whose end something is called, which may be repeated: it is called again where Ctrl-C came before it was done.
-
-    Only there: a second Ctrl-C is not expected, and a call that needs none would be another that the first can break off.
-    """
-    done = False
-    try:
-        try:
-            yield
-        finally:
-            end()
-            done = True
-    finally:
-        if not done:
-            end()
 
 
 class Holder(threading.local):
@@ -109,12 +92,3 @@ class Switch:
     def end(self, module: Any, args: Any, output: Any) -> None:
         if self.holder.entered is module:
             self.holder.entered = None
-
-
-def finish(commit: Callable[[], None]) -> None:
-    """Carries out steps that may be repeated. Where they are interrupted, they are carried out again before the error goes on."""
-    try:
-        commit()
-    except BaseException:
-        commit()
-        raise

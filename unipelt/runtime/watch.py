@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.interrupts import ended_by
 from ..anatomy.sites import Site, SiteMap
 from ..compiler.evaluator import Context, evaluate
 from ..compiler.gates import gates
@@ -28,7 +29,6 @@ from .copies import CopyEdit
 from .hanging import hang_root
 from .registry import Attached, Registry, record, registry, unwrapped
 from .seam import edit_at, key_of, seams
-from .switch import ended_by
 
 
 @dataclass(frozen=True, slots=True)

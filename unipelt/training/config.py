@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import inf
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..language.report.diagnostics import error
-from .options import DType, Option, Rule, TaskOptions, at_least, options_of, read_arguments
+from .options import DType, Option, Rule, TaskOptions, at_least, options_of
 from .report import drawable
 
 POSITIVE = Rule("must be positive", lambda value: 0 < value < inf)
@@ -32,24 +31,17 @@ class TrainConfig(TaskOptions):
     """
 
     method: Annotated[str, Option("A method of the library, a `.pelt` file (`file.pelt:name`), or `a+b`.")]
-    model: Annotated[str, Option("A folder made by `save_pretrained`, or a hub name.", flags=("--model", "-m"))]
+    model: Annotated[str, Option("A folder made by `save_pretrained`, or a hub name.", short="-m")]
     data: Annotated[
         str,
         Option(
-            "A jsonl, csv or Parquet file, a folder of splits, or `hub:user/name`, a data set of the hub.",
-            flags=("--data", "-d"),
+            "A jsonl, csv or Parquet file, a folder of splits, or `hub:user/name`, a data set of the hub.", short="-d"
         ),
     ]
-    out: Annotated[str, Option("The folder of the run.", flags=("--out", "-o"), changes_results=False)]
-    set: Annotated[
-        Mapping[str, Any],
-        Option(
-            "Bind an argument of the method; repeatable.",
-            metavar="NAME=VALUE",
-            written=list[str] | None,
-            read=read_arguments,
-        ),
-    ] = field(default_factory=dict)
+    out: Annotated[str, Option("The folder of the run.", short="-o", may_change=True)]
+    set: Annotated[Mapping[str, Any], Option("Bind an argument of the method; repeatable.")] = field(
+        default_factory=dict
+    )
     head: Annotated[str | None, Option("Add a head of the library, such as `mean`. Default: the model's own.")] = None
     epochs: Annotated[int, Option(rule=at_least(1))] = 3
     max_steps: Annotated[int | None, Option("Stop after so many optimizer steps.", rule=at_least(1))] = None
@@ -63,9 +55,7 @@ class TrainConfig(TaskOptions):
     accumulate: Annotated[
         int,
         Option(
-            "Compute a step in this many parts, to save memory; the run is the same.",
-            rule=at_least(1),
-            changes_results=False,
+            "Compute a step in this many parts, to save memory; the run is the same.", rule=at_least(1), may_change=True
         ),
     ] = 1
     eval_batch_size: Annotated[int, Option("Examples that a process evaluates at once.", rule=at_least(1))] = 64
@@ -81,23 +71,9 @@ class TrainConfig(TaskOptions):
     dropout: Annotated[
         float | None, Option("The base's dropout rate; default: its configuration's.", rule=PROBABILITY)
     ] = None
-    best: Annotated[
-        bool,
-        Option(
-            "Keep the last epoch instead of the best on validation.",
-            flags=("--last",),
-            written=bool,
-            read=operator.not_,
-        ),
-    ] = True
+    best: Annotated[bool, Option("Keep the last epoch instead of the best on validation.", flag="--last")] = True
     checkpoints: Annotated[
-        bool,
-        Option(
-            "Evaluate and save at the end only; implies --last.",
-            flags=("--no-checkpoints",),
-            written=bool,
-            read=operator.not_,
-        ),
+        bool, Option("Evaluate and save at the end only; implies --last.", flag="--no-checkpoints")
     ] = True
     patience: Annotated[
         int | None, Option("Stop after this many evaluations without a better one.", rule=at_least(1))
@@ -108,25 +84,18 @@ class TrainConfig(TaskOptions):
         Option("no, bf16 or fp16: mixed precision; what is trained stays in float32. Default: the launcher's."),
     ] = None
     dtype: DType = None
-    checkpointing: Annotated[bool, Option("Recompute activations, to save memory.", changes_results=False)] = False
+    checkpointing: Annotated[bool, Option("Recompute activations, to save memory.", may_change=True)] = False
     log_to: Annotated[
-        tuple[str, ...],
-        Option(
-            "Log to tensorboard (in OUT/logs), wandb, mlflow, …; repeatable.",
-            written=list[str] | None,
-            read=lambda names: tuple(names or ()),
-            changes_results=False,
-        ),
+        tuple[str, ...], Option("Log to tensorboard (in OUT/logs), wandb, mlflow, …; repeatable.", may_change=True)
     ] = ()
     allow_future: Annotated[bool, Option("Allow a method that sees later tokens on a causal model.")] = False
     save_steps: Annotated[
-        int | None,
-        Option("Checkpoint every so many steps, besides each epoch.", rule=at_least(1), changes_results=False),
+        int | None, Option("Checkpoint every so many steps, besides each epoch.", rule=at_least(1), may_change=True)
     ] = None
-    resume: Annotated[bool, Option("Go on from the last checkpoint in --out.", changes_results=False)] = False
-    overwrite: Annotated[bool, Option("Replace the run in --out.", changes_results=False)] = False
+    resume: Annotated[bool, Option("Go on from the last checkpoint in --out.", may_change=True)] = False
+    overwrite: Annotated[bool, Option("Replace the run in --out.", may_change=True)] = False
     report: Annotated[
-        bool, Option("Watch gates, edits and gradients; draw report.png and .svg in --out.", changes_results=False)
+        bool, Option("Watch gates, edits and gradients; draw report.png and .svg in --out.", may_change=True)
     ] = False
 
     def check(self) -> None:
@@ -155,7 +124,7 @@ class TrainConfig(TaskOptions):
         """The options in which an earlier run's record differs, as text; those that change no result are left out."""
         mine, options = self.to_json(), options_of(type(self))  # type: ignore[arg-type]
         # An option that is newer than the record had its default then.
-        then = {f.name: earlier.get(f.name, f.default) for f in fields(self) if options[f.name][1].changes_results}
+        then = {f.name: earlier.get(f.name, f.default) for f in fields(self) if not options[f.name][1].may_change}
         return [f"{n}: {old!r} then, {mine[n]!r} now" for n, old in then.items() if old != mine[n]]
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -39,21 +39,15 @@ def at_least(number: int) -> Rule:
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a field that is an option, besides its name, type and default.
-
-    ``flags`` are its names on a command line, by default `--` and the field's. ``commands`` are those that have it, by default
-    all that take its class. ``read`` makes the field's value of one of the type ``written``, where that is another.
-    """
+    """What is known of a field that is an option, besides its name, type and default."""
 
     help: str | None = None
-    commands: str = ""
-    flags: tuple[str, ...] = ()
-    metavar: str | None = None
-    written: Any = None
-    read: Callable[[Any], Any] | None = None
+    commands: str = ""  # those that have it, where not all have it that take its class
+    short: str | None = None  # another name on a command line, as `-o`
+    flag: str | None = None  # its name on a command line, where that is not `--` and the field's
     rule: Rule | None = None
     choices: Sequence[str] = ()  # where the type does not list them
-    changes_results: bool = True  # whether a run that goes on must have the same
+    may_change: bool = False  # when a run goes on, as it changes no result
 
 
 @cache
@@ -99,11 +93,6 @@ def wrong(name: str, rule: str, value: object, remedy: str = "") -> PeltError:
 # ---------------------------------------------------------------- what is written on a command line
 
 
-def columns_of(text: str | None) -> tuple[str, ...] | None:
-    """The columns that a text names, separated by commas."""
-    return tuple(c.strip() for c in text.split(",")) if text else None
-
-
 def argument(text: str) -> tuple[str, Any]:
     """``r=16`` as a name and a value; what is no number stays a text of the language."""
     name, sep, value = text.partition("=")
@@ -146,13 +135,7 @@ class TaskOptions:
         Option(f"One of {', '.join(KINDS)}. Default: the run's, or by the data.", EVERYWHERE, choices=tuple(KINDS)),
     ] = None
     text: Annotated[
-        tuple[str, ...] | None,
-        Option(
-            "The text column; two, as in `premise,hypothesis`, for pairs.",
-            EVERYWHERE,
-            written=str | None,
-            read=columns_of,
-        ),
+        tuple[str, ...] | None, Option("The text column; two, as in `premise,hypothesis`, for pairs.", EVERYWHERE)
     ] = None
     label: Annotated[
         str | None,
@@ -169,7 +152,7 @@ class TaskOptions:
         Option("A template of the input, as in `{text} It was {mask}.`; `{prompt:3}` for pseudo-tokens.", EVERYWHERE),
     ] = None
     words: Annotated[
-        str | None, Option("pet: the labels' words in their order, or `0=bad,1=good|fine`, or a JSON file.", SCORED)
+        str | None, Option("pet: the labels' words in their order, or `0=bad,1=good|fine`, or a JSON file.", EVERYWHERE)
     ] = None
     loss: Annotated[
         Literal["completion", "all"] | None, Option("causal-lm: count `completion` tokens only, or `all`.", SCORED)
@@ -218,16 +201,10 @@ class TaskOptions:
 class Opening:
     """How a saved adapter is put onto its base: as `unipelt.attach` has it, and ``dtype`` as `training.models` has it."""
 
-    model: Annotated[str | None, Option("The base model; default: the one trained on.", flags=("--model", "-m"))] = None
+    model: Annotated[str | None, Option("The base model; default: the one trained on.", short="-m")] = None
     force: Annotated[bool, Option("Attach to a base with other weights than the one trained on.")] = False
     dtype: DType = None
     arguments: Annotated[
-        dict[str, Any],
-        Option(
-            "Bind an argument anew that leaves the tensors as they are, as `drop=5`.",
-            flags=("--set",),
-            metavar="NAME=VALUE",
-            written=list[str] | None,
-            read=read_arguments,
-        ),
+        Mapping[str, Any],
+        Option("Bind an argument anew that leaves the tensors as they are, as `drop=5`.", flag="--set"),
     ] = field(default_factory=dict)

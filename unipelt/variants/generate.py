@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,39 +94,27 @@ class Generated:
         }  # fmt: skip
 
 
-def outcomes(
-    space: Space,
-    indices: Iterable[int],
-    test: Test | None = None,
-    seen: dict[Any, str] | None = None,
-    names: set[str] | None = None,
-) -> Iterator[Member | Drop | Twin]:
-    """Each member in turn as what becomes of it; nothing is made before it is asked for.
-
-    ``seen`` (what has been met, by `key_of`) and ``names`` (those taken) are filled; several spaces may share them.
-    """
-    seen = seen if seen is not None else {}
-    names = names if names is not None else set()
-    for index in indices:
-        columns, brief = space.columns(index), space.columns(index, brief=True)
-        name = _free(_name(space.definition.name, brief), names)
-        definition = space.member(index, name)
-        try:
-            method = resolve(definition, space.names)
-            if test is not None:
-                method = test(method)  # may change the arguments that the requirements read
-            _require(method)
-            key = key_of(method)
-        except PeltError as e:
-            yield Drop(index, brief, e.diagnostics[0])
-            continue
-        if key in seen:
-            yield Twin(index, columns, seen[key])
-            continue
-        seen[key] = name
-        names.add(name)
-        found = recognise(method)
-        yield Member(index, name, _documented(definition, method, found), method, columns, found)
+def _outcome(
+    space: Space, index: int, test: Test | None, seen: dict[Any, str], names: set[str]
+) -> Member | Drop | Twin:
+    """What becomes of a member. ``seen`` (what has been met, by `key_of`) and ``names`` (those taken) are filled."""
+    columns, brief = space.columns(index), space.columns(index, brief=True)
+    name = _free(_name(space.definition.name, brief), names)
+    definition = space.member(index, name)
+    try:
+        method = resolve(definition, space.names)
+        if test is not None:
+            method = test(method)  # may change the arguments that the requirements read
+        _require(method)
+        key = key_of(method)
+    except PeltError as e:
+        return Drop(index, brief, e.diagnostics[0])
+    if key in seen:
+        return Twin(index, columns, seen[key])
+    seen[key] = name
+    names.add(name)
+    found = recognise(method)
+    return Member(index, name, _documented(definition, method, found), method, columns, found)
 
 
 def key_of(method: Method) -> Any:
@@ -160,16 +148,16 @@ def generate(
     seen: dict[Any, str] = {key_of(origin): origin.name} if origin is not None else {}
     names: set[str] = set()
     for space, index in _members(spaces, sample, seed):
-        for found in outcomes(space, (index,), test, seen, names):
-            out.tried += 1
-            if isinstance(found, Member):
-                out.members.append(found)
-            elif isinstance(found, Drop):
-                out.dropped.append(found)
-            else:
-                out.twins.append(found)
-            if tick:
-                tick(out.tried)
+        found = _outcome(space, index, test, seen, names)
+        out.tried += 1
+        if isinstance(found, Member):
+            out.members.append(found)
+        elif isinstance(found, Drop):
+            out.dropped.append(found)
+        else:
+            out.twins.append(found)
+        if tick:
+            tick(out.tried)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -41,23 +42,21 @@ def key_of_lines(c: Canonical) -> str:
     return "\n".join([*(x.text for x in c.sites), *(x.text for x in c.tensors)])
 
 
-@lru_cache(maxsize=None)
-def known(name: str) -> Method | None:
-    """A method of the library; None for one with mistakes."""
-    try:
-        return load(name)
-    except PeltError:
-        return None
+@lru_cache(maxsize=1)
+def known() -> dict[str, Method]:
+    """The methods of the library that have no mistakes."""
+    found = {}
+    for name in library_names("method"):
+        with contextlib.suppress(PeltError):
+            found[name] = load(name)
+    return found
 
 
 @lru_cache(maxsize=1)
 def patterns() -> dict[str, list[Pattern]]:
     """Every row of the library's methods under the skeleton of each of its sites."""
     out: dict[str, list[Pattern]] = {}
-    for name in library_names("method"):
-        method = known(name)
-        if method is None:
-            continue
+    for name, method in known().items():
         for variant in _variants(method):
             for row in variant.rows:
                 single = replace(variant, rows=(replace(row, gate=None),), trains=(), requires=())

@@ -17,7 +17,6 @@ from ..language.analyse.canonical import Canonical, difference
 from ..language.write.columns import COLUMNS, columns_of
 from ..language.types.fitting import plain
 from ..language.ir import Method, Row
-from ..language.library import library_names
 from ..language.analyse.meaning import bound, meaning
 from ..language.syntax.printer import to_text
 from .patterns import Pattern, key_of_lines, known, lines_of, patterns, without_biases
@@ -71,16 +70,13 @@ class Recognised:
 @lru_cache(maxsize=4096)
 def _bound_row(name: str, row: str, arguments: tuple[tuple[str, Any], ...]) -> tuple[Method, Row]:
     """A known method at some arguments, and one of its rows."""
-    method = known(name)
-    assert method is not None
-    found = bound(method(**dict(arguments)))
+    found = bound(known()[name](**dict(arguments)))
     return found, next(r for r in found.rows if r.name == row)
 
 
 @lru_cache(maxsize=None)
 def _known_rows(name: str) -> tuple[tuple[Row, tuple[Match, ...]], ...]:
-    method = known(name)
-    assert method is not None
+    method = known()[name]
     return tuple((r, tuple(recognise_row(method, r))) for r in method.rows)
 
 
@@ -91,11 +87,7 @@ def _alone(method: Method, row: Row) -> Method:
 
 def _inputs(method: Method, row: Row) -> tuple[tuple[str, str], ...]:
     """The arguments that a bound row adds to the forward pass."""
-    return (
-        meaning(_alone(method, row)).inputs
-        if any(isinstance(s, S.Input) for s in (*row.form, *row.compose, *(row.gate or ())))
-        else ()
-    )
+    return meaning(_alone(method, row)).inputs if any(isinstance(s, S.Input) for s in row.parts) else ()
 
 
 def _around(mine: Row, theirs: Row) -> tuple[str, ...]:
@@ -114,37 +106,40 @@ def _around(mine: Row, theirs: Row) -> tuple[str, ...]:
 def recognise_row(method: Method, row: Row) -> list[Match]:
     """The known rows that a row is, best first."""
     whole = bound(replace(method, rows=(row,), trains=(), requires=()))
-    found = meaning(_alone(whole, whole.rows[0]))
-    out: list[tuple[tuple, Pattern, Solution, Match]] = []
+    mine, alone = whole.rows[0], _alone(whole, whole.rows[0])
+    found = meaning(alone)
+    starts: frozenset[Any] = frozenset()
+    ranked: list[tuple[tuple, Match]] = []
     for own, m in (("", found), ("without", without_biases(found))):
         if own and m == found:
             continue
         lines = lines_of(m)
+        sites = tuple(s for s, _ in lines)
         for p in patterns().get(key_of_lines(lines[0][1]), []):
             solution = _everywhere(p, lines)
             if solution is None or (own and p.biases):  # the latter is the same as without stripping
                 continue
-            if _inputs(whole, whole.rows[0]) != _inputs(
-                *_bound_row(p.method, p.row, tuple(sorted(solution.arguments.items())))
-            ):
+            place = (p.method, p.row, tuple(sorted(solution.arguments.items())))
+            other, theirs = _bound_row(*place)
+            if _inputs(whole, mine) != _inputs(other, theirs):
                 continue  # it is called otherwise
-            biases = "" if bool(own) == bool(p.biases) else "with" if own else "without"
-            match = _match(p, solution, tuple(s for s, _ in lines), biases, whole.rows[0])
+            starts = starts or _starts(alone)
+            match = Match(
+                p.method if p.alone else f"{p.method}'s {p.row}",
+                {k: v for k, v in solution.arguments.items() if plain(p.params[k].default) != v},
+                () if set(sites) == set(p.sites) else sites,
+                not (starts & _starts_of(*place)),
+                "" if bool(own) == bool(p.biases) else "with" if own else "without",
+                solution.activation,
+                _around(mine, theirs),
+            )
             changed = [k for k in match.arguments if p.params[k].type != "int"]  # a size is no other method
-            differ = bool(biases) + bool(match.sites) + 2 * bool(match.activation) + len(match.around) + len(changed)
-            out.append(((not p.alone, differ, len(match.arguments)), p, solution, match))
-    if not out:
-        return []
-    mine = _starts(_alone(whole, whole.rows[0]))
-    finished = []
-    for rank, p, solution, match in out:
-        match = replace(
-            match, starts=not (mine & _starts_of(p.method, p.row, tuple(sorted(solution.arguments.items()))))
-        )
-        _, theirs = _bound_row(p.method, p.row, tuple(sorted(solution.arguments.items())))
-        around = sum(map(bool, (theirs.layers, theirs.tokens, theirs.gate)))  # the plainer one is nearer
-        finished.append(((*rank, match.starts, around, len(p.params), p.method), match))
-    return [m for _, m in sorted(finished, key=lambda x: x[0])]
+            differ = sum(map(bool, (match.biases, match.sites))) + 2 * bool(match.activation)
+            differ += len(match.around) + len(changed)
+            around = sum(map(bool, (theirs.layers, theirs.tokens, theirs.gate)))  # the plainer one is nearer
+            rank = (not p.alone, differ, len(match.arguments), match.starts, around, len(p.params), p.method)
+            ranked.append((rank, match))
+    return [m for _, m in sorted(ranked, key=lambda x: x[0])]
 
 
 def _everywhere(p: Pattern, lines: list[tuple[str, Canonical]]) -> Solution | None:
@@ -159,14 +154,6 @@ def _everywhere(p: Pattern, lines: list[tuple[str, Canonical]]) -> Solution | No
             return None
         total = Solution({**total.arguments, **found.arguments}, found.activation)
     return total
-
-
-def _match(p: Pattern, solution: Solution, sites: tuple[str, ...], biases: str, row: Row) -> Match:
-    elsewhere = () if set(sites) == set(p.sites) else sites
-    given = {k: v for k, v in solution.arguments.items() if plain(p.params[k].default) != v}
-    _, theirs = _bound_row(p.method, p.row, tuple(sorted(solution.arguments.items())))
-    name = p.method if p.alone else f"{p.method}'s {p.row}"
-    return Match(name, given, elsewhere, False, biases, solution.activation, _around(row, theirs))
 
 
 def _starts(method: Method) -> frozenset[Any]:
@@ -189,23 +176,21 @@ def recognise(method: Method) -> Recognised:
     """What a method is: one of the library's, one of them with a row replaced, or what its rows are."""
     rows = [(row, recognise_row(method, row)) for row in method.rows]
     best = tuple((r.name, m[0] if m else None) for r, m in rows)
-    if len(rows) > 1:
-        union = _union(method, rows)
-        if union is not None:
-            return Recognised(union.whole, best, union.sentence)
-        return Recognised(None, best, _sentence(method, rows))
-    whole = _single(method, rows)
+    nearest = _nearest_union(method, rows) if len(rows) > 1 else None
+    if nearest is not None:
+        sentence, whole = nearest
+        return Recognised(whole, best, sentence)
+    whole = _single(method, rows) if len(rows) < 2 else None
     return Recognised(whole, best, f"this is {whole}" if whole is not None else _sentence(method, rows))
 
 
 def _single(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> Match | None:
     """The known method that one of a single row, or of trained copies only, is."""
-    names = library_names("method")
     if not rows:
-        same = [n for n in names if (k := known(n)) and not k.rows and not _training(method, k)]
+        same = [n for n, k in known().items() if not k.rows and not _training(method, k)]
         return Match(same[0]) if same else None
-    alone = [m for m in rows[0][1] if m.name in names and not m.around]
-    return next((m for m in alone if not _training(method, known(m.name))), None)
+    alone = [m for m in rows[0][1] if m.name in known() and not m.around]
+    return next((m for m in alone if not _training(method, known()[m.name])), None)
 
 
 def _trained(method: Method | None) -> tuple[str, ...]:
@@ -231,11 +216,7 @@ def _sentence(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> str:
         if not found and row.layers is not None and row.layers.word != "all":
             what += f", in layers {to_text(bound(replace(method, rows=(row,))).rows[0].layers)}"
         parts.append(what + (f", gated by {row.columns.gate}" if not found and row.gate is not None else ""))
-    base = (
-        known(rows[0][1][0].name)
-        if len(rows) == 1 and rows[0][1] and rows[0][1][0].name in library_names("method")
-        else None
-    )
+    base = known().get(rows[0][1][0].name) if len(rows) == 1 and rows[0][1] else None
     training = _training(method, base)
     parts += [training] if training else []
     return f"this is {', '.join(parts)}" if rows and rows[0][1] else "; ".join(parts)
@@ -250,9 +231,8 @@ def _nearest(row: Row, method: Method) -> str:
     """The library's row that shares the most columns with a new one, and in which it differs."""
     mine = _heads(row, method)
     best: tuple[int, str, list[str]] = (3, "", [])
-    for name in library_names("method"):
-        other = known(name)
-        if other is None or len(other.rows) != 1:
+    for name, other in known().items():
+        if len(other.rows) != 1:
             continue
         theirs = _heads(other.rows[0], other)
         differ = [c for c in mine if mine[c] != theirs[c]]
@@ -274,39 +254,30 @@ def _heads(row: Row, method: Method) -> dict[str, Any]:
 # ---------------------------------------------------------------- methods of several rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Union:
-    """A known method of several rows that one is: wholly (``whole``), or but for some of its arguments or one row."""
+def _nearest_union(method: Method, rows: list[tuple[Row, list[Match]]]) -> tuple[str, Match | None] | None:
+    """The nearest known method of as many rows, as a sentence, and as a match where it means the same.
 
-    rank: tuple
-    sentence: str
-    whole: Match | None = None
-
-
-def _union(method: Method, rows: list[tuple[Row, list[Match]]]) -> _Union | None:
-    """The nearest known method of as many rows: one that means the same before one that differs in its arguments, that
-    before one with a row replaced."""
-    found: list[_Union] = []
-    for name in library_names("method"):
-        other = known(name)
-        if other is None or len(other.rows) != len(rows):
+    One that means the same is before one that differs in its arguments, that one before one with a row replaced.
+    """
+    found: list[tuple[tuple, str, Match | None]] = []
+    for name, other in known().items():
+        if len(other.rows) != len(rows):
             continue
-        pairs = _paired(_known_rows(name), rows)
-        odd = [(k, m, matches) for k, (m, matches), same in pairs if not same]
+        odd = [(k, m, matches) for k, (m, matches), same in _paired(_known_rows(name), rows) if not same]
         if len(odd) > 1:
             continue
         training = _training(method, other)
         behind = f", {training}" if training else ""
         if not odd and difference(method, other) is None:
-            found.append(_Union((0, name), f"this is {name}", Match(name)))
+            found.append(((0, name), f"this is {name}", Match(name)))
         elif not odd:
-            found.append(_Union((1, bool(training), name), f"this is {name} up to its arguments{behind}"))
+            found.append(((1, bool(training), name), f"this is {name} up to its arguments{behind}", None))
         else:
             k, m, matches = odd[0]
             what = str(matches[0]) if matches else f"a new row ({_described(m, method)})"
             sentence = f"{name} with its {k.name} replaced by {what}{behind}"
-            found.append(_Union((2, not matches, bool(training), name), sentence))
-    return min(found, key=lambda u: u.rank) if found else None
+            found.append(((2, not matches, bool(training), name), sentence, None))
+    return min(found, key=lambda f: f[0])[1:] if found else None
 
 
 def _paired(

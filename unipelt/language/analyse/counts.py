@@ -175,9 +175,9 @@ def counts(method: Method) -> dict[str, Count]:
     folds: list[tuple[Amount, Amount]] = []
     unknown = [f"what `{r.name}` learns at `{p}`" for r in method.rows for p in open_paths(r, method.params)]
     for name, found in rows.items():
-        places = {x.owner.place for t in found for x in t.tensors if x.owner.open}
-        if places:
-            unknown += [f"what `{name}` learns per `{p}`" for p in sorted(places)]
+        owners = {x.owner.each for t in found for x in t.tensors if x.owner.open}
+        if owners:
+            unknown += [f"what `{name}` learns per `{p}`" for p in sorted(owners)]
             continue
         learned = counting.entries((t, x) for t in found if t.site.times != "head" for x in t.tensors if not x.frozen)
         own = _total(learned)
@@ -232,10 +232,10 @@ class _Counting:
         size = type_.entries
         for axis in type_.axes:
             size = size * (t.axes[axis] if axis in t.axes else Size.of(f"{axis}s"))
-        key = (owner.place, owner.named(kind=t.site.name, layer="", site=t.site.name), part, t.row.name, label)
-        if owner.place == "model":
+        key = (owner.each, owner.named(kind=t.site.name, layer="", site=t.site.name), part, t.row.name, label)
+        if owner.each == "model":
             return (*key[:2], "", *key[3:]), Amount(once=size)
-        if not once and owner.place != "kind":
+        if not once and owner.each != "kind":
             return key, Amount(each=self.over_layers(t, size))
         size = size * Size.of(f"has_{part}") if part else size
         if t.site.times == "head":

@@ -18,12 +18,11 @@ from typing import Any
 
 from ..syntax import nodes as S
 from ..types.algebra import Term, atom
-from ..check.methods import open_paths, sites_of
+from ..check.methods import settled, sites_of
 from ..types.rows import typed_row
 from ..types.typed import TypedRow
 from ..once import once
 from ..check.inline import substitute
-from ..report.diagnostics import error
 from ..types.infer import Inference
 from ..ir import Method, Row, Trained
 from ..syntax.parser import parse_expression
@@ -83,9 +82,7 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
 
     Raises `PeltError` where the method has mistakes, and where a row's sites are an argument without a value.
     """
-    for path in (p for r in method.rows for p in open_paths(r, method.params)):
-        raise error("E0408", f"`{method.name}` needs a value for `{path}`: without it nothing is known of where it acts", path.span,
-                    help=f"write {method.name}({path}=…)")  # fmt: skip
+    settled(method)
     if arguments:
         method = bound(method)
     tensors: dict[Any, Learned] = {}

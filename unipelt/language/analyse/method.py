@@ -26,7 +26,6 @@ from ..types.layers import WORDS, least
 from ..types.rows import distinct, require, typed_row
 from ..types.typed import SYMBOLS, Sizes, TypedRow
 from ..types.values import NumberType, Poison, Value
-from ..write import typed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,10 +39,14 @@ class TypedMethod:
         return f"<types of {self.method!r}>"
 
     def __str__(self) -> str:
+        from ..write import typed
+
         return typed.text(self.method, self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """The rows as plain data; their schema is `unipelt.language.write.typed.json_schema`."""
+        from ..write import typed
+
         return typed.data(self.method, self.rows)
 
     def of(self, row: Row) -> list[TypedRow]:

@@ -221,7 +221,7 @@ class Reader:
 
     def _tensor(self, t: TensorTyping) -> Term:
         site = self.state.site + ".weight" * self.typing.site.is_weight  # two sites beside each other
-        owner = Owner(t.owner.place, frozenset(map(self._axis, t.owner.axes)))
+        owner = Owner(t.owner.each, frozenset(map(self._axis, t.owner.axes)))
         key = "/".join([self.row.name, t.label, *filter(None, [owner.named(kind=site, layer="", site=site)])])
         exact = self.term(t.exact) if t.exact is not None else None
         start = None if t.start is None else Start(t.start.name, tuple(self._number_or_text(a) for a in t.start.args))

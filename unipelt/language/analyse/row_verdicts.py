@@ -51,13 +51,6 @@ def _site(t: TypedRow) -> Span:
 
 
 @once
-def row_reads(row: Row) -> frozenset[str]:
-    """The names a row's expressions mention."""
-    parts: list = [row.insert, *row.form, *row.compose, *(row.gate or ())]
-    return frozenset(n.id for p in parts if p is not None for n in walk(p) if isinstance(n, Name))
-
-
-@once
 def causal(t: TypedRow) -> Verdict:
     """Whether position t of the edit sees no later position (for a model whose attention is causal)."""
     if t.out.future is not None and not _all_there(t):
@@ -82,8 +75,7 @@ def _apart_from_others(t: TypedRow, read: Span | None) -> Verdict:
 
 def calls_at(row: Row, place: Span) -> list[Apply]:
     """The calls of a row that stand at a place, or have an argument there."""
-    parts = [*row.form, *(row.gate or ()), *row.compose] + ([row.insert] if row.insert is not None else [])
-    calls = (n for p in parts for n in walk(p) if isinstance(n, Apply))
+    calls = (n for n in row.nodes if isinstance(n, Apply))
     return [n for n in calls if n.span == place or any(a.value.span == place for a in n.args)]
 
 
@@ -143,7 +135,7 @@ def mergeable(t: TypedRow) -> Verdict:
     if site.into:
         # What a head reads may enter its map itself: that is known on a model.
         outside = sorted(t.out.reads & {*dict(site.scope), *(("x",) if site.into != site.name else ())})
-        for number in row_reads(row).intersection(site.numbers):
+        for number in row.reads.intersection(site.numbers):
             return Verdict(
                 "unknown", f"it reads `{number}`, which only the attention itself knows", _reading(row, number)
             )
@@ -162,17 +154,14 @@ def _levelled(t: TypedRow) -> bool:
     levels = any(
         x.frozen and x.start is not None and INITIALISERS[x.start.name].one_number and x.type.sizes for x in t.tensors
     )
-    calls = [n for p in (*t.row.form, *(t.row.gate or ()), *t.row.compose) for n in walk(p) if isinstance(n, Apply)]
-    shares = [n for n in calls if (e := entry_of(n)) is not None and e.shares]
-    return bool(shares) and (
-        levels or any(n.args[0].value in shares for n in calls if (e := entry_of(n)) is not None and e.totals)
-    )
+    calls = [(n, e) for n in t.row.nodes if (e := entry_of(n)) is not None]
+    shares = [n for n, e in calls if e.shares]
+    return bool(shares) and (levels or any(n.args[0].value in shares for n, e in calls if e.totals))
 
 
 def _reading(row: Row, name: str) -> Span:
     """Where a row reads a name of the scope; its insertion may say so in a word of its own."""
-    parts = [*row.form, *(row.gate or ()), *row.compose] + ([row.insert] if row.insert is not None else [])
-    found = (n.span for p in parts for n in walk(p) if isinstance(n, Name) and n.id == name and n.span.file)
+    found = (n.span for n in row.nodes if isinstance(n, Name) and n.id == name and n.span.file)
     return next(found, row.insert.span if row.insert is not None else row.span)
 
 

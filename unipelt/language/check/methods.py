@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .inline import site_paths
-from ..report.diagnostics import Diagnostic, PeltError, instead, put
+from ..report.diagnostics import Diagnostic, PeltError, error, instead, put
 from ..ir import Method, Row
 from ..types.layers import by_layer, layered
 from ..types.rows import typed_row
@@ -18,8 +18,7 @@ from ..syntax.nodes import Param, Path
 
 def numbered(row: Row, params: Sequence[Param]) -> bool:
     """Whether a row differs from layer to layer: it reads ``layer``, a list, or an argument that does."""
-    parts = (row.insert, *row.form, *row.compose, *(row.gate or ()))
-    return any(by_layer(p, layered(params)) for p in parts if p is not None)
+    return any(by_layer(p, layered(params)) for p in row.parts)
 
 
 def sites_of(paths: Sequence[Path], params: Sequence[Param]) -> list[Path]:
@@ -39,6 +38,13 @@ def open_paths(row: Row, params: Sequence[Param]) -> list[Path]:
     """The paths of a row that are parameters of type `sites` without a value."""
     unknown = {p.name for p in params if p.type == "sites" and p.default is None}
     return [p for p in row.sites if len(p.parts) == 1 and p.parts[0] in unknown]
+
+
+def settled(method: Method) -> None:
+    """Raises `PeltError` where the sites of a row are an argument without a value."""
+    for path in (p for r in method.rows for p in open_paths(r, method.params)):
+        raise error("E0408", f"`{method.name}` needs a value for `{path}`: without it nothing is known of where it acts", path.span,
+                    help=f"write {method.name}({path}=…)")  # fmt: skip
 
 
 def anywhere(method: Method, row: Row) -> tuple[list[TypedRow], list[Diagnostic]]:

@@ -1,4 +1,4 @@
-"""What a row declares: tensors with their sizes, the places that own them, how they start and learn."""
+"""What a row declares: tensors with their sizes, their owners, how they start and learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..report.diagnostics import Label, counted, instead, put
 from .fitting import plain
 from .infer import Inference
 from .initialisers import INITIALISERS, Initialiser
-from .owners import PLACES, Owner
+from .owners import OWNERS, Owner
 from ..syntax.printer import to_text
 from ..sites import SiteSignature, TensorType
 from ..sizes import Size
@@ -162,7 +162,7 @@ class Declared:
                     "E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number"
                 )
         if self.varies and owner.every_layer:
-            self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {owner.place}`), so neither its sizes nor how it "
+            self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {owner.each}`), so neither its sizes nor how it "
                           "starts and learns can depend on the layer", s.span,
                           help="let each layer have its own: `per layer`, or `per site`",
                           edits=put("layer", *(w.span for w in s.per if w.name in ("kind", "model"))))  # fmt: skip
@@ -179,24 +179,24 @@ class Declared:
     def _owner(self, s: Tensor) -> Owner:
         if not s.per:
             return self.site.owner
-        place, axes = "", set()
+        each, axes = "", set()
         for word in (self._scope_word(w) for w in s.per):
-            if word.name in PLACES:
+            if word.name in OWNERS:
                 if word.name == "layers":
                     self.inf.fail("E0392", "`per layers(k)` is not built yet", word.span)
-                place = word.name
+                each = word.name
             elif word.name in self.params and self.params[word.name].type == "scope":
-                place = word.name  # an argument without a value
+                each = word.name  # an argument without a value
             elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.has_heads):
                 axes.add(word.name)
             elif word.name in ("head", "group"):
                 self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span,
                               help="write `per site`, which is also what you get without it", edits=put("site", word.span))  # fmt: skip
             else:
-                known = [*PLACES, "head", "group", *self.inf.axes]
-                self.inf.fail("E0342", f"`{word.name}` is neither a place nor an axis", word.span,
-                              **instead(word.name, known, word.span, f"places: {', '.join(PLACES)}"))  # fmt: skip
-        return Owner(place or "site", frozenset(axes))
+                known = [*OWNERS, "head", "group", *self.inf.axes]
+                self.inf.fail("E0342", f"`{word.name}` is neither an owner nor an axis", word.span,
+                              **instead(word.name, known, word.span, f"owners: {', '.join(OWNERS)}"))  # fmt: skip
+        return Owner(each or "site", frozenset(axes))
 
     def _scope_word(self, word: Scope) -> Scope:
         """A parameter of type `scope` stands for its argument, if it has one."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: The words behind `per` that name a place.
-PLACES = ("model", "kind", "layer", "layers", "site")
+#: The words that may follow `per`, besides axes.
+OWNERS = ("model", "kind", "layer", "layers", "site")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,47 +14,47 @@ class Owner:
     """``model``: one tensor in all. ``kind``: one for all sites of a name. ``layer``: one for each layer, whatever its sites.
     ``site``: one at each site. ``axes``: with a copy for each entry of these.
 
-    The place may be the name of an argument that has no value yet.
+    ``each`` may be the name of an argument that has no value yet.
     """
 
-    place: str = "site"
+    each: str = "site"
     axes: frozenset[str] = frozenset()
 
     @property
     def shared(self) -> bool:
         """Whether several sites may have the tensor in common."""
-        return self.place != "site"
+        return self.each != "site"
 
     @property
     def every_layer(self) -> bool:
         """Whether one tensor serves all layers."""
-        return self.place in ("kind", "model")
+        return self.each in ("kind", "model")
 
     @property
     def open(self) -> bool:
-        """Whether the place is an argument without a value."""
-        return self.place not in PLACES
+        """Whether ``each`` is an argument without a value."""
+        return self.each not in OWNERS
 
     @property
     def per(self) -> tuple[str, ...]:
-        """The words behind `per`: none where it is a site's, which is what a tensor is without them."""
-        return (*((self.place,) if self.shared else ()), *sorted(self.axes))
+        """The words after `per`: none where it is a site's, which is what a tensor is without them."""
+        return (*((self.each,) if self.shared else ()), *sorted(self.axes))
 
     def outside_the_layers(self) -> Owner:
         """The owner at a site that stands there once: a kind of site and a layer are then that site."""
-        return self if self.place == "model" else Owner("site", self.axes)
+        return self if self.each == "model" else Owner("site", self.axes)
 
     def named(self, kind: str, layer: str, site: str) -> str:
         """What the owner is called where its kind of site, its layer and its site are called so. The model needs no
         name, and an argument without a value has none."""
-        return {"kind": kind, "layer": layer, "site": site}.get(self.place, "")
+        return {"kind": kind, "layer": layer, "site": site}.get(self.each, "")
 
     def __str__(self) -> str:
         """In words: `model`, `kind`, `site and head`."""
-        return " and ".join([self.place, *sorted(self.axes)])
+        return " and ".join([self.each, *sorted(self.axes)])
 
 
 def owner_of(owners: Iterable[Owner], axes: frozenset[str]) -> Owner:
-    """Who owns what is made of tensors of these owners: theirs where it is one place, else each site."""
-    places = {o.place for o in owners}
-    return Owner(places.pop() if len(places) == 1 else "site", axes)
+    """Who owns what is made of tensors of these owners: theirs where it is the same, else each site."""
+    found = {o.each for o in owners}
+    return Owner(found.pop() if len(found) == 1 else "site", axes)

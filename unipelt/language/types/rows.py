@@ -13,7 +13,7 @@ from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from ..ir import Method, Row
 from .layers import layered
-from .owners import PLACES
+from .owners import OWNERS
 from ..syntax.printer import to_text
 from ..sites import RESERVED, SIZES, SiteSignature, TensorType, united_axes
 from ..sizes import Size
@@ -30,7 +30,6 @@ from ..syntax.nodes import (
     Require,
     Statement,
     Tensor,
-    walk,
 )  # fmt: skip
 from .typed import SYMBOLS, Binding, Part, Sizes, TypedRow
 from .values import OTHER, POISON, NumberType, Poison, Value, WordType, join, product
@@ -105,11 +104,11 @@ class RowChecker(Declared):
         else:
             self._unknown("d_x", f"is the size of `x`, and there is none at `{site.name}`", "write `d_out`")
         inf.names |= scope
-        inserted = _inserted(self.row, site)
+        e = _inserted(self.row, site)
         inf.nodes = {}
-        z = self._insertion(inserted, h)
+        z = self._insertion(e, h)
         if z is not None:
-            self._bind("z", "insert", z, inserted)
+            self._bind("z", "insert", z, e)
             if isinstance(z.type, TensorType) and z.type.sizes:
                 inf.sizes["d_in"] = z.type.sizes[0 if site.is_weight else -1]
             elif isinstance(z.type, Poison):
@@ -193,7 +192,7 @@ class RowChecker(Declared):
 
     def _axis(self, s: Axis) -> None:
         size = self._size(s.size, "an axis")
-        if s.name in (*PLACES, "true", "false", "training", "chance"):
+        if s.name in (*OWNERS, "true", "false", "training", "chance"):
             self.inf.fail(
                 "E0224", f"`{s.name}` has a meaning of its own here", s.span, help="give the axis another name"
             )
@@ -282,11 +281,9 @@ def check_row(
 @once
 def in_training(t: TypedRow) -> TypedRow:
     """The row with `training` true; itself where it does not read the word."""
-    row = t.row
-    parts = (row.insert, *row.form, *row.compose, *(row.gate or ()))
-    if not any(n == Name("training") for p in parts if p is not None for n in walk(p)):
+    if "training" not in t.row.reads:
         return t
-    checker = RowChecker(row, t.site, t.params, t.numbers)
+    checker = RowChecker(t.row, t.site, t.params, t.numbers)
     checker.inf.names["training"] = Value(NumberType(None, True))
     return replace(checker.check(), stack=t.stack)
 

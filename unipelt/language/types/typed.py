@@ -120,6 +120,11 @@ class TypedRow(Remembers):
     def z(self) -> Value | None:
         return next((b.value for b in self.bindings if b.part == "insert"), None)
 
+    @property
+    def insert(self) -> Expr | None:
+        """What z is, as an expression."""
+        return next((b.expression for b in self.bindings if b.part == "insert"), None)
+
     def lines(self, *parts: Part) -> list[Binding]:
         """The bindings of some parts, in order."""
         return [b for b in self.bindings if b.part in parts]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..syntax import nodes as S
 from ..analyse.method import analyse
+from ..check.methods import settled
 from .composition import composition, reads_h
 from .formula import lines, place, write
 from ..ir import Method, Row
@@ -46,7 +47,8 @@ class Panel:
 
 
 def diagram(method: Method) -> list[Panel]:
-    """A panel for each row, then one for each `train`."""
+    """A panel for each row, then one for each `train`. Raises `PeltError` where a row's sites have no value."""
+    settled(method)
     panels = [_panel(method, row) for row in method.rows]
     for t in method.trains:
         what = ", ".join(str(p) for p in t.paths)
@@ -73,15 +75,13 @@ def _panel(method: Method, row: Row) -> Panel:
     typing = analyse(method).of(row)[0]
     shapes = {t.name: _shape(t) for t in typing.tensors if t.part != "gate"}
     boxes = _Way(row, shapes).boxes()
-    z = next((b.expression for b in typing.lines("insert")), None)
-    source = "" if row.insert is None or z is None else write(z)
-    reads_z = any(isinstance(n, S.Name) and n.id == "z" for s in (*row.form, *(row.gate or ())) for n in S.walk(s))
-    if not reads_z:
+    source = "" if row.insert is None or typing.insert is None else write(typing.insert)
+    if "z" not in row.reads:
         source = next(
             (i for i in ("q", "x", "W") for s in row.form for n in S.walk(s) if isinstance(n, S.Name) and n.id == i), ""
         )
     gate = row.columns.gate.split("(")[0] if row.gate is not None else ""
-    written = lines(row)
+    written = lines(row, typing.insert)
     where = tuple(f"{n} = {f}" for n, f in written[:-1] if n not in ("z", "Δ", "scores"))
     meets = composition(row)
     delta = dict(written).get("Δ", "")
@@ -93,7 +93,7 @@ def _panel(method: Method, row: Row) -> Panel:
 
 def _shape(t) -> str:  # type: ignore[no-untyped-def]
     sizes = " × ".join(str(s) for s in t.type.sizes) or "one number"
-    return ", per ".join([sizes, *sorted(t.owner.axes), *([t.owner.place] if t.owner.shared else [])])
+    return ", per ".join([sizes, *sorted(t.owner.axes), *([t.owner.each] if t.owner.shared else [])])
 
 
 class _Way:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..analyse.method import analyse
 from ..syntax import nodes as S
 from .composition import composition
 from .columns import columns_of
 from ..ir import Method, Row
-from ..sites import signature, site_name
 from ..syntax.printer import ATOM, POWER, Style, to_text
 
 _GREEK = {
@@ -121,26 +121,12 @@ write = UNICODE.text
 # ---------------------------------------------------------------- rows
 
 
-def insertion(row: Row) -> str:
-    """What z is, as mathematics: ``z = x``."""
-    e = row.insert
-    if e is None:
-        return ""
-    if isinstance(e, S.Name) and e.id in ("parallel", "sequential"):
-        found = (signature(site_name(str(p))[1]) for p in row.sites)
-        return "h" if e.id == "sequential" else next((s.parallel for s in found if s and s.parallel), "x")
-    return write(e)
-
-
-def lines(row: Row, style: Mathematics = UNICODE) -> list[tuple[str, str]]:
-    """(name, formula) of a row: z, the form's lets, the gate, and last the new h."""
+def lines(row: Row, z: S.Expr | None = None, style: Mathematics = UNICODE) -> list[tuple[str, str]]:
+    """(name, formula) of a row: ``z`` where it is read, the form's lets, the gate, and last the new h."""
     out: list[tuple[str, str]] = []
     lets = [s for s in row.form if isinstance(s, S.Let)]
-    if row.insert is not None and any(
-        isinstance(n, S.Name) and n.id == "z" for s in (*row.form, *(row.gate or ())) for n in S.walk(s)
-    ):
-        z = insertion(row)
-        out.append((style.variable("z"), z if len(z) == 1 or style is UNICODE else style.text(row.insert)))
+    if z is not None and "z" in row.reads:
+        out.append((style.variable("z"), style.text(z)))
     out += [(style.variable(s.names[0]), style.text(s.value)) for s in lets]
     out += [(style.variable(s.names[0]), style.text(s.value)) for s in row.gate or () if isinstance(s, S.Let)]
     for s in row.compose:
@@ -152,7 +138,9 @@ def lines(row: Row, style: Mathematics = UNICODE) -> list[tuple[str, str]]:
 
 def formula(method: Method, style: Mathematics = UNICODE) -> list[tuple[str, list[tuple[str, str]]]]:
     """Every row by name with its lines; trained copies in words."""
-    out = [(r.name, lines(r, style)) for r in method.rows]
+    typed = analyse(method)
+    found = [(r, typed.of(r)) for r in method.rows]
+    out = [(r.name, lines(r, at[0].insert if at else r.insert, style)) for r, at in found]
     for t in method.trains:
         out.append((t.name, [("train", ", ".join(str(p) for p in t.paths))]))
     return out

@@ -47,9 +47,9 @@ class FactsData:
 
 @dataclass(frozen=True, slots=True)
 class TensorData:
-    """Of what there is one tensor each (a place, and axes), how it starts and learns."""
+    """Of what there is one tensor each (a site, a layer and so on, and axes), how it starts and learns."""
 
-    place: str
+    each: str
     axes: tuple[str, ...]
     start: str
     frozen: bool
@@ -109,7 +109,7 @@ def _binding(b: Binding) -> BindingData:
     tensor = None
     if t is not None:
         axes = tuple(sorted(t.owner.axes, key=axis_order))
-        tensor = TensorData(t.owner.place, axes, _start(t), t.frozen, t.lr)
+        tensor = TensorData(t.owner.each, axes, _start(t), t.frozen, t.lr)
     expression = to_text(b.expression) if b.expression is not None else None
     return BindingData(b.name, b.part, expression, _type(b.value.type), _facts(b.value), tensor)
 
@@ -145,6 +145,7 @@ def text(method: Method, rows: Sequence[TypedRow]) -> str:
     for t in rows:
         blocks.setdefault((t.row.name, "\n".join(_lines(t))), []).append(t.place)
     found = [f"{row} at {', '.join(sites)}\n{lines}" for (row, lines), sites in blocks.items()]
+    found += [f"{r.name} at {', '.join(map(str, r.sites))}" for r in method.rows if all(t.row is not r for t in rows)]
     found += [f"train {', '.join(map(str, t.paths))}" for t in method.trains]
     return "\n\n".join(found)
 

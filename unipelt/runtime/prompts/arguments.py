@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...anatomy.interrupts import ended_by
 from ...compiler.plan import PlannedInput
 from ...language.report.diagnostics import PeltError, error, near
 from ..registry import registry, unwrapped
-from ..switch import Switch, ended_by
+from ..switch import Switch
 
 
 @contextmanager

@@ -10,11 +10,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 
+from ...compiler.labels import Labels
 from ...language.report.diagnostics import Diagnostic, PeltError, error, near
 from ...language.syntax.nodes import Span
 from .. import data as reading
@@ -58,16 +59,24 @@ class PET(SequenceClassification):
 
     @classmethod
     def find(cls, split: Split, options: TaskOptions, base: Any) -> PET:
-        pattern = template.asked(options, split)
-        if pattern is None:
-            raise error("E0640", "a pattern is missing", help='give one, as in `--pattern "{text} It was {mask}."`')
-        if not pattern.masks:
-            raise error("E0640", f"the pattern `{options.pattern}` has no `{{mask}}`, where the label's word is wanted",
-                        help="write one")  # fmt: skip
+        pattern = _with_mask(options, split)
         label = reading.column(split, options.label, reading.LABELS, "label")
         labels, titles = Answers(label, "single_label").labels(split)
         words = words_for(options.words, labels, titles)
         return cls.made(options, pattern.columns, label, labels=labels, titles=titles, words=words)
+
+    @classmethod
+    def named(cls, options: TaskOptions, head: Labels, **own: Any) -> Self:
+        """Labels are those that the words are given for, else the words themselves: the model's head scores words."""
+        if options.words is None:
+            raise error("E0668", "a prediction of pet needs the labels' words, which only the folder of a run has",
+                        help="name them with `--words`, as in `--words bad,good`")  # fmt: skip
+        words = read_words(options.words)
+        labels = tuple(words if isinstance(words, dict) else (group[0] for group in words))
+        columns = _with_mask(options, None).columns
+        return cls.made(
+            options, columns, None, labels=labels, titles=labels, words=words_for(options.words, labels, labels)
+        )
 
     def damage(self) -> str | None:
         if self.pattern is None or not self.template.masks:
@@ -220,7 +229,22 @@ class PET(SequenceClassification):
         return ("text", "label", "word", "probability")
 
 
+def _with_mask(options: TaskOptions, split: Split | None) -> Template:
+    pattern = template.asked(options, split)
+    if pattern is None:
+        raise error("E0640", "a pattern is missing", help='give one, as in `--pattern "{text} It was {mask}."`')
+    if not pattern.masks:
+        raise error("E0640", f"the pattern `{options.pattern}` has no `{{mask}}`, where the label's word is wanted",
+                    help="write one")  # fmt: skip
+    return pattern
+
+
 # ---------------------------------------------------------------- words
+
+
+def read_words(given: str) -> list[tuple[str, ...]] | dict[str, tuple[str, ...]]:
+    """Words in the labels' order, or by label."""
+    return _from_file(Path(given)) if given.endswith(".json") else _from_text(given)
 
 
 def words_for(given: str | None, labels: Sequence[str], titles: Sequence[str]) -> Words:
@@ -233,7 +257,7 @@ def words_for(given: str | None, labels: Sequence[str], titles: Sequence[str]) -
             raise error("E0643", f"the labels are numbers ({reading.listed(labels[:6])}), and a model needs words for them",
                         help="`--words` in the labels' order, or as `0=terrible,1=great`")  # fmt: skip
         return tuple((t.replace("_", " "),) for t in titles)
-    found = _from_file(Path(given)) if given.endswith(".json") else _from_text(given)
+    found = read_words(given)
     if isinstance(found, list):
         if len(found) != len(labels):
             raise error("E0643", f"there are {len(found)} words for {len(labels)} labels", where=(f"labels: {', '.join(labels)}",),

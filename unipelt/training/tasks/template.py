@@ -59,16 +59,17 @@ class Template:
         return "".join(filled[p.text] if p.kind == "column" else p.text for p in self.parts)
 
 
-def asked(options: TaskOptions, split: Split) -> Template | None:
-    """The template that is asked for. It says which columns are read, and the split has them."""
+def asked(options: TaskOptions, split: Split | None) -> Template | None:
+    """The template that is asked for. It says which columns are read, and a split has them."""
     if options.pattern is None:
         return None
     if options.text:
         raise error("E0620", "`--pattern` names the columns that are read, so `--text` is one too many",
                     help="give one of them")  # fmt: skip
     found = parse(options.pattern)
-    for column in found.columns:
-        reading.named(split, column, "pattern")
+    if split is not None:
+        for column in found.columns:
+            reading.named(split, column, "pattern")
     return found
 
 
