@@ -75,22 +75,25 @@ def refuse_bypassing(model: nn.Module, hosts: Iterable[str]) -> None:
 
 def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, Edit]], call: Call) -> Any:
     """(out [batch, tokens, heads, d], weights)"""
-    query = call.query
-    scopes = [{**seam.gather(name, edit, None, call.module), "q": query, "scale": call.scale} for name, edit in edits]
-    fused = 0
-    while fused < len(edits) and _fusable(edits[fused][1]) and fits(kernel, call):
-        fused += 1
-    if any(e.watchers for _, e in edits[:fused]):
-        _show(base, kernel, seam, [e for _, e in edits[:fused]], scopes, call)
-    rows = [e(query, s, seam.mask(e), want="rows") for (_, e), s in zip(edits[:fused], scopes)]
-    joined = kernel.join(call, rows) if rows else call
-    out, weights = joined.run(base)
-    if fused == len(edits):
+    query, scale, fit = call.query, call.scale, fits(kernel, call)
+    rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+    joining: list[tuple[Edit, dict[str, Any]]] = []
+    rest: list[tuple[Edit, dict[str, Any]]] = []
+    for name, edit in edits:
+        scope = {**seam.gather(name, edit, None, call.module), "q": query, "scale": scale}
+        if fit and not rest and edit.lowered is not None and edit.lowered.keys is not None:
+            joining.append((edit, scope))
+            rows.append(edit(query, scope, seam.mask(edit), want="rows"))
+        else:
+            rest.append((edit, scope))
+    if joining and any([e.watchers for e, _ in joining]):
+        _show(base, kernel, seam, joining, call)
+    out, weights = (kernel.join(call, rows) if rows else call).run(base)
+    if not rest:
         return out, weights
     h = out.transpose(1, 2)
-    rest = edits[fused:]
-    mass = _mass(kernel, call, rows, weights) if any(_wants_mass(e) for _, e in rest) else None
-    for (_, edit), scope in zip(rest, scopes[fused:]):
+    mass = _mass(kernel, call, rows, weights) if any("log_mass" in e.needs for e, _ in rest) else None
+    for edit, scope in rest:
         if mass is not None:
             scope["log_mass"] = mass
         if mass is not None and edit.shares:
@@ -99,14 +102,6 @@ def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, E
         else:
             h = edit(h, scope, seam.mask(edit))
     return h.transpose(1, 2).contiguous(), weights
-
-
-def _fusable(edit: Edit) -> bool:
-    return edit.lowered is not None and edit.lowered.keys is not None
-
-
-def _wants_mass(edit: Edit) -> bool:
-    return "log_mass" in edit.needs
 
 
 def _mass(kernel: Kernel, call: Call, rows: list, weights: Any) -> torch.Tensor:
@@ -120,13 +115,11 @@ def _mass(kernel: Kernel, call: Call, rows: list, weights: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _show(
-    base: Callable, kernel: Kernel, seam: Seam, edits: list[Edit], scopes: list[dict[str, Any]], call: Call
-) -> None:
+def _show(base: Callable, kernel: Kernel, seam: Seam, joining: list[tuple[Edit, dict[str, Any]]], call: Call) -> None:
     """For those who watch: rows that become keys and values have no h and no out, so they are evaluated as written, beside
     the pass and without anything random."""
     h = call.quiet().run(base)[0].transpose(1, 2)
     mass = log_mass(kernel, call)
-    for edit, scope in zip(edits, scopes):
+    for edit, scope in joining:
         h, own = edit(h, {**scope, "log_mass": mass}, seam.mask(edit), want="still")
         mass = torch.logaddexp(mass, own.to(mass.dtype))

@@ -6,9 +6,9 @@ transformers keeps beside a kernel the function that makes its masks. A kernel i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,7 @@ from transformers.modeling_flash_attention_utils import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What an attention function is given: query [batch, heads, tokens, d]; key, value [batch, groups, all tokens, d]."""
 
     module: nn.Module
@@ -53,7 +52,7 @@ class Call:
 
     def quiet(self) -> Call:
         """The call without dropout."""
-        return replace(self, kwargs={**self.kwargs, "dropout": 0.0}) if "dropout" in self.kwargs else self
+        return self._replace(kwargs={**self.kwargs, "dropout": 0.0}) if "dropout" in self.kwargs else self
 
     def run(self, function: Callable) -> tuple[torch.Tensor, Any]:
         """(out [batch, tokens, heads, d], weights)"""
@@ -114,17 +113,29 @@ def scores_of(call: Call, key: torch.Tensor) -> torch.Tensor:
     return call.query @ key.to(call.query.dtype).transpose(-1, -2) * call.scale
 
 
-def _joined(call: Call, rows: Rows, behind: bool = False) -> Call:
-    """The rows before the tokens' keys and values (or behind them), and a bias of the scores that has 0 for them."""
-    batch = call.key.shape[0]
-    parts = []
-    for tokens, learned in zip((call.key, call.value), zip(*rows)):
-        own = [t.to(tokens.dtype).expand(batch, -1, -1, -1) for t in learned]
-        parts.append(torch.cat([tokens, *own] if behind else [*own, tokens], 2))
-    bias, kwargs = call.kwargs.get("position_bias"), call.kwargs
-    if bias is not None:
-        kwargs = {**kwargs, "position_bias": _free(bias[..., : call.key.shape[2]], _count(rows), behind)}
-    return replace(call, key=parts[0], value=parts[1], kwargs=kwargs)
+def _joined(call: Call, rows: Rows, mask: Any, more: dict[str, Any] | None = None, behind: bool = False) -> Call:
+    """The call with the rows before the tokens' keys and values (or behind them), another mask and more arguments."""
+    key, value, kwargs = call.key, call.value, call.kwargs if more is None else {**call.kwargs, **more}
+    bias = kwargs.get("position_bias")
+    if bias is not None:  # of the tokens alone
+        kwargs = {**kwargs, "position_bias": _free(bias[..., : key.shape[2]], _count(rows), behind)}
+    return Call(
+        call.module,
+        call.query,
+        _with([k for k, _ in rows], key, behind),
+        _with([v for _, v in rows], value, behind),
+        mask,
+        kwargs,
+    )
+
+
+def _with(learned: list[torch.Tensor], tokens: torch.Tensor, behind: bool) -> torch.Tensor:
+    batch, dtype = tokens.shape[0], tokens.dtype
+    for i, t in enumerate(learned):
+        if t.dtype != dtype:
+            t = t.to(dtype)
+        learned[i] = t if t.shape[0] == batch else t.expand(batch, -1, -1, -1)
+    return torch.cat([tokens, *learned] if behind else [*learned, tokens], 2)
 
 
 def _count(rows: Rows) -> int:
@@ -140,15 +151,21 @@ def _free(mask: torch.Tensor, rows: int, behind: bool = False) -> torch.Tensor:
 
 
 def _eager_join(call: Call, rows: Rows) -> Call:
-    mask = None if call.mask is None else _free(call.mask[..., : call.key.shape[2]], _count(rows))
-    return replace(_joined(call, rows), mask=mask)
+    return _joined(call, rows, _freed(call, rows))
+
+
+def _freed(call: Call, rows: Rows) -> torch.Tensor | None:
+    return None if call.mask is None else _free(call.mask[..., : call.key.shape[2]], _count(rows))
 
 
 # ---------------------------------------------------------------- sdpa: as eager, or a causal flag aligned at the top left
 
 
+_NOT_CAUSAL = {"is_causal": False}
+
+
 def _flagged(call: Call) -> bool:
-    return call.mask is None and call.causal and call.query.shape[2] > 1
+    return call.mask is None and call.query.shape[2] > 1 and call.causal
 
 
 def _sdpa_seen(call: Call) -> torch.Tensor | None:
@@ -163,19 +180,15 @@ def _sdpa_join(call: Call, rows: Rows) -> Call:
 
     A compiler cannot trace that bias. There the flag stays, and the square is filled up by queries whose outputs are dropped.
     """
-    n, count = call.query.shape[2], _count(rows)
     if not _flagged(call):
-        joined, mask = _eager_join(call, rows), None
-        return replace(joined, kwargs={**joined.kwargs, "is_causal": False})
-    call = replace(call, key=call.key[:, :, :n], value=call.value[:, :, :n])  # later keys are empty: a static cache
-    joined = _joined(call, rows)
+        return _joined(call, rows, _freed(call, rows), _NOT_CAUSAL)
+    n, count = call.query.shape[2], _count(rows)
+    call = call._replace(key=call.key[:, :, :n], value=call.value[:, :, :n])  # later keys are empty: a static cache
     if call.key.shape[2] != n or "position_bias" in call.kwargs:
-        mask = _free(_sdpa_seen(call), count)  # type: ignore[arg-type]
-    elif not torch.compiler.is_compiling():
-        mask = causal_lower_right(n, n + count)
-    else:
-        return replace(joined, query=F.pad(call.query, (0, 0, count, 0)), dropped=count)
-    return replace(joined, mask=mask, kwargs={**joined.kwargs, "is_causal": False})
+        return _joined(call, rows, _free(_sdpa_seen(call), count), _NOT_CAUSAL)  # type: ignore[arg-type]
+    if not torch.compiler.is_compiling():
+        return _joined(call, rows, causal_lower_right(n, n + count), _NOT_CAUSAL)
+    return _joined(call, rows, None)._replace(query=F.pad(call.query, (0, 0, count, 0)), dropped=count)
 
 
 # ---------------------------------------------------------------- flash: a mask of padding, causal at the lower right
@@ -203,11 +216,9 @@ def _texts(call: Call) -> tuple[torch.Tensor, torch.Tensor, Any, Any] | None:
 
 def _flash_join(call: Call, rows: Rows) -> Call:
     count, texts = _count(rows), _texts(call)
-    joined = _joined(call, rows)
-    kwargs = {**joined.kwargs, "sliding_window": None}
     if texts is None:
         mask = call.mask if call.mask is None else F.pad(call.mask, (count, 0), value=1)
-        return replace(joined, mask=mask, kwargs=kwargs)
+        return _joined(call, rows, mask, {"sliding_window": None})
     ends_q, ends_k, longest_q, longest_k = texts
     places: list[int] = []  # the rows stand before each text
     ends = ends_k.tolist()
@@ -215,9 +226,14 @@ def _flash_join(call: Call, rows: Rows) -> Call:
         places += [*range(count), *range(count + begin, count + end)]
     index = torch.tensor(places, device=call.key.device)
     more = count * torch.arange(len(ends), dtype=ends_k.dtype, device=ends_k.device)
-    kwargs |= {"cu_seq_lens_q": ends_q, "cu_seq_lens_k": ends_k + more, "max_length_q": longest_q,
-               "max_length_k": longest_k + count}  # fmt: skip
-    return replace(joined, key=joined.key[:, :, index], value=joined.value[:, :, index], kwargs=kwargs)
+    lengths = {
+        "cu_seq_lens_q": ends_q,
+        "cu_seq_lens_k": ends_k + more,
+        "max_length_q": longest_q,
+        "max_length_k": longest_k + count,
+    }
+    joined = _joined(call, rows, None, {**lengths, "sliding_window": None})
+    return joined._replace(key=joined.key[:, :, index], value=joined.value[:, :, index])
 
 
 def _flash_seen(call: Call) -> torch.Tensor | None:
@@ -274,7 +290,7 @@ def _flex_join(call: Call, rows: Rows) -> Call:
         mask = _extended(mask, n, m, count, call.query.device)
     elif mask is not None:
         mask = _free(mask[..., :m], count, behind=True)
-    return replace(_joined(call, rows, behind=True), mask=mask)
+    return _joined(call, rows, mask, behind=True)
 
 
 def _extended(mask: BlockMask, n: int, m: int, count: int, device: torch.device) -> BlockMask:
