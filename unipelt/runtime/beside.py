@@ -33,6 +33,7 @@ from .hub import FOLDER, INDEX
 from .registry import Registry
 from .saving import content, state_dict
 from .sharding import is_sharded
+from .stand_in import StandIn
 from .switch import ADAPTER_NAME
 
 #: The most bytes an index may have.
@@ -60,55 +61,47 @@ class _OnlyBase:
                 del state[name]
 
 
-class Saver:
+class Saver(StandIn):
     """Stands in for the ``save_pretrained`` of a model that has adapters, or of a part of it (its base)."""
 
-    __name__ = _METHOD
-
     def __init__(self, model: nn.Module, part: nn.Module, r: Registry):
+        super().__init__(part, _METHOD)
         self.model, self.part, self.registry = model, part, r
-        self.before = vars(part).get(_METHOD)  # another library's
-        self.handle: Any = None
+        self.acts = False
 
-    def hang(self) -> None:
-        if self.handle is None:
-            setattr(self.part, _METHOD, self)
-            self.handle = self.part.register_state_dict_post_hook(_OnlyBase(self.registry))
+    def put(self) -> None:
+        if not self.acts:
+            self._take_hook()
+            self.part.register_state_dict_post_hook(_OnlyBase(self.registry))
+            super().put()
+            self.acts = True
 
-    def take_down(self) -> None:
+    def take(self) -> None:
+        self.acts = False
+        super().take()
+        self._take_hook()
+
+    def _take_hook(self) -> None:
         hooks = self.part._state_dict_hooks
         for key in [k for k, h in hooks.items() if isinstance(h, _OnlyBase) and h.switch is self.registry.switch]:
-            del hooks[key]  # also one that was registered and not yet noted when Ctrl-C came
-        if vars(self.part).get(_METHOD) is self:
-            if self.before is not None:
-                setattr(self.part, _METHOD, self.before)
-            else:
-                delattr(self.part, _METHOD)
-        self.handle = None
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._own())
-
-    def _own(self) -> Any:
-        return self.before if self.before is not None else getattr(type(self.part), _METHOD).__get__(self.part)
+            del hooks[key]
 
     def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
-        if self.handle is None:  # taken down, and another library has it still
-            return self._own()(save_directory, *args, **kwargs)
-        called = inspect.signature(self._own()).bind(save_directory, *args, **kwargs)
+        if not self.acts:  # taken down, and another library has it still
+            return self.own()(save_directory, *args, **kwargs)
+        called = inspect.signature(self.own()).bind(save_directory, *args, **kwargs)
         folder, given = Path(save_directory), called.arguments.get("state_dict")
         names = _written(self.registry, self.part is self.model)
         if names:
             _write(self.model, self.registry, folder, names, given, bool(called.arguments.get("is_main_process", True)))
         if names and _CHECKPOINT.fullmatch(folder.name):
-            return self._own()(*called.args, **called.kwargs)
+            return self.own()(*called.args, **called.kwargs)
         if given is not None:
             called.arguments["state_dict"] = {n: t for n, t in given.items() if NAME not in n.split(".")}
         values = self.registry.switch.holder.values
         with ended_by(lambda: values.pop(_PLAIN, None)):
             values[_PLAIN] = True
-            return self._own()(*called.args, **called.kwargs)
+            return self.own()(*called.args, **called.kwargs)
 
 
 def _written(r: Registry, whole: bool) -> list[str]:
@@ -173,13 +166,13 @@ def hang(model: nn.Module, r: Registry) -> None:
     away with the last adapter."""
     parts = dict(base_modules(model)) if r.staying else {}
     for path in [p for p in r.savers if p not in parts]:
-        r.savers[path].take_down()
+        r.savers[path].take()
         del r.savers[path]
     for path, part in parts.items():
         if callable(getattr(type(part), _METHOD, None)):
             if path not in r.savers:
                 r.savers[path] = Saver(model, part, r)
-            r.savers[path].hang()
+            r.savers[path].put()
 
 
 # ---------------------------------------------------------------- reading

@@ -2,60 +2,49 @@
 
 Rows of a prompt, declared arguments, masks and labels of one's own enter through hooks of the model, its base and its towers, which
 torch runs in ``module(…)`` only. Without them a pass would leave those out in silence. So where there are such hooks, the module
-has a `forward` of its own, as accelerate gives one to a module whose weights it keeps elsewhere.
+has a `forward` of its own.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
 
+from .hooks import Hook
+from .stand_in import StandIn
 from .switch import Switch
 
-_FORWARD = "forward"
 
-
-class HookedForward:
+class HookedForward(StandIn):
     """Stands in for a module's ``forward``: a call that comes past the hooks goes to the module, any other to what was there.
 
     ``key`` is what the thread's holder has while a pass of the module is under way.
     """
 
-    __name__ = _FORWARD
-
     def __init__(self, module: nn.Module, switch: Switch, key: str):
+        super().__init__(module, "forward")
         self.module, self.switch, self.key = module, switch, key
-        self.before = vars(module).get(_FORWARD)  # another library's
-        self.handles: dict[str, Any] = {}
+        self.hooks = Hook(module, self.enter, before=True), Hook(module, self.leave, always=True)
+        self.acts = False
 
-    def open(self) -> None:
-        """Hangs what is not there yet: two hooks that say whether a pass is under way, and the module's ``forward``."""
-        if "enter" not in self.handles:
-            self.handles["enter"] = self.module.register_forward_pre_hook(self.enter)
-        if "leave" not in self.handles:
-            self.module.forward = self
-            self.handles["leave"] = self.module.register_forward_hook(self.leave, always_call=True)
+    def put(self) -> None:
+        """Two hooks that say whether a pass is under way, and the module's ``forward``."""
+        if not self.acts:
+            for hook in self.hooks:
+                hook.put()
+            super().put()
+            self.acts = True
 
-    def close(self) -> None:
-        """Takes it down. Where another library has since put a `forward` around this one, it stays there and does nothing."""
-        for handle in self.handles.values():
-            handle.remove()
-        if vars(self.module).get(_FORWARD) is self:
-            if self.before is not None:
-                self.module.forward = self.before
-            else:
-                del self.module.forward
-        self.handles.clear()
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.before or getattr(type(self.module), _FORWARD).__get__(self.module))
+    def take(self) -> None:
+        self.acts = False
+        super().take()
+        for hook in self.hooks:
+            hook.take()
 
     @property
     def __code__(self) -> Any:  # torch.export asks where a forward is written
-        return getattr(type(self.module), _FORWARD).__code__
+        return type(self.module).forward.__code__
 
     def enter(self, module: nn.Module, args: tuple) -> None:
         self.switch.holder.values[self.key] = True
@@ -64,7 +53,7 @@ class HookedForward:
         self.switch.holder.values.pop(self.key, None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.key in self.switch.holder.values or not self.handles:
+        if self.key in self.switch.holder.values or not self.acts:
             if self.before is not None:
                 return self.before(*args, **kwargs)
             return type(self.module).forward(self.module, *args, **kwargs)

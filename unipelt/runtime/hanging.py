@@ -208,12 +208,12 @@ def _hang_forwards(model: nn.Module, r: Registry, reads_model: bool) -> None:
             if all(module is not other for other in wanted.values()):
                 wanted[f"{INSIDE}:{name}"] = module
     for key in [k for k in r.forwards if k not in wanted]:
-        r.forwards[key].close()
+        r.forwards[key].take()
         del r.forwards[key]
     for key, module in wanted.items():
         if key not in r.forwards:
             r.forwards[key] = HookedForward(module, r.switch, key)
-        r.forwards[key].open()
+        r.forwards[key].put()
 
 
 def rehang(model: nn.Module, r: Registry) -> None:
