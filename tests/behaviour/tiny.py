@@ -264,7 +264,7 @@ def footprint(model: nn.Module) -> dict[str, Any]:
         counts = {
             k: len(v)
             for k, v in vars(m).items()
-            if k.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+            if k.startswith("_") and k.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
         }
         hooks[path] = (type(m), tuple(sorted(vars(m))), tuple(sorted(counts.items())), m.training)
     return {
