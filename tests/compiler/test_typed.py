@@ -86,8 +86,11 @@ def test_each_expression_is_inferred_once_and_each_rule_asked_once(
 
 
 def test_layers_share_a_typed_row_unless_their_numbers_differ() -> None:
-    text = "method m(r: int = 4) { modify ffn insert parallel form low_rank(r) compose add }"
-    method = unipelt.parse(spec(text))
+    def method_of(form: str, *more: str) -> Method:
+        parameters = ", ".join(["r: int = 4", *more])
+        return unipelt.parse(spec(f"method m({parameters}) {{ modify ffn insert parallel {form} compose add }}"))
+
+    method = method_of("form low_rank(r)")
     with torch.device("meta"):
         model = bert(4)
 
@@ -96,7 +99,12 @@ def test_layers_share_a_typed_row_unless_their_numbers_differ() -> None:
         return [typed.index(t) for t in typed]
 
     assert shared(method) == [0, 0, 0, 0]
-    assert shared(method(r="4 if layer < 2 else 8")) == [0, 1, 2, 3]
+    assert shared(method(r="4 if layer < 2 else 8")) == [0, 0, 2, 2]
+    assert shared(method(r=[4, 8, 8, 4])) == [0, 1, 1, 0]
+    written = method_of("form { A: [d_in, r] ~ normal(0.1 / (layer + 1))  delta = z @ A @ A.T }")
+    assert shared(written) == [0, 1, 2, 3]
+    start = method_of("form { A: [d_in, r] ~ init  delta = z @ A @ A.T }", "init: init = normal(0.1 / (layer + 1))")
+    assert shared(start) == [0, 1, 2, 3]
     assert {e.typing for e in unipelt.plan(model, method).edits} == {
         e.typing for e in unipelt.plan(model, method).edits
     }

@@ -419,6 +419,17 @@ def test_types_as_a_text() -> None:
     ]
 
 
+def test_equal_methods_of_two_files_have_places_of_their_own() -> None:
+    text = spec("method m(r: int = 4) { modify ffn insert parallel form bottleneck(r) compose add }")
+    one, other = parse_as_it_is(text, file="one.pelt"), parse_as_it_is(f"\n\n{text}", file="other.pelt")
+    assert one == other
+    places = [{k: v.span for k, v in verdicts(m).items()} for m in (one, other)]
+    assert {s.file for s in places[1].values()} <= {"other.pelt", places[0]["identity at start"].file}
+    assert all(places[1][k].start == s.start + 2 for k, s in places[0].items() if s.file == "one.pelt")
+    assert any(s.file == "one.pelt" for s in places[0].values())
+    assert analyse(one).rows[0].row is one.rows[0] and analyse(other).rows[0].row is other.rows[0]
+
+
 def test_types_with_a_models_sizes() -> None:
     method = parse("method m(r: int = 4) { modify ffn insert parallel form low_rank(r) compose add }")
     sizes = {"d_model": 32, "layer": 0, "depth": 2}

@@ -11,6 +11,7 @@ import re
 from itertools import chain, count
 from typing import Any
 
+from ..language.once import once
 from ..language.types.typed import Binding, TypedRow
 from ..language.syntax.printer import to_text
 from ..language.sites import TensorType
@@ -23,6 +24,7 @@ AROUND, ITS_VALUE = "gate", "gate.g"
 _SHORT = re.compile(r"[\w() .*+\-]{1,16}")
 
 
+@once
 def gates(t: TypedRow) -> dict[str, Expr]:
     """The gates of a row by label, as expressions over the row's names; the gate around it is `ITS_VALUE`.
 

@@ -18,7 +18,7 @@ from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
 from ..language.analyse.method import analyse
-from ..language.check.methods import numbered, sites_of
+from ..language.check.methods import first_like, numbered, sites_of
 from ..language.types.declared import TensorTyping, weights_read
 from ..language.report.diagnostics import Diagnostic, PeltError, error, near
 from ..language.types.infer import Inference
@@ -146,17 +146,16 @@ class _Builder:
             self.warnings.append(
                 f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out"
             )
-        varies = numbered(row, self.method.params)
         here_layers: dict[str, frozenset[int]] = {}
         for stack in (s for s in self.sites.stacks if any(f.stack == s.name and f.layer is not None for f in found)):
-            layers = self.layers(row.layers, stack, varies)
+            layers = self.layers(row.layers, stack, numbered(row, self.method.params))
             if layers is None:
                 return
             here_layers[stack.name] = layers
         for site in found:
             at = self.probed(row, site) if site.kind.probes and selects(row) else site
             if at is not None and (site.layer is None or site.layer in here_layers[site.stack]):
-                self.edit(row, own_head(at, self.labels), varies)
+                self.edit(row, own_head(at, self.labels))
 
     def probed(self, row: Row, site: Site) -> Site | None:
         """The head's site where ``x`` is what leaves one layer, the one that a row selects."""
@@ -200,13 +199,13 @@ class _Builder:
                               "them", row.span, help="put them at `embed.words`, where the tokens' positions shift")  # fmt: skip
         return None
 
-    def edit(self, row: Row, site: Site, varies: bool) -> None:
+    def edit(self, row: Row, site: Site) -> None:
         if site.side == "prompt" and (refused := self._no_rows(row, site)):
             self.problems.append(refused)
             return
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
-        alike = layer if varies or layer is None else 0  # layers that do not differ have one typed row
+        alike = None if layer is None else first_like(self.method, row, layer, stack.depth)
         sizes = Sizes({**self.of_the_head(), **site.sizes}, alike, stack.depth)
         try:
             typing = typed_row(self.method, row, self.signature(site), sizes)

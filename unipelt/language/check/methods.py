@@ -7,10 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from .inline import site_paths
+from ..once import once
+from ..types.arguments import parameters
 from ..report.diagnostics import Diagnostic, PeltError, error, instead, put
 from ..ir import Method, Row
-from ..types.layers import by_layer, layered
+from ..types.layers import NUMERIC, by_layer, layered
 from ..types.rows import typed_row
+from ..types.values import Type
 from ..types.typed import TypedRow
 from ..sites import SITES, signature, site_name
 from ..syntax.nodes import Param, Path
@@ -19,6 +22,25 @@ from ..syntax.nodes import Param, Path
 def numbered(row: Row, params: Sequence[Param]) -> bool:
     """Whether a row differs from layer to layer: it reads ``layer``, a list, or an argument that does."""
     return any(by_layer(p, layered(params)) for p in row.parts)
+
+
+@once
+def first_like(method: Method, row: Row, layer: int, depth: int) -> int:
+    """The first layer at which a row is what it is at this one: it reads the same numbers there."""
+    if any(map(by_layer, row.parts)):
+        return layer  # the layer itself, or a list
+    names = layered(method.params) & row.reads
+    if any(p.type not in NUMERIC for p in method.params if p.name in names):
+        return layer  # a start that depends on it
+    here = _numbers(method, names, layer, depth)
+    return next(i for i in range(layer + 1) if _numbers(method, names, i, depth) == here)
+
+
+@once
+def _numbers(method: Method, names: frozenset[str], layer: int, depth: int) -> list[Type]:
+    """The values of arguments at a layer."""
+    found = parameters(method.params, True, {"layer": layer, "depth": depth})
+    return [found[n].type for n in sorted(names)]
 
 
 def sites_of(paths: Sequence[Path], params: Sequence[Param]) -> list[Path]:
