@@ -124,13 +124,13 @@ def test_predictions_are_escaped(tmp_path, intents, bert, monkeypatch, capsys):
         "unipelt.training.saved.predict_run", lambda run, texts, *a: [{"text": t[0], "label": label} for t in texts]
     )
     for as_json in (False, True):
-        runs.predict("x", [f"hello {NASTY}"], opening=Opening(), asked=TaskOptions(), as_json=as_json)
+        runs.predict("x", [f"hello {NASTY}"], opening=Opening(), task=TaskOptions(), as_json=as_json)
         assert not hidden(capsys.readouterr().out)
     Task.table = ()
     monkeypatch.setattr(
         "unipelt.training.saved.predict_run", lambda run, texts, *a: [{"completion": NASTY + HALF} for t in texts]
     )
-    runs.predict("x", ["hello"], opening=Opening(), asked=TaskOptions())
+    runs.predict("x", ["hello"], opening=Opening(), task=TaskOptions())
     assert not hidden(capsys.readouterr().out)
 
 

@@ -213,7 +213,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
 
     file = tmp_path / "s.pelt"
     file.write_text(AROUND_MAM)
-    spaces.generate(str(file), asked=spaces.Asked(tmp_path / "out"), as_json=True)
+    spaces.generate(str(file), asked=spaces.SpaceOptions(tmp_path / "out"), as_json=True)
     said = json.loads(capsys.readouterr().out)
     assert (said["size"], said["kept"], said["dropped"], said["duplicates"]) == (54, 27, 24, 3)
     assert len(list((tmp_path / "out").iterdir())) == 27
@@ -234,11 +234,11 @@ def test_requirements_are_asked_of_the_size_that_meets_the_budget(models, tmp_pa
     }""")
     )
     models["bert"].config.save_pretrained(tmp_path / "model")
-    asked = spaces.Asked(model=str(tmp_path / "model"), params="1000")
+    asked = spaces.SpaceOptions(model=str(tmp_path / "model"), params="1000")
     spaces.generate(str(file), asked=asked, as_json=True)
     assert json.loads(capsys.readouterr().out)["kept"] == 2
     with pytest.raises(unipelt.PeltError, match="E0360"):
-        spaces.generate(str(file), asked=spaces.Asked(model=str(tmp_path / "model")), as_json=True)
+        spaces.generate(str(file), asked=spaces.SpaceOptions(model=str(tmp_path / "model")), as_json=True)
 
 
 def test_files_hold_only_what_they_need():
@@ -293,7 +293,7 @@ def test_a_space_without_members_says_why(tmp_path, capsys):
     file = tmp_path / "s.pelt"
     file.write_text(spec("method s { modify ffn | attn insert parallel form attend(3) compose add }"))
     with pytest.raises(unipelt.PeltError) as caught:
-        spaces.generate(str(file), asked=spaces.Asked(tmp_path / "out"))
+        spaces.generate(str(file), asked=spaces.SpaceOptions(tmp_path / "out"))
     assert {d.code for d in caught.value.diagnostics} == {"E0347"} and not (tmp_path / "out").exists()
 
 
@@ -307,9 +307,9 @@ def test_equal_reads_methods_of_files_and_full_folders_are_refused(tmp_path, cap
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").write_text("mine")
     with pytest.raises(unipelt.PeltError, match="E0801"):
-        spaces.vary(f"{file}:a", insert="parallel", asked=spaces.Asked(tmp_path / "full"))
+        spaces.vary(f"{file}:a", insert="parallel", asked=spaces.SpaceOptions(tmp_path / "full"))
     with pytest.raises(unipelt.PeltError, match="is no folder"):
-        spaces.vary(f"{file}:a", insert="parallel", asked=spaces.Asked(tmp_path / "full" / "kept"))
+        spaces.vary(f"{file}:a", insert="parallel", asked=spaces.SpaceOptions(tmp_path / "full" / "kept"))
     capsys.readouterr()
-    spaces.vary(f"{file}:a", insert="parallel", asked=spaces.Asked(tmp_path / "one"))
+    spaces.vary(f"{file}:a", insert="parallel", asked=spaces.SpaceOptions(tmp_path / "one"))
     assert "1 member: 1 kept, 0 dropped, 0 mean the same as another" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""The command line. Every command imports what it needs when it runs: `unipelt check` starts in a blink."""
+"""The command line. Every command imports what it needs when it runs, so that `unipelt check` starts fast."""

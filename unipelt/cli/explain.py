@@ -20,7 +20,7 @@ FILE = "example.pelt"
 
 
 def mistakes(p: Page) -> list[Diagnostic]:
-    """What the checker says of a page's example."""
+    """The checker's messages for a page's example."""
     return [d for c in check_text(p.example, FILE) for d in (*c.diagnostics, *c.hints)] if p.example else []
 
 

@@ -78,7 +78,7 @@ def _difference(old: str, new: str, name: str) -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Whole or not at all; a link inside the folder is followed, the mode is kept."""
+    """Replace a file in one step. A link inside the folder is followed, the mode is kept."""
     refuse_link(file)
     target = file.resolve()
     replace(target, text.encode(), target.stat().st_mode & 0o777)

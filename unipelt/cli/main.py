@@ -11,7 +11,7 @@ from ..language.report.diagnostics import error
 from .output import MISTAKES, OK, USAGE, guarded, say
 
 
-#: The commands that several processes share; of any other each would read, print and write the same.
+#: The commands that may run in several processes. Any other would do everything several times.
 SPREAD = ("train", "eval")
 
 
@@ -45,7 +45,7 @@ def _alone(app: Callable[..., object]) -> None:
 
 
 def _together(app: Callable[..., object], arguments: list[str]) -> None:
-    """One of several processes with the same command: they meet before anything can fail, so that one speaks for all."""
+    """One of several processes with the same command. They join before anything can fail, so that one reports for all."""
     from ..training import ranks
 
     ranks.join()

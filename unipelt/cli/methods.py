@@ -11,7 +11,7 @@ from .output import columns, cut, emit, report, say, tell
 
 
 def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: bool = False) -> bool:
-    """Check files and folders, after their mistakes were fixed where ``fix`` asks for it; whether all is well."""
+    """Check files and folders; with ``fix`` their mistakes are fixed first. Returns whether all is well."""
     try:
         if fix:
             _fix(paths, quiet=as_json or as_sarif)
@@ -65,7 +65,7 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
 
 
 def _fix(paths: list[Path], quiet: bool) -> None:
-    """Carries out the help of mistakes in the files, where it is a change of the text; line ends stay as they are."""
+    """Apply the fixes that mistakes in the files come with. Line ends stay as they are."""
     from ..language.report.fixes import fixed
     from ..language.report.source import read
     from .layout import write
@@ -114,7 +114,7 @@ def list_library(word: str | None, everything: bool, as_json: bool) -> None:
 
 
 def _group(e: Entry) -> str:
-    """The heading of a definition: of a method its family, which is the file it stands in, of another its kind."""
+    """The heading of a definition: the family of a method, which is its file's name; the kind of anything else."""
     return Path(e.file).stem.replace("_", " ") if e.kind == "method" else plural(e.kind, 2)
 
 

@@ -39,12 +39,12 @@ def declared(name: str, kind: Any, option: Option) -> Any:
 
 
 def of_training(name: str) -> Any:
-    """An option that a command has as `unipelt train` has it."""
+    """An option of `unipelt train` that another command has too."""
     return declared(name, *options_of(TrainConfig)[name])
 
 
 def written(kind: Any, default: Any) -> tuple[Any, Any, Callable[[Any], Any]]:
-    """How a value of a type is written on a command line: as which type, its default there, and what makes the value of it.
+    """How a value of a type is typed on a command line: the type, its default there, and a function that makes the value.
 
     A flag turns what is off by default on, and what is on off. A mapping is `NAME=VALUE`, again and again, names are one after
     the other, and names that may be None are separated by commas. The words of a `Literal` are checked with all other values.
@@ -63,7 +63,7 @@ def written(kind: Any, default: Any) -> tuple[Any, Any, Callable[[Any], Any]]:
 
 
 def _parameters(cls: Any, command: str) -> dict[str, tuple[inspect.Parameter, Callable[[Any], Any]]]:
-    """The options that a command has of a class, those that must be given first; each with what reads its value."""
+    """The options of a class that a command has, required ones first, each with the function that reads its value."""
     defaults = {f.name: f.default for f in fields(cls)}
     found = {}
     for name, (kind, option) in options_of(cls).items():
@@ -77,9 +77,9 @@ def _parameters(cls: Any, command: str) -> dict[str, tuple[inspect.Parameter, Ca
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with an option for each field of the objects that it takes, which it is given made of them.
+    """The command with an option for each field of the option classes that it takes. It gets objects made of their values.
 
-    A command that returns False has found what it says, and its exit code is that of mistakes.
+    A command that returns False has found mistakes, and its exit code says so.
     """
     parameters: list[inspect.Parameter] = []
     objects: dict[str, tuple[Any, dict[str, Callable[[Any], Any]]]] = {}

@@ -31,7 +31,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def visible(text: str) -> str:
-    """The text with every character escaped that a terminal would act on instead of showing it; line ends stay."""
+    """The text with every character escaped that would control a terminal; line ends stay."""
     return "\n".join(map(escape, text.split("\n")))
 
 
@@ -63,7 +63,7 @@ def emit(value: Any) -> None:
 
 
 def _json_escape(char: str) -> str:
-    """A character as JSON may write any: by its one or two units of UTF-16."""
+    """A character as JSON's escape: one or two units of UTF-16."""
     units = char.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 

@@ -41,7 +41,7 @@ def picture(method: Method, file: Path) -> Path:
 
 
 def style() -> AbstractContextManager[None]:
-    """The settings in which pictures are drawn and written: text stays text, equal methods give equal files.
+    """The settings for pictures: text stays text, and equal methods give equal files.
 
     Raises ImportError where matplotlib is missing.
     """
@@ -94,7 +94,7 @@ def _title(p: Panel) -> list[str]:
 
 
 def _notes(p: Panel) -> list[str]:
-    """The lines of the formula that stand under a panel, none of them cut off."""
+    """The lines of the formula under a panel, none of them cut."""
     hidden = [f"Δ = {p.delta}"] if any(len(b.label) > LABEL for b in p.boxes) else []
     out: list[str] = []
     for line in (*p.where, *hidden, p.formula):
@@ -213,7 +213,7 @@ def _short(text: str, most: int) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of at most so many signs, broken at spaces; a word that is longer than that behind `_` and `.`."""
+    """The text in lines of at most ``width`` characters, broken at spaces; longer words are broken after `_` and `.`."""
     lines = [""]
     for word in re.findall(r"\S*\s*", text):
         for part in [word] if len(word.rstrip()) <= width else re.findall(r"[^_.]{1,%d}[_.]*" % width, word):

@@ -56,11 +56,11 @@ def eval_(
     split: Annotated[str | None, typer.Option(help="train, validation or test; default: test.")] = None,
     *,
     opening: Opening,
-    asked: TaskOptions,
+    task: TaskOptions,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a saved adapter on a data set, or a pretrained model alone (language models and pet)."""
-    asked.check()
+    task.check()
     check(opening)
     if folder is None and opening.model is None:
         raise typer.BadParameter("give the folder of a run, or a model with --model")
@@ -71,11 +71,11 @@ def eval_(
     from ..training.saved import evaluate_run, load_base, load_run
 
     if folder is None:
-        run = load_base(str(opening.model), asked, data, dtype=opening.dtype)
+        run = load_base(str(opening.model), task, data, dtype=opening.dtype)
     else:
-        run = load_run(folder, **vars(opening), say=say, options=asked, data=data)
+        run = load_run(folder, **vars(opening), say=say, options=task, data=data)
     with Ticker("evaluating", False if as_json else None) as tick:
-        metrics, chosen, cut = evaluate_run(run, data, split, tick, asked.generate)
+        metrics, chosen, cut = evaluate_run(run, data, split, tick, task.generate)
     if as_json:
         emit({"ok": True, "split": chosen, "metrics": metrics, "truncated": cut})
         return
@@ -98,11 +98,11 @@ def predict(
     ] = None,
     *,
     opening: Opening,
-    asked: TaskOptions,
+    task: TaskOptions,
     as_json: AsJson = False,
 ) -> None:
     """Predict with a saved adapter: labels, entities, answers, texts."""
-    asked.check()
+    task.check()
     check(opening)
     if file is None and not texts:
         raise typer.BadParameter("give texts, or a file with --file")
@@ -110,7 +110,7 @@ def predict(
     from ..training.bars import Ticker
     from ..training.saved import load_run, predict_run, read_texts
 
-    run = load_run(folder, **vars(opening), say=say, options=asked)
+    run = load_run(folder, **vars(opening), say=say, options=task)
     each, texts = len(run.task.inputs), texts or []
     if len(texts) % each:
         raise error("E0607", f"the task reads {each} texts each: {', '.join(run.task.inputs)}",

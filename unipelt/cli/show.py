@@ -191,7 +191,7 @@ def _first(found: tuple[str, str, str], a: Method, b: Method) -> str:
 
 
 def _compared(a: Method, b: Method) -> list[dict[str, Any]]:
-    """What is written in the columns that say different things once the arguments are in them."""
+    """The columns that differ once the arguments are in them, as they are written."""
     left, right = rows_of([a]), rows_of([b])
     said = {id(r): text for m, rows in ((a, left), (b, right)) for r, text in zip(rows, _said(m))}
     titles = (a.name, b.name) if a.name != b.name else (f"{a.name} (first)", f"{b.name} (second)")
@@ -213,7 +213,7 @@ def _compared(a: Method, b: Method) -> list[dict[str, Any]]:
 
 
 def _with_arguments(text: str, a: Method, b: Method) -> list[str]:
-    """A text of two methods with those of its arguments that differ; nothing, where none does."""
+    """A text of two methods, each time with the arguments that differ; nothing if none does."""
     names = [n for n in dict.fromkeys(re.findall(r"[A-Za-z_]\w*", text)) if a.arguments.get(n) != b.arguments.get(n)]
     return [f"{text}, {', '.join(f'{n} = {m.arguments.get(n)}' for n in names)}" for m in (a, b)] if names else []
 

@@ -24,8 +24,8 @@ SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is to become of a space: how much of it is looked at, on which model, and where its members are written."""
+class SpaceOptions:
+    """The options of a space: how many members are tried, on which model, and where they are written."""
 
     out: Annotated[Path | None, Option("Write each member as a `.pelt` file into this new folder.", short="-o")] = None
     model: Annotated[str | None, Option("Keep what goes onto this model (folder or configuration).", short="-m")] = None
@@ -43,7 +43,7 @@ def generate(
         str, typer.Argument(metavar="SPACE", help="A `.pelt` file whose method has alternatives (`file.pelt:name`).")
     ],
     *,
-    asked: Asked,
+    asked: SpaceOptions,
     as_json: AsJson = False,
 ) -> None:
     """Enumerate a space of methods: drop what is no method, keep each meaning once, say what each member is."""
@@ -64,7 +64,7 @@ def vary(
     compose: Annotated[str | None, typer.Option(help="Compositions to try, as in 'add,scaled(4.0)'.")] = None,
     row: RowName = None,
     *,
-    asked: Asked,
+    asked: SpaceOptions,
     as_json: AsJson = False,
 ) -> None:
     """A method's variants: columns of its row with other contents."""
@@ -85,7 +85,7 @@ def cross(
     row_a: Annotated[str | None, typer.Option(help="The first parent's row, where it has several.")] = None,
     row_b: Annotated[str | None, typer.Option(help="The second parent's.")] = None,
     *,
-    asked: Asked,
+    asked: SpaceOptions,
     as_json: AsJson = False,
 ) -> None:
     """The offspring of two methods: each column from either parent."""
@@ -99,7 +99,7 @@ def cross(
     _enumerate([space_of(crossed, names, one=True)], names, asked, as_json)
 
 
-def neighbours(method: MethodName, row: RowName = None, *, asked: Asked, as_json: AsJson = False) -> None:
+def neighbours(method: MethodName, row: RowName = None, *, asked: SpaceOptions, as_json: AsJson = False) -> None:
     """Every method one column away."""
     from ..language.loading import definition, resolve
     from ..language.check.space import space_of
@@ -133,7 +133,9 @@ def _sound(space: MethodDef, names: Names) -> None:
         raise PeltError(problems)
 
 
-def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, as_json: bool, origin: Method | None = None) -> None:
+def _enumerate(
+    spaces: Sequence[Any], names: Any, asked: SpaceOptions, as_json: bool, origin: Method | None = None
+) -> None:
     """The members of some spaces, written and shown."""
     from ..variants.generate import generate
     from ..variants.write import refuse_full, write
@@ -173,7 +175,7 @@ def _enumerate(spaces: Sequence[Any], names: Any, asked: Asked, as_json: bool, o
 
 
 def _why(found: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """The mistakes for which no member is left, each once: of those without a place, which name a member, one for each remedy."""
+    """The mistakes that dropped all members, each once. Those without a place name a member: one for each remedy is shown."""
     kinds: dict[tuple, Diagnostic] = {}
     for d in found:
         kinds.setdefault((d.code, d.span.start, d.message if d.span.file else d.help), d)
@@ -188,7 +190,7 @@ def _sizes(method: Method, params: str | None) -> dict[str, Any]:
     return {"sizes": ", ".join(f"{k} = {method.arguments[k]}" for k in size_arguments(method))}
 
 
-def _budget(asked: Asked) -> Any:
+def _budget(asked: SpaceOptions) -> Any:
     """A test of members on a model: a plan must be possible, at the budget if one is given."""
     if asked.params is None and asked.size is not None:
         raise error("E0805", "`--size` names the argument that is solved for `--params`, which is not given",
@@ -219,7 +221,7 @@ def _budget(asked: Asked) -> Any:
 
 
 def _target(text: str) -> Callable[[int], int]:
-    """From the parameters of a base those that are wanted: ``0.5%`` of them, or a number."""
+    """Reads `--params`: ``0.5%`` of the base's parameters, or a number. Returns a function of the base's parameters."""
     share = text.strip().endswith("%")
     try:
         value = float(text.strip().rstrip("%").replace("_", "").replace(",", ""))

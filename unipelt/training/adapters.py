@@ -1,4 +1,4 @@
-"""An adapter that `unipelt.save` wrote, put to use as a run is: its folder has the labels, and the user names the task."""
+"""Use of an adapter that `unipelt.save` wrote, like that of a run: its folder has the labels, and the user names the task."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def attach(loaded: Any, place: Path, asked: Opening) -> str:
 
 
 def _base(place: Path, asked: Opening) -> str:
-    """The base that the user names: a record of `unipelt.save` has no place where it lies."""
+    """The base that the user names: the record of `unipelt.save` does not say where it is."""
     if asked.model is None:
         raise error("E0757", f"the adapter in `{place}` does not say where its base is", help="name it with `--model`")
     return asked.model
 
 
 def _class_of(manifest: dict[str, Any], config: Any) -> str:
-    """The class of transformers: that of the base's own folder, or where the adapter brings a head, the one it was saved from."""
+    """The class of transformers: the one in the base's configuration, or, if the adapter has a head, the one it was saved from."""
     import transformers
 
     own = [str(a) for a in getattr(config, "architectures", None) or ()]

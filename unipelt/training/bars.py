@@ -7,7 +7,7 @@ from typing import Any
 
 
 def wanted(asked: bool | None) -> bool:
-    """Whether a bar is shown: as it is asked for, by default on a terminal."""
+    """Whether a bar is shown: as asked, or by default on a terminal."""
     return sys.stderr.isatty() if asked is None else asked
 
 
@@ -18,7 +18,7 @@ def bar(what: str, unit: str, total: int, **more: Any) -> Any:
 
 
 class Ticker:
-    """A bar over examples that are evaluated or predicted; without one, nothing is said."""
+    """A bar over the items that are done; without one it prints nothing."""
 
     def __init__(self, what: str, asked: bool | None = None, unit: str = "example"):
         self.what, self.unit, self.wanted = what, unit, wanted(asked)

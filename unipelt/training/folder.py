@@ -35,7 +35,7 @@ WRITTEN = (WEIGHTS, MANIFEST, METHOD, TASK, METRICS, RUN, DATA, *PICTURES)
 
 
 def open_folder(folder: Path, config: TrainConfig) -> Path | None:
-    """Make the run's folder ready; the checkpoint to go on from, if any."""
+    """Prepare the run's folder. Returns the checkpoint to resume from, if there is one."""
     above = next(p for p in (folder, *folder.absolute().parents) if exists(p))
     if not isdir(above):
         raise error("E0611", f"`{above}` is a file, not a folder", help="give another `--out`")
@@ -84,7 +84,7 @@ def _reopen(folder: Path, config: TrainConfig) -> Path | None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what was being written when an earlier process was killed."""
+    """Remove the unfinished files of a process that was killed."""
     for part in (p for n in WRITTEN for p in folder.glob(f"{part_prefix(n)}*")):
         part.unlink(missing_ok=True)
     for left in folder.glob(f"{STAGING}*"):

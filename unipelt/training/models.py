@@ -110,7 +110,7 @@ def load_model(
 
 def load_plain(model: str, task: str, dtype: str | None = None) -> Any:
     """The pretrained model as it is, for a task's kind or `base`, in evaluation mode; ``dtype`` as in `load_model`."""
-    cls, check = _class_for(task, load_config(model))
+    cls, check = _class_for(task, model)
     loaded = load_as(model, cls, dtype)
     check(model, loaded)
     return loaded
@@ -132,24 +132,24 @@ def load_config_model(path: str, task: str) -> Any:
     import torch
     import transformers
 
+    cls, check = _class_for(task, path)
     config = load_config(path)
-    cls, check = _class_for(task, config)
     with loading(path), torch.device("meta"):
         made = getattr(transformers, cls).from_config(config, **TRUSTED)
     check(path, made)
     return made
 
 
-def _class_for(task: str, config: Any) -> tuple[str, Callable[[str, Any], None]]:
+def _class_for(task: str, model: str) -> tuple[str, Callable[[str, Any], None]]:
     """The class of transformers for a task's kind or `base`, and what refuses a model that is not made for it."""
     if task == "base":
-        return "AutoModel", lambda name, model: None
-    wanted = kind(task)
-    return wanted.auto_for(config), wanted.check_model
+        return "AutoModel", lambda name, loaded: None
+    wanted = kind(task)  # a mistake in its name comes before one in the model's
+    return wanted.auto_for(load_config(model)), wanted.check_model
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:
-    """Every dropout rate of the base; configurations spell them differently, all with `drop` in the name."""
+    """Set every dropout rate of the base. Configurations have different names for them, all with `drop`."""
     if dropout is None:
         return
     for name, value in config.to_dict().items():

@@ -39,7 +39,7 @@ def at_least(number: int) -> Rule:
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a field that is an option, besides its name, type and default."""
+    """The properties of an option, besides the name, type and default of its field."""
 
     help: str | None = None
     commands: str = ""  # those that have it, where not all have it that take its class
@@ -52,7 +52,7 @@ class Option:
 
 @cache
 def options_of(cls: Any) -> dict[str, tuple[Any, Option]]:
-    """The options among the fields of a dataclass: by name the type, and what is known besides."""
+    """The options among the fields of a dataclass: type and properties by name."""
     hints: dict[str, Any] = get_type_hints(cls, include_extras=True)
     found = {f.name: get_args(hints[f.name]) for f in fields(cls) if get_origin(hints[f.name]) is Annotated}
     return {name: (parts[0], parts[1]) for name, parts in found.items()}
@@ -94,7 +94,7 @@ def wrong(name: str, rule: str, value: object, remedy: str = "") -> PeltError:
 
 
 def argument(text: str) -> tuple[str, Any]:
-    """``r=16`` as a name and a value; what is no number stays a text of the language."""
+    """Splits ``r=16`` into a name and a value. A value that is no number stays a text."""
     name, sep, value = text.partition("=")
     if not sep or not name.strip() or not value.strip():
         raise error("E0621", f"`{text}` is not an argument", help="write it as `name=value`, as in `--set r=16`")
@@ -128,7 +128,7 @@ EVERYWHERE, SCORED, TRAINING = "train eval predict", "train eval", "train"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """What is asked about the task; whatever is None is chosen by the data."""
+    """The options of a task. The data decide what is None."""
 
     task: Annotated[
         str | None,
@@ -199,7 +199,7 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class Opening:
-    """How a saved adapter is put onto its base: as `unipelt.attach` has it, and ``dtype`` as `training.models` has it."""
+    """How a saved adapter is attached to its base (see `unipelt.attach`); ``dtype`` is that of the base."""
 
     model: Annotated[str | None, Option("The base model; default: the one trained on.", short="-m")] = None
     force: Annotated[bool, Option("Attach to a base with other weights than the one trained on.")] = False

@@ -22,7 +22,7 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 WIDTH = 7.6
 MAPS_IN_A_ROW, MOST_MAPS = 3, 24
-#: Up to so many columns and rows a map shows its numbers.
+#: The most columns and rows with which a map shows its numbers.
 NUMBERED = (8, 32)
 DPI = 200
 
@@ -41,7 +41,7 @@ class Map:
 
     @property
     def share(self) -> bool:
-        """Whether all values are between nothing and all, so that maps compare."""
+        """Whether all values lie between 0 and 1, so that maps can share a scale."""
         return self.range[0] >= 0 and self.range[1] <= 1
 
 

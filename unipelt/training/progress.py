@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar on a terminal, a line for each evaluation elsewhere."""
+"""The progress of a run: a bar on a terminal, a line for each evaluation elsewhere."""
 
 from __future__ import annotations
 

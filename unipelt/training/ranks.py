@@ -50,7 +50,7 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, as torch asks for at the end."""
+    """Leave the group of processes, as torch wants it at the end."""
     if _together():
         _distributed().destroy_process_group()
 
@@ -68,7 +68,7 @@ def is_main() -> bool:
 
 
 def on_main(call: Callable[[], T]) -> T:
-    """What the main process finds, for every process; what it raises, every process raises."""
+    """Calls in the main process. Every process gets its result, or raises its error."""
     from ..runtime.sharding import on_first
 
     return on_first(call) if _together() else call()
@@ -96,7 +96,7 @@ def total(number: int, device: Any) -> int:
 
 @contextmanager
 def failing() -> Iterator[bool]:
-    """Inside, this process may say why it fails, if it is the first; the others wait, as a launcher ends all with one."""
+    """Yields whether this process is the first that fails, which reports why. The others wait: a launcher ends all when one ends."""
     if not _together():
         yield True
         return

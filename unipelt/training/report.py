@@ -22,7 +22,7 @@ _STATISTICS = ("mean", "std", "min", "max")
 
 
 def drawable() -> None:
-    """Raises a `PeltError` where nothing can be drawn: to be asked before a run."""
+    """Raise `PeltError` if matplotlib is missing. Call it before a run."""
     if importlib.util.find_spec("matplotlib") is None:
         raise error("E0671", "a report is drawn with matplotlib, and that is not installed",
                     help="pip install 'unipelt[pictures]', or leave `--report` out")  # fmt: skip
@@ -72,7 +72,7 @@ def _places(seen: Mapping[str, float], order: Sequence[tuple[str, str]]) -> list
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """The data and the pictures, each file whole or not there."""
+    """Write the data and the pictures, each file in one step."""
     from .picture import draw
 
     replace(folder / DATA, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -80,7 +80,7 @@ def train(
     begun = time.monotonic()
     config.check()
     ranks.join()
-    config, surroundings = settled(config)
+    config, surroundings = with_launcher(config)
     if not ranks.is_main():
         say, bar = silent, False
     method = load(config.method, arguments=config.set, head=config.head)
@@ -163,7 +163,7 @@ def train(
 
 
 def card_of(config: TrainConfig, result: Result, sizes: dict[str, int]) -> dict[str, Any]:
-    """What a run tells in its manifest and its model card: names, never paths."""
+    """What a run writes into its manifest and its model card: names, never paths."""
     options = {
         "learning rate": result.lr, "epochs": config.epochs, "steps": result.history[-1]["step"], "batch size": config.batch_size,
         "longest example": result.task.max_length, "scheduler": config.scheduler, "warm-up share": config.warmup,
@@ -179,7 +179,7 @@ def card_of(config: TrainConfig, result: Result, sizes: dict[str, int]) -> dict[
 
 
 def examples(config: TrainConfig) -> tuple[Task, Any, dict[str, Encoded], list[str]]:
-    """The task, the model's tokenizer, the examples by split, and what is to be said about them."""
+    """The task, the model's tokenizer, the examples by split, and notes about them."""
     found = reading.read(config.data)
     whole = reading.training_split(found)
     base = load_config(config.model)
@@ -198,8 +198,8 @@ def examples(config: TrainConfig) -> tuple[Task, Any, dict[str, Encoded], list[s
     return task, tokenizer, {**encoded, "train": trained}, notes
 
 
-def settled(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The options with what the launcher decides, and what is to be said about it; refuses what cannot be kept here."""
+def with_launcher(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The options with the launcher's settings, and notes about them. Refuses settings that cannot be met."""
     flags = {
         n: os.environ.get(f"ACCELERATE_USE_{n}", "").lower() in ("1", "true", "yes")
         for n in ("DEEPSPEED", "MEGATRON_LM", "FSDP")

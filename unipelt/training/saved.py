@@ -1,4 +1,4 @@
-"""A finished run put to use: evaluate on other data, predict, merge into a plain model."""
+"""Use a finished run: evaluate it on other data, predict with it, merge it into a plain model."""
 
 from __future__ import annotations
 

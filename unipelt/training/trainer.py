@@ -1,4 +1,4 @@
-"""The Trainer subclass: one run, whatever it is spread over; checkpoints hold the adapter and the trainer's state, never the base.
+"""The Trainer subclass. Its results do not depend on the number of processes; checkpoints hold the adapter and the state, never the base.
 
 The batch of a step is the same for any number of processes and of accumulated parts, and so is its loss: each part's mean
 counts as many examples (or tokens) as it is the mean of. transformers' own sum needs models that divide by a number they
@@ -36,9 +36,9 @@ from .tasks.evaluation import Collator, evaluate
 from .tasks.task import Task
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
-#: The most bytes a trainer's state may have: it has a line for each step.
+#: The most bytes of a trainer's state, which has a line for each step.
 LARGEST = 2**30
-#: The entry of a batch that says how many examples or tokens its loss is the mean of.
+#: The entry of a batch with the number of examples or tokens that its loss averages.
 WEIGHT = "weight"
 
 
@@ -65,7 +65,7 @@ class Parts:
 
 
 def optimizer_of(arguments: TrainingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The class of the optimizer that is asked for, and its options; `PeltError` where its package is not installed."""
+    """The class of the optimizer and its options. Raises `PeltError` if its package is not installed."""
     try:
         return Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, ValueError) as e:
@@ -102,13 +102,13 @@ class AdapterTrainer(Trainer):
         loader = DataLoader(
             dataset,
             batch_sampler=parts,
-            collate_fn=self.weighed,
+            collate_fn=self.weighted,
             pin_memory=self.args.dataloader_pin_memory,  # type: ignore[arg-type]
         )
         return self.accelerator.prepare(loader)
 
-    def weighed(self, examples: list[Any]) -> dict[str, Any]:
-        """A batch with its weight. Where there is nothing to learn from, some example stands in and weighs nothing."""
+    def weighted(self, examples: list[Any]) -> dict[str, Any]:
+        """A batch with its weight. A batch with nothing to learn from is replaced by another example with the weight 0."""
         batch: dict[str, Any] = self.collator(examples) if examples else {}
         weight = self.task.weight(batch, self.prompted) if examples else 0
         if not weight:
@@ -156,7 +156,7 @@ class AdapterTrainer(Trainer):
                         ranks.rank(), ranks.world(), ranks.gather)  # fmt: skip
 
     def leave_autocast(self) -> None:
-        """The model in its own precision again: what it scores now is what it scores wherever it is loaded."""
+        """Takes the model out of autocast, so that it scores here as it does once it is saved and loaded."""
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     # ------------------------------------------------------------ checkpoints
@@ -189,11 +189,11 @@ class AdapterTrainer(Trainer):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
         scheduler: Any = self.lr_scheduler
-        with gone_on(checkpoint, OPTIMIZER) as path:
+        with resuming_from(checkpoint, OPTIMIZER) as path:
             state = torch.load(path, map_location="cpu", weights_only=True)
             options = StateDictOptions(full_state_dict=True)
             set_optimizer_state_dict(self.model_wrapped, self._bare_optimizer(), state, options=options)
-        with gone_on(checkpoint, SCHEDULER) as path:
+        with resuming_from(checkpoint, SCHEDULER) as path:
             state = torch.load(path, weights_only=True)
             if set(state) != set(scheduler.state_dict()):
                 raise ValueError("it holds other things than this run's scheduler has")
@@ -206,7 +206,7 @@ class AdapterTrainer(Trainer):
         if not os.path.lexists(os.path.join(checkpoint, name)):  # which transformers says
             super()._load_rng_state(checkpoint)
             return
-        with gone_on(checkpoint, name):
+        with resuming_from(checkpoint, name):
             super()._load_rng_state(checkpoint)
 
     def _bare_optimizer(self) -> Any:
@@ -243,8 +243,8 @@ class AdapterTrainer(Trainer):
 
 
 @contextmanager
-def gone_on(checkpoint: str, name: str) -> Iterator[str]:
-    """The place of a checkpoint's file; whatever comes of reading it, of which nothing is unpickled, is a `PeltError`."""
+def resuming_from(checkpoint: str, name: str) -> Iterator[str]:
+    """Yields the path of a checkpoint's file. An error while it is read becomes a `PeltError`; nothing is unpickled."""
     path = Path(checkpoint) / name
     try:
         check(path)
@@ -271,7 +271,7 @@ class SaveEvery(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint. One that a kill cut short lacks a readable state, written last; it is removed."""
+    """The newest complete checkpoint. The state is written last: a checkpoint without a readable one is incomplete and is removed."""
     found = []
     for place in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = whole_number(place.name.rpartition("-")[2])
@@ -289,7 +289,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     if not found:
         return None
     last = max(found)[1]
-    with gone_on(str(last), STATE) as path:
+    with resuming_from(str(last), STATE) as path:
         state = vars(TrainerState.load_from_json(path))
         plain = vars(TrainerState())
         wrong = next((n for n, value in state.items() if not _like(value, plain.get(n))), None)
@@ -299,7 +299,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _like(value: Any, default: Any) -> bool:
-    """Whether a value of a state has the kind of what stands there in a new one."""
+    """Whether a value has the type that a new state has in its place."""
     if default is None or value is None:
         return True
     return isinstance(value, (int, float)) if isinstance(default, (int, float)) else isinstance(value, type(default))

@@ -1,4 +1,4 @@
-"""Looking inside while training: at each evaluation what edits, gates and gradients are, through Trainer's own loggers."""
+"""Logs edits, gates and gradients at each evaluation of a training, through the Trainer's own loggers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from ..runtime.registry import record
 from ..runtime.watch import Place, Seen, norms, parameters, watch
 
-#: The front of the names under which values are logged.
+#: The prefix of the names of logged values.
 LOGGED = "unipelt"
 
 

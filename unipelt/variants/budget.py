@@ -9,7 +9,7 @@ from ..language.analyse.counts import counts
 from ..language.report.diagnostics import error, near
 from ..language.ir import Method
 
-#: A size is looked for up to this.
+#: The largest size that is tried.
 MOST = 1 << 16
 Count = Callable[[Method], int]
 

@@ -24,9 +24,9 @@ from ..language.types.values import NumberType, Value
 from .recognise import Recognised, recognise
 from ..language.check.space import Space, drawn
 
-#: So many members are enumerated at most; of a larger space a sample is looked at.
+#: The most members that are enumerated. A larger space needs a sample.
 MAX_MEMBERS = 100_000
-#: A further test of a member, such as a plan on a model: raises `PeltError`, or gives the method as it is to be kept.
+#: A further test of a member, such as a plan on a model. It raises `PeltError`, or returns the method to keep.
 Test = Callable[[Method], Method]
 
 
@@ -48,7 +48,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A member that is no method, for the first mistake found in it."""
+    """A member that is no method, with its first mistake."""
 
     index: int
     columns: tuple[tuple[str, str], ...]
@@ -57,7 +57,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A member that means what an earlier one means."""
+    """A member that means the same as an earlier one."""
 
     index: int
     columns: tuple[tuple[str, str], ...]
@@ -66,7 +66,7 @@ class Twin:
 
 @dataclass
 class Generated:
-    """A space after enumeration. ``tried`` of its ``size`` members were looked at."""
+    """A space after enumeration. ``tried`` of its ``size`` members were tried."""
 
     size: int
     tried: int = 0
@@ -118,12 +118,12 @@ def _outcome(
 
 
 def key_of(method: Method) -> Any:
-    """What two methods share that mean the same at their arguments."""
+    """A key that two methods share if they mean the same at their arguments."""
     return tuple(canonical(meaning(method)).lines())
 
 
 def _require(method: Method) -> None:
-    """The requirements that the arguments alone decide; a share of parameters is known on a model only."""
+    """Check the requirements that depend on the arguments alone; a share of parameters needs a model."""
     inf = Inference(parameters(method.params, True), {n: Size.of(n) for n in SIZES})
     inf.names["params"] = Value(NumberType())
     for r in method.requires:
@@ -162,7 +162,7 @@ def generate(
 
 
 def _members(spaces: Sequence[Space], sample: int | None, seed: int) -> Iterator[tuple[Space, int]]:
-    """The members of all spaces, counted through, each by its space and its number there."""
+    """The chosen members of all spaces, each as its space and its number there."""
     for n in drawn(sum(s.size for s in spaces), sample, seed):
         for space in spaces:
             if n < space.size:

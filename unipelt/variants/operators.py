@@ -20,7 +20,7 @@ from ..language.sites import SITES
 
 COLUMNS = ("modify", "insert", "form", "compose")
 _SLOT = {"modify": S.Modify, "insert": S.Insert, "form": S.Form, "compose": S.Compose, "layers": S.Layers}
-#: What `neighbours` tries in each column besides the sites and the library's forms and compositions.
+#: The insertions that `neighbours` tries.
 INSERTIONS = ("sequential", "parallel")
 
 
@@ -132,7 +132,7 @@ def cross(
 
 
 def _distinct(values: Sequence[Any], names: Names) -> tuple[Any, ...]:
-    """Each alternative once. What reads the same is another where it calls another definition."""
+    """Each alternative once. Equal texts that call different definitions are different alternatives."""
     found: dict[Any, Any] = {}
     for v in values:
         parts = v if isinstance(v, tuple) else (v,)  # sites, or an expression

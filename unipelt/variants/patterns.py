@@ -21,7 +21,7 @@ from ..language.sizes import Size
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A row of a known method: its lines at each of its sites, what its arguments are, whether biases are left out."""
+    """A row of a known method: its lines at each of its sites, its arguments, and whether biases are left out."""
 
     method: str
     row: str
@@ -73,7 +73,7 @@ def patterns() -> dict[str, list[Pattern]]:
 
 
 def _variants(method: Method) -> list[Method]:
-    """The method with every argument unknown, and with those that are 0 by default left 0: they take a part away."""
+    """The method with every argument unknown; and once more with the arguments at 0 that are 0 by default, as 0 removes a term."""
     zero = {p.name for p in method.params if isinstance(p.default, S.Number) and p.default.value == 0}
     if not zero:
         return [method]

@@ -25,7 +25,7 @@ from .solve import Solution, fits
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A known row or method that something is: its name, the arguments that make it so, and the differences left."""
+    """A known row or method that was recognised: its name, its arguments, and the differences that remain."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Match:
 
     @property
     def plain(self) -> bool:
-        """Whether it is the known row where that stands, perhaps with other starts."""
+        """Whether it is the known row at its own sites, perhaps with other starts."""
         return not (self.sites or self.biases or self.activation or self.around)
 
     @property

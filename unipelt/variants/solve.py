@@ -1,4 +1,4 @@
-"""Solving for a known method's arguments: what two skeletons have erased, leaf by leaf, as equations in them."""
+"""Solving for the arguments of a known method: each leaf that two skeletons leave out is an equation."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _needed(definition: S.MethodDef, names: Names) -> list[S.Definition] | None:
 
 
 def refuse_full(folder: Path) -> None:
-    """Nothing is written over: raises `PeltError` where something stands already."""
+    """Raises `PeltError` if the folder holds something: nothing is overwritten."""
     if exists(folder) and not isdir(folder):
         raise error("E0801", f"`{folder}` exists and is no folder", help="give another `--out`")
     if exists(folder) and any(folder.iterdir()):

@@ -35,7 +35,7 @@ class Columns:
 def classification_columns(
     split: Split, text: Sequence[str] | None, label: str | None, unlabelled: bool = False, many: bool = False
 ) -> Columns:  # fmt: skip
-    """One or two texts (``many`` allows more) and their label; ``unlabelled`` where that is known to stand elsewhere."""
+    """One or two texts (``many`` allows more) and their label. With ``unlabelled`` no label is looked for."""
     have = split.columns
     if not unlabelled:
         label = column(split, label, LABELS, "label")
@@ -92,7 +92,7 @@ def _first(split: Split, names: Sequence[str], option: str) -> str:
 
 
 def values_of(split: Split, column: str, wrong: Callable[[Any], str], remedy: str) -> list[Any]:
-    """The values of a column. ``wrong`` says what is the matter with a value, or nothing; each mistake comes with its line."""
+    """The values of a column. ``wrong`` says what is wrong with a value, or "". Each mistake is reported with its line."""
     raise_all([
         Diagnostic("E0607", f"{split.place(i)}: `{column}` {what}", Span(split.file), help=remedy)
         for i, row in enumerate(split.rows)

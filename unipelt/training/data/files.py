@@ -72,7 +72,7 @@ def _files(folder: Path, stem: str, suffix: str) -> list[Path]:
 
 
 def _joined(shards: list[Split]) -> Split:
-    """Shards as one split; its rows are counted on from shard to shard."""
+    """Shards as one split, whose rows are numbered through."""
     if len(shards) == 1:
         return shards[0]
     rows = tuple(row for s in shards for row in s.rows)

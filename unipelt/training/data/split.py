@@ -1,4 +1,4 @@
-"""Rows with their places, and what mistakes in them are made of."""
+"""Rows with their places, and the words for mistakes in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ...language.report.diagnostics import Diagnostic, PeltError
 from ...language.report.texts import half_of_a_character
 
-#: After so many mistakes of a kind only their number is said.
+#: This many mistakes of a kind are shown; of the others only the number.
 SHOWN = 5
 #: How files write the split's names.
 SPLITS = {
@@ -75,7 +75,7 @@ class Data:
 
 
 def raise_all(problems: Sequence[Diagnostic]) -> None:
-    """Raise what was found; after the first few, only how many more there are."""
+    """Raise the mistakes that were found: the first few of them, and the number of the others."""
     if problems:
         more = len(problems) - SHOWN
         shown = list(problems[:SHOWN])

@@ -1,4 +1,4 @@
-"""What is learned. Each kind of task is one file with one class, and one entry of `options.KINDS`.
+"""The tasks. Each kind is one file with one class, and one entry of `options.KINDS`.
 
 A task is plain data (`task.json` in a run's folder) with a few answers to give, listed in `task.Task`: the columns that it
 finds, how it encodes and collates, the model class it loads, its outputs for each example, and its scores from all of them.
@@ -45,14 +45,14 @@ def task_for(train: Split, options: TaskOptions, base: Any = None) -> Task:
 
 
 def task_without_data(options: TaskOptions, labels: Labels) -> Task:
-    """The task that the options name, for predictions: they and the labels say what a run finds in its data."""
+    """The task that the options name, for predictions without data: options and labels say what data would."""
     found = kind(str(options.task))
     _refuse_options_of_others(found, options)
     return found.named(options, labels)
 
 
 def task_from_json(record: Any) -> Task:
-    """The task of a run's record; what later versions no longer know is passed over."""
+    """The task of a run's record. Fields that this version does not know are ignored."""
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         raise error("E0615", "the task's record is incomplete: it names no kind", help="train again")
     return kind(record["kind"]).from_json(record)

@@ -67,7 +67,7 @@ class Answers:
 
 
 def answers_for(split: Split, column: str, problem: str | None) -> Answers:
-    """The problem that the values pose unless it is named: lists are labels, fractions are numbers, the rest are classes.
+    """The kind of problem: as named, or by the values. Lists are labels, fractions are numbers, all else are classes.
 
     One odd value among numbers does not change the problem: it is named with its line, and the data are refused.
     """
@@ -90,7 +90,7 @@ def answers_for(split: Split, column: str, problem: str | None) -> Answers:
     return Answers(column, "regression" if fractions and not odd else "single_label")
 
 
-#: Values are slips where there are this many times as many others.
+#: Odd values are mistakes if there are this many times as many others.
 FEW = 4
 
 
@@ -122,7 +122,7 @@ def flags_of(split: Split, column: str) -> list[float]:
 
 
 def lists_of(split: Split, column: str) -> list[list[str]]:
-    """A column of lists of labels; a list may be empty, a label in it stands there once."""
+    """A column of lists of labels. A list may be empty, and has each label once."""
 
     def wrong(value: Any) -> str:
         if not isinstance(value, list):

@@ -166,7 +166,7 @@ class SequenceClassification(Task):
         return [{"text": text, **self.answer(scores)} for text, scores in zip(texts, found, strict=True)]
 
     def answer(self, scores: torch.Tensor) -> dict[str, Any]:
-        """What is said of one text, from its scores."""
+        """The prediction for one text, from its scores."""
         if self.problem == "regression":
             return {"value": round(scores.item(), 6)}
         if self.problem == "multi_label":

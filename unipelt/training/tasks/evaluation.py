@@ -9,7 +9,7 @@ from typing import Any
 from ...anatomy.evaluating import evaluating
 from .task import Answer, Batch, Encoded, Example, Inputs, Output, Predicting, Task, Tick
 
-#: Makes of each process's outputs those of all; the position of an example is its key.
+#: Merges the outputs of all processes. The key is the position of the example.
 Gather = Callable[[dict[int, Output]], dict[int, Output]]
 
 

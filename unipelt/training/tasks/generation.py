@@ -85,7 +85,7 @@ def text_metrics(
 
 
 def _final(text: str, mark: str | None) -> str:
-    """What is compared exactly; without the mark it is no match for anything that has one."""
+    """The part that exact match compares. A text without the mark matches no text that has it."""
     if mark is not None and mark in text:
         text = text.rpartition(mark)[2]
     elif mark is not None:
@@ -94,7 +94,7 @@ def _final(text: str, mark: str | None) -> str:
 
 
 def leaders(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """For each prompt the first one equal to it: that one is generated for, and the answers wanted of all are its references."""
+    """For each prompt the position of the first equal one. Only that one is answered, and the answers to all are its references."""
     first: dict[tuple[int, ...], int] = {}
     return [first.setdefault(tuple(p), i) for i, p in enumerate(prompts)]
 

@@ -22,7 +22,7 @@ from .task import IGNORED, Answer, Encoded, Inputs, Output, Predicting, Task
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is generated from, and the position of the first example with the same prompt."""
+    """A prompt's tokens, and the position of the first example with the same prompt."""
 
     ids: list[int]
     leader: int

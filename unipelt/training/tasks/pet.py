@@ -1,4 +1,4 @@
-"""Patterns and words (PET, Schick and Schütze 2021): a label's score is the language model's own score of the label's word.
+"""Patterns and words (PET, Schick and Schütze 2021): a label's score is the language model's score of the label's word.
 
 The pattern makes a cloze of an example, `"{text} Question type: {mask}."`; a masked model fills the mask, a causal one goes on
 from what stands before it. Nothing new is learned but what the adapter holds, and without an adapter it works too (zero-shot).
@@ -28,7 +28,7 @@ from .classification import SequenceClassification
 from .task import IGNORED, Batch, Encoded, Example, Inputs, LossFunction, Output, pad, spread
 from .template import Template, ids_of
 
-#: Labels of candidate words that are not the right one are stored below this.
+#: Tokens of words that are not the right answer are stored as numbers below this.
 WRONG = -1000
 Words = tuple[tuple[str, ...], ...]
 Tokens = tuple[tuple[tuple[int, ...], ...], ...]
@@ -125,7 +125,7 @@ class PET(SequenceClassification):
 
     @property
     def candidates(self) -> list[tuple[int, tuple[int, ...]]]:
-        """The rows that an example takes: its label and the tokens behind the text, none where one row tells all."""
+        """The rows of an example: label and tokens after the text; a single row without tokens if that is enough."""
         return [(0, ())] if self.single else [(k, ids) for k, words in enumerate(self.tokens) for ids in words]
 
     def encode(self, split: Split, tokenizer: Any) -> Encoded:

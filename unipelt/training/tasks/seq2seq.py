@@ -69,7 +69,7 @@ class Seq2Seq(LanguageTask):
 
 
 def _ids(tokenizer: Any, room: int, *texts: list[str], **named: list[str]) -> tuple[list[list[int]], list[bool]]:
-    """Tokens with those that end a text, and which texts were cut."""
+    """The tokens of texts, each with its end token, and which texts were cut."""
     found, cut = tokenized(tokenizer, room, *texts, **named)
     eos = tokenizer.eos_token_id
     return [i if eos is None or eos in i[-1:] else [*i[: room - 1], eos] for i in found["input_ids"]], cut

@@ -1,4 +1,4 @@
-"""The interface of a kind of task. The kinds are in the files beside this one, the table of them in `__init__`."""
+"""The interface of a kind of task. The kinds are in the files beside this one, their table is `options.KINDS`."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Task:
         return self
 
     def fit(self, base: Any, tokenizer: Any) -> Self:
-        """The task with what a model and its tokenizer decide; an error where they cannot serve it."""
+        """The task with what depends on the model and its tokenizer; an error if they cannot do it."""
         return self
 
     def classes(self, split: Split) -> list[str]:
@@ -148,7 +148,7 @@ class Task:
         return found
 
     def damage(self) -> str | None:
-        """What of a record's values, each of the right type, no run can have written."""
+        """What is wrong with a record whose values all have the right type; None if nothing is."""
         return None
 
     # ------------------------------------------------------------ the model
@@ -173,7 +173,7 @@ class Task:
         return None
 
     def weight(self, batch: Mapping[str, torch.Tensor], prompted: bool = False) -> int:
-        """How many examples or tokens the loss of a batch is the mean of; ``prompted``: the method puts rows before the tokens."""
+        """How many examples or tokens the loss of a batch averages. ``prompted``: the method puts rows before the tokens."""
         labels = batch.get("labels")
         if labels is not None and labels.dim() > 1 and not labels.is_floating_point():
             return int((labels != IGNORED).sum())
@@ -184,12 +184,12 @@ class Task:
         return self
 
     def for_training(self, encoded: Encoded) -> Encoded:
-        """The examples as they are trained on, where that is otherwise than they are evaluated."""
+        """The examples for training, where they differ from those for evaluation."""
         return encoded
 
     @classmethod
     def check_model(cls, name: str, model: Any) -> None:
-        """Refuse a model, called ``name``, that can be loaded for this task and is not made for it."""
+        """Refuse a model called ``name`` that loads for this task but is not made for it."""
 
     @property
     def pseudo_tokens(self) -> int:
@@ -202,7 +202,7 @@ class Task:
         return None
 
     def check_plan(self, plan: Any) -> None:
-        """Refuse a method whose plan this task cannot be right with."""
+        """Refuse a method that this task would train wrongly."""
         declared = next((i.name for i in plan.inputs if not i.marks), None)
         if declared is not None:
             raise error("E0648", f"`{plan.method.name}` reads the argument `{declared}` of the forward pass, and a run gives texts only",
@@ -243,7 +243,7 @@ class Task:
         raise NotImplementedError
 
     def encode_inputs(self, inputs: Inputs, tokenizer: Any) -> Encoded:
-        """What predictions are made for."""
+        """Examples without answers, for predictions."""
         raise NotImplementedError
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
@@ -295,12 +295,12 @@ def tokenized(tokenizer: Any, room: int, *texts: Any, **how: Any) -> tuple[Any, 
 
 
 def rows_of(found: Mapping[str, Sequence[Any]]) -> list[Example]:
-    """What a tokenizer found, text by text."""
+    """The result of a tokenizer as one dictionary for each text."""
     return [dict(zip(found, row)) for row in zip(*found.values())]
 
 
 def spread(examples: Sequence[Example], batch: dict[str, Any], key: str = "labels", fill: int = IGNORED) -> Any:
-    """A value for each token, put where the mask says that the tokens went."""
+    """A value for each token, at the places where the attention mask is 1."""
     import torch
 
     values = torch.full_like(batch["input_ids"], fill)

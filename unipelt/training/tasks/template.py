@@ -45,7 +45,7 @@ class Template:
         return sum(p.rows for p in self.parts)
 
     def before_mask(self) -> Template:
-        """What a model that reads from left to right has seen when it says the word."""
+        """What a causal model has read when it predicts the word."""
         place = next(i for i, p in enumerate(self.parts) if p.kind == MASK)
         return Template(self.parts[:place])
 
@@ -193,7 +193,7 @@ def ids_of(text: str, tokenizer: Any) -> list[int]:
 
 
 def lead(tokenizer: Any) -> str:
-    """What makes of a word alone the tokens that it has inside a text: a blank where the tokenizer takes blanks as part of words."""
+    """What goes before a single word so that it gets the tokens it has inside a text: a blank, if the tokenizer makes it part of words."""
     whole, first = ids_of("a the", tokenizer), ids_of("a", tokenizer)
     for blank in ("", " "):
         if whole == first + ids_of(f"{blank}the", tokenizer):

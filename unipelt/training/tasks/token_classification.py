@@ -38,7 +38,7 @@ TOKENS = ("tokens", "words")
 TAGS = ("ner_tags", "tags", "labels", "pos_tags", "chunk_tags", "ner", "pos")
 OUTSIDE = "O"
 ENTITY = re.compile(r"[BIES]-.+")
-#: Words of a text that nobody has split: marks of punctuation stand alone, except inside a word and before a name or a topic.
+#: The words of a plain text. Punctuation stands alone, except inside a word and before a name or a topic.
 WORD = re.compile(r"[@#]?\w+(?:[-'’.]\w+)*|\S")
 
 
