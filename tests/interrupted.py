@@ -89,7 +89,7 @@ def seen(m: nn.Module) -> dict[str, Any]:
     values = {n: (p.requires_grad, tuple(p.shape), p.detach().numpy().tobytes()) for n, p in m.named_parameters()}
     r = registry(m)
     mine = None if r is None else (list(r.attached), r.switch.active, list(r.switch.holder.blocks), r.switch.holder.rows, r.switch.holder.given,
-                                   r.merged is not None, r.watched, r.input_hooks.declared, list(r.input_hooks.placing))  # fmt: skip
+                                   r.merged is not None, r.watched, r.input_hooks.declared, list(r.input_hooks.prompts))  # fmt: skip
     watchers = sum(len(getattr(x, "watchers", ())) for x in m.modules())
     config: Any = m.config
     return {"parts": parts, "values": values, "record": mine, "watchers": watchers, "labels": dict(config.id2label),

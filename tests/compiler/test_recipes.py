@@ -59,10 +59,10 @@ class Placed:
         found |= {"scale": 0.25} if "scale" in e.needs else {}
         found |= {"chance": torch.tensor(0.4)} if "chance" in e.needs else {}
         found |= {n: torch.tensor([0, 1, 0]) for n in e.inputs}
-        if e.places is not None:
+        if e.prompt is not None:
             found[PLACES] = (
                 torch.tensor([[0, 1]]).expand(BATCH, 2)
-                if e.places.grows
+                if e.prompt.grows
                 else torch.tensor([[0, 1, 0, 2, 0]]).expand(BATCH, TOKENS)
             )
         mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])

@@ -113,7 +113,7 @@ class Trial:
     @property
     def grows(self) -> bool:
         """Whether rows stand among the tokens: positions at the sites are then not those of the tokens."""
-        return any(e.places is not None for e in self.plan.edits)
+        return any(e.prompt is not None for e in self.plan.edits)
 
     @property
     def ids(self) -> str:

@@ -102,7 +102,7 @@ class PlannedInput:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedRows:
+class PlannedPrompt:
     """How many rows an edit puts among the tokens, with which composition, behind how many tokens."""
 
     word: str
@@ -147,10 +147,10 @@ class PlannedEdit:
         return {name: whole(size) for name, size in self.typing.sizes.items()}
 
     @property
-    def places(self) -> PlannedRows | None:
+    def prompt(self) -> PlannedPrompt | None:
         """The rows that this edit puts among the tokens, if it does."""
         placed = self.typing.out.placed
-        return PlannedRows(placed.word, whole(placed.rows), whole(placed.after)) if placed is not None else None
+        return PlannedPrompt(placed.word, whole(placed.rows), whole(placed.after)) if placed is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ def inputs(edits: Iterable[PlannedEdit]) -> tuple[PlannedInput, ...]:
         for i in e.typing.inputs:
             count = whole(i.count) if i.count is not None else None
             found[i.name] = PlannedInput(i.name, count, tuple(whole(s) for s in i.sizes))
-        if e.places is not None and not e.places.grows:
-            rows = min(e.places.rows, found[PSEUDO_TOKENS].count or 0) if PSEUDO_TOKENS in found else e.places.rows
+        if e.prompt is not None and not e.prompt.grows:
+            rows = min(e.prompt.rows, found[PSEUDO_TOKENS].count or 0) if PSEUDO_TOKENS in found else e.prompt.rows
             found[PSEUDO_TOKENS] = PlannedInput(PSEUDO_TOKENS, rows, marks=True)
     return tuple(found.values())
 

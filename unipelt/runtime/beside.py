@@ -147,7 +147,7 @@ def _from(
     found: dict[str, dict[str, torch.Tensor]] = {}
     for name in names:
         a = r.attached[name]
-        keys = {n: f"{paths[id(a.places[n][0])]}.{a.places[n][1]}" for n in a.names}
+        keys = {n: f"{paths[id(a.registered[n][0])]}.{a.registered[n][1]}" for n in a.names}
         if all(k in given for k in keys.values()):
             found[name] = {n: given[k].detach().reshape(a.shape(n)) for n, k in keys.items()}
     left = [n for n in names if n not in found]

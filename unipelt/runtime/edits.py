@@ -67,7 +67,7 @@ class Edit(Holding):
         self.side = "output" if planned.site.side == "prompt" else planned.site.side
         self.columns = planned.site.view.columns
         self.needs = needs(planned)
-        self.places = planned.places  # where the row puts rows of its own among the tokens, if it does
+        self.prompt = planned.prompt  # the rows that it puts among the tokens, if it does
         self.inputs = frozenset(i.name for i in planned.typing.inputs)
         self.types = {
             n: (tuple(sorted(t.axes, key=axis_order)), len(t.sizes)) for n, t in planned.site.kind.types.items()
@@ -92,7 +92,7 @@ class Edit(Holding):
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
-        self.plain = self.columns is None and self.places is None and planned.site.rows is None and not self.inputs and (
+        self.plain = self.columns is None and self.prompt is None and planned.site.rows is None and not self.inputs and (
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
 
     # ------------------------------------------------------------ evaluation

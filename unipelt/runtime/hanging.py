@@ -102,7 +102,7 @@ def _share(
         return None
     shared = Shared(several)
     r.shared[key_of(name)] = shared.train(r.training)
-    attached.places.update({n: (shared, key_of_tensor(n)) for n in shared.scalars})
+    attached.registered.update({n: (shared, key_of_tensor(n)) for n in shared.scalars})
     return shared
 
 
@@ -116,7 +116,7 @@ def _hang_edit(
     bases = {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()}
     host, seam = _seam(model, r, e.site.view.module)
     edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
-    attached.places.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
+    attached.registered.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
     edit.taps = {need: tap_key(e, name, need) for need in ("x", "residual") if need in edit.needs}
     seam.add(host, name, edit)
     for path, kind, key in taps(e, name):
@@ -134,7 +134,7 @@ def _hang_copies(
         own = {attribute: made[n] for attribute, n in names.items() if attribute not in borrowed}
         host, seam = _seam(model, r, path)
         edit = CopyEdit(host, own, borrowed, shared if borrowed else None, attached.lowering)
-        attached.places.update({names[attribute]: (edit, key_of_tensor(attribute)) for attribute in own})
+        attached.registered.update({names[attribute]: (edit, key_of_tensor(attribute)) for attribute in own})
         seam.add(host, name, edit, first=True)  # weight edits precede activation edits
 
 

@@ -41,7 +41,7 @@ class Attached:
     trainable: bool
     #: Where each tensor, then each copy, is registered. Looked up at every use: sharding, `load_state_dict(assign=True)`
     #: and offloading put other tensor objects there.
-    places: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    registered: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     leaving: bool = False  # its removal has begun
 
     @property
@@ -55,7 +55,7 @@ class Attached:
         edits = self.plan.edits
         found = {
             "prompt": any(e.site.side == "prompt" for e in edits),
-            "grows": any(e.places is not None and e.places.grows for e in edits),
+            "grows": any(e.prompt is not None and e.prompt.grows for e in edits),
             "input": bool(self.plan.inputs),
             "tokens": any("tokens" in e.row.reads for e in edits),
             "chance": any("chance" in e.row.reads for e in edits),
@@ -70,7 +70,7 @@ class Attached:
 
     def values(self) -> dict[str, torch.Tensor]:
         """Every tensor and trained copy by its name, as it is registered, wherever its values are kept."""
-        return {n: value_of(*self.places[n]) for n in self.names}
+        return {n: value_of(*self.registered[n]) for n in self.names}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's or copy's shape as the plan has it; numbers are registered as vectors of one entry."""
@@ -83,7 +83,7 @@ class Attached:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name."""
-        found = {n: self.places[n][0]._parameters.get(self.places[n][1]) for n in self.names}
+        found = {n: self.registered[n][0]._parameters.get(self.registered[n][1]) for n in self.names}
         return {n: p for n, p in found.items() if p is not None}
 
 

@@ -187,24 +187,26 @@ class Seam(nn.Module):
                 continue
             if parts:
                 h, parts = joined(h, parts), {}
-            if edit.places is not None:
-                h = self.place(name, edit, h, host)
+            if edit.prompt is not None:
+                h = self.put_prompt(name, edit, h, host)
             else:
                 h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
         return _with_element(output, joined(h, parts) if parts else h)
 
-    def place(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
-        """Rows in their places; there are none in a step that continues a cache, nor outside a pass of the model."""
-        places = self.switch.holder.current.places.get((name, edit.site.label, edit.row.name))
+    def put_prompt(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
+        """A prompt in its place among the tokens; there is none in a step that continues a cache, nor outside a pass of the model."""
+        positions = self.switch.holder.current.positions.get((name, edit.site.label, edit.row.name))
         return (
-            h if places is None else edit(h, {**self.gather(name, edit, None, host), PLACES: places}, self.mask(edit))
+            h
+            if positions is None
+            else edit(h, {**self.gather(name, edit, None, host), PLACES: positions}, self.mask(edit))
         )
 
-    def place_all(self, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
-        """Every acting adapter's rows in their places, of embeddings that were given, and so pass by the host."""
+    def put_prompts(self, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
+        """Every acting adapter's prompts, where embeddings were given, which pass by the host."""
         for name, edit in self.live("output"):
-            if isinstance(edit, Edit) and edit.places is not None:
-                h = self.place(name, edit, h, host)
+            if isinstance(edit, Edit) and edit.prompt is not None:
+                h = self.put_prompt(name, edit, h, host)
         return h
 
     # ------------------------------------------------------------ scope
@@ -241,7 +243,7 @@ class Seam(nn.Module):
             given["W"] = taken(W, edit.columns)
             given["bias"] = taken(bias, edit.columns) if bias is not None else W.new_zeros(given["W"].shape[-1])
         if edit.site.rows is not None:
-            given[ROWS] = values[rows_key(edit.site.rows)]
+            given[ROWS] = values[shape_key(edit.site.rows)]
         return given
 
 
@@ -250,7 +252,7 @@ def _rank(item: tuple[str, Any]) -> int:
     return 0 if isinstance(item[1], CopyEdit) or item[1].site.kind.has_weight else 1
 
 
-def rows_key(path: str) -> str:
+def shape_key(path: str) -> str:
     """Under which name the holder keeps batch and tokens of what entered a module."""
     return f"rows:{path}"
 
@@ -258,7 +260,7 @@ def rows_key(path: str) -> str:
 def taps(planned: PlannedEdit, adapter: str) -> list[tuple[str, str, str]]:
     """What hooks leave in the holder for an edit: the path of the module, what of it (see `Tap.hook`), under which name."""
     site = planned.site
-    found = [(site.rows, "shape", rows_key(site.rows))] if site.rows is not None else []
+    found = [(site.rows, "shape", shape_key(site.rows))] if site.rows is not None else []
     for need, source in (("x", site.x), ("residual", site.residual)):
         itself = need == "x" and source == site.view.module and site.side == "output"
         if need in needs(planned) and source is not None and not itself:

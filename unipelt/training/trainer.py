@@ -87,7 +87,7 @@ class AdapterTrainer(Trainer):
         self.task = task
         self.collator = collator
         self.batch_size = batch_size
-        self.prompted = any(e.places is not None and e.places.leads for e in record(self.plain, adapter).plan.edits)
+        self.prompted = any(e.prompt is not None and e.prompt.leads for e in record(self.plain, adapter).plan.edits)
         self.spare: dict[str, Any] | None = None
         # `compute_loss` scales: the loss is neither to be divided by the accumulated parts nor by a number of labels.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True

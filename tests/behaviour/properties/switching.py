@@ -88,7 +88,7 @@ def side_by_side(case: Case) -> None:
     both = look(m, inputs)
     assert same(look(m, inputs), both)
     assert len(trained(m, "one")) == len(trained(m, "two")) > 0
-    replaced = [e.site.name == "head" or (e.places is not None and e.places.word == "fill") for e in case.plan.edits]
+    replaced = [e.site.name == "head" or (e.prompt is not None and e.prompt.word == "fill") for e in case.plan.edits]
     if all(replaced):  # copies, heads and fillings stand in place of what was there: the later one replaces the earlier
         assert distance(both, alone[1]) <= 1e-5 * max(1.0, size(alone[1]))
     else:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ...anatomy.sites import SiteMap
-from ...compiler.plan import Plan, PlannedInput, PlannedRows
+from ...compiler.plan import Plan, PlannedInput, PlannedPrompt
 from ...language.report.diagnostics import error
 from .arguments import Given, marks_for, take, value_for
 from .call import Call, grow, refuse
@@ -34,20 +34,20 @@ INSIDE = "inside"
 
 
 @dataclass(frozen=True)
-class Placing:
-    """A planned edit that puts rows among the tokens, at the module ``host``; ``key``: see `Pass.places`."""
+class Prompt:
+    """A planned edit that puts rows among the tokens, at the module ``host``; ``key``: see `Pass.positions`."""
 
     host: str
     adapter: str
     key: tuple[str, str, str]
-    rows: PlannedRows
+    plan: PlannedPrompt
 
 
-def placing(plan: Plan, adapter: str) -> tuple[Placing, ...]:
+def prompts(plan: Plan, adapter: str) -> tuple[Prompt, ...]:
     """The edits of a plan that put rows among the tokens."""
     return tuple(
-        Placing(e.site.view.module, adapter, (adapter, e.site.label, e.row.name), e.places)
-        for e in plan.edits if e.places is not None
+        Prompt(e.site.view.module, adapter, (adapter, e.site.label, e.row.name), e.prompt)
+        for e in plan.edits if e.prompt is not None
     )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ class InputHooks:
         self.switch, self.sites = switch, sites
         self.declared: dict[str, tuple[PlannedInput, ...]] = {}  # by adapter, acting or not
         self.names: frozenset[str] = frozenset()  # of the declared arguments
-        self.placing: dict[str, tuple[Placing, ...]] = {}
+        self.prompts: dict[str, tuple[Prompt, ...]] = {}
         self.room: Room | None = None  # for rows that move the tokens' positions
         self.tower = sites.stacks[0].module if len(sites.stacks) > 1 else ""
         entered = sites.entered()
@@ -72,9 +72,9 @@ class InputHooks:
         """Brings the hooks up to date with the attached adapters."""
         self.declared = {n: p.inputs for n, p in plans.items() if p.inputs}
         self.names = frozenset([i.name for declared in self.declared.values() for i in declared])
-        known = self.placing
-        self.placing = {n: known[n] if n in known else placing(p, n) for n, p in plans.items()}
-        rows = [p for placed in self.placing.values() for p in placed]
+        known = self.prompts
+        self.prompts = {n: known[n] if n in known else prompts(p, n) for n, p in plans.items()}
+        rows = [p for placed in self.prompts.values() for p in placed]
         self.room = Room.of(model, self.sites) if rows else None
 
     # ------------------------------------------------------------ hooks
@@ -89,9 +89,9 @@ class InputHooks:
         named = _named(model, args, kwargs)
         self._take(named, given)
         current.given = given
-        placed = self._placed() if not self.tower else []
+        placed = self._acting() if not self.tower else []
         if placed:
-            self._place(Call(model, named), placed, given)
+            self._make_room(Call(model, named), placed, given)
         return ((), named) if placed or self.names else None
 
     def enter_encoder(self, encoder: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -106,20 +106,20 @@ class InputHooks:
         named = _named(encoder, args, kwargs)
         if alone:
             self._take(named, given)
-        placed = self._placed()
+        placed = self._acting()
         if placed:
-            self._place(Call(encoder, named), placed, given)
+            self._make_room(Call(encoder, named), placed, given)
         return ((), named) if placed or self.names else None
 
     def leave_encoder(self, encoder: nn.Module, args: tuple, output: Any) -> None:
-        self.switch.holder.current.places = {}  # a decoder may embed its own tokens with the same module
+        self.switch.holder.current.positions = {}  # a decoder may embed its own tokens with the same module
 
     def enter_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict) -> Any:
         """The mask by which a decoder looks at its encoder's tokens knows nothing of the rows among them.
 
         It is made longer where the encoder's states are: those that came without rows (of another pass) keep their mask.
         """
-        rows = self._rows([p for p in self._placed() if p.rows.grows]) if self.switch.live else []
+        rows = self._rows([p for p in self._acting() if p.plan.grows]) if self.switch.live else []
         named = _named(decoder, args, kwargs) if rows else {}
         states, mask = named.get("encoder_hidden_states"), named.get("encoder_attention_mask")
         if states is None or mask is None or mask.dim() != 2:
@@ -133,7 +133,7 @@ class InputHooks:
         """The base model was called past the model: rows or arguments would be left out in silence."""
         if not self.switch.live or INSIDE in self.switch.holder.values:
             return
-        placed = not self.tower and self._placed()
+        placed = not self.tower and self._acting()
         if placed or any(self.declared.get(name) for name in self.switch.live):
             what = "a prompt is active" if placed else "an active adapter takes an argument"
             raise error("E0543", f"{what}, and the base model was called directly, past the model it was applied to",
@@ -167,28 +167,28 @@ class InputHooks:
     @property
     def moving(self) -> int:
         """How many positions of the model's table the rows of the acting adapters take from the tokens."""
-        rows = self._rows([p for p in self._placed() if p.rows.grows]) if self.room is not None else []
+        rows = self._rows([p for p in self._acting() if p.plan.grows]) if self.room is not None else []
         return sum(r.count for r in rows if r.moves)
 
-    def _placed(self) -> list[Placing]:
+    def _acting(self) -> list[Prompt]:
         """What the acting adapters place, at the words first: those rows stand nearest to the tokens."""
-        acting = [p for name in self.switch.live for p in self.placing.get(name, ())]
+        acting = [p for name in self.switch.live for p in self.prompts.get(name, ())]
         return [p for host in self.hosts for p in acting if p.host == host]
 
-    def _rows(self, grows: Sequence[Placing]) -> list[Rows]:
+    def _rows(self, grows: Sequence[Prompt]) -> list[Rows]:
         moves = not self.sites.stacks[0].learned_positions
-        return [Rows(p.rows.rows, p.rows.behind, moves or p.host == self.words) for p in grows]
+        return [Rows(p.plan.rows, p.plan.behind, moves or p.host == self.words) for p in grows]
 
-    def _place(self, call: Call, placed: list[Placing], given: Given) -> None:
+    def _make_room(self, call: Call, placed: list[Prompt], given: Given) -> None:
         """Makes room for the rows and notes where they stand."""
         current = self.switch.holder.current
-        grows, fills = [p for p in placed if p.rows.grows], [p for p in placed if not p.rows.grows]
+        grows, fills = [p for p in placed if p.plan.grows], [p for p in placed if not p.plan.grows]
         layout = self._layout(call, grows) if grows else None
         if fills:
             marks = self._marks(call, fills, given, layout)
-            current.places |= {p.key: marks for p in fills}
+            current.positions |= {p.key: marks for p in fills}
         if layout is not None:
-            current.places |= {p.key: None if call.seen else index for p, index in zip(grows, layout.rows)}
+            current.positions |= {p.key: None if call.seen else index for p, index in zip(grows, layout.rows)}
             if not call.seen:
                 current.layout = layout
             grow(call, layout, self._own_positions)
@@ -197,14 +197,14 @@ class InputHooks:
             # given embeddings pass by the module of the words: what stands there acts on them here
             call.named["inputs_embeds"] = self._at_words(call.model, embeds)
 
-    def _layout(self, call: Call, grows: list[Placing]) -> Layout:
+    def _layout(self, call: Call, grows: list[Prompt]) -> Layout:
         rows = self._rows(grows)
         refuse(call, rows)
         if self.room is not None:
             self.room.refuse(call, rows)
         return Layout(rows, call.shape, call.mask, call.tokens.device)
 
-    def _marks(self, call: Call, fills: list[Placing], given: Given, layout: Layout | None) -> torch.Tensor | None:
+    def _marks(self, call: Call, fills: list[Prompt], given: Given, layout: Layout | None) -> torch.Tensor | None:
         """Which tokens are the pseudo-tokens of the text, in the sequence as long as it will be."""
         adapter, planned = min(
             ((p.adapter, i) for p in fills for i in self.declared[p.adapter] if i.marks), key=lambda x: x[1].count or 0
@@ -223,7 +223,7 @@ class InputHooks:
         host = self._inside(entered, str(self.words))
         seam = seam_of(host)
         assert seam is not None
-        return seam.place_all(embeds, host)
+        return seam.put_prompts(embeds, host)
 
     def _own_positions(self, call: Call) -> torch.Tensor:
         """The positions that the model itself gives to the tokens of a call."""

@@ -28,9 +28,9 @@ class Pass:
         self.masks: dict[str, torch.Tensor] = {}  # which tokens are real, [batch, tokens], by the stack's name
         self.layout: Layout | None = None  # the sequence with a prompt's rows
         #: Where the rows of an edit stand, by adapter, site and row; None in a step that continues a cache.
-        self.places: dict[tuple[str, str, str], Any] = {}
+        self.positions: dict[tuple[str, str, str], Any] = {}
 
     def end(self) -> None:
         """An embedding or an encoder that is called by itself afterwards is not of this pass."""
-        self.places = {}
+        self.positions = {}
         self.given = None

@@ -26,7 +26,7 @@ def moving(plan: Plan) -> int:
     if not plan.sites.stacks[0].learned_positions:
         return 0
     return sum(
-        e.places.rows for e in plan.edits if e.places is not None and e.places.grows and not e.site.kind.positions
+        e.prompt.rows for e in plan.edits if e.prompt is not None and e.prompt.grows and not e.site.kind.positions
     )
 
 
