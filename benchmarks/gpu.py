@@ -60,6 +60,16 @@ def entries(args: argparse.Namespace, layers: int) -> dict[str, torch.nn.Module]
             "peft lora": get_peft_model(copy.deepcopy(base), lora),
             "peft prefix": get_peft_model(copy.deepcopy(base), prefix),
         }
+    order = (
+        "base",
+        "lora",
+        "peft lora",
+        "mam",
+        "unipelt",
+        "prefix",
+        "peft prefix",
+    )  # the last are left out where time is short
+    found = {n: found[n] for n in order if n in found}
     for p in base.parameters():
         p.requires_grad_(False)
     base.enable_input_require_grads()

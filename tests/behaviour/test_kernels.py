@@ -296,6 +296,15 @@ def test_dropout_goes_through(stand_ins: Any) -> None:
     assert stand_ins and all(c["dropout"] == 0.25 for c in stand_ins)
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what torch and transformers say on the way to the compiler
+def test_flex_attention_as_it_is_compiled() -> None:
+    m = build("llama")
+    put(m, "prefix_tuning")
+    wanted = real(m, inputs("right"), "sdpa")
+    assert near(real(m, inputs("right"), "flex_attention"), wanted, "eager")
+
+
 def test_the_mass_that_flex_attention_tells_is_used(stand_ins: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     m = build("llama", torch.float64)
     put(m, "prefix_tuning", "one")

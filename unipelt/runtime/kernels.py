@@ -184,7 +184,7 @@ def _sdpa_join(call: Call, rows: Rows) -> Call:
         return _joined(call, rows, _freed(call, rows), _NOT_CAUSAL)
     n, count = call.query.shape[2], _count(rows)
     call = call._replace(key=call.key[:, :, :n], value=call.value[:, :, :n])  # later keys are empty: a static cache
-    if call.key.shape[2] != n or "position_bias" in call.kwargs:
+    if call.key.shape[2] != n or call.kwargs.get("position_bias") is not None:
         return _joined(call, rows, _free(_sdpa_seen(call), count), _NOT_CAUSAL)  # type: ignore[arg-type]
     if not torch.compiler.is_compiling():
         return _joined(call, rows, causal_lower_right(n, n + count), _NOT_CAUSAL)
