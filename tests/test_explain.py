@@ -18,6 +18,7 @@ from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.report.explain import page
 from unipelt.language.report.pages import Page, pages
 from unipelt.language.report.render import render_all
+from unipelt.language.sites import signature
 
 PACKAGE = Path(unipelt.__file__).parent
 
@@ -38,6 +39,16 @@ def call(*arguments: str, code: int = 0) -> str:
     done = CliRunner().invoke(app, ["explain", *arguments])
     assert done.exit_code == code, done.output
     return done.output
+
+
+def test_a_site_is_explained_too() -> None:
+    lines = {
+        name.strip(): text
+        for name, _, text in (line.strip().partition("  ") for line in call("attn.heads").splitlines()[1:])
+    }
+    assert {n: t.strip() for n, t in lines.items()} == signature("attn.heads").described()  # type: ignore[union-attr]
+    assert "log_mass, scale, attn.q(…)" in lines["also"] and json.loads(call("embed", "--json"))["x"] == ""
+    assert call("attn.q.weight").startswith("attn.q.weight\n")
 
 
 def test_every_code_that_is_raised_has_a_page_and_every_page_a_code() -> None:

@@ -15,7 +15,7 @@ from unipelt.language.sites import SITES
 PARAMS = "r: int = 3, l: int = 4, n: int = 2, alpha: float = 1.5, p: float = 0.3, act: activation = gelu"
 WEIGHTS = {
     "attn": 4, "ffn": 4, "block": 3, "attn.q": 3, "attn.k": 2, "attn.v": 3, "attn.o": 2, "ffn.up": 2, "ffn.down": 2, "ffn.gate": 1,
-    "attn.heads": 5, "ffn.hidden": 3, "embed": 3, "embed.words": 2, "head": 1, "cross": 1, "cross.v": 1, "cross.heads": 1,
+    "attn.heads": 5, "ffn.hidden": 3, "embed": 3, "embed.words": 2, "head": 1, "final": 1, "cross": 1, "cross.v": 1, "cross.heads": 1,
 }  # fmt: skip
 #: Sites whose scopes have the same sizes.
 _ALIKE = {
