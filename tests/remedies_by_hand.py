@@ -278,7 +278,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "what goes into `attn` is read there, not modified: `modify attn` with `insert parallel` reads it": {
         "E0302-input-of-a-site": ("attn.x", "attn")
     },
-    "norms are trained as they are, in place of a row: `train *.norm.*`": {
+    "norms are trained as they are, in place of a row: `train *.norm.*`; the last one's output is the site `final`": {
         "E0302-norm": ("  modify attn.norm\n  compose 2 * h\n", "  train *.norm.*\n")
     },
     "add a form, as in `form { delta = tanh(z) }`": {

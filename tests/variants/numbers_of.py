@@ -19,7 +19,7 @@ from unipelt.language.types.rows import check_row
 from unipelt.language.types.typed import Sizes
 from unipelt.language.ir import Method
 from unipelt.language.analyse.meaning import meaning
-from unipelt.language.sites import axis_order, signature, site_name, weight_site
+from unipelt.language.sites import axis_order, signature, site_name
 from unipelt.language.syntax.nodes import Name
 
 SIZES = dict(d_model=12, d_head=3, heads=4, groups=2, d_ff=20, d_kv=6, d_q=12, vocab=30, labels=3, d_x=12)
@@ -44,9 +44,9 @@ def outputs(
     for row in rows:
         for path in sites_of(row.sites, method.params):
             _, name = site_name(str(path))
-            at = weight_site(name) or name
             found = signature(name)
             assert found is not None
+            at = found.into if found.is_weight else name
             typing = check_row(row, found, method.params, Sizes(SIZES, LAYER, DEPTH))
             names = constants(method.params, SIZES, {"layer": LAYER, "depth": DEPTH})
             for t in typing.tensors:

@@ -240,7 +240,7 @@ class _Builder:
 
     def of_the_head(self) -> dict[str, int]:
         """How many labels the model's head has, or the adapter's own: a size that any row may read."""
-        heads = [own_head(s, self.labels) for s in self.sites.named("head")]
+        heads = [own_head(s, self.labels) for s in self.sites.sites if s.kind.has_labels]
         return {"labels": heads[0].sizes["labels"]} if heads else {}
 
     def signature(self, site: Site) -> SiteSignature:

@@ -91,12 +91,8 @@ class SiteSignature:
         """What a form may read here, in words."""
         also = [*dict(self.scope), *self.numbers, *(f"{n}(…)" for n, _ in self.bases), *["heads(…)"] * self.has_heads,
                 *["prepend(delta, h)"] * self.takes_rows]  # fmt: skip
-        return {
-            "x": self.x_is if self.x is not None else "",
-            "h": self.h_is,
-            "insert parallel reads": self.parallel or "",
-            "also": ", ".join(also),
-        }
+        x = self.x_is if self.x is not None else ""
+        return {"x": x, "h": self.h_is, "insert parallel reads": self.parallel or "", "also": ", ".join(also)}
 
     @property
     def outside_the_layers(self) -> bool:
@@ -225,27 +221,11 @@ def site_name(path: str) -> tuple[str | None, str]:
     return (first, rest) if first in STACKS and rest else (None, path)
 
 
-def weight_site(name: str) -> str | None:
-    """``attn.q.weight`` → ``attn.q`` where that is a projection."""
-    base, _, last = name.rpartition(".")
-    return base if last == "weight" and base in SITES and SITES[base].has_weight else None
-
-
 def signature(name: str) -> SiteSignature | None:
     """The signature of a site name without its stack; ``SITE.weight`` has one derived from its projection."""
-    if name in SITES:
-        return SITES[name]
-    base = weight_site(name)
-    if base is None:
-        return None
+    base, _, last = name.rpartition(".")
+    if last != "weight" or base not in SITES or not SITES[base].has_weight:
+        return SITES.get(name)
     W = dict(SITES[base].scope)["W"]
-    return SiteSignature(
-        name=name,
-        h=W,
-        parallel=None,
-        scope=(("W", W),),
-        into=base,
-        cross=SITES[base].cross,
-        inside="the weight W",
-        h_is="W",
-    )
+    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=SITES[base].cross,
+                         inside="the weight W", h_is="the weight itself")  # fmt: skip

@@ -28,7 +28,7 @@ from ..ir import Method, Row, Trained
 from ..syntax.parser import parse_expression
 from ..syntax.printer import to_text
 from .reader import Learned, SiteState, scope_sizes, written
-from ..sites import SiteSignature, signature, site_name, weight_site
+from ..sites import SiteSignature, signature, site_name
 from ..sizes import Size
 from ..types.values import NumberType
 
@@ -131,7 +131,7 @@ def _by_site(method: Method) -> dict[str, list[_Edited]]:
             found = signature(name)
             if found is None or (stack and name in paths):
                 continue  # a row edits a site once, however often it names it
-            at = weight_site(name) or name
+            at = found.into if found.is_weight else name
             tokens = sorted(map(_selected, row.tokens))  # what is selected twice is edited once
             layers = " ".join(
                 [*([f"layers {where}"] if (where := _layers(row.layers)) else []), *(f"tokens {t}" for t in tokens)]

@@ -159,19 +159,18 @@ def _meaningless(body: Sequence[Statement], given: Set[str]) -> bool:
 def _places() -> Iterator[tuple[SiteSignature, Expr | None, Value | None]]:
     """Sites with what may be inserted there, and what a call may give: rows of a size. The likely ones come first."""
 
-    def called(*axes: str) -> tuple[SiteSignature, Expr, Value]:
-        return SITES["ffn"], Name("x"), Value(TensorType(frozenset(axes), (Size.of("rows"), Size.of("width"))))
+    likely = [SITES[n] for n in ("ffn", "attn.heads")]
 
-    weight = signature("attn.q.weight")
-    assert weight is not None
-    yield SITES["ffn"], Name("parallel"), None
-    yield SITES["attn.heads"], Name("parallel"), None
+    def called(*axes: str) -> tuple[SiteSignature, Expr, Value]:
+        return likely[0], Name("x"), Value(TensorType(frozenset(axes), (Size.of("rows"), Size.of("width"))))
+
+    yield from ((site, Name("parallel"), None) for site in likely)
     yield called()
     for site in SITES.values():
         for word in ("parallel", "sequential", *(("x",) if site.parallel not in (None, "x") else ())):
-            if word != "parallel" or (site.parallel is not None and site.name not in ("ffn", "attn.heads")):
+            if word != "parallel" or (site.parallel is not None and site not in likely):
                 yield site, Name(word), None
-    yield weight, None, None
+    yield next(weight for n in SITES if (weight := signature(f"{n}.weight"))), None, None
     for axis in ("batch", "group", "head"):
         yield called(axis)
 

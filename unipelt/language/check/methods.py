@@ -115,7 +115,9 @@ def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
     """The nearest site; one with its weight where a weight is meant. Norms and inputs are no sites, whatever is near."""
     owner, _, last = name.rpartition(".")
     if names_norm(path):
-        return {"help": "norms are trained as they are, in place of a row: `train *.norm.*`"}
+        return {
+            "help": "norms are trained as they are, in place of a row: `train *.norm.*`; the last one's output is the site `final`"
+        }
     if last in ("x", "z", "in", "input", "inputs") and signature(owner) is not None:
         return {
             "help": f"what goes into `{owner}` is read there, not modified: `modify {owner}` with `insert parallel` reads it"
