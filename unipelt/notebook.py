@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .cli.picture import drawn, style
+from .cli.picture import drawn
 from .compiler.plan import Plan
 from .language.write.columns import COLUMNS, CODE, columns_met, rows_of
 from .language.write.formula import as_text
 from .language.ir import Method
 from .language.report.render import escape
+from .training.picture import style, written
 
 
 def method_html(method: Method) -> str:
@@ -37,11 +37,9 @@ def method_svg(method: Method) -> str | None:
     """A method's picture; None where matplotlib is missing."""
     try:
         with style():
-            file = io.StringIO()
-            drawn(method).savefig(file, format="svg", metadata={"Date": None})
+            return written(drawn(method), "svg").decode()
     except ImportError:
         return None
-    return file.getvalue()
 
 
 def plan_html(plan: Plan) -> str:

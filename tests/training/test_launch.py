@@ -178,7 +178,6 @@ def test_a_mistake_of_the_command_line_is_said_by_the_first_that_meets_it(others
     import torch.distributed as dist
 
     from unipelt.cli import main
-    from unipelt.cli.app import app
     from unipelt.training import ranks
 
     store = dist.HashStore()
@@ -190,6 +189,6 @@ def test_a_mistake_of_the_command_line_is_said_by_the_first_that_meets_it(others
         with ranks.failing() as first:
             assert first
     with pytest.raises(SystemExit) as left:
-        main._together(app, sys.argv[1:])
+        main.main()
     assert left.value.code == 2 and capsys.readouterr().err.count("No such option: --lable") == 1 - others
     assert not dist.is_initialized()

@@ -236,9 +236,8 @@ def boxes(figure):
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_texts_neither_overlap_nor_leave_the_picture(name):
-    from matplotlib import rc_context
 
-    with rc_context(pictures.STYLE):
+    with pictures.style(**pictures.STYLE):
         figure = pictures.figure(PICTURES[name])
         texts = boxes(figure)
     assert len(texts) > 10

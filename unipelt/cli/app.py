@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from . import runs, spaces
-from .options import AllowFuture, Arguments, AsJson, HeadName, MethodName, with_options
+from .options import Arguments, AsJson, MethodName, with_options
 from .output import guarded, tell
 
 app = typer.Typer(
@@ -144,23 +144,8 @@ def equal(first: MethodName, second: MethodName, as_json: AsJson = False) -> boo
     return equal_methods(first, second, as_json)
 
 
-def plan(
-    method: MethodName,
-    model: Annotated[str, typer.Option("--model", "-m", help="A model folder or a configuration file.")],
-    task: Annotated[str, typer.Option(help="The task whose model is planned for, as in `train`, or base.")] = "base",
-    arguments: Arguments = None,
-    head: HeadName = None,
-    allow_future: AllowFuture = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show where a method would change a model, and how many parameters that takes. Needs no weights."""
-    from .methods import plan_method
-
-    plan_method(method, model, task, arguments or [], head, allow_future, as_json)
-
-
 for command in (
-    check, explain, fmt, list_, show, diff, plan, equal, spaces.generate, spaces.vary, spaces.cross, spaces.neighbours,
-    runs.train, runs.eval_, runs.predict, runs.merge, runs.push, runs.export,
+    check, explain, fmt, list_, show, diff, equal, spaces.generate, spaces.vary, spaces.cross, spaces.neighbours,
+    runs.plan, runs.train, runs.eval_, runs.predict, runs.merge, runs.push, runs.export,
 ):  # fmt: skip
     app.command(command.__name__.strip("_"))(guarded(with_options(command)))

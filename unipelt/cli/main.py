@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from ..language.report.diagnostics import error
@@ -16,7 +15,7 @@ SPREAD = ("train", "eval")
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Several processes join before anything can fail, so that one reports for all."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["check"]:
         paths = [a for a in arguments[1:] if a not in ("--json", "--sarif")]
@@ -26,38 +25,19 @@ def main() -> None:
     from ..training import ranks
     from .app import app
 
-    if ranks.launched():
-        _together(app, arguments)
-    else:
-        _alone(app)
-
-
-def _alone(app: Callable[..., object]) -> None:
-    try:
-        raise SystemExit(app(standalone_mode=False) or OK)
-    except Exception as e:
-        if not hasattr(e, "show"):
-            raise
-        shown = io.StringIO()
-        e.show(file=shown)  # a usage error of the command line's; it quotes what was typed
-        say(shown.getvalue().rstrip("\n"))
-        raise SystemExit(USAGE) from None
-
-
-def _together(app: Callable[..., object], arguments: list[str]) -> None:
-    """One of several processes with the same command. They join before anything can fail, so that one reports for all."""
-    from ..training import ranks
-
     ranks.join()
     try:
-        _one_process(arguments[:1])
-        app(standalone_mode=False)
+        if ranks.launched():
+            _one_process(arguments[:1])
+        raise SystemExit(app(standalone_mode=False) or OK)
     except Exception as e:
         if not hasattr(e, "show"):
             raise
         with ranks.failing() as first:
             if first:
-                e.show()  # a usage error of the command line's
+                shown = io.StringIO()
+                e.show(file=shown)  # a usage error of the command line's; it quotes what was typed
+                say(shown.getvalue().rstrip("\n"))
         raise SystemExit(USAGE) from None
     finally:
         ranks.leave()

@@ -1,4 +1,4 @@
-"""The commands that read methods: check, list, show, plan. Only `plan` needs torch."""
+"""The commands that read specs and the library: check and list."""
 
 from __future__ import annotations
 
@@ -116,23 +116,3 @@ def list_library(word: str | None, everything: bool, as_json: bool) -> None:
 def _group(e: Entry) -> str:
     """The heading of a definition: the family of a method, which is its file's name; the kind of anything else."""
     return Path(e.file).stem.replace("_", " ") if e.kind == "method" else plural(e.kind, 2)
-
-
-def plan_method(
-    spec: str, model: str, task: str, arguments: list[str], head: str | None, allow_future: bool, as_json: bool
-) -> None:
-    from ..training.options import read_arguments
-    from ..runtime.references import load
-
-    method = load(spec, arguments=read_arguments(arguments), head=head)  # mistakes in the method come before torch
-
-    import unipelt
-
-    from ..compiler.plan import plan_text
-    from ..training.models import load_config_model
-
-    plan = unipelt.plan(load_config_model(model, task), method, allow_future=allow_future)
-    if as_json:
-        emit({"ok": True, "method": method.name, "arguments": method.arguments, "plan": plan.to_json()})
-        return
-    tell(plan_text(plan, columns()))

@@ -4,7 +4,6 @@ an arrow, the composition a node."""
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager
 from os.path import isdir
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ..language.report.diagnostics import error
 from ..language.write.diagram import Panel, diagram
 from ..language.ir import Method
+from ..training.picture import canvas, style, written
 
 FROZEN, LEARNED, FUNCTION, GATE, PLAIN = "#d9d9d9", "#f6b26b", "#cfe2f3", "#b6d7a8", "#f3f3f3"
 COLOURS = {"learned": LEARNED, "function": FUNCTION, "frozen": FROZEN, "plain": PLAIN}
@@ -35,35 +35,18 @@ def picture(method: Method, file: Path) -> Path:
             "E0811", "drawing needs matplotlib, which is not installed", help="pip install matplotlib"
         ) from None
     with styled:
-        metadata: dict[str, Any] = {"Date": None} if file.suffix.lower() == ".svg" else {"Software": None}
-        drawn(method).savefig(file, dpi=110, metadata=metadata)
+        file.write_bytes(written(drawn(method), file.suffix.lower()[1:], dpi=110))
     return file
-
-
-def style() -> AbstractContextManager[None]:
-    """The settings for pictures: text stays text, and equal methods give equal files.
-
-    Raises ImportError where matplotlib is missing.
-    """
-    from matplotlib import rc_context
-
-    return rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "unipelt", "text.parse_math": False, "font.family": "DejaVu Sans"}
-    )
 
 
 def drawn(method: Method) -> Any:
     """The diagram as a figure of matplotlib's; its data are inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = diagram(method)
     abreast = -(-len(panels) // -(-len(panels) // ABREAST))
     shelves = [_Shelf(panels[i : i + abreast]) for i in range(0, len(panels), abreast)]
     name = wrapped(method.name, 36 * abreast)
     width, height = WIDTH * abreast, sum(s.height for s in shelves) + 0.2 + 0.3 * len(name)
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = canvas(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)

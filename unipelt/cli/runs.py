@@ -1,4 +1,4 @@
-"""The commands that run a model: train, eval, predict, merge; and push, for what was trained."""
+"""The commands for models: plan, train, eval, predict, merge, export; and push, for a saved adapter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,35 @@ import typer
 
 from ..language.report.diagnostics import error
 from ..training.config import TrainConfig
-from ..training.options import Opening, TaskOptions, check
-from .options import AsJson, Data, Folder
-from .output import OTHER, emit, pour, say, table
+from ..training.options import Opening, TaskOptions, check, read_arguments
+from .options import AllowFuture, Arguments, AsJson, Data, Folder, HeadName, MethodName
+from .output import OTHER, columns, emit, pour, say, table, tell
+
+
+def plan(
+    method: MethodName,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model folder or a configuration file.")],
+    task: Annotated[str, typer.Option(help="The task whose model is planned for, as in `train`, or base.")] = "base",
+    arguments: Arguments = None,
+    head: HeadName = None,
+    allow_future: AllowFuture = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a method would change a model, and how many parameters that takes. Needs no weights."""
+    from ..runtime.references import load
+
+    wanted = load(method, arguments=read_arguments(arguments), head=head)  # mistakes in it come before torch
+
+    import unipelt
+
+    from ..compiler.plan import plan_text
+    from ..training.models import load_config_model
+
+    found = unipelt.plan(load_config_model(model, task), wanted, allow_future=allow_future)
+    if as_json:
+        emit({"ok": True, "method": wanted.name, "arguments": wanted.arguments, "plan": found.to_json()})
+    else:
+        tell(plan_text(found, columns()))
 
 
 def train(config: TrainConfig, as_json: AsJson = False) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,10 @@ from typing import Any
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "os^Dv<>"
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7,
+    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7,
     "ytick.labelsize": 7, "legend.fontsize": 7.5, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.2,
-    "lines.markersize": 3.5, "text.parse_math": False, "svg.hashsalt": "unipelt", "svg.fonttype": "none",
+    "lines.markersize": 3.5,
 }  # fmt: skip
 WIDTH = 7.6
 MAPS_IN_A_ROW, MOST_MAPS = 3, 24
@@ -47,20 +48,38 @@ class Map:
 
 def draw(report: Mapping[str, Any], form: str) -> bytes:
     """The picture as PNG or SVG."""
+    with style(**STYLE):
+        return written(figure(report), form, dpi=DPI)
+
+
+def style(**more: Any) -> AbstractContextManager[None]:
+    """The settings for pictures: text stays text, and equal data give equal files. Raises ImportError without matplotlib."""
     from matplotlib import rc_context
 
-    with rc_context(STYLE):
-        out = io.BytesIO()
-        figure(report).savefig(
-            out, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else {"Software": None}
-        )
+    shared: dict[Any, Any] = {
+        "svg.fonttype": "none", "svg.hashsalt": "unipelt", "text.parse_math": False, "font.family": "DejaVu Sans",
+    }  # fmt: skip
+    return rc_context(shared | more)
+
+
+def canvas(width: float, height: float, **how: Any) -> Any:
+    """An empty figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), **how)
+    FigureCanvasAgg(made)
+    return made
+
+
+def written(drawn: Any, form: str, **how: Any) -> bytes:
+    """A figure as the bytes of a PNG or SVG file, without a date."""
+    out = io.BytesIO()
+    drawn.savefig(out, format=form, metadata={"Date": None} if form == "svg" else {"Software": None}, **how)
     return out.getvalue()
 
 
 def figure(report: Mapping[str, Any]) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     maps = maps_of(report)
     shown = maps[:MOST_MAPS]
     rows = -(-len(shown) // MAPS_IN_A_ROW)
@@ -71,8 +90,7 @@ def figure(report: Mapping[str, Any]) -> Any:
         heights["maps"] = 0.25 + rows * (0.6 + 0.155 * max(depth, 7))
     if series:
         heights["profiles"] = 2.4 if len(series) <= len(COLOURS) else 1.0 + 0.14 * len(series)
-    whole = Figure(figsize=(WIDTH, sum(heights.values()) + 0.5), layout="constrained")
-    FigureCanvasAgg(whole)
+    whole = canvas(WIDTH, sum(heights.values()) + 0.5, layout="constrained")
     parts = dict(
         zip(heights, whole.subfigures(len(heights), 1, height_ratios=list(heights.values()), squeeze=False)[:, 0])
     )
