@@ -180,8 +180,8 @@ def test_show_types(spec):
     out, _ = call("show", f"{spec}:small", "--set", "r=7", "--typed")
     assert "small at attn.q" in out and "[d_model, r]" in out and "= drop(z, rate) @ A @ B" in out
     found = parsed("show", f"{spec}:small", "--typed")
-    tensors = [b for b in found["rows"][0]["bindings"] if b["tensor"]]
-    assert found["ok"] and [b["type"]["sizes"] for b in tensors] == [["d_model", "r"], ["r", "d_q"]]
+    tensors = [b for b in found["rows"][0]["bindings"] if b["owner"]]
+    assert found["ok"] and [b["value"]["sizes"] for b in tensors] == [["d_model", "r"], ["r", "d_q"]]
     for more in ([f"{spec}:small"], ["--torch"], ["--format", "latex"]):
         assert "E0812" in call("show", f"{spec}:small", "--typed", *more, code=2)[1]
 

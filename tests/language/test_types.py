@@ -392,7 +392,7 @@ def test_the_types_of_every_method_fit_on_a_page_and_go_to_json() -> None:
         assert [r["site"] for r in data["rows"]] == [t.place for t in found.rows]
         for row, t in zip(data["rows"], found.rows):
             assert row["out"]["sizes"] == [str(s) for s in t.site.h.sizes]
-            assert {b["name"] for b in row["bindings"] if b["tensor"]} == {x.name for x in t.tensors}
+            assert {b["name"] for b in row["bindings"] if b["owner"]} == {x.name for x in t.tensors}
 
 
 def test_types_as_a_text() -> None:

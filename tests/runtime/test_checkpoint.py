@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import pytest
 import torch
-from names import name
+from names import name, spec
 from safetensors.torch import load_file, save_file
 from small import LAYERS, WIDTH, inputs, model, output, randomise, state
 from torch import nn
@@ -677,3 +677,21 @@ def test_nothing_is_unpickled(saved: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_inputs_are_padded_here() -> None:
     """The comparisons above see padding; without it some would be vacuous."""
     assert int((inputs()["attention_mask"] == 0).sum()) == 2 and LAYERS == 3
+
+
+@pytest.mark.parametrize("lines", [
+    "A: [d_in, 64] ~ normal(1)  C: [64, 1] ~ normal(1)  u = tanh(A @ C)  B: [d_in, 1] = u  K = exp(A @ C)  delta = z @ B @ K.T",
+    "n = 2 * r  A: [d_in, n] ~ normal(1)  C: [n, 64] ~ normal(1)  D: [64, 1] ~ normal(1)  K = tanh(C @ D)  delta = z @ A @ K @ K.T @ A.T",
+])  # fmt: skip
+def test_a_folded_form_names_nothing_that_folding_left_out(lines: str, tmp_path: Path) -> None:
+    """What a tensor started from may be gone, and lets that sizes read stand behind the tensors."""
+    made = unipelt.parse(
+        spec(f"method m(r: int = 2) {{ modify ffn insert parallel form {{ {lines} }} compose h + delta }}")
+    )
+    m, again = model("bert"), model("bert")
+    unipelt.apply(m, made, "a")
+    randomise(m, "a")
+    assert unipelt.plan(model("bert"), made).folds
+    unipelt.save(m, tmp_path / "saved", "a")
+    unipelt.attach(again, tmp_path / "saved")
+    torch.testing.assert_close(output(again), output(m))

@@ -19,8 +19,9 @@ from ..compiler.plan import Plan, PlannedEdit, PlannedTensor, whole
 from ..language.types.declared import weights_read
 from ..language.report.diagnostics import error
 from ..language.sites import TensorType
-from ..language.syntax.nodes import Expr, Let, Name, Statement, String, Tensor, walk
-from ..language.types.values import Distribution, Value
+from ..language.syntax.lines import lines_for
+from ..language.syntax.nodes import Let, String, Tensor
+from ..language.types.values import Distribution
 from .edits import BaseCall
 from .offload import value_of
 
@@ -79,7 +80,7 @@ def start(
     own = next(x for x in e.typing.tensors if e.tensors[x.label] == t.name)
     part = next(b for b in (e.row.form, e.row.compose, e.row.gate or ()) if own.declaration in b)
     before = [*(() if part is e.row.form else e.row.form), *part[: part.index(own.declaration)]]
-    needed = _behind(before, t.exact)
+    needed = [s for s in lines_for(before, t.exact) if isinstance(s, (Tensor, Let))]
     context = Context({**constants(planned.method.params, e.sizes, e.constants), **_shapes(e), **_map(model, (t.exact, *needed), e)}, e.sizes,
                       {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()})  # fmt: skip
     with torch.no_grad():
@@ -95,27 +96,9 @@ def start(
     return spread(value, t.axes, len(t.sizes)).expand(t.shape).clone()
 
 
-def _behind(lines: Sequence[Statement], e: Expr) -> list[Tensor | Let]:
-    """The lines before an exact start that it reads, by themselves or through others, in order."""
-    wanted = {n.id for n in walk(e) if isinstance(n, Name)}
-    out: list[Tensor | Let] = []
-    for s in reversed(lines):
-        if isinstance(s, Let) and wanted & set(s.names):
-            wanted |= {n.id for n in walk(s.value) if isinstance(n, Name)}
-            out.append(s)
-        elif isinstance(s, Tensor) and s.name in wanted:
-            out.append(s)
-    return out[::-1]
-
-
 def _shapes(e: PlannedEdit) -> dict[str, Named]:
     """What enters the site, of which a start knows the sizes alone (`width(z)`)."""
-    names = {
-        "z": e.typing.z.type if e.typing.z is not None else None,
-        "x": e.typing.values.get("x"),
-        "h": e.typing.values.get("h"),
-    }
-    types = {n: v.type if isinstance(v, Value) else v for n, v in names.items()}
+    types = {n: v.type for n in ("z", "x", "h") if (v := e.typing.values.get(n)) is not None}
     return {n: Named(torch.zeros([whole(s) for s in t.sizes])) for n, t in types.items() if isinstance(t, TensorType)}
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ..ir import Row
 from ..once import once
 from ..types.owners import Owner, owner_of
 from ..types.primitives import entry_of
 from ..types.typed import Binding, TypedRow
 from ..sites import TensorType
+from ..syntax.lines import lines_for, names_in
 from ..syntax.tree import descend, large
 from ..syntax.nodes import Attr, Axis, Expr, Index, Let, Name, Statement, Tensor, rewrite, walk
 from ..types.values import CONSTANT, Value
@@ -54,8 +54,8 @@ class _Folder:
 
     def form(self) -> tuple[Statement, ...]:
         out: list[Statement] = []
-        late = _names(*self.row.compose)  # what the composition reads stays bound
-        for s in _needed(self.row):
+        late = names_in(*self.row.compose)  # what the composition reads stays bound
+        for s in lines_for(self.row.form, *self.row.compose):
             if isinstance(s, (Tensor, Axis)):
                 continue  # axes stand before the tensors that have them
             if not isinstance(s, Let):
@@ -71,9 +71,16 @@ class _Folder:
                 if name not in late and line.value.learned:
                     continue
             out.append(replace(s, value=descend(s.value, partial(self.hoist, line))))
-        used = _names(*out, *self.row.compose)
+        used = names_in(*out, *self.row.compose)
         kept = [s for s in self.row.form if isinstance(s, Axis) or (isinstance(s, Tensor) and s.name in used)]
-        return (*kept, *out)
+        return (*(self.alone(s, used) for s in kept), *out)
+
+    def alone(self, s: Axis | Tensor, used: set[str]) -> Statement:
+        """A declaration without lets, which stand behind it now. What a trained tensor started from may be gone."""
+        whole = self.whole(s)
+        gone = self.bound | (self.tensors.keys() - used)
+        lost = isinstance(s, Tensor) and s.exact and gone & names_in(whole.start)
+        return replace(whole, start=Name("zeros"), exact=False) if lost else whole
 
     def whole(self, e: Any) -> Any:
         """An expression with constant lets in place of their names."""
@@ -83,7 +90,7 @@ class _Folder:
         if value.degree != CONSTANT or value.random or any(n in _BASE or "." in n for n in value.reads):
             return False
         draws = any((entry := entry_of(n)) is not None and entry.draws for n in walk(whole))
-        return not draws and not self.bound & _names(whole)
+        return not draws and not self.bound & names_in(whole)
 
     def hoist(self, line: Binding, e: Any) -> Any:
         """What takes the place of an expression; None where it is looked into."""
@@ -98,23 +105,6 @@ class _Folder:
         known = next((f.name for f in self.folds if f.value == whole), None)
         if known is None:
             known = f"folded_{len(self.folds) + 1}"
-            owners = (self.tensors[n].owner for n in _names(whole) & set(self.tensors))
+            owners = (self.tensors[n].owner for n in names_in(whole) & set(self.tensors))
             self.folds.append(Fold(known, whole, value.type, owner_of(owners, value.type.axes)))
         return Name(known)
-
-
-def _names(*parts: Any) -> set[str]:
-    return {n.id for p in parts for n in walk(p) if isinstance(n, Name)}
-
-
-def _needed(row: Row) -> list[Statement]:
-    """The form without lets that the composition does not come to read."""
-    needed = _names(*row.compose)
-    out: list[Statement] = []
-    for s in reversed(row.form):
-        if isinstance(s, Let):
-            if not needed & set(s.names):
-                continue
-            needed |= _names(s.value)
-        out.append(s)
-    return out[::-1]

@@ -117,10 +117,6 @@ class TypedRow(Remembers):
         return tuple(b.declared for b in self.bindings if isinstance(b.declared, InputTyping))
 
     @property
-    def z(self) -> Value | None:
-        return next((b.value for b in self.bindings if b.part == "insert"), None)
-
-    @property
     def insert(self) -> Expr | None:
         """What z is, as an expression."""
         return next((b.expression for b in self.bindings if b.part == "insert"), None)

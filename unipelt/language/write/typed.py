@@ -9,63 +9,50 @@ from typing import Any, Literal
 from ..ir import Method
 from ..report.texts import shown
 from ..sites import TensorType, axis_order
-from ..syntax.nodes import Span
 from ..syntax.printer import to_text
 from ..types.declared import TensorTyping
 from ..types.typed import Binding, TypedRow
-from ..types.values import AFFINE, CONSTANT, NumberType, Type, Value, WordType
+from ..types.values import CONSTANT, NumberType, Value
 from ..versions import LANGUAGE_VERSION, TYPES_SCHEMA
 
-DEGREES: tuple[Literal["constant", "affine", "other"], ...] = ("constant", "affine", "other")
+Degree = Literal["constant", "affine", "not affine"]
+DEGREES: tuple[Degree, ...] = ("constant", "affine", "not affine")
 
 
 @dataclass(frozen=True, slots=True)
-class TypeData:
-    """A tensor has axes, in the order in which they are laid out, and sizes; a number may be a size or have a value, a word says of what kind it is."""
+class ValueData:
+    """What is known of a value. A tensor has axes, in the order in which they are laid out, and sizes; a number may be a size or
+    have a value, a word says what it is. ``degree``: how it depends on the input; ``reads``: the names of the scope and the tensors
+    that it is made of; ``bends``, ``future``, ``padding``, ``chunk``: where it stops being affine, sees later tokens, sees
+    padding, sees other tokens at all."""
 
     kind: Literal["tensor", "number", "word"]
-    axes: tuple[str, ...] = ()
-    sizes: tuple[str, ...] = ()
-    size: str | None = None
-    value: float | int | bool | str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FactsData:
-    """What is known besides the type. ``degree``: how the value depends on the input; ``bends``, ``future``, ``padding`` and
-    ``chunk``: where it stops being affine, sees later tokens, sees padding, and reads other tokens at all."""
-
-    degree: Literal["constant", "affine", "other"]
+    axes: list[str]
+    sizes: list[str]
+    value: float | int | bool | str | None
+    degree: Degree
     learned: bool
     random: bool
-    reads: tuple[str, ...]
-    bends: str | None
-    future: str | None
-    padding: str | None
-    chunk: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class TensorData:
-    """Of what there is one tensor each (a site, a layer and so on, and axes), how it starts and learns."""
-
-    each: str
-    axes: tuple[str, ...]
-    start: str
-    frozen: bool
-    lr: float | None
+    reads: list[str]
+    bends: str
+    future: str
+    padding: str
+    chunk: str
 
 
 @dataclass(frozen=True, slots=True)
 class BindingData:
-    """A line: the name that it binds, in which part of the row, its expression (of ``z`` and of lets), the tensor that it declares."""
+    """A line: the name that it binds, in which part of the row, its expression (of ``z`` and of lets). Of a tensor: of what there
+    is one each, how it starts and learns."""
 
     name: str
     part: Literal["insert", "form", "gate", "compose"]
     expression: str | None
-    type: TypeData
-    facts: FactsData
-    tensor: TensorData | None
+    value: ValueData
+    owner: list[str]
+    start: str | None
+    frozen: bool
+    lr: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +61,8 @@ class RowData:
 
     row: str
     site: str
-    bindings: tuple[BindingData, ...]
-    out: TypeData
-    facts: FactsData
+    bindings: list[BindingData]
+    out: ValueData
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +72,12 @@ class MethodData:
     schema: str
     language: str
     method: str
-    rows: tuple[RowData, ...]
+    rows: list[RowData]
 
 
 def data(method: Method, rows: Sequence[TypedRow]) -> dict[str, Any]:
     """Typed rows as plain data, with the schema's name and the language's version."""
-    found = tuple(
-        RowData(t.row.name, t.place, tuple(map(_binding, t.bindings)), _type(t.out.type), _facts(t.out)) for t in rows
-    )
+    found = [RowData(t.row.name, t.place, list(map(_binding, t.bindings)), _value(t.out)) for t in rows]
     return asdict(MethodData(TYPES_SCHEMA, LANGUAGE_VERSION, method.name, found))
 
 
@@ -105,30 +89,20 @@ def json_schema() -> dict[str, Any]:
 
 
 def _binding(b: Binding) -> BindingData:
-    t = b.declared if isinstance(b.declared, TensorTyping) else None
-    tensor = None
-    if t is not None:
-        axes = tuple(sorted(t.owner.axes, key=axis_order))
-        tensor = TensorData(t.owner.each, axes, _start(t), t.frozen, t.lr)
-    expression = to_text(b.expression) if b.expression is not None else None
-    return BindingData(b.name, b.part, expression, _type(b.value.type), _facts(b.value), tensor)
+    e, t = b.expression, b.declared if isinstance(b.declared, TensorTyping) else None
+    owner = [t.owner.each, *sorted(t.owner.axes, key=axis_order)] if t is not None else []
+    return BindingData(b.name, b.part, to_text(e) if e is not None else None, _value(b.value), owner,
+                       _start(t) if t is not None else None, t is not None and t.frozen, t.lr if t is not None else None)  # fmt: skip
 
 
-def _type(t: Type) -> TypeData:
+def _value(v: Value) -> ValueData:
+    t, places = v.type, [shown(span) if span is not None else "" for span in (v.bends, v.future, v.padding, v.chunk)]
+    facts = (DEGREES[v.degree], v.learned, v.random, sorted(v.reads), *places)
     if isinstance(t, TensorType):
-        return TypeData("tensor", tuple(sorted(t.axes, key=axis_order)), tuple(map(str, t.sizes)))
+        return ValueData("tensor", sorted(t.axes, key=axis_order), list(map(str, t.sizes)), None, *facts)
     if isinstance(t, NumberType):
-        return TypeData("number", size=str(t.size) if t.size is not None else None, value=t.value)
-    assert isinstance(t, WordType)  # a checked row has no mistake
-    return TypeData("word", value=str(t))
-
-
-def _facts(v: Value) -> FactsData:
-    def at(span: Span | None) -> str | None:
-        return shown(span) if span is not None else None
-
-    places = (at(v.bends), at(v.future), at(v.padding), at(v.chunk))
-    return FactsData(DEGREES[v.degree], v.learned, v.random, tuple(sorted(v.reads)), *places)
+        return ValueData("number", [], [str(t.size)] if t.size is not None else [], t.value, *facts)
+    return ValueData("word", [], [], str(t), *facts)
 
 
 def _start(t: TensorTyping) -> str:
@@ -151,30 +125,22 @@ def text(method: Method, rows: Sequence[TypedRow]) -> str:
 
 
 def _lines(t: TypedRow) -> list[str]:
-    cells = [(f"{'gate ' * (b.part == 'gate')}{b.name}", str(b.value.type), _said(b), _shown(b)) for b in t.bindings]
+    cells = [(f"{'gate ' * (b.part == 'gate')}{b.name}", str(b.value.type), *_said(b)) for b in t.bindings]
     if t.row.gate is not None:
         cells.append(("out", str(t.out.type), _known(t.out), "= h + g * (out - h)"))
     widths = [max(len(c[i]) for c in cells) for i in range(3)]
     return ["  " + "  ".join([*(c.ljust(w) for c, w in zip(cell, widths)), cell[3]]).rstrip() for cell in cells]
 
 
-def _said(b: Binding) -> str:
-    t = b.declared
-    return f"one for each {t.owner}" if isinstance(t, TensorTyping) else _known(b.value)
+def _said(b: Binding) -> tuple[str, str]:
+    """What is known of a line, and how it is written."""
+    if isinstance(b.declared, TensorTyping):
+        return f"one for each {b.declared.owner}", "frozen " * b.declared.frozen + _start(b.declared)
+    return _known(b.value), f"= {to_text(b.expression)}" if b.expression is not None else ""
 
 
 def _known(v: Value) -> str:
     """The facts of a value in words."""
     seen = "later tokens" if v.future else "padding" if v.padding else "other tokens" if v.chunk else ""
-    words = [
-        "learned" if v.degree == CONSTANT and v.learned else "affine" if v.degree == AFFINE else "not affine" if v.degree else "",
-        f"sees {seen}" if seen else "",
-        "random" if v.random else "",
-    ]  # fmt: skip
-    return ", ".join(filter(None, words))
-
-
-def _shown(b: Binding) -> str:
-    if isinstance(b.declared, TensorTyping):
-        return " ".join(filter(None, ["frozen" if b.declared.frozen else "", _start(b.declared)]))
-    return f"= {to_text(b.expression)}" if b.expression is not None else ""
+    degree = ("learned" if v.learned else "") if v.degree == CONSTANT else DEGREES[v.degree]
+    return ", ".join(filter(None, [degree, f"sees {seen}" if seen else "", "random" if v.random else ""]))
