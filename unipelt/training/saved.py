@@ -35,10 +35,6 @@ class Run:
     def __repr__(self) -> str:
         return f"<run: {self.name} on {type(self.model).__name__}, {self.task.kind}>"
 
-    @property
-    def collator(self) -> Collator:
-        return Collator(self.tokenizer, self.task)
-
 
 def load_run(
     folder: str | Path,

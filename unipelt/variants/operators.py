@@ -88,14 +88,14 @@ def vary(
         raise error(
             "E0803", "nothing is varied", help="give alternatives for a column, such as --insert parallel,sequential"
         )
-    rows = _rows(definition, names)
-    draft = _one_row(definition, names, row)
-    new = dict(draft.slots)
-    for slot, texts in slots.items():
-        if texts:
-            new[slot] = _SLOT[slot](alternatives(slot, texts))
-    clauses = _whole(definition, rows, draft.name, new, names)
-    return replace(definition, name=name or f"{definition.name}_varied", base=None, doc=None, clauses=clauses)
+    new = {slot: _SLOT[slot](alternatives(slot, texts)) for slot, texts in slots.items() if texts}
+    return _changed(definition, names, _one_row(definition, names, row), new, name or f"{definition.name}_varied")
+
+
+def _changed(definition: S.MethodDef, names: Names, draft: Draft, slots: Mapping[str, Any], name: str) -> S.MethodDef:
+    """The space of a method in which one row has these slots instead of its own."""
+    clauses = _whole(definition, _rows(definition, names), draft.name, {**draft.slots, **slots}, names)
+    return replace(definition, name=name, base=None, doc=None, clauses=clauses)
 
 
 def cross(
@@ -150,10 +150,7 @@ def neighbours(definition: S.MethodDef, names: Names, row: str | None = None) ->
         own = draft.slots[slot].alternatives[0]
         offered = _distinct((own, *alternatives(slot, _offered(slot, names))), names)[1:]
         if offered:
-            rows = _rows(definition, names)
-            new = {**draft.slots, slot: _SLOT[slot](offered)}
-            clauses = _whole(definition, rows, draft.name, new, names)
-            out.append(replace(definition, name=f"{definition.name}_{slot}", base=None, doc=None, clauses=clauses))
+            out.append(_changed(definition, names, draft, {slot: _SLOT[slot](offered)}, f"{definition.name}_{slot}"))
     return out
 
 
