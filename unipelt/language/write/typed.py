@@ -97,7 +97,7 @@ def _binding(b: Binding) -> BindingData:
 
 def _value(v: Value) -> ValueData:
     t, places = v.type, [shown(span) if span is not None else "" for span in (v.bends, v.future, v.padding, v.chunk)]
-    facts = (DEGREES[v.degree], v.learned, v.random, sorted(v.reads), *places)
+    facts: tuple[Any, ...] = (DEGREES[v.degree], v.learned, v.random, sorted(v.reads), *places)
     if isinstance(t, TensorType):
         return ValueData("tensor", sorted(t.axes, key=axis_order), list(map(str, t.sizes)), None, *facts)
     if isinstance(t, NumberType):
