@@ -19,7 +19,7 @@ _WHERE = {
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "using": "runtime.attach", "parameter_groups": "runtime.attach",
     "inputs": "runtime.prompts.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts.outputs", "with_rows": "runtime.prompts.outputs",
-    "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.plain",
+    "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.save_merged",
     "export_onnx": "runtime.exporting",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .runtime.exporting import export_onnx
     from .runtime.merge import merge, unmerge
     from .runtime.prompts.outputs import at_tokens, with_rows
-    from .runtime.plain import save_merged
+    from .runtime.save_merged import save_merged
     from .runtime.push import Pushed, push
     from .runtime.references import load
     from .runtime.saving import save, state_dict

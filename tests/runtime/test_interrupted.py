@@ -17,7 +17,7 @@ import unipelt
 from unipelt.anatomy.calls import calls
 from unipelt.anatomy.evaluating import evaluating
 from unipelt.anatomy.find import find
-from unipelt.runtime import attach, plain
+from unipelt.runtime import attach, save_merged
 from unipelt.anatomy.interrupts import ended_by
 
 #: How many lines of each call are tried.
@@ -121,7 +121,7 @@ def test_a_merged_model_is_as_before_where_the_end_of_its_save_is_interrupted(
             raise KeyboardInterrupt
         unipelt.unmerge(model)
 
-    monkeypatch.setattr(plain, "unmerge", once)
+    monkeypatch.setattr(save_merged, "unmerge", once)
     with pytest.raises(KeyboardInterrupt):
         unipelt.save_merged(m, tmp_path / "x", "a")
     assert len(times) == 2 and state(m) == before and unipelt.active(m) == ("a",)

@@ -24,7 +24,7 @@ from ..language.types.initialisers import INITIALISERS
 from ..language.ir import Method
 from ..language.syntax.nodes import Apply, Expr, Name, Statement, Tensor, rewrite
 from .attach import activate, install, unchanged
-from .beside import Beside, beside, inside
+from .save_pretrained import Beside, beside, inside
 from .folder import listed_shapes, read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located
 from .registry import record, unwrapped

@@ -18,7 +18,7 @@ from ..compiler.plan import PlannedEdit
 from ..compiler.trained import hosts
 from ..language.report.diagnostics import error
 from .attention import install, refuse_bypassing
-from .beside import hang as hang_savers
+from .save_pretrained import hang as hang_savers
 from .copies import CopyEdit
 from .forward import HookedForward
 from .edits import BaseCall, Edit
@@ -146,10 +146,8 @@ def hang_root(model: nn.Module, r: Registry) -> None:
     r.input_hooks.update(model, plans)
     wanted = _root_hooks(model, r, asked)
     if wanted != r.hooks:
-        r.hooks = [
-            *(h for h in r.hooks if h not in wanted),
-            *wanted,
-        ]  # all that may be there, wherever this is broken off
+        # all that may be there, wherever this is broken off
+        r.hooks = [*(h for h in r.hooks if h not in wanted), *wanted]
         for hook in r.hooks:
             hook.take()
         for hook in wanted:
@@ -182,9 +180,8 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
             ]
             behind.append(Hook(towers[0], inputs.leave_encoder, always=True))
         r.mask_taps = r.mask_taps or [MaskTap(r.switch, s, m) for s, m in zip(r.sites.stacks, towers)]
-        before += [
-            Hook(m, tap.enters, before=True, named=True) for tap, m in zip(r.mask_taps, towers)
-        ]  # behind what makes a mask longer
+        # behind what makes a mask longer
+        before += [Hook(m, tap.enters, before=True, named=True) for tap, m in zip(r.mask_taps, towers)]
     if r.heads.has_labels:  # behind what makes labels longer
         before.append(Hook(model, r.heads.take, before=True, named=True))
         behind.append(Hook(model, r.heads.give, named=True))

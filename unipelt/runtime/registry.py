@@ -106,7 +106,7 @@ class Registry(nn.Module):
         self.outputs: Outputs | None = None
         self.heads = Heads(switch)
         self.forwards: dict[str, HookedForward] = {}
-        self.savers: dict[str, Any] = {}  # by the path of a part that can be saved by itself: see `beside`
+        self.savers: dict[str, Any] = {}  # by the path of a part that can be saved by itself: see `save_pretrained`
 
     @property
     def inputs(self) -> dict[str, PlannedInput]:

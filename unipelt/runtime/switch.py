@@ -24,12 +24,10 @@ class Holder(threading.local):
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.current = Pass()
-        self.blocks: list[
-            tuple[str, ...]
-        ] = []  # what the `using` and `disabled` blocks of this thread choose; the innermost counts
-        self.entered: Any = (
-            None  # the module whose pass this thread is in, and what acts in it from its first hook to its last
-        )
+        #: What the `using` and `disabled` blocks of this thread choose; the innermost counts.
+        self.blocks: list[tuple[str, ...]] = []
+        #: The module whose pass this thread is in, and what acts in it from its first hook to its last.
+        self.entered: Any = None
         self.acting: tuple[str, ...] = ()
         self.rows = 0  # how many `with_rows` blocks
         self.given: dict[str, Any] = {}  # arguments of the forward pass that an `inputs` block gives

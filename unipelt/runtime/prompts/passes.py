@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Pass:
     """The pass that a thread is in, or its last one: layers that are computed again in the backward pass read the same.
 
-    A thread has one of these for good. (torch.compile does not see that an attribute of a `threading.local` was written.)
+    A thread has one of these for good: compiled code loses what it writes to an attribute of a `threading.local`.
     """
 
     def __init__(self) -> None:
