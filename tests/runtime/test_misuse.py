@@ -26,7 +26,7 @@ TEXT = "method mine { train *.bias }"
 
 #: A right call of every public function, by the names of its arguments. Those of a model are given it by the test.
 CALLS: dict[str, dict[str, Any]] = {
-    "load": {"name": named("lora"), "method": None},
+    "load": {"name": named("lora"), "method": None, "arguments": None, "head": None},
     "parse": {"text": TEXT, "name": None, "file": None},
     "check": {"path": "there-is-none.pelt"},
     "library": {},
@@ -76,6 +76,7 @@ FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "priv
 OTHERWISE = {
     ("load", "name"): {"text", "path"},
     ("load", "method"): {"text"},
+    ("load", "head"): {"text"},
     ("save_merged", "tokenizer"): set(),
     ("apply", "label_words"): {"texts"},
 }
@@ -83,7 +84,7 @@ OTHERWISE = {
 
 def right(function: str, argument: str) -> set[str]:
     """The things of the pool that are of a right kind for an argument."""
-    found = {"yes"} if argument in FLAGS else OTHERWISE.get((function, argument), TAKES.get(argument, set()))
+    found = OTHERWISE.get((function, argument), {"yes"} if argument in FLAGS else TAKES.get(argument, set()))
     return found | ({"none"} if CALLS[function][argument] is None and argument != "model" else set())
 
 
