@@ -143,7 +143,8 @@ class Reader:
     def __init__(self, state: SiteState, typing: TypedRow, h: Term):
         self.state, self.row, self.typing, self.h = state, typing.row, typing, h
         bound = {b.name for b in typing.lines("form", "compose")}
-        self.types: dict[str, Value] = {n: v for n, v in typing.values.items() if n not in bound}
+        #: What stands for a word, such as an activation: an argument, and lets.
+        self.words = {n for n, v in typing.values.items() if isinstance(v.type, WordType)} - bound
         self.known: dict[str, Term] = {}
         self.numbers: dict[str, Size] = {}  # lets that are plain numbers
         self.plain: dict[str, S.Expr] = {}  # lets that are plain numbers or words, without lets
@@ -167,10 +168,10 @@ class Reader:
         self._lines("insert", "form")
         gate = None
         if row.gate is not None:
-            before = dict(self.known), dict(self.types), dict(self.numbers), dict(self.plain)
+            before = dict(self.known), set(self.words), dict(self.numbers), dict(self.plain)
             self._lines("gate")
             gate = self._named("g")
-            self.known, self.types, self.numbers, self.plain = before
+            self.known, self.words, self.numbers, self.plain = before
         self._lines("compose")
         out = self._named("out")
         if gate is not None:
@@ -185,11 +186,11 @@ class Reader:
         for line in self.typing.lines(*parts):
             self.line, found, e = line, line.declared, line.expression
             if isinstance(found, TensorTyping):
-                self._bind(found.name, line.value, self._tensor(found))
+                self._bind(found.name, self._tensor(found))
             elif isinstance(found, InputTyping):
                 sizes = f"[{', '.join(map(written, found.sizes))}]"
                 self.state.inputs[found.name] = f"index({written(found.count)})" if found.count is not None else sizes
-                self._bind(found.name, found.value)
+                self._bind(found.name)
             elif line.axis is not None:
                 self._declare(line.name, self._plain(line.axis, self.value(line.axis).type))
             elif e is not None:
@@ -199,23 +200,24 @@ class Reader:
         if self._is_plain(value) or isinstance(value.type, WordType):
             shown = self._without_lets(e)
             size = self._plain(e, value.type) if isinstance(value.type, NumberType) else None
-            self._bind(name, value)
+            self._bind(name)
             self.plain[name] = shown
             if size is not None:
                 self.numbers[name] = size
+            else:
+                self.words.add(name)
         else:
-            self._bind(name, value, self.term(e, value))
+            self._bind(name, self.term(e, value))
 
     def _named(self, name: str) -> Term:
         """What a name stands for now."""
-        return self.known[name] if name in self.known else number(self._plain(S.Name(name), self.types[name].type))
+        return self.known[name] if name in self.known else number(self.numbers[name])
 
-    def _bind(self, name: str, value: Value, term: Term | None = None) -> None:
+    def _bind(self, name: str, term: Term | None = None) -> None:
         """From here on the name is this, whatever it was."""
-        self.plain.pop(name, None)
-        self.numbers.pop(name, None)
-        self.known.pop(name, None)
-        self.types[name] = value
+        for names in (self.plain, self.numbers, self.known):
+            names.pop(name, None)
+        self.words.discard(name)
         if term is not None:
             self.known[name] = term
 
@@ -312,16 +314,11 @@ class Reader:
     def _word(self, e: S.Expr) -> str:
         """A word, such as an activation; one that is an argument still is a symbol."""
         shown = self._without_lets(e)
-        argument = (
-            isinstance(shown, S.Name) and shown.id not in self.plain and isinstance(self._type(shown.id), WordType)
-        )
+        argument = isinstance(shown, S.Name) and shown.id in self.words - self.plain.keys()
         return f"?{to_text(shown)}" if argument else to_text(shown)
 
-    def _type(self, name: str) -> Any:
-        return self.types[name].type if name in self.types else None
-
     def _call(self, function: S.Expr, args: tuple[S.Arg, ...], sizes: Sizes) -> Term:
-        named = isinstance(function, S.Name) and isinstance(self._type(function.id), WordType)
+        named = isinstance(function, S.Name) and function.id in self.words
         name = self._word(function) if named else S.dotted(function) or to_text(function)
         values = [self._argument(a.value) for a in args]
         entry = PRIMITIVES.get(name)
@@ -354,7 +351,7 @@ class Reader:
     def _without_lets(self, e: Any) -> Any:
         """The expression with its lets that are numbers or words in place of their names."""
         calls = [n.function for n in S.walk(e) if isinstance(n, S.Apply) and isinstance(n.function, S.Name)]
-        functions = {id(f) for f in calls if not isinstance(self._type(f.id), WordType)}  # those are no lets
+        functions = {id(f) for f in calls if f.id not in self.words}  # those are no lets
 
         def change(n: Any) -> Any:
             return self.plain.get(n.id, n) if isinstance(n, S.Name) and id(n) not in functions else n
@@ -378,7 +375,7 @@ class Reader:
                 a, b = (self._plain(x, self.value(x).type) for x in (left, right))
                 if op != "/" or b.terms:
                     return {"+": a.__add__, "-": a.__sub__, "*": a.__mul__, "/": a.__truediv__}[op](b)
-            case S.Apply(function, args) if not isinstance(self._type(S.dotted(function) or ""), WordType):
+            case S.Apply(function, args) if S.dotted(function) not in self.words:
                 inner = ", ".join(self._plain(a.value, self.value(a.value).type).text for a in args)
                 return Size.of(f"{to_text(function)}({inner})")
         return Size.of(to_text(self._without_lets(e)))
