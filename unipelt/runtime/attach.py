@@ -160,7 +160,7 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
         if before is None:
             for p in model.parameters():
                 p.requires_grad_(False)
-            model.add_module(NAME, r)
+            model.add_module(NAME, r.train(model.training))
         hang_adapter(model, r, name, attached, made)
         activate(model, name)
 
