@@ -266,6 +266,10 @@ def test_what_an_entry_says_is_true(name: str, ask: Callable[[SiteSignature], No
     ask(SITES[name])
 
 
+def test_every_site_is_written_down_by_hand() -> None:
+    assert {*INSIDE, *OUTSIDE} == set(SITES), "say where the site is in mT5: INSIDE a block, or OUTSIDE"
+
+
 def test_the_weight_of_a_projection_is_a_site_of_its_own() -> None:
     method = unipelt.parse(
         "method m { modify attn.q.weight form { b: [d_out] ~ zeros delta = b } compose { out = h + delta } }"
