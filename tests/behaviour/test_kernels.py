@@ -235,7 +235,7 @@ def test_without_padding_sdpa_gets_no_explicit_mask(kind: str, spec: str) -> Non
     assert spy.given and all(g["mask"] is None or isinstance(g["mask"], CausalBias) for g in spy.given)
     if kind == "llama":  # the flag itself, or torch's name for it where rows stand before the tokens
         assert all(g["is_causal"] is (g["mask"] is None) for g in spy.given)
-        assert any(g["mask"] is not None for g in spy.given) == (spec in ("prefix_tuning", "mam"))
+        assert any(g["mask"] is not None for g in spy.given) == (spec in ("prefix_tuning", "mam", "unipelt_apl_causal"))
         cache = m(**batch(kind, padded=False), use_cache=True).past_key_values
         with Spy() as spy:
             m(input_ids=torch.full((3, 1), 7), past_key_values=cache)

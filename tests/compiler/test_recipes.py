@@ -17,6 +17,7 @@ import torch
 from names import name as named
 
 import unipelt
+from unipelt.compiler.lower import LOWERINGS
 from unipelt.compiler.module import torch_source
 from unipelt.language.types.typed import TypedRow
 from unipelt.language.sites import TensorType
@@ -107,6 +108,42 @@ def test_a_recipe_computes_what_is_written_and_every_row_has_one(name: str, kind
         recipes = one.edit.recipes
         assert recipes is not None and reference.edit.recipes is None
         assert all(recipes.known.values()) and (recipes.known or one.edit.rests)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_lowering_alone_computes_what_is_written(name: str) -> None:
+    """Outputs and gradients of a model, every lowering by itself; which of three models, and which half, by the method's place."""
+    at = METHODS.index(name)
+    kind = ("bert_labels", "gpt2", "llama")[at % 3]
+    found = []
+    for lowering in (False, True, *([n] for n in [*LOWERINGS][at % 2 :: 2])):
+        model = small.model(kind, dtype=torch.float64)
+        try:
+            unipelt.apply(model, bound(name), allow_future=True, lowering=lowering)
+        except unipelt.PeltError as e:
+            assert {d.code for d in e.diagnostics} <= {"E0510", "E0512", "E0513", "E0742"}
+            return
+        small.randomise(model, seed=1)
+        found.append((lowering, *trained(model)))
+    (_, expected, gradients), *others = found
+    for lowering, output, others_gradients in others:
+        torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10, msg=lambda m, n=lowering: f"{n}: {m}")
+        for n, g in gradients.items():
+            torch.testing.assert_close(
+                others_gradients[n], g, rtol=1e-9, atol=1e-10, msg=lambda m, n=lowering: f"{n}: {m}"
+            )
+
+
+def trained(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A pass in which the edits train and the base does not: the output, and the gradient of every tensor that has one."""
+    for m in model.modules():
+        if isinstance(m, Edit):
+            m.train()
+    torch.manual_seed(0)
+    given = small.inputs()
+    output = model(**given, **small.declared(model, given["input_ids"]))[0]
+    (output * rand(*output.shape, seed=5)).sum().backward()
+    return output.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", METHODS)

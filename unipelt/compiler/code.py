@@ -21,12 +21,16 @@ LEVELS = {"+": SUM, "-": SUM, "*": PRODUCT, "/": PRODUCT, "@": PRODUCT, "**": PO
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """An expression whose value is a tensor: its dimensions are ``axes``, in their order, then ``sizes``."""
+    """An expression whose value is a tensor: its dimensions are ``axes``, in their order, then ``sizes``.
+
+    ``product`` is what it is made of where it is ``a @ W`` or ``a @ W + b`` with W and b the same for every position.
+    """
 
     text: str
     axes: tuple[str, ...]
     sizes: tuple[Size, ...]
     level: int = ATOM
+    product: tuple[Code, Code, Code | None] | None = None
 
     @property
     def rank(self) -> int:
@@ -126,13 +130,16 @@ def matmul(a: Code, b: Code, repeats: Written) -> Code:
     p, q = len(a.sizes), len(b.sizes)
     sizes = a.sizes[:-1] + b.sizes[1:]
     if not b.axes and q <= 2:
-        return Code(f"{text_of(a, PRODUCT)} @ {text_of(b, SIGN)}", a.axes, sizes, PRODUCT)
+        return Code(f"{text_of(a, PRODUCT)} @ {text_of(b, SIGN)}", a.axes, sizes, PRODUCT, (a, b, None))
     axes = union(a, b)
     a, b = refine(a, axes, repeats), refine(b, axes, repeats)
     if p > 2 or q > 2:
         return _einsum(a, b, axes, p, q, sizes)
     rows = p == 1 and bool(axes) and axes[-1] == "token" and "token" not in b.axes and "token" in a.axes
     left = spread(a, axes, p) if rows or p == 2 else f"{spread(a, axes, p)}.unsqueeze(-2)"
+    if p == q == 2 and not a.axes:
+        # Else torch copies b to make one product of all, and keeps the copy for the backward pass.
+        left = f"{text_of(a, ATOM)}.expand(*{text_of(b, ATOM)}.shape[:{len(b.axes)}], -1, -1)"
     right = spread(b, axes[:-1] if rows else axes, q) + ("" if q == 2 else ".unsqueeze(-1)")
     out = Code(f"{left} @ {right}", axes, sizes, PRODUCT)
     if q == 1:

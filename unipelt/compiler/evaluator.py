@@ -55,7 +55,6 @@ class Context:
     mask: torch.Tensor | None = None
     training: bool = False
     places: torch.Tensor | None = None
-    fused: bool = False  # a lowering: `z @ W + b` in one kernel
 
 
 def constants(params: Sequence[Param], sizes: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, Value]:
@@ -99,8 +98,6 @@ def evaluate(e: Expr, c: Context) -> Value:
     if isinstance(e, Number):
         return e.value / 100 if e.percent else e.value
     if isinstance(e, Binary):
-        if c.fused and e.op == "+" and isinstance(e.left, Binary) and e.left.op == "@":
-            return _affine(e.left, e.right, c)
         a, b = evaluate(e.left, c), evaluate(e.right, c)
         if e.op == "@":
             assert isinstance(a, Named) and isinstance(b, Named)
@@ -129,15 +126,6 @@ def evaluate(e: Expr, c: Context) -> Value:
     layer = c.names["layer"]
     assert isinstance(layer, int)
     return evaluate(e.items[layer], c)  # a list has a value for each layer
-
-
-def _affine(product: Binary, bias: Expr, c: Context) -> Value:
-    """``a @ W + b`` as one linear map where W and b are the same for every position."""
-    a, W, b = evaluate(product.left, c), evaluate(product.right, c), evaluate(bias, c)
-    assert isinstance(a, Named) and isinstance(W, Named)
-    if isinstance(b, Named) and not (W.axes or b.axes) and W.data.dim() == 2 and b.data.dim() == 1 and a.axes:
-        return Named(torch.nn.functional.linear(a.data, W.data.T, b.data), a.axes)
-    return elementwise(operator.add, matmul(a, W), b)
 
 
 def _compare(e: Compare, c: Context) -> Value:

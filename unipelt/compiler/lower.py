@@ -1,21 +1,18 @@
-"""Lowerings: rewrites of a row into something faster that computes the same. Each can be switched off.
+"""Lowerings: rewrites of a row into something faster that computes the same. Each has a name and can be switched off.
 
-- ``added``: a composition ``out = h + E`` lets a gate multiply E alone; a plain ``factor`` of E goes into the addition.
-- ``z @ W + b`` is one linear map (`evaluator.Context.fused`).
-- ``rests``: a row whose gate is 0 or whose ``out`` is ``h`` outside training is passed over there.
-- ``keys``/``values``: attention over learned rows that shares the softmax (h, scores, log_mass joined as in He et al.
-  2022, equation 7) equals that many more key/value rows in the fused attention kernel.
-
-Recognition is by structure after inlining lets, never by name. Non-goals: merging (`runtime.merge`), folding (`language.analyse.fold`).
+Some are done on the row (here), the others where its code is written (`recipe`, `writer`, `lines`). Recognition is by structure,
+never by a method's name. Non-goals: merging (`runtime.merge`), folding for good (`language.analyse.fold`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from ..language.types.typed import TypedRow
+from ..language.report.diagnostics import error
 from ..language.ir import Row
 from ..language.sites import TensorType
 from ..language.types.softmax import inlined, shares_softmax
@@ -27,13 +24,49 @@ from .evaluator import Context, evaluate
 _PLAIN = frozenset(("true", "false", "training", "max", "min", "floor", "ceil", "divides", "abs", "sqrt"))
 
 
+#: The lowerings by name.
+LOWERINGS: dict[str, str] = {
+    "rests": "outside training a row whose gate is 0 or whose `out` is `h` is passed over",
+    "added": "in `out = h + E` a gate multiplies E alone",
+    "fused": "the addition's kernel takes the gate and a plain factor of E",
+    "linear": "`z @ W + b` is one linear map",
+    "narrow": "in training a gate multiplies the narrow side of a product, g · (u @ W) = (g · u) @ W: u is kept for the backward pass, not u @ W",
+    "joined": "in training products that read the same are one product",
+    "folded": "what reads the adapter's tensors alone is computed first, outside training once and not at every call",
+    "rows": "attention over learned rows that shares the softmax (He et al. 2022, equation 7) is that many more keys and values of the attention kernel",
+    "gated rows": "the same where a scalar of each query multiplies the scores or what the rows yield",
+}  # fmt: skip
+
+
+def lowerings(which: bool | Collection[str]) -> frozenset[str]:
+    """The lowerings of ``apply``'s argument: all, none or those that it names."""
+    if isinstance(which, bool):
+        return frozenset(LOWERINGS if which else ())
+    found = [which] if isinstance(which, str) else [*which]
+    for name in found:
+        if name not in LOWERINGS:
+            raise error("E0593", f"the argument `lowering` is True, False or names of lowerings, and `{name}` is none",
+                        help=", ".join(LOWERINGS))  # fmt: skip
+    return frozenset(found)
+
+
 @dataclass(frozen=True, slots=True)
 class Lowered:
+    """``out = h + factor · added`` where `added`; the row as keys and values where ``keys``, with what multiplies scores and what they
+    yield at each query; ``on`` are the lowerings that the code is written with."""
+
+    on: frozenset[str] = frozenset()
     added: Expr | None = None
     factor: Expr | None = None
     before: tuple[Statement, ...] = ()
     keys: Expr | None = None
     values: Expr | None = None
+    on_scores: Expr | None = None
+    on_values: Expr | None = None
+
+    @property
+    def gated(self) -> bool:
+        return self.on_scores is not None or self.on_values is not None
 
 
 def _result(row: Row) -> Expr | None:
@@ -62,17 +95,17 @@ def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> b
     return out is not None and rewrite(out, decide) == Name("h")
 
 
-def lower(row: Row, typing: TypedRow, grouped: bool = False) -> Lowered:
-    """What can be done with a row; an empty `Lowered` if nothing. ``grouped``: several heads share a key."""
-    rows = _rows(row, typing, grouped) if shares_softmax(row) else None
-    added = _added(row)
+def lower(row: Row, typing: TypedRow, on: frozenset[str], grouped: bool = False) -> Lowered:
+    """What can be done with a row. ``grouped``: several heads share a key."""
+    rows = _rows(row, typing, on, grouped) if "rows" in on and shares_softmax(row) else None
+    added = _added(row) if "added" in on else None
     factor: Expr | None = None
     if isinstance(added, Binary) and added.op == "*" and isinstance(typing.value(added.left).type, NumberType):
         factor = added.left
         added = added.right
     if added is not None and not isinstance(typing.value(added).type, TensorType):
         added, factor = None, None  # a plain number is added: as written
-    return Lowered(added, factor, *(rows or ((), None, None)))
+    return Lowered(on, added, factor, *(rows or ()))
 
 
 def _added(row: Row) -> Expr | None:
@@ -84,16 +117,21 @@ def _added(row: Row) -> Expr | None:
     return None
 
 
-def _rows(row: Row, typing: TypedRow, grouped: bool) -> tuple[tuple[Statement, ...], Expr, Expr] | None:
-    """``scores = q @ K.T * scale`` and ``delta = softmax(scores) @ V``, with K and V the same for every token."""
+def _rows(
+    row: Row, typing: TypedRow, on: frozenset[str], grouped: bool
+) -> tuple[tuple[Statement, ...], Expr, Expr, Expr | None, Expr | None] | None:
+    """``scores = a * (q @ K.T) * scale`` and ``delta = b * (softmax(scores) @ V)`` with K and V the same for every token: the lines
+    before, K, V, and those factors of a and b that differ between tokens (the others go into K and V)."""
     lets = {s.names[0]: s.value for s in row.form if isinstance(s, Let)}
-    scores, delta = lets.get("scores"), lets.get("delta")
-    keys = _keys(scores)
-    values = _values(delta)
+    keys, on_scores = _parted(lets.get("scores"), _keys, typing)
+    values, on_values = _parted(lets.get("delta"), _values, typing)
     if keys is None or values is None:
         return None
     before = tuple(s for s in row.form if not (isinstance(s, Let) and s.names[0] in ("scores", "delta")))
-    reads = {n.id for e in (keys, values, *before) for n in walk(e) if isinstance(n, Name)}
+    shares = [e for e in (on_scores, on_values) if e is not None]
+    if shares and "gated rows" not in on:
+        return None
+    reads = {n.id for e in (keys, values, *shares, *before) for n in walk(e) if isinstance(n, Name)}
     if reads & {"scores", "delta", "q", "z", "residual"}:
         return None
     for e in (keys, values):
@@ -102,12 +140,56 @@ def _rows(row: Row, typing: TypedRow, grouped: bool) -> tuple[tuple[Statement, .
             return None
         if grouped and "head" in t.axes:
             return None  # the kernel has keys for groups only
-    return before, keys, values
+    if grouped and any({"head", "group"} & {*typing.value(e).type.axes} for e in shares):
+        return None
+    return before, keys, values, on_scores, on_values
+
+
+def _parted(e: Expr | None, rows: Callable[[Expr], Expr | None], typing: TypedRow) -> tuple[Expr | None, Expr | None]:
+    """A product as its learned rows, as ``rows`` finds them in one of its factors, multiplied by the scalars that are the same
+    for every token; and the product of the other scalars."""
+    found: Expr | None = None
+    fixed: list[Expr] = []
+    shares: list[Expr] = []
+    todo = _factors(e)
+    while todo:
+        f = todo.pop(0)
+        t = typing.value(f).type
+        matrix = rows(f) if found is None else None
+        if matrix is not None:
+            *scalars, found = sorted(_factors(matrix), key=lambda m: _is_matrix(typing.value(m).type))
+            if len(scalars) and any(_is_matrix(typing.value(s).type) for s in scalars):
+                found, scalars = matrix, []
+            todo += scalars
+        elif isinstance(t, NumberType):
+            fixed += [f] if f != _SCALE else []
+        elif isinstance(t, TensorType) and not t.sizes:
+            (shares if "token" in t.axes else fixed).append(f)
+        else:
+            return None, None
+    if found is None or _factors(e).count(_SCALE) != (rows is _keys):
+        return None, None
+    return _times([*fixed, found]), _times(shares) if shares else None
+
+
+_SCALE = Name("scale")  # the kernel multiplies by it
+
+
+def _is_matrix(t: Any) -> bool:
+    return isinstance(t, TensorType) and bool(t.sizes)
+
+
+def _factors(e: Any) -> list[Any]:
+    return [*_factors(e.left), *_factors(e.right)] if isinstance(e, Binary) and e.op == "*" else [e]
+
+
+def _times(factors: list[Any]) -> Expr:
+    return reduce(lambda a, b: Binary("*", a, b), factors)
 
 
 def _keys(e: Any) -> Expr | None:
     match e:
-        case Binary("*", Binary("@", Name("q"), Attr(keys, "T")), Name("scale")):
+        case Binary("@", Name("q"), Attr(keys, "T")):
             return keys
     return None
 

@@ -24,7 +24,7 @@ from ..language.sizes import Size
 from ..language.syntax.nodes import Name
 from . import helpers
 from .code import Num, Unwritten, Written, text_of
-from .lower import Lowered, lower
+from .lower import lower
 from .recipe import MASK, PLACES, Body
 from .writer import Writer
 
@@ -125,7 +125,7 @@ class _Class:
 
     def _arguments(self) -> None:
         """The method's arguments as numbers and words."""
-        w = Writer(self.values, self.symbols, {}, 1, None, False)
+        w = Writer(self.values, self.symbols, {}, 1, None)
         for p in self.method.params:
             if p.default is None or p.type in ("init", "sites", "scope"):
                 continue
@@ -142,10 +142,10 @@ class _Class:
             if n not in typing.sizes:
                 continue  # nothing is read there
             sizes[n] = Num(self._size(typing.sizes[n], "self."), size=typing.sizes[n])
-        low = lower(self.row, typing)
-        body = Body(self.row, typing, Lowered(low.added, low.factor), self.values, sizes, tensors, _entering(typing),
-                    training=None, fused=False, own="self.")  # fmt: skip
-        lines, result = body.text("h")
+        low = lower(self.row, typing, frozenset({"added"}))
+        body = Body(self.row, typing, low, self.values, sizes, tensors, _entering(typing), training=None, own="self.")
+        written, (result,) = body.text("h")
+        lines = [*map(str, written)]
         self.helpers = list(body.writer.helpers)
         text = "\n".join([*lines, result])
         words = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", text))
@@ -203,7 +203,7 @@ class _Class:
             return [], f"torch.zeros({whole})", f"starts as {to_text(t.exact)}: copy that in"
         if t.start is None:
             return [], f"torch.zeros({whole})", ""
-        w = Writer(self.values, {n: Num(n, size=Size.of(n)) for n in self.symbols}, {}, 1, None, False)
+        w = Writer(self.values, {n: Num(n, size=Size.of(n)) for n in self.symbols}, {}, 1, None)
         w.names |= {n: Num(n) for n in ("layer", "depth")}
         args = [text_of(w.write(a)) for a in t.start.args] if not INITIALISERS[t.start.name].words else []
         empty = f"torch.empty({whole})" if shape else "torch.empty(())"

@@ -7,7 +7,7 @@ left to the evaluator.
 
 from __future__ import annotations
 
-import re
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +21,10 @@ from ..language.ir import Row
 from ..language.types.typed import TypedRow
 from ..language.sites import TensorType
 from ..language.sizes import Size
-from ..language.syntax.nodes import Let, Name, Statement, walk
+from ..language.syntax.nodes import Expr, Name
 from . import helpers
-from .code import PRODUCT, Code, Num, Unwritten, Written, spread, text_of
+from .code import PRODUCT, Code, Num, Unwritten, Written, refine, spread, text_of
+from .lines import Line, joined, needed, split, words
 from .lower import Lowered
 from .writer import Writer
 
@@ -33,11 +34,16 @@ Want = Literal["h", "mass", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`."""
+    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`.
+
+    Behind them ``function`` takes what ``fold`` makes of the row's tensors ``folds``: that may be kept while they stay as they are.
+    """
 
     source: str
     reads: tuple[str, ...]
     function: Any
+    folds: tuple[str, ...] = ()
+    fold: Any = None
 
     def __reduce__(self) -> Any:
         raise TypeError("a recipe is written where it is used")
@@ -61,12 +67,41 @@ class Recipes:
         self.parts = (row, typing, lowered, constants, sizes, tensors)
         self.known: dict[tuple[Entering, bool, Want], Recipe | None] = {}
         self.ready: dict[tuple, Any] = {}  # what who calls them makes of them, by what enters
+        self.kept: dict[tuple, tuple[Any, tuple, tuple]] = {}  # what was folded, and of what
 
     def __reduce__(self) -> Any:
         return Recipes, self.parts
 
     def __deepcopy__(self, memo: dict) -> Recipes:
         return Recipes(*self.parts)
+
+    def folded(self, key: tuple, fold: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[bool]) -> tuple:
+        """What ``fold`` makes of the tensors, those that are ``numbers`` as numbers. Without gradients it is kept while they stay as
+        they are: the same tensors, with their data at the same place, which torch did not see change. What is written past torch's
+        count (``t.data.copy_``) shows after a pass with gradients or a change between training and evaluation (`forget`).
+        """
+        if torch.is_grad_enabled():
+            self.kept.clear()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(t.is_inference() for t in tensors):
+            return fold(*(t.reshape(()) if n else t for t, n in zip(tensors, numbers, strict=True)))
+        device = tensors[0].device.type
+        state = (
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+            torch.is_inference_mode_enabled(),
+        )
+        found = self.kept.get(key)
+        if found is not None and found[0] == state:
+            for t, (ref, version, at) in zip(tensors, found[1], strict=True):
+                if ref() is not t or t._version != version or t.data_ptr() != at:
+                    break
+            else:
+                return found[2]
+        values = fold(*(t.reshape(()) if n else t for t, n in zip(tensors, numbers, strict=True)))
+        self.kept[key] = state, tuple((weakref.ref(t), t._version, t.data_ptr()) for t in tensors), values
+        return values
+
+    def forget(self) -> None:
+        self.kept.clear()
 
     def of(self, entering: Entering, training: bool, want: Want) -> Recipe | None:
         """The recipe for what enters; None where there is no straight code, and the row is evaluated as written."""
@@ -81,24 +116,37 @@ def _recipe(
     entering: Mapping[str, tuple[str, ...]], training: bool, want: Want,
 ) -> Recipe | None:  # fmt: skip
     try:
-        body = Body(row, typing, lowered, constants, sizes, tensors, entering, training, fused=True)
-        lines, result = body.text(want)
+        body = Body(row, typing, lowered, constants, sizes, tensors, entering, training)
+        lines, ends = body.text(want)
     except (Unwritten, ArithmeticError, ValueError):
         return None
-    words = set(re.findall(r"[A-Za-z_]\w*", "\n".join([*lines, result])))
-    reads = [n for n in body.arguments if body.arguments[n] in words]
-    arguments = ", ".join(body.arguments[n] for n in reads)
-    source = "\n    ".join([f"def recipe({arguments}):", *lines, f"return {result}"]) + "\n"
-    return Recipe(source, tuple(reads), _compiled(source))
+    lines = joined(lines) if "joined" in lowered.on else lines
+    names, labels = body.arguments, {n for n in body.arguments if n in tensors}
+    fixed, lines = split(lines, [names[n] for n in names if n not in labels]) if "folded" in lowered.on else ([], lines)
+    read = set().union(*(words(line.text) for line in lines), *(words(e) for e in ends))
+    folded = [line.name for line in fixed if line.name in read]
+    reads = [n for n in names if names[n] in read]
+    source = _function("recipe", [*(names[n] for n in reads), *folded], lines, ends)
+    if not folded:
+        return Recipe(source, tuple(reads), _compiled(source))
+    read = set().union(*(words(line.text) for line in fixed))
+    folds = [n for n in names if names[n] in read]
+    first = _function("fold", [names[n] for n in folds], fixed, [*folded, ""])
+    return Recipe(f"{first}\n{source}", tuple(reads), _compiled(source), tuple(folds), _compiled(first, "fold"))
+
+
+def _function(name: str, arguments: Sequence[str], lines: Sequence[Line], ends: Sequence[str]) -> str:
+    inner = [*map(str, lines), f"return {', '.join(ends).rstrip()}"]
+    return "\n    ".join([f"def {name}({', '.join(arguments)}):", *inner]) + "\n"
 
 
 @lru_cache(maxsize=4096)
-def _compiled(source: str) -> Any:
+def _compiled(source: str, name: str = "recipe") -> Any:
     """The function of a source. Equal sources give the same function, so layers share what a compiler makes of it."""
     scope: dict[str, Any] = {"torch": torch, "F": functional}
     scope |= {n: getattr(helpers, n) for n in dir(helpers) if not n.startswith("_")}
     exec(compile(source, "<recipe>", "exec"), scope)
-    return scope["recipe"]
+    return scope[name]
 
 
 class Body:
@@ -110,10 +158,9 @@ class Body:
 
     def __init__(
         self, row: Row, typing: TypedRow, lowered: Lowered, constants: Mapping[str, Written], sizes: Mapping[str, Written],
-        tensors: Mapping[str, tuple[str, ...]], entering: Mapping[str, tuple[str, ...]], training: bool | None, fused: bool,
-        own: str = "",
+        tensors: Mapping[str, tuple[str, ...]], entering: Mapping[str, tuple[str, ...]], training: bool | None, own: str = "",
     ):  # fmt: skip
-        self.row, self.typing, self.lowered, self.fused = row, typing, lowered, fused
+        self.row, self.typing, self.lowered, self.on = row, typing, lowered, lowered.on
         self.training = training
         bases = {n: out for n, (_, out) in typing.bases.items()}
         heads, groups = sizes["heads"], sizes["groups"]
@@ -122,7 +169,7 @@ class Body:
             if isinstance(heads, int) and isinstance(groups, int)
             else Num("self.heads // self.groups", PRODUCT)
         )
-        self.writer = Writer(constants, {**sizes, **_bound(typing)}, bases, repeats, training, fused)
+        self.writer = Writer(constants, {**sizes, **_bound(typing)}, bases, repeats, training, lowered.on)
         self.arguments: dict[str, str] = {"h": "h"}
         types = {t.label: t.type for t in typing.tensors}
         inputs = {i.name: i for i in typing.inputs}
@@ -147,28 +194,27 @@ class Body:
         for name in bases:
             self._enters(name)
         self.arguments |= {MASK: "mask", PLACES: "places"}
+        self.writer.live |= {a for n, a in self.arguments.items() if n not in tensors}
 
     def _enters(self, name: str) -> str:
         self.arguments[name] = self.writer.safe(name)
         return self.arguments[name]
 
-    def text(self, want: Want) -> tuple[list[str], str]:
-        """The lines, and the expression of the result."""
+    def text(self, want: Want) -> tuple[list[Line], list[str]]:
+        """The lines, and the expressions of the result."""
+        ends = self._rows() if want == "rows" else self._ends(want)
+        return needed(self.writer.lines, ends), ends
+
+    def _ends(self, want: Want) -> list[str]:
         w = self.writer
-        if want == "rows":
-            return self._rows()
         h = w.names.get("h")
         self._insertion(h)
         w.names.pop("h", None)
         assert isinstance(h, Code)
         added = self.lowered.added
         compose = self.row.compose[:-1] if added is not None else self.row.compose
-        ends = [added, self.lowered.factor] if added is not None else [Name("out")]
-        if want == "mass":
-            ends.append(Name("scores"))
-        form, compose = _needed((self.row.form, compose), [e for e in ends if e is not None])
         g = self._gate() if self.row.gate is not None else None
-        w.run(form)
+        w.run(self.row.form)
         w.names["h"] = h
         w.run(compose)
         if added is not None:
@@ -182,12 +228,12 @@ class Body:
                 out = w.combined("+", h, w.combined("*", g, change))
         if not isinstance(out, Code):
             raise Unwritten("an out that is a number")
-        result = self._whole(out, h)
+        ends = [self._whole(out, h)]
         if want == "mass":
             scores = w.names["scores"]
             assert isinstance(scores, Code)
-            result = f"{result}, torch.logsumexp({scores.text}, -1)"
-        return w.lines, result
+            ends.append(f"torch.logsumexp({scores.text}, -1)")
+        return ends
 
     # ------------------------------------------------------------ parts
 
@@ -208,20 +254,15 @@ class Body:
         w = self.writer
         before = w.names
         w.names = {**before, **self.gate}
-        (body,) = _needed((self.row.gate or (),), [Name("g")])
-        w.run(body[:-1], "gate.")
-        last = body[-1]
-        assert isinstance(last, Let)
-        g = w.write(last.value)
-        if isinstance(g, Code):
-            g = w.assign("g", g)
+        w.run(self.row.gate or (), "gate.")
+        g = w.names["g"]
         w.names = before
         return g
 
     def _add(self, h: Code, g: Written | None, added: Written, factor: Written) -> Written:
         """h + g · factor · added, with what is a plain number inside the addition's kernel."""
         w = self.writer
-        if not self.fused or not isinstance(added, Code):
+        if "fused" not in self.on or not isinstance(added, Code):
             change = added if factor == 1 else w.combined("*", factor, added)
             return w.combined("+", h, change if g is None else w.combined("*", g, change))
         if isinstance(factor, (Code, Num)):
@@ -229,6 +270,9 @@ class Body:
         if isinstance(g, (int, float, bool)):
             factor, g = factor * g, None  # type: ignore[operator]
         assert isinstance(added, Code)
+        narrow = self._narrow(g, added) if isinstance(g, Code) else None
+        if narrow is not None:
+            added, g = narrow, None
         if not set(added.axes) <= set(h.axes):
             raise Unwritten("an out with other axes than h")
         n = len(h.sizes)
@@ -243,6 +287,24 @@ class Body:
             return w.combined("+", h, added)
         return Code(f"torch.add(h, {spread(added, h.axes, n)}, alpha={factor!r})", h.axes, h.sizes)
 
+    def _narrow(self, g: Code, added: Code) -> Code | None:
+        """g · (u @ W) as (g · u) @ W, and g · (u @ W + b) as [g · u, g] @ [W; b], where u is the narrower: the backward pass
+        needs what g multiplies."""
+        if "narrow" not in self.on or not self.training or added.product is None or g.sizes:
+            return None
+        w, (u, W, b) = self.writer, added.product
+        sizes = [s.number for s in W.sizes]
+        if len(sizes) != 2 or None in sizes or sizes[0] >= sizes[1] or not set(g.axes) <= set(u.axes):  # type: ignore[operator]
+            return None
+        gu = w.combined("*", g, u)
+        assert isinstance(gu, Code)
+        if b is None:
+            return w.product(gu, W)
+        column = Code(f"{spread(g, u.axes, 1)}.expand(*{{0}}.shape[:-1], 1)", u.axes, (Size.of(1),))
+        gu = w.once(gu)
+        both = Code(f"torch.cat([{gu.text}, {column.text.format(gu.text)}], -1)", u.axes, (u.sizes[0] + 1,))
+        return w.product(both, Code(f"torch.cat([{W.text}, {b.text}[None]])", (), (W.sizes[0] + 1, W.sizes[1])))
+
     def _whole(self, out: Code, h: Code) -> str:
         """``out`` with every axis of ``h``."""
         if out.axes == h.axes:
@@ -252,20 +314,33 @@ class Body:
         kept = ", -1" * len(out.sizes)  # its own sizes: an adapter's head may have other labels than h
         return f"{spread(out, h.axes, len(out.sizes))}.expand(*h.shape[:{len(h.axes)}]{kept})"
 
-    def _rows(self) -> tuple[list[str], str]:
-        """Keys and values [batch or 1, groups or heads, rows, d_head]."""
+    def _rows(self) -> list[str]:
+        """Keys and values [batch or 1, groups or heads, rows, d_head], and by what their scores and what they yield is multiplied for
+        each query, [batch, heads or 1, queries, 1] or None."""
         w, low = self.writer, self.lowered
         assert low.keys is not None and low.values is not None
-        (before,) = _needed((low.before,), [low.keys, low.values])
-        w.run(before)
-        return w.lines, ", ".join(self._row(w.write(e)) for e in (low.keys, low.values))
+        w.run(low.before)
+        return [
+            *(self._row(w.write(e)) for e in (low.keys, low.values)),
+            *map(self._share, (low.on_scores, low.on_values)),
+        ]
+
+    def _share(self, e: Expr | None) -> str:
+        if e is None:
+            return "None"
+        v, axes = self.writer.write(e), ("batch", "head", "token")
+        assert isinstance(v, Code)
+        return spread(refine(v, axes, self.writer.repeats), axes, 1, whole=True)
 
     def _row(self, v: Written) -> str:
         assert isinstance(v, Code)
         axis = "head" if "head" in v.axes else "group"
         n = self.writer.sizes["heads" if axis == "head" else "groups"]
         text = spread(v, ("batch", axis), 2, whole=True)
-        return text if axis in v.axes else f"{text}.expand(-1, {text_of(n)}, -1, -1)"
+        text = text if axis in v.axes else f"{text}.expand(-1, {text_of(n)}, -1, -1)"
+        return self.writer.apart(Code(text, ("batch", axis), v.sizes), Num("h"))[
+            0
+        ].text  # what is fixed is a line that is computed once
 
 
 def _bound(typing: TypedRow) -> dict[str, int]:
@@ -276,19 +351,3 @@ def _bound(typing: TypedRow) -> dict[str, int]:
 
 def _input_sizes(i: InputTyping) -> tuple[Size, ...]:
     return () if i.count is not None else i.sizes
-
-
-def _needed(bodies: Sequence[Sequence[Statement]], ends: Sequence[Any]) -> list[tuple[Statement, ...]]:
-    """Bodies without the lets that nothing behind them comes to read."""
-    wanted = {n.id for e in ends for n in walk(e) if isinstance(n, Name)}
-    out: list[tuple[Statement, ...]] = []
-    for body in reversed(bodies):
-        kept: list[Statement] = []
-        for s in reversed(body):
-            if isinstance(s, Let):
-                if not wanted & set(s.names):
-                    continue
-                wanted = wanted - set(s.names) | {n.id for n in walk(s.value) if isinstance(n, Name)}
-            kept.append(s)
-        out.append(tuple(reversed(kept)))
-    return out[::-1]

@@ -52,6 +52,7 @@ from .code import (
 )
 from .evaluator import OPERATIONS
 from .functions import FUNCTIONS
+from .lines import Line, is_live
 from .torch_words import WORDS
 
 #: Names that generated code uses for itself.
@@ -64,16 +65,17 @@ class Writer:
     """``names`` are the values that may be read, ``sizes`` the site's, ``bases`` the sizes that a frozen module yields.
 
     ``training`` is True or False where code is written for one of the two, and None where it asks ``self.training``.
-    ``fused``: a product and a bias become one linear map.
+    ``on`` are the lowerings (see `lower`). ``live`` are names of Python that stand for something else at every call.
     """
 
     def __init__(self, names: Mapping[str, Written], sizes: Mapping[str, Written], bases: Mapping[str, Size], repeats: Written,
-                 training: bool | None, fused: bool):  # fmt: skip
+                 training: bool | None, on: frozenset[str] = frozenset()):  # fmt: skip
         self.names: dict[str, Written] = dict(names)
         self.sizes: Mapping[str, Written] = dict(sizes)
         self.bases, self.repeats = dict(bases), repeats
-        self.training, self.fused = training, fused
-        self.lines: list[str] = []
+        self.training, self.on = training, on
+        self.lines: list[Line] = []
+        self.live: set[str] = set()
         self.helpers: dict[str, None] = {}
         self.taken: dict[str, str] = {}  # what each name of Python stands for
         self.temporary = 0
@@ -89,20 +91,23 @@ class Writer:
                 raise Unwritten(f"`{s.word}`")
 
     def bind(self, name: str, value: Written, front: str = "") -> None:
-        if (
-            isinstance(value, Code)
-            and value.level != ATOM
-            or isinstance(value, Code)
-            and not value.text.replace(".", "").isidentifier()
-        ):
+        if isinstance(value, Code) and not _is_name(value):
             value = self.assign(front + name, value)
         self.names[name] = value
 
-    def assign(self, name: str, value: Code) -> Code:
-        """A line that gives a value a name."""
+    def assign(self, name: str, value: Code, joins: tuple[str, Code, Code | None] | None = None) -> Code:
+        """A line that gives a value a name; one that is bound already gets another."""
         safe = self.safe(name)
-        self.lines.append(f"{safe} = {value.text}")
-        return Code(safe, value.axes, value.sizes)
+        while any(line.name == safe for line in self.lines):
+            name += "_"
+            safe = self.safe(name)
+        if self.is_live(value):
+            self.live.add(safe)
+        self.lines.append(Line(safe, value.text, joins))
+        return Code(safe, value.axes, value.sizes, product=value.product)
+
+    def is_live(self, value: Code) -> bool:
+        return is_live(value.text, self.live)
 
     def safe(self, name: str) -> str:
         """A name of the language as one of Python."""
@@ -114,7 +119,7 @@ class Writer:
 
     def once(self, value: Code) -> Code:
         """The value under a name of its own, where its text would be repeated."""
-        if value.level == ATOM and value.text.replace(".", "").isidentifier():
+        if _is_name(value):
             return value
         self.temporary += 1
         return self.assign(f"t{self.temporary}", value)
@@ -173,8 +178,11 @@ class Writer:
         return name  # a domain, an axis, an activation: words stand for themselves
 
     def _binary(self, e: Binary) -> Written:
-        if self.fused and e.op == "+" and isinstance(e.left, Binary) and e.left.op == "@":
-            return self._affine(e.left, e.right)
+        if "linear" in self.on and e.op == "+" and isinstance(e.left, Binary) and e.left.op == "@":
+            a, W, b = self.write(e.left.left), self.write(e.left.right), self.write(e.right)
+            if isinstance(a, Code) and isinstance(W, Code) and isinstance(b, Code) and _is_map(a, W, b):
+                return self.product(a, W, b)
+            return self.combined("+", self.combined("@", a, W), b)
         return self.combined(e.op, self.write(e.left), self.write(e.right))
 
     def combined(self, op: str, a: Written, b: Written) -> Written:
@@ -184,20 +192,47 @@ class Writer:
         if op == "@":
             if not isinstance(a, Code) or not isinstance(b, Code):
                 raise Unwritten("`@` of a number")
-            return matmul(a, b, self.repeats)
+            return self.product(a, b)
         if isinstance(a, Code) and isinstance(b, Code):
-            return operation(op, a, b, self.repeats)
+            left, right = self.apart(a, b)
+            return operation(op, left, right, self.repeats)
         if isinstance(a, Code) or isinstance(b, Code):
+            a, b = self.apart(a, b)
             return with_number(op, a, b)
         return numbers(op, a, b)
 
-    def _affine(self, product: Binary, bias: Expr) -> Written:
-        """``a @ W + b`` as one linear map where W and b are the same for every position."""
-        a, W, b = self.write(product.left), self.write(product.right), self.write(bias)
-        if isinstance(a, Code) and isinstance(W, Code) and isinstance(b, Code):
-            if not (W.axes or b.axes) and len(W.sizes) == 2 and len(b.sizes) == 1 and a.axes:
-                return Code(f"F.linear({a.text}, {transposed(W).text}, {b.text})", a.axes, (*a.sizes[:-1], W.sizes[1]))
-        return self.combined("+", self.combined("@", a, W), b)
+    def product(self, a: Code, W: Code, b: Code | None = None) -> Code:
+        """``a @ W``; with a bias as one linear map. What others may be joined with is a line."""
+        a, W, b = self.apart(a, W, b)
+        if b is None:
+            out = matmul(a, W, self.repeats)
+        elif len(W.sizes) == 2:
+            out = Code(
+                f"F.linear({a.text}, {transposed(W).text}, {b.text})",
+                a.axes,
+                (*a.sizes[:-1], W.sizes[1]),
+                product=(a, W, b),
+            )
+        else:
+            out = operation("+", matmul(a, W, self.repeats), b, self.repeats)
+        if (
+            "joined" in self.on
+            and self.training
+            and _is_name(a)
+            and _is_map(a, W, b)
+            and W.sizes[-1].number is not None
+        ):
+            if self.is_live(a) and not self.is_live(W) and not (b is not None and self.is_live(b)):
+                self.temporary += 1
+                return self.assign(f"t{self.temporary}", out, (a.text, W, b))
+        return out
+
+    def apart(self, *values: Any) -> tuple[Any, ...]:
+        """The values; beside a live one, what reads the adapter's tensors alone is a line of its own, which is computed once."""
+        known = [v for v in values if isinstance(v, (Code, Num))]
+        if "folded" not in self.on or not any(is_live(v.text, self.live) for v in known):
+            return values
+        return tuple(self.once(v) if isinstance(v, Code) and not self.is_live(v) else v for v in values)
 
     def _compare(self, e: Compare) -> Written:
         a, b = self.write(e.left), self.write(e.right)
@@ -275,7 +310,7 @@ class Writer:
             raise Unwritten(f"`{name}`")
         if not any(isinstance(a, (Code, Num)) for a in args):
             return FUNCTIONS[name](None, *args)  # type: ignore[arg-type,return-value]
-        return WORDS[name](self, *args)
+        return WORDS[name](self, *self.apart(*args))
 
     # ------------------------------------------------------------ reductions
 
@@ -297,6 +332,16 @@ class Writer:
             raise Unwritten("real tokens of what has no batch")
         dim, axes, sizes = self.dim(a, "tokens")
         return Code(self.helper(function, a.text, "mask", dim), axes, sizes)
+
+
+def _is_name(v: Code) -> bool:
+    return v.level == ATOM and v.text.replace(".", "").isidentifier()
+
+
+def _is_map(a: Code, W: Code, b: Code | None) -> bool:
+    """Whether ``a @ W`` (and ``+ b``) is one map of the last size, the same for every position."""
+    fits = b is None or (not b.axes and len(b.sizes) == len(W.sizes) - 1)
+    return bool(a.axes) and len(a.sizes) == 1 and not W.axes and len(W.sizes) in (1, 2) and fits
 
 
 def negative(v: Written) -> Written:

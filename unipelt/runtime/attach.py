@@ -18,6 +18,7 @@ from ..anatomy.interrupts import finish
 from ..anatomy.quantised import is_quantised
 from ..compiler.initialise import draw, generator
 from ..compiler.labels import Labels, labels_of_base
+from ..compiler.lower import lowerings
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.planner import plan as make_plan
 from ..language.report.diagnostics import error
@@ -37,7 +38,7 @@ from .switch import ADAPTER_NAME, Switch
 def apply(
     model: nn.Module, method: Method, name: str = "default", seed: int = 0, *, head: bool | None = None,
     tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None, dtype: torch.dtype | None = None,
-    allow_future: bool = False, lowering: bool = True, trainable: bool = True,
+    allow_future: bool = False, lowering: bool | Sequence[str] = True, trainable: bool = True,
     labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None,
 ) -> Plan:  # fmt: skip
     """Attaches a method under a name, freezes the base and activates the adapter. Returns the plan it carried out.
@@ -46,7 +47,7 @@ def apply(
     fails, the model is as it was. ``head``, ``labels`` and ``problem_type`` are as in `unipelt.plan`: with labels of its
     own the adapter has a head with as many columns, and a batch's ``labels`` mean those; ``tokenizer`` serves starts from a
     text, and ``label_words`` (by default the names of the labels) those from the words of the class labels;
-    ``lowering=False`` evaluates every line as written. Raises `PeltError`.
+    ``lowering=False`` evaluates every line as written, names of `compiler.lower.LOWERINGS` choose some. Raises `PeltError`.
 
     ``dtype`` is that of the adapter's tensors and trained copies. By default they have the base's own, but float32 on a base in
     half precision: bfloat16 has 8 bits, so that an optimiser's step of less than some 0.4 % of a weight is rounded away
@@ -61,7 +62,7 @@ def apply(
 def install(
     model: nn.Module, method: Method, name: str, seed: int, check: Callable[[Plan], None], *, head: bool | None, allow_future: bool,
     labels: int | Sequence[str] | Labels | None, trainable: bool, tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None,
-    dtype: torch.dtype | None = None, lowering: bool = True, problem_type: str | None = None,
+    dtype: torch.dtype | None = None, lowering: bool | Sequence[str] = True, problem_type: str | None = None,
 ) -> Plan:  # fmt: skip
     """`apply` with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be."""
     if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
@@ -83,10 +84,11 @@ def install(
             "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
         )
     _refuse_sharded(model)
+    chosen = lowerings(lowering)
     planned = make_plan(model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type)
     check(planned)
     data = StartData.of(model, planned, tokenizer, label_words)
-    attached = Attached(planned, int(seed), lowering, trainable)
+    attached = Attached(planned, int(seed), chosen, trainable)
     made = _create(model, attached, data, dtype)
     _install(model, name, attached, made)
     return planned

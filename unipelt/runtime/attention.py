@@ -15,8 +15,9 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from ..language.report.diagnostics import error
-from .edits import Edit
+from .edits import Edit, Rows
 from .kernels import Call, Kernel, fits, kernel_of, log_mass, scores_of, with_sinks
+from .told_apart import WIDEST, together, told_apart
 from .seam import Seam, seam_of
 
 
@@ -76,19 +77,22 @@ def refuse_bypassing(model: nn.Module, hosts: Iterable[str]) -> None:
 def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, Edit]], call: Call) -> Any:
     """(out [batch, tokens, heads, d], weights)"""
     query, scale, fit = call.query, call.scale, fits(kernel, call)
-    rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+    rows: list[Rows] = []
     joining: list[tuple[Edit, dict[str, Any]]] = []
     rest: list[tuple[Edit, dict[str, Any]]] = []
     for name, edit in edits:
         scope = {**seam.gather(name, edit, None, call.module), "q": query, "scale": scale}
-        if fit and not rest and edit.lowered is not None and edit.lowered.keys is not None:
+        if fit and not rest and _joins(edit, rows, call):
             joining.append((edit, scope))
             rows.append(edit(query, scope, seam.mask(edit), want="rows"))
         else:
             rest.append((edit, scope))
     if joining and any([e.watchers for e, _ in joining]):
         _show(base, kernel, seam, joining, call)
-    out, weights = (kernel.join(call, rows) if rows else call).run(base)
+    beside, pairs, shares = told_apart(call, rows)
+    out, weights = (kernel.join(beside, pairs) if rows else call).run(base)
+    if shares:
+        out = together(out, shares, query.shape[-1])
     if not rest:
         return out, weights
     h = out.transpose(1, 2)
@@ -104,13 +108,23 @@ def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, E
     return h.transpose(1, 2).contiguous(), weights
 
 
-def _mass(kernel: Kernel, call: Call, rows: list, weights: Any) -> torch.Tensor:
+def _joins(edit: Edit, rows: list[Rows], call: Call) -> bool:
+    """Whether an edit's rows can join the keys, behind those that do."""
+    low = edit.lowered
+    if low is None or low.keys is None:
+        return False
+    apart = 1 + sum(a is not None or b is not None for _, _, a, b in rows)
+    return not low.gated or call.query.shape[2] == 1 or call.query.shape[-1] * (1 + apart) <= WIDEST
+
+
+def _mass(kernel: Kernel, call: Call, rows: list[Rows], weights: Any) -> torch.Tensor:
     """The log of the mass of all scores, those of the rows that joined the keys among them."""
     if kernel.tells_mass and weights is not None:
         return with_sinks(call, weights)
     mass = log_mass(kernel, call)
-    for k, _ in rows:
-        mass = torch.logaddexp(mass, torch.logsumexp(scores_of(call, k), -1))
+    for k, _, on_scores, _ in rows:
+        scores = scores_of(call, k)
+        mass = torch.logaddexp(mass, torch.logsumexp(scores if on_scores is None else on_scores * scores, -1))
     return mass
 
 

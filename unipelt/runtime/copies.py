@@ -30,7 +30,8 @@ class CopyEdit(Holding):
     needs: frozenset[str] = frozenset()
 
     def __init__(
-        self, host: nn.Module, own: Mapping[str, torch.Tensor], borrowed: Mapping[str, str], shared: Shared | None, lowering: bool
+        self, host: nn.Module, own: Mapping[str, torch.Tensor], borrowed: Mapping[str, str], shared: Shared | None,
+        lowering: frozenset[str],
     ):  # fmt: skip
         super().__init__()
         self.hold(own)
@@ -38,7 +39,7 @@ class CopyEdit(Holding):
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.trained = (*own, *borrowed)
         adds = isinstance(host, (nn.Linear, nn.LayerNorm)) or type(host).__name__ == "Conv1D"
-        self.bias_only = lowering and adds and self.trained == ("bias",)
+        self.bias_only = bool(lowering) and adds and self.trained == ("bias",)
         self._base = [host]  # in a list, as what is shared
         self._twin = [_twin(host, self.values())]
         self.watchers: tuple[Any, ...] = ()

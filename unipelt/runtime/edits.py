@@ -14,7 +14,7 @@ from ..anatomy.columns import Columns, taken
 from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
-from ..compiler.named import Named, elementwise, to_axes
+from ..compiler.named import Named, elementwise, refine, spread, to_axes
 from ..compiler.plan import PlannedEdit
 from ..compiler.recipe import MASK, PLACES, Recipes, Want
 from ..language.report.diagnostics import error
@@ -24,12 +24,18 @@ from ..language.syntax.nodes import Name, Param
 from .holding import Holding, Shared, key_of_tensor
 
 
+#: Keys, values, and by what scores and what they yield is multiplied.
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 #: Under which name an edit is given batch and tokens that a module of the base has flattened: no name of the language.
 ROWS = ":rows"
 
 
-#: A recipe's function, the names of its arguments (None for a tensor of the row), and where the row's tensors are.
-Ready = tuple[Callable[..., Any] | None, tuple[str | None, ...], tuple[tuple[bool, str, bool], ...]]
+#: Where a tensor of the row is: whether the model shares it, under which name, whether it is a number.
+Place = tuple[bool, str, bool]
+#: A recipe's function, the names of its arguments (None for a tensor of the row) and where these tensors are; what is folded first, of which.
+Ready = tuple[
+    Callable[..., Any] | None, tuple[str | None, ...], tuple[Place, ...], Callable[..., Any] | None, tuple[Place, ...]
+]
 
 
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -59,7 +65,7 @@ class Edit(Holding):
     def __init__(
         self, planned: PlannedEdit, params: tuple[Param, ...], tensors: Mapping[str, torch.Tensor],
         borrowed: Mapping[str, str], shared: Shared | None, axes: Mapping[str, tuple[str, ...]],
-        bases: Mapping[str, BaseCall], lowering: bool,
+        bases: Mapping[str, BaseCall], lowering: frozenset[str],
     ):  # fmt: skip
         super().__init__()
         self.row, self.site = planned.row, planned.site
@@ -80,13 +86,13 @@ class Edit(Holding):
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.hold(tensors)
         grouped = planned.site.kind.has_heads and planned.site.sizes["heads"] != planned.site.sizes["groups"]
-        self.lowered: Lowered | None = lower(planned.row, planned.typing, grouped) if lowering else None
+        self.lowered: Lowered | None = lower(planned.row, planned.typing, lowering, grouped) if lowering else None
         self.recipes = (
             Recipes(planned.row, planned.typing, self.lowered, self.constants, self.sizes, self.axes)
             if self.lowered
             else None
         )
-        self.rests = lowering and rests(planned.row, self.constants, self.sizes)
+        self.rests = "rests" in lowering and rests(planned.row, self.constants, self.sizes)
         self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
@@ -94,6 +100,11 @@ class Edit(Holding):
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
         self.plain = self.columns is None and self.prompt is None and planned.site.rows is None and not self.inputs and (
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
+
+    def train(self, mode: bool = True) -> Edit:
+        if self.recipes is not None:
+            self.recipes.forget()
+        return super().train(mode)
 
     # ------------------------------------------------------------ evaluation
 
@@ -109,15 +120,7 @@ class Edit(Holding):
         for name, t in self._given(given, tensors).items():
             if name != PLACES:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
-        return Context(
-            names,
-            self.sizes,
-            self.bases,
-            mask,
-            self.training and not still,
-            given.get(PLACES),
-            self.lowered is not None,
-        )
+        return Context(names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES))
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
         """The axes of what is in scope: those of its type, fewer where the model has joined some, or pooled the tokens of h."""
@@ -201,11 +204,12 @@ class Edit(Holding):
         ready = self.recipes.ready.get(key)
         if ready is None:
             ready = self.recipes.ready[key] = self._ready(given, want)
-        function, reads, places = ready
+        function, reads, places, fold, folds = ready
         if function is None:
             return None
         own = self._own(places)
-        dtype = own[0].dtype if own else None
+        source = self._own(folds, whole=True) if fold is not None else own
+        dtype = (own or source)[0].dtype if own or source else None
         values = iter(own)
         arguments: list[Any] = []
         for name in reads:
@@ -218,7 +222,9 @@ class Edit(Holding):
                 arguments.append(t)
             else:
                 arguments.append(mask if name == MASK else self.bases.get(name))
-        return function(*arguments)
+        if fold is None:
+            return function(*arguments)
+        return function(*arguments, *self.recipes.folded(key, fold, source, [number for _, _, number in folds]))
 
     def _ready(self, given: Mapping[str, Any], want: Want) -> Ready:
         """The recipe for what enters, and where its arguments are: a tensor of the row (None), or what is given under a name."""
@@ -228,23 +234,22 @@ class Edit(Holding):
         )
         recipe = self.recipes.of(entering, self.training, want)
         if recipe is None:
-            return None, (), ()
-        labels = [n for n in recipe.reads if n in self.axes]
-        places = tuple(
-            (label in self.borrowed, self.borrowed.get(label) or key_of_tensor(label), self.scalars.get(label, False))
-            for label in labels
-        )
-        return recipe.function, tuple(None if n in self.axes else n for n in recipe.reads), places
+            return None, (), (), None, ()
+        own, folds = (tuple(self._place(n) for n in names if n in self.axes) for names in (recipe.reads, recipe.folds))
+        return recipe.function, tuple(None if n in self.axes else n for n in recipe.reads), own, recipe.fold, folds
 
-    def _own(self, places: Iterable[tuple[bool, str, bool]]) -> list[torch.Tensor]:
-        """The row's tensors at their places: whether the model shares them, under which name, whether they are numbers."""
+    def _place(self, label: str) -> Place:
+        return label in self.borrowed, self.borrowed.get(label) or key_of_tensor(label), self.scalars.get(label, False)
+
+    def _own(self, places: Iterable[Place], whole: bool = False) -> list[torch.Tensor]:
+        """The row's tensors at their places; numbers as numbers, or ``whole`` as they are registered."""
         shared = self.shared[0]() if self.borrowed else {}
         out: list[Any] = []
         for is_shared, key, number in places:
             t = shared[key] if is_shared else self._parameters.get(key)
             if t is None:
                 t = self._buffers[key]
-            out.append(t.reshape(()) if number else t)  # type: ignore[union-attr]
+            out.append(t.reshape(()) if number and not whole else t)  # type: ignore[union-attr]
         return out
 
     def _given(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -276,15 +281,11 @@ class Edit(Holding):
         g = self._gate(c)
         run(self.row.form, c)
         c.names["h"] = named
-        if self.lowered is not None and self.lowered.added is not None:
-            run(self.row.compose[:-1], c)
-            out = self._add(named, g, c)
-        else:
-            run(self.row.compose, c)
-            out = c.names["out"]
-            if g is not None:
-                change = elementwise(torch.sub, out, named)
-                out = elementwise(torch.add, named, elementwise(operator.mul, g, change))
+        run(self.row.compose, c)
+        out = c.names["out"]
+        if g is not None:
+            change = elementwise(torch.sub, out, named)
+            out = elementwise(torch.add, named, elementwise(operator.mul, g, change))
         if not isinstance(out, Named):
             raise TypeError("a row yields a tensor")
         data = out.data
@@ -300,17 +301,6 @@ class Edit(Holding):
             data = to_axes(out, named.axes, shape)
         return data.to(h.dtype), c
 
-    def _add(self, h: Named, g: Any, c: Context) -> Any:
-        """h + g · factor · added, a plain factor within the addition's kernel."""
-        assert self.lowered is not None and self.lowered.added is not None
-        added = evaluate(self.lowered.added, c)
-        factor: Any = evaluate(self.lowered.factor, c) if self.lowered.factor is not None else 1
-        if isinstance(factor, Named):  # a number in evaluation may be drawn in training
-            added, factor = elementwise(torch.mul, factor, added), 1
-        if g is not None:
-            added = elementwise(operator.mul, g, added)
-        return elementwise(lambda a, b: torch.add(a, b, alpha=factor), h, added)
-
     def _gate(self, c: Context) -> Any:
         if self.row.gate is None:
             return None
@@ -322,23 +312,29 @@ class Edit(Holding):
         c.names[ITS_VALUE] = inner.names["g"]
         return inner.names["g"]
 
-    def rows(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [batch or 1, group, l, d_head] of a row that shares the softmax (see `compiler.lower`)."""
-        assert self.lowered is not None and self.lowered.keys is not None and self.lowered.values is not None
+    def rows(self, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Rows:
+        """Keys and values [batch or 1, group, l, d_head] of a row that shares the softmax, and what its scores and what it yields is
+        multiplied by at each query, [batch, head or 1, query, 1] (see `compiler.lower`)."""
         found = self._straight(given, mask, "rows")
         if found is not None:
             return found
+        low = self.lowered
+        assert low is not None and low.keys is not None and low.values is not None
         c = self.context(given, mask)
-        run(self.lowered.before, c)
-        return self._kv(evaluate(self.lowered.keys, c)), self._kv(evaluate(self.lowered.values, c))
+        run(low.before, c)
+        heads, groups = self.site.sizes["heads"], self.site.sizes["groups"]
 
-    def _kv(self, v: Any) -> torch.Tensor:
-        assert isinstance(v, Named)
-        axes = ("batch", "head" if "head" in v.axes else "group")
-        from ..compiler.named import spread
+        def wide(e: Any, axes: tuple[str, ...]) -> torch.Tensor:
+            v = evaluate(e, c)
+            assert isinstance(v, Named)
+            if "group" in axes and "head" in v.axes:
+                return spread(v, ("batch", "head"), 2)
+            return spread(refine(v, axes, heads), axes, 4 - len(axes))
 
-        t = spread(v, axes, 2)
-        return t.expand(-1, self.site.sizes["heads" if axes[1] == "head" else "groups"], -1, -1)
+        kv = [wide(e, ("batch", "group")) for e in (low.keys, low.values)]
+        k, v = (t if t.shape[1] > 1 else t.expand(-1, groups, -1, -1) for t in kv)
+        a, b = (None if e is None else wide(e, ("batch", "head", "token")) for e in (low.on_scores, low.on_values))
+        return k, v, a, b
 
 
 def needs(planned: PlannedEdit) -> frozenset[str]:

@@ -37,7 +37,7 @@ class Attached:
 
     plan: Plan
     seed: int
-    lowering: bool
+    lowering: frozenset[str]
     trainable: bool
     #: Where each tensor, then each copy, is registered. Looked up at every use: sharding, `load_state_dict(assign=True)`
     #: and offloading put other tensor objects there.
