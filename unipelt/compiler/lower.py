@@ -140,7 +140,7 @@ def _rows(
             return None
         if grouped and "head" in t.axes:
             return None  # the kernel has keys for groups only
-    if grouped and any({"head", "group"} & {*typing.value(e).type.axes} for e in shares):
+    if grouped and any({"head", "group"} & {*getattr(typing.value(e).type, "axes", ())} for e in shares):
         return None
     return before, keys, values, on_scores, on_values
 
