@@ -89,10 +89,12 @@ def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, E
             rest.append((edit, scope))
     if joining and any([e.watchers for e, _ in joining]):
         _show(base, kernel, seam, joining, call)
-    beside, pairs, shares = told_apart(call, rows)
-    out, weights = (kernel.join(beside, pairs) if rows else call).run(base)
-    if shares:
-        out = together(out, shares, query.shape[-1])
+    if rows:
+        beside, pairs, shares = told_apart(call, rows)
+        out, weights = kernel.join(beside, pairs).run(base)
+        out = together(out, shares, query.shape[-1]) if shares else out
+    else:
+        out, weights = call.run(base)
     if not rest:
         return out, weights
     h = out.transpose(1, 2)

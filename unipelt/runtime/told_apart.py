@@ -8,7 +8,6 @@ softmax is over all, and the kernel stays what it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +35,8 @@ def told_apart(
     for i, (k, v, _, _) in enumerate(rows):
         before = d * (gated.index(i) + 1) if i in gated else 0
         pairs.append((F.pad(k, (before, more - before)), F.pad(v, (before, more - before))))
-    beside = replace(
-        call, query=torch.cat([call.query, *queries], -1), key=F.pad(call.key, (0, more)), value=F.pad(call.value, (0, more)),
+    beside = call._replace(
+        query=torch.cat([call.query, *queries], -1), key=F.pad(call.key, (0, more)), value=F.pad(call.value, (0, more)),
         kwargs={**call.kwargs, "scaling": call.scale},
     )  # fmt: skip
     return beside, pairs, [rows[i][3] for i in gated]
