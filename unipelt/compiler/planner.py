@@ -18,7 +18,7 @@ from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
 from ..language.analyse.method import analyse
-from ..language.check.methods import first_like, numbered, sites_of
+from ..language.check.methods import first_like, sites_of, varies_by
 from ..language.types.declared import TensorTyping, weights_read
 from ..language.report.diagnostics import Diagnostic, PeltError, error, near
 from ..language.types.infer import Inference
@@ -97,6 +97,9 @@ class _Builder:
         self.parameters = parameters_of(model)
         self.head_parameters = head_parameters(sites, self.parameters)
         self.stacks = {s.name: s for s in sites.stacks}
+        heads = [own_head(s, labels) for s in sites.sites if s.kind.has_labels]
+        #: How many labels the model's head has, or the adapter's own: a size that any row may read.
+        self.of_the_head = {"labels": heads[0].sizes["labels"]} if heads else {}
         self.edits: list[PlannedEdit] = []
         self.tensors: dict[str, PlannedTensor] = {}
         self.copies: dict[str, PlannedCopy] = {}
@@ -148,7 +151,7 @@ class _Builder:
             )
         here_layers: dict[str, frozenset[int]] = {}
         for stack in (s for s in self.sites.stacks if any(f.stack == s.name and f.layer is not None for f in found)):
-            layers = self.layers(row.layers, stack, numbered(row, self.method.params))
+            layers = self.layers(row.layers, stack, bool(varies_by(self.method, row)))
             if layers is None:
                 return
             here_layers[stack.name] = layers
@@ -206,7 +209,7 @@ class _Builder:
         stack = self.stacks.get(site.stack, self.sites.stacks[-1])
         layer = None if stack.shared else site.layer
         alike = None if layer is None else first_like(self.method, row, layer, stack.depth)
-        sizes = Sizes({**self.of_the_head(), **site.sizes}, alike, stack.depth)
+        sizes = Sizes({**self.of_the_head, **site.sizes}, alike, stack.depth)
         try:
             typing = typed_row(self.method, row, self.signature(site), sizes)
         except PeltError as e:
@@ -237,11 +240,6 @@ class _Builder:
             names[t.label] = planned.name
         numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(site, names, typing, numbers))
-
-    def of_the_head(self) -> dict[str, int]:
-        """How many labels the model's head has, or the adapter's own: a size that any row may read."""
-        heads = [own_head(s, self.labels) for s in self.sites.sites if s.kind.has_labels]
-        return {"labels": heads[0].sizes["labels"]} if heads else {}
 
     def signature(self, site: Site) -> SiteSignature:
         """What a site binds on this model: a head that scores examples has no value for each token."""
@@ -343,7 +341,7 @@ class _Builder:
         inf = Inference(parameters(self.method.params, True, known), {})
         if stack is not None:
             inside = next(s.sizes for s in self.sites.sites if s.stack == stack.name and s.layer is not None)
-            sizes = {n: v for n, v in {**self.of_the_head(), **inside}.items() if n != "d_x"}
+            sizes = {n: v for n, v in {**self.of_the_head, **inside}.items() if n != "d_x"}
             inf.sizes |= {n: Size.of(v) for n, v in sizes.items() if v > 0}
             inf.hidden |= {n: why for n, why in lacking(sizes).items() if n != "d_x"}
         inf.names |= {n: Value(NumberType(Size.of(v), v)) for n, v in known.items()}

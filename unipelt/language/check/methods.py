@@ -11,27 +11,28 @@ from ..once import once
 from ..types.arguments import parameters
 from ..report.diagnostics import Diagnostic, PeltError, error, instead, put
 from ..ir import Method, Row
-from ..types.layers import NUMERIC, by_layer, layered
+from ..types.layers import NUMERIC, layered
 from ..types.rows import typed_row
 from ..types.values import Type
 from ..types.typed import TypedRow
 from ..sites import SITES, signature, site_name
-from ..syntax.nodes import Param, Path
-
-
-def numbered(row: Row, params: Sequence[Param]) -> bool:
-    """Whether a row differs from layer to layer: it reads ``layer``, a list, or an argument that does."""
-    return any(by_layer(p, layered(params)) for p in row.parts)
+from ..syntax.nodes import ListOf, Param, Path
 
 
 @once
+def varies_by(method: Method, row: Row) -> frozenset[str]:
+    """The names through which a row differs from layer to layer: ``layer``, which a list reads, too, and arguments."""
+    own = {"layer"} if "layer" in row.reads or any(isinstance(n, ListOf) for n in row.nodes) else set()
+    return frozenset(own | (layered(method.params) & row.reads))
+
+
 def first_like(method: Method, row: Row, layer: int, depth: int) -> int:
     """The first layer at which a row is what it is at this one: it reads the same numbers there."""
-    if any(map(by_layer, row.parts)):
-        return layer  # the layer itself, or a list
-    names = layered(method.params) & row.reads
-    if any(p.type not in NUMERIC for p in method.params if p.name in names):
-        return layer  # a start that depends on it
+    names = varies_by(method, row)
+    if not names:
+        return 0
+    if "layer" in names or any(p.type not in NUMERIC for p in method.params if p.name in names):
+        return layer  # what starts depend on is no number
     here = _numbers(method, names, layer, depth)
     return next(i for i in range(layer + 1) if _numbers(method, names, i, depth) == here)
 
