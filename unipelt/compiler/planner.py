@@ -170,15 +170,8 @@ class _Builder:
             self.problems.append(not_one(row, len(layers)))
             return None
         block = next(s for s in self.sites.named("block", stack.name) if s.layer in layers)
-        width = {n: block.sizes[n] for n in ("d_model", "d_x")}
-        return replace(
-            site,
-            layer=block.layer,
-            block=block.block,
-            x=block.view.module,
-            x_leaves=True,
-            sizes={**site.sizes, **width},
-        )
+        sizes = {**site.sizes, **{n: block.sizes[n] for n in ("d_model", "d_x")}}
+        return replace(site, layer=block.layer, block=block.block, x=block.view.module, x_leaves=True, sizes=sizes)
 
     def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
         """Why a row of the table cannot act where tokens enter. Masks and positions must grow with rows among them."""

@@ -75,16 +75,7 @@ def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) ->
             kept |= {e.tensors[n] for n in left if n in e.tensors}
             for f in found:
                 declaration = e.typing.tensors[0].declaration  # no tensor is declared under the fold's name
-                typing = TensorTyping(
-                    f.name,
-                    f.type,
-                    f.owner,
-                    Distribution("zeros"),
-                    exact=None,
-                    frozen=False,
-                    lr=None,
-                    declaration=declaration,
-                )
+                typing = TensorTyping(f.name, f.type, f.owner, Distribution("zeros"), None, False, None, declaration)
                 tensor = PlannedTensor.of(typing, e.row, e.site, e.typing)
                 planned.setdefault(tensor.name, PlannedFold(tensor.name, f, i, tensor))
         old = sum(tensors[n].count for n in before - in_head if not tensors[n].frozen)

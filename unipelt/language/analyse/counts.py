@@ -179,13 +179,11 @@ def counts(method: Method) -> dict[str, Count]:
         if owners:
             unknown += [f"what `{name}` learns per `{p}`" for p in sorted(owners)]
             continue
-        learned = counting.entries((t, x) for t in found if t.site.times != "head" for x in t.tensors if not x.frozen)
-        own = _total(learned)
+        learned = [(t, x) for t in found for x in t.tensors if not x.frozen]
+        own = counting.total((t, x) for t, x in learned if t.site.times != "head")
         trained = trained + own
-        frozen = frozen + _total(counting.entries((t, x) for t in found for x in t.tensors if x.frozen))
-        head = head + _total(
-            counting.entries((t, x) for t in found if t.site.times == "head" for x in t.tensors if not x.frozen)
-        )
+        frozen = frozen + counting.total((t, x) for t in found for x in t.tensors if x.frozen)
+        head = head + counting.total((t, x) for t, x in learned if t.site.times == "head")
         after = counting.folded([t for t in found if t.site.times != "head"])
         if after is None:
             stored = stored + own
@@ -222,9 +220,9 @@ class _Counting:
     ) -> Count:
         return Count(amount, words, folds, self.sums, self.params)
 
-    def entries(self, found: Iterable[tuple[TypedRow, TensorTyping]]) -> dict[_Key, Amount]:
-        """Each tensor of the method once, whoever shares it, with its entries in the whole model."""
-        return _widest(dict(self.entry(t, x.label, x.owner, x.type) for t, x in found))
+    def total(self, found: Iterable[tuple[TypedRow, TensorTyping]]) -> Amount:
+        """The entries in the whole model of some tensors, each once, whoever shares it."""
+        return _total(dict(self.entry(t, x.label, x.owner, x.type) for t, x in found))
 
     def entry(self, t: TypedRow, label: str, owner: Owner, type_: TensorType) -> tuple[_Key, Amount]:
         once, part = t.site.outside_the_layers, _part(t)
@@ -276,7 +274,7 @@ class _Counting:
                 if not x.frozen and (x.part or x.name in left or x.declaration in t.row.compose):
                     after |= dict([self.entry(t, x.label, x.owner, x.type)])
             after |= dict(self.entry(t, f.name, f.owner, f.type) for f in folds)
-        return _total(_widest(after)) if any_folds else None
+        return _total(after) if any_folds else None
 
 
 def _part(t: TypedRow) -> str:
@@ -284,24 +282,20 @@ def _part(t: TypedRow) -> str:
     return "cross" if t.site.cross else t.stack or ""
 
 
-def _widest(entries: dict[_Key, Amount]) -> dict[_Key, Amount]:
-    """Without what is counted already: a part of the stacks beside every stack, cross-attention beside its decoder."""
+def _total(entries: Mapping[_Key, Amount]) -> Amount:
+    """The sum without what is counted already: a part of the stacks beside every stack, cross-attention beside its decoder."""
 
     def within(key: _Key) -> bool:
-        place, site, part, *rest = key
+        each, site, part, *rest = key
         wider = ("", "decoder") if part == "cross" else ("",) if part else ()
-        return any((place, site, w, *rest) in entries for w in wider)
+        return any((each, site, w, *rest) in entries for w in wider)
 
-    return {key: size for key, size in entries.items() if not within(key)}
+    total = sum((amount for key, amount in entries.items() if not within(key)), Amount())
+    return Amount(total.each.bind(_ALIKE), total.once.bind(_ALIKE), total.first.bind(_ALIKE))
 
 
 def _at_most(value: str, depth: str) -> Size:
     return Size.of(depth if value == "depth" else 0 if value == "0" else f"min({value}, {depth})")
-
-
-def _total(entries: Mapping[_Key, Amount]) -> Amount:
-    total = sum(entries.values(), Amount())
-    return Amount(total.each.bind(_ALIKE), total.once.bind(_ALIKE), total.first.bind(_ALIKE))
 
 
 def _selected(selection: Selection | None, depth: str) -> Size:
