@@ -106,3 +106,19 @@ def test_switched_through_what_compile_returned(compiling):
     unipelt.remove(compiled, "b")
     unipelt.remove(compiled, "a")
     assert distance(seen(compiled, inputs), before) <= NEAR
+
+
+@pytest.mark.parametrize("spec", ["lora", "prefix_tuning"])
+def test_a_second_pass_is_not_compiled_again(spec, compiling):
+    m = build("llama", layers=1)
+    put(m, spec)
+    made = []
+
+    def backend(graph, _):
+        made.append(graph)
+        return graph
+
+    compiled = torch.compile(m, fullgraph=True, backend=backend)
+    for _ in range(3):
+        outputs(compiled, batch("llama"))
+    assert len(made) == 1

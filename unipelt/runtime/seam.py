@@ -109,6 +109,10 @@ class Seam(nn.Module):
     def live(self, side: str) -> list[tuple[str, Any]]:
         """(adapter, edit) of the acting adapters at a side of the host."""
         acting = self.switch.live
+        if (
+            torch.compiler.is_compiling()
+        ):  # what is remembered in a first pass would make a second one be compiled again
+            return self._live(side, acting)
         found = self.chosen.get((side, acting))
         if found is None:
             found = self.chosen[side, acting] = self._live(side, acting)
