@@ -23,6 +23,7 @@ from unipelt.language.ir import Method, Row
 from unipelt.language.syntax.nodes import Let, walk
 from unipelt.language.types.infer import Inference
 from unipelt.language.write.diagram import diagram
+from unipelt.runtime.seam import edit_at
 
 
 def bert(layers: int) -> nn.Module:
@@ -80,6 +81,7 @@ def test_each_expression_is_inferred_once_and_each_rule_asked_once(
     symbolic = analyse(method).rows
     assert asked == dict.fromkeys(RULES, len(rows) + len(symbolic))
     unipelt.apply(model, method)
+    assert len({id(edit_at(model, "default", e).lowered) for e in plan.edits}) == len(rows)
     met = Counter((id(inference), id(line), id(e)) for inference, line, e in inferred if id(e) in own)
     assert max(met.values()) == 1, "a name that is written once stands in several lines where it is an argument's"
     assert len({inference for inference, _, _ in met}) == len(rows) + len(symbolic)

@@ -14,6 +14,7 @@ from typing import Any
 from ..language.types.typed import TypedRow
 from ..language.report.diagnostics import error
 from ..language.ir import Row
+from ..language.once import once
 from ..language.sites import TensorType
 from ..language.types.softmax import inlined, shares_softmax
 from ..language.syntax.nodes import Apply, Attr, Binary, Choose, Expr, Index, Let, Name, Statement, rewrite, walk
@@ -95,8 +96,10 @@ def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> b
     return out is not None and rewrite(out, decide) == Name("h")
 
 
-def lower(row: Row, typing: TypedRow, on: frozenset[str], grouped: bool = False) -> Lowered:
+@once
+def lower(typing: TypedRow, on: frozenset[str], grouped: bool = False) -> Lowered:
     """What can be done with a row. ``grouped``: several heads share a key."""
+    row = typing.row
     rows = _rows(row, typing, on, grouped) if "rows" in on and shares_softmax(row) else None
     added = _added(row) if "added" in on else None
     factor: Expr | None = None

@@ -142,7 +142,7 @@ class _Class:
             if n not in typing.sizes:
                 continue  # nothing is read there
             sizes[n] = Num(self._size(typing.sizes[n], "self."), size=typing.sizes[n])
-        low = lower(self.row, typing, frozenset({"added"}))
+        low = lower(typing, frozenset({"added"}))
         body = Body(self.row, typing, low, self.values, sizes, tensors, _entering(typing), training=None, own="self.")
         written, (result,) = body.text("h")
         lines = [*map(str, written)]

@@ -37,7 +37,7 @@ def own_rows(c: PlannedCopy, model: nn.Module, path: str | None, labels: Labels 
 
 def brings_head(e: PlannedEdit) -> bool:
     """Whether a row yields the head's output without the head that is there."""
-    return e.site.kind.has_labels and not e.row.reads & {"h", "sequential"} and e.row.gate is None
+    return e.site.kind.has_labels and "h" not in e.typing.reads and e.row.gate is None
 
 
 def head_use(

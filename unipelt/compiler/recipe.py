@@ -21,7 +21,7 @@ from ..language.ir import Row
 from ..language.types.typed import TypedRow
 from ..language.sites import TensorType
 from ..language.sizes import Size
-from ..language.syntax.nodes import Expr, Name
+from ..language.syntax.nodes import Expr
 from . import helpers
 from .code import PRODUCT, Code, Num, Unwritten, Written, refine, spread, text_of
 from .lines import Line, joined, needed, split, words
@@ -208,7 +208,8 @@ class Body:
     def _ends(self, want: Want) -> list[str]:
         w = self.writer
         h = w.names.get("h")
-        self._insertion(h)
+        if self.typing.insert is not None:
+            w.bind("z", w.write(self.typing.insert))
         w.names.pop("h", None)
         assert isinstance(h, Code)
         added = self.lowered.added
@@ -236,18 +237,6 @@ class Body:
         return ends
 
     # ------------------------------------------------------------ parts
-
-    def _insertion(self, h: Written | None) -> None:
-        e, w = self.row.insert, self.writer
-        if e is None:
-            return
-        if e == Name("parallel"):
-            w.names["z"] = w.names[str(self.typing.site.parallel)]
-        elif e == Name("sequential"):
-            assert h is not None
-            w.names["z"] = h
-        else:
-            w.bind("z", w.write(e))
 
     def _gate(self) -> Written:
         """The gate's value; what its lines bind is not seen by the form."""

@@ -20,7 +20,7 @@ from ..compiler.recipe import MASK, PLACES, Recipes, Want
 from ..language.report.diagnostics import error
 from ..language.sites import axis_order
 from ..language.types.softmax import shares_softmax
-from ..language.syntax.nodes import Name, Param
+from ..language.syntax.nodes import Param
 from .holding import Holding, Shared, key_of_tensor
 
 
@@ -68,7 +68,7 @@ class Edit(Holding):
         bases: Mapping[str, BaseCall], lowering: frozenset[str],
     ):  # fmt: skip
         super().__init__()
-        self.row, self.site = planned.row, planned.site
+        self.row, self.site, self.insert = planned.row, planned.site, planned.typing.insert
         # rows that enter among the tokens replace placeholders in what the embeddings yield (see `runtime.prompts`)
         self.side = "output" if planned.site.side == "prompt" else planned.site.side
         self.columns = planned.site.view.columns
@@ -86,7 +86,7 @@ class Edit(Holding):
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.hold(tensors)
         grouped = planned.site.kind.has_heads and planned.site.sizes["heads"] != planned.site.sizes["groups"]
-        self.lowered: Lowered | None = lower(planned.row, planned.typing, lowering, grouped) if lowering else None
+        self.lowered: Lowered | None = lower(planned.typing, lowering, grouped) if lowering else None
         self.recipes = (
             Recipes(planned.row, planned.typing, self.lowered, self.constants, self.sizes, self.axes)
             if self.lowered
@@ -138,16 +138,9 @@ class Edit(Holding):
         return {label: shared[self.borrowed[label]] if label in self.borrowed else own[label] for label in self.axes}
 
     def _z(self, c: Context, h: Named) -> None:
-        e = self.row.insert
-        if e is None:
-            return
-        if isinstance(e, Name) and e.id == "parallel":
-            c.names["z"] = c.names[str(self.site.kind.parallel)]
-        elif isinstance(e, Name) and e.id == "sequential":
-            c.names["z"] = h
-        else:
+        if self.insert is not None:
             c.names["h"] = h
-            c.names["z"] = evaluate(e, c)
+            c.names["z"] = evaluate(self.insert, c)
             del c.names["h"]
 
     def forward(
@@ -339,7 +332,6 @@ class Edit(Holding):
 
 def needs(planned: PlannedEdit) -> frozenset[str]:
     """The scope names that must be gathered for an edit."""
-    found = set(planned.row.reads)
-    if "parallel" in found:
-        found.add(str(planned.site.kind.parallel))
-    return frozenset(found & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance"})
+    return frozenset(
+        planned.typing.reads & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance"}
+    )

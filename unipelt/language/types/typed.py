@@ -16,7 +16,7 @@ from ..ir import Row
 from ..once import Remembers, once
 from ..sites import NUMBERS, SiteSignature
 from ..sizes import Size
-from ..syntax.nodes import Expr, Number, Param, String
+from ..syntax.nodes import Expr, Name, Number, Param, String, walk
 from .values import Value
 
 
@@ -120,6 +120,13 @@ class TypedRow(Remembers):
     def insert(self) -> Expr | None:
         """What z is, as an expression."""
         return next((b.expression for b in self.bindings if b.part == "insert"), None)
+
+    @property
+    @once
+    def reads(self) -> frozenset[str]:
+        """The names that its expressions mention, with those that the words for insertions stand for."""
+        z = walk(self.insert) if self.insert is not None else ()
+        return self.row.reads | {n.id for n in z if isinstance(n, Name)}
 
     def lines(self, *parts: Part) -> list[Binding]:
         """The bindings of some parts, in order."""
