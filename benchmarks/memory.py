@@ -28,8 +28,13 @@ METHODS = {
 
 def kept(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     """The bytes that one forward pass keeps for the backward pass."""
+    return sum(s.nbytes() for s in tensors_kept(model, inputs))
+
+
+def tensors_kept(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.UntypedStorage]:
+    """What one forward pass keeps besides parameters, buffers and inputs, each once."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *inputs.values())}
-    found: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
+    found: dict[int, torch.UntypedStorage] = {}  # alive, so that no address is used twice
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         storage = t.untyped_storage()
@@ -39,9 +44,8 @@ def kept(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         loss = model(**inputs)[0].square().mean()
-    total = sum(s.nbytes() for s in found.values())
     loss.backward()
-    return total
+    return [*found.values()]
 
 
 def models(layers: int) -> dict[str, torch.nn.Module]:

@@ -1,0 +1,55 @@
+"""What edits keep for the backward pass: no more than a hook written by hand, nothing twice, nothing of a copy of a parameter."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+from names import name as named
+
+import unipelt
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import memory
+
+INPUTS = {"input_ids": torch.arange(2, 66).view(4, 16), "attention_mask": torch.ones(4, 16, dtype=torch.long)}
+ACTIVATION = 4 * 16 * small.WIDTH  # the entries of one activation
+
+
+def adapted(name: str, lowering: bool = True, **arguments: int) -> Any:
+    model = small.model("bert")
+    unipelt.apply(model, unipelt.load(named(name))(**arguments), lowering=lowering)
+    return model
+
+
+def test_lora_keeps_what_a_hook_by_hand_keeps() -> None:
+    by_hand = small.model("bert").requires_grad_(False)
+    for layer in by_hand.encoder.layer:
+        for module in (layer.attention.self.query, layer.attention.self.value):
+            module.A, module.B = torch.nn.Parameter(torch.randn(32, 4)), torch.nn.Parameter(torch.zeros(4, 32))
+            module.register_forward_hook(lambda m, args, out: torch.add(out, args[0] @ m.A @ m.B, alpha=2.0))
+    assert memory.kept(adapted("lora", r=4), INPUTS) <= memory.kept(by_hand, INPUTS)
+
+
+@pytest.mark.parametrize("name", ["lora", "parallel_adapter", "mam", "unipelt_apl"])
+def test_nothing_is_kept_twice_and_no_copy_of_a_parameter(name: str) -> None:
+    small_ones = {"mam": {"r": 8, "l": 2, "mid": 16}, "parallel_adapter": {"r": 8}, "unipelt_apl": {"mid": 16}}
+    model = adapted(name, **small_ones.get(name, {}))  # a prefix's MLP is computed for each layer, and small here
+    small.randomise(model, seed=1)
+    kept = memory.tensors_kept(model, INPUTS)
+    large = [s for s in kept if s.nbytes() >= ACTIVATION * 4]
+    data = [torch.tensor([], dtype=torch.float32).set_(s).sort().values for s in large]
+    own = [p.detach().flatten().sort().values for p in model.parameters() if p.numel() >= ACTIVATION]
+    for i, t in enumerate(data):
+        assert not any(t.shape == o.shape and torch.equal(t, o) for o in (*data[:i], *own))
+
+
+def test_a_gate_keeps_the_narrow_side_of_what_it_multiplies() -> None:
+    """Of each gated product one activation less."""
+    narrow, wide = (memory.kept(adapted("unipelt_apl"), INPUTS), memory.kept(adapted("unipelt_apl", False), INPUTS))
+    gated = 3 * small.LAYERS  # LoRA at q and at v, the adapter
+    assert narrow <= wide - gated * ACTIVATION * 4
