@@ -61,6 +61,8 @@ def main() -> None:
             found["not finite as written"] += 1
             others = [torch.where(torch.isfinite(expected), o, 0.0) for o in others]
             expected = torch.where(torch.isfinite(expected), expected, 0.0)
+        if found["compared"] % 100 == 0:
+            print(f"{found['compared']} compared, {len(differing)} differ, at most {worst:.1e}", flush=True)
         off = max(float((o - expected).abs().max() / expected.abs().max().clamp(min=1)) for o in others)
         worst = max(worst, off)
         if not off <= 1e-10:

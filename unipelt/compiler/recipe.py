@@ -309,17 +309,19 @@ class Body:
         w, low = self.writer, self.lowered
         assert low.keys is not None and low.values is not None
         w.run(low.before)
-        return [
-            *(self._row(w.write(e)) for e in (low.keys, low.values)),
-            *map(self._share, (low.on_scores, low.on_values)),
-        ]
+        return [*(self._row(w.write(e)) for e in (low.keys, low.values)), *self._shares(low.on_scores, low.on_values)]
 
-    def _share(self, e: Expr | None) -> str:
-        if e is None:
-            return "None"
-        v, axes = self.writer.write(e), ("batch", "head", "token")
-        assert isinstance(v, Code)
-        return spread(refine(v, axes, self.writer.repeats), axes, 1, whole=True)
+    def _shares(self, *factors: Expr | None) -> list[str]:
+        """What scores and values are multiplied by; written once where it is the same."""
+        w, axes = self.writer, ("batch", "head", "token")
+        found: dict[Expr | None, str] = {None: "None"}
+        for e in factors:
+            if e not in found:
+                v = w.write(e)  # type: ignore[arg-type]
+                assert isinstance(v, Code)
+                text = spread(refine(v, axes, w.repeats), axes, 1, whole=True)
+                found[e] = w.once(Code(text, axes, (Size.of(1),))).text
+        return [found[e] for e in factors]
 
     def _row(self, v: Written) -> str:
         assert isinstance(v, Code)
