@@ -48,6 +48,7 @@ def main() -> None:
                 model = small.model(KINDS[seed % 3], dtype=torch.float64)
                 unipelt.apply(model, method, allow_future=True, lowering=lowering)
                 small.randomise(model, seed=seed)
+                torch.manual_seed(seed)  # `chance` is drawn
                 outputs.append(small.output(model))
                 if lowering is True:
                     known = [r for e in model.modules() if isinstance(e, Edit) and e.recipes for r in e.recipes.known.values()]  # fmt: skip
