@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tiny import look, loss, randomise, same, same_values, small, trained, values
+from tiny import distance, look, loss, randomise, same, same_values, size, small, trained, values
 
 import unipelt
 
@@ -44,11 +44,12 @@ def gradients(case: Case) -> None:
 
 @holds("train mode")
 def train_mode(case: Case) -> None:
-    """Without dropout, train mode computes what eval mode computes."""
+    """Without dropout, train mode computes what eval mode computes, up to rounding: outside training, what is made of
+    tensors alone is computed once, in another order of sums. Eval mode again gives the same bits."""
     m, inputs, acting = case.acting(), case.inputs, case.acted()
     assert not any(x.training for x in m.modules())  # as the base was when the method was put on
     m.train()
-    assert same(look(m, inputs), acting)
+    assert distance(look(m, inputs), acting) <= 1e-6 * max(1.0, size(acting))
     m.eval()
     assert same(look(m, inputs), acting)
 
