@@ -27,6 +27,7 @@ from unipelt.anatomy.columns import taken
 from unipelt.compiler.evaluator import evaluate
 from unipelt.compiler.named import Named
 from unipelt.language.ir import Method
+from unipelt.runtime.copies import CopyEdit
 from unipelt.runtime.folding import folded
 
 HOLDS, SHOWS = 1e-9, 1e-7
@@ -257,12 +258,18 @@ class _Inside:
         self.entered: list[
             tuple[nn.Module, torch.Tensor]
         ] = []  # a module that serves several layers is entered by each
+        self.copied: list[tuple[torch.Tensor, torch.Tensor]] = []  # what enters a map's trained copy and what leaves it
 
     def __enter__(self) -> _Inside:
         def enters(m: nn.Module, args: tuple) -> None:
             self.entered.append((m, args[0]))
 
+        def copies(m: nn.Module, args: tuple, output: torch.Tensor) -> None:
+            self.copied.append((args[0][0], output))
+
+        twins = [m for m in self.t.model.modules() if isinstance(m, CopyEdit) and m._base[0] in self.maps]
         self.handles = [m.register_forward_pre_hook(enters) for m in self.maps]
+        self.handles += [m.register_forward_hook(copies) for m in twins]
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -279,8 +286,7 @@ class _Inside:
         for earlier in reversed(before):  # what several rows make of one h counts together
             if earlier.out.shape == h.shape and torch.equal(earlier.out, h):
                 h = earlier.h
-        for m, x in self.entered:
-            y = m.forward(x)
+        for x, y in [*((x, m.forward(x)) for m, x in self.entered), *self.copied]:
             if site.view.columns is not None and site.view.columns.stop > y.shape[-1]:
                 continue  # another map, which has fewer columns
             y = taken(y, site.view.columns)
