@@ -13,7 +13,7 @@ from names import name as named
 
 import unipelt
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # behind tests, which has files of the same names
 import memory
 
 INPUTS = {"input_ids": torch.arange(2, 66).view(4, 16), "attention_mask": torch.ones(4, 16, dtype=torch.long)}

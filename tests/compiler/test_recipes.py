@@ -225,6 +225,19 @@ def test_recipes_of_random_methods_compute_what_is_written(part: int) -> None:
     assert compared > 20 and straight > 0.9 * compared
 
 
+def test_products_are_joined_only_with_matrices_that_are_there() -> None:
+    """In training, where products of the same input are one: the second matrix is made in a line behind the first product."""
+    text = "method m { modify ffn  insert x  form { A: [d_in, d_out] ~ normal(0.3)  b: [d_out] ~ normal(0.3)  delta = (x @ A) * b }  " \
+           "compose { B: [4, d_x] ~ normal(0.3)  C: [4, d_out] ~ normal(0.3)  out = h + softmax(x @ (2 * B).T) @ C + delta } }"  # fmt: skip
+    found = []
+    for lowering in (True, False):
+        model = small.model("llama", dtype=torch.float64)
+        unipelt.apply(model, unipelt.parse(text), lowering=lowering)
+        small.randomise(model, seed=0)
+        found.append(model.train()(**small.inputs("llama")).logits)
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
 def test_the_command_prints_the_module(capsys: pytest.CaptureFixture[str]) -> None:
     from unipelt.cli.show import show_methods
 

@@ -72,7 +72,7 @@ def test_rows_that_start_from_words_which_the_model_does_not_have(build: Any, sa
     ("1 / (layer - 3)", "E0345", "is -0.333333"),
     ("layer", "E0303", "there is none here"),
     ("[1, 2, 3]", "E0303", "a list depends on the layer, and there is none here"),
-    ("[1, 2]", "E0366", "there are 3 layers"),
+    ("[1, 2]", "E0366", "and 3 layers"),
 ])  # fmt: skip
 def test_multiples_of_the_learning_rate_at_trained_copies(multiple: str, code: str, said: str) -> None:
     """Of parameters outside the layers nothing can depend on the layer; the optimizer takes no rate below 0."""

@@ -175,7 +175,7 @@ def test_arguments_are_bound_in_each_part_that_has_them() -> None:
     both = f"{lora}+{wide}"
     assert load(both, arguments={"r": 3}) == load(lora)(r=3) + load(wide)(r=3)
     assert load(both, arguments={f"{lora}.r": 3, "alpha": 2.0}) == load(lora)(r=3, alpha=2.0) + load(wide)
-    assert load(lora, arguments={"r": 3}, head="mean") == load(lora)(r=3) + load(named("mean_head"))
+    assert load(lora, arguments={"r": 3}, head=named("mean_head")) == load(lora)(r=3) + load(named("mean_head"))
     with pytest.raises(PeltError, match="none of .* has an argument `rr`"):
         load(both, arguments={"rr": 3})
 

@@ -124,6 +124,7 @@ REFUTED = [
     ("a number among closed lines", "modify ffn form { b: [d_out] ~ zeros u = sqrt(2) delta = tanh(b * u) } compose h + delta", "foldable", "yes"),
     ("a line with a dropout", "modify ffn form { b: [d_out] ~ zeros u = b + drop(1, 0.0) delta = tanh(u) } compose h + delta", "foldable", "no"),
     ("a norm of zeros", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = norm(z @ A) * (z @ B) } compose h + delta", "identity at start", "yes"),
+    ("rows that are the same meet weights that add up to 0", "modify attn.heads insert parallel form { R: [4, d_model] ~ zeros per site b: [4] ~ normal(0.3) delta = (b - mean(b)) @ heads(attn.v(R)) } compose h + delta", "identity at start", "unknown"),
     ("the next whole number of zero", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros b: [] ~ normal(0.1) delta = ceil(z @ A * b) } compose h + delta", "identity at start", "yes"),
     ("zeros side by side", "modify ffn insert parallel form { A: [d_in, 2] ~ zeros b: [2] ~ zeros C: [4, d_out] ~ ones delta = concat(z @ A, b) @ C } compose h + delta", "identity at start", "yes"),
     ("the branch of training", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = z @ B if training else z @ A } compose h + delta", "identity at start", "yes"),

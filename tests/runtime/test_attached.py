@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -28,11 +29,14 @@ def calls(call: Callable[[], Any]) -> int:
         found += event == "call"
 
     before = sys.getprofile()
+    gc.collect()
+    gc.disable()  # what others left to be collected is not this call's work
     sys.setprofile(count)
     try:
         call()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return found
 
 

@@ -44,13 +44,17 @@ def needed(lines: Sequence[Line], ends: Iterable[str]) -> list[Line]:
 def joined(lines: Sequence[Line]) -> list[Line]:
     """Products that read the same as columns of one product; the matrix of all columns is a line of its own."""
     groups: dict[str, list[Line]] = {}
-    for line in lines:
+    later: dict[str, set[str]] = {}  # what is not bound yet where the first of them stands
+    for i, line in enumerate(lines):
         if line.product is not None:
-            groups.setdefault(line.product[0], []).append(line)
+            x, *parts = line.product
+            unknown = later.setdefault(x, {other.name for other in lines[i:]})
+            if unknown.isdisjoint(set().union(*(words(p.text) for p in parts if p is not None))):
+                groups.setdefault(x, []).append(line)
     out: list[Line] = []
     for line in lines:
         group = groups.get(line.product[0], []) if line.product is not None else []
-        if len(group) < 2:
+        if len(group) < 2 or not any(line is other for other in group):
             out.append(line)
         elif line is group[0]:
             out += _columns(f"joined_{line.product[0]}", group)  # type: ignore[index]

@@ -22,7 +22,7 @@ from .meaning import RowMeaning, row_meaning
 from ..types.primitives import entry_of
 from ..sizes import Size
 from ..report.texts import place
-from .start import at_start, called, compares, random_tensors, settled, undecided
+from .start import at_start, called, calls_one_number, compares, random_tensors, settled, undecided
 from ..syntax.nodes import NOWHERE, Apply, Choose, Input, Name, Span, children, walk
 from ..types.values import AFFINE, NumberType
 
@@ -183,6 +183,12 @@ def identity_at_start(t: TypedRow) -> Verdict:
     open_ = [edit.names[k] for k in drawn if not edit.tensors[k].start]
     if open_:
         return Verdict("unknown", f"how `{open_[0]}` starts is an argument that has no value", _declared(t, drawn[-1]))
+    if drawn and calls_one_number(start, edit.tensors):
+        return Verdict(
+            "unknown",
+            "what is drawn meets a module of the base that reads one number everywhere, and may cancel out",
+            _out(t.row),
+        )
     if drawn and compares(start):
         return Verdict("unknown", "what is drawn meets a comparison, which may be false everywhere", _out(t.row))
     if drawn:

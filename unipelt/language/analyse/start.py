@@ -87,6 +87,12 @@ def compares(part: Any) -> bool:
     return not called(part).isdisjoint(_COMPARISONS)
 
 
+def calls_one_number(part: Any, tensors: Mapping[Any, Learned]) -> bool:
+    """Whether something is called with one number everywhere: rows of what it gives may all be the same, and add up to 0."""
+    calls = ([p for p in a.parts if isinstance(p, Term)] for a in atoms(part) if a.kind == "call")
+    return any(args and all(_constant(at_start(p, tensors)) is not None for p in args) for args in calls)
+
+
 def _constant(t: Term) -> Size | None:
     """The number that a term is, if it is one."""
     if not t.products:
