@@ -44,8 +44,11 @@ def gradients(case: Case) -> None:
 
 @holds("train mode")
 def train_mode(case: Case) -> None:
-    """Without dropout, train mode computes what eval mode computes, up to rounding: outside training, what is made of
-    tensors alone is computed once, in another order of sums. Eval mode again gives the same bits."""
+    """Without dropout, train mode computes what eval mode computes.
+
+    Up to rounding: outside training, what is made of tensors alone is computed once, in another order of sums. Eval mode
+    again gives the same bits.
+    """
     m, inputs, acting = case.acting(), case.inputs, case.acted()
     assert not any(x.training for x in m.modules())  # as the base was when the method was put on
     m.train()
