@@ -127,6 +127,12 @@ def test_codes_that_are_close(wrong: str, near: str) -> None:
     assert "error[E0409]" in text and f"`{wrong}`" in text and near in text
 
 
+def test_a_site_that_is_misspelt() -> None:
+    with pytest.raises(PeltError) as caught:
+        page("attn.headz")
+    assert caught.value.diagnostics[0].help == "did you mean `attn.heads`?"
+
+
 def test_a_code_that_is_like_none() -> None:
     with pytest.raises(PeltError) as caught:
         page("banana")

@@ -33,7 +33,7 @@ def test_a_prefix_for_each_head_where_heads_share_keys():
 
 def test_lowerings_are_chosen_by_name_and_another_name_is_refused():
     model = small.model("llama")
-    with pytest.raises(unipelt.PeltError, match="E0593.*`quick` is none"):
+    with pytest.raises(unipelt.PeltError, match="E0593.*no lowering `quick`"):
         unipelt.apply(model, unipelt.parse(PREFIX), lowering=["rows", "quick"])
     assert not unipelt.adapters(model)
 

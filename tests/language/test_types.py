@@ -9,6 +9,7 @@ import sys
 import pytest
 from names import name as named, spec
 
+import unipelt
 from unipelt.language.analyse.method import analyse
 from unipelt.language.types.rows import check_row
 from unipelt.language.types.typed import Sizes, TypedRow
@@ -438,3 +439,16 @@ def test_types_with_a_models_sizes() -> None:
     for wrong in ({"d_modle": 32}, {"d_model": 0}, {"layer": -1}):
         with pytest.raises(PeltError, match=next(iter(wrong))):
             analyse(method, wrong)
+
+
+def test_sizes_that_analyse_cannot_take() -> None:
+    lora = unipelt.load(named("lora"))
+    for sizes, said, remedy in (
+        ({"d_modl": 3}, "`analyse` knows no size `d_modl`", "did you mean `d_model`?"),
+        ({"d_model": 0}, "the size `d_model` of `analyse` is 0", "at least 1"),
+        ({"d_model": "x"}, "whose keys are texts and whose values are whole numbers", "unipelt.analyse("),
+    ):
+        with pytest.raises(PeltError) as caught:
+            unipelt.analyse(lora, sizes)
+        (d,) = caught.value.diagnostics
+        assert d.code == "E0593" and said in d.message and remedy in d.help

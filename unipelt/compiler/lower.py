@@ -12,7 +12,7 @@ from functools import reduce
 from typing import Any
 
 from ..language.types.typed import TypedRow
-from ..language.report.diagnostics import error
+from ..language.report.diagnostics import error, near
 from ..language.ir import Row
 from ..language.once import once
 from ..language.sites import TensorType
@@ -46,8 +46,8 @@ def lowerings(which: bool | Collection[str]) -> frozenset[str]:
     found = [which] if isinstance(which, str) else [*which]
     for name in found:
         if name not in LOWERINGS:
-            raise error("E0593", f"the argument `lowering` is True, False or names of lowerings, and `{name}` is none",
-                        help=", ".join(LOWERINGS))  # fmt: skip
+            raise error("E0593", f"there is no lowering `{name}`",
+                        help=near(str(name), LOWERINGS) or f"write True, False or some of {', '.join(LOWERINGS)}")  # fmt: skip
     return frozenset(found)
 
 

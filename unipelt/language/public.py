@@ -92,15 +92,19 @@ def _converts(value: Any, method: str) -> bool:
         return False
 
 
+_PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
+
+
 def kind(hint: Any) -> str:
     """An annotation in words: a text or a path or None."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(map(kind, inner))
     if origin is not None and issubclass(origin, Mapping):
-        return f"a dict whose keys are {'texts' if inner[0] is str else 'whole numbers'}"
+        values = f" and whose values are {_PLURALS[inner[1]]}" if inner[1] in _PLURALS else ""
+        return f"a dict whose keys are {_PLURALS[inner[0]]}{values}"
     if origin is not None and issubclass(origin, Sequence):
-        return "a list of texts"
+        return f"a list of {_PLURALS[inner[0]]}" if inner[0] in _PLURALS else "a list"
     if getattr(hint, "_is_protocol", False):
         return f"a {hint.__name__.lower()}"
     return _KINDS.get(hint) or f"a `{_public_name(hint)}`"

@@ -15,7 +15,7 @@ from ..check.outside import outside_the_layers
 from ..check.parameters import check_parameters
 from ..ir import Method, Row
 from ..once import once
-from ..report.diagnostics import Diagnostic, Label, PeltError, error
+from ..report.diagnostics import Diagnostic, Label, PeltError, error, near
 from ..sites import NUMBERS, SIZES, signature, site_name
 from ..sizes import Size
 from ..syntax.nodes import NOWHERE, Expr, Param, Selection
@@ -62,10 +62,20 @@ def analyse(method: Method, sizes: Mapping[str, int] | None = None) -> TypedMeth
     """
     if sizes is None:
         return _analysed(method, SYMBOLS)
-    wrong = next((n for n, v in sizes.items() if n not in (*SIZES, *NUMBERS) or v < (n != "layer")), None)
-    if wrong is not None:
-        raise error("E0593", f"the argument `sizes` of `analyse` gives whole numbers for sizes, and `{wrong}` = {sizes[wrong]} is none",
-                    help=f"the sizes are {', '.join((*SIZES, *NUMBERS))}")  # fmt: skip
+    known = (*SIZES, *NUMBERS)
+    for name, value in sizes.items():
+        if name not in known:
+            raise error(
+                "E0593",
+                f"`analyse` knows no size `{name}`",
+                help=near(name, known) or f"the sizes are {', '.join(known)}",
+            )
+        if value < (name != "layer"):
+            raise error(
+                "E0593",
+                f"the size `{name}` of `analyse` is {value}",
+                help=f"give a whole number of at least {int(name != 'layer')}",
+            )
     values = {n: v for n, v in sizes.items() if n not in NUMBERS}
     return _analysed(method, Sizes(values, *(sizes.get(n) for n in NUMBERS)))
 
