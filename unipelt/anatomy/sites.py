@@ -28,7 +28,8 @@ class Stack:
     ``depth`` counts the layers that run, ``blocks`` are the modules that serve them (paths from the base model, as in
     `Site.block`). ``shared``: fewer modules than layers, so no module is one layer. ``module`` is the path, from the
     model that was given, of the module whose forward takes the stack's tokens and their mask (``""``: the model itself).
-    ``learned_positions``: ``embed`` lies behind something that adds positions, ``embed.words`` before it.
+    ``learned_positions``: ``embed`` lies behind something that adds positions, ``embed.words`` before it. ``main``: a
+    site's name without a tower means this one too. Beside the language tower of a model, its pictures' is not.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stack:
     shared: bool
     learned_positions: bool
     module: str
+    main: bool = True
 
     @property
     def calls(self) -> int:
@@ -56,7 +58,8 @@ class Site:
     ``layer`` is the block's number in its stack. ``tokens`` names the stack whose tokens are the axis ``token`` here (a
     decoder's ``cross.k`` and ``cross.v`` read the encoder's); ``causal`` is about those. ``x_leaves``: ``x`` is what
     leaves its module. ``rows``: here a module flattens batch and tokens to one dimension; they are those of what enters
-    this module.
+    this module. ``factor``: by what the model multiplies h before it adds it to the residual. ``proof`` says how the
+    place is known: nothing for a tested anatomy, ``proved`` by the numbers of a pass, or ``not yet proved``.
     """
 
     name: str
@@ -73,6 +76,8 @@ class Site:
     tokens: str = ""
     x_leaves: bool = False
     rows: str | None = None
+    factor: float = 1.0
+    proof: str = ""
 
     def __repr__(self) -> str:
         return f"<site {self.label}>"
@@ -100,9 +105,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class SiteMap:
-    """Everything an anatomy knows of one model."""
+    """Everything that is known of one model's sites."""
 
-    anatomy: str
+    anatomy: str  # "" where the sites were found by what flows where
     prefix: str  # path of the base model inside the model, "" if it is the model
     stacks: tuple[Stack, ...]  # in the order of the data flow
     sites: tuple[Site, ...]
@@ -111,18 +116,26 @@ class SiteMap:
     untried: str = (
         ""  # the model's type, if it is no known one and the anatomy could not be proved: there are no weights
     )
+    uncovered: Mapping[str, str] = field(
+        default_factory=dict
+    )  # projections that no site covers, by path, with the reason
 
     def __repr__(self) -> str:
-        return f"<site map: {len(self.sites)} sites, anatomy {self.anatomy}>"
+        return f"<site map: {len(self.sites)} sites, {f'anatomy {self.anatomy}' if self.anatomy else 'found'}>"
 
     def stack(self, name: str) -> Stack:
         return next(s for s in self.stacks if s.name == name)
 
     def named(self, name: str, stack: str | None = None) -> list[Site]:
-        """The sites of a name, of one stack or (without one) of every stack; that of an input is the first one's."""
+        """The sites of a name, of one stack or (without one) of every main stack; that of an input is the first one's."""
+        main = [s.name for s in self.stacks if s.main]
         if stack is None and name in SITES and SITES[name].times == "input":
-            stack = self.stacks[0].name
-        return [s for s in self.sites if s.name == name and stack in (None, s.stack)]
+            main = main[:1]
+        return [
+            s
+            for s in self.sites
+            if s.name == name and (s.stack in main or not s.stack if stack is None else s.stack == stack)
+        ]
 
     def entered(self) -> list[Site]:
         """Where the model's tokens enter it, first without their positions."""
