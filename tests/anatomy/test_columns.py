@@ -168,10 +168,10 @@ def _starts(model: Any, site: str, weight: torch.Tensor, block: str) -> None:
 
 def test_columns_of_a_tensor() -> None:
     h = torch.arange(12.0).reshape(2, 6)
-    assert torch.equal(taken(h, None), h) and torch.equal(taken(h, Columns(2, 4)), h[:, 2:4])
-    out = joined(h, {Columns(4, 5): -h[:, 4:5], Columns(0, 2): -h[:, :2]})
+    assert torch.equal(taken(h, None), h) and torch.equal(taken(h, Columns.span(2, 4)), h[:, 2:4])
+    out = joined(h, {Columns.span(4, 5): -h[:, 4:5], Columns.span(0, 2): -h[:, :2]})
     assert torch.equal(out, h * torch.tensor([-1, -1, 1, 1, -1, 1]))
-    assert Columns(0, 2).meets(Columns(1, 3)) and not Columns(0, 2).meets(Columns(2, 3))
+    assert Columns.span(0, 2).meets(Columns.span(1, 3)) and not Columns.span(0, 2).meets(Columns.span(2, 3))
 
 
 @pytest.mark.parametrize("entries, code, said", [

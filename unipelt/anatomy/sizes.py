@@ -43,7 +43,7 @@ def projection_view(model: nn.Module, at: Reference) -> View:
     if width % n:
         raise error("E0507", f"`{at.module}[{i}/{n}]` is no whole number of columns: the module yields {width}",
                     help=f"write a denominator that divides {width}")  # fmt: skip
-    return View(at.module, Columns(i * width // n, (i + 1) * width // n))
+    return View(at.module, Columns.span(i * width // n, (i + 1) * width // n))
 
 
 def projection_shape(model: nn.Module, view: View) -> tuple[int, int]:
