@@ -1,9 +1,10 @@
-"""A model as it evaluates, for a while."""
+"""A model as it evaluates, for a while, and a model that passes leave as it was."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,4 +25,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with ended_by(end):
         model.eval()
         torch.set_grad_enabled(False)
+        yield
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """What a pass inside sets in the model's modules, and in their configurations, is as it was afterwards.
+
+    Some models adapt to what goes in, for good: a window shrinks to a small picture, and larger ones no longer fit.
+    Attributes and buffers are put back; numbers that a pass writes into a tensor are not.
+    """
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for m in model.modules():
+        before += [(space, dict(space)) for space in (m.__dict__, m._buffers)]
+    configs = {id(c): c for m in model.modules() if hasattr(c := m.__dict__.get("config"), "__dict__")}
+    before += [(vars(c), dict(vars(c))) for c in configs.values()]
+
+    def end() -> None:
+        for space, old in before:
+            for name in [n for n in space if n not in old]:
+                del space[name]
+            space.update((n, v) for n, v in old.items() if n not in space or space[n] is not v)
+
+    with ended_by(end):
         yield
