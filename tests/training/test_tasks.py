@@ -27,10 +27,13 @@ JOBS = {
     "pet-several-tokens": (tiny.classified, 90, "gpt2", {"pattern": PATTERN, "words": "refund no,arrival no|arrival,closing"}, 4, 0.7),
     "multi-label": (tiny.several, 180, "masked", {}, 6, 0.75),
     "regression": (tiny.measured, 90, "masked", {}, 4, 0.8),
+    "pictures": (tiny.drawn, 180, "vit", {}, 8, 0.8),
+    "sounds": (tiny.sounded, 90, "whisper", {}, 6, 0.8),
 }  # fmt: skip
 KIND = {
     "tokens": "token-classification", "questions": "question-answering", "chat": "causal-lm", "packed": "causal-lm",
     "seq2seq": "seq2seq", "multi-label": "sequence-classification", "regression": "sequence-classification",
+    "pictures": "image-classification", "sounds": "audio-classification",
 }  # fmt: skip
 
 
@@ -41,7 +44,8 @@ def bases(tmp_path_factory):
     return {
         "method": str(folder / "full.pelt"), "masked": tiny.write_masked(folder / "masked"),
         "llama": tiny.write_chatty(folder / "llama"), "gpt2": tiny.write_chatty(folder / "gpt2", "gpt2"),
-        "t5": tiny.write_t5(folder / "t5"),
+        "t5": tiny.write_t5(folder / "t5"), "vit": tiny.write_vit(folder / "vit"),
+        "whisper": tiny.write_whisper(folder / "whisper"),
     }  # fmt: skip
 
 
@@ -51,7 +55,7 @@ def job(request, bases, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     config = TrainConfig(
         method=bases["method"], model=bases[model], data=tiny.splits(folder / "data", make, rows), out=str(folder / "run"),
-        epochs=epochs, lr=3e-3 if model == "masked" else 5e-3, batch_size=8, dropout=0.0, checkpoints=False,
+        epochs=epochs, lr=3e-3 if model in ("masked", "vit") else 5e-3, batch_size=8, dropout=0.0, checkpoints=False,
         **{"max_length": 48, **options},
     )  # fmt: skip
     return request.param, config, train(config), least

@@ -103,7 +103,7 @@ def test_a_base_that_the_record_names_is_said_before_it_is_loaded(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(saved, "task_from_json", lambda record: None)
-    monkeypatch.setattr(saved, "load_tokenizer", load)
+    monkeypatch.setattr(saved, "load_config", load)
     with pytest.raises(KeyboardInterrupt):
         saved.load_run(tmp_path, say=said.append)
     assert said == [f"base: someone/base, as the record in {tmp_path} says", "loading someone/base"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import math
 import random
+import wave
+from collections.abc import Sequence
 from pathlib import Path
 
 from tiny_hf import FILLERS, WORDS, sentence, write_rows, write_tokenizer
@@ -13,6 +17,7 @@ CHAT = (
 )
 MORE = ("[MASK]", "user", "assistant", "system", ":", "type", ".", "is", "no")
 CLASSES = list(WORDS)
+ENDINGS = {"image": ".png", "audio": ".wav"}
 FULL = """
 method everything {
   \"\"\"Every weight of the base: tiny random models have nothing that could be adapted.\"\"\"
@@ -25,7 +30,14 @@ def splits(folder: Path, make, train: int = 90, others: int = 18) -> str:
     """Rows from `make(class, rng)` for each split."""
     rng = random.Random(5)
     for name, size in (("train", train), ("validation", others), ("test", others)):
-        write_rows(folder / f"{name}.jsonl", [make(CLASSES[i % 3], rng) for i in range(size)])
+        rows = [make(CLASSES[i % 3], rng) for i in range(size)]
+        for i, row in enumerate(rows):  # bytes become files
+            for column, value in row.items():
+                if isinstance(value, bytes):
+                    row[column] = f"{name}-{i}{ENDINGS[column]}"
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / row[column]).write_bytes(value)
+        write_rows(folder / f"{name}.jsonl", rows)
     return str(folder)
 
 
@@ -73,7 +85,75 @@ def measured(label: str, rng: random.Random) -> dict:
     return {"text": text, "label": sum(w in FILLERS for w in text.split()) / 2 - 0.5}
 
 
+def drawn(label: str, rng: random.Random) -> dict:
+    """A grey picture of 16 × 16 with a bright bar: lying, standing, or from corner to corner."""
+    from PIL import Image
+
+    kind, at = CLASSES.index(label), rng.randrange(2, 14)
+    picture = Image.new("L", (16, 16))
+    for i in range(16):
+        for j in range(16):
+            inside = abs((i, j, i - j + at)[kind] - at) < 2
+            picture.putpixel((j, i), (200 if inside else 20) + rng.randrange(40))
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return {"image": out.getvalue(), "label": label}
+
+
+def wav(values: Sequence[float], rate: int = 4000, width: int = 2, channels: int = 1) -> bytes:
+    """Values between −1 and 1 as a WAV file; those of several channels take turns."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        whole = [min(round(v * 2 ** (8 * width - 1)), 2 ** (8 * width - 1) - 1) for v in values]
+        file.writeframes(
+            b"".join((w + 128 if width == 1 else w).to_bytes(width, "little", signed=width > 1) for w in whole)
+        )
+    return out.getvalue()
+
+
+def sounded(label: str, rng: random.Random) -> dict:
+    """A generated tone, low, middle or high, of 0.5 to 1 second with some noise."""
+    pitch = (300, 700, 1300)[CLASSES.index(label)] * rng.uniform(0.9, 1.1)
+    length = rng.randint(2000, 4000)
+    values = [0.5 * math.sin(2 * math.pi * pitch * t / 4000) + rng.gauss(0, 0.05) for t in range(length)]
+    return {"audio": wav(values), "label": label}
+
+
 # ---------------------------------------------------------------- models
+
+
+def write_vit(folder: Path, size: int = 16, channels: int = 3, processor: bool = True) -> str:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=size, patch_size=4,
+        num_channels=channels, initializer_range=0.1,
+    )).save_pretrained(folder)  # fmt: skip
+    if processor:
+        half = [0.5] * channels
+        ViTImageProcessor(size={"height": size, "width": size}, image_mean=half, image_std=half).save_pretrained(folder)
+    return str(folder)
+
+
+def write_whisper(folder: Path, extractor: bool = True) -> str:
+    """A second of sound becomes 20 frames of 8 values, of which the encoder makes 10."""
+    import torch
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForAudioClassification
+
+    torch.manual_seed(0)
+    WhisperForAudioClassification(WhisperConfig(
+        d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, num_mel_bins=8, max_source_positions=10, max_target_positions=8, vocab_size=40, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, init_std=0.1, begin_suppress_tokens=None,
+    )).save_pretrained(folder)  # fmt: skip
+    if extractor:
+        WhisperFeatureExtractor(feature_size=8, hop_length=800, chunk_length=1).save_pretrained(folder)
+    return str(folder)
 
 
 def write_masked(folder: Path, spread: float = 0.1) -> str:

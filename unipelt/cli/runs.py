@@ -106,7 +106,7 @@ def eval_(
         emit({"ok": True, "split": chosen, "metrics": metrics, "truncated": cut})
         return
     if cut:
-        say(f"{cut} examples are longer than {run.task.max_length} tokens and are cut")
+        say(f"{cut} examples are longer than {run.task.longest} and are cut")
     table([{"split": chosen, **metrics}], ["split", *metrics])
 
 

@@ -15,6 +15,7 @@ from ..runtime.hub import MANIFEST
 from . import data as reading
 from .models import load_as, load_config, load_model, load_plain, load_tokenizer, quiet
 from .options import Opening, TaskOptions
+from .readers import load_reader
 from .tasks import kind, task_for, task_without_data
 from .tasks.task import Task
 
@@ -42,7 +43,7 @@ def open_for_task(
                     help="name it with `--task`, as in `--task sequence-classification`")  # fmt: skip
     manifest = read_manifest(place)
     base = _base(place, asked)
-    config, tokenizer = load_config(base), load_tokenizer(base)
+    config = load_config(base)
     labels = read_json(manifest.get("labels"), str(place / MANIFEST)) or _of_config(config)
     problem = labels.problem_type and labels.problem_type.removesuffix("_classification")
     if problem and options.problem_type is None and "problem_type" in kind(options.task).asks:
@@ -53,6 +54,7 @@ def open_for_task(
         found = reading.read(data, "test")
         split = next(found[s] for s in ("test", "validation", "train") if s in found)
         task = task_for(split, options, config).in_order_of(labels)
+    tokenizer = load_reader(base, task, config)
     task = task.fit(config, tokenizer)
     loaded = load_model(base, task, tokenizer, 0, dtype=asked.dtype)
     return loaded, tokenizer, task, attach(loaded, place, asked)

@@ -93,7 +93,7 @@ def load_model(
                     where=(f"{auto.__name__} knows no {type(config).__name__}",), help="choose another `--task` or model")  # fmt: skip
     with loading(model):
         _set_dropout(config, dropout)
-        if getattr(config, "pad_token_id", None) is None:
+        if task.reads_text and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
         transformers.set_seed(seed)
         # A pretrained head of another size is drawn anew, as one that is missing.
@@ -101,7 +101,7 @@ def load_model(
             model, config=config, dtype=dtype or "auto", ignore_mismatched_sizes=True, **WEIGHTS_ONLY
         )
     task.check_model(model, loaded)
-    longest = longest_text(loaded)
+    longest = longest_text(loaded) if task.reads_text else None
     if longest is not None and task.max_length > longest:
         raise error("E0617", f"`{model}` reads at most {longest} tokens, fewer than the {task.max_length} asked for",
                     help=f"give `--max-length {longest}` or less")  # fmt: skip

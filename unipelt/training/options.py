@@ -16,6 +16,8 @@ from .data import is_unicode
 
 #: The kinds of task by name, each with its file in `tasks` and its class. Data are asked in this order which of them they suit.
 KINDS = {
+    "image-classification": "pictures:ImageClassification",
+    "audio-classification": "sounds:AudioClassification",
     "question-answering": "question_answering:QuestionAnswering",
     "token-classification": "token_classification:TokenClassification",
     "pet": "pet:PET",
@@ -33,7 +35,7 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-def at_least(number: int) -> Rule:
+def at_least(number: float) -> Rule:
     return Rule(f"must be at least {number}", lambda value: value >= number)
 
 
@@ -135,7 +137,10 @@ class TaskOptions:
         Option(f"One of {', '.join(KINDS)}. Default: the run's, or by the data.", EVERYWHERE, choices=tuple(KINDS)),
     ] = None
     text: Annotated[
-        tuple[str, ...] | None, Option("The text column; two, as in `premise,hypothesis`, for pairs.", EVERYWHERE)
+        tuple[str, ...] | None,
+        Option(
+            "The text column; two, as in `premise,hypothesis`, for pairs. Or that of pictures or sounds.", EVERYWHERE
+        ),
     ] = None
     label: Annotated[
         str | None,
@@ -180,6 +185,14 @@ class TaskOptions:
             "Tokens per example; longer ones are cut, and counted. Default: 128, and 384 for question-answering.",
             EVERYWHERE,
             rule=at_least(2),
+        ),
+    ] = None
+    seconds: Annotated[
+        float | None,
+        Option(
+            "audio-classification: how much of a sound is read; the rest is cut, and counted. Default: 30.",
+            EVERYWHERE,
+            rule=at_least(0.25),
         ),
     ] = None
     padding: Annotated[

@@ -31,8 +31,9 @@ from .bars import Ticker
 from .config import Precision, TrainConfig
 from .data.hub import PREFIX
 from .folder import CHECKPOINTS, LOGS, NAME, finish, open_folder
-from .models import load_config, load_model, load_tokenizer, quiet
+from .models import load_config, load_model, quiet
 from .progress import Progress, Say, silent
+from .readers import load_reader
 from .report import PICTURES, report_of, write_report
 from .tasks import task_for
 from .tasks.evaluation import Collator
@@ -86,12 +87,13 @@ def train(
     method = load(config.method, arguments=config.set, head=config.head)
     task, tokenizer, encoded, notes = examples(config)
     model = load_model(config.model, task, tokenizer, config.seed, config.dropout, config.dtype)
+    task.try_out(model, encoded["train"], tokenizer)
     plan = unipelt.apply(
         model,
         method,
         name=NAME,
         seed=config.seed,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if task.reads_text else None,
         label_words=task.label_words,
         allow_future=config.allow_future,
     )
@@ -166,7 +168,7 @@ def card_of(config: TrainConfig, result: Result, sizes: dict[str, int]) -> dict[
     """What a run writes into its manifest and its model card: names, never paths."""
     options = {
         "learning rate": result.lr, "epochs": config.epochs, "steps": result.history[-1]["step"], "batch size": config.batch_size,
-        "longest example": result.task.max_length, "scheduler": config.scheduler, "warm-up share": config.warmup,
+        "longest example": result.task.longest, "scheduler": config.scheduler, "warm-up share": config.warmup,
         "weight decay": config.weight_decay, "gradient norm at most": config.clip or None, "dropout of the base": config.dropout,
         "weights kept": "the best on validation" if config.best and config.checkpoints else "the last", "seed": config.seed,
     }  # fmt: skip
@@ -183,9 +185,10 @@ def examples(config: TrainConfig) -> tuple[Task, Any, dict[str, Encoded], list[s
     found = reading.read(config.data)
     whole = reading.training_split(found)
     base = load_config(config.model)
-    tokenizer = load_tokenizer(config.model)
     # Labels are those of the whole training split: a small sample may lack a class.
-    task = task_for(whole, config, base).fit(base, tokenizer)
+    task = task_for(whole, config, base)
+    tokenizer = load_reader(config.model, task, base)
+    task = task.fit(base, tokenizer)
     classes = task.classes(whole) if config.shots else None
     data = reading.prepare(found, config.train_size, config.seed, shots=config.shots, classes=classes)
     encoded = {name: task.encode(split, tokenizer) for name, split in data.splits.items()}
@@ -283,7 +286,7 @@ def _checkpoint_activations(model: Any) -> None:
 def _check_room(task: Task, plan: Any, model: Any) -> None:
     """The longest text and the rows that take positions beside it must fit into the model's table of positions."""
     rows, longest = moving(plan), longest_text(model)
-    if rows and longest is not None and task.max_length + rows > longest:
+    if rows and task.reads_text and longest is not None and task.max_length + rows > longest:
         raise error("E0617", f"the model has {longest} positions, and the {rows} rows of `{plan.method.name}` take some beside texts of "
                     f"up to {task.max_length} tokens", help=f"give `--max-length {longest - rows}` or less")  # fmt: skip
 
@@ -300,7 +303,7 @@ def learning_rate(config: TrainConfig, plan: Any) -> tuple[float, str]:
 
 def _truncation(task: Task, encoded: dict[str, Encoded]) -> list[str]:
     return [
-        f"{e.truncated} of {len(e)} {name} examples are longer than {task.max_length} tokens and are cut"
+        f"{e.truncated} of {len(e)} {name} examples are longer than {task.longest} and are cut"
         for name, e in encoded.items()
         if e.truncated
     ]

@@ -15,8 +15,9 @@ from ..runtime.hub import MANIFEST, TASK, located
 from . import data as reading
 from .adapters import attach, open_for_task, open_plain
 from .folder import read_json
-from .models import load_config, load_model, load_tokenizer, quiet
+from .models import load_config, load_model, quiet
 from .options import FloatType, Opening, TaskOptions, flag
+from .readers import load_reader
 from .tasks import task_for, task_from_json
 from .tasks.evaluation import Collator, evaluate, predict
 from .tasks.task import Inputs, Predicting, Task, Tick
@@ -76,7 +77,7 @@ def load_run(
     if dtype is not None and dtype not in get_args(FloatType):
         raise error("E0615", f"the run's record is damaged: `dtype` is {dtype!r}", help="train again")
     seed, batch_size = _whole(record, "seed", 0, 0), _whole(record, "eval_batch_size", 64, 1)
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_reader(base, task, load_config(base))
     loaded = load_model(base, task, tokenizer, seed, dtype=dtype)
     return Run(loaded, tokenizer, task, attach(loaded, place, asked), batch_size)
 
@@ -115,13 +116,15 @@ def load_base(model: str, options: TaskOptions, data: str | Path, seed: int = 0,
 
     Only tasks that a pretrained model can do count: those of language models, and PET.
     """
-    base, tokenizer, found = load_config(model), load_tokenizer(model), reading.read(data, "test")
+    base, found = load_config(model), reading.read(data, "test")
     split = next(found[s] for s in ("train", "validation", "test") if s in found)
-    task = task_for(split, options, base).fit(base, tokenizer)
+    task = task_for(split, options, base)
     if not task.pretrained:
         raise error(
             "E0645", f"{task.kind} needs a trained head, and `{model}` has none", help="name the folder of a run"
         )
+    tokenizer = load_reader(model, task, base)
+    task = task.fit(base, tokenizer)
     loaded = load_model(model, task, tokenizer, seed, dtype=dtype).eval()
     return Run(loaded, tokenizer, task, "", 64)
 

@@ -32,7 +32,7 @@ from ..language.files import check, contents, reason
 from ..runtime.registry import record
 from . import ranks
 from .data import whole_number
-from .tasks.evaluation import Collator, evaluate
+from .tasks.evaluation import Collator, as_read, evaluate
 from .tasks.task import Task
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
@@ -117,7 +117,7 @@ class AdapterTrainer(Trainer):
                 found = (self.collator([dataset[i]]) for i in range(len(dataset)))
                 self.spare = next((b for b in found if self.task.weight(b, self.prompted)), batch)
             batch = dict(self.spare)
-        return {**batch, WEIGHT: weight}
+        return {**as_read(batch, self.plain.dtype), WEIGHT: weight}  # type: ignore[arg-type]
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
         """The parts of a step that fall to this process, and the weight of all parts."""

@@ -1,7 +1,7 @@
 """Files, folders of splits, data sets of the hub: whatever `--data` names.
 
 A folder holds files named after their split (`train.jsonl`, `validation.jsonl` or `dev.csv`, `test.parquet`), as one file or as
-the shards that the hub writes (`train-00000-of-00002.parquet`).
+the shards that the hub writes (`train-00000-of-00002.parquet`). A folder of pictures or sounds has a folder for each class.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ...language.syntax.nodes import Span
 from ...runtime.hub import is_data_set
 from .formats import SUFFIXES, parse
 from .hub import PREFIX, read_hub
+from .media import loose, read_classes
 from .split import SPLITS, Data, Split, listed
 
 
@@ -43,9 +44,13 @@ def read(path: str | Path, split: str = "train") -> Data:
         if files:
             found[name] = _joined([read_file(f, name) for f in files[0]])
     if not found:
+        classes = read_classes(place, split)
+        if classes is not None:
+            return classes
         present = sorted(f.name for f in place.iterdir())[:10]
         raise error("E0608", f"the folder `{place}` holds no split; it has {listed(present)}", Span(str(place)),
-                    help="name the files train.jsonl, validation.jsonl, test.jsonl (or .csv, .parquet)")  # fmt: skip
+                    help=loose(place) or "name the files train.jsonl, validation.jsonl, test.jsonl (or .csv, .parquet); "
+                    "pictures and sounds lie in a folder for each class")  # fmt: skip
     return Data(found)
 
 

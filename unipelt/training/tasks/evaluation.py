@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...anatomy.evaluating import evaluating
 from .task import Answer, Batch, Encoded, Example, Inputs, Output, Predicting, Task, Tick
+
+if TYPE_CHECKING:
+    import torch
 
 #: Merges the outputs of all processes. The key is the position of the example.
 Gather = Callable[[dict[int, Output]], dict[int, Output]]
@@ -24,9 +27,9 @@ class Collator:
         return self.task.collate(examples, self.tokenizer)
 
 
-def batches(encoded: Encoded, size: int) -> Iterator[list[int]]:
+def batches(task: Task, encoded: Encoded, size: int) -> Iterator[list[int]]:
     """Positions of examples of similar length (little padding), the shortest first."""
-    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]["input_ids"]), i))
+    order = sorted(range(len(encoded)), key=lambda i: (task.length_of(encoded[i]), i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
@@ -38,17 +41,23 @@ def outputs_of(model: Any, task: Task, encoded: Encoded, collator: Collator, siz
     The batches are the same for any number of processes, and so are the outputs. Each process calls the model equally often, as
     sharded models demand: those that run out of batches repeat the last one.
     """
-    every = list(batches(encoded, size))
+    every = list(batches(task, encoded, size))
     mine = every[rank::world]
     mine += every[-1:] * (-(-len(every) // world) - len(mine))
     found: dict[int, Output] = {}
     with evaluating(model):
         for chosen in mine:
-            batch = {k: v.to(model.device) for k, v in collator([encoded[i] for i in chosen]).items()}
+            batch = as_read(collator([encoded[i] for i in chosen]), model.dtype)
+            batch = {k: v.to(model.device) for k, v in batch.items()}
             found.update(zip(chosen, task.outputs(model, batch, encoded, chosen), strict=True))
             if tick:
                 tick(len(found), sum(map(len, every[rank::world])))
     return found
+
+
+def as_read(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with pictures and sounds in the dtype of the model, which text has none of."""
+    return {k: v.to(dtype) if v.is_floating_point() and k != "labels" else v for k, v in batch.items()}
 
 
 def outputs_in_order(model: Any, task: Task, encoded: Encoded, tokenizer: Any, how: Predicting) -> list[Output]:

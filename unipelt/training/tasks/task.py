@@ -71,6 +71,8 @@ class Task:
     auto: ClassVar[str]
     #: The options of `TaskOptions` that mean something to this kind, besides those that every kind has.
     asks: ClassVar[tuple[str, ...]] = ()
+    #: The class of transformers that makes a model's inputs of what the task reads.
+    reader: ClassVar[str] = "AutoTokenizer"
     #: Whether a pretrained model does the task as it is: nothing in its head is new.
     pretrained: ClassVar[bool] = False
     #: Tokens per example where the user names no maximum.
@@ -116,6 +118,16 @@ class Task:
     def fit(self, base: Any, tokenizer: Any) -> Self:
         """The task with what depends on the model and its tokenizer; an error if they cannot do it."""
         return self
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the inputs are tokens; else the ``tokenizer`` of every method here is another reader (`training.readers`)."""
+        return self.reader == "AutoTokenizer"
+
+    @property
+    def longest(self) -> str | None:
+        """In words how long an example may be; longer ones are cut. None where nothing is cut."""
+        return f"{self.max_length} tokens"
 
     def classes(self, split: Split) -> list[str]:
         """The class of each row, for samples with a number of rows of each."""
@@ -191,6 +203,9 @@ class Task:
     def check_model(cls, name: str, model: Any) -> None:
         """Refuse a model called ``name`` that loads for this task but is not made for it."""
 
+    def try_out(self, model: Any, encoded: Encoded, tokenizer: Any) -> None:
+        """Refuse a model that cannot read what its reader makes; tokens are checked when they are made."""
+
     @property
     def pseudo_tokens(self) -> int:
         """How many of the tokens of each example are pseudo-tokens, which a method fills."""
@@ -245,6 +260,10 @@ class Task:
     def encode_inputs(self, inputs: Inputs, tokenizer: Any) -> Encoded:
         """Examples without answers, for predictions."""
         raise NotImplementedError
+
+    def length_of(self, example: Example) -> int:
+        """How long an example is, so that a batch is made of examples of like length."""
+        return len(example["input_ids"])
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         """A padded batch."""
