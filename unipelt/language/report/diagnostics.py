@@ -73,7 +73,7 @@ def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"did you mean `{found}`?" if found else ""
 
 
-def plural(word: str, n: int) -> str:
+def plural(word: str, n: float) -> str:
     """The word for so many."""
     return word if n == 1 else _PLURALS.get(word, f"{word}s")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from ...language.report.diagnostics import error
+from ...language.report.diagnostics import error, plural
 from .. import data as reading
 from ..data import Unreadable
 from .media import FileClassification
@@ -50,7 +50,7 @@ class AudioClassification(FileClassification):
 
     @property
     def longest(self) -> str | None:
-        return f"{self.seconds:g} seconds"
+        return f"{self.seconds:g} {plural('second', self.seconds)}"
 
     def read(self, value: Any, reader: Any) -> tuple[dict[str, torch.Tensor], bool]:
         samples, rate = sound_of(value)
@@ -70,15 +70,19 @@ def sound_of(value: Any) -> tuple[torch.Tensor, int]:
     try:
         with wave.open(io.BytesIO(raw)) as file:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            held = file.readframes(file.getnframes())
+            frames = file.getnframes()
+            held = file.readframes(frames)
     except (wave.Error, EOFError) as e:
         raise Unreadable(
             f"it is no WAV file of whole numbers ({reading.said(e)})" if raw else "it is empty", PCM
         ) from None
-    frame = channels * width
-    held = held[: len(held) // frame * frame] if frame else b""
     if not held or not rate:
         raise Unreadable("it holds no sound", "record it again, or take it out")
+    if len(held) < frames * channels * width:
+        there = len(held) // (channels * width)
+        raise Unreadable(
+            f"it is cut off: it says {frames:,} samples, and {there:,} are there", "save it again, or take it out"
+        )
     if width not in (1, 2, 3, 4):
         raise Unreadable(f"it has {8 * width} bits a sample", PCM)
     return _samples(held, width).view(-1, channels).mean(1), rate
