@@ -14,7 +14,7 @@ from names import name as named
 import unipelt
 from unipelt.anatomy import find as finding
 from unipelt.anatomy.find import OWN, anatomies, find
-from unipelt.anatomy.prove import proved
+from unipelt.anatomy.prove import tried
 
 WIDTH, VOCAB = 32, 64
 SIZES: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
@@ -60,8 +60,8 @@ def test_types_that_are_built_like_known_ones(config: Any, anatomy: str) -> None
     model = model_of(config)
     sites = find(model)
     assert sites.anatomy == anatomy and not sites.untried
-    assert proved(sites, model, model)[1] == ""
-    assert not proved(sites, model, model)[0].refused
+    found, wrong = tried(sites, model, model)
+    assert not wrong and not found.refused and {s.proof for s in found.sites} == {"proved"}
     before = output(model)
     unipelt.apply(model, LOW, name="low")
     changed = output(model)
@@ -101,7 +101,7 @@ def test_an_anatomy_of_the_same_names_and_another_meaning_is_refuted(
     )
     monkeypatch.setattr(finding, "anatomies", lambda: (a,))
     model = model_of(config)
-    _, wrong = proved(find(model), model, model)
+    wrong = " ".join(tried(find(model), model, model)[1].values())
     assert "neither" in wrong or "is not what" in wrong
 
 
@@ -281,4 +281,4 @@ def test_a_model_of_sound_is_told_that_nothing_can_be_tried() -> None:
     sound = T.Wav2Vec2Model(
         T.Wav2Vec2Config(**sizes, **cut, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
     )
-    assert "`input_values`" in proved(find(model_of(T.BertConfig(**SIZES))), sound, sound)[1]
+    assert "`input_values`" in tried(find(model_of(T.BertConfig(**SIZES))), sound, sound)[1][""]

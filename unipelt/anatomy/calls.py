@@ -14,7 +14,7 @@ from torch import nn
 from .interrupts import ended_by
 from .sites import Site, SiteMap
 
-_lock = threading.RLock()
+lock = threading.RLock()
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def _asked(saw: Callable[[Any], None]) -> Iterator[None]:
     from transformers.modeling_utils import AttentionInterface
 
     mine = threading.get_ident()
-    with _lock:
+    with lock:
         ask = AttentionInterface.get_interface
 
         def counted(self: Any, implementation: str, default: Callable) -> Callable:

@@ -21,7 +21,7 @@ from ..language.library import library_definition, library_names, parse_path
 from .base import NAME, base_modules, base_parameters
 from ..language.syntax.nodes import AnatomyDef
 from .entries import Entries, blocks_of, conditions, has, missing, reference, stacks_of
-from .prove import proved, without_heads
+from .prove import tried, unproved, without_heads
 from .read import read
 from .sites import SiteMap
 
@@ -91,7 +91,11 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
     for a in fitting:
         try:
             sites = read(a, present(a, base), model, base, prefix)
-            sites, wrong = (_as_before(sites, model), "") if adapted or empty else proved(sites, model, base)
+            if adapted or empty:
+                sites, wrong = unproved(sites) if empty and not adapted else _as_before(sites, model), ""
+            else:
+                sites, refuted = tried(sites, model, base)
+                wrong = next((f"`{n}`: {why}" if n else why for n, why in refuted.items()), "")
         except PeltError as e:
             mistakes.append(e)
             wrong = e.diagnostics[0].message

@@ -1,0 +1,360 @@
+"""What a map says of the sites of one block, held against what was seen when the block was run again with nudges (`replay`).
+
+Each question is asked of one site and answered with the reason why it is not what the map says, or with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .columns import taken
+from .replay import Nudge, Nudges, Seen, affine, rows_of, same, within
+from .sites import Site, View
+
+#: What is received at each place of an attention function.
+_RECEIVED = ("q", "k", "v")
+#: The last linear map of a sublayer, by the last part of its name.
+_LAST = ("o", "down", "out", "hidden")
+
+
+class Open(str):
+    """A reason why nothing can be said of a site, for or against."""
+
+
+@dataclass(slots=True)
+class Block:
+    """The sites of a block and what was seen of it. ``path`` is from the model that was given."""
+
+    path: str
+    sites: Sequence[Site]
+    names: Mapping[int, str] = field(default_factory=dict)  # the paths of modules by their ids
+    seen: dict[Nudges, Seen] = field(default_factory=dict)
+
+    # ------------------------------------------------------------ what is tried
+
+    def nudges(self) -> list[Nudges]:
+        """All that must be tried so that every question below can be answered."""
+        found: list[Nudges] = [self.last_token]
+        for s in self.sites:
+            part, at = _part(s), _at(s.view)
+            if s.kind.is_sublayer:
+                found += self._of_input(s)
+            elif part in _RECEIVED and s.kind.has_weight:
+                found += [_by(at, 1), _by(at, 2), _by(at, 1, 0)]
+            elif part in _LAST:
+                found += [_by(at, 1), _by(at, 2), self.pinned(s, at)]
+            elif part in ("up", "gate"):
+                found += [_by(at, 1), _by(at, 2), self.pinned(s, at)]
+        return [n for n in dict.fromkeys(found) if n]
+
+    @property
+    def last_token(self) -> Nudges:
+        """Another last token enters the block."""
+        return (Nudge(self.path, enters=True, row=-1),)
+
+    def _of_input(self, s: Site) -> list[Nudges]:
+        return [] if s.x is None else [_by(Nudge(s.x, enters=True), 1, 0)]
+
+    def pinned(self, s: Site, at: Nudge) -> Nudges:
+        """The sublayer reads something else, and a projection yields what it did."""
+        own = self.sublayer(s)
+        if own is None or own.x is None:
+            return ()
+        return (Nudge(own.x, enters=True), Nudge(at.module, at.columns, times=0.0))
+
+    # ------------------------------------------------------------ what is looked up
+
+    def sublayer(self, s: Site) -> Site | None:
+        """The sublayer that a site lies in, as the map has it."""
+        return self.named(s.kind.sublayer)
+
+    def named(self, name: str) -> Site | None:
+        return next((s for s in self.sites if s.name == name), None)
+
+    def at(self, view: View, nudges: Nudges = ()) -> torch.Tensor | None:
+        """What leaves a place (or enters, where the map says so), with some nudges."""
+        seen = self.seen[nudges]
+        found = (seen.entered if view.enters else seen.left).get(view.module)
+        return None if found is None else taken(found, view.columns)
+
+    def h(self, s: Site, nudges: Nudges = ()) -> torch.Tensor | None:
+        """The tensor that an edit at a site changes."""
+        return self.entered(s.view.module, nudges) if s.side == "input" else self.at(s.view, nudges)
+
+    def callers(self) -> list[str]:
+        """The modules that call attention functions, in order, by path; nothing for those that are not known."""
+        return [self.names.get(id(m), "") for m, _ in self.seen[()].attention]
+
+    def entered(self, module: str | None, nudges: Nudges = ()) -> torch.Tensor | None:
+        return self.seen[nudges].entered.get(module or "")
+
+    def modules(self) -> list[str]:
+        """All modules that are looked at, by path."""
+        found = [self.path]
+        for s in self.sites:
+            found += [p for p in (s.view.module, s.x, s.residual, s.norm, *(v.module for v in s.bases.values())) if p]
+        return list(dict.fromkeys(found))
+
+    # ------------------------------------------------------------ the questions
+
+    def wrong(self, s: Site) -> str:
+        """Why a site is not what the map says; `Open` where that cannot be told; nothing where it is."""
+        missing = [p for p in (s.view.module, s.x, s.residual) if p and p not in self.seen[()].entered]
+        if missing:
+            return f"`{missing[0]}` is not passed through in `{self.path}`"
+        return self._sizes(s) or self._kind(s)
+
+    def _kind(self, s: Site) -> str:
+        part = _part(s)
+        if s.name == "block":
+            return "" if s.view.module == s.x == self.path else f"`{s.view.module}` is not its block `{self.path}`"
+        if s.kind.is_sublayer:
+            return self._residual(s) or self._reads(s)
+        if s.kind.has_heads:
+            return self._heads(s)
+        if part in _RECEIVED:
+            return self._operand(s, _RECEIVED.index(part))
+        if part in _LAST:
+            return self._x(s) or self._last(s)
+        if part in ("up", "gate"):
+            return self._inner(s, part)
+        return Open("nothing is known that could be tried")
+
+    def _sizes(self, s: Site) -> str:
+        """The last dimensions of what is there are those that the map names."""
+        kind, here = s.kind, self.h(s)
+        if kind.has_heads or here is None:
+            return ""
+        symbol = str(kind.h.sizes[-1])
+        if here.shape[-1] != s.sizes.get(symbol):
+            return f"`{s.view.module}` has {here.shape[-1]} numbers there, and `{symbol}` is {s.sizes.get(symbol)}"
+        x = self.entered(s.x)
+        size = s.sizes.get("d_x" if kind.has_weight else "d_model")
+        if kind.x is not None and x is not None and x.shape[-1] != size:
+            return f"{x.shape[-1]} numbers enter `{s.x}`, and the map says {size}"
+        received = [q for _, q in self.seen[()].attention]
+        known = {t.shape[-1] for q, _, v in received for t in (q, v)}
+        if _part(s) in _RECEIVED and known and s.sizes.get("d_head") not in known:
+            return f"attention receives heads of {min(known)}, and `d_head` is {s.sizes.get('d_head')}"
+        return ""
+
+    def _x(self, s: Site) -> str:
+        """Where a site reads what its sublayer reads, that is what enters the named module."""
+        own = self.sublayer(s)
+        if own is None or s.kind.has_weight or s.x == own.x or same(self.entered(s.x), self.entered(own.x)):
+            return ""
+        return f"what enters `{s.x}` is not what `{own.name}` reads"
+
+    def _residual(self, s: Site) -> str:
+        h, r, x = self.at(s.view), self.entered(s.residual), self.entered(s.x)
+        norm_in, norm_out = self.entered(s.norm), self.seen[()].left.get(s.norm or "")
+        if h is None or r is None or x is None:
+            return f"`{s.full_name}` of `{self.path}` has no `{'residual' if h is not None else 'h'}`"
+        before = same(norm_in, r) and same(x, norm_out)
+        if not (same(x, r) or before):
+            return f"`{s.x}` reads neither `{s.full_name}.residual` nor that behind `{s.full_name}.norm`"
+        if h.numel() != r.numel():
+            return f"`{s.view.module}` yields {list(h.shape)}, and the residual stream is {list(r.shape)}"
+        states = self._states()
+        for total in self._totals(s, r, h):
+            behind = same(total, norm_in) and any(p != s.norm and same(norm_out, on) for p, on in states)
+            onward = any(same(total, on) for _, on in states)
+            if (onward or behind) and (s.norm is None or before or behind or same(h, norm_out)):
+                return ""
+            if onward:
+                return f"`{s.norm}` stands neither before `{s.full_name}` nor behind it"
+        return f"`{s.full_name}.residual` + `{s.full_name}` in `{self.path}` is not what {self._after(s)}"
+
+    def _after(self, s: Site) -> str:
+        """Where the sum should be, in words."""
+        layers = [t for t in self.sites if t.kind.is_sublayer]
+        i = layers.index(s)
+        return "leaves the block" if i + 1 == len(layers) else f"`{layers[i + 1].full_name}` is added to"
+
+    def _states(self) -> list[tuple[str, torch.Tensor]]:
+        """What the block yields, and what enters its modules, by module."""
+        seen = self.seen[()]
+        out = [(self.path, seen.left[self.path])] if self.path in seen.left else []
+        return out + [(p, t) for p, t in (*seen.entered.items(), *seen.again) if p != self.path]
+
+    def _totals(self, s: Site, r: torch.Tensor, h: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The residual with a sublayer's output, alone and with those of all that stand beside it."""
+        alone = r.reshape(h.shape) + s.factor * h
+        yield alone
+        beside = [t for t in self.sites if t.kind.is_sublayer and t is not s and same(self.entered(t.residual), r)]
+        more = [
+            (t.factor, other) for t in beside if (other := self.at(t.view)) is not None and other.numel() == h.numel()
+        ]
+        if more:
+            yield alone + sum(factor * other.reshape(h.shape) for factor, other in more)
+
+    def _reads(self, s: Site) -> str:
+        """A sublayer reads ``x``; attention of every token, a feed-forward layer of none but its own (or without attention)."""
+        with_x = self._of_input(s)[0]
+        h, moved = self.at(s.view), self.at(s.view, with_x)
+        if h is None or moved is None or same(moved, h):
+            return f"`{s.full_name}` is the same whatever enters `{s.x}`"
+        called = self._first_call(with_x) is not None
+        rows, there = rows_of(h), rows_of(moved)
+        mixes = len(rows) > 1 and not same(there[1:], rows[1:])
+        if s.kind.cross:
+            return (
+                "" if called or not self.seen[()].attention else f"no attention function receives what enters `{s.x}`"
+            )
+        if s.name == "attn" and not mixes and len(rows) > 1:
+            return f"`{s.full_name}` is the same whatever other tokens there are: it is no attention"
+        if s.name == "ffn" and mixes and called:
+            return f"an attention function receives what enters `{s.x}`: it is no feed-forward layer"
+        return ""
+
+    # ------------------------------------------------------------ attention
+
+    def _first_call(self, nudges: Nudges) -> int | None:
+        """Which of the calls of attention functions is the first to receive something else."""
+        for i, ((_, plain), (_, moved)) in enumerate(zip(self.seen[()].attention, self.seen[nudges].attention)):
+            if not all(same(b, a) for a, b in zip(plain, moved)):
+                return i
+        return None
+
+    def _its_calls(self, s: Site) -> set[int]:
+        """The calls of the attention that a site belongs to: those of the module with its heads, and that which ``x`` moves first."""
+        heads, own = self.named(f"{s.kind.sublayer}.heads"), self.sublayer(s)
+        found = {i for i, m in enumerate(self.callers()) if heads is not None and m == heads.view.module}
+        if own is not None:
+            found |= {i for n in self._of_input(own) if (i := self._first_call(n)) is not None}
+        return found
+
+    def _operand(self, s: Site, place: int) -> str:
+        """A nudge of a projection moves what attention receives at its place, all of it, and nothing at the other two."""
+        one = _by(_at(s.view), 1)
+        call = self._first_call(one)
+        if call is None:
+            return self._unseen(s, place)
+        mine = self._its_calls(s)
+        if mine and call not in mine:
+            return f"what `{s.view.module}` yields goes to another attention function than that of `{s.kind.sublayer}`"
+        plain, moved = (self.seen[n].attention[call][1] for n in ((), one))
+        changed = [n for n, a, b in zip(_RECEIVED, plain, moved) if not same(b, a)]
+        if changed != [_RECEIVED[place]]:
+            return f"attention receives it as {' and '.join(changed)}, not as {_RECEIVED[place]} alone"
+        a, b = plain[place].double(), moved[place].double()
+        far = (b - a).abs()  # [batch, heads, tokens, d_head], or batch and heads in one
+        most = far.amax(-2) if far.dim() < 4 else far.amax((0, -2))
+        whole, width = most.numel(), int(s.sizes[str(s.kind.h.sizes[-1])])
+        if bool((most <= within(plain[place]) * b.abs().max()).any()):
+            return f"of the {whole} numbers that attention receives as {_RECEIVED[place]} it does not move all"
+        if whole % width or (place == 0 and whole != width):
+            return f"it yields {width} numbers, and attention receives {whole} as {_RECEIVED[place]}"
+        return ""
+
+    def _unseen(self, s: Site, place: int) -> str:
+        """As `_operand`, where no attention function was seen: by what enters the projection behind it, head by head.
+
+        That is affine in the values, and in no others. A query moves its own token's alone, a key and a value those of others.
+        """
+        o, at = self.named(f"{s.kind.sublayer}.o"), _at(s.view)
+        entered = [self.entered(o.view.module if o else None, n) for n in ((), _by(at, 1), _by(at, 2), _by(at, 1, 0))]
+        if any(t is None for t in entered):
+            return Open(f"no attention function is seen in `{self.path}`, and no `{s.kind.sublayer}.o` either")
+        zero, one, two, alone = (rows_of(t) for t in entered if t is not None)
+        own = self.sublayer(s)
+        if own is not None and not same(self.entered(own.x, _by(at, 1)), self.entered(own.x)):
+            return f"`{own.name}` reads something else with it"
+        heads = s.sizes.get("heads", 1)
+        heads = heads if zero.shape[-1] % heads == 0 else 1
+        split = [t.reshape(len(t), heads, -1) for t in (zero, one, two)]
+        for z, a, b in zip(*(t.unbind(1) for t in split)):
+            if same(a, z):
+                return f"what enters `{o.view.module if o else ''}` does not move with it in every head"
+            if affine(z, a, b) != (place == 2):
+                return f"what enters `{o.view.module if o else ''}` is {'not ' if place == 2 else ''}affine in it"
+        others = len(zero) > 1 and not same(alone[1:], zero[1:])
+        if len(zero) > 1 and others == (place == 0):
+            return (
+                "it moves other tokens, as no query does" if others else "it moves its own token alone, as queries do"
+            )
+        return ""
+
+    def _heads(self, s: Site) -> str:
+        """An attention function is called by the module, with heads of one size in keys and values, and in groups."""
+        mine = [i for i, m in enumerate(self.callers()) if m == s.view.module]
+        if not mine:
+            return Open(f"no attention function is seen in `{s.view.module}`")
+        q, k, v = self.seen[()].attention[mine[0]][1]
+        if not (d := q.shape[-1]) == v.shape[-1]:
+            return f"heads have {d} numbers in queries and {v.shape[-1]} in values"
+        if d != s.sizes.get("d_head"):
+            return f"attention receives heads of {d}, and `d_head` is {s.sizes.get('d_head')}"
+        heads, groups = (t.shape[-3] if t.dim() > 2 else 0 for t in (q, k))
+        said, of = s.sizes.get("heads"), s.sizes.get("groups") or 0
+        if heads != said or not of or groups not in (of, heads) or heads % of:
+            return f"attention receives {heads} heads in {groups} groups, and the map says {said} in {of}"
+        own = self.sublayer(s)
+        if own is not None and (moved := [self._first_call(n) for n in self._of_input(own)]):
+            if moved[0] not in mine:
+                return f"it does not receive what `{own.name}` reads"
+        return self._x(s)
+
+    # ------------------------------------------------------------ the other projections
+
+    def _last(self, s: Site) -> str:
+        """Nothing but what it yields enters the sublayer's output, as a sum with a factor or through a norm of its own."""
+        own, at = self.sublayer(s), Nudge(s.view.module)
+        if own is None:
+            return Open(f"the map has no `{s.kind.sublayer}`")
+        h = [self.at(own.view, n) for n in ((), _by(at, 1), _by(at, 2))]
+        into = [self.entered(own.view.module, n) for n in ((), _by(at, 1), _by(at, 2))]
+        if any(t is None for t in h) or same(h[1], h[0]):
+            return f"`{own.full_name}` does not change with what `{s.view.module}` yields"
+        if not any(all(t is not None for t in ts) and affine(*ts) for ts in (h, into)):  # type: ignore[arg-type]
+            return f"`{own.full_name}` is not affine in what `{s.view.module}` yields"
+        if (pinned := self.pinned(s, at)) and not same(self.at(own.view, pinned), h[0]):
+            return f"`{own.full_name}` depends on more than what `{s.view.module}` yields"
+        return ""
+
+    def _inner(self, s: Site, part: str) -> str:
+        """What enters ``ffn.down`` is affine in ``up`` and not in the gate; where it is not in ``up``, all of it comes from there."""
+        own, down, at = self.sublayer(s), self.named(f"{s.kind.sublayer}.down"), _at(s.view)
+        if own is None or down is None:
+            return Open(f"the map has no `{s.kind.sublayer}` with a `{s.kind.sublayer}.down`")
+        ts = [self.entered(down.view.module, n) for n in ((), _by(at, 1), _by(at, 2))]
+        if not same(self.entered(own.x, _by(at, 1)), self.entered(own.x)):
+            return f"`{own.name}` reads something else with it"
+        zero, one, two = ts
+        if zero is None or one is None or two is None or same(one, zero):
+            return f"what enters `{down.view.module}` does not change with what `{s.view.module}` yields"
+        if zero.shape[-1] != s.sizes.get("d_ff"):
+            return f"{zero.shape[-1]} numbers enter `{down.view.module}`, and `d_ff` is {s.sizes.get('d_ff')}"
+        linear = affine(zero, one, two)
+        if part == "gate":
+            return f"what enters `{down.view.module}` is affine in it, which it is not in a gate" if linear else ""
+        if not linear and not same(self.entered(down.view.module, self.pinned(s, at)), zero):
+            return f"what enters `{down.view.module}` is not affine in it and depends on more: it is a gate"
+        return ""
+
+    # ------------------------------------------------------------ causality
+
+    def sees_later(self) -> bool | None:
+        """Whether tokens see later ones in the block; None where what enters or leaves it has no entry for each token."""
+        plain, moved = (self.seen[n].left.get(self.path) for n in ((), self.last_token))
+        enters = self.entered(self.path)
+        if plain is None or moved is None or enters is None or plain.numel() != enters.numel():
+            return None
+        a, b = rows_of(plain), rows_of(moved)
+        return None if len(a) < 2 else not same(b[:-1], a[:-1])
+
+
+def _part(s: Site) -> str:
+    return s.name.rpartition(".")[2]
+
+
+def _at(view: View) -> Nudge:
+    """A nudge of what leaves a site's module, at its columns."""
+    return Nudge(view.module, view.columns)
+
+
+def _by(at: Nudge, times: float, row: int | None = None) -> Nudges:
+    return (Nudge(at.module, at.columns, at.enters, times, row),)

@@ -1,0 +1,206 @@
+"""A block is run again with what entered it, once for each nudge: what of it moves tells what its modules are to each other.
+
+All nudges are rows of one batch, so that one pass serves them. Where a block's input cannot be repeated as a batch (tokens
+of several examples in one dimension, tokens before the batch), it is run once for each nudge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .columns import Columns, joined, taken
+from .interrupts import ended_by
+from .received import received
+
+#: How far a number is pushed, in multiples of what such numbers are (1 at least): far enough that no softmax, no activation
+#: and no norm looks like a linear map.
+_FAR = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Nudge:
+    """A change of what leaves a module, or of what ``enters`` it: ``times`` one and the same direction; 0 puts it back to what it
+    is without any nudge. ``row``: of that token only (batch and tokens counted in one), of all where it is None."""
+
+    module: str
+    columns: Columns | None = None
+    enters: bool = False
+    times: float = 1.0
+    row: int | None = None
+
+    def on(self, t: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+        """``t`` with the nudge; ``plain`` is what stands there without any."""
+        if self.times == 0.0:
+            return self._put(t, taken(plain, self.columns))
+        mine = taken(plain, self.columns)
+        g = torch.Generator().manual_seed(7)
+        size = max(1.0, float(mine.float().square().mean().sqrt())) * _FAR * self.times
+        signs = torch.randint(0, 2, mine.shape, generator=g) * 2 - 1
+        step = (torch.rand(mine.shape, generator=g) + 0.5) * signs * size
+        if self.row is not None:
+            rows = step.reshape(-1, step.shape[-1])
+            only = torch.zeros_like(rows)
+            only[self.row] = rows[self.row]
+            step = only.reshape(step.shape)
+        return self._put(t, taken(t, self.columns) + step.to(t.device, t.dtype))
+
+    def _put(self, t: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return new if self.columns is None else joined(t, {self.columns: new})
+
+
+Nudges = tuple[Nudge, ...]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a run of a block showed, of each module at its first call; what entered at later calls; and what its attention
+    functions received, in order."""
+
+    entered: dict[str, torch.Tensor] = field(default_factory=dict)
+    left: dict[str, torch.Tensor] = field(default_factory=dict)
+    again: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+    attention: list[tuple[Any, tuple[torch.Tensor, ...]]] = field(default_factory=list)
+
+
+class CannotBeRepeated(Exception):
+    """What enters a block is no batch of one."""
+
+
+def replay(
+    block: nn.Module, at: str, args: tuple, kwargs: Mapping[str, Any], modules: Mapping[str, nn.Module], nudges: Sequence[Nudges],
+    left: torch.Tensor | None,
+) -> dict[Nudges, Seen]:  # fmt: skip
+    """What is seen in a block with each of the nudges, and with none (``()``). ``at`` is the block's path, ``modules`` are those
+    that are looked at or nudged, by path, ``left`` what the block yielded."""
+    every: list[Nudges] = [(), *nudges]
+    with contextlib.suppress(Exception):  # whatever a block raises that is no friend of batches
+        found = _together(block, at, args, kwargs, modules, every)
+        if same(found[()].left.get(at), left):
+            return found
+    plain = _run(block, args, kwargs, modules, [()], Seen())
+    return {(): plain, **{n: _run(block, args, kwargs, modules, [n], plain) for n in nudges}}
+
+
+def _together(
+    block: nn.Module, at: str, args: tuple, kwargs: Mapping[str, Any], modules: Mapping[str, nn.Module], every: Sequence[Nudges]
+) -> dict[Nudges, Seen]:  # fmt: skip
+    stream, n = first([*args, kwargs.get("hidden_states"), *kwargs.values()]), len(every)
+    if stream is None or stream.dim() < 2 or stream.shape[0] != 1:
+        raise CannotBeRepeated(at)
+
+    def repeated(v: Any) -> Any:
+        if isinstance(v, torch.Tensor):
+            return v.repeat(n, *[1] * (v.dim() - 1)) if v.dim() > 1 and v.shape[0] == 1 else v
+        if type(v) in (tuple, list):
+            return type(v)(repeated(i) for i in v)
+        return {k: repeated(i) for k, i in v.items()} if type(v) is dict else v
+
+    all_ = _run(block, repeated(args), repeated(dict(kwargs)), modules, every, None)
+    rows = [Seen() for _ in every]
+    for kind in ("entered", "left"):
+        for path, t in getattr(all_, kind).items():
+            for row, part in zip(rows, _parts(t, n)):
+                getattr(row, kind)[path] = part
+    for path, t in all_.again:
+        for row, part in zip(rows, _parts(t, n)):
+            row.again.append((path, part))
+    for module, operands in all_.attention:
+        for row, parts in zip(rows, zip(*(_parts(t, n) for t in operands))):
+            row.attention.append((module, parts))
+    return dict(zip(every, rows))
+
+
+def _parts(t: torch.Tensor, n: int) -> tuple[torch.Tensor, ...]:
+    if t.dim() == 0 or t.shape[0] % n:
+        raise CannotBeRepeated
+    return t.chunk(n, 0)
+
+
+def _run(
+    block: nn.Module, args: tuple, kwargs: Mapping[str, Any], modules: Mapping[str, nn.Module], every: Sequence[Nudges], plain: Seen | None
+) -> Seen:  # fmt: skip
+    """One call of the block; without ``plain`` the nudges are the parts of a batch, and the first of them is none."""
+    seen = Seen()
+
+    def moved(path: str, t: torch.Tensor, enters: bool) -> torch.Tensor:
+        mine = [[n for n in nudges if n.module == path and n.enters == enters] for nudges in every]
+        if any(mine):
+            parts = list(_parts(t, len(every)))
+            known = (plain.entered if enters else plain.left).get(path) if plain is not None else parts[0]
+            for i, nudges in enumerate(mine):
+                for n in nudges:
+                    if known is not None and known.shape == parts[i].shape:
+                        parts[i] = n.on(parts[i], known)
+            t = torch.cat(parts)
+        kept = seen.entered if enters else seen.left
+        if path not in kept:
+            kept[path] = t.detach().clone()
+        elif enters:
+            seen.again.append((path, t.detach().clone()))
+        return t
+
+    handles: list[Any] = []
+    with ended_by(lambda: [handle.remove() for handle in handles]):
+        for path, module in modules.items():
+
+            def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any], path: str = path) -> tuple[tuple, dict] | None:
+                found = first([*args, kwargs.get("hidden_states"), *kwargs.values()])
+                if found is None:
+                    return None
+                new = moved(path, found, True)
+                return tuple(new if a is found else a for a in args), {
+                    k: new if a is found else a for k, a in kwargs.items()
+                }
+
+            def leave(_: nn.Module, args: tuple, output: Any, path: str = path) -> Any:
+                found = first(output if isinstance(output, (tuple, list)) else [output])
+                if found is None:
+                    return None
+                new = moved(path, found, False)
+                if isinstance(output, torch.Tensor):
+                    return new
+                return type(output)(new if o is found else o for o in output) if type(output) in (tuple, list) else None
+
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        with received(lambda m, operands: seen.attention.append((m, tuple(t.detach().clone() for t in operands)))):
+            block(*args, **kwargs)
+    return seen
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def first(values: Iterable[Any]) -> torch.Tensor | None:
+    """The first tensor of floating numbers."""
+    return next((v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()), None)
+
+
+def within(t: torch.Tensor) -> float:
+    """How far numbers of its type may differ by rounding, as a share of the largest."""
+    return 1e-4 if t.dtype in (torch.float32, torch.float64) else 2e-2
+
+
+def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Equal up to rounding; whatever their shapes, as some modules join batch and tokens."""
+    if a is None or b is None or a.numel() != b.numel() or not a.numel():
+        return False
+    x, y = a.reshape(-1).double(), b.reshape(-1).double().to(a.device)
+    return bool((x - y).abs().max() <= within(a) * y.abs().max())
+
+
+def affine(zero: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether the second of two equal steps does what the first did, up to rounding."""
+    a, b, c = (t.double() for t in (zero, one, two))
+    return bool((c - 2 * b + a).abs().max() <= within(zero) * max(float(t.abs().max()) for t in (a, b, c)))
+
+
+def rows_of(t: torch.Tensor) -> torch.Tensor:
+    """[batch and tokens, features]."""
+    return t.reshape(-1, t.shape[-1])
