@@ -274,11 +274,15 @@ def test_what_counts_the_calls_leaves_nothing_behind() -> None:
     assert hooks == [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()]
 
 
-def test_a_model_of_sound_is_told_that_nothing_can_be_tried() -> None:
-    """It has no embeddings of words, and raises where it is asked for them."""
+def test_a_map_of_another_model_names_modules_that_are_not_there() -> None:
+    """A model of sound has no embeddings of words, and raises where it is asked for them."""
     sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     cut: dict[str, Any] = dict(conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1)
     sound = T.Wav2Vec2Model(
         T.Wav2Vec2Config(**sizes, **cut, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
     )
-    assert "`input_values`" in tried(find(model_of(T.BertConfig(**SIZES))), sound, sound)[1][""]
+    found, wrong = tried(find(model_of(T.BertConfig(**SIZES))), sound, sound)
+    assert not found.sites and wrong["attn.q"] == "the model has no `encoder.layer.0.attention.self.query`"
+    sound.forward = lambda: None
+    found, wrong = tried(replace(find(model_of(T.BertConfig(**SIZES))), sites=()), sound, sound, {"ids": 3})
+    assert "a pass of Wav2Vec2Model with the given example fails" in wrong[""]
