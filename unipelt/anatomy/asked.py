@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -43,7 +43,8 @@ class Asked:
     @cached_property
     def configs(self) -> list[Any]:
         """The module's configuration and those within it, the outer ones first."""
-        found, left = [], [getattr(self.module, "config", None)]
+        found: list[Any] = []
+        left = [getattr(self.module, "config", None)]
         while left:
             config = left.pop(0)
             if config is None or any(config is c for c in found):
@@ -88,9 +89,12 @@ class Asked:
             found = ask() if callable(ask) else None
         except Exception:  # noqa: BLE001 - models without text raise whatever they like where they are asked
             found = None
-        if isinstance(getattr(found, "weight", None), torch.Tensor) and found.weight.dim() == 2:
-            return found if not isinstance(found, nn.Linear) else None
-        return None
+        weight = getattr(found, "weight", None)
+        return (
+            cast(Any, found)
+            if isinstance(weight, torch.Tensor) and weight.dim() == 2 and not isinstance(found, nn.Linear)
+            else None
+        )
 
     def ids(self, count: int, after: int = 0) -> torch.Tensor:
         """[1, count] different tokens, none with a task of its own; from the ``after``-th one on."""

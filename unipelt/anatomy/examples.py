@@ -291,8 +291,8 @@ def _patches(a: Asked) -> Iterator[Inputs]:
     count = side * side
     places = [[i % side, i // side] for i in range(count)]
     if "image_grid_thw" in a.parameters or "grid_thw" in a.parameters:
-        grid = {n: a.whole([[1, side, side]]) for n in ("grid_thw", "image_grid_thw") if n in a.parameters}
-        more = {"merge_sizes": a.whole([a.merge])} if "merge_sizes" in a.parameters else {}
+        grid: Inputs = {n: a.whole([[1, side, side]]) for n in ("grid_thw", "image_grid_thw") if n in a.parameters}
+        more: Inputs = {"merge_sizes": a.whole([a.merge])} if "merge_sizes" in a.parameters else {}
         rows = "hidden_states" if "hidden_states" in a.parameters else "pixel_values"
         yield {rows: a.real(count, dims), **grid, **more}
         yield {rows: a.real(count, a.channels, a.patch, a.patch), **grid, **more}

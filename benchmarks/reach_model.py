@@ -1,0 +1,150 @@
+"""One model type: a small model of it, inputs that run, and every method on it."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from reach_methods import METHODS, VISION, WITHIN, Subject, decoding_error, outputs, said, same, survey
+from reach_types import Type, kind
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unipelt.anatomy.examples import examples, first_that_runs
+from unipelt.language.report.diagnostics import PeltError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "anatomy"))
+
+from shrunk import configurations
+
+LARGEST = 150_000_000
+#: Passes that are tried of a text with a picture.
+_PICTURED = 12
+_PICTURES = ("pixel_values", "pixel_values_videos", "pixel_values_images")
+
+
+class Attention(TorchDispatchMode):
+    """Whether a softmax over tokens is computed: torch's own attention, or a softmax of a square or of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name.startswith("_scaled_dot_product"):
+            self.seen = True
+        if name == "_softmax":
+            shape = args[0].shape
+            self.seen |= len(shape) >= 4 or (len(shape) == 3 and shape[-1] == shape[-2])
+        return func(*args, **(kwargs or {}))
+
+
+def surveyed(found: Type) -> dict[str, Any]:
+    """The record of a type."""
+    warnings.simplefilter("ignore")
+    record: dict[str, Any] = {"class": found.cls, "task": found.task, "kind": kind(found)}
+    if found.built is None:
+        return {**record, "unbuilt": "this installation has no such class"}
+    try:
+        model, config, inputs = built_and_run(found)
+    except NotRun as e:
+        return {**record, "not run": str(e)}
+    except NotBuilt as e:
+        return {**record, "unbuilt": str(e)}
+    try:
+        meta = _built(found, config, "meta")
+    except Exception as e:
+        meta, record["not on meta"] = None, said(e)
+    record |= {"parameters": sum(p.numel() for p in model.parameters()), "inputs": sorted(inputs)}
+    base = outputs(model, inputs)
+    if not same(outputs(model, inputs), base):
+        return {**record, "not run": "two passes of the base differ"}
+    with Attention() as seen:
+        outputs(model, inputs)
+    record["softmax attention"] = seen.seen
+    record["biases"] = any(n.endswith("bias") for n, _ in model.named_parameters())
+    subject = Subject(model, meta, inputs, base, _decodes(found, model, inputs, record), seen.seen)
+    record["methods"] = {name: survey(subject, name).record() for name in METHODS}
+    if record["kind"] == "multimodal" and (pictured := _pictured(model)) is not None:
+        record["picture"] = sorted(pictured)
+        subject = Subject(model, meta, pictured, outputs(model, pictured), None, True)
+        record["methods"][VISION] = survey(subject, "lora", at="vision.attn.q, vision.attn.v").record()
+    return record
+
+
+class NotBuilt(Exception):
+    """No small model of the type is built."""
+
+
+class NotRun(Exception):
+    """A small model is built, and no inputs run through it."""
+
+
+def built_and_run(found: Type) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """The first small model of a type that runs, its configuration, and inputs that run."""
+    built = ran = ""
+    for config in configurations(found.name):
+        try:
+            model = _built(found, config, "cpu")
+        except Exception as e:
+            built = built or said(e)
+            continue
+        try:
+            return model, config, first_that_runs(model, run=lambda i, m=model: _finite(m, i))[0]
+        except PeltError as e:
+            ran = ran or said(e)
+    raise NotRun(ran) if ran else NotBuilt(built or "no configuration passes its checks")
+
+
+def _built(found: Type, config: Any, device: str) -> nn.Module:
+    config = copy.deepcopy(config)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in found.built(copy.deepcopy(config)).parameters())
+    if size > LARGEST:
+        raise ValueError(f"its smallest configuration here has {size:,} parameters")
+    torch.manual_seed(0)
+    with torch.device(device):
+        return found.built(config).eval().requires_grad_(True)
+
+
+def _finite(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    found = outputs(model, inputs)
+    if not found or not all(bool(torch.isfinite(t).all()) for t in found[:1]):
+        raise ValueError("the output is not finite")
+
+
+def _decodes(found: Type, model: Any, inputs: Mapping[str, Any], record: dict[str, Any]) -> torch.Tensor | None:
+    """Ids to decode, where the base's own cache gives what one pass gives."""
+    if not found.generates or "input_ids" not in inputs or set(inputs) & set(_PICTURES):
+        return None
+    ids = next(examples(model, tokens=7))["input_ids"]
+    try:
+        error = decoding_error(model, ids)
+    except Exception as e:
+        record["base's cache"] = said(e)
+        return None
+    if error > WITHIN:
+        record["base's cache"] = f"off by {error:.1e} of the largest logit"
+        return None
+    return ids
+
+
+def _pictured(model: nn.Module) -> Mapping[str, Any] | None:
+    """Inputs with a picture that run; those with text first."""
+    guesses = [g for g in islice(examples(model), 80) if set(g) & set(_PICTURES)]
+    guesses.sort(key=lambda g: "input_ids" not in g)
+
+    def few() -> Iterator[dict[str, Any]]:
+        yield from guesses[:_PICTURED]
+
+    try:
+        return first_that_runs(model, few(), run=lambda i: _finite(model, i))[0]
+    except PeltError:
+        return None
