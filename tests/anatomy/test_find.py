@@ -15,6 +15,7 @@ import unipelt
 from unipelt.anatomy import find as finding
 from unipelt.anatomy.entries import blocks_of, reference, stacks_of
 from unipelt.anatomy.find import anatomies, find
+from unipelt.anatomy.parts import Share
 from unipelt.language.syntax.parser import parse as parse_file
 from unipelt.language.syntax.nodes import AnatomyDef
 
@@ -159,9 +160,9 @@ def test_entries_speak_of_the_stacks_they_name() -> None:
     assert blocks_of(base, "g.*.h.*") == ("g.0.h.0", "g.0.h.1", "g.1.h.0", "g.1.h.1")
     assert blocks_of(base, "nowhere.*") == ()
     at = reference("before a.b", "root.")
-    assert (at.module, at.enters, reference("c[1/3]").share, reference(".", "root.block.").module) == (
+    assert (at.module, at.enters, reference("c[1/3]").part, reference(".", "root.block.").module) == (
         "root.a.b",
         True,
-        (1, 3),
+        Share(1, 3),
         "root.block",
     )

@@ -4,7 +4,8 @@ An entry without a stack in front speaks of every stack. ``block`` names the blo
 ``stack`` the module that takes the stack's tokens (the base model by default), ``depth`` the configuration's number of
 layers where one module serves several; these and ``embed`` are relative to the base model, every other path to the block
 (``"."`` is the block itself). ``config.NAME`` is a condition on the configuration, not a path; ``like`` names an anatomy whose
-entries hold where this one is silent (`find` puts them together).
+entries hold where this one is silent (`find` puts them together). Of a fused projection a path names a part (`parts`):
+``module[i/n]``, ``module[i/n per head]``, ``module[q of q k v]``, ``module[q of q k v per group]`` or ``module[0:64, 128:192]``.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import nn
 from ..language.report.diagnostics import error, near
 from ..language.sites import SITES, STACKS
 from ..language.syntax.nodes import AnatomyDef
+from .parts import FORMS, Part, part
 
-_REFERENCE = re.compile(r"(before +)?([\w.]+)(?:\[(\d+)/(\d+)\])?")
+_REFERENCE = re.compile(r"(before +)?([\w.]+)(?:\[([^\[\]]*)\])?")
 #: Entries that say something of a sublayer's surroundings, after its name: ``attn.x``, ``ffn.residual``, …
 AROUND = ("x", "residual", "norm", "rows")
 #: What an entry may be about, by its name. Other sites are found from these.
@@ -95,24 +97,26 @@ def conditions(a: AnatomyDef) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What an entry's text names: a module, and of its output the share ``i`` of ``n`` (or all); or what ``enters`` the module."""
+    """What an entry's text names: a module, and of its output a part (or all); or what ``enters`` the module."""
 
     module: str
-    share: tuple[int, int] | None = None
+    part: Part | None = None
     enters: bool = False
 
 
-def reference(text: str, front: str = "") -> Reference:
-    """What an entry names; ``front`` is the path of the block or base it is relative to, with its dot."""
+def reference(text: str, front: str = "", entry: str = "") -> Reference:
+    """What an entry names; ``front`` is the path of the block or base it is relative to, with its dot, ``entry`` its name (E0505)."""
     match = _REFERENCE.fullmatch(text.strip())
     if match is None:
-        raise error("E0505", f"an anatomy's path reads `module`, `module[i/n]` or `before module`, not {text!r}")
+        raise error("E0505", f"{f'`{entry}`: ' if entry else ''}an anatomy's path reads `module`, `module[part]` or `before module`, not {text!r}",
+                    help=f"a part reads {FORMS}")  # fmt: skip
     path = front.removesuffix(".") if match[2] == "." else front + match[2]
-    share = (int(match[3]), int(match[4])) if match[3] else None
-    if share is not None and not share[0] < share[1]:
-        raise error("E0505", f"{text!r} names part {share[0]} of {share[1]}, and parts are counted from 0",
-                    help="the last of n parts is [(n-1)/n]")  # fmt: skip
-    return Reference(path, share, bool(match[1]))
+    return Reference(path, None if match[3] is None else part(match[3], entry_text(entry, text)), bool(match[1]))
+
+
+def entry_text(entry: str, text: str) -> str:
+    """An entry as messages name it."""
+    return f"`{entry}: {text!r}`" if entry else repr(text)
 
 
 def blocks_of(base: nn.Module, pattern: str) -> tuple[str, ...]:
@@ -144,8 +148,8 @@ def missing(base: nn.Module, e: Entries) -> str | None:
     if e.module and not has(base, e.module):
         return e.module
     for block in blocks_of(base, e.block):
-        for _, text in e.parts:
-            path = reference(text, f"{block}.").module
+        for name, text in e.parts:
+            path = reference(text, f"{block}.", name).module
             if not has(base, path):
                 return path
-    return next((p for p in (reference(t).module for _, t in e.outside) if not has(base, p)), None)
+    return next((p for p in (reference(t, "", n).module for n, t in e.outside) if not has(base, p)), None)

@@ -132,7 +132,7 @@ def _nearest(base: nn.Module) -> tuple[str, list[str]] | None:
     for a in anatomies():
         for e in present(a, base):
             front = f"{blocks_of(base, e.block)[0]}."
-            paths = list(dict.fromkeys(reference(t).module for _, t in e.parts))
+            paths = list(dict.fromkeys(reference(t, "", n).module for n, t in e.parts))
             lacking = [p for p in paths if not has(base, (front + p).rstrip("."))]
             if len(lacking) < len(paths) / 2 and (best is None or len(lacking) < best[0]):
                 best = len(lacking), a.name, lacking

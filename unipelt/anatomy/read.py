@@ -11,7 +11,8 @@ from torch import nn
 from ..language.report.diagnostics import error
 from ..language.sites import SITES
 from ..language.syntax.nodes import AnatomyDef
-from .entries import AROUND, Entries, Reference, blocks_of, check, reference
+from .attention import Heads
+from .entries import AROUND, Entries, Reference, blocks_of, check, entry_text, reference
 from .heads import head_modules, is_language_model, labels, reads, word_embeddings
 from .sites import Site, SiteMap, Stack, View
 from .sizes import block_sizes, projection_shape, projection_view, width
@@ -43,7 +44,9 @@ def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[St
     sites: list[Site] = []
     causal = False
     for layer, block in enumerate(blocks):
-        views = {n: _view(model, n, t, reference(t, f"{root}{block}.")) for n, t in e.parts}
+        front = f"{root}{block}."
+        heads = Heads(model.get_submodule(reference(dict(e.parts)["attn.heads"], front).module), config)
+        views = {n: _view(model, n, t, reference(t, front, n), heads) for n, t in e.parts}
         _apart(views)
         sizes = block_sizes(model, views, config, vocab)
         causal = bool(getattr(model.get_submodule(views["attn.heads"].module), "is_causal", False))
@@ -55,7 +58,7 @@ def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[St
     stack = Stack(
         e.name, depth, blocks, causal, depth > len(blocks), _learned(e), f"{root}{e.module}".removesuffix(".")
     )
-    views = {n: _view(model, n, t, reference(t, root)) for n, t in e.outside}
+    views = {n: _view(model, n, t, reference(t, root, n)) for n, t in e.outside}
     table = next((model.get_submodule(v.module) for n, v in views.items() if not SITES[n].positions), None)
     for name, at in views.items():
         own = sizes
@@ -67,15 +70,15 @@ def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[St
     return stack, sites
 
 
-def _view(model: nn.Module, name: str, text: str, at: Reference) -> View:
-    """Where an entry is in a model. Only projections have a share of a module's output, only inputs what enters one (E0505)."""
+def _view(model: nn.Module, name: str, text: str, at: Reference, heads: Heads | None = None) -> View:
+    """Where an entry is in a model. Only projections have a part of a module's output, only inputs what enters one (E0505)."""
     site = SITES.get(name)
-    if site is not None and site.has_weight and not at.enters:
-        return projection_view(model, at)
-    if at.share is not None or (at.enters and not (site is not None and site.takes_rows)):
+    if site is not None and site.has_weight and not at.enters and heads is not None:
+        return projection_view(model, at, heads, entry_text(name, text))
+    if at.part is not None or (at.enters and not (site is not None and site.takes_rows)):
         inputs = " and ".join(f"`{n}`" for n, s in SITES.items() if s.takes_rows)
-        raise error("E0505", f"`{name}: {text!r}`: " + (
-            "only a projection can be a part of what a module yields" if at.share is not None else
+        raise error("E0505", f"{entry_text(name, text)}: " + (
+            "only a projection can be a part of what a module yields" if at.part is not None else
             f"only {inputs} can be what enters a module"), help="name the module that yields it")  # fmt: skip
     return View(at.module, enters=at.enters)
 

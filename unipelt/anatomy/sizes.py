@@ -8,13 +8,10 @@ import torch
 from torch import nn
 
 from ..language.report.diagnostics import error
-from .columns import Columns
+from .attention import Heads, head_size
 from .entries import Reference
 from .quantised import features, is_quantised
 from .sites import View
-
-#: What attention modules call the size of one head.
-_HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim")
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -35,33 +32,17 @@ def _map_shape(model: nn.Module, path: str) -> tuple[int, int]:
     return shape
 
 
-def projection_view(model: nn.Module, at: Reference) -> View:
-    """Where a projection is: a linear map, or the columns of a fused one that a share ``i/n`` of its output means (E0507)."""
-    if at.share is None:
+def projection_view(model: nn.Module, at: Reference, heads: Heads, here: str) -> View:
+    """Where a projection is: a linear map, or the columns of a fused one that are a part of its output (E0507, naming ``here``)."""
+    if at.part is None:
         return View(at.module)
-    (i, n), width = at.share, _map_shape(model, at.module)[1]
-    if width % n:
-        raise error("E0507", f"`{at.module}[{i}/{n}]` is no whole number of columns: the module yields {width}",
-                    help=f"write a denominator that divides {width}")  # fmt: skip
-    return View(at.module, Columns.span(i * width // n, (i + 1) * width // n))
+    return View(at.module, at.part.columns(_map_shape(model, at.module)[1], heads, here))
 
 
 def projection_shape(model: nn.Module, view: View) -> tuple[int, int]:
     """(d_in, d_out) of a projection, one that has some columns of a fused one included."""
     d_in, d_out = _map_shape(model, view.module)
     return d_in, view.columns.width if view.columns is not None else d_out
-
-
-def head_size(attention: nn.Module, d_q: int, config: Any) -> int:
-    """The size of one attention head, by the module's own word for it or by the configuration's number of heads."""
-    for name in _HEAD_SIZE:
-        found = getattr(attention, name, None)
-        if isinstance(found, int) and found > 0 and d_q % found == 0:
-            return found
-    heads = getattr(config, "num_attention_heads", None)
-    if isinstance(heads, int) and heads > 0 and d_q % heads == 0:
-        return d_q // heads
-    raise error("E0701", f"the size of a head of {type(attention).__name__} is not known")
 
 
 def block_sizes(model: nn.Module, views: dict[str, View], config: Any, vocab: int) -> dict[str, int]:

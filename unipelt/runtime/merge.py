@@ -194,8 +194,8 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
         with torch.no_grad():
             probe = torch.cat([W.new_zeros(1, W.shape[0]), torch.eye(W.shape[0], dtype=W.dtype, device=W.device)])
             out = _edited(model, name, path, edits, probe, W, b)
-            b_new = out[0]
-            W_new = out[1:] - b_new
+            b_new = _beside(edits, b, out[0])
+            W_new = _beside(edits, W, out[1:] - out[0])
         if _changed(W_new, W):
             new[weight_path] = as_map(host, W_new).to(weight.dtype)
         if _changed(b_new, b):
@@ -231,12 +231,25 @@ class Absorbed:
     columns: Columns | None
 
 
+#: The sides of a map at which an edit comes before it.
+_AHEAD = ("input", "attention")
+
+
+def _beside(edits: list[Absorbed], old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """``new`` with the columns that no edit changes as they were, to the bit."""
+    own = [a.columns for a in edits]
+    if any(a.edit.site.side in _AHEAD for a in edits) or None in own:
+        return new
+    for c in dict.fromkeys(c for c in own if c is not None):
+        old = c.put(old, c.of(new))
+    return old
+
+
 def _edited(
     model: nn.Module, name: str, path: str, edits: list[Absorbed], x: torch.Tensor, W: torch.Tensor, b: torch.Tensor
 ) -> torch.Tensor:  # fmt: skip
     """The edited map's values at rows ``x``: edits before the map, the map, edits on (columns of) its output."""
-    ahead = ("input", "attention")
-    before, after = ([a for a in edits if (a.edit.site.side in ahead) is first] for first in (True, False))
+    before, after = ([a for a in edits if (a.edit.site.side in _AHEAD) is first] for first in (True, False))
     h = x[None]
     for a in before:
         edit = _double(model, name, a.edit)

@@ -7,6 +7,7 @@ come through taps: pre-hooks that leave a tensor in the thread's holder, from wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -105,6 +106,8 @@ class Seam(nn.Module):
         self.adapters = nn.ModuleDict()
         #: `live` by what acts; emptied where edits change
         self.chosen: dict[tuple[str, tuple[str, ...]], list[tuple[str, Any]]] = {}
+        #: whether some edits have columns that others have too, beside those that have the very same ones
+        self.overlap = False
 
     def live(self, side: str) -> list[tuple[str, Any]]:
         """(adapter, edit) of the acting adapters at a side of the host."""
@@ -133,7 +136,7 @@ class Seam(nn.Module):
             self.adapters[key] = nn.ModuleList().train(self.training)
         edits: nn.ModuleList = self.adapters[key]  # type: ignore[assignment]
         edits.insert(0 if first else len(edits), edit.train(host.training))
-        self.chosen.clear()
+        self._changed()
         if (hook := self._hook(host, edit.side)) is not None:
             hook.put()
             for at, function in list(host._forward_hooks.items()):
@@ -148,7 +151,13 @@ class Seam(nn.Module):
             if next(others, None) is None:
                 self._hook(host, side).take()  # type: ignore[union-attr]
         self.adapters._modules.pop(key, None)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Other edits are here now."""
         self.chosen.clear()
+        own = dict.fromkeys(e.columns for edits in self.adapters.values() for e in edits if e.columns is not None)  # type: ignore[attr-defined]
+        self.overlap = any(a.meets(b) for a, b in combinations(own, 2))
 
     def _hook(self, host: nn.Module, side: str) -> Hook | None:
         """The hook for edits of a side; none for those of attention, which are asked for by attention's function."""
@@ -186,7 +195,10 @@ class Seam(nn.Module):
                 continue
             if edit.columns is not None:
                 at = parts.get(edit.columns)
-                at = edit.columns.of(h) if at is None else at
+                if at is None:
+                    if self.overlap and parts:
+                        h, parts = joined(h, parts), {}
+                    at = edit.columns.of(h)
                 parts[edit.columns] = edit(at, self.gather(name, edit, x, host), self.mask(edit))
                 continue
             if parts:
