@@ -339,6 +339,41 @@ def test_predicting_files(run, tmp_path):
     ] * 2
     message, _ = mistake("E0650", predict_run, loaded, [[str(tmp_path / "b.png")]])
     assert "b.png" in message
+    (tmp_path / "none").mkdir()
+    assert read_texts(loaded, str(tmp_path)) == [[str(one)]] == read_texts(loaded, str(one))
+    mistake("E0605", read_texts, loaded, str(tmp_path / "none"))
+    message, help_ = mistake("E0650", predict_run, loaded, [[str(tmp_path)]])
+    assert "it is a folder" in message and "--file" in help_
+
+
+def test_an_adapter_that_no_run_made(vit, tmp_path):
+    """The user names the task, and the adapter has the labels."""
+    import unipelt
+    from unipelt.training.models import load_plain
+
+    model = load_plain(vit, "image-classification")
+    unipelt.apply(model, unipelt.load(name("lora")), "mine", labels=["dogs", "cats"], seed=0)
+    unipelt.save(model, tmp_path / "saved", "mine")
+    data = write(tmp_path / "d", *CLASSES[:3])  # one dog is enough to evaluate on
+    asked = TaskOptions(task="image-classification")
+    metrics, _, _ = evaluate_run(load_run(tmp_path / "saved", vit, options=asked, data=str(data)), str(data))
+    found = predict_run(load_run(tmp_path / "saved", vit, options=asked), [[str(data / n)] for n in CLASSES[:3]])
+    right = sum(p["label"] == n[:4] for p, n in zip(found, CLASSES))
+    assert metrics["accuracy"] == pytest.approx(right / 3) and list(found[0]["probabilities"]) == ["dogs", "cats"]
+
+
+def test_a_merged_model_is_read_by_a_pipeline(run, tmp_path):
+    """What is merged is a plain folder with its image processor: transformers says of a file what the run says."""
+    from transformers import pipeline
+
+    from unipelt.training.saved import merge_run
+
+    loaded = load_run(run[0].out)
+    merge_run(loaded, tmp_path / "plain")
+    file = write(tmp_path, "a.png") / "a.png"
+    said = pipeline("image-classification", model=str(tmp_path / "plain"))(str(file))
+    mine = predict_run(loaded, [[str(file)]])[0]["probabilities"]
+    assert {s["label"]: s["score"] for s in said} == pytest.approx(mine, abs=1e-5)
 
 
 def test_in_half_precision(run, tmp_path):

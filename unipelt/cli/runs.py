@@ -115,10 +115,14 @@ def predict(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT…]", help="Texts to label or go on from; for a task of several columns, one after the other."
+            metavar="[TEXT…]",
+            help="Texts to label or go on from, or files of pictures or sounds; for a task of several columns, one after the other.",
         ),
     ] = None,
-    file: Annotated[str | None, typer.Option("--file", "-f", help="A data file, or one text on each line.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", "-f", help="A data file, or one text on each line; a folder of pictures or sounds."),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Tokens of a generated answer; default: the run's.")
     ] = None,

@@ -20,6 +20,7 @@ from .options import FloatType, Opening, TaskOptions, flag
 from .readers import load_reader
 from .tasks import task_for, task_from_json
 from .tasks.evaluation import Collator, evaluate, predict
+from .tasks.media import FileClassification
 from .tasks.task import Inputs, Predicting, Task, Tick
 
 
@@ -174,8 +175,19 @@ def predict_run(run: Run, inputs: Inputs, max_new_tokens: int | None = None, tic
 
 
 def read_texts(run: Run, file: str) -> list[Sequence[Any]]:
-    """The inputs of a data file, or of a plain text file with one text on each line."""
+    """The inputs of a data file, or of a plain text file with one text on each line (or the name of one picture or sound).
+
+    For a task that reads files also a folder of them, or one of them.
+    """
     path = Path(file)
+    if isinstance(run.task, FileClassification):
+        files = reading.files_of(path, run.task.column)
+        if files or isdir(path):
+            if not files:
+                raise error(
+                    "E0605", f"the folder `{path}` holds nothing that {run.task.kind} reads", help="name another"
+                )
+            return [[f] for f in files]
     if path.suffix in reading.SUFFIXES:
         return run.task.read_inputs(reading.read_file(path))
     if not isfile(path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from os.path import getsize, isfile
+from os.path import getsize, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def read_classes(folder: Path, split: str) -> Data | None:
             found[name] = named[0]
     if found and ("train" in found or len(found) == len(below)):
         notes = [f"the folder `{f}` is no split and is not used" for f in below if f not in found.values()]
-        splits = {}
+        splits: dict[str, Split] = {}
         for name, part in found.items():
             files = _classes(part, name, notes)
             if files is None:
@@ -127,6 +127,12 @@ def _files(folder: Path) -> Iterator[Path]:
             yield f
 
 
+def files_of(place: Path, column: str) -> list[str]:
+    """The pictures or sounds of a folder and of those in it, or the one file that is named."""
+    found = _files(place) if place.is_dir() else [place]
+    return [str(f) for f in found if _column_of(f.name) == column]
+
+
 def _column_of(name: str) -> str | None:
     return next((c for c, endings in MEDIA.items() if name.lower().endswith(endings)), None)
 
@@ -174,6 +180,8 @@ def bytes_of(value: Any) -> bytes:
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
         return value["bytes"]
     name = title_of(value)
+    if isdir(name):
+        raise Unreadable("it is a folder", "name the files in it; `unipelt predict --file` takes a folder")
     if not isfile(name):
         raise Unreadable(
             "there is no such file",
