@@ -296,6 +296,26 @@ def test_bytes_in_a_table(tmp_path, vit):
     assert torch.equal(*(task.collate(e.examples, reader)["pixel_values"] for e in (found, same)))
 
 
+def test_pictures_of_the_hub(tmp_path, vit, monkeypatch):
+    """The hub's features of pictures are read as bytes, classes by their names."""
+    import datasets
+
+    write(tmp_path, *CLASSES)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cats", "dogs"])})
+    held = {"image": [str(tmp_path / n) for n in CLASSES], "label": [0, 0, 1, 1]}
+    whole = datasets.DatasetDict({"train": datasets.Dataset.from_dict(held, features)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: whole)
+    split = reading.read("hub:some/pictures")["train"]
+    assert isinstance(split.rows[0]["image"], dict) and split.rows[3]["label"] == "dogs"
+    task = task_for(split, TaskOptions())
+    found, reader = encoded(task, split, vit)
+    for example, file in zip(found.examples, CLASSES, strict=True):
+        assert torch.equal(example["inputs"]["pixel_values"], reader(picture_of(str(tmp_path / file)))["pixel_values"])
+    assert torch.equal(
+        reader(picture_of(Image.open(tmp_path / CLASSES[1])))["pixel_values"], found[1]["inputs"]["pixel_values"]
+    )
+
+
 @pytest.fixture(scope="module")
 def run(vit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os.path import exists
 from typing import Any
 
@@ -53,6 +54,9 @@ def _splits(loaded: Any, wanted: str) -> tuple[dict[str, Split], tuple[str, ...]
         if name is None or name in splits or not len(part):
             notes.append(f"the split `{given}` of `{wanted}` is not used")
             continue
+        for column, feature in part.features.items():  # of pictures and sounds the bytes: decoded they fill the memory
+            if getattr(feature, "decode", False):
+                part = part.cast_column(column, replace(feature, decode=False))
         try:
             rows = part.to_list()
         except UnicodeDecodeError:

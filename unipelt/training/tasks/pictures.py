@@ -53,8 +53,15 @@ def picture_of(value: Any) -> Any:
         from PIL import Image, ImageOps
     except ImportError:
         raise error("E0630", "reading pictures needs Pillow", help="pip install 'unipelt[media]'") from None
-    if hasattr(value, "convert"):
-        return value
+    picture = value if hasattr(value, "convert") else _decoded(value, Image, ImageOps)
+    if picture.mode == "I;16":  # 16 bits of grey become 8
+        picture = picture.point(lambda v: v / 256).convert("L")
+    if picture.mode in DEEP:
+        raise Unreadable(f"its values are Pillow's `{picture.mode}`, more than 8 bits", "save it with 8 bits a channel")
+    return picture.convert("RGBA") if picture.has_transparency_data else picture
+
+
+def _decoded(value: Any, Image: Any, ImageOps: Any) -> Any:
     raw = reading.bytes_of(value)
     try:
         with warnings.catch_warnings():
@@ -63,13 +70,9 @@ def picture_of(value: Any) -> Any:
             with Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
                 picture = ImageOps.exif_transpose(opened)
                 picture.load()
+                return picture
     except Image.UnidentifiedImageError:
         raise Unreadable("it is no picture, or of a format that is not read" if raw else "it is empty",
                          f"save it as PNG or JPEG ({', '.join(FORMATS)} are read), or take it out") from None  # fmt: skip
     except Exception as e:  # noqa: BLE001 - whatever Pillow's decoders raise
         raise Unreadable(reading.said(e), "save it again, or take it out") from None
-    if picture.mode == "I;16":  # 16 bits of grey become 8
-        picture = picture.point(lambda v: v / 256).convert("L")
-    if picture.mode in DEEP:
-        raise Unreadable(f"its values are Pillow's `{picture.mode}`, more than 8 bits", "save it with 8 bits a channel")
-    return picture.convert("RGBA") if picture.has_transparency_data else picture
