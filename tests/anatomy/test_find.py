@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as T
+from names import name as named
 from tiny import PAD, VOCAB, WIDTH, build
 from torch import nn
 
@@ -93,10 +94,15 @@ def test_embeddings_have_their_own_width() -> None:
 
 
 def _refused(model: Any, code: str, *words: str) -> None:
-    with pytest.raises(unipelt.PeltError) as e:
-        find(model)
-    assert [d.code for d in e.value.diagnostics] == [code], str(e.value)
-    assert all(w in str(e.value) for w in words), str(e.value)
+    """Nothing is known of the sites, and whoever asks for one is told why."""
+    found = find(model)
+    assert not found.sites and not found.stacks
+    said = str(unipelt.PeltError(list(found.unknown)))
+    assert [d.code for d in found.unknown] == [code], said
+    assert all(w in said for w in words), said
+    with pytest.raises(unipelt.PeltError, match=code):
+        unipelt.plan(model, unipelt.load(named("lora")))
+    unipelt.plan(model, unipelt.load(named("full")))
 
 
 def test_models_that_do_not_fit() -> None:

@@ -109,7 +109,7 @@ def test_an_anatomy_of_one_s_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     """As the refusal says: like another, with the paths that differ; it is proved, too."""
     model = model_of(T.Starcoder2Config(**{**SIZES, "num_key_value_heads": 2}))
     with pytest.raises(unipelt.PeltError, match="E0502") as e:
-        find(model)
+        unipelt.plan(model, LOW)
     assert "`mlp.up_proj`" in str(e.value) and "mlp.c_fc" in str(e.value)
     file = tmp_path / "mine.pelt"
     file.write_text(
@@ -191,9 +191,9 @@ def test_pictures_are_tried_too() -> None:
     assert find(model).anatomy == "vit"
     model.layers[0].register_forward_hook(lambda module, entered, left: left * 2)
     with pytest.raises(unipelt.PeltError, match="`ffn.residual` . `ffn`"):
-        find(model)
+        unipelt.plan(model, LOW)
     with pytest.raises(unipelt.PeltError, match="(?s)E0502.*`vit`"):
-        find(model_of(T.BeitConfig(**sizes, image_size=12, patch_size=4, layer_scale_init_value=0.5)))
+        unipelt.plan(model_of(T.BeitConfig(**sizes, image_size=12, patch_size=4, layer_scale_init_value=0.5)), LOW)
 
 
 def test_heads_that_no_edit_would_reach_are_no_site() -> None:

@@ -36,3 +36,9 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def children(module: nn.Module) -> dict[str, nn.Module]:
     """A module's own children by name."""
     return {n: m for n, m in module._modules.items() if m is not None and n != NAME}
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The model without its head; the model itself where it has none."""
+    found = getattr(model, "base_model", model)
+    return found if isinstance(found, nn.Module) else model

@@ -18,9 +18,10 @@ from torch import nn
 from ..language.report.diagnostics import PeltError, error
 from ..language.sites import SITES
 from ..language.library import library_definition, library_names, parse_path
-from .base import NAME, base_modules, base_parameters
+from .base import NAME, base_modules, base_of, base_parameters
 from ..language.syntax.nodes import AnatomyDef
 from .entries import Entries, blocks_of, conditions, has, missing, reference, stacks_of
+from .heads import lone_head
 from .prove import tried, unproved, without_heads
 from .read import read
 from .sites import SiteMap
@@ -67,19 +68,35 @@ def config_of(model: nn.Module) -> Any:
 
 
 def find(model: nn.Module) -> SiteMap:
-    """The map of a model's sites; an architecture that no anatomy fits is an error that says what was tried."""
-    config = config_of(model)
-    base = getattr(model, "base_model", model)
+    """The map of a model's sites. Where nothing is known of them it has none, and `SiteMap.unknown` says why."""
+    try:
+        config = config_of(model)
+    except PeltError as e:
+        return _nothing(model, e)
+    base = base_of(model)
     prefix = next((n for n, m in base_modules(model) if m is base), "")
     kind = str(getattr(config, "model_type", "")).replace("-", "_")
     own = [a for a in own_anatomies() if kind in a.models]
     known = own or [a for a in anatomies() if kind in a.models]
     fitting = [a for a in known or anatomies() if fits(a, base, config)]
     if known and not fitting:
-        raise _unfit(known, model, base, config)
+        why = _unfit(known, model, base, config)
+        if own:  # somebody wrote it for this model
+            raise why
+        return _nothing(model, why)
     if known and not own:
-        return read(fitting[0], present(fitting[0], base), model, base, prefix)
+        try:
+            return read(fitting[0], present(fitting[0], base), model, base, prefix)
+        except PeltError as e:
+            return _nothing(model, e)
     return _proved(fitting, kind, model, base, prefix)
+
+
+def _nothing(model: nn.Module, why: PeltError) -> SiteMap:
+    """The map of a model of whose sites nothing is known: ``why`` is what asking for one is answered with."""
+    base = base_of(model)
+    prefix = next((n for n, m in base_modules(model) if m is base), "")
+    return SiteMap("", prefix, (), (), lone_head(model, base, prefix), unknown=why.diagnostics)
 
 
 def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Module, prefix: str) -> SiteMap:
@@ -112,10 +129,10 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
     )
     if not kind.isidentifier():
         why = f"the model type `{kind}` is no name" if kind else "its configuration has no `model_type`"
-        raise error("E0502", f"no anatomy is known for this {type(model).__name__}, and {why}", where=where,
-                    help="set `model.config.model_type` to a name of letters, digits and `_`: an anatomy says for which type it is")  # fmt: skip
-    raise error("E0502", f"no anatomy is known for the model type `{kind}`", where=where,
-                help=_how(kind, base, fitting[0].name if fitting else near[0] if near else ""))  # fmt: skip
+        return _nothing(model, error("E0502", f"no anatomy is known for this {type(model).__name__}, and {why}", where=where,
+                        help="set `model.config.model_type` to a name of letters, digits and `_`: an anatomy says for which type it is"))  # fmt: skip
+    return _nothing(model, error("E0502", f"no anatomy is known for the model type `{kind}`", where=where,
+                    help=_how(kind, base, fitting[0].name if fitting else near[0] if near else "")))  # fmt: skip
 
 
 def _as_before(sites: SiteMap, model: nn.Module) -> SiteMap:
@@ -176,7 +193,7 @@ def _differs(a: AnatomyDef, config: Any) -> str | None:
     return next((n for n, v in conditions(a) if str(getattr(config, n, None)).lower() != v.lower()), None)
 
 
-def _unfit(known: list[AnatomyDef], model: nn.Module, base: nn.Module, config: Any) -> Exception:
+def _unfit(known: list[AnatomyDef], model: nn.Module, base: nn.Module, config: Any) -> PeltError:
     reasons = []
     for a in known:
         stacks = present(a, base)

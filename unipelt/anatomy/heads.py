@@ -35,6 +35,28 @@ def head_modules(model: nn.Module, base: nn.Module, prefix: str, entered: set[st
     return (*((f"{prefix}.pooler",) if with_pooler else ()), *own)
 
 
+def lone_head(model: nn.Module, base: nn.Module, prefix: str) -> tuple[str, ...]:
+    """The head of a model of whose sites nothing is known: what it has around its base, or its last module, if that is a linear map.
+
+    A model that is its own base and has a configuration is bare, or what in it is a head is not known.
+    """
+    if base is not model:
+        return head_modules(model, base, prefix, set())
+    last = None if getattr(model, "config", None) is not None else _last(model)
+    return (last,) if last is not None else ()
+
+
+def _last(model: nn.Module) -> str | None:
+    """The path of the module that was put into a model last, if it is a linear map that ends it (a container's last one is)."""
+    path, module = "", model
+    while held := children(module):
+        if path and not isinstance(module, nn.Sequential):
+            return None
+        name, module = list(held.items())[-1]
+        path = f"{path}.{name}" if path else name
+    return path if path and weight_shape(module) is not None else None
+
+
 def _is_headed(model: nn.Module) -> bool:
     """Whether a model that is its own base is more than the bare model of its type."""
     from transformers import MODEL_MAPPING

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..language.report.diagnostics import Diagnostic
 from ..language.sites import SITES, Side, SiteSignature
 from .columns import Columns
 
@@ -119,9 +120,11 @@ class SiteMap:
     uncovered: Mapping[str, str] = field(
         default_factory=dict
     )  # projections that no site covers, by path, with the reason
+    unknown: tuple[Diagnostic, ...] = ()  # where nothing is known of the sites: with what asking for one is answered
 
     def __repr__(self) -> str:
-        return f"<site map: {len(self.sites)} sites, {f'anatomy {self.anatomy}' if self.anatomy else 'found'}>"
+        known = "nothing known" if self.unknown else f"anatomy {self.anatomy}" if self.anatomy else "found"
+        return f"<site map: {len(self.sites)} sites, {known}>"
 
     def stack(self, name: str) -> Stack:
         return next(s for s in self.stacks if s.name == name)

@@ -315,8 +315,10 @@ WIDTH = 80
 def plan_text(plan: Plan, width: int = WIDTH) -> str:
     """Where a plan's edits are, what its rows do and the counts, in lines of at most ``width`` columns."""
     entries = plan.table()
-    depths = ", ".join(f"{s.name} {s.depth} layers".strip() for s in plan.sites.stacks)
-    title = f"{plan.method.name} on {plan.model} ({depths}, anatomy {plan.sites.anatomy})"
+    depths = [f"{s.name} {s.depth} layers".strip() for s in plan.sites.stacks]
+    known = [f"anatomy {plan.sites.anatomy}"] if plan.sites.anatomy else []
+    about = ", ".join([*depths, *known])
+    title = f"{plan.method.name} on {plan.model}" + (f" ({about})" if about else "")
     lines = [*_filled(title, width), "", *_places(entries, width), ""]
     lines += [line for text in _rows(entries) for line in _filled(text, width)]
     by_layer = [f"{n} by layer: {', '.join(map(_number, values))}" for n, values in plan.by_layer().items()]

@@ -35,12 +35,14 @@ from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
 from . import totals
+from .notes import of_the_base
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
 from .trained import (
     HEADLESS,
     Parameter,
+    copy_name,
     head_parameters,
     no_stack,
     numbers_of,
@@ -122,6 +124,9 @@ class _Builder:
         found: list[Site] = []
         absent: list[str] = []
         for path in sites_of(row.sites, self.method.params):
+            if self.sites.unknown:
+                self.problems += self.sites.unknown
+                continue
             tower, name = site_name(str(path))
             if tower is not None and tower not in self.stacks:
                 self.problems.append(no_stack(tower, self.sites, self.model, path.span))
@@ -351,6 +356,9 @@ class _Builder:
     def trained(self, trained: Any) -> None:
         layers: dict[str, frozenset[int]] | None = None
         if trained.layers is not None and trained.layers.word != "all":
+            if self.sites.unknown:  # what a layer is, too
+                self.problems += self.sites.unknown
+                return
             layers = {}
             for stack in stacks_named(trained.paths, self.sites):
                 found_layers = self.layers(trained.layers, stack)
@@ -382,8 +390,7 @@ class _Builder:
         return None
 
     def copy(self, p: Parameter, lr: float, head: bool) -> None:
-        root = f"{self.sites.prefix}." if self.sites.prefix else ""
-        name = p.path[len(root) :] if root and p.path.startswith(root) else p.path
+        name = copy_name(p.path, self.sites)
         self.copies.setdefault(name, own_rows(PlannedCopy(name, p, lr, head), self.model, self.label_map, self.labels))
         if len(p.uses) > 1:
             self.warnings.append(f"`{name}` is tied: its copy is used in {' and '.join(m for m, _ in p.uses)}")
@@ -394,7 +401,7 @@ class _Builder:
     def head(self, wanted: bool | None) -> None:
         own = any(e.site.kind.times == "head" for e in self.edits)
         if wanted is None:
-            wanted = bool(self.sites.head) and not own and not self._is_lm()
+            wanted = bool(self.sites.head) and not own and not self._is_lm() and hasattr(self.model, "config")
         if not wanted:
             return
         if not self.sites.head:
@@ -415,10 +422,12 @@ class _Builder:
         share = Value(NumberType(None, counts.trained / max(counts.base, 1)))
         for r in self.method.requires:
             varies = by_layer(r.condition, layered(self.method.params))
-            for stack in self.sites.stacks:
-                known = {"depth": stack.depth}
+            for stack in self.sites.stacks or (None,):
+                known = {"depth": stack.depth} if stack is not None else {}
                 for numbers in (
-                    [{"layer": i, **known} for i in range(stack.depth)] if varies and not stack.shared else [known]
+                    [{"layer": i, **known} for i in range(stack.depth)]
+                    if varies and stack is not None and not stack.shared
+                    else [known]
                 ):
                     inf = self.numbers(numbers, stack)
                     inf.names["params"] = share
@@ -452,6 +461,7 @@ class _Builder:
         counts = replace(counts, stored=counts.stored - saved)
         said = [
             *self.warnings,
+            *of_the_base(self.model),
             *starmap(_of_rows, self.judged.items()),
             *totals.rates(self.tensors, self.copies.values()),
         ]

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 from torch import nn
 
 from ..anatomy.base import base_parameters, children
+from ..anatomy.find import find
 from ..anatomy.quantised import whole_shape
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.check.methods import names_norm
 from ..language.report.diagnostics import Diagnostic, PeltError, error, near
-from ..language.sites import STACKS
+from ..language.sites import STACKS, signature
 from ..language.syntax.nodes import Path, Span
 
 #: What to do where a model has no head.
 HEADLESS = "load the model with a head, as AutoModelForSequenceClassification does (`--task sequence-classification`)"
 
-_NORMS = ("layernorm", "rmsnorm", "groupnorm")
+_NORMS = ("layernorm", "rmsnorm", "groupnorm", "batchnorm", "instancenorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ def select(
                             help=f"put what is outside the layers into a part of its own without `layers`: `use {{ train {path} }}`, "
                             "and what else the method has into another")  # fmt: skip
             found = within
+        if not found and sites.unknown and signature(".".join(path.parts)) is not None and path.parts != ("head",):
+            raise PeltError(sites.unknown)
         if not found:
             raise error("E0510", f"`train {path}` names no parameter of this {type(model).__name__}", path.span,
                         help=_help(path, sites))  # fmt: skip
@@ -112,6 +115,11 @@ def select(
     for p, path in chosen.values():
         if not hosts(model, sites, p):
             kind = type(model.get_submodule(p.uses[0][0])).__name__
+            if not p.uses[0][0]:
+                raise error("E0511", f"the parameter `{p.path}` belongs to the model itself, a {kind}; only parameters of the modules in it "
+                            "can be trained as copies", path.span,
+                            help="put the model into another, as torch.nn.Sequential(model), or name the parameters to train, as in "
+                            "`train *.bias`, `train *.norm.*`")  # fmt: skip
             raise error("E0511", f"the parameter `{p.path}` belongs to a {kind}, which holds other modules; within the blocks only "
                         "parameters of linear, embedding, norm and other leaf modules can be trained as copies", path.span,
                         help="name the parameters to train, as in `train *.bias`, `train *.norm.*`")  # fmt: skip
@@ -126,6 +134,8 @@ def _help(named: Path, sites: SiteMap) -> str:
         return HEADLESS
     if path.endswith("*.bias"):
         return "there are no biases: choose another method"
+    if sites.unknown:
+        return "for example *.bias, *.norm.*, *, or the path of a module"
     return (
         near(path, [*sites.names(), "*.bias", "*.norm.*", "head", "*"]) or "for example *.bias, *.norm.*, head, block"
     )
@@ -206,11 +216,26 @@ def head_parameters(sites: SiteMap, everything: dict[str, Parameter]) -> list[Pa
     return [p for p in everything.values() if any(m == f or m.startswith(f"{f}.") for m, _ in p.uses for f in fronts)]
 
 
+def copy_name(path: str, sites: SiteMap) -> str:
+    """What the copy of the parameter of a path is called: by its path from the base."""
+    return path.removeprefix(f"{sites.prefix}.") if sites.prefix else path
+
+
+def has_head(model: nn.Module, copies: Iterable[str]) -> bool:
+    """Whether copies, by their names, are of the whole head of a model."""
+    sites, names = find(model), set(copies)
+    head = [copy_name(p.path, sites) for p in head_parameters(sites, parameters_of(model))]
+    return bool(head) and names.issuperset(head)
+
+
 def _aliases(model: nn.Module, module: str, name: str, root: str) -> list[list[str]]:
-    """The path's parts: as they are, and with a norm module called `norm` whatever the architecture calls it."""
+    """The path's parts: as they are, with a norm module called `norm` whatever the architecture calls it, and with a bias that a
+    module has among other parameters called `bias`."""
     parts = module[len(root) :].split(".") if module.startswith(root) else module.split(".")
     own = [p for p in parts if p] + [name]
-    return [own, [*own[:-2], "norm", name]] if is_norm(model.get_submodule(module)) else [own]
+    found = [own, [*own[:-2], "norm", name]] if is_norm(model.get_submodule(module)) else [own]
+    bias = name.endswith("_bias") or name.startswith("bias_")  # as of torch's attention and its recurrent layers
+    return [*found, [*own[:-1], name.replace("_bias", "").replace("bias_", ""), "bias"]] if bias else found
 
 
 def _glob(pattern: tuple[str, ...], parts: list[str]) -> bool:
@@ -230,13 +255,17 @@ def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str
     own the parameter, as an embedding layer owns the token of a class, the twin shares those, and they run twice: not within
     a block, whose attention may write into a cache, nor around one.
     """
-    leaves = [(m, n) for m, n in p.uses if not children(model.get_submodule(m))]
+    called = [_caller(model, m, n) for m, n in p.uses if m]
+    leaves = [(m, n) for m, n in called if "." in n or not children(model.get_submodule(m))]
     if leaves:
         return leaves
     root = f"{sites.prefix}." if sites.prefix else ""
     blocks = [f"{root}{block}." for stack in sites.stacks for block in stack.blocks]
-    return [
-        (m, n)
-        for m, n in p.uses
-        if not any(f"{m}.".startswith(b) or b.startswith(f"{m}." if m else "") for b in blocks)
-    ]
+    return [(m, n) for m, n in p.uses if m and not any(f"{m}.".startswith(b) or b.startswith(f"{m}.") for b in blocks)]
+
+
+def _caller(model: nn.Module, module: str, name: str) -> tuple[str, str]:
+    """The module that computes with a parameter, and its name for it. torch's attention never calls its output projection."""
+    parent, _, own = module.rpartition(".")
+    holds = isinstance(model.get_submodule(parent), nn.MultiheadAttention) if own else False
+    return (parent, f"{own}.{name}") if holds else (module, name)

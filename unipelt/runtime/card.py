@@ -68,7 +68,8 @@ def model_card(model: Any, plan: Plan, card: Mapping[str, Any]) -> str:
         _text(plan.method.doc or "").strip(),
         "An adapter made with unipelt, whose method is written down in `method.pelt`: rows of the unified view's table (He et al. "
         "2022) of parameter-efficient tuning.",
-        _method(plan), _counts(plan), _properties(plan), _training(card), _results(card), _picture(card), _use(base, auto, card),
+        _method(plan), _counts(plan), _properties(plan), _training(card), _results(card), _picture(card),
+        _use(base, auto, card) if getattr(model, "config", None) is not None else _use_plain(plan.model),
     ]  # fmt: skip
     data = metadata(base, tag, plan, card).to_yaml(line_break="\n")
     return sealed(f"---\n{data}\n---\n\n" + "\n\n".join(p for p in parts if p) + "\n")
@@ -249,6 +250,12 @@ def _use(base: str, auto: str, card: Mapping[str, Any]) -> str:
         model = "" if is_hub_name(base) else f" --model {shlex.quote(shown)}"
         parts.append(f'```\nunipelt eval {PLACE} --data DATA{model}\nunipelt predict {PLACE} "TEXT"{model}\n```')
     return "\n\n".join(parts)
+
+
+def _use_plain(kind: str) -> str:
+    """Where no library makes the base from a name."""
+    code = f'model = …  # the {_text(kind)} with the weights that the adapter was made on\nunipelt.attach(model, "{PLACE}")'
+    return f"## Use\n\n```python\nimport unipelt\n\n{code}\n```"
 
 
 def _number(value: Any) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 from ..anatomy.interrupts import finish
 from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
+from ..compiler.trained import has_head
 from ..language.report.diagnostics import error
 from ..language.types.initialisers import INITIALISERS
 from ..language.ir import Method
@@ -90,7 +91,7 @@ def _attach(
         tensors.update(read_tensors(folder, manifest))
 
     chosen = name or str(manifest.get("adapter") or "default")
-    head = True if manifest.get("copies") and manifest.get("head") else None
+    head = has_head(model, manifest["copies"]) if manifest["copies"] and manifest["head"] else None
     labels = read_json(manifest.get("labels"), str(folder / MANIFEST))
     if labels == labels_of_base(model):
         labels = None  # the base's own head scores the same

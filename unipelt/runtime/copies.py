@@ -46,16 +46,15 @@ class CopyEdit(Holding):
 
     def forward(
         self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit] = ()
-    ) -> torch.Tensor:
-        """``output`` is the host's own. Of each parameter the last copy counts: ``earlier`` ones give those not trained here."""
+    ) -> Any:
+        """``output`` is the first of what the host yields. What the twin yields comes back, whole; or, where the change is added,
+        the new first. Of each parameter the last copy counts: ``earlier`` ones give those not trained here."""
         new = self._new(args, kwargs, output, earlier)
         for watcher in self.watchers:
-            watcher.saw(output, new, None)
+            watcher.saw(output, element(new), None)
         return new
 
-    def _new(
-        self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit]
-    ) -> torch.Tensor:
+    def _new(self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit]) -> Any:
         trained = self.values()
         others = {n: t for c in earlier for n, t in c.values().items() if n not in trained}
         if self.bias_only and not others:
@@ -85,7 +84,9 @@ class CopyEdit(Holding):
         host, twin = self._base[0], self._twin[0]
         used = {n: _as_used(host, n, t) for n, t in trained.items()}
         wanted: dict[str, Any] = {n: used[n] if n in used else _frozen(host, n) for n in host._parameters}
-        if twin._parameters.keys() == wanted.keys() and all(twin._parameters[n] is t for n, t in wanted.items()):
+        there = set(twin._parameters)
+        wanted |= {n: t for n, t in used.items() if "." in n}
+        if there == {n for n in wanted if "." not in n} and all(_held(twin, n) is t for n, t in wanted.items()):
             return twin
         if any(kept_elsewhere(m) for m in (host, self, *self.shared)):  # what is here for this call only does not stay
             self._twin[0] = _with(twin, {})
@@ -94,17 +95,34 @@ class CopyEdit(Holding):
         return _with(twin, wanted)
 
 
+def element(output: Any) -> torch.Tensor:
+    """The first of what a module yields."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
 def _as_used(host: nn.Module, name: str, trained: torch.Tensor) -> torch.Tensor:
     """A trained copy in the dtype in which its module computes: it may be kept in a longer one."""
-    own = host._parameters[name]
+    own = _held(host, name)
     return trained if own is None else trained.to(own.dtype)
+
+
+def _held(module: nn.Module, name: str) -> nn.Parameter | None:
+    """A parameter of a module, or of a child of it that it never calls (``out_proj.weight``: see `compiler.trained.hosts`)."""
+    child, _, attribute = name.rpartition(".")
+    return (getattr(module, child) if child else module)._parameters[attribute]
 
 
 def _with(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
     """The same module with other parameters. (`copy.copy`, in words that torch.compile follows.)"""
     other = type(module).__new__(type(module))
     other.__dict__.update(module.__dict__)
-    other.__dict__["_parameters"] = parameters
+    other.__dict__["_parameters"] = {n: t for n, t in parameters.items() if "." not in n}
+    for child in {n.partition(".")[0] for n in parameters if "." in n}:
+        held = getattr(module, child)
+        own = {n.partition(".")[2]: t for n, t in parameters.items() if n.startswith(f"{child}.")}
+        other.__dict__[child] = _with(held, {**held._parameters, **own})
+    if isinstance(other, nn.RNNBase):  # its weights are in a list as well, which it computes with
+        other.__dict__["_flat_weights"] = [other._parameters.get(n) for n in other._flat_weights_names]
     return other
 
 
@@ -129,6 +147,8 @@ def _twin(host: nn.Module, trained: Mapping[str, torch.Tensor]) -> nn.Module:
     twin._forward_hooks, twin._forward_pre_hooks = type(host._forward_hooks)(), type(host._forward_pre_hooks)()
     twin._forward_hooks_with_kwargs = type(host._forward_hooks_with_kwargs)()
     twin._forward_pre_hooks_with_kwargs = type(host._forward_pre_hooks_with_kwargs)()
+    if isinstance(twin, nn.modules.batchnorm._BatchNorm):
+        twin.track_running_stats = False  # the module itself has counted the batch
     if isinstance(twin, nn.Linear) and "weight" in trained:
         twin.out_features = len(trained["weight"])  # an adapter's head may have other labels
     return twin

@@ -13,7 +13,7 @@ from collections.abc import Set
 import torch
 from torch import nn
 
-from ..anatomy.base import NAME
+from ..anatomy.base import NAME, base_modules, base_of
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import hosts
 from ..language.report.diagnostics import error
@@ -217,12 +217,20 @@ def rehang(model: nn.Module, r: Registry) -> None:
     """Brings the model's own hooks up to date with what is attached, and with a base that changed."""
     hang_root(model, r)
     hang_savers(model, r)
+    _keep_pads(model, r)
     _forget_compiled()
 
 
-def base_of(model: nn.Module) -> nn.Module:
-    """The model without its head; the model itself where it has none."""
-    return getattr(model, "base_model", model)  # type: ignore[return-value]
+def _keep_pads(model: nn.Module, r: Registry) -> None:
+    """Lets torch's encoders compute with pads while there are adapters. Without pads (nested tensors) their layers can be
+    called in the fast path only, which torch leaves where a module has hooks."""
+    for path, module in base_modules(model) if r.staying else ():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+            r.nested[path] = True
+            module.use_nested_tensor = False
+    for path in [] if r.staying else list(r.nested):
+        model.get_submodule(path).use_nested_tensor = True
+        del r.nested[path]
 
 
 def _forget_compiled() -> None:

@@ -202,6 +202,6 @@ def show(model: nn.Module, heads: Heads) -> None:
 
 
 def unshow(model: nn.Module) -> None:
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
     if is_view(config):
         model.config = config._viewed

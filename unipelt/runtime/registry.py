@@ -106,7 +106,14 @@ class Registry(nn.Module):
         self.outputs: Outputs | None = None
         self.heads = Heads(switch)
         self.forwards: dict[str, HookedForward] = {}
+        self.nested: dict[
+            str, bool
+        ] = {}  # of torch's encoders, by path: whether they may leave pads out (see `hanging`)
         self.savers: dict[str, Any] = {}  # by the path of a part that can be saved by itself: see `save_pretrained`
+
+    def forward(self, x: Any) -> Any:
+        """What was given: a container that calls its children in turn (`torch.nn.Sequential`) calls this one as well."""
+        return x
 
     @property
     def inputs(self) -> dict[str, PlannedInput]:

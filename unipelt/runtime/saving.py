@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.base import base_parameters
+from ..anatomy.base import base_of, base_parameters
 from ..anatomy.find import find
 from ..anatomy.quantised import is_quantised, whole_shape
 from ..compiler.labels import labels_of_base
@@ -56,28 +56,29 @@ def fingerprint(model: nn.Module, state: Mapping[str, torch.Tensor] | None = Non
 
     ``state`` is the model's state dict, where one was gathered.
     """
-    base = getattr(model, "base_model", model)
+    base = base_of(model)
     r = registry(model)
     merged = {**r.merged.originals, **r.merged.replaced} if r is not None and r.merged is not None else {}
     sites = r.sites if r is not None else find(model)
     prefix = sites.prefix + "." if sites.prefix else ""
     head = tuple(f"{h}." for h in sites.head)  # some models are their own base
-    shapes, samples = [], {}
+    config = getattr(model, "config", None)
+    shapes = [] if config is not None else [type(base).__name__]  # nothing else says what it computes
+    samples = {}
     first: dict[int, tuple[str, nn.Parameter]] = {}  # of tied weights one
-    for n, p in base_parameters(base):  # type: ignore[arg-type]
+    for n, p in base_parameters(base):
         first.setdefault(id(p), (n, p))
     for n, p in sorted(first.values(), key=lambda named: named[0]):
         if n.startswith("pooler.") or f"{prefix}{n}".startswith(head):
             continue
         path, _, attribute = n.rpartition(".")
-        shapes.append(f"{n}:{list(whole_shape(base.get_submodule(path), attribute, p))}")  # type: ignore[operator]
+        shapes.append(f"{n}:{list(whole_shape(base.get_submodule(path), attribute, p))}")
         given = state.get(f"{prefix}{n}") if state is not None else None
-        kept = given if given is not None else value_of(base.get_submodule(path), attribute)  # type: ignore[operator]
+        kept = given if given is not None else value_of(base.get_submodule(path), attribute)
         if kept.device.type != "meta" and kept.numel() and not is_quantised(kept):  # codes are no weights
             flat = whole(merged.get(f"{prefix}{n}", kept).detach()).reshape(-1)
             index = torch.linspace(0, flat.numel() - 1, min(4, flat.numel()), dtype=torch.float64).long()
             samples[n] = [float(f"{v:.6g}") for v in flat[index.to(flat.device)].float().tolist()]
-    config = getattr(model, "config", None)
     return {
         "class": type(base).__name__,
         "model_type": getattr(config, "model_type", ""),

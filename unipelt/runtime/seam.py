@@ -18,7 +18,7 @@ from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.quantised import matrix
 from ..compiler.plan import PlannedEdit
 from ..language.report.diagnostics import error
-from .copies import CopyEdit
+from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit, needs
 from .hooks import Hook
 from .switch import Switch
@@ -47,10 +47,6 @@ def _with_first(args: tuple, kwargs: Mapping[str, Any], new: torch.Tensor) -> tu
         else next(k for k, v in kwargs.items() if isinstance(v, torch.Tensor))
     )
     return args, {**kwargs, name: new}
-
-
-def _element(output: Any) -> torch.Tensor:
-    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def _with_element(output: Any, new: torch.Tensor) -> Any:
@@ -93,7 +89,7 @@ class Tap:
 
     def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
         for key in self._acting():
-            self.switch.holder.values[key] = _element(output)
+            self.switch.holder.values[key] = element(output)
             self.switch.holder.values[f"graph:{key}"] = torch.is_grad_enabled()
 
 
@@ -108,6 +104,10 @@ class Seam(nn.Module):
         self.chosen: dict[tuple[str, tuple[str, ...]], list[tuple[str, Any]]] = {}
         #: whether some edits have columns that others have too, beside those that have the very same ones
         self.overlap = False
+
+    def forward(self, x: Any) -> Any:
+        """What was given: a container that calls its children in turn calls this one as well."""
+        return x
 
     def live(self, side: str) -> list[tuple[str, Any]]:
         """(adapter, edit) of the acting adapters at a side of the host."""
@@ -181,7 +181,7 @@ class Seam(nn.Module):
         edits = self.live("output")
         if not edits:
             return None
-        h = _element(output)
+        h = element(output)
         if len(edits) == 1 and edits[0][1].plain and not edits[0][1].watchers:
             only = edits[0][1]
             return _with_element(output, only(h, {"x": first_tensor(args, kwargs)} if only.needs else {}))
@@ -189,7 +189,9 @@ class Seam(nn.Module):
         parts: dict[Columns, torch.Tensor] = {}  # new values of some columns, put into h together
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
         if copies:  # weight edits precede activation edits, those of other adapters too
-            h = _element(copies[-1](args, kwargs, h, copies[:-1]))
+            new = copies[-1](args, kwargs, h, copies[:-1])
+            output = _with_element(output, new) if isinstance(new, torch.Tensor) else new
+            h = element(output)
         for name, edit in edits:
             if isinstance(edit, CopyEdit):
                 continue
