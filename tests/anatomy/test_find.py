@@ -106,7 +106,7 @@ def _refused(model: Any, code: str, *words: str) -> None:
 
 
 def test_models_that_do_not_fit() -> None:
-    _refused(nn.Linear(2, 2), "E0501", "no `config`")
+    _refused(nn.Sequential(nn.Linear(2, 2)), "E0501", "no `config`")
     model = build("bart")
     del model.model.decoder.layers[1].fc2
     _refused(model, "E0503", "`bart`", "decoder.layers.1.fc2")
