@@ -20,6 +20,7 @@ from torch import nn
 import unipelt
 from unipelt.anatomy.columns import Columns
 from unipelt.anatomy.find import OWN, find
+from unipelt.runtime.seam import key_of, seams
 
 WIDTH, VOCAB, HEADS, SIZE = 32, 64, 4, 8
 SMALL: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS, pad_token_id=0, bos_token_id=1,
@@ -306,24 +307,30 @@ def test_frozen_calls_and_exact_starts_read_the_columns(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("order", [("first", "second"), ("second", "first")], ids=" ".join)
-def test_two_adapters_on_columns_that_meet(order: tuple[str, str], tmp_path: Path, monkeypatch: Any) -> None:
-    """Each acts on what the one before it has left, in the order in which they were applied."""
-    plain = {"first": PHI3.replace("[q of q k v]", "[0:32]").replace("[k of q k v]", "[32:48]").replace("[v of q k v]", "[48:64]"),
-             "second": PHI3.replace("[q of q k v]", "[0:8, 16:40]").replace("[k of q k v]", "[8:16, 40:48]").replace("[v of q k v]", "[48:64]")}  # fmt: skip
-    own = {"first": list(range(32)), "second": [*range(8), *range(16, 40)]}
-    model, other = (model_of("phi3", monkeypatch, tmp_path) for _ in range(2))
-    for name in order:
-        (tmp_path / "mine.pelt").write_text(f"anatomy mine for phi3 {{ {plain[name]} }}")
-        unipelt.apply(model, unipelt.parse("method m { modify attn.q  form { s: [d_out] ~ normal(1.0)  b: [d_out] ~ normal(1.0)  delta = b } "
+@pytest.mark.parametrize("kind", ["gpt_neox", "phi3"])
+def test_two_adapters_on_columns_that_meet(kind: str, order: tuple[str, str], tmp_path: Path, monkeypatch: Any) -> None:
+    """Each acts on what the one before it has left, in the order of activation. (No map has such sites: one edit is moved by hand.)"""
+    model, other = (model_of(kind, monkeypatch, tmp_path) for _ in range(2))
+    for name in ("first", "second"):
+        unipelt.apply(model, unipelt.parse("method m { modify attn.q, attn.v  form { s: [d_out] ~ normal(1.0)  b: [d_out] ~ normal(1.0)  delta = b } "
                                            "compose { out = h * s + delta } }"), name=name)  # fmt: skip
+    own = {("first", s): KINDS[kind].where(model, s) for s in ("attn.q", "attn.v")}
+    own["second", "attn.v"] = own["first", "attn.v"]
+    own["second", "attn.q"] = [*range(5), *range(9, 9 + len(own["first", "attn.q"]) - 5)]
+    for _, seam in seams(model):
+        edits = seam.adapters[key_of("second")]
+        moved = next(e for e in edits if e.site.name == "attn.q")  # type: ignore[union-attr]
+        moved.columns = Columns.of_indices(own["second", "attn.q"])  # type: ignore[union-attr,assignment]
+        seam._changed()
     unipelt.activate(model, *order)
-    for layer, module in enumerate(fused_of(other, "phi3")):
+    for layer, module in enumerate(fused_of(other, kind)):
 
         def hook(_: nn.Module, args: tuple, out: torch.Tensor, layer: int = layer) -> torch.Tensor:
             for name in order:
-                s, b = (unipelt.state_dict(model, name)[f"layers.{layer}.attn.q.m.{n}"] for n in "sb")
-                out = out.clone()
-                out[..., own[name]] = out[..., own[name]] * s + b
+                for site in ("attn.q", "attn.v"):
+                    s, b = (unipelt.state_dict(model, name)[f"layers.{layer}.{site}.m.{n}"] for n in "sb")
+                    out = out.clone()
+                    out[..., own[name, site]] = out[..., own[name, site]] * s + b
             return out
 
         module.register_forward_hook(hook)
@@ -340,6 +347,16 @@ def test_two_adapters_on_the_same_columns(kind: str, tmp_path: Path, monkeypatch
     unipelt.activate(model, "a", "b")
     with torch.no_grad():
         torch.testing.assert_close(output(model), output(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind, said", [("gpt_neox", " per head"), ("bloom", " per head"), ("falcon new", " per group")]
+)
+def test_a_map_that_is_apart_and_wrong_is_refuted(kind: str, said: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Side by side instead of head by head: no column is named twice, and the numbers of a pass say that it is not so."""
+    model = model_of(kind, monkeypatch, tmp_path, KINDS[kind].anatomy.replace(said, ""))
+    with pytest.raises(unipelt.PeltError, match="E0503.*`attn.q`"):
+        find(model)
 
 
 @pytest.mark.parametrize("kind, change, code, said", [
