@@ -1,7 +1,7 @@
 """Every site of the language: what its entry says is true of a model, of the counts, of the README and of the pictures.
 
-Where a site is in mT5 is written down here by hand, module by module, and its edits are compared with hooks made of that.
-An entry that says one thing less fails (the last test leaves out each in turn).
+Where a site is in mT5 (or, if mT5 has none, in a small model of `mixed`) is written down here by hand, module by module, and its
+edits are compared with hooks made of that. An entry that says one thing less fails (the last test leaves out each in turn).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import mixed
 import pytest
 import torch
 from tiny import batch, build
@@ -54,6 +55,10 @@ INSIDE = {
     "attn.heads": At(f"enters {_ATTN}.o", f"query {_ATTN}.q", f"{_ATTN}.o"),
     "cross.heads": At(f"enters {_CROSS}.o", f"query {_CROSS}.q", f"{_CROSS}.o"),
     "ffn.hidden": At(f"enters {_FF}.wo", _FF, f"{_FF}.wo"),
+    "block.input": At("enters .", None),
+    "attn.input": At(f"enters {_ATTN}", None),
+    "cross.input": At(f"enters {_CROSS}", None),
+    "ffn.input": At(f"enters {_FF}", None),
 }
 #: In a stack: both have a last norm, and tokens enter the encoder.
 OUTSIDE = {
@@ -62,6 +67,17 @@ OUTSIDE = {
     "final": At("leaves {stack}.final_layer_norm", "{stack}.final_layer_norm"),
     "head": At("leaves lm_head", "lm_head", "lm_head"),
 }
+#: In a block of the mixed model, with the layers that have it.
+MIXED = {
+    "mixer": ((0, 2), At("leaves mixer", "mixer", "mixer.out_proj")),
+    "mixer.in": ((0, 2), At("leaves mixer.in_proj", "mixer.in_proj", "mixer.in_proj")),
+    "mixer.out": ((0, 2), At("leaves mixer.out_proj", "mixer.out_proj", "mixer.out_proj")),
+    "mixer.input": ((0, 2), At("enters mixer", None)),
+    "ffn.router": ((1, 2), At("leaves ffn.router", "ffn.router", "ffn.router")),
+    **{f"attn.{n}": ((1,), At(f"leaves attn.{n}", f"attn.{n}", f"attn.{n}")) for n in ("q_a", "q_b", "kv_a", "kv_b")},
+}
+BETWEEN = {"projector": At("leaves projector", "projector")}
+WHERE = INSIDE | OUTSIDE | {n: at for n, (_, at) in MIXED.items()} | BETWEEN
 #: What is otherwise at some sites than at the rest.
 OF_THE_ENCODER, WITHOUT_POSITIONS, PROBED, POOLED = {"cross.k", "cross.v"}, {"embed.words"}, {"head"}, {"head"}
 
@@ -73,6 +89,15 @@ def mt5() -> nn.Module:
     return model
 
 
+def base(name: str) -> nn.Module:
+    """The model that has a site."""
+    return mixed.build() if name in {*MIXED, *BETWEEN} else mt5()
+
+
+def inputs_of(name: str) -> dict[str, torch.Tensor]:
+    return mixed.batch() if name in {*MIXED, *BETWEEN} else batch("mt5")
+
+
 def spec(site: str, insert: str, form: str, more: str = "") -> unipelt.Method:
     return unipelt.parse(
         f"method m {{ {more} modify {site} insert {insert} form {{ {form} }} compose {{ out = h + delta }} }}"
@@ -81,6 +106,14 @@ def spec(site: str, insert: str, form: str, more: str = "") -> unipelt.Method:
 
 def places(model: nn.Module, name: str) -> Iterator[tuple[str, At]]:
     """The front of the names of the tensors that live at a site, with its modules' paths, wherever the model has it."""
+    if name in BETWEEN:
+        yield f"vision.{name}", BETWEEN[name]
+        return
+    if name in MIXED:
+        layers, at = MIXED[name]
+        for front in (f"text.layers.{i}" for i in layers):
+            yield f"{front}.{name}", At(*(_path(front, p) for p in (at.h, at.z, at.into)))  # type: ignore[arg-type]
+        return
     if name in OUTSIDE:
         at = OUTSIDE[name]
         for stack in ("encoder", "decoder") if "{stack}" in at.h else ("encoder",):
@@ -175,17 +208,17 @@ def pictured(site: SiteSignature) -> None:
     assert panel.inside and panel.site == site.name and panel.enters == ("" if site.x is None else "x")
     if site.x is not None:
         (panel,) = diagram(spec(site.name, "parallel", "A: [d_in, d_out] ~ zeros delta = z @ A"))
-        assert panel.source == panel.enters == ("q" if (INSIDE | OUTSIDE)[site.name].z.startswith("query") else "x")  # type: ignore[union-attr]
+        assert panel.source == panel.enters == ("q" if WHERE[site.name].z.startswith("query") else "x")  # type: ignore[union-attr]
 
 
 def judged(site: SiteSignature) -> None:
     """Whether a map absorbs an affine edit, whether tokens are an encoder's, which layers may be selected."""
     (typed,) = analyse(spec(site.name, "h", "A: [d_in, d_out] ~ zeros delta = z @ A")).rows
-    assert (mergeable(typed).value == "yes") == ((INSIDE | OUTSIDE)[site.name].into is not None)
+    assert (mergeable(typed).value == "yes") == (WHERE[site.name].into is not None)
     if site.x is not None:
         (typed,) = analyse(spec(site.name, "mean(x, tokens)", "A: [d_in, d_out] ~ zeros delta = z @ A")).rows
         assert (causal(typed).value == "yes") == (site.name in OF_THE_ENCODER)
-    selected = site.name in {*INSIDE, *PROBED}
+    selected = site.name in {*INSIDE, *MIXED, *PROBED}
     try:
         spec(site.name, "sequential" if site.x is None else "x", "A: [d_in, d_out] ~ zeros delta = z @ A", "layers 1")
     except unipelt.PeltError as e:
@@ -198,17 +231,23 @@ def counted(site: SiteSignature) -> None:
     """The formula of the counts, a plan's numbers and the tensors in the model are the same."""
     for per in ("", "per site", "per kind", "per layer", "per model", "per head" if site.has_heads else ""):
         method = spec(site.name, "h", f"b: [d_out, 2] ~ normal(1) {per} delta = sum(b, 1)")
-        model = mt5()
+        model = base(site.name)
         plan = unipelt.apply(model, method, head=False)
         found = counts(method)
         _common = dict(d_model=32, d_head=HEAD, heads=HEADS, groups=HEADS, d_ff=48, vocab=96, labels=96)
         encoder = {**_common, "L": 3, "L_cross": 0, "L_encoder": 3, "L_decoder": 0}
         decoder = {**_common, "L": 2, "L_cross": 2, "L_encoder": 0, "L_decoder": 2}
+        stacks = (encoder, decoder)
+        if site.name in {*MIXED, *BETWEEN}:  # only the language tower is meant
+            layers = MIXED.get(site.name, ((),))[0]
+            stacks = (
+                {**mixed.SIZES, "L": mixed.LAYERS if site.name.startswith("mixer") else len(layers), "L_mixer": 2},
+            )  # type: ignore[assignment]
         which, other = ("head", "trained") if site.name == "head" else ("trained", "head")
         own = record(model, "default").trained()
         total = sum(t.numel() for t in own.values())
-        assert found[which].number(encoder, decoder) == getattr(plan.counts, which) == total > 0, per
-        assert found[other].number(encoder, decoder) == getattr(plan.counts, other) == 0, per
+        assert found[which].number(*stacks) == getattr(plan.counts, which) == total > 0, per
+        assert found[other].number(*stacks) == getattr(plan.counts, other) == 0, per
         if not per:
             fronts = [front for front, _ in places(model, site.name)]
             assert sorted(own) == sorted(f"{front}.m.b" for front in fronts)
@@ -216,24 +255,24 @@ def counted(site: SiteSignature) -> None:
 
 def computed(site: SiteSignature) -> None:
     """An edit does what hooks do that are made by hand where the site is; merging puts it into the map that absorbs it."""
-    at = (INSIDE | OUTSIDE)[site.name]
+    at = WHERE[site.name]
     insert, form = ("sequential", "A: [d_out] ~ normal(1) delta = A") if at.z is None else (
         "parallel", "A: [d_in, d_out] ~ normal(1) delta = z @ A")  # fmt: skip
-    model, inputs = mt5(), batch("mt5")
-    plain = mt5()
+    model, inputs = base(site.name), inputs_of(site.name)
+    plain = base(site.name)
     unipelt.apply(model, spec(site.name, insert, form), head=False)
     by_hand(plain, site.name, record(model, "default").trained())
     with torch.no_grad():
-        found, expected, before = (m(**inputs).logits for m in (model, plain, mt5()))
+        found, expected, before = (m(**inputs)[0] for m in (model, plain, base(site.name)))
     assert torch.allclose(found, expected, rtol=0, atol=1e-9) and not torch.allclose(found, before, rtol=0, atol=1e-3)
     if at.into is not None:
-        model = mt5()
+        model = base(site.name)
         weights = {n: p.clone() for n, p in model.named_parameters()}
         unipelt.apply(model, spec(site.name, "sequential", "A: [d_in, d_out] ~ normal(0.1) delta = z @ A"), head=False)
         with torch.no_grad():
-            found = model(**inputs).logits
+            found = model(**inputs)[0]
             unipelt.merge(model)
-            assert torch.allclose(model(**inputs).logits, found, rtol=0, atol=1e-9)
+            assert torch.allclose(model(**inputs)[0], found, rtol=0, atol=1e-9)
         changed = {n for n, p in model.named_parameters() if n in weights and not torch.equal(p, weights[n])}
         assert changed == {f"{a.into}.weight" for _, a in places(model, site.name)}
 
@@ -256,6 +295,11 @@ def elsewhere(site: SiteSignature) -> None:
         assert [d.code for d in e.value.diagnostics] == ["E0350"]
 
 
+@pytest.fixture(autouse=True)
+def _anatomy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed.teach(tmp_path, monkeypatch)
+
+
 #: The cheap ones first: most of what is left out fails there.
 ASKED: tuple[Callable[[SiteSignature], None], ...] = (readme, pictured, judged, counted, elsewhere, computed)
 
@@ -267,7 +311,7 @@ def test_what_an_entry_says_is_true(name: str, ask: Callable[[SiteSignature], No
 
 
 def test_every_site_is_written_down_by_hand() -> None:
-    assert {*INSIDE, *OUTSIDE} == set(SITES), "say where the site is in mT5: INSIDE a block, or OUTSIDE"
+    assert set(WHERE) == set(SITES), "say where the site is in mT5: INSIDE a block, or OUTSIDE; or in the MIXED model"
 
 
 def test_the_weight_of_a_projection_is_a_site_of_its_own() -> None:

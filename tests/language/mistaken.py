@@ -192,7 +192,7 @@ whole(
     "insert_parallel_at_embed",
     "E0306",
     "modify embed insert ⟦parallel⟧ form { delta = z } compose add",
-    "model's input",
+    "it is an input",
 )
 whole("insert_unknown", "E0301", "modify ffn insert ⟦residul⟧ form { delta = z } compose add", "`residual`")
 whole("unforwarded_name", "E0301", "modify ffn insert parallel form low_rank(r) compose scaled(⟦beta⟧)", "no `beta`")

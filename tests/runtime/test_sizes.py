@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mixed
 import pytest
 import torch
 from small import HEADS, INNER, LAYERS, WIDTH, WORDS, inputs, model, output, randomise, state
@@ -30,10 +31,16 @@ OWN = {
     name: [str(t.sizes[0]) if t is not None else None for t in (s.x, s.x if s.parallel == "x" else s.h, s.h)]
     for name, s in SITES.items()
 }
-LACKING = {"bert": ("cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.heads", "ffn.gate", "final"),
-           "grouped": ("cross", "cross.q", "cross.k", "cross.v", "cross.o", "cross.heads", "embed"),
-           "t5": ("ffn.gate", "embed")}  # fmt: skip
-CASES = [(kind, site) for kind in KNOWN for site in SITES if site not in LACKING[kind]]
+_CROSS = tuple(n for n, s in SITES.items() if s.cross)
+#: Sites of a model whose blocks differ, with the sizes that all of the blocks have that have them.
+MIXED = {
+    **{n: ("d_model", "d_mix", "d_inner", "vocab") for n, s in SITES.items() if s.mixes}, "ffn.router": ("d_model", "d_experts", "vocab"),
+    **{f"attn.{n}": ("d_model", "d_q_rank", "d_q", "d_kv_a", "d_kv_rank", "d_kv_b", "d_experts", "heads", "vocab") for n in ("q_a", "q_b", "kv_a", "kv_b")},
+    "projector": ("d_model", "vocab", "heads"),
+}  # fmt: skip
+LACKING = {"bert": (*_CROSS, *MIXED, "ffn.gate", "final"), "grouped": (*_CROSS, *MIXED, "embed"), "t5": (*MIXED, "ffn.gate", "embed"),
+           "mixed": tuple(n for n in SITES if n not in MIXED)}  # fmt: skip
+CASES = [(kind, site) for kind in (*KNOWN, "mixed") for site in SITES if site not in LACKING[kind]]
 
 
 def build(kind: str) -> nn.Module:
@@ -41,6 +48,8 @@ def build(kind: str) -> nn.Module:
 
     if kind == "bert":
         return model("bert_labels", dtype=torch.float64)
+    if kind == "mixed":
+        return mixed.build()
     torch.manual_seed(0)
     if kind == "grouped":
         config = LlamaConfig(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=INNER, vocab_size=WORDS,
@@ -60,12 +69,17 @@ def build(kind: str) -> nn.Module:
 
 
 def given(kind: str) -> dict[str, Any]:
+    if kind == "mixed":
+        return mixed.batch()
     batch = inputs()
     return {**batch, "decoder_input_ids": batch["input_ids"][:, :4]} if kind == "t5" else batch
 
 
 def sizes_at(kind: str, site: str) -> dict[str, int]:
     """Every size at a site, worked out here from the configuration."""
+    if kind == "mixed":
+        shape = {n: mixed.SIZES[str(size)] for n, size in zip(("d_x", "d_in", "d_out"), OWN[site]) if size is not None}
+        return {**{n: mixed.SIZES[n] for n in MIXED[site]}, **shape}
     known = KNOWN[kind]
     found = {n: known[own] for n, own in zip(("d_x", "d_in", "d_out"), OWN[site]) if own is not None}
     return {**known, **found}
@@ -89,7 +103,8 @@ def reading(site: str, s: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(("kind", "site"), CASES)
-def test_every_size_is_its_number_at_every_site(kind: str, site: str, tmp_path: Path) -> None:
+def test_every_size_is_its_number_at_every_site(kind: str, site: str, tmp_path: Path, monkeypatch: Any) -> None:
+    mixed.teach(tmp_path, monkeypatch)
     sizes = sizes_at(kind, site)
     method = unipelt.parse(reading(site, {n: n for n in sizes}))
     plain = unipelt.parse(reading(site, {n: str(v) for n, v in sizes.items()}))

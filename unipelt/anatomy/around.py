@@ -73,6 +73,8 @@ def _end(t: Trial, s: Site, stack: Stack) -> str:
     if s.kind.times == "stacks":
         wrong = not same(t.entered.get(s.x or at), t.last.get(ends[1]))
         return f"what enters `{at}`, its `{s.name}`, is not what leaves `{ends[1]}`" if wrong else ""
+    if s.kind.times == "between":
+        return Open("what lies between two stacks is not tried")
     if not s.kind.positions:
         return "" if s.view.enters else _words(t, s)
     states = t.entered.get(ends[0])

@@ -115,6 +115,11 @@ class Block:
             return self._residual(s) or self._reads(s)
         if s.kind.has_heads:
             return self._heads(s)
+        if part == "input":
+            own = self.sublayer(s) if s.kind.sublayer else self.named("block")
+            if own is None:
+                return Open(f"the map has no {s.name.split('.')[0]}")
+            return "" if s.view.module == own.x else f"`{s.view.module}` is not what its {own.name} enters by"
         if part in _RECEIVED:
             return self._operand(s, _RECEIVED.index(part))
         if part in _LAST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..language.report.diagnostics import error
 from ..language.sites import SITES
 from ..language.syntax.nodes import AnatomyDef
 from .attention import Heads
-from .entries import AROUND, Entries, Reference, blocks_of, check, entry_text, reference
+from .entries import AROUND, Entries, Reference, blocks_of, check, entry_text, has, reference
 from .heads import head_modules, is_language_model, labels, reads, word_embeddings
 from .sites import Site, SiteMap, Stack, View
 from .sizes import block_sizes, projection_shape, projection_view, width
@@ -31,7 +32,9 @@ def read(a: AnatomyDef, entries: list[Entries], model: nn.Module, base: nn.Modul
     entered = {v.module for s in sites for v in (s.view,)} | {f"{root}{b}" for s in stacks for b in s.blocks}
     head = head_modules(model, base, prefix, entered)
     if head:
-        sites.append(_head(model, base, prefix, head, stacks[-1], sites[-1].sizes))
+        last = next(s for s in reversed(stacks) if s.main)
+        sizes = next(s.sizes for s in reversed(sites) if s.stack == last.name and s.layer is not None)
+        sites.append(_head(model, base, prefix, head, last, sizes))
     return SiteMap(a.name, prefix, tuple(stacks), tuple(sites), head)
 
 
@@ -44,30 +47,47 @@ def _stack(e: Entries, model: nn.Module, base: nn.Module, root: str) -> tuple[St
     sites: list[Site] = []
     causal = False
     for layer, block in enumerate(blocks):
-        front = f"{root}{block}."
-        heads = Heads(model.get_submodule(reference(dict(e.parts)["attn.heads"], front).module), config)
-        views = {n: _view(model, n, t, reference(t, front, n), heads) for n, t in e.parts}
+        views = _views(model, e, f"{root}{block}.", config)
         _apart(views)
         sizes = block_sizes(model, views, config, vocab)
-        causal = bool(getattr(model.get_submodule(views["attn.heads"].module), "is_causal", False))
+        causal = causal or _causal(model, views)
         common: dict[str, Any] = dict(stack=e.name, layer=layer, block=block, causal=causal, tokens=e.name)
         named = [n for n in views if n in SITES]
         views["block"] = View(f"{root}{block}")
         for name in (*named, *(n for n, s in SITES.items() if n not in named and (s.entry or n) in views)):
             sites.append(_site(name, views, sizes, common, model))
+    sites = [replace(s, causal=causal) if s.tokens == e.name else s for s in sites]
     stack = Stack(
-        e.name, depth, blocks, causal, depth > len(blocks), _learned(e), f"{root}{e.module}".removesuffix(".")
+        e.name, depth, blocks, causal, depth > len(blocks), _learned(e), f"{root}{e.module}".removesuffix("."), e.main
     )
     views = {n: _view(model, n, t, reference(t, root, n)) for n, t in e.outside}
     table = next((model.get_submodule(v.module) for n, v in views.items() if not SITES[n].positions), None)
     for name, at in views.items():
-        own = sizes
-        if SITES[name].times == "input" and not at.enters:
-            d = width(model.get_submodule(at.module), table, sizes["d_model"])
+        own, kind, module = sizes, SITES[name], model.get_submodule(at.module)
+        if kind.times == "input" and not at.enters:
+            d = width(module, table, sizes["d_model"])
             own = {**sizes, "d_model": d, "d_x": d}
+        elif kind.times == "between":
+            own = {**sizes, "d_model": labels(module, config), "d_x": reads(module, sizes["d_model"])}
         sites.append(Site(name, at, own, stack=e.name, x=at.module if SITES[name].x is not None else None, causal=causal,
                           tokens=e.name))  # fmt: skip
     return stack, sites
+
+
+def _views(model: nn.Module, e: Entries, front: str, config: Any) -> dict[str, View]:
+    """The places of a block that it has."""
+    places = {n: (t, at) for n, t in e.parts if (at := reference(t, front, n)).everywhere or has(model, at.module)}
+    attention = places.get("attn.heads")
+    heads = Heads(
+        model.get_submodule(attention[1].module if attention is not None else front.removesuffix(".")), config
+    )
+    return {n: _view(model, n, t, at, heads) for n, (t, at) in places.items()}
+
+
+def _causal(model: nn.Module, views: Mapping[str, View]) -> bool:
+    """Whether attention says that its tokens see no later ones. A mixer's goes from left to right, unless it says otherwise."""
+    at = views.get("attn.heads") or views.get("mixer.x")
+    return at is not None and bool(getattr(model.get_submodule(at.module), "is_causal", "attn.heads" not in views))
 
 
 def _view(model: nn.Module, name: str, text: str, at: Reference, heads: Heads | None = None) -> View:
@@ -121,12 +141,21 @@ def _site(name: str, views: dict[str, View], sizes: dict[str, int], common: dict
         d_in, d_out = projection_shape(model, at)
         sizes = {**sizes, "d_x": d_in}
         W = dict(kind.scope)["W"]
+        if kind.into == name and any(f"{kind.sublayer}.v" in SITES[n].instead for n in views if n in SITES):
+            sizes = {**sizes, str(W.sizes[0]): d_in, str(W.sizes[1]): d_out}
+            sizes["d_head"] = sizes["d_q"] // sizes["heads"]  # of the values, where they have another
         if (d_in, d_out) != tuple(sizes[str(s)] for s in W.sizes):
             raise error("E0504", f"`{name}` of {type(model).__name__} maps {d_in} to {d_out}, which does not agree with the sizes "
                         f"of its other projections ({W})")  # fmt: skip
     if kind.tokens:  # no position of a decoder is read there
         common = {**common, "tokens": kind.tokens, "causal": False}
-    return Site(name, at, sizes, bases={n: views[n] for n, _ in kind.bases}, **{"x": at.module, **beside, **common})
+    return Site(
+        name,
+        at,
+        sizes,
+        bases={n: views[n] for n, _ in kind.bases if n in views},
+        **{"x": at.module, **beside, **common},
+    )
 
 
 def _head(

@@ -130,10 +130,13 @@ class SiteMap:
         return next(s for s in self.stacks if s.name == name)
 
     def named(self, name: str, stack: str | None = None) -> list[Site]:
-        """The sites of a name, of one stack or (without one) of every main stack; that of an input is the first one's."""
+        """The sites of a name, of one stack or (without one) of every main stack; that of an input is the first one's, and
+        what lies between stacks is found whatever they are called."""
         main = [s.name for s in self.stacks if s.main]
         if stack is None and name in SITES and SITES[name].times == "input":
             main = main[:1]
+        elif name in SITES and SITES[name].times == "between":
+            main = [s.name for s in self.stacks]
         return [
             s
             for s in self.sites

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..language.report.diagnostics import error
+from ..language.sites import SITES
 from .attention import Heads, head_size
 from .entries import Reference
 from .quantised import features, is_quantised
@@ -46,15 +47,20 @@ def projection_shape(model: nn.Module, view: View) -> tuple[int, int]:
 
 
 def block_sizes(model: nn.Module, views: dict[str, View], config: Any, vocab: int) -> dict[str, int]:
-    """The sizes in scope at a block's sites, from its self-attention and feed-forward layer."""
-    d_model, d_q = projection_shape(model, views["attn.q"])
-    d_kv = projection_shape(model, views["attn.k"])[1]
-    d_ff = projection_shape(model, views["ffn.down"])[0]
-    d_head = head_size(model.get_submodule(views["attn.heads"].module), d_q, config)
+    """The sizes in scope at a block's sites, from its projections and attention's module; those of what it has."""
+    found: dict[str, int] = {}
+    projections = [s for n, s in SITES.items() if n in views and s.has_weight]
+    for site in sorted(projections, key=lambda s: not s.instead):
+        for size, number in zip(dict(site.scope)["W"].sizes, projection_shape(model, views[site.name])):
+            found.setdefault(str(size), number)
+    sizes = {**found, "vocab": vocab, **({"d_x": found["d_model"]} if "d_model" in found else {})}
+    if "attn.heads" not in views or "d_q" not in found:
+        return sizes
+    d_head = head_size(model.get_submodule(views["attn.heads"].module), found["d_q"], config)
+    d_kv = found.get("d_kv", found["d_q"])
     if d_kv % d_head:
         raise error("E0504", f"`attn.k` yields {d_kv} numbers, which are no whole heads of {d_head}")
-    return dict(d_model=d_model, d_q=d_q, d_kv=d_kv, d_head=d_head, d_ff=d_ff, heads=d_q // d_head, groups=d_kv // d_head,
-                vocab=vocab, d_x=d_model)  # fmt: skip
+    return {**sizes, "d_kv": d_kv, "d_head": d_head, "heads": found["d_q"] // d_head, "groups": d_kv // d_head}
 
 
 def width(module: nn.Module, words: nn.Module | None, d_model: int) -> int:

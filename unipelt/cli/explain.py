@@ -44,7 +44,7 @@ def explain_code(code: str, as_json: bool) -> None:
 
 def explain_site(site: SiteSignature, as_json: bool) -> None:
     """What a form may read at a site."""
-    found = site.described()
+    found = {**site.described(), "types": "; ".join(f"{name}: {t}" for name, t in site.types.items())}
     if as_json:
         emit({"ok": True, "site": site.name, **found})
         return

@@ -55,11 +55,8 @@ class PlannedTensor:
         owner = t.owner if site.layer is not None else t.owner.outside_the_layers()
         front = owner.named(kind=site.full_name, layer=site.block, site=site.label)
         axes = tuple(sorted(t.type.axes, key=axis_order))
-        lengths = {
-            "head": site.sizes["heads"],
-            "group": site.sizes["groups"],
-            **{a: whole(n) for a, n in typing.axes.items()},
-        }
+        of_heads = {a: site.sizes[n] for a, n in (("head", "heads"), ("group", "groups")) if n in site.sizes}
+        lengths = {**of_heads, **{a: whole(n) for a, n in typing.axes.items()}}
         copies, sizes = tuple(lengths[a] for a in axes), tuple(whole(s) for s in t.type.sizes)
         name, lr = ".".join(filter(None, [front, row.name, t.label])), t.lr if t.lr is not None else 1.0
         return PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, lr)

@@ -163,7 +163,7 @@ class Body:
         self.row, self.typing, self.lowered, self.on = row, typing, lowered, lowered.on
         self.training = training
         bases = {n: out for n, (_, out) in typing.bases.items()}
-        heads, groups = sizes["heads"], sizes["groups"]
+        heads, groups = sizes.get("heads", 1), sizes.get("groups", 1)  # a tower of mixers alone has none
         repeats: Written = (
             heads // groups
             if isinstance(heads, int) and isinstance(groups, int)

@@ -50,8 +50,9 @@ def tensor(axes: str, *sizes: str | int) -> TensorType:
 
 #: Where an edit hangs: on what leaves a module, on what enters it, in its attention function, or where tokens enter the model.
 Side = Literal["output", "input", "attention", "prompt"]
-#: How often a site is there: in each layer; once in each stack, in the stack that a model's input enters, or in its head.
-Times = Literal["layers", "stacks", "input", "head"]
+#: How often a site is there: in each layer; once in each stack, in the stack that a model's input enters, in its head, or between
+#: two stacks.
+Times = Literal["layers", "stacks", "input", "head", "between"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,8 @@ class SiteSignature:
     times: Times = "layers"
     entry: str = ""  # the entry of an anatomy that names the module, where it is another site's
     cross: bool = False  # only in layers that read an encoder
+    mixes: bool = False  # only in layers with a mixer
+    instead: tuple[str, ...] = ()  # the projections in whose place it yields what attention reads
     tokens: str = ""  # the stack whose tokens the axis `token` is, where it is another one
     positions: bool = True  # whether tokens have their positions there
     into: str = ""  # the linear map that can absorb an edit
@@ -97,6 +100,11 @@ class SiteSignature:
     @property
     def outside_the_layers(self) -> bool:
         return self.times != "layers"
+
+    @property
+    def once(self) -> bool:
+        """Whether it is there once in a model, however many stacks that has."""
+        return self.times in ("head", "between")
 
     @property
     def is_weight(self) -> bool:
@@ -139,18 +147,27 @@ _TOKEN = tensor("batch token", "d_model")
 _HEAD = tensor("batch head token", "d_head")
 
 
-def _sublayer(name: str, into: str, cross: bool = False) -> SiteSignature:
+def _sublayer(name: str, into: str, cross: bool = False, mixes: bool = False) -> SiteSignature:
     return SiteSignature(
         name=name, h=_TOKEN, x=_TOKEN, scope=(("residual", _TOKEN),), bases=((f"{name}.norm", ("d_model", "d_model")),),
-        cross=cross, into=into,
+        cross=cross, mixes=mixes, into=into,
         inside="the sublayer", x_is="the sublayer's input", h_is="its output before the residual sum",
     )  # fmt: skip
 
 
-def _projection(name: str, d_x: str, d_out: str, cross: bool = False, tokens: str = "") -> SiteSignature:
+def _projection(
+    name: str,
+    d_x: str,
+    d_out: str,
+    cross: bool = False,
+    mixes: bool = False,
+    tokens: str = "",
+    instead: tuple[str, ...] = (),
+) -> SiteSignature:
     return SiteSignature(
         name=name, h=tensor("batch token", d_out), x=tensor("batch token", d_x),
-        scope=(("W", tensor("", d_x, d_out)), ("bias", tensor("", d_out))), cross=cross, tokens=tokens, into=name,
+        scope=(("W", tensor("", d_x, d_out)), ("bias", tensor("", d_out))), cross=cross, mixes=mixes, tokens=tokens,
+        instead=instead, into=name,
         inside="x W + bias", x_is="its input", h_is="its output",
     )  # fmt: skip
 
@@ -170,6 +187,16 @@ def _embedded(name: str, h_is: str, positions: bool) -> SiteSignature:
         name=name, h=_TOKEN, parallel=None, side="prompt", times="input", positions=positions,
         inside="the embedded tokens", h_is=h_is,
     )  # fmt: skip
+
+
+def _entered(name: str, entry: str, what: str, h_is: str, **more: bool) -> SiteSignature:
+    return SiteSignature(name=name, h=_TOKEN, parallel=None, side="input", entry=entry, inside=what, h_is=h_is, **more)
+
+
+def _sublayer_input(part: str, **more: bool) -> SiteSignature:
+    return _entered(
+        f"{part}.input", f"{part}.x", "the sublayer's input", "enters the sublayer, behind a norm before it", **more
+    )
 
 
 SITES: dict[str, SiteSignature] = {
@@ -203,22 +230,52 @@ SITES: dict[str, SiteSignature] = {
             name="head", h=tensor("batch token", "labels"), x=_TOKEN, times="head", into="head", pools=True, probes=True,
             inside="the head", x_is="its input", h_is="its output",
         ),
+        _sublayer("mixer", into="mixer.out", mixes=True),
+        _projection("mixer.in", "d_model", "d_mix", mixes=True),
+        _projection("mixer.out", "d_inner", "d_model", mixes=True),
+        _projection("ffn.router", "d_model", "d_experts"),
+        _projection("attn.q_a", "d_model", "d_q_rank"),
+        _projection("attn.q_b", "d_q_rank", "d_q", instead=("attn.q",)),
+        _projection("attn.kv_a", "d_model", "d_kv_a"),
+        _projection("attn.kv_b", "d_kv_rank", "d_kv_b", instead=("attn.k", "attn.v")),
+        _entered("block.input", "block", "the block's input", "enters the block"),
+        _sublayer_input("attn"),
+        _sublayer_input("cross", cross=True),
+        _sublayer_input("ffn"),
+        _sublayer_input("mixer", mixes=True),
+        SiteSignature(
+            name="projector", h=_TOKEN, x=tensor("batch token", "d_x"), times="between",
+            inside="the projector", x_is="what one tower yields", h_is="what the next one reads of it",
+        ),
     )
 }  # fmt: skip
 
-#: Sizes every site has in scope besides ``d_in`` and ``d_out``.
-SIZES = ("d_model", "d_x", "d_head", "d_ff", "d_kv", "d_q", "vocab", "heads", "groups", "labels")
+#: Sizes every site has in scope besides ``d_in`` and ``d_out``, with what they are. A model has those of the sites it has.
+#: New ones begin with ``d_``: other names may be those of arguments.
+SIZES = {
+    "d_model": "size of a token", "d_x": "size of what is read there", "d_head": "size of a head",
+    "d_ff": "inner size of the feed-forward layer", "d_kv": "all heads of the keys or values together", "d_q": "all heads of the queries together",
+    "vocab": "entries of the vocabulary", "heads": "attention heads", "groups": "heads of the keys and values", "labels": "labels of the head",
+    "d_mix": "size of what a mixer's first projection yields", "d_inner": "size of what a mixer's last projection reads",
+    "d_experts": "experts among which a router chooses", "d_q_rank": "size between the two projections of the queries",
+    "d_kv_a": "size of what the keys' and values' first projection yields",
+    "d_kv_rank": "size of what their second projection reads of it", "d_kv_b": "size of what their second projection yields",
+}  # fmt: skip
 #: Numbers that a spec may read; ``layer`` counts from 0 within its stack.
 NUMBERS = ("layer", "depth")
 #: Names that forms, gates and compositions read or bind and that nothing else may rebind.
 RESERVED = frozenset(["x", "h", "z", "q", "k", "v", "W", "bias", "residual", "log_mass", "scale", "delta", "out", "g"])
-STACKS = ("encoder", "decoder")
+#: Names of stacks that many models have. Others are called as their models call them (``qformer``).
+STACKS = ("encoder", "decoder", "text", "vision", "audio")
+#: What a path begins with that names a site without its stack.
+FIRST_WORDS = frozenset(s.split(".")[0] for s in SITES)
 
 
 def site_name(path: str) -> tuple[str | None, str]:
-    """``decoder.attn.q`` → (``decoder``, ``attn.q``); a bare name means every stack."""
+    """``decoder.attn.q`` → (``decoder``, ``attn.q``), and so with any name in front of a site; a bare name means every main stack."""
     first, _, rest = path.partition(".")
-    return (first, rest) if first in STACKS and rest else (None, path)
+    front = bool(rest) and first.isidentifier() and first not in FIRST_WORDS
+    return (first, rest) if front and (first in STACKS or signature(rest) is not None) else (None, path)
 
 
 def signature(name: str) -> SiteSignature | None:
@@ -227,5 +284,5 @@ def signature(name: str) -> SiteSignature | None:
     if last != "weight" or base not in SITES or not SITES[base].has_weight:
         return SITES.get(name)
     W = dict(SITES[base].scope)["W"]
-    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=SITES[base].cross,
+    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=SITES[base].cross, mixes=SITES[base].mixes,
                          inside="the weight W", h_is="the weight itself")  # fmt: skip

@@ -270,8 +270,10 @@ def _edited(
 def _unread(edit: Edit, h: torch.Tensor) -> dict[str, Any]:
     """What lines of the row name and its out does not read (it would not merge then): zeros of the right sizes."""
     n, s = h.shape[1], edit.site.sizes
-    vector, heads = (1, n, s["d_model"]), (1, s["heads"], n)
-    shapes = {"x": vector, "residual": vector, "q": (*heads, s["d_head"]), "log_mass": heads}
+    vector = (1, n, s["d_model"])
+    shapes: dict[str, tuple[int, ...]] = {"x": vector, "residual": vector}
+    if edit.site.kind.has_heads:
+        shapes |= {"q": (1, s["heads"], n, s["d_head"]), "log_mass": (1, s["heads"], n)}
     return {name: h.new_zeros(shape) for name, shape in shapes.items() if name in edit.needs}
 
 

@@ -1,8 +1,9 @@
 """Parameter counts as formulas, before any model exists: exact polynomials in the sizes of sites and the arguments.
 
-``L`` is the number of layers, ``L_cross`` of those with cross-attention. An encoder–decoder has the sum over its stacks,
-each with its own ``L`` and sizes (``L_cross`` is 0 in the encoder); ``L_encoder`` and ``L_decoder`` are those of a stack that
-is named, and ``has_cross``, ``has_encoder``, ``has_decoder`` are 1 in a stack that has or is that, else 0. ``sum_layer(r)`` is the sum of what depends on
+``L`` is the number of layers (of those that have the row's sites, where layers differ), ``L_cross`` of those with
+cross-attention, ``L_mixer`` of those with a mixer. An encoder–decoder has the sum over its stacks,
+each with its own ``L`` and sizes (``L_cross`` is 0 in the encoder); ``L_encoder``, ``L_decoder``, ``L_vision`` are those of a stack that
+is named, and ``has_cross``, ``has_encoder``, ``has_vision`` are 1 in a stack that has or is that, else 0. ``sum_layer(r)`` is the sum of what depends on
 the layer over those a row is at: ``sum_layer(r, last 2)`` where it selects some. Trained copies of the base's own parameters
 are named in words. Non-goal: the numbers of a model; a plan counts them (and a test holds that the two agree).
 """
@@ -25,7 +26,7 @@ from ..types.infer import Inference
 from ..ir import Method, Trained
 from ..types.layers import by_layer, chosen, layered
 from ..syntax.printer import to_text
-from ..sites import TensorType
+from ..sites import SIZES, STACKS, TensorType
 from ..sizes import Size
 from ..syntax.nodes import Param, Selection, Tensor
 from ..types.values import NumberType, Value
@@ -38,16 +39,16 @@ _WHOLE = {
 }
 _ALIKE = {"d_q": Size.of("heads") * Size.of("d_head"), "d_kv": Size.of("groups") * Size.of("d_head")}  # fmt: skip
 _NONE = Size(())
-_PARTS = ("cross", "encoder", "decoder")  # of the stacks, to which a site may be confined
+#: Symbols that say how many layers of a stack a site is confined to (none, if there are none), and whether there are some.
+_OF_A_PART = re.compile(r"(?:L|has)_(\w+)")
 
 
 #: What the symbols of a formula mean that are no arguments; an encoder–decoder has the sum over its stacks.
 SYMBOLS = {
-    "L": "layers; an encoder–decoder has the sum over its two stacks", "L_cross": "layers with cross-attention", "L_encoder": "layers of the encoder",
-    "L_decoder": "layers of the decoder", "has_cross": "1 for a stack with cross-attention, else 0",
-    "has_encoder": "1 for the encoder, else 0", "has_decoder": "1 for the decoder, else 0", "heads": "attention heads",
-    "groups": "heads of the keys and values", "d_head": "size of a head", "d_model": "size of a token",
-    "d_ff": "inner size of the feed-forward layer", "vocab": "entries of the vocabulary", "labels": "labels of the head",
+    "L": "layers; an encoder–decoder has the sum over its two stacks", "L_cross": "layers with cross-attention", "L_mixer": "layers with a mixer",
+    "has_cross": "1 for a stack with cross-attention, else 0", "has_mixer": "1 for a stack with mixers, else 0",
+    **{f"L_{name}": f"layers of the {name}" for name in STACKS}, **{f"has_{name}": f"1 for the {name}, else 0" for name in STACKS},
+    **{n: SIZES[n] for n in ("heads", "groups", "d_head", "d_model", *SIZES)},
 }  # fmt: skip
 
 
@@ -59,7 +60,13 @@ def symbols(formulas: Iterable[str], arguments: Iterable[str] = ()) -> dict[str,
         for w in sorted(met)
         if re.fullmatch(r"sum_layer\w*", w)
     }
-    return {n: meaning for n, meaning in SYMBOLS.items() if n in met} | sums
+    others = {w: _of_a_tower(w) for w in sorted(met - set(SYMBOLS)) if _OF_A_PART.fullmatch(w)}
+    return {n: meaning for n, meaning in SYMBOLS.items() if n in met} | others | sums
+
+
+def _of_a_tower(symbol: str) -> str:
+    front, _, name = symbol.partition("_")
+    return f"layers of the {name}" if front == "L" else f"1 for the {name}, else 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +153,17 @@ class Count:
 
     def _known(self, values: Mapping[str, int]) -> dict[str, int]:
         """A stack's values with all that follows from them."""
-        depths = {f"L_{n}": values.get(f"L_{n}", 0) for n in _PARTS}
+        symbols = {s for a in (self.amount, *(f for pair in self.folds for f in pair)) for s in a.size.symbols}
+        params = {p.name for p in self.params}
+        words = {w for s in (*symbols, *(s.depth for s in self.sums.values())) for w in re.findall(r"\w+", s)}
+        depths = {f"L_{m[1]}": values.get(f"L_{m[1]}", 0) for w in words - params if (m := _OF_A_PART.fullmatch(w))}
         depth = {"depth": values.get("depth", values["L"])} if "L" in values else {}
         full = {
             **_bound(self.params, depth),
             **depths,
-            **{f"has_{n}": int(depths[f"L_{n}"] > 0) for n in _PARTS},
+            **{f"has_{n.removeprefix('L_')}": int(layers > 0) for n, layers in depths.items()},
             **values,
         }
-        symbols = {s for a in (self.amount, *(f for pair in self.folds for f in pair)) for s in a.size.symbols}
         return {**full, **{n: s.number(full, self.params) for n, s in self.sums.items() if n in symbols}}
 
     def __str__(self) -> str:
@@ -235,8 +244,8 @@ class _Counting:
             return (*key[:2], "", *key[3:]), Amount(once=size)
         if not once and owner.each != "kind":
             return key, Amount(each=self.over_layers(t, size))
-        size = size * Size.of(f"has_{part}") if part else size
-        if t.site.times == "head":
+        size = size * Size.of(f"has_{part}") if part and not t.site.once else size
+        if t.site.once:
             return key, Amount(once=size)
         return key, Amount(first=size) if t.site.times == "input" and not part else Amount(each=size)
 
@@ -279,7 +288,7 @@ class _Counting:
 
 def _part(t: TypedRow) -> str:
     """The part of the stacks that a row's site is confined to; none for a site of every stack."""
-    return "cross" if t.site.cross else t.stack or ""
+    return "cross" if t.site.cross else "mixer" if t.site.mixes else t.stack or ""
 
 
 def _total(entries: Mapping[_Key, Amount]) -> Amount:

@@ -9,13 +9,13 @@ from typing import Any
 from .inline import site_paths
 from ..once import once
 from ..types.arguments import parameters
-from ..report.diagnostics import Diagnostic, PeltError, error, instead, put
+from ..report.diagnostics import Diagnostic, PeltError, error, instead, nearest, put
 from ..ir import Method, Row
 from ..types.layers import NUMERIC, layered
 from ..types.rows import typed_row
 from ..types.values import Type
 from ..types.typed import TypedRow
-from ..sites import SITES, signature, site_name
+from ..sites import FIRST_WORDS, SITES, STACKS, signature, site_name
 from ..syntax.nodes import ListOf, Param, Path
 
 
@@ -96,12 +96,25 @@ def site_problem(path: Path) -> Diagnostic | None:
     text = str(path)
     stack, name = site_name(text)
     if signature(name) is not None:
-        return None
+        return None if stack is None else _tower_problem(path, stack, name)
     if text.startswith("module("):
         return Diagnostic("E0390", "`module(…)` is a word of the language that is not built yet", path.span,
                           help=f"sites: {', '.join(SITES)}")  # fmt: skip
     return Diagnostic("E0302", f"there is no site `{text}`", path.span,
                       **_instead(path, name, stack))  # fmt: skip
+
+
+#: From where on a stack's name is a known one that is misspelt.
+_MISSPELT = 0.8
+
+
+def _tower_problem(path: Path, stack: str, name: str) -> Diagnostic | None:
+    """A stack may have any name that a model gives it, but for those that are nearly a known one, or a site's."""
+    if stack in STACKS or not (meant := nearest(stack, (*STACKS, *FIRST_WORDS), _MISSPELT)):
+        return None
+    known = [f"{meant}.{name}"] if meant in STACKS else []
+    return Diagnostic("E0302", f"there is no site `{path}`", path.span,
+                      **instead(str(path), known or SITES, path.span, f"sites: {', '.join(SITES)}"))  # fmt: skip
 
 
 def names_norm(path: Path) -> bool:
@@ -127,5 +140,12 @@ def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
         front = f"{stack}." if stack else ""
         return {"help": f"`modify {front}{owner}` changes what comes out of it", "edits": put(front + owner, path.span)}
     front, back = f"{stack}." if stack else "", ".weight" if name.endswith(".weight") else ""
-    known = [f"{front}{s}{back}" for s in SITES if not back or SITES[s].has_weight]
+    sites = [s for s in SITES if not back or SITES[s].has_weight]
+    known = [f"{front}{s}{back}" for s in sites]
+    if (
+        stack is None
+        and len(path.parts) > 2
+        and not nearest(first := path.parts[0], (*STACKS, *FIRST_WORDS), _MISSPELT)
+    ):
+        known += [f"{first}.{s}{back}" for s in sites if first not in FIRST_WORDS]
     return instead(str(path), known, path.span, f"sites: {', '.join(SITES)}")

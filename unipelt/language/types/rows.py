@@ -157,7 +157,7 @@ class RowChecker(Declared):
         if e is None:
             return None
         if e == Name("parallel"):
-            self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is the model's input", e.span,
+            self.inf.fail("E0306", f"nothing runs parallel to `{site.name}`: it is an input", e.span,
                           help="write `insert sequential`", edits=put("sequential", e.span))  # fmt: skip
             return Value(POISON)
         if isinstance(e, Name) and e.id not in self.inf.names and e.id != "h" and nearest(e.id, INSERTIONS):
