@@ -169,6 +169,19 @@ def test_what_a_pass_sets_in_a_module_or_its_configuration_is_put_back() -> None
     assert [n for n, _ in module.named_buffers()] == []
 
 
+def test_hooks_that_a_model_hangs_on_itself_in_its_first_pass_go_with_the_mark_that_they_hang() -> None:
+    """With the mark alone gone the next pass would hang them again, and record every layer twice."""
+    model: Any = built("vit", "ViTModel", "cpu")
+    picture = torch.zeros(1, 3, 224, 224)
+    expected = model(pixel_values=picture, output_hidden_states=True).hidden_states
+    other: Any = built("vit", "ViTModel", "cpu")
+    first_that_runs(other)
+    assert not any(m._forward_hooks for m in other.modules())
+    for _ in range(2):
+        found = other(pixel_values=picture, output_hidden_states=True).hidden_states
+        assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
 class Strange(nn.Module):
     def forward(self, session: Any, phase: Any) -> Any:
         return session.open(phase)

@@ -32,14 +32,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """What a pass inside sets in the model's modules, and in their configurations, is as it was afterwards.
 
-    Some models adapt to what goes in, for good: a window shrinks to a small picture, and larger ones no longer fit.
-    Attributes and buffers are put back; numbers that a pass writes into a tensor are not.
+    Some models adapt to what goes in, for good: a window shrinks to a small picture, and larger ones no longer fit; others
+    hang hooks on their modules in their first pass. Attributes, buffers, hooks and what is in plain dictionaries are put
+    back; numbers that a pass writes into a tensor are not.
     """
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    spaces: dict[int, dict[Any, Any]] = {}
     for m in model.modules():
-        before += [(space, dict(space)) for space in (m.__dict__, m._buffers)]
-    configs = {id(c): c for m in model.modules() if hasattr(c := m.__dict__.get("config"), "__dict__")}
-    before += [(vars(c), dict(vars(c))) for c in configs.values()]
+        config = m.__dict__.get("config")
+        for space in (m.__dict__, vars(config) if hasattr(config, "__dict__") else {}):
+            spaces[id(space)] = space
+            spaces |= {id(v): v for v in space.values() if isinstance(v, dict)}
+    before = [(space, dict(space)) for space in spaces.values()]
 
     def end() -> None:
         for space, old in before:
