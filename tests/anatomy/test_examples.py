@@ -175,8 +175,7 @@ def test_hooks_that_a_model_hangs_on_itself_in_its_first_pass_go_with_the_mark_t
     picture = torch.zeros(1, 3, 224, 224)
     expected = model(pixel_values=picture, output_hidden_states=True).hidden_states
     other: Any = built("vit", "ViTModel", "cpu")
-    first_that_runs(other)
-    assert not any(m._forward_hooks for m in other.modules())
+    first_that_runs(other, run=lambda i: other(**i, output_hidden_states=True))
     for _ in range(2):
         found = other(pixel_values=picture, output_hidden_states=True).hidden_states
         assert len(found) == len(expected) and all(map(torch.equal, found, expected))
