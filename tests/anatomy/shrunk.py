@@ -15,14 +15,14 @@ from typing import Any
 DEPTHS = ("num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_encoder_layers num_decoder_layers depth "
           "num_hidden_groups").split()  # fmt: skip
 _SAME = {
-    64: "hidden_size d_model dim n_embd embed_dim embedding_size word_embed_proj_dim emb_dim projection_dim text_hidden_size",
+    64: "hidden_size d_model dim n_embd embed_dim embedding_size word_embed_proj_dim emb_dim projection_dim text_hidden_size out_hidden_size",
     128: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff ffn_hidden_size n_inner moe_intermediate_size dim_feedforward "
          "shared_expert_intermediate_size moe_shared_expert_intermediate_size dense_intermediate_size mlp_dim intermediate_size_mlp d_inner "
          "max_position_embeddings n_positions max_seq_len max_seq_length",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_encoder_attention_heads "
-       "num_decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts",
+       "num_decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts mm_tokens_per_image",
     16: "head_dim d_kv d_head kv_channels v_head_dim qk_nope_head_dim kv_lora_rank embedding_size_per_head",
-    8: "qk_rope_head_dim",
+    8: "qk_rope_head_dim rotary_dim",
     32: "q_lora_rank",
     2: "num_experts_per_tok moe_topk moe_k experts_per_token top_k_experts num_experts_per_token attn_layer_period expert_layer_period",
     1: "n_group topk_group first_k_dense_replace attn_layer_offset expert_layer_offset",
@@ -80,6 +80,7 @@ def entries(made: Any, level: int) -> dict[str, Any]:
     if level < 3 and isinstance(vars(default).get("hidden_dim"), int):
         found["hidden_dim"] = 128 if "dim" in vars(default) else 64
     if level < 3:
+        found |= _fitting(default, found)
         found |= _sections(made, default)
     for name in getattr(made, "sub_configs", None) or {}:
         inner = getattr(default, name, None)
@@ -92,12 +93,27 @@ def entries(made: Any, level: int) -> dict[str, Any]:
     return found | _tokens(default, next((s for s in sizes if isinstance(s, int)), None))
 
 
+def _fitting(default: Any, found: dict[str, Any]) -> dict[str, int]:
+    """Sizes that must agree with others: four times the width, heads that fill an expanded width."""
+    width, more = found.get("hidden_size"), {}
+    if width and getattr(default, "intermediate_size", None) == 4 * default.hidden_size:
+        more["intermediate_size"] = 4 * width
+    if width and type(ratio := getattr(default, "pixel_shuffle_ratio", None)) is float:
+        more["intermediate_size"] = round(width / ratio**2)
+    if hasattr(default, "vision_output_dim") and hasattr(default, "projector_output_dim"):
+        more["vision_output_dim"] = default.projector_output_dim
+    if width and type(getattr(default, "expand", None)) is int and "num_heads" in found and "head_dim" in found:
+        more["num_heads"] = default.expand * width // found["head_dim"]
+    return more
+
+
 def _tokens(default: Any, vocabulary: Any) -> dict[str, int]:
     """Numbers of special tokens that a smaller vocabulary has."""
     if not isinstance(vocabulary, int):
         return {}
     beyond = [n for n, v in vars(default).items()
               if re.search(r"token_(id|index)$|_token$", n) and type(v) is int and v >= vocabulary]  # fmt: skip
+    beyond += [n for n in ("image_token_index", "image_token_id") if n in vars(default) and vars(default)[n] is None]
     return {n: _FIRST.get(n, vocabulary - 3 - i) for i, n in enumerate(beyond)}
 
 

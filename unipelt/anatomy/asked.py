@@ -27,8 +27,9 @@ class Asked:
 
     def __init__(self, module: nn.Module, tokens: int) -> None:
         self.module, self.tokens = module, tokens
-        self.parameters = {n: p for n, p in inspect.signature(module.forward).parameters.items()
-                           if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}  # fmt: skip
+        named = inspect.signature(module.forward).parameters
+        self.takes_more = any(p.kind is p.VAR_KEYWORD for p in named.values())
+        self.parameters = {n: p for n, p in named.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}  # fmt: skip
         self.required = [n for n, p in self.parameters.items() if p.default is p.empty]
         own = next((p for p in module.parameters() if p.dtype in _PLAIN), None)
         # Some models make a parameter apart from the others, on the CPU although the rest is on meta.
@@ -139,10 +140,13 @@ class Asked:
         return self.number(0, "num_frames", "frames_per_clip")
 
     @cached_property
-    def mels(self) -> int:
-        """The numbers of one span of sound."""
-        return self.number(80, "num_mel_bins", "feature_projection_input_dim", "num_mels", "input_feat_per_channel", "n_mels",
-                           "input_feat_size", "input_dim", "feature_size", "input_size")  # fmt: skip
+    def mels(self) -> list[int]:
+        """The numbers of one span of sound: the configuration's word, then what the first maps read."""
+        named = self.number(80, "num_mel_bins", "feature_projection_input_dim", "num_mels", "input_feat_per_channel", "n_mels",
+                            "input_feat_size", "input_dim", "feature_size", "input_size")  # fmt: skip
+        maps = [m for m in self.module.modules() if isinstance(m, (nn.Linear, nn.Conv1d))][:1]
+        read = [m.in_features if isinstance(m, nn.Linear) else m.in_channels for m in maps]
+        return list(dict.fromkeys([named, *read]))
 
     def spans(self, folded: bool = False) -> list[int]:
         """Lengths of sound in spans; those that the configuration names first where convolutions fold them to positions."""

@@ -102,8 +102,7 @@ def _guesses(a: Asked) -> Iterator[Inputs]:
             yield from _other_texts(a)
     if not a.configs or not ordered:
         yield from _plain(a)
-    if not a.required:
-        yield {}
+    yield {}
 
 
 def _completed(a: Asked, guess: Inputs) -> Iterator[Inputs]:
@@ -117,8 +116,14 @@ def _completed(a: Asked, guess: Inputs) -> Iterator[Inputs]:
             if made is None:
                 return
             found[name] = made
-    if "use_cache" in a.parameters:
-        found["use_cache"] = False
+    if "use_cache" in a.parameters or (a.takes_more and a.entry("use_cache") is True):
+        yield from _with_decoder(a, {**found, "use_cache": False})
+    if "use_cache" not in a.parameters:
+        yield from _with_decoder(a, found)
+
+
+def _with_decoder(a: Asked, found: Inputs) -> Iterator[Inputs]:
+    """The same with a decoder's tokens, where there is one."""
     decodes = "decoder_input_ids" in a.parameters and "decoder_input_ids" not in found
     if decodes and a.entry("is_encoder_decoder"):
         for tokens in _decoded(a):
@@ -150,7 +155,7 @@ def _by_name(a: Asked, name: str, found: Inputs) -> Any:
         return a.ids(a.tokens)
     if name.endswith(("embeds", "hidden_states")):
         return a.real(1, a.tokens, a.width)
-    if name.endswith("input_features"):
+    if name.endswith(("input_features", "audio_mel")):
         return next(_features(a))["input_features"]
     if name.endswith("input_values"):
         return next(_waves(a))["input_values"]
@@ -210,7 +215,7 @@ def _beside_text(a: Asked) -> Iterator[Inputs]:
     )
     if picture:
         yield from _in_place(a)
-        for size in islice(_pictures(a), 6):
+        for size in islice(_pictures(a), 12):
             yield {**text, **size}
     if sound:
         for found in islice(_features(a) if sound == "input_features" else _waves(a), 6):
@@ -228,7 +233,7 @@ def _in_place(a: Asked) -> Iterator[Inputs]:
     token = a.entry("image_token_id", "image_token_index")
     if not callable(turn) or not isinstance(token, int):
         return
-    for picture in islice(_pictures(a), 8):
+    for picture in islice(_pictures(a), 12):
         taken = {n: v for n, v in picture.items() if n in a.parameters}
         try:
             with untouched(a.module), evaluating(a.module):
@@ -263,8 +268,17 @@ def _pictures(a: Asked) -> Iterator[Inputs]:
             yield {name: a.real(1, a.frames, a.channels, h, w)}
     for h, w in sizes:
         yield {name: a.real(1, a.channels, h, w)}
+    tiles = a.number(4, "max_num_tiles")
     for h, w in sizes[:2]:
-        yield {name: a.real(1, 1, a.channels, h, w)}
+        for count in (1, 2):
+            yield {name: a.real(1, count, a.channels, h, w)}
+        if "aspect_ratio_ids" in a.parameters:
+            used = a.whole([[[int(i == 0) for i in range(tiles)]]])
+            yield {
+                name: a.real(1, 1, tiles, a.channels, h, w),
+                "aspect_ratio_ids": a.ones(1, 1),
+                "aspect_ratio_mask": used,
+            }
         if "image_sizes" in a.parameters:
             yield {name: a.real(1, a.channels, h, w), "image_sizes": a.whole([[h, w]])}
             yield {name: a.real(1, 2, a.channels, h, w), "image_sizes": a.whole([[h, w]])}
@@ -292,7 +306,7 @@ def _patches(a: Asked) -> Iterator[Inputs]:
     places = [[i % side, i // side] for i in range(count)]
     if "image_grid_thw" in a.parameters or "grid_thw" in a.parameters:
         grid: Inputs = {n: a.whole([[1, side, side]]) for n in ("grid_thw", "image_grid_thw") if n in a.parameters}
-        more: Inputs = {"merge_sizes": a.whole([a.merge])} if "merge_sizes" in a.parameters else {}
+        more: Inputs = {n: a.whole([a.merge]) for n in ("merge_sizes", "image_merge_sizes") if n in a.parameters}
         rows = "hidden_states" if "hidden_states" in a.parameters else "pixel_values"
         yield {rows: a.real(count, dims), **grid, **more}
         yield {rows: a.real(count, a.channels, a.patch, a.patch), **grid, **more}
@@ -321,27 +335,29 @@ def _flattened(a: Asked) -> Iterator[Inputs]:
 
 
 def _features(a: Asked) -> Iterator[Inputs]:
-    first = next((m for m in a.module.modules() if isinstance(m, nn.Conv1d)), None)
-    across = first is not None and first.in_channels == a.mels
-    for spans in a.spans(folded=across):
-        for turned in (across, not across):
-            shape = (1, a.mels, spans) if turned else (1, spans, a.mels)
-            mask = {"input_features_mask": a.ones(1, spans), "attention_mask": a.ones(1, spans)}
-            wanted = {n: v for n, v in mask.items() if n in a.required}
-            yield {"input_features": a.real(*shape), **wanted}
-            if "input_features_mask" in a.parameters and not wanted:
-                yield {"input_features": a.real(*shape), "input_features_mask": a.ones(1, spans)}
-        yield {"input_features": a.real(1, 1, spans, a.mels)}
+    for mels in a.mels:
+        first = next((m for m in a.module.modules() if isinstance(m, nn.Conv1d)), None)
+        across = first is not None and first.in_channels == mels
+        for spans in a.spans(folded=across):
+            for turned in (across, not across):
+                found: Inputs = {"input_features": a.real(*((1, mels, spans) if turned else (1, spans, mels)))}
+                for name in ("input_features_mask", "attention_mask"):
+                    if name in a.required:
+                        found[name] = a.ones(1, spans)
+                yield found
+                if "input_features_mask" in a.parameters and "input_features_mask" not in found:
+                    yield {**found, "input_features_mask": a.ones(1, spans)}
+            yield {"input_features": a.real(1, 1, spans, mels)}
 
 
 def _waves(a: Asked) -> Iterator[Inputs]:
     if a.entry("num_mel_bins") is not None:  # spans of sound under the other name
         for spans in a.spans(folded=True):
-            yield {"input_values": a.real(1, spans, a.mels)}
+            yield {"input_values": a.real(1, spans, a.mels[0])}
     for samples in a.waves():
         yield {"input_values": a.real(1, samples)}
         yield {"input_values": a.real(1, 1, samples)}
-    yield {"input_values": a.real(1, a.spans()[0], a.mels)}
+    yield {"input_values": a.real(1, a.spans()[0], a.mels[0])}
 
 
 def _latents(a: Asked) -> Iterator[Inputs]:
