@@ -73,7 +73,11 @@ def test_columns_are_compiled_and_exported_whole(a: Columns, b: Columns) -> None
     h, model = torch.randn(2, 3, TOTAL), Both(a, b)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(h), expected(a, b, h))
+    entered, weight = h.clone().requires_grad_(), torch.randn(TOTAL)
+    assert torch.equal(compiled(entered), expected(a, b, h))
+    (compiled(entered) * weight).sum().backward()
+    wanted = torch.autograd.grad((expected(a, b, other := h.clone().requires_grad_()) * weight).sum(), other)[0]
+    torch.testing.assert_close(entered.grad, wanted, rtol=1e-6, atol=1e-7)
     exported = torch.export.export(model, (h,)).module()
     assert torch.equal(exported(h * 2), expected(a, b, h * 2))
     assert torch.equal(copy.deepcopy(model)(h), expected(a, b, h))

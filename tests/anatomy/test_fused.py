@@ -284,6 +284,17 @@ def test_compiled_exported_copied_and_under_autocast(kind: str, tmp_path: Path, 
         torch.testing.assert_close(exported(x), module(x))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["gpt_neox", "phi3"])
+def test_an_onnx_file_has_the_columns(kind: str, tmp_path: Path, monkeypatch: Any) -> None:
+    config = model_of(kind, monkeypatch, tmp_path).config
+    torch.manual_seed(0)
+    model = T.AutoModelForCausalLM.from_config(config).eval()
+    unipelt.apply(model, low_rank(*QKV))
+    apart = unipelt.export_onnx(model, tmp_path / "model.onnx")
+    assert apart is not None and apart <= 1e-5
+
+
 def test_frozen_calls_and_exact_starts_read_the_columns(tmp_path: Path, monkeypatch: Any) -> None:
     model = model_of("gpt_neox", monkeypatch, tmp_path)
     module = fused_of(model, "gpt_neox")[0]
