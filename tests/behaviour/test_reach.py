@@ -1,0 +1,155 @@
+"""`benchmarks/reach.py`: what it counts as working, and that each of its checks can fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import reach
+import reach_methods
+import reach_model
+import reach_tables
+from names import name as named
+from reach_methods import METHODS, Found, Subject, survey, works
+from reach_types import KINDS, USED, Type, kind, types
+
+import unipelt
+
+BERT, LLAMA = Type("bert", "BertForMaskedLM", "MASKED_LM"), Type("llama", "LlamaForCausalLM", "CAUSAL_LM")
+
+
+@pytest.fixture(autouse=True)
+def by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's methods may be called otherwise."""
+    load = unipelt.load
+    monkeypatch.setattr(unipelt, "load", lambda name, **more: load(named(name), **more))
+
+
+def subject(found: Type) -> Subject:
+    model, config, inputs = reach_model.built_and_run(found)
+    meta = reach_model._built(found, config, "meta")
+    record: dict[str, Any] = {}
+    return Subject(
+        model,
+        meta,
+        inputs,
+        reach_methods.outputs(model, inputs),
+        reach_model._decodes(found, model, inputs, record),
+        True,
+    )
+
+
+def test_every_type_is_of_a_kind_and_those_that_people_use_are_there() -> None:
+    found = list(types())
+    assert len(found) > 500 and {kind(t) for t in found[::10]} <= set(KINDS)
+    assert set(USED) <= {t.name for t in found} and len(USED) == len(set(USED)) == 43
+    assert {t.name: kind(t) for t in found if t.name in ("llama", "t5", "vit", "whisper", "clip", "qwen2_vl")} == {
+        "llama": "text", "t5": "text", "vit": "vision", "whisper": "speech", "clip": "multimodal", "qwen2_vl": "multimodal",
+    }  # fmt: skip
+
+
+def test_a_method_that_works_is_a_line_with_what_was_checked() -> None:
+    found = survey(subject(LLAMA), "lora").record()
+    assert isinstance(found, str) and found.split(", ") == [
+        "meta", "apply", "changes", "disabled", "cache", "merged", "removed",
+    ]  # fmt: skip
+
+
+def test_a_refusal_is_no_success_and_has_its_reason() -> None:
+    found = survey(subject(LLAMA), "bitfit").record()
+    assert not works(found) and isinstance(found, dict) and "E0510" in found["refused"]["plan"]
+
+
+@pytest.mark.parametrize("check", ["changes", "disabled", "removed"])
+def test_outputs_that_are_not_the_bases_are_wrong(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = subject(BERT)
+    if check == "changes":
+        outputs = reach_methods.outputs
+        monkeypatch.setattr(reach_methods, "outputs", lambda model, inputs: (outputs(model, inputs), s.base)[1])
+    else:
+        s.base = [t + 1e-6 for t in s.base]
+    found = survey(s, "lora").record()
+    assert isinstance(found, dict) and check in found["wrong"]
+
+
+def test_a_cache_and_a_merge_that_are_off_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = subject(LLAMA)
+    monkeypatch.setattr(reach_methods, "WITHIN", -1.0)
+    found = survey(s, "lora").record()
+    assert isinstance(found, dict) and {"cache", "merged"} <= set(found["wrong"])
+
+
+def test_a_traceback_is_told_apart_from_a_refusal() -> None:
+    found = Found()
+    found.tried("plan", lambda: unipelt.parse("method m { }"))
+    found.tried("apply", lambda: [][0])
+    assert list(found.refused) == ["plan"] and list(found.crashed) == ["apply"]
+    assert found.crashed["apply"].startswith("IndexError") and "test_reach.py:" in found.crashed["apply"]
+
+
+def test_whether_attention_is_computed_is_seen_in_a_pass() -> None:
+    for module, seen in ((nn.MultiheadAttention(8, 2), True), (nn.Linear(8, 8), False)):
+        with torch.no_grad(), reach_model.Attention() as found:
+            x = torch.randn(3, 1, 8)
+            module(*([x] * 3 if seen else [x]))
+        assert found.seen is seen
+
+
+def test_a_child_that_takes_too_long_or_dies_is_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    found: dict[str, Any] = {}
+
+    def task(t: Type) -> dict[str, Any]:
+        if t is BERT:
+            time.sleep(30)
+        raise MemoryError("all of it")
+
+    reach.each(task, [BERT, LLAMA], 2, 1, lambda t, r: found.update({t.name: r}))
+    assert found["bert"]["crashed"] == "longer than 1 s" and found["llama"]["crashed"] == "MemoryError: all of it"
+
+
+def test_a_run_goes_on_with_what_the_record_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "reach.json"
+    monkeypatch.setattr(reach, "types", lambda: iter([BERT, LLAMA]))
+    seen: list[str] = []
+
+    def each(task: Any, items: Any, jobs: int, limit: int, keep: Any) -> None:
+        for t in items:
+            seen.append(t.name)
+            keep(t, {"class": t.cls, "kind": "text", "unbuilt": "here"})
+
+    monkeypatch.setattr(reach, "each", each)
+    reach.main(["--only", "^bert$", "--out", str(out)])
+    reach.main(["--out", str(out)])
+    reach.main(["--only", "bert", "--again", "--out", str(out)])
+    assert seen == ["bert", "llama", "bert"] and set(json.loads(out.read_text())["types"]) == {"bert", "llama"}
+
+
+def test_shares_count_the_types_on_which_a_method_has_sense() -> None:
+    good, bad = "meta, apply", {"refused": {"plan": "error[E0502]: no anatomy is known for the model type `x`"}}
+    common = {"kind": "text", "softmax attention": True, "biases": True}
+    records: dict[str, Any] = {
+        "a": {**common, "methods": dict.fromkeys(METHODS, good)},
+        "b": {
+            **common,
+            "softmax attention": False,
+            "biases": False,
+            "methods": {**dict.fromkeys(METHODS, bad), "lora": good},
+        },
+        "c": {**common, "methods": dict.fromkeys(METHODS, bad)},
+        "d": {"kind": "text", "unbuilt": "why"},
+    }
+    shares = {m: reach_tables.share(records.values(), m) for m in ("lora", "mam", "bitfit", "adapter")}
+    assert shares == {"lora": (2, 3), "mam": (1, 2), "bitfit": (1, 2), "adapter": (1, 3)}
+    text = reach_tables.tables(records)
+    assert "open  text, lora: 2/3 (67 %), aim 95 %" in text and "1  unbuilt: why\n      d" in text
+    assert "2  adapter, plan: error[E0502]: no anatomy is known for the model type `…`\n      b, c" in text
+    assert len(reach_tables.failures(records)) == len(METHODS) + 2
