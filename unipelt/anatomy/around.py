@@ -37,7 +37,7 @@ def _tokens(t: Trial, s: Site) -> str:
     if stack is None:
         return f"the map has no stack `{s.tokens}`"
     known = [sees for b in stack.blocks if (sees := t.sees.get(t.path(b))) is not None]
-    if not known or any(known) != s.causal:
+    if not known or any(known) != s.causal or not (t.sites.anatomy or any(known)):
         return ""
     return ("its tokens see later ones, and its attention says they do not" if any(known) else
             "its tokens see no later ones, and its attention does not say so (`is_causal`)")  # fmt: skip

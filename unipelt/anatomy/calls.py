@@ -37,29 +37,37 @@ def calls(model: nn.Module, sites: SiteMap) -> Iterator[Counter[str]]:
 @contextmanager
 def _asked(saw: Callable[[Any], None]) -> Iterator[None]:
     """Shows ``saw`` every module that calls an attention function which it got from transformers' interface, in this thread."""
+
+    def call(module: Any, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        saw(module)
+        return function(module, *args, **kwargs)
+
+    with interface_watched(call):
+        yield
+
+
+@contextmanager
+def interface_watched(call: Callable[[Any, Callable, tuple, dict[str, Any]], Any]) -> Iterator[None]:
+    """Lets ``call`` (module, function, arguments, named arguments) stand for every attention function that a module gets from
+    transformers' interface, in this thread."""
     from transformers.modeling_utils import AttentionInterface
 
     mine = threading.get_ident()
     with lock:
         ask = AttentionInterface.get_interface
 
-        def counted(self: Any, implementation: str, default: Callable) -> Callable:
+        def watched(self: Any, implementation: str, default: Callable) -> Callable:
             function = ask(self, implementation, default)
             if threading.get_ident() != mine:
                 return function
-
-            def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-                saw(module)
-                return function(module, *args, **kwargs)
-
-            return call
+            return lambda module, *args, **kwargs: call(module, function, args, kwargs)
 
         def end() -> None:
-            if AttentionInterface.get_interface is counted:  # nobody has put something else there meanwhile
+            if AttentionInterface.get_interface is watched:  # nobody has put something else there meanwhile
                 AttentionInterface.get_interface = ask  # type: ignore[method-assign]
 
         with ended_by(end):
-            AttentionInterface.get_interface = counted  # type: ignore[method-assign,assignment]
+            AttentionInterface.get_interface = watched  # type: ignore[method-assign,assignment]
             yield
 
 
@@ -77,10 +85,10 @@ def _why(s: Site, wanted: int, counts: Mapping[str, int]) -> str:
     wrong = next((p for p in _hosts(s) if counts[p] != wanted), None)
     if wrong is not None:
         return (
-            f"`{wrong}` is called {_times(counts[wrong])} in a layer" if counts[wrong] else f"`{wrong}` is never called"
+            f"`{wrong}` is called {times(counts[wrong])} in a layer" if counts[wrong] else f"`{wrong}` is never called"
         )
     found = counts[f"attention:{s.view.module}"] if s.side == "attention" else 0
-    return f"`{s.view.module}` calls its attention function {_times(found)} in a layer" if found > wanted else ""
+    return f"`{s.view.module}` calls its attention function {times(found)} in a layer" if found > wanted else ""
 
 
 def _hosts(s: Site) -> list[str]:
@@ -88,5 +96,5 @@ def _hosts(s: Site) -> list[str]:
     return list(dict.fromkeys(p for p in (s.view.module, s.x, s.residual, s.rows) if p is not None))
 
 
-def _times(n: int) -> str:
-    return {1: "once", 2: "twice"}.get(n, f"{n} times")
+def times(n: float) -> str:
+    return {1: "once", 2: "twice"}.get(n, f"{n:g} times")

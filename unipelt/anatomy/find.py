@@ -1,4 +1,4 @@
-"""Finds a model's sites: an `anatomy` of the library for its type, else one whose every path the model has and that it proves.
+"""Finds a model's sites: by an `anatomy` of the library for its type, else by what flows where in a recorded pass (`search`).
 
 Several anatomies may be for one type (gated feed-forward layers or not, norms before or behind): the first that fits counts.
 Anatomies of one's own stand in files that the environment variable ``UNIPELT_ANATOMIES`` names; they come first, and are proved.
@@ -20,14 +20,19 @@ from ..language.sites import SITES
 from ..language.library import library_definition, library_names, parse_path
 from .base import NAME, base_modules, base_of, base_parameters
 from ..language.syntax.nodes import AnatomyDef
-from .entries import Entries, blocks_of, conditions, has, missing, reference, stacks_of
+from .entries import Entries, blocks_of, conditions, missing, stacks_of
+from .examples import Inputs
 from .heads import lone_head
-from .prove import tried, unproved, without_heads
+from .prove import proved, tried, unproved, without_heads
 from .read import read
+from .remembered import recall, remember
+from .search import search
 from .sites import SiteMap
 
 #: Files with anatomies of one's own, separated as paths are in PATH.
 OWN = "UNIPELT_ANATOMIES"
+#: Mistakes that say that a model's modules are of another kind than an anatomy says: what flows where says what they are.
+_OTHERWISE = ("E0504", "E0506", "E0507", "E0701")
 #: Modules of a block that a message lists.
 LISTED = 24
 
@@ -67,29 +72,34 @@ def config_of(model: nn.Module) -> Any:
     return config
 
 
-def find(model: nn.Module) -> SiteMap:
-    """The map of a model's sites. Where nothing is known of them it has none, and `SiteMap.unknown` says why."""
-    try:
-        config = config_of(model)
-    except PeltError as e:
-        return _nothing(model, e)
+def find(model: nn.Module, example: Inputs | None = None) -> SiteMap:
+    """The map of a model's sites: of an anatomy for its type that fits it, else what a recorded pass shows.
+
+    ``example``: keyword arguments of a pass, where they cannot be guessed. Where nothing is found the map has no sites, and
+    `SiteMap.unknown` says why.
+    """
+    attached = getattr(model._modules.get(NAME), "sites", None)
+    if isinstance(attached, SiteMap) and not attached.anatomy and not attached.unknown:
+        return attached  # with adapters in the model a pass would show theirs too
+    config: Any = getattr(model, "config", None)
     base = base_of(model)
     prefix = next((n for n, m in base_modules(model) if m is base), "")
     kind = str(getattr(config, "model_type", "")).replace("-", "_")
     own = [a for a in own_anatomies() if kind in a.models]
     known = own or [a for a in anatomies() if kind in a.models]
-    fitting = [a for a in known or anatomies() if fits(a, base, config)]
-    if known and not fitting:
-        why = _unfit(known, model, base, config)
-        if own:  # somebody wrote it for this model
-            raise why
-        return _nothing(model, why)
-    if known and not own:
-        try:
+    fitting = [a for a in known if fits(a, base, config)]
+    if own:
+        return _own(own, fitting, model, base, prefix)
+    try:
+        if fitting:
             return read(fitting[0], present(fitting[0], base), model, base, prefix)
-        except PeltError as e:
-            return _nothing(model, e)
-    return _proved(fitting, kind, model, base, prefix)
+    except PeltError as e:
+        if e.diagnostics[0].code not in _OTHERWISE:
+            raise
+    try:
+        return _searched(model, base, prefix, example)
+    except PeltError as e:
+        return _nothing(model, e)
 
 
 def _nothing(model: nn.Module, why: PeltError) -> SiteMap:
@@ -99,8 +109,26 @@ def _nothing(model: nn.Module, why: PeltError) -> SiteMap:
     return SiteMap("", prefix, (), (), lone_head(model, base, prefix), unknown=why.diagnostics)
 
 
-def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Module, prefix: str) -> SiteMap:
-    """The first of the anatomies that a model of another type than the tested ones stands the proof of."""
+def _searched(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | None) -> SiteMap:
+    """What a recorded pass shows, proved where there are weights; an error where it shows no sublayer (E0502)."""
+    remembered = recall(model)
+    if remembered is not None and example is None:
+        return remembered
+    sites, inputs = search(model, base, prefix, example)
+    if not sites.stacks:
+        config_of(model)
+        raise error("E0502", f"no sites were found in this {type(model).__name__}: nothing is added to what enters its blocks",
+                    help=_how(model, base))  # fmt: skip
+    if not any(p.is_meta for _, p in base_parameters(base)) or hasattr(base, "hf_device_map"):
+        sites = proved(sites, model, base, inputs)
+    remember(model, sites)
+    return sites
+
+
+def _own(known: list[AnatomyDef], fitting: list[AnatomyDef], model: nn.Module, base: nn.Module, prefix: str) -> SiteMap:
+    """The first of somebody's own anatomies that fits a model and stands the proof; an error that says what of it does not (E0503)."""
+    if not fitting:
+        raise _unfit(known, model, base, getattr(model, "config", None))
     adapted = any(NAME in m._modules for _, m in base_modules(model))  # so it has stood the proof
     empty = any(p.is_meta for _, p in base_parameters(base)) and not hasattr(base, "hf_device_map")
     reasons = []
@@ -117,22 +145,11 @@ def _proved(fitting: list[AnatomyDef], kind: str, model: nn.Module, base: nn.Mod
             mistakes.append(e)
             wrong = e.diagnostics[0].message
         if not wrong:
-            return replace(sites, untried=kind if empty and not adapted else "")
+            return sites
         reasons.append(f"`{a.name}` has the names of its modules, but {wrong}")
-    if all(kind in a.models for a in fitting) and fitting:
-        if mistakes:
-            raise mistakes[0]
-        raise error("E0503", "; ".join(reasons), help="correct the entry of the anatomy")
-    near = _nearest(base)
-    where = tuple(reasons) or (
-        (f"`{near[0]}` is nearest, and a block has no {', '.join(f'`{p}`' for p in near[1])}",) if near else ()
-    )
-    if not kind.isidentifier():
-        why = f"the model type `{kind}` is no name" if kind else "its configuration has no `model_type`"
-        return _nothing(model, error("E0502", f"no anatomy is known for this {type(model).__name__}, and {why}", where=where,
-                        help="set `model.config.model_type` to a name of letters, digits and `_`: an anatomy says for which type it is"))  # fmt: skip
-    return _nothing(model, error("E0502", f"no anatomy is known for the model type `{kind}`", where=where,
-                    help=_how(kind, base, fitting[0].name if fitting else near[0] if near else "")))  # fmt: skip
+    if mistakes:
+        raise mistakes[0]
+    raise error("E0503", "; ".join(reasons), help="correct the entry of the anatomy")
 
 
 def _as_before(sites: SiteMap, model: nn.Module) -> SiteMap:
@@ -143,20 +160,7 @@ def _as_before(sites: SiteMap, model: nn.Module) -> SiteMap:
     return without_heads(replace(sites, sites=kept, refused=found), model)
 
 
-def _nearest(base: nn.Module) -> tuple[str, list[str]] | None:
-    """The anatomy that most paths of a block are there for, and those that are not; none, where not even half are."""
-    best: tuple[int, str, list[str]] | None = None
-    for a in anatomies():
-        for e in present(a, base):
-            front = f"{blocks_of(base, e.block)[0]}."
-            paths = list(dict.fromkeys(reference(t, "", n).module for n, t in e.parts))
-            lacking = [p for p in paths if not has(base, (front + p).rstrip("."))]
-            if len(lacking) < len(paths) / 2 and (best is None or len(lacking) < best[0]):
-                best = len(lacking), a.name, lacking
-    return None if best is None else best[1:]
-
-
-def _how(kind: str, base: nn.Module, like: str) -> str:
+def _how(model: nn.Module, base: nn.Module) -> str:
     """How an anatomy is written, with the names of a block's modules at hand."""
     lists = [(n, m) for n, m in base_modules(base) if isinstance(m, nn.ModuleList) and len(m) > 0]
     held = [n for n, _ in base_modules(lists[0][1][0]) if n] if lists else []
@@ -165,10 +169,11 @@ def _how(kind: str, base: nn.Module, like: str) -> str:
         if held
         else ""
     )
-    what = f'like: "{like}"  ffn.up: "…"' if like else 'block: "…"  attn.q: "…"  ffn.up: "…"'
-    paths = "each path that differs" if like else "the path of each part; of no anatomy a block has half the paths"
-    return (f"write `anatomy {kind} for {kind} {{ {what} }}` with {paths} into a file{told}, and "
-            f"name the file in {OWN}; specs/anatomy has examples")  # fmt: skip
+    kind = str(getattr(getattr(model, "config", None), "model_type", "")).replace("-", "_")
+    if not kind.isidentifier():
+        return "methods that need no site work: `train`, `module(…)`"
+    return (f'write `anatomy {kind} for {kind} {{ block: "…"  attn.q: "…"  ffn.up: "…" }}` with the path of each part into a file{told}, '
+            f"and name the file in {OWN}; specs/anatomy has examples")  # fmt: skip
 
 
 def present(a: AnatomyDef, base: nn.Module) -> list[Entries]:

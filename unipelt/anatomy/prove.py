@@ -50,6 +50,8 @@ def tried(
         trial = _trial(there, model, base, dict(inputs) if inputs is not None else None)
     except PeltError as e:
         return unproved(sites), {"": e.diagnostics[0].message}
+    if not sites.anatomy:
+        trial.sites = _as_seen(trial)
     found, wrong = _verdict(trial)
     return replace(found, refused={**found.refused, **absent}), {**absent, **wrong}
 
@@ -102,6 +104,16 @@ def _trial(sites: SiteMap, model: nn.Module, base: nn.Module, inputs: dict[str, 
         if base is model:
             raise
         return run(base)
+
+
+def _as_seen(t: Trial) -> SiteMap:
+    """A map that was found, with the stacks whose tokens are seen to read later ones as no causal ones."""
+    looks = {k.name for k in t.sites.stacks if k.causal and any(t.sees.get(t.path(b)) for b in k.blocks)}
+    return replace(
+        t.sites,
+        stacks=tuple(replace(k, causal=k.causal and k.name not in looks) for k in t.sites.stacks),
+        sites=tuple(replace(s, causal=s.causal and s.tokens not in looks) for s in t.sites.sites),
+    )
 
 
 def _verdict(t: Trial) -> tuple[SiteMap, dict[str, str]]:

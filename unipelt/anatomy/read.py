@@ -34,7 +34,7 @@ def read(a: AnatomyDef, entries: list[Entries], model: nn.Module, base: nn.Modul
     if head:
         last = next(s for s in reversed(stacks) if s.main)
         sizes = next(s.sizes for s in reversed(sites) if s.stack == last.name and s.layer is not None)
-        sites.append(_head(model, base, prefix, head, last, sizes))
+        sites.append(head_site(model, base, prefix, head, last, sizes))
     return SiteMap(a.name, prefix, tuple(stacks), tuple(sites), head)
 
 
@@ -158,7 +158,7 @@ def _site(name: str, views: dict[str, View], sizes: dict[str, int], common: dict
     )
 
 
-def _head(
+def head_site(
     model: nn.Module, base: nn.Module, prefix: str, head: tuple[str, ...], last: Stack, sizes: Any
 ) -> Site:  # fmt: skip
     """The head's site. A language model's reads what enters it, other heads the last hidden states."""

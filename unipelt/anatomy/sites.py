@@ -114,9 +114,6 @@ class SiteMap:
     sites: tuple[Site, ...]
     head: tuple[str, ...]  # modules of the head, outermost first; the last yields the logits
     refused: Mapping[str, str] = field(default_factory=dict)  # sites that are left out, by full name, with the reason
-    untried: str = (
-        ""  # the model's type, if it is no known one and the anatomy could not be proved: there are no weights
-    )
     uncovered: Mapping[str, str] = field(
         default_factory=dict
     )  # projections that no site covers, by path, with the reason
@@ -125,6 +122,11 @@ class SiteMap:
     def __repr__(self) -> str:
         known = "nothing known" if self.unknown else f"anatomy {self.anatomy}" if self.anatomy else "found"
         return f"<site map: {len(self.sites)} sites, {known}>"
+
+    @property
+    def untried(self) -> bool:
+        """Whether no site of it is known for sure: it was found, or read from an anatomy of one's own, without weights."""
+        return bool(self.sites) and all(s.proof == "not yet proved" for s in self.sites)
 
     def stack(self, name: str) -> Stack:
         return next(s for s in self.stacks if s.name == name)

@@ -107,8 +107,7 @@ class _Builder:
         self.copies: dict[str, PlannedCopy] = {}
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = [
-            f"the model type `{sites.untried}` is new here: it has the names of the anatomy `{sites.anatomy}`, and whether it means the "
-            "same is tried where the method is applied to its weights"
+            "the sites of this model were found without weights and are not yet proved: that is done where the method is applied to them"
         ] if sites.untried else []  # fmt: skip
         self.judged: dict[str, list[str]] = {}  # what is to be said of rows, and of which
         self.needs: list[str] = []

@@ -1,0 +1,175 @@
+"""What the finder finds by what flows where: the same as the anatomies that were written by hand, and what none describes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+import transformers as T
+from tiny import KINDS, build
+from torch import nn
+
+from unipelt.anatomy.base import base_modules
+from unipelt.anatomy.columns import Columns
+from unipelt.anatomy.find import find
+from unipelt.anatomy.search import search
+from unipelt.anatomy.sites import Site, SiteMap
+
+SIZES: dict[str, Any] = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+                             max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+
+
+def searched(model: nn.Module) -> SiteMap:
+    base: Any = getattr(model, "base_model", model)
+    return search(model, base, next((n for n, m in base_modules(model) if m is base), ""))[0]
+
+
+def told(sites: SiteMap) -> dict[tuple[str, str], Site]:
+    return {(s.stack, s.label): s for s in sites.sites}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_finder_agrees_with_the_anatomies(kind: str) -> None:
+    """In everything: towers, modules, sizes, which columns, what may be called, where tokens enter, the head."""
+    model = build(kind)
+    want, got = find(model), searched(model)
+    assert want.anatomy and not got.anatomy
+    assert (got.stacks, got.head, got.prefix) == (want.stacks, want.head, want.prefix)
+    a, b = told(want), told(got)
+    assert set(b) == set(a)
+    for key, site in a.items():
+        for f in fields(Site):
+            if f.name != "proof":
+                assert getattr(b[key], f.name) == getattr(site, f.name), (key, f.name)
+
+
+def model_of(config: Any, meta: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.device("meta" if meta else "cpu"):
+        return T.AutoModel.from_config(config).eval()
+
+
+OTHERS = {
+    "gpt_neox": T.GPTNeoXConfig(**SIZES),
+    "falcon": T.FalconConfig(**{**SIZES, "num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 48}),
+    "phi3": T.Phi3Config(**{**SIZES, "num_key_value_heads": 2}),
+    "gemma2": T.Gemma2Config(**GROUPED),
+    "granite": T.GraniteConfig(**GROUPED, residual_multiplier=0.5),
+    "mixtral": T.MixtralConfig(**GROUPED, num_local_experts=4),
+    "modernbert": T.ModernBertConfig(**{**SIZES, "cls_token_id": 1, "sep_token_id": 2}),
+    "mamba": T.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4),
+    "qwen2_moe": T.Qwen2MoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_it_finds_the_same_without_weights(kind: str) -> None:
+    assert searched(model_of(OTHERS[kind], meta=True)) == searched(model_of(OTHERS[kind]))
+
+
+def at(sites: SiteMap, name: str) -> tuple[str, tuple[tuple[int, int], ...] | None]:
+    """The last block's site of a name: its module's path in the block, and its columns."""
+    s = sites.named(name)[-1]
+    return s.view.module.removeprefix(f"{s.block}."), s.view.columns.ranges if s.view.columns else None
+
+
+def test_the_columns_of_fused_projections() -> None:
+    neox = searched(model_of(OTHERS["gpt_neox"]))
+    for i, part in enumerate("qkv"):  # head by head: its query, its key, its value
+        assert at(neox, f"attn.{part}") == (
+            "attention.query_key_value",
+            tuple((24 * h + 8 * i, 24 * h + 8 * i + 8) for h in range(4)),
+        )
+    falcon = searched(model_of(OTHERS["falcon"]))  # group by group: two queries, a key, a value
+    assert [at(falcon, f"attn.{p}")[1] for p in "qkv"] == [
+        ((0, 16), (32, 48)),
+        ((16, 24), (48, 56)),
+        ((24, 32), (56, 64)),
+    ]
+    phi3 = searched(model_of(OTHERS["phi3"]))
+    assert [at(phi3, f"attn.{p}")[1] for p in "qkv"] == [((0, 32),), ((32, 48),), ((48, 64),)]
+    assert (at(phi3, "ffn.gate"), at(phi3, "ffn.up")) == (
+        ("mlp.gate_up_proj", ((0, 48),)),
+        ("mlp.gate_up_proj", ((48, 96),)),
+    )
+    assert phi3.named("ffn.down")[0].view.columns is None and isinstance(phi3.named("attn.q")[0].view.columns, Columns)
+
+
+def test_norms_factors_and_parallel_sublayers() -> None:
+    gemma = searched(model_of(OTHERS["gemma2"]))  # norms before a sublayer, and behind it before the sum
+    ffn = gemma.named("ffn")[0]
+    assert (ffn.view.module, ffn.norm, ffn.x) == (
+        "layers.0.post_feedforward_layernorm",
+        "layers.0.pre_feedforward_layernorm",
+        "layers.0.mlp",
+    )
+    assert {s.factor for s in searched(model_of(OTHERS["granite"])).named("ffn")} == {0.5}
+    neox = searched(model_of(OTHERS["gpt_neox"]))
+    assert [neox.named(n)[0].residual for n in ("attn", "ffn")] == [
+        "layers.0.input_layernorm",
+        "layers.0.post_attention_layernorm",
+    ]
+
+
+def test_experts_and_mixers() -> None:
+    mixtral = searched(model_of(OTHERS["mixtral"]))
+    assert len(mixtral.named("ffn")) == 2 and not mixtral.named("ffn.up") and "experts" in mixtral.refused["ffn.up"]
+    assert mixtral.uncovered["layers.0.mlp.experts.gate_up_proj"] == "one of the experts"
+    shared = searched(model_of(OTHERS["qwen2_moe"]))
+    assert at(shared, "ffn.up") == ("mlp.shared_expert.up_proj", None) and shared.named("ffn.up")[0].sizes["d_ff"] == 40
+    mamba = searched(model_of(OTHERS["mamba"]))
+    assert mamba.stacks[0].causal and not mamba.named("attn.q") and not mamba.named("ffn")
+
+
+class Block(nn.Module):
+    """Names that say nothing, or what is not so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_proj, self.q_proj, self.a, self.b = (nn.Linear(16, 16) for _ in range(4))
+        self.norm, self.later = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.up_proj, self.gate_proj, self.down = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        x = self.norm(h)
+        k, q, v = (m(x).unflatten(-1, (2, 8)).transpose(1, 2) for m in (self.q_proj, self.k_proj, self.a))
+        h = h + self.b((torch.softmax(q @ k.transpose(-1, -2), -1) @ v).transpose(1, 2).flatten(-2))
+        x = self.later(h)
+        return h + self.down(nn.functional.silu(self.up_proj(x)) * self.gate_proj(x))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.list, self.end = nn.Embedding(20, 16), nn.ModuleList([Block(), Block()]), nn.LayerNorm(16)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        h = self.table(ids)
+        for block in self.list:
+            h = block(h)
+        return self.end(h)
+
+
+def test_names_say_nothing() -> None:
+    """A module of torch alone: what is called `q_proj` makes keys, and `up_proj` is the gate."""
+    torch.manual_seed(0)
+    model = Model()
+    sites = search(model, model, "", {"ids": torch.arange(5)[None]})[0]
+    assert {n: at(sites, n)[0].rpartition(".")[2] for n in ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")} == {
+        "attn.q": "k_proj", "attn.k": "q_proj", "attn.v": "a", "attn.o": "b", "ffn.gate": "up_proj", "ffn.up": "gate_proj", "ffn.down": "down",
+    }  # fmt: skip
+
+
+def test_a_search_leaves_nothing_behind() -> None:
+    model = model_of(OTHERS["gemma2"]).train()
+    before = [(len(m._forward_pre_hooks), len(m._forward_hooks), m.training) for m in model.modules()]
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    searched(model)
+    assert torch.equal(torch.rand(2), expected)
+    assert before == [(len(m._forward_pre_hooks), len(m._forward_hooks), m.training) for m in model.modules()]
+    assert torch.is_grad_enabled() and torch.backends.mha.get_fastpath_enabled()

@@ -1,0 +1,332 @@
+"""The map of a model's sites, made of one recorded pass: what was found by what flows where, at the modules that have it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from ..language.sites import SITES
+from .calls import times as how_often
+from .columns import Columns
+from .flow import Block
+from .heads import head_modules, word_embeddings
+from .hosts import Hosts
+from .outside import Ends, ends
+from .naming import names_of
+from .read import head_site
+from .record import Call, Recording
+from .sites import Site, SiteMap, Stack, View
+from .sizes import projection_shape
+from .sublayers import Projected, Sublayer, sublayers
+from .towers import Tower, towers
+
+UNPROVED = "not yet proved"
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """A tower, the recording that shows it, and the flow and the sublayers of its blocks."""
+
+    r: Recording
+    tower: Tower
+    blocks: list[tuple[Block, list[Sublayer]]]
+
+    @property
+    def kinds(self) -> set[str]:
+        return {s.kind for _, parts in self.blocks for s in parts}
+
+
+def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[Recording]) -> SiteMap:
+    """The map of the sites that recordings of a model and of parts of it show. Towers are in the order of the data flow; the head comes last."""
+    kept = [inside for r in recordings for t in towers(model, r) if (inside := _inside(r, t)) is not None]
+    root = f"{prefix}." if prefix else ""
+    if any(not b.startswith(root) for i in kept for b in i.tower.blocks):
+        prefix, root = "", ""
+    names, main = names_of(model, [(i.tower, i.kinds) for i in kept])
+    vocab = _vocab(model)
+    stacks: list[Stack] = []
+    sites: list[Site] = []
+    missing: dict[str, dict[str, str]] = {}
+    for i in kept:
+        name = names[i.tower.path]
+        times = i.r.times
+        causal = _causal(model, i)
+        paths = tuple(p[len(root) :] for p in i.tower.blocks)
+        at = ends(model, i.r, i.tower, i.blocks[0][0], i.blocks[-1][0])
+        stacks.append(
+            Stack(
+                name,
+                i.tower.depth,
+                paths,
+                causal,
+                i.tower.depth > len(paths),
+                at.positions,
+                i.tower.module,
+                i.tower.path in main,
+            )
+        )
+        mine: list[Site] = []
+        for layer, (b, parts) in enumerate(i.blocks):
+            common: dict[str, Any] = dict(
+                stack=name, layer=layer, block=paths[layer], causal=causal, tokens=name, proof=UNPROVED
+            )
+            got, reasons = _block_sites(model, i.r, b, parts, times, common, vocab)
+            mine += got
+            for n, why in reasons.items():
+                missing.setdefault((f"{name}.{n}" if name else n), {})[f"{paths[layer]}.{n}"] = why
+        mine += _outside(model, at, mine, name, causal)
+        sites += mine
+    have, labels = {s.full_name for s in sites}, {s.label for s in sites}
+    refused: dict[str, str] = {}
+    for n, by_block in missing.items():  # in every block, or in those that are named
+        if n not in have:
+            refused[n] = next(iter(by_block.values()))
+        else:
+            refused.update({label: why for label, why in by_block.items() if label not in labels})
+    uncovered = {n: why for r in recordings for n, why in _uncovered(r, sites, kept).items()}
+    return _with_head(SiteMap("", prefix, tuple(stacks), tuple(sites), (), refused, uncovered=uncovered), model, base)
+
+
+def _inside(r: Recording, tower: Tower) -> _Inside | None:
+    """A tower with the blocks of it that add something to a stream; None where none does."""
+    blocks = [(c, b, parts) for c in tower.calls for b in (Block(r, c),) if (parts := sublayers(b))]
+    if not blocks:
+        return None
+    calls = tuple(c for c, _, _ in blocks)
+    depth = sum(r.times[c.path] for c in calls)
+    return _Inside(r, Tower(tower.path, calls, depth, tower.module), [(b, parts) for _, b, parts in blocks])
+
+
+def _vocab(model: nn.Module) -> int:
+    words = word_embeddings(model)
+    return (
+        words.num_embeddings
+        if words is not None
+        else int(getattr(getattr(model, "config", None), "vocab_size", 0) or 0)
+    )
+
+
+def _causal(model: nn.Module, inside: _Inside) -> bool:
+    """Whether a tower's tokens see no later ones: as its attention says; without one that says it, as the model's type is used."""
+    asking = inside.r.asking
+    said = [asking[s.asks] for _, parts in inside.blocks for s in parts if s.kind == "attn" and s.asks in asking]
+    if said:
+        return any(said)
+    return "cross" in inside.kinds or _writes(model)
+
+
+def _writes(model: nn.Module) -> bool:
+    """Whether models of this type write texts word by word, and do not fill in masked words."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    config: Any = getattr(model, "config", None)
+    kind = type(config)
+    if config is None or getattr(config, "is_encoder_decoder", False):
+        return False
+    return bool(getattr(config, "is_decoder", False)) or (
+        kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+    )
+
+
+# ---------------------------------------------------------------- one block
+
+
+def _block_sites(
+    model: nn.Module,
+    r: Recording,
+    b: Block,
+    parts: list[Sublayer],
+    times: Counter[str],
+    common: dict[str, Any],
+    vocab: int,
+) -> tuple[list[Site], dict[str, str]]:
+    hosts = Hosts(r, b, times)
+    reasons: dict[str, str] = {}
+    last = {s.kind: s for s in parts}  # of two of a kind, the last
+    for s in parts:
+        if last[s.kind] is not s:
+            reasons[f"{s.kind} (another one)"] = f"a block has several; `{s.kind}` is the last"
+    sizes = _sizes(model, r, b, last, vocab)
+    made: list[Site] = []
+    for s in last.values():
+        made += _sublayer_sites(model, r, b, hosts, s, sizes, common, reasons)
+    path = b.call.path
+    if b.call.shapes is not None and b.call.shapes[0][-1] == b.call.shapes[1][-1]:
+        at_blocks = [n for n, k in SITES.items() if "block" in (n, k.entry)]
+        made += [Site(n, View(path), sizes, x=path, **common) for n in at_blocks]
+    return made, reasons
+
+
+def _sizes(model: nn.Module, r: Recording, b: Block, last: dict[str, Sublayer], vocab: int) -> dict[str, int]:
+    assert b.call.first is not None
+    d = r.shapes[b.call.left if b.call.left is not None else b.call.first][-1]
+    sizes = {"d_model": d, "d_x": d, "vocab": vocab}
+    attention = last.get("attn") or last.get("cross")
+    if attention is not None and attention.attention is not None:
+        q, k, v, _ = (r.shapes[i] for i in attention.attention)
+        wide = {n: _width(r, p) for n, p in attention.parts.items()}
+        sizes["d_head"] = q[-1]
+        sizes["d_q"] = wide.get("q") or q[1] * q[-1]
+        sizes["d_kv"] = wide.get("k") or wide.get("v") or sizes["d_q"]
+        sizes["heads"], sizes["groups"] = max(1, sizes["d_q"] // q[-1]), max(1, sizes["d_kv"] // q[-1])
+    if "ffn" in last and "down" in last["ffn"].parts:
+        sizes["d_ff"] = r.shapes[last["ffn"].parts["down"].step.ins[0]][-1]
+    return sizes
+
+
+def _width(r: Recording, p: Projected) -> int:
+    return len(p.columns) if p.columns is not None else r.shapes[p.step.outs[0]][-1]
+
+
+def _sublayer_sites(
+    model: nn.Module,
+    r: Recording,
+    b: Block,
+    hosts: Hosts,
+    s: Sublayer,
+    sizes: dict[str, int],
+    common: dict[str, Any],
+    reasons: dict[str, str],
+) -> list[Site]:
+    kind = s.kind
+    reads, x = hosts.input(s)
+    host, still = hosts.output(s, x)
+    residual = hosts.residual(s, x, reads, host) if still else None
+    norm = hosts.norm(s, x) if still else None
+    views: dict[str, View] = {}
+    for part, p in s.parts.items():
+        if p.step.op != "projection":
+            reasons[f"{kind}.{part}"] = (
+                f"`{p.step.weight}` is used by the module that holds it, not by a linear map of its own"
+            )
+        elif hosts.times[p.step.weight] != hosts.once:
+            n = hosts.times[p.step.weight] / hosts.once
+            reasons[f"{kind}.{part}"] = f"`{p.step.weight}` is called {how_often(n)} in a layer"
+        else:
+            views[f"{kind}.{part}"] = View(p.step.weight, None if p.columns is None else Columns.of_indices(p.columns))
+    reasons.update({f"{kind}.{n}": why for n, why in s.reasons.items()})
+    if norm is not None:
+        views[f"{kind}.norm"] = View(norm)
+    if reads is not None:
+        views[f"{kind}.x"] = View(reads.path)
+    made: list[Site] = []
+    beside: dict[str, Any] = dict(
+        x=None if reads is None else reads.path, residual=residual, norm=norm, factor=s.added.factor
+    )
+    if kind in SITES:
+        if host is None:
+            reasons[kind] = "no module yields what is added to the residual"
+        elif reads is None:
+            reasons[kind] = "no module is given what it reads"
+        else:
+            made.append(_site(model, r, b, kind, View(host.path), views, sizes, {**common, **beside}, host.left))
+    for name, view in views.items():
+        if name in SITES:
+            key = s.parts[name.split(".")[1]].step.outs[0]
+            made.append(_site(model, r, b, name, view, views, sizes, {**common, "x": view.module}, key))
+    made += _derived(model, r, b, s, reads, views, sizes, {**common, "x": beside["x"]}, reasons)
+    return made
+
+
+def _derived(
+    model: nn.Module,
+    r: Recording,
+    b: Block,
+    s: Sublayer,
+    reads: Call | None,
+    views: dict[str, View],
+    sizes: dict[str, int],
+    common: dict[str, Any],
+    reasons: dict[str, str],
+) -> list[Site]:
+    """The sites at other sides of modules: the heads of attention, and what enters a projection."""
+    made = []
+    for name, kind in SITES.items():
+        if kind.sublayer != s.kind or kind.is_sublayer or kind.has_weight:
+            continue
+        if kind.has_heads:
+            why = _no_heads(r, s)
+            if why:
+                reasons[name] = why
+            else:
+                made.append(_site(model, r, b, name, View(s.asks), views, sizes, common, None))
+        elif kind.entry in views and common["x"] is not None:
+            of_part = s.parts.get(kind.entry.split(".")[1])
+            key = of_part.step.ins[0] if of_part is not None else reads.first if reads is not None else None
+            made.append(_site(model, r, b, name, views[kind.entry], views, sizes, common, key))
+    return made
+
+
+def _no_heads(r: Recording, s: Sublayer) -> str:
+    """Why there is no site at the heads of an attention; nothing where there is one."""
+    assert s.attention is not None
+    q, k, v, _ = (r.shapes[i] for i in s.attention)
+    asked = sum(r.steps[i].op == "attention" and r.steps[i].module == s.asks for i in s.inside)
+    if asked > 1:
+        return f"`{s.asks}` calls its attention function {how_often(asked)} in a layer"
+    if not s.asks:
+        return "its attention is computed past the interface of transformers"
+    if len(q) != 4 or q[-1] != v[-1]:
+        return f"a head has {q[-1]} numbers for its queries and {v[-1]} for its values"
+    return ""
+
+
+def _site(
+    model: nn.Module, r: Recording, b: Block, name: str, view: View, views: dict[str, View], sizes: dict[str, int], common: dict[str, Any],
+    key: int | None,
+) -> Site:  # fmt: skip
+    kind = SITES[name]
+    if kind.has_weight:
+        d_in, d_out = projection_shape(model, view)
+        W = dict(kind.scope)["W"]
+        sizes = {**sizes, **dict(zip(map(str, W.sizes), (d_in, d_out))), "d_x": d_in}
+    if kind.tokens:
+        common = {**common, "tokens": kind.tokens, "causal": False}
+    if key is not None and len(r.shapes[key]) == 2 and b.call.shapes is not None and len(b.call.shapes[0]) == 3:
+        common = {**common, "rows": b.call.path}
+    return Site(name, view, sizes, bases={n: views[n] for n, _ in kind.bases if n in views}, **common)
+
+
+# ---------------------------------------------------------------- outside the blocks
+
+
+def _outside(model: nn.Module, at: Ends, mine: list[Site], name: str, causal: bool) -> list[Site]:
+    sizes = mine[0].sizes if mine else {}
+    found = []
+    for site, view, width in at.views():
+        own = {**sizes, "d_model": width, "d_x": width} if width else sizes
+        x = view.module if SITES[site].x is not None else None
+        found.append(Site(site, view, own, stack=name, x=x, causal=causal, tokens=name, proof=UNPROVED))
+    return found
+
+
+def _with_head(sites: SiteMap, model: nn.Module, base: nn.Module) -> SiteMap:
+    if not sites.stacks or not hasattr(model, "config"):
+        return sites
+    root = f"{sites.prefix}." if sites.prefix else ""
+    entered = {s.view.module for s in sites.sites} | {f"{root}{b}" for s in sites.stacks for b in s.blocks}
+    head = head_modules(model, base, sites.prefix, entered)
+    main = [s for s in sites.stacks if s.main]
+    if not head or not main:
+        return sites
+    last = [s for s in sites.sites if s.stack == main[-1].name]
+    site = replace(head_site(model, base, sites.prefix, head, main[-1], last[-1].sizes), proof=UNPROVED)
+    return replace(sites, head=head, sites=(*sites.sites, site))
+
+
+def _uncovered(r: Recording, sites: list[Site], kept: list[_Inside]) -> dict[str, str]:
+    """The linear maps that no site covers, in order, with the reason."""
+    covered = {s.view.module for s in sites if s.kind.has_weight}
+    blocks = tuple(f"{path}." for i in kept for path in i.tower.blocks)
+    experts = {i.r.steps[at].weight for i in kept for _, parts in i.blocks for s in parts for at in s.experts}
+    found: dict[str, str] = {}
+    for s in r.steps:
+        if s.weight and s.weight not in covered:
+            why = ("one of the experts" if s.weight in experts else "it is used by the module that holds it" if s.op != "projection" else
+                   "it is no part of a sublayer that is known" if s.weight.startswith(blocks) else "it lies outside the blocks")  # fmt: skip
+            found.setdefault(s.weight, why)
+    return found

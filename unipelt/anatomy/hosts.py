@@ -1,0 +1,148 @@
+"""Which modules of a block have a value at their input or output: a hook can only be where a module is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from math import prod
+
+from .flow import MOVES, Block
+from .record import Call, Key, Recording
+from .sublayers import Sublayer
+
+#: Operations that put tokens elsewhere.
+MOVED = frozenset("permute transpose roll index constant_pad_nd slice cat flip index_select".split())
+
+
+class Hosts:
+    """The modules that a block called, in order, and what entered and left them."""
+
+    def __init__(self, r: Recording, block: Block, times: Counter[str]):
+        self.r, self.b = r, block
+        path = block.call.path
+        first = r.calls.index(block.call)
+        self.calls: list[Call] = []
+        for c in r.calls[first + 1 :]:
+            if path not in c.outer:
+                break
+            self.calls.append(c)
+        self.once = times[path]
+        self.times = times
+
+    # ------------------------------------------------------------ values
+
+    def enters(self, key: Key | None) -> list[Call]:
+        """The calls that are given a value first, outermost first."""
+        return (
+            []
+            if key is None
+            else [c for c in self.calls if c.first is not None and self.b.origin(c.first) == key and self._once(c)]
+        )
+
+    def leaves(self, key: Key) -> list[Call]:
+        """The calls that yield a value first, the last to be left first."""
+        found = [c for c in self.calls if c.left is not None and self.b.origin(c.left) == key and self._once(c)]
+        return sorted(found, key=lambda c: -c.order)
+
+    def _once(self, c: Call) -> bool:
+        return self.times[c.path] == self.once
+
+    # ------------------------------------------------------------ sublayers
+
+    def output(self, s: Sublayer, x: Key | None) -> tuple[Call | None, bool]:
+        """The module that yields a sublayer's h, and whether its tokens stand there as they do in the stream.
+
+        Where the sublayer reads them moved about (in windows, for instance), h is taken where they are moved alike.
+        """
+        key = self.b.origin(s.added.h)
+        moved = x is not None and self._moved(x, s.added.residual)
+        keys = [k for k in (key, *self._before(key)) if k not in self.b.entered and self.leaves(k)]
+        if moved and x is not None:
+            alike = [k for k in keys if prod(self.r.shapes[k][:-1]) == prod(self.r.shapes[x][:-1])]
+            return (self.leaves(alike[-1])[0], False) if alike and len(keys) > 1 else (None, False)
+        if not keys:
+            return None, True
+        return self.leaves(keys[0])[0], keys[0] == key
+
+    def _moved(self, x: Key, residual: Key) -> bool:
+        """Whether the stream's tokens are put in another order, or others among them, before a sublayer reads them."""
+        return any(self.r.steps[i].op in MOVED for i in self.b.walk(x, [residual], past=False))
+
+    def _before(self, key: Key) -> Iterator[Key]:
+        """What a value was before its numbers were moved about."""
+        step = self.b.made.get(key)
+        while step is not None and step.op in MOVES and step.ins:
+            key = self.b.origin(step.ins[0])
+            yield key
+            step = self.b.made.get(key)
+
+    def input(self, s: Sublayer) -> tuple[Call | None, Key | None]:
+        """The module that is given what a sublayer reads, and that value: the widest that holds the sublayer and not its sum."""
+        maps = [self.r.steps[i] for i in s.inside if self.r.steps[i].weight]
+        places = {m.at for m in maps if m.op != "convolution"}
+        firsts = [
+            m.at for m in maps if m.at in places and not any(self.b.walk(i, [s.added.residual]) & places for i in m.ins)
+        ]
+        keys = {self.b.origin(self.b.given(m)[0]) for m in s.first if self.b.given(m)}
+        x = keys.pop() if len(keys) == 1 else None
+        if x is None:
+            for c in self._around(m.at for m in maps):
+                if (
+                    c.first is not None
+                    and not self._holds(c, s)
+                    and not self.b.nearest(c.first, [s.added.residual])
+                    and self._once(c)
+                ):
+                    return c, self.b.origin(c.first)
+            return None, None
+        entered = self.enters(x)
+        loose = [c for c in entered if all(c.start <= at < c.stop for at in firsts)]
+        whole = [c for c in loose if not self._holds(c, s)]
+        single = [c for c in entered if any(c.start <= at < c.stop for at in firsts)]
+        found = whole or loose or single
+        return (found[0] if found else None), x
+
+    def _around(self, places: Iterable[int]) -> list[Call]:
+        at = list(places)
+        return [c for c in self.calls if all(c.start <= i < c.stop for i in at)]
+
+    def _holds(self, c: Call, s: Sublayer) -> bool:
+        """Whether the sum with the stream is made within a call."""
+        made = self.b.made.get(self.b.origin(s.added.total))
+        return made is not None and c.start <= made.at < c.stop
+
+    def residual(self, s: Sublayer, x: Key | None, reads: Call | None, host: Call | None) -> str | None:
+        """The path of a module that is given the stream before the sublayer is added to it; None where no module is in time."""
+        key = s.added.residual
+        if x is not None and x == key and reads is not None:
+            return reads.path
+        limit = len(self.r.steps) if host is None else host.stop
+        entered = [
+            c
+            for c in self.enters(key)
+            if c.start <= limit and (host is None or c.order <= host.order or c.start < host.stop)
+        ]
+        normed = [c for c in entered if c.left is not None and self.b.origin(c.left) == x]
+        if normed or entered:
+            return (normed or entered)[0].path
+        return self.b.call.path if self.b.is_input(key) else None
+
+    def norm(self, s: Sublayer, x: Key | None) -> str | None:
+        """The sublayer's own norm: between the stream and what it reads, else behind the sum."""
+        before = [
+            c
+            for c in self.enters(s.added.residual)
+            if x is not None and c.left is not None and self.b.origin(c.left) == x
+        ]
+        behind = [c for c in self.enters(self.b.origin(s.added.total)) if self._plain(c)]
+        found = [c for c in (*before, *behind) if self._plain(c)]
+        return found[0].path if found else None
+
+    def _plain(self, c: Call) -> bool:
+        """Whether a call is that of a norm: it computes, and projects nothing."""
+        steps = self.r.steps[c.start : c.stop]
+        return (
+            bool(steps)
+            and not any(s.weight for s in steps)
+            and any("norm" in s.op or s.op in ("rsqrt", "mean", "var_mean") for s in steps)
+        )

@@ -1,0 +1,134 @@
+"""Where tokens enter a tower, and what stands behind its last block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from .flow import Block
+from .heads import word_embeddings
+from .record import SAME, Call, Key, Recording, Step
+from .sites import View
+from .towers import Tower
+
+#: How many operations back from the first block the table of words is looked for.
+_FAR = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """``embed`` and ``words`` are where tokens enter, ``final`` is the norm behind the last block; ``width`` each's last size.
+
+    ``positions``: whether something is added to the words before the first block.
+    """
+
+    embed: tuple[View, int] | None
+    words: tuple[View, int] | None
+    final: tuple[View, int] | None
+    positions: bool
+
+    def views(self) -> Iterator[tuple[str, View, int]]:
+        for name, at in (("embed", self.embed), ("final", self.final), ("embed.words", self.words)):
+            if at is not None:
+                yield name, *at
+
+
+def ends(model: nn.Module, r: Recording, tower: Tower, first: Block, last: Block) -> Ends:
+    start, stop = first.call, last.call
+    assert start.first is not None and stop.left is not None
+    entering = r.origin(start.first)
+    table = _words(model, r, entering)
+    words = None
+    if table is not None:
+        words = View(table.path), r.shapes[table.left or 0][-1]
+    yields = _yields(r, entering, start, table)
+    maker = r.made_by.get(entering)
+    if maker is not None and maker.op == "projection" and [c.path for c in yields] == [maker.weight]:
+        entering = r.origin(maker.ins[0])  # a map to the width of the blocks is none of the words
+        yields = _yields(r, entering, start, table)
+    if table is not None and table.left is not None and r.origin(table.left) == entering:
+        embed = words
+    elif yields:
+        c = max(yields, key=lambda c: c.order)
+        embed = View(c.path), r.shapes[c.left or 0][-1]
+    else:
+        embed = View(start.path, enters=True), r.shapes[start.first][-1]
+    positions = table is None or table.left is None or _adds(r, entering, r.origin(table.left))
+    return Ends(embed, words, _final(r, stop), positions)
+
+
+def _yields(r: Recording, key: Key, start: Call, table: Call | None) -> list[Call]:
+    """The calls before a tower's first block that yield a value, of modules that are called once."""
+    found = [
+        c
+        for c in r.calls
+        if c.left is not None and c.start <= start.start and c.order < start.order and r.origin(c.left) == key
+    ]
+    return [c for c in found if len(r.of(c.path)) == 1 or (table is not None and c.path == table.path)]
+
+
+def _words(model: nn.Module, r: Recording, entering: Key) -> Call | None:
+    """The call of the table of words whose entries reach a tower."""
+    tables = [c for c in r.calls if c.left is not None and isinstance(getattr(c.module, "num_embeddings", None), int)]
+    behind = _behind(r, entering)
+    own = word_embeddings(model)
+    given = {r.origin(k) for k in r.inputs}
+    tables = [c for c in tables if c.module is own or (c.first is not None and r.origin(c.first) in given)]
+    reached = [
+        c for c in tables if c.left in behind or r.origin(c.left or 0) in behind or r.origin(c.left or 0) == entering
+    ]
+    chosen = [c for c in reached if c.module is own] or sorted(reached, key=lambda c: -int(c.module.num_embeddings))[:1]  # type: ignore[arg-type]
+    return chosen[0] if chosen else None
+
+
+def _behind(r: Recording, key: Key) -> set[Key]:
+    seen: set[Key] = set()
+    left = [key]
+    while left and len(seen) < _FAR:
+        k = left.pop(0)
+        s = r.made_by.get(k)
+        if k in seen or s is None or s.op == "attention":
+            continue
+        seen.add(k)
+        left += [i for i in s.ins if i not in r.parameters]
+    return seen | set(left)
+
+
+def _adds(r: Recording, key: Key, until: Key) -> bool:
+    """Whether something is added on the way from one value to another."""
+    for _ in range(_FAR):
+        if key == until:
+            return False
+        s: Step | None = r.made_by.get(key)
+        if s is None or s.op in ("add", "add_") or not s.ins:
+            return True
+        key = (
+            s.ins[0]
+            if s.op in SAME or s.ins[0] not in r.parameters
+            else next((i for i in s.ins if i not in r.parameters), s.ins[0])
+        )
+    return True
+
+
+def _final(r: Recording, last: Call) -> tuple[View, int] | None:
+    """The norm that is given what leaves the last block."""
+    left = r.origin(last.left or 0)
+    for c in r.calls:
+        if (
+            c.first is None
+            or c.left is None
+            or c.start < last.stop
+            or r.origin(c.first) != left
+            or c.path in last.outer
+        ):
+            continue
+        steps = r.steps[c.start : c.stop]
+        if (
+            steps
+            and not any(s.weight for s in steps)
+            and any("norm" in s.op or s.op in ("rsqrt", "mean", "var_mean") for s in steps)
+        ):
+            return View(c.path), r.shapes[c.left][-1]
+    return None

@@ -1,0 +1,59 @@
+"""The sites of a model that no anatomy describes: passes are recorded, and what they show is put on a map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ..language.report.diagnostics import PeltError
+from .base import base_modules
+from .examples import Inputs, first_that_runs
+from .found import found
+from .record import Recording, record
+from .sites import SiteMap
+
+
+def search(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | None = None) -> tuple[SiteMap, Inputs]:
+    """The map of a model's sites, and the inputs that showed it. Nothing is proved yet, and the model is as it was.
+
+    Parts that the inputs do not reach (a tower for pictures, where a text alone was given) are run by themselves, where they
+    have inputs of their own. Raises E0595 where no inputs run.
+    """
+    try:
+        inputs, first = _recorded(model, model, example)
+    except PeltError:
+        if base is model or example is not None:
+            raise
+        inputs, first = _recorded(model, base, None)
+    recordings = [first]
+    for part in _unreached(model, first):
+        try:
+            recordings.append(_recorded(model, part, None)[1])
+        except PeltError:
+            continue  # it is listed with the modules that no site covers
+    return found(model, base, prefix, recordings), inputs
+
+
+def _recorded(model: nn.Module, part: nn.Module, example: Inputs | None) -> tuple[Inputs, Recording]:
+    return first_that_runs(part, given=example, run=lambda inputs: record(model, lambda: part(**inputs)))
+
+
+def _unreached(model: nn.Module, r: Recording) -> Iterator[nn.Module]:
+    """The outermost parts with inputs and configurations of their own that were not called."""
+    inside: tuple[str, ...] = ()
+    for path, module in base_modules(model):
+        part: Any = module
+        if path.startswith(inside) if inside else False:
+            continue
+        if (
+            path
+            and path not in r.times
+            and getattr(part, "main_input_name", None)
+            and getattr(part, "config", None) is not None
+        ):
+            inside += (f"{path}.",)
+            if any(n.startswith(f"{path}.") for n in r.times):  # it was run past its own forward
+                continue
+            yield module

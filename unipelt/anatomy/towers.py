@@ -1,0 +1,117 @@
+"""Towers and their blocks: which modules a model calls one after the other, each on what the one before yields."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from torch import nn
+
+from .base import children
+from .record import Call, Recording
+
+#: Arguments by which a tower's own module takes tokens, pictures or sound. What stands further inside takes their vectors.
+_TAKES = (
+    "input_ids",
+    "inputs_embeds",
+    "pixel_values",
+    "pixel_values_videos",
+    "input_features",
+    "input_values",
+    "decoder_input_ids",
+)
+_LISTS = (nn.ModuleList, nn.Sequential)
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """``calls`` are the first calls of its blocks, in order; ``depth`` counts all calls. ``module`` takes what the tower reads."""
+
+    path: str
+    calls: tuple[Call, ...]
+    depth: int
+    module: str
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return tuple(c.path for c in self.calls)
+
+
+def towers(model: nn.Module, r: Recording) -> list[Tower]:
+    """The towers that ran, in the order in which they were entered. A list of modules whose calls do not follow one another is none."""
+    first: dict[str, Call] = {}
+    times: dict[str, int] = {}
+    for c in r.calls:
+        first.setdefault(c.path, c)
+        times[c.path] = times.get(c.path, 0) + 1
+    found = []
+    for path in _outermost(model, "", first):
+        blocks = _blocks(model, path, first)
+        if not blocks:
+            continue
+        calls = sorted((first[b] for b in blocks), key=lambda c: c.start)
+        found.append(Tower(path, tuple(calls), sum(times[b] for b in blocks), _taker(calls[0], first)))
+    return sorted(found, key=lambda t: t.calls[0].start)
+
+
+def _outermost(module: nn.Module, path: str, called: dict[str, Call]) -> list[str]:
+    """The lists of modules below a module that lie in no other list."""
+    found = []
+    for name, child in children(module).items():
+        at = f"{path}.{name}" if path else name
+        if isinstance(child, _LISTS) and _elements(child, at, called):
+            found.append(at)
+        else:
+            found += _outermost(child, at, called)
+    return found
+
+
+def _elements(module: nn.Module, path: str, called: dict[str, Call]) -> list[str]:
+    """The elements of a list that were called, those of lists within it that are no modules of their own among them."""
+    found = []
+    for name, child in children(module).items():
+        at = f"{path}.{name}"
+        if at in called:
+            found.append(at)
+        elif isinstance(child, _LISTS):
+            found += _elements(child, at, called)
+    return [p for p in found if any(True for _ in called[p].module.parameters())]
+
+
+def _blocks(model: nn.Module, path: str, called: dict[str, Call]) -> list[str]:
+    """The blocks of a list: its elements, or what lies in lists within them where an element is a stage or only holds another list."""
+    elements = _elements(model.get_submodule(path), path, called)
+    inner = [
+        [b for p in _outermost(model.get_submodule(e), e, called) for b in _blocks(model, p, called)] for e in elements
+    ]
+    if (
+        elements
+        and all(inner)
+        and (
+            any(_resizes(called[e]) for e in elements)
+            or all(map(_only_holds, (model.get_submodule(e) for e in elements)))
+        )
+    ):
+        return [b for found in inner for b in found]
+    return elements
+
+
+def _resizes(call: Call) -> bool:
+    return call.shapes is not None and call.shapes[0] != call.shapes[1]
+
+
+def _only_holds(module: nn.Module) -> bool:
+    """Whether all parameters of a module lie in one list within it, of modules of one kind."""
+    inside = [m for m in children(module).values() if any(True for _ in m.parameters())]
+    if len(inside) != 1 or any(True for _ in module.parameters(recurse=False)):
+        return False
+    return isinstance(inside[0], _LISTS) and len({type(m) for m in children(inside[0]).values()}) == 1
+
+
+def _taker(call: Call, first: dict[str, Call]) -> str:
+    """The innermost module around a tower that takes tokens, pictures or sound; else the one that calls it."""
+    for path in reversed(call.outer):
+        taken = inspect.signature(first[path].module.forward).parameters
+        if any(n in taken for n in _TAKES):
+            return path
+    return call.outer[-1] if call.outer else ""
