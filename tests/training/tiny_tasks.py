@@ -100,6 +100,11 @@ def drawn(label: str, rng: random.Random) -> dict:
     return {"image": out.getvalue(), "label": label}
 
 
+def described(label: str, rng: random.Random) -> dict:
+    """The picture of a class, a prompt that says nothing of it, and the class."""
+    return {"image": drawn(label, rng)["image"], "prompt": rng.choice(FILLERS), "completion": label}
+
+
 def wav(values: Sequence[float], rate: int = 4000, width: int = 2, channels: int = 1) -> bytes:
     """Values between −1 and 1 as a WAV file; those of several channels take turns."""
     out = io.BytesIO()
@@ -137,6 +142,29 @@ def write_vit(folder: Path, size: int = 16, channels: int = 3, processor: bool =
     if processor:
         half = [0.5] * channels
         ViTImageProcessor(size={"height": size, "width": size}, image_mean=half, image_std=half).save_pretrained(folder)
+    return str(folder)
+
+
+def write_llava(folder: Path) -> str:
+    """A picture of 16 × 16 becomes 16 tokens of a Llama; its processor has no chat template."""
+    import torch
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    tokenizer = write_tokenizer(folder, MORE, extra_special_tokens={"image_token": "<image>"})
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(LlavaConfig(
+        text_config={"model_type": "llama", **sizes, "vocab_size": len(tokenizer), "num_key_value_heads": 2, "pad_token_id": 0,
+                     "bos_token_id": 2, "eos_token_id": 3, "max_position_embeddings": 128, "initializer_range": 0.2},
+        vision_config={"model_type": "clip_vision_model", **sizes, "image_size": 16, "patch_size": 4, "projection_dim": 32},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=0, initializer_range=0.2,
+    ))  # fmt: skip
+    model.save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    LlavaProcessor(
+        image_processor=CLIPImageProcessor(size=size, do_center_crop=False), tokenizer=tokenizer, patch_size=4,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    ).save_pretrained(folder)  # fmt: skip
     return str(folder)
 
 

@@ -16,6 +16,7 @@ from .data import is_unicode
 
 #: The kinds of task by name, each with its file in `tasks` and its class. Data are asked in this order which of them they suit.
 KINDS = {
+    "image-text-to-text": "pictured:ImageTextToText",
     "image-classification": "pictures:ImageClassification",
     "audio-classification": "sounds:AudioClassification",
     "question-answering": "question_answering:QuestionAnswering",

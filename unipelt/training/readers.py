@@ -29,6 +29,8 @@ def load_reader(model: str, task: Task, config: Any) -> Any:
         return load_tokenizer(model)
     if task.reader == "AutoImageProcessor":
         return _picture_reader(model, config, _processor(model, task.reader))
+    if task.reader == "AutoProcessor":
+        return _pictured_reader(model, _processor(model, task.reader))
     return _sound_reader(model, config, _processor(model, task.reader))
 
 
@@ -39,7 +41,8 @@ def _processor(model: str, auto: str) -> Any:
     place = Path(model)
     if place.is_dir() and not any((place / name).exists() for name in WRITTEN):
         return None
-    with loading(model, "image processor" if auto == "AutoImageProcessor" else "feature extractor"):
+    what = {"AutoImageProcessor": "image processor", "AutoFeatureExtractor": "feature extractor"}
+    with loading(model, what.get(auto, "processor")):
         return getattr(transformers, auto).from_pretrained(model, **TRUSTED)
 
 
@@ -99,6 +102,57 @@ def _picture_reader(model: str, config: Any, processor: Any) -> PictureReader:
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         processor = ByConfig(int(height), int(width))
     return PictureReader(processor, MODES[channels])
+
+
+@dataclass(frozen=True)
+class PicturedReader:
+    """Makes a model's inputs of a picture with a prompt, by the processor of a vision-language model."""
+
+    processor: Any
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return list(self.processor.model_input_names)
+
+    @property
+    def pad_id(self) -> int:
+        tokenizer = self.processor.tokenizer
+        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    @property
+    def talks(self) -> bool:
+        return bool(getattr(self.processor, "chat_template", None))
+
+    def save_pretrained(self, folder: Any) -> None:
+        self.processor.save_pretrained(folder)
+
+    def __call__(self, picture: Any, prompt: str) -> dict[str, torch.Tensor]:
+        """What has a value for each token [tokens], and what the picture became, with its own first dimension."""
+        if self.talks:
+            asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+            text = self.processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+            more = {"add_special_tokens": False}
+        else:
+            text, more = f"{getattr(self.processor, 'image_token', '<image>')}\n{prompt}\n", {}
+        found = self.processor(text=[text], images=[[picture.convert("RGB")]], return_tensors="pt", **more)
+        tokens = found["input_ids"].shape
+        # Some tokenizers end every text; the answer goes on instead.
+        ended = found["input_ids"][0, -1].item() == self.processor.tokenizer.eos_token_id
+        whole = tokens[1] - (ended and not self.talks)
+        return {n: v[0, :whole] if v.shape == tokens else v for n, v in found.items()}
+
+    def answer(self, text: str) -> list[int]:
+        """The tokens of an answer with the one that ends it."""
+        tokenizer = self.processor.tokenizer
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+
+
+def _pictured_reader(model: str, processor: Any) -> PicturedReader:
+    if processor is None or not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise error("E0651", f"nothing in `{model}` says how it reads a picture with a text",
+                    help="save the model's processor beside it: `AutoProcessor.from_pretrained(…).save_pretrained(folder)`")  # fmt: skip
+    return PicturedReader(processor)
 
 
 # ---------------------------------------------------------------- sounds

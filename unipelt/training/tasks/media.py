@@ -150,17 +150,9 @@ class FileClassification(SequenceClassification):
         return batch
 
     def try_out(self, model: Any, encoded: Encoded, tokenizer: Any) -> None:
-        batch = as_read(self.collate([encoded[0]], tokenizer), model.dtype)
+        batch = self.collate([encoded[0]], tokenizer)
         batch.pop("labels", None)
-        shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in batch.items())
-        try:
-            with evaluating(model):
-                model(**{n: t.to(model.device) for n, t in batch.items()})
-        except PeltError:
-            raise
-        except Exception as e:  # noqa: BLE001 - whatever a model's forward raises
-            raise error("E0651", f"the model cannot read what is made of the {NOUNS[self.column]}s ({shapes}): {reading.said(e)}",
-                        help="the preprocessor_config.json in the model's folder must be this model's own") from None  # fmt: skip
+        fail_to_read(model, batch, f"{NOUNS[self.column]}s")
 
     # ------------------------------------------------------------ predictions
 
@@ -168,3 +160,17 @@ class FileClassification(SequenceClassification):
         found = outputs_in_order(model, self, self.encode_inputs(inputs, tokenizer), tokenizer, how)
         names = [reading.title_of(value) for (value,) in inputs]
         return [{"file": name, **self.answer(scores)} for name, scores in zip(names, found, strict=True)]
+
+
+def fail_to_read(model: Any, batch: Batch, what: str) -> None:
+    """An error if the model cannot read a batch that was made of ``what``."""
+    batch = as_read(batch, model.dtype)
+    shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in batch.items())
+    try:
+        with evaluating(model):
+            model(**{n: t.to(model.device) for n, t in batch.items()})
+    except PeltError:
+        raise
+    except Exception as e:  # noqa: BLE001 - whatever a model's forward raises
+        raise error("E0651", f"the model cannot read what is made of the {what} ({shapes}): {reading.said(e)}",
+                    help="the preprocessor_config.json in the model's folder must be this model's own") from None  # fmt: skip
