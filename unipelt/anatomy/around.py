@@ -36,7 +36,8 @@ def _tokens(t: Trial, s: Site) -> str:
     stack = next((k for k in t.sites.stacks if k.name == s.tokens), None)
     if stack is None:
         return f"the map has no stack `{s.tokens}`"
-    known = [sees for b in stack.blocks if (sees := t.sees.get(t.path(b))) is not None]
+    asked = (s.block,) if s.block in stack.blocks and s.causal else stack.blocks  # a block without attention sees none
+    known = [sees for b in asked if (sees := t.sees.get(t.path(b))) is not None]
     if not known or any(known) != s.causal or not (t.sites.anatomy or any(known)):
         return ""
     return ("its tokens see later ones, and its attention says they do not" if any(known) else
@@ -52,8 +53,10 @@ def _place(t: Trial, s: Site, stack: Stack) -> str:
         return f"`{path}` does not lie in `{stack.module}`"
     if path not in t.left:
         return ""
-    order = [p for p in t.order if p in {t.path(b) for b in stack.blocks}]
-    if order != [t.path(b) for b in stack.blocks if t.path(b) in t.left]:
+    inside = [
+        p for b in stack.blocks if (p := t.path(b)) in t.left and (not stack.module or p.startswith(f"{stack.module}."))
+    ]
+    if [p for p in t.order if p in inside] != inside:
         return f"the blocks of {stack!r} are called in another order"
     for other in (k for k in t.sites.stacks if k is not stack):
         for b in (t.path(b) for b in other.blocks if b not in stack.blocks):

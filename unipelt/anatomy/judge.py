@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .columns import taken
+from .columns import Columns, taken
 from .replay import Nudge, Nudges, Seen, affine, rows_of, same, within
 from .sites import Site, View
 
@@ -31,29 +31,46 @@ class Block:
     path: str
     sites: Sequence[Site]
     names: Mapping[int, str] = field(default_factory=dict)  # the paths of modules by their ids
+    stream: float = 1.0  # how large the numbers are that enter
     seen: dict[Nudges, Seen] = field(default_factory=dict)
 
     # ------------------------------------------------------------ what is tried
 
     def nudges(self) -> list[Nudges]:
         """All that must be tried so that every question below can be answered."""
-        found: list[Nudges] = [self.last_token]
+        found: list[Nudges] = [self.later_tokens]
         for s in self.sites:
             part, at = _part(s), _at(s.view)
             if s.kind.is_sublayer:
-                found += self._of_input(s)
+                found += [*self._of_input(s), self.weighed(s)]
             elif part in _RECEIVED and s.kind.has_weight:
-                found += [_by(at, 1), _by(at, 2), _by(at, 1, 0)]
+                found.append(_by(at, 1))
             elif part in _LAST:
-                found += [_by(at, 1), _by(at, 2), self.pinned(s, at)]
+                found += [_by(at, 1), _by(at, -2), self.pinned(s, at)]
             elif part in ("up", "gate"):
-                found += [_by(at, 1), _by(at, 2), self.pinned(s, at)]
+                found += [_by(at, 1), _by(at, -2), *([self.pinned(s, at)] if part == "up" else [])]
         return [n for n in dict.fromkeys(found) if n]
 
+    def more_nudges(self) -> list[Nudges]:
+        """What must be tried besides where a projection is seen in no attention function."""
+        found: list[Nudges] = []
+        for s in self.sites:
+            if _part(s) in _RECEIVED and s.kind.has_weight and self._first_call(_by(_at(s.view), 1)) is None:
+                q = self.named(f"{s.kind.sublayer}.q") or s
+                found += [_by(_at(s.view), -2), _by(_at(s.view), 1, 0), _first_column(q.view)]
+                found += [
+                    _by(_at(q.view), times, row) for times, row in ((-2, None), (1, 0))
+                ]  # a key asks what it is, too
+        return [n for n in dict.fromkeys(found) if n not in self.seen]
+
     @property
-    def last_token(self) -> Nudges:
-        """Another last token enters the block."""
-        return (Nudge(self.path, enters=True, row=-1),)
+    def later_tokens(self) -> Nudges:
+        """Other tokens enter the block behind the first (the last one alone may be padding)."""
+        return (Nudge(self.path, enters=True, row=0, later=True),)
+
+    def weighed(self, s: Site) -> Nudges:
+        """A sublayer yields something as large as the residual stream, so that it counts in the sum."""
+        return (Nudge(s.view.module, s.view.columns, s.view.enters, size=self.stream),)
 
     def _of_input(self, s: Site) -> list[Nudges]:
         return [] if s.x is None else [_by(Nudge(s.x, enters=True), 1, 0)]
@@ -155,19 +172,30 @@ class Block:
 
     def _residual(self, s: Site) -> str:
         h, r, x = self.at(s.view), self.entered(s.residual), self.entered(s.x)
-        norm_in, norm_out = self.entered(s.norm), self.seen[()].left.get(s.norm or "")
         if h is None or r is None or x is None:
             return f"`{s.full_name}` of `{self.path}` has no `{'residual' if h is not None else 'h'}`"
-        before = same(norm_in, r) and same(x, norm_out)
-        if not (same(x, r) or before):
+        if not (same(x, r) or self._normed(s)):
             return f"`{s.x}` reads neither `{s.full_name}.residual` nor that behind `{s.full_name}.norm`"
         if h.numel() != r.numel():
             return f"`{s.view.module}` yields {list(h.shape)}, and the residual stream is {list(r.shape)}"
-        states = self._states()
-        for total in self._totals(s, r, h):
+        return self._sum(s, ()) or self._sum(s, self.weighed(s))
+
+    def _normed(self, s: Site) -> bool:
+        """Whether the norm stands before the sublayer."""
+        seen = self.seen[()]
+        return same(seen.entered.get(s.norm or ""), self.entered(s.residual)) and same(
+            self.entered(s.x), seen.left.get(s.norm or "")
+        )
+
+    def _sum(self, s: Site, nudges: Nudges) -> str:
+        """The residual and the sublayer's output, and those of the sublayers beside it, are what goes on, or is normed first."""
+        h, r = self.at(s.view, nudges), self.entered(s.residual, nudges)
+        norm_in, norm_out = self.entered(s.norm, nudges), self.seen[nudges].left.get(s.norm or "")
+        states = self._states(nudges)
+        for total in self._totals(s, r, h, nudges) if r is not None and h is not None else ():
             behind = same(total, norm_in) and any(p != s.norm and same(norm_out, on) for p, on in states)
             onward = any(same(total, on) for _, on in states)
-            if (onward or behind) and (s.norm is None or before or behind or same(h, norm_out)):
+            if (onward or behind) and (s.norm is None or self._normed(s) or behind or same(h, norm_out)):
                 return ""
             if onward:
                 return f"`{s.norm}` stands neither before `{s.full_name}` nor behind it"
@@ -179,19 +207,23 @@ class Block:
         i = layers.index(s)
         return "leaves the block" if i + 1 == len(layers) else f"`{layers[i + 1].full_name}` is added to"
 
-    def _states(self) -> list[tuple[str, torch.Tensor]]:
+    def _states(self, nudges: Nudges) -> list[tuple[str, torch.Tensor]]:
         """What the block yields, and what enters its modules, by module."""
-        seen = self.seen[()]
+        seen = self.seen[nudges]
         out = [(self.path, seen.left[self.path])] if self.path in seen.left else []
         return out + [(p, t) for p, t in (*seen.entered.items(), *seen.again) if p != self.path]
 
-    def _totals(self, s: Site, r: torch.Tensor, h: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _totals(self, s: Site, r: torch.Tensor, h: torch.Tensor, nudges: Nudges) -> Iterator[torch.Tensor]:
         """The residual with a sublayer's output, alone and with those of all that stand beside it."""
         alone = r.reshape(h.shape) + s.factor * h
         yield alone
-        beside = [t for t in self.sites if t.kind.is_sublayer and t is not s and same(self.entered(t.residual), r)]
+        beside = [
+            t for t in self.sites if t.kind.is_sublayer and t is not s and same(self.entered(t.residual, nudges), r)
+        ]
         more = [
-            (t.factor, other) for t in beside if (other := self.at(t.view)) is not None and other.numel() == h.numel()
+            (t.factor, other)
+            for t in beside
+            if (other := self.at(t.view, nudges)) is not None and other.numel() == h.numel()
         ]
         if more:
             yield alone + sum(factor * other.reshape(h.shape) for factor, other in more)
@@ -202,6 +234,10 @@ class Block:
         h, moved = self.at(s.view), self.at(s.view, with_x)
         if h is None or moved is None or same(moved, h):
             return f"`{s.full_name}` is the same whatever enters `{s.x}`"
+        for t in self.sites:
+            after = t.kind.is_sublayer and t is not s and not same(self.entered(t.x, with_x), self.entered(t.x))
+            if after and any(not same(self.at(s.view, n), h) for n in self._of_input(t)):
+                return f"`{s.full_name}` changes with what enters `{t.x}`, which comes later"
         called = self._first_call(with_x) is not None
         rows, there = rows_of(h), rows_of(moved)
         mixes = len(rows) > 1 and not same(there[1:], rows[1:])
@@ -261,26 +297,53 @@ class Block:
         That is affine in the values, and in no others. A query moves its own token's alone, a key and a value those of others.
         """
         o, at = self.named(f"{s.kind.sublayer}.o"), _at(s.view)
-        entered = [self.entered(o.view.module if o else None, n) for n in ((), _by(at, 1), _by(at, 2), _by(at, 1, 0))]
+        entered = [self.entered(o.view.module if o else None, n) for n in ((), _by(at, 1), _by(at, -2), _by(at, 1, 0))]
         if any(t is None for t in entered):
             return Open(f"no attention function is seen in `{self.path}`, and no `{s.kind.sublayer}.o` either")
         zero, one, two, alone = (rows_of(t) for t in entered if t is not None)
         own = self.sublayer(s)
         if own is not None and not same(self.entered(own.x, _by(at, 1)), self.entered(own.x)):
             return f"`{own.name}` reads something else with it"
-        heads = s.sizes.get("heads", 1)
-        heads = heads if zero.shape[-1] % heads == 0 else 1
-        split = [t.reshape(len(t), heads, -1) for t in (zero, one, two)]
-        for z, a, b in zip(*(t.unbind(1) for t in split)):
+        behind = o.view.module if o else ""
+        size = self._head_behind(s, behind, zero)
+        heads = zero.shape[-1] // size
+        if heads != s.sizes.get("heads", heads) or heads * s.sizes.get("d_head", 0) != s.sizes.get("d_q", 0):
+            return f"there are {heads} heads, and the map says {s.sizes.get('heads')} of {s.sizes.get('d_head')}"
+        for z, a, b in zip(*(t.split(size if place < 2 else 1, -1) for t in (zero, one, two))):
             if same(a, z):
-                return f"what enters `{o.view.module if o else ''}` does not move with it in every head"
+                return f"what enters `{behind}` does not move with it in every {'head' if place < 2 else 'number'}"
             if affine(z, a, b) != (place == 2):
-                return f"what enters `{o.view.module if o else ''}` is {'not ' if place == 2 else ''}affine in it"
+                return f"what enters `{behind}` is {'not ' if place == 2 else ''}affine in it"
         others = len(zero) > 1 and not same(alone[1:], zero[1:])
         if len(zero) > 1 and others == (place == 0):
             return (
                 "it moves other tokens, as no query does" if others else "it moves its own token alone, as queries do"
             )
+        return self._shared(s) if place == 1 else ""
+
+    def _head_behind(self, s: Site, behind: str, zero: torch.Tensor) -> int:
+        """How many numbers of what enters the projection behind attention are one head's: those that one number of a query moves,
+        where these are the first of several equal parts; else as the map says."""
+        q = self.named(f"{s.kind.sublayer}.q")
+        moved = None if q is None else self.entered(behind, _first_column(q.view))
+        whole, said = zero.shape[-1], s.sizes.get("heads", 1)
+        if moved is not None:
+            far = (rows_of(moved) - zero).abs().amax(0).double()
+            found = (far > within(zero) * far.max()).tolist()
+            n = sum(found)
+            if 0 < n < whole and whole % n == 0 and all(found[:n]):
+                return n
+        return whole // said if whole % said == 0 else whole
+
+    def _shared(self, s: Site) -> str:
+        """Of a fused projection, a key has no columns of the query's or the values': these are known exactly."""
+        for other in (self.named(f"{s.kind.sublayer}.{part}") for part in ("q", "v")):
+            if other is not None and other.view.module == s.view.module:
+                mine, theirs = s.view.columns, other.view.columns
+                if (mine is None or theirs is None or mine.meets(theirs)) and not self._operand(
+                    other, _RECEIVED.index(_part(other))
+                ):
+                    return f"it shares columns with `{other.name}`"
         return ""
 
     def _heads(self, s: Site) -> str:
@@ -307,11 +370,11 @@ class Block:
 
     def _last(self, s: Site) -> str:
         """Nothing but what it yields enters the sublayer's output, as a sum with a factor or through a norm of its own."""
-        own, at = self.sublayer(s), Nudge(s.view.module)
+        own, at = self.sublayer(s), _at(s.view)
         if own is None:
             return Open(f"the map has no `{s.kind.sublayer}`")
-        h = [self.at(own.view, n) for n in ((), _by(at, 1), _by(at, 2))]
-        into = [self.entered(own.view.module, n) for n in ((), _by(at, 1), _by(at, 2))]
+        h = [self.at(own.view, n) for n in ((), _by(at, 1), _by(at, -2))]
+        into = [self.entered(own.view.module, n) for n in ((), _by(at, 1), _by(at, -2))]
         if any(t is None for t in h) or same(h[1], h[0]):
             return f"`{own.full_name}` does not change with what `{s.view.module}` yields"
         if not any(all(t is not None for t in ts) and affine(*ts) for ts in (h, into)):  # type: ignore[arg-type]
@@ -325,7 +388,7 @@ class Block:
         own, down, at = self.sublayer(s), self.named(f"{s.kind.sublayer}.down"), _at(s.view)
         if own is None or down is None:
             return Open(f"the map has no `{s.kind.sublayer}` with a `{s.kind.sublayer}.down`")
-        ts = [self.entered(down.view.module, n) for n in ((), _by(at, 1), _by(at, 2))]
+        ts = [self.entered(down.view.module, n) for n in ((), _by(at, 1), _by(at, -2))]
         if not same(self.entered(own.x, _by(at, 1)), self.entered(own.x)):
             return f"`{own.name}` reads something else with it"
         zero, one, two = ts
@@ -344,12 +407,12 @@ class Block:
 
     def sees_later(self) -> bool | None:
         """Whether tokens see later ones in the block; None where what enters or leaves it has no entry for each token."""
-        plain, moved = (self.seen[n].left.get(self.path) for n in ((), self.last_token))
+        plain, moved = (self.seen[n].left.get(self.path) for n in ((), self.later_tokens))
         enters = self.entered(self.path)
         if plain is None or moved is None or enters is None or plain.numel() != enters.numel():
             return None
         a, b = rows_of(plain), rows_of(moved)
-        return None if len(a) < 2 else not same(b[:-1], a[:-1])
+        return None if len(a) < 2 else not same(b[:1], a[:1])
 
 
 def _part(s: Site) -> str:
@@ -359,6 +422,12 @@ def _part(s: Site) -> str:
 def _at(view: View) -> Nudge:
     """A nudge of what leaves a site's module, at its columns."""
     return Nudge(view.module, view.columns)
+
+
+def _first_column(view: View) -> Nudges:
+    """A nudge of the first of a projection's numbers."""
+    start = view.columns.ranges[0][0] if view.columns is not None else 0
+    return (Nudge(view.module, Columns.span(start, start + 1)),)
 
 
 def _by(at: Nudge, times: float, row: int | None = None) -> Nudges:

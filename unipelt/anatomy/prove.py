@@ -135,7 +135,9 @@ def _verdict(t: Trial) -> tuple[SiteMap, dict[str, str]]:
     left = {s.full_name for s in stay}
     refuted: dict[str, str] = {}
     refused = dict(usable.refused)
-    for s, wrong in found:
+    for s, wrong in sorted(
+        found, key=lambda f: (f[0].block, f[0].name) not in bad
+    ):  # those that follow from others last
         if _against(wrong):
             refuted.setdefault(s.full_name, wrong)
             refused.setdefault(s.full_name if s.full_name not in left else s.label, wrong)

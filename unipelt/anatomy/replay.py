@@ -26,13 +26,16 @@ _FAR = 4.0
 @dataclass(frozen=True, slots=True)
 class Nudge:
     """A change of what leaves a module, or of what ``enters`` it: ``times`` one and the same direction; 0 puts it back to what it
-    is without any nudge. ``row``: of that token only (batch and tokens counted in one), of all where it is None."""
+    is without any nudge. ``row``: of that token only (batch and tokens counted in one), of all where it is None, and with
+    ``later`` of all tokens behind it instead. ``size``: how large the numbers of a step are at least, otherwise some multiple of what stands there."""
 
     module: str
     columns: Columns | None = None
     enters: bool = False
     times: float = 1.0
     row: int | None = None
+    later: bool = False
+    size: float = 0.0
 
     def on(self, t: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
         """``t`` with the nudge; ``plain`` is what stands there without any."""
@@ -40,13 +43,14 @@ class Nudge:
             return self._put(t, taken(plain, self.columns))
         mine = taken(plain, self.columns)
         g = torch.Generator().manual_seed(7)
-        size = max(1.0, float(mine.float().square().mean().sqrt())) * _FAR * self.times
+        size = max(_FAR * rms(mine), _FAR, self.size) * self.times
         signs = torch.randint(0, 2, mine.shape, generator=g) * 2 - 1
         step = (torch.rand(mine.shape, generator=g) + 0.5) * signs * size
         if self.row is not None:
             rows = step.reshape(-1, step.shape[-1])
             only = torch.zeros_like(rows)
-            only[self.row] = rows[self.row]
+            at = slice(self.row + 1, None) if self.later else self.row
+            only[at] = rows[at]
             step = only.reshape(step.shape)
         return self._put(t, taken(t, self.columns) + step.to(t.device, t.dtype))
 
@@ -195,10 +199,16 @@ def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     return bool((x - y).abs().max() <= within(a) * y.abs().max())
 
 
-def affine(zero: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether the second of two equal steps does what the first did, up to rounding."""
-    a, b, c = (t.double() for t in (zero, one, two))
-    return bool((c - 2 * b + a).abs().max() <= within(zero) * max(float(t.abs().max()) for t in (a, b, c)))
+def rms(t: torch.Tensor) -> float:
+    """How large its numbers are."""
+    return float(t.double().square().mean().sqrt())
+
+
+def affine(zero: torch.Tensor, one: torch.Tensor, back: torch.Tensor) -> bool:
+    """Whether two steps back undo twice one step forward, up to rounding. No activation does that, whether even, odd or linear
+    on either side of where it stands."""
+    a, b, c = (t.double() for t in (zero, one, back))
+    return bool((c + 2 * b - 3 * a).abs().max() <= within(zero) * max(float(t.abs().max()) for t in (a, b, c)))
 
 
 def rows_of(t: torch.Tensor) -> torch.Tensor:

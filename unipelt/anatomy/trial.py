@@ -17,7 +17,7 @@ from .calls import calls
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .judge import Block, Open
-from .replay import first, replay
+from .replay import first, replay, rms
 from .sites import Site, SiteMap, Stack
 from .sizes import weight_shape
 
@@ -139,8 +139,12 @@ class Trial:
 
     def _judge(self, block: Block, module: nn.Module, args: tuple, kwargs: dict[str, Any], numbers: list[int]) -> None:
         modules = {p: self.model.get_submodule(p) for p in block.modules()}
+        entered = self.entered.get(block.path)
+        block.stream = rms(entered) if entered is not None else 1.0
         try:
             block.seen = replay(module, block.path, args, kwargs, modules, block.nudges(), self.left[block.path])
+            if more := block.more_nudges():
+                block.seen |= replay(module, block.path, args, kwargs, modules, more, self.left[block.path])
             self.sees[block.path] = block.sees_later()
             self.why.update({i: block.wrong(s) for i, s in zip(numbers, block.sites)})
         except Exception as e:  # noqa: BLE001 - whatever a strange block raises when it is run again
