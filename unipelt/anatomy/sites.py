@@ -128,13 +128,18 @@ class SiteMap:
         """Whether no site of it is known for sure: it was found, or read from an anatomy of one's own, without weights."""
         return bool(self.sites) and all(s.proof == "not yet proved" for s in self.sites)
 
+    @property
+    def main(self) -> tuple[Stack, ...]:
+        """The stacks that a name without a tower means: what the model's own tokens pass, in the order of the data flow."""
+        return tuple(s for s in self.stacks if s.main) or self.stacks
+
     def stack(self, name: str) -> Stack:
         return next(s for s in self.stacks if s.name == name)
 
     def named(self, name: str, stack: str | None = None) -> list[Site]:
         """The sites of a name, of one stack or (without one) of every main stack; that of an input is the first one's, and
         what lies between stacks is found whatever they are called."""
-        main = [s.name for s in self.stacks if s.main]
+        main = [s.name for s in self.main]
         if stack is None and name in SITES and SITES[name].times == "input":
             main = main[:1]
         elif name in SITES and SITES[name].times == "between":

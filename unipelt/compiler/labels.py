@@ -115,7 +115,7 @@ def labels_of_base(model: Any) -> Labels | None:
 
 def scores_examples(model: Any, sites: SiteMap) -> bool:
     """Whether the head gives one score for each example, of a pooled state. A decoder's scores every token, and pools the scores."""
-    return getattr(model, "loss_type", None) in _EXAMPLE and (len(sites.stacks) != 1 or not sites.stacks[0].causal)
+    return getattr(model, "loss_type", None) in _EXAMPLE and (len(sites.main) != 1 or not sites.main[0].causal)
 
 
 def own_labels(

@@ -262,7 +262,7 @@ class Plan:
             "method": self.method.name, "arguments": self.method.arguments, "by_layer": self.by_layer(), "model": self.model,
             "anatomy": self.sites.anatomy, "counts": {f: getattr(self.counts, f) for f in Counts.__slots__},
             "properties": self.properties, "warnings": list(self.warnings), "needs": list(self.needs),
-            "inputs": {i.name: str(i) for i in self.inputs},
+            "inputs": {i.name: str(i) for i in self.inputs}, "refused": dict(self.sites.refused), "uncovered": dict(self.sites.uncovered),
             "labels": self.labels.to_json() if self.labels is not None else None, "edits": self.table(),
             "tensors": {t.name: {"shape": list(t.shape), "frozen": t.frozen, "lr": t.lr} for t in self.tensors.values()},
             "copies": {c.name: list(c.parameter.shape) for c in self.copies},

@@ -34,7 +34,7 @@ from ..language.sites import SiteSignature, TensorType, signature, site_name
 from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
-from . import totals
+from . import coverage, totals
 from .notes import of_the_base
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
@@ -44,7 +44,6 @@ from .trained import (
     Parameter,
     copy_name,
     head_parameters,
-    no_stack,
     numbers_of,
     parameters_of,
     select,
@@ -128,7 +127,7 @@ class _Builder:
                 continue
             tower, name = site_name(str(path))
             if tower is not None and tower not in self.stacks:
-                self.problems.append(no_stack(tower, self.sites, self.model, path.span))
+                self.problems.append(coverage.no_stack(tower, self.sites, self.model, path.span))
                 continue
             here, kind = self.sites.named(name, tower), signature(name)
             if not here and kind is not None and kind.cross:
@@ -137,11 +136,10 @@ class _Builder:
                 self.problems.append(Diagnostic("E0390", f"weight sites (`{name}`) are not built yet", path.span))
             elif not here:
                 known = [n for n in self.sites.names() if self.sites.named(n, tower)]
-                full = f"{tower}.{name}" if tower else name
-                why = next((f": {w}" for n, w in self.sites.refused.items() if n == full or n.endswith(f".{full}")), "")
+                why = f": {reason}" if (reason := coverage.refused(name, tower, self.sites)) else ""
                 self.problems.append(Diagnostic(
                     "E0512", f"this {type(self.model).__name__} has no site `{name}`{why}", path.span,
-                    help=HEADLESS if kind is not None and kind.times == "head" and not why else (near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
+                    help=HEADLESS if kind is not None and kind.times == "head" and not why else coverage.elsewhere(name, self.sites) or (near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
             found += [
                 s for s in here if all(s is not f for f in found)
             ]  # `attn.q, decoder.attn.q` names some sites twice
@@ -159,6 +157,11 @@ class _Builder:
             if layers is None:
                 return
             here_layers[stack.name] = layers
+        problems, notes = coverage.unselected(row, found, here_layers, self.sites)
+        self.problems += problems
+        paths = sites_of(row.sites, self.method.params)
+        self.warnings += [*coverage.towers(paths, self.sites), *coverage.partial(found, self.sites), *coverage.uncovered(found, self.sites),
+                          *notes, *coverage.said_of(found), *coverage.before_the_blocks(found, self.sites)]  # fmt: skip
         for site in found:
             at = self.probed(row, site) if site.kind.probes and selects(row) else site
             if at is not None and (site.layer is None or site.layer in here_layers[site.stack]):
@@ -166,7 +169,7 @@ class _Builder:
 
     def probed(self, row: Row, site: Site) -> Site | None:
         """The head's site where ``x`` is what leaves one layer, the one that a row selects."""
-        stack = self.sites.stacks[-1]
+        stack = self.sites.main[-1]
         layers = self.layers(row.layers, stack)
         if layers is None:
             return None
@@ -179,7 +182,7 @@ class _Builder:
 
     def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
         """Why a row of the table cannot act where tokens enter. Masks and positions must grow with rows among them."""
-        name, first = type(self.model).__name__, self.sites.stacks[0]
+        name, first = type(self.model).__name__, self.sites.main[0]
         if places_rows(row) and getattr(self.model, "main_input_name", "input_ids") != "input_ids":
             return Diagnostic("E0739", f"prompts are rows among tokens, and this {name} reads none", row.span,
                               help="prefix tuning does the same in every layer")  # fmt: skip
@@ -192,7 +195,7 @@ class _Builder:
             return Diagnostic("E0739", f"rows stand among the tokens that the model reads, and those enter the {first.name} of this "
                               f"{name}, not its {site.stack}", row.span,
                               help=f"modify {site.name}; in the {site.stack} prefix tuning does the same in every layer")  # fmt: skip
-        entered = self.model.get_submodule(first.module) if len(self.sites.stacks) > 1 else self.model
+        entered = self.model.get_submodule(first.module) if len(self.sites.main) > 1 else self.model
         still = site.kind.positions and first.learned_positions and changes_length(row)
         if still and "position_ids" not in inspect.signature(entered.forward).parameters:
             return Diagnostic("E0739", f"at `{site.name}` the tokens keep their positions, and this {name} takes none, so rows would shift "
@@ -203,7 +206,7 @@ class _Builder:
         if site.side == "prompt" and (refused := self._no_rows(row, site)):
             self.problems.append(refused)
             return
-        stack = self.stacks.get(site.stack, self.sites.stacks[-1])
+        stack = self.stacks.get(site.stack, self.sites.main[-1])
         layer = None if stack.shared else site.layer
         alike = None if layer is None else first_like(self.method, row, layer, stack.depth)
         sizes = Sizes({**self.of_the_head, **site.sizes}, alike, stack.depth)
@@ -213,6 +216,9 @@ class _Builder:
             known = {(d.code, d.span) for d in self.problems}
             here = (self.here(stack),) if stack.name else ()
             self.problems += [replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known]
+            return
+        if lacks := coverage.without(site, typing, self.model):
+            self.problems += lacks
             return
         if site.causal:
             verdict = causal(typing)
@@ -337,8 +343,12 @@ class _Builder:
         that all sites of a stack have."""
         inf = Inference(parameters(self.method.params, True, known), {})
         if stack is not None:
-            inside = next(s.sizes for s in self.sites.sites if s.stack == stack.name and s.layer is not None)
-            sizes = {n: v for n, v in {**self.of_the_head, **inside}.items() if n != "d_x"}
+            inside = [s.sizes.items() for s in self.sites.sites if s.stack == stack.name and s.layer is not None]
+            values: dict[str, set[int]] = {}
+            for n, v in (pair for own in inside for pair in own):
+                values.setdefault(n, set()).add(v)
+            same = {n: v.pop() for n, v in values.items() if len(v) == 1}  # blocks may differ
+            sizes = {n: v for n, v in {**self.of_the_head, **same}.items() if n != "d_x"}
             inf.sizes |= {n: Size.of(v) for n, v in sizes.items() if v > 0}
             inf.hidden |= {n: why for n, why in lacking(sizes).items() if n != "d_x"}
         inf.names |= {n: Value(NumberType(Size.of(v), v)) for n, v in known.items()}

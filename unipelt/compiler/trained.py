@@ -13,9 +13,10 @@ from ..anatomy.find import find
 from ..anatomy.quantised import whole_shape
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.check.methods import names_norm
-from ..language.report.diagnostics import Diagnostic, PeltError, error, near
-from ..language.sites import STACKS, signature
-from ..language.syntax.nodes import Path, Span
+from ..language.report.diagnostics import PeltError, error, near
+from ..language.sites import STACKS, signature, site_name
+from ..language.syntax.nodes import Path
+from .coverage import no_stack
 
 #: What to do where a model has no head.
 HEADLESS = "load the model with a head, as AutoModelForSequenceClassification does (`--task sequence-classification`)"
@@ -64,13 +65,6 @@ def _tied_elsewhere(model: nn.Module) -> dict[int, int]:
     here = dict(base_parameters(model))
     pairs = [(here.get(a), here.get(b)) for a, b in (getattr(model, "all_tied_weights_keys", None) or {}).items()]
     return {id(a): id(b) for a, b in pairs if a is not None and b is not None and a.is_meta and b.is_meta}
-
-
-def no_stack(name: str, sites: SiteMap, model: nn.Module, span: Span) -> Diagnostic:
-    """The mistake of naming a stack that a model does not have."""
-    has = [f"`{s.name}`" for s in sites.stacks if s.name]
-    return Diagnostic("E0704", f"this {type(model).__name__} has no {name}", span,
-                      help=f"it has the stack {', '.join(has)}" if has else f"it has one stack: leave `{name}.` out")  # fmt: skip
 
 
 def _stack(path: Path, sites: SiteMap) -> str | None:
@@ -148,8 +142,8 @@ def _matching(
     parts = path.parts if stack is None else path.parts[1:]
     if parts[0] == "head" and len(parts) == 1:
         return head_parameters(sites, everything)
-    if stack is not None:
-        front = sites.stack(stack).module
+    front = sites.stack(stack).module if stack is not None else ""
+    if front:
         everything = {
             n: p for n, p in everything.items() if any(m == front or m.startswith(f"{front}.") for m, _ in p.uses)
         }
@@ -160,11 +154,12 @@ def _matching(
             p for p in everything.values()
             if any(_under(m, n, module, rest) for m, n in p.uses for module in modules)
         ]  # fmt: skip
-    if stack is not None:
-        root = f"{sites.stack(stack).module}."
+    if front:
+        root = f"{front}."
     aliases = {p.path: [a for m, n in p.uses for a in _aliases(model, m, n, root)] for p in everything.values()}
     matched = [p for p in everything.values() if any(_glob(parts, a) for a in aliases[p.path])]
-    if not matched and stack is None and path.parts[0] in STACKS and len(path.parts) > 1:
+    named = site_name(str(path))[0] is not None or path.parts[0] in STACKS
+    if not matched and stack is None and named and len(path.parts) > 1:
         raise PeltError([no_stack(path.parts[0], sites, model, path.span)])
     return matched
 

@@ -189,14 +189,15 @@ def _embedded(name: str, h_is: str, positions: bool) -> SiteSignature:
     )  # fmt: skip
 
 
-def _entered(name: str, entry: str, what: str, h_is: str, **more: bool) -> SiteSignature:
-    return SiteSignature(name=name, h=_TOKEN, parallel=None, side="input", entry=entry, inside=what, h_is=h_is, **more)
+def _entered(
+    name: str, entry: str, what: str, h_is: str, cross: bool = False, mixes: bool = False
+) -> SiteSignature:
+    return SiteSignature(name=name, h=_TOKEN, parallel=None, side="input", entry=entry, inside=what, h_is=h_is, cross=cross, mixes=mixes)
 
 
-def _sublayer_input(part: str, **more: bool) -> SiteSignature:
-    return _entered(
-        f"{part}.input", f"{part}.x", "the sublayer's input", "enters the sublayer, behind a norm before it", **more
-    )
+def _sublayer_input(part: str, cross: bool = False, mixes: bool = False) -> SiteSignature:
+    h_is = "enters the sublayer, behind a norm before it"
+    return _entered(f"{part}.input", f"{part}.x", "the sublayer's input", h_is, cross, mixes)
 
 
 SITES: dict[str, SiteSignature] = {

@@ -174,11 +174,12 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
         if base is not model:
             before.append(Hook(base, inputs.base_enter, before=True, named=True))
         if inputs.tower:
+            encoder, decoder = (model.get_submodule(s.module) for s in r.sites.main[:2])
             before += [
-                Hook(towers[0], inputs.enter_encoder, before=True, named=True),
-                Hook(towers[1], inputs.enter_decoder, before=True, named=True),
+                Hook(encoder, inputs.enter_encoder, before=True, named=True),
+                Hook(decoder, inputs.enter_decoder, before=True, named=True),
             ]
-            behind.append(Hook(towers[0], inputs.leave_encoder, always=True))
+            behind.append(Hook(encoder, inputs.leave_encoder, always=True))
         r.mask_taps = r.mask_taps or [MaskTap(r.switch, s, m) for s, m in zip(r.sites.stacks, towers)]
         # behind what makes a mask longer
         before += [Hook(m, tap.enters, before=True, named=True) for tap, m in zip(r.mask_taps, towers)]

@@ -71,9 +71,12 @@ class Tap:
         self.keys: dict[str, tuple[str, ...]] = {}
 
     def hook(self, module: nn.Module, kind: str) -> Hook:
-        """``enters``: the tensor that enters the module, ``leaves``: the one that leaves it, ``shape``: batch and tokens of the first."""
+        """``enters``: the tensor that enters the module, as edits of its input leave it (``before``: as it was before them),
+        ``leaves``: the one that leaves it, ``shape``: batch and tokens of the first."""
         if kind == "leaves":
             return Hook(module, self.leaves)
+        if kind == "before":
+            return Hook(module, self.before, before=True, named=True, first=True)
         return Hook(module, self.enters if kind == "enters" else self.shape, before=True, named=True)
 
     def _acting(self) -> list[str]:
@@ -82,6 +85,9 @@ class Tap:
     def enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         for key in self._acting():
             self.switch.holder.values[key] = first_tensor(args, kwargs)
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.enters(module, args, kwargs)
 
     def shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         for key in self._acting():
@@ -142,6 +148,9 @@ class Seam(nn.Module):
             for at, function in list(host._forward_hooks.items()):
                 if getattr(function, "__func__", None) is Tap.leaves:  # it reads what the edits make
                     host._forward_hooks.move_to_end(at)  # type: ignore[attr-defined]
+            for at, entered in list(host._forward_pre_hooks.items()):
+                if getattr(entered, "__func__", None) is Tap.enters:  # so does this one
+                    host._forward_pre_hooks.move_to_end(at)  # type: ignore[attr-defined]
 
     def drop(self, host: nn.Module, name: str) -> None:
         """Takes out the edits of an adapter, and the hooks that no other one needs. May be repeated."""
@@ -283,6 +292,10 @@ def taps(planned: PlannedEdit, adapter: str) -> list[tuple[str, str, str]]:
         itself = need == "x" and source == site.view.module and site.side == "output"
         if need in needs(planned) and source is not None and not itself:
             kind = "leaves" if need == "x" and site.x_leaves else "enters"
+            if (
+                need == "residual" and source == site.x
+            ):  # the stream itself, which edits of the sublayer's input do not change
+                kind = "before"
             found.append((source, kind, tap_key(planned, adapter, need)))
     return found
 

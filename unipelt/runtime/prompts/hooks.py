@@ -63,7 +63,7 @@ class InputHooks:
         self.names: frozenset[str] = frozenset()  # of the declared arguments
         self.prompts: dict[str, tuple[Prompt, ...]] = {}
         self.room: Room | None = None  # for rows that move the tokens' positions
-        self.tower = sites.stacks[0].module if len(sites.stacks) > 1 else ""
+        self.tower = sites.main[0].module if len(sites.main) > 1 else ""
         entered = sites.entered()
         self.words = next((s.view.module for s in entered if not s.kind.positions), None)
         self.hosts = tuple(dict.fromkeys(s.view.module for s in entered))
@@ -176,7 +176,7 @@ class InputHooks:
         return [p for host in self.hosts for p in acting if p.host == host]
 
     def _rows(self, grows: Sequence[Prompt]) -> list[Rows]:
-        moves = not self.sites.stacks[0].learned_positions
+        moves = not self.sites.main[0].learned_positions
         return [Rows(p.plan.rows, p.plan.behind, moves or p.host == self.words) for p in grows]
 
     def _make_room(self, call: Call, placed: list[Prompt], given: Given) -> None:

@@ -33,7 +33,7 @@ class Outputs:
 
     def __init__(self, switch: Switch, model: nn.Module, sites: SiteMap):
         self.switch = switch
-        self.foretells = bool(sites.head) and is_language_model(model) and sites.stacks[-1].causal
+        self.foretells = bool(sites.head) and is_language_model(model) and sites.main[-1].causal
         #: Scores of where a span starts and ends have no further dimension, as pooled outputs have none.
         self.spans = "start_positions" in inspect.signature(model.forward).parameters
 

@@ -23,7 +23,7 @@ from .layout import Rows
 
 def moving(plan: Plan) -> int:
     """How many rows of a plan take positions of the tokens from a table of them."""
-    if not plan.sites.stacks[0].learned_positions:
+    if not plan.sites.main[0].learned_positions:
         return 0
     return sum(
         e.prompt.rows for e in plan.edits if e.prompt is not None and e.prompt.grows and not e.site.kind.positions
@@ -43,7 +43,7 @@ class Room:
     @staticmethod
     def of(model: nn.Module, sites: SiteMap) -> Room | None:
         """That of the stack whose tokens rows stand among; None where nothing bounds it."""
-        stack = sites.stacks[0]
+        stack = sites.main[0]
         longest = longest_text(model) if stack.learned_positions else None
         if longest is None:
             return None
@@ -52,7 +52,7 @@ class Room:
         embed = next((s.view for s in sites.entered() if s.kind.positions and not s.view.enters), None)
         embeddings: Any = model.get_submodule(embed.module) if embed is not None else None
         padding = int(embeddings.padding_idx) if hasattr(embeddings, "create_position_ids_from_input_ids") else None
-        entered = model.get_submodule(stack.module) if len(sites.stacks) > 1 else model
+        entered = model.get_submodule(stack.module) if len(sites.main) > 1 else model
         still = embed is not None and "position_ids" in inspect.signature(entered.forward).parameters
         return Room(longest, padding, masked, still)
 
