@@ -186,6 +186,37 @@ def test_sizes_are_each_site_s_own() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("form", ["form { b: [d_out] ~ normal(1) per model delta = b }",
+                                  "form { u: [d_out, 2] ~ normal(1) per model  w: [2, 1] ~ normal(1) per model  b = u @ w  delta = sum(b, 1) }"],
+                         ids=["plain", "folded"])  # fmt: skip
+def test_sites_of_one_name_share_one_tensor_for_each_size(form: str, tmp_path: Path) -> None:
+    sites = "vision.ffn, text.ffn"
+    model, inputs = mixed.build(), mixed.batch()
+    plan = unipelt.apply(model, method(sites, form))
+    assert bool(plan.folds) == ("@" in form)
+    assert any("`per model`, and the sizes of `ffn` differ" in w for w in plan.warnings)
+    by_tower = {
+        tower: {n for e in plan.edits if e.site.stack == tower for n in e.tensors.values()}
+        for tower in ("vision", "text")
+    }
+    (first,) = {plan.tensors[n].sizes[0] for n in by_tower["vision"] if n.startswith(("m.b", "m.u"))}
+    (second,) = {plan.tensors[n].sizes[0] for n in by_tower["text"] if n.startswith(("m.b", "m.u"))}
+    assert (first, second) == (mixed.PICTURE, mixed.WIDTH) and plan.counts.trained == sum(
+        t.numel() for t in record(model, "default").trained().values()
+    )
+    found = model(**inputs)[0]
+    unipelt.save(model, tmp_path / "kept")
+    again = mixed.build()
+    unipelt.attach(again, tmp_path / "kept")
+    assert torch.allclose(again(**inputs)[0], found, rtol=0, atol=1e-5)
+    assert not torch.allclose(found, mixed.build()(**inputs)[0], atol=1e-3)
+
+
+def test_sites_of_other_names_do_not() -> None:
+    d = refused("E0513", "text.ffn, text.mixer.in", "form { b: [d_out] ~ zeros per model delta = b }")
+    assert "[16]" in d.message and "[24]" in d.message
+
+
 def test_a_requirement_is_about_sizes_that_all_blocks_have() -> None:
     planned("text.ffn", CONSTANT, "require d_model > 8")
     with pytest.raises(unipelt.PeltError, match="E0360"):

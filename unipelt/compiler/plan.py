@@ -6,7 +6,7 @@ A plan is made on the meta device too. `unipelt.runtime` carries it out.
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +60,13 @@ class PlannedTensor:
         copies, sizes = tuple(lengths[a] for a in axes), tuple(whole(s) for s in t.type.sizes)
         name, lr = ".".join(filter(None, [front, row.name, t.label])), t.lr if t.lr is not None else 1.0
         return PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, lr)
+
+    def beside(self, known: PlannedTensor | None) -> PlannedTensor:
+        """The tensor under a name of its own where one of that name has another shape: sites of one name that differ in size
+        share what they can, one tensor for each size."""
+        if known is None or known.shape == self.shape:
+            return self
+        return replace(self, name=f"{self.name}.{'x'.join(map(str, self.shape))}")
 
     @property
     def shape(self) -> tuple[int, ...]:

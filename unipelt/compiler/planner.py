@@ -103,6 +103,7 @@ class _Builder:
         self.of_the_head = {"labels": heads[0].sizes["labels"]} if heads else {}
         self.edits: list[PlannedEdit] = []
         self.tensors: dict[str, PlannedTensor] = {}
+        self.first: dict[str, str] = {}  # the site at which a tensor was met first
         self.copies: dict[str, PlannedCopy] = {}
         self.problems: list[Diagnostic] = []
         self.warnings: list[str] = [
@@ -266,6 +267,13 @@ class _Builder:
     def tensor(self, t: TensorTyping, row: Row, site: Site, typing: TypedRow) -> PlannedTensor:
         planned = PlannedTensor.of(t, row, site, typing)
         before = self.tensors.get(planned.name)
+        if before is not None and before.shape != planned.shape and self.first[planned.name] == site.name:
+            planned = planned.beside(before)
+            before = self.tensors.get(planned.name)
+            self.warnings.append(
+                f"`{t.name}` is shared `per {t.owner.each}`, and the sizes of `{site.name}` differ: there is one for each size"
+            )
+        self.first.setdefault(planned.name, site.name)
         if before is not None and before.shape != planned.shape:
             self.problems.append(Diagnostic(
                 "E0513", f"`{t.name}` is shared `per {t.owner.each}`, but its sizes differ: {list(before.shape)} and "

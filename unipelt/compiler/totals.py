@@ -77,6 +77,7 @@ def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) ->
                 declaration = e.typing.tensors[0].declaration  # no tensor is declared under the fold's name
                 typing = TensorTyping(f.name, f.type, f.owner, Distribution("zeros"), None, False, None, declaration)
                 tensor = PlannedTensor.of(typing, e.row, e.site, e.typing)
+                tensor = tensor.beside(planned[tensor.name].tensor if tensor.name in planned else None)
                 planned.setdefault(tensor.name, PlannedFold(tensor.name, f, i, tensor))
         old = sum(tensors[n].count for n in before - in_head if not tensors[n].frozen)
         new = sum(tensors[n].count for n in kept - in_head if not tensors[n].frozen)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-#: 1.1: arguments that depend on the layer; `sampled` tensors; the site `final`.
-LANGUAGE_VERSION = "1.1"
+#: 1.1: arguments that depend on the layer; `sampled` tensors; the site `final`. 1.2: towers of any name; mixers, routers, latent
+#: attention, projectors, what enters blocks and sublayers, and their sizes.
+LANGUAGE_VERSION = "1.2"
 SCHEMA = "unipelt-ir/1.1"
 TYPES_SCHEMA = "unipelt-types/1.0"
 FORMAT = "unipelt-adapter/1.1"
