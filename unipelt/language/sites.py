@@ -189,10 +189,10 @@ def _embedded(name: str, h_is: str, positions: bool) -> SiteSignature:
     )  # fmt: skip
 
 
-def _entered(
-    name: str, entry: str, what: str, h_is: str, cross: bool = False, mixes: bool = False
-) -> SiteSignature:
-    return SiteSignature(name=name, h=_TOKEN, parallel=None, side="input", entry=entry, inside=what, h_is=h_is, cross=cross, mixes=mixes)
+def _entered(name: str, entry: str, what: str, h_is: str, cross: bool = False, mixes: bool = False) -> SiteSignature:
+    return SiteSignature(
+        name=name, h=_TOKEN, parallel=None, side="input", entry=entry, inside=what, h_is=h_is, cross=cross, mixes=mixes
+    )
 
 
 def _sublayer_input(part: str, cross: bool = False, mixes: bool = False) -> SiteSignature:
