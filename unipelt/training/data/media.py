@@ -85,7 +85,7 @@ def _classes(folder: Path, name: str, notes: list[str]) -> Files | None:
     for below in _folders(folder):
         before = len(rows)
         for file in _files(below):
-            column = _column_of(file.name)
+            column = kind_of_file(file.name)
             if column is None:
                 other.append(file)
                 continue
@@ -108,7 +108,7 @@ def _classes(folder: Path, name: str, notes: list[str]) -> Files | None:
 
 def loose(folder: Path) -> str | None:
     """What to do where pictures or sounds lie in a folder without folders of classes; None where none lie there."""
-    return _remedy(folder) if any(_column_of(f.name) for f in folder.iterdir()) else None
+    return _remedy(folder) if any(kind_of_file(f.name) for f in folder.iterdir()) else None
 
 
 def _remedy(folder: Path) -> str:
@@ -130,10 +130,11 @@ def _files(folder: Path) -> Iterator[Path]:
 def files_of(place: Path, column: str) -> list[str]:
     """The pictures or sounds of a folder and of those in it, or the one file that is named."""
     found = _files(place) if place.is_dir() else [place]
-    return [str(f) for f in found if _column_of(f.name) == column]
+    return [str(f) for f in found if kind_of_file(f.name) == column]
 
 
-def _column_of(name: str) -> str | None:
+def kind_of_file(name: str) -> str | None:
+    """The column that a file of this name would stand in, a key of `MEDIA`; None for other files."""
     return next((c for c, endings in MEDIA.items() if name.lower().endswith(endings)), None)
 
 
