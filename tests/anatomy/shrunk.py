@@ -23,7 +23,7 @@ _SAME = {
        "num_decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts mm_tokens_per_image",
     16: "head_dim d_kv d_head kv_channels v_head_dim qk_nope_head_dim kv_lora_rank embedding_size_per_head",
     8: "qk_rope_head_dim rotary_dim",
-    32: "q_lora_rank",
+    32: "q_lora_rank max_source_positions",
     2: "num_experts_per_tok moe_topk moe_k experts_per_token top_k_experts num_experts_per_token attn_layer_period expert_layer_period",
     1: "n_group topk_group first_k_dense_replace attn_layer_offset expert_layer_offset",
     512: "vocab_size",
