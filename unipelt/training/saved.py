@@ -180,14 +180,11 @@ def read_texts(run: Run, file: str) -> list[Sequence[Any]]:
     For a task that reads files also a folder of them, or one of them.
     """
     path = Path(file)
-    if isinstance(run.task, FileClassification):
+    if (isdir(path) or reading.kind_of_file(path.name)) and isinstance(run.task, FileClassification):
         files = reading.files_of(path, run.task.column)
-        if files or isdir(path):
-            if not files:
-                raise error(
-                    "E0605", f"the folder `{path}` holds nothing that {run.task.kind} reads", help="name another"
-                )
-            return [[f] for f in files]
+        if not files:
+            raise error("E0605", f"`{path}` holds nothing that {run.task.kind} reads", help="name another")
+        return [[f] for f in files]
     if path.suffix in reading.SUFFIXES:
         return run.task.read_inputs(reading.read_file(path))
     if not isfile(path):
