@@ -46,7 +46,8 @@ def test_a_site_is_explained_too() -> None:
         name.strip(): text
         for name, _, text in (line.strip().partition("  ") for line in call("attn.heads").splitlines()[1:])
     }
-    assert {n: t.strip() for n, t in lines.items()} == signature("attn.heads").described()  # type: ignore[union-attr]
+    types = "h: batch, head, token, [d_head]; x: batch, token, [d_model]; q: batch, head, token, [d_head]; log_mass: batch, head, token, []"
+    assert {n: t.strip() for n, t in lines.items()} == {**signature("attn.heads").described(), "types": types}  # type: ignore[union-attr]
     assert "log_mass, scale, attn.q(…)" in lines["also"] and json.loads(call("embed", "--json"))["x"] == ""
     assert call("attn.q.weight").startswith("attn.q.weight\n")
 

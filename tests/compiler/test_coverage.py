@@ -162,16 +162,18 @@ def test_layers_that_lack_the_site() -> None:
 
 
 def test_why_blocks_lack_a_site_and_what_no_site_covers(monkeypatch: pytest.MonkeyPatch) -> None:
-    changed(
-        monkeypatch,
-        refused={"text.layers.0.attn.o": "it is called twice"},
-        uncovered={"text.x": "an expert's", "text.y": "an expert's"},
+    why, experts = (
+        {"text.layers.0.attn.o": "it is called twice"},
+        [f"text.layers.1.ffn.experts.{i}.up" for i in range(2)],
     )
+    left = {**dict.fromkeys(experts, "an expert's"), "lm_head": "outside", "text.layers.10.x": "of no such block"}
+    changed(monkeypatch, refused=why, uncovered=left)
     plan = planned("text.attn.o")
-    assert plan.warnings[0].endswith("layer 1; `text.layers.0.attn.o`: it is called twice")
-    assert plan.warnings[1] == "2 projections of the model are covered by no site, as `text.x`: an expert's"
-    assert plan.to_json()["uncovered"] == {"text.x": "an expert's", "text.y": "an expert's"}
-    assert plan.to_json()["refused"] == {"text.layers.0.attn.o": "it is called twice"}
+    assert plan.warnings == (
+        "`attn.o` is in 1 of 3 blocks of the text tower: layer 1; `text.layers.0.attn.o`: it is called twice",
+        f"2 projections of these blocks are covered by no site, as `{experts[0]}` (an expert's)",
+    )
+    assert (plan.to_json()["uncovered"], plan.to_json()["refused"]) == (left, why)
     assert not planned("text.ffn").warnings  # a sublayer, whatever projections it has
 
 
@@ -219,8 +221,12 @@ def test_sites_of_other_names_do_not() -> None:
 
 def test_a_requirement_is_about_sizes_that_all_blocks_have() -> None:
     planned("text.ffn", CONSTANT, "require d_model > 8")
-    with pytest.raises(unipelt.PeltError, match="E0360"):
-        planned("text.ffn", CONSTANT, "require d_model > 16")
+    planned("text.ffn", CONSTANT, "require d_q == 12")  # that of the queries, not of the values
+    for condition, code in (("d_model > 16", "E0360"), ("d_q_rank > 7", "E0360"), ("d_mix > 100", "E0360")):
+        with pytest.raises(unipelt.PeltError, match=code):
+            planned("text.ffn", CONSTANT, f"require {condition}")
+    with pytest.raises(unipelt.PeltError, match="E0360"):  # the vision tower's are asked for where it is changed
+        planned("vision.ffn", CONSTANT, "require d_q == 12")
 
 
 # ---------------------------------------------------------------- what a site lacks

@@ -110,15 +110,17 @@ def _layers(found: Sequence[Site], sites: SiteMap) -> Iterator[tuple[Stack, str,
             )
 
 
-def uncovered(found: Iterable[Site], sites: SiteMap) -> list[str]:
-    """How many projections no site covers, beside those that a method changes; nothing where it changes none."""
-    if not sites.uncovered or not any(s.kind.has_weight for s in found):
+def uncovered(found: Sequence[Site], sites: SiteMap) -> list[str]:
+    """How many projections of the blocks no site covers, where projections there are changed."""
+    root = f"{sites.prefix}." if sites.prefix else ""
+    blocks = {f"{root}{s.block}." for s in found if s.block and s.kind.has_weight}
+    open_ = [(path, reason) for path, reason in sites.uncovered.items() if any(path.startswith(b) for b in blocks)]
+    if not open_:
         return []
-    by_reason: dict[str, list[str]] = {}
-    for path, reason in sites.uncovered.items():
-        by_reason.setdefault(reason, []).append(path)
-    return [f"{counted(len(paths), 'projection')} of the model {'is' if len(paths) == 1 else 'are'} covered by no site, as `{paths[0]}`: {reason}"
-            for reason, paths in by_reason.items()]  # fmt: skip
+    path, reason = open_[0]
+    return [
+        f"{counted(len(open_), 'projection')} of these blocks {'is' if len(open_) == 1 else 'are'} covered by no site, as `{path}` ({reason})"
+    ]
 
 
 def refused(name: str, tower: str | None, sites: SiteMap) -> str:
@@ -170,6 +172,19 @@ def before_the_blocks(found: Sequence[Site], sites: SiteMap) -> list[str]:
         said += [f"`{site.name}` is what leaves `{site.view.module}`: what the model does to it before its first block (a factor, a norm, "
                  "positions) is done to rows there too" for _ in inner[:1]]  # fmt: skip
     return said
+
+
+def common_sizes(sites: SiteMap, stack: Stack) -> dict[str, int]:
+    """The sizes that all sites in a stack's blocks agree on; projections, which may have some of their own, say what others do not."""
+    found: dict[str, int] = {}
+    for projections in (False, True):
+        values: dict[str, set[int]] = {}
+        for s in sites.sites:
+            if s.stack == stack.name and s.layer is not None and s.kind.has_weight is projections:
+                for n, v in s.sizes.items():
+                    values.setdefault(n, set()).add(v)
+        found = {**{n: min(v) for n, v in values.items() if len(v) == 1}, **found}
+    return found
 
 
 # ---------------------------------------------------------------- words

@@ -35,6 +35,7 @@ from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
 from . import coverage, totals
+from .coverage import common_sizes
 from .notes import of_the_base
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
@@ -351,12 +352,7 @@ class _Builder:
         that all sites of a stack have."""
         inf = Inference(parameters(self.method.params, True, known), {})
         if stack is not None:
-            inside = [s.sizes.items() for s in self.sites.sites if s.stack == stack.name and s.layer is not None]
-            values: dict[str, set[int]] = {}
-            for n, v in (pair for own in inside for pair in own):
-                values.setdefault(n, set()).add(v)
-            same = {n: v.pop() for n, v in values.items() if len(v) == 1}  # blocks may differ
-            sizes = {n: v for n, v in {**self.of_the_head, **same}.items() if n != "d_x"}
+            sizes = {n: v for n, v in {**self.of_the_head, **common_sizes(self.sites, stack)}.items() if n != "d_x"}
             inf.sizes |= {n: Size.of(v) for n, v in sizes.items() if v > 0}
             inf.hidden |= {n: why for n, why in lacking(sizes).items() if n != "d_x"}
         inf.names |= {n: Value(NumberType(Size.of(v), v)) for n, v in known.items()}
