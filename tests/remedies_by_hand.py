@@ -411,6 +411,11 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         )
     },
     "for example [4, 8, 8, 16]": {"E0365-nested": ("[1, [2, 3]]", "[4, 8, 8, 16]")},
+    "a dot of a path is written `\\.`, any text `.*`; brackets that mean themselves have a `\\` before them": {
+        "E0394-module-half-open": ("(0|1\\.mlp", "(0|1)\\.mlp"),
+        "E0394-module-in-a-stack": ("[0-9.fc1", "[0-9]\\.fc1"),
+        "E0394-module-star-first": ("*.fc1", ".*\\.fc1"),
+    },
     "bind one name in a line": {"E0391-later-names": ("a, b = z", "a = z"), "E0391-svd": ("U, V = W", "U = W")},
     "its parameters: l: int, mid: int, init: init": {"mutant-apl-surplus": (", zeros, ra)", ", zeros)")},
     "the two sizes must be equal: mid and d_model": {

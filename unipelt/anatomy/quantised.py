@@ -86,5 +86,13 @@ def matrix(module: nn.Module) -> torch.Tensor:
 
 
 def as_map(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """A linear map's weight as [d_in, d_out], whichever way the module stores it."""
-    return weight if type(module).__name__ == "Conv1D" else weight.T
+    """A linear map's weight as [d_in, d_out], whichever way the module stores it; a convolution of one position is one, too."""
+    return weight if type(module).__name__ == "Conv1D" else weight.flatten(1).T
+
+
+def as_stored(module: nn.Module, W: torch.Tensor) -> torch.Tensor:
+    """[d_in, d_out] as the module stores its weight."""
+    if type(module).__name__ == "Conv1D":
+        return W
+    kernel = getattr(module, "kernel_size", ()) if isinstance(module, nn.modules.conv._ConvNd) else ()
+    return W.T.reshape(*W.T.shape, *kernel)

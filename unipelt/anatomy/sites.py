@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..language.report.diagnostics import Diagnostic
-from ..language.sites import SITES, Side, SiteSignature
+from ..language.sites import SITES, Side, SiteSignature, signature
 from .columns import Columns
+from .layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class View:
     module: str
     columns: Columns | None = None
     enters: bool = False
+    layout: Layout | None = None  # where the numbers lie, if [batch, token, d] is not sure
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Site:
     decoder's ``cross.k`` and ``cross.v`` read the encoder's); ``causal`` is about those. ``x_leaves``: ``x`` is what
     leaves its module. ``rows``: here a module flattens batch and tokens to one dimension; they are those of what enters
     this module. ``factor``: by what the model multiplies h before it adds it to the residual. ``proof`` says how the
-    place is known: nothing for a tested anatomy, ``proved`` by the numbers of a pass, or ``not yet proved``.
+    place is known: nothing for a tested anatomy, ``proved`` by the numbers of a pass, or ``not yet proved``. A module that is
+    named by its path has its ``path`` from the base, and ``lacks`` what cannot be read there (no linear map has no ``W``).
     """
 
     name: str
@@ -79,6 +82,8 @@ class Site:
     rows: str | None = None
     factor: float = 1.0
     proof: str = ""
+    path: str = ""
+    lacks: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<site {self.label}>"
@@ -86,7 +91,9 @@ class Site:
     @property
     def kind(self) -> SiteSignature:
         """What the language says of the sites of that name."""
-        return SITES[self.name]
+        found = signature(self.name)
+        assert found is not None
+        return found.without(self.lacks) if self.lacks else found
 
     @property
     def side(self) -> Side:
@@ -95,6 +102,8 @@ class Site:
     @property
     def label(self) -> str:
         """``encoder.layer.0.attn.q``: the front of the names of the tensors that live here."""
+        if self.path:
+            return self.path
         front = self.block or self.stack
         return f"{front}.{self.name}" if front else self.name
 

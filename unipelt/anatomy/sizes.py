@@ -16,7 +16,9 @@ from .sites import View
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(d_in, d_out) of a linear map, whichever way its weight is stored."""
+    """(d_in, d_out) of a linear map, whichever way its weight is stored; of a convolution that reads one position at a time, too."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return (module.in_channels, module.out_channels) if not beyond_a_position(module) else None
     weight = getattr(module, "weight", None)
     if weight is None or (isinstance(weight, torch.Tensor) and is_quantised(weight)):
         return features(module)  # codes may be packed, so that their shape is another
@@ -24,6 +26,16 @@ def weight_shape(module: nn.Module) -> tuple[int, int] | None:
         return None
     rows, columns = weight.shape
     return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)
+
+
+def beyond_a_position(module: nn.modules.conv._ConvNd) -> str:
+    """Why a convolution is no linear map of each position by itself; nothing, if it is one."""
+    if module.transposed or module.groups != 1 or any(k != 1 for k in module.kernel_size):
+        kernel = "×".join(map(str, module.kernel_size))
+        kind = "transposed" if module.transposed else "grouped" if module.groups != 1 else kernel
+        return f"a {kind} convolution is no linear map of one position"
+    still = module.padding in (0, "valid", "same", (0,) * len(module.kernel_size))
+    return "" if still else "its padding puts positions beside those that enter it"
 
 
 def _map_shape(model: nn.Module, path: str) -> tuple[int, int]:

@@ -70,7 +70,7 @@ def explain(
 
     if code is None:
         list_codes(as_json)
-    elif (site := signature(code)) is not None:
+    elif (site := signature('module("regex")' if code == "module" else code)) is not None:
         explain_site(site, as_json)
     else:
         explain_code(code, as_json)

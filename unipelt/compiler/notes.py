@@ -26,6 +26,12 @@ def of_the_base(model: nn.Module) -> list[str]:
     return said
 
 
+def of_rows(said: str, rows: list[str]) -> str:
+    """One note for all the rows it is true of."""
+    names = [f"`{r}`" for r in dict.fromkeys(rows)]
+    return f"row {names[0]}: {said}" if len(names) == 1 else f"rows {', '.join(names)}: {said}"
+
+
 def _named(paths: list[str]) -> str:
     others = f" and {len(paths) - 1} others" if len(paths) > 2 else f" and `{paths[1]}`" if len(paths) == 2 else ""
     return f"`{paths[0]}`{others}"

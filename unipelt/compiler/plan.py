@@ -52,7 +52,8 @@ class PlannedTensor:
     @staticmethod
     def of(t: TensorTyping, row: Row, site: Site, typing: TypedRow) -> PlannedTensor:
         """A tensor that a row declares, at a site: named by its owner, with the axes it has there."""
-        owner = t.owner if site.layer is not None else t.owner.outside_the_layers()
+        within = site.layer is not None or (site.kind.by_path and t.owner.each == "kind")
+        owner = t.owner if within else t.owner.outside_the_layers()
         front = owner.named(kind=site.full_name, layer=site.block, site=site.label)
         axes = tuple(sorted(t.type.axes, key=axis_order))
         of_heads = {a: site.sizes[n] for a, n in (("head", "heads"), ("group", "groups")) if n in site.sizes}

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..anatomy.find import find
 from ..anatomy.heads import is_language_model, word_embeddings
+from ..anatomy.modules import matching
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
 from ..language.analyse.method import analyse
@@ -36,9 +37,10 @@ from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
 from . import coverage, totals
 from .coverage import common_sizes
-from .notes import of_the_base
+from .notes import of_rows, of_the_base
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
+from .places import in_the_layers, lacking_at, one_place, own_arguments
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
 from .trained import (
     HEADLESS,
@@ -53,6 +55,8 @@ from .trained import (
 )
 
 MAX_TRAINED = 2**33
+#: Where a module lies of a model whose layers are not known.
+NO_STACK = Stack("", 0, (), False, False, False, "")
 #: The main input of models whose batches hold no pads.
 UNPADDED = ("pixel_values",)
 
@@ -83,7 +87,7 @@ def plan(
     builder.head(head)
     builder.whole_head()
     builder.requirements()
-    builder.arguments()
+    builder.problems += own_arguments(model, builder.edits)
     if builder.problems:
         raise PeltError(distinct(builder.problems))
     result = builder.plan()
@@ -124,15 +128,20 @@ class _Builder:
         found: list[Site] = []
         absent: list[str] = []
         for path in sites_of(row.sites, self.method.params):
-            if self.sites.unknown:
+            tower, name = site_name(str(path))
+            kind = signature(name)
+            by_path = kind is not None and kind.by_path
+            if self.sites.unknown and not by_path:
                 self.problems += self.sites.unknown
                 continue
-            tower, name = site_name(str(path))
             if tower is not None and tower not in self.stacks:
                 self.problems.append(coverage.no_stack(tower, self.sites, self.model, path.span))
                 continue
-            here, kind = self.sites.named(name, tower), signature(name)
-            if not here and kind is not None and kind.cross:
+            here = self.sites.named(name, tower)
+            if by_path:
+                here, wrong = matching(self.model, self.sites, name, tower, path.span)
+                self.problems += wrong
+            elif not here and kind is not None and kind.cross:
                 absent.append(name)
             elif not here and kind is not None and kind.is_weight:
                 self.problems.append(Diagnostic("E0390", f"weight sites (`{name}`) are not built yet", path.span))
@@ -143,7 +152,7 @@ class _Builder:
                     "E0512", f"this {type(self.model).__name__} has no site `{name}`{why}", path.span,
                     help=HEADLESS if kind is not None and kind.times == "head" and not why else coverage.elsewhere(name, self.sites) or (near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
             found += [
-                s for s in here if all(s is not f for f in found)
+                s for s in here if not any(s is f or one_place(s, f) for f in found)
             ]  # `attn.q, decoder.attn.q` names some sites twice
         if absent and not found and not self.problems:
             self.problems.append(Diagnostic(
@@ -159,10 +168,12 @@ class _Builder:
             if layers is None:
                 return
             here_layers[stack.name] = layers
-        problems, notes = coverage.unselected(row, found, here_layers, self.sites)
-        self.problems += problems
-        paths = sites_of(row.sites, self.method.params)
-        self.warnings += [*coverage.towers(paths, self.sites), *coverage.partial(found, self.sites), *coverage.uncovered(found, self.sites),
+        found, wrong = in_the_layers(found, row, self.sites)
+        self.problems += wrong
+        missing, notes = coverage.unselected(row, found, here_layers, self.sites)
+        self.problems += missing
+        paths, named = sites_of(row.sites, self.method.params), [s for s in found if not s.kind.by_path]
+        self.warnings += [*coverage.towers(paths, self.sites), *coverage.partial(named, self.sites), *coverage.uncovered(named, self.sites),
                           *notes, *coverage.said_of(found), *coverage.before_the_blocks(found, self.sites)]  # fmt: skip
         for site in found:
             at = self.probed(row, site) if site.kind.probes and selects(row) else site
@@ -208,10 +219,14 @@ class _Builder:
         if site.side == "prompt" and (refused := self._no_rows(row, site)):
             self.problems.append(refused)
             return
-        stack = self.stacks.get(site.stack, self.sites.main[-1])
+        stack = self.stacks.get(site.stack, self.sites.main[-1] if self.sites.stacks else NO_STACK)
         layer = None if stack.shared else site.layer
         alike = None if layer is None else first_like(self.method, row, layer, stack.depth)
-        sizes = Sizes({**self.of_the_head, **site.sizes}, alike, stack.depth)
+        depth = stack.depth or None
+        sizes = Sizes({**self.of_the_head, **site.sizes}, alike, depth)
+        if lacks := lacking_at(site, row, self.model):
+            self.problems.append(lacks)
+            return
         try:
             typing = typed_row(self.method, row, self.signature(site), sizes)
         except PeltError as e:
@@ -243,7 +258,7 @@ class _Builder:
         for t in typing.tensors:
             planned = self.tensor(t, row, site, typing)
             names[t.label] = planned.name
-        numbers = {"depth": stack.depth} | ({"layer": layer} if layer is not None else {})
+        numbers = ({"depth": depth} if depth else {}) | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(site, names, typing, numbers))
 
     def signature(self, site: Site) -> SiteSignature:
@@ -449,15 +464,6 @@ class _Builder:
                         self.problems += inf.problems
                         break
 
-    def arguments(self) -> None:
-        """A declared input must not be called as what the model's forward takes already."""
-        own = inspect.signature(self.model.forward).parameters
-        declared = {i.name: i.declaration.span for e in self.edits for i in e.typing.inputs}
-        for name, span in declared.items():
-            if name in own or name == "self":
-                self.problems.append(Diagnostic("E0738", f"`{name}` is an argument of this {type(self.model).__name__}'s own "
-                                                "forward", span, help="give the input another name"))  # fmt: skip
-
     def counts(self) -> Counts:
         """Before folding. A language model's head is a part of its base."""
         heads = [] if self._is_lm() else self.head_parameters
@@ -475,7 +481,7 @@ class _Builder:
         said = [
             *self.warnings,
             *of_the_base(self.model),
-            *starmap(_of_rows, self.judged.items()),
+            *starmap(of_rows, self.judged.items()),
             *totals.rates(self.tensors, self.copies.values()),
         ]
         return Plan(
@@ -484,9 +490,3 @@ class _Builder:
             head_use(self.model, self.label_map, self.edits, self.copies.values()), tuple(self.leaks.values()),
             totals.inputs(self.edits),
         )  # fmt: skip
-
-
-def _of_rows(said: str, rows: list[str]) -> str:
-    """One note for all the rows it is true of."""
-    names = [f"`{r}`" for r in dict.fromkeys(rows)]
-    return f"row {names[0]}: {said}" if len(names) == 1 else f"rows {', '.join(names)}: {said}"

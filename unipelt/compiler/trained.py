@@ -251,12 +251,17 @@ def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str
     a block, whose attention may write into a cache, nor around one.
     """
     called = [_caller(model, m, n) for m, n in p.uses if m]
-    leaves = [(m, n) for m, n in called if "." in n or not children(model.get_submodule(m))]
+    leaves = [(m, n) for m, n in called if _alone(model.get_submodule(m))]
     if leaves:
         return leaves
     root = f"{sites.prefix}." if sites.prefix else ""
     blocks = [f"{root}{block}." for stack in sites.stacks for block in stack.blocks]
     return [(m, n) for m, n in p.uses if m and not any(f"{m}.".startswith(b) or b.startswith(f"{m}.") for b in blocks)]
+
+
+def _alone(module: nn.Module) -> bool:
+    """Whether a module calls no other: torch's attention holds one and computes with its weight."""
+    return isinstance(module, nn.MultiheadAttention) or not children(module)
 
 
 def _caller(model: nn.Module, module: str, name: str) -> tuple[str, str]:

@@ -5,7 +5,9 @@ A type is written as axes and trailing sizes. The sizes here are symbols; a plan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -80,6 +82,7 @@ class SiteSignature:
     into: str = ""  # the linear map that can absorb an edit
     pools: bool = False  # whether h may be one vector for each example, which some models decide
     probes: bool = False  # whether `layers` says which layer's states `x` is
+    by_path: bool = False  # whether a regular expression says which modules of a model it is
 
     inside: str  # in a picture, what the base does there
     x_is: str = ""  # in words
@@ -96,6 +99,12 @@ class SiteSignature:
                 *["prepend(delta, h)"] * self.takes_rows]  # fmt: skip
         x = self.x_is if self.x is not None else ""
         return {"x": x, "h": self.h_is, "insert parallel reads": self.parallel or "", "also": ", ".join(also)}
+
+    def without(self, names: frozenset[str]) -> SiteSignature:
+        """The signature of a place at which some of ``x``, ``W`` and ``bias`` cannot be read; without ``W`` nothing absorbs an edit."""
+        x = {"x": None, "parallel": None} if "x" in names else {}
+        scope = tuple((n, t) for n, t in self.scope if n not in names)
+        return replace(self, scope=scope, into="" if "W" in names else self.into, **x)  # type: ignore[arg-type]
 
     @property
     def outside_the_layers(self) -> bool:
@@ -130,7 +139,7 @@ class SiteSignature:
     def sublayer(self) -> str:
         """The sublayer that it is or lies in: nothing for sites of no sublayer."""
         first = self.name.split(".")[0]
-        return first if SITES[first].is_sublayer else ""
+        return first if first in SITES and SITES[first].is_sublayer else ""
 
     @property
     def has_labels(self) -> bool:
@@ -270,6 +279,8 @@ RESERVED = frozenset(["x", "h", "z", "q", "k", "v", "W", "bias", "residual", "lo
 STACKS = ("encoder", "decoder", "text", "vision", "audio")
 #: What a path begins with that names a site without its stack.
 FIRST_WORDS = frozenset(s.split(".")[0] for s in SITES)
+#: The site that a regular expression of modules' paths names, which is matched as a whole.
+_MODULE = re.compile(r'module\("(.*)"\)', re.DOTALL)
 
 
 def site_name(path: str) -> tuple[str | None, str]:
@@ -279,11 +290,23 @@ def site_name(path: str) -> tuple[str | None, str]:
     return (first, rest) if front and (first in STACKS or signature(rest) is not None) else (None, path)
 
 
+@lru_cache(maxsize=1024)
 def signature(name: str) -> SiteSignature | None:
-    """The signature of a site name without its stack; ``SITE.weight`` has one derived from its projection."""
+    """The signature of a site name without its stack; those of ``module("regex")`` and ``SITE.weight`` are derived."""
+    expression = regular(name)
+    if expression is not None:
+        return replace(_projection(name, "d_x", "d_out"), by_path=True, inside="x W + bias where it is a linear map",
+                       x_is="what enters the module", h_is="what leaves it")  # fmt: skip
     base, _, last = name.rpartition(".")
-    if last != "weight" or base not in SITES or not SITES[base].has_weight:
+    site = signature(base) if last == "weight" else None
+    if site is None or not site.has_weight:
         return SITES.get(name)
-    W = dict(SITES[base].scope)["W"]
-    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=SITES[base].cross, mixes=SITES[base].mixes,
+    W = dict(site.scope)["W"]
+    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=site.cross, mixes=site.mixes,
                          inside="the weight W", h_is="the weight itself")  # fmt: skip
+
+
+def regular(name: str) -> str | None:
+    """The regular expression of ``module("regex")``; None of another site."""
+    found = _MODULE.fullmatch(name)
+    return found[1] if found else None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..anatomy.columns import Columns, taken
+from ..anatomy.layout import Layout, agree
 from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
@@ -71,7 +72,7 @@ class Edit(Holding):
         self.row, self.site, self.insert = planned.row, planned.site, planned.typing.insert
         # rows that enter among the tokens replace placeholders in what the embeddings yield (see `runtime.prompts`)
         self.side = "output" if planned.site.side == "prompt" else planned.site.side
-        self.columns = planned.site.view.columns
+        self.columns, self.layout = planned.site.view.columns, planned.site.view.layout
         self.needs = needs(planned)
         self.prompt = planned.prompt  # the rows that it puts among the tokens, if it does
         self.inputs = frozenset(i.name for i in planned.typing.inputs)
@@ -154,6 +155,21 @@ class Edit(Holding):
         """
         if want == "rows":
             return self.rows(given, mask)
+        if self.layout is not None:
+            return self.layout.back(self._edited(*self._laid_out(self.layout, h, given), mask, want), h)
+        return self._edited(h, given, mask, want)
+
+    def _laid_out(
+        self, layout: Layout, h: torch.Tensor, given: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """h and what is in scope as [batch, token, d]."""
+        inner, read = layout.into(h), dict(given)
+        if "x" in read:
+            read["x"] = layout.entering(read["x"])
+            agree(read["x"], inner, f"`{self.site.view.module}`")
+        return inner, read
+
+    def _edited(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, want: str) -> Any:
         if ROWS in given:
             lead = given[ROWS]
             inner = {n: t.view(*lead, -1) if n in ("x", "residual") else t for n, t in given.items() if n != ROWS}

@@ -18,7 +18,7 @@ from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.interrupts import finish
 from ..anatomy.sites import View
 from ..anatomy.sizes import weight_shape
-from ..anatomy.quantised import as_map, is_quantised
+from ..anatomy.quantised import as_map, as_stored, is_quantised
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.report.diagnostics import Diagnostic, PeltError, error
@@ -197,7 +197,7 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
             b_new = _beside(edits, b, out[0])
             W_new = _beside(edits, W, out[1:] - out[0])
         if _changed(W_new, W):
-            new[weight_path] = as_map(host, W_new).to(weight.dtype)
+            new[weight_path] = as_stored(host, W_new).to(weight.dtype)
         if _changed(b_new, b):
             if bias is None:
                 raise error("E0564", f"the merged `{path}` would need a bias, and it has none", edits[0].edit.row.span)
@@ -290,4 +290,5 @@ def _double(model: nn.Module, name: str, e: PlannedEdit) -> Edit:
     for shared in double.shared:
         shared.double()
     double.bases = found.bases
+    double.layout = None  # it is given rows
     return double

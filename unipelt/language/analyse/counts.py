@@ -183,7 +183,9 @@ def counts(method: Method) -> dict[str, Count]:
     trained, stored, frozen, head = Amount(), Amount(), Amount(), Amount()
     folds: list[tuple[Amount, Amount]] = []
     unknown = [f"what `{r.name}` learns at `{p}`" for r in method.rows for p in open_paths(r, method.params)]
-    for name, found in rows.items():
+    for name, every in rows.items():
+        found = [t for t in every if not t.site.by_path]
+        unknown += [f"what `{name}` learns at `{t.place}`" for t in every if t.site.by_path]
         owners = {x.owner.each for t in found for x in t.tensors if x.owner.open}
         if owners:
             unknown += [f"what `{name}` learns per `{p}`" for p in sorted(owners)]

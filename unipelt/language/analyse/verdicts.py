@@ -18,7 +18,7 @@ from .meaning import meaning
 from ..types.primitives import PRIMITIVES, entry_of
 from ..types.typed import TypedRow
 from .row_verdicts import RULES, Verdict, calls_at
-from ..sites import site_name
+from ..sites import signature, site_name
 from ..syntax.nodes import NOWHERE, Path, Span
 from ..types.values import CONSTANT, Placed
 
@@ -115,6 +115,8 @@ def rows_commute(method: Method, typings: Sequence[TypedRow]) -> Verdict:
             }:
                 unknown = unknown or Verdict("unknown", f"`{a.name}` and `{b.name}` act at one place where a model has nothing "
                                              "between its words and `embed`", b.span)  # fmt: skip
+            if any(_open(s) for s in sites[i] ^ sites[j]):
+                unknown = unknown or Verdict("unknown", f"whether `{a.name}` and `{b.name}` meet at a module is not known without a model", b.span)  # fmt: skip
             meeting = _meeting(sites[i], sites[j])
             if not meeting or (alike[i], alike[j]) in seen:
                 continue
@@ -137,6 +139,12 @@ def rows_commute(method: Method, typings: Sequence[TypedRow]) -> Verdict:
             unknown = unknown or Verdict("unknown", f"whether `{a.name}` and `{b.name}` differ in the other order is not known "
                                          "without numbers", b.span)  # fmt: skip
     return unknown or Verdict("yes", "rows that meet at a site give the same in either order", method.span)
+
+
+def _open(site: str) -> bool:
+    """Whether a model says which modules a site is."""
+    found = signature(site_name(site)[1])
+    return found is not None and found.by_path
 
 
 def _without_words(site: str) -> str:

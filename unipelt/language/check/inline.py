@@ -35,7 +35,7 @@ from ..syntax.nodes import (
     Statement,
     String,
     Tensor,
-    dotted,
+    site_text,
     rewrite,
     walk,
 )  # fmt: skip
@@ -196,7 +196,7 @@ def _sites(paths: tuple[Path, ...], mapping: Mapping) -> tuple[Path, ...]:
 def site_paths(value: Expr) -> list[Path]:
     """The sites an argument of type `sites` names: ``[attn, ffn]`` or ``attn.q``."""
     items = value.items if isinstance(value, ListOf) else (value,)
-    found = [(dotted(i), i) for i in items]
+    found = [(site_text(i), i) for i in items]
     for text, item in found:
         if text is None:
             raise error("E0226", "an argument of type `sites` is a site or a list of sites", item.span,

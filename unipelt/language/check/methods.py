@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +17,7 @@ from ..types.layers import NUMERIC, layered
 from ..types.rows import typed_row
 from ..types.values import Type
 from ..types.typed import TypedRow
-from ..sites import FIRST_WORDS, SITES, STACKS, signature, site_name
+from ..sites import FIRST_WORDS, SITES, STACKS, regular, signature, site_name
 from ..syntax.nodes import ListOf, Param, Path
 
 
@@ -96,10 +98,7 @@ def site_problem(path: Path) -> Diagnostic | None:
     text = str(path)
     stack, name = site_name(text)
     if signature(name) is not None:
-        return None if stack is None else _tower_problem(path, stack, name)
-    if text.startswith("module("):
-        return Diagnostic("E0390", "`module(…)` is a word of the language that is not built yet", path.span,
-                          help=f"sites: {', '.join(SITES)}")  # fmt: skip
+        return (None if stack is None else _tower_problem(path, stack, name)) or _irregular(name, path)
     return Diagnostic("E0302", f"there is no site `{text}`", path.span,
                       **_instead(path, name, stack))  # fmt: skip
 
@@ -115,6 +114,19 @@ def _tower_problem(path: Path, stack: str, name: str) -> Diagnostic | None:
     known = [f"{meant}.{name}"] if meant in STACKS else []
     return Diagnostic("E0302", f"there is no site `{path}`", path.span,
                       **instead(str(path), known or SITES, path.span, f"sites: {', '.join(SITES)}"))  # fmt: skip
+
+
+def _irregular(name: str, path: Path) -> Diagnostic | None:
+    """The mistake of a site whose regular expression cannot be read."""
+    expression = regular(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what other versions of Python may read otherwise
+            re.compile(expression or "")
+    except (re.error, RecursionError, OverflowError) as e:
+        return Diagnostic("E0394", f"`{expression}` is no regular expression: {e}", path.span,
+                          help="a dot of a path is written `\\.`, any text `.*`; brackets that mean themselves have a `\\` before them")  # fmt: skip
+    return None
 
 
 def names_norm(path: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
-from .tree import children as children, dotted as dotted, rewrite as rewrite, walk as walk
+from .tree import children as children, dotted as dotted, rewrite as rewrite, site_text as site_text, walk as walk
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,15 @@ def dotted(expr: Any) -> str | None:
     return ".".join([expr.id, *reversed(parts)])
 
 
+def site_text(expr: Any) -> str | None:
+    """``attn.q`` or ``module("regex")`` of an expression that names a site, else None."""
+    function = dotted(expr.function) if getattr(expr, "kind", "") == "apply" and len(expr.args) == 1 else None
+    if function is None or function.split(".")[-1] != "module":
+        return dotted(expr)
+    text = getattr(expr.args[0].value, "value", None)
+    return f'{function}("{text}")' if isinstance(text, str) else None
+
+
 def large(node: Any, most: int = 2_000) -> bool:
     """Whether an expression has more nodes than lines are put in each other's place for: they may double from line to line."""
     return next(islice(walk(node), most, None), None) is not None
