@@ -448,9 +448,11 @@ class _Builder:
     def requirements(self) -> None:
         counts = self.counts()
         share = Value(NumberType(None, counts.trained / max(counts.base, 1)))
+        changed = {e.site.stack for e in self.edits}
+        meant = [s for s in self.sites.stacks if s.main or s.name in changed]
         for r in self.method.requires:
             varies = by_layer(r.condition, layered(self.method.params))
-            for stack in self.sites.stacks or (None,):
+            for stack in meant or (None,):
                 known = {"depth": stack.depth} if stack is not None else {}
                 for numbers in (
                     [{"layer": i, **known} for i in range(stack.depth)]
