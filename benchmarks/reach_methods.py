@@ -178,6 +178,7 @@ def survey(subject: Subject, name: str, at: str = "") -> Found:
             again = _survey(subject, name, other)
             if not again.refused:
                 return again
+            found.refused |= {f"{check} at {other}": why for check, why in again.refused.items()}
     return found
 
 
@@ -197,7 +198,6 @@ def _survey(subject: Subject, name: str, at: str) -> Found:
     with suppress(PeltError):
         unipelt.unmerge(model)
     found.tried("remove", lambda: unipelt.remove(model, NAME))
-    model.requires_grad_(True)
     after = model.state_dict()
     kept = after.keys() == before.keys() and all(torch.equal(after[n], t) for n, t in before.items())
     back = found.tried("pass after remove", lambda: outputs(model, subject.inputs))

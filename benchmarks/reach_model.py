@@ -71,11 +71,15 @@ def surveyed(found: Type) -> dict[str, Any]:
     record["softmax attention"] = seen.seen
     record["biases"] = any(n.endswith("bias") for n, _ in model.named_parameters())
     subject = Subject(model, meta, inputs, base, _decodes(found, model, inputs, record), seen.seen)
-    record["methods"] = {name: survey(subject, name).record() for name in METHODS}
-    if record["kind"] == "multimodal" and (pictured := _pictured(model)) is not None:
-        record["picture"] = sorted(pictured)
-        subject = Subject(model, meta, pictured, outputs(model, pictured), None, True)
-        record["methods"][VISION] = survey(subject, "lora", at="vision.attn.q, vision.attn.v").record()
+    pictured = _pictured(model) if record["kind"] == "multimodal" else None
+    if pictured is None:
+        record["methods"] = {name: survey(subject, name).record() for name in METHODS}
+        return record
+    record["picture"] = sorted(pictured)
+    seeing = Subject(model, meta, pictured, outputs(model, pictured), None, True)
+    # Every parameter is asked for a change by what trains them all, so that needs every tower.
+    record["methods"] = {n: survey(seeing if n == "bitfit" else subject, n).record() for n in METHODS}
+    record["methods"][VISION] = survey(seeing, "lora", at="vision.attn.q, vision.attn.v").record()
     return record
 
 
@@ -111,7 +115,9 @@ def _built(found: Type, config: Any, device: str) -> nn.Module:
         raise ValueError(f"its smallest configuration here has {size:,} parameters")
     torch.manual_seed(0)
     with torch.device(device):
-        return found.built(config).eval().requires_grad_(True)
+        return (
+            found.built(config).eval().requires_grad_(False)
+        )  # torch takes other kernels where gradients are asked for
 
 
 def _finite(model: nn.Module, inputs: Mapping[str, Any]) -> None:

@@ -23,13 +23,16 @@ def runs(t: Record) -> bool:
 
 
 def counts(t: Record, method: str) -> bool:
-    """Whether a method has sense on a type: heads and keys need attention, biases must be there, a picture must have been seen."""
+    """Whether a method has sense on a type: heads and keys need attention, biases must be there, prompts need tokens, a
+    tower for pictures must have seen one."""
     if not runs(t):
         return False
     if method in ("prefix_tuning", "mam", "unipelt", "ia3"):
         return bool(t["softmax attention"])
     if method == "bitfit":
         return bool(t["biases"])
+    if method == "prompt_tuning":
+        return "input_ids" in t["inputs"]
     return method != VISION or VISION in t["methods"]
 
 

@@ -22,7 +22,7 @@ _SAME = {
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_encoder_attention_heads "
        "num_decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts mm_tokens_per_image",
     16: "head_dim d_kv d_head kv_channels v_head_dim qk_nope_head_dim kv_lora_rank embedding_size_per_head",
-    8: "qk_rope_head_dim rotary_dim",
+    8: "qk_rope_head_dim rotary_dim mamba_chunk_size",
     32: "q_lora_rank max_source_positions",
     2: "num_experts_per_tok moe_topk moe_k experts_per_token top_k_experts num_experts_per_token attn_layer_period expert_layer_period",
     1: "n_group topk_group first_k_dense_replace attn_layer_offset expert_layer_offset",
@@ -60,13 +60,13 @@ def configurations(model_type: str) -> Iterator[Any]:
 def entries(made: Any, level: int) -> dict[str, Any]:
     """What to set in a configuration: level 0 all sizes, 2 no sizes of heads, 3 depths and vocabularies, 4 depths alone.
 
-    Lists with an entry for each layer keep their first and last one (levels 1 and 3) or are left to the type's own rule.
+    Lists with an entry for each layer keep their first and last one (levels 0 and 3) or are left to the type's own rule.
     """
     default = made()
     found: dict[str, Any] = {}
     for name, value in vars(default).items():
         if name in _LISTS and isinstance(value, (list, tuple)) and level < 4:
-            found[name] = list(value)[:1] + list(value)[-1:] if level in (1, 3) and value else None
+            found[name] = list(value)[:1] + list(value)[-1:] if level in (0, 3) and value else None
         if isinstance(value, bool) or not isinstance(value, int):
             continue
         if name == "embed_dim" and isinstance(getattr(default, "num_heads", None), (list, tuple)):

@@ -135,7 +135,7 @@ def test_a_run_goes_on_with_what_the_record_lacks(tmp_path: Path, monkeypatch: p
 
 def test_shares_count_the_types_on_which_a_method_has_sense() -> None:
     good, bad = "meta, apply", {"refused": {"plan": "error[E0502]: no anatomy is known for the model type `x`"}}
-    common = {"kind": "text", "softmax attention": True, "biases": True}
+    common = {"kind": "text", "softmax attention": True, "biases": True, "inputs": ["input_ids"]}
     records: dict[str, Any] = {
         "a": {**common, "methods": dict.fromkeys(METHODS, good)},
         "b": {
