@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 
@@ -27,7 +28,8 @@ class Layout:
     def entering(self, t: torch.Tensor) -> torch.Tensor:
         """As `into`, of what enters the module: without the positions that a stride leaves out."""
         if any(n > 1 for n in self.stride):
-            t = t[(..., *(slice(None, None, n) for n in self.stride))]
+            at: tuple[Any, ...] = (..., *(slice(None, None, n) for n in self.stride))
+            t = t[at]
         return self.into(t)
 
     def back(self, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
