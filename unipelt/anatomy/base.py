@@ -42,3 +42,9 @@ def base_of(model: nn.Module) -> nn.Module:
     """The model without its head; the model itself where it has none."""
     found = getattr(model, "base_model", model)
     return found if isinstance(found, nn.Module) else model
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that torch.compile's wrapper shares, else the model itself."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model

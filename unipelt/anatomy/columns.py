@@ -102,8 +102,12 @@ class Columns:
         """``[0:16, 48:64, 96:112, …] per head``: the ranges, and what there is one for each of, by its number (``head=4``)."""
         shown = [f"{a}:{b}" for a, b in self.ranges[:LISTED]]
         shown += ["…"] if len(self.ranges) > LISTED else []
-        each = next((n for n, count in counts.items() if self.period and count == len(self.ranges)), None)
+        each = self.each(**counts)
         return f"[{', '.join(shown)}]" + (f" per {each}" if each else "")
+
+    def each(self, **counts: int) -> str:
+        """Of what there is one range for each, by its number (``head=4``); nothing where that is not known."""
+        return next((n for n, count in counts.items() if self.period and count == len(self.ranges)), "")
 
     def __str__(self) -> str:
         return self.text()

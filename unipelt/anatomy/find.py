@@ -72,7 +72,7 @@ def config_of(model: nn.Module) -> Any:
     return config
 
 
-def find(model: nn.Module, example: Inputs | None = None) -> SiteMap:
+def find(model: nn.Module, example: Mapping[str, Any] | None = None) -> SiteMap:
     """The map of a model's sites: of an anatomy for its type that fits it, else what a recorded pass shows.
 
     ``example``: keyword arguments of a pass, where they cannot be guessed. Where nothing is found the map has no sites, and
@@ -97,7 +97,7 @@ def find(model: nn.Module, example: Inputs | None = None) -> SiteMap:
         if e.diagnostics[0].code not in _OTHERWISE:
             raise
     try:
-        return _searched(model, base, prefix, example)
+        return _searched(model, base, prefix, dict(example) if example is not None else None)
     except PeltError as e:
         return _nothing(model, e)
 

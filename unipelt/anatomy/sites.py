@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..language.report.diagnostics import Diagnostic
 from ..language.sites import SITES, Side, SiteSignature, signature
@@ -133,9 +134,20 @@ class SiteMap:
         return f"<site map: {len(self.sites)} sites, {known}>"
 
     @property
+    def known(self) -> Literal["anatomy", "found", "unknown"]:
+        """How the sites are known: an anatomy says them, or a pass showed them; or that nothing is known of them."""
+        return "unknown" if self.unknown else "anatomy" if self.anatomy else "found"
+
+    @property
+    def proof(self) -> str:
+        """What every site's `Site.proof` says, or ``some proved``; nothing for a tested anatomy."""
+        proofs = {s.proof for s in self.sites}
+        return proofs.pop() if len(proofs) == 1 else "some proved" if proofs else ""
+
+    @property
     def untried(self) -> bool:
         """Whether no site of it is known for sure: it was found, or read from an anatomy of one's own, without weights."""
-        return bool(self.sites) and all(s.proof == "not yet proved" for s in self.sites)
+        return self.proof == "not yet proved"
 
     @property
     def main(self) -> tuple[Stack, ...]:

@@ -146,6 +146,6 @@ def equal(first: MethodName, second: MethodName, as_json: AsJson = False) -> boo
 
 for command in (
     check, explain, fmt, list_, show, diff, equal, spaces.generate, spaces.vary, spaces.cross, spaces.neighbours,
-    runs.plan, runs.train, runs.eval_, runs.predict, runs.merge, runs.push, runs.export,
+    runs.plan, runs.sites, runs.train, runs.eval_, runs.predict, runs.merge, runs.push, runs.export,
 ):  # fmt: skip
     app.command(command.__name__.strip("_"))(guarded(with_options(command)))

@@ -1,4 +1,4 @@
-"""The commands for models: plan, train, eval, predict, merge, export; and push, for a saved adapter."""
+"""The commands for models: plan, sites, train, eval, predict, merge, export; and push, for a saved adapter."""
 
 from __future__ import annotations
 
@@ -40,6 +40,29 @@ def plan(
         emit({"ok": True, "method": wanted.name, "arguments": wanted.arguments, "plan": found.to_json()})
     else:
         tell(plan_text(found, columns()))
+
+
+def sites(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model folder, a configuration file, or a model type of transformers."),
+    ],
+    tower: Annotated[str | None, typer.Option(help="Show one tower alone, as text or vision.")] = None,
+    task: Annotated[str, typer.Option(help="The task whose model is shown, as in `train`, or base.")] = "base",
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's sites, by what each is known, and the projections that no site covers. Needs no weights."""
+    import unipelt
+
+    from ..anatomy.written import text
+    from ..training.models import load_config_model
+
+    found = unipelt.sites(load_config_model(model, task))
+    found = found if tower is None else found.tower(tower)
+    if as_json:
+        emit({"ok": True, "sites": found.to_json()})
+    else:
+        tell(text(found.tree, columns()))
 
 
 def train(config: TrainConfig, as_json: AsJson = False) -> None:

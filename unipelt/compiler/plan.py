@@ -268,7 +268,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return {
             "method": self.method.name, "arguments": self.method.arguments, "by_layer": self.by_layer(), "model": self.model,
-            "anatomy": self.sites.anatomy, "counts": {f: getattr(self.counts, f) for f in Counts.__slots__},
+            "anatomy": self.sites.anatomy, "sites": {"known": self.sites.known, "proof": self.sites.proof}, "counts": {f: getattr(self.counts, f) for f in Counts.__slots__},
             "properties": self.properties, "warnings": list(self.warnings), "needs": list(self.needs),
             "inputs": {i.name: str(i) for i in self.inputs}, "refused": dict(self.sites.refused), "uncovered": dict(self.sites.uncovered),
             "labels": self.labels.to_json() if self.labels is not None else None, "edits": self.table(),
@@ -321,8 +321,7 @@ def plan_text(plan: Plan, width: int = WIDTH) -> str:
     """Where a plan's edits are, what its rows do and the counts, in lines of at most ``width`` columns."""
     entries = plan.table()
     depths = [f"{s.name} {s.depth} layers".strip() for s in plan.sites.stacks]
-    known = [f"anatomy {plan.sites.anatomy}"] if plan.sites.anatomy else []
-    about = ", ".join([*depths, *known])
+    about = ", ".join([*depths, *_known(plan.sites)])
     title = f"{plan.method.name} on {plan.model}" + (f" ({about})" if about else "")
     lines = [*_filled(title, width), "", *_places(entries, width), ""]
     lines += [line for text in _rows(entries) for line in _filled(text, width)]
@@ -337,6 +336,12 @@ def plan_text(plan: Plan, width: int = WIDTH) -> str:
         *(f"input {i.name}: {i}" for i in plan.inputs),
     ]
     return "\n".join([*lines, *(line for text in notes for line in _filled(text, width))])
+
+
+def _known(sites: SiteMap) -> list[str]:
+    """How a model's sites are known: nothing where it has none."""
+    how = {"anatomy": f"anatomy {sites.anatomy}", "found": "sites found" if sites.sites else ""}.get(sites.known, "")
+    return [how, *[sites.proof] * (sites.proof not in ("", "proved"))] if how else []
 
 
 def _places(entries: list[dict[str, Any]], width: int) -> list[str]:

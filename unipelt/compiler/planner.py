@@ -6,13 +6,14 @@ Every mistake of a method on a model is found here; what the planned edits come 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import starmap
 from typing import Any
 
 from torch import nn
 
+from ..anatomy.base import uncompiled
 from ..anatomy.find import find
 from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.modules import matching
@@ -63,22 +64,23 @@ UNPADDED = ("pixel_values",)
 
 def plan(
     model: nn.Module, method: Method, head: bool | None = None, allow_future: bool = False,
-    labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None,
+    labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None, example: Mapping[str, Any] | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of a method on a model; nothing is changed. Raises `PeltError` with every mistake.
 
     ``head``: whether the model's own head trains with the adapter; by default it does where the model has a task head
     (classification, not a language model's) and the method says nothing of the head. ``allow_future`` lets a method
     that sees later positions onto a causal model. ``labels`` (their number or names) gives the adapter a head with
-    labels of its own, ``problem_type`` says what its loss is: see `compiler.labels.Labels`.
+    labels of its own, ``problem_type`` says what its loss is: see `compiler.labels.Labels`. ``example`` is as in `unipelt.sites`.
     """
+    model = uncompiled(model)
     analyse(method)
     missing = [p.name for p in method.params if p.default is None]
     if missing:
         raise error(
             "E0408", f"`{method.name}` needs a value for `{missing[0]}`", help=f"write {method.name}({missing[0]}=…)"
         )
-    sites = find(model)
+    sites = find(model, example)
     builder = _Builder(model, method, sites, own_labels(model, sites, labels, problem_type))
     for row in method.rows:
         builder.row(row)

@@ -87,6 +87,7 @@ class SiteSignature:
     inside: str  # in a picture, what the base does there
     x_is: str = ""  # in words
     h_is: str
+    shown_by: str = ""  # by what a pass shows it, in a model that no anatomy describes
 
     @property
     def types(self) -> dict[str, TensorType]:
@@ -156,11 +157,12 @@ _TOKEN = tensor("batch token", "d_model")
 _HEAD = tensor("batch head token", "d_head")
 
 
-def _sublayer(name: str, into: str, cross: bool = False, mixes: bool = False) -> SiteSignature:
+def _sublayer(name: str, into: str, shown_by: str, cross: bool = False, mixes: bool = False) -> SiteSignature:
     return SiteSignature(
         name=name, h=_TOKEN, x=_TOKEN, scope=(("residual", _TOKEN),), bases=((f"{name}.norm", ("d_model", "d_model")),),
         cross=cross, mixes=mixes, into=into,
         inside="the sublayer", x_is="the sublayer's input", h_is="its output before the residual sum",
+        shown_by=f"{shown_by}, added to the residual",
     )  # fmt: skip
 
 
@@ -168,6 +170,7 @@ def _projection(
     name: str,
     d_x: str,
     d_out: str,
+    shown_by: str,
     cross: bool = False,
     mixes: bool = False,
     tokens: str = "",
@@ -177,7 +180,7 @@ def _projection(
         name=name, h=tensor("batch token", d_out), x=tensor("batch token", d_x),
         scope=(("W", tensor("", d_x, d_out)), ("bias", tensor("", d_out))), cross=cross, mixes=mixes, tokens=tokens,
         instead=instead, into=name,
-        inside="x W + bias", x_is="its input", h_is="its output",
+        inside="x W + bias", x_is="its input", h_is="its output", shown_by=shown_by,
     )  # fmt: skip
 
 
@@ -188,19 +191,29 @@ def _heads(name: str, cross: bool = False) -> SiteSignature:
         name=name, h=_HEAD, x=_TOKEN, parallel="q", scope=(("q", _HEAD), ("log_mass", tensor("batch head token"))), numbers=("scale",),
         bases=bases, owner=Owner("site", frozenset(["head"])), side="attention", cross=cross, into=f"{part}.o",
         inside="softmax(q Kᵀ) V", x_is="the sublayer's input", h_is="each head's output",
+        shown_by="what an attention function of transformers' interface yields",
     )  # fmt: skip
 
 
-def _embedded(name: str, h_is: str, positions: bool) -> SiteSignature:
+def _embedded(name: str, h_is: str, shown_by: str, positions: bool) -> SiteSignature:
     return SiteSignature(
         name=name, h=_TOKEN, parallel=None, side="prompt", times="input", positions=positions,
-        inside="the embedded tokens", h_is=h_is,
+        inside="the embedded tokens", h_is=h_is, shown_by=shown_by,
     )  # fmt: skip
 
 
 def _entered(name: str, entry: str, what: str, h_is: str, cross: bool = False, mixes: bool = False) -> SiteSignature:
     return SiteSignature(
-        name=name, h=_TOKEN, parallel=None, side="input", entry=entry, inside=what, h_is=h_is, cross=cross, mixes=mixes
+        name=name,
+        h=_TOKEN,
+        parallel=None,
+        side="input",
+        entry=entry,
+        inside=what,
+        h_is=h_is,
+        shown_by=h_is,
+        cross=cross,
+        mixes=mixes,
     )
 
 
@@ -212,42 +225,42 @@ def _sublayer_input(part: str, cross: bool = False, mixes: bool = False) -> Site
 SITES: dict[str, SiteSignature] = {
     s.name: s
     for s in (
-        _sublayer("attn", into="attn.o"),
-        _sublayer("cross", into="cross.o", cross=True),
-        _sublayer("ffn", into="ffn.down"),
-        SiteSignature(name="block", h=_TOKEN, x=_TOKEN, inside="the block", x_is="enters the block", h_is="leaves the block"),
-        _projection("attn.q", "d_model", "d_q"),
-        _projection("attn.k", "d_model", "d_kv"),
-        _projection("attn.v", "d_model", "d_kv"),
-        _projection("attn.o", "d_q", "d_model"),
-        _projection("cross.q", "d_model", "d_q", cross=True),
-        _projection("cross.k", "d_model", "d_kv", cross=True, tokens="encoder"),
-        _projection("cross.v", "d_model", "d_kv", cross=True, tokens="encoder"),
-        _projection("cross.o", "d_q", "d_model", cross=True),
-        _projection("ffn.up", "d_model", "d_ff"),
-        _projection("ffn.gate", "d_model", "d_ff"),
-        _projection("ffn.down", "d_ff", "d_model"),
+        _sublayer("attn", "attn.o", "softmax of q kᵀ"),
+        _sublayer("cross", "cross.o", "softmax of q kᵀ, the keys not of the block's own tokens", cross=True),
+        _sublayer("ffn", "ffn.down", "maps of each token by itself"),
+        SiteSignature(name="block", h=_TOKEN, x=_TOKEN, inside="the block", x_is="enters the block", h_is="leaves the block", shown_by="calls of the modules of one list follow one another"),
+        _projection("attn.q", "d_model", "d_q", "the last projection before the softmax's queries"),
+        _projection("attn.k", "d_model", "d_kv", "the last projection before the softmax's keys"),
+        _projection("attn.v", "d_model", "d_kv", "the last projection before what the softmax weighs"),
+        _projection("attn.o", "d_q", "d_model", "the first projection behind attention"),
+        _projection("cross.q", "d_model", "d_q", "the last projection before the softmax's queries", cross=True),
+        _projection("cross.k", "d_model", "d_kv", "the last projection before the softmax's keys", cross=True, tokens="encoder"),
+        _projection("cross.v", "d_model", "d_kv", "the last projection before what the softmax weighs", cross=True, tokens="encoder"),
+        _projection("cross.o", "d_q", "d_model", "the first projection behind attention", cross=True),
+        _projection("ffn.up", "d_model", "d_ff", "reads the sublayer's input; where there is a gate, it does not bend before their product"),
+        _projection("ffn.gate", "d_model", "d_ff", "reads the sublayer's input and bends before a product"),
+        _projection("ffn.down", "d_ff", "d_model", "the last projection before the sum"),
         _heads("attn.heads"),
         _heads("cross.heads", cross=True),
         SiteSignature(
             name="ffn.hidden", h=tensor("batch token", "d_ff"), x=_TOKEN, side="input", entry="ffn.down", into="ffn.down",
-            inside="the inner activation", x_is="the sublayer's input", h_is="the inner activation",
+            inside="the inner activation", x_is="the sublayer's input", h_is="the inner activation", shown_by="enters the last projection before the sum",
         ),
-        _embedded("embed", "the embedded tokens", positions=True),
-        _embedded("embed.words", "the embedded words, before positions are added", positions=False),
-        SiteSignature(name="final", h=_TOKEN, x=_TOKEN, times="stacks", inside="the last norm", x_is="leaves the last block", h_is="leaves the norm behind it, where there is one"),
+        _embedded("embed", "the embedded tokens", "enters the first block", positions=True),
+        _embedded("embed.words", "the embedded words, before positions are added", "entries of the table of words", positions=False),
+        SiteSignature(name="final", h=_TOKEN, x=_TOKEN, times="stacks", inside="the last norm", x_is="leaves the last block", h_is="leaves the norm behind it, where there is one", shown_by="a norm that reads what leaves the last block"),
         SiteSignature(
             name="head", h=tensor("batch token", "labels"), x=_TOKEN, times="head", into="head", pools=True, probes=True,
-            inside="the head", x_is="its input", h_is="its output",
+            inside="the head", x_is="its input", h_is="its output", shown_by="yields the logits, outside the base model",
         ),
-        _sublayer("mixer", into="mixer.out", mixes=True),
-        _projection("mixer.in", "d_model", "d_mix", mixes=True),
-        _projection("mixer.out", "d_inner", "d_model", mixes=True),
-        _projection("ffn.router", "d_model", "d_experts"),
-        _projection("attn.q_a", "d_model", "d_q_rank"),
-        _projection("attn.q_b", "d_q_rank", "d_q", instead=("attn.q",)),
-        _projection("attn.kv_a", "d_model", "d_kv_a"),
-        _projection("attn.kv_b", "d_kv_rank", "d_kv_b", instead=("attn.k", "attn.v")),
+        _sublayer("mixer", "mixer.out", "tokens read one another without a softmax of q kᵀ", mixes=True),
+        _projection("mixer.in", "d_model", "d_mix", "the first projection of the sublayer", mixes=True),
+        _projection("mixer.out", "d_inner", "d_model", "the last projection before the sum", mixes=True),
+        _projection("ffn.router", "d_model", "d_experts", "experts are chosen by its largest scores"),
+        _projection("attn.q_a", "d_model", "d_q_rank", "the projection before `attn.q_b`"),
+        _projection("attn.q_b", "d_q_rank", "d_q", "the last projection before the softmax's queries", instead=("attn.q",)),
+        _projection("attn.kv_a", "d_model", "d_kv_a", "the projection before `attn.kv_b`"),
+        _projection("attn.kv_b", "d_kv_rank", "d_kv_b", "the last projection before the softmax's keys and what it weighs", instead=("attn.k", "attn.v")),
         _entered("block.input", "block", "the block's input", "enters the block"),
         _sublayer_input("attn"),
         _sublayer_input("cross", cross=True),
@@ -255,7 +268,7 @@ SITES: dict[str, SiteSignature] = {
         _sublayer_input("mixer", mixes=True),
         SiteSignature(
             name="projector", h=_TOKEN, x=tensor("batch token", "d_x"), times="between",
-            inside="the projector", x_is="what one tower yields", h_is="what the next one reads of it",
+            inside="the projector", x_is="what one tower yields", h_is="what the next one reads of it", shown_by="the first map of what leaves a tower, before another reads it",
         ),
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Versions of what is written down: the language, the schemas of the IR and of its types, an adapter's folder. Each is MAJOR.MINOR.
+"""Versions of what is written down: the language, the schemas of the IR, of its types and of a model's sites, an adapter's folder. Each is MAJOR.MINOR.
 
 Within a major, minors only add. So what an older version wrote is read for ever; what a newer one wrote may use what is
 not known here, and is refused with those words rather than read in part.
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 LANGUAGE_VERSION = "1.2"
 SCHEMA = "unipelt-ir/1.1"
 TYPES_SCHEMA = "unipelt-types/1.0"
+SITES_SCHEMA = "unipelt-sites/1.0"
 FORMAT = "unipelt-adapter/1.1"
 
 UPDATE = "pip install -U unipelt"

@@ -6,7 +6,7 @@ What stays in the model is recorded in `registry`; the modules and hooks themsel
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -39,12 +39,12 @@ def apply(
     model: nn.Module, method: Method, name: str = "default", seed: int = 0, *, head: bool | None = None,
     tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None, dtype: torch.dtype | None = None,
     allow_future: bool = False, lowering: bool | Sequence[str] = True, trainable: bool = True,
-    labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None,
+    labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None, example: Mapping[str, Any] | None = None,
 ) -> Plan:  # fmt: skip
     """Attaches a method under a name, freezes the base and activates the adapter. Returns the plan it carried out.
 
     The same seed gives the same tensors, whatever the order of sites, the device or the other adapters. If anything
-    fails, the model is as it was. ``head``, ``labels`` and ``problem_type`` are as in `unipelt.plan`: with labels of its
+    fails, the model is as it was. ``head``, ``labels``, ``problem_type`` and ``example`` are as in `unipelt.plan`: with labels of its
     own the adapter has a head with as many columns, and a batch's ``labels`` mean those; ``tokenizer`` serves starts from a
     text, and ``label_words`` (by default the names of the labels) those from the words of the class labels;
     ``lowering=False`` evaluates every line as written, names of `compiler.lower.LOWERINGS` choose some. Raises `PeltError`.
@@ -56,13 +56,14 @@ def apply(
     saves memory and time where nothing is trained. A copy never has fewer bits than what it is a copy of.
     """
     return install(unwrapped(model), method, name, seed, lambda plan: None, head=head, tokenizer=tokenizer, label_words=label_words, dtype=dtype,
-                   allow_future=allow_future, lowering=lowering, trainable=trainable, labels=labels, problem_type=problem_type)  # fmt: skip
+                   allow_future=allow_future, lowering=lowering, trainable=trainable, labels=labels, problem_type=problem_type, example=example)  # fmt: skip
 
 
 def install(
     model: nn.Module, method: Method, name: str, seed: int, check: Callable[[Plan], None], *, head: bool | None, allow_future: bool,
     labels: int | Sequence[str] | Labels | None, trainable: bool, tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None,
     dtype: torch.dtype | None = None, lowering: bool | Sequence[str] = True, problem_type: str | None = None,
+    example: Mapping[str, Any] | None = None,
 ) -> Plan:  # fmt: skip
     """`apply` with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be."""
     if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
@@ -85,7 +86,9 @@ def install(
         )
     _refuse_sharded(model)
     chosen = lowerings(lowering)
-    planned = make_plan(model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type)
+    planned = make_plan(
+        model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example
+    )
     check(planned)
     data = StartData.of(model, planned, tokenizer, label_words)
     attached = Attached(planned, int(seed), chosen, trainable)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..anatomy.base import NAME
+from ..anatomy.base import NAME, uncompiled
 from ..anatomy.sites import SiteMap
 from ..compiler.plan import Plan, PlannedInput
 from ..language.report.diagnostics import error, near
@@ -168,8 +168,8 @@ def refuse_in_use(r: Registry, name: str | None) -> None:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module that a compiled model wraps, else the model; an error for a wrapper whose hooks would not see every pass."""
-    inner = getattr(model, "_orig_mod", None)  # torch.compile's wrapper shares the module it wraps
-    if isinstance(inner, nn.Module):
+    inner = uncompiled(model)
+    if inner is not model:
         return inner
     if type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
         applied = isinstance(inner := getattr(model, "module", None), nn.Module) and registry(inner) is not None

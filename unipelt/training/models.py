@@ -128,24 +128,38 @@ def load_as(model: str, cls: str, dtype: str | None = None) -> Any:
 
 
 def load_config_model(path: str, task: str) -> Any:
-    """A model on the meta device, without weights, from a folder or a configuration file: enough for a plan."""
+    """A model on the meta device, without weights, enough for a plan: from a folder, from a configuration file, or of a type of
+    transformers as its configuration is by default (where there is no such folder)."""
     import torch
     import transformers
 
-    cls, check = _class_for(task, path)
-    config = load_config(path)
+    config = _config_or_type(path)
+    cls, check = _class_for(task, config)
     with loading(path), torch.device("meta"):
         made = getattr(transformers, cls).from_config(config, **TRUSTED)
     check(path, made)
     return made
 
 
-def _class_for(task: str, model: str) -> tuple[str, Callable[[str, Any], None]]:
-    """The class of transformers for a task's kind or `base`, and what refuses a model that is not made for it."""
+def _config_or_type(path: str) -> Any:
+    """The configuration at a path, else that of a model type."""
+    from transformers import CONFIG_MAPPING
+
+    if not exists(path) and path in CONFIG_MAPPING:
+        with loading(path):
+            return CONFIG_MAPPING[path]()
+    return load_config(path)
+
+
+def _class_for(task: str, model: Any) -> tuple[str, Callable[[str, Any], None]]:
+    """The class of transformers for a task's kind or `base`, and what refuses a model that is not made for it.
+
+    ``model`` is a path, or a configuration.
+    """
     if task == "base":
         return "AutoModel", lambda name, loaded: None
     wanted = kind(task)  # a mistake in its name comes before one in the model's
-    return wanted.auto_for(load_config(model)), wanted.check_model
+    return wanted.auto_for(load_config(model) if isinstance(model, str) else model), wanted.check_model
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:
