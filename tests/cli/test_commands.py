@@ -253,6 +253,30 @@ def test_plan_without_a_model(spec, tmp_path):
     assert "poetry" in call("plan", spec + ":small", "--model", tmp_path, "--task", "poetry", code=2)[1]
 
 
+# ---------------------------------------------------------------- sites
+
+
+def test_sites_of_a_folder_a_configuration_and_a_type(spec, bert, tmp_path):
+    (tmp_path / "neox.json").write_text(json.dumps({"model_type": "gpt_neox", "hidden_size": 32, "num_hidden_layers": 2,
+                                                    "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}))  # fmt: skip
+    out, _ = call("sites", tmp_path / "neox.json")
+    assert "layers 0–1" in out and "not yet proved" in out and "columns [0:8, 24:32, 48:56, …] per head" in out
+    found = parsed("sites", tmp_path / "neox.json")
+    assert found["ok"] and found["sites"]["known"] == "found" and found["sites"]["towers"][0]["depth"] == 2
+    assert parsed("sites", bert)["sites"]["known"] == "anatomy"
+    assert "lm_head" in call("sites", "gpt2", "--task", "causal-lm")[0]
+    assert parsed("plan", f"{spec}:small", "--model", "bert")["plan"]["model"] == "BertModel"
+
+
+def test_sites_of_one_tower_and_of_no_model(tmp_path):
+    out, _ = call("sites", "bart", "--tower", "decoder")
+    assert "tower decoder" in out and "tower encoder" not in out
+    _, err = call("sites", "bart", "--tower", "vision", code=1)
+    assert "E0704" in err and "`encoder`, `decoder`" in err
+    assert "E0613" in call("sites", "no_such_type", code=1)[1]
+    assert not parsed("sites", tmp_path / "none.json", code=1)["ok"]
+
+
 # ---------------------------------------------------------------- train, eval, predict, merge
 
 

@@ -53,7 +53,8 @@ def tried(
     if not sites.anatomy:
         trial.sites = _as_seen(trial)
     found, wrong = _verdict(trial)
-    return replace(found, refused={**found.refused, **absent}), {**absent, **wrong}
+    found = replace(found, refused={**found.refused, **absent})
+    return (found if sites.anatomy else replace(found, uncovered=_uncovered(sites, found))), {**absent, **wrong}
 
 
 def unproved(sites: SiteMap) -> SiteMap:
@@ -142,6 +143,14 @@ def _verdict(t: Trial) -> tuple[SiteMap, dict[str, str]]:
             refuted.setdefault(s.full_name, wrong)
             refused.setdefault(s.full_name if s.full_name not in left else s.label, wrong)
     return replace(usable, sites=stay, refused=refused), refuted
+
+
+def _uncovered(before: SiteMap, after: SiteMap) -> dict[str, str]:
+    """The projections that no site covers, those among them whose sites dropped out."""
+    covered = {s.view.module for s in after.sites if s.kind.has_weight}
+    dropped = {s.view.module: after.refused.get(s.label) or after.refused.get(s.full_name, "") for s in before.sites
+               if s.kind.has_weight and s.view.module not in covered}  # fmt: skip
+    return {**before.uncovered, **{path: f"its site is left out: {why}" for path, why in dropped.items()}}
 
 
 def _against(wrong: str) -> bool:

@@ -133,8 +133,8 @@ def load_config_model(path: str, task: str) -> Any:
     import torch
     import transformers
 
+    cls, check = _class_for(task, path, _config_or_type)
     config = _config_or_type(path)
-    cls, check = _class_for(task, config)
     with loading(path), torch.device("meta"):
         made = getattr(transformers, cls).from_config(config, **TRUSTED)
     check(path, made)
@@ -151,15 +151,14 @@ def _config_or_type(path: str) -> Any:
     return load_config(path)
 
 
-def _class_for(task: str, model: Any) -> tuple[str, Callable[[str, Any], None]]:
-    """The class of transformers for a task's kind or `base`, and what refuses a model that is not made for it.
-
-    ``model`` is a path, or a configuration.
-    """
+def _class_for(
+    task: str, model: str, read: Callable[[str], Any] = load_config
+) -> tuple[str, Callable[[str, Any], None]]:
+    """The class of transformers for a task's kind or `base`, and what refuses a model that is not made for it."""
     if task == "base":
         return "AutoModel", lambda name, loaded: None
     wanted = kind(task)  # a mistake in its name comes before one in the model's
-    return wanted.auto_for(load_config(model) if isinstance(model, str) else model), wanted.check_model
+    return wanted.auto_for(read(model)), wanted.check_model
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:
