@@ -236,8 +236,8 @@ class _Builder:
             here = (self.here(stack),) if stack.name else ()
             self.problems += [replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known]
             return
-        if lacks := coverage.without(site, typing, self.model):
-            self.problems += lacks
+        if without := coverage.without(site, typing, self.model):
+            self.problems += without
             return
         if site.causal:
             verdict = causal(typing)
