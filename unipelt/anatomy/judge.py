@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .columns import Columns, taken
-from .replay import Nudge, Nudges, Seen, affine, rows_of, same, within
+from .replay import Nudge, Nudges, Seen, affine, proportional, rows_of, same, within
 from .sites import Site, View
 
 #: What is received at each place of an attention function.
@@ -174,7 +174,7 @@ class Block:
         h, r, x = self.at(s.view), self.entered(s.residual), self.entered(s.x)
         if h is None or r is None or x is None:
             return f"`{s.full_name}` of `{self.path}` has no `{'residual' if h is not None else 'h'}`"
-        if not (same(x, r) or self._normed(s)):
+        if not (same(x, r) or self._normed(s) or proportional(x, self.seen[()].left.get(s.residual or ""))):
             return f"`{s.x}` reads neither `{s.full_name}.residual` nor that behind `{s.full_name}.norm`"
         if h.numel() != r.numel():
             return f"`{s.view.module}` yields {list(h.shape)}, and the residual stream is {list(r.shape)}"

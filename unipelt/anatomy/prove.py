@@ -6,8 +6,9 @@ what moves (`judge`). What lies around the blocks is judged in `around`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from .base import base_parameters
 from .calls import called_once
 from .examples import first_that_runs
 from .judge import Open
-from .sites import Site, SiteMap
+from .sites import Site, SiteMap, Stack
 from .trial import Trial
 
 #: What `Site.proof` says.
@@ -96,15 +97,33 @@ def _there(sites: SiteMap, model: nn.Module) -> tuple[SiteMap, dict[str, str]]:
 def _trial(sites: SiteMap, model: nn.Module, base: nn.Module, inputs: dict[str, Any] | None) -> Trial:
     """A pass of the model, or of its base where a head asks for what nobody guesses; E0595 where neither runs."""
 
-    def run(called: nn.Module) -> Trial:
+    def run(called: nn.Module, inputs: dict[str, Any] | None = inputs) -> Trial:
         return first_that_runs(called, given=inputs, run=lambda given: Trial(sites, model, base).run(called, given))[1]
 
     try:
-        return run(model)
+        trial = run(model)
     except PeltError:
         if base is model:
             raise
-        return run(base)
+        trial = run(base)
+    for stack in sites.stacks:
+        for part in _parts(model, trial, stack):
+            with contextlib.suppress(PeltError):  # it stays as it is: not yet proved
+                trial.join(run(part, None))
+    return trial
+
+
+def _parts(model: nn.Module, trial: Trial, stack: Stack) -> Iterator[nn.Module]:
+    """The parts of a model with inputs of their own in which a stack lies that was not reached, the outermost first."""
+    names = trial.path(stack.blocks[0]).split(".") if stack.blocks else []
+    for i in range(1, len(names)):
+        part: Any = model.get_submodule(".".join(names[:i]))
+        if (
+            not trial.reached(stack)
+            and getattr(part, "main_input_name", None)
+            and getattr(part, "config", None) is not None
+        ):
+            yield part
 
 
 def _as_seen(t: Trial) -> SiteMap:
@@ -118,8 +137,10 @@ def _as_seen(t: Trial) -> SiteMap:
 
 
 def _verdict(t: Trial) -> tuple[SiteMap, dict[str, str]]:
-    usable = without_heads(called_once(t.sites, t.counts), t.model)
-    kept = {id(s) for s in usable.sites}
+    far = {k.name for k in t.sites.stacks if not t.reached(k)}
+    near = replace(t.sites, sites=tuple(s for s in t.sites.sites if s.stack not in far))
+    usable = without_heads(called_once(near, t.counts), t.model)
+    kept = {id(s) for s in usable.sites} | {id(s) for s in t.sites.sites if s.stack in far}
     found = [(s, why(t, i, s)) for i, s in enumerate(t.sites.sites) if id(s) in kept]
     bad = {(s.block, s.name) for s, wrong in found if _against(wrong)}
     views = {(s.block, s.name): s.view for s in t.sites.sites}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -94,9 +95,11 @@ def replay(
 def _together(
     block: nn.Module, at: str, args: tuple, kwargs: Mapping[str, Any], modules: Mapping[str, nn.Module], every: Sequence[Nudges]
 ) -> dict[Nudges, Seen]:  # fmt: skip
-    stream, n = first([*args, kwargs.get("hidden_states"), *kwargs.values()]), len(every)
+    stream = first([*args, kwargs.get("hidden_states"), *kwargs.values()])
     if stream is None or stream.dim() < 2 or stream.shape[0] != 1:
         raise CannotBeRepeated(at)
+    n = _rows(len(every), stream.numel())
+    every = [*every, *[()] * (n - len(every))]
 
     def repeated(v: Any) -> Any:
         if isinstance(v, torch.Tensor):
@@ -117,7 +120,12 @@ def _together(
     for module, operands in all_.attention:
         for row, parts in zip(rows, zip(*(_parts(t, n) for t in operands))):
             row.attention.append((module, parts))
-    return dict(zip(every, rows))
+    return {nudges: row for nudges, row in zip(reversed(every), reversed(rows))}  # of equal ones the first
+
+
+def _rows(least: int, numbers: int) -> int:
+    """A prime number of rows that divides no size of one example: a dimension that it divides is that of the batch."""
+    return next(n for n in count(least) if numbers % n and all(n % i for i in range(2, n)))
 
 
 def _parts(t: torch.Tensor, n: int) -> tuple[torch.Tensor, ...]:
@@ -197,6 +205,14 @@ def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
         return False
     x, y = a.reshape(-1).double(), b.reshape(-1).double().to(a.device)
     return bool((x - y).abs().max() <= within(a) * y.abs().max())
+
+
+def proportional(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Equal up to a factor, as a model may have one behind a norm."""
+    if a is None or b is None or a.numel() != b.numel() or not rms(b):
+        return False
+    x, y = a.reshape(-1).double(), b.reshape(-1).double().to(a.device)
+    return same(a, (y * float((x @ y) / (y @ y))).to(a.dtype))
 
 
 def rms(t: torch.Tensor) -> float:

@@ -57,6 +57,18 @@ class Trial:
         return [] if wanted[0] == inner else [n for n, m in base_modules(self.base, self.sites.prefix)
                                               if weight_shape(m) == wanted and not n.startswith(blocks)]  # fmt: skip
 
+    def reached(self, stack: Stack) -> bool:
+        """Whether some block of a stack was called."""
+        return any(self.path(b) in self.left for b in stack.blocks)
+
+    def join(self, other: Trial) -> None:
+        """Takes over what another pass showed of modules that this one did not reach."""
+        for name in ("entered", "left", "last", "ids", "sees", "why"):
+            setattr(self, name, {**getattr(other, name), **getattr(self, name)})
+        self.order += [b for b in other.order if b not in self.order]
+        self.given = {**other.given, **self.given}
+        self.counts.update({p: n for p, n in other.counts.items() if not self.counts[p]})
+
     # ------------------------------------------------------------ the pass
 
     def run(self, called: nn.Module, given: Mapping[str, Any]) -> Trial:
