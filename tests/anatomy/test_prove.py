@@ -21,6 +21,7 @@ from unipelt.anatomy.columns import Columns
 from unipelt.anatomy.find import anatomies, find, present
 from unipelt.anatomy.prove import NOT_YET, PROVED, proved, tried
 from unipelt.anatomy.read import read
+from unipelt.anatomy.replay import _rows
 from unipelt.anatomy.sites import SiteMap, View
 from unipelt.language.syntax.nodes import AnatomyDef
 from unipelt.language.syntax.parser import parse as parse_file
@@ -265,3 +266,24 @@ def test_a_wrong_entry_of_one_s_own_is_named(tmp_path: Any, monkeypatch: pytest.
         with pytest.raises(unipelt.PeltError, match="E0503") as e:
             find(model_of(T.LlamaConfig(**{**SIZES, "head_dim": 8})))
         assert said in str(e.value) and "`mine`" in str(e.value)
+
+
+def test_a_tower_that_a_text_does_not_reach_is_proved_by_a_pass_of_its_own() -> None:
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, projection_dim=16)
+    text = {**sizes, "vocab_size": 64, "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2}
+    config = T.CLIPConfig(
+        text_config=text, vision_config={**sizes, "image_size": 12, "patch_size": 4}, projection_dim=16
+    )
+    torch.manual_seed(0)
+    model = T.CLIPModel(config).eval()
+    sites = find(model)
+    vision = sites.named("attn.q", "vision")
+    assert len(vision) == 2 and {s.proof for s in sites.sites} == {PROVED}
+    only = replace(sites, sites=tuple(s for s in sites.sites if s.stack == "vision"))
+    assert {s.proof for s in proved(only, model, model).sites} == {PROVED}
+
+
+@pytest.mark.parametrize("rows, numbers, found", [(4, 640, 7), (7, 7 * 64, 11), (2, 9, 2), (8, 11 * 13, 17)])
+def test_the_rows_of_a_batch_divide_no_size_of_an_example(rows: int, numbers: int, found: int) -> None:
+    """Where tokens come before the batch, the number of tokens is never taken for that of the rows."""
+    assert _rows(rows, numbers) == found

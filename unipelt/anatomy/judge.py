@@ -18,6 +18,8 @@ from .sites import Site, View
 _RECEIVED = ("q", "k", "v")
 #: The last linear map of a sublayer, by the last part of its name.
 _LAST = ("o", "down", "out", "hidden")
+#: What attention receives from other projections of a sublayer, by the last part of their names: all of that or some.
+_INNER = {"q_a": ("q",), "q_b": ("q",), "kv_a": ("k", "v"), "kv_b": ("k", "v"), "in": ()}
 
 
 class Open(str):
@@ -47,6 +49,8 @@ class Block:
                 found.append(_by(at, 1))
             elif part in _LAST:
                 found += [_by(at, 1), _by(at, -2), self.pinned(s, at)]
+            elif part in _INNER:
+                found.append(_by(at, 1))
             elif part in ("up", "gate"):
                 found += [_by(at, 1), _by(at, -2), *([self.pinned(s, at)] if part == "up" else [])]
         return [n for n in dict.fromkeys(found) if n]
@@ -141,6 +145,8 @@ class Block:
             return self._operand(s, _RECEIVED.index(part))
         if part in _LAST:
             return self._x(s) or self._last(s)
+        if part in _INNER:
+            return self._inside(s, part)
         if part in ("up", "gate"):
             return self._inner(s, part)
         return Open("nothing is known that could be tried")
@@ -159,7 +165,7 @@ class Block:
             return f"{x.shape[-1]} numbers enter `{s.x}`, and the map says {size}"
         received = [q for _, q in self.seen[()].attention]
         known = {t.shape[-1] for q, _, v in received for t in (q, v)}
-        if _part(s) in _RECEIVED and known and s.sizes.get("d_head") not in known:
+        if _part(s) in _RECEIVED and s.kind.has_weight and known and s.sizes.get("d_head") not in known:
             return f"attention receives heads of {min(known)}, and `d_head` is {s.sizes.get('d_head')}"
         return ""
 
@@ -174,7 +180,8 @@ class Block:
         h, r, x = self.at(s.view), self.entered(s.residual), self.entered(s.x)
         if h is None or r is None or x is None:
             return f"`{s.full_name}` of `{self.path}` has no `{'residual' if h is not None else 'h'}`"
-        if not (same(x, r) or self._normed(s) or proportional(x, self.seen[()].left.get(s.residual or ""))):
+        unnamed = s.norm is None and proportional(x, self.seen[()].left.get(s.residual or ""))
+        if not (same(x, r) or self._normed(s) or unnamed):
             return f"`{s.x}` reads neither `{s.full_name}.residual` nor that behind `{s.full_name}.norm`"
         if h.numel() != r.numel():
             return f"`{s.view.module}` yields {list(h.shape)}, and the residual stream is {list(r.shape)}"
@@ -365,6 +372,22 @@ class Block:
             if moved[0] not in mine:
                 return f"it does not receive what `{own.name}` reads"
         return self._x(s)
+
+    def _inside(self, s: Site, part: str) -> str:
+        """It moves its sublayer's output, not what that reads, and of what attention receives what its name says."""
+        own, one = self.sublayer(s), _by(_at(s.view), 1)
+        if own is None:
+            return Open(f"the map has no `{s.kind.sublayer}`")
+        if not same(self.entered(own.x, one), self.entered(own.x)) or same(self.at(own.view, one), self.at(own.view)):
+            return f"it is no part of `{own.name}`, or moves nothing there"
+        call, wanted = self._first_call(one), _INNER[part]
+        if not wanted:
+            return ""
+        if call is None:
+            return Open(f"no attention function is seen in `{self.path}`")
+        plain, moved = (self.seen[n].attention[call][1] for n in ((), one))
+        changed = [n for n, a, b in zip(_RECEIVED, plain, moved) if not same(b, a)]
+        return "" if set(changed) <= set(wanted) else f"attention receives it as {' and '.join(changed)}"
 
     # ------------------------------------------------------------ the other projections
 
