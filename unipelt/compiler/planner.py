@@ -170,8 +170,8 @@ class _Builder:
             if layers is None:
                 return
             here_layers[stack.name] = layers
-        found, wrong = in_the_layers(found, row, self.sites)
-        self.problems += wrong
+        found, misplaced = in_the_layers(found, row, self.sites)
+        self.problems += misplaced
         missing, notes = coverage.unselected(row, found, here_layers, self.sites)
         self.problems += missing
         paths, named = sites_of(row.sites, self.method.params), [s for s in found if not s.kind.by_path]
