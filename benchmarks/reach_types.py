@@ -60,7 +60,9 @@ class Type:
     def built(self) -> Any:
         """The class; None where this installation has it not."""
         try:
-            return getattr(transformers, self.cls, None)
+            cls = getattr(transformers, self.cls, None)
+            getattr(cls, "forward", None)  # a stand-in for a class whose libraries are missing raises
+            return cls
         except ImportError:
             return None
 

@@ -18,6 +18,7 @@ import reach
 import reach_methods
 import reach_model
 import reach_tables
+import reach_types
 from names import name as named
 from reach_methods import METHODS, Found, Subject, survey, works
 from reach_types import KINDS, USED, Type, kind, types
@@ -55,6 +56,17 @@ def test_every_type_is_of_a_kind_and_those_that_people_use_are_there() -> None:
     assert {t.name: kind(t) for t in found if t.name in ("llama", "t5", "vit", "whisper", "clip", "qwen2_vl")} == {
         "llama": "text", "t5": "text", "vit": "vision", "whisper": "speech", "clip": "multimodal", "qwen2_vl": "multimodal",
     }  # fmt: skip
+
+
+def test_a_class_whose_libraries_are_missing_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stand(type):
+        def __getattribute__(cls, key: str) -> Any:
+            raise ImportError("requires another library")
+
+    monkeypatch.setattr(reach_types.transformers, "BertForMaskedLM", Stand("BertForMaskedLM", (), {}))
+    assert BERT.built is None and kind(BERT) == "text"
+    assert reach_model.surveyed(BERT)["unbuilt"] == "this installation has no such class"
+    assert {kind(t) for t in types()} == set(KINDS)
 
 
 def test_a_method_that_works_is_a_line_with_what_was_checked() -> None:
