@@ -7,7 +7,7 @@ sublayer's output.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -29,13 +29,17 @@ _PLUS = ("add", "add_")
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What is added to the stream: ``h`` (before it is multiplied by ``factor``), to ``residual``, which gives ``total``."""
+    """What is added to the stream: ``factor`` · ``h`` to ``keeps`` · ``residual``, which gives ``total``.
+
+    ``bare`` is what h was before it was multiplied by learned numbers, one for each of its entries.
+    """
 
     h: Key
     residual: Key
     total: Key
     factor: float
-    summand: Key  # h as it is added, with its factor
+    keeps: float
+    bare: Key
 
 
 class Block:
@@ -124,7 +128,18 @@ class Block:
             s = self.made.get(self.origin(at))
             ways = [k for k in self.given(s) if k != at] if s is not None else []
             at = max(ways, key=lambda k: (len(self.projections(k)), k in self.streams), default=None)
-        return found[::-1]
+        return self._beside(found[::-1])
+
+    def _beside(self, found: list[Added]) -> list[Added]:
+        """Sublayers that are added one after the other and do not read each other stand beside each other: the stream that
+        they are added to is the one that was there before all of them."""
+        apart: list[Added] = []
+        for a in found:
+            made = self.made.get(a.residual)
+            if apart and made is not None and made.at not in self.walk(a.h):
+                a = replace(a, residual=apart[-1].residual)
+            apart.append(a)
+        return apart
 
     def _stream_of(self, sides: list[Key]) -> Key:
         direct = [k for k in sides if k in self._through or self.is_input(k)]
@@ -146,15 +161,24 @@ class Block:
         return not (a & b) and len(a) > 1 and len(b) > 1
 
     def _added(self, summand: Key, residual: Key, total: Key) -> Added:
-        h, factor = summand, 1.0
-        while (s := self.made.get(h)) is not None:
+        h, factor = self._unscaled(summand)
+        stream, keeps = self._unscaled(residual)
+        return Added(h, self.origin(stream), total, factor, keeps, self._unscaled(h, learned=True)[0])
+
+    def _unscaled(self, key: Key, learned: bool = False) -> tuple[Key, float]:
+        """What a value was before it was multiplied by a number or (``learned``) by a parameter, and the number."""
+        factor = 1.0
+        while (s := self.made.get(key)) is not None:
             number = self._number(s)
+            given = self.given(s)
             if number is not None:
                 factor *= number
+            elif learned and s.op == "mul" and len(s.ins) == 2 and len(given) == 1:
+                pass
             elif s.op not in SAME:
                 break
-            h = s.ins[0]
-        return Added(h, self.origin(residual), total, factor, summand)
+            key = given[0] if given else s.ins[0]
+        return key, factor
 
     @staticmethod
     def _number(s: Step) -> float | None:

@@ -215,7 +215,11 @@ def _sublayer_sites(
         views[f"{kind}.x"] = View(reads.path)
     made: list[Site] = []
     beside: dict[str, Any] = dict(
-        x=None if reads is None else reads.path, residual=residual, norm=norm, factor=s.added.factor
+        x=None if reads is None else reads.path,
+        residual=residual,
+        norm=norm,
+        factor=None if hosts.scaled(s) else s.added.factor,
+        keeps=s.added.keeps,
     )
     if kind in SITES:
         if host is None:

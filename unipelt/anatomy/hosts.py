@@ -54,7 +54,7 @@ class Hosts:
 
         Where the sublayer reads them moved about (in windows, for instance), h is taken where they are moved alike.
         """
-        key = self.b.origin(s.added.h)
+        key = self.b.origin(s.added.bare if self.scaled(s) else s.added.h)
         moved = x is not None and self._moved(x, s.added.residual)
         keys = [k for k in (key, *self._before(key)) if k not in self.b.entered and self.leaves(k)]
         if moved and x is not None:
@@ -64,6 +64,11 @@ class Hosts:
             return None, True
         return self.leaves(keys[0])[0], keys[0] == key
 
+    def scaled(self, s: Sublayer) -> bool:
+        """Whether h is to be had only before it is multiplied by learned numbers."""
+        h, bare = self.b.origin(s.added.h), self.b.origin(s.added.bare)
+        return h != bare and not self.leaves(h) and bool(self.leaves(bare))
+
     def _moved(self, x: Key, residual: Key) -> bool:
         """Whether the stream's tokens are put in another order, or others among them, before a sublayer reads them."""
         return any(self.r.steps[i].op in MOVED for i in self.b.walk(x, [residual], past=False))
@@ -71,7 +76,7 @@ class Hosts:
     def _before(self, key: Key) -> Iterator[Key]:
         """What a value was before its numbers were moved about."""
         step = self.b.made.get(key)
-        while step is not None and step.op in MOVES and step.ins:
+        while step is not None and step.op in (MOVES | {"constant_pad_nd"}) and step.ins:
             key = self.b.origin(step.ins[0])
             yield key
             step = self.b.made.get(key)
@@ -95,12 +100,21 @@ class Hosts:
                 ):
                     return c, self.b.origin(c.first)
             return None, None
-        entered = self.enters(x)
-        loose = [c for c in entered if all(c.start <= at < c.stop for at in firsts)]
-        whole = [c for c in loose if not self._holds(c, s)]
-        single = [c for c in entered if any(c.start <= at < c.stop for at in firsts)]
-        found = whole or loose or single
-        return (found[0] if found else None), x
+        for key in (x, *self._before(x)):
+            # a module that moves tokens about inside reads them as they stand in the stream
+            loose = [c for c in self.enters(key) if all(c.start <= at < c.stop for at in firsts)]
+            whole = [c for c in loose if not self._holds(c, s)]
+            if whole and key != x:
+                return whole[0], key
+            entered = whole or loose or self._any(x, firsts)
+            if key == x and (whole or not self._moved(x, s.added.residual)) and entered:
+                return entered[0], x
+        entered = self._any(x, firsts)
+        return (entered[0] if entered else None), x
+
+    def _any(self, x: Key, firsts: list[int]) -> list[Call]:
+        """The calls that are given a value, of which one of the first projections is a part."""
+        return [c for c in self.enters(x) if any(c.start <= at < c.stop for at in firsts)]
 
     def _around(self, places: Iterable[int]) -> list[Call]:
         at = list(places)

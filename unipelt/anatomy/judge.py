@@ -178,6 +178,8 @@ class Block:
 
     def _residual(self, s: Site) -> str:
         h, r, x = self.at(s.view), self.entered(s.residual), self.entered(s.x)
+        if h is not None and x is not None and s.residual is None:
+            return Open("no module is given the residual")
         if h is None or r is None or x is None:
             return f"`{s.full_name}` of `{self.path}` has no `{'residual' if h is not None else 'h'}`"
         unnamed = s.norm is None and proportional(x, self.seen[()].left.get(s.residual or ""))
@@ -199,6 +201,8 @@ class Block:
         h, r = self.at(s.view, nudges), self.entered(s.residual, nudges)
         norm_in, norm_out = self.entered(s.norm, nudges), self.seen[nudges].left.get(s.norm or "")
         states = self._states(nudges)
+        if r is not None and h is not None and s.factor is None:
+            return "" if any(_scaled(h, r, on, s.keeps) for _, on in states) else self._not_the_sum(s)
         for total in self._totals(s, r, h, nudges) if r is not None and h is not None else ():
             behind = same(total, norm_in) and any(p != s.norm and same(norm_out, on) for p, on in states)
             onward = any(same(total, on) for _, on in states)
@@ -206,6 +210,9 @@ class Block:
                 return ""
             if onward:
                 return f"`{s.norm}` stands neither before `{s.full_name}` nor behind it"
+        return self._not_the_sum(s)
+
+    def _not_the_sum(self, s: Site) -> str:
         return f"`{s.full_name}.residual` + `{s.full_name}` in `{self.path}` is not what {self._after(s)}"
 
     def _after(self, s: Site) -> str:
@@ -222,13 +229,13 @@ class Block:
 
     def _totals(self, s: Site, r: torch.Tensor, h: torch.Tensor, nudges: Nudges) -> Iterator[torch.Tensor]:
         """The residual with a sublayer's output, alone and with those of all that stand beside it."""
-        alone = r.reshape(h.shape) + s.factor * h
+        alone = s.keeps * r.reshape(h.shape) + (1 if s.factor is None else s.factor) * h
         yield alone
         beside = [
             t for t in self.sites if t.kind.is_sublayer and t is not s and same(self.entered(t.residual, nudges), r)
         ]
         more = [
-            (t.factor, other)
+            (1 if t.factor is None else t.factor, other)
             for t in beside
             if (other := self.at(t.view, nudges)) is not None and other.numel() == h.numel()
         ]
@@ -436,6 +443,16 @@ class Block:
             return None
         a, b = rows_of(plain), rows_of(moved)
         return None if len(a) < 2 else not same(b[:1], a[:1])
+
+
+def _scaled(h: torch.Tensor, r: torch.Tensor, on: torch.Tensor, keeps: float) -> bool:
+    """Whether what goes on is the residual and h, each entry of h times a number that is the same for all tokens."""
+    if not h.numel() == r.numel() == on.numel():
+        return False
+    given, change = h.reshape(-1, h.shape[-1]), on.reshape(-1, h.shape[-1]) - keeps * r.reshape(-1, h.shape[-1])
+    largest = given.abs().argmax(0, keepdim=True)
+    scale = change.gather(0, largest) / given.gather(0, largest)
+    return same(keeps * r.reshape(given.shape) + scale * given, on)
 
 
 def _part(s: Site) -> str:

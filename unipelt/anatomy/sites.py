@@ -62,9 +62,10 @@ class Site:
     ``layer`` is the block's number in its stack. ``tokens`` names the stack whose tokens are the axis ``token`` here (a
     decoder's ``cross.k`` and ``cross.v`` read the encoder's); ``causal`` is about those. ``x_leaves``: ``x`` is what
     leaves its module. ``rows``: here a module flattens batch and tokens to one dimension; they are those of what enters
-    this module. ``factor``: by what the model multiplies h before it adds it to the residual. ``proof`` says how the
-    place is known: nothing for a tested anatomy, ``proved`` by the numbers of a pass, or ``not yet proved``. A module that is
-    named by its path has its ``path`` from the base, and ``lacks`` what cannot be read there (no linear map has no ``W``).
+    this module. ``factor``: by what the model multiplies h before it adds it to the residual (None: by learned numbers, one
+    for each entry), ``keeps``: by what the residual. ``proof`` says how the place is known: nothing for a tested anatomy,
+    ``proved`` by the numbers of a pass, or ``not yet proved``. A module that is named by its path has its ``path`` from the
+    base, and ``lacks`` what cannot be read there (no linear map has no ``W``).
     """
 
     name: str
@@ -81,7 +82,8 @@ class Site:
     tokens: str = ""
     x_leaves: bool = False
     rows: str | None = None
-    factor: float = 1.0
+    factor: float | None = 1.0
+    keeps: float = 1.0
     proof: str = ""
     path: str = ""
     lacks: frozenset[str] = frozenset()

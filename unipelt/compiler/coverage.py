@@ -157,9 +157,11 @@ def without(site: Site, typing: TypedRow, model: nn.Module) -> list[Diagnostic]:
 
 def said_of(found: Sequence[Site]) -> list[str]:
     """What is to be said of how the model goes on behind some sites."""
-    factors: dict[tuple[str, float], None] = dict.fromkeys((s.full_name, s.factor) for s in found if s.factor != 1.0)
+    factors: dict[tuple[str, float | None], None] = dict.fromkeys(
+        (s.full_name, s.factor) for s in found if s.factor != 1.0
+    )
     return [
-        f"the model multiplies `{name}` by {factor:g} before the residual sum; what is modified is what it is before that"
+        f"the model multiplies `{name}` by {'learned numbers' if factor is None else f'{factor:g}'} before the residual sum; what is modified is what it is before that"
         for name, factor in factors
     ]
 
