@@ -173,3 +173,36 @@ def test_a_search_leaves_nothing_behind() -> None:
     assert torch.equal(torch.rand(2), expected)
     assert before == [(len(m._forward_pre_hooks), len(m._forward_hooks), m.training) for m in model.modules()]
     assert torch.is_grad_enabled() and torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("kind", ["cohere", "cohere2"])
+def test_sublayers_that_are_added_one_by_one_are_beside_each_other(kind: str) -> None:
+    """(stream + attn) + ffn, where the feed-forward layer reads the stream: both have that one as their residual, and are proved."""
+    config = T.CONFIG_MAPPING[kind](**SIZES, num_key_value_heads=2)
+    model = T.AutoModelForCausalLM.from_config(config).eval()
+    attn, ffn = (find(model).named(n) for n in ("attn", "ffn"))
+    assert len(attn) == len(ffn) == 2
+    assert all(
+        a.residual == f.residual and a.norm == f.norm and a.proof == f.proof == "proved" for a, f in zip(attn, ffn)
+    )
+
+
+def test_sublayers_that_read_what_the_other_yields_are_none_beside_each_other() -> None:
+    sites = find(model_of(T.LlamaConfig(**SIZES)))
+    assert [s.residual for s in sites.named("ffn")] != [s.residual for s in sites.named("attn")]
+
+
+def test_a_norm_behind_a_sublayer_and_before_the_sum_is_its_norm() -> None:
+    model = model_of(T.Olmo2Config(**GROUPED))
+    for name in ("attn", "ffn"):
+        assert [s.norm for s in find(model).named(name)] == [s.view.module for s in find(model).named(name)]
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_which_side_of_a_factor_the_embedded_tokens_are(meta: bool) -> None:
+    before = searched(model_of(T.GraniteConfig(**GROUPED, embedding_multiplier=6.0), meta)).named("embed")[0]
+    assert (before.view.module, before.view.enters, before.factor, before.scaled) == ("embed_tokens", False, 6.0, False)
+    behind = searched(model_of(OTHERS["gemma2"], meta)).named("embed")[0]
+    assert (behind.view.module, behind.factor, behind.scaled) == ("embed_tokens", 1.0, True)
+    plain = searched(model_of(OTHERS["mixtral"], meta)).named("embed")[0]
+    assert (plain.view.module, plain.factor, plain.scaled) == ("embed_tokens", 1.0, False)

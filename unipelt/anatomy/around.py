@@ -83,7 +83,7 @@ def _end(t: Trial, s: Site, stack: Stack) -> str:
     if not s.kind.positions:
         return "" if s.view.enters else _words(t, s)
     states = t.entered.get(ends[0])
-    if same(here, states) or any(
+    if same(here * (s.factor or 1.0), states) or any(
         same(t.entered.get(b), here) and same(t.left.get(b), states) for b in t.bridges(s, stack)
     ):
         return ""

@@ -304,7 +304,9 @@ def _outside(model: nn.Module, at: Ends, mine: list[Site], name: str, causal: bo
     for site, view, width in at.views():
         own = {**sizes, "d_model": width, "d_x": width} if width else sizes
         x = view.module if SITES[site].x is not None else None
-        found.append(Site(site, view, own, stack=name, x=x, causal=causal, tokens=name, proof=UNPROVED))
+        at_words = SITES[site].times == "input" and at.words is not None and view == at.words[0]
+        beside = dict(factor=at.factor, scaled=at.scaled) if at_words else {}
+        found.append(Site(site, view, own, stack=name, x=x, causal=causal, tokens=name, proof=UNPROVED, **beside))
     return found
 
 

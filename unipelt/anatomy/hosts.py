@@ -142,14 +142,15 @@ class Hosts:
         return self.b.call.path if self.b.is_input(key) else None
 
     def norm(self, s: Sublayer, x: Key | None) -> str | None:
-        """The sublayer's own norm: between the stream and what it reads, else behind the sum."""
+        """The sublayer's own norm: between the stream and what it reads, else behind the sum, else between its last map and the sum."""
         before = [
             c
             for c in self.enters(s.added.residual)
             if x is not None and c.left is not None and self.b.origin(c.left) == x
         ]
         behind = [c for c in self.enters(self.b.origin(s.added.total)) if self._plain(c)]
-        found = [c for c in (*before, *behind) if self._plain(c)]
+        last = self.leaves(self.b.origin(s.added.h))
+        found = [c for c in (*before, *behind, *last) if self._plain(c)]
         return found[0].path if found else None
 
     def _plain(self, c: Call) -> bool:

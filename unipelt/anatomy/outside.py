@@ -21,13 +21,16 @@ _FAR = 400
 class Ends:
     """``embed`` and ``words`` are where tokens enter, ``final`` is the norm behind the last block; ``width`` each's last size.
 
-    ``positions``: whether something is added to the words before the first block.
+    ``positions``: whether something is added to the words before the first block. ``factor``: by what the words are multiplied
+    behind their module and before it; ``scaled``: whether it multiplies them itself.
     """
 
     embed: tuple[View, int] | None
     words: tuple[View, int] | None
     final: tuple[View, int] | None
     positions: bool
+    factor: float = 1.0
+    scaled: bool = False
 
     def views(self) -> Iterator[tuple[str, View, int]]:
         for name, at in (("embed", self.embed), ("final", self.final), ("embed.words", self.words)):
@@ -48,7 +51,10 @@ def ends(model: nn.Module, r: Recording, tower: Tower, first: Block, last: Block
     if maker is not None and maker.op == "projection" and [c.path for c in yields] == [maker.weight]:
         entering = r.origin(maker.ins[0])  # a map to the width of the blocks is none of the words
         yields = _yields(r, entering, start, table)
-    if table is not None and table.left is not None and r.origin(table.left) == entering:
+    factor = None
+    if table is not None and table.left is not None and not (yields and r.origin(table.left) != entering):
+        factor = _multiplied(r, entering, r.origin(table.left))
+    if factor is not None:
         embed = words
     elif yields:
         c = max(yields, key=lambda c: c.order)
@@ -56,7 +62,37 @@ def ends(model: nn.Module, r: Recording, tower: Tower, first: Block, last: Block
     else:
         embed = View(start.path, enters=True), r.shapes[start.first][-1]
     positions = table is None or table.left is None or _adds(r, entering, r.origin(table.left))
-    return Ends(embed, words, _final(r, stop), positions)
+    return Ends(embed, words, _final(r, stop), positions, factor or 1.0, table is not None and _scales(r, table))
+
+
+def _multiplied(r: Recording, key: Key, until: Key) -> float | None:
+    """By what a value was multiplied on the way from another one, where nothing else was done to it."""
+    factor = 1.0
+    while key != until:
+        s = r.made_by.get(key)
+        if s is None or not s.ins:
+            return None
+        if s.op in ("mul", "div"):
+            number = _number(s)
+            if number is None:
+                return None
+            factor *= number
+        elif s.op not in SAME:
+            return None
+        key = s.ins[0]
+    return factor
+
+
+def _scales(r: Recording, table: Call) -> bool:
+    """Whether a table's module multiplies its entries."""
+    steps = r.steps[table.start : table.stop]
+    return any(s.op in ("mul", "div") and _number(s) != 1.0 for s in steps)
+
+
+def _number(s: Step) -> float | None:
+    """The number that a step multiplies its tensor by; None where a tensor holds it, which is not known on the meta device."""
+    by = s.args[1] if len(s.args) > 1 else None
+    return None if not isinstance(by, (int, float)) or not by else float(by) if s.op == "mul" else 1 / float(by)
 
 
 def _yields(r: Recording, key: Key, start: Call, table: Call | None) -> list[Call]:

@@ -62,8 +62,9 @@ class Site:
     ``layer`` is the block's number in its stack. ``tokens`` names the stack whose tokens are the axis ``token`` here (a
     decoder's ``cross.k`` and ``cross.v`` read the encoder's); ``causal`` is about those. ``x_leaves``: ``x`` is what
     leaves its module. ``rows``: here a module flattens batch and tokens to one dimension; they are those of what enters
-    this module. ``factor``: by what the model multiplies h before it adds it to the residual (None: by learned numbers, one
-    for each entry), ``keeps``: by what the residual. ``proof`` says how the place is known: nothing for a tested anatomy,
+    this module. ``factor``: by what the model multiplies h before it adds it to the residual, or before the first block reads
+    it (None: by learned numbers, one for each entry), ``keeps``: by what the residual; ``scaled``: whether the module there has
+    multiplied the entries of the table of words already. ``proof`` says how the place is known: nothing for a tested anatomy,
     ``proved`` by the numbers of a pass, or ``not yet proved``. A module that is named by its path has its ``path`` from the
     base, and ``lacks`` what cannot be read there (no linear map has no ``W``).
     """
@@ -84,6 +85,7 @@ class Site:
     rows: str | None = None
     factor: float | None = 1.0
     keeps: float = 1.0
+    scaled: bool = False
     proof: str = ""
     path: str = ""
     lacks: frozenset[str] = frozenset()

@@ -157,12 +157,17 @@ def without(site: Site, typing: TypedRow, model: nn.Module) -> list[Diagnostic]:
 
 def said_of(found: Sequence[Site]) -> list[str]:
     """What is to be said of how the model goes on behind some sites."""
-    factors: dict[tuple[str, float | None], None] = dict.fromkeys(
-        (s.full_name, s.factor) for s in found if s.factor != 1.0
+    factors: dict[tuple[str, float | None, bool], None] = dict.fromkeys(
+        (s.full_name, s.factor, s.kind.times == "input") for s in found if s.factor != 1.0
     )
+    scaled = dict.fromkeys((s.full_name, s.view.module) for s in found if s.scaled)
     return [
-        f"the model multiplies `{name}` by {'learned numbers' if factor is None else f'{factor:g}'} before the residual sum; what is modified is what it is before that"
-        for name, factor in factors
+        f"the model multiplies `{name}` by {'learned numbers' if factor is None else f'{factor:g}'} before "
+        f"{'its first block' if enters else 'the residual sum'}; what is modified is what it is before that"
+        for name, factor, enters in factors
+    ] + [
+        f"`{name}` is behind the factor by which `{module}` multiplies its entries: rows there are not multiplied"
+        for name, module in scaled
     ]
 
 

@@ -1,10 +1,16 @@
-"""What a plan says of the base: modules of torch that compute otherwise, or remember something, where an adapter is in a model."""
+"""What a plan says of the base: modules of torch that compute otherwise, or remember something, where an adapter is in a model;
+windows and caps of attention where learned rows join its keys."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from torch import nn
 
 from ..anatomy.base import base_modules
+from ..anatomy.windows import cap, window
+from ..language.types.softmax import shares_softmax
+from .plan import PlannedEdit
 
 
 def of_the_base(model: nn.Module) -> list[str]:
@@ -30,6 +36,32 @@ def of_rows(said: str, rows: list[str]) -> str:
     """One note for all the rows it is true of."""
     names = [f"`{r}`" for r in dict.fromkeys(rows)]
     return f"row {names[0]}: {said}" if len(names) == 1 else f"rows {', '.join(names)}: {said}"
+
+
+def of_attention(model: nn.Module, edits: Iterable[PlannedEdit]) -> list[str]:
+    """How rows that share attention's softmax stand to its window and its cap."""
+    reach: dict[str, list[int | None]] = {}
+    capped: dict[str, float] = {}
+    for e in edits:
+        if e.site.kind.has_heads and shares_softmax(e.row):
+            attention = model.get_submodule(e.site.view.module)
+            reach.setdefault(e.row.name, []).append(
+                None if e.site.kind.cross else window(attention, e.site.layer, getattr(model, "config", None))
+            )
+            if (most := cap(attention)) is not None:
+                capped[e.row.name] = most
+    said = []
+    for row, found in reach.items():
+        if bounds := {n for n in found if n is not None}:
+            layers = f"{sum(n is not None for n in found)} of {len(found)} layers" if None in found else "every layer"
+            width = " or ".join(map(str, sorted(bounds)))
+            said.append(f"row `{row}`: in {layers} a token sees a window of {width} tokens; learned rows stand outside it, and every "
+                        "token sees all of them")  # fmt: skip
+    for row, most in capped.items():
+        said.append(
+            f"row `{row}`: the model caps the scores of its tokens at {most:g}; those of learned rows are as written, not capped"
+        )
+    return said
 
 
 def _named(paths: list[str]) -> str:

@@ -38,7 +38,7 @@ from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
 from . import coverage, totals
 from .coverage import common_sizes
-from .notes import of_rows, of_the_base
+from .notes import of_attention, of_rows, of_the_base
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
 from .places import in_the_layers, lacking_at, one_place, own_arguments
@@ -485,6 +485,7 @@ class _Builder:
         said = [
             *self.warnings,
             *of_the_base(self.model),
+            *of_attention(self.model, self.edits),
             *starmap(of_rows, self.judged.items()),
             *totals.rates(self.tensors, self.copies.values()),
         ]

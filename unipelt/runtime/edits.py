@@ -176,6 +176,9 @@ class Edit(Holding):
             return self.forward(h.view(*lead, -1), inner, mask, want).view(h.shape)
         if self.rests and want == "h" and not (self.training or self.watchers):
             return h
+        if h.dim() == 4 and h.shape[1] == 1 and self.site.side != "attention":  # one head for all, before the tokens
+            inner = {n: t.squeeze(1) if t.dim() == 4 else t for n, t in given.items()}
+            return self.change(h.squeeze(1), inner, mask, want).unsqueeze(1)
         return self.change(h, given, mask, want)
 
     def change(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, want: str) -> Any:

@@ -74,7 +74,7 @@ def start(
         assert t.start is not None
 
         def embeddings(d: Distribution, rows: int, g: torch.Generator) -> torch.Tensor:
-            return _embeddings(model, d, rows, g, data)
+            return _embeddings(model, d, rows, g, data) * (_scale(model) if e.site.scaled else 1.0)
 
         return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
     own = next(x for x in e.typing.tensors if e.tensors[x.label] == t.name)
@@ -132,6 +132,16 @@ def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator
     )
     sampled = table[torch.randint(table.shape[0], (rows - len(meant),), generator=g)]
     return torch.cat([torch.stack(meant), sampled]) if meant else sampled
+
+
+@torch.no_grad()
+def _scale(model: nn.Module) -> float:
+    """By what the module of the words multiplies its table's entries: rows that start from words stand behind that."""
+    words: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    table = values(words, "weight", value_of(words, "weight")).detach().float()
+    longest = table.norm(dim=-1).argmax()
+    yielded = words.forward(longest[None].to(words.weight.device))  # type: ignore[union-attr, arg-type]
+    return float(yielded.float().norm().cpu() / table[longest].norm().cpu())
 
 
 def _ids(text: str, data: StartData, words: int) -> list[int]:

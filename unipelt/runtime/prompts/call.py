@@ -19,6 +19,8 @@ _ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0
 _NUMBERS = ("start_positions", "end_positions")
 #: What an argument with a cache is called: from transformers 5.24 on, and before (and by callers that still say so).
 _CACHES = ("cache", "past_key_values")
+#: What it is called where it holds states alone, which have no positions.
+_STATES = ("cache_params", "state")
 #: Arguments that say of tokens which of them belong together.
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
@@ -46,6 +48,15 @@ class Call:
     @property
     def cache(self) -> Any:
         return next((c for n in _CACHES if (c := self.named.get(n)) is not None), None)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the call goes on from states alone: rows before its tokens are in them, and nothing of it has a place for rows."""
+        states = next((c for n in _STATES if (c := self.named.get(n)) is not None), None)
+        if states is None:
+            return False
+        begun = getattr(states, "has_previous_state", None)
+        return bool(begun() if callable(begun) else getattr(states, "seqlen_offset", True))
 
     @property
     def seen(self) -> int:

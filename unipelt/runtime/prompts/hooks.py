@@ -182,6 +182,9 @@ class InputHooks:
     def _make_room(self, call: Call, placed: list[Prompt], given: Given) -> None:
         """Makes room for the rows and notes where they stand."""
         current = self.switch.holder.current
+        if call.continues:
+            current.positions |= dict.fromkeys(p.key for p in placed)
+            return
         grows, fills = [p for p in placed if p.plan.grows], [p for p in placed if not p.plan.grows]
         layout = self._layout(call, grows) if grows else None
         if fills:
