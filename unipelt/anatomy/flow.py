@@ -251,10 +251,10 @@ class Block:
                 continue
             moved = self._moved(s, held, mine)
             if moved is None:
-                ends += [(s.at, i, frozenset(held[i].unique().tolist())) for i in dict.fromkeys(mine)]
+                ends += [(s.at, i, _which(held[i], shape[-1])) for i in dict.fromkeys(mine)]
             else:
                 held.update(moved)
-        self._held[projection.at] = {k: frozenset(t.unique().tolist()) for k, t in held.items()}
+        self._held[projection.at] = {k: _which(t, shape[-1]) for k, t in held.items()}
         return ends
 
     def _moved(self, s: Step, held: dict[Key, torch.Tensor], mine: list[Key]) -> dict[Key, torch.Tensor] | None:
@@ -273,3 +273,10 @@ class Block:
         made: Any = s.function(*args, **kwargs)
         made = made if isinstance(made, (tuple, list)) else [made]
         return dict(zip(s.outs, made))
+
+
+def _which(columns: torch.Tensor, width: int) -> frozenset[int]:
+    """The columns that a tensor holds, of so many."""
+    there = torch.zeros(width, dtype=torch.bool)
+    there[columns.reshape(-1)] = True
+    return frozenset(there.nonzero().flatten().tolist())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from ..language.sites import SITES
+from .alike import put_into, structure
 from .calls import times as how_often
 from .columns import Columns
 from .flow import Block
@@ -29,15 +30,15 @@ UNPROVED = "not yet proved"
 
 @dataclass(frozen=True, slots=True)
 class _Inside:
-    """A tower, the recording that shows it, and the flow and the sublayers of its blocks."""
+    """A tower, the recording that shows it, and the flow and the sublayers of its blocks: those of the first that does the same."""
 
     r: Recording
     tower: Tower
-    blocks: list[tuple[Block, list[Sublayer]]]
+    blocks: list[tuple[Call, Block, list[Sublayer]]]
 
     @property
     def kinds(self) -> set[str]:
-        return {s.kind for _, parts in self.blocks for s in parts}
+        return {s.kind for _, _, parts in self.blocks for s in parts}
 
 
 def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[Recording]) -> SiteMap:
@@ -56,7 +57,7 @@ def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[R
         times = i.r.times
         causal = _causal(model, i)
         paths = tuple(p[len(root) :] for p in i.tower.blocks)
-        at = ends(model, i.r, i.tower, i.blocks[0][0], i.blocks[-1][0])
+        at = ends(model, i.r, i.blocks[0][0], i.blocks[-1][0])
         stacks.append(
             Stack(
                 name,
@@ -70,11 +71,17 @@ def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[R
             )
         )
         mine: list[Site] = []
-        for layer, (b, parts) in enumerate(i.blocks):
-            common: dict[str, Any] = dict(
-                stack=name, layer=layer, block=paths[layer], causal=causal, tokens=name, proof=UNPROVED
-            )
-            got, reasons = _block_sites(model, i.r, b, parts, times, common, vocab)
+        known: dict[Call, tuple[list[Site], dict[str, str]]] = {}
+        for layer, (call, b, parts) in enumerate(i.blocks):
+            if b.call not in known:
+                common: dict[str, Any] = dict(
+                    stack=name, layer=layer, block=paths[layer], causal=causal, tokens=name, proof=UNPROVED
+                )
+                known[b.call] = _block_sites(model, i.r, b, parts, times, common, vocab)
+            got, reasons = known[b.call]
+            if call is not b.call:
+                got = [put_into(s, b.call.path, call.path, layer, paths[layer]) for s in got]
+                reasons = {n: why.replace(f"`{b.call.path}.", f"`{call.path}.") for n, why in reasons.items()}
             mine += got
             for n, why in reasons.items():
                 missing.setdefault((f"{name}.{n}" if name else n), {})[f"{paths[layer]}.{n}"] = why
@@ -93,12 +100,21 @@ def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[R
 
 def _inside(r: Recording, tower: Tower) -> _Inside | None:
     """A tower with the blocks of it that add something to a stream; None where none does."""
-    blocks = [(c, b, parts) for c in tower.calls for b in (Block(r, c),) if (parts := sublayers(b))]
+    alike: dict[Hashable, tuple[Block, list[Sublayer]]] = {}
+    blocks = []
+    for call in tower.calls:
+        does = structure(r, call, r.times)
+        if does not in alike:
+            b = Block(r, call)
+            alike[does] = b, sublayers(b)
+        b, parts = alike[does]
+        if parts:
+            blocks.append((call, b, parts))
     if not blocks:
         return None
     calls = tuple(c for c, _, _ in blocks)
     depth = sum(r.times[c.path] for c in calls)
-    return _Inside(r, Tower(tower.path, calls, depth, tower.module), [(b, parts) for _, b, parts in blocks])
+    return _Inside(r, Tower(tower.path, calls, depth, tower.module), blocks)
 
 
 def _vocab(model: nn.Module) -> int:
@@ -113,7 +129,7 @@ def _vocab(model: nn.Module) -> int:
 def _causal(model: nn.Module, inside: _Inside) -> bool:
     """Whether a tower's tokens see no later ones: as its attention says; without one that says it, as the model's type is used."""
     asking = inside.r.asking
-    said = [asking[s.asks] for _, parts in inside.blocks for s in parts if s.kind == "attn" and s.asks in asking]
+    said = [asking[s.asks] for _, _, parts in inside.blocks for s in parts if s.kind == "attn" and s.asks in asking]
     if said:
         return any(said)
     return "cross" in inside.kinds or _writes(model)
@@ -328,7 +344,13 @@ def _uncovered(r: Recording, sites: list[Site], kept: list[_Inside]) -> dict[str
     """The linear maps that no site covers, in order, with the reason."""
     covered = {s.view.module for s in sites if s.kind.has_weight}
     blocks = tuple(f"{path}." for i in kept for path in i.tower.blocks)
-    experts = {i.r.steps[at].weight for i in kept for _, parts in i.blocks for s in parts for at in s.experts}
+    experts = {
+        i.r.steps[at - b.call.start + c.start].weight
+        for i in kept
+        for c, b, parts in i.blocks
+        for s in parts
+        for at in s.experts
+    }
     found: dict[str, str] = {}
     for s in r.steps:
         if s.weight and s.weight not in covered:

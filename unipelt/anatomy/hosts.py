@@ -20,9 +20,8 @@ class Hosts:
     def __init__(self, r: Recording, block: Block, times: Counter[str]):
         self.r, self.b = r, block
         path = block.call.path
-        first = r.calls.index(block.call)
         self.calls: list[Call] = []
-        for c in r.calls[first + 1 :]:
+        for c in r.calls[block.call.number + 1 :]:
             if path not in c.outer:
                 break
             self.calls.append(c)

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .flow import Block
 from .heads import word_embeddings
 from .record import SAME, Call, Key, Recording, Step
 from .sites import View
-from .towers import Tower
 
 #: How many operations back from the first block the table of words is looked for.
 _FAR = 400
@@ -38,8 +36,8 @@ class Ends:
                 yield name, *at
 
 
-def ends(model: nn.Module, r: Recording, tower: Tower, first: Block, last: Block) -> Ends:
-    start, stop = first.call, last.call
+def ends(model: nn.Module, r: Recording, start: Call, stop: Call) -> Ends:
+    """The ends of a tower whose first block's call is ``start``, and whose last's is ``stop``."""
     assert start.first is not None and stop.left is not None
     entering = r.origin(start.first)
     table = _words(model, r, entering)

@@ -33,6 +33,8 @@ SAME = frozenset("view _unsafe_view clone _to_copy native_dropout reshape alias 
 _OF_WEIGHT = SAME | frozenset(
     "t transpose expand permute unsqueeze squeeze select slice split split_with_sizes chunk unbind".split()
 )
+#: Types of what operations are given that holds no tensors.
+_NO_TENSORS = frozenset([type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format])
 #: Operations that contract what they are given with a weight.
 _CONTRACTS = frozenset("mm addmm bmm baddbmm linear convolution _grouped_mm".split())
 
@@ -56,7 +58,7 @@ class Step:
     weight: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One call of a module: its first tensor, all that entered, the first that left, and the steps between (``stop`` not included)."""
 
@@ -68,6 +70,7 @@ class Call:
     left: Key | None = None
     stop: int = 0
     order: int = 0  # in which it was left, among all calls
+    number: int = 0  # among all calls, as they were entered
     outer: tuple[str, ...] = ()  # the paths of the modules that were running, outermost first
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # of the first tensor that entered and that left
 
@@ -138,7 +141,19 @@ def _fast_paths_off() -> Iterator[None]:
 
 
 def _tensors(x: Any) -> list[torch.Tensor]:
-    return [t for t in tree_flatten(x)[0] if isinstance(t, torch.Tensor)]
+    """The tensors in what an operation or a module is given, in order. (Plain containers are walked here: it takes a third of
+    the time that torch's own walk does, which knows the others.)"""
+    if isinstance(x, torch.Tensor):
+        return [x]
+    kind = type(x)
+    if kind in _NO_TENSORS:
+        return []
+    if kind is tuple or kind is list:
+        return [t for v in x for t in _tensors(v)]
+    if kind is dict:
+        return [t for v in x.values() for t in _tensors(v)]
+    leaves = tree_flatten(x)[0]
+    return [t for t in leaves if isinstance(t, torch.Tensor)]
 
 
 class _Lists(TorchFunctionMode):
@@ -243,6 +258,7 @@ class _Mode(TorchDispatchMode):
             [self.key(t) for t in entered],
         )
         call.outer = tuple(c.path for c in self.stack)
+        call.number = len(self.r.calls)
         if not self.stack:
             self.r.inputs.update(call.entered)
         self.stack.append(call)
