@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import build
 from torch import nn
 
 import unipelt
+from unipelt.anatomy.shown import Sites
 from unipelt.anatomy.tree import BLOCK, SitesData, json_schema
 from unipelt.anatomy.written import ranges, text
 from unipelt.language.sites import SITES
@@ -220,3 +222,16 @@ def test_ranges() -> None:
 
 def test_every_site_says_by_what_a_pass_shows_it() -> None:
     assert [n for n, s in SITES.items() if not s.shown_by] == []
+
+
+def test_factors_of_the_sum_are_said() -> None:
+    """A number, learned numbers, and what the residual is multiplied by."""
+    found = unipelt.sites(model_of(OTHERS["granite"])).map
+    ffn = found.named("ffn")[0]
+    said = [
+        str(Sites("m", replace(found, sites=(replace(ffn, **more),))))
+        for more in ({}, {"factor": None}, {"keeps": 2.0})
+    ]
+    flat = [" ".join(s.split()) for s in said]
+    assert "multiplied by 0.5" in flat[0] and "multiplied by learned numbers" in flat[1]
+    assert "added to the residual, which is multiplied by 2, after it is multiplied by 0.5" in flat[2]

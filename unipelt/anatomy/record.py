@@ -34,7 +34,9 @@ _OF_WEIGHT = SAME | frozenset(
     "t transpose expand permute unsqueeze squeeze select slice split split_with_sizes chunk unbind".split()
 )
 #: Types of what operations are given that holds no tensors.
-_NO_TENSORS = frozenset([type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format])
+_NO_TENSORS = frozenset(
+    [type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format]
+)
 #: Operations that contract what they are given with a weight.
 _CONTRACTS = frozenset("mm addmm bmm baddbmm linear convolution _grouped_mm".split())
 

@@ -26,6 +26,7 @@ class SiteData:
     that output, as ranges (the second number not included), None: all.
 
     ``size``: the last dimensions of h; ``d_in``: of what a projection reads. ``each``: what there is one range of columns for.
+    ``factor`` and ``keeps`` are those of `Site`.
     """
 
     site: str
@@ -38,7 +39,8 @@ class SiteData:
     x: str | None
     residual: str | None
     norm: str | None
-    factor: float
+    factor: float | None
+    keeps: float
     evidence: str
     proof: str
 
@@ -167,7 +169,7 @@ def _site(s: Site, block: str, m: SiteMap) -> SiteData:
     return SiteData(
         s.name, at(s.view.module) or "", "input" if s.view.enters else s.side, None if columns is None else [list(r) for r in columns.ranges], each,
         s.sizes.get(str(W.sizes[0])) if W is not None else None, size,
-        at(s.x), at(s.residual), at(s.norm), s.factor, _evidence(s, m), s.proof,
+        at(s.x), at(s.residual), at(s.norm), s.factor, s.keeps, _evidence(s, m), s.proof,
     )  # fmt: skip
 
 
@@ -175,7 +177,9 @@ def _evidence(s: Site, m: SiteMap) -> str:
     """By what a site is known, in words."""
     if m.anatomy:
         return f"written in the anatomy {m.anatomy}"
-    return s.kind.shown_by + (f", after it is multiplied by {s.factor:.4g}" if s.factor != 1 else "")
+    by = "" if s.factor == 1 else "learned numbers" if s.factor is None else f"{s.factor:.4g}"
+    kept = f", which is multiplied by {s.keeps:.4g}" if s.keeps != 1 else ""
+    return s.kind.shown_by + kept + (f", after it is multiplied by {by}" if by else "")
 
 
 def _folded(reasons: Mapping[str, str]) -> list[LeftData]:
