@@ -29,17 +29,13 @@ _PLUS = ("add", "add_")
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What is added to the stream: ``factor`` · ``h`` to ``keeps`` · ``residual``, which gives ``total``.
-
-    ``bare`` is what h was before it was multiplied by learned numbers, one for each of its entries.
-    """
+    """What is added to the stream: ``factor`` · ``h`` to ``keeps`` · ``residual``, which gives ``total``."""
 
     h: Key
     residual: Key
     total: Key
     factor: float
     keeps: float
-    bare: Key
 
 
 class Block:
@@ -161,23 +157,20 @@ class Block:
         return not (a & b) and len(a) > 1 and len(b) > 1
 
     def _added(self, summand: Key, residual: Key, total: Key) -> Added:
-        h, factor = self._unscaled(summand)
-        stream, keeps = self._unscaled(residual)
-        return Added(h, self.origin(stream), total, factor, keeps, self._unscaled(h, learned=True)[0])
+        h, factor = self.unscaled(summand)
+        stream, keeps = self.unscaled(residual)
+        return Added(h, self.origin(stream), total, factor, keeps)
 
-    def _unscaled(self, key: Key, learned: bool = False) -> tuple[Key, float]:
-        """What a value was before it was multiplied by a number or (``learned``) by a parameter, and the number."""
+    def unscaled(self, key: Key) -> tuple[Key, float]:
+        """What a value was before it was multiplied by a number, and the number."""
         factor = 1.0
         while (s := self.made.get(key)) is not None:
             number = self._number(s)
-            given = self.given(s)
             if number is not None:
                 factor *= number
-            elif learned and s.op == "mul" and len(s.ins) == 2 and len(given) == 1:
-                pass
             elif s.op not in SAME:
                 break
-            key = given[0] if given else s.ins[0]
+            key = s.ins[0]
         return key, factor
 
     @staticmethod

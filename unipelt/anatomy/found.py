@@ -171,7 +171,8 @@ def _block_sites(
     for s in last.values():
         made += _sublayer_sites(model, r, b, hosts, s, sizes, common, reasons)
     path = b.call.path
-    if b.call.shapes is not None and b.call.shapes[0][-1] == b.call.shapes[1][-1]:
+    widths = {s.sizes["d_model"] for s in made if s.kind.is_sublayer} or {sizes["d_model"]}
+    if b.call.shapes is not None and {t[-1] for t in b.call.shapes} == widths:
         at_blocks = [n for n, k in SITES.items() if "block" in (n, k.entry)]
         made += [Site(n, View(path), sizes, x=path, **common) for n in at_blocks]
     return made, reasons
@@ -210,7 +211,7 @@ def _sublayer_sites(
 ) -> list[Site]:
     kind = s.kind
     reads, x = hosts.input(s)
-    host, still = hosts.output(s, x)
+    host, still, scaled = hosts.output(s, x)
     residual = hosts.residual(s, x, reads, host) if still else None
     norm = hosts.norm(s, x) if still else None
     views: dict[str, View] = {}
@@ -234,7 +235,7 @@ def _sublayer_sites(
         x=None if reads is None else reads.path,
         residual=residual,
         norm=norm,
-        factor=None if hosts.scaled(s) else s.added.factor,
+        factor=None if scaled else s.added.factor,
         keeps=s.added.keeps,
     )
     if kind in SITES:
@@ -242,13 +243,19 @@ def _sublayer_sites(
             reasons[kind] = "no module yields what is added to the residual"
         elif reads is None:
             reasons[kind] = "no module is given what it reads"
+        elif (width := r.shapes[host.left or 0][-1]) != (read := r.shapes[reads.first or 0][-1]):
+            reasons[kind] = f"it reads {read} numbers for each token and yields {width}"
         else:
-            made.append(_site(model, r, b, kind, View(host.path), views, sizes, {**common, **beside}, host.left))
+            own = {**sizes, "d_model": width, "d_x": width}
+            made.append(_site(model, r, b, kind, View(host.path), views, own, {**common, **beside}, host.left))
     for name, view in views.items():
         if name in SITES:
             key = s.parts[name.split(".")[1]].step.outs[0]
             made.append(_site(model, r, b, name, view, views, sizes, {**common, "x": view.module}, key))
-    made += _derived(model, r, b, s, reads, views, sizes, {**common, "x": beside["x"]}, reasons)
+    width = r.shapes[reads.first][-1] if reads is not None and reads.first is not None else sizes["d_model"]
+    made += _derived(
+        model, r, b, s, reads, views, {**sizes, "d_model": width, "d_x": width}, {**common, "x": beside["x"]}, reasons
+    )
     return made
 
 

@@ -48,37 +48,43 @@ class Hosts:
 
     # ------------------------------------------------------------ sublayers
 
-    def output(self, s: Sublayer, x: Key | None) -> tuple[Call | None, bool]:
-        """The module that yields a sublayer's h, and whether its tokens stand there as they do in the stream.
+    def output(self, s: Sublayer, x: Key | None) -> tuple[Call | None, bool, bool]:
+        """The module that yields a sublayer's h; whether its tokens stand there as they do in the stream; whether it is
+        multiplied by learned numbers behind it.
 
-        Where the sublayer reads them moved about (in windows, for instance), h is taken where they are moved alike.
+        Where the sublayer reads its tokens moved about (in windows, for instance), h is taken where they are moved alike.
         """
-        key = self.b.origin(s.added.bare if self.scaled(s) else s.added.h)
+        key = self.b.origin(s.added.h)
         moved = x is not None and self._moved(x, s.added.residual)
-        keys = [k for k in (key, *self._before(key)) if k not in self.b.entered and self.leaves(k)]
+        ways = [
+            (k, scaled)
+            for k, scaled in ((key, False), *self._before(key))
+            if k not in self.b.entered and self.leaves(k)
+        ]
         if moved and x is not None:
-            alike = [k for k in keys if prod(self.r.shapes[k][:-1]) == prod(self.r.shapes[x][:-1])]
-            return (self.leaves(alike[-1])[0], False) if alike and len(keys) > 1 else (None, False)
-        if not keys:
-            return None, True
-        return self.leaves(keys[0])[0], keys[0] == key
-
-    def scaled(self, s: Sublayer) -> bool:
-        """Whether h is to be had only before it is multiplied by learned numbers."""
-        h, bare = self.b.origin(s.added.h), self.b.origin(s.added.bare)
-        return h != bare and not self.leaves(h) and bool(self.leaves(bare))
+            # the last of them, before anything is moved back
+            tokens = prod(self.r.shapes[x][:-1])
+            ways = [(k, scaled) for k, scaled in ways if k != key and prod(self.r.shapes[k][:-1]) == tokens][-1:]
+        if not ways:
+            return None, not moved, False
+        found, scaled = ways[0]
+        return self.leaves(found)[0], not moved and (found == key or scaled), scaled
 
     def _moved(self, x: Key, residual: Key) -> bool:
         """Whether the stream's tokens are put in another order, or others among them, before a sublayer reads them."""
         return any(self.r.steps[i].op in MOVED for i in self.b.walk(x, [residual], past=False))
 
-    def _before(self, key: Key) -> Iterator[Key]:
-        """What a value was before its numbers were moved about."""
-        step = self.b.made.get(key)
-        while step is not None and step.op in (MOVES | {"constant_pad_nd"}) and step.ins:
-            key = self.b.origin(step.ins[0])
-            yield key
-            step = self.b.made.get(key)
+    def _before(self, key: Key) -> Iterator[tuple[Key, bool]]:
+        """What a value was before its numbers were moved about or multiplied by learned ones, and whether they were multiplied."""
+        scaled = False
+        while (step := self.b.made.get(key)) is not None and step.ins:
+            given = self.b.given(step)
+            if step.op == "mul" and len(step.ins) == 2 and len(given) == 1:
+                scaled = True
+            elif step.op not in MOVES | {"constant_pad_nd"}:
+                return
+            key = self.b.origin(given[0] if given else step.ins[0])
+            yield key, scaled
 
     def input(self, s: Sublayer) -> tuple[Call | None, Key | None]:
         """The module that is given what a sublayer reads, and that value: the widest that holds the sublayer and not its sum."""
@@ -99,7 +105,7 @@ class Hosts:
                 ):
                     return c, self.b.origin(c.first)
             return None, None
-        for key in (x, *self._before(x)):
+        for key in (x, *(k for k, scaled in self._before(x) if not scaled)):
             # a module that moves tokens about inside reads them as they stand in the stream
             loose = [c for c in self.enters(key) if all(c.start <= at < c.stop for at in firsts)]
             whole = [c for c in loose if not self._holds(c, s)]
@@ -135,7 +141,8 @@ class Hosts:
             for c in self.enters(key)
             if c.start <= limit and (host is None or c.order <= host.order or c.start < host.stop)
         ]
-        normed = [c for c in entered if c.left is not None and self.b.origin(c.left) == x]
+        plain = None if x is None else self.b.unscaled(x)[0]
+        normed = [c for c in entered if c.left is not None and self.b.origin(c.left) in (x, plain)]
         if normed or entered:
             return (normed or entered)[0].path
         return self.b.call.path if self.b.is_input(key) else None
@@ -145,7 +152,7 @@ class Hosts:
         before = [
             c
             for c in self.enters(s.added.residual)
-            if x is not None and c.left is not None and self.b.origin(c.left) == x
+            if x is not None and c.left is not None and self.b.origin(c.left) in (x, self.b.unscaled(x)[0])
         ]
         behind = [c for c in self.enters(self.b.origin(s.added.total)) if self._plain(c)]
         last = self.leaves(self.b.origin(s.added.h))

@@ -183,7 +183,7 @@ class Block:
         if h is None or r is None or x is None:
             return f"`{s.full_name}` of `{self.path}` has no `{'residual' if h is not None else 'h'}`"
         unnamed = s.norm is None and proportional(x, self.seen[()].left.get(s.residual or ""))
-        if not (same(x, r) or self._normed(s) or unnamed):
+        if not (_multiple(x, r) or self._normed(s) or unnamed):
             return f"`{s.x}` reads neither `{s.full_name}.residual` nor that behind `{s.full_name}.norm`"
         if h.numel() != r.numel():
             return f"`{s.view.module}` yields {list(h.shape)}, and the residual stream is {list(r.shape)}"
@@ -192,7 +192,7 @@ class Block:
     def _normed(self, s: Site) -> bool:
         """Whether the norm stands before the sublayer."""
         seen = self.seen[()]
-        return same(seen.entered.get(s.norm or ""), self.entered(s.residual)) and same(
+        return same(seen.entered.get(s.norm or ""), self.entered(s.residual)) and _multiple(
             self.entered(s.x), seen.left.get(s.norm or "")
         )
 
@@ -443,6 +443,15 @@ class Block:
             return None
         a, b = rows_of(plain), rows_of(moved)
         return None if len(a) < 2 else not same(b[:1], a[:1])
+
+
+def _multiple(x: torch.Tensor | None, of: torch.Tensor | None) -> bool:
+    """Whether one tensor is another times a number (some models scale what a sublayer reads)."""
+    if x is None or of is None or x.numel() != of.numel():
+        return False
+    a, b = x.reshape(-1).double(), of.reshape(-1).double()
+    factor = (a @ b) / (b @ b)
+    return bool(factor.abs() > 0) and same(factor * b, a)
 
 
 def _scaled(h: torch.Tensor, r: torch.Tensor, on: torch.Tensor, keeps: float) -> bool:

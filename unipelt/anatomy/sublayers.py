@@ -43,7 +43,9 @@ class Sublayer:
 
     @property
     def first(self) -> list[Step]:
-        return [p.step for n, p in self.parts.items() if n in ("q", "up", "gate", "in", "q_a", "router")]
+        """The projections that read what the sublayer reads."""
+        names = ("q_a" if "q_a" in self.parts else "q", "up", "gate", "in", "router")
+        return [p.step for n, p in self.parts.items() if n in names]
 
 
 def sublayers(b: Block) -> list[Sublayer]:
@@ -169,7 +171,7 @@ def _latent(b: Block, found: Sublayer, stop: list[Key]) -> None:
         if inner is None:
             continue
         before = [s for i in inner.step.ins if i in b.behind for s in b.nearest(i, stop)]
-        if len(before) == 1:
+        if len(before) == 1 and before[0].op == "projection":
             found.parts[names[0]], found.parts[names[1]] = Projected(before[0]), Projected(inner.step)
 
 
