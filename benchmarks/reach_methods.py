@@ -162,12 +162,12 @@ def _planned(model: nn.Module, name: str, at: str) -> tuple[Any, Any]:
     """The method, its causal twin where the model's tokens must see no later ones, and its plan."""
     try:
         method = _method(name, at, causal=False)
-        return method, unipelt.plan(model, method)
+        return method, unipelt.plan(model, method, head=False)
     except PeltError as e:
         if name != "unipelt" or "E0530" not in str(e):
             raise
     method = _method(name, at, causal=True)
-    return method, unipelt.plan(model, method)
+    return method, unipelt.plan(model, method, head=False)
 
 
 def survey(subject: Subject, name: str, at: str = "") -> Found:
@@ -191,7 +191,7 @@ def _survey(subject: Subject, name: str, at: str) -> Found:
     found.trained = plan.counts.trained
     on_meta(found, subject, name, at, plan)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    if found.tried("apply", lambda: unipelt.apply(model, method, name=NAME, seed=0)) is None:
+    if found.tried("apply", lambda: unipelt.apply(model, method, name=NAME, seed=0, head=False)) is None:
         return found
     found.holds.append("apply")
     found.tried("pass", lambda: _passes(found, subject, plan))

@@ -16,53 +16,48 @@ import unipelt
 
 WITHIN = 1e-5
 R, ALPHA = 4, 16.0
-_AT = ("attn.q, attn.v", "attn.q, attn.k, attn.v, attn.o", "mixer.in, mixer.out", "ffn.up, ffn.down")
+_AT = ("attn.q, attn.v", "attn.o, ffn.down", "attn.o", "mixer.in, mixer.out", "mixer.in", "ffn.up, ffn.down")
 
 
 def beside(found: Type) -> dict[str, Any]:
-    """Ours and peft's LoRA on the modules that serve whole projections. peft edits a fused projection as one, so those are left out."""
+    """The first of some places at which both can be: ours may know no such site, and peft edits a fused projection as one."""
     record: dict[str, Any] = {"class": found.cls, "kind": kind(found)}
     try:
         model, _, inputs = built_and_run(found)
     except Exception as e:
         return {**record, "why": f"not run: {said(e)}"}
-    theirs: Any = copy.deepcopy(model)
-    reasons = []
+    base, reasons = outputs(model, inputs), []
     for at in _AT:
         try:
-            plan = unipelt.apply(
-                model, unipelt.load("lora", arguments={"r": R, "alpha": ALPHA, "at": f"[{at}]"}), name=NAME, seed=0
-            )
+            return {**record, "at": at, **_compared(copy.deepcopy(model), model, inputs, base, at)}
         except Exception as e:
-            reasons.append(said(e))
-            continue
-        whole = [e for e in plan.edits if e.site.view.columns is None]
-        if len(whole) == len(plan.edits):
-            break
-        unipelt.remove(model, NAME)
-        reasons.append(f"{at}: a fused projection, whose columns peft does not tell apart")
-    else:
-        return {**record, "why": reasons[0]}
+            reasons.append(f"{at}: {said(e)}")
+        if NAME in unipelt.adapters(model):
+            unipelt.remove(model, NAME)
+    return {**record, "why": "; ".join(reasons)[:600]}
+
+
+def _compared(theirs: Any, model: nn.Module, inputs: dict[str, Any], base: Any, at: str) -> dict[str, Any]:
+    """Ours on ``model`` beside peft's on its copy, with the same random matrices, which must change the output."""
+    method = unipelt.load("lora", arguments={"r": R, "alpha": ALPHA, "at": f"[{at}]"})
+    plan = unipelt.apply(model, method, name=NAME, seed=0, head=False)
+    if any(e.site.view.columns is not None for e in plan.edits):
+        raise ValueError("a fused projection, whose columns peft does not tell apart")
     drawn = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for group in unipelt.parameter_groups(model, NAME, 1e-3):
             for p in group["params"]:
                 p.copy_(torch.randn(p.shape, generator=drawn) * 0.3)
-    ours = outputs(model, inputs)
-    paths = [e.site.view.module for e in whole]
-    try:
-        theirs = peft.PeftModel(
-            theirs, peft.LoraConfig(r=R, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=paths)
-        ).eval()
-    except Exception as e:
-        return {**record, "at": at, "modules": len(paths), "why": f"peft: {said(e)}"}
-    state = unipelt.state_dict(model, NAME)
+    ours, state = outputs(model, inputs), unipelt.state_dict(model, NAME)
+    paths = [e.site.view.module for e in plan.edits]
+    config = peft.LoraConfig(r=R, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=paths)
+    theirs = peft.PeftModel(theirs, config).eval()
     with torch.no_grad():
-        for e in whole:
+        for e in plan.edits:
             A, B = (state[e.tensors[n]] for n in ("A", "B"))
             _put(theirs.base_model.model.get_submodule(e.site.view.module), A, B)
-    error = apart(outputs(theirs, inputs), ours)
-    return {**record, "at": at, "modules": len(paths), "error": error, "equal": error <= WITHIN}
+    error, moved = apart(outputs(theirs, inputs), ours), apart(ours, base)
+    return {"modules": len(paths), "error": error, "moved": moved, "equal": error <= WITHIN < moved}
 
 
 def _put(layer: nn.Module, A: torch.Tensor, B: torch.Tensor) -> None:

@@ -100,6 +100,13 @@ def test_a_cache_and_a_merge_that_are_off_are_wrong(monkeypatch: pytest.MonkeyPa
     assert isinstance(found, dict) and {"cache", "merged"} <= set(found["wrong"])
 
 
+def test_a_head_of_its_own_does_not_stand_for_a_method_that_acts() -> None:
+    """Adapters of models with labels train a copy of the head, whose random numbers would change any output."""
+    model, _, _ = reach_model.built_and_run(Type("vit", "ViTForImageClassification", "IMAGE_CLASSIFICATION"))
+    plan = reach_methods._planned(model, "lora", "")[1]
+    assert plan.edits and not plan.copies
+
+
 def test_a_traceback_is_told_apart_from_a_refusal() -> None:
     found = Found()
     found.tried("plan", lambda: unipelt.parse("method m { }"))
