@@ -23,7 +23,7 @@ from ..language.syntax.nodes import AnatomyDef
 from .entries import Entries, blocks_of, conditions, missing, stacks_of
 from .examples import Inputs
 from .heads import lone_head
-from .prove import proved, tried, unproved, without_heads
+from .prove import past_the_interface, proved, tried, unproved, without_heads
 from .read import read
 from .remembered import recall, remember
 from .search import search
@@ -92,7 +92,9 @@ def find(model: nn.Module, example: Mapping[str, Any] | None = None) -> SiteMap:
         return _own(own, fitting, model, base, prefix)
     try:
         if fitting:
-            return read(fitting[0], present(fitting[0], base), model, base, prefix)
+            sites = read(fitting[0], present(fitting[0], base), model, base, prefix)
+            if not past_the_interface(sites, model):
+                return sites
     except PeltError as e:
         if e.diagnostics[0].code not in _OTHERWISE:
             raise

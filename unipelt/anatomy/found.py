@@ -16,10 +16,11 @@ from .columns import Columns
 from .flow import Block
 from .heads import head_modules, word_embeddings
 from .hosts import Hosts
-from .outside import Ends, ends
 from .naming import names_of
+from .outside import Ends, ends
+from .own_attention import divides
 from .read import head_site
-from .record import Call, Recording
+from .record import Attended, Call, Recording
 from .sites import Site, SiteMap, Stack, View
 from .sizes import projection_shape
 from .sublayers import Projected, Sublayer, sublayers
@@ -276,11 +277,13 @@ def _derived(
         if kind.sublayer != s.kind or kind.is_sublayer or kind.has_weight:
             continue
         if kind.has_heads:
-            why = _no_heads(r, s)
+            own = None if s.asks else _attends(r, b, s, sizes)
+            why = _no_heads(r, b, s, own)
             if why:
                 reasons[name] = why
-            else:
-                made.append(_site(model, r, b, name, View(s.asks), views, sizes, common, None))
+                continue
+            host, how = (s.asks, "") if own is None or own.within is None else (own.within.path, own.how)
+            made.append(_site(model, r, b, name, View(host), views, sizes, {**common, "attends": how}, None))
         elif kind.entry in views and common["x"] is not None:
             of_part = s.parts.get(kind.entry.split(".")[1])
             key = of_part.step.ins[0] if of_part is not None else reads.first if reads is not None else None
@@ -288,18 +291,40 @@ def _derived(
     return made
 
 
-def _no_heads(r: Recording, s: Sublayer) -> str:
+def _attends(r: Recording, b: Block, s: Sublayer, sizes: dict[str, int]) -> Attended | None:
+    """An attention that a module of the block computes past transformers' interface, alone and with heads that can be told from
+    the batch; None where it is not recognised as one."""
+    assert s.attention is not None
+    made = b.made.get(s.attention[3])
+    for a in r.attended:
+        if made is not None and a.within is not None and a.start <= made.at < a.stop:
+            alone = sum(other.within is a.within for other in r.attended) == 1
+            whole = all(divides(shape, sizes["heads"]) for shape in (a.q, a.out))
+            return a if alone and whole and b.call.path in a.within.outer else None
+    return None
+
+
+def _no_heads(r: Recording, b: Block, s: Sublayer, own: Attended | None) -> str:
     """Why there is no site at the heads of an attention; nothing where there is one."""
     assert s.attention is not None
     q, k, v, _ = (r.shapes[i] for i in s.attention)
+    if own is not None and own.within is not None:
+        called = r.times[own.within.path] / r.times[b.call.path]
+        if called != 1:
+            return f"`{own.within.path}` is called {how_often(called)} in a layer"
+        return _uneven(own.q[-1], own.out[-1])
     asked = sum(r.steps[i].op == "attention" and r.steps[i].module == s.asks for i in s.inside)
     if asked > 1:
         return f"`{s.asks}` calls its attention function {how_often(asked)} in a layer"
     if not s.asks:
-        return "its attention is computed past the interface of transformers"
-    if len(q) != 4 or q[-1] != v[-1]:
-        return f"a head has {q[-1]} numbers for its queries and {v[-1]} for its values"
-    return ""
+        return (
+            "its attention is computed past the interface of transformers, and not by one product of weights and values"
+        )
+    return _uneven(q[-1], v[-1])
+
+
+def _uneven(d_q: int, d_v: int) -> str:
+    return "" if d_q == d_v else f"a head has {d_q} numbers for its queries and {d_v} for its values"
 
 
 def _site(

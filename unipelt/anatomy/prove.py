@@ -69,10 +69,15 @@ def dispatches(module: nn.Module) -> bool:
     return _DISPATCH in getattr(getattr(forward, "__code__", None), "co_names", ())
 
 
+def past_the_interface(sites: SiteMap, model: nn.Module) -> dict[str, str]:
+    """The sites at heads that are said to be computed by a function of transformers' interface, and are not, with the reason."""
+    return {s.full_name: f"{type(m).__name__} computes attention past the interface of transformers" for s in sites.sites
+            if s.side == "attention" and not s.attends and not dispatches(m := model.get_submodule(s.view.module))}  # fmt: skip
+
+
 def without_heads(sites: SiteMap, model: nn.Module) -> SiteMap:
     """The map without the heads of attention that no edit would reach."""
-    past = {s.full_name: f"{type(m).__name__} computes attention past the interface of transformers" for s in sites.sites
-            if s.side == "attention" and not dispatches(m := model.get_submodule(s.view.module))}  # fmt: skip
+    past = past_the_interface(sites, model)
     return replace(
         sites, sites=tuple(s for s in sites.sites if s.full_name not in past), refused={**sites.refused, **past}
     )

@@ -23,6 +23,7 @@ from .base import base_modules, base_parameters
 from .calls import interface_watched
 from .evaluating import evaluating
 from .interrupts import ended_by
+from .own_attention import SDPA, SOFTMAX, Core, OwnAttention
 from .sizes import weight_shape
 
 #: A tensor's identity: its own, and how often it was written in place before.
@@ -78,6 +79,19 @@ class Call:
 
 
 @dataclass(slots=True)
+class Attended:
+    """An attention that a module computes past transformers' interface, by torch's function or written out (``how``): the steps
+    by which its output was made, the shapes of queries and output, and the innermost call of a module that holds it all."""
+
+    how: str
+    start: int
+    stop: int
+    q: tuple[int, ...]
+    out: tuple[int, ...]
+    within: Call | None
+
+
+@dataclass(slots=True)
 class Recording:
     """What one pass did, in order. ``parameters`` and ``shapes`` are by key."""
 
@@ -92,6 +106,7 @@ class Recording:
     inputs: set[Key] = field(default_factory=set)
     kept: list[Any] = field(default_factory=list)
     times: Counter[str] = field(default_factory=Counter)  # how often a module is called, by path
+    attended: list[Attended] = field(default_factory=list)
 
     def of(self, path: str) -> list[Call]:
         """The calls of a module, in order."""
@@ -128,7 +143,7 @@ def first_left(output: Any) -> torch.Tensor | None:
 def record(model: nn.Module, run: Callable[[], Any]) -> Recording:
     """The recording of one pass in evaluation mode, without gradients. Nothing of it stays in the model."""
     mode = _Mode(model)
-    with evaluating(model), _fast_paths_off(), mode.hooks(), mode.attention(), _Lists(), mode:
+    with evaluating(model), _fast_paths_off(), mode.hooks(), mode.attention(), _Lists(), _Own(mode), mode:
         run()
     return mode.finished()
 
@@ -167,6 +182,34 @@ class _Lists(TorchFunctionMode):
             known = tuple(torch.tensor(i, device="cpu") if isinstance(i, list) and i else i for i in index)
             return func(args[0], known if isinstance(args[1], tuple) else known[0])
         return func(*args, **(kwargs or {}))
+
+
+class _Own(OwnAttention):
+    """Notes attention that modules compute past transformers' interface."""
+
+    def __init__(self, mode: _Mode):
+        super().__init__()
+        self.mode = mode
+
+    def place(self) -> tuple[int, list[Call]]:
+        return len(self.mode.r.steps), [*self.mode.stack]
+
+    def attends(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        place = self.place()
+        out = function(*args, **kwargs)
+        q = args[0] if args else kwargs.get("query")
+        if isinstance(q, torch.Tensor):
+            self.note(SDPA, place, place, q, out)
+        return out
+
+    def yields(self, core: Core) -> None:
+        self.note(SOFTMAX, *core.places, core.scores.q, core.out)
+
+    def note(self, how: str, first: Any, last: Any, q: torch.Tensor, out: torch.Tensor) -> None:
+        held = [a for a, b in zip(first[1], last[1]) if a is b]
+        stop = len(self.mode.r.steps)
+        found = Attended(how, last[0], stop, tuple(q.shape), tuple(out.shape), held[-1] if held else None)
+        self.mode.r.attended.append(found)
 
 
 class _Mode(TorchDispatchMode):
@@ -341,7 +384,7 @@ class _Mode(TorchDispatchMode):
             places.append(len(steps))
             steps.append(s)
         places.append(len(steps))
-        for c in r.calls:
+        for c in (*r.calls, *r.attended):
             c.start, c.stop = places[c.start], places[c.stop]
         for i, s in enumerate(steps):
             s.at = i

@@ -66,7 +66,9 @@ class Site:
     it (None: by learned numbers, one for each entry), ``keeps``: by what the residual; ``scaled``: whether the module there has
     multiplied the entries of the table of words already. ``proof`` says how the place is known: nothing for a tested anatomy,
     ``proved`` by the numbers of a pass, or ``not yet proved``. A module that is named by its path has its ``path`` from the
-    base, and ``lacks`` what cannot be read there (no linear map has no ``W``).
+    base, and ``lacks`` what cannot be read there (no linear map has no ``W``). ``attends`` is about heads: how
+    their module computes attention, ``""`` by a function of transformers' interface, ``sdpa`` by a call of torch's, ``softmax``
+    written out (see `own_attention`).
     """
 
     name: str
@@ -89,6 +91,7 @@ class Site:
     proof: str = ""
     path: str = ""
     lacks: frozenset[str] = frozenset()
+    attends: str = ""
 
     def __repr__(self) -> str:
         return f"<site {self.label}>"

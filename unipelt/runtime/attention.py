@@ -38,7 +38,7 @@ class Wrapped:
             what = f"the masks of the attention implementation {self.name}" if kernel is None else "a cache in pages"
             raise error("E0542", f"edits at heads do not know {what}", help='model.set_attn_implementation("sdpa")')
         assert seam is not None
-        return _attend(self.base, kernel, seam, edits, Call(module, query, key, value, attention_mask, kwargs))
+        return attend(self.base, kernel, seam, edits, Call(module, query, key, value, attention_mask, kwargs))
 
 
 def install() -> None:
@@ -74,7 +74,7 @@ def refuse_bypassing(model: nn.Module, hosts: Iterable[str]) -> None:
                         "transformers: nothing can be done at its heads", help="take another site")  # fmt: skip
 
 
-def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, Edit]], call: Call) -> Any:
+def attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, Edit]], call: Call) -> Any:
     """(out [batch, tokens, heads, d], weights)"""
     query, scale, fit = call.query, call.scale, fits(kernel, call)
     rows: list[Rows] = []
@@ -97,8 +97,15 @@ def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, E
         out, weights = call.run(base)
     if not rest:
         return out, weights
-    h = out.transpose(1, 2)
     mass = _mass(kernel, call, rows, weights) if any("log_mass" in e.needs for e, _ in rest) else None
+    return edited(seam, rest, out.transpose(1, 2), mass).transpose(1, 2).contiguous(), weights
+
+
+def edited(
+    seam: Seam, rest: Iterable[tuple[Edit, dict[str, Any]]], h: torch.Tensor, mass: torch.Tensor | None
+) -> torch.Tensor:
+    """The heads' output [batch, heads, tokens, d] that edits with what is in their scope make of it, one behind the other;
+    ``mass`` is the log of the scores' mass [batch, heads, tokens], where one of them reads it."""
     for edit, scope in rest:
         if mass is not None:
             scope["log_mass"] = mass
@@ -107,7 +114,7 @@ def _attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, E
             mass = torch.logaddexp(mass, own.to(mass.dtype))  # the next prefix sees this one
         else:
             h = edit(h, scope, seam.mask(edit))
-    return h.transpose(1, 2).contiguous(), weights
+    return h
 
 
 def _joins(edit: Edit, rows: list[Rows], call: Call) -> bool:

@@ -29,6 +29,7 @@ from .prompts.outputs import Outputs
 from .prompts.hooks import INSIDE
 from .registry import Attached, Registry
 from .seam import Seam, Tap, key_of, seam_of, tap_key, taps
+from .within import Within
 
 
 def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
@@ -39,7 +40,7 @@ def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, m
         _hang_edit(model, r, name, attached, e, made, shared)
     _hang_copies(model, r, name, attached, made, copies, shared)
     rehang(model, r)
-    at_heads = {e.site.view.module for e in attached.plan.edits if e.site.side == "attention"}
+    at_heads = {e.site.view.module for e in attached.plan.edits if e.site.side == "attention" and not e.site.attends}
     if at_heads:
         refuse_bypassing(model, at_heads)
         install()
@@ -155,6 +156,7 @@ def hang_root(model: nn.Module, r: Registry) -> None:
         r.switch.holder.current.begin()  # what the last pass left is of the hooks before
         r.hooks = wanted
     _hang_forwards(model, r, "model" in asked)
+    _hang_within(model, r)
 
 
 def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
@@ -212,6 +214,18 @@ def _hang_forwards(model: nn.Module, r: Registry, reads_model: bool) -> None:
         if key not in r.forwards:
             r.forwards[key] = HookedForward(module, r.switch, key)
         r.forwards[key].put()
+
+
+def _hang_within(model: nn.Module, r: Registry) -> None:
+    """A ``forward`` for each module with edits at the heads of an attention that it computes itself."""
+    wanted = {e.site.view.module for a in r.staying.values() for e in a.plan.edits if e.site.attends}
+    for path in [p for p in r.within if p not in wanted]:
+        r.within[path].take()
+        del r.within[path]
+    for path in wanted:
+        if path not in r.within:
+            r.within[path] = Within(model.get_submodule(path))
+        r.within[path].put()
 
 
 def rehang(model: nn.Module, r: Registry) -> None:

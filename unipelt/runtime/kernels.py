@@ -134,6 +134,8 @@ def _with(learned: list[torch.Tensor], tokens: torch.Tensor, behind: bool) -> to
     for i, t in enumerate(learned):
         if t.dtype != dtype:
             t = t.to(dtype)
+        if t.shape[1] != tokens.shape[1]:  # the module has given each head its group's keys already
+            t = t.repeat_interleave(tokens.shape[1] // t.shape[1], 1)
         learned[i] = t if t.shape[0] == batch else t.expand(batch, -1, -1, -1)
     return torch.cat([tokens, *learned] if behind else [*learned, tokens], 2)
 

@@ -19,6 +19,7 @@ from ..compiler.plan import Plan, PlannedInput
 from ..language.report.diagnostics import error, near
 from ..language.ir import Method
 from .forward import HookedForward
+from .within import Within
 from .heads import Heads
 from .offload import value_of
 from .hooks import Hook
@@ -106,6 +107,7 @@ class Registry(nn.Module):
         self.outputs: Outputs | None = None
         self.heads = Heads(switch)
         self.forwards: dict[str, HookedForward] = {}
+        self.within: dict[str, Within] = {}  # by the path of a module that computes its attention itself
         self.nested: dict[
             str, bool
         ] = {}  # of torch's encoders, by path: whether they may leave pads out (see `hanging`)
