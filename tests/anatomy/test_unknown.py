@@ -206,14 +206,15 @@ def test_pictures_are_tried_too() -> None:
 
 
 def test_heads_that_no_edit_would_reach_are_no_site() -> None:
-    """RoFormer's attention is its own: transformers' interface, where edits at heads are put, is not asked."""
-    model = model_of(T.RoFormerConfig(**SIZES))
+    """Longformer's attention is its own, and computed in pieces: no product of weights and values is a head's output."""
+    model = model_of(T.LongformerConfig(**SIZES, attention_window=4))
     assert find(model).named("attn.q")
     unipelt.plan(model, LOW)
     heads = unipelt.parse("method m { modify attn.heads  insert parallel  form { P: [3, d_head] ~ normal(1) per group  "
                           "delta = softmax(q @ P.T * scale) @ P }  compose add }")  # fmt: skip
     with pytest.raises(unipelt.PeltError, match="E0512.*no site `attn.heads`"):
         unipelt.plan(model, heads)
+    unipelt.plan(model_of(T.DebertaConfig(**SIZES)), heads)
     unipelt.plan(model_of(T.BertConfig(**SIZES)), heads)
 
 

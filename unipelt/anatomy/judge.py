@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .columns import Columns, taken
+from .own_attention import parted
 from .replay import Nudge, Nudges, Seen, affine, proportional, rows_of, same, within
 from .sites import Site, View
 
@@ -363,6 +364,8 @@ class Block:
     def _heads(self, s: Site) -> str:
         """An attention function is called by the module, with heads of one size in keys and values, and in groups."""
         mine = [i for i, m in enumerate(self.callers()) if m == s.view.module]
+        if len(mine) != 1 and s.attends:
+            return f"`{s.view.module}` computes {'several attentions' if mine else 'no attention that is known'}"
         if not mine:
             return Open(f"no attention function is seen in `{s.view.module}`")
         q, k, v = self.seen[()].attention[mine[0]][1]
@@ -378,7 +381,16 @@ class Block:
         if own is not None and (moved := [self._first_call(n) for n in self._of_input(own)]):
             if moved[0] not in mine:
                 return f"it does not receive what `{own.name}` reads"
-        return self._x(s)
+        return self._x(s) or (self._yields(s, mine[0]) if s.attends else "")
+
+    def _yields(self, s: Site, call: int) -> str:
+        """What the heads of an attention past transformers' interface yield is what the projection behind them reads."""
+        o, found = self.named(f"{s.kind.sublayer}.o"), self.seen[()].heads.get(call)
+        h = parted(found, s.sizes["heads"]) if found is not None else None
+        if h is None:
+            return f"what `{s.view.module}` yields has not {s.sizes['heads']} heads"
+        into = self.entered(o.view.module if o else None)
+        return "" if same(h.transpose(1, 2), into) else Open("what its heads yield is not what a projection reads")
 
     def _inside(self, s: Site, part: str) -> str:
         """It moves its sublayer's output, not what that reads, and of what attention receives what its name says."""

@@ -22,13 +22,15 @@ from torch.overrides import TorchFunctionMode
 SDPA, SOFTMAX = "sdpa", "softmax"
 #: What yields the numbers it is given, one by one or in another shape: scores stay scores there.
 _EACH = frozenset(
-    "to float half bfloat16 double type type_as contiguous clone view reshape unflatten unsqueeze squeeze dropout dropout_ "
+    "to float half bfloat16 double type type_as contiguous clone view view_as reshape reshape_as flatten unflatten unsqueeze squeeze dropout dropout_ "
     "alpha_dropout masked_fill masked_fill_ clamp clamp_ clamp_min clamp_min_ maximum max minimum nan_to_num tanh tanh_".split()
 )
 _SUMS = frozenset("add add_ __add__ __iadd__ __radd__ sub sub_ subtract __sub__ __isub__".split())
 _TIMES = frozenset("mul mul_ multiply __mul__ __rmul__ __imul__".split())
 _OVER = frozenset("div div_ divide true_divide __truediv__ __itruediv__".split())
-_MOVES = frozenset("transpose swapaxes permute view reshape contiguous to float expand t clone".split())
+_MOVES = frozenset(
+    "transpose swapaxes permute view flatten unflatten reshape contiguous to float expand t clone".split()
+)
 _PRODUCTS = frozenset("matmul __matmul__ bmm".split())
 
 
@@ -169,7 +171,7 @@ class OwnAttention(TorchFunctionMode):
             moves_all = other.dim() == 0 or (other.shape[-1] == 1 != t.shape[-1])  # and not the scores of learned rows
         else:
             moves_all = other != 0
-        self._mark(out, s if alike and not moves_all and not ("sub" in name and i == 1) else None)
+        self._mark(out, s if alike and not s.soft and not moves_all and not ("sub" in name and i == 1) else None)
 
     def _times(self, out: Any, over: bool, args: tuple) -> None:
         if len(args) < 2 or not isinstance(out, torch.Tensor):

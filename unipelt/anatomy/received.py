@@ -8,41 +8,35 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from .calls import lock
 from .interrupts import ended_by
+from .own_attention import Core, OwnAttention
 
-#: What is told of a call: the module that calls (None where it is not known), and its queries, keys and values.
-Saw = Callable[[Any, tuple[torch.Tensor, ...]], None]
+#: What is told of a call: the module that calls (None where it is not known), its queries, keys and values, and (past
+#: transformers' interface) what it yields.
+Saw = Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor | None], None]
 _NAMES = ("query", "key", "value")
 
 
 @contextmanager
 def received(saw: Saw) -> Iterator[None]:
-    """Shows ``saw`` each call of an attention function in this thread, before it runs.
+    """Shows ``saw`` each call of an attention function in this thread.
 
-    Seen are the functions of transformers' interface and `scaled_dot_product_attention`, which many modules call
-    themselves (and the interface, too: a call in a call is not told again). A softmax that a module writes out is not.
+    Seen are the functions of transformers' interface, `scaled_dot_product_attention`, which many modules call themselves (and
+    the interface, too: a call in a call is not told again), and attention that is written out (see `own_attention`).
     """
     from transformers.modeling_utils import AttentionInterface
 
     mine, inside = threading.get_ident(), [0]
 
-    def telling(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def telling(module: Any, args: tuple, kwargs: dict[str, Any], out: torch.Tensor | None = None) -> None:
         found = [*args[:3], *(kwargs[n] for n in _NAMES[len(args) :] if n in kwargs)]
         if not inside[0] and len(found) == 3 and all(isinstance(t, torch.Tensor) for t in found):
-            saw(module, tuple(found))
-
-    def within(function: Callable, *args: Any, **kwargs: Any) -> Any:
-        inside[0] += 1
-        try:
-            return function(*args, **kwargs)
-        finally:
-            inside[0] -= 1
+            saw(module, tuple(found), out)
 
     with lock:
-        ask, direct = AttentionInterface.get_interface, functional.scaled_dot_product_attention
+        ask = AttentionInterface.get_interface
 
         def asked(self: Any, implementation: str, default: Callable) -> Callable:
             function = ask(self, implementation, default)
@@ -51,23 +45,33 @@ def received(saw: Saw) -> Iterator[None]:
 
             def call(module: Any, *args: Any, **kwargs: Any) -> Any:
                 telling(module, args, kwargs)
-                return within(function, module, *args, **kwargs)
+                inside[0] += 1
+                try:
+                    return function(module, *args, **kwargs)
+                finally:
+                    inside[0] -= 1
 
             return call
-
-        def attend(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != mine:
-                return direct(*args, **kwargs)
-            telling(None, args, kwargs)
-            return within(direct, *args, **kwargs)
 
         def end() -> None:
             if AttentionInterface.get_interface is asked:  # nobody has put something else there meanwhile
                 AttentionInterface.get_interface = ask  # type: ignore[method-assign]
-            if functional.scaled_dot_product_attention is attend:
-                functional.scaled_dot_product_attention = direct
 
         with ended_by(end):
             AttentionInterface.get_interface = asked  # type: ignore[method-assign,assignment]
-            functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
-            yield
+            with _Own(telling):
+                yield
+
+
+class _Own(OwnAttention):
+    def __init__(self, telling: Callable[..., None]):
+        super().__init__()
+        self.telling = telling
+
+    def attends(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        out = function(*args, **kwargs)
+        self.telling(None, args, kwargs, out)
+        return out
+
+    def yields(self, core: Core) -> None:
+        self.telling(None, (core.scores.q, core.scores.k, core.v), {}, core.out)

@@ -71,6 +71,9 @@ class Seen:
     left: dict[str, torch.Tensor] = field(default_factory=dict)
     again: list[tuple[str, torch.Tensor]] = field(default_factory=list)
     attention: list[tuple[Any, tuple[torch.Tensor, ...]]] = field(default_factory=list)
+    heads: dict[int, torch.Tensor] = field(
+        default_factory=dict
+    )  # by the number of the call, past transformers' interface
 
 
 class CannotBeRepeated(Exception):
@@ -120,6 +123,9 @@ def _together(
     for module, operands in all_.attention:
         for row, parts in zip(rows, zip(*(_parts(t, n) for t in operands))):
             row.attention.append((module, parts))
+    for i, t in all_.heads.items():
+        for row, part in zip(rows, _parts(t, n)):
+            row.heads[i] = part
     return {nudges: row for nudges, row in zip(reversed(every), reversed(rows))}  # of equal ones the first
 
 
@@ -157,11 +163,22 @@ def _run(
             seen.again.append((path, t.detach().clone()))
         return t
 
+    running: list[nn.Module] = []
+
+    def saw(module: Any, operands: tuple[torch.Tensor, ...], out: torch.Tensor | None) -> None:
+        if out is not None:
+            seen.heads[len(seen.attention)] = out.detach().clone()
+        module = running[-1] if module is None and running else module
+        seen.attention.append((module, tuple(t.detach().clone() for t in operands)))
+
     handles: list[Any] = []
     with ended_by(lambda: [handle.remove() for handle in handles]):
         for path, module in modules.items():
 
-            def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any], path: str = path) -> tuple[tuple, dict] | None:
+            def enter(
+                called: nn.Module, args: tuple, kwargs: dict[str, Any], path: str = path
+            ) -> tuple[tuple, dict] | None:
+                running.append(called)
                 found = first([*args, kwargs.get("hidden_states"), *kwargs.values()])
                 if found is None:
                     return None
@@ -171,6 +188,7 @@ def _run(
                 }
 
             def leave(_: nn.Module, args: tuple, output: Any, path: str = path) -> Any:
+                running.pop()
                 found = first(output if isinstance(output, (tuple, list)) else [output])
                 if found is None:
                     return None
@@ -181,7 +199,7 @@ def _run(
 
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
-        with received(lambda m, operands: seen.attention.append((m, tuple(t.detach().clone() for t in operands)))):
+        with received(saw):
             block(*args, **kwargs)
     return seen
 
