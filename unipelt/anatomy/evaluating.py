@@ -10,20 +10,26 @@ import torch
 from torch import nn
 
 from .interrupts import ended_by
+from .quantised import packs_itself
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside; each module's mode is as it was afterwards."""
-    training, gradients = [m for m in model.modules() if m.training], torch.is_grad_enabled()
+    """Evaluation mode without gradients inside; each module's mode is as it was afterwards.
+
+    Maps that are stored otherwise once they are called so are in train mode, in which they compute the same.
+    """
+    modes, gradients = [(m, m.training) for m in model.modules()], torch.is_grad_enabled()
 
     def end() -> None:
-        for m in training:
-            m.training = True
+        for m, mode in modes:
+            m.training = mode
         torch.set_grad_enabled(gradients)
 
     with ended_by(end):
         model.eval()
+        for m, _ in modes:
+            m.training = packs_itself(m)
         torch.set_grad_enabled(False)
         yield
 

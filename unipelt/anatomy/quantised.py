@@ -23,6 +23,18 @@ def _knows_its_values(t: torch.Tensor) -> bool:
     return type(t).dequantize is not torch.Tensor.dequantize
 
 
+def packs_itself(module: nn.Module) -> bool:
+    """Whether a map's codes are stored otherwise, for good, once it is called in evaluation mode: bitsandbytes does so with 4-bit
+    codes on some CPUs, and no gradient flows through such a map any more."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether that has happened to a map."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
 def features(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) as a linear map says them, however its weight is stored."""
     found = getattr(module, "in_features", None), getattr(module, "out_features", None)

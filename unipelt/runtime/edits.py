@@ -94,6 +94,7 @@ class Edit(Holding):
             else None
         )
         self.rests = "rests" in lowering and rests(planned.row, self.constants, self.sizes)
+        self.kind = planned.site.kind  # looked up once: a compiler does not see through the site's table
         self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
@@ -127,7 +128,7 @@ class Edit(Holding):
         """The axes of what is in scope: those of its type, fewer where the model has joined some, or pooled the tokens of h."""
         if name in self.inputs:
             return ("batch",)
-        if name == "h" and self.site.kind.pools and t.dim() == 2:
+        if name == "h" and self.kind.pools and t.dim() == 2:
             return ("batch",)
         axes, sizes = self.types.get(name, ((), 0))
         return axes[max(0, len(axes) + sizes - t.dim()) :]
@@ -176,7 +177,7 @@ class Edit(Holding):
             return self.forward(h.view(*lead, -1), inner, mask, want).view(h.shape)
         if self.rests and want == "h" and not (self.training or self.watchers):
             return h
-        if h.dim() == 4 and h.shape[1] == 1 and self.site.side != "attention":  # one head for all, before the tokens
+        if h.dim() == 4 and h.shape[1] == 1 and self.side != "attention":  # one head for all, before the tokens
             inner = {n: t.squeeze(1) if t.dim() == 4 else t for n, t in given.items()}
             return self.change(h.squeeze(1), inner, mask, want).unsqueeze(1)
         return self.change(h, given, mask, want)
@@ -302,7 +303,7 @@ class Edit(Holding):
             raise TypeError("a row yields a tensor")
         data = out.data
         shape = h.shape
-        if self.site.kind.has_labels:  # an adapter's head may have other labels
+        if self.kind.has_labels:  # an adapter's head may have other labels
             shape = torch.Size((*h.shape[:-1], self.site.sizes["labels"]))
         if data.shape != shape:
             beyond = [a for a in out.axes if a not in named.axes]

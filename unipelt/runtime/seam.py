@@ -276,7 +276,7 @@ class Seam(nn.Module):
 
 def _rank(item: tuple[str, Any]) -> int:
     """Edits of a map come before those of the sublayer that ends with it: the order of the data flow."""
-    return 0 if isinstance(item[1], CopyEdit) or item[1].site.kind.has_weight else 1
+    return 0 if isinstance(item[1], CopyEdit) or item[1].kind.has_weight else 1
 
 
 def shape_key(path: str) -> str:

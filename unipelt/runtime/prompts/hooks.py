@@ -66,6 +66,7 @@ class InputHooks:
         self.tower = sites.main[0].module if len(sites.main) > 1 else ""
         entered = sites.entered()
         self.words = next((s.view.module for s in entered if not s.kind.positions), None)
+        self.embeds = entered[-1].view.module if entered else ""
         self.hosts = tuple(dict.fromkeys(s.view.module for s in entered))
 
     def update(self, model: nn.Module, plans: Mapping[str, Plan]) -> None:
@@ -230,7 +231,7 @@ class InputHooks:
 
     def _own_positions(self, call: Call) -> torch.Tensor:
         """The positions that the model itself gives to the tokens of a call."""
-        embeddings = self._inside(call.model, self.sites.entered()[-1].view.module)
+        embeddings = self._inside(call.model, self.embeds)
         own = getattr(embeddings, "create_position_ids_from_input_ids", None)
         if own is not None and call.tokens.dim() == 2:  # RoBERTa counts from its padding index
             return own(call.tokens, embeddings.padding_idx)
