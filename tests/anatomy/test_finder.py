@@ -11,6 +11,7 @@ import transformers as T
 from tiny import KINDS, build
 from torch import nn
 
+import unipelt
 from unipelt.anatomy.base import base_modules
 from unipelt.anatomy.columns import Columns
 from unipelt.anatomy.find import find
@@ -206,3 +207,24 @@ def test_which_side_of_a_factor_the_embedded_tokens_are(meta: bool) -> None:
     assert (behind.view.module, behind.factor, behind.scaled) == ("embed_tokens", 1.0, True)
     plain = searched(model_of(OTHERS["mixtral"], meta)).named("embed")[0]
     assert (plain.view.module, plain.factor, plain.scaled) == ("embed_tokens", 1.0, False)
+
+
+SCALES = unipelt.parse(
+    "method scales { modify ffn  insert sequential  form { s: [d_out] ~ normal(1)  delta = z * s }  compose add }"
+)
+
+
+@pytest.mark.parametrize("kind, merges", [("phi3", True), ("gemma2", False), ("qwen2_moe", False), ("mixtral", False)])
+def test_only_what_stands_next_to_a_map_merges_into_it(kind: str, merges: bool) -> None:
+    """Behind a norm, or where experts are summed with it, an edit of a sublayer is none of its last map."""
+    model = model_of(OTHERS[kind])
+    ids = torch.arange(5, 11)[None]
+    unipelt.apply(model, SCALES, name="s", seed=0)
+    with torch.no_grad():
+        changed = model(ids).last_hidden_state
+        if not merges:
+            with pytest.raises(unipelt.PeltError, match="E0563"):
+                unipelt.merge(model, "s")
+        else:
+            unipelt.merge(model, "s")
+        assert torch.allclose(model(ids).last_hidden_state, changed, atol=1e-4)

@@ -97,4 +97,4 @@ def _hosts(s: Site) -> list[str]:
 
 
 def times(n: float) -> str:
-    return {1: "once", 2: "twice"}.get(n, f"{n:g} times")
+    return "once" if n == 1 else "twice" if n == 2 else f"{n:g} times"

@@ -196,6 +196,13 @@ class Block:
                 left += s.ins
         return found
 
+    def moved(self, key: Key) -> list[Key]:
+        """A value, and what it was before its numbers were moved about."""
+        found = [key]
+        while (s := self.made.get(found[-1])) is not None and s.op in MOVES and s.ins:
+            found.append(s.ins[0])
+        return found
+
     def nearest(self, key: Key, stop: Iterable[Key] = ()) -> list[Step]:
         """The projections that a value comes from with no other between, in order."""
         return [s for at in sorted(self.walk(key, stop, past=False)) if (s := self.r.steps[at]).weight]

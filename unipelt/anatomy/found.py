@@ -248,11 +248,15 @@ def _sublayer_sites(
             reasons[kind] = f"it reads {read} numbers for each token and yields {width}"
         else:
             own = {**sizes, "d_model": width, "d_x": width}
+            beside["next_to_map"] = _yields(b, s, SITES[kind].into, host.left)
             made.append(_site(model, r, b, kind, View(host.path), views, own, {**common, **beside}, host.left))
     for name, view in views.items():
         if name in SITES:
             key = s.parts[name.split(".")[1]].step.outs[0]
-            made.append(_site(model, r, b, name, view, views, sizes, {**common, "x": view.module}, key))
+            summed = name == f"{kind}.down" and bool(s.experts)
+            made.append(
+                _site(model, r, b, name, view, views, sizes, {**common, "x": view.module, "with_others": summed}, key)
+            )
     width = r.shapes[reads.first][-1] if reads is not None and reads.first is not None else sizes["d_model"]
     made += _derived(
         model, r, b, s, reads, views, {**sizes, "d_model": width, "d_x": width}, {**common, "x": beside["x"]}, reasons
@@ -283,7 +287,19 @@ def _derived(
                 reasons[name] = why
                 continue
             host, how = (s.asks, "") if own is None or own.within is None else (own.within.path, own.how)
-            made.append(_site(model, r, b, name, View(host), views, sizes, {**common, "attends": how}, None))
+            made.append(
+                _site(
+                    model,
+                    r,
+                    b,
+                    name,
+                    View(host),
+                    views,
+                    sizes,
+                    {**common, "attends": how, "next_to_map": _enters(b, s, kind.into)},
+                    None,
+                )
+            )
         elif kind.entry in views and common["x"] is not None:
             of_part = s.parts.get(kind.entry.split(".")[1])
             key = of_part.step.ins[0] if of_part is not None else reads.first if reads is not None else None
@@ -302,6 +318,19 @@ def _attends(r: Recording, b: Block, s: Sublayer, sizes: dict[str, int]) -> Atte
             whole = all(divides(shape, sizes["heads"]) for shape in (a.q, a.out))
             return a if alone and whole and b.call.path in a.within.outer else None
     return None
+
+
+def _yields(b: Block, s: Sublayer, into: str, h: int | None) -> bool:
+    """Whether h is what the map that could absorb an edit yields, and nothing else."""
+    p = s.parts.get(into.rpartition(".")[2])
+    return p is not None and h is not None and b.origin(h) == b.origin(p.step.outs[0])
+
+
+def _enters(b: Block, s: Sublayer, into: str) -> bool:
+    """Whether what attention yields enters the map that could absorb an edit as it is."""
+    p = s.parts.get(into.rpartition(".")[2])
+    assert s.attention is not None
+    return p is not None and s.attention[3] in b.moved(p.step.ins[0])
 
 
 def _no_heads(r: Recording, b: Block, s: Sublayer, own: Attended | None) -> str:
@@ -353,7 +382,7 @@ def _outside(model: nn.Module, at: Ends, mine: list[Site], name: str, causal: bo
         own = {**sizes, "d_model": width, "d_x": width} if width else sizes
         x = view.module if SITES[site].x is not None else None
         at_words = SITES[site].times == "input" and at.words is not None and view == at.words[0]
-        beside = dict(factor=at.factor, scaled=at.scaled) if at_words else {}
+        beside: dict[str, Any] = dict(factor=at.factor, scaled=at.scaled) if at_words else {}
         found.append(Site(site, view, own, stack=name, x=x, causal=causal, tokens=name, proof=UNPROVED, **beside))
     return found
 

@@ -421,7 +421,7 @@ class Block:
             return f"`{own.full_name}` does not change with what `{s.view.module}` yields"
         if not any(all(t is not None for t in ts) and affine(*ts) for ts in (h, into)):  # type: ignore[arg-type]
             return f"`{own.full_name}` is not affine in what `{s.view.module}` yields"
-        if (pinned := self.pinned(s, at)) and not same(self.at(own.view, pinned), h[0]):
+        if not s.with_others and (pinned := self.pinned(s, at)) and not same(self.at(own.view, pinned), h[0]):
             return f"`{own.full_name}` depends on more than what `{s.view.module}` yields"
         return ""
 

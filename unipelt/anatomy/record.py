@@ -320,13 +320,9 @@ class _Mode(TorchDispatchMode):
         if call.first is not None and call.left is not None:
             call.shapes = self.r.shapes[call.first], self.r.shapes[call.left]
         if call.shapes is not None and self.linear(call, left, isinstance(output, torch.Tensor)):
-            self.parts.append(
-                (
-                    call.start,
-                    call.stop,
-                    Step("projection", [call.first], [call.left], call.path, call.start, weight=call.path),
-                )
-            )
+            ins, outs = [k for k in (call.first,) if k is not None], [k for k in (call.left,) if k is not None]
+            step = Step("projection", ins, outs, call.path, call.start, weight=call.path)
+            self.parts.append((call.start, call.stop, step))
 
     def linear(self, call: Call, left: torch.Tensor | None, whole: bool) -> bool:
         """Whether a call is that of a linear map: the module has one weight, and does nothing but contract with it."""
@@ -366,7 +362,8 @@ class _Mode(TorchDispatchMode):
 
     def finished(self) -> Recording:
         """The recording with each linear map's and each attention function's call as one step."""
-        r, steps, at = self.r, [], 0
+        r, at = self.r, 0
+        steps: list[Step] = []
         parts = sorted(self.parts, key=lambda p: (p[0], -p[1]))
         places: list[int] = []  # of the steps before, where they are now
         for start, stop, step in parts:

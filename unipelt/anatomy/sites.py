@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..language.report.diagnostics import Diagnostic
@@ -69,6 +69,8 @@ class Site:
     base, and ``lacks`` what cannot be read there (no linear map has no ``W``). ``attends`` is about heads: how
     their module computes attention, ``""`` by a function of transformers' interface, ``sdpa`` by a call of torch's, ``softmax``
     written out (see `own_attention`).
+    ``next_to_map``: nothing stands between h and the linear map that could absorb an edit. ``with_others``: what the map
+    yields is summed with what experts yield.
     """
 
     name: str
@@ -92,6 +94,8 @@ class Site:
     path: str = ""
     lacks: frozenset[str] = frozenset()
     attends: str = ""
+    next_to_map: bool = True
+    with_others: bool = False
 
     def __repr__(self) -> str:
         return f"<site {self.label}>"
@@ -101,7 +105,8 @@ class Site:
         """What the language says of the sites of that name."""
         found = signature(self.name)
         assert found is not None
-        return found.without(self.lacks) if self.lacks else found
+        found = found.without(self.lacks) if self.lacks else found
+        return found if self.next_to_map else replace(found, into="")
 
     @property
     def side(self) -> Side:

@@ -308,7 +308,7 @@ def signature(name: str) -> SiteSignature | None:
     """The signature of a site name without its stack; those of ``module("regex")`` and ``SITE.weight`` are derived."""
     expression = regular(name)
     if expression is not None:
-        return replace(_projection(name, "d_x", "d_out"), by_path=True, inside="x W + bias where it is a linear map",
+        return replace(_projection(name, "d_x", "d_out", ""), by_path=True, inside="x W + bias where it is a linear map",
                        x_is="what enters the module", h_is="what leaves it")  # fmt: skip
     base, _, last = name.rpartition(".")
     site = signature(base) if last == "weight" else None

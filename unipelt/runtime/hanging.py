@@ -244,7 +244,7 @@ def _keep_pads(model: nn.Module, r: Registry) -> None:
             r.nested[path] = True
             module.use_nested_tensor = False
     for path in [] if r.staying else list(r.nested):
-        model.get_submodule(path).use_nested_tensor = True
+        model.get_submodule(path).use_nested_tensor = True  # type: ignore[assignment]
         del r.nested[path]
 
 

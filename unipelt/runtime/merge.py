@@ -159,7 +159,11 @@ def _refuse(attached: Attached) -> None:
 def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
     """Refuses to merge into what is no linear map of plain numbers."""
     for e in attached.plan.edits:
-        path = _absorber(attached, e).module
+        absorber = _absorber(attached, e)
+        if absorber is None:
+            raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: this model has no site `{e.site.kind.into}` "
+                        "there, which could absorb it", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+        path = absorber.module
         host = model.get_submodule(path)
         weight = getattr(host, "weight", None)
         if weight_shape(host) is None:
@@ -182,6 +186,7 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
     by_host: dict[str, list[Absorbed]] = {}
     for e in attached.plan.edits:
         into = _absorber(attached, e)
+        assert into is not None  # else it was refused
         by_host.setdefault(into.module, []).append(Absorbed(e, into.columns))
     for path, edits in by_host.items():
         host = model.get_submodule(path)
@@ -216,11 +221,13 @@ def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape != b.shape or not bool((a - b).abs().max() <= 1e-12 * max(1.0, float(b.abs().max())))
 
 
-def _absorber(attached: Attached, e: PlannedEdit) -> View:
+def _absorber(attached: Attached, e: PlannedEdit) -> View | None:
+    """The linear map that absorbs an edit; None where the model has none there."""
     into = e.site.kind.into
     if into == e.site.name:
         return e.site.view
-    return next(s.view for s in attached.plan.sites.named(into, e.site.stack) if s.layer == e.site.layer)
+    found = (s.view for s in attached.plan.sites.named(into, e.site.stack) if s.layer == e.site.layer)
+    return next(found, None)
 
 
 @dataclass(frozen=True, slots=True)

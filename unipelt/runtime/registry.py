@@ -174,7 +174,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if inner is not model:
         return inner
     if type(model).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-        applied = isinstance(inner := getattr(model, "module", None), nn.Module) and registry(inner) is not None
+        inside = getattr(model, "module", None)
+        applied = isinstance(inside, nn.Module) and registry(inside) is not None
         raise error("E0555", f"the model is wrapped in {type(model).__name__} already",
                     help="give the model inside: `model.module`" if applied else "apply the method first, then wrap")  # fmt: skip
     return model
