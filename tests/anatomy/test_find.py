@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 import unipelt
 from unipelt.anatomy import find as finding
 from unipelt.anatomy.entries import blocks_of, reference, stacks_of
-from unipelt.anatomy.find import anatomies, find
+from unipelt.anatomy.find import OWN, anatomies, find
 from unipelt.anatomy.parts import Share
 from unipelt.language.syntax.parser import parse as parse_file
 from unipelt.language.syntax.nodes import AnatomyDef
@@ -125,6 +126,35 @@ def test_models_that_do_not_fit() -> None:
     assert find(model).named("attn.heads")[0].sizes["d_head"] == 6  # by the configuration's number of heads
     model.config.num_heads = 5  # another number of heads than the model has
     _refused(model, "E0595", "T5")
+
+
+def _own(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    (folder / "mine.pelt").write_text(text)
+    monkeypatch.setenv(OWN, str(folder / "mine.pelt"))
+
+
+@pytest.mark.parametrize("path", ["intermediate.intermediate_act_fn", "output.LayerNorm", "attention.output.dropout"])
+def test_an_own_anatomy_names_a_projection_that_is_none(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _own(monkeypatch, tmp_path, f'anatomy mine for bert {{ like: "{named("bert")}"  ffn.up: "{path}" }}')
+    with pytest.raises(unipelt.PeltError, match=rf"E0506.*`encoder\.layer\.0\.{path}` is no linear map"):
+        find(build("bert"))
+
+
+@pytest.mark.parametrize("heads", [5, 7, 0])
+def test_an_own_anatomy_leaves_the_size_of_a_head_unknown(
+    heads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the module nor the configuration says it: 24 queries are no 5 heads."""
+    _own(monkeypatch, tmp_path, f'anatomy mine for t5 {{ like: "{named("t5")}" }}')
+    with torch.device("meta"):
+        model = T.T5ForConditionalGeneration(T.T5Config(**T5))
+    assert find(model).named("attn.heads")[0].sizes["d_head"] == 6
+    del model.encoder.block[0].layer[0].SelfAttention.key_value_proj_dim
+    model.config.num_heads = heads
+    with pytest.raises(unipelt.PeltError, match="E0701.*T5Attention"):
+        find(model)
 
 
 def _anatomy(body: str, name: str = "odd") -> AnatomyDef:

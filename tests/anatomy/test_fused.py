@@ -331,9 +331,11 @@ def test_two_adapters_on_columns_that_meet(kind: str, order: tuple[str, str], tm
     for _, seam in seams(model):
         edits = seam.adapters[key_of("second")]
         moved = next(e for e in edits if e.site.name == "attn.q")  # type: ignore[union-attr]
+        seam._changed([moved], -1)
         moved.columns = Columns.of_indices(own["second", "attn.q"])  # type: ignore[union-attr,assignment]
-        seam._changed()
+        seam._changed([moved], 1)
     unipelt.activate(model, *order)
+    assert [seam.overlap for _, seam in seams(model)] == [True] * len(fused_of(model, kind))
     for layer, module in enumerate(fused_of(other, kind)):
 
         def hook(_: nn.Module, args: tuple, out: torch.Tensor, layer: int = layer) -> torch.Tensor:
@@ -347,6 +349,8 @@ def test_two_adapters_on_columns_that_meet(kind: str, order: tuple[str, str], tm
         module.register_forward_hook(hook)
     with torch.no_grad():
         torch.testing.assert_close(output(model), output(other), rtol=1e-4, atol=1e-5)
+    unipelt.remove(model, "second")
+    assert [seam.overlap for _, seam in seams(model)] == [False] * len(fused_of(model, kind))
 
 
 @kinds

@@ -6,6 +6,7 @@ come through taps: pre-hooks that leave a tensor in the thread's holder, from wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
@@ -108,7 +109,9 @@ class Seam(nn.Module):
         self.adapters = nn.ModuleDict()
         #: `live` by what acts; emptied where edits change
         self.chosen: dict[tuple[str, tuple[str, ...]], list[tuple[str, Any]]] = {}
-        #: whether some edits have columns that others have too, beside those that have the very same ones
+        #: the columns that edits have, with how many edits have the very same ones
+        self.columns: Counter[Columns] = Counter()
+        #: whether some of them have numbers in common
         self.overlap = False
 
     def forward(self, x: Any) -> Any:
@@ -142,7 +145,7 @@ class Seam(nn.Module):
             self.adapters[key] = nn.ModuleList().train(self.training)
         edits: nn.ModuleList = self.adapters[key]  # type: ignore[assignment]
         edits.insert(0 if first else len(edits), edit.train(host.training))
-        self._changed()
+        self._changed([edit], 1)
         if (hook := self._hook(host, edit.side)) is not None:
             hook.put()
             for at, function in list(host._forward_hooks.items()):
@@ -159,14 +162,16 @@ class Seam(nn.Module):
             others = (e for k, edits in self.adapters.items() if k != key for e in edits if e.side == side)  # type: ignore[attr-defined]
             if next(others, None) is None:
                 self._hook(host, side).take()  # type: ignore[union-attr]
-        self.adapters._modules.pop(key, None)
-        self._changed()
+        self._changed(self.adapters._modules.pop(key, None) or (), -1)  # type: ignore[arg-type]
 
-    def _changed(self) -> None:
-        """Other edits are here now."""
+    def _changed(self, edits: Iterable[Any], more: int) -> None:
+        """Other edits are here now: these (1), or these no longer (-1)."""
         self.chosen.clear()
-        own = dict.fromkeys(e.columns for edits in self.adapters.values() for e in edits if e.columns is not None)  # type: ignore[attr-defined]
-        self.overlap = any(a.meets(b) for a, b in combinations(own, 2))
+        own = [e.columns for e in edits if e.columns is not None]
+        if own:  # as many as the host has projections, however many adapters there are
+            self.columns.update({c: more * n for c, n in Counter(own).items()})
+            self.columns = +self.columns
+            self.overlap = any(a.meets(b) for a, b in combinations(self.columns, 2))
 
     def _hook(self, host: nn.Module, side: str) -> Hook | None:
         """The hook for edits of a side; none for those of attention, which are asked for by attention's function."""
