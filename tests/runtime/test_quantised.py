@@ -3,9 +3,19 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from names import name as named
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 import unipelt
+from unipelt.anatomy.find import find
+from unipelt.anatomy.quantised import matrix
 
 LORA = """method m { modify attn.q, attn.o insert parallel
   form { A: [d_in, 4] ~ normal(0.1)
@@ -49,8 +59,8 @@ def base():
     return LlamaForCausalLM(config).eval()
 
 
-def swapped(make):
-    model = base()
+def swapped(make, model=None):
+    model = base() if model is None else model
     for path, module in list(model.model.named_modules()):
         if isinstance(module, nn.Linear):
             host, _, name = path.rpartition(".")
@@ -58,7 +68,7 @@ def swapped(make):
     return model
 
 
-def bitsandbytes_int8():
+def bitsandbytes_int8(model=None):
     library = pytest.importorskip("bitsandbytes")
 
     def make(plain):
@@ -68,10 +78,10 @@ def bitsandbytes_int8():
         own.load_state_dict(plain.state_dict())
         return own.to("cpu")
 
-    return swapped(make)
+    return swapped(make, model)
 
 
-def bitsandbytes_4bit():
+def bitsandbytes_4bit(model=None):
     library = pytest.importorskip("bitsandbytes")
 
     def make(plain):
@@ -79,23 +89,23 @@ def bitsandbytes_4bit():
         own.load_state_dict(plain.state_dict())
         return own.to("cpu")
 
-    return swapped(make)
+    return swapped(make, model)
 
 
-def quanto():
-    library, model = pytest.importorskip("optimum.quanto"), base()
+def quanto(model=None):
+    library, model = pytest.importorskip("optimum.quanto"), base() if model is None else model
     library.quantize(model.model, weights=library.qint8)
     library.freeze(model.model)
     return model
 
 
-def torchao():
-    library, model = pytest.importorskip("torchao.quantization"), base()
+def torchao(model=None):
+    library, model = pytest.importorskip("torchao.quantization"), base() if model is None else model
     library.quantize_(model.model, library.Int8WeightOnlyConfig())
     return model
 
 
-KINDS = {"int8": lambda: swapped(Int8Map), "packed": lambda: swapped(Packed), "bitsandbytes int8": bitsandbytes_int8,
+KINDS = {"int8": lambda model=None: swapped(Int8Map, model), "packed": lambda model=None: swapped(Packed, model), "bitsandbytes int8": bitsandbytes_int8,
          "bitsandbytes 4-bit": bitsandbytes_4bit, "quanto": quanto, "torchao": torchao}  # fmt: skip
 
 
@@ -158,3 +168,115 @@ def test_an_exact_start_reads_the_values_and_not_the_codes(kind):
         unipelt.apply(m, unipelt.parse(exact))
     for n, t in unipelt.state_dict(plain).items():
         assert torch.allclose(unipelt.state_dict(quantised)[n].float(), t, rtol=0.1)
+
+
+# ---------------------------------------------------------------- bases that no anatomy describes
+
+
+_SIZES = dict(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+              intermediate_size=128, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+OTHERS = {
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_SIZES)),
+    "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**_SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+    ),
+}
+
+
+def other(family, kind=None):
+    torch.manual_seed(0)
+    plain = OTHERS[family]().eval()
+    return plain if kind is None else KINDS[kind](plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", OTHERS)
+def test_sites_are_found_and_proved_as_without_quantisation(family, kind):
+    """Linear maps are known by the sizes that they say, whatever operations of a library a pass shows."""
+    wanted, found = find(other(family)), find(other(family, kind))
+    assert [(s.label, s.view, dict(s.sizes), s.x, s.residual, s.norm) for s in found.sites] == [
+        (s.label, s.view, dict(s.sizes), s.x, s.residual, s.norm) for s in wanted.sites
+    ]
+    assert all(s.proof == "proved" for s in found.sites)
+
+
+@pytest.mark.parametrize("spec", ["lora", "mam", "unipelt_apl_causal"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_found_base_trains_and_its_adapter_comes_back(family, kind, spec, tmp_path):
+    model = other(family, kind).train()
+    unipelt.apply(model, unipelt.load(named(spec)), seed=0)
+    parameters = [p for g in unipelt.parameter_groups(model, lr=1.0) for p in g["params"]]
+    optimizer = torch.optim.SGD(parameters, lr=0.05)
+    before = {n: t.clone() for n, t in unipelt.state_dict(model).items()}
+    losses = []
+    for _ in range(4):
+        loss = model(IDS, labels=IDS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert any(not torch.equal(t, before[n]) for n, t in unipelt.state_dict(model).items())
+    model.eval()
+    wanted = logits(model)
+    unipelt.save(model, tmp_path / "adapter")
+    with pytest.raises(unipelt.PeltError):
+        unipelt.merge(model)
+    unipelt.remove(model)
+    assert not torch.allclose(logits(model), wanted, atol=1e-5)
+    unipelt.attach(model, tmp_path / "adapter")
+    assert torch.allclose(logits(model), wanted, atol=1e-5)
+
+
+class SelfPacking(Packed):
+    """As bitsandbytes' 4-bit map on some CPUs: once it is called in evaluation mode without a gradient, none flows any more."""
+
+    def __init__(self, plain):
+        super().__init__(plain)
+        self.weight.quant_state = type(
+            "State", (), {"shape": tuple(plain.weight.shape), "packing_format_for_cpu": False}
+        )()
+
+    def forward(self, x):
+        state = self.weight.quant_state
+        state.packing_format_for_cpu |= not self.training and not x.requires_grad
+        return super().forward(x).detach() if state.packing_format_for_cpu else super().forward(x)
+
+
+@pytest.mark.parametrize("family", [*OTHERS, "llama"])
+def test_no_pass_of_ours_packs_a_map_for_good(family):
+    model = swapped(SelfPacking, other(family) if family in OTHERS else base()).train()
+    plan = unipelt.apply(model, unipelt.parse(LORA), seed=0)
+    assert not [w for w in plan.warnings if "packed" in w]
+    model(IDS, labels=IDS).loss.backward()
+    gradients = [p.grad for g in unipelt.parameter_groups(model, lr=1.0) for p in g["params"]]
+    assert gradients and all(g is not None for g in gradients)
+    assert all(m.training for m in model.modules())
+    assert not any(m.weight.quant_state.packing_format_for_cpu for m in model.modules() if isinstance(m, SelfPacking))
+
+
+def test_a_plan_says_that_maps_are_packed():
+    model = swapped(SelfPacking).eval()
+    logits(model)  # by the user
+    said = [w for w in unipelt.plan(model, unipelt.parse(LORA)).warnings if "packed" in w]
+    assert (
+        len(said) == 1
+        and "`model.state_dict()` unpacks them" in said[0]
+        and "`model.layers.0.self_attn.q_proj` and 13 others" in said[0]
+    )
+
+
+def test_packed_codes_are_read_as_they_were():
+    library = KINDS["bitsandbytes 4-bit"]
+    model, plain = library(), library()
+    model.eval()
+    logits(model)  # on some CPUs the codes are packed now
+    for a, b in zip(model.model.layers, plain.model.layers):
+        read, wanted = matrix(a.self_attn.q_proj), matrix(b.self_attn.q_proj)
+        assert torch.allclose(read, wanted, atol=0.01 * float(wanted.abs().max()))
+    model.state_dict()
+    model.train()
+    embedded = torch.randn(1, 8, 64, requires_grad=True)
+    model.model.layers[0].self_attn.o_proj(embedded).sum().backward()
+    assert embedded.grad is not None

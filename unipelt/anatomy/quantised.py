@@ -68,6 +68,11 @@ def values(module: nn.Module, name: str, own: torch.Tensor) -> torch.Tensor:
 def _dequantised(module: Any, name: str, own: Any) -> torch.Tensor | None:
     if _knows_its_values(own) or own.is_quantized:
         return own.dequantize()
+    if name == "weight" and is_packed(module):
+        module._save_to_state_dict(
+            {}, "", False
+        )  # by which the library stores the codes as they were, until the next call
+        own = module.weight.detach()
     state = getattr(getattr(module, name), "quant_state", None)
     scales = getattr(getattr(module, name), "SCB", None)
     if scales is None:  # where they are once the map has been called

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..anatomy.base import base_modules
+from ..anatomy.quantised import is_packed
 from ..anatomy.windows import cap, window
 from ..language.types.softmax import shares_softmax
 from .plan import PlannedEdit
@@ -18,6 +19,7 @@ def of_the_base(model: nn.Module) -> list[str]:
     modules = list(base_modules(model))
     counting = [n for n, m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
     fast = [n for n, m in modules if isinstance(m, nn.TransformerEncoderLayer)]
+    packed = [n for n, m in modules if is_packed(m)]
     said = []
     if counting:
         said.append(
@@ -28,6 +30,11 @@ def of_the_base(model: nn.Module) -> list[str]:
         said.append(
             f"{_named(fast)} leave{'s' * (len(fast) == 1)} torch's fast path while there are adapters: in eval mode a disabled adapter's "
             "output is the base's up to rounding, and pads are computed as well"
+        )
+    if packed:
+        said.append(
+            f"{_named(packed)} {'is' if len(packed) == 1 else 'are'} packed for a CPU since a call in evaluation mode, and no gradient flows "
+            "through: `model.state_dict()` unpacks them; train in train mode, and unpack again after each evaluation"
         )
     return said
 
