@@ -1,4 +1,5 @@
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:  # `names` and `small` serve the tests of several folders
     sys.path.insert(0, HERE)
+
+os.environ["UNIPELT_CACHE"] = "off"  # a test neither reads nor writes what other runs found
 
 
 @pytest.fixture

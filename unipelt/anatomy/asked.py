@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from .brought import device_of
+
 #: Entries of configurations that hold the number of one token.
 _SPECIAL = re.compile(r"token_(id|index)s?$|_token$|_ids$")
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -37,6 +39,7 @@ class Asked:
         self.device = places.most_common(1)[0][0] if places else torch.device("cpu")
         if self.words is not None:
             self.device = self.words.weight.device
+        self.device = device_of(self.device, module)
         self.dtype = torch.float32 if own is None else own.dtype
 
     # ------------------------------------------------------------ the configuration

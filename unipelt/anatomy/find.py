@@ -18,8 +18,9 @@ from torch import nn
 from ..language.report.diagnostics import PeltError, error
 from ..language.sites import SITES
 from ..language.library import library_definition, library_names, parse_path
-from .base import NAME, base_modules, base_of, base_parameters
+from .base import NAME, base_modules, base_of
 from ..language.syntax.nodes import AnatomyDef
+from .brought import lacks_weights
 from .entries import Entries, blocks_of, conditions, missing, stacks_of
 from .examples import Inputs
 from .heads import lone_head
@@ -28,6 +29,7 @@ from .read import read
 from .remembered import recall, remember
 from .search import search
 from .sites import SiteMap
+from .stored import Architecture, store, stored
 
 #: Files with anatomies of one's own, separated as paths are in PATH.
 OWN = "UNIPELT_ANATOMIES"
@@ -116,12 +118,20 @@ def _searched(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | 
     remembered = recall(model)
     if remembered is not None and example is None:
         return remembered
-    sites, inputs = search(model, base, prefix, example)
+    inputs = example
+    architecture = Architecture(model)
+    before = stored(architecture) if example is None else None
+    if before is not None:
+        sites = before
+    else:
+        sites, inputs = search(model, base, prefix, example)
+        if sites.stacks and example is None:
+            store(architecture, sites)
     if not sites.stacks:
         config_of(model)
         raise error("E0502", f"no sites were found in this {type(model).__name__}: nothing is added to what enters its blocks",
                     help=_how(model, base))  # fmt: skip
-    if not any(p.is_meta for _, p in base_parameters(base)) or hasattr(base, "hf_device_map"):
+    if not lacks_weights(base):
         sites = proved(sites, model, base, inputs)
     remember(model, sites)
     return sites
@@ -132,7 +142,7 @@ def _own(known: list[AnatomyDef], fitting: list[AnatomyDef], model: nn.Module, b
     if not fitting:
         raise _unfit(known, model, base, getattr(model, "config", None))
     adapted = any(NAME in m._modules for _, m in base_modules(model))  # so it has stood the proof
-    empty = any(p.is_meta for _, p in base_parameters(base)) and not hasattr(base, "hf_device_map")
+    empty = lacks_weights(base)
     reasons = []
     mistakes: list[PeltError] = []
     for a in fitting:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..language.report.diagnostics import PeltError
 from .around import why
-from .base import base_parameters
+from .brought import lacks_weights
 from .calls import called_once
 from .examples import first_that_runs
 from .judge import Open
@@ -44,7 +44,7 @@ def tried(
 ) -> tuple[SiteMap, dict[str, str]]:
     """As `proved`, with the reason of each site that is not what the map says, by full name; of all, ``""``, if nothing can be
     tried. Sites that no edit could have (called twice, heads that no edit reaches) are left out without being named there."""
-    if any(p.is_meta for _, p in base_parameters(base)) and not hasattr(base, "hf_device_map"):
+    if lacks_weights(base):
         return unproved(sites), {"": "it has no weights"}
     there, absent = _there(sites, model)
     try:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from ..language.report.diagnostics import PeltError
 from .base import base_modules
+from .brought import lacks_weights, on_meta
 from .examples import Inputs, first_that_runs
 from .found import found
 from .record import Recording, record
@@ -16,6 +19,19 @@ from .sites import SiteMap
 
 
 def search(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | None = None) -> tuple[SiteMap, Inputs]:
+    """The map of a model's sites, and the inputs that showed it, as `_searched` has them. A model that has some of its weights
+    only, so that no pass goes from one device to the other, is searched without any."""
+    try:
+        return _searched(model, base, prefix, example)
+    except PeltError:
+        if not lacks_weights(model) or all(p.is_meta for p in model.parameters()):
+            raise
+    empty = on_meta(model)
+    example = tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, example)
+    return _searched(empty, empty.get_submodule(prefix), prefix, example)
+
+
+def _searched(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | None) -> tuple[SiteMap, Inputs]:
     """The map of a model's sites, and the inputs that showed it. Nothing is proved yet, and the model is as it was.
 
     Parts that the inputs do not reach (a tower for pictures, where a text alone was given) are run by themselves, where they

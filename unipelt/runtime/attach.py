@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME, base_parameters
+from ..anatomy.brought import device_of
 from ..anatomy.interrupts import finish
 from ..anatomy.quantised import is_quantised
 from ..compiler.initialise import draw, generator
@@ -25,7 +26,7 @@ from ..language.report.diagnostics import error
 from ..language.ir import Method
 from .hanging import hang_adapter, refuse_namesake, take_down
 from .heads import agree
-from .offload import device_of, value_of
+from .offload import value_of
 from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
