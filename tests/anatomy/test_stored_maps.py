@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,11 +56,11 @@ def test_a_map_that_was_stored_is_the_map_that_was_found(kind: str, searches: li
 
 def test_what_a_search_depends_on_tells_architectures_apart(searches: list[str]) -> None:
     config = OTHERS["granite"]
-    model = unipelt.sites(model_of(config)).map
+    model = unipelt.sites(model_of(copy.deepcopy(config))).map
 
     def again(change: Any) -> int:
         before = len(searches)
-        other = model_of(config)
+        other = model_of(copy.deepcopy(config))
         change(other)
         unipelt.sites(other)
         return len(searches) - before
@@ -71,6 +72,7 @@ def test_what_a_search_depends_on_tells_architectures_apart(searches: list[str])
     assert again(lambda m: m.layers[1].register_forward_hook(lambda *_: None)) == 1
     assert again(other_forward) == 1
     assert again(lambda m: setattr(m.config, "residual_multiplier", 2.0)) == 1
+    assert again(lambda m: setattr(m.layers[1], "residual_multiplier", 2.0)) == 1
     assert again(lambda m: setattr(m.layers[0], "mlp", nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 32)))) == 1
     assert again(lambda m: m.half()) == 1
     assert again(lambda m: m.train()) == 0

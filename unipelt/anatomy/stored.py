@@ -64,10 +64,13 @@ class Architecture:
 def _told(m: nn.Module) -> tuple[Hashable, ...]:
     config: Any = getattr(m, "config", None)
     shapes = tuple((n, tuple(p.shape), p.dtype) for n, p in m._parameters.items() if p is not None)
+    numbers = tuple(
+        (n, v) for n, v in vars(m).items() if n[0] != "_" and n != "training" and isinstance(v, (bool, int, float, str))
+    )
     if not hasattr(config, "to_dict"):
-        return shapes, m.extra_repr(), ""
+        return shapes, numbers, m.extra_repr(), ""
     told = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    return shapes, m.extra_repr(), f"{told} {getattr(config, '_attn_implementation', '')}"
+    return shapes, numbers, m.extra_repr(), f"{told} {getattr(config, '_attn_implementation', '')}"
 
 
 @cache
