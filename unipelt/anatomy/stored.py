@@ -48,7 +48,8 @@ class Architecture:
         own = any(
             "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks or NAME in m._modules for _, m in modules
         )
-        self.key: Hashable = None if own else tuple([(p, type(m), type(m).forward, *_told(m)) for p, m in modules])
+        told: list[Any] = [(p, type(m), type(m).forward, *_told(m)) for p, m in modules]
+        self.key: Hashable = None if own else tuple(told)
         self._model, self._modules = model, modules
 
     def name(self) -> str:
