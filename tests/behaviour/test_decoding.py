@@ -189,3 +189,23 @@ def test_a_prompt_is_put_into_states_once(family: str) -> None:
     with torch.no_grad():
         wanted = model(input_ids=made.sequences, use_cache=False).logits[:, -5:-1]
     assert float((torch.stack(made.logits, 1) - wanted).abs().max()) <= NEAR
+
+
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "starcoder2", "qwen3"])
+def test_a_window_is_no_bound_to_a_prompt(family: str) -> None:
+    """A layer with a window keeps four tokens, and there may be more. Masks that generation prepares for a static cache cannot grow."""
+    model: Any = model_of(family)
+    model.generation_config.eos_token_id, model.generation_config.disable_compile = None, True
+    put(model, named("prompt_tuning"))
+    given, how = text(True), {"max_new_tokens": 4, "do_sample": False}
+    made = model.generate(**given, **how, output_logits=True, return_dict_in_generate=True)
+    mask = torch.nn.functional.pad(given["attention_mask"], (0, 4), value=1)
+    with torch.no_grad():
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        wanted = model(input_ids=made.sequences, attention_mask=mask, position_ids=positions, use_cache=False).logits[
+            :, -5:-1
+        ]
+    assert float((torch.stack(made.logits, 1) - wanted).abs().max()) <= NEAR
+    with pytest.raises(unipelt.PeltError, match="E0545.*cannot grow") as caught:
+        model.generate(**given, **how, cache_implementation="static")
+    assert "leave cache_implementation out" in str(caught.value)

@@ -74,7 +74,9 @@ def refuse(call: Call, rows: Sequence[Rows]) -> None:
     """What a call cannot be made longer for."""
     mask, tokens = call.mask, call.tokens.shape[1]
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
-        raise error("E0545", "a prompt needs an attention mask of shape [batch, tokens]; a prepared mask cannot grow")
+        raise error("E0545", "a prompt needs an attention mask of shape [batch, tokens]; a prepared mask cannot grow",
+                    help="give a mask of shape [batch, tokens], or none; where generation prepares masks for a static cache, leave "
+                    "cache_implementation out")  # fmt: skip
     if mask is not None and not call.seen and mask.shape[1] != tokens:
         raise error("E0545", f"the attention mask has {mask.shape[1]} entries, and there are {tokens} tokens")
     if any(call.named.get(n) is not None for n in _PACKED) or _packed(call):
@@ -100,10 +102,21 @@ def refuse(call: Call, rows: Sequence[Rows]) -> None:
     ):
         raise error("E0735", "rows stand beside the first token of each text, and the first chunk holds only pads of one",
                     help="give more tokens at first")  # fmt: skip
-    limit = call.cache.get_max_length() if call.cache is not None and len(call.cache) else -1  # -1: without an end
+    limit = _room(call.cache)
     if 0 <= limit < tokens + total:
         raise error("E0546", f"the static cache holds {limit} positions, and prompt and tokens take {tokens + total}",
                     help="make the cache larger by the prompt's length")  # fmt: skip
+
+
+def _room(cache: Any) -> int:
+    """How many positions a cache holds; -1 where it has no end. A layer with a window forgets tokens, so it holds any number."""
+    if cache is None or not len(cache):
+        return -1
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        return int(cache.get_max_length())
+    ends = [n for layer in layers if not getattr(layer, "is_sliding", False) and (n := layer.get_max_length()) >= 0]
+    return min(ends, default=-1)
 
 
 def _packed(call: Call) -> bool:
