@@ -75,6 +75,8 @@ def test_what_a_search_depends_on_tells_architectures_apart(searches: list[str])
     assert again(lambda m: setattr(m.layers[1], "residual_multiplier", 2.0)) == 1
     assert again(lambda m: setattr(m.layers[0], "mlp", nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 32)))) == 1
     assert again(lambda m: m.half()) == 1
+    assert again(lambda m: setattr(m.layers[1].mlp, "down_proj", m.layers[0].mlp.down_proj)) == 1
+    assert again(lambda m: setattr(m.layers[1].input_layernorm, "weight", m.norm.weight)) == 1
     assert again(lambda m: m.train()) == 0
 
 

@@ -129,8 +129,9 @@ def _searched(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | 
             store(architecture, sites)
     if not sites.stacks:
         config_of(model)
-        raise error("E0502", f"no sites were found in this {type(model).__name__}: nothing is added to what enters its blocks",
+        why = error("E0502", f"no sites were found in this {type(model).__name__}: nothing is added to what enters its blocks",
                     help=_how(model, base))  # fmt: skip
+        return replace(_nothing(model, why), read_past=sites.read_past)
     if not lacks_weights(base):
         sites = proved(sites, model, base, inputs)
     remember(model, sites)

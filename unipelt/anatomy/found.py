@@ -20,6 +20,7 @@ from .naming import names_of
 from .outside import Ends, ends
 from .own_attention import divides
 from .read import head_site
+from .readers import read_past
 from .record import Attended, Call, Recording
 from .sites import Site, SiteMap, Stack, View
 from .sizes import projection_shape
@@ -96,7 +97,11 @@ def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[R
         else:
             refused.update({label: why for label, why in by_block.items() if label not in labels})
     uncovered = {n: why for r in recordings for n, why in _uncovered(r, sites, kept).items()}
-    return _with_head(SiteMap("", prefix, tuple(stacks), tuple(sites), (), refused, uncovered=uncovered), model, base)
+    return _with_head(
+        SiteMap("", prefix, tuple(stacks), tuple(sites), (), refused, uncovered, read_past(model, recordings)),
+        model,
+        base,
+    )
 
 
 def _inside(r: Recording, tower: Tower) -> _Inside | None:

@@ -107,6 +107,8 @@ class Recording:
     kept: list[Any] = field(default_factory=list)
     times: Counter[str] = field(default_factory=Counter)  # how often a module is called, by path
     attended: list[Attended] = field(default_factory=list)
+    #: Parameters by their first path → who read them: the innermost module that ran and holds it, else the innermost one.
+    readers: dict[str, set[str]] = field(default_factory=dict)
 
     def of(self, path: str) -> list[Call]:
         """The calls of a module, in order."""
@@ -227,6 +229,10 @@ class _Mode(TorchDispatchMode):
         for n, p in [*((n, b) for n, b in model.named_buffers()), *base_parameters(model)]:
             self.r.parameters[self.key(p)] = n
         self.of_weight = dict(self.r.parameters)
+        self.first: dict[Key, str] = {}
+        self.holders: dict[str, set[str]] = {}
+        for n, p in base_parameters(model):
+            self.holders.setdefault(self.first.setdefault(self.key(p), n), set()).add(n.rpartition(".")[0])
 
     def key(self, t: torch.Tensor) -> Key:
         return id(t) << 10 | self.versions[id(t)]
@@ -244,6 +250,8 @@ class _Mode(TorchDispatchMode):
         given, made = _tensors((args, kwargs)), _tensors(out)
         self.keep(given)
         ins = [self.key(t) for t in given]
+        for read in {self.first[i] for i in ins if i in self.first}:
+            self.read(read)
         written = [t for t in made if any(t is u for u in given)]
         for t in written:
             self.versions[id(t)] += 1
@@ -272,6 +280,11 @@ class _Mode(TorchDispatchMode):
             step.weight = whole[-1] if whole and len(weights) < len(ins) else ""
         r.steps.append(step)
         return out
+
+    def read(self, parameter: str) -> None:
+        running = [c.path for c in reversed(self.stack)] or [""]
+        reader = next((p for p in running if p in self.holders[parameter]), running[0])
+        self.r.readers.setdefault(parameter, set()).add(reader)
 
     def keep(self, tensors: list[torch.Tensor]) -> None:
         self.r.kept.append(tensors)

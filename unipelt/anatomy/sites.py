@@ -139,6 +139,8 @@ class SiteMap:
     uncovered: Mapping[str, str] = field(
         default_factory=dict
     )  # projections that no site covers, by path, with the reason
+    #: Parameters, by their first path, that other modules read than those that hold them → which (of maps that were found).
+    read_past: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unknown: tuple[Diagnostic, ...] = ()  # where nothing is known of the sites: with what asking for one is answered
 
     def __repr__(self) -> str:

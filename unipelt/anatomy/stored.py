@@ -21,7 +21,7 @@ from torch import nn
 
 from ..language.files import replace
 from ..language.sites import SITES
-from .base import NAME, base_modules
+from .base import NAME, base_modules, base_parameters
 from .columns import Columns
 from .sites import Site, SiteMap, Stack, View
 
@@ -49,8 +49,8 @@ class Architecture:
             "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks or NAME in m._modules for _, m in modules
         )
         told: list[Any] = [(p, type(m), type(m).forward, *_told(m)) for p, m in modules]
-        self.key: Hashable = None if own else tuple(told)
-        self._model, self._modules = model, modules
+        self._model, self._modules, self._tied = model, modules, _tied(model)
+        self.key: Hashable = None if own else (self._tied, *told)
 
     def name(self) -> str:
         """The name of a file: of all that the key says, and of the versions of what reads it."""
@@ -58,8 +58,14 @@ class Architecture:
         import transformers
 
         told = [[p, f"{type(m).__module__}.{type(m).__qualname__}", *map(str, _told(m))] for p, m in self._modules]
-        text = json.dumps([torch.__version__, transformers.__version__, _finder(), told])
+        text = json.dumps([torch.__version__, transformers.__version__, _finder(), self._tied, told])
         return f"sites-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _tied(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Which parameters are one, by path: each with the first path of the same one."""
+    first: dict[int, str] = {}
+    return tuple((n, first[id(p)]) for n, p in base_parameters(model) if first.setdefault(id(p), n) != n)
 
 
 def _told(m: nn.Module) -> tuple[Hashable, ...]:
@@ -142,7 +148,7 @@ def _keep(a: Architecture, sites: SiteMap) -> None:
 
 def _data(m: SiteMap) -> dict[str, Any]:
     return {
-        "prefix": m.prefix, "head": m.head, "refused": dict(m.refused), "uncovered": dict(m.uncovered),
+        "prefix": m.prefix, "head": m.head, "refused": dict(m.refused), "uncovered": dict(m.uncovered), "read_past": dict(m.read_past),
         "stacks": [asdict(s) for s in m.stacks], "sites": [_site(s) for s in m.sites],
     }  # fmt: skip
 
@@ -175,7 +181,10 @@ def _read(file: Path, paths: set[str]) -> SiteMap | None:
         }
         if not sites or not named - {None} <= paths or not {s.name for s in sites} <= SITES.keys():
             return None
-        return SiteMap("", d["prefix"], stacks, sites, tuple(d["head"]), d["refused"], uncovered=d["uncovered"])
+        past = {n: tuple(readers) for n, readers in d["read_past"].items()}
+        if not {r for readers in past.values() for r in readers} <= paths:
+            return None
+        return SiteMap("", d["prefix"], stacks, sites, tuple(d["head"]), d["refused"], d["uncovered"], past)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 

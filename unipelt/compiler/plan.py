@@ -26,7 +26,7 @@ from ..language.sizes import Size
 from ..language.syntax.nodes import Expr
 from ..language.types.values import Distribution, NumberType
 from .labels import HeadUse, Labels
-from .trained import Parameter
+from .hosting import Parameter
 
 
 #: What a plan's table has as the form of trained copies.

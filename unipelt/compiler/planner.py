@@ -39,13 +39,13 @@ from ..language.types.values import NumberType, Value
 from . import coverage, totals
 from .coverage import common_sizes
 from .notes import of_attention, of_rows, of_the_base
+from .hosting import Parameter
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
 from .places import in_the_layers, lacking_at, one_place, own_arguments
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
 from .trained import (
     HEADLESS,
-    Parameter,
     copy_name,
     head_parameters,
     numbers_of,
@@ -396,11 +396,11 @@ class _Builder:
                     return
                 layers[stack.name] = found_layers
         try:
-            found = select(self.model, self.sites, trained.paths, layers)
+            found, notes = select(self.model, self.sites, trained.paths, layers)
         except PeltError as e:
             self.problems += e.diagnostics
             return
-        self.warnings += trained_along(trained.paths, self.sites)
+        self.warnings += [*notes, *trained_along(trained.paths, self.sites)]
         heads = {p.path for p in self.head_parameters}
         for p in found:
             lr = self.multiple(trained.lr, p) if trained.lr is not None else 1.0

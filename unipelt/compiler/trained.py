@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import prod
 
 from torch import nn
 
-from ..anatomy.base import base_parameters, children
+from ..anatomy.base import base_parameters
 from ..anatomy.find import find
 from ..anatomy.quantised import whole_shape
 from ..anatomy.sites import Site, SiteMap, Stack
@@ -17,21 +16,12 @@ from ..language.report.diagnostics import PeltError, error, near
 from ..language.sites import STACKS, signature, site_name
 from ..language.syntax.nodes import Path
 from .coverage import no_stack
+from .hosting import Parameter, hosts, instead, left_out, towers_alone, why_not
 
 #: What to do where a model has no head.
 HEADLESS = "load the model with a head, as AutoModelForSequenceClassification does (`--task sequence-classification`)"
 
 _NORMS = ("layernorm", "rmsnorm", "groupnorm", "batchnorm", "instancenorm")
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A parameter of the base: its path, and every (module path, attribute) that holds it."""
-
-    path: str
-    uses: tuple[tuple[str, str], ...]
-    count: int
-    shape: tuple[int, ...]
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -81,14 +71,16 @@ def stacks_named(paths: tuple[Path, ...], sites: SiteMap) -> list[Stack]:
 
 def select(
     model: nn.Module, sites: SiteMap, paths: tuple[Path, ...], layers: Mapping[str, frozenset[int]] | None
-) -> list[Parameter]:
-    """The parameters that the paths of one `train` clause name; a path that names none is an error.
+) -> tuple[list[Parameter], list[str]]:
+    """The parameters that the paths of one `train` clause name, and what is to be said of them.
 
-    ``layers`` are those of each stack that is spoken of, None for all.
+    A path that names none is an error, as is one that names none that can be trained; what cannot among others is left
+    out, and said. ``layers`` are those of each stack that is spoken of, None for all.
     """
     everything = parameters_of(model)
     root = f"{sites.prefix}." if sites.prefix else ""
     chosen: dict[str, tuple[Parameter, Path]] = {}
+    notes: list[str] = []
     for path in paths:
         found = _matching(model, sites, everything, path, root)
         if layers is not None:
@@ -104,20 +96,17 @@ def select(
         if not found:
             raise error("E0510", f"`train {path}` names no parameter of this {type(model).__name__}", path.span,
                         help=_help(path, sites))  # fmt: skip
-        for p in found:
+        can = [p for p in found if hosts(model, sites, p)]
+        left = [p for p in found if p not in can]
+        if not can:
+            raise error("E0511", f"the parameter `{left[0].path}` {'; '.join(why_not(model, sites, left[0]))}", path.span,
+                        help=instead(model, sites, left[0], everything.values()))  # fmt: skip
+        notes += left_out(model, sites, str(path), left, len(found))
+        if _stack(path, sites) is None:
+            notes += towers_alone(sites, str(path), can)
+        for p in can:
             chosen.setdefault(p.path, (p, path))
-    for p, path in chosen.values():
-        if not hosts(model, sites, p):
-            kind = type(model.get_submodule(p.uses[0][0])).__name__
-            if not p.uses[0][0]:
-                raise error("E0511", f"the parameter `{p.path}` belongs to the model itself, a {kind}; only parameters of the modules in it "
-                            "can be trained as copies", path.span,
-                            help="put the model into another, as torch.nn.Sequential(model), or name the parameters to train, as in "
-                            "`train *.bias`, `train *.norm.*`")  # fmt: skip
-            raise error("E0511", f"the parameter `{p.path}` belongs to a {kind}, which holds other modules; within the blocks only "
-                        "parameters of linear, embedding, norm and other leaf modules can be trained as copies", path.span,
-                        help="name the parameters to train, as in `train *.bias`, `train *.norm.*`")  # fmt: skip
-    return [p for p, _ in chosen.values()]
+    return [p for p, _ in chosen.values()], notes
 
 
 def _help(named: Path, sites: SiteMap) -> str:
@@ -241,31 +230,3 @@ def _glob(pattern: tuple[str, ...], parts: list[str]) -> bool:
     if pattern[0] == "*":
         return any(_glob(pattern[1:], parts[i:]) for i in range(len(parts) + 1))
     return bool(parts) and pattern[0] == parts[0] and _glob(pattern[1:], parts[1:])
-
-
-def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str]]:
-    """The modules in whose twins a trained copy of the parameter lives, each with its name for it; none: it cannot be trained.
-
-    A twin computes what its module does, on the same input: a leaf module's. Where only modules that hold others
-    own the parameter, as an embedding layer owns the token of a class, the twin shares those, and they run twice: not within
-    a block, whose attention may write into a cache, nor around one.
-    """
-    called = [_caller(model, m, n) for m, n in p.uses if m]
-    leaves = [(m, n) for m, n in called if _alone(model.get_submodule(m))]
-    if leaves:
-        return leaves
-    root = f"{sites.prefix}." if sites.prefix else ""
-    blocks = [f"{root}{block}." for stack in sites.stacks for block in stack.blocks]
-    return [(m, n) for m, n in p.uses if m and not any(f"{m}.".startswith(b) or b.startswith(f"{m}.") for b in blocks)]
-
-
-def _alone(module: nn.Module) -> bool:
-    """Whether a module calls no other: torch's attention holds one and computes with its weight."""
-    return isinstance(module, nn.MultiheadAttention) or not children(module)
-
-
-def _caller(model: nn.Module, module: str, name: str) -> tuple[str, str]:
-    """The module that computes with a parameter, and its name for it. torch's attention never calls its output projection."""
-    parent, _, own = module.rpartition(".")
-    holds = isinstance(model.get_submodule(parent), nn.MultiheadAttention) if own else False
-    return (parent, f"{own}.{name}") if holds else (module, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,8 +37,7 @@ class CopyEdit(Holding):
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.trained = (*own, *borrowed)
-        adds = isinstance(host, (nn.Linear, nn.LayerNorm)) or type(host).__name__ == "Conv1D"
-        self.bias_only = bool(lowering) and adds and self.trained == ("bias",)
+        self.bias_only = bool(lowering) and _adds_its_bias(host) and self.trained == ("bias",)
         self._base = [host]  # in a list, as what is shared
         self._twin = [_twin(host, self.values())]
         self.watchers: tuple[Any, ...] = ()
@@ -95,6 +93,12 @@ class CopyEdit(Holding):
         return _with(twin, wanted)
 
 
+def _adds_its_bias(host: nn.Module) -> bool:
+    """Whether a module adds its bias last, on the last axis. A norm that is a `LayerNorm` by its class may norm another axis."""
+    norms = isinstance(host, nn.LayerNorm) and type(host).forward is nn.LayerNorm.forward
+    return norms or isinstance(host, nn.Linear) or type(host).__name__ == "Conv1D"
+
+
 def element(output: Any) -> torch.Tensor:
     """The first of what a module yields."""
     return output if isinstance(output, torch.Tensor) else output[0]
@@ -138,7 +142,10 @@ def _twin(host: nn.Module, trained: Mapping[str, torch.Tensor]) -> nn.Module:
 
     What it holds is the host's own, called and never registered a second time.
     """
-    twin = copy.copy(host)
+    twin = type(host).__new__(
+        type(host)
+    )  # copy.copy would ask a module with parametrised weights to be written to a file
+    twin.__dict__.update(host.__dict__)
     for patched in PATCHED:
         twin.__dict__.pop(patched, None)
     twin._parameters = {n: trained.get(n, p) for n, p in host._parameters.items()}  # type: ignore[misc]

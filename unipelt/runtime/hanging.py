@@ -15,7 +15,7 @@ from torch import nn
 
 from ..anatomy.base import NAME, base_modules, base_of
 from ..compiler.plan import PlannedEdit
-from ..compiler.trained import hosts
+from ..compiler.hosting import hosts
 from ..language.report.diagnostics import error
 from .attention import install, refuse_bypassing
 from .save_pretrained import hang as hang_savers
