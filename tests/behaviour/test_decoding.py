@@ -94,10 +94,7 @@ def stepwise(model: Any, given: dict[str, torch.Tensor], ends: tuple[int, ...]) 
 #: Their states go on by one token at a time, and pads before a text are in them: so it is in transformers itself.
 STATES = ("jamba", "falcon_h1", "mamba")
 #: What a method needs and a family does not have: nothing is left out in silence.
-_NO_HEADS = dict.fromkeys(("prefix_tuning", "mam", "unipelt_apl_causal"), "computed past the interface")
 REFUSED: dict[str, dict[str, str]] = {
-    "bloom": _NO_HEADS,
-    "falcon": _NO_HEADS,
     **dict.fromkeys(("gpt_oss", "qwen3_moe", "mixtral"), {"ia3": "no site `ffn.hidden`"}),
     "deepseek_v3": {"ia3": "no site `attn.k`"},
     "mamba": {n: "has no site `" for n in METHODS if n != "prompt_tuning"},
