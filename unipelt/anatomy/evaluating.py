@@ -45,9 +45,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     spaces: dict[int, dict[Any, Any]] = {}
     for m in model.modules():
         config = m.__dict__.get("config")
-        for space in (m.__dict__, vars(config) if hasattr(config, "__dict__") else {}):
+        for space in (m.__dict__, vars(config) if hasattr(config, "__dict__") and not isinstance(config, dict) else {}):
             spaces[id(space)] = space
-            spaces |= {id(v): v for v in space.values() if isinstance(v, dict)}
+            spaces |= {id(v): v for v in space.values() if type(v) is dict}
     before = [(space, dict(space)) for space in spaces.values()]
 
     def end() -> None:

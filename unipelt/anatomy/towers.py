@@ -46,7 +46,7 @@ def towers(model: nn.Module, r: Recording) -> list[Tower]:
         times[c.path] = times.get(c.path, 0) + 1
     found = []
     for path in _outermost(model, "", first):
-        blocks = _blocks(model, path, first)
+        blocks = _blocks(model, r, path, first)
         if not blocks:
             continue
         calls = sorted((first[b] for b in blocks), key=lambda c: c.start)
@@ -78,22 +78,24 @@ def _elements(module: nn.Module, path: str, called: dict[str, Call]) -> list[str
     return [p for p in found if any(True for _ in called[p].module.parameters())]
 
 
-def _blocks(model: nn.Module, path: str, called: dict[str, Call]) -> list[str]:
+def _blocks(model: nn.Module, r: Recording, path: str, called: dict[str, Call]) -> list[str]:
     """The blocks of a list: its elements, or what lies in lists within them where an element is a stage or only holds another list."""
     elements = _elements(model.get_submodule(path), path, called)
     inner = [
-        [b for p in _outermost(model.get_submodule(e), e, called) for b in _blocks(model, p, called)] for e in elements
+        [b for p in _outermost(model.get_submodule(e), e, called) for b in _blocks(model, r, p, called)]
+        for e in elements
     ]
-    if (
-        elements
-        and all(inner)
-        and (
-            any(_resizes(called[e]) for e in elements)
-            or all(map(_only_holds, (model.get_submodule(e) for e in elements)))
-        )
-    ):
+    stages = any(_resizes(called[e]) for e in elements) and not any(_sums(r, called[e]) for e in elements)
+    if elements and all(inner) and (stages or all(_only_holds(model.get_submodule(e)) for e in elements)):
         return [b for found in inner for b in found]
     return elements
+
+
+def _sums(r: Recording, call: Call) -> bool:
+    """Whether a module itself adds two tensors of the size that it yields: it is a block, and no stage of blocks."""
+    made = (s for s in r.steps[call.start : call.stop] if s.module == call.path and s.op in ("add", "add_"))
+    size = call.shapes[1] if call.shapes is not None else None
+    return any(len(s.ins) == 2 and all(k in r.floating and r.shapes[k] == size for k in s.ins) for s in made)
 
 
 def _resizes(call: Call) -> bool:

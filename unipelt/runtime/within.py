@@ -17,6 +17,7 @@ from ..anatomy.own_attention import Core, OwnAttention, parted
 from ..language.report.diagnostics import error
 from .attention import attend, edited
 from .edits import Edit
+from .hooks import Hook
 from .kernels import Call, kernel_of
 from .seam import Seam, seam_of
 from .stand_in import StandIn
@@ -27,6 +28,18 @@ class Within(StandIn):
 
     def __init__(self, module: nn.Module):
         super().__init__(module, "forward")
+        self.hook = Hook(module, self.called, before=True)
+
+    def put(self) -> None:
+        super().put()
+        self.hook.put()  # torch's encoders call no module in their fast path, which they leave where a module has hooks
+
+    def take(self) -> None:
+        self.hook.take()
+        super().take()
+
+    def called(self, module: nn.Module, args: tuple) -> None:
+        """Nothing is done before a call."""
 
     @property
     def __code__(self) -> Any:  # torch.export asks where a forward is written
