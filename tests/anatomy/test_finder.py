@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as T
+from names import name as named
 from tiny import KINDS, build
 from torch import nn
 
@@ -15,8 +16,10 @@ import unipelt
 from unipelt.anatomy.base import base_modules
 from unipelt.anatomy.columns import Columns
 from unipelt.anatomy.find import find
+from unipelt.anatomy.record import record
 from unipelt.anatomy.search import search
 from unipelt.anatomy.sites import Site, SiteMap
+from unipelt.anatomy.towers import towers
 
 SIZES: dict[str, Any] = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
                              max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
@@ -60,6 +63,7 @@ OTHERS = {
     "gemma2": T.Gemma2Config(**GROUPED),
     "granite": T.GraniteConfig(**GROUPED, residual_multiplier=0.5),
     "mixtral": T.MixtralConfig(**GROUPED, num_local_experts=4),
+    "longformer": T.LongformerConfig(**SIZES, attention_window=[4, 4]),  # takes a branch that only numbers decide
     "modernbert": T.ModernBertConfig(**{**SIZES, "cls_token_id": 1, "sep_token_id": 2}),
     "mamba": T.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4),
     "qwen2_moe": T.Qwen2MoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40),
@@ -162,6 +166,40 @@ def test_names_say_nothing() -> None:
     assert {n: at(sites, n)[0].rpartition(".")[2] for n in ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")} == {
         "attn.q": "k_proj", "attn.k": "q_proj", "attn.v": "a", "attn.o": "b", "ffn.gate": "up_proj", "ffn.up": "gate_proj", "ffn.down": "down",
     }  # fmt: skip
+
+
+class Convolved(nn.Module):
+    """A block as ResNets have it, which makes pictures smaller, and holds a list of its own."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(4, 4, 3, stride, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1))
+        self.shortcut = nn.Conv2d(4, 4, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.layer(x) + self.shortcut(x))
+
+
+def test_what_sums_is_a_block_and_no_stage_of_blocks() -> None:
+    stages = nn.Sequential(nn.Sequential(Convolved(1), Convolved(2)), nn.Sequential(Convolved(1), Convolved(2)))
+    found = record(stages, lambda: stages(torch.randn(1, 4, 8, 8)))
+    assert [t.blocks for t in towers(stages, found)] == [("0.0", "0.1"), ("1.0", "1.1")]
+
+
+def test_edits_at_heads_keep_torch_s_encoder_off_its_fast_path() -> None:
+    """There it would call no module, and nothing would be done at its heads."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 2, enable_nested_tensor=False
+    ).eval()
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        before = model(x)
+        unipelt.apply(model, unipelt.load(named("prefix_tuning"))(l=3), name="p", seed=0)
+        changed = model(x)
+        assert float((changed - before).abs().max()) > 1e-3
+        unipelt.remove(model, "p")
+        assert torch.equal(model(x), before)
 
 
 def test_a_search_leaves_nothing_behind() -> None:

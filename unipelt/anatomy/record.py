@@ -1,7 +1,7 @@
 """Records one pass of a model: every tensor operation, every call of a module, and what attention functions are given.
 
 What the finder of sites reads. Tensors are told apart by identity; all are kept until the recording is dropped. It works on
-the meta device as well: a branch on a number that is not there is answered with yes, and a number with one.
+the meta device as well: a branch on a number that is not there is answered with yes (or with no), and a number with one.
 """
 
 from __future__ import annotations
@@ -143,8 +143,20 @@ def first_left(output: Any) -> torch.Tensor | None:
 
 
 def record(model: nn.Module, run: Callable[[], Any]) -> Recording:
-    """The recording of one pass in evaluation mode, without gradients. Nothing of it stays in the model."""
-    mode = _Mode(model)
+    """The recording of one pass in evaluation mode, without gradients. Nothing of it stays in the model.
+
+    Where the pass fails on the meta device, with every branch taken that a number decides, another is tried that takes none.
+    """
+    try:
+        return _recorded(_Mode(model), run)
+    except Exception:
+        if not any(p.is_meta for p in model.parameters()):
+            raise
+        return _recorded(_Mode(model, answer=False), run)
+
+
+def _recorded(mode: _Mode, run: Callable[[], Any]) -> Recording:
+    model = mode.model
     with evaluating(model), _fast_paths_off(), mode.hooks(), mode.attention(), _Lists(), _Own(mode), mode:
         run()
     return mode.finished()
@@ -215,9 +227,9 @@ class _Own(OwnAttention):
 
 
 class _Mode(TorchDispatchMode):
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, answer: bool = True):
         super().__init__()
-        self.model = model
+        self.model, self.answer = model, answer
         self.r = Recording()
         self.versions: Counter[int] = Counter()
         self.stack: list[Call] = []
@@ -240,7 +252,7 @@ class _Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         if name == "_local_scalar_dense" and args[0].is_meta:
-            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+            return self.answer if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
         if name == "nonzero" and args[0].is_meta:
             out = torch.zeros(args[0].numel(), args[0].dim(), dtype=torch.long, device="meta")
         elif name == "_grouped_mm" and args[0].is_meta:  # whose form for meta tensors takes one type of numbers only
