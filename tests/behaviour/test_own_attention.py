@@ -75,6 +75,13 @@ def by_letters(q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
     return torch.einsum("bnij,jbnd->ibnd", torch.softmax(scores, 3), v).permute(1, 2, 0, 3)
 
 
+def shifted(q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
+    """Scores from which each query's largest is taken, as CogView's are, and to which a number is added."""
+    scores = q @ k.transpose(-1, -2) + 1.0
+    scores = ((scores - scores.amax(-1, keepdim=True)) * scale).flatten(0, 1).view(*q.shape[:3], -1)
+    return torch.softmax(scores if mask is None else scores + mask, -1) @ v
+
+
 def function(q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
     causal = mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
@@ -88,7 +95,7 @@ def function_of_three(q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.
 
 
 WAYS = {"scaled_after": ("softmax", scaled_after), "scaled_before": ("softmax", scaled_before), "added": ("softmax", added),
-        "by_letters": ("softmax", by_letters), "function": ("sdpa", function), "function_of_three": ("sdpa", function_of_three)}  # fmt: skip
+        "by_letters": ("softmax", by_letters), "shifted": ("softmax", shifted), "function": ("sdpa", function), "function_of_three": ("sdpa", function_of_three)}  # fmt: skip
 SEAMS = ("scaled_after", "scaled_before", "function")  # one of each kind, for what takes longer
 
 
@@ -253,12 +260,6 @@ def _summed(q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
     return (p + p.flip(1)) @ v
 
 
-def _shifted(q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
-    """Scores from which the largest is taken: their mass is not that of the scores."""
-    scores = q @ k.transpose(-1, -2) * scale + mask
-    return torch.softmax(scores - scores.amax(-1, keepdim=True), -1) @ v
-
-
 def _twice(q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
     return (scaled_after(q, k, v, mask, scale) + scaled_after(q, k, v, mask, scale)) / 2
 
@@ -268,7 +269,7 @@ def _linear(q: Any, k: Any, v: Any, mask: Any, scale: float) -> torch.Tensor:
     return torch.softmax(q, -1) @ (torch.softmax(k, -2).transpose(-1, -2) @ v)
 
 
-@pytest.mark.parametrize("way", [_mixed, _summed, _shifted, _twice])
+@pytest.mark.parametrize("way", [_mixed, _summed, _twice])
 def test_what_is_not_recognised_is_refused_and_the_projections_stay(way: Any) -> None:
     _, own = pair("scaled_after")
     for layer in own.model.layers:
@@ -292,13 +293,47 @@ def test_attention_that_is_computed_otherwise_later_is_an_error(way: Any) -> Non
     assert _get_current_function_mode_stack() == []
 
 
+@pytest.mark.parametrize("way", ["scaled_after", "function"])
+def test_compilers_are_refused(way: str) -> None:
+    """A compiler would leave the edits out: E0547, and without adapters it is welcome."""
+    _, own = pair(way)
+    inputs = batch("llama")
+    put(own, "prefix_tuning")
+    wanted = look(own, inputs)
+    compiled = torch.compile(own, backend="eager")
+    with pytest.raises(unipelt.PeltError, match="E0547.*compiler"):
+        compiled(**inputs)
+    with pytest.raises(unipelt.PeltError, match="E0547.*compiler"):
+        torch.export.export(
+            own, (inputs["input_ids"],), {"attention_mask": inputs["attention_mask"], "use_cache": False}, strict=False
+        )
+    assert same(look(own, inputs), wanted)
+    unipelt.remove(own, "a")
+    base = look(own, inputs)
+    with torch.no_grad():
+        assert (compiled(**inputs).logits - own(**inputs).logits).abs().max() <= 1e-5
+    assert same(look(own, inputs), base)
+
+
+@pytest.mark.parametrize("way", SEAMS)
+def test_what_watches_sees_the_same(way: str) -> None:
+    inputs, found = batch("llama"), []
+    for m in pair(way):
+        put(m, "unipelt_apl_causal")
+        with unipelt.watch(m, "a") as seen, torch.no_grad():
+            m(**inputs)
+        found.append(seen.edits)
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and any(v > EFFECT for v in found[0].values())
+
+
 # ---------------------------------------------------------------- models of transformers
 
 
 SIZES: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
 MODELS: dict[str, tuple[Any, str]] = {
-    "bloom": (T.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0, bos_token_id=1, eos_token_id=2), "softmax"),
-    "falcon": (T.FalconConfig(**SIZES, alibi=True, attn_implementation="eager"), "softmax"),
+    "mpt": (T.MptConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, max_seq_len=32), "distances"),
+    "bloom": (T.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0, bos_token_id=1, eos_token_id=2), "distances"),
+    "falcon": (T.FalconConfig(**SIZES, alibi=True, attn_implementation="eager"), "distances"),
     "falcon_sdpa": (T.FalconConfig(**SIZES, num_kv_heads=2, new_decoder_architecture=True, attn_implementation="sdpa"), "sdpa"),
     "gptj": (T.GPTJConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=32, rotary_dim=4, pad_token_id=0, bos_token_id=1, eos_token_id=2), "softmax"),
 }  # fmt: skip
@@ -306,7 +341,7 @@ MODELS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_models_that_compute_attention_themselves_have_heads(kind: str) -> None:
-    """Learned rows act, steps with a cache are the whole pass, and the padding of a row changes nothing of it."""
+    """Learned rows act, and steps with a cache are the whole pass."""
     config, how = MODELS[kind]
     torch.manual_seed(0)
     m = T.AutoModelForCausalLM.from_config(config).eval()
@@ -323,3 +358,20 @@ def test_models_that_compute_attention_themselves_have_heads(kind: str) -> None:
     assert (torch.cat([first.logits, rest], 1) - whole[:, :5]).abs().max() <= 1e-5
     unipelt.remove(m, "a")
     assert same(look(m, batch("llama")), base)
+
+
+@pytest.mark.parametrize("kind", [k for k, (_, how) in MODELS.items() if how == "distances"])
+def test_learned_rows_are_at_no_distance(kind: str) -> None:
+    """A bias for each key says how far keys are, from whatever place the model counts: pads before or behind a text change nothing."""
+    torch.manual_seed(0)
+    m = T.AutoModelForCausalLM.from_config(MODELS[kind][0]).eval()
+    ids = batch("llama", rows=1, padded=False)["input_ids"]
+    alone = m(ids).logits
+    put(m, "prefix_tuning")
+    pads, ones = torch.zeros(1, 3, dtype=torch.long), torch.ones_like(ids)
+    with torch.no_grad():
+        wanted = m(ids, attention_mask=ones).logits
+        before = m(torch.cat([pads, ids], 1), attention_mask=torch.cat([pads, ones], 1)).logits[:, 3:]
+        behind = m(torch.cat([ids, pads], 1), attention_mask=torch.cat([ones, pads], 1)).logits[:, :-3]
+    assert (wanted - alone).abs().max() > EFFECT
+    assert (before - wanted).abs().max() <= 1e-5 and (behind - wanted).abs().max() <= 1e-5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -194,7 +195,8 @@ def _sizes(model: nn.Module, r: Recording, b: Block, last: dict[str, Sublayer], 
         wide = {n: _width(r, p) for n, p in attention.parts.items()}
         sizes["d_head"] = q[-1]
         sizes["d_q"] = wide.get("q") or q[1] * q[-1]
-        sizes["d_kv"] = wide.get("k") or wide.get("v") or sizes["d_q"]
+        received = k[1] * k[-1] if attention.asks and len(k) == 4 else sizes["d_q"]
+        sizes["d_kv"] = wide.get("k") or wide.get("v") or received
         sizes["heads"], sizes["groups"] = max(1, sizes["d_q"] // q[-1]), max(1, sizes["d_kv"] // q[-1])
     if "ffn" in last and "down" in last["ffn"].parts:
         sizes["d_ff"] = r.shapes[last["ffn"].parts["down"].step.ins[0]][-1]
@@ -321,7 +323,9 @@ def _attends(r: Recording, b: Block, s: Sublayer, sizes: dict[str, int]) -> Atte
         if made is not None and a.within is not None and a.start <= made.at < a.stop:
             alone = sum(other.within is a.within for other in r.attended) == 1
             whole = all(divides(shape, sizes["heads"]) for shape in (a.q, a.out))
-            return a if alone and whole and b.call.path in a.within.outer else None
+            first = r.shapes[a.within.first] if a.within.first is not None else ()
+            tokens = prod(first[:-1]) * sizes["heads"] == prod(a.out[:-1])  # all that enter, and no others
+            return a if alone and whole and tokens and b.call.path in a.within.outer else None
     return None
 
 

@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-#: How a module computes its attention, besides by a function of transformers' interface (``""``).
-SDPA, SOFTMAX = "sdpa", "softmax"
+#: How a module computes its attention, besides by a function of transformers' interface (``""``): by torch's function, written
+#: out, and written out with a bias that each head has for each key, whatever the query is (ALiBi, Press et al. 2022).
+SDPA, SOFTMAX, DISTANCES = "sdpa", "softmax", "distances"
 #: What yields the numbers it is given, one by one or in another shape: scores stay scores there.
 _EACH = frozenset(
     "to float half bfloat16 double type type_as contiguous clone view view_as reshape reshape_as flatten unflatten unsqueeze squeeze dropout dropout_ "
@@ -38,7 +39,8 @@ _PRODUCTS = frozenset("matmul __matmul__ bmm".split())
 class Scores:
     """The scores of queries [batch and heads, tokens, d] for keys, or the weights made of them (``soft``).
 
-    A score is ``scale · q · k`` with something added to it. ``mass`` is log Σ exp(score) over the keys that a query sees.
+    A score is ``scale · q · k`` with something added to it; ``shift`` [batch and heads, tokens, 1] is what was added to all
+    scores of a query, which changes no weight. ``mass`` is log Σ exp(score − shift) over the keys that a query sees.
     """
 
     q: torch.Tensor
@@ -47,6 +49,9 @@ class Scores:
     made: int
     place: Any
     soft: bool = False
+    summed: bool = False  # whether anything was added yet: distances are added first
+    distances: bool = False
+    shift: torch.Tensor | None = None
     mass: torch.Tensor | None = None
 
 
@@ -77,6 +82,8 @@ class OwnAttention(TorchFunctionMode):
     unless a subclass puts something else in its place."""
 
     wants_mass = False
+    #: Whether what is added for each head and key stands for distances; None where that is to be found out.
+    distances: bool | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +116,8 @@ class OwnAttention(TorchFunctionMode):
             return self._product(lambda: func(*args, **kwargs), a, b)
         if name in ("baddbmm", "baddbmm_"):
             a, b = (*args[1:3], *(kwargs[n] for n in ("batch1", "batch2") if n in kwargs))[:2]
-            return self._product(lambda: func(*args, **kwargs), a, b, float(kwargs.get("alpha", 1.0)))
+            more = args[0] if args else kwargs.get("input")
+            return self._product(lambda: func(*args, **kwargs), a, b, float(kwargs.get("alpha", 1.0)), more)
         if name == "einsum":
             return self._einsum(func, args, kwargs)
         if name == "softmax":
@@ -122,7 +130,7 @@ class OwnAttention(TorchFunctionMode):
         elif name in _TIMES or name in _OVER:
             self._times(out, name in _OVER, args)
         elif name in _EACH:
-            self._each(out, args[:1])
+            self._each(out, args[:1], name)
         elif name.endswith("_") and not name.endswith("__") and args:
             self._mark(args[0], None)  # other numbers are in it now
         if name in _MOVES and args and (f := self._factor(args[0])) != 1.0:
@@ -151,27 +159,52 @@ class OwnAttention(TorchFunctionMode):
 
     # ------------------------------------------------------------ scores
 
-    def _each(self, out: Any, given: Sequence[Any]) -> None:
+    def _each(self, out: Any, given: Sequence[Any], name: str = "") -> None:
         """What a tensor's numbers became one by one has its scores, where they are as many in rows as long."""
         s = self.scores(given[0]) if given else None
         if s is not None:
             t = given[0]
             alike = isinstance(out, torch.Tensor) and out.shape[-2:] == t.shape[-2:] and out.numel() == t.numel()
+            if alike and s.shift is not None:
+                s = replace(s, shift=s.shift.reshape(*out.shape[:-1], 1))
+                alike = not name.startswith("tanh")
             self._mark(out, s if alike else None)
 
     def _sum(self, out: Any, name: str, args: tuple) -> None:
-        """A sum of scores with something that differs between keys: of two scores the first, whose sum all others enter."""
+        """A sum of scores with something: of two scores the first, whose sum all others enter."""
         found = [(s.made, i, s) for i, a in enumerate(args[:2]) if (s := self.scores(a)) is not None]
         if not found or len(args) < 2:
             return
         _, i, s = min(found, key=lambda f: f[:2])
         t, other = args[i], args[1 - i]
         alike = isinstance(out, torch.Tensor) and out.shape[-2:] == t.shape[-2:] and out.numel() == t.numel()
-        if isinstance(other, torch.Tensor):
-            moves_all = other.dim() == 0 or (other.shape[-1] == 1 != t.shape[-1])  # and not the scores of learned rows
-        else:
-            moves_all = other != 0
-        self._mark(out, s if alike and not s.soft and not moves_all and not ("sub" in name and i == 1) else None)
+        if not alike or s.soft or ("sub" in name and i == 1):
+            self._mark(out, None)
+            return
+        if not isinstance(other, torch.Tensor):
+            other = torch.full((1,), float(other), device=t.device)
+        every = (
+            other.dim() == 0 or other.shape[-1] == 1 != t.shape[-1]
+        )  # the scores of learned rows are not moved with them
+        moved = other[..., None] if other.dim() == 0 else other if every else None
+        if moved is None and not s.summed:
+            moved = self._own_key(other, out.shape)
+        s = replace(s, summed=s.summed or not every)
+        self._mark(out, s if moved is None else _moved(s, -moved if "sub" in name else moved, out.shape, not every))
+
+    def _own_key(self, bias: Any, shape: Sequence[int]) -> torch.Tensor | None:
+        """Of a bias of each head for each key what it is at a query's own place, [batch and heads or 1, tokens, 1].
+
+        The softmax takes it as distances from there, whatever is added for all keys, and so learned rows are at no distance.
+        """
+        if not isinstance(bias, torch.Tensor) or not bias.is_floating_point() or self.distances is False:
+            return None
+        (n, m), given = shape[-2:], bias.shape
+        if len(given) < 3 or given[-1] != m or given[-2] != 1 or n > m:
+            return None
+        if self.distances is None and (given[-3] == 1 or n == 1):
+            return None
+        return bias[..., 0, m - n :].unsqueeze(-1)
 
     def _times(self, out: Any, over: bool, args: tuple) -> None:
         if len(args) < 2 or not isinstance(out, torch.Tensor):
@@ -189,12 +222,13 @@ class OwnAttention(TorchFunctionMode):
         if s.soft:  # a mask of heads, or dropout
             self._mark(out, s if number is None and out.shape == t.shape else None)
         elif number is not None:
-            self._mark(out, replace(s, scale=s.scale * f) if out.shape == t.shape else None)
+            shift = None if s.shift is None else s.shift * f
+            self._mark(out, replace(s, scale=s.scale * f, shift=shift) if out.shape == t.shape else None)
         elif not isinstance(other, torch.Tensor):
             self._mark(out, None)
         elif other.dim() and other.shape[-1] == t.shape[-1] > 1 and out.shape == t.shape:  # a mask of keys
             self._mark(out, s)
-        elif out.shape == t.shape and s.q.shape[:-1] == t.shape[:-1]:  # a factor for each query
+        elif out.shape == t.shape and s.q.shape[:-1] == t.shape[:-1] and s.shift is None:  # a factor for each query
             self._mark(out, replace(s, q=s.q / other if over else s.q * other))
         else:
             self._mark(out, None)
@@ -206,12 +240,15 @@ class OwnAttention(TorchFunctionMode):
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if s is not None and not s.soft and t is not None and dim in (-1, t.dim() - 1):
             mass = torch.logsumexp(t.to(out.dtype), -1) if self.wants_mass else None
+            mass = mass if mass is None or s.shift is None else mass - s.shift.squeeze(-1)
             self._mark(out, replace(s, soft=True, mass=mass))
         return out
 
     # ------------------------------------------------------------ products
 
-    def _product(self, run: Callable[[], torch.Tensor], a: Any, b: Any, alpha: float = 1.0) -> Any:
+    def _product(
+        self, run: Callable[[], torch.Tensor], a: Any, b: Any, alpha: float = 1.0, added: torch.Tensor | None = None
+    ) -> Any:
         s = self.scores(a)
         if s is not None and s.soft:
             place = self.place()
@@ -221,7 +258,9 @@ class OwnAttention(TorchFunctionMode):
         place = self.place()
         out = run()
         if _activations(a, b) and out.shape[:-2] == a.shape[:-2]:
-            self._mark(out, self._new(a, b.transpose(-1, -2), alpha * self._factor(b), place))
+            new = replace(self._new(a, b.transpose(-1, -2), alpha * self._factor(b), place), summed=added is not None)
+            moved = self._own_key(added, out.shape)
+            self._mark(out, new if moved is None else _moved(new, moved, out.shape, True))
         return out
 
     def _new(self, q: torch.Tensor, k: torch.Tensor, scale: float, place: Any) -> Scores:
@@ -257,6 +296,12 @@ class OwnAttention(TorchFunctionMode):
             k = b.permute([bt.index(c) for c in (*lead, others[0], one[0])])
             self._mark(out, self._new(q, k, self._factor(b), place))
         return out
+
+
+def _moved(s: Scores, by: torch.Tensor, shape: Sequence[int], distances: bool) -> Scores:
+    """Scores of a shape to which something was added that is the same for all keys of a query."""
+    by = by.expand(*shape[:-1], 1)
+    return replace(s, shift=by if s.shift is None else s.shift + by, distances=s.distances or distances)
 
 
 def _activations(a: Any, b: Any) -> bool:

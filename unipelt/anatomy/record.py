@@ -23,7 +23,7 @@ from .base import base_modules, base_parameters
 from .calls import interface_watched
 from .evaluating import evaluating
 from .interrupts import ended_by
-from .own_attention import SDPA, SOFTMAX, Core, OwnAttention
+from .own_attention import DISTANCES, SDPA, SOFTMAX, Core, OwnAttention
 from .sizes import weight_shape
 
 #: A tensor's identity: its own, and how often it was written in place before.
@@ -217,7 +217,7 @@ class _Own(OwnAttention):
         return out
 
     def yields(self, core: Core) -> None:
-        self.note(SOFTMAX, *core.places, core.scores.q, core.out)
+        self.note(DISTANCES if core.scores.distances else SOFTMAX, *core.places, core.scores.q, core.out)
 
     def note(self, how: str, first: Any, last: Any, q: torch.Tensor, out: torch.Tensor) -> None:
         held = [a for a, b in zip(first[1], last[1]) if a is b]

@@ -68,7 +68,7 @@ class Site:
     ``proved`` by the numbers of a pass, or ``not yet proved``. A module that is named by its path has its ``path`` from the
     base, and ``lacks`` what cannot be read there (no linear map has no ``W``). ``attends`` is about heads: how
     their module computes attention, ``""`` by a function of transformers' interface, ``sdpa`` by a call of torch's, ``softmax``
-    written out (see `own_attention`).
+    written out, ``distances`` so with a bias for each head and key (see `own_attention`).
     ``next_to_map``: nothing stands between h and the linear map that could absorb an edit. ``with_others``: what the map
     yields is summed with what experts yield.
     """

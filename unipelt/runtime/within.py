@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..anatomy.own_attention import Core, OwnAttention, parted
+from ..anatomy.own_attention import DISTANCES, Core, OwnAttention, parted
 from ..language.report.diagnostics import error
 from .attention import attend, edited
 from .edits import Edit
 from .hooks import Hook
 from .kernels import Call, kernel_of
-from .seam import Seam, seam_of
+from .seam import Seam, first_tensor, seam_of
 from .stand_in import StandIn
 
 
@@ -54,7 +54,7 @@ class Within(StandIn):
         if torch.compiler.is_compiling():
             raise error("E0547", f"{type(module).__name__} computes attention by itself: edits at its heads are put in while it runs, and a "
                         "compiler would not see them", help="run the model as it is, or compile it without this adapter")  # fmt: skip
-        with _Serving(module, seam, edits) as serving:
+        with _Serving(module, seam, edits, first_tensor(args, kwargs).shape[:-1].numel()) as serving:
             out = self.own()(*args, **kwargs)
         if serving.served != 1:
             raise serving.otherwise()
@@ -64,9 +64,10 @@ class Within(StandIn):
 class _Serving(OwnAttention):
     """Puts edits into the one attention that a module computes."""
 
-    def __init__(self, module: nn.Module, seam: Seam, edits: list[tuple[str, Edit]]):
+    def __init__(self, module: nn.Module, seam: Seam, edits: list[tuple[str, Edit]], tokens: int):
         super().__init__()
-        self.module, self.seam, self.edits, self.served = module, seam, edits, 0
+        self.module, self.seam, self.edits, self.tokens, self.served = module, seam, edits, tokens, 0
+        self.distances = edits[0][1].site.attends == DISTANCES
         self.heads: int = edits[0][1].site.sizes["heads"]
         self.wants_mass = any("log_mass" in e.needs for _, e in edits)
 
@@ -79,7 +80,7 @@ class _Serving(OwnAttention):
     def serve(self, found: tuple[torch.Tensor | None, ...]) -> None:
         """One attention is being served, whose tensors have the heads that the site has."""
         self.served += 1
-        if self.served > 1 or any(t is None for t in found):
+        if self.served > 1 or any(t is None or t.shape[0] * t.shape[2] != self.tokens for t in found):
             raise self.otherwise()
 
     def attends(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
