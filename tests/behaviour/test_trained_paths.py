@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as T
 from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 import unipelt
+from unipelt.anatomy import stored
 from unipelt.anatomy.base import base_modules, base_of
 from unipelt.anatomy.find import find
 from unipelt.anatomy.search import search
@@ -151,6 +154,36 @@ def test_a_head_that_reads_what_its_children_hold(paths: str) -> None:
     assert find(model).read_past["cls.predictions.bias"] == ("cls.predictions",)
     plan = every_copy_acts(model, paths)
     assert any(c.parameter.path == "cls.predictions.bias" for c in plan.copies)
+
+
+class Pooled(T.ConvNextForImageClassification):
+    """Reads the weight of its head, and does not call that."""
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        pooled = self.convnext(pixel_values).pooler_output
+        return ImageClassifierOutputWithNoAttention(logits=pooled @ self.classifier.weight.t() + self.classifier.bias)
+
+
+def test_a_head_that_the_model_itself_reads_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Pooled(T.ConvNextConfig(**PICTURES, num_labels=3)).eval().requires_grad_(False)
+    said = r"E0511.*`classifier\.weight` belongs to a Linear, but the model itself, a Pooled, reads past that module"
+    with pytest.raises(unipelt.PeltError, match=said):
+        unipelt.plan(model, method("*.norm.*"))
+    plan = unipelt.plan(model, method("*.bias"), head=False)
+    assert "`classifier.bias` belongs to a Linear" in "".join(plan.warnings)
+    assert not any("classifier" in c.name for c in plan.copies)
+
+
+def test_who_reads_a_parameter_is_stored_with_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(stored.FOLDER, str(tmp_path))
+    maps = []
+    for _ in range(3):  # found, from memory, from the folder
+        maps.append(find(model_of(MIXERS["mamba"])).read_past)
+        if len(maps) == 2:
+            stored.forget()
+    stored.forget()
+    assert "layers.0.mixer.conv1d.bias" in maps[0] and maps[1] == maps[0] == maps[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
