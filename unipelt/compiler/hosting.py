@@ -10,6 +10,7 @@ from torch import nn
 
 from ..anatomy.base import children
 from ..anatomy.sites import SiteMap
+from ..language.report.diagnostics import Diagnostic
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,15 @@ def instead(model: nn.Module, sites: SiteMap, p: Parameter, everything: Iterable
     last = p.path.rpartition(".")[2].rpartition("_")[2]
     near = next((q for q in others if q.path.rpartition(".")[2] == last), others[0])
     return f"name others, for example `train *.{'.'.join(near.path.split('.')[-2:])}`"
+
+
+def refused_heads(model: nn.Module, sites: SiteMap, head: Iterable[Parameter]) -> list[Diagnostic]:
+    """What is wrong with training the whole head of a model: some of it that no copy could act for."""
+    return [
+        Diagnostic("E0511", f"the parameter `{p.path}` {'; '.join(why_not(model, sites, p))}",
+                   help="it is the head's: leave that as it is with head=False")
+        for p in head if not hosts(model, sites, p)
+    ]  # fmt: skip
 
 
 def left_out(model: nn.Module, sites: SiteMap, named: str, left: Sequence[Parameter], of: int) -> list[str]:

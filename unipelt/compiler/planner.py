@@ -39,7 +39,7 @@ from ..language.types.values import NumberType, Value
 from . import coverage, totals
 from .coverage import common_sizes
 from .notes import of_attention, of_rows, of_the_base
-from .hosting import Parameter, hosts, why_not
+from .hosting import Parameter, refused_heads
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
 from .places import in_the_layers, lacking_at, one_place, own_arguments
@@ -438,10 +438,8 @@ class _Builder:
             self.problems.append(Diagnostic("E0517", f"this {type(self.model).__name__} has no head to train",
                                             help="load it with AutoModelForSequenceClassification"))  # fmt: skip
             return
+        self.problems += refused_heads(self.model, self.sites, self.head_parameters)
         for p in self.head_parameters:
-            if not hosts(self.model, self.sites, p):
-                self.problems.append(Diagnostic("E0511", f"the parameter `{p.path}` {'; '.join(why_not(self.model, self.sites, p))}",
-                                                help="it is the head's: leave that as it is with head=False"))  # fmt: skip
             self.copy(p, 1.0, True)
 
     def whole_head(self) -> None:
