@@ -266,3 +266,18 @@ def test_only_what_stands_next_to_a_map_merges_into_it(kind: str, merges: bool) 
         else:
             unipelt.merge(model, "s")
         assert torch.allclose(model(ids).last_hidden_state, changed, atol=1e-4)
+
+
+def test_a_sublayer_that_yields_a_list_is_edited() -> None:
+    """OpenAI's first GPT returns its attention's output in a list."""
+    torch.manual_seed(0)
+    model = T.OpenAIGPTModel(T.OpenAIGPTConfig(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4)).eval()
+    ids = torch.arange(5, 11)[None]
+    with torch.no_grad():
+        before = model(ids).last_hidden_state
+        unipelt.apply(model, SCALES, name="s", seed=0)
+        assert float((model(ids).last_hidden_state - before).abs().max()) > 1e-3
+        unipelt.remove(model, "s")
+        unipelt.apply(model, unipelt.parse("method m { modify attn  insert sequential  form { s: [d_out] ~ normal(1)  delta = z * s }  "
+                                           "compose add }"), name="m", seed=0)  # fmt: skip
+        assert float((model(ids).last_hidden_state - before).abs().max()) > 1e-3

@@ -254,3 +254,22 @@ def test_a_plan_says_where_all_biases_lie_beside_the_text() -> None:
     assert any(said in w for w in unipelt.plan(model, method("*.bias")).warnings)
     for paths in ("*", "vision.*.bias"):  # the text's own; what is named needs no note
         assert not any("nothing changes for inputs" in w for w in unipelt.plan(model, method(paths)).warnings)
+
+
+_OLMO = dict(
+    vocab_size=32,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=16,
+)
+
+
+def test_norms_without_parameters_are_said_and_the_rest_trains() -> None:
+    """OLMo's norms have none; a method that trains them beside its own tensors is not refused for that."""
+    torch.manual_seed(0)
+    model = T.AutoModelForCausalLM.from_config(T.OlmoConfig(**_OLMO)).eval()
+    plan = unipelt.plan(model, unipelt.load(named("adapter"))(r=2))
+    assert any("the norms of this OlmoForCausalLM have no parameters" in w for w in plan.warnings)
+    assert plan.counts.trained > 0 and not plan.copies

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import nn
 
-from ..anatomy.base import base_parameters
+from ..anatomy.base import base_modules, base_parameters
 from ..anatomy.find import find
 from ..anatomy.quantised import whole_shape
 from ..anatomy.sites import Site, SiteMap, Stack
@@ -93,6 +93,11 @@ def select(
             found = within
         if not found and sites.unknown and signature(".".join(path.parts)) is not None and path.parts != ("head",):
             raise PeltError(sites.unknown)
+        if not found and names_norm(path) and any(is_norm(m) for _, m in base_modules(model)):
+            notes.append(
+                f"`train {path}`: the norms of this {type(model).__name__} have no parameters, so nothing of them is trained"
+            )
+            continue
         if not found:
             raise error("E0510", f"`train {path}` names no parameter of this {type(model).__name__}", path.span,
                         help=_help(path, sites))  # fmt: skip

@@ -53,8 +53,8 @@ def _with_first(args: tuple, kwargs: Mapping[str, Any], new: torch.Tensor) -> tu
 def _with_element(output: Any, new: torch.Tensor) -> Any:
     if isinstance(output, torch.Tensor):
         return new
-    if isinstance(output, tuple) and type(output) is tuple:
-        return (new, *output[1:])
+    if type(output) in (tuple, list):
+        return type(output)((new, *output[1:]))
     changed = type(output)(**output) if hasattr(output, "keys") else output
     first = next(iter(changed.keys()))
     changed[first] = new
