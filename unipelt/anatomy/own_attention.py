@@ -258,9 +258,10 @@ class OwnAttention(TorchFunctionMode):
         place = self.place()
         out = run()
         if _activations(a, b) and out.shape[:-2] == a.shape[:-2]:
-            new = replace(self._new(a, b.transpose(-1, -2), alpha * self._factor(b), place), summed=added is not None)
+            made = self._new(a, b.transpose(-1, -2), alpha * self._factor(b), place)
+            made = replace(made, summed=added is not None)
             moved = self._own_key(added, out.shape)
-            self._mark(out, new if moved is None else _moved(new, moved, out.shape, True))
+            self._mark(out, made if moved is None else _moved(made, moved, out.shape, True))
         return out
 
     def _new(self, q: torch.Tensor, k: torch.Tensor, scale: float, place: Any) -> Scores:

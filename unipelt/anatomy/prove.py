@@ -121,8 +121,9 @@ def _trial(sites: SiteMap, model: nn.Module, base: nn.Module, inputs: dict[str, 
 def _parts(model: nn.Module, trial: Trial, stack: Stack) -> Iterator[nn.Module]:
     """The parts of a model with inputs of their own in which a stack lies that was not reached, the outermost first."""
     names = trial.path(stack.blocks[0]).split(".") if stack.blocks else []
+    modules = dict(model.named_modules())
     for i in range(1, len(names)):
-        part: Any = model.get_submodule(".".join(names[:i]))
+        part: Any = modules.get(".".join(names[:i]))  # None in a map of another model
         if (
             not trial.reached(stack)
             and getattr(part, "main_input_name", None)

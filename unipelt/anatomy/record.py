@@ -406,7 +406,8 @@ class _Mode(TorchDispatchMode):
             places.append(len(steps))
             steps.append(s)
         places.append(len(steps))
-        for c in (*r.calls, *r.attended):
+        held: list[Call | Attended] = [*r.calls, *r.attended]
+        for c in held:
             c.start, c.stop = places[c.start], places[c.stop]
         for i, s in enumerate(steps):
             s.at = i
