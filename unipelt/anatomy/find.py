@@ -184,7 +184,8 @@ def _how(model: nn.Module, base: nn.Module) -> str:
     )
     kind = str(getattr(getattr(model, "config", None), "model_type", "")).replace("-", "_")
     if not kind.isidentifier():
-        return "methods that need no site work: `train`, `module(…)`"
+        return ("set `model.config.model_type` to a name of letters, digits and `_`, for which an anatomy can be written; methods that "
+                "need no site work: `train`, `module(…)`")  # fmt: skip
     return (f'write `anatomy {kind} for {kind} {{ block: "…"  attn.q: "…"  ffn.up: "…" }}` with the path of each part into a file{told}, '
             f"and name the file in {OWN}; specs/anatomy has examples")  # fmt: skip
 

@@ -131,7 +131,8 @@ def refused(name: str, tower: str | None, sites: SiteMap) -> str:
 
 def elsewhere(name: str, sites: SiteMap) -> str:
     """What to write for a site that only towers have which a bare name does not mean; nothing where none has it."""
-    there = [f"`{s.full_name}`" for s in {s.stack: s for s in sites.sites if s.name == name}.values()]
+    others = {s.stack: s for s in sites.sites if s.name == name and s.kind.times != "input"}  # one input is the model's
+    there = [f"`{s.full_name}`" for s in others.values()]
     return f"write {' or '.join(there)}" if there else ""
 
 

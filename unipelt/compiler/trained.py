@@ -93,7 +93,7 @@ def select(
             found = within
         if not found and sites.unknown and signature(".".join(path.parts)) is not None and path.parts != ("head",):
             raise PeltError(sites.unknown)
-        if not found and names_norm(path) and any(is_norm(m) for _, m in base_modules(model)):
+        if not found and names_norm(path) and _bare_norms(model):
             notes.append(
                 f"`train {path}`: the norms of this {type(model).__name__} have no parameters, so nothing of them is trained"
             )
@@ -112,6 +112,12 @@ def select(
         for p in can:
             chosen.setdefault(p.path, (p, path))
     return [p for p, _ in chosen.values()], notes
+
+
+def _bare_norms(model: nn.Module) -> bool:
+    """Whether a model has norms, and none of them has a parameter."""
+    norms = [m for _, m in base_modules(model) if is_norm(m)]
+    return bool(norms) and not any(True for m in norms for _ in m.parameters())
 
 
 def _help(named: Path, sites: SiteMap) -> str:
