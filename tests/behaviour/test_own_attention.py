@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotar
 
 import unipelt
 from unipelt.anatomy.find import find
+from unipelt.anatomy.prove import proved
+from unipelt.anatomy.sites import View
 
 EFFECT = 1e-3
 METHODS = ("prefix_tuning", "mam", "unipelt_apl_causal", "llama_adapter")
@@ -119,6 +122,24 @@ def test_heads_are_found_where_attention_is_computed_by_the_module(way: str) -> 
         (f"model.layers.{i}.self_attn", WAYS[way][0], "proved") for i in range(2)
     ]
     assert (heads[0].sizes["heads"], heads[0].sizes["groups"]) == (4, 2)
+
+
+@pytest.mark.parametrize("way", SEAMS)
+def test_a_wrong_map_of_heads_is_refused(way: str) -> None:
+    """Another module, another number of heads, another layer's module: the site of that layer drops out, with the reason."""
+    _, own = pair(way)
+    sites = find(own)
+    heads = sites.named("attn.heads")[0]
+    wrong = {
+        "no attention": replace(heads, view=View("model.layers.0.mlp")),
+        "heads": replace(heads, sizes={**heads.sizes, "heads": 2, "groups": 1, "d_head": 16}),
+        "not passed through": replace(heads, view=View("model.layers.1.self_attn")),
+    }
+    for reason, site in wrong.items():
+        mistaken = replace(sites, sites=tuple(site if s is heads else s for s in sites.sites))
+        left = proved(mistaken, own, own.model)
+        assert [s.layer for s in left.named("attn.heads")] == [1], reason
+        assert reason in left.refused["layers.0.attn.heads"]
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -375,3 +396,61 @@ def test_learned_rows_are_at_no_distance(kind: str) -> None:
         behind = m(torch.cat([ids, pads], 1), attention_mask=torch.cat([ones, pads], 1)).logits[:, :-3]
     assert (wanted - alone).abs().max() > EFFECT
     assert (before - wanted).abs().max() <= 1e-5 and (behind - wanted).abs().max() <= 1e-5
+
+
+# ---------------------------------------------------------------- torch's own module
+
+
+class Layer(nn.Module):
+    def __init__(self, weights: bool):
+        super().__init__()
+        self.attn, self.up, self.down = (
+            nn.MultiheadAttention(32, 4, batch_first=True),
+            nn.Linear(32, 48),
+            nn.Linear(48, 32),
+        )
+        self.weights = weights
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(x, x, x, need_weights=self.weights)[0]
+        return x + self.down(F.relu(self.up(x)))
+
+
+class Layers(nn.Module):
+    def __init__(self, weights: bool):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(weights) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("weights", [False, True])  # by torch's function, and written out
+def test_heads_of_torchs_attention_are_as_computed_by_hand(weights: bool) -> None:
+    torch.manual_seed(0)
+    m = Layers(weights).eval()
+    x = torch.randn(2, 5, 32)
+    base = m(x)
+    put(m, "prefix_tuning", example={"x": x})
+    values = unipelt.state_dict(m, "a")
+    P_k, P_v = (
+        next(t for n, t in values.items() if n.startswith("layers.0.") and n.endswith(p)) for p in ("P_k", "P_v")
+    )
+    seen: list[torch.Tensor] = []
+    handle = m.layers[0].attn.register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    with torch.no_grad():
+        m(x)
+        own: Any = m.layers[0].attn
+        q, k, v = (
+            t.unflatten(-1, (4, 8)).transpose(1, 2)
+            for t in F.linear(x, own.in_proj_weight, own.in_proj_bias).chunk(3, -1)
+        )
+        k, v = (torch.cat([rows.expand(2, -1, -1, -1), t], 2) for rows, t in ((P_k, k), (P_v, v)))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        by_hand = F.linear(h, own.out_proj.weight, own.out_proj.bias)
+    handle.remove()
+    assert (seen[0] - by_hand).abs().max() <= 1e-5
+    unipelt.remove(m, "a")
+    assert (m(x) - base).abs().max() <= 1e-6

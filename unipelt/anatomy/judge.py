@@ -375,6 +375,8 @@ class Block:
             return f"attention receives heads of {d}, and `d_head` is {s.sizes.get('d_head')}"
         heads, groups = (t.shape[-3] if t.dim() > 2 else 0 for t in (q, k))
         said, of = s.sizes.get("heads"), s.sizes.get("groups") or 0
+        if s.attends and q.dim() == 3 and said and heads % said == 0:  # batch and heads in one
+            heads, groups = said, groups * said // heads
         if heads != said or not of or groups not in (of, heads) or heads % of:
             return f"attention receives {heads} heads in {groups} groups, and the map says {said} in {of}"
         own = self.sublayer(s)
