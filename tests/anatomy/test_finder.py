@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as T
 from names import name as named
-from tiny import KINDS, build
+from tiny import DESCRIBED, FOUND, build
 from torch import nn
 
 import unipelt
@@ -35,7 +35,7 @@ def told(sites: SiteMap) -> dict[tuple[str, str], Site]:
     return {(s.stack, s.label): s for s in sites.sites}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DESCRIBED)
 def test_the_finder_agrees_with_the_anatomies(kind: str) -> None:
     """In everything: towers, modules, sizes, which columns, what may be called, where tokens enter, the head."""
     model = build(kind)
@@ -73,6 +73,17 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_it_finds_the_same_without_weights(kind: str) -> None:
     assert searched(model_of(OTHERS[kind], meta=True)) == searched(model_of(OTHERS[kind]))
+
+
+@pytest.mark.parametrize("kind", FOUND)
+def test_what_no_anatomy_describes_is_found_the_same_without_weights(kind: str) -> None:
+    cls, config, options = FOUND[kind]
+    model = build(kind)
+    with torch.device("meta"):
+        empty = cls(config(**options)).eval()
+    found = find(model)
+    assert not found.anatomy and not found.unknown and found.named("attn")
+    assert searched(empty) == searched(model)
 
 
 def at(sites: SiteMap, name: str) -> tuple[str, tuple[tuple[int, int], ...] | None]:

@@ -12,7 +12,7 @@ import torch
 import transformers as T
 from mutants import mutants
 from test_unknown import GROUPED, SIZES, model_of
-from tiny import KINDS, batch, build, footprint
+from tiny import DESCRIBED, batch, build, footprint
 from torch.nn import functional
 from transformers.modeling_utils import AttentionInterface
 
@@ -33,7 +33,7 @@ def _base(model: Any) -> Any:
     return getattr(model, "base_model", model)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DESCRIBED)
 def test_every_site_of_a_tested_architecture_is_proved(kind: str) -> None:
     """With the inputs of a caller, and with guessed ones; the model is as it was."""
     model = build(kind)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import KINDS, batch, build, distance, look
+from tiny import DESCRIBED, batch, build, distance, look
 from torch import nn
 
 import unipelt
@@ -22,7 +22,7 @@ READS = "method reads {{ modify {site} insert parallel form {{ A: [d_in, d_out] 
 POOLED = READS.replace("z @", "mean(z, tokens) @")
 
 
-@pytest.fixture(scope="module", params=sorted(KINDS))
+@pytest.fixture(scope="module", params=sorted(DESCRIBED))
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

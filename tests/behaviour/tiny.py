@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import transformers as T
 from torch import nn
 from transformers import (
     AlbertConfig, AlbertForSequenceClassification, AlbertModel, BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM,
@@ -57,7 +58,8 @@ _OPT: dict[str, Any] = dict(
 )  # fmt: skip
 FRAMES = 12  # of sound, twice as many as the Whisper encoder's positions
 
-KINDS = {
+#: Those that an anatomy of the library describes.
+DESCRIBED = {
     "bert": (BertModel, BertConfig, _ENCODER),
     "bert_head": (BertForSequenceClassification, BertConfig, {**_ENCODER, "num_labels": 3}),
     "bert_words": (BertForMaskedLM, BertConfig, _ENCODER),
@@ -105,6 +107,60 @@ KINDS = {
          "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1, "num_labels": 3},
     ),
 }  # fmt: skip
+IMAGE = 4  # the token in whose place a picture stands
+#: Those that none describes: their sites are found by what flows where.
+FOUND: dict[str, Any] = {
+    # queries, keys and values in one map, gate and up in another
+    "phi3": (T.Phi3ForCausalLM, T.Phi3Config, {**_GROUPED, "original_max_position_embeddings": 64}),
+    # queries, keys and values by turns, head by head; two sublayers beside each other
+    "gpt_neox": (T.GPTNeoXForCausalLM, T.GPTNeoXConfig, {**_COMMON, "rotary_pct": 0.5}),
+    # experts
+    "mixtral": (T.MixtralForCausalLM, T.MixtralConfig, {**_GROUPED, "num_local_experts": 4, "sliding_window": None}),
+    # a state-space layer, then one of attention with experts
+    "jamba": (
+        T.JambaForCausalLM, T.JambaConfig,
+        {**_GROUPED, "num_experts": 2, "num_experts_per_tok": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+         "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_d_conv": 3, "mamba_dt_rank": 4,
+         "use_mamba_kernels": False},
+    ),
+    # latent attention, whose heads of keys and of values differ in size; experts, one of them shared
+    "deepseek_v3": (
+        T.DeepseekV3ForCausalLM, T.DeepseekV3Config,
+        {**_COMMON, "num_key_value_heads": 4, "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4,
+         "qk_nope_head_dim": 6, "v_head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 4,
+         "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    ),
+    # norms on both sides of a sublayer, a window, scores that are capped
+    "gemma2": (
+        T.Gemma2ForCausalLM, T.Gemma2Config,
+        {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4,
+         "attn_implementation": "eager"},  # SDPA does not cap, and knows no row that sees nothing
+    ),
+    # a tower that reads pictures before one that reads words
+    "smolvlm": (
+        T.SmolVLMForConditionalGeneration, T.SmolVLMConfig,
+        {"image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": PAD, "text_config": {"model_type": "llama", **_GROUPED},
+         "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
+                           "image_size": 8, "patch_size": 4}},
+    ),
+    # an encoder with a window, fused maps and a gate
+    "modernbert": (
+        T.ModernBertModel, T.ModernBertConfig,
+        {**_COMMON, "cls_token_id": 2, "sep_token_id": 3, "local_attention": 4, "global_attn_every_n_layers": 2},
+    ),
+    # an encoder with norms behind the sums, whose attention is its own
+    "deberta_v2_head": (
+        T.DebertaV2ForSequenceClassification, T.DebertaV2Config,
+        {**_ENCODER, "num_labels": 3, "relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"],
+         "norm_rel_ebd": "layer_norm", "pooler_hidden_size": WIDTH},
+    ),
+    # what is added is multiplied by a number
+    "granite": (
+        T.GraniteForCausalLM, T.GraniteConfig,
+        {**_GROUPED, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "attention_multiplier": 0.3},
+    ),
+}  # fmt: skip
+KINDS = {**DESCRIBED, **FOUND}
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "opt", "opt_post")
 ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "whisper")
 #: What configurations call the number of layers, with how many a stack has beyond the others.
@@ -112,7 +168,7 @@ _DEPTHS: dict[type, tuple[tuple[str, int], ...]] = {
     GPT2Config: (("n_layer", 0),), DistilBertConfig: (("n_layers", 0),),
     T5Config: (("num_layers", 1), ("num_decoder_layers", 0)), MT5Config: (("num_layers", 1), ("num_decoder_layers", 0)),
     BartConfig: (("encoder_layers", 1), ("decoder_layers", 0)), MBartConfig: (("encoder_layers", 1), ("decoder_layers", 0)),
-    WhisperConfig: (("encoder_layers", 1), ("decoder_layers", 0)),
+    WhisperConfig: (("encoder_layers", 1), ("decoder_layers", 0)), T.SmolVLMConfig: (),
 }  # fmt: skip
 
 
@@ -124,7 +180,9 @@ def build(kind: str, dtype: torch.dtype = torch.float32, layers: int = 2, **chan
     cls, config, options = KINDS[kind]
     changes |= {n: layers + more for n, more in _DEPTHS.get(config, (("num_hidden_layers", 0),))}
     torch.manual_seed(0)
-    model = cls(config(**{**options, **changes}))
+    settings = config(**{**options, **changes})
+    settings._experts_implementation = "eager"  # the other ways know no float64
+    model = cls(settings)
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
@@ -147,7 +205,11 @@ def batch(kind: str, rows: int = 3, tokens: int = 7, padded: bool = True, seed: 
     if padded and rows > 1:
         mask[1, -2:] = 0
         ids[1, -2:] = PAD
-    return {"input_ids": ids, "attention_mask": mask}
+    found = {"input_ids": ids, "attention_mask": mask}
+    if kind == "smolvlm" and padded:  # what is written on is words alone
+        ids[:, 1] = IMAGE
+        found["pixel_values"] = torch.randn(rows, 1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return found
 
 
 def _sound(rows: int, seed: int) -> dict[str, torch.Tensor]:
