@@ -259,7 +259,7 @@ class Block:
 
     def _moved(self, s: Step, held: dict[Key, torch.Tensor], mine: list[Key]) -> dict[Key, torch.Tensor] | None:
         """Where a step puts the columns of what it moves; None where it computes with them."""
-        whole = held[mine[0]]
+        whole = held[mine[0]].contiguous()  # a view in another shape is one of numbers that lie in order
         if s.op == "_to_copy" or (s.op in _EACH and len(mine) == 1 and self.r.shapes[s.outs[0]] == tuple(whole.shape)):
             return {s.outs[0]: whole}
         if s.op == "cat" and len(set(mine)) == 1:

@@ -115,7 +115,9 @@ class Block:
 
     def modules(self) -> list[str]:
         """All modules that are looked at, by path."""
-        found = [self.path]
+        front = f"{self.path}."
+        # what a sum enters need not be a place of the map: a norm before a sublayer that it does not have
+        found = [self.path, *(p for p in self.names.values() if p.startswith(front) and "." not in p[len(front) :])]
         for s in self.sites:
             found += [p for p in (s.view.module, s.x, s.residual, s.norm, *(v.module for v in s.bases.values())) if p]
         return list(dict.fromkeys(found))
@@ -247,6 +249,8 @@ class Block:
         """A sublayer reads ``x``; attention of every token, a feed-forward layer of none but its own (or without attention)."""
         with_x = self._of_input(s)[0]
         h, moved = self.at(s.view), self.at(s.view, with_x)
+        if h is not None and not h.any():
+            return Open("it yields zeros, as it does where its last map starts at zero")
         if h is None or moved is None or same(moved, h):
             return f"`{s.full_name}` is the same whatever enters `{s.x}`"
         for t in self.sites:
