@@ -12,7 +12,7 @@ import torch
 
 from .columns import Columns, taken
 from .own_attention import parted
-from .replay import Nudge, Nudges, Seen, affine, proportional, rows_of, same, within
+from .replay import affine, multiple, Nudge, Nudges, proportional, rows_of, same, scaled, Seen, within
 from .sites import Site, View
 
 #: What is received at each place of an attention function.
@@ -186,7 +186,7 @@ class Block:
         if h is None or r is None or x is None:
             return f"`{s.full_name}` of `{self.path}` has no `{'residual' if h is not None else 'h'}`"
         unnamed = s.norm is None and proportional(x, self.seen[()].left.get(s.residual or ""))
-        if not (_multiple(x, r) or self._normed(s) or unnamed):
+        if not (multiple(x, r) or self._normed(s) or unnamed):
             return f"`{s.x}` reads neither `{s.full_name}.residual` nor that behind `{s.full_name}.norm`"
         if h.numel() != r.numel():
             return f"`{s.view.module}` yields {list(h.shape)}, and the residual stream is {list(r.shape)}"
@@ -195,7 +195,7 @@ class Block:
     def _normed(self, s: Site) -> bool:
         """Whether the norm stands before the sublayer."""
         seen = self.seen[()]
-        return same(seen.entered.get(s.norm or ""), self.entered(s.residual)) and _multiple(
+        return same(seen.entered.get(s.norm or ""), self.entered(s.residual)) and multiple(
             self.entered(s.x), seen.left.get(s.norm or "")
         )
 
@@ -205,7 +205,7 @@ class Block:
         norm_in, norm_out = self.entered(s.norm, nudges), self.seen[nudges].left.get(s.norm or "")
         states = self._states(nudges)
         if r is not None and h is not None and s.factor is None:
-            return "" if any(_scaled(h, r, on, s.keeps) for _, on in states) else self._not_the_sum(s)
+            return "" if any(scaled(h, r, on, s.keeps) for _, on in states) else self._not_the_sum(s)
         for total in self._totals(s, r, h, nudges) if r is not None and h is not None else ():
             behind = same(total, norm_in) and any(p != s.norm and same(norm_out, on) for p, on in states)
             onward = any(same(total, on) for _, on in states)
@@ -461,25 +461,6 @@ class Block:
             return None
         a, b = rows_of(plain), rows_of(moved)
         return None if len(a) < 2 else not same(b[:1], a[:1])
-
-
-def _multiple(x: torch.Tensor | None, of: torch.Tensor | None) -> bool:
-    """Whether one tensor is another times a number (some models scale what a sublayer reads)."""
-    if x is None or of is None or x.numel() != of.numel():
-        return False
-    a, b = x.reshape(-1).double(), of.reshape(-1).double()
-    factor = (a @ b) / (b @ b)
-    return bool(factor.abs() > 0) and same(factor * b, a)
-
-
-def _scaled(h: torch.Tensor, r: torch.Tensor, on: torch.Tensor, keeps: float) -> bool:
-    """Whether what goes on is the residual and h, each entry of h times a number that is the same for all tokens."""
-    if not h.numel() == r.numel() == on.numel():
-        return False
-    given, change = h.reshape(-1, h.shape[-1]), on.reshape(-1, h.shape[-1]) - keeps * r.reshape(-1, h.shape[-1])
-    largest = given.abs().argmax(0, keepdim=True)
-    scale = change.gather(0, largest) / given.gather(0, largest)
-    return same(keeps * r.reshape(given.shape) + scale * given, on)
 
 
 def _part(s: Site) -> str:

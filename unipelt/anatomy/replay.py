@@ -248,3 +248,22 @@ def affine(zero: torch.Tensor, one: torch.Tensor, back: torch.Tensor) -> bool:
 def rows_of(t: torch.Tensor) -> torch.Tensor:
     """[batch and tokens, features]."""
     return t.reshape(-1, t.shape[-1])
+
+
+def multiple(x: torch.Tensor | None, of: torch.Tensor | None) -> bool:
+    """Whether one tensor is another times a number (some models scale what a sublayer reads)."""
+    if x is None or of is None or x.numel() != of.numel():
+        return False
+    a, b = x.reshape(-1).double(), of.reshape(-1).double()
+    factor = (a @ b) / (b @ b)
+    return bool(factor.abs() > 0) and same(factor * b, a)
+
+
+def scaled(h: torch.Tensor, r: torch.Tensor, on: torch.Tensor, keeps: float) -> bool:
+    """Whether what goes on is the residual and h, each entry of h times a number that is the same for all tokens."""
+    if not h.numel() == r.numel() == on.numel():
+        return False
+    given, change = h.reshape(-1, h.shape[-1]), on.reshape(-1, h.shape[-1]) - keeps * r.reshape(-1, h.shape[-1])
+    largest = given.abs().argmax(0, keepdim=True)
+    scale = change.gather(0, largest) / given.gather(0, largest)
+    return same(keeps * r.reshape(given.shape) + scale * given, on)
