@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import unipelt
+from unipelt.anatomy.modules import place_of
+from unipelt.anatomy.sizes import weight_shape
 from unipelt.language.report.diagnostics import PeltError
 
 NAME = "reach"
@@ -27,6 +29,8 @@ _ELSEWHERE: Mapping[str, Sequence[str]] = {
     "adapter": ("mixer, ffn", "mixer"),
 }
 STEPS, WITHIN = 3, 1e-4
+#: Linear maps that a network without sublayers is adapted at.
+MOST = 12
 
 
 @dataclass
@@ -174,12 +178,21 @@ def survey(subject: Subject, name: str, at: str = "") -> Found:
     """Every check of a method on a model. Elsewhere than at attention where the model has none."""
     found = _survey(subject, name, at)
     if found.refused and not at and not subject.attends:
-        for other in _ELSEWHERE.get(name, ()):
+        for other in (*_ELSEWHERE.get(name, ()), *(_maps(subject.model) if name == "lora" else ())):
             again = _survey(subject, name, other)
             if not again.refused:
                 return again
             found.refused |= {f"{check} at {other}": why for check, why in again.refused.items()}
     return found
+
+
+def _maps(model: nn.Module) -> tuple[str, ...]:
+    """The linear maps of a network without sublayers, as `module("…")` names them: convolutions of one position, mostly."""
+    found = [
+        n for n, m in model.named_modules() if n and weight_shape(m) is not None and not place_of(model, n).refused
+    ]
+    inside = [n for n in found if n.count(".") > 1][:MOST]  # not the head
+    return (f'module("{"|".join(n.replace(".", "[.]") for n in inside)}")',) if inside else ()
 
 
 def _survey(subject: Subject, name: str, at: str) -> Found:
