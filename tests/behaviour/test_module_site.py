@@ -249,7 +249,7 @@ def test_one_tensor_for_all_modules_of_an_expression() -> None:
     ("nope", ResNet, "E0528", "`norm1`"), ("mx", ResNet, "E0528", "`mix`"),
     (".*", ResNet, "E0529", "`stem`, a Conv2d"), ("layers", encoder, "E0529", "holds other modules"),
     (r".*out_proj", encoder, "E0529", "never calls it"), ("norm", encoder, "E0529", "no linear map"),
-], ids=str)  # fmt: skip
+], ids=lambda v: getattr(v, "__name__", v))  # fmt: skip
 def test_what_fits_no_module_or_a_wrong_one_is_refused(
     pattern: str, model: Callable[[], nn.Module], code: str, said: str
 ) -> None:
