@@ -292,3 +292,10 @@ def test_a_sublayer_that_yields_a_list_is_edited() -> None:
         unipelt.apply(model, unipelt.parse("method m { modify attn  insert sequential  form { s: [d_out] ~ normal(1)  delta = z * s }  "
                                            "compose add }"), name="m", seed=0)  # fmt: skip
         assert float((model(ids).last_hidden_state - before).abs().max()) > 1e-3
+
+
+def test_a_norm_of_the_next_sublayer_is_none_of_the_one_before() -> None:
+    """ModernBERT's first block has no norm before its attention; the next one reads the sum, and is the feed-forward layer's."""
+    sites = searched(model_of(OTHERS["modernbert"]))
+    assert [s.norm for s in sites.named("attn")] == [None, "layers.1.attn_norm"]
+    assert [s.norm for s in sites.named("ffn")] == ["layers.0.mlp_norm", "layers.1.mlp_norm"]

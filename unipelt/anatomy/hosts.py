@@ -154,7 +154,8 @@ class Hosts:
             for c in self.enters(s.added.residual)
             if x is not None and c.left is not None and self.b.origin(c.left) in (x, self.b.unscaled(x)[0])
         ]
-        behind = [c for c in self.enters(self.b.origin(s.added.total)) if self._plain(c)]
+        goes_on = {self.b.origin(k) for k in (self.b.call.left, *(a.residual for a in self.b.added)) if k is not None}
+        behind = [c for c in self.enters(self.b.origin(s.added.total)) if self.b.origin(c.left or 0) in goes_on]
         last = self.leaves(self.b.origin(s.added.h))
         found = [c for c in (*before, *behind, *last) if self._plain(c)]
         return found[0].path if found else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy.positions import longest_text
-from ..language.report.diagnostics import PeltError, error, near_path
+from ..language.report.diagnostics import PeltError, error, near_path, near
 from .data import said
 from .tasks import kind
 from .tasks.task import Task
@@ -151,6 +151,13 @@ def _config_or_type(path: str) -> Any:
     return load_config(path)
 
 
+def _near_type(name: str) -> str:
+    """The model type that a name is nearly that of, as a remedy; nothing where there is none."""
+    from transformers import CONFIG_MAPPING
+
+    return near(name, [str(n) for n in CONFIG_MAPPING])
+
+
 def _class_for(
     task: str, model: str, read: Callable[[str], Any] = load_config
 ) -> tuple[str, Callable[[str, Any], None]]:
@@ -174,7 +181,7 @@ def _unloadable(model: str, what: str, e: BaseException) -> PeltError:
     place, here = Path(model), exists(Path(model))
     if not here and ("/" not in model.strip("/") or model.startswith((".", "/", "~"))):
         return error("E0613", f"there is no model folder `{model}`",
-                     help=near_path(place) or "name a folder made by `save_pretrained`, or a hub name")  # fmt: skip
+                     help=near_path(place) or _near_type(model) or "name a folder made by `save_pretrained`, or a hub name")  # fmt: skip
     why = str(e.strerror) if isinstance(e, OSError) and e.errno is not None and not here else said(e)
     if not here:
         return error("E0613", f"there is no folder `{model}` here, and the {what} of that name on the hub cannot be loaded: {why}",
