@@ -22,7 +22,7 @@ import unipelt
 from unipelt.language.analyse.counts import counts
 from unipelt.language.analyse.method import analyse
 from unipelt.language.analyse.row_verdicts import causal, mergeable
-from unipelt.language.sites import SITES, SiteSignature
+from unipelt.language.sites import SITES, SiteSignature, signature
 from unipelt.language.types.owners import Owner
 from unipelt.language.write.diagram import diagram
 from unipelt.runtime.registry import record
@@ -300,8 +300,13 @@ def _anatomy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mixed.teach(tmp_path, monkeypatch)
 
 
+def shown(site: SiteSignature) -> None:
+    """`unipelt sites` says by what the site is known, in words of the entry."""
+    assert site.shown_by and not site.shown_by.endswith(".") and site.shown_by[0].islower()
+
+
 #: The cheap ones first: most of what is left out fails there.
-ASKED: tuple[Callable[[SiteSignature], None], ...] = (readme, pictured, judged, counted, elsewhere, computed)
+ASKED: tuple[Callable[[SiteSignature], None], ...] = (readme, shown, pictured, judged, counted, elsewhere, computed)
 
 
 @pytest.mark.parametrize("ask", ASKED, ids=lambda f: f.__name__)
@@ -332,7 +337,16 @@ def left_out() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.fixture
+def forgetting() -> Iterator[None]:
+    """What is remembered of sites is asked anew, before and after."""
+    signature.cache_clear()
+    yield
+    signature.cache_clear()
+
+
 @pytest.mark.parametrize(("name", "column"), left_out())
+@pytest.mark.usefixtures("forgetting")
 def test_an_entry_that_says_less_fails(name: str, column: str, monkeypatch: pytest.MonkeyPatch) -> None:
     default = next(f.default for f in fields(SiteSignature) if f.name == column)
     site = replace(SITES[name], **{column: "" if default is MISSING else default})
