@@ -25,12 +25,17 @@ MODELS = {
     "mbart": "MBartForConditionalGeneration", "whisper": "WhisperForConditionalGeneration",
     "distilbert_head": "DistilBertForSequenceClassification", "albert": "AlbertModel", "opt": "OPTForCausalLM",
     "vit_head": "ViTForImageClassification",
+    # of these no anatomy is known
+    "phi3": "Phi3ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM", "mixtral": "MixtralForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "smolvlm": "SmolVLMForConditionalGeneration",
+    "modernbert": "ModernBertModel", "deberta_v2_head": "DebertaV2ForSequenceClassification", "granite": "GraniteForCausalLM",
 }  # fmt: skip
 #: Those on which the suite tries every cell: none, for want of minutes. It takes some of each (`in_turn`), `benchmarks/grid.py` all.
 ALWAYS: tuple[str, ...] = ()
 Cell = tuple[str, str, str]  # method, model, property
 CACHED = ("dynamic cache", "static cache", "greedy", "beams")
 DECODING = (*CACHED, "padded generation")
+ROUNDED = ("bfloat16", "autocast")
 PADDING = ("padding left", "padding right", "padding seen")
 
 
@@ -53,8 +58,24 @@ def refusal(case: Case) -> str | None:
     return None
 
 
+def base_switches(case: Case) -> bool:
+    """Whether a model by itself computes the same in SDPA and in eager attention."""
+    from properties.ways import switches
+
+    return case.bases.once((case.kind, "attention"), lambda: switches(case))
+
+
+def base_rounds(case: Case, name: str) -> bool:
+    """Whether a model by itself is near the float32 one in bfloat16, or under autocast: a router may choose another expert."""
+    from properties.ways import rounds
+
+    return case.bases.once((case.kind, name), lambda: rounds(case, name))
+
+
 def blank(case: Case) -> dict[str, list[str]]:
     """Reason → the properties that stay blank for it, of a method on a model."""
+    from properties.counting import of_one_size
+
     said, edits = case.plan.properties, case.plan.edits
     out: dict[str, list[str]] = {}
     taken: set[str] = set()
@@ -78,6 +99,13 @@ def blank(case: Case) -> dict[str, list[str]]:
         leave(f"sees the future, so it is refused on causal models unless allow_future; {said['causal']}", *DECODING)
     elif said["cache-consistent"] != "yes":
         leave("reads other positions than the chunk of a cached step; the plan warns of it", *DECODING)
+    if not of_one_size(case.plan):
+        leave("what the formulas call by one name differs in size from place to place", "counted")
+    for name in ROUNDED:
+        if not base_rounds(case, name):
+            leave(f"the base itself, without the method, is not near float32: {name}", name)
+    if not base_switches(case):
+        leave("the base itself, without the method, does not compute the same in SDPA and eager attention", "attention")
     if not case.tokens:
         leave("pictures have no padding", *PADDING)
     if case.written is not None and case.prompts() is None:

@@ -133,13 +133,14 @@ FOUND: dict[str, Any] = {
     # norms on both sides of a sublayer, a window, scores that are capped
     "gemma2": (
         T.Gemma2ForCausalLM, T.Gemma2Config,
-        {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4,
+        {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6,
          "attn_implementation": "eager"},  # SDPA does not cap, and knows no row that sees nothing
     ),
     # a tower that reads pictures before one that reads words
     "smolvlm": (
         T.SmolVLMForConditionalGeneration, T.SmolVLMConfig,
-        {"image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": PAD, "text_config": {"model_type": "llama", **_GROUPED},
+        {"image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": PAD,
+         "text_config": {"model_type": "llama", **_GROUPED, "attention_bias": True},  # biases that words alone meet
          "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
                            "image_size": 8, "patch_size": 4}},
     ),

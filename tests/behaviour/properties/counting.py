@@ -11,13 +11,20 @@ from .case import Case, holds
 
 
 def sizes_of(plan: Any) -> list[dict[str, int]]:
-    """What the formulas' sizes are on a model: of each stack its own, with the method's arguments."""
+    """What the formulas' sizes are on a model: of each stack its own, with the method's arguments.
+
+    A tower beside the one of the words is meant only by sites that name it: without them it is left out, with them it
+    has none of the layers ``L``.
+    """
     found = []
+    reached = {e.site.stack for e in plan.edits}
     for s in plan.sites.stacks:
+        if not s.main and s.name not in reached:
+            continue
         sites = [x for x in plan.sites.sites if x.stack == s.name]
         depth = len(s.blocks)
         cross = depth if any(x.name == "cross" for x in sites) else 0
-        values = {**sites[0].sizes, "L": depth, "L_cross": cross, "depth": s.depth}
+        values = {**sites[0].sizes, "L": depth if s.main else 0, "L_cross": cross, "depth": s.depth}
         values |= {f"L_{s.name}": depth} if s.name else {}
         values |= {n: v for n, v in plan.method.arguments.items() if isinstance(v, int)}
         found.append(values)
@@ -28,6 +35,16 @@ def sizes_of(plan: Any) -> list[dict[str, int]]:
     ):  # ALBERT's words are narrower than its stream
         found[-1]["d_model"] = plan.edits[-1].site.sizes["d_model"]
     return found
+
+
+def of_one_size(plan: Any) -> bool:
+    """Whether what the formulas call by one symbol is one number on this model, at all of a method's places in a stack."""
+    known = {s for count in counts(plan.method).values() for s in count.size.symbols}
+    met: dict[tuple[str, str], set[int]] = {}
+    for e in plan.edits:
+        for n in known & set(e.site.sizes):
+            met.setdefault((e.site.stack, n), set()).add(e.site.sizes[n])
+    return all(len(sizes) == 1 for sizes in met.values())
 
 
 def agree(plan: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tiny import distance, look, loss, same, size, trained
 from torch import Tensor, nn
@@ -38,6 +40,26 @@ def _gradients(case: Case, m: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def switches(case: Case) -> bool:
+    """Whether the base, without any method, knows SDPA and eager attention and computes the same in both."""
+    m: Any = case.bare(torch.float32)
+    own = m.config._attn_implementation
+    try:
+        found = []
+        for way in ("sdpa", "eager"):
+            m.set_attn_implementation(way)
+            if m.config._attn_implementation != way:  # of a model with an attention of its own nothing is switched
+                return False
+            found.append(look(m, case.inputs))
+    except ValueError as e:
+        if "does not support an attention implementation" not in str(e):
+            raise
+        return False
+    finally:
+        m.set_attn_implementation(own)
+    return distance(*found) <= 1e-5 * max(1.0, size(found[0]))
+
+
 @holds("attention")
 def attention(case: Case) -> None:
     """SDPA and eager agree, with masks and without, switched by `set_attn_implementation` with the adapter on."""
@@ -64,10 +86,22 @@ def attention(case: Case) -> None:
 WORST, AVERAGE = 0.1, 0.03
 
 
-def _near(rough: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
-    assert distance(rough, exact) <= WORST * size(exact)
-    for n in exact:
-        assert (rough[n].double() - exact[n].double()).abs().mean() <= AVERAGE * exact[n].double().abs().max()
+def _near(rough: dict[str, Tensor], exact: dict[str, Tensor]) -> bool:
+    return distance(rough, exact) <= WORST * size(exact) and all(
+        float((rough[n].double() - t.double()).abs().mean()) <= AVERAGE * float(t.double().abs().max())
+        for n, t in exact.items()
+    )
+
+
+def rounds(case: Case, name: str) -> bool:
+    """Whether the base, without any method, is as near the float32 one in bfloat16 (or under autocast) as is asked of a method."""
+    exact = case.before()
+    if name == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = look(case.bare(torch.float32), case.inputs)
+    else:
+        rough = case.before(torch.bfloat16)
+    return _near(rough, exact)
 
 
 @holds("bfloat16")
@@ -83,7 +117,7 @@ def bfloat16(case: Case) -> None:
     exact, found = case.acted(), look(rough, inputs)
     for n, t in found.items():
         assert t.dtype == rough_before[n].dtype == torch.bfloat16
-    _near(found, exact)
+    assert _near(found, exact), distance(found, exact) / size(exact)
     assert distance(found, rough_before) > EFFECT
     loss(rough, inputs).backward()
     for n, p in trained(rough, "a").items():
@@ -102,7 +136,7 @@ def autocast(case: Case) -> None:
         total = loss(m, inputs)
     assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in before.items()}
     assert distance(found, before) > EFFECT
-    _near(found, exact)
+    assert _near(found, exact), distance(found, exact) / size(exact)
     total.backward()
     for n, p in trained(m, "a").items():
         assert p.grad is not None and p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all(), n
