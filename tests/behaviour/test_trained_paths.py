@@ -17,7 +17,7 @@ from unipelt.anatomy.base import base_modules, base_of
 from unipelt.anatomy.find import find
 from unipelt.anatomy.search import search
 from names import name as named
-from tiny import KINDS, build
+from tiny import DESCRIBED, build
 
 SIZES: dict[str, Any] = dict(
     vocab_size=64,
@@ -186,7 +186,7 @@ def test_who_reads_a_parameter_is_stored_with_the_map(tmp_path: Path, monkeypatc
     assert "layers.0.mixer.conv1d.bias" in maps[0] and maps[1] == maps[0] == maps[2]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DESCRIBED)
 def test_models_with_an_anatomy_read_parameters_where_they_are_held(kind: str) -> None:
     """So nothing need be recorded of them."""
     model = build(kind)

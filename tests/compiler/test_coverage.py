@@ -48,8 +48,8 @@ def changed(monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
     """The planner finds a map that says something else: of the sites of a name (with ``name``), or of the whole."""
     name = more.pop("name", None)
 
-    def found(model: Any) -> SiteMap:
-        sites = find(model)
+    def found(model: Any, example: Any = None) -> SiteMap:
+        sites = find(model, example)
         if name is None:
             return replace(sites, **more)
         return replace(sites, sites=tuple(replace(s, **more) if s.full_name == name else s for s in sites.sites))

@@ -287,7 +287,7 @@ class _Inside:
             if earlier.out.shape == h.shape and torch.equal(earlier.out, h):
                 h = earlier.h
         for x, y in [*((x, m.forward(x)) for m, x in self.entered), *self.copied]:
-            if site.view.columns is not None and site.view.columns.stop > y.shape[-1]:
+            if site.view.columns is not None and site.view.columns.ranges[-1][1] > y.shape[-1]:
                 continue  # another map, which has fewer columns
             y = taken(y, site.view.columns)
             if y.shape == h.shape and torch.equal(y, h):

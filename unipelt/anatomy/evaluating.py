@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,7 +48,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         config = m.__dict__.get("config")
         for space in (m.__dict__, vars(config) if hasattr(config, "__dict__") and not isinstance(config, dict) else {}):
             spaces[id(space)] = space
-            spaces |= {id(v): v for v in space.values() if type(v) is dict}
+            spaces |= {id(v): v for v in space.values() if type(v) in (dict, OrderedDict)}
     before = [(space, dict(space)) for space in spaces.values()]
 
     def end() -> None:

@@ -57,7 +57,10 @@ def outputs_of(model: Any, task: Task, encoded: Encoded, collator: Collator, siz
 
 def as_read(batch: Batch, dtype: torch.dtype) -> Batch:
     """The batch with pictures and sounds in the dtype of the model, which text has none of."""
-    return {k: v.to(dtype) if v.is_floating_point() and k != "labels" else v for k, v in batch.items()}
+    fractions = {
+        k: k != "labels" and hasattr(v, "is_floating_point") and v.is_floating_point() for k, v in batch.items()
+    }
+    return {k: v.to(dtype) if fractions[k] else v for k, v in batch.items()}
 
 
 def outputs_in_order(model: Any, task: Task, encoded: Encoded, tokenizer: Any, how: Predicting) -> list[Output]:
