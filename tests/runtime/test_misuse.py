@@ -71,7 +71,7 @@ TAKES = {
     "model": {"model"}, "method": {"method"}, "name": {"text"}, "names": {"texts"}, "seed": {"count"}, "folder": {"text", "path"}, "path": {"text", "path"},
     "labels": {"count", "texts"}, "problem_type": {"text"}, "tokenizer": {"function", "class", "model", "method"}, "label_words": {"texts", "dict"},
     "dtype": {"dtype"}, "lr": {"count", "rate", "tensor"}, "weight_decay": {"count", "rate", "tensor"}, "batch": {"dict", "sizes"}, "over": {"text"},
-    "output": {"tensor"}, "card": {"dict", "sizes"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
+    "example": {"dict", "sizes"}, "output": {"tensor"}, "card": {"dict", "sizes"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
 }  # fmt: skip
 FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "private", "dry_run"}
 OTHERWISE = {
@@ -187,7 +187,7 @@ def test_a_module_that_is_no_model(function: str, adapted: nn.Module) -> None:
     plain = nn.Linear(2, 2)
     before = state(plain)
     call = given(function, plain)
-    if function in ("active", "adapters", "disabled", "with_rows", "at_tokens", "inputs", "labels"):
+    if function in ("active", "adapters", "disabled", "with_rows", "at_tokens", "inputs", "labels", "sites"):
         run(function, **call)  # it has no adapter, which is an answer
     else:
         said = misused(function, None, *CALLS[function].get("*names", ()), **call) if "*names" not in CALLS[function] else \
