@@ -207,15 +207,6 @@ class Block:
         """The projections that a value comes from with no other between, in order."""
         return [s for at in sorted(self.walk(key, stop, past=False)) if (s := self.r.steps[at]).weight]
 
-    def feeds(self, keys: Iterable[Key], steps: set[int]) -> set[Key]:
-        """What is made of some values within some steps."""
-        found = set(keys)
-        for at in sorted(steps):
-            s = self.r.steps[at]
-            if any(i in found for i in s.ins):
-                found.update(s.outs)
-        return found
-
     # ------------------------------------------------------------ columns
 
     def columns(self, projection: Step, key: Key, stop: Iterable[Key] = ()) -> list[int] | None:

@@ -23,12 +23,10 @@ from .own_attention import divides
 from .read import head_site
 from .readers import read_past
 from .record import Attended, Call, Recording
-from .sites import Site, SiteMap, Stack, View
+from .sites import NOT_YET, Site, SiteMap, Stack, View
 from .sizes import projection_shape
 from .sublayers import Projected, Sublayer, sublayers
 from .towers import Tower, towers
-
-UNPROVED = "not yet proved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[R
         for layer, (call, b, parts) in enumerate(i.blocks):
             if b.call not in known:
                 common: dict[str, Any] = dict(
-                    stack=name, layer=layer, block=paths[layer], causal=causal, tokens=name, proof=UNPROVED
+                    stack=name, layer=layer, block=paths[layer], causal=causal, tokens=name, proof=NOT_YET
                 )
                 known[b.call] = _block_sites(model, i.r, b, parts, times, common, vocab)
             got, reasons = known[b.call]
@@ -392,7 +390,7 @@ def _outside(model: nn.Module, at: Ends, mine: list[Site], name: str, causal: bo
         x = view.module if SITES[site].x is not None else None
         at_words = SITES[site].times == "input" and at.words is not None and view == at.words[0]
         beside: dict[str, Any] = dict(factor=at.factor, scaled=at.scaled) if at_words else {}
-        found.append(Site(site, view, own, stack=name, x=x, causal=causal, tokens=name, proof=UNPROVED, **beside))
+        found.append(Site(site, view, own, stack=name, x=x, causal=causal, tokens=name, proof=NOT_YET, **beside))
     return found
 
 
@@ -406,7 +404,7 @@ def _with_head(sites: SiteMap, model: nn.Module, base: nn.Module) -> SiteMap:
     if not head or not main:
         return sites
     last = [s for s in sites.sites if s.stack == main[-1].name]
-    site = replace(head_site(model, base, sites.prefix, head, main[-1], last[-1].sizes), proof=UNPROVED)
+    site = replace(head_site(model, base, sites.prefix, head, main[-1], last[-1].sizes), proof=NOT_YET)
     return replace(sites, head=head, sites=(*sites.sites, site))
 
 

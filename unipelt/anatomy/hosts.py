@@ -157,14 +157,5 @@ class Hosts:
         goes_on = {self.b.origin(k) for k in (self.b.call.left, *(a.residual for a in self.b.added)) if k is not None}
         behind = [c for c in self.enters(self.b.origin(s.added.total)) if self.b.origin(c.left or 0) in goes_on]
         last = self.leaves(self.b.origin(s.added.h))
-        found = [c for c in (*before, *behind, *last) if self._plain(c)]
+        found = [c for c in (*before, *behind, *last) if self.r.norms(c)]
         return found[0].path if found else None
-
-    def _plain(self, c: Call) -> bool:
-        """Whether a call is that of a norm: it computes, and projects nothing."""
-        steps = self.r.steps[c.start : c.stop]
-        return (
-            bool(steps)
-            and not any(s.weight for s in steps)
-            and any("norm" in s.op or s.op in ("rsqrt", "mean", "var_mean") for s in steps)
-        )

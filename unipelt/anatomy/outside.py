@@ -150,19 +150,7 @@ def _final(r: Recording, last: Call) -> tuple[View, int] | None:
     """The norm that is given what leaves the last block."""
     left = r.origin(last.left or 0)
     for c in r.calls:
-        if (
-            c.first is None
-            or c.left is None
-            or c.start < last.stop
-            or r.origin(c.first) != left
-            or c.path in last.outer
-        ):
-            continue
-        steps = r.steps[c.start : c.stop]
-        if (
-            steps
-            and not any(s.weight for s in steps)
-            and any("norm" in s.op or s.op in ("rsqrt", "mean", "var_mean") for s in steps)
-        ):
+        behind = c.first is not None and c.start >= last.stop and r.origin(c.first) == left and c.path not in last.outer
+        if behind and c.left is not None and r.norms(c):
             return View(c.path), r.shapes[c.left][-1]
     return None

@@ -20,11 +20,9 @@ from .brought import lacks_weights
 from .calls import called_once
 from .examples import first_that_runs
 from .judge import Open
-from .sites import Site, SiteMap, Stack
+from .sites import NOT_YET, PROVED, Site, SiteMap, Stack
 from .trial import Trial
 
-#: What `Site.proof` says.
-PROVED, NOT_YET = "proved", "not yet proved"
 #: The name that transformers' attention modules read their function from.
 _DISPATCH = "ALL_ATTENTION_FUNCTIONS"
 

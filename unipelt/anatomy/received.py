@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from .calls import lock
-from .interrupts import ended_by
+from .calls import interface_watched
 from .own_attention import Core, OwnAttention
 
 #: What is told of a call: the module that calls (None where it is not known), its queries, keys and values, and (past
@@ -26,41 +24,23 @@ def received(saw: Saw) -> Iterator[None]:
     Seen are the functions of transformers' interface, `scaled_dot_product_attention`, which many modules call themselves (and
     the interface, too: a call in a call is not told again), and attention that is written out (see `own_attention`).
     """
-    from transformers.modeling_utils import AttentionInterface
-
-    mine, inside = threading.get_ident(), [0]
+    inside = [0]
 
     def telling(module: Any, args: tuple, kwargs: dict[str, Any], out: torch.Tensor | None = None) -> None:
         found = [*args[:3], *(kwargs[n] for n in _NAMES[len(args) :] if n in kwargs)]
         if not inside[0] and len(found) == 3 and all(isinstance(t, torch.Tensor) for t in found):
             saw(module, tuple(found), out)
 
-    with lock:
-        ask = AttentionInterface.get_interface
+    def call(module: Any, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        telling(module, args, kwargs)
+        inside[0] += 1
+        try:
+            return function(module, *args, **kwargs)
+        finally:
+            inside[0] -= 1
 
-        def asked(self: Any, implementation: str, default: Callable) -> Callable:
-            function = ask(self, implementation, default)
-            if threading.get_ident() != mine:
-                return function
-
-            def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-                telling(module, args, kwargs)
-                inside[0] += 1
-                try:
-                    return function(module, *args, **kwargs)
-                finally:
-                    inside[0] -= 1
-
-            return call
-
-        def end() -> None:
-            if AttentionInterface.get_interface is asked:  # nobody has put something else there meanwhile
-                AttentionInterface.get_interface = ask  # type: ignore[method-assign]
-
-        with ended_by(end):
-            AttentionInterface.get_interface = asked  # type: ignore[method-assign,assignment]
-            with _Own(telling):
-                yield
+    with interface_watched(call), _Own(telling):
+        yield
 
 
 class _Own(OwnAttention):

@@ -24,6 +24,7 @@ from .calls import interface_watched
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .own_attention import DISTANCES, SDPA, SOFTMAX, Core, OwnAttention
+from .passed import first_left, first_tensor
 from .sizes import weight_shape
 
 #: A tensor's identity: its own, and how often it was written in place before.
@@ -114,6 +115,12 @@ class Recording:
         """The calls of a module, in order."""
         return [c for c in self.calls if c.path == path]
 
+    def norms(self, call: Call) -> bool:
+        """Whether a call is that of a norm: it computes, and projects nothing."""
+        steps = self.steps[call.start : call.stop]
+        bare = bool(steps) and not any(s.weight for s in steps)
+        return bare and any("norm" in s.op or s.op in ("rsqrt", "mean", "var_mean") for s in steps)
+
     def origin(self, key: Key) -> Key:
         """The value that a copy or a view in another shape was made of."""
         step = self.made_by.get(key)
@@ -121,25 +128,6 @@ class Recording:
             key = step.ins[0]
             step = self.made_by.get(key)
         return key
-
-
-def first_tensor(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    """What a hook at a module's input sees as its input (`runtime.seam` has the same rule)."""
-    if args and isinstance(args[0], torch.Tensor):
-        return args[0]
-    if isinstance(kwargs.get("hidden_states"), torch.Tensor):
-        return kwargs["hidden_states"]
-    return next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
-
-
-def first_left(output: Any) -> torch.Tensor | None:
-    """What a hook at a module's output sees as its output."""
-    if isinstance(output, torch.Tensor):
-        return output
-    if hasattr(output, "keys"):
-        output = list(output.values())
-    first = output[0] if isinstance(output, (tuple, list)) and output else None
-    return first if isinstance(first, torch.Tensor) else None
 
 
 def record(model: nn.Module, run: Callable[[], Any]) -> Recording:

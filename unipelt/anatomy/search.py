@@ -61,15 +61,9 @@ def _unreached(model: nn.Module, r: Recording) -> Iterator[nn.Module]:
     inside: tuple[str, ...] = ()
     for path, module in base_modules(model):
         part: Any = module
-        if path.startswith(inside) if inside else False:
+        own = getattr(part, "main_input_name", None) and getattr(part, "config", None) is not None
+        if not path or path in r.times or path.startswith(inside) or not own:
             continue
-        if (
-            path
-            and path not in r.times
-            and getattr(part, "main_input_name", None)
-            and getattr(part, "config", None) is not None
-        ):
-            inside += (f"{path}.",)
-            if any(n.startswith(f"{path}.") for n in r.times):  # it was run past its own forward
-                continue
+        inside += (f"{path}.",)
+        if not any(n.startswith(f"{path}.") for n in r.times):  # else it was run past its own forward
             yield module

@@ -12,6 +12,10 @@ from .columns import Columns
 from .layout import Layout
 
 
+#: What `Site.proof` says of a place that was found.
+PROVED, NOT_YET = "proved", "not yet proved"
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """A module (path from the model that was given) and, where projections are fused, the site's columns of its output.
@@ -161,7 +165,7 @@ class SiteMap:
     @property
     def untried(self) -> bool:
         """Whether no site of it is known for sure: it was found, or read from an anatomy of one's own, without weights."""
-        return self.proof == "not yet proved"
+        return self.proof == NOT_YET
 
     @property
     def main(self) -> tuple[Stack, ...]:

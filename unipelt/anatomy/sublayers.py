@@ -15,7 +15,7 @@ BENDS = frozenset(
     "threshold where log_sigmoid_forward relu_ silu_ _prelu_kernel maximum sin square celu selu glu".split()
 )
 #: Operations by which a token reads others, besides products of two activations.
-_MIXES = ("conv", "scan", "cumsum", "cumprod", "fft", "logcumsumexp", "roll", "flip", "constant_pad_nd", "mean")
+_MIXES = ("conv", "scan", "cumsum", "cumprod", "fft", "logcumsumexp", "roll", "flip", "constant_pad_nd")
 _CHOOSES = ("topk", "sort", "argmax", "max")
 _PRODUCTS = ("bmm", "baddbmm", "mm", "matmul")
 
@@ -77,7 +77,7 @@ def _mixes(b: Block, s: Step) -> bool:
         return s.op == "convolution"
     if s.op in _PRODUCTS:
         return len(b.given(s)) > 1 and all(b.projections(i) for i in b.given(s)[-2:])
-    return any(w in s.op for w in _MIXES) and s.op != "mean"
+    return any(w in s.op for w in _MIXES)
 
 
 # ---------------------------------------------------------------- attention

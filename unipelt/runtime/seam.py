@@ -16,6 +16,7 @@ from torch import nn
 
 from ..anatomy.base import NAME, base_modules
 from ..anatomy.columns import Columns, joined, taken
+from ..anatomy.passed import first_tensor
 from ..anatomy.quantised import matrix
 from ..compiler.plan import PlannedEdit
 from ..language.report.diagnostics import error
@@ -27,16 +28,12 @@ from .switch import Switch
 Editing = Edit | CopyEdit
 
 
-def first_tensor(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor:
-    """What enters a module: its first positional argument, or `hidden_states`, or the first tensor among the named."""
-    if args and isinstance(args[0], torch.Tensor):
-        return args[0]
-    if isinstance(kwargs.get("hidden_states"), torch.Tensor):
-        return kwargs["hidden_states"]
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor):
-            return value
-    raise RuntimeError("a module of the base was called without a tensor")
+def first_entered(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What enters a module of the base."""
+    found = first_tensor(args, kwargs)
+    if found is None:
+        raise RuntimeError("a module of the base was called without a tensor")
+    return found
 
 
 def _with_first(args: tuple, kwargs: Mapping[str, Any], new: torch.Tensor) -> tuple[tuple, dict]:
@@ -85,14 +82,14 @@ class Tap:
 
     def enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         for key in self._acting():
-            self.switch.holder.values[key] = first_tensor(args, kwargs)
+            self.switch.holder.values[key] = first_entered(args, kwargs)
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.enters(module, args, kwargs)
 
     def shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         for key in self._acting():
-            self.switch.holder.values[key] = first_tensor(args, kwargs).shape[:-1]
+            self.switch.holder.values[key] = first_entered(args, kwargs).shape[:-1]
 
     def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
         for key in self._acting():
@@ -186,7 +183,7 @@ class Seam(nn.Module):
         edits = self.live("input")
         if not edits:
             return None
-        h = first_tensor(args, kwargs)
+        h = first_entered(args, kwargs)
         for name, edit in edits:
             h = edit(h, self.gather(name, edit, None, host), self.mask(edit))
         return _with_first(args, kwargs, h)
@@ -198,8 +195,8 @@ class Seam(nn.Module):
         h = element(output)
         if len(edits) == 1 and edits[0][1].plain and not edits[0][1].watchers:
             only = edits[0][1]
-            return _with_element(output, only(h, {"x": first_tensor(args, kwargs)} if only.needs else {}))
-        x = first_tensor(args, kwargs) if args or kwargs else None
+            return _with_element(output, only(h, {"x": first_entered(args, kwargs)} if only.needs else {}))
+        x = first_entered(args, kwargs) if args or kwargs else None
         parts: dict[Columns, torch.Tensor] = {}  # new values of some columns, put into h together
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
         if copies:  # weight edits precede activation edits, those of other adapters too

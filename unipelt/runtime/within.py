@@ -19,7 +19,7 @@ from .attention import attend, edited
 from .edits import Edit
 from .hooks import Hook
 from .kernels import Call, kernel_of
-from .seam import Seam, first_tensor, seam_of
+from .seam import Seam, first_entered, seam_of
 from .stand_in import StandIn
 
 
@@ -54,7 +54,7 @@ class Within(StandIn):
         if torch.compiler.is_compiling():
             raise error("E0547", f"{type(module).__name__} computes attention by itself: edits at its heads are put in while it runs, and a "
                         "compiler would not see them", help="run the model as it is, or compile it without this adapter")  # fmt: skip
-        with _Serving(module, seam, edits, first_tensor(args, kwargs).shape[:-1].numel()) as serving:
+        with _Serving(module, seam, edits, first_entered(args, kwargs).shape[:-1].numel()) as serving:
             out = self.own()(*args, **kwargs)
         if serving.served != 1:
             raise serving.otherwise()
