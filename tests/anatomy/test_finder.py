@@ -17,7 +17,7 @@ from unipelt.anatomy.base import base_modules
 from unipelt.anatomy.columns import Columns
 from unipelt.anatomy.find import find
 from unipelt.anatomy.record import record
-from unipelt.anatomy.search import search
+from unipelt.anatomy.search import NOT_REACHED, search
 from unipelt.anatomy.sites import Site, SiteMap
 from unipelt.anatomy.towers import towers
 
@@ -299,3 +299,25 @@ def test_a_norm_of_the_next_sublayer_is_none_of_the_one_before() -> None:
     sites = searched(model_of(OTHERS["modernbert"]))
     assert [s.norm for s in sites.named("attn")] == [None, "layers.1.attn_norm"]
     assert [s.norm for s in sites.named("ffn")] == ["layers.0.mlp_norm", "layers.1.mlp_norm"]
+
+
+def test_what_no_pass_reaches_is_listed() -> None:
+    """A tower whose inputs cannot be guessed is missing in no silence."""
+
+    class Apart(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.ModuleList([Block()])
+
+    torch.manual_seed(0)
+    model = Apart()
+    sites = search(model, model, "", {"ids": torch.arange(5)[None]})[0]
+    left = {n for n, why in sites.uncovered.items() if why == NOT_REACHED}
+    assert left == {f"other.0.{n}" for n, m in model.other[0].named_children() if isinstance(m, nn.Linear)}
+
+
+def test_a_module_whose_weight_another_one_reads_is_no_place() -> None:
+    """Mamba's mixer computes with its convolution's and its steps' weights, and calls neither module."""
+    model = model_of(OTHERS["mamba"])
+    with pytest.raises(unipelt.PeltError, match="E0529.*`layers.0.mixer` reads its weight by itself"):
+        unipelt.plan(model, unipelt.load(named("lora"))(at=['module(".*dt_proj")'], r=2))

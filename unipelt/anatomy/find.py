@@ -128,7 +128,7 @@ def _searched(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | 
         if sites.stacks and example is None:
             store(architecture, sites)
     if not sites.stacks:
-        config_of(model)
+        config_of(model)  # without a configuration that is the reason
         why = error("E0502", f"no sites were found in this {type(model).__name__}: nothing is added to what enters its blocks",
                     help=_how(model, base))  # fmt: skip
         return replace(_nothing(model, why), read_past=sites.read_past)

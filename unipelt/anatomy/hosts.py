@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from math import prod
 
 from .flow import MOVES, Block
-from .record import Call, Key, Recording
+from .record import Call, Key, Recording, Step
 from .sublayers import Sublayer
 
 #: Operations that put tokens elsewhere.
@@ -32,11 +32,9 @@ class Hosts:
 
     def enters(self, key: Key | None) -> list[Call]:
         """The calls that are given a value first, outermost first."""
-        return (
-            []
-            if key is None
-            else [c for c in self.calls if c.first is not None and self.b.origin(c.first) == key and self._once(c)]
-        )
+        if key is None:
+            return []
+        return [c for c in self.calls if c.first is not None and self.b.origin(c.first) == key and self._once(c)]
 
     def leaves(self, key: Key) -> list[Call]:
         """The calls that yield a value first, the last to be left first."""
@@ -96,26 +94,29 @@ class Hosts:
         keys = {self.b.origin(self.b.given(m)[0]) for m in s.first if self.b.given(m)}
         x = keys.pop() if len(keys) == 1 else None
         if x is None:
-            for c in self._around(m.at for m in maps):
-                if (
-                    c.first is not None
-                    and not self._holds(c, s)
-                    and not self.b.nearest(c.first, [s.added.residual])
-                    and self._once(c)
-                ):
-                    return c, self.b.origin(c.first)
-            return None, None
-        for key in (x, *(k for k, scaled in self._before(x) if not scaled)):
-            # a module that moves tokens about inside reads them as they stand in the stream
-            loose = [c for c in self.enters(key) if all(c.start <= at < c.stop for at in firsts)]
-            whole = [c for c in loose if not self._holds(c, s)]
-            if whole and key != x:
-                return whole[0], key
-            entered = whole or loose or self._any(x, firsts)
-            if key == x and (whole or not self._moved(x, s.added.residual)) and entered:
+            return self._widest(s, maps)
+        whole = self._whole(x, s, firsts)
+        if whole or not self._moved(x, s.added.residual):
+            loose = [c for c in self.enters(x) if all(c.start <= at < c.stop for at in firsts)]
+            if entered := whole or loose or self._any(x, firsts):
                 return entered[0], x
-        entered = self._any(x, firsts)
-        return (entered[0] if entered else None), x
+        # a module that moves tokens about inside reads them as they stand in the stream
+        for key in (k for k, scaled in self._before(x) if not scaled):
+            if whole := self._whole(key, s, firsts):
+                return whole[0], key
+        return next(iter(self._any(x, firsts)), None), x
+
+    def _widest(self, s: Sublayer, maps: list[Step]) -> tuple[Call | None, Key | None]:
+        """The widest module around all projections of a sublayer that reads the stream, and not its sum; and what it reads."""
+        for c in self._around(m.at for m in maps):
+            reads = c.first is not None and not self.b.nearest(c.first, [s.added.residual])
+            if c.first is not None and reads and not self._holds(c, s) and self._once(c):
+                return c, self.b.origin(c.first)
+        return None, None
+
+    def _whole(self, key: Key, s: Sublayer, firsts: list[int]) -> list[Call]:
+        """The calls that are given a value and hold the first projections, and not the sum with the stream."""
+        return [c for c in self.enters(key) if all(c.start <= at < c.stop for at in firsts) and not self._holds(c, s)]
 
     def _any(self, x: Key, firsts: list[int]) -> list[Call]:
         """The calls that are given a value, of which one of the first projections is a part."""

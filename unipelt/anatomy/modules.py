@@ -64,6 +64,9 @@ def matching(
         if tower is not None and (stack is None or stack.name != tower):
             continue
         place = place_of(model, path)
+        readers = [r for r in sites.read_past.get(f"{path}.weight", ()) if r != path]
+        if readers and not place.refused:
+            place = Place(refused=f"`{readers[0]}` reads its weight by itself and does not call it")
         if place.refused:
             bad[path] = f"`{path}`, a {type(modules[path]).__name__}: {place.refused}"
             continue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ from .examples import Inputs, first_that_runs
 from .found import found
 from .record import Recording, record
 from .sites import SiteMap
+from .sizes import weight_shape
+
+#: Why no site covers a linear map that did not run.
+NOT_REACHED = "no pass reached it: give `example={…}` that does"
 
 
 def search(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | None = None) -> tuple[SiteMap, Inputs]:
@@ -45,11 +51,17 @@ def _searched(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | 
         inputs, first = _recorded(model, base, None)
     recordings = [first]
     for part in _unreached(model, first):
-        try:
+        with suppress(PeltError):  # its linear maps are listed with those that no site covers
             recordings.append(_recorded(model, part, None)[1])
-        except PeltError:
-            continue  # it is listed with the modules that no site covers
-    return found(model, base, prefix, recordings), inputs
+    sites = found(model, base, prefix, recordings)
+    return replace(sites, uncovered={**sites.uncovered, **_not_reached(model, recordings, sites)}), inputs
+
+
+def _not_reached(model: nn.Module, recordings: Sequence[Recording], sites: SiteMap) -> dict[str, str]:
+    """The linear maps that no pass called and no other module reads, as in a tower whose inputs could not be guessed."""
+    called = {path for r in recordings for path in r.times}
+    maps = (path for path, m in base_modules(model) if path and path not in called and weight_shape(m) is not None)
+    return {path: NOT_REACHED for path in maps if not {f"{path}.weight", path} & sites.uncovered.keys()}
 
 
 def _recorded(model: nn.Module, part: nn.Module, example: Inputs | None) -> tuple[Inputs, Recording]:
