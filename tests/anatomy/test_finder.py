@@ -321,3 +321,9 @@ def test_a_module_whose_weight_another_one_reads_is_no_place() -> None:
     model = model_of(OTHERS["mamba"])
     with pytest.raises(unipelt.PeltError, match="E0529.*`layers.0.mixer` reads its weight by itself"):
         unipelt.plan(model, unipelt.load(named("lora"))(at=['module(".*dt_proj")'], r=2))
+
+
+def test_a_head_is_covered() -> None:
+    sites = searched(T.GPTNeoXForCausalLM(OTHERS["gpt_neox"]).eval())
+    assert len(sites.head) == 1 and len(sites.named("head")) == 1
+    assert not sites.uncovered

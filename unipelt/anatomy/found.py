@@ -395,6 +395,7 @@ def _outside(model: nn.Module, at: Ends, mine: list[Site], name: str, causal: bo
 
 
 def _with_head(sites: SiteMap, model: nn.Module, base: nn.Module) -> SiteMap:
+    """The map with the model's head, where it has one: its maps are covered then."""
     if not sites.stacks or not hasattr(model, "config"):
         return sites
     root = f"{sites.prefix}." if sites.prefix else ""
@@ -405,7 +406,11 @@ def _with_head(sites: SiteMap, model: nn.Module, base: nn.Module) -> SiteMap:
         return sites
     last = [s for s in sites.sites if s.stack == main[-1].name]
     site = replace(head_site(model, base, sites.prefix, head, main[-1], last[-1].sizes), proof=NOT_YET)
-    return replace(sites, head=head, sites=(*sites.sites, site))
+    inside = tuple(f"{h}." for h in head)
+    left = {
+        n: why for n, why in sites.uncovered.items() if not f"{n}.".startswith(inside)
+    }  # the head's maps are its own
+    return replace(sites, head=head, sites=(*sites.sites, site), uncovered=left)
 
 
 def _uncovered(r: Recording, sites: list[Site], kept: list[_Inside]) -> dict[str, str]:
