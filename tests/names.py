@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,3 +22,34 @@ def name(original: str) -> str:
 def spec(text: str) -> str:
     """A text of the language in which definitions of the library are called by the names in force."""
     return _WORD.sub(lambda m: RENAMED.get(m[0], m[0]), text)
+
+
+#: The methods that every test of a method takes. Of the others each such test takes a share (see `members`).
+CLASSICS = (
+    "adapter adapter_drop adapter_drop_robust adapter_plus bitfit first_head full ia3 llama_adapter ln_tuning lora lora_plus mam "
+    "mean_head multi_head_parallel_adapter p_tuning p_tuning_mlp p_tuning_mlp_prepended p_tuning_prepended p_tuning_v2 "
+    "parallel_adapter partial pfeiffer prefix_tuning prefix_tuning_mlp probing probing_cls probing_mean prompt_ensemble "
+    "prompt_tuning prompt_tuning_after_cls rslora scaled_parallel_adapter scaled_parallel_adapter_learned unipelt_ap "
+    "unipelt_ap_ungated unipelt_apl unipelt_apl_causal unipelt_apl_ungated unipelt_gated_prefix unipelt_prefix"
+).split()
+
+
+def methods() -> list[str]:
+    """Every method of the library, by the name in force."""
+    from unipelt import library
+
+    return [e.name for e in library() if e.kind == "method"]
+
+
+def members(test: str, share: int = 8) -> list[str]:
+    """The methods that a costly test takes: the classics, and of the others one in ``share``, other ones for each test.
+
+    With UNIPELT_ALL=1 all of them. Every method goes through `tests/zoo` in any case.
+    """
+    classics = {name(n) for n in CLASSICS}
+
+    def drawn(method: str) -> bool:
+        return int(hashlib.sha256(f"{test}:{method}".encode()).hexdigest(), 16) % share == 0
+
+    everything = bool(os.environ.get("UNIPELT_ALL"))
+    return [m for m in methods() if m in classics or everything or (not RENAMED and drawn(m))]

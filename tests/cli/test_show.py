@@ -8,7 +8,7 @@ import sys
 import xml.etree.ElementTree as ET
 
 import pytest
-from names import name as named
+from names import members, name as named
 from test_commands import call
 
 import unipelt
@@ -19,10 +19,10 @@ from unipelt.language.write.diagram import diagram
 from unipelt.language.write.document import markdown_table
 from unipelt.language.write.columns import rows_of
 from unipelt.language.write.formula import TEX, as_latex, as_text, write
-from unipelt.language.loading import library, load
+from unipelt.language.loading import load
 from unipelt.language.syntax.parser import parse_expression
 
-METHODS = [e.name for e in library() if e.kind == "method"]
+METHODS = members("test_show")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from names import name
+from names import members, name
 from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, WORDS, model
 
 import unipelt
 from unipelt.language.analyse.counts import counts, formula
-from unipelt.language.loading import library
 
-METHODS = [e.name for e in library() if e.kind == "method"]
+METHODS = members("test_counts")
 #: Small arguments, so that both outcomes of folding and of clamping occur.
 ARGUMENTS = {"r": 5, "ra": 3, "rl": 2, "l": 4, "mid": 11, "top": 2}
 

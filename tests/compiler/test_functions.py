@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unipelt.compiler.evaluator import Context, evaluate
-from unipelt.compiler.functions import FUNCTIONS
+from unipelt.compiler.words import FUNCTIONS
 from unipelt.compiler.named import Named
 from unipelt.language.types.infer import Inference
 from unipelt.language.syntax.parser import parse_expression
@@ -368,6 +368,6 @@ def test_rows_stand_where_they_are_said_to() -> None:
 
 
 def test_every_word_has_torch_code() -> None:
-    from unipelt.compiler.torch_words import WORDS
+    from unipelt.compiler.words import WORDS
 
     assert set(WORDS) == set(FUNCTIONS)

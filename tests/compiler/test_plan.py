@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from names import name, spec
+from names import members, name, spec
 from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, model, state
 
 import unipelt
 from unipelt.compiler.plan import Plan
 from unipelt.language.report.diagnostics import Diagnostic, PeltError
-from unipelt.language.loading import library
 
-METHODS = [e.name for e in library() if e.kind == "method"]
+METHODS = members("test_plan")
 LOW_RANK = (
     "insert parallel form { A: [d_in, r] ~ normal(1) B: [r, d_out] ~ zeros delta = z @ A @ B } "
     "compose { out = h + delta }"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from judges import HOLDS, JUDGES, SHOWS
-from names import RENAMED, spec
+from names import members, RENAMED, spec
 from proof import KINDS, arguments, prove
 from random_methods import text
 from random_proof import proved
@@ -17,7 +17,7 @@ from unipelt.language.loading import parse
 from unipelt.language.analyse.verdicts import verdicts
 from unipelt.language.analyse.row_verdicts import RULES
 
-METHODS = [e.name for e in unipelt.library() if e.kind == "method"]
+METHODS = members("test_proof")
 DECODERS, OTHERS = ("gpt2", "llama"), [k for k in KINDS if k not in ("gpt2", "llama")]
 
 
@@ -40,7 +40,7 @@ def test_the_library_asks_every_judge_both_ways():
 
 
 def test_the_judge_of_batches_can_tell(monkeypatch):
-    from unipelt.compiler.functions import FUNCTIONS
+    from unipelt.compiler.words import FUNCTIONS
     from unipelt.compiler.named import Named
 
     method = parse(

@@ -14,20 +14,19 @@ from typing import Any, Callable
 
 import pytest
 import torch
-from names import name, spec
+from names import members, name, spec
 from safetensors.torch import load_file, save_file
 from small import LAYERS, WIDTH, inputs, model, output, randomise, state
 from torch import nn
 
 import unipelt
 from unipelt.language.report.diagnostics import PeltError
-from unipelt.language.loading import library
 from unipelt.language.versions import FORMAT
 from unipelt.runtime.saving import fingerprint
 from unipelt.runtime.folder import read_manifest, read_tensors
 from unipelt.runtime.hub import MANIFEST, METHOD, WEIGHTS
 
-METHODS = [e.name for e in library() if e.kind == "method"]
+METHODS = members("test_checkpoint")
 
 
 def adapted(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from names import name as named
+from names import members, name as named
 from names import spec
 from small import model, output, randomise
 
 import unipelt
-from unipelt.language.loading import library, load, parse
+from unipelt.language.loading import load, parse
 from unipelt.language.analyse.verdicts import verdicts
 
 
-METHODS = [e.name for e in library() if e.kind == "method"]
+METHODS = members("test_properties")
 
 
 def small(method):

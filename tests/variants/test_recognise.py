@@ -6,21 +6,21 @@ import re
 from dataclasses import replace
 
 import pytest
-from names import name as named
+from names import members, name as named
 from names import spec
 from numbers_of import distance, outputs
 
 from unipelt.language.syntax import nodes as S
 from unipelt.language.analyse.canonical import canonical
 from unipelt.language.ir import Method
-from unipelt.language.loading import definition, library, load, parse
+from unipelt.language.loading import definition, load, parse
 from unipelt.language.analyse.meaning import meaning
 from unipelt.language.check.space import space_of
 from unipelt.variants.generate import generate
 from unipelt.variants.operators import neighbours
 from unipelt.variants.recognise import Match, recognise
 
-METHODS = [e.name for e in library() if e.kind == "method"]
+METHODS = members("test_recognise")
 
 
 def claimed(match: Match, sites: tuple) -> Method:

@@ -34,7 +34,7 @@ from ..language.syntax.nodes import (
     Tensor,
     dotted,
 )  # fmt: skip
-from .functions import FUNCTIONS
+from .words import FUNCTIONS
 from .named import Named, Value, elementwise, matmul, transpose
 
 OPERATIONS: dict[str, Callable] = {

@@ -51,9 +51,8 @@ from .code import (
     with_number,
 )
 from .evaluator import OPERATIONS
-from .functions import FUNCTIONS
+from .words import FUNCTIONS, WORDS
 from .lines import Line, is_live
-from .torch_words import WORDS
 
 #: Names that generated code uses for itself.
 _TAKEN = frozenset(

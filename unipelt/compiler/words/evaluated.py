@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from . import helpers
-from .named import Named, Value, elementwise, ordered, refine
+from .. import helpers
+from ..named import Named, Value, elementwise, ordered, refine
 
 Function = Callable[..., Value]
 FUNCTIONS: dict[str, Function] = {}

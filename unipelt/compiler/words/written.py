@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from ..language.sites import axis_order
-from ..language.sizes import Size
-from .code import ATOM, COMPARISON, LEVELS, SIGN, Code, Num, Unwritten, Written, refine, spread, text_of, union
+from ...language.sites import axis_order
+from ...language.sizes import Size
+from ..code import ATOM, COMPARISON, LEVELS, SIGN, Code, Num, Unwritten, Written, refine, spread, text_of, union
 
 
 class Writing(Protocol):

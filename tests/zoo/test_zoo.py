@@ -1,0 +1,78 @@
+"""What must hold of every method of the library, on one small model each (which one by its place; UNIPELT_ALL=1: on all).
+
+Planned numbers are the tensors' numbers; it changes the output; without it the base is back to the last bit; it saves and loads;
+it merges where it says so; the compiled row computes what is written.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from names import RENAMED, methods
+
+import unipelt
+from unipelt.runtime.registry import record
+
+KINDS = ("llama", "bert_labels", "gpt2")
+METHODS = [] if RENAMED else methods()
+
+
+def kinds(method: str) -> list[str]:
+    """Models in the order in which they are tried: the first that takes the method serves."""
+    at = zlib.crc32(method.encode()) % len(KINDS)
+    return [*KINDS[at:], *KINDS[:at]]
+
+
+def tiny(method: str) -> unipelt.Method:
+    """The method with fewer rows, where it has some."""
+    found = unipelt.load(method)
+    return found(**{n: 2 for n in ("l",) if n in found.arguments})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_keeps_its_promises(method: str, tmp_path: Path) -> None:
+    refused = []
+    for kind in kinds(method):
+        model = small.model(kind, dtype=torch.float64)
+        try:
+            plan = unipelt.apply(model, tiny(method), allow_future=True)
+        except unipelt.PeltError as e:
+            assert not any(isinstance(m, unipelt.runtime.edits.Edit) for m in model.modules())
+            refused.append(str(e))
+            continue
+        promises(kind, method, model, plan, tmp_path / kind)
+        if not os.environ.get("UNIPELT_ALL"):
+            return
+    assert len(refused) < len(KINDS), refused
+
+
+def promises(kind: str, method: str, model: torch.nn.Module, plan: unipelt.Plan, folder: Path) -> None:
+    own = record(model, "default").trained()
+    assert sum(p.numel() for p in own.values()) == plan.counts.trained + plan.counts.head
+    base = small.output(small.model(kind, dtype=torch.float64))
+    if plan.properties["identity at start"] == "yes":
+        assert torch.allclose(small.output(model), base, rtol=0, atol=1e-9)
+    small.randomise(model)
+    after = small.output(model)
+    assert after.isfinite().all()
+    assert after.shape != base.shape or not torch.allclose(after, base, rtol=0, atol=1e-7)
+    with unipelt.disabled(model):
+        assert torch.equal(small.output(model), base)
+    unipelt.save(model, folder)
+    again = small.model(kind, dtype=torch.float64)
+    unipelt.attach(again, folder)
+    assert torch.allclose(small.output(again), after, rtol=0, atol=1e-9)
+    literal = small.model(kind, dtype=torch.float64)
+    unipelt.apply(literal, tiny(method), allow_future=True, lowering=False)
+    small.randomise(literal)
+    assert torch.allclose(small.output(literal), after, rtol=1e-9, atol=1e-9)
+    if plan.properties["mergeable"] == "yes" and after.shape == base.shape:
+        unipelt.merge(again)
+        assert torch.allclose(small.output(again), after, rtol=1e-7, atol=1e-7)
+    unipelt.remove(model)
+    assert torch.equal(small.output(model), base)
