@@ -10,6 +10,7 @@ from names import name as named, spec
 
 from unipelt import load
 from unipelt.language.report.diagnostics import PeltError
+from unipelt.language.library import index, library_definition, summaries
 from unipelt.language.loading import check, definition, parse, resolve
 
 # ---------------------------------------------------------------- imports
@@ -220,3 +221,10 @@ def test_a_method_is_short_where_python_shows_it():
         "method m(r: int = 4, act: activation = relu) { modify ffn  insert parallel  form { delta = act(z) }  compose h + delta }"
     )
     assert repr(m(r=2)) == "<method m(r=2, act='relu')>" and str(m).startswith("method m(r: int = 4")
+
+
+def test_a_list_of_the_library_says_what_the_definitions_say() -> None:
+    """It is made by a scan that parses nothing, so it is held against what parsing finds."""
+    assert summaries() == {
+        k: (getattr(library_definition(*k), "doc", None) or "").strip().split("\n")[0] for k in index()
+    }

@@ -44,6 +44,23 @@ def index() -> dict[Key, Path]:
     return found
 
 
+_DOC = re.compile(r'\{\s*"""([\s\S]*?)"""')
+
+
+@lru_cache(maxsize=1)
+def summaries() -> dict[Key, str]:
+    """The first line of each definition's docstring, found by a scan: a list of the library parses none of its files."""
+    found: dict[Key, str] = {}
+    for path in dict.fromkeys(index().values()):
+        text = path.read_text(encoding="utf-8")
+        headers = list(_HEADER.finditer(text))
+        for header, after in zip(headers, [*headers[1:], None]):
+            doc = _DOC.search(text, header.end(), after.start() if after is not None else len(text))
+            first = doc[1].strip().split("\n")[0] if doc is not None else ""
+            found.setdefault((header[1], header[2]), first)
+    return found
+
+
 _FILES: dict[tuple[Path, str], File] = {}
 
 

@@ -17,7 +17,7 @@ from .types.rows import distinct
 from .report.diagnostics import Diagnostic, PeltError, counted, error, near
 from .check.elaborate import elaborate, is_space
 from .ir import Method
-from .library import Key, index, key_of, library_definition, library_names, parse_path, title
+from .library import Key, index, key_of, library_definition, library_names, parse_path, summaries, title
 from .check.names import Names, names_of
 from .analyse.owned import hints
 from .syntax.parser import parse as parse_file
@@ -316,9 +316,5 @@ def _once(found: list[Checked]) -> list[Checked]:
 
 def library() -> list[Entry]:
     """Every definition of the library with the first line of its docstring."""
-    out = []
-    for (kind, name), path in index().items():
-        d = library_definition(kind, name)
-        doc = (getattr(d, "doc", None) or "").strip().split("\n")[0]
-        out.append(Entry(title(kind), name, doc, str(path)))
+    out = [Entry(title(kind), name, doc, str(index()[kind, name])) for (kind, name), doc in summaries().items()]
     return sorted(out, key=lambda e: (e.kind != "method", e.kind, e.name))
