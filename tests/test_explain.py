@@ -12,13 +12,16 @@ import pytest
 from typer.testing import CliRunner
 
 import unipelt
+from names import spec
 from unipelt.cli.app import app
 from unipelt.cli.explain import mistakes
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.report.explain import page
 from unipelt.language.report.pages import Page, pages
 from unipelt.language.report.render import render_all
+from unipelt.language.loading import check_text
 from unipelt.language.sites import signature
+from unipelt.language.words import words
 
 PACKAGE = Path(unipelt.__file__).parent
 
@@ -151,3 +154,20 @@ def test_no_page_knows_a_method_of_the_library() -> None:
     }
     for p in pages().values():
         assert not {w for w in re.findall(r"\w+", p.example) if w in names}, p.code
+
+
+@pytest.mark.parametrize("word", words().values(), ids=words())
+def test_a_word_is_explained_with_an_example_that_checks_and_uses_it(word) -> None:
+    assert word.doc and re.search(rf"\b{word.name}\b", word.example), (
+        f"write an example of `{word.name}` in unipelt/language/words"
+    )
+    found = check_text(spec(word.example), "example.pelt")
+    assert not [d for c in found for d in c.diagnostics], render_all([d for c in found for d in c.diagnostics])
+    shown = call(word.name)
+    assert shown.startswith(f"{word.name} (") and all(line.strip() in shown for line in word.example.splitlines())
+    assert json.loads(call(word.name, "--json"))["kind"] == word.kind
+
+
+def test_a_misspelt_word_is_told_from_a_code() -> None:
+    assert "did you mean `softmax`?" in call("softmux", code=1)
+    assert "did you mean `attn.q`?" in call("att.q", code=1)

@@ -59,19 +59,26 @@ def explain(
     code: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CODE]", help="The code of an error, as E0312, or a site, as attn.q; without one, all codes."
+            metavar="[CODE]",
+            help="The code of an error, as E0312, a site, as attn.q, or a word of the language, as softmax; without one, all codes.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain an error code: what it means, a program that raises it, and the remedy; or what a form may read at a site. Without either: list the codes."""
+    """Explain an error code: what it means, a program that raises it, and the remedy; what a form may read at a site; what a word of the language is. Without one: list the codes."""
     from ..language.sites import signature
-    from .explain import explain_code, explain_site, list_codes
+    from ..language.report.diagnostics import error
+    from ..language.words import close_to, words
+    from .explain import explain_code, explain_site, explain_word, list_codes
 
     if code is None:
         list_codes(as_json)
     elif (site := signature('module("regex")' if code == "module" else code)) is not None:
         explain_site(site, as_json)
+    elif code in words():
+        explain_word(words()[code], as_json)
+    elif close := close_to(code):
+        raise error("E0409", f"there is no word, no site and no error code `{code}`", help=f"did you mean `{close}`?")
     else:
         explain_code(code, as_json)
 

@@ -1,4 +1,4 @@
-"""The command `explain`: the page of an error code, all codes with their titles, or what may be read at a site."""
+"""The command `explain`: the page of an error code, all codes with their titles, what may be read at a site, what a word is."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 import textwrap
 from typing import Any
 
-from ..language.report.diagnostics import Diagnostic
+from ..language.report.diagnostics import Diagnostic, counted
 from ..language.report.explain import page
 from ..language.report.pages import Page, pages
 from ..language.loading import check_text
 from ..language.report.render import escape, render_all, to_json
 from ..language.sites import SiteSignature
+from ..language.words import Word
 from .output import WIDTH, colored, emit, tell
 
 #: What an example's file is called in its messages.
@@ -50,6 +51,35 @@ def explain_site(site: SiteSignature, as_json: bool) -> None:
         return
     width = max(map(len, found))
     tell("\n".join([site.name, *(f"  {name:<{width}}  {text or '–'}" for name, text in found.items())]))
+
+
+def explain_word(word: Word, as_json: bool) -> None:
+    """What a word of the language is, with an example."""
+    if as_json:
+        takes = list(word.takes) if word.takes is not None else None
+        emit(
+            {
+                "ok": True,
+                "word": word.name,
+                "kind": word.kind,
+                "doc": word.doc,
+                "arguments": takes,
+                "example": word.example,
+            }
+        )
+        return
+    least, most = word.takes or (0, 0)
+    count = f", {counted(least, 'argument') if least == most else f'{least} to {most} arguments'}" if word.takes else ""
+    tell(
+        "\n\n".join(
+            [
+                f"{word.name} ({word.kind}{count})",
+                textwrap.fill(word.doc, WIDTH),
+                "An example:",
+                _indented(word.example.rstrip()),
+            ]
+        )
+    )
 
 
 def _data(p: Page) -> dict[str, Any]:
