@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from names import members, name as named
+from names import RENAMED, members, name as named
 from names import spec
 from numbers_of import distance, outputs
 
@@ -16,6 +16,8 @@ from unipelt.language.ir import Method
 from unipelt.language.loading import definition, load, parse
 from unipelt.language.analyse.meaning import meaning
 from unipelt.language.check.space import space_of
+from unipelt.resources import folder
+from unipelt.variants import catalogue
 from unipelt.variants.generate import generate
 from unipelt.variants.operators import neighbours
 from unipelt.variants.recognise import Match, recognise
@@ -168,3 +170,17 @@ def test_the_nearest_of_a_neighbour_is_where_it_came_from() -> None:
     members = generate(*(space_of(d, names, one=True) for d in neighbours(found, names, None))).members
     new = [m.sentence for m in members if "nearest:" in m.sentence]
     assert new and all(f"nearest: {parent}, which differs in" in s for s in new), new
+
+
+@pytest.mark.skipif(bool(RENAMED), reason="renamed specs have no catalogue")
+def test_the_catalogue_is_of_these_specs() -> None:
+    written = (folder("specs") / catalogue.FILE).read_text(encoding="utf-8")
+    assert written == catalogue.generate(), "write it anew: python -m unipelt.variants.catalogue"
+
+
+def test_without_a_catalogue_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = catalogue.catalogue()
+    monkeypatch.setattr(catalogue, "FILE", "no such file")
+    catalogue.catalogue.cache_clear()
+    assert catalogue.catalogue() == found
+    catalogue.catalogue.cache_clear()

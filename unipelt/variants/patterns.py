@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import Any
 
 from ..language.syntax import nodes as S
 from ..language.types.algebra import Atom, Term
 from ..language.analyse.canonical import Canonical, canonical
-from ..language.report.diagnostics import PeltError
-from ..language.ir import Method
-from ..language.library import library_names
-from ..language.loading import load
+from ..language.ir import Method, Row
 from ..language.analyse.meaning import Meaning, SiteMeaning, bound, meaning
 from ..language.analyse.start import tensors_of
 from ..language.sizes import Size
+from ..language.write.columns import columns_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +39,30 @@ def key_of_lines(c: Canonical) -> str:
     return "\n".join([*(x.text for x in c.sites), *(x.text for x in c.tensors)])
 
 
-@lru_cache(maxsize=1)
-def known() -> dict[str, Method]:
-    """The methods of the library that have no mistakes."""
-    found = {}
-    for name in library_names("method"):
-        with contextlib.suppress(PeltError):
-            found[name] = load(name)
-    return found
-
-
-@lru_cache(maxsize=1)
-def patterns() -> dict[str, list[Pattern]]:
-    """Every row of the library's methods under the skeleton of each of its sites."""
-    out: dict[str, list[Pattern]] = {}
-    for name, method in known().items():
-        for variant in _variants(method):
-            for row in variant.rows:
-                single = replace(variant, rows=(replace(row, gate=None),), trains=(), requires=())
-                found = meaning(single, arguments=False)
-                for biases, m in (("", found), ("with", without_biases(found))):
-                    if biases and m == found:
-                        continue
-                    lines = lines_of(m)
-                    p = Pattern(name, row.name, len(method.rows) == 1, tuple(s for s, _ in lines),
-                                 tuple(c for _, c in lines), {q.name: q for q in method.params}, biases)  # fmt: skip
-                    for key in {key_of_lines(c) for _, c in lines}:
-                        out.setdefault(key, []).append(p)
+def patterns_of(name: str, method: Method) -> list[tuple[str, Pattern]]:
+    """Every row of a method as a pattern, under the skeleton of each of its sites."""
+    out: list[tuple[str, Pattern]] = []
+    for variant in _variants(method):
+        for row in variant.rows:
+            single = replace(variant, rows=(replace(row, gate=None),), trains=(), requires=())
+            found = meaning(single, arguments=False)
+            for biases, m in (("", found), ("with", without_biases(found))):
+                if biases and m == found:
+                    continue
+                lines = lines_of(m)
+                p = Pattern(name, row.name, len(method.rows) == 1, tuple(s for s, _ in lines),
+                             tuple(c for _, c in lines), {q.name: q for q in method.params}, biases)  # fmt: skip
+                out += [(key, p) for key in sorted({key_of_lines(c) for _, c in lines})]
     return out
+
+
+def heads_of(row: Row, method: Method) -> dict[str, Any]:
+    """What two rows are compared by: their columns without arguments, and the layers."""
+    columns = columns_of(row, method)
+    return {
+        "modify": sorted(columns["modify"].split(", ")), "insert": columns["insert"],
+        **{c: columns[c].partition("(")[0] for c in ("form", "compose", "gated by")}, "layers": columns["layers"],
+    }  # fmt: skip
 
 
 def _variants(method: Method) -> list[Method]:

@@ -19,7 +19,8 @@ from ..language.types.fitting import plain
 from ..language.ir import Method, Row
 from ..language.analyse.meaning import bound, meaning
 from ..language.syntax.printer import to_text
-from .patterns import Pattern, key_of_lines, known, lines_of, patterns, without_biases
+from .catalogue import catalogue, known, of_rows, with_skeleton
+from .patterns import Pattern, heads_of, key_of_lines, lines_of, without_biases
 from .solve import Solution, fits
 
 
@@ -67,16 +68,22 @@ class Recognised:
 # ---------------------------------------------------------------- rows
 
 
+def _of_library(name: str) -> Method:
+    found = known(name)
+    assert found is not None
+    return found
+
+
 @lru_cache(maxsize=4096)
 def _bound_row(name: str, row: str, arguments: tuple[tuple[str, Any], ...]) -> tuple[Method, Row]:
     """A known method at some arguments, and one of its rows."""
-    found = bound(known()[name](**dict(arguments)))
+    found = bound(_of_library(name)(**dict(arguments)))
     return found, next(r for r in found.rows if r.name == row)
 
 
 @lru_cache(maxsize=None)
 def _known_rows(name: str) -> tuple[tuple[Row, tuple[Match, ...]], ...]:
-    method = known()[name]
+    method = _of_library(name)
     return tuple((r, tuple(recognise_row(method, r))) for r in method.rows)
 
 
@@ -115,7 +122,7 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
             continue
         lines = lines_of(m)
         sites = tuple(s for s, _ in lines)
-        for p in patterns().get(key_of_lines(lines[0][1]), []):
+        for p in with_skeleton(key_of_lines(lines[0][1])):
             solution = _everywhere(p, lines)
             if solution is None or (own and p.biases):  # the latter is the same as without stripping
                 continue
@@ -187,10 +194,10 @@ def recognise(method: Method) -> Recognised:
 def _single(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> Match | None:
     """The known method that one of a single row, or of trained copies only, is."""
     if not rows:
-        same = [n for n, k in known().items() if not k.rows and not _training(method, k)]
+        same = [n for n, k in of_rows(0).items() if not _training(method, k)]
         return Match(same[0]) if same else None
-    alone = [m for m in rows[0][1] if m.name in known() and not m.around]
-    return next((m for m in alone if not _training(method, known()[m.name])), None)
+    alone = [m for m in rows[0][1] if m.name in catalogue() and not m.around]
+    return next((m for m in alone if not _training(method, known(m.name))), None)
 
 
 def _trained(method: Method | None) -> tuple[str, ...]:
@@ -216,7 +223,7 @@ def _sentence(method: Method, rows: Sequence[tuple[Row, list[Match]]]) -> str:
         if not found and row.layers is not None and row.layers.word != "all":
             what += f", in layers {to_text(bound(replace(method, rows=(row,))).rows[0].layers)}"
         parts.append(what + (f", gated by {row.columns.gate}" if not found and row.gate is not None else ""))
-    base = known().get(rows[0][1][0].name) if len(rows) == 1 and rows[0][1] else None
+    base = known(rows[0][1][0].name) if len(rows) == 1 and rows[0][1] else None
     training = _training(method, base)
     parts += [training] if training else []
     return f"this is {', '.join(parts)}" if rows and rows[0][1] else "; ".join(parts)
@@ -229,26 +236,17 @@ def _described(row: Row, method: Method) -> str:
 
 def _nearest(row: Row, method: Method) -> str:
     """The library's row that shares the most columns with a new one, and in which it differs."""
-    mine = _heads(row, method)
+    mine = heads_of(row, method)
     best: tuple[int, str, list[str]] = (3, "", [])
-    for name, other in known().items():
-        if len(other.rows) != 1:
+    for name, other in catalogue().items():
+        theirs = other.heads
+        if theirs is None:
             continue
-        theirs = _heads(other.rows[0], other)
         differ = [c for c in mine if mine[c] != theirs[c]]
         if len(mine) - len(differ) > best[0]:
             best = (len(mine) - len(differ), name, differ)
     differs = " and ".join(best[2]) or "its arguments"
     return f" (nearest: {best[1]}, which differs in {differs})" if best[1] else ""
-
-
-def _heads(row: Row, method: Method) -> dict[str, Any]:
-    """What two rows are compared by: their columns without arguments, and the layers."""
-    columns = columns_of(row, method)
-    return {
-        "modify": frozenset(columns["modify"].split(", ")), "insert": columns["insert"],
-        **{c: columns[c].partition("(")[0] for c in ("form", "compose", "gated by")}, "layers": columns["layers"],
-    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- methods of several rows
@@ -260,9 +258,7 @@ def _nearest_union(method: Method, rows: list[tuple[Row, list[Match]]]) -> tuple
     One that means the same is before one that differs in its arguments, that one before one with a row replaced.
     """
     found: list[tuple[tuple, str, Match | None]] = []
-    for name, other in known().items():
-        if len(other.rows) != len(rows):
-            continue
+    for name, other in of_rows(len(rows)).items():
         odd = [(k, m, matches) for k, (m, matches), same in _paired(_known_rows(name), rows) if not same]
         if len(odd) > 1:
             continue
