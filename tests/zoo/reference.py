@@ -161,15 +161,18 @@ def by_formula(
 
 def beside_peft(
     method: unipelt.Method, config: peft.PeftConfig, into: Callable[[str, dict[str, torch.Tensor]], torch.Tensor], kind: str = "llama",
-    scale: float = 0.2, **more: Any,
+    scale: float = 0.2, frozen: bool = False, prepare: Callable[[nn.Module], None] | None = None, **more: Any,
 ) -> float:  # fmt: skip
     """How far the outputs and the gradients of ours and of live peft are apart, with peft's tensors moved at random.
 
     ``into(name, theirs)`` gives the value of our trained tensor of that full name (as in `unipelt.state_dict`) from all of peft's
-    tensors by theirs. The gradients of ours are compared by what they are after the same move: a step of 1e-2 down the gradient
-    of each side is taken and the outputs compared again.
+    tensors by theirs; with ``frozen`` that of our frozen draws too. ``prepare`` changes peft's model before anything is compared.
+    The gradients of ours are compared by what they are after the same move: a step down the gradient of each side is taken and
+    the outputs compared again.
     """
     theirs = peft.get_peft_model(small.model(kind), config).eval()
+    if prepare is not None:
+        prepare(theirs)
     g = torch.Generator().manual_seed(3)
     trained = {n: p for n, p in theirs.named_parameters() if p.requires_grad}
     with torch.no_grad():
@@ -180,11 +183,11 @@ def beside_peft(
     model.eval()
     worst = 0.0
     for step in range(2):
-        state = {n: t.detach().clone() for n, t in theirs.state_dict().items()}
         own = record(model, "default").trained()
         with torch.no_grad():
             if step == 0:
-                for n, p in own.items():
+                state = {n: t.detach().clone() for n, t in (*theirs.named_parameters(), *theirs.named_buffers())}
+                for n, p in (unipelt.state_dict(model) if frozen else own).items():
                     p.copy_(into(n, state))
         given = small.inputs(padded=False)
         out, expected = model(**given)[0], theirs(**given)[0]

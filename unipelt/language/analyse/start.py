@@ -59,6 +59,8 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
         return Term(values[1].products, a.sizes)  # whatever the condition says
     if isinstance(first, Term):
         known = _constant(first)
+        if known is not None and name.startswith("["):  # ranges and entries of what is one number everywhere
+            return Term(number(known).products, a.sizes)
         if known is not None and name in PRIMITIVES and PRIMITIVES[name].elementwise:
             result = _curve(name, known)
             if result is not None:
