@@ -327,6 +327,9 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0372-uniform-backwards": ("uniform(1, 0)", "uniform(0, 1)"),
     },
     "change the argument to what the message asks for": {
+        "E0331-cayley-powers": ("cayley(S, 0)", "cayley(S, 3)"),
+        "E0331-roll-half": ("0.5", "1"),
+        "E0331-top-of-none": ("top(z, 0)", "top(z, 1)"),
         "E0331-ceil-of-a-word": ("ceil(tokens)", "ceil(r)"),
         "E0331-concat-a-number": ("concat(B, r)", "concat(B, B)"),
         "E0331-distribution-argument": ("normal(gelu)", "normal(0.02)"),
@@ -346,10 +349,14 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0331-width-of-a-number": ("width(r)", "width(z)"),
     },
     "leave the reduction out, or reduce an axis: `sum(z, tokens)`": {
+        "E0333-roll-no-size": ("roll(z, 1, 1)", "z"),
         "E0333-no-size-to-reduce": ("sum(b)", "sum(z, tokens)"),
         "E0333-norm-of-nothing": ("norm(b)", "b"),
     },
-    "name one of these, or nothing for the last size": {"E0334-reduce-word": ("gelu", "tokens")},
+    "name one of these, or nothing for the last size": {
+        "E0334-top-tokens": ("top(z, 1, tokens)", "top(z, 1)"),
+        "E0334-reduce-word": ("gelu", "tokens"),
+    },
     "leave the axis out, or reduce something that has it": {
         "E0335-axis": ("sum(A, expert)", "sum(A)"),
         "E0335-reduce-absent-axis": ("mean(b, tokens)", "mean(z, tokens)"),
@@ -372,7 +379,34 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "a tensor at the heads is one for each head; write `per site` after it for one that is split": {
         "E0336-heads-twice": ("~ zeros", "~ zeros per site")
     },
+    "declare it before this line, as in `axis block = 4`": {
+        "E0334-split-along-tokens": (
+            "    delta = join(split(z, tokens), tokens)",
+            "    axis block = 4\n    delta = join(split(z, block), block)",
+        )
+    },
+    "declare a second axis of that size, and split along that": {
+        "E0331-split-twice": [
+            ("axis block = 4", "axis block = 4\n    axis place = 4"),
+            ("split(split(z, block), block)", "split(split(z, block), place)"),
+            (", block)\n", ", block)\n    delta = join(delta, place)\n"),
+        ]
+    },
+    "split it along that axis, or give a tensor that is read here `per` that axis": {
+        "E0335-join-without-axis": ("join(z, block)", "join(split(z, block), block)")
+    },
+    "`block` has 3 entries; choose a number that divides 8": {"E0338-pieces": ("axis block = 3", "axis block = 4")},
+    "`part` has 6 entries; choose a number that divides 8": {"E0338-rank": ("part = 6", "part = 4")},
+    "declare the tensor with the size that the message names": {
+        "E0339-cayley": (
+            "[d_in, 8] ~ normal(0.02)\n    delta = z @ cayley(A) @ A.T",
+            "[d_in, d_out] ~ normal(0.02)\n    delta = z @ cayley(A)",
+        )
+    },
+    "write no more columns than rows": {"E0339-columns": ("A: [4, 8]", "A: [8, 8]")},
+    "declare it with the size `b * (b - 1) / 2`": {"E0339-skew": ("S: [b * b]", "S: [b * (b - 1) / 2]")},
     "declare the tensor with the sizes that the message names": {
+        "E0337-kron-of-vector": ("kron(C, b)", "kron(b, b)"),
         "E0337-lstm": ("    y = lstm(z,", "    x_0: [2, d_in] ~ zeros\n    y = lstm(x_0,"),
         "E0337-prepend-vector": ("[d_out]", "[r, d_out]"),
     },

@@ -19,7 +19,8 @@ from unipelt.language.sizes import Size
 from unipelt.language.syntax.nodes import Expr, Name, walk
 from unipelt.language.types.values import NumberType, Poison, Value
 
-LENGTHS = {"batch": 9, "token": 13, "head": 4, "group": 2, "expert": 6}
+LENGTHS = {"batch": 9, "token": 13, "head": 4, "group": 2, "expert": 6, "block": 5}
+AXES = {"expert": 6, "block": 5}
 SIZES = {"4 r": 28, "d_model": 5, "d_head": 3, "d_q": 12, "d_kv": 6, "d_ff": 10, "r": 7, "l": 11}
 TENSORS = {
     "x": ("batch token", ("d_model",)),
@@ -44,6 +45,10 @@ TENSORS = {
     "T": ("", ("r", "l", "d_model")),
     "bx": ("batch", ("d_model",)),
     "gh": ("group", ("d_head",)),
+    "pairs": ("expert", ("l", 3)),
+    "turns": ("expert", ("d_head", "d_head")),
+    "blocks": ("block expert", ("d_head", "r")),
+    "wide": ("batch token", ("d_ff",)),
 }
 
 EXAMPLES = {
@@ -99,6 +104,14 @@ EXAMPLES = {
     "prepend": ("prepend(rows, x)", "prepend(rows, x, 1)", "prepend(each_rows, x)"),
     "append": ("append(rows, x)", "append(each_rows, x)"),
     "fill": ("fill(rows, x)", "fill(each_rows, x)"),
+    "split": ("split(wide, block)", "split(rows, block)", "split(join(blocks, expert), expert)"),
+    "join": ("join(blocks, block)", "join(split(wide, block), block)", "join(blocks.T, expert)"),
+    "roll": ("roll(x, 2)", "roll(rows, r - 1, 0)", "roll(each, -1, -2)"),
+    "kron": ("kron(M, N)", "kron(v, u)", "kron(each, key)", "kron(own, key)", "kron(turns, blocks)"),
+    "skew": ("skew(pairs, 3)",),
+    "cayley": ("cayley(turns)", "cayley(skew(pairs, 3), 4)"),
+    "orthonormal": ("orthonormal(each.T)", "orthonormal(rows)"),
+    "top": ("top(x, 2)", "top(each, r - 3, expert)", "softmax(top(M, 1, 0), 0)"),
     "width": ("width(M)", "width(x) * 2"),
 }
 
@@ -114,7 +127,7 @@ def types(numeric: bool) -> dict[str, Value]:
 
 def inference(numeric: bool) -> Inference:
     sizes = {n: Size.of(v if numeric else n) for n, v in SIZES.items()}
-    return Inference(types(numeric), sizes, axes={"expert": Size.of(6)})
+    return Inference(types(numeric), sizes, axes={n: Size.of(v) for n, v in AXES.items()})
 
 
 def context(seed: int, marks: bool = False) -> Context:
@@ -132,7 +145,7 @@ def context(seed: int, marks: bool = False) -> Context:
         places = torch.randint(SIZES["l"] + 1, shape, generator=g)
     else:
         places = torch.rand(shape, generator=g).argsort(-1)[:, : SIZES["l"]]
-    return Context(names, SIZES, mask=mask, places=places)
+    return Context(names, SIZES, mask=mask, places=places, axes=AXES)
 
 
 def agree(e: Expr, seed: int = 0) -> str:
@@ -253,11 +266,114 @@ def test_an_activation_is_elementwise(name: str) -> None:
         "max(M, 2)",
         "width(s)",
         "drop(x, M)",
+        "split(x, token)",
+        "split(s, block)",
+        "split(r, block)",
+        "split(blocks @ M.T, block)",
+        "join(x, block)",
+        "join(x, batch)",
+        "roll(x, M)",
+        "roll(x, 0.5)",
+        "roll(v, 1, 1)",
+        "kron(M, v)",
+        "kron(T, T)",
+        "kron(M, 2)",
+        "skew(pairs, 4)",
+        "skew(pairs, M)",
+        "cayley(M)",
+        "cayley(v)",
+        "cayley(turns, 0)",
+        "orthonormal(v)",
+        "top(x, 0)",
+        "top(x, M)",
+        "top(v, 1, block)",
+        "top(x, 1, tokens)",
+        "top(s, 1)",
         "T[0 : 2, 0 : 1, :, :]",
     ],
 )
 def test_what_torch_cannot_do_is_refused_before(text: str) -> None:
     assert agree(parse_expression(text)) == "refused"
+
+
+# ---------------------------------------------------------------- shapes and small matrices, beside other code
+
+
+def value_of(text: str, **names: Named) -> Named:
+    found = evaluate(parse_expression(text), Context(dict(names), {}, axes=AXES))
+    assert isinstance(found, Named)
+    return found
+
+
+def draws(*shape: int, seed: int = 5) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_split_numbers_blocks_before_places_and_join_undoes_it() -> None:
+    x = draws(2, 3, 10)
+    pieces = value_of("split(x, block)", x=Named(x, ("batch", "token")))
+    assert pieces.axes == ("batch", "block", "token") and pieces.sizes == (2,)
+    for i in range(5):
+        assert torch.equal(pieces.data[:, i], x[:, :, 2 * i : 2 * i + 2])
+    assert torch.equal(value_of("join(y, block)", y=pieces).data, x)
+
+
+def test_blocks_of_a_weight_are_the_diagonal_blocks_of_a_matrix() -> None:
+    W, R = draws(10, 4), draws(5, 2, 2)
+    out = value_of("join(split(W.T, block) @ R, block).T", W=Named(W), R=Named(R, ("block",)))
+    assert torch.allclose(out.data.T, W.T @ torch.block_diag(*R))
+
+
+def test_kron_is_that_of_torch() -> None:
+    a, b = draws(3, 4), draws(2, 5, seed=6)
+    assert torch.equal(value_of("kron(a, b)", a=Named(a), b=Named(b)).data, torch.kron(a, b))
+    assert torch.equal(value_of("kron(a, b)", a=Named(a[0]), b=Named(b[0])).data, torch.kron(a[0], b[0]))
+    terms = value_of("kron(a, b)", a=Named(draws(6, 3, 4), ("expert",)), b=Named(b))
+    assert torch.equal(terms.data[4], torch.kron(draws(6, 3, 4)[4], b))
+
+
+def test_a_skew_matrix_is_filled_row_by_row_above_the_diagonal() -> None:
+    found = value_of("skew(s, 4)", s=Named(torch.arange(1.0, 7.0))).data
+    assert found.tolist() == [[0, 1, 2, 3], [-1, 0, 4, 5], [-2, -4, 0, 6], [-3, -5, -6, 0]]
+
+
+def test_cayley_is_a_rotation_and_its_series_comes_to_it() -> None:
+    S = draws(4, 4) * 0.05
+    S, eye = S - S.T, torch.eye(4, dtype=torch.float64)
+    R = value_of("cayley(S)", S=Named(S)).data
+    assert torch.allclose(R, (eye + S) @ torch.linalg.inv(eye - S)) and torch.allclose(R @ R.T, eye)
+    assert torch.allclose(value_of("cayley(S, 2)", S=Named(S)).data, eye + 2 * S + 2 * S @ S)
+    assert torch.allclose(value_of("cayley(S, 30)", S=Named(S)).data, R)
+    half = value_of("cayley(S)", S=Named(S.bfloat16())).data
+    assert half.dtype == torch.bfloat16 and torch.allclose(half.double(), R, atol=0.02)
+
+
+def test_orthonormal_columns_are_those_of_gram_and_schmidt() -> None:
+    A = draws(6, 3)
+    Q = value_of("orthonormal(A)", A=Named(A)).data
+    by_hand: list[torch.Tensor] = []
+    for column in A.T:
+        for q in by_hand:
+            column = column - (column @ q) * q
+        by_hand.append(column / column.norm())
+    assert torch.allclose(Q, torch.stack(by_hand, 1))
+    assert torch.allclose(value_of("orthonormal(A)", A=Named(Q)).data, Q)
+
+
+def test_top_leaves_the_largest_and_no_share_to_the_others() -> None:
+    x = torch.tensor([[3.0, 1.0, 2.0, -5.0], [0.0, 9.0, -1.0, 4.0]])
+    gone = float("-inf")
+    assert value_of("top(x, 2)", x=Named(x)).data.tolist() == [[3, gone, 2, gone], [gone, 9, gone, 4]]
+    assert value_of("top(x, 1, 0)", x=Named(x)).data.tolist() == [[3, gone, 2, gone], [gone, 9, gone, 4]]
+    assert value_of("top(x, 9)", x=Named(x)).data.tolist() == x.tolist()
+    x.requires_grad_()
+    (value_of("softmax(top(x, 2))", x=Named(x)).data ** 2).sum().backward()
+    assert (
+        x.grad is not None
+        and x.grad.isfinite().all()
+        and bool((x.grad[0, [1, 3]] == 0).all())
+        and bool(x.grad[0, 0] != 0)
+    )
 
 
 # ---------------------------------------------------------------- random expressions

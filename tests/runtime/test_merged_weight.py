@@ -28,6 +28,12 @@ ROWS = {
     "a vector at the output": f"modify attn.k insert parallel form {{ {LOW} c: [d_out] ~ ones delta = c * (z @ A @ B) }} compose h * c + delta",
     "its own weight": f"modify attn.q insert parallel form {{ {LOW} delta = z @ (W / norm(W, 0)) * 0.1 + z @ A @ B }} compose h + delta",
     "outside training": f"modify attn.q insert parallel form {{ {LOW} delta = drop(stop_gradient(z), 0.5) @ A @ B * (2 if training else 3) }} compose h + delta",
+    "terms": "modify attn.q, attn.v insert parallel form { axis term = 3 A: [d_in, r] ~ normal(0.1) per term B: [r, d_out] ~ normal(0.1) per term "
+    "delta = z @ sum(A @ B, term) } compose h + delta",
+    "kronecker": "modify attn.q, attn.v insert parallel form { C: [4, 4] ~ normal(0.1) A: [d_in / 4, r] ~ normal(0.1) B: [r, d_out / 4] ~ normal(0.1) "
+    "delta = z @ kron(C, A @ B) } compose h + delta",
+    "rotated": "modify attn.q insert parallel form { axis block = 4 S: [d_in * (d_in / 4 - 1) / 8] ~ normal(0.1) per block "
+    "delta = join(split(W.T, block) @ cayley(skew(S, d_in / 4)), block).T } compose h - z @ W + z @ delta",
     "replaced": "modify attn.o insert parallel form { A: [d_in, d_out] ~ normal(0.1) b: [d_out] ~ zeros delta = z @ A + b } compose delta",
 }  # fmt: skip
 METHODS = {what: spec(f"method m(r: int = 3) {{ {row} }}") for what, row in ROWS.items()}
@@ -53,8 +59,8 @@ def check(method: unipelt.Method, kind: str = "bert") -> int:
     for key, (e, derived, host) in hosts.items():
         W, bias = before[key]
         names = {**constants(method.params, e.site.sizes, e.constants), "W": Named(W, ()), "bias": Named(bias, ())}
-        names |= {label.removeprefix("gate."): Named(state[n], ()) for label, n in e.tensors.items()}
-        context = Context(names, dict(e.site.sizes))
+        names |= {label.removeprefix("gate."): Named(state[n], plan.tensors[n].axes) for label, n in e.tensors.items()}
+        context = Context(names, dict(e.site.sizes), axes=e.lengths)
         for expression, new, shape in (
             (derived.weight_expression, host.weight.T, W),
             (derived.bias_expression, host.bias, bias),

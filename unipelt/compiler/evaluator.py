@@ -47,7 +47,7 @@ OPERATIONS: dict[str, Callable] = {
 class Context:
     """What expressions read: ``names`` (scope, tensors, lets), the site's sizes, parameters, the callable frozen base
     modules, the mask of real tokens ([batch, token] or None), whether the model trains, and where rows stand among the
-    tokens (see `functions.prepend`, `functions.fill`)."""
+    tokens (see `functions.prepend`, `functions.fill`), and the sizes of the declared axes."""
 
     names: dict[str, Value]
     sizes: Mapping[str, int]
@@ -55,6 +55,7 @@ class Context:
     mask: torch.Tensor | None = None
     training: bool = False
     places: torch.Tensor | None = None
+    axes: Mapping[str, int] = field(default_factory=dict)
 
 
 def constants(params: Sequence[Param], sizes: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, Value]:

@@ -91,3 +91,54 @@ def fill_rows(rows: torch.Tensor, h: torch.Tensor, places: torch.Tensor) -> torc
     else:  # a look-up whose gradient leaves the tokens that stay out
         found = torch.nn.functional.embedding(places, table, padding_idx=0)
     return torch.where(places[..., None] > 0, found, h)
+
+
+def kron(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[.., p, q] and [.., s, t] as [.., p s, q t]: each entry of ``a`` times the whole of ``b``."""
+    return (a[..., :, None, :, None] * b[..., None, :, None, :]).flatten(-4, -3).flatten(-2)
+
+
+def kron_vectors(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """[.., p] and [.., s] as [.., p s]."""
+    return (a[..., :, None] * b[..., None, :]).flatten(-2)
+
+
+def skew(t: torch.Tensor, n: int) -> torch.Tensor:
+    """[.., n (n - 1) / 2] as [.., n, n]: row by row above the diagonal, negated below it."""
+    i, j = torch.triu_indices(n, n, 1, device=t.device)
+    upper = t.new_zeros(*t.shape[:-1], n * n).index_copy(-1, i * n + j, t).unflatten(-1, (n, n))
+    return upper - upper.mT
+
+
+def in_single(t: torch.Tensor) -> torch.Tensor:
+    """In a precision in which torch solves and factorises."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def cayley(t: torch.Tensor) -> torch.Tensor:
+    """(I + S) (I - S)^-1; the two factors commute."""
+    s = in_single(t)
+    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    return torch.linalg.solve(eye - s, eye + s).to(t.dtype)
+
+
+def cayley_series(t: torch.Tensor, k: int) -> torch.Tensor:
+    """I + 2 S + ... + 2 S^k."""
+    eye = torch.eye(t.shape[-1], dtype=t.dtype, device=t.device)
+    power, total = eye, eye.expand(t.shape)
+    for _ in range(k):
+        power = power @ t
+        total = total + 2 * power
+    return total
+
+
+def orthonormal(t: torch.Tensor) -> torch.Tensor:
+    """Q of t = Q R, the diagonal of R positive."""
+    q, r = torch.linalg.qr(in_single(t))
+    return (q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None, :]).to(t.dtype)
+
+
+def top(t: torch.Tensor, k: int, dim: int) -> torch.Tensor:
+    """The ``k`` largest stay, the others become minus infinity."""
+    kept = t.topk(min(k, t.shape[dim]), dim).indices
+    return t.masked_fill(torch.ones_like(t, dtype=torch.bool).scatter(dim, kept, False), float("-inf"))

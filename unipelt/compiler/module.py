@@ -142,8 +142,20 @@ class _Class:
             if n not in typing.sizes:
                 continue  # nothing is read there
             sizes[n] = Num(self._size(typing.sizes[n], "self."), size=typing.sizes[n])
+        lengths = {n: Num(self._whole(s, "self."), size=s) for n, s in typing.axes.items()}
         low = lower(typing, frozenset({"added"}))
-        body = Body(self.row, typing, low, self.values, sizes, tensors, _entering(typing), training=None, own="self.")
+        body = Body(
+            self.row,
+            typing,
+            low,
+            self.values,
+            sizes,
+            tensors,
+            _entering(typing),
+            training=None,
+            own="self.",
+            lengths=lengths,
+        )
         written, (result,) = body.text("h")
         lines = [*map(str, written)]
         self.helpers = list(body.writer.helpers)
@@ -171,7 +183,7 @@ class _Class:
         self.body = "\n".join([*init, "", *forward])
 
     def _size(self, size: Size, front: str = "") -> str:
-        """A size as an expression of Python; whole where it is the size of a tensor."""
+        """A size as an expression of Python."""
         text = size.bind(self.numbers).text
         text = re.sub(r"\[[^\]]*\]", lambda m: f"{m[0]}[{front}layer]", text)
         return re.sub(
@@ -180,10 +192,14 @@ class _Class:
             text,
         )
 
+    def _whole(self, size: Size, front: str = "") -> str:
+        """The size as a whole number of Python."""
+        return self._size(size, front).replace(" / ", " // ")
+
     def _tensor(self, t: TensorTyping, axes: tuple[str, ...]) -> list[str]:
         """The lines that make a tensor as it starts."""
-        lengths = [self._size(self.typing.axes[a]) if a in self.typing.axes else f"{a}s" for a in axes]
-        shape = [s.replace(" / ", " // ") for s in (*lengths, *(self._size(s) for s in t.type.sizes))]
+        lengths = [self._whole(self.typing.axes[a]) if a in self.typing.axes else f"{a}s" for a in axes]
+        shape = [*lengths, *(self._whole(s) for s in t.type.sizes)]
         sizes = shape[len(axes) :]
         notes = [f"one for all sites that share it (per {t.owner.each})"] if t.owner.shared else []
         notes += [f"learns at {t.lr:g} times the rate"] if t.lr is not None else []

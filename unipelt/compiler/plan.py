@@ -145,6 +145,11 @@ class PlannedEdit:
         return {name: whole(size) for name, size in self.typing.sizes.items()}
 
     @property
+    def lengths(self) -> dict[str, int]:
+        """The sizes of the axes that the row declares."""
+        return {name: whole(size) for name, size in self.typing.axes.items()}
+
+    @property
     def prompt(self) -> PlannedPrompt | None:
         """The rows that this edit puts among the tokens, if it does."""
         placed = self.typing.out.placed

@@ -153,12 +153,14 @@ class Body:
     """The lines of a row at a site.
 
     ``arguments`` maps every name that may enter (tensors by label, scope, frozen modules, `MASK`, `PLACES`) to its name
-    in the code; ``own`` stands in front of the row's tensors. ``training`` None writes code for both.
+    in the code; ``own`` stands in front of the row's tensors. ``training`` None writes code for both. ``lengths`` are the sizes of
+    the declared axes where these are no numbers yet.
     """
 
     def __init__(
         self, row: Row, typing: TypedRow, lowered: Lowered, constants: Mapping[str, Written], sizes: Mapping[str, Written],
         tensors: Mapping[str, tuple[str, ...]], entering: Mapping[str, tuple[str, ...]], training: bool | None, own: str = "",
+        lengths: Mapping[str, Written] | None = None,
     ):  # fmt: skip
         self.row, self.typing, self.lowered, self.on = row, typing, lowered, lowered.on
         self.training = training
@@ -169,7 +171,8 @@ class Body:
             if isinstance(heads, int) and isinstance(groups, int)
             else Num("self.heads // self.groups", PRODUCT)
         )
-        self.writer = Writer(constants, {**sizes, **_bound(typing)}, bases, repeats, training, lowered.on)
+        self.writer = Writer(constants, {**sizes, **_bound(typing.sizes)}, bases, repeats, training, lowered.on)
+        self.writer.axes = _bound(typing.axes) if lengths is None else lengths
         self.arguments: dict[str, str] = {"h": "h"}
         types = {t.label: t.type for t in typing.tensors}
         inputs = {i.name: i for i in typing.inputs}
@@ -334,9 +337,9 @@ class Body:
         ].text  # what is fixed is a line that is computed once
 
 
-def _bound(typing: TypedRow) -> dict[str, int]:
-    """The sizes in scope as numbers."""
-    found = {n: s.number for n, s in typing.sizes.items()}
+def _bound(sizes: Mapping[str, Size]) -> dict[str, int]:
+    """Those sizes that are known, as numbers."""
+    found = {n: s.number for n, s in sizes.items()}
     return {n: int(v) for n, v in found.items() if v is not None and v.denominator == 1}
 
 

@@ -73,6 +73,7 @@ class Writer:
         self.sizes: Mapping[str, Written] = dict(sizes)
         self.bases, self.repeats = dict(bases), repeats
         self.training, self.on = training, on
+        self.axes: Mapping[str, Written] = {}  # the sizes of the declared ones
         self.lines: list[Line] = []
         self.live: set[str] = set()
         self.helpers: dict[str, None] = {}

@@ -81,7 +81,7 @@ class Edit(Holding):
         }
         self.axes = dict(axes)
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
-        self.sizes = planned.sizes
+        self.sizes, self.lengths = planned.sizes, planned.lengths
         self.constants = constants(params, self.sizes, planned.constants)
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
@@ -122,7 +122,9 @@ class Edit(Holding):
         for name, t in self._given(given, tensors).items():
             if name != PLACES:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
-        return Context(names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES))
+        return Context(
+            names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lengths
+        )
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
         """The axes of what is in scope: those of its type, fewer where the model has joined some, or pooled the tokens of h."""

@@ -82,7 +82,8 @@ def start(
     before = [*(() if part is e.row.form else e.row.form), *part[: part.index(own.declaration)]]
     needed = [s for s in lines_for(before, t.exact) if isinstance(s, (Tensor, Let))]
     context = Context({**constants(planned.method.params, e.sizes, e.constants), **_shapes(e), **_map(model, (t.exact, *needed), e)}, e.sizes,
-                      {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()})  # fmt: skip
+                      {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()},
+                      axes=e.lengths)  # fmt: skip
     with torch.no_grad():
         for s in needed:
             if isinstance(s, Tensor):

@@ -79,7 +79,7 @@ def _mask(context: Any, a: Named) -> Named | None:
     return Named(mask.to(a.data.dtype), ("batch", "token"))
 
 
-def _dim(a: Named, over: Value) -> tuple[int, tuple[str, ...]]:
+def dim_of(a: Named, over: Value) -> tuple[int, tuple[str, ...]]:
     """The data's dimension that is reduced, and the axes that stay."""
     if isinstance(over, str):
         axis = "token" if over in ("tokens", "positions") else over
@@ -92,7 +92,7 @@ def _reduce(name: str, plain: Callable[[torch.Tensor, int], torch.Tensor]) -> No
     def reduction(context: Any, a: Named, *over: Value) -> Value:
         for what in over or (-1,):
             masked = _mask(context, a) if what == "tokens" else None
-            dim, axes = _dim(a, what)
+            dim, axes = dim_of(a, what)
             if masked is None:
                 a = Named(plain(a.data, dim), axes)
                 continue
@@ -116,7 +116,7 @@ _reduce("logsumexp", lambda t, d: torch.logsumexp(t, d))
 
 @function("softmax")
 def softmax(context: Any, a: Named, over: Value = -1) -> Value:
-    return Named(torch.softmax(a.data, _dim(a, over)[0]), a.axes)
+    return Named(torch.softmax(a.data, dim_of(a, over)[0]), a.axes)
 
 
 @function("running_mean")
@@ -127,7 +127,7 @@ def running_mean(context: Any, a: Named) -> Value:
 
 
 def _at(a: Named, context: Any, over: Value, last: bool) -> Value:
-    dim, axes = _dim(a, over)
+    dim, axes = dim_of(a, over)
     n = a.data.shape[dim]
     mask = _mask(context, a) if over == "tokens" else None
     if mask is None:

@@ -17,6 +17,7 @@ class Writing(Protocol):
     """What a word may ask of the `Writer`."""
 
     sizes: Mapping[str, Written]
+    axes: Mapping[str, Written]
     repeats: Written
     training: bool | None
 
@@ -144,8 +145,8 @@ _pick("last", "last_of_real", "-1")
 def _heads(w: Writing, a: Written) -> Written:
     assert isinstance(a, Code)
     d_head, d_kv = w.sizes["d_head"], w.sizes["d_kv"]
-    size = _as_size(d_head)
-    name = "group" if a.sizes[-1] == _as_size(d_kv) else "head"
+    size = as_size(d_head)
+    name = "group" if a.sizes[-1] == as_size(d_kv) else "head"
     axes = tuple(sorted({*a.axes, name}, key=axis_order))
     at = axes.index(name)
     dims = a.rank
@@ -154,7 +155,7 @@ def _heads(w: Writing, a: Written) -> Written:
     return Code(text, axes, (*a.sizes[:-1], size))
 
 
-def _as_size(v: Written) -> Size:
+def as_size(v: Written) -> Size:
     if isinstance(v, Num) and v.size is not None:
         return v.size
     if not isinstance(v, int):

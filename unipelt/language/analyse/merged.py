@@ -29,7 +29,8 @@ from ..sizes import Size
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a row makes of the weight [in, out] and the bias of the map that absorbs it. ``names`` are the tensors' own."""
+    """What a row makes of the weight [in, out] and the bias of the map that absorbs it. ``names`` are the tensors' own,
+    and those of declared axes."""
 
     row: str
     site: str
@@ -84,7 +85,7 @@ def merged_at(t: TypedRow) -> Merged | None:
     halves = _halves(out, "h" if before else "x", (W.sizes[0], W.sizes[1]))
     if halves is None:
         return None
-    names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors}
+    names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors} | place.axes
     made = Merged(row.name, site.name, site.into, *halves, names)
     try:
         _ = made.weight_expression, made.bias_expression
@@ -166,6 +167,11 @@ def _factors(factors: Product, c: Size, names: Mapping[Any, str]) -> tuple[int, 
     return sign, reduce(lambda a, b: S.Binary("*", a, b), shown)
 
 
+def _word(p: str, names: Mapping[Any, str]) -> S.Expr:
+    """An argument that is no term: a domain, a function, or an axis, which a row has given a name."""
+    return S.Name(names[p]) if p in names else parse_expression(p)
+
+
 def _number(c: Size) -> S.Expr:
     n = c.number
     if n is not None and n.denominator != 1:
@@ -188,7 +194,7 @@ def _atom(a: Atom, names: Mapping[Any, str]) -> S.Expr:
         case "sum" | "sized":
             return expression(a.parts[0], names)
     name, *args = a.parts
-    shown = [expression(p, names) if isinstance(p, Term) else parse_expression(str(p)) for p in args]
+    shown = [expression(p, names) if isinstance(p, Term) else _word(str(p), names) for p in args]
     if name == "1 /":
         return S.Binary("/", S.Number(1), shown[0])
     if name == "**":

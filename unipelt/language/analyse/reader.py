@@ -103,6 +103,7 @@ class SiteState:
         self.mass: Term | None = None  # ``log_mass``, as the prefixes before have left it
         self.h: Term | None = None
         self.symbols: dict[str, str] = {}
+        self.axes: dict[str, str] = {}  # what declared axes are called, by what stands for them in terms
 
     def read(self, typing: TypedRow) -> None:
         site = typing.site
@@ -310,6 +311,7 @@ class Reader:
         while self.declared.get(shown, name) != name:
             shown, n = f"{text} #{n}", n + 1
         self.axes[name], self.declared[shown] = shown, name
+        self.state.axes[shown] = name
 
     def _word(self, e: S.Expr) -> str:
         """A word, such as an activation; one that is an argument still is a symbol."""

@@ -67,6 +67,8 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
                 return Term(number(result).products, a.sizes)
         if not first.products and name in PRIMITIVES and PRIMITIVES[name].linear:
             return sum_of([], a.sizes)
+        if name in PRIMITIVES and PRIMITIVES[name].bilinear and (_is_zero(first) or _is_zero(values[1])):
+            return sum_of([], a.sizes)
         if name == "concat" and all(isinstance(v, Term) and not v.products for v in values):
             return sum_of([], a.sizes)
     return plain

@@ -180,7 +180,8 @@ def _loose(part: Any) -> bool:
     if not isinstance(part, Atom):
         return False
     name = part.parts[0] if part.kind == "call" else ""
-    linear = name in PRIMITIVES and (PRIMITIVES[name].linear or name == "concat")
+    entry = PRIMITIVES.get(name)
+    linear = entry is not None and (entry.linear or entry.bilinear or entry.tied or name == "concat")
     return linear or str(name).startswith("[") or name == "if" or any(_loose(p) for p in part.parts)
 
 

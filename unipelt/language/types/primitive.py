@@ -30,6 +30,9 @@ class Reporter(Protocol):
     @property
     def bases(self) -> Mapping[str, tuple[Size, Size]]: ...
 
+    @property
+    def axes(self) -> Mapping[str, Size]: ...
+
 
 Rule = Callable[[Reporter, Span, list[Value], list[Expr]], Value]
 
@@ -40,7 +43,9 @@ class Primitive:
 
     Further facts: zero where the first argument is (``linear``; all that is linear, and more); the first argument itself
     outside training (``still``); random in training unless the second argument is 0 (``draws``); entries that sum to one,
-    whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``).
+    whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``); linear in each of the
+    first two arguments (``bilinear``); entries that obey equations of their own, of which the algebra knows nothing, such as those of
+    a rotation (``tied``).
     """
 
     name: str
@@ -54,6 +59,8 @@ class Primitive:
     shares: bool = False
     totals: bool = False
     picks: bool = False
+    bilinear: bool = False
+    tied: bool = False
 
 
 PRIMITIVES: dict[str, Primitive] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import curves, placing, reductions, shapes
+from . import blocks, curves, largest, matrices, placing, reductions, shapes
 from .placing import PLACING
 from .primitive import PRIMITIVES, Primitive, Reporter, entry_of
 from .reductions import DOMAINS
@@ -13,8 +13,11 @@ __all__ = [
     "PRIMITIVES",
     "Primitive",
     "Reporter",
+    "blocks",
     "curves",
     "entry_of",
+    "largest",
+    "matrices",
     "placing",
     "reductions",
     "shapes",

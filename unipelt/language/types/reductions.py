@@ -86,8 +86,14 @@ def _softmax(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
         return a
     if not isinstance(a.type, TensorType):
         return check.fail("E0331", f"`softmax` takes a tensor, not {a.type}", span)
-    checked = _reduce(check, "softmax", a, args[1], exprs[1]) if len(args) > 1 else _last(check, "softmax", a, span)
+    checked = along(check, "softmax", a, args[1:], exprs[1:], span)
     return bend(replace(checked, type=a.type if not isinstance(checked.type, Poison) else POISON), span)
+
+
+def along(check: Reporter, name: str, a: Value, over: list[Value], exprs: list[Expr], span: Span) -> Value:
+    """What is left of a tensor behind a reduction of the last size, or of what an argument names: to see whether it has that, and
+    which other positions take part."""
+    return _reduce(check, name, a, over[0], exprs[0]) if over else _last(check, name, a, span)
 
 
 @primitive(

@@ -83,6 +83,17 @@ class Value:
         return replace(self, type=kind)
 
 
+def is_whole(value: Value) -> bool:
+    """Whether a value is a number that may be a whole one."""
+    return isinstance(value.type, NumberType) and (value.type.size is not None or isinstance(value.type.value, int))
+
+
+def is_count(value: Value) -> bool:
+    """Whether a value is a number that may be a whole one of at least 1."""
+    n = value.type.value if isinstance(value.type, NumberType) else None
+    return is_whole(value) and (n is None or n >= 1)
+
+
 def join(values: Iterable[Value], kind: Type = POISON) -> Value:
     """The facts of a value that reads all of these; the degree is the largest."""
     out = Value(kind)
