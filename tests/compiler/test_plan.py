@@ -169,11 +169,6 @@ def test_absent_cross_attention_is_left_out_with_a_warning_unless_it_is_all() ->
 def test_words_that_are_not_built_yet_are_refused() -> None:
     (d,) = refused(f"method m(r: int = 4) {{ modify ffn tokens first 2 {LOW_RANK} }}")
     assert d.code == "E0390" and "not built yet" in d.message
-    (d,) = refused(
-        "method m(r: int = 4) { modify attn.q.weight form { A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = A @ B } "
-        "compose { out = W + delta } }"
-    )
-    assert d.code == "E0390" and "weight" in d.message
 
 
 def test_numbers_are_checked_again() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..language.report.diagnostics import Diagnostic
-from ..language.sites import SITES, Side, SiteSignature, signature
+from ..language.sites import SITES, Side, SiteSignature, signature, weight_of
 from .columns import Columns
 from .layout import Layout
 
@@ -112,6 +112,10 @@ class Site:
         found = found.without(self.lacks) if self.lacks else found
         return found if self.next_to_map else replace(found, into="")
 
+    def of_weight(self) -> Site:
+        """The site that is the weight of this projection."""
+        return replace(self, name=f"{self.name}.weight", path=f"{self.path}.weight" if self.path else "")
+
     @property
     def side(self) -> Side:
         return self.kind.side
@@ -176,8 +180,10 @@ class SiteMap:
         return next(s for s in self.stacks if s.name == name)
 
     def named(self, name: str, stack: str | None = None) -> list[Site]:
-        """The sites of a name, of one stack or (without one) of every main stack; that of an input is the first one's, and
+        """The sites of a name (also ``attn.q.weight``), of one stack or (without one) of every main stack; that of an input is the first one's, and
         what lies between stacks is found whatever they are called."""
+        if (projection := weight_of(name)) is not None:
+            return [s.of_weight() for s in self.named(projection, stack)]
         main = [s.name for s in self.main]
         if stack is None and name in SITES and SITES[name].times == "input":
             main = main[:1]

@@ -100,6 +100,10 @@ def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> b
 def lower(typing: TypedRow, on: frozenset[str], grouped: bool = False) -> Lowered:
     """What can be done with a row. ``grouped``: several heads share a key."""
     row = typing.row
+    if typing.site.is_weight:
+        on -= {
+            "folded"
+        }  # all of it reads the adapter's tensors alone: what is kept is what comes of it (`runtime.weights`)
     rows = _rows(row, typing, on, grouped) if "rows" in on and shares_softmax(row) else None
     added = _added(row) if "added" in on else None
     factor: Expr | None = None

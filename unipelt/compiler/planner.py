@@ -16,13 +16,12 @@ from torch import nn
 from ..anatomy.base import uncompiled
 from ..anatomy.find import find
 from ..anatomy.heads import is_language_model, word_embeddings
-from ..anatomy.modules import matching
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
 from ..language.analyse.method import analyse
 from ..language.check.methods import first_like, sites_of, varies_by
 from ..language.types.declared import TensorTyping, weights_read
-from ..language.report.diagnostics import Diagnostic, PeltError, error, near
+from ..language.report.diagnostics import Diagnostic, PeltError, error
 from ..language.types.infer import Inference
 from ..language.types.inputs import changes_length, places_rows
 from ..language.ir import Method, Row
@@ -32,7 +31,7 @@ from ..language.check.outside import not_one, selects
 from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant
 from ..language.types.rows import distinct, lacking, require, typed_row
 from ..language.types.typed import Sizes, TypedRow
-from ..language.sites import SiteSignature, TensorType, signature, site_name
+from ..language.sites import SiteSignature, TensorType
 from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
@@ -42,18 +41,10 @@ from .notes import of_attention, of_rows, of_the_base
 from .hosting import Parameter, refused_heads
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
-from .places import in_the_layers, lacking_at, one_place, own_arguments
+from .meant import meant_by
+from .places import in_the_layers, lacking_at, own_arguments, tied
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
-from .trained import (
-    HEADLESS,
-    copy_name,
-    head_parameters,
-    numbers_of,
-    parameters_of,
-    select,
-    stacks_named,
-    trained_along,
-)
+from .trained import copy_name, head_parameters, numbers_of, parameters_of, select, stacks_named, trained_along
 
 MAX_TRAINED = 2**33
 #: Where a module lies of a model whose layers are not known.
@@ -127,43 +118,10 @@ class _Builder:
             self.problems.append(Diagnostic("E0390", "`tokens` is a word of the language that is not built yet",
                                             row.tokens[0].span))  # fmt: skip
             return
-        found: list[Site] = []
-        absent: list[str] = []
-        for path in sites_of(row.sites, self.method.params):
-            tower, name = site_name(str(path))
-            kind = signature(name)
-            by_path = kind is not None and kind.by_path
-            if self.sites.unknown and not by_path:
-                self.problems += self.sites.unknown
-                continue
-            if tower is not None and tower not in self.stacks:
-                self.problems.append(coverage.no_stack(tower, self.sites, self.model, path.span))
-                continue
-            here = self.sites.named(name, tower)
-            if by_path:
-                here, wrong = matching(self.model, self.sites, name, tower, path.span)
-                self.problems += wrong
-            elif not here and kind is not None and kind.cross:
-                absent.append(name)
-            elif not here and kind is not None and kind.is_weight:
-                self.problems.append(Diagnostic("E0390", f"weight sites (`{name}`) are not built yet", path.span))
-            elif not here:
-                known = [n for n in self.sites.names() if self.sites.named(n, tower)]
-                why = f": {reason}" if (reason := coverage.refused(name, tower, self.sites)) else ""
-                self.problems.append(Diagnostic(
-                    "E0512", f"this {type(self.model).__name__} has no site `{name}`{why}", path.span,
-                    help=HEADLESS if kind is not None and kind.times == "head" and not why else coverage.elsewhere(name, self.sites) or (near(name, known) if not why else "") or f"it has: {', '.join(known)}"))  # fmt: skip
-            found += [
-                s for s in here if not any(s is f or one_place(s, f) for f in found)
-            ]  # `attn.q, decoder.attn.q` names some sites twice
-        if absent and not found and not self.problems:
-            self.problems.append(Diagnostic(
-                "E0512", f"this {type(self.model).__name__} has no {', '.join(f'`{n}`' for n in absent)}", row.span,
-                help="choose a model whose decoder reads an encoder, or modify other sites: " + ", ".join(self.sites.names())))  # fmt: skip
-        elif absent:
-            self.warnings.append(
-                f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out"
-            )
+        meant = meant_by(row, self.method, self.model, self.sites, again=bool(self.problems))
+        self.problems += meant.problems
+        self.warnings += meant.warnings
+        found = meant.sites
         here_layers: dict[str, frozenset[int]] = {}
         for stack in (s for s in self.sites.stacks if any(f.stack == s.name and f.layer is not None for f in found)):
             layers = self.layers(row.layers, stack, bool(varies_by(self.method, row)))
@@ -226,7 +184,7 @@ class _Builder:
         alike = None if layer is None else first_like(self.method, row, layer, stack.depth)
         depth = stack.depth or None
         sizes = Sizes({**self.of_the_head, **site.sizes}, alike, depth)
-        if lacks := lacking_at(site, row, self.model):
+        if lacks := lacking_at(site, row, self.model) or tied(site, row, self.parameters.values()):
             self.problems.append(lacks)
             return
         try:

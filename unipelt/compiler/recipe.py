@@ -7,7 +7,6 @@ left to the evaluator.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +23,7 @@ from ..language.sizes import Size
 from ..language.syntax.nodes import Expr
 from . import helpers
 from .code import PRODUCT, Code, Num, Unwritten, Written, refine, spread, text_of
+from .kept import Kept
 from .lines import Line, joined, needed, split, words
 from .lower import Lowered
 from .writer import Writer
@@ -67,7 +67,7 @@ class Recipes:
         self.parts = (row, typing, lowered, constants, sizes, tensors)
         self.known: dict[tuple[Entering, bool, Want], Recipe | None] = {}
         self.ready: dict[tuple, Any] = {}  # what who calls them makes of them, by what enters
-        self.kept: dict[tuple, tuple[Any, tuple, tuple]] = {}  # what was folded, and of what
+        self.kept = Kept()  # what was folded
 
     def __reduce__(self) -> Any:
         return Recipes, self.parts
@@ -76,32 +76,13 @@ class Recipes:
         return Recipes(*self.parts)
 
     def folded(self, key: tuple, fold: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[bool]) -> tuple:
-        """What ``fold`` makes of the tensors, those that are ``numbers`` as numbers. Without gradients it is kept while they stay as
-        they are: the same tensors, with their data at the same place, which torch did not see change. What is written past torch's
-        count (``t.data.copy_``) shows after a pass with gradients or a change between training and evaluation (`forget`).
-        """
-        if torch.is_grad_enabled():
-            self.kept.clear()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(t.is_inference() for t in tensors):
-            return fold(*(t.reshape(()) if n else t for t, n in zip(tensors, numbers, strict=True)))
-        device = tensors[0].device.type
-        state = (
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            torch.is_inference_mode_enabled(),
+        """What ``fold`` makes of the tensors, those that are ``numbers`` as numbers; kept while they stay as they are (`Kept`)."""
+        return self.kept.of(
+            key, tensors, lambda: fold(*(t.reshape(()) if n else t for t, n in zip(tensors, numbers, strict=True)))
         )
-        found = self.kept.get(key)
-        if found is not None and found[0] == state:
-            for t, (ref, version, at) in zip(tensors, found[1], strict=True):
-                if ref() is not t or t._version != version or t.data_ptr() != at:
-                    break
-            else:
-                return found[2]
-        values = fold(*(t.reshape(()) if n else t for t, n in zip(tensors, numbers, strict=True)))
-        self.kept[key] = state, tuple((weakref.ref(t), t._version, t.data_ptr()) for t in tensors), values
-        return values
 
     def forget(self) -> None:
-        self.kept.clear()
+        self.kept.forget()
 
     def of(self, entering: Entering, training: bool, want: Want) -> Recipe | None:
         """The recipe for what enters; None where there is no straight code, and the row is evaluated as written."""
@@ -178,6 +159,8 @@ class Body:
         inputs = {i.name: i for i in typing.inputs}
         self.gate: dict[str, Code] = {}
         for name, axes in entering.items():
+            if name == "W" and typing.site.is_weight:
+                continue
             if name == "scale":
                 self.writer.names[name] = Num(self._enters(name))
             elif name == "chance":
@@ -194,6 +177,8 @@ class Body:
                 self.gate[label[5:]] = value
             else:
                 self.writer.names[label] = value
+        if typing.site.is_weight:  # one tensor under two names
+            self.writer.names["W"] = self.writer.names["h"]
         for name in bases:
             self._enters(name)
         self.arguments |= {MASK: "mask", PLACES: "places"}

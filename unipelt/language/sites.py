@@ -316,7 +316,14 @@ def signature(name: str) -> SiteSignature | None:
         return SITES.get(name)
     W = dict(site.scope)["W"]
     return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=site.cross, mixes=site.mixes,
+                         times=site.times, by_path=site.by_path, instead=site.instead,
                          inside="the weight W", h_is="the weight itself")  # fmt: skip
+
+
+def weight_of(name: str) -> str | None:
+    """The projection whose weight a site is (``attn.q`` of ``attn.q.weight``); None of another site."""
+    found = signature(name)
+    return found.into if found is not None and found.is_weight else None
 
 
 def regular(name: str) -> str | None:

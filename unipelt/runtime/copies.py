@@ -26,6 +26,7 @@ class CopyEdit(Holding):
     side = "output"
     columns = None
     plain = False
+    of_weight = False
     needs: frozenset[str] = frozenset()
 
     def __init__(

@@ -72,7 +72,11 @@ class Edit(Holding):
         self.row, self.site, self.insert = planned.row, planned.site, planned.typing.insert
         # rows that enter among the tokens replace placeholders in what the embeddings yield (see `runtime.prompts`)
         self.side = "output" if planned.site.side == "prompt" else planned.site.side
-        self.columns, self.layout = planned.site.view.columns, planned.site.view.layout
+        #: Whether h is the host's weight: it is given that, and what it makes of it acts by `weights`.
+        self.of_weight = planned.site.kind.is_weight
+        self.columns = planned.site.view.columns
+        self.lies = planned.site.view.layout  # how the tokens lie that the host reads
+        self.layout = None if self.of_weight else self.lies
         self.needs = needs(planned)
         self.prompt = planned.prompt  # the rows that it puts among the tokens, if it does
         self.inputs = frozenset(i.name for i in planned.typing.inputs)
@@ -100,7 +104,7 @@ class Edit(Holding):
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
-        self.plain = self.columns is None and self.prompt is None and planned.site.rows is None and not self.inputs and (
+        self.plain = not self.of_weight and self.columns is None and self.prompt is None and planned.site.rows is None and not self.inputs and (
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
 
     def train(self, mode: bool = True) -> Edit:
@@ -139,7 +143,8 @@ class Edit(Holding):
         """The row's tensors by its own names for them."""
         own = self.held()
         shared = self.shared[0]() if self.borrowed else {}
-        return {label: shared[self.borrowed[label]] if label in self.borrowed else own[label] for label in self.axes}
+        found = {label: shared[self.borrowed[label]] if label in self.borrowed else own[label] for label in self.axes}
+        return {label: _long(t) for label, t in found.items()} if self.of_weight else found
 
     def _z(self, c: Context, h: Named) -> None:
         if self.insert is not None:
@@ -256,6 +261,10 @@ class Edit(Holding):
     def _place(self, label: str) -> Place:
         return label in self.borrowed, self.borrowed.get(label) or key_of_tensor(label), self.scalars.get(label, False)
 
+    def registered(self) -> list[torch.Tensor]:
+        """The row's tensors as they are registered, its own and those that it borrows."""
+        return self._own([self._place(label) for label in self.axes], whole=True)
+
     def _own(self, places: Iterable[Place], whole: bool = False) -> list[torch.Tensor]:
         """The row's tensors at their places; numbers as numbers, or ``whole`` as they are registered."""
         shared = self.shared[0]() if self.borrowed else {}
@@ -264,6 +273,7 @@ class Edit(Holding):
             t = shared[key] if is_shared else self._parameters.get(key)
             if t is None:
                 t = self._buffers[key]
+            t = t if whole or not self.of_weight else _long(t)  # type: ignore[arg-type]
             out.append(t.reshape(()) if number and not whole else t)  # type: ignore[union-attr]
         return out
 
@@ -350,6 +360,11 @@ class Edit(Holding):
         k, v = (t if t.shape[1] > 1 else t.expand(-1, groups, -1, -1) for t in kv)
         a, b = (None if e is None else wide(e, ("batch", "head", "token")) for e in (low.on_scores, low.on_values))
         return k, v, a, b
+
+
+def _long(t: torch.Tensor) -> torch.Tensor:
+    """A tensor that makes a weight, which is computed in 32 bits at least: what is small beside the weight would be lost."""
+    return t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t
 
 
 def needs(planned: PlannedEdit) -> frozenset[str]:

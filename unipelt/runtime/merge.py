@@ -28,6 +28,7 @@ from .hanging import rehang
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .seam import edit_at
 from .sharding import is_sharded
+from .weights import edited
 
 
 @dataclass
@@ -196,11 +197,14 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
         bias = new.get(bias_path, old_bias)
         W = as_map(host, weight).double()
         b = bias.double() if bias is not None else W.new_zeros(W.shape[1])
+        others = [a for a in edits if not a.edit.site.kind.is_weight]
         with torch.no_grad():
-            probe = torch.cat([W.new_zeros(1, W.shape[0]), torch.eye(W.shape[0], dtype=W.dtype, device=W.device)])
-            out = _edited(model, name, path, edits, probe, W, b)
-            b_new = _beside(edits, b, out[0])
-            W_new = _beside(edits, W, out[1:] - out[0])
+            W_new, b_new = _rewritten(W, [_double(model, name, a.edit) for a in edits if a not in others]), b
+            if others:
+                probe = torch.cat([W.new_zeros(1, W.shape[0]), torch.eye(W.shape[0], dtype=W.dtype, device=W.device)])
+                out = _edited(model, name, path, others, probe, W_new, b)
+                b_new = _beside(others, b, out[0])
+                W_new = _beside(others, W_new, out[1:] - out[0])
         if _changed(W_new, W):
             new[weight_path] = as_stored(host, W_new).to(weight.dtype)
         if _changed(b_new, b):
@@ -216,6 +220,13 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
     return new
 
 
+def _rewritten(W: torch.Tensor, edits: list[Edit]) -> torch.Tensor:
+    """What edits of the weight itself make of it."""
+    for columns, (_, new) in edited(W, edits, {}).items():
+        W = new if columns is None else columns.put(W, new)
+    return W
+
+
 def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
     # What is not a number has changed, too.
     return a.shape != b.shape or not bool((a - b).abs().max() <= 1e-12 * max(1.0, float(b.abs().max())))
@@ -224,7 +235,7 @@ def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _absorber(attached: Attached, e: PlannedEdit) -> View | None:
     """The linear map that absorbs an edit; None where the model has none there."""
     into = e.site.kind.into
-    if into == e.site.name:
+    if into == e.site.name or e.site.kind.is_weight:
         return e.site.view
     found = (s.view for s in attached.plan.sites.named(into, e.site.stack) if s.layer == e.site.layer)
     return next(found, None)

@@ -7,7 +7,7 @@ come through taps: pre-hooks that leave a tensor in the thread's holder, from wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -17,13 +17,13 @@ from torch import nn
 from ..anatomy.base import NAME, base_modules
 from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.passed import first_tensor
-from ..anatomy.quantised import matrix
 from ..compiler.plan import PlannedEdit
 from ..language.report.diagnostics import error
 from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit, needs
 from .hooks import Hook
 from .switch import Switch
+from .weights import Changes, Weights, added, rewritten, weight_of
 
 Editing = Edit | CopyEdit
 
@@ -110,6 +110,7 @@ class Seam(nn.Module):
         self.columns: Counter[Columns] = Counter()
         #: whether some of them have numbers in common
         self.overlap = False
+        self.weights = Weights()
 
     def forward(self, x: Any) -> Any:
         """What was given: a container that calls its children in turn calls this one as well."""
@@ -203,8 +204,11 @@ class Seam(nn.Module):
             new = copies[-1](args, kwargs, h, copies[:-1])
             output = _with_element(output, new) if isinstance(new, torch.Tensor) else new
             h = element(output)
+        changes = self._changes(host, edits, copies, x)
+        if changes:
+            h = added(h, x, changes, next(e.lies for _, e in edits if e.of_weight))  # type: ignore[arg-type]
         for name, edit in edits:
-            if isinstance(edit, CopyEdit):
+            if isinstance(edit, CopyEdit) or edit.of_weight:
                 continue
             if edit.columns is not None:
                 at = parts.get(edit.columns)
@@ -221,6 +225,18 @@ class Seam(nn.Module):
             else:
                 h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
         return _with_element(output, joined(h, parts) if parts else h)
+
+    def _changes(
+        self, host: nn.Module, edits: Sequence[tuple[str, Any]], copies: Sequence[CopyEdit], x: torch.Tensor | None
+    ) -> Changes:
+        """What the weight edits among these add to the host's weight, in the dtype of ``x``; nothing where there are none."""
+        own = [e for _, e in edits if e.of_weight]
+        if not own or x is None:
+            return {}
+        given: dict[str, Any] = {}
+        for e in own:
+            self._called_with(e, given)
+        return self.weights.changes(host, own, given, x.dtype, copies)
 
     def put_prompt(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """A prompt in its place among the tokens; there is none in a step that continues a cache, nor outside a pass of the model."""
@@ -247,7 +263,7 @@ class Seam(nn.Module):
     def gather(self, name: str, edit: Edit, x: torch.Tensor | None, host: nn.Module) -> dict[str, Any]:
         """The scope values an edit reads at this host."""
         given: dict[str, Any] = {}
-        values, current = self.switch.holder.values, self.switch.holder.current
+        values = self.switch.holder.values
         for need, key in edit.taps.items():
             if key in values:
                 found = values.pop(key)
@@ -260,6 +276,28 @@ class Seam(nn.Module):
             else:
                 raise error("E0523", f"`{need}` of `{edit.site.full_name}` is not there: `{self.path}` was called by itself, or more than "
                             "once in a layer", help="call the model that was given to unipelt.apply")  # fmt: skip
+        self._called_with(edit, given)
+        if edit.needs & {"W", "bias"}:
+            W, bias = self._map(host)
+            given["W"] = taken(W, edit.columns)
+            given["bias"] = taken(bias, edit.columns) if bias is not None else W.new_zeros(given["W"].shape[-1])
+        if edit.site.rows is not None:
+            given[ROWS] = values[shape_key(edit.site.rows)]
+        return given
+
+    def _map(self, host: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight [d_in, d_out] and the bias of the host, as trained copies and edits of the weight make them."""
+        edits = self.live("output")
+        copies = [e for _, e in edits if isinstance(e, CopyEdit)]
+        W = weight_of(host, copies)
+        trained = [t for c in copies for n, t in c.values().items() if n == "bias"]
+        return rewritten(W, self._changes(host, edits, copies, W)), trained[-1] if trained else getattr(
+            host, "bias", None
+        )
+
+    def _called_with(self, edit: Edit, given: dict[str, Any]) -> None:
+        """Adds what the model is called with, or draws, and an edit reads."""
+        current = self.switch.holder.current
         if "chance" in edit.needs and current.chance is not None:
             given["chance"] = current.chance
         for declared in edit.inputs:
@@ -267,13 +305,6 @@ class Seam(nn.Module):
                 raise error("E0543", f"the argument `{declared}` is not there: a part of the model was called by itself, past the "
                             "model that the adapter was applied to", help="call the model that was given to unipelt.apply")  # fmt: skip
             given[declared] = current.inputs[declared]
-        if edit.needs & {"W", "bias"}:
-            W, bias = matrix(host), getattr(host, "bias", None)
-            given["W"] = taken(W, edit.columns)
-            given["bias"] = taken(bias, edit.columns) if bias is not None else W.new_zeros(given["W"].shape[-1])
-        if edit.site.rows is not None:
-            given[ROWS] = values[shape_key(edit.site.rows)]
-        return given
 
 
 def _rank(item: tuple[str, Any]) -> int:

@@ -1,0 +1,122 @@
+"""Edits of a weight: a host that computes ``x @ W + bias`` computes ``x @ W_new + bias``, and its own weight stays as it is.
+
+Each edit makes of the weight, as the edits before have left it, the next; what the host yields becomes
+``h + x @ (W_new - W)``. What is added is 0 to the bit where nothing is changed, and keeps its digits where the base has
+few. Outside training ``W_new - W`` is computed once, and the rows' own lines are not kept beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..anatomy.columns import Columns, taken
+from ..anatomy.layout import Layout
+from ..anatomy.quantised import as_map, matrix, unreadable, values
+from ..compiler.kept import Kept
+from .copies import CopyEdit
+from .edits import Edit
+from .offload import kept_elsewhere, value_of
+
+#: What is added to a weight, by the columns of the output that it belongs to (None: all).
+Changes = Mapping[Columns | None, torch.Tensor]
+
+
+class Weights:
+    """What the weight edits of a host make of its weight."""
+
+    def __init__(self) -> None:
+        self.kept = Kept()
+
+    def changes(
+        self,
+        host: nn.Module,
+        edits: Sequence[Edit],
+        given: Mapping[str, Any],
+        like: torch.dtype,
+        copies: Sequence[CopyEdit] = (),
+    ) -> Changes:
+        """``W_new - W`` of all edits together, in a dtype; ``given`` is what else they read, ``copies`` are trained ones of W."""
+        still = not any(e.training or e.watchers or e.inputs or "chance" in e.needs for e in edits)
+        if not still or kept_elsewhere(host) or any(kept_elsewhere(m) for e in edits for m in (e, *e.shared)):
+            return self._computed(host, edits, given, like, copies)
+        read = [value_of(host, "weight")] if "weight" in host._parameters else [matrix(host)]
+        read += [t for m in copies for t in m.values().values()]
+        read += [t for e in edits for t in e.registered()]
+        key = (like, *map(id, edits), *map(id, copies))
+        if key not in self.kept.values:
+            self.kept.forget()  # one for each host, whatever acts
+        return self.kept.of(key, read, lambda: self._computed(host, edits, given, like, copies))
+
+    def _computed(
+        self,
+        host: nn.Module,
+        edits: Sequence[Edit],
+        given: Mapping[str, Any],
+        like: torch.dtype,
+        copies: Sequence[CopyEdit],
+    ) -> Changes:
+        W = weight_of(host, copies)
+        with torch.autocast(W.device.type, enabled=False):
+            return {c: (new - old).to(like) for c, (old, new) in edited(W, edits, given).items()}
+
+
+def weight_of(host: nn.Module, copies: Sequence[CopyEdit] = ()) -> torch.Tensor:
+    """The weight of a linear map [d_in, d_out], or the trained copy that takes its place."""
+    trained = [t for c in copies for n, t in c.values().items() if n == "weight"]
+    if trained:
+        return as_map(host, trained[-1])
+    own = host._parameters.get("weight")
+    if own is None:  # one that is made anew at each call, as a parametrised one is
+        return matrix(host)
+    found = values(host, "weight", value_of(host, "weight"))
+    if not isinstance(found, torch.Tensor):
+        raise unreadable(host, "weight")
+    return as_map(host, found)
+
+
+def edited(
+    W: torch.Tensor, edits: Sequence[Edit], given: Mapping[str, Any]
+) -> dict[Columns | None, tuple[torch.Tensor, torch.Tensor]]:
+    """The weight before and after the edits, which act in their order, in the columns of each; of all columns where some meet.
+
+    It is computed in the dtype of the edits' tensors, float32 at least; W is taken in that dtype, too, so that what the edits
+    leave alone is the same before and after.
+    """
+    own = list(dict.fromkeys(e.columns for e in edits))
+    whole = None in own or any(a.meets(b) for a, b in combinations([c for c in own if c is not None], 2))
+    known = [t.dtype for e in edits for t in e.registered()] or [W.dtype]
+    W = W.to(reduce(torch.promote_types, known, torch.float32))
+    parts: dict[Columns | None, tuple[torch.Tensor, torch.Tensor]] = {}
+    for e in edits:
+        at, inner = (None, e.columns) if whole else (e.columns, None)
+        before, h = parts[at] if at in parts else (taken(W, at),) * 2
+        own_part = taken(h, inner)
+        new = e(own_part, {**given, "W": own_part}, None)
+        parts[at] = before, new if inner is None else inner.put(h, new)
+    return parts
+
+
+def added(h: torch.Tensor, x: torch.Tensor, changes: Changes, layout: Layout | None) -> torch.Tensor:
+    """``h + x @ change`` in the columns of each change."""
+    if layout is not None:
+        return layout.back(added(layout.into(h), layout.entering(x), changes, None), h)
+    for columns, change in changes.items():
+        part = x @ change
+        if columns is None:
+            h = h + part.to(h.dtype)
+        else:
+            h = columns.put(h, columns.of(h) + part.to(h.dtype))
+    return h
+
+
+def rewritten(W: torch.Tensor, changes: Changes) -> torch.Tensor:
+    """The weight with what is added to it."""
+    for columns, change in changes.items():
+        W = W + change if columns is None else columns.put(W, columns.of(W) + change)
+    return W
