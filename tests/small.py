@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -90,6 +91,11 @@ def declared(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
             continue
         first = ids.gather(1, (ids != 0).long().argmax(1, keepdim=True))[:, 0]
         n = planned.count
+        if n is None:
+            phase = torch.arange(1, math.prod(planned.sizes) + 1, device=ids.device).reshape(planned.sizes)
+            floating = next(p.dtype for p in model.parameters() if p.is_floating_point())
+            found[planned.name] = torch.sin(first.reshape(-1, *[1] * phase.dim()) * phase.double()).to(floating)
+            continue
         found[planned.name] = torch.where((ids > 4) & (ids % 3 == 0), ids % n + 1, 0) if planned.marks else first % n
     return found
 

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from names import name, spec
-from small import GROUPS, WIDTH, model, randomise, with_cache
+from small import GROUPS, WIDTH, inputs, model, randomise, with_cache
 from transformers import BertConfig, BertForQuestionAnswering, DynamicCache, StaticCache
 
 import unipelt
@@ -515,3 +515,21 @@ def test_groups_of_rows_have_samples_of_their_own() -> None:
     P, table = value(m, "P"), m.get_input_embeddings().weight.detach()
     assert P.shape == (3, 4, WIDTH) and all_words(P.flatten(0, 1), table)
     assert not torch.equal(P[0], P[1])
+
+
+def test_a_prompt_made_of_the_text_reads_its_tokens_only() -> None:
+    """Not the places that are kept for rows, its own and those of another prompt, and no pads."""
+    text = "method m { modify embed  insert mean(h, tokens)  form { A: [d_in, 2, d_out] ~ normal(0.5)  delta = z @ A }  compose prepend(delta, h) }"
+    base, given = model("bert", dtype=torch.float64), inputs()
+    embedded = base.embeddings(given["input_ids"]).detach()
+    real = given["attention_mask"].double()[..., None]
+    means = (embedded * real).sum(1) / real.sum(1)
+    for others in ("", f"+{name('prompt_tuning')}"):
+        m = model("bert", dtype=torch.float64)
+        method = unipelt.parse(text) if not others else unipelt.parse(text) + unipelt.load(name("prompt_tuning"))(l=3)
+        unipelt.apply(m, method)
+        A = next(t for n, t in record(m, "default").trained().items() if n.endswith("A")).detach()
+        entering = m(**given, output_hidden_states=True).hidden_states[0].detach()
+        rows = torch.einsum("bi,ilo->blo", means, A)
+        found = [entering[:, i : i + 2] for i in range(entering.shape[1] - 1)]
+        assert min(float((f - rows).abs().max()) for f in found) < 1e-12

@@ -240,12 +240,14 @@ class Seam(nn.Module):
 
     def put_prompt(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """A prompt in its place among the tokens; there is none in a step that continues a cache, nor outside a pass of the model."""
-        positions = self.switch.holder.current.positions.get((name, edit.site.label, edit.row.name))
-        return (
-            h
-            if positions is None
-            else edit(h, {**self.gather(name, edit, None, host), PLACES: positions}, self.mask(edit))
-        )
+        current = self.switch.holder.current
+        positions = current.positions.get((name, edit.site.label, edit.row.name))
+        if positions is None:
+            return h
+        # the places kept for rows are no tokens of the text, which a prompt may be made of
+        pools = current.layout is not None and "tokens" in edit.row.reads
+        mask = current.layout.text if pools else self.mask(edit)  # type: ignore[union-attr]
+        return edit(h, {**self.gather(name, edit, None, host), PLACES: positions}, mask)
 
     def put_prompts(self, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """Every acting adapter's prompts, where embeddings were given, which pass by the host."""

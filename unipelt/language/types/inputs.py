@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..report.diagnostics import Diagnostic, Label
+from ..report.diagnostics import Diagnostic, Label, put
 from .infer import Inference
 from ..ir import Row
 from .primitives import PLACING
@@ -102,6 +102,12 @@ def placing_problem(row: Row, site: SiteSignature) -> Diagnostic | None:
     if calls and not site.takes_rows:
         return Diagnostic("E0364", f"rows are placed among the tokens where they enter the model, not at `{site.name}`",
                           calls[0].span, help="modify embed, or embed.words")  # fmt: skip
+    if changes_length(row):
+        parts = (row.insert, *row.form, *(row.gate or ()), *row.compose)
+        found = [n for p in parts if p is not None for n in walk(p) if isinstance(n, Name) and n.id == "positions"]
+        if found:
+            return Diagnostic("E0364", "among all positions are the rows themselves, which are not there yet", found[0].span,
+                              help="read the text's own tokens: `tokens`", edits=put("tokens", found[0].span))  # fmt: skip
     if len(calls) > 1:
         return Diagnostic("E0364", "a row of the table places rows once", calls[1].span,
                           help="write a row of the table for each: `use { … } as name`")  # fmt: skip

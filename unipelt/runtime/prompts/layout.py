@@ -70,6 +70,11 @@ class Layout:
         end = self.tokens.new_full((self.shape[0], 1), self.shape[1] + self.total)
         return torch.cat([self.tokens[:, 1:], end], 1) - 1
 
+    @property
+    def text(self) -> torch.Tensor:
+        """Which entries of the longer sequence are real tokens of the text: [batch, tokens and rows]."""
+        return self.spread(self.real.long())
+
     def spread(self, t: torch.Tensor, fill: int = 0) -> torch.Tensor:
         """[batch or 1, tokens, …] → [batch, tokens and rows, …], ``fill`` at the rows."""
         t = t.expand(self.shape[0], *t.shape[1:])

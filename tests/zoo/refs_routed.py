@@ -1,0 +1,98 @@
+"""References for `specs/routed.pelt`: the published formulas, token by token or example by example."""
+
+from __future__ import annotations
+
+import torch
+from reference import Seen, by_formula, library, reference
+from torch.nn import functional as F
+
+
+@reference("molora", by="formula", against="sum over experts of softmax(W x)_i B_i A_i x")
+def _molora() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        shares = torch.softmax(F.linear(s.x, s.w, s.c), -1)
+        return s.h + 16 / 4 * torch.einsum("bte,bti,eir,ero->bto", shares, s.x, s.A, s.B)
+
+    return by_formula(library("molora", n=3), formula, kind="gpt2")
+
+
+@reference("mov", by="formula", against="h ∘ sum over experts of softmax(W h)_i l_i")
+def _mov() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        shares = torch.softmax(F.linear(s.h, s.w, s.c), -1)
+        return s.h * (shares @ s.l)
+
+    return by_formula(library("mov", n=3), formula)
+
+
+@reference("hydra_lora", by="formula", against="sum over heads of softmax(W x)_i B_i A x")
+def _hydra() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        out, low, shares = s.h.clone(), s.x @ s.A, torch.softmax(F.linear(s.x, s.w), -1)
+        for i, B in enumerate(s.B):
+            out += 16 / 8 * shares[..., i : i + 1] * (low @ B)
+        return out
+
+    return by_formula(library("hydra_lora"), formula)
+
+
+@reference("adamole", by="formula", against="experts above a threshold of the token, their excess made to sum to one")
+def _adamole() -> float:
+    served = []
+
+    def formula(s: Seen) -> torch.Tensor:
+        x, n = s.x.flatten(0, 1), len(s.w)
+        shares = torch.softmax(F.linear(x, s.w), -1)
+        threshold = torch.sigmoid(x @ s.t["t"] + s.c)[:, None] / n
+        chosen = shares - threshold >= 0
+        served.append(chosen.double().mean().item())
+        weights = torch.where(chosen, shares - threshold, torch.zeros_like(shares))
+        weights = weights / weights.sum(-1, keepdim=True)
+        out = torch.zeros(len(x), s.h.shape[-1], dtype=x.dtype)
+        for i in range(n):
+            rows = torch.where(chosen[:, i])[0]
+            out[rows] += weights[rows, i, None] * (x[rows] @ s.A[i] @ s.B[i])
+        return s.h + 16 / 4 * out.view_as(s.h)
+
+    error = by_formula(library("adamole", n=4), formula)
+    assert 0.2 < sum(served) / len(served) < 0.9, "some experts serve, and some do not"
+    return error
+
+
+@reference("comol", by="formula", against="B (sum of softmax(W A x)_i M_i) A x, one core for each token")
+def _comol() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        low = s.x @ s.A
+        cores = torch.einsum("bte,erq->btrq", torch.softmax(F.linear(low, s.w), -1), s.M)
+        return s.h + 16 / 8 * torch.einsum("btr,btrq,qo->bto", low, cores, s.B)
+
+    return by_formula(library("comol"), formula)
+
+
+@reference("mtl_lora", by="formula", against="sum over i of softmax(w_t / T)_i B_i Lambda_t A x, example by example")
+def _mtl_lora() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        rows = []
+        for x, h, task in zip(s.x, s.h, s.task.tolist()):
+            transform = torch.eye(len(s.L[task]), dtype=h.dtype) + s.L[task]
+            mixture = sum(share * B for share, B in zip(torch.softmax(s.w[:, task] / 0.1, 0), s.B))
+            rows.append(h + 16 / 8 * (x @ s.A @ transform @ mixture))
+        return torch.stack(rows)
+
+    return by_formula(library("mtl_lora", tasks=4), formula)
+
+
+@reference("mtlora", by="formula", against="s B A x of all tasks, and of the task itself in the last layers")
+def _mtlora() -> float:
+    layers: dict[str, set[int]] = {}
+
+    def formula(s: Seen) -> torch.Tensor:
+        layers.setdefault(s.row, set()).add(s.layer)
+        if s.row == "shared":
+            return s.h + 4 * F.linear(F.linear(s.x, s.A.T), s.B.T)
+        own = [4 * (x @ s.A[t] @ s.B[t]) for x, t in zip(s.x, s.task.tolist())]
+        return s.h + torch.stack(own)
+
+    error = by_formula(library("mtlora", r=4, r_task=3), formula, kind="gpt2")
+    assert layers == {"shared": {0, 1, 2}, "own": {2}}
+    return error
