@@ -45,6 +45,44 @@ def halved(file: Path) -> None:
 
 
 BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
+    "give both the same sizes": {"E0312-scatter-other-sizes": ("b: [k]", "b: [n]")},
+    "read a tensor with it, as in `b[I]`": {
+        "E0317-whole-numbers-added": ("b + I", "b[I]"),
+        "E0317-whole-numbers-bent": ("b * tanh(I)", "tanh(b[I])"),
+    },
+    "declare them, as in `frozen I: [n] ~ choice(d_in * d_out)`": {
+        "E0331-scatter-at-a-tensor": [
+            ("    b: [n]", "    frozen I: [n] ~ choice(d_out)\n    b: [n]"),
+            ("scatter(b, b,", "scatter(b, I,"),
+        ]
+    },
+    "for the largest entries of a token's own values compare them, as in `z * (z > b)`": {
+        "E0331-top-indices-of-tokens": [
+            ("b: [n]", "b: [d_in]"),
+            ("scatter(b, top_indices(z, n), d_out)", "z * (z > b)"),
+        ]
+    },
+    "draw numbers below d_model, or read a tensor of the size d_model + 1": {
+        "E0363-numbers-beyond": ("integers(d_in + 1)", "integers(d_in)")
+    },
+    "declare the numbers or the tensor without the axis `head` (`per site`)": {
+        "E0363-numbers-for-each-head": ("b: [n] ~ zeros", "b: [n] ~ zeros per site")
+    },
+    "draw places below d_model d_q": {"E0363-places-beyond": ("2 * d_in", "d_in")},
+    "distinct whole numbers below the one given": {"E0372-choice-below-a-half": ("4.5", "4")},
+    "draw fewer, or with `integers`, which draws each by itself": {
+        "E0372-more-than-there-are": ("choice(d_out)", "integers(d_out)")
+    },
+    "declare `frozen I: [d_model]`": {
+        "E0372-permutation-of-others": [
+            ("frozen I: [2 * d_out]", "frozen I: [d_out]"),
+            ("b: [2 * d_out]", "b: [d_out]"),
+        ]
+    },
+    "keep them as they are drawn: `frozen I: …`": {
+        "E0374-whole-numbers-trained": ("    I: [n]", "    frozen I: [n]"),
+        "E0374-found-places-trained": ("    I: [n]", "    frozen I: [n]"),
+    },
     "leave `chance` out of the start": {
         "E0370-chance-of-a-norm": (" * chance", ""),
         "E0370-start-of-a-chance": ("b: [] = chance", "b: [] ~ ones"),

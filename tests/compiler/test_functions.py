@@ -17,7 +17,7 @@ from unipelt.language.types.primitives import DOMAINS, PRIMITIVES
 from unipelt.language.sites import TensorType, axis_order
 from unipelt.language.sizes import Size
 from unipelt.language.syntax.nodes import Expr, Name, walk
-from unipelt.language.types.values import NumberType, Poison, Value
+from unipelt.language.types.values import IndexType, NumberType, Poison, Value
 
 LENGTHS = {"batch": 9, "token": 13, "head": 4, "group": 2, "expert": 6, "block": 5}
 AXES = {"expert": 6, "block": 5}
@@ -49,6 +49,19 @@ TENSORS = {
     "turns": ("expert", ("d_head", "d_head")),
     "blocks": ("block expert", ("d_head", "r")),
     "wide": ("batch token", ("d_ff",)),
+}
+
+#: Whole numbers that say where something stands, with what they are less than.
+PLACES = {
+    "I": ("", ("l",), 5),
+    "J": ("", ("r", "l"), 5),
+    "K": ("", (2,), 7),
+    "of_head": ("head", ("d_head",), 11),
+    "P5": ("", ("d_model",), 5),
+    "P15": ("", (1, "d_model"), 55),
+    "M35": ("", ("d_model", "r"), 35),
+    "each_v": ("expert", ("d_model",), 385),
+    "key_places": ("", ("l", "d_head"), 165),
 }
 
 EXAMPLES = {
@@ -100,6 +113,18 @@ EXAMPLES = {
     "heads": ("heads(P)", "heads(Q)"),
     "concat": ("concat(x, u)", "concat(key, own)", "concat(v, u, x)", "concat(x, bx)"),
     "flip": ("flip(M)", "flip(key)"),
+    "scatter": (
+        "scatter(x, P5, d_model)",
+        "scatter(rows[0 : 1, :], P15, l, d_model)",
+        "scatter(exp(M), M35, d_model, r)",
+        "scatter(v, each_v, r, l, d_model)",
+        "scatter(each, M35, r, d_model)",
+        "scatter(q, of_head, l)",
+        "scatter(key, key_places, 3, l, d_model)",
+    ),
+    "top_indices": ("top_indices(M, 3)", "top_indices(each, r)", "top_indices(v, 5)"),
+    "idwt2": ("idwt2(rows[0 : 10, 1 : 3])",),
+    "ifft2": ("ifft2(M)", "ifft2(T)", "ifft2(each)"),
     "lstm": ("lstm(rows, gates, again, bias)", "lstm(flip(each_rows), gates, again, bias)"),
     "prepend": ("prepend(rows, x)", "prepend(rows, x, 1)", "prepend(each_rows, x)"),
     "append": ("append(rows, x)", "append(each_rows, x)"),
@@ -122,6 +147,9 @@ def types(numeric: bool) -> dict[str, Value]:
         shape = tuple(Size.of(SIZES[s] if numeric and isinstance(s, str) else s) for s in sizes)
         shape = tuple(Size.of(4) * Size.of("r") if s == Size.of("4 r") else s for s in shape)
         found[name] = Value(TensorType(frozenset(axes.split()), shape))
+    for name, (axes, sizes, below) in PLACES.items():
+        shape = tuple(Size.of(SIZES[s] if numeric and isinstance(s, str) else s) for s in sizes)
+        found[name] = Value(IndexType(frozenset(axes.split()), shape, Size.of(below)))
     return found
 
 
@@ -137,6 +165,10 @@ def context(seed: int, marks: bool = False) -> Context:
         order = tuple(sorted(axes.split(), key=axis_order))
         shape = [LENGTHS[a] for a in order] + [SIZES[s] if isinstance(s, str) else s for s in sizes]
         names[name] = Named(torch.randn(shape, generator=g, dtype=torch.float64), order)
+    for name, (axes, sizes, below) in PLACES.items():
+        order = tuple(sorted(axes.split(), key=axis_order))
+        shape = [LENGTHS[a] for a in order] + [SIZES[s] if isinstance(s, str) else s for s in sizes]
+        names[name] = Named(torch.randint(below, shape, generator=g), order)
     mask = torch.ones(LENGTHS["batch"], LENGTHS["token"])
     mask[2, 5:] = 0
     mask[4, :3] = 0
@@ -161,7 +193,10 @@ def agree(e: Expr, seed: int = 0) -> str:
         if n.value is not None:
             assert value == pytest.approx(n.value), "a constant is folded to what is computed"
         return ""
-    assert isinstance(s, TensorType) and isinstance(n, TensorType) and isinstance(value, Named)
+    assert isinstance(s, (TensorType, IndexType)) and type(n) is type(s) and isinstance(value, Named)
+    assert isinstance(n, (TensorType, IndexType)) and value.data.is_floating_point() == isinstance(s, TensorType)
+    if isinstance(n, IndexType):
+        assert 0 <= int(value.data.min()) and int(value.data.max()) < n.below.number
     assert set(value.axes) == s.axes == n.axes and len(value.axes) == len(s.axes)
     assert value.axes == tuple(sorted(value.axes, key=axis_order)), "axes lie in their order"
     assert [value.data.shape[i] for i in range(len(value.axes))] == [LENGTHS[a] for a in value.axes]
@@ -208,6 +243,14 @@ def test_a_primitive_computes_what_its_rule_says(text: str) -> None:
         "rows[2 : 5, 1 : 3]",
         "-T[-3 :]",
         "r / 7 + l",
+        "v[I]",
+        "rows[2 : 5, J]",
+        "each[I, : 2]",
+        "T[:, of_head]",
+        "M[J, K]",
+        "x[I] @ rows",
+        "bx[J]",
+        "T[I]",
     ],
 )
 def test_operators_compute_what_is_inferred(text: str) -> None:
@@ -250,6 +293,30 @@ def test_an_activation_is_elementwise(name: str) -> None:
         "append(key, x)",
         "fill(v, x)",
         "fill(x, x)",
+        "I + v",
+        "-I",
+        "I > 2",
+        "tanh(I)",
+        "drop(I, 0.5)",
+        "concat(I, I)",
+        "sum(I)",
+        "I.T",
+        "v @ I",
+        "I[0 : 2]",
+        "width(I)",
+        "key[of_head]",
+        "scatter(u, I, l)",
+        "scatter(v, v, l)",
+        "scatter(2, I, l)",
+        "scatter(rows[:, 0 : 1], I, l)",
+        "top_indices(x, 2)",
+        "top_indices(M, 0.5)",
+        "top_indices(v, d_model + 1)",
+        "top_indices(s, 1)",
+        "ifft2(v)",
+        "idwt2(v)",
+        "idwt2(rows[0 : 10, 0 : 3])",
+        "ifft2(x)",
         "flip(v)",
         "flip(2)",
         "lstm(rows, M, again, bias)",
@@ -431,7 +498,7 @@ def test_initialisers_have_a_draw() -> None:
     from unipelt.language.types.values import Distribution
 
     for name, spec in INITIALISERS.items():
-        args = tuple(String("a") if spec.text else Number(0.5 + i) for i in range(spec.arity[0]))
+        args = tuple(String("a") if spec.text else Number(24 if spec.whole else 0.5 + i) for i in range(spec.arity[0]))
         t = draw(Distribution(name, args), (2,), (3, 4), generator(0, "t"), lambda d, n, g: torch.ones(n, 4))
         assert t.shape == (2, 3, 4) and torch.isfinite(t).all()
 

@@ -191,6 +191,8 @@ class Draw:
             (0.4, lambda: self.joined(s, d, token)),
             (0.4 if s in ("r", "l") else 0, lambda: self.ranged(s)),
             (0.4 if not token else 0, lambda: self.given(s)),
+            (0.5, lambda: self.moved(s, d, token)),
+            (0.3, lambda: f"scatter({e(('r',), d, token)}, {self.places('r', s, 'integers')}, {s})"),
             (0.6 if self.site.has_weight and not token else 0, lambda: self.of_weight(s)),
             (0.8 if self.site.has_heads and s == "d_head" else 0, lambda: f"heads({self.front}.q({self.leaf(('d_model',), token) or 'x'}))"),
         ]  # fmt: skip
@@ -224,6 +226,9 @@ class Draw:
             (0.8, lambda: f"{self.group(e((b, a), d))}.T"),
             (0.5, lambda: f"softmax({e(sizes, d)})"),
             (0.5, lambda: f"flip({e(sizes, d)})"),
+            (0.3, lambda: f"ifft2({e(sizes, d)})"),
+            (0.4, lambda: f"scatter({e(('r',), d)}, {self.places('r', f'{a} * {b}')}, {a}, {b})"),
+            (0.4, lambda: f"{self.group(e(('l', b), d))}[{self.places(a, 'l', 'integers')}]"),
             (0.4, lambda: f"lstm({self.plain((a, b))}, {self.plain((b, f'4 * {b}'))}, {self.plain((b, f'4 * {b}'))}, {self.plain((f'4 * {b}',))})"),
             (1 if self.site.has_heads and b == "d_head" else 0,
              lambda: f"heads({self.front}.{self.one('k', 'v')}({self.plain((a, 'd_model'))}))"),
@@ -250,6 +255,19 @@ class Draw:
             if fit and self.chance(0.5)
             else self.tensor(sizes, " per site" if self.site.has_heads else "")
         )
+
+    def places(self, n: str, below: str, draw: str = "choice") -> str:
+        """Whole numbers [n] that say where something stands."""
+        name = self.fresh("I")
+        self.body.lines.append(f"frozen {name}: [{n}] ~ {draw}({below})" + (" per site" if self.site.has_heads else ""))
+        return name
+
+    def moved(self, s: str, d: int, token: bool) -> str:
+        """A vector's entries in another order, or some of another's."""
+        if self.chance(0.5):
+            return f"{self.group(self.expr((s,), d, token))}[{self.places(s, s, 'permutation')}]"
+        t = self.width()
+        return f"{self.group(self.expr((t,), d, token))}[{self.places(s, t, 'integers')}]"
 
     def test(self) -> str:
         place = ["layer >= 1", "layer < depth / 2"] if not self.site.outside_the_layers else []

@@ -161,13 +161,14 @@ def by_formula(
 
 def beside_peft(
     method: unipelt.Method, config: peft.PeftConfig, into: Callable[[str, dict[str, torch.Tensor]], torch.Tensor], kind: str = "llama",
-    scale: float = 0.2, frozen: bool = False, prepare: Callable[[nn.Module], None] | None = None, **more: Any,
+    scale: float = 0.2, frozen: bool = False, prepare: Callable[[nn.Module], None] | None = None,
+    fixed: Callable[[str, nn.Module], torch.Tensor] | None = None, **more: Any,
 ) -> float:  # fmt: skip
     """How far the outputs and the gradients of ours and of live peft are apart, with peft's tensors moved at random.
 
     ``into(name, theirs)`` gives the value of our trained tensor of that full name (as in `unipelt.state_dict`) from all of peft's
-    tensors by theirs; with ``frozen`` that of our frozen draws too. ``prepare`` changes peft's model before anything is compared.
-    The gradients of ours are compared by what they are after the same move: a step down the gradient of each side is taken and
+    tensors by theirs; with ``frozen`` that of our frozen draws too, which ``fixed(name, peft's model)`` gives where no tensor
+    of its state has them. ``prepare`` changes peft's model before anything is compared. The gradients of ours are compared by what they are after the same move: a step down the gradient of each side is taken and
     the outputs compared again.
     """
     theirs = peft.get_peft_model(small.model(kind), config).eval()
@@ -181,6 +182,9 @@ def beside_peft(
     model = small.model(kind)
     unipelt.apply(model, method, allow_future=True, **more)
     model.eval()
+    for n, t in record(model, "default").values().items() if fixed is not None else ():
+        if not isinstance(t, nn.Parameter):
+            t.copy_(fixed(n, theirs))
     worst = 0.0
     for step in range(2):
         own = record(model, "default").trained()

@@ -15,6 +15,9 @@ for found in sorted(Path(__file__).parent.glob("refs_*.py")):
 pytestmark = [
     pytest.mark.skipif(bool(RENAMED), reason="a name decides nothing here that it does not decide elsewhere"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Sparse invariant checks are implicitly disabled:UserWarning"
+    ),  # as peft makes them
 ]
 IDS = [f"{r.method}-{r.by}-{i}" for i, r in enumerate(REFERENCES)]
 

@@ -159,6 +159,21 @@ def _einsum(a: Code, b: Code, axes: tuple[str, ...], p: int, q: int, sizes: tupl
     return Code(f'torch.einsum("{first},{second}->{out}", {text_of(a)}, {text_of(b)})', axes, sizes)
 
 
+def picked(v: Code, i: int, index: Code) -> Code:
+    """The entries of size i at whole numbers, whose axes join v's and whose sizes stand in the place of that size."""
+    dim, axes = len(v.axes) + i, ordered((*v.axes, *index.axes))
+    sizes = (*v.sizes[:i], *index.sizes, *v.sizes[i + 1 :])
+    text = text_of(v, ATOM)
+    if index.rank == 1:
+        text = f"{text}.index_select({dim}, {index.text})"
+    else:
+        text = f"{text}[{', '.join([':'] * dim + [text_of(index)])}]"
+    lead = [dim + index.axes.index(a) if a in index.axes else v.axes.index(a) for a in axes]
+    order = [*lead, *(d for d in range(len(axes) + len(sizes)) if d not in lead)]
+    moved = f".permute({', '.join(map(str, order))})" if order != sorted(order) else ""
+    return Code(text + moved, axes, sizes)
+
+
 def transposed(v: Code) -> Code:
     *front, p, q = v.sizes
     turned = "T" if v.rank == 2 else "mT"

@@ -35,7 +35,7 @@ from ..language.syntax.nodes import (
     dotted,
 )  # fmt: skip
 from .words import FUNCTIONS
-from .named import Named, Value, elementwise, matmul, transpose
+from .named import Named, Value, elementwise, matmul, picked, transpose
 
 OPERATIONS: dict[str, Callable] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "**": operator.pow,
@@ -154,19 +154,20 @@ def _apply(e: Apply, c: Context) -> Value:
 def _index(e: Index, c: Context) -> Value:
     value = evaluate(e.value, c)
     assert isinstance(value, Named)
-    data, front, picked = value.data, len(value.axes), None
+    data, front = value.data, len(value.axes)
+    picks: list[tuple[int, Named]] = []
     for i, item in enumerate(e.items):
         if not isinstance(item, Slice):
             index = evaluate(item, c)
             assert isinstance(index, Named)
-            picked = (front + i, index.data)
+            picks.append((i, index))
             continue
         low = evaluate(item.low, c) if item.low is not None else 0
         high = evaluate(item.high, c) if item.high is not None else data.shape[front + i]
         n = data.shape[front + i]
         low, high = (v + n if v < 0 else v for v in (low, high))  # type: ignore[operator]
         data = data.narrow(front + i, int(low), int(high - low))  # type: ignore[arg-type,operator]
-    if picked is None:
-        return Named(data, value.axes)
-    dim, entries = picked  # an entry for each example: the axis batch stands in front of all others
-    return Named(data.index_select(dim, entries).movedim(dim, 0), ("batch", *value.axes))
+    out = Named(data, value.axes)
+    for i, index in reversed(picks):  # the last first: what stands behind a size may come to be more than one
+        out = picked(out, i, index)
+    return out

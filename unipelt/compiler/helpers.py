@@ -7,6 +7,8 @@ Shapes: a tensor's dimensions are its named axes and then its sizes (see `named`
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -49,6 +51,34 @@ def last_of_real(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.
         return t.select(dim, n - 1)
     steps = torch.arange(n, device=t.device)
     return at_token(t, torch.where(mask[..., -n:] != 0, steps, 0).amax(-1), dim)
+
+
+def scatter(values: torch.Tensor, places: torch.Tensor, count: int, sizes: list[int]) -> torch.Tensor:
+    """Zeros of these sizes with the values, of ``count`` sizes, at the places, which count entries row by row; where they meet they
+    are added up. In front may stand axes."""
+    values, places = torch.broadcast_tensors(values, places)
+    lead = values.shape[: values.dim() - count]
+    filled = values.new_zeros(*lead, math.prod(sizes))
+    filled = filled.scatter_add(-1, places.reshape(*lead, -1), values.reshape(*lead, -1))
+    return filled.reshape(*lead, *sizes)
+
+
+def top_indices(t: torch.Tensor, count: int, k: int) -> torch.Tensor:
+    """Where the k largest entries stand, the largest first, counted row by row over the last ``count`` dimensions."""
+    return t.flatten(t.dim() - count).topk(k, dim=-1).indices
+
+
+def ifft2(t: torch.Tensor) -> torch.Tensor:
+    """The real part of the inverse Fourier transform of the last two dimensions."""
+    return torch.fft.ifft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype)
+
+
+def idwt2(t: torch.Tensor) -> torch.Tensor:
+    """One level of the inverse Haar wavelet transform of the last two dimensions: means in the first half, differences in the second."""
+    for dim in (-2, -1):
+        mean, difference = t.chunk(2, dim)
+        t = torch.stack([mean + difference, mean - difference], dim).flatten(dim - 1, dim) / math.sqrt(2)
+    return t
 
 
 def at_token(t: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:

@@ -25,6 +25,25 @@ def _number(d: Distribution, i: int) -> float:
     return float(a.value)
 
 
+def _whole(d: Distribution) -> int:
+    """The whole number of a distribution's only argument."""
+    return int(_number(d, 0))
+
+
+def _distinct(n: int, below: int, g: torch.Generator) -> torch.Tensor:
+    """n distinct whole numbers in a random order, without a list of all those below where they are few."""
+    if 4 * n >= below:
+        return torch.randperm(below, generator=g)[:n]
+    found = torch.randint(below, (2 * n,), generator=g)
+    while True:
+        values, which = found.unique(return_inverse=True)
+        if len(values) >= n:
+            break
+        found = torch.cat([found, torch.randint(below, (2 * n,), generator=g)])
+    first = torch.full_like(values, len(found)).scatter_reduce(0, which, torch.arange(len(found)), "amin")
+    return found[first.sort().values[:n]]  # those that were drawn first
+
+
 def draw(
     d: Distribution,
     copies: Sequence[int],
@@ -32,7 +51,7 @@ def draw(
     g: torch.Generator,
     embeddings: Callable[[Distribution, int, torch.Generator], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """A float32 tensor [*copies, *sizes]; fans are those of the sizes: [d_in, r] has fan_in d_in.
+    """A float32 tensor [*copies, *sizes], int64 where it holds whole numbers; fans are those of the sizes: [d_in, r] has fan_in d_in.
 
     ``embeddings(distribution, rows, generator)`` gives word embeddings [rows, d] for the starts that are made of them.
     """  # fmt: skip
@@ -76,6 +95,11 @@ def draw(
             return t
         case "identity":
             return torch.eye(*sizes[-2:]).expand(shape).clone()
+        case "integers":
+            return torch.randint(_whole(d), shape, generator=g)
+        case "permutation" | "choice":
+            found = [_distinct(math.prod(sizes), _whole(d), g) for _ in range(math.prod(copies))]
+            return torch.stack(found).reshape(shape)
         case "sampled_tokens" | "tokens" | "label_words":
             if embeddings is None or len(sizes) < 2:
                 raise error("E0520", f"`{d.name}` starts from word embeddings, and this place has none")

@@ -215,8 +215,9 @@ class _Class:
     def _start(self, t: TensorTyping, shape: list[str], sizes: list[str]) -> tuple[list[str], str, str]:
         """Lines before it, the tensor's first value, and what is to be said of it."""
         whole = ", ".join(shape)
+        zeros = f"torch.zeros({whole}{', dtype=torch.int64' if t.below is not None else ''})"
         if t.exact is not None:
-            return [], f"torch.zeros({whole})", f"starts as {to_text(t.exact)}: copy that in"
+            return [], zeros, f"starts as {to_text(t.exact)}: copy that in"
         if t.start is None:
             return [], f"torch.zeros({whole})", ""
         w = Writer(self.values, {n: Num(n, size=Size.of(n)) for n in self.symbols}, {}, 1, None)
@@ -248,11 +249,15 @@ class _Class:
                 return [], f"{empty}.normal_(0.0, math.sqrt(2 / ({fan_in} + {fan_out})))", ""
             case "torch_linear":
                 return [f"bound = 1 / math.sqrt({args[0]})"], f"{empty}.uniform_(-bound, bound)", ""
+            case "integers":
+                return [], f"torch.randint({args[0]}, ({whole}{',' if len(shape) == 1 else ''}))", ""
+            case "choice" | "permutation" if len(shape) == 1:
+                return [], f"torch.randperm({args[0]})[:{whole}]", ""
             case "identity":
                 return [], f"torch.eye({', '.join(sizes)}).expand({whole}).clone()", ""
             case "orthogonal" if len(shape) == 2:
                 return [], f"nn.init.orthogonal_({empty})", ""
-        return [], f"torch.zeros({whole})", f"starts as {to_text(t.declaration.start)}: copy that in"
+        return [], zeros, f"starts as {to_text(t.declaration.start)}: copy that in"
 
     # ------------------------------------------------------------ as text
 

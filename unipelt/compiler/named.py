@@ -125,6 +125,16 @@ def _einsum(a: Named, b: Named, axes: tuple[str, ...], p: int, q: int) -> Named:
     return Named(torch.einsum(a.data, left, b.data, right, out), axes)
 
 
+def picked(t: Named, i: int, index: Named) -> Named:
+    """The entries of size i at whole numbers, whose axes join t's and whose sizes stand in the place of that size."""
+    dim = len(t.axes) + i
+    data = t.data.index_select(dim, index.data.reshape(-1))
+    data = data.reshape(*t.data.shape[:dim], *index.data.shape, *t.data.shape[dim + 1 :])
+    axes = ordered((*t.axes, *index.axes))
+    lead = [dim + index.axes.index(a) if a in index.axes else t.axes.index(a) for a in axes]
+    return Named(data.permute(*lead, *(d for d in range(data.dim()) if d not in lead)), axes)
+
+
 def transpose(t: Named) -> Named:
     return Named(t.data.transpose(-1, -2), t.axes)
 

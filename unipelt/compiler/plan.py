@@ -35,7 +35,8 @@ COPY = "trained copy"
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the adapter: its name in a state dict, axes and their lengths, sizes, start."""
+    """A tensor of the adapter: its name in a state dict, axes and their lengths, sizes, start. ``below``: its entries are whole
+    numbers less than that."""
 
     name: str
     axes: tuple[str, ...]
@@ -45,6 +46,7 @@ class PlannedTensor:
     exact: Expr | None
     frozen: bool
     lr: float
+    below: int | None = None
 
     def __repr__(self) -> str:
         return f"<tensor: {self.name} {list(self.shape)}>"
@@ -60,7 +62,8 @@ class PlannedTensor:
         lengths = {**of_heads, **{a: whole(n) for a, n in typing.axes.items()}}
         copies, sizes = tuple(lengths[a] for a in axes), tuple(whole(s) for s in t.type.sizes)
         name, lr = ".".join(filter(None, [front, row.name, t.label])), t.lr if t.lr is not None else 1.0
-        return PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, lr)
+        below = whole(t.below) if t.below is not None else None
+        return PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, lr, below)
 
     def beside(self, known: PlannedTensor | None) -> PlannedTensor:
         """The tensor under a name of its own where one of that name has another shape: sites of one name that differ in size

@@ -46,6 +46,7 @@ from .code import (
     Written,
     matmul,
     operation,
+    picked,
     text_of,
     transposed,
     with_number,
@@ -270,13 +271,14 @@ class Writer:
         value = self.write(e.value)
         if not isinstance(value, Code):
             raise Unwritten("an index of a number")
-        items, sizes, picked = [], list(value.sizes), None
+        items, sizes = [], list(value.sizes)
+        picks: list[tuple[int, Code]] = []
         for i, item in enumerate(e.items):
             if not isinstance(item, Slice):
                 index = self.write(item)
                 if not isinstance(index, Code):
-                    raise Unwritten("an index that is no argument of the forward pass")
-                picked = (i, index)
+                    raise Unwritten("an index that is no tensor")
+                picks.append((i, index))
                 items.append(":")
                 continue
             low, high = (self.write(b) if b is not None else None for b in (item.low, item.high))
@@ -288,13 +290,9 @@ class Writer:
             value.axes,
             tuple(sizes),
         )
-        if picked is None:
-            return out
-        i, index = picked  # an entry for each example: the axis batch stands in front of all others
-        dim = len(value.axes) + i
-        del sizes[i]
-        moved = f".movedim({dim}, 0)" if dim else ""
-        return Code(f"{out.text}.index_select({dim}, {index.text}){moved}", ("batch", *value.axes), tuple(sizes))
+        for i, index in reversed(picks):  # the last first: what stands behind a size may come to be more than one
+            out = picked(out, i, index)
+        return out
 
     def _apply(self, e: Apply) -> Written:
         args = [self.write(a.value) for a in e.args]

@@ -117,6 +117,7 @@ def _create(
     for n, t in planned.tensors.items():
         like, device = _like(model, owner[n])
         target = dtype or at_least(like.dtype, torch.float32)
+        target = torch.int64 if t.below is not None else target
         if device.type == "meta":
             value = torch.empty(t.shape, dtype=target, device="meta")
         else:

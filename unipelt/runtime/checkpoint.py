@@ -176,6 +176,7 @@ def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> N
     a = record(model, name)
     settle(model)
     own = a.values()
+    _whole_numbers(a.plan, tensors)
     new = {n: tensors[n].reshape(own[n].shape) for n in own}
     before = {n: t.detach().clone() for n, t in own.items()}
     try:
@@ -184,6 +185,18 @@ def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> N
     except BaseException:
         finish(lambda: [own[n].detach().copy_(t) for n, t in before.items()])
         raise
+
+
+def _whole_numbers(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Whole numbers say where something stands, so they must be less than there are places; what else is saved is none of them."""
+    for n, t in tensors.items():
+        below = plan.tensors[n].below if n in plan.tensors else None
+        if (t.dtype == torch.int64) != (below is not None) or (
+            below is not None and not bool(((t >= 0) & (t < below)).all())
+        ):
+            wanted = f"whole numbers from 0 to {below - 1}" if below is not None else "numbers of a floating type"
+            raise error("E0596", f"the tensor `{n}` is to hold {wanted}, and others were saved",
+                        help="copy the folder again, as a whole")  # fmt: skip
 
 
 def _more(names: list[str]) -> str:

@@ -42,6 +42,11 @@ Ready = tuple[
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def _computed(tensors: Iterable[torch.Tensor]) -> torch.dtype | None:
+    """The dtype in which a row is computed: that of its tensors, whole numbers apart."""
+    return next((t.dtype for t in tensors if t.is_floating_point()), None)
+
+
 class BaseCall:
     """Calls a frozen module of the base past every hook, so past every edit. It computes in its own dtype, and what it yields
     has that of what was given (outside of autocast, which chooses for itself)."""
@@ -229,7 +234,7 @@ class Edit(Holding):
             return None
         own = self._own(places)
         source = self._own(folds, whole=True) if fold is not None else own
-        dtype = (own or source)[0].dtype if own or source else None
+        dtype = _computed((*own, *source))
         values = iter(own)
         arguments: list[Any] = []
         for name in reads:
@@ -279,7 +284,7 @@ class Edit(Holding):
 
     def _given(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """What is in scope, in the dtype of the row's tensors; under autocast as it is."""
-        dtype = next((t.dtype for t in tensors.values()), None)
+        dtype = _computed(tensors.values())
         return {n: self._fitted(n, t, dtype, given) if isinstance(t, torch.Tensor) else t for n, t in given.items()}
 
     def _fitted(self, name: str, t: torch.Tensor, dtype: torch.dtype | None, given: Mapping[str, Any]) -> torch.Tensor:

@@ -35,7 +35,7 @@ from .card import replaceable
 from .hub import FETCHED, FOLDER, INDEX, MANIFEST, METHOD, README, RUN, WEIGHTS
 
 #: Types that tensors may have.
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
 #: The most bytes that names and shapes take in a file of tensors; a value takes 8 at most.
 _HEADER = FETCHED[MANIFEST]
 #: What a manifest holds besides its versions, whoever wrote it.

@@ -69,7 +69,7 @@ class StartData:
 def start(
     model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, data: StartData, planned: Plan
 ) -> torch.Tensor:  # fmt: skip
-    """The starting value of a tensor, in float32."""
+    """The starting value of a tensor, in float32, or in int64 where it holds whole numbers."""
     if t.exact is None:
         assert t.start is not None
 

@@ -156,6 +156,7 @@ def _heads(w: Writing, a: Written) -> Written:
 
 
 def as_size(v: Written) -> Size:
+    """A number as a size."""
     if isinstance(v, Num) and v.size is not None:
         return v.size
     if not isinstance(v, int):

@@ -24,7 +24,7 @@ from ..syntax.printer import to_text
 from ..sites import TensorType
 from ..sizes import Size
 from ..types.softmax import shares_softmax
-from ..types.values import NumberType, Value, WordType
+from ..types.values import IndexType, NumberType, Value, WordType
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,11 @@ class Learned:
     @property
     def drawn(self) -> bool:
         return self.exact is None and (self.start is None or self.start.drawn)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds whole numbers that are drawn."""
+        return self.start is not None and self.start.known is not None and self.start.known.whole
 
     @property
     def start_value(self) -> Size | None:
@@ -244,7 +249,7 @@ class Reader:
         value = value or self.value(e)
         if isinstance(value.type, NumberType) and self._is_plain(value):
             return number(self._plain(e, value.type))
-        sizes = value.type.sizes if isinstance(value.type, TensorType) else ()
+        sizes = value.type.sizes if isinstance(value.type, (TensorType, IndexType)) else ()
         match e:
             case S.Name(id) if id in self.known:
                 return self.known[id]

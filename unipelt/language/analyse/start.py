@@ -65,7 +65,7 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
             result = _curve(name, known)
             if result is not None:
                 return Term(number(result).products, a.sizes)
-        if not first.products and name in PRIMITIVES and PRIMITIVES[name].linear:
+        if not first.products and (name.startswith("[") or (name in PRIMITIVES and PRIMITIVES[name].linear)):
             return sum_of([], a.sizes)
         if name in PRIMITIVES and PRIMITIVES[name].bilinear and (_is_zero(first) or _is_zero(values[1])):
             return sum_of([], a.sizes)
@@ -124,8 +124,8 @@ class _Silent:
 
 
 def random_tensors(t: Term, tensors: Mapping[Any, Learned]) -> list[str]:
-    """The keys of the tensors in a term that are drawn at random."""
-    return [k for k in tensors_of(t) if tensors[k].drawn]
+    """The keys of the tensors in a term that are drawn at random; whole numbers say where something stands, and add nothing."""
+    return [k for k in tensors_of(t) if tensors[k].drawn and not tensors[k].whole]
 
 
 def settled(t: Term, tensors: Mapping[Any, Learned]) -> list[str]:

@@ -73,6 +73,8 @@ def _stop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> 
 )
 def _drop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     a, p = args
+    if not isinstance(a.type, (TensorType, NumberType, Poison)):
+        return check.fail("E0331", f"`drop` takes a tensor or a number, not {a.type}", exprs[0].span)
     if not isinstance(p.type, (NumberType, Poison)):
         return check.fail("E0331", f"`drop` takes a probability, not {p.type}", exprs[1].span)
     if isinstance(p.type, NumberType) and p.type.value is not None and not 0 <= p.type.value < 1:

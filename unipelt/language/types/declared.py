@@ -9,6 +9,7 @@ from ..report.diagnostics import Label, counted, instead, put
 from .fitting import plain
 from .infer import Inference
 from .initialisers import INITIALISERS, Initialiser
+from .integers import beyond
 from .owners import OWNERS, Owner
 from ..syntax.printer import to_text
 from ..sites import SiteSignature, TensorType
@@ -26,14 +27,14 @@ from ..syntax.nodes import (
     Tensor,
     walk,
 )  # fmt: skip
-from .values import Distribution, NumberType, Poison, Value, WordType
+from .values import Distribution, IndexType, NumberType, Poison, Value, WordType
 
 MAX_ENTRIES = 2**31
 
 
 @dataclass(frozen=True, slots=True)
 class TensorTyping:
-    """A declared tensor: its axes and sizes, who owns it, how it starts."""
+    """A declared tensor: its axes and sizes, who owns it, how it starts. ``below``: its entries are whole numbers less than that."""
 
     name: str
     type: TensorType
@@ -44,10 +45,12 @@ class TensorTyping:
     lr: float | None
     declaration: Tensor
     part: str = ""  # "gate" for a tensor of the row's gate, whose names are apart from those of form and composition
+    below: Size | None = None
 
     @property
     def value(self) -> Value:
-        return Value(self.type, learned=not self.frozen, reads=frozenset({self.name}))
+        kind = self.type if self.below is None else IndexType(self.type.axes, self.type.sizes, self.below)
+        return Value(kind, learned=not self.frozen, reads=frozenset({self.name}))
 
     @property
     def label(self) -> str:
@@ -124,7 +127,7 @@ class Declared:
             return None
         t = TensorType(owner.axes, tuple(x for x in sizes if x is not None))
         before = [b.declared for b in self.bindings if isinstance(b.declared, TensorTyping)]
-        start, exact = None, None
+        start, exact, below = None, None, None
         drawn = s.start.function if isinstance(s.start, Apply) else s.start
         if s.exact and isinstance(drawn, Name) and drawn.id in INITIALISERS and drawn.id not in self.inf.names:
             sign = inside(Span(s.span.file, s.span.start, s.start.span.start), r"(=)\s*$")
@@ -138,16 +141,25 @@ class Declared:
             if "chance" in value.reads:
                 self.inf.fail("E0370", f"`{s.name}` starts as one value, and `chance` differs from one forward pass to the next", s.start.span,
                               help="leave `chance` out of the start")  # fmt: skip
-            elif not isinstance(value.type, Poison) and value.type != t:
+            below = value.type.below if isinstance(value.type, IndexType) else None
+            found = value.type.fits if isinstance(value.type, IndexType) else value.type
+            if "chance" not in value.reads and not isinstance(found, Poison) and found != t:
                 later = isinstance(value.type, TensorType) and bool(value.type.axes & {"batch", "token"})
                 self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span,
                               help="a start is computed once, before any token: write it of `W` where the site has one, of tensors declared "
                               "above, or draw it, as in `~ constant(2)`" if later else "")  # fmt: skip
         else:
             start = self._distribution(s.start)
+            if start is not None and INITIALISERS[start.name].whole:
+                below = self._below(s, start, t)
+                if below is None:
+                    return None
             if start is not None and INITIALISERS[start.name].matrix and len(t.sizes) < 2:
                 self.inf.fail("E0371", f"`{start.name}` has rows and columns, and `{s.name}` is {t}", s.start.span,
                               help="declare two sizes, or start from another distribution, such as `normal(0.02)`")  # fmt: skip
+        if below is not None and not s.frozen:
+            self.inf.fail("E0374", f"`{s.name}` holds whole numbers, which are not trained", s.span,
+                          help=f"keep them as they are drawn: `frozen {s.name}: …`")  # fmt: skip
         lr = None
         if s.lr is not None:
             v = self._read(s.lr)
@@ -174,7 +186,28 @@ class Declared:
         if twice is not None:
             self.inf.fail("E0348", f"the tensor `{s.name}` is declared twice in this row", s.span,
                           labels=(Label(twice.declaration.span, "the first time"),))  # fmt: skip
-        return TensorTyping(s.name, t, owner, start, exact, s.frozen, lr, s, part)
+        return TensorTyping(s.name, t, owner, start, exact, s.frozen, lr, s, part, below)
+
+    def _below(self, s: Tensor, start: Distribution, t: TensorType) -> Size | None:
+        """What whole numbers that are drawn are less than; distinct ones must be there as many as are asked for."""
+        bound = self.inf.infer(start.args[0]).type
+        if not isinstance(bound, NumberType) or bound.size is None:
+            if not isinstance(bound, Poison):
+                self.inf.fail(
+                    "E0372",
+                    f"`{start.name}` takes a whole number, not {bound}",
+                    s.start.span,
+                    help=INITIALISERS[start.name].doc,
+                )
+            return None
+        if start.name == "choice" and beyond(t.entries, bound.size):
+            self.inf.fail("E0372", f"there are no {t.entries} distinct whole numbers below {bound.size}", s.start.span,
+                          where=self.inf.bindings(t.entries, bound.size), help="draw fewer, or with `integers`, which draws each by itself")  # fmt: skip
+        other = beyond(t.entries, bound.size) or beyond(bound.size, t.entries)
+        if start.name == "permutation" and (other or len(t.sizes) != 1):
+            self.inf.fail("E0372", f"a permutation of {bound.size} numbers has the sizes [{bound.size}], and `{s.name}` is {t}", s.start.span,
+                          where=self.inf.bindings(t.entries, bound.size), help=f"declare `frozen {s.name}: [{bound.size.text}]`")  # fmt: skip
+        return bound.size
 
     def _owner(self, s: Tensor) -> Owner:
         if not s.per:

@@ -1,16 +1,18 @@
-"""What an index reads: ranges `[a : b]` of sizes, and entries by an input of type index."""
+"""What an index reads: ranges `[a : b]` of sizes, entries by an input of type index, and rows by whole numbers."""
 
 from __future__ import annotations
 
 from ..sites import TensorType
 from ..sizes import Size
 from ..syntax.nodes import Expr, Index, Slice
+from .integers import beyond
 from .primitives import Reporter
-from .values import POISON, NumberType, Poison, Value, WordType, join
+from .values import POISON, IndexType, NumberType, Poison, Value, WordType, join
 
 
 def indexed(inf: Reporter, e: Index) -> Value:
-    """Ranges `[a : b]` of sizes; an input of type index picks an entry of a size for each example of the batch."""
+    """Ranges `[a : b]` of sizes; an input of type index picks an entry of a size for each example of the batch, and whole
+    numbers [n] give n of them: the sizes of the numbers stand in the place of the one that they read."""
     a = inf.infer(e.value)
     if isinstance(a.type, Poison):
         return a
@@ -21,19 +23,24 @@ def indexed(inf: Reporter, e: Index) -> Value:
             e.span,
             help="write one range or index for each size, from the first on",
         )
-    sizes: list[Size | None] = list(a.type.sizes)
+    whole = a.type.sizes
+    sizes: list[tuple[Size, ...] | None] = [(s,) for s in whole]
     for i, item in enumerate(e.items):
         if isinstance(item, Slice):
-            sizes[i] = _range(inf, item, a.type.sizes[i])
-            if sizes[i] is None:
+            length = _range(inf, item, whole[i])
+            if length is None:
                 return Value(POISON)
+            sizes[i] = (length,)
             continue
-        picked = _picked(inf, item, a.type, a.type.sizes[i])
+        picked = _picked(inf, item, a.type, whole[i])
         if isinstance(picked.type, Poison):
             return picked
-        a = join((a, picked), TensorType(a.type.axes | {"batch"}, a.type.sizes))
-        sizes[i] = None
-    return a.typed(TensorType(a.type.axes, tuple(s for s in sizes if s is not None)))  # type: ignore[union-attr]
+        axes, own = (
+            (picked.type.axes, picked.type.sizes) if isinstance(picked.type, IndexType) else (frozenset({"batch"}), ())
+        )
+        a = join((a, picked), TensorType(a.type.axes | axes, whole))  # type: ignore[union-attr]
+        sizes[i] = own
+    return a.typed(TensorType(a.type.axes, tuple(s for found in sizes for s in found)))  # type: ignore[union-attr]
 
 
 def _range(inf: Reporter, item: Slice, whole: Size) -> Size | None:
@@ -59,8 +66,10 @@ def _picked(inf: Reporter, item: Expr, whole: TensorType, size: Size) -> Value:
     v = inf.infer(item)
     if isinstance(v.type, Poison):
         return v
+    if isinstance(v.type, IndexType):
+        return _within(inf, item, v, whole, size)
     if not isinstance(v.type, WordType) or v.type.what != "index":
-        return inf.fail("E0319", f"a size is read by a range `[a : b]` or by an input of type index, not by {v.type}",
+        return inf.fail("E0319", f"a size is read by a range `[a : b]`, by an input of type index or by whole numbers, not by {v.type}",
                          item.span)  # fmt: skip
     if v.type.word != size:
         return inf.fail("E0363", f"the index counts {v.type.word}, and this size is {size}", item.span,
@@ -72,6 +81,19 @@ def _picked(inf: Reporter, item: Expr, whole: TensorType, size: Size) -> Value:
             item.span,
             help="leave this index out: it picks from what is the same for every example, and once",
         )
+    return v
+
+
+def _within(inf: Reporter, item: Expr, v: Value, whole: TensorType, size: Size) -> Value:
+    """Whole numbers with which a size of a tensor is read, which must be less than it where both are known."""
+    assert isinstance(v.type, IndexType)
+    if beyond(v.type.below, size):
+        return inf.fail("E0363", f"the numbers are below {v.type.below}, and this size is {size}", item.span,
+                         where=inf.bindings(v.type.below, size), help=f"draw numbers below {size}, or read a tensor of the size {v.type.below}")  # fmt: skip
+    shared = sorted(v.type.axes & whole.axes) or ["head"] * ({"head", "group"} <= v.type.axes | whole.axes)
+    if shared:
+        return inf.fail("E0363", f"this has a value for each {shared[0]} already, as the numbers have: {whole}", item.span,
+                         help=f"declare the numbers or the tensor without the axis `{shared[0]}` (`per site`)")  # fmt: skip
     return v
 
 

@@ -29,7 +29,7 @@ from ..syntax.nodes import (
     String,
     dotted,
 )  # fmt: skip
-from .values import AFFINE, POISON, NumberType, Poison, Type, Value, WordType, bend, join, product
+from .values import AFFINE, POISON, IndexType, NumberType, Poison, Type, Value, WordType, bend, join, product
 
 
 def _beyond(value: float | None) -> bool:
@@ -172,6 +172,8 @@ class Inference:
 
     def _negative(self, e: Negative) -> Value:
         a = self.infer(e.value)
+        if self._no_operand("-", a, e.value):
+            return Value(POISON)
         if isinstance(a.type, NumberType):
             size = -a.type.size if a.type.size is not None else None
             return a.typed(NumberType(size, -a.type.value if a.type.value is not None else None))
@@ -179,6 +181,8 @@ class Inference:
 
     def _compare(self, e: Compare) -> Value:
         a, b = self.infer(e.left), self.infer(e.right)
+        if self._no_operand(e.op, a, e.left) or self._no_operand(e.op, b, e.right):
+            return Value(POISON)
         if isinstance(a.type, NumberType) and isinstance(b.type, NumberType):
             x, y = a.type.value, b.type.value
             if x is None or y is None:
@@ -197,7 +201,7 @@ class Inference:
             return replace(found, random=found.random or test.random)
         if isinstance(a.type, Poison) or isinstance(b.type, Poison):
             return Value(POISON)
-        if type(a.type) is not type(b.type) or (isinstance(a.type, TensorType) and a.type != b.type):
+        if type(a.type) is not type(b.type) or (isinstance(a.type, (TensorType, IndexType)) and a.type != b.type):
             return self.fail("E0316", f"the two branches differ: {a.type} and {b.type}", e.other.span, label=str(b.type),
                              labels=(Label(e.then.span, str(a.type)),))  # fmt: skip
         return join((test, a, b), a.type if a.type == b.type else NumberType(self._either(e, a, b)))
@@ -218,11 +222,8 @@ class Inference:
         a, b = self.infer(e.left), self.infer(e.right)
         if isinstance(a.type, Poison) or isinstance(b.type, Poison):
             return Value(POISON)
-        for side, expr in ((a, e.left), (b, e.right)):
-            if isinstance(side.type, WordType):
-                helps = {"activation": "call it, as in `{0}(z)`", "index": "read a tensor with it, as in `b[{0}]`"}
-                return self.fail("E0317", f"`{e.op}` takes tensors and numbers, not {side.type}", expr.span,
-                                 help=helps.get(side.type.what, "").format(to_text(expr)))  # fmt: skip
+        if self._no_operand(e.op, a, e.left) or self._no_operand(e.op, b, e.right):
+            return Value(POISON)
         if isinstance(a.type, NumberType) and isinstance(b.type, NumberType):
             return self._numbers(e, a, b)
         if e.op == "@":
@@ -236,6 +237,20 @@ class Inference:
             square = isinstance(b.type, NumberType) and b.type.value == 1
             return out if square else bend(out, e.span)
         return out
+
+    def _no_operand(self, op: str, a: Value, e: Expr) -> bool:
+        """Whether nothing is computed with a value, which is said."""
+        if not isinstance(a.type, (WordType, IndexType)):
+            return False
+        what = a.type.what if isinstance(a.type, WordType) else "index"
+        helps = {"activation": "call it, as in `{0}(z)`", "index": "read a tensor with it, as in `b[{0}]`"}
+        self.fail(
+            "E0317",
+            f"`{op}` takes tensors and numbers, not {a.type}",
+            e.span,
+            help=helps.get(what, "").format(to_text(e)),
+        )
+        return True
 
     def _numbers(self, e: Binary, a: Value, b: Value) -> Value:
         assert isinstance(a.type, NumberType) and isinstance(b.type, NumberType)
@@ -368,6 +383,10 @@ class Inference:
             )
         if any(isinstance(a.type, Poison) for a in args):
             return Value(POISON)
+        wrong = None if p.indexes else next((i for i, a in enumerate(args) if isinstance(a.type, IndexType)), None)
+        if wrong is not None:
+            return self.fail("E0317", f"`{name}` is computed of tensors and numbers, not of {args[wrong].type}", e.args[wrong].span,
+                             help=f"read a tensor with it, as in `b[{to_text(e.args[wrong].value)}]`")  # fmt: skip
         return p.rule(self, e.span, args, [a.value for a in e.args])
 
     def _base_call(self, e: Apply, text: str, args: list[Value]) -> Value:

@@ -10,7 +10,7 @@ class Initialiser:
     """A starting distribution. ``data`` names what it needs when a method is attached; ``words``: it takes rows
     of the model's word embeddings; ``matrix``: its entries differ by row and column, so a tensor needs two sizes; ``positive``: it
     takes a number above 0; ``drawn``: at random; ``alike``: all entries the same way, so that a transpose starts the same;
-    ``level``: all entries are one number, this one or, where it is None, the argument."""
+    ``level``: all entries are one number, this one or, where it is None, the argument; ``whole``: whole numbers below the argument."""
 
     name: str
     arity: tuple[int, int]
@@ -23,6 +23,7 @@ class Initialiser:
     drawn: bool = True
     alike: bool = False
     level: float | None | bool = False
+    whole: bool = False
 
     @property
     def one_number(self) -> bool:
@@ -51,6 +52,13 @@ INITIALISERS: dict[str, Initialiser] = {
         ),
         Initialiser("orthogonal", (0, 0), "orthonormal columns", matrix=True),
         Initialiser("identity", (0, 0), "the identity matrix", matrix=True, drawn=False),
+        Initialiser("choice", (1, 1), "distinct whole numbers below the one given", positive=True, whole=True),
+        Initialiser(
+            "permutation", (1, 1), "all whole numbers below the one given, in a random order", positive=True, whole=True
+        ),
+        Initialiser(
+            "integers", (1, 1), "whole numbers below the one given, each drawn by itself", positive=True, whole=True
+        ),
         Initialiser(
             "sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True, matrix=True
         ),

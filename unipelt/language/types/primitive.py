@@ -45,7 +45,7 @@ class Primitive:
     outside training (``still``); random in training unless the second argument is 0 (``draws``); entries that sum to one,
     whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``); linear in each of the
     first two arguments (``bilinear``); entries that obey equations of their own, of which the algebra knows nothing, such as those of
-    a rotation (``tied``).
+    a rotation (``tied``). Only one that ``indexes`` is given whole numbers that say where something stands.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Primitive:
     picks: bool = False
     bilinear: bool = False
     tied: bool = False
+    indexes: bool = False
 
 
 PRIMITIVES: dict[str, Primitive] = {}

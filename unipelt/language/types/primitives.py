@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import blocks, curves, largest, matrices, placing, reductions, shapes
+from . import blocks, curves, integers, largest, matrices, placing, reductions, shapes, transforms
 from .placing import PLACING
 from .primitive import PRIMITIVES, Primitive, Reporter, entry_of
 from .reductions import DOMAINS
@@ -16,9 +16,11 @@ __all__ = [
     "blocks",
     "curves",
     "entry_of",
+    "integers",
     "largest",
     "matrices",
     "placing",
     "reductions",
     "shapes",
+    "transforms",
 ]

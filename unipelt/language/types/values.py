@@ -41,6 +41,24 @@ class WordType:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexType:
+    """Whole numbers from 0 to less than ``below`` that say where something stands, for each entry of ``axes`` and ``sizes``.
+    Tensors are read and filled at them; nothing is computed with them, so whatever is not made for them refuses them."""
+
+    axes: frozenset[str]
+    sizes: tuple[Size, ...]
+    below: Size
+
+    @property
+    def fits(self) -> TensorType:
+        """The tensor type with these axes and sizes."""
+        return TensorType(self.axes, self.sizes)
+
+    def __str__(self) -> str:
+        return f"whole numbers {self.fits} below {self.below}"
+
+
+@dataclass(frozen=True, slots=True)
 class Poison:
     """The type after an error: everything fits it, so one mistake gives one error."""
 
@@ -48,7 +66,7 @@ class Poison:
         return "unknown"
 
 
-Type = Union[TensorType, NumberType, WordType, Poison]
+Type = Union[TensorType, NumberType, WordType, IndexType, Poison]
 POISON = Poison()
 
 

@@ -1,0 +1,42 @@
+"""Whole numbers that say where something stands: found, and filled in (`unipelt.language.types.integers`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import helpers
+from ..code import Code, Written, refine, spread, text_of, union
+from ..named import Named, Value
+from ..named import refine as refined
+from ..named import spread as spreading
+from ..named import union as united
+from .evaluated import function
+from .written import Writing, as_size, word
+
+
+@function("top_indices")
+def top_indices(context: Any, t: Named, k: Value) -> Value:
+    return Named(helpers.top_indices(t.data, len(t.sizes), int(k)), t.axes)  # type: ignore[arg-type]
+
+
+@word("top_indices")
+def _top_indices(w: Writing, t: Written, k: Written) -> Written:
+    assert isinstance(t, Code)
+    return Code(w.helper("top_indices", t.text, len(t.sizes), text_of(k)), t.axes, (as_size(k),))
+
+
+@function("scatter")
+def scatter(context: Any, values: Named, places: Named, *sizes: Value) -> Value:
+    axes, count = united(values, places), len(places.sizes)
+    heads = next((t.data.shape[t.axes.index("head")] for t in (values, places) if "head" in t.axes), None)
+    found = [spreading(refined(t, axes, heads), axes, count) for t in (values, places)]
+    return Named(helpers.scatter(*found, count, [int(s) for s in sizes]), axes)  # type: ignore[arg-type]
+
+
+@word("scatter")
+def _scatter(w: Writing, values: Written, places: Written, *sizes: Written) -> Written:
+    assert isinstance(values, Code) and isinstance(places, Code)
+    axes, count = union(values, places), len(places.sizes)
+    found = [spread(refine(t, axes, w.repeats), axes, count) for t in (values, places)]
+    lengths = f"[{', '.join(map(text_of, sizes))}]"
+    return Code(w.helper("scatter", *found, count, lengths), axes, tuple(map(as_size, sizes)))

@@ -1,0 +1,57 @@
+"""Primitives with whole numbers that say where something stands: found, and filled in."""
+
+from __future__ import annotations
+
+from ..sites import SIZES, TensorType, united_axes
+from ..sizes import Size
+from ..syntax.nodes import Expr, Span
+from .primitive import Reporter, primitive
+from .values import CONSTANT, IndexType, NumberType, Value, join
+
+
+def beyond(a: Size, b: Size) -> bool:
+    """Whether one size is larger than another in every model that has these sizes."""
+    left = a - b
+    return bool(left.terms) and left.symbols <= SIZES.keys() and all(c > 0 for _, c in left.terms)
+
+
+@primitive("top_indices", (2, 2), "top_indices(t, k): where the k largest entries of t stand, the largest first, counted row by row. "
+           "For starts: t reads no token")  # fmt: skip
+def _top_indices(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    a, k = args
+    if not isinstance(a.type, TensorType) or not a.type.sizes:
+        return check.fail("E0331", f"`top_indices` takes a tensor with sizes, not {a.type}", exprs[0].span)
+    if a.degree > CONSTANT or "batch" in a.type.axes:
+        return check.fail("E0331", "`top_indices` finds places once and for all, and this reads the input", exprs[0].span,
+                          help="for the largest entries of a token's own values compare them, as in `z * (z > b)`")  # fmt: skip
+    if not isinstance(k.type, NumberType) or k.type.size is None:
+        return check.fail("E0331", f"`top_indices` takes a whole number of entries, not {k.type}", exprs[1].span)
+    if beyond(k.type.size, a.type.entries) or beyond(Size.of(1), k.type.size):
+        return check.fail("E0372", f"there are {a.type.entries} entries, of which {k.type.size} cannot be taken", exprs[1].span,
+                          help="take at least 1 and at most as many as there are")  # fmt: skip
+    return join(args, IndexType(a.type.axes, (k.type.size,), a.type.entries))
+
+
+@primitive("scatter", (3, 6), "scatter(v, I, p, q): a tensor [p, q] of zeros with the values v: [n] at the places I: [n], which count "
+           "its entries row by row; what meets at one place is added up", linear=True, indexes=True)  # fmt: skip
+def _scatter(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    v, places, *lengths = (a.type for a in args)
+    if not isinstance(v, TensorType):
+        return check.fail("E0331", f"`scatter` takes a tensor of values, not {v}", exprs[0].span)
+    if not isinstance(places, IndexType):
+        return check.fail("E0331", f"`scatter` takes whole numbers that say where, not {places}", exprs[1].span,
+                          help="declare them, as in `frozen I: [n] ~ choice(d_in * d_out)`")  # fmt: skip
+    if v.sizes != places.sizes:
+        return check.fail("E0312", f"there are values {v} and places {places.fits}", exprs[0].span,
+                          where=check.bindings(*v.sizes, *places.sizes), help="give both the same sizes")  # fmt: skip
+    sizes: list[Size] = []
+    for t, e in zip(lengths, exprs[2:]):
+        if not isinstance(t, NumberType) or t.size is None:
+            return check.fail("E0331", f"`scatter` takes the sizes of what is filled, not {t}", e.span,
+                              help="write them one after the other: `scatter(v, I, d_in, d_out)`")  # fmt: skip
+        sizes.append(t.size)
+    out = TensorType(united_axes(v.axes, places.axes), tuple(sizes))
+    if beyond(places.below, out.entries):
+        return check.fail("E0363", f"the places are below {places.below}, and this has {out.entries} entries", exprs[1].span,
+                          where=check.bindings(places.below, out.entries), help=f"draw places below {out.entries}")  # fmt: skip
+    return join(args, out)
