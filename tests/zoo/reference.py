@@ -168,8 +168,8 @@ def beside_peft(
 
     ``into(name, theirs)`` gives the value of our trained tensor of that full name (as in `unipelt.state_dict`) from all of peft's
     tensors by theirs; with ``frozen`` that of our frozen draws too, which ``fixed(name, peft's model)`` gives where no tensor
-    of its state has them. ``prepare`` changes peft's model before anything is compared. The gradients of ours are compared by what they are after the same move: a step down the gradient of each side is taken and
-    the outputs compared again.
+    of its state has them. ``prepare`` changes peft's model before anything is compared. The gradients of ours are compared by what
+    they are after the same move: a step down the gradient of each side is taken and the outputs compared again.
     """
     theirs = peft.get_peft_model(small.model(kind), config).eval()
     if prepare is not None:
