@@ -166,11 +166,6 @@ def test_absent_cross_attention_is_left_out_with_a_warning_unless_it_is_all() ->
     assert d.code == "E0512" and "cross.q" in d.message
 
 
-def test_words_that_are_not_built_yet_are_refused() -> None:
-    (d,) = refused(f"method m(r: int = 4) {{ modify ffn tokens first 2 {LOW_RANK} }}")
-    assert d.code == "E0390" and "not built yet" in d.message
-
-
 def test_numbers_are_checked_again() -> None:
     (d,) = refused(f"method m(r: int = 0) {{ modify ffn {LOW_RANK} }}")
     assert d.code == "E0343" and "0" in d.message

@@ -118,7 +118,16 @@ def causal(t: Trial) -> float | None:
             return x[:, :since]
         return x[..., :since, :] if tap.edit.site.causal and not t.grows and x.dim() > 2 else None
 
-    return _apart(t.run(inputs), t.run(other), early)
+    found = _apart(t.run(inputs), t.run(other), early)
+    if any(e.row.tokens for e in t.plan.edits):  # which tokens are selected may depend on how long the text is
+        whole = batch(t.kind, rows=2, tokens=24, padded=False, seed=t.seed)
+        cut = {
+            n: x[:, :12] if n.startswith(t.ids.removesuffix("input_ids")) and x.dim() == 2 else x
+            for n, x in whole.items()
+        }
+        since = 12
+        found = max(found, _apart(t.run(cut), t.run(whole), early))
+    return found
 
 
 @judge("cache-consistent")

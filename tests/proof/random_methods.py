@@ -97,6 +97,8 @@ def _row(rng: random.Random, name: str, site: str) -> str:
         if not found.outside_the_layers and d.chance(0.12)
         else ""
     )
+    if "token" in found.h.axes and not found.pools and not prompt and d.chance(0.08):
+        layers += d.one("tokens first 2 ", "tokens last 2 ", "tokens first 1, last 1 ")
     sites = site if not d.chance(0.2) else ", ".join([site, *d.rng.sample(_ALIKE.get(site, [site]), 1)])
     lines = "\n      ".join(form)
     compose = "\n      ".join(d.body.lines)

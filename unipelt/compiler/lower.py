@@ -104,7 +104,8 @@ def lower(typing: TypedRow, on: frozenset[str], grouped: bool = False) -> Lowere
         on -= {
             "folded"
         }  # all of it reads the adapter's tensors alone: what is kept is what comes of it (`runtime.weights`)
-    rows = _rows(row, typing, on, grouped) if "rows" in on and shares_softmax(row) else None
+    shares = "rows" in on and shares_softmax(row) and not row.tokens  # keys are the same for every query
+    rows = _rows(row, typing, on, grouped) if shares else None
     added = _added(row) if "added" in on else None
     factor: Expr | None = None
     if isinstance(added, Binary) and added.op == "*" and isinstance(typing.value(added.left).type, NumberType):

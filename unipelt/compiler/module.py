@@ -25,7 +25,7 @@ from ..language.syntax.nodes import Name
 from . import helpers
 from .code import Num, Unwritten, Written, text_of
 from .lower import lower
-from .recipe import MASK, PLACES, Body
+from .recipe import CHOSEN, MASK, PLACES, Body
 from .writer import Writer
 
 #: What enters a module, as its docstring says it.
@@ -34,6 +34,7 @@ ENTERS = {
     "scale": "the number that the scores are multiplied by", "log_mass": "log of the sum of exp(score) over each query's keys",
     "W": "the frozen weight", "bias": "the frozen bias", "chance": "a number drawn for each forward pass, uniform in [0, 1)",
     MASK: "1 at real tokens, 0 at padding; None where all are real",
+    CHOSEN: "true at the tokens that are selected",
     PLACES: "where the rows stand among the tokens, as positions or, for `fill`, as their numbers at each token",
 }  # fmt: skip
 
@@ -278,7 +279,13 @@ class _Class:
         """What enters under a name, with its shape."""
         if name in self.typing.bases:
             return f"the frozen module `{name}`, called by itself"
-        shape = {MASK: "[batch, tokens]", PLACES: "[batch, …]", "scale": "", "chance": "[]"}.get(name)
+        shape = {
+            MASK: "[batch, tokens]",
+            CHOSEN: "[batch, tokens]",
+            PLACES: "[batch, …]",
+            "scale": "",
+            "chance": "[]",
+        }.get(name)
         if shape is None:
             found = self.typing.values[name].type
             shape = (

@@ -114,10 +114,6 @@ class _Builder:
     # ------------------------------------------------------------ rows
 
     def row(self, row: Row) -> None:
-        if row.tokens:
-            self.problems.append(Diagnostic("E0390", "`tokens` is a word of the language that is not built yet",
-                                            row.tokens[0].span))  # fmt: skip
-            return
         meant = meant_by(row, self.method, self.model, self.sites, again=bool(self.problems))
         self.problems += meant.problems
         self.warnings += meant.warnings
@@ -214,6 +210,7 @@ class _Builder:
             self.judged.setdefault(
                 "pad positions take part, so the output depends on how a batch is padded", []
             ).append(row.name)
+        self.needs += [f'a tokenizer (for `tokens since "{c.text}"`)' for c in typing.tokens if c.text is not None]
         names: dict[str, str] = {}
         for t in typing.tensors:
             planned = self.tensor(t, row, site, typing)

@@ -34,7 +34,7 @@ Want = Literal["h", "mass", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`.
+    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`, `CHOSEN`.
 
     Behind them ``function`` takes what ``fold`` makes of the row's tensors ``folds``: that may be kept while they stay as they are.
     """
@@ -49,8 +49,8 @@ class Recipe:
         raise TypeError("a recipe is written where it is used")
 
 
-#: What else enters: the mask of real tokens and the places of rows among the tokens, under no names of the language.
-MASK, PLACES = ":mask", ":places"
+#: What else enters: the mask of real tokens, the places of rows among the tokens, the tokens that are selected, under no names of the language.
+MASK, PLACES, CHOSEN = ":mask", ":places", ":chosen"
 #: What enters a row, with its axes.
 Entering = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -133,7 +133,7 @@ def _compiled(source: str, name: str = "recipe") -> Any:
 class Body:
     """The lines of a row at a site.
 
-    ``arguments`` maps every name that may enter (tensors by label, scope, frozen modules, `MASK`, `PLACES`) to its name
+    ``arguments`` maps every name that may enter (tensors by label, scope, frozen modules, `MASK`, `PLACES`, `CHOSEN`) to its name
     in the code; ``own`` stands in front of the row's tensors. ``training`` None writes code for both. ``lengths`` are the sizes of
     the declared axes where these are no numbers yet.
     """
@@ -181,7 +181,7 @@ class Body:
             self.writer.names["W"] = self.writer.names["h"]
         for name in bases:
             self._enters(name)
-        self.arguments |= {MASK: "mask", PLACES: "places"}
+        self.arguments |= {MASK: "mask", PLACES: "places", CHOSEN: "chosen"}
         self.writer.live |= {a for n, a in self.arguments.items() if n not in tensors}
 
     def _enters(self, name: str) -> str:
@@ -218,11 +218,19 @@ class Body:
         if not isinstance(out, Code):
             raise Unwritten("an out that is a number")
         ends = [self._whole(out, h)]
+        if self.row.tokens:
+            ends[0] = f"torch.where({self._chosen(h, len(h.sizes))}, {ends[0]}, h)"
         if want == "mass":
             scores = w.names["scores"]
             assert isinstance(scores, Code)
             ends.append(f"torch.logsumexp({scores.text}, -1)")
+            if self.row.tokens:
+                ends[1] = f"{ends[1]}.masked_fill(~{self._chosen(h, 0)}, -torch.inf)"
         return ends
+
+    def _chosen(self, h: Code, sizes: int) -> str:
+        """Which tokens are selected, beside what has the axes of h and some sizes."""
+        return spread(Code("chosen", ("batch", "token"), ()), h.axes, sizes)
 
     # ------------------------------------------------------------ parts
 

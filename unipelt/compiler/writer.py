@@ -57,7 +57,20 @@ from .lines import Line, is_live
 
 #: Names that generated code uses for itself.
 _TAKEN = frozenset(
-    ("torch", "F", "nn", "math", "self", "mask", "places", "h", *keyword.kwlist, "__debug__", *dir(torch.nn.Module))
+    (
+        "torch",
+        "F",
+        "nn",
+        "math",
+        "self",
+        "mask",
+        "places",
+        "chosen",
+        "h",
+        *keyword.kwlist,
+        "__debug__",
+        *dir(torch.nn.Module),
+    )
 )
 
 

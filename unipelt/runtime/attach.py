@@ -30,7 +30,7 @@ from .offload import value_of
 from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
-from .starts import LabelWords, StartData, Tokenizer, start
+from .starts import LabelWords, StartData, Tokenizer, selecting_texts, start
 from .switch import ADAPTER_NAME, Switch
 
 # ---------------------------------------------------------------- apply
@@ -92,7 +92,7 @@ def install(
     )
     check(planned)
     data = StartData.of(model, planned, tokenizer, label_words)
-    attached = Attached(planned, int(seed), chosen, trainable)
+    attached = Attached(planned, int(seed), chosen, trainable, texts=selecting_texts(model, planned, data))
     made = _create(model, attached, data, dtype)
     _install(model, name, attached, made)
     return planned

@@ -17,12 +17,13 @@ from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, refine, spread, to_axes
 from ..compiler.plan import PlannedEdit
-from ..compiler.recipe import MASK, PLACES, Recipes, Want
+from ..compiler.recipe import CHOSEN, MASK, PLACES, Recipes, Want
 from ..language.report.diagnostics import error
 from ..language.sites import axis_order
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Param
 from .holding import Holding, Shared, key_of_tensor
+from .prompts.selected import ENTERED, chosen_beside, selected
 
 
 #: Keys, values, and by what scores and what they yield is multiplied.
@@ -31,6 +32,8 @@ Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | Non
 ROWS = ":rows"
 
 
+#: What enters a row under no names of the language.
+_UNNAMED = (PLACES, CHOSEN)
 #: Where a tensor of the row is: whether the model shares it, under which name, whether it is a number.
 Place = tuple[bool, str, bool]
 #: A recipe's function, the names of its arguments (None for a tensor of the row) and where these tensors are; what is folded first, of which.
@@ -107,9 +110,11 @@ class Edit(Holding):
         self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
+        #: Which tokens it changes; none: all
+        self.chosen = planned.typing.tokens
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
-        self.plain = not self.of_weight and self.columns is None and self.prompt is None and planned.site.rows is None and not self.inputs and (
+        self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and planned.site.rows is None and not self.inputs and (
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
 
     def train(self, mode: bool = True) -> Edit:
@@ -129,7 +134,7 @@ class Edit(Holding):
         # A gate's tensors keep their front, `gate.`, under which no line of the form can name them.
         names.update({label: Named(tensors[label], axes) for label, axes in self.axes.items()})
         for name, t in self._given(given, tensors).items():
-            if name != PLACES:
+            if name not in _UNNAMED:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
         return Context(
             names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lengths
@@ -190,19 +195,22 @@ class Edit(Holding):
         if self.rests and want == "h" and not (self.training or self.watchers):
             return h
         if h.dim() == 4 and h.shape[1] == 1 and self.side != "attention":  # one head for all, before the tokens
-            inner = {n: t.squeeze(1) if t.dim() == 4 else t for n, t in given.items()}
+            inner = {n: t.squeeze(1) if getattr(t, "ndim", 0) == 4 else t for n, t in given.items()}
             return self.change(h.squeeze(1), inner, mask, want).unsqueeze(1)
         return self.change(h, given, mask, want)
 
     def change(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, want: str) -> Any:
         """What `forward` returns of a row that does not rest."""
+        if self.chosen:
+            entered = given.get(ENTERED)
+            given = {n: t for n, t in given.items() if n != ENTERED}
+            given[CHOSEN] = selected(entered, self.chosen, h)  # type: ignore[arg-type]
         straight = want in ("h", "mass") and self.recipes is not None and not torch.compiler.is_compiling()
         beside = self._beside(h, given, mask) if straight and self.watchers else None
         found = self._straight({**given, "h": h}, mask, want) if straight else None  # type: ignore[arg-type]
         if found is None:
             out, c = self.evaluate(h, given, mask, want == "still")
-            scores = c.names.get("scores")
-            result = out if want == "h" else (out, torch.logsumexp(scores.data, -1))  # type: ignore[union-attr]
+            result = out if want == "h" else (out, self._own_mass(c, given, h))
         elif want == "mass":
             out = found[0].to(h.dtype)
             result = out, found[1]
@@ -211,6 +219,11 @@ class Edit(Holding):
         for watcher in self.watchers:
             watcher.saw(h, out, beside or c)
         return result
+
+    def _own_mass(self, c: Context, given: Mapping[str, torch.Tensor], h: torch.Tensor) -> torch.Tensor:
+        """The log of the mass of the row's scores; tokens that are not selected see none of it."""
+        mass = torch.logsumexp(c.names["scores"].data, -1)  # type: ignore[union-attr]
+        return mass.masked_fill(~chosen_beside(given[CHOSEN], h, 0), -torch.inf) if CHOSEN in given else mass
 
     def _beside(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> Context:
         """The names that the row's lines bind, for those who watch: evaluated beside the pass, with the numbers that it will draw."""
@@ -255,7 +268,9 @@ class Edit(Holding):
         """The recipe for what enters, and where its arguments are: a tensor of the row (None), or what is given under a name."""
         assert self.recipes is not None
         entering = tuple(
-            (n, self._scope_axes(n, t) if isinstance(t, torch.Tensor) else ()) for n, t in given.items() if n != PLACES
+            (n, self._scope_axes(n, t) if isinstance(t, torch.Tensor) else ())
+            for n, t in given.items()
+            if n not in _UNNAMED
         )
         recipe = self.recipes.of(entering, self.training, want)
         if recipe is None:
@@ -291,7 +306,7 @@ class Edit(Holding):
         if name == "chance":
             return t.to(given["h"].device) if "h" in given else t
         if (
-            name == PLACES
+            name in _UNNAMED
             or dtype is None
             or t.dtype == dtype
             or not t.is_floating_point()
@@ -329,7 +344,10 @@ class Edit(Holding):
                             f"`{self.site.name}` of this model has one for each {' and '.join(named.axes)}", self.row.span,
                             help=f"reduce it, for example mean(…, {beyond[0]}s)")  # fmt: skip
             data = to_axes(out, named.axes, shape)
-        return data.to(h.dtype), c
+        data = data.to(h.dtype)
+        if CHOSEN in given:
+            data = torch.where(chosen_beside(given[CHOSEN], h, 1), data, h)
+        return data, c
 
     def _gate(self, c: Context) -> Any:
         if self.row.gate is None:

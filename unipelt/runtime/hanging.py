@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Set
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -117,6 +118,7 @@ def _hang_edit(
     bases = {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()}
     host, seam = _seam(model, r, e.site.view.module)
     edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
+    edit.chosen = tuple(replace(c, ids=attached.texts[c.text]) if c.text else c for c in edit.chosen)
     attached.registered.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
     edit.taps = {need: tap_key(e, name, need) for need in ("x", "residual") if need in edit.needs}
     seam.add(host, name, edit)
@@ -182,9 +184,11 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
                 Hook(decoder, inputs.enter_decoder, before=True, named=True),
             ]
             behind.append(Hook(encoder, inputs.leave_encoder, always=True))
-        r.mask_taps = r.mask_taps or [MaskTap(r.switch, s, m) for s, m in zip(r.sites.stacks, towers)]
+        r.mask_taps = r.mask_taps or [MaskTap(r.switch, s, m, inputs) for s, m in zip(r.sites.stacks, towers)]
         # behind what makes a mask longer
         before += [Hook(m, tap.enters, before=True, named=True) for tap, m in zip(r.mask_taps, towers)]
+        if any(inputs.selecting.values()):
+            behind += [Hook(m, tap.leaves) for tap, m in zip(r.mask_taps, towers)]
     if r.heads.has_labels:  # behind what makes labels longer
         before.append(Hook(model, r.heads.take, before=True, named=True))
         behind.append(Hook(model, r.heads.give, named=True))

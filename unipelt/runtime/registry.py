@@ -43,6 +43,8 @@ class Attached:
     #: Where each tensor, then each copy, is registered. Looked up at every use: sharding, `load_state_dict(assign=True)`
     #: and offloading put other tensor objects there.
     registered: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    #: The ids of the texts by which a row selects tokens.
+    texts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     leaving: bool = False  # its removal has begun
 
     @property
@@ -58,7 +60,7 @@ class Attached:
             "prompt": any(e.site.side == "prompt" for e in edits),
             "grows": any(e.prompt is not None and e.prompt.grows for e in edits),
             "input": bool(self.plan.inputs),
-            "tokens": any("tokens" in e.row.reads for e in edits),
+            "tokens": any("tokens" in e.row.reads or e.row.tokens for e in edits),
             "chance": any("chance" in e.row.reads for e in edits),
             "model": any("" in (e.site.x, e.site.residual) for e in edits),
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from ..compiler.labels import labels_of_base
 from ..compiler.plan import Plan
 from ..language.report.diagnostics import error
 from ..language.files import reason
-from ..language.ir import as_file
+from ..language.ir import Method, as_file
+from ..language.syntax.nodes import ListOf, Name, Number, Selection, String
 from ..language.syntax.printer import to_text
 from ..language.versions import FORMAT, LANGUAGE_VERSION
 from .card import check_card, model_card
@@ -155,6 +156,7 @@ def content(
     tensors = state_dict(model, name) if tensors is None else tensors
     if fold and a.plan.folds:
         method, tensors = folded(model, name, a.plan, tensors)
+    method = with_ids(method, a.texts)
     bad = [n for n, t in tensors.items() if t.device.type != "meta" and not torch.isfinite(t).all()]
     if bad:
         raise error("E0573", f"`{bad[0]}` holds NaN or infinity; the adapter is not saved",
@@ -173,6 +175,26 @@ def content(
     if card is not None:
         files[README] = model_card(model, a.plan, card)
     return Content(dict(tensors), files, manifest)
+
+
+def with_ids(method: Method, texts: Mapping[str, tuple[int, ...]]) -> Method:
+    """The method with the ids of the texts by which rows select tokens, so that it needs no tokenizer to be read again."""
+    if not texts:
+        return method
+    arguments = {p.name: p.default for p in method.params if isinstance(p.default, String)}
+
+    def known(s: Selection) -> Selection:
+        e = (
+            arguments.get(s.values[0].id, s.values[0])
+            if s.word == "since" and isinstance(s.values[0], Name)
+            else s.values[0]
+            if s.values
+            else None
+        )
+        ids = texts.get(e.value) if s.word == "since" and isinstance(e, String) else None
+        return s if ids is None else replace(s, values=(ListOf(tuple(map(Number, ids))),))
+
+    return replace(method, rows=tuple(replace(r, tokens=tuple(map(known, r.tokens))) for r in method.rows))
 
 
 def _labels_json(model: nn.Module, plan: Plan) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from ..language.report.diagnostics import error
 from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit, needs
 from .hooks import Hook
+from .prompts.selected import ENTERED
 from .switch import Switch
 from .weights import Changes, Weights, added, rewritten, weight_of
 
@@ -300,6 +301,8 @@ class Seam(nn.Module):
     def _called_with(self, edit: Edit, given: dict[str, Any]) -> None:
         """Adds what the model is called with, or draws, and an edit reads."""
         current = self.switch.holder.current
+        if edit.chosen:
+            given[ENTERED] = current.entered.get(edit.masked)
         if "chance" in edit.needs and current.chance is not None:
             given["chance"] = current.chance
         for declared in edit.inputs:

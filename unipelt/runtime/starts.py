@@ -97,6 +97,13 @@ def start(
     return spread(value, t.axes, len(t.sizes)).expand(t.shape).clone()
 
 
+def selecting_texts(model: nn.Module, plan: Plan, data: StartData) -> dict[str, tuple[int, ...]]:
+    """The ids of the texts by which rows select tokens (`tokens since "…"`)."""
+    found = {c.text for e in plan.edits for c in e.typing.tokens if c.text is not None}
+    words: Any = model.get_input_embeddings() if found else None  # type: ignore[operator]
+    return {text: tuple(_ids(text, data, words.num_embeddings)) for text in found}
+
+
 def _shapes(e: PlannedEdit) -> dict[str, Named]:
     """What enters the site, of which a start knows the sizes alone (`width(z)`)."""
     types = {n: v.type for n in ("z", "x", "h") if (v := e.typing.values.get(n)) is not None}

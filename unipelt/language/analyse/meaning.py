@@ -132,7 +132,7 @@ def _by_site(method: Method) -> dict[str, list[_Edited]]:
             if found is None or (stack and name in paths):
                 continue  # a row edits a site once, however often it names it
             at = found.into if found.is_weight else name
-            tokens = sorted(map(_selected, row.tokens))  # what is selected twice is edited once
+            tokens = sorted({*map(_selected, row.tokens)})  # what is selected twice is edited once
             layers = " ".join(
                 [*([f"layers {where}"] if (where := _layers(row.layers)) else []), *(f"tokens {t}" for t in tokens)]
             )

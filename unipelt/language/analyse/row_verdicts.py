@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ..types.algebra import Atom, Term, add, scaled
 from ..once import once
 from ..types.rows import in_training
+from ..types.selections import Chosen, late
 from ..types.typed import Binding, TypedRow
 from .fold import fold_form
 from ..types.initialisers import INITIALISERS
@@ -57,6 +58,13 @@ def causal(t: TypedRow) -> Verdict:
         return _unless_it_cancels(
             t, Verdict("no", "this pools over the whole sequence, so every position sees the later ones", t.out.future)
         )
+    if (choice := _chosen_late(t)) is not None:
+        reason = (
+            "which tokens are selected depends on the later ones"
+            if choice.word == "since"
+            else "the last tokens are others in a longer text"
+        )
+        return _unless_it_cancels(t, Verdict("no", reason, choice.span))
     if t.out.future is None and t.out.chunk is not None:
         return Verdict("yes", "the other positions that it reads are not later ones", t.out.chunk)
     return _apart_from_others(t, t.out.future)
@@ -65,6 +73,15 @@ def causal(t: TypedRow) -> Verdict:
 def _all_there(t: TypedRow) -> bool:
     """Whether the tokens of the site are an encoder's, which come at once."""
     return "encoder" in (t.stack, t.site.tokens)
+
+
+def _chosen_late(t: TypedRow) -> Chosen | None:
+    """The selection of tokens in which later tokens have a say, unless the row leaves h as it is."""
+    choice = late(t.tokens)
+    if choice is None or _all_there(t):
+        return None
+    edit = row_meaning(t)
+    return choice if edit.out.products != edit.h.products else None
 
 
 def _apart_from_others(t: TypedRow, read: Span | None) -> Verdict:
@@ -105,6 +122,9 @@ def cache_consistent(t: TypedRow) -> Verdict:
     if t.out.chunk is not None and not _all_there(t):
         reason = "this reads other positions, and a step with a cache sees only its own chunk"
         return _unless_it_cancels(t, Verdict("no", reason, t.out.chunk))
+    if (choice := _chosen_late(t)) is not None:
+        reason = "a step with a cache cannot change what was selected before, and the longer text selects other tokens"
+        return _unless_it_cancels(t, Verdict("no", reason, choice.span))
     return _apart_from_others(t, t.out.chunk)
 
 

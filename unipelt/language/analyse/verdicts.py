@@ -132,7 +132,7 @@ def rows_commute(method: Method, typings: Sequence[TypedRow]) -> Verdict:
                 continue
             if one == other or _apart(placed[a.name], placed[b.name]):
                 continue
-            if a.layers == b.layers and not any(_loose(out) for _, out in (*one, *other)):
+            if a.layers == b.layers and a.tokens == b.tokens and not any(_loose(out) for _, out in (*one, *other)):
                 return Verdict(
                     "no", f"`{a.name}` acts before `{b.name}` at a site of both, and the other order differs", b.span
                 )

@@ -31,6 +31,7 @@ from ..syntax.nodes import (
     Statement,
     Tensor,
 )  # fmt: skip
+from .selections import chosen_tokens
 from .typed import SYMBOLS, Binding, Part, Sizes, TypedRow
 from .values import OTHER, POISON, NumberType, Poison, Value, WordType, join, product
 
@@ -87,6 +88,7 @@ class RowChecker(Declared):
 
     def check(self) -> TypedRow:
         inf, site = self.inf, self.site
+        tokens = chosen_tokens(self.row, site, inf)
         scope: dict[str, Value] = {}
         if site.x is not None:
             scope["x"] = reading(self._bound(site.x), "x")
@@ -134,7 +136,7 @@ class RowChecker(Declared):
         out = self._result(inf.names.get("out", Value(POISON)), h, gate)
         typed = TypedRow(
             self.row, site, tuple(self.params.values()), self.sizes, tuple(self.bindings), dict(inf.names), out, dict(inf.sizes),
-            dict(inf.bases), dict(inf.axes),
+            dict(inf.bases), dict(inf.axes), tokens=tokens,
         )  # fmt: skip
         problem = placing_problem(self.row, site) or disagreement(typed.inputs)
         if problem is not None:

@@ -17,6 +17,7 @@ from ..once import Remembers, once
 from ..sites import NUMBERS, SiteSignature
 from ..sizes import Size
 from ..syntax.nodes import Expr, Name, Number, Param, String, walk
+from .selections import Chosen
 from .values import Value
 
 
@@ -86,7 +87,7 @@ class TypedRow(Remembers):
     """A row at a site with the type of everything in it: its bindings in the order of the text.
 
     ``values`` are the names in scope at the end, ``out`` is the new ``h`` (after the gate), ``sizes`` every size in scope,
-    ``axes`` those that the row declares, ``stack`` the one that the site's path names.
+    ``axes`` those that the row declares, ``stack`` the one that the site's path names, ``tokens`` those that it changes (none: all).
     """
 
     row: Row
@@ -100,6 +101,7 @@ class TypedRow(Remembers):
     bases: Mapping[str, tuple[Size, Size]]
     axes: Mapping[str, Size]
     stack: str | None = None
+    tokens: tuple[Chosen, ...] = ()
 
     def __repr__(self) -> str:
         return f"<{self.row.name} at {self.place}>"

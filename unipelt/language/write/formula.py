@@ -168,12 +168,14 @@ def as_text(method: Method) -> str:
 def as_latex(method: Method) -> str:
     """The formula as an ``align*`` environment."""
     rows: list[str] = []
+    selected = {r.name: f", {to_text(S.Tokens(r.tokens))}" for r in method.rows if r.tokens}
     for name, found in formula(method, TEX):
+        tokens = selected.get(name, "")
         for i, (n, f) in enumerate(found):
             if n == "train":
                 rows.append(f"& \\text{{train }} \\texttt{{{f}}}".replace("_", r"\_"))
                 continue
             sign = r"\leftarrow" if i == len(found) - 1 else "="
-            note = rf" && \text{{{name}}}".replace("_", r"\_") if i == 0 else ""
+            note = rf" && \text{{{name}{tokens}}}".replace("_", r"\_") if i == 0 else ""
             rows.append(f"{n} &{sign} {f}{note}")
     return "\\begin{align*}\n" + " \\\\\n".join(f"  {r}" for r in rows) + "\n\\end{align*}"

@@ -183,3 +183,12 @@ def _filler(model: nn.Module) -> int:
         found = getattr(config, name, None)
         taken |= set(found) if isinstance(found, (list, tuple)) else {found}
     return next(i for i in range(len(taken) + 1) if i not in taken)
+
+
+def named_arguments(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Every argument of a call by name."""
+    signature = inspect.signature(model.forward)
+    named = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for variadic in [n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]:
+        named |= named.pop(variadic, {})
+    return named

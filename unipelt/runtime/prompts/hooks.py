@@ -11,7 +11,6 @@ before the first call of the model; its tokens are nobody else's, but for the ma
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from ...anatomy.sites import SiteMap
 from ...compiler.plan import Plan, PlannedInput, PlannedPrompt
 from ...language.report.diagnostics import error
 from .arguments import Given, marks_for, take, value_for
-from .call import Call, grow, refuse
+from .call import Call, grow, named_arguments, refuse
 from .layout import Layout, Rows
 from .room import Room
 from ..seam import seam_of
@@ -62,6 +61,7 @@ class InputHooks:
         self.declared: dict[str, tuple[PlannedInput, ...]] = {}  # by adapter, acting or not
         self.names: frozenset[str] = frozenset()  # of the declared arguments
         self.prompts: dict[str, tuple[Prompt, ...]] = {}
+        self.selecting: dict[str, bool] = {}  # adapters that change some tokens, and whether these are found by a text
         self.room: Room | None = None  # for rows that move the tokens' positions
         self.tower = sites.main[0].module if len(sites.main) > 1 else ""
         entered = sites.entered()
@@ -73,6 +73,8 @@ class InputHooks:
         """Brings the hooks up to date with the attached adapters."""
         self.declared = {n: p.inputs for n, p in plans.items() if p.inputs}
         self.names = frozenset([i.name for declared in self.declared.values() for i in declared])
+        chosen = {n: [c for e in p.edits for c in e.typing.tokens] for n, p in plans.items()}
+        self.selecting = {n: any(c.word == "since" for c in found) for n, found in chosen.items() if found}
         known = self.prompts
         self.prompts = {n: known[n] if n in known else prompts(p, n) for n, p in plans.items()}
         rows = [p for placed in self.prompts.values() for p in placed]
@@ -87,7 +89,7 @@ class InputHooks:
         given = take(self.switch, self.names, kwargs)
         if not self.switch.live:
             return (args, kwargs) if self.names else None
-        named = _named(model, args, kwargs)
+        named = named_arguments(model, args, kwargs)
         self._take(named, given)
         current.given = given
         placed = self._acting() if not self.tower else []
@@ -104,7 +106,7 @@ class InputHooks:
         if given is None:
             self.switch.holder.current.begin()
             given = take(self.switch, self.names, kwargs)
-        named = _named(encoder, args, kwargs)
+        named = named_arguments(encoder, args, kwargs)
         if alone:
             self._take(named, given)
         placed = self._acting()
@@ -121,7 +123,7 @@ class InputHooks:
         It is made longer where the encoder's states are: those that came without rows (of another pass) keep their mask.
         """
         rows = self._rows([p for p in self._acting() if p.plan.grows]) if self.switch.live else []
-        named = _named(decoder, args, kwargs) if rows else {}
+        named = named_arguments(decoder, args, kwargs) if rows else {}
         states, mask = named.get("encoder_hidden_states"), named.get("encoder_attention_mask")
         if states is None or mask is None or mask.dim() != 2:
             return None
@@ -170,6 +172,15 @@ class InputHooks:
         """How many positions of the model's table the rows of the acting adapters take from the tokens."""
         rows = self._rows([p for p in self._acting() if p.plan.grows]) if self.room is not None else []
         return sum(r.count for r in rows if r.moves)
+
+    @property
+    def standing(self) -> int:
+        """How many rows the acting adapters put among the tokens."""
+        return sum(p.plan.rows for p in self._acting() if p.plan.grows)
+
+    def looks_for_text(self, acting: Sequence[str]) -> bool:
+        """Whether an acting adapter finds its tokens by a text."""
+        return any(self.selecting.get(name, False) for name in acting)
 
     def _acting(self) -> list[Prompt]:
         """What the acting adapters place, at the words first: those rows stand nearest to the tokens."""
@@ -237,12 +248,3 @@ class InputHooks:
             return own(call.tokens, embeddings.padding_idx)
         start = call.seen - call.grown if call.seen else 0
         return torch.arange(start, start + call.tokens.shape[1], device=call.tokens.device)[None]
-
-
-def _named(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Every argument of a call by name."""
-    signature = inspect.signature(model.forward)
-    named = dict(signature.bind_partial(*args, **kwargs).arguments)
-    for variadic in [n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]:
-        named |= named.pop(variadic, {})
-    return named

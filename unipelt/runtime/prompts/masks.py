@@ -6,23 +6,28 @@ Not from the model's call: a decoder has another mask than its encoder, and gene
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ...anatomy.sites import Stack
 from ..switch import Switch
+from .call import Call, named_arguments
+from .selected import Entered
+
+if TYPE_CHECKING:
+    from .hooks import InputHooks
 
 
 class MaskTap:
-    """A hook of a stack's module that notes the mask [batch, tokens] of its tokens.
+    """A hook of a stack's module that notes the mask [batch, tokens] of its tokens, and the tokens where edits select some.
 
     A decoder that is given its encoder's mask leaves that too: the encoder may have run before, in another call.
     """
 
-    def __init__(self, switch: Switch, stack: Stack, module: nn.Module):
-        self.switch = switch
+    def __init__(self, switch: Switch, stack: Stack, module: nn.Module, inputs: InputHooks):
+        self.switch, self.stack, self.inputs = switch, stack.name, inputs
         self.stacks = {"attention_mask": stack.name}
         names = list(inspect.signature(module.forward).parameters)
         if stack.name == "decoder" and "encoder_attention_mask" in names:  # T5's encoder has the argument too
@@ -40,3 +45,30 @@ class MaskTap:
                 masks[stack] = mask
             else:
                 masks.pop(stack, None)
+        if self._selects:
+            self._enters(module, args, kwargs)
+
+    @property
+    def _selects(self) -> bool:
+        return any(name in self.inputs.selecting for name in self.switch.live)
+
+    def _enters(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Notes the tokens that enter, of which edits select some."""
+        call, current = Call(module, named_arguments(module, args, kwargs)), self.switch.holder.current
+        if not any(call.named.get(n) is not None for n in ("input_ids", "inputs_embeds")):
+            return
+        own = self.stack == self.inputs.sites.main[0].name  # that of the rows of a prompt
+        current.entered[self.stack] = Entered(
+            self.stack, call, current.layout if own and not call.seen else None, self.inputs.standing if own else 0
+        )
+
+    def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """A cache, which may have been made in this call, remembers the ids."""
+        entered = self.switch.holder.current.entered.get(self.stack) if self.switch.live and self._selects else None
+        if entered is not None and self.inputs.looks_for_text(self.switch.live):
+            entered.remember(entered.call.cache if entered.call.cache is not None else _cache_of(output))
+
+
+def _cache_of(output: Any) -> Any:
+    found = [getattr(output, n, None) for n in ("cache", "past_key_values")]
+    return next((c for c in found if hasattr(c, "get_seq_length")), None)

@@ -9,6 +9,7 @@ import torch
 if TYPE_CHECKING:
     from .arguments import Given
     from .layout import Layout
+    from .selected import Entered
 
 
 class Pass:
@@ -26,6 +27,7 @@ class Pass:
         self.given: Given | None = None  # the declared arguments of the model's call; None outside it
         self.inputs: dict[str, torch.Tensor] = {}  # their values for the batch
         self.masks: dict[str, torch.Tensor] = {}  # which tokens are real, [batch, tokens], by the stack's name
+        self.entered: dict[str, Entered] = {}  # what entered a stack, by its name, where edits select tokens
         self.layout: Layout | None = None  # the sequence with a prompt's rows
         #: Where the rows of an edit stand, by adapter, site and row; None in a step that continues a cache.
         self.positions: dict[tuple[str, str, str], Any] = {}
