@@ -398,20 +398,20 @@ in_form("called_form_unknown", "E0320", "delta = ⟦low_rnk⟧(z, 2)", "no funct
 # ---------------------------------------------------------------- tokens that are selected
 
 SHIFTED = "form { b: [d_out] ~ zeros delta = b } compose h + delta"
-whole("tokens_every", "E0385", f"modify block tokens ⟦every 2⟧ {SHIFTED}", "selects layers")
-whole("tokens_half", "E0385", f"modify block tokens first ⟦0.5⟧ {SHIFTED}", "whole number")
-whole("tokens_since_number", "E0385", f"modify block tokens since ⟦3⟧ {SHIFTED}", "takes a text")
-whole("tokens_since_nothing", "E0385", f'modify block tokens since ⟦""⟧ {SHIFTED}', "takes a text")
-whole("tokens_since_halves", "E0385", f"modify block tokens since ⟦[1.5]⟧ {SHIFTED}", "ids")
+whole("tokens_every", "E0397", f"modify block tokens ⟦every 2⟧ {SHIFTED}", "selects layers")
+whole("tokens_half", "E0397", f"modify block tokens first ⟦0.5⟧ {SHIFTED}", "whole number")
+whole("tokens_since_number", "E0397", f"modify block tokens since ⟦3⟧ {SHIFTED}", "takes a text")
+whole("tokens_since_nothing", "E0397", f'modify block tokens since ⟦""⟧ {SHIFTED}', "takes a text")
+whole("tokens_since_halves", "E0397", f"modify block tokens since ⟦[1.5]⟧ {SHIFTED}", "ids")
 whole(
     "tokens_of_a_weight",
-    "E0386",
+    "E0398",
     "modify attn.q.weight tokens ⟦first 2⟧ form { b: [d_out] ~ zeros delta = b } compose h + delta",
     "weight",
 )
 whole(
     "tokens_of_a_prompt",
-    "E0386",
+    "E0398",
     "modify embed tokens ⟦last 1⟧ form { P: [r, d_out] ~ zeros delta = P } compose prepend(delta, h)",
     "rows",
 )

@@ -46,17 +46,17 @@ def chosen_tokens(row: Row, site: SiteSignature, inf: Inference) -> tuple[Chosen
     span = row.tokens[0].span
     if "token" not in site.h.axes:
         what = "a weight is the same for every token" if site.is_weight else f"`h` at `{site.name}` has no tokens here"
-        inf.fail("E0386", f"{what}, so none can be selected", span, help="leave `tokens` out, or modify another site")
+        inf.fail("E0398", f"{what}, so none can be selected", span, help="leave `tokens` out, or modify another site")
     elif places_rows(row):
         inf.fail(
-            "E0386", "a composition that puts rows among the tokens changes no token", span, help="leave `tokens` out"
+            "E0398", "a composition that puts rows among the tokens changes no token", span, help="leave `tokens` out"
         )
     return tuple(c for s in row.tokens if (c := _chosen(s, inf)) is not None)
 
 
 def _chosen(s: Selection, inf: Inference) -> Chosen | None:
     if s.word not in WORDS:
-        inf.fail("E0385", f"`{to_text(s)}` selects layers, not tokens", s.span,
+        inf.fail("E0397", f"`{to_text(s)}` selects layers, not tokens", s.span,
                  help='select first k, last k, since "a text" or inserted')  # fmt: skip
         return None
     if s.word == "inserted":
@@ -73,7 +73,7 @@ def _counted(s: Selection, e: Expr, inf: Inference) -> Chosen | None:
     if isinstance(t, Poison):
         return None
     if not whole or (value is not None and value < 0):
-        inf.fail("E0385", f"`tokens {s.word}` takes a whole number of at least 0", e.span)
+        inf.fail("E0397", f"`tokens {s.word}` takes a whole number of at least 0", e.span)
         return None
     return Chosen(s.word, s.span, count=int(value) if value is not None else None)
 
@@ -83,7 +83,7 @@ def _since(s: Selection, e: Expr, inf: Inference) -> Chosen | None:
     if isinstance(e, ListOf):
         values = [i.type.value if isinstance(i.type, NumberType) else None for i in map(inf.infer, e.items)]
         if not values or any(isinstance(v, (bool, float)) or v is None or v < 0 for v in values):
-            inf.fail("E0385", "a list after `since` has the ids of tokens, which are whole numbers", e.span)
+            inf.fail("E0397", "a list after `since` has the ids of tokens, which are whole numbers", e.span)
             return None
         return Chosen(s.word, s.span, ids=tuple(int(v) for v in values if v is not None))
     t = inf.infer(e).type
@@ -92,7 +92,7 @@ def _since(s: Selection, e: Expr, inf: Inference) -> Chosen | None:
     word = t.word if isinstance(t, WordType) and t.what == "string" else None
     text = word.value if isinstance(word, String) else word
     if not (isinstance(t, WordType) and t.what == "string") or (isinstance(text, str) and not text):
-        inf.fail("E0385", "`tokens since` takes a text, or a list of the ids of its tokens", e.span)
+        inf.fail("E0397", "`tokens since` takes a text, or a list of the ids of its tokens", e.span)
         return None
     return Chosen(s.word, s.span, text=text if isinstance(text, str) else None)
 
