@@ -352,6 +352,15 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "read a tensor with it, as in `b[t]`": {
         "E0317-input-added": ("    delta = z + t", "    b: [3, d_out] ~ zeros\n    delta = z + b[t]")
     },
+    "select `first k`, `last k`, `since \"a text\"` or `inserted`": {
+        "E0397-since-activation": ("since gelu", 'since "a text"'),
+        "E0397-since-nothing": ('since ""', 'since "a text"'),
+        "E0397-since-number": ("since 3", "since [3]"),
+        "E0397-tokens-every": ("every 2", "first 2"),
+        "E0397-tokens-half": ("first 0.5", "first 1"),
+    },
+    "leave `tokens` out": {"E0398-of-a-prompt": ("  tokens last 1\n", "")},
+    "leave `tokens` out, or modify another site": {"E0398-of-a-weight": ("  tokens first 2\n", "")},
     "correct the expression; numbers multiply with `*`": {
         "E0318-division-by-zero": ("r / 0", "r * 2"),
         "E0318-huge-power": ("10 ** 10 ** 10", "10 * 10 * 10"),

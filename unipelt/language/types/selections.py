@@ -57,7 +57,7 @@ def chosen_tokens(row: Row, site: SiteSignature, inf: Inference) -> tuple[Chosen
 def _chosen(s: Selection, inf: Inference) -> Chosen | None:
     if s.word not in WORDS:
         inf.fail("E0397", f"`{to_text(s)}` selects layers, not tokens", s.span,
-                 help='select first k, last k, since "a text" or inserted')  # fmt: skip
+                 help='select `first k`, `last k`, `since "a text"` or `inserted`')  # fmt: skip
         return None
     if s.word == "inserted":
         return Chosen(s.word, s.span)
