@@ -352,7 +352,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "read a tensor with it, as in `b[t]`": {
         "E0317-input-added": ("    delta = z + t", "    b: [3, d_out] ~ zeros\n    delta = z + b[t]")
     },
-    "select `first k`, `last k`, `since \"a text\"` or `inserted`": {
+    'select `first k`, `last k`, `since "a text"` or `inserted`': {
         "E0397-since-activation": ("since gelu", 'since "a text"'),
         "E0397-since-nothing": ('since ""', 'since "a text"'),
         "E0397-since-number": ("since 3", "since [3]"),

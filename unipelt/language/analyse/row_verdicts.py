@@ -107,10 +107,17 @@ def _unless_it_cancels(t: TypedRow, verdict: Verdict, training: bool = False) ->
     return verdict
 
 
+def _at_some(t: TypedRow, verdict: Verdict) -> Verdict:
+    """The verdict on what a row reads of other positions, where it changes only some tokens, which may not see it."""
+    if verdict.value != "no" or not t.tokens:
+        return verdict
+    return Verdict("unknown", "it may not be seen at the tokens that are selected", verdict.span)
+
+
 @once
 def padding_invariant(t: TypedRow) -> Verdict:
     if t.out.padding is not None:
-        return _unless_it_cancels(t, Verdict("no", "pad positions take part here", t.out.padding))
+        return _at_some(t, _unless_it_cancels(t, Verdict("no", "pad positions take part here", t.out.padding)))
     return Verdict("yes", "pad positions are never read", t.row.span)
 
 
@@ -121,7 +128,7 @@ def cache_consistent(t: TypedRow) -> Verdict:
         return Verdict("no", "it differs from one forward pass to the next", t.row.span)
     if t.out.chunk is not None and not _all_there(t):
         reason = "this reads other positions, and a step with a cache sees only its own chunk"
-        return _unless_it_cancels(t, Verdict("no", reason, t.out.chunk))
+        return _at_some(t, _unless_it_cancels(t, Verdict("no", reason, t.out.chunk)))
     if (choice := _chosen_late(t)) is not None:
         reason = "a step with a cache cannot change what was selected before, and the longer text selects other tokens"
         return _unless_it_cancels(t, Verdict("no", reason, choice.span))
