@@ -120,7 +120,7 @@ def test_check_imports_neither_torch_nor_typer(spec):
 
 def test_list():
     out, _ = call("list")
-    methods = {e.name: Path(e.file).stem for e in library() if e.kind == "method"}
+    methods = {e.name: Path(e.file).stem.replace("_", " ") for e in library() if e.kind == "method"}
     names = list(methods)
     shown: dict[str, str] = {}
     for line in filter(None, out.splitlines()):

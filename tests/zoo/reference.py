@@ -146,6 +146,7 @@ def run(
 def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """The largest difference, as a share of the largest entry."""
     assert ours.shape == theirs.shape, f"{list(ours.shape)} and {list(theirs.shape)}"
+    ours, theirs = ours.detach(), theirs.detach()
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
 
 

@@ -18,6 +18,9 @@ pytestmark = [
     pytest.mark.filterwarnings(
         "ignore:Sparse invariant checks are implicitly disabled:UserWarning"
     ),  # as peft makes them
+    # of peft: see `tests/fidelity/test_peft`
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Unsupported layer type .*(RMSNorm|LayerNorm):UserWarning"),
 ]
 IDS = [f"{r.method}-{r.by}-{i}" for i, r in enumerate(REFERENCES)]
 

@@ -104,12 +104,18 @@ def list_(
         str | None, typer.Argument(metavar="[WORD]", help="List only what has this word in its name or description.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also forms, compositions, gates and anatomies.")] = False,
+    as_table: Annotated[
+        bool,
+        typer.Option(
+            "--table", help="The methods' rows, their parameters on two models, verdicts, what verified them."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the library's methods by family, a line each; `show` prints the whole description."""
     from .methods import list_library
 
-    list_library(word, everything, as_json)
+    list_library(word, everything, as_json, as_table)
 
 
 def show(

@@ -88,7 +88,7 @@ def _fix(paths: list[Path], quiet: bool) -> None:
 SHOWN = 12
 
 
-def list_library(word: str | None, everything: bool, as_json: bool) -> None:
+def list_library(word: str | None, everything: bool, as_json: bool, as_table: bool = False) -> None:
     """The library's definitions by group, a line each; with a ``word`` those whose name, text or group has it."""
     entries = [e for e in library() if everything or e.kind == "method"]
     if word is not None:
@@ -97,6 +97,11 @@ def list_library(word: str | None, everything: bool, as_json: bool) -> None:
             names = [e.name for e in library()]
             raise error("E0401", f"nothing in the library has `{word}` in its name or its description",
                         help=near(word, names) or "`unipelt list --all` shows everything")  # fmt: skip
+    if as_table:
+        from .overview import show_table
+
+        show_table(entries, as_json)
+        return
     if as_json:
         emit({"ok": True, "definitions": [
             {"kind": e.kind, "name": e.name, "doc": e.doc, "file": Path(e.file).name, "group": _group(e)} for e in entries

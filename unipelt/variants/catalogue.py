@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..language.ir import Method
-from ..language.library import index, library_names
+from ..language.library import digest_of_library, library_names
 from ..language.loading import load
 from ..language.report.diagnostics import PeltError
 from ..resources import folder
@@ -36,11 +36,6 @@ class Listed:
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _digest_of_specs() -> str:
-    files = sorted(set(index().values()))
-    return digest("\n".join(f"{p.name}\n{p.read_text(encoding='utf-8')}" for p in files))
 
 
 @lru_cache(maxsize=None)
@@ -75,7 +70,7 @@ def catalogue() -> dict[str, Listed]:
     path = folder("specs") / FILE
     if path.is_file():
         written = json.loads(path.read_text(encoding="utf-8"))
-        if written["specs"] == _digest_of_specs():
+        if written["specs"] == digest_of_library():
             return {n: Listed(m["rows"], tuple(m["keys"]), m["heads"]) for n, m in written["methods"].items()}
     return _worked_out()
 
@@ -97,7 +92,7 @@ def generate() -> str:
     """The catalogue as JSON."""
     methods = {name: asdict(m) for name, m in sorted(_worked_out().items())}
     lines = ",\n".join(f"  {json.dumps(n)}: {json.dumps(m, ensure_ascii=False)}" for n, m in methods.items())
-    return f'{{\n "specs": "{_digest_of_specs()}",\n "methods": {{\n{lines}\n }}\n}}\n'
+    return f'{{\n "specs": "{digest_of_library()}",\n "methods": {{\n{lines}\n }}\n}}\n'
 
 
 def main() -> None:
