@@ -159,6 +159,18 @@ def test_a_missing_site_is_named_with_those_there_are() -> None:
     assert d.code == "E0512" and "head" in d.message
 
 
+def test_an_absent_gate_is_left_out_with_a_warning_unless_it_is_all() -> None:
+    """So that `every linear map` can be written for models with and without a gate."""
+    text = "method m {{ modify {} insert parallel form {{ b: [d_out] ~ zeros delta = b }} compose add }}"
+    both = unipelt.parse(text.format("ffn.up, ffn.gate"))
+    plan = unipelt.plan(model("bert"), both)
+    assert {e.site.name for e in plan.edits} == {"ffn.up"}
+    assert plan.warnings == ("row `m`: the feed-forward layers have no gate, so ffn.gate is left out",)
+    assert not unipelt.plan(model("llama"), both).warnings
+    with pytest.raises(unipelt.PeltError, match="E0512.*no site `ffn.gate`"):
+        unipelt.plan(model("bert"), unipelt.parse(text.format("ffn.gate")))
+
+
 def test_absent_cross_attention_is_left_out_with_a_warning_unless_it_is_all() -> None:
     p = plan(f"method m(r: int = 4) {{ modify attn.q, cross.q {LOW_RANK} }}")
     assert {e.site.name for e in p.edits} == {"attn.q"} and any("cross.q" in w for w in p.warnings)

@@ -30,7 +30,8 @@ class Meant:
 def meant_by(row: Row, method: Method, model: nn.Module, sites: SiteMap, again: bool = False) -> Meant:
     """The sites that a row names. ``again``: mistakes have been found already, which may be why this row finds nothing."""
     meant = Meant()
-    absent: list[str] = []
+    absent: list[str] = []  # of an attention to an encoder, which many models do not have
+    ungated: list[Path] = []  # of a gate in the feed-forward layer
     stacks = {s.name for s in sites.stacks}
     for path in sites_of(row.sites, method.params):
         tower, name = site_name(str(path))
@@ -48,6 +49,8 @@ def meant_by(row: Row, method: Method, model: nn.Module, sites: SiteMap, again: 
             meant.problems += wrong
         elif not here and kind is not None and kind.cross:
             absent.append(name)
+        elif not here and kind is not None and kind.gated and not coverage.refused(name, tower, sites):
+            ungated.append(path)
         elif not here:
             meant.problems.append(_no_site(path, kind, model, sites))
         # `attn.q, decoder.attn.q` names some sites twice
@@ -59,6 +62,12 @@ def meant_by(row: Row, method: Method, model: nn.Module, sites: SiteMap, again: 
     elif absent:
         meant.warnings.append(
             f"row `{row.name}`: the model has no cross-attention, so {', '.join(absent)} are left out"
+        )
+    if ungated and not meant.sites:
+        meant.problems += [_no_site(p, signature(site_name(str(p))[1]), model, sites) for p in ungated]
+    elif ungated:
+        meant.warnings.append(
+            f"row `{row.name}`: the feed-forward layers have no gate, so {', '.join(map(str, ungated))} is left out"
         )
     return meant
 

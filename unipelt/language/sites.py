@@ -76,6 +76,7 @@ class SiteSignature:
     entry: str = ""  # the entry of an anatomy that names the module, where it is another site's
     cross: bool = False  # only in layers that read an encoder
     mixes: bool = False  # only in layers with a mixer
+    gated: bool = False  # only where the feed-forward layer has a gate
     instead: tuple[str, ...] = ()  # the projections in whose place it yields what attention reads
     tokens: str = ""  # the stack whose tokens the axis `token` is, where it is another one
     positions: bool = True  # whether tokens have their positions there
@@ -175,11 +176,12 @@ def _projection(
     mixes: bool = False,
     tokens: str = "",
     instead: tuple[str, ...] = (),
+    gated: bool = False,
 ) -> SiteSignature:
     return SiteSignature(
         name=name, h=tensor("batch token", d_out), x=tensor("batch token", d_x),
         scope=(("W", tensor("", d_x, d_out)), ("bias", tensor("", d_out))), cross=cross, mixes=mixes, tokens=tokens,
-        instead=instead, into=name,
+        instead=instead, gated=gated, into=name,
         inside="x W + bias", x_is="its input", h_is="its output", shown_by=shown_by,
     )  # fmt: skip
 
@@ -238,7 +240,7 @@ SITES: dict[str, SiteSignature] = {
         _projection("cross.v", "d_model", "d_kv", "the last projection before what the softmax weighs", cross=True, tokens="encoder"),
         _projection("cross.o", "d_q", "d_model", "the first projection behind attention", cross=True),
         _projection("ffn.up", "d_model", "d_ff", "reads the sublayer's input; where there is a gate, it does not bend before their product"),
-        _projection("ffn.gate", "d_model", "d_ff", "reads the sublayer's input and bends before a product"),
+        _projection("ffn.gate", "d_model", "d_ff", "reads the sublayer's input and bends before a product", gated=True),
         _projection("ffn.down", "d_ff", "d_model", "the last projection before the sum"),
         _heads("attn.heads"),
         _heads("cross.heads", cross=True),
@@ -315,7 +317,7 @@ def signature(name: str) -> SiteSignature | None:
     if site is None or not site.has_weight:
         return SITES.get(name)
     W = dict(site.scope)["W"]
-    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=site.cross, mixes=site.mixes,
+    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=site.cross, mixes=site.mixes, gated=site.gated,
                          times=site.times, by_path=site.by_path, instead=site.instead,
                          inside="the weight W", h_is="the weight itself")  # fmt: skip
 
