@@ -20,7 +20,21 @@ Axes = frozenset[str]
 Type = tuple[Axes, Sizes]
 NONE: Axes = frozenset()
 
-CURVES = ("relu", "gelu", "gelu_new", "silu", "tanh", "sigmoid", "softplus", "sin", "cos", "abs", "act", "identity_map")
+CURVES = (
+    "relu",
+    "gelu",
+    "gelu_new",
+    "silu",
+    "tanh",
+    "sigmoid",
+    "softplus",
+    "sin",
+    "cos",
+    "abs",
+    "act",
+    "identity_map",
+    "leaky_relu",
+)
 STARTS = ("zeros", "zeros", "zeros", "normal(0.3)", "normal(0.3)", "normal(1.0)", "ones", "uniform(-0.5, 0.5)", "constant(0.5)",
           "kaiming_uniform(1)", "xavier_uniform", "truncated_normal(0.4)")  # fmt: skip
 
@@ -189,6 +203,11 @@ class Draw:
             (0.8, lambda: self.attended(s, d, token)),
             (0.5, lambda: self.normed(s, d, token)),
             (0.4, lambda: self.joined(s, d, token)),
+            (0.3, lambda: f"{self.one('layer_norm', 'rms_norm')}({e(sizes, d, token)})"),
+            (0.3, lambda: f"roll({e(sizes, d, token)}, {self.one('1', '2', '-1')})"),
+            (0.3, lambda: self.apart("maximum({}, {})", e(sizes, d, token), e(sizes, d))),
+            (0.2, lambda: f"softmax(top({e(sizes, d, token)}, 2))"),
+            (0.4 if s.startswith("d_") else 0, lambda: self.blocks(s, d, token)),
             (0.4 if s in ("r", "l") else 0, lambda: self.ranged(s)),
             (0.4 if not token else 0, lambda: self.given(s)),
             (0.5, lambda: self.moved(s, d, token)),
@@ -206,7 +225,7 @@ class Draw:
 
         return [
             *self.common(sizes, d, token),
-            (3, lambda: f"{self.one('sum', 'mean', 'norm', 'logsumexp')}({e((self.width(),), d, token)})"),
+            (3, lambda: f"{self.one('sum', 'mean', 'norm', 'logsumexp', 'max', 'min')}({e((self.width(),), d, token)})"),
             (3, dot),
             (0.4 if not token else 0, lambda: self.one("chance", "(chance if training else 1)", "alpha / r", "sqrt(r)", "(layer + 1) / depth")),
         ]  # fmt: skip
@@ -226,9 +245,11 @@ class Draw:
             (0.8, lambda: f"{self.group(e((b, a), d))}.T"),
             (0.5, lambda: f"softmax({e(sizes, d)})"),
             (0.5, lambda: f"flip({e(sizes, d)})"),
-            (0.3, lambda: f"ifft2({e(sizes, d)})"),
             (0.4, lambda: f"scatter({e(('r',), d)}, {self.places('r', f'{a} * {b}')}, {a}, {b})"),
             (0.4, lambda: f"{self.group(e(('l', b), d))}[{self.places(a, 'l', 'integers')}]"),
+            (0.4, lambda: f"kron({e(('1', b), d)}, {e((a, '1'), d)})"),
+            (0.3, lambda: f"{self.one('fft2', 'ifft2')}({e(sizes, d)})"),
+            (0.4 if a == b else 0, lambda: self.rotation(a, d)),
             (0.4, lambda: f"lstm({self.plain((a, b))}, {self.plain((b, f'4 * {b}'))}, {self.plain((b, f'4 * {b}'))}, {self.plain((f'4 * {b}',))})"),
             (1 if self.site.has_heads and b == "d_head" else 0,
              lambda: f"heads({self.front}.{self.one('k', 'v')}({self.plain((a, 'd_model'))}))"),
@@ -294,6 +315,29 @@ class Draw:
         a, b = self.expr(("r",), d, token), self.expr(("l",), d)
         return f"concat({a}, {b}) @ {self.tensor(('r + l', s))}"
 
+    def blocks(self, s: str, d: int, token: bool) -> str | None:
+        """A vector, half by half."""
+        if "half" in self.declared and "axis half = 2" not in self.body.lines[:2]:
+            return None
+        if "half" not in self.declared:
+            self.declared.add("half")
+            self.body.lines.insert(0, "axis half = 2")
+        whole = self.expr((s,), d, token)
+        text = f"split({whole}, half)"
+        if self.chance(0.5):
+            text = f"{text} * {self.tensor((), ' per half')}"
+        else:
+            text = f"{text} @ {self.tensor((f'{s} / 2', f'{s} / 2'), ' per half')}"
+        for n in [n for n, (axes, _) in self.body.scope.items() if "half" in axes]:
+            del self.body.scope[n]
+        return f"join({text}, half)"
+
+    def rotation(self, n: str, d: int) -> str:
+        """A square matrix of a kind of its own."""
+        pairs, least = self.tensor((f"{n} * ({n} - 1) / 2",)), self.tensor((n, "r"))
+        return self.one(f"cayley(skew({pairs}, {n}))", f"cayley(skew({pairs}, {n}), 3)", f"skew({pairs}, {n})", f"householder({least})",
+                        f"circulant({self.expr((n,), 0)})")  # fmt: skip
+
     def ranged(self, s: str) -> str | None:
         wide = [
             n for n, (axes, z) in self.body.scope.items() if len(z) == 1 and z[0].startswith("d_") and axes <= self.axes
@@ -323,7 +367,7 @@ class Draw:
             return None
         if token or self.chance(0.4):
             return f"running_mean({inner})"
-        return f"{self.one('mean', 'mean', 'sum', 'first', 'last')}({inner}, {self.one('tokens', 'positions')})"
+        return f"{self.one('mean', 'mean', 'sum', 'first', 'last', 'max')}({inner}, {self.one('tokens', 'positions')})"
 
     def over_heads(self, sizes: Sizes) -> str | None:
         fit = [n for n, (axes, s) in self.body.scope.items() if s == sizes and "head" in axes]

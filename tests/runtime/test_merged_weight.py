@@ -13,6 +13,7 @@ from small import model, output, randomise
 import unipelt
 from unipelt.compiler.evaluator import Context, constants, evaluate
 from unipelt.compiler.named import Named
+from unipelt.language.types.primitives import PRIMITIVES, entry_of
 from unipelt.language.loading import library, load, parse
 from unipelt.language.analyse.merged import merged, merged_at
 from unipelt.language.syntax.printer import to_text
@@ -84,6 +85,8 @@ def test_methods_of_the_library(method):
     if verdicts(loaded)["mergeable"].value != "yes":
         return
     found = merged(loaded)
+    if any(entry is PRIMITIVES["split"] for r in loaded.rows for n in r.nodes if (entry := entry_of(n)) is not None):
+        return  # what reads the input in blocks is no product with one matrix in its text; it merges by number (tests/zoo)
     assert {(m.row, m.site) for m in found} >= {
         (r.name, str(p)) for r in loaded.rows for p in r.sites if loaded.params == ()
     }

@@ -68,6 +68,11 @@ def top_indices(t: torch.Tensor, count: int, k: int) -> torch.Tensor:
     return t.flatten(t.dim() - count).topk(k, dim=-1).indices
 
 
+def fft2(t: torch.Tensor) -> torch.Tensor:
+    """The real part of the Fourier transform of the last two dimensions."""
+    return torch.fft.fft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype)
+
+
 def ifft2(t: torch.Tensor) -> torch.Tensor:
     """The real part of the inverse Fourier transform of the last two dimensions."""
     return torch.fft.ifft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype)
@@ -172,3 +177,42 @@ def top(t: torch.Tensor, k: int, dim: int) -> torch.Tensor:
     """The ``k`` largest stay, the others become minus infinity."""
     kept = t.topk(min(k, t.shape[dim]), dim).indices
     return t.masked_fill(torch.ones_like(t, dtype=torch.bool).scatter(dim, kept, False), float("-inf"))
+
+
+def householder(t: torch.Tensor) -> torch.Tensor:
+    """The product of the reflections in the columns of [.., n, k]."""
+    product = torch.eye(t.shape[-2], dtype=t.dtype, device=t.device)
+    for v in t.unbind(-1):
+        square = (v * v).sum(-1, keepdim=True).clamp(min=torch.finfo(t.dtype).tiny)
+        product = product - 2 * (product @ v[..., None]) * (v / square)[..., None, :]
+    return product
+
+
+def circulant(t: torch.Tensor) -> torch.Tensor:
+    """[.., n] as [.., n, n]: the entry in row i and column j is that of i - j."""
+    n = torch.arange(t.shape[-1], device=t.device)
+    return t[..., (n[:, None] - n) % t.shape[-1]]
+
+
+def largest(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """The largest entry over the real tokens; 0 where there is none."""
+    if mask is None:
+        return t.amax(dim)
+    real = real_tokens(mask, t, dim) != 0
+    found = t.masked_fill(~real, float("-inf")).amax(dim)
+    return torch.where(real.any(dim), found, 0)
+
+
+def smallest(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:
+    """The smallest entry over the real tokens; 0 where there is none."""
+    return -largest(-t, mask, dim)
+
+
+def layer_norm(t: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """The last size less its mean, divided by its deviation."""
+    return torch.nn.functional.layer_norm(t, t.shape[-1:], eps=eps)
+
+
+def rms_norm(t: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """The last size divided by the root of its mean square."""
+    return t * torch.rsqrt((t * t).mean(-1, keepdim=True) + eps)

@@ -52,6 +52,13 @@ _curve("identity_map", lambda t: t, lambda v: v)
 _curve("stop_gradient", torch.Tensor.detach, lambda v: v)
 
 
+@function("leaky_relu")
+def leaky_relu(context: Any, a: Value, share: Value = 0.01) -> Value:
+    if isinstance(a, Named):
+        return Named(F.leaky_relu(a.data, float(share)), a.axes)  # type: ignore[arg-type]
+    return a if a > 0 else share * a  # type: ignore[operator]
+
+
 @function("drop")
 def drop(context: Any, a: Value, p: Value) -> Value:
     if not isinstance(a, Named) or not context.training or not p:
@@ -59,8 +66,6 @@ def drop(context: Any, a: Value, p: Value) -> Value:
     return Named(F.dropout(a.data, float(p), True), a.axes)  # type: ignore[arg-type]
 
 
-FUNCTIONS["max"] = lambda context, *numbers: max(numbers)  # type: ignore[type-var]
-FUNCTIONS["min"] = lambda context, *numbers: min(numbers)  # type: ignore[type-var]
 _curve("ceil", torch.ceil, math.ceil)
 _curve("floor", torch.floor, math.floor)
 FUNCTIONS["divides"] = lambda context, a, b: bool(a) and b % a == 0
@@ -96,6 +101,10 @@ def _reduce(name: str, plain: Callable[[torch.Tensor, int], torch.Tensor]) -> No
             if masked is None:
                 a = Named(plain(a.data, dim), axes)
                 continue
+            if name in ("max", "min"):
+                function = helpers.largest if name == "max" else helpers.smallest
+                a = Named(function(a.data, context.mask, dim), axes)
+                continue
             if name not in ("mean", "sum"):
                 raise NotImplementedError(f"`{name}` over `tokens`")
             weighted = elementwise(torch.mul, a, masked)
@@ -114,9 +123,41 @@ _reduce("norm", lambda t, d: torch.linalg.vector_norm(t, dim=d))
 _reduce("logsumexp", lambda t, d: torch.logsumexp(t, d))
 
 
+def _extremum(name: str, plain: Callable[[torch.Tensor, int], torch.Tensor], of_numbers: Callable[[Any], Any]) -> None:
+    _reduce(name, plain)
+    reduction = FUNCTIONS[name]
+    FUNCTIONS[name] = lambda context, *args: (
+        reduction(context, *args) if isinstance(args[0], Named) else of_numbers(args)
+    )
+
+
+_extremum("max", lambda t, d: t.amax(d), max)
+_extremum("min", lambda t, d: t.amin(d), min)
+
+
+@function("maximum")
+def maximum(context: Any, a: Value, b: Value) -> Value:
+    def larger(x: Any, y: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.maximum(x, y)
+        return x.clamp(min=y) if isinstance(x, torch.Tensor) else y.clamp(min=x)
+
+    return elementwise(larger, a, b)
+
+
 @function("softmax")
 def softmax(context: Any, a: Named, over: Value = -1) -> Value:
     return Named(torch.softmax(a.data, dim_of(a, over)[0]), a.axes)
+
+
+@function("layer_norm")
+def layer_norm(context: Any, a: Named, *eps: Value) -> Value:
+    return Named(helpers.layer_norm(a.data, *eps), a.axes)  # type: ignore[arg-type]
+
+
+@function("rms_norm")
+def rms_norm(context: Any, a: Named, *eps: Value) -> Value:
+    return Named(helpers.rms_norm(a.data, *eps), a.axes)  # type: ignore[arg-type]
 
 
 @function("running_mean")

@@ -22,6 +22,17 @@ def _ifft2(w: Writing, a: Written) -> Written:
     return Code(w.helper("ifft2", a.text), a.axes, a.sizes)
 
 
+@function("fft2")
+def fft2(context: Any, a: Named) -> Value:
+    return Named(helpers.fft2(a.data), a.axes)
+
+
+@word("fft2")
+def _fft2(w: Writing, a: Written) -> Written:
+    assert isinstance(a, Code)
+    return Code(w.helper("fft2", a.text), a.axes, a.sizes)
+
+
 @function("idwt2")
 def idwt2(context: Any, a: Named) -> Value:
     return Named(helpers.idwt2(a.data), a.axes)

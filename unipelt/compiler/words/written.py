@@ -10,7 +10,21 @@ from typing import Any, Protocol
 
 from ...language.sites import axis_order
 from ...language.sizes import Size
-from ..code import ATOM, COMPARISON, LEVELS, SIGN, Code, Num, Unwritten, Written, refine, spread, text_of, union
+from ..code import (
+    ATOM,
+    COMPARISON,
+    LEVELS,
+    SIGN,
+    Code,
+    Num,
+    Unwritten,
+    Written,
+    broadcast,
+    refine,
+    spread,
+    text_of,
+    union,
+)
 
 
 class Writing(Protocol):
@@ -73,16 +87,18 @@ _curve("stop_gradient", "{}.detach()", "{}")
 WORDS["identity_map"] = lambda w, a: a
 
 
+@word("leaky_relu")
+def _leaky_relu(w: Writing, a: Written, share: Written = 0.01) -> Written:
+    if not isinstance(a, Code):
+        raise Unwritten("`leaky_relu` of a number")
+    return Code(f"F.leaky_relu({a.text}, {text_of(share)})", a.axes, a.sizes)
+
+
 @word("drop")
 def _drop(w: Writing, a: Written, p: Written) -> Written:
     if not isinstance(a, Code) or w.training is False or (not isinstance(p, Num) and not p):
         return a
     return Code(f"F.dropout({a.text}, {text_of(p)}{', self.training' if w.training is None else ''})", a.axes, a.sizes)
-
-
-@word("max", "min")
-def _extremum(w: Writing, *args: Written) -> Written:
-    raise Unwritten("the largest of numbers that are not known")
 
 
 @word("divides")
@@ -111,6 +127,47 @@ _reduction("mean", "{0}.mean({1})", "mean_of_real")
 _reduction("sum", "{0}.sum({1})", "sum_of_real")
 _reduction("norm", "torch.linalg.vector_norm({0}, dim={1})")
 _reduction("logsumexp", "torch.logsumexp({0}, {1})")
+
+
+def _extremum(name: str, plain: str, real: str) -> None:
+    _reduction(name, plain, real)
+    reduce = WORDS[name]
+
+    def extremum(w: Writing, *args: Written) -> Written:
+        if not isinstance(args[0], Code):
+            raise Unwritten("the largest of numbers that are not known")
+        return reduce(w, *args)
+
+    WORDS[name] = extremum
+
+
+_extremum("max", "{0}.amax({1})", "largest")
+_extremum("min", "{0}.amin({1})", "smallest")
+
+
+@word("maximum")
+def _maximum(w: Writing, a: Written, b: Written) -> Written:
+    if isinstance(a, Code) and isinstance(b, Code):
+        axes = union(a, b)
+        a, b = refine(a, axes, w.repeats), refine(b, axes, w.repeats)
+        n = max(len(a.sizes), len(b.sizes))
+        text = f"torch.maximum({spread(a, axes, n)}, {spread(b, axes, n)})"
+        return Code(text, axes, broadcast(a.sizes, b.sizes))
+    a, b = (a, b) if isinstance(a, Code) else (b, a)
+    assert isinstance(a, Code)
+    return Code(f"{text_of(a, ATOM)}.clamp(min={text_of(b)})", a.axes, a.sizes)
+
+
+def _norm(name: str) -> None:
+    def norm(w: Writing, a: Written, *eps: Written) -> Written:
+        assert isinstance(a, Code)
+        return Code(w.helper(name, a.text, *map(text_of, eps)), a.axes, a.sizes)
+
+    WORDS[name] = norm
+
+
+_norm("layer_norm")
+_norm("rms_norm")
 
 
 @word("softmax")

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..syntax import nodes as S
-from ..types.algebra import ONE, Sizes, Term, add, atom, atoms, call, contract, number, scaled, times, turn
+from ..types.algebra import ONE, Sizes, Term, add, atom, atoms, call, contract, number, regrouped, scaled, times, turn
 from ..types.declared import TensorTyping
 from ..types.inputs import InputTyping
 from ..types.owners import Owner
@@ -333,6 +333,8 @@ class Reader:
             return call(sizes, name, *values)
         if isinstance(values[0], Term) and (name == "identity_map" or (entry.still and self.state.evaluation)):
             return values[0]
+        if name in ("split", "join") and isinstance(values[0], Term) and isinstance(values[1], str):
+            return regrouped(name, sizes, values[0], values[1])
         if entry.draws and isinstance(values[0], Term) and isinstance(values[1], Term):
             if not values[1].products:
                 return values[0]

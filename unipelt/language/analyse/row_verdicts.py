@@ -23,7 +23,7 @@ from .meaning import RowMeaning, row_meaning
 from ..types.primitives import entry_of
 from ..sizes import Size
 from ..report.texts import place
-from .start import at_start, called, calls_one_number, compares, random_tensors, settled, undecided
+from .start import at_start, called, calls_one_number, compares, may_cancel, random_tensors, settled, undecided
 from ..syntax.nodes import NOWHERE, Apply, Choose, Input, Name, Span, children, walk
 from ..types.values import AFFINE, NumberType
 
@@ -153,6 +153,10 @@ def mergeable(t: TypedRow) -> Verdict:
         span = t.out.bends or row.span
         if _levelled(t):
             return Verdict("unknown", "shares sum to one, which may be all that is left of them", span)
+        if _tied(t):
+            return Verdict(
+                "unknown", "a matrix that reads the input obeys equations of its own, by which it may cancel out", span
+            )
         given = next((s.name for s in row.form if isinstance(s, Input) and s.span == span), None)
         if given is not None:
             return Verdict("no", f"it depends on `{given}`, which each call gives anew", span)
@@ -186,6 +190,16 @@ def _levelled(t: TypedRow) -> bool:
     return bool(shares) and (levels or any(n.args[0].value in shares for n, e in calls if e.totals))
 
 
+def _tied(t: TypedRow) -> bool:
+    """Whether entries that obey equations of their own read the input: a rotation by what is read, times its inverse."""
+    return any(
+        (e := entry_of(n)) is not None and e.tied and line.of(n).degree
+        for line in t.bindings
+        if line.expression is not None
+        for n in walk(line.expression)
+    )
+
+
 def _reading(row: Row, name: str) -> Span:
     """Where a row reads a name of the scope; its insertion may say so in a word of its own."""
     found = (n.span for n in row.nodes if isinstance(n, Name) and n.id == name and n.span.file)
@@ -216,6 +230,9 @@ def identity_at_start(t: TypedRow) -> Verdict:
             "what is drawn meets a module of the base that reads one number everywhere, and may cancel out",
             _out(t.row),
         )
+    extra = add(start, scaled(h, Size.of(-1)))
+    if drawn and may_cancel(extra, drawn):
+        return Verdict("unknown", "what is drawn obeys equations of its own, by which it may cancel out", _out(t.row))
     if drawn and compares(start):
         return Verdict("unknown", "what is drawn meets a comparison, which may be false everywhere", _out(t.row))
     if drawn:
@@ -223,7 +240,6 @@ def identity_at_start(t: TypedRow) -> Verdict:
         return Verdict(
             "no", f"`{name}` is drawn at random, and nothing after it starts at zero", _declared(t, drawn[-1])
         )
-    extra = add(start, scaled(h, Size.of(-1)))
     if all(_known(a) for factors, _ in extra.products for a in factors):
         return Verdict("no", "the output is another function of the input from the start", _out(t.row))
     return Verdict("unknown", "what the edit is at the start is not known without numbers", _out(t.row))
@@ -231,7 +247,7 @@ def identity_at_start(t: TypedRow) -> Verdict:
 
 def _known(part: Any) -> bool:
     """Whether a factor is made of what is read and of tensors, with nothing that the algebra does not look into."""
-    if part.kind in ("read", "tensor"):
+    if part.kind in ("read", "tensor", "unit"):
         return not any(isinstance(p, (Atom, Term)) for p in part.parts)
     return part.kind in ("chain", "times", "turned") and all(isinstance(p, Atom) and _known(p) for p in part.parts)
 

@@ -6,10 +6,11 @@ is proved, and "not the identity" says which draw stands in the way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
-from ..types.algebra import ONE, Atom, Term, add, atoms, number, sum_of, times
+from ..types.algebra import ONE, Atom, Term, add, atoms, contract, number, regrouped, sum_of, times, turn, unit
 from ..types.primitives import PRIMITIVES
 from .reader import Learned
 from ..sizes import Size
@@ -38,7 +39,7 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
         parts = [_atom(p, tensors) for p in a.parts]
         if any(not p.products for p in parts):
             return sum_of([], a.sizes)
-        return plain
+        return Term(reduce(contract, parts).products, a.sizes) if _changed(a.parts, parts) else plain
     if a.kind == "times":
         out = number(1)
         for p in a.parts:
@@ -46,7 +47,9 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
         return Term(out.products, a.sizes)
     if a.kind == "turned":
         inner = _atom(a.parts[0], tensors)
-        return plain if inner.products else sum_of([], a.sizes)
+        if not inner.products:
+            return sum_of([], a.sizes)
+        return turn(inner) if _changed(a.parts, [inner]) else plain
     if a.kind in ("sum", "sized"):
         inner = at_start(a.parts[0], tensors)
         return inner if not inner.products or _constant(inner) is not None else plain
@@ -61,17 +64,26 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
         known = _constant(first)
         if known is not None and name.startswith("["):  # ranges and entries of what is one number everywhere
             return Term(number(known).products, a.sizes)
-        if known is not None and name in PRIMITIVES and PRIMITIVES[name].elementwise:
+        if known is not None and name in PRIMITIVES and PRIMITIVES[name].elementwise and len(values) == 1:
             result = _curve(name, known)
             if result is not None:
                 return Term(number(result).products, a.sizes)
         if not first.products and (name.startswith("[") or (name in PRIMITIVES and PRIMITIVES[name].linear)):
             return sum_of([], a.sizes)
+        if name == "cayley" and not first.products:
+            return unit(a.sizes[-1]) if len(a.sizes) == 2 else plain
+        if name in ("split", "join") and first.products != args[0].products and known is None:
+            return regrouped(name, a.sizes, first, str(values[1]))
         if name in PRIMITIVES and PRIMITIVES[name].bilinear and (_is_zero(first) or _is_zero(values[1])):
             return sum_of([], a.sizes)
         if name == "concat" and all(isinstance(v, Term) and not v.products for v in values):
             return sum_of([], a.sizes)
     return plain
+
+
+def _changed(before: Sequence[Atom], parts: Sequence[Term]) -> bool:
+    """Whether some factors are other ones now, and none a plain number, of which there is no product of matrices."""
+    return any(p.products != (((a,), ONE),) for a, p in zip(before, parts)) and all(_constant(p) is None for p in parts)
 
 
 _COMPARISONS = ("==", "!=", "<=", ">=", "<", ">")
@@ -139,6 +151,23 @@ def undecided(part: Any, tensors: Mapping[Any, Learned]) -> bool:
     """Whether an activation that is an argument is asked for its value at a number, which another argument changes."""
     asked = (a.parts[1] for a in atoms(part) if a.kind == "call" and str(a.parts[0]).startswith("?"))
     return any(isinstance(t, Term) and _constant(at_start(t, tensors)) is not None for t in asked)
+
+
+def may_cancel(extra: Term, drawn: Sequence[str]) -> bool:
+    """Whether what is made of drawn tensors may come to nothing by equations that the algebra does not know: a rotation times its
+    inverse. Not where a summand alone has some tensor, and at most one factor with such equations."""
+    tied = [sum(_tied(a) for f in factors for a in atoms(f)) for factors, _ in extra.products]
+    if sum(tied) < 2:
+        return False
+    owned = [{a.parts[0] for f in factors for a in atoms(f) if a.kind == "tensor"} for factors, _ in extra.products]
+    alone = (n for k in drawn if len(at := [n for n, keys in zip(tied, owned) if k in keys]) == 1 for n in at)
+    return all(n > 1 for n in alone)
+
+
+def _tied(a: Atom) -> int:
+    """2 for a skew matrix, which alone makes nothing of a vector on both sides; 1 for others whose entries obey equations."""
+    entry = PRIMITIVES.get(str(a.parts[0])) if a.kind == "call" else None
+    return 0 if entry is None or not entry.tied else 2 if entry.name == "skew" else 1
 
 
 def tensors_of(t: Term) -> list[str]:

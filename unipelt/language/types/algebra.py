@@ -39,7 +39,7 @@ class TooLarge(PeltError):
 class Atom:
     """One factor. ``parts`` are names, atoms, terms and sizes; ``text`` orders factors and is the same for equal ones."""
 
-    kind: str  # read, tensor, turned, chain, times, sum, sized, call
+    kind: str  # read, tensor, turned, chain, times, sum, sized, call, unit
     parts: tuple[Any, ...]
     sizes: Sizes = field(compare=False)
     text: str = field(compare=False, repr=False)
@@ -176,6 +176,10 @@ def _whole(t: Term) -> Atom:
 def contract(a: Term, b: Term) -> Term:
     """``a @ b``: linear in both sides, associative where what stands between is a matrix."""
     sizes = a.sizes[:-1] + b.sizes[1:]
+    for side, other in ((a, b), (b, a)):
+        c = _times_unit(side)
+        if c is not None:
+            return Term(scaled(other, c).products, sizes)
     products: list[tuple[Product, Size]] = []
     for p in _pieces(a):
         for q in _pieces(b):
@@ -187,6 +191,30 @@ def contract(a: Term, b: Term) -> Term:
             factors = tuple(sorted((*p.scalars, *q.scalars, joined), key=lambda x: x.text))
             products.append((factors, p.coefficient * q.coefficient))
     return sum_of(products, sizes)
+
+
+def unit(n: Size) -> Term:
+    """The matrix I of n rows."""
+    return atom("unit", (n, n), n)
+
+
+def _times_unit(t: Term) -> Size | None:
+    """The number c of a term that is c I."""
+    if len(t.products) != 1 or [a.kind for a in t.products[0][0]] != ["unit"]:
+        return None
+    return t.products[0][1]
+
+
+_INVERSE = {"split": "join", "join": "split"}
+
+
+def regrouped(name: str, sizes: Sizes, t: Term, axis: str) -> Term:
+    """``split(t, axis)`` or ``join(t, axis)``; each undoes the other."""
+    if len(t.products) == 1:
+        (factors, c), *_ = t.products
+        if len(factors) == 1 and factors[0].kind == "call" and factors[0].parts[::2] == (_INVERSE[name], axis):
+            return Term(scaled(factors[0].parts[1], c).products, sizes)
+    return call(sizes, name, t, axis)
 
 
 def turn(t: Term) -> Term:
@@ -202,6 +230,8 @@ def _turned(a: Atom) -> Atom:
     sizes = (*a.sizes[:-2], a.sizes[-1], a.sizes[-2])
     if a.kind == "turned":
         return a.parts[0]
+    if a.kind == "unit":
+        return a
     if a.kind == "chain" and all(len(p.sizes) == 2 for p in a.parts):
         return Atom.of("chain", sizes, *(_turned(p) for p in reversed(a.parts)))
     if a.kind == "times":

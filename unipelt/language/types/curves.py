@@ -53,6 +53,22 @@ for _name, _number, _doc in (
     primitive(_name, (1, 1), _doc, elementwise=True)(_curve(_name, _number))
 
 
+@primitive(
+    "leaky_relu", (1, 2), "x where it is above 0, else 0.01 x, or the given share of x", elementwise=True, linear=True
+)
+def _leaky_relu(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    share = args[1].type if len(args) > 1 else NumberType(None, 0.01)
+    if not isinstance(share, NumberType):
+        return check.fail("E0331", f"the share that `leaky_relu` leaves is a number, not {share}", exprs[1].span)
+    a = args[0]
+    if isinstance(a.type, NumberType):
+        x, s = a.type.value, share.value
+        return join(args, NumberType(None, None if x is None or s is None else x if x > 0 else s * x))
+    if not isinstance(a.type, (TensorType, Poison)):
+        return check.fail("E0331", f"`leaky_relu` takes a tensor or a number, not {a.type}", span)
+    return bend(join(args, a.type), span)
+
+
 @primitive("identity_map", (1, 1), "x itself: the activation that does not bend", elementwise=True)
 def _identity_map(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     return args[0]
@@ -81,25 +97,6 @@ def _drop(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> 
         return check.fail("E0332", f"a dropout probability lies in [0, 1), not {p.type.value}", exprs[1].span)
     silent = isinstance(a.type, NumberType) or (isinstance(p.type, NumberType) and p.type.value == 0)
     return a if silent else replace(a, random=True)
-
-
-def _extremum(name: str, pick: Callable) -> Rule:
-    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-        kinds = [a.type for a in args]
-        if all(isinstance(t, NumberType) for t in kinds):
-            values = [t.value for t in kinds]  # type: ignore[union-attr]
-            if all(v is not None for v in values):
-                best = pick(values)
-                return join(args, NumberType(Size.of(best) if isinstance(best, int) else None, best))
-            sizes = [t.size.text for t in kinds if isinstance(t, NumberType) and t.size is not None]
-            return join(args, NumberType(Size.of(f"{name}({', '.join(sizes)})") if len(sizes) == len(kinds) else None))
-        return check.fail("E0331", f"`{name}` takes numbers", span)
-
-    return rule
-
-
-primitive("max", (2, 8), "the largest of some numbers")(_extremum("max", max))
-primitive("min", (2, 8), "the smallest of some numbers")(_extremum("min", min))
 
 
 def _rounding(name: str, round_: Callable[[float], int]) -> Rule:

@@ -290,6 +290,10 @@ class Inference:
         return join((a, b), NumberType(size, value))
 
     def _elementwise(self, op: str, a: Value, b: Value, e: Any) -> Value:
+        return self.aligned(op, a, b, e.left.span, e.right.span)
+
+    def aligned(self, name: str, a: Value, b: Value, left: Span, right: Span) -> Value:
+        """What an operation or a function makes of two operands, entry by entry."""
         if isinstance(a.type, Poison) or isinstance(b.type, Poison):
             return join((a, b))
         p = a.type if isinstance(a.type, TensorType) else TensorType(frozenset(), ())
@@ -304,9 +308,8 @@ class Inference:
                 sizes.insert(0, t)
             else:
                 return self.fail(
-                    "E0310", f"the sizes of `{op}` do not agree: {s} and {t}", e.right.span, label=str(q),
-                    labels=(Label(e.left.span, str(p)),), where=self.bindings(s, t),
-                    help=f"the last sizes must be equal: {p.sizes[-1]} and {q.sizes[-1]}" if i == 1 else "",
+                    "E0310", f"the sizes of `{name}` do not agree: {s} and {t}", right, label=str(q), labels=(Label(left, str(p)),),
+                    where=self.bindings(s, t), help=f"the last sizes must be equal: {p.sizes[-1]} and {q.sizes[-1]}" if i == 1 else "",
                 )  # fmt: skip
         return join((a, b), TensorType(united_axes(p.axes, q.axes), tuple(sizes)))
 

@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..sites import TensorType
+from ..sizes import Size
 from ..syntax.nodes import Expr, Span
-from .primitive import Reporter, primitive
-from .reductions import along
-from .values import Poison, Value, WordType, bend, is_count, join
+from .primitive import Reporter, Rule, primitive
+from .reductions import along, reducing
+from .values import NumberType, Poison, Value, WordType, bend, is_count, join
+
+
+def _extremum(name: str, pick: Callable) -> Rule:
+    reduction = reducing(name, False)
+
+    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+        kinds = [a.type for a in args]
+        if isinstance(kinds[0], TensorType):
+            return reduction(check, span, args, exprs)
+        if len(args) > 1 and all(isinstance(t, NumberType) for t in kinds):
+            values = [t.value for t in kinds]  # type: ignore[union-attr]
+            if all(v is not None for v in values):
+                best = pick(values)
+                return join(args, NumberType(Size.of(best) if isinstance(best, int) else None, best))
+            sizes = [t.size.text for t in kinds if isinstance(t, NumberType) and t.size is not None]
+            return join(args, NumberType(Size.of(f"{name}({', '.join(sizes)})") if len(sizes) == len(kinds) else None))
+        return check.fail("E0331", f"`{name}` takes several numbers, or a tensor that it reduces", span)
+
+    return rule
+
+
+primitive("max", (1, 8), "the largest of some numbers; of a tensor the largest entry over the last size, a size by its number, an axis, "
+          "`tokens` or `positions`")(_extremum("max", max))  # fmt: skip
+primitive("min", (1, 8), "the smallest of some numbers; of a tensor the smallest entry over the last size, a size by its number, an axis, "
+          "`tokens` or `positions`")(_extremum("min", min))  # fmt: skip
+
+
+@primitive("maximum", (2, 2), "the larger of two values, entry by entry")
+def _maximum(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    a, b = args
+    for v, e in zip(args, exprs):
+        if not isinstance(v.type, (TensorType, NumberType)):
+            return check.fail("E0331", f"`maximum` takes tensors and numbers, not {v.type}", e.span)
+    if isinstance(a.type, NumberType) and isinstance(b.type, NumberType):
+        return check.fail(
+            "E0331", "`maximum` takes a tensor, and these are numbers: the larger of two numbers is `max(a, b)`", span
+        )
+    return a if exprs[0] == exprs[1] else bend(check.aligned("maximum", a, b, exprs[0].span, exprs[1].span), span)
 
 
 @primitive("top", (2, 3), "top(x, k): the k largest along the last size (or the size or axis given) stay as they are, the others become "

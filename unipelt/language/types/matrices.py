@@ -65,3 +65,21 @@ def _orthonormal(check: Reporter, span: Span, args: list[Value], exprs: list[Exp
         return check.fail("E0339", f"{a.type.sizes[-1]} columns of size {a.type.sizes[-2]} cannot all be orthogonal", exprs[0].span,
                           help="write no more columns than rows")  # fmt: skip
     return bend(a, span)
+
+
+@primitive("householder", (1, 1), "the product H_1 H_2 ... H_k of the reflections I - 2 v v^T / |v|^2 in the columns v of a matrix [n, k], as "
+           "[n, n]; a column of zeros reflects nothing", tied=True)  # fmt: skip
+def _householder(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    (a,) = args
+    if not isinstance(a.type, TensorType) or len(a.type.sizes) < 2:
+        return check.fail("E0337", f"`householder` takes a matrix [n, k], not {a.type}", span)
+    return bend(a.typed(TensorType(a.type.axes, (*a.type.sizes[:-1], a.type.sizes[-2]))), span)
+
+
+@primitive("circulant", (1, 1), "the matrix [n, n] whose first column is the vector [n], each further column the one before moved down by one "
+           "place: `c @ circulant(z).T` and `z @ circulant(c).T` are the circular convolution of z and c", linear=True, tied=True)  # fmt: skip
+def _circulant(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    (a,) = args
+    if not isinstance(a.type, TensorType) or not a.type.sizes:
+        return check.fail("E0337", f"`circulant` takes a vector [n], not {a.type}", span)
+    return a.typed(TensorType(a.type.axes, (*a.type.sizes, a.type.sizes[-1])))

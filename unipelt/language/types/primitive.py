@@ -27,6 +27,8 @@ class Reporter(Protocol):
 
     def axis_size(self, name: str) -> Size | None: ...
 
+    def aligned(self, name: str, a: Value, b: Value, left: Span, right: Span) -> Value: ...
+
     @property
     def bases(self) -> Mapping[str, tuple[Size, Size]]: ...
 
@@ -42,8 +44,8 @@ class Primitive:
     """``arity`` is (least, most) arguments. ``elementwise`` primitives may be passed as an `activation`.
 
     Further facts: zero where the first argument is (``linear``; all that is linear, and more); the first argument itself
-    outside training (``still``); random in training unless the second argument is 0 (``draws``); entries that sum to one,
-    whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``); linear in each of the
+    outside training (``still``); random in training unless the second argument is 0 (``draws``); entries that sum to one
+    number, whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``); linear in each of the
     first two arguments (``bilinear``); entries that obey equations of their own, of which the algebra knows nothing, such as those of
     a rotation (``tied``). Only one that ``indexes`` is given whole numbers that say where something stands.
     """

@@ -7,12 +7,12 @@ from dataclasses import replace
 from ..sites import TensorType
 from ..syntax.nodes import Expr, Span
 from .primitive import Reporter, Rule, primitive
-from .values import POISON, NumberType, Poison, Value, WordType, bend
+from .values import POISON, NumberType, Poison, Value, WordType, bend, join
 
 DOMAINS = ("tokens", "positions")
 
 
-def _reduction(name: str, affine: bool) -> Rule:
+def reducing(name: str, affine: bool) -> Rule:
     """Reduces the last size, a size by its number, an axis, or the axis token over a domain."""
 
     def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
@@ -67,15 +67,15 @@ primitive(
     "the mean over the last size, an axis, `tokens` (real ones) or `positions` (all)",
     linear=True,
     totals=True,
-)(_reduction("mean", True))
+)(reducing("mean", True))
 primitive("sum", (1, 3), "the sum over the last size, an axis, `tokens` or `positions`", linear=True, totals=True)(
-    _reduction("sum", True)
+    reducing("sum", True)
 )
 primitive("norm", (1, 2), "the Euclidean norm over the last size or the one given", linear=True)(
-    _reduction("norm", False)
+    reducing("norm", False)
 )
 primitive("logsumexp", (1, 2), "log of the sum of exponentials over the last size or an axis")(
-    _reduction("logsumexp", False)
+    reducing("logsumexp", False)
 )
 
 
@@ -94,6 +94,32 @@ def along(check: Reporter, name: str, a: Value, over: list[Value], exprs: list[E
     """What is left of a tensor behind a reduction of the last size, or of what an argument names: to see whether it has that, and
     which other positions take part."""
     return _reduce(check, name, a, over[0], exprs[0]) if over else _last(check, name, a, span)
+
+
+def _normalised(name: str) -> Rule:
+    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+        a = args[0]
+        if isinstance(a.type, Poison):
+            return a
+        if not isinstance(a.type, TensorType) or not a.type.sizes:
+            return check.fail("E0331", f"`{name}` takes a tensor with a size, not {a.type}", exprs[0].span)
+        if len(args) > 1 and not isinstance(args[1].type, (NumberType, Poison)):
+            return check.fail(
+                "E0331", f"what `{name}` adds to the variance is a number, not {args[1].type}", exprs[1].span
+            )
+        return bend(join(args, a.type), span)
+
+    return rule
+
+
+primitive("layer_norm", (1, 2), "the last size less its mean, divided by its deviation: the root of the variance + 1e-5, or + the number given",
+          linear=True, shares=True)(_normalised("layer_norm"))  # fmt: skip
+primitive(
+    "rms_norm",
+    (1, 2),
+    "the last size divided by the root of its mean square + 1e-6, or + the number given",
+    linear=True,
+)(_normalised("rms_norm"))
 
 
 @primitive(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from ..sites import TensorType
 from ..syntax.nodes import Expr, Span
-from .primitive import Reporter, primitive
+from .primitive import Reporter, Rule, primitive
 from .values import Value
 
 
-@primitive(
-    "ifft2",
-    (1, 1),
-    "the real part of the inverse Fourier transform of a tensor [.., p, q] in two dimensions",
-    linear=True,
-)
-def _ifft2(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    (a,) = args
-    if not isinstance(a.type, TensorType) or len(a.type.sizes) < 2:
-        return check.fail("E0331", f"`ifft2` transforms a matrix [.., p, q], and this is {a.type}", span)
-    return a
+def _fourier(name: str) -> Rule:
+    def rule(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+        (a,) = args
+        if not isinstance(a.type, TensorType) or len(a.type.sizes) < 2:
+            return check.fail("E0331", f"`{name}` transforms a matrix [.., p, q], and this is {a.type}", span)
+        return a
+
+    return rule
+
+
+for _name, _what in (("fft2", ""), ("ifft2", "inverse ")):
+    primitive(_name, (1, 1), f"the real part of the {_what}Fourier transform of a tensor [.., p, q] in two dimensions", linear=True,
+              tied=True)(_fourier(_name))  # fmt: skip
 
 
 @primitive("idwt2", (1, 1), "one level of the inverse Haar wavelet transform of a tensor [.., p, q] in two dimensions: the first half "
