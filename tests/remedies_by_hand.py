@@ -385,7 +385,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0331-first-of-a-number": ("first(r, tokens)", "first(z, tokens)"),
         "E0331-flip-of-tokens": ("flip(z) @ A", "z @ flip(A)"),
         "E0331-function-of-word": ("tanh(gelu)", "tanh(z)"),
-        "E0331-largest-of-a-tensor": ("max(z, 2) @ A", "max(r, 2) * z @ A"),
+        "E0331-largest-of-a-tensor": ("max(2, z) @ A", "max(r, 2) * z @ A"),
         "E0331-lstm-of-a-number": ("lstm(r, A, A, B)", "lstm(A, A, A, B)"),
         "E0331-prepend-a-number": ("prepend(l, h)", "prepend(delta, h)"),
         "E0331-prepend-behind": ("0.5", "1"),
