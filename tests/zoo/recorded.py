@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import apart
+from reference import apart, compare_counts
 
 import unipelt
 from unipelt.runtime.registry import record
@@ -46,6 +46,9 @@ def by_recording(
     inputs = {n.removeprefix("input."): t for n, t in tensors.items() if n.startswith("input.")}
     cotangent = inputs.pop("cotangent")
     unipelt.apply(model, method, head=False, allow_future=True)
+    compare_counts(
+        record(model, "default").trained().values(), [t for n, t in tensors.items() if n.startswith("grad.")]
+    )
     found = {n: source(n) for n in unipelt.state_dict(model)}
     _fill(unipelt.state_dict(model), found, tensors)
     given = {n.removeprefix("adapter.") for n in tensors if n.startswith("adapter.")}

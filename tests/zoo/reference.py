@@ -6,7 +6,7 @@ evaluated by hand, or a published number of parameters. Each returns how far the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -157,6 +157,35 @@ def by_formula(
     return max(apart(s.out, formula(s)) for s in run(method, kind, **more))
 
 
+# ---------------------------------------------------------------- numbers of parameters
+
+
+class Counted(Exception):
+    """How far two numbers of trained parameters are apart, from a comparison that was asked for them alone."""
+
+
+_counting = False
+
+
+def compare_counts(ours: Iterable[torch.Tensor], theirs: Iterable[torch.Tensor]) -> None:
+    """In a comparison, before tensors are filled: ends it where only numbers are asked for (see `count_of`)."""
+    if _counting:
+        raise Counted(abs(sum(t.numel() for t in ours) - sum(t.numel() for t in theirs)))
+
+
+def count_of(measure: Callable[[], float]) -> float:
+    """How far the numbers of trained parameters are apart that a comparison meets (`beside_peft`, `by_recording`)."""
+    global _counting
+    _counting = True
+    try:
+        measure()
+    except Counted as e:
+        return float(e.args[0])
+    finally:
+        _counting = False
+    raise AssertionError("this comparison counts nothing")
+
+
 # ---------------------------------------------------------------- live peft
 
 
@@ -182,6 +211,7 @@ def beside_peft(
             trained[n].add_(torch.randn(trained[n].shape, generator=g) * scale)
     model = small.model(kind)
     unipelt.apply(model, method, allow_future=True, **more)
+    compare_counts(record(model, "default").trained().values(), trained.values())
     model.eval()
     for n, t in record(model, "default").values().items() if fixed is not None else ():
         if not isinstance(t, nn.Parameter):
