@@ -87,6 +87,18 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0370-chance-of-a-norm": (" * chance", ""),
         "E0370-start-of-a-chance": ("b: [] = chance", "b: [] ~ ones"),
     },
+    "leave `noise` out of the start": {"E0370-start-of-noise": ("= noise[4, d_out]", "~ normal(1.0)")},
+    "write them in brackets, as in `noise[d_in]` or `noise[batch, 4]`": {
+        "E0385-without-brackets": ("noise", "noise[4]")
+    },
+    "write sizes, axes and at most one of site, layer, kind, model, as in `noise[batch, 4]`": {
+        "E0385-no-size": ("0.5]", "4]"),
+        "E0385-range": ("2 : 4", "4"),
+        "E0385-two-places": ("site, layer", "layer"),
+    },
+    "write sizes, axes and at most one of site, layer, kind, model, as in `chance[batch, 4]`": {
+        "E0385-twice": ("batch, batch", "batch")
+    },
     "declare two sizes, or start from another distribution, such as `normal(0.02)`": {
         "E0371-number-as-identity": ("~ identity", "~ normal(0.02)"),
         "E0371-vector-of-rows": ("~ orthogonal", "~ normal(0.02)"),

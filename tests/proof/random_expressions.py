@@ -209,6 +209,7 @@ class Draw:
             (0.2, lambda: f"softmax(top({e(sizes, d, token)}, 2))"),
             (0.4 if s.startswith("d_") else 0, lambda: self.blocks(s, d, token)),
             (0.4 if s in ("r", "l") else 0, lambda: self.ranged(s)),
+            (0.3 if not token else 0.1, lambda: self.drawn(s)),
             (0.4 if not token else 0, lambda: self.given(s)),
             (0.5, lambda: self.moved(s, d, token)),
             (0.3, lambda: f"scatter({e(('r',), d, token)}, {self.places('r', s, 'integers')}, {s})"),
@@ -227,7 +228,7 @@ class Draw:
             *self.common(sizes, d, token),
             (3, lambda: f"{self.one('sum', 'mean', 'norm', 'logsumexp', 'max', 'min')}({e((self.width(),), d, token)})"),
             (3, dot),
-            (0.4 if not token else 0, lambda: self.one("chance", "(chance if training else 1)", "alpha / r", "sqrt(r)", "(layer + 1) / depth")),
+            (0.4 if not token else 0, lambda: self.one("chance", "(chance if training else 1)", "progress", "chance[layer]", "(chance[site] if training else 1)", "noise[kind]", "alpha / r", "sqrt(r)", "(layer + 1) / depth")),
         ]  # fmt: skip
 
     def matrices(self, sizes: Sizes, d: int, token: bool) -> list[tuple[float, Callable[[], str | None]]]:
@@ -348,6 +349,11 @@ class Draw:
         W = type_of(dict(self.site.scope)["W"])[1]
         options = ["bias", "norm(W, 0)", "mean(W, 0)"] if W[1] == s else ["mean(W, 1)"] if W[0] == s else []
         return self.one(*options) if options else None
+
+    def drawn(self, s: str) -> str:
+        """Numbers of each pass, along some of the axes that there are."""
+        axes = [a for a in ("batch", "token") if a in self.axes and self.chance(0.5)]
+        return f"{self.one('noise', 'noise', 'chance')}[{', '.join([*axes, self.alias(s)])}]"
 
     def given(self, s: str) -> str | None:
         """What the forward pass is given for each example: an index that picks a row, or a vector."""

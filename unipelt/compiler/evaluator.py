@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..language.report.diagnostics import error
+from ..language.types.draws import PROGRESS, draw_of
 from ..language.types.layers import layered
 from ..language.syntax.nodes import (
     Apply,
@@ -34,6 +34,7 @@ from ..language.syntax.nodes import (
     Tensor,
     dotted,
 )  # fmt: skip
+from .drawn import Draws, numbers, unseeded
 from .words import FUNCTIONS
 from .named import Named, Value, elementwise, matmul, picked, transpose
 
@@ -46,8 +47,8 @@ OPERATIONS: dict[str, Callable] = {
 @dataclass
 class Context:
     """What expressions read: ``names`` (scope, tensors, lets), the site's sizes, parameters, the callable frozen base
-    modules, the mask of real tokens ([batch, token] or None), whether the model trains, and where rows stand among the
-    tokens (see `functions.prepend`, `functions.fill`), and the sizes of the declared axes."""
+    modules, the mask of real tokens ([batch, token] or None), whether the model trains, where rows stand among the
+    tokens (see `functions.prepend`, `functions.fill`), the sizes of the declared axes, and what is drawn."""
 
     names: dict[str, Value]
     sizes: Mapping[str, int]
@@ -56,6 +57,7 @@ class Context:
     training: bool = False
     places: torch.Tensor | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
+    draws: Draws = field(default_factory=Draws)
 
 
 def constants(params: Sequence[Param], sizes: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, Value]:
@@ -93,8 +95,9 @@ def evaluate(e: Expr, c: Context) -> Value:
         if e.id == "training":
             return c.training
         if e.id == "chance":
-            raise error("E0721", "`chance` is drawn where the model is called, and a part of it was called directly",
-                        help="call the model that was given to unipelt.apply")  # fmt: skip
+            raise unseeded("chance")
+        if e.id == PROGRESS and not c.training:
+            return 1.0
         return e.id  # a domain, an axis, an activation: words stand for themselves
     if isinstance(e, Number):
         return e.value / 100 if e.percent else e.value
@@ -152,6 +155,11 @@ def _apply(e: Apply, c: Context) -> Value:
 
 
 def _index(e: Index, c: Context) -> Value:
+    # a name that has dimensions is a tensor of the row; the pass's own `chance` has none
+    bound = {n for n, v in c.names.items() if isinstance(v, Named) and v.data.dim()}
+    draw = draw_of(e, bound, c.draws.lengths)
+    if draw is not None:
+        return numbers(draw, [int(evaluate(s, c)) for s in draw.sizes], c.draws, c.training)  # type: ignore[arg-type]
     value = evaluate(e.value, c)
     assert isinstance(value, Named)
     data, front = value.data, len(value.axes)

@@ -111,6 +111,28 @@ def lstm(x: torch.Tensor, W: torch.Tensor, U: torch.Tensor, b: torch.Tensor) -> 
     return torch.stack(states, -2)
 
 
+def mixed_bits(z: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser (Steele et al. 2014): every bit of a whole number changes about half of those of the result."""
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+def uniform_numbers(seed: torch.Tensor, key: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Numbers between 0 and 1 in float32, the same for a seed, a key and a shape: 23 bits and a half, so neither 0 nor 1."""
+    n = 1
+    for length in shape:
+        n *= length
+    first = mixed_bits(seed + key)
+    bits = mixed_bits(first + torch.arange(n, device=seed.device) * -7046029254386353131)
+    return ((((bits >> 41) & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23).reshape(shape)
+
+
+def normal_numbers(seed: torch.Tensor, key: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal numbers in float32, the same for a seed, a key and a shape."""
+    return torch.erfinv(2 * uniform_numbers(seed, key, shape) - 1) * 2**0.5
+
+
 def put_rows(rows: torch.Tensor, h: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """``h`` [batch, tokens, d] with the rows [.., l, d] at ``places`` [batch, l], where it has placeholders."""
     index = places[..., None].expand(-1, -1, h.shape[-1])

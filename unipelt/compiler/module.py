@@ -33,6 +33,7 @@ ENTERS = {
     "h": "what is modified", "x": "what the site reads", "residual": "the stream that h is added to", "q": "the queries",
     "scale": "the number that the scores are multiplied by", "log_mass": "log of the sum of exp(score) over each query's keys",
     "W": "the frozen weight", "bias": "the frozen bias", "chance": "a number drawn for each forward pass, uniform in [0, 1)",
+    "progress": "how far training has come, from 0 to 1; 1 outside it",
     MASK: "1 at real tokens, 0 at padding; None where all are real",
     CHOSEN: "true at the tokens that are selected",
     PLACES: "where the rows stand among the tokens, as positions or, for `fill`, as their numbers at each token",
@@ -285,6 +286,7 @@ class _Class:
             PLACES: "[batch, …]",
             "scale": "",
             "chance": "[]",
+            "progress": "[]",
         }.get(name)
         if shape is None:
             found = self.typing.values[name].type
@@ -333,4 +335,4 @@ def _entering(typing: TypedRow) -> dict[str, tuple[str, ...]]:
     site = typing.site
     found = {n: tuple(sorted(t.axes, key=axis_order)) for n, t in site.types.items()}
     found |= {i.name: ("batch",) for i in typing.inputs}
-    return found | {"chance": ()} | dict.fromkeys(site.numbers, ())
+    return found | {"chance": (), "progress": ()} | dict.fromkeys(site.numbers, ())

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
+from ..language.types.draws import PROGRESS
 from ..language.types.inputs import InputTyping
 from ..language.ir import Row
 from ..language.types.typed import TypedRow
@@ -163,7 +164,7 @@ class Body:
                 continue
             if name == "scale":
                 self.writer.names[name] = Num(self._enters(name))
-            elif name == "chance":
+            elif name in ("chance", PROGRESS):
                 self.writer.names[name] = Code(self._enters(name), (), ())
             elif name in inputs:
                 self.writer.names[name] = Code(self._enters(name), ("batch",), _input_sizes(inputs[name]))
@@ -179,6 +180,7 @@ class Body:
                 self.writer.names[label] = value
         if typing.site.is_weight:  # one tensor under two names
             self.writer.names["W"] = self.writer.names["h"]
+        self.writer.h = self.writer.names.get("h")  # type: ignore[assignment]
         for name in bases:
             self._enters(name)
         self.arguments |= {MASK: "mask", PLACES: "places", CHOSEN: "chosen"}

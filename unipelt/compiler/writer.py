@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..language.sizes import Size
+from ..language.types.draws import PROGRESS, Draw, draw_of
 from ..language.syntax.nodes import (
     Apply,
     Attr,
@@ -41,6 +42,7 @@ from .code import (
     LEVELS,
     SIGN,
     Code,
+    PRODUCT,
     Num,
     Unwritten,
     Written,
@@ -92,6 +94,8 @@ class Writer:
         self.live: set[str] = set()
         self.helpers: dict[str, None] = {}
         self.taken: dict[str, str] = {}  # what each name of Python stands for
+        self.draws: dict[str, Code] = {}
+        self.h: Code | None = None  # what is modified, as it enters
         self.temporary = 0
 
     # ------------------------------------------------------------ statements
@@ -187,8 +191,10 @@ class Writer:
             return name == "true"
         if name == "training":
             return Num("self.training") if self.training is None else self.training
-        if name == "chance":
-            raise Unwritten("`chance`")
+        if name == PROGRESS and self.training is False:
+            return 1.0
+        if name in ("chance", PROGRESS):
+            raise Unwritten(f"`{name}`")
         return name  # a domain, an axis, an activation: words stand for themselves
 
     def _binary(self, e: Binary) -> Written:
@@ -280,7 +286,35 @@ class Writer:
             return Code(text, (), (), CHOICE)
         return Num(text, CHOICE)
 
+    def _draw(self, draw: Draw) -> Code:
+        """What is drawn: outside training nothing but zeros is known beforehand; in a text for both, torch's own numbers."""
+        sizes = tuple(
+            s.size if isinstance(s, Num) and s.size is not None else Size.of(s) for s in map(self.write, draw.sizes)
+        )  # type: ignore[arg-type]
+        h = self.h
+        if (
+            self.training
+            or not isinstance(h, Code)
+            or draw.owner != "site"
+            or (self.training is False and draw.word != "noise")
+        ):
+            raise Unwritten(f"`{draw.word}`")
+        if self.training is False:
+            return Code(f"h.new_zeros(({''.join(f'{text_of(self.write(s))}, ' for s in draw.sizes)}))", (), sizes)
+        if not set(draw.axes) <= set(h.axes):
+            raise Unwritten(f"`{draw.word}` along other axes than those of h")
+        axes = tuple(a for a in h.axes if a in draw.axes)
+        shape = [*(f"h.shape[{h.axes.index(a)}]" for a in axes), *(text_of(self.write(s)) for s in draw.sizes)]
+        text = f"torch.{'randn' if draw.word == 'noise' else 'rand'}(({''.join(f'{s}, ' for s in shape)}), device=h.device, dtype=h.dtype)"
+        if text not in self.draws:
+            self.draws[text] = self.once(Code(text + " * self.training" * (draw.word == "noise"), axes, sizes, PRODUCT))
+        return self.draws[text]
+
     def _index(self, e: Index) -> Written:
+        bound = {n for n, v in self.names.items() if isinstance(v, Code) and (v.axes or v.sizes)}
+        draw = draw_of(e, bound, self.axes)
+        if draw is not None:
+            return self._draw(draw)
         value = self.write(e.value)
         if not isinstance(value, Code):
             raise Unwritten("an index of a number")

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..anatomy.columns import Columns, taken
 from ..anatomy.layout import Layout, agree
+from ..compiler.drawn import SEED, Draws, draws, numbers_of
 from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
@@ -19,7 +20,8 @@ from ..compiler.named import Named, elementwise, refine, spread, to_axes
 from ..compiler.plan import PlannedEdit
 from ..compiler.recipe import CHOSEN, MASK, PLACES, Recipes, Want
 from ..language.report.diagnostics import error
-from ..language.sites import axis_order
+from ..language.sites import AXES, axis_order
+from ..language.types.draws import PROGRESS
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Param
 from .holding import Holding, Shared, key_of_tensor
@@ -33,7 +35,7 @@ ROWS = ":rows"
 
 
 #: What enters a row under no names of the language.
-_UNNAMED = (PLACES, CHOSEN)
+_UNNAMED = (PLACES, CHOSEN, SEED)
 #: Where a tensor of the row is: whether the model shares it, under which name, whether it is a number.
 Place = tuple[bool, str, bool]
 #: A recipe's function, the names of its arguments (None for a tensor of the row) and where these tensors are; what is folded first, of which.
@@ -94,6 +96,7 @@ class Edit(Holding):
         self.axes = dict(axes)
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
         self.sizes, self.lengths = planned.sizes, planned.lengths
+        self.places = numbers_of({**{a: a for a in (*AXES, *self.lengths)}, **places_of(planned)})
         self.constants = constants(params, self.sizes, planned.constants)
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
@@ -136,9 +139,20 @@ class Edit(Holding):
         for name, t in self._given(given, tensors).items():
             if name not in _UNNAMED:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
+        drawn = self._draws(given, tensors) if SEED in self.needs else Draws()
         return Context(
-            names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lengths
+            names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lengths, drawn
         )
+
+    def _draws(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Draws:
+        """What the row's draws of this pass follow from."""
+        h, own = given.get("h"), next(iter(tensors.values()), None)
+        like = h if h is not None else own
+        axes = dict(zip(self._scope_axes("h", h), h.shape)) if h is not None else {}
+        dtype = own.dtype if own is not None else h.dtype if h is not None else torch.float32
+        device = like.device if like is not None else torch.device("cpu")
+        heads = {"head": self.site.sizes.get("heads", 1), "group": self.site.sizes.get("groups", 1)}
+        return Draws(given.get(SEED), self.places, {**heads, **self.lengths, **axes}, device, dtype)
 
     def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
         """The axes of what is in scope: those of its type, fewer where the model has joined some, or pooled the tokens of h."""
@@ -303,7 +317,7 @@ class Edit(Holding):
         return {n: self._fitted(n, t, dtype, given) if isinstance(t, torch.Tensor) else t for n, t in given.items()}
 
     def _fitted(self, name: str, t: torch.Tensor, dtype: torch.dtype | None, given: Mapping[str, Any]) -> torch.Tensor:
-        if name == "chance":
+        if name in ("chance", PROGRESS):
             return t.to(given["h"].device) if "h" in given else t
         if (
             name in _UNNAMED
@@ -392,6 +406,12 @@ def _long(t: torch.Tensor) -> torch.Tensor:
 
 def needs(planned: PlannedEdit) -> frozenset[str]:
     """The scope names that must be gathered for an edit."""
-    return frozenset(
-        planned.typing.reads & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance"}
-    )
+    read = planned.typing.reads & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance", PROGRESS}
+    return frozenset(read | ({SEED} if draws(planned.typing) else set()))
+
+
+def places_of(planned: PlannedEdit) -> dict[str, str]:
+    """What the places of a row are called of which there is one draw each."""
+    site, row = planned.site, planned.row.name
+    layer = f"{site.stack}.{site.layer}"
+    return {"site": f"{site.label}.{row}", "layer": f"{layer}.{row}", "kind": f"{site.full_name}.{row}", "model": row}

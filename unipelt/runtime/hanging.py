@@ -172,6 +172,8 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
     behind: list[Hook] = []
     if "chance" in asked:
         before.append(Hook(model, inputs.draw, before=True))
+    if "seed" in asked:
+        before.append(Hook(model, inputs.draw_seed, before=True))
     if asked & {"prompt", "tokens", "input"} or r.watched:
         before.append(Hook(model, inputs.enter, before=True, named=True))
         behind.append(Hook(model, inputs.leave, always=True))

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..anatomy.base import NAME, uncompiled
 from ..anatomy.sites import SiteMap
+from ..compiler.drawn import draws
 from ..compiler.plan import Plan, PlannedInput
 from ..language.report.diagnostics import error, near
 from ..language.ir import Method
@@ -54,7 +55,7 @@ class Attached:
     @cached_property
     def asks(self) -> frozenset[str]:
         """What the edits need hooks of the model itself for: rows among the tokens (`prompt`; `grows` where the sequence gets longer),
-        arguments (`input`), what a form reads (`tokens`, `chance`), and what enters the model (`model`)."""
+        arguments (`input`), what a form reads (`tokens`, `chance`, its own `seed`), and what enters the model (`model`)."""
         edits = self.plan.edits
         found = {
             "prompt": any(e.site.side == "prompt" for e in edits),
@@ -62,6 +63,7 @@ class Attached:
             "input": bool(self.plan.inputs),
             "tokens": any("tokens" in e.row.reads or e.row.tokens for e in edits),
             "chance": any("chance" in e.row.reads for e in edits),
+            "seed": any(draws(e.typing) for e in edits),
             "model": any("" in (e.site.x, e.site.residual) for e in edits),
         }
         return frozenset(n for n, asked in found.items() if asked)

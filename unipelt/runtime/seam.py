@@ -17,8 +17,10 @@ from torch import nn
 from ..anatomy.base import NAME, base_modules
 from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.passed import first_tensor
+from ..compiler.drawn import SEED
 from ..compiler.plan import PlannedEdit
 from ..language.report.diagnostics import error
+from ..language.types.draws import PROGRESS
 from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit, needs
 from .hooks import Hook
@@ -305,6 +307,10 @@ class Seam(nn.Module):
             given[ENTERED] = current.entered.get(edit.masked)
         if "chance" in edit.needs and current.chance is not None:
             given["chance"] = current.chance
+        if SEED in edit.needs and current.seed is not None:
+            given[SEED] = current.seed
+        if PROGRESS in edit.needs and edit.training:
+            given[PROGRESS] = self.switch.progress
         for declared in edit.inputs:
             if declared not in current.inputs:
                 raise error("E0543", f"the argument `{declared}` is not there: a part of the model was called by itself, past the "

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from ..anatomy.interrupts import ended_by
 from .prompts.passes import Pass
 
@@ -66,6 +68,8 @@ class Switch:
     def __init__(self) -> None:
         self.active: tuple[str, ...] = ()
         self.holder = Holder()
+        #: How far training has come, in [0, 1]: one tensor for good, which compiled code reads.
+        self.progress = torch.zeros(())
 
     @property
     def chosen(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 from ..syntax import nodes as S
 from ..types.algebra import ONE, Sizes, Term, add, atom, atoms, call, contract, number, regrouped, scaled, times, turn
 from ..types.declared import TensorTyping
+from ..types.draws import PROGRESS, draw_of
 from ..types.inputs import InputTyping
 from ..types.owners import Owner
 from ..types.initialisers import INITIALISERS, Initialiser
@@ -277,6 +278,13 @@ class Reader:
                     return self.term(then if decided.type.value else other)
                 asked, one, another = self._argument(test), self.term(then), self.term(other)
                 return one if one == another else call(sizes, "if", asked, one, another)
+            case S.Name(id) if id == PROGRESS and self.state.evaluation:
+                return number(ONE)
+            case S.Index(inner, items) if (draw := draw_of(e, self.typing.values, self.typing.axes)) is not None:
+                if draw.word == "noise" and self.state.evaluation:
+                    return Term((), sizes)
+                shown = f"[{', '.join(map(written, sizes))}]"
+                return call(sizes, draw.word, draw.owner, *sorted(map(self._axis, draw.axes)), shown)
             case S.Index(inner, items):
                 shown = ", ".join(self._slice(i) if isinstance(i, S.Slice) else "·" for i in items)
                 picks = [self._argument(i) for i in items if not isinstance(i, S.Slice)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..types.algebra import Atom, Term, add, scaled
+from ..types.draws import draw_of
 from ..once import once
 from ..types.rows import in_training
 from ..types.selections import Chosen, late
@@ -24,7 +25,7 @@ from ..types.primitives import entry_of
 from ..sizes import Size
 from ..report.texts import place
 from .start import at_start, called, calls_one_number, compares, may_cancel, random_tensors, settled, undecided
-from ..syntax.nodes import NOWHERE, Apply, Choose, Input, Name, Span, children, walk
+from ..syntax.nodes import NOWHERE, Apply, Choose, Index, Input, Name, Span, children, walk
 from ..types.values import AFFINE, NumberType
 
 
@@ -285,6 +286,8 @@ def foldable(t: TypedRow) -> Verdict:
 @once
 def batch_independent(t: TypedRow) -> Verdict:
     """Whether no example sees another: nothing is reduced over the examples of a batch."""
+    if t.out.mixed is not None:
+        return _unless_it_cancels(t, Verdict("no", "every example sees the others of its batch here", t.out.mixed))
     return Verdict("yes", "nothing is reduced over the batch", t.row.span)
 
 
@@ -316,6 +319,8 @@ def _drawn(t: TypedRow, line: Binding, e: Any) -> Iterator[Verdict]:
     match e:
         case Name("chance"):
             yield Verdict("no", "a number is drawn for each forward pass", e.span)
+        case Index(Name(word)) if draw_of(e, t.values, t.axes) is not None:
+            yield Verdict("no", f"`{word}` is drawn for each forward pass", e.span)
         case Choose(then, test, other):
             yield from _drawn(t, line, test)
             known = line.of(test).type

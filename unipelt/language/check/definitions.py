@@ -18,6 +18,7 @@ from ..ir import Row
 from ..library import library_definition, library_names, title
 from .names import Names
 from .parameters import check_parameters
+from ..types.draws import DRAWN
 from ..types.initialisers import INITIALISERS
 from ..types.primitives import DOMAINS, PRIMITIVES
 from ..types.rows import RowChecker
@@ -30,7 +31,7 @@ from ..types.values import POISON, Value
 
 #: What a name may mean at some place or other, without having been bound; `SITE_WORDS` begin the modules of a site.
 WORDS = frozenset({*SIZES, *NUMBERS, *RESERVED, *DOMAINS, *PRIMITIVES, *INITIALISERS, "d_in", "d_out", "true", "false",
-                   "training", "chance", "site", "layer", "kind", "model"})  # fmt: skip
+                   "training", "progress", "batch", "token", *DRAWN, "site", "layer", "kind", "model"})  # fmt: skip
 SITE_WORDS = frozenset({part for s in SITES for part in s.split(".")} | {*STACKS, "module"})
 LIKELY = 3  # places that come first
 RESULTS = {"form": "delta", "compose": "out", "gate": "g"}

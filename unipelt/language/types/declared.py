@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..report.diagnostics import Label, counted, instead, put
+from .draws import DRAWN, PROGRESS
 from .fitting import plain
 from .infer import Inference
 from .initialisers import INITIALISERS, Initialiser
@@ -138,12 +139,13 @@ class Declared:
             value = self._read(s.start)
             of_layer = {"W", "bias", *(x.name for x in before if not x.owner.every_layer)}
             self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
-            if "chance" in value.reads:
-                self.inf.fail("E0370", f"`{s.name}` starts as one value, and `chance` differs from one forward pass to the next", s.start.span,
-                              help="leave `chance` out of the start")  # fmt: skip
+            anew = next((n for n in (*DRAWN, PROGRESS) if n in value.reads), None)
+            if anew is not None:
+                self.inf.fail("E0370", f"`{s.name}` starts as one value, and `{anew}` differs from one forward pass to the next", s.start.span,
+                              help=f"leave `{anew}` out of the start")  # fmt: skip
             below = value.type.below if isinstance(value.type, IndexType) else None
             found = value.type.fits if isinstance(value.type, IndexType) else value.type
-            if "chance" not in value.reads and not isinstance(found, Poison) and found != t:
+            if anew is None and not isinstance(found, Poison) and found != t:
                 later = isinstance(value.type, TensorType) and bool(value.type.axes & {"batch", "token"})
                 self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span,
                               help="a start is computed once, before any token: write it of `W` where the site has one, of tensors declared "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..report.diagnostics import Diagnostic, TextEdit, Label, instead, near, put
+from .draws import DRAWN, PROGRESS, draw_of, drawn
 from .indexing import indexed
 from .primitives import DOMAINS, PRIMITIVES
 from ..syntax.printer import to_text
@@ -122,7 +123,7 @@ class Inference:
             if e.id == "h" and "z" in self.names:
                 reads = {"help": "read `z`; with `insert sequential` it is `h`", "edits": put("z", e.span)}
             return self.fail("E0303", f"`{e.id}` {self.hidden[e.id]}", e.span, **reads)
-        if e.id in self.axes or e.id in ("head", "group"):
+        if e.id in self.axes or e.id in ("head", "group", "batch"):
             return Value(WordType("axis", e.id))
         if e.id in self.sizes:
             size = self.sizes[e.id]
@@ -136,11 +137,29 @@ class Inference:
             return Value(NumberType(None, e.id == "true"))
         if e.id == "training":
             return Value(NumberType(None, False), random=True)
-        if e.id == "chance":
-            return Value(TensorType(frozenset(), ()), random=True, reads=frozenset({"chance"}))
+        if e.id in ("chance", PROGRESS):
+            return Value(TensorType(frozenset(), ()), random=True, reads=frozenset({e.id}))
+        if e.id == "noise":
+            return self.fail(
+                "E0385",
+                "`noise` has sizes",
+                e.span,
+                help="write them in brackets, as in `noise[d_in]` or `noise[batch, 4]`",
+            )
         if e.id in PRIMITIVES and PRIMITIVES[e.id].elementwise:
             return Value(WordType("activation", e.id))
-        known = [*self.names, *self.sizes, *self.axes, *NUMBERS, *DOMAINS, "training", "true", "false"]
+        known = [
+            *self.names,
+            *self.sizes,
+            *self.axes,
+            *NUMBERS,
+            *DOMAINS,
+            *DRAWN,
+            PROGRESS,
+            "training",
+            "true",
+            "false",
+        ]
         return self.fail(
             "E0301", f"there is no `{e.id}` here", e.span, **instead(e.id, known, e.span, self._in_scope())
         )
@@ -347,7 +366,8 @@ class Inference:
         return f"the two sizes must be equal: {s} and {t}"
 
     def _index(self, e: Index) -> Value:
-        return indexed(self, e)
+        draw = draw_of(e, self.names, self.axes)
+        return indexed(self, e) if draw is None else drawn(self, e, draw)
 
     # ------------------------------------------------------------ calls
 

@@ -58,6 +58,10 @@ def _reduce(check: Reporter, name: str, a: Value, over: Value, expr: Expr) -> Va
         out = replace(out, future=out.future or expr.span, chunk=out.chunk or expr.span)
         if what.word == "positions":
             out = replace(out, padding=out.padding or expr.span)
+    if axis == "batch" and a.degree:
+        # a token of another example may be a pad
+        pads = "token" in a.type.axes
+        out = replace(out, mixed=out.mixed or expr.span, padding=out.padding or (expr.span if pads else None))
     return out
 
 

@@ -9,13 +9,14 @@ from .arguments import parameters
 from .declared import Declared, TensorTyping
 from ..once import once
 from ..report.diagnostics import Diagnostic, PeltError, instead, nearest, put
+from .draws import DRAWN
 from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from ..ir import Method, Row
 from .layers import layered
 from .owners import OWNERS
 from ..syntax.printer import to_text
-from ..sites import RESERVED, SIZES, SiteSignature, TensorType, united_axes
+from ..sites import AXES, RESERVED, SIZES, SiteSignature, TensorType, united_axes
 from ..sizes import Size
 from ..report.texts import before
 from ..syntax.nodes import (
@@ -194,7 +195,7 @@ class RowChecker(Declared):
 
     def _axis(self, s: Axis) -> None:
         size = self._size(s.size, "an axis")
-        if s.name in (*OWNERS, "true", "false", "training", "chance"):
+        if s.name in (*OWNERS, "true", "false", "training", "progress", *AXES, *DRAWN):
             self.inf.fail(
                 "E0224", f"`{s.name}` has a meaning of its own here", s.span, help="give the axis another name"
             )

@@ -84,7 +84,8 @@ class Placed:
 class Value:
     """A type with facts. ``bends`` is the span that makes it non-affine in the input; ``future``, ``padding`` and ``chunk``
     are the spans through which a later position, a pad token or another position at all is seen (a step with a cache has
-    only those of its own chunk); ``placed`` says that rows stand among its tokens."""
+    only those of its own chunk); ``mixed`` is the span through which other examples of the batch are seen; ``placed`` says that
+    rows stand among its tokens."""
 
     type: Type
     degree: int = CONSTANT
@@ -96,6 +97,7 @@ class Value:
     random: bool = False
     reads: frozenset[str] = frozenset()
     placed: Placed | None = None
+    mixed: Span | None = None
 
     def typed(self, kind: Type) -> Value:
         return replace(self, type=kind)
@@ -127,6 +129,7 @@ def join(values: Iterable[Value], kind: Type = POISON) -> Value:
             out.random or v.random,
             out.reads | v.reads,
             out.placed or v.placed,
+            out.mixed or v.mixed,
         )
     return out
 

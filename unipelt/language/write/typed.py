@@ -142,5 +142,6 @@ def _said(b: Binding) -> tuple[str, str]:
 def _known(v: Value) -> str:
     """The facts of a value in words."""
     seen = "later tokens" if v.future else "padding" if v.padding else "other tokens" if v.chunk else ""
+    seen += f"{' and ' * bool(seen)}other examples" if v.mixed else ""
     degree = ("learned" if v.learned else "") if v.degree == CONSTANT else DEGREES[v.degree]
     return ", ".join(filter(None, [degree, f"sees {seen}" if seen else "", "random" if v.random else ""]))

@@ -155,6 +155,11 @@ class InputHooks:
         if self.switch.live:
             self.switch.holder.current.chance = torch.rand(())
 
+    def draw_seed(self, model: nn.Module, args: tuple) -> None:
+        """Draws what `noise[…]` and `chance[…]` follow from, as `draw` does the number of the pass."""
+        if self.switch.live:
+            self.switch.holder.current.seed = torch.randint(2**62, ())
+
     # ------------------------------------------------------------ declared arguments
 
     def _take(self, named: dict[str, Any], given: Given) -> None:

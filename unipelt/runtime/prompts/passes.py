@@ -21,6 +21,8 @@ class Pass:
     def __init__(self) -> None:
         #: A number in [0, 1). It may be drawn before the tokens enter, so it stays until another is drawn.
         self.chance: torch.Tensor | None = None
+        #: What every place's own draws of the pass follow from.
+        self.seed: torch.Tensor | None = None
         self.begin()
 
     def begin(self) -> None:
