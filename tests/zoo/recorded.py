@@ -29,13 +29,15 @@ View = Callable[[torch.Tensor], torch.Tensor]
 
 
 def by_recording(
-    name: str, method: unipelt.Method, source: Callable[[str], tuple[str, View]], trained: bool = True
-) -> float:
+    name: str, method: unipelt.Method, source: Callable[[str], tuple[str, View]], trained: bool = True, examples: int | None = None,
+    unused: str = "",
+) -> float:  # fmt: skip
     """How far our outputs are from the recorded ones, every tensor of ours being the recorded one.
 
     ``source(our name)`` says which recorded tensor fills one of ours, frozen draws included, and by which view of it: the
     part of a recorded name behind `adapter.`, `buffer.` or `aux.`. Every recorded tensor must be used. The gradients of
-    trained tensors must agree too, unless ``trained`` is false (where the recorded ones are known to be wrong).
+    trained tensors must agree too, unless ``trained`` is false (where the recorded ones are known to be wrong, or of other tensors).
+    ``examples``: only so many, the first ones, are compared. ``unused``: what is part of the names of recorded tensors that ours has none for.
     """
     if FOLDER is None:
         pytest.skip("the recordings are not here")
@@ -52,6 +54,7 @@ def by_recording(
     found = {n: source(n) for n in unipelt.state_dict(model)}
     _fill(unipelt.state_dict(model), found, tensors)
     given = {n.removeprefix("adapter.") for n in tensors if n.startswith("adapter.")}
+    given = {n for n in given if not unused or unused not in n}
     assert given <= {s for s, _ in found.values()}, sorted(given - {s for s, _ in found.values()})
     out = model(**inputs)[key]
     if trained:
@@ -61,7 +64,7 @@ def by_recording(
             assert p.grad is not None, n
             assert (worst := apart(p.grad, view(tensors[f"grad.{recorded}"]))) <= GRADIENTS, f"{n}: {worst:.1e}"
     assert apart(out.detach(), tensors["output.base"]) > 1e-3, "the method does nothing here"
-    return apart(out.detach(), tensors[f"output.{key}"])
+    return apart(out.detach()[:examples], tensors[f"output.{key}"][:examples])
 
 
 def _fill(

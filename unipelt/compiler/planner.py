@@ -198,9 +198,9 @@ class _Builder:
             if verdict.value != "yes":
                 self.leaks[(row.name, verdict.span.start)] = Diagnostic(
                     "E0530", f"the row `{row.name}` sees later positions, and {self.tower(stack)} is causal",
-                    verdict.span, label="pools over the whole sequence",
-                    help="gate each token by itself (`token_gate`) or use a running mean; allow_future=True (`--allow-future`) applies the "
-                    "method as it is" + ("; in the encoder it may stand as it is" if "encoder" in self.stacks else ""),
+                    verdict.span, label=verdict.reason if typing.tokens else "pools over the whole sequence",
+                    help=("select the first tokens" if typing.tokens else "gate each token by itself (`token_gate`) or use a running mean")
+                    + "; allow_future=True (`--allow-future`) applies the method as it is" + ("; in the encoder it may stand as it is" if "encoder" in self.stacks else ""),
                 )  # fmt: skip
             elif cache_consistent(typing).value == "no":
                 self.judged.setdefault(
