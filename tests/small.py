@@ -18,7 +18,7 @@ _SIZES = dict(
 
 
 def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """``bert``, ``bert_labels`` (with a head), ``gpt2``, ``llama`` (two groups); weights and biases all random."""
+    """``bert``, ``bert_labels`` (with a head), ``gpt2``, ``llama`` (two groups), ``mamba``; weights and biases all random."""
     if torch.empty(()).is_meta:
         return _build(kind, seed)
     return copy.deepcopy(_remembered(kind, seed)).to(dtype)
@@ -38,6 +38,8 @@ def _build(kind: str, seed: int) -> nn.Module:
         GPT2LMHeadModel,
         LlamaConfig,
         LlamaForCausalLM,
+        MambaConfig,
+        MambaForCausalLM,
     )
 
     build: Any
@@ -45,6 +47,11 @@ def _build(kind: str, seed: int) -> nn.Module:
         build, config = BertModel, BertConfig(**_SIZES)
     elif kind == "bert_labels":
         build, config = BertForSequenceClassification, BertConfig(**_SIZES, num_labels=3)
+    elif kind == "mamba":
+        build, config = MambaForCausalLM, MambaConfig(
+            hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=WORDS, state_size=4, time_step_rank=4, bos_token_id=1,
+            eos_token_id=1, pad_token_id=1,
+        )  # fmt: skip
     elif kind == "gpt2":
         build = GPT2LMHeadModel
         config = GPT2Config(

@@ -129,3 +129,17 @@ def _images() -> float:
         return s.h + gate * torch.einsum("bhtl,bhld->bhtd", shares, values)
 
     return by_formula(library("llama_adapter_mm", l=3, views=2, d_image=5), formula, lowering=False)
+
+
+@reference("smop", by="formula", against="the prompt of the largest share, times that share")
+def _smop() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        real = s.mask[:, -tokens(s).shape[1] :].bool()
+        rows = []
+        for embedded, here in zip(tokens(s), real):
+            shares = torch.softmax(embedded[here].mean(0) @ s.W_r, -1)
+            best = int(shares.argmax())
+            rows.append(shares[best] * s.P[best])
+        return placed(s, torch.stack(rows))
+
+    return by_formula(library("smop", n=3, l=2), formula)

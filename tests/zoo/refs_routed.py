@@ -96,3 +96,36 @@ def _mtlora() -> float:
     error = by_formula(library("mtlora", r=4, r_task=3), formula, kind="gpt2")
     assert layers == {"shared": {0, 1, 2}, "own": {2}}
     return error
+
+
+def top_two(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax shares of the two largest of all, made to sum to one; the others none."""
+    shares = torch.softmax(logits, -1)
+    kept = shares.topk(2, -1)
+    return torch.zeros_like(shares).scatter(-1, kept.indices, kept.values / kept.values.sum(-1, keepdim=True))
+
+
+@reference("mola", by="formula", against="two of the layer's experts for each token, their shares renormalised")
+def _mola() -> float:
+    experts: dict[int | None, int] = {}
+
+    def formula(s: Seen) -> torch.Tensor:
+        experts[s.layer] = len(s.w)
+        shares = top_two(F.linear(s.x, s.w))
+        return s.h + 16 / 8 * torch.einsum("bte,bti,eir,ero->bto", shares, s.x, s.A, s.B)
+
+    error = by_formula(library("mola"), formula)
+    assert experts == {0: 2, 1: 4, 2: 6}, "of four quarters, the three layers are in the first, second and third"
+    return error
+
+
+@reference("malora", by="formula", against="two of the experts B_i P_i S x for each token")
+def _malora() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        shares, inside = top_two(F.linear(s.x, s.w)), s.x @ s.S
+        out = s.h.clone()
+        for i in range(len(s.w)):
+            out += 16 / 8 * shares[..., i, None] * F.linear(F.linear(inside, s.P[i].T), s.B[i].T)
+        return out
+
+    return by_formula(library("malora", n=4, m=6, r=3, alpha=6.0), formula)

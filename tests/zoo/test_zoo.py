@@ -21,13 +21,14 @@ from unipelt.runtime.registry import record
 KINDS = ("llama", "bert_labels", "gpt2")
 #: Arguments of methods whose own ask for more than a small weight has.
 SMALLER = {"waveft": {"n": 60}}
+ELSE = ("mamba",)  # where none of those has the method's sites
 METHODS = [] if RENAMED else methods()
 
 
 def kinds(method: str) -> list[str]:
     """Models in the order in which they are tried: the first that takes the method serves."""
     at = zlib.crc32(method.encode()) % len(KINDS)
-    return [*KINDS[at:], *KINDS[:at]]
+    return [*KINDS[at:], *KINDS[:at], *ELSE]
 
 
 def tiny(method: str) -> unipelt.Method:
@@ -53,9 +54,9 @@ def test_a_method_keeps_its_promises(method: str, tmp_path: Path) -> None:
             refused.append(str(e))
             continue
         promises(kind, method, model, plan, tmp_path / kind)
-        if not os.environ.get("UNIPELT_ALL"):
+        if not os.environ.get("UNIPELT_ALL") or kind in ELSE:
             return
-    assert len(refused) < len(KINDS), refused
+    assert len(refused) < len(kinds(method)), refused
 
 
 def promises(kind: str, method: str, model: torch.nn.Module, plan: unipelt.Plan, folder: Path) -> None:

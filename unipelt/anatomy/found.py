@@ -190,14 +190,21 @@ def _sizes(model: nn.Module, r: Recording, b: Block, last: dict[str, Sublayer], 
     attention = last.get("attn") or last.get("cross")
     if attention is not None and attention.attention is not None:
         q, k, v, _ = (r.shapes[i] for i in attention.attention)
-        wide = {n: _width(r, p) for n, p in attention.parts.items()}
+        widths = {n: _width(r, p) for n, p in attention.parts.items()}
         sizes["d_head"] = q[-1]
-        sizes["d_q"] = wide.get("q") or q[1] * q[-1]
+        sizes["d_q"] = widths.get("q") or q[1] * q[-1]
         received = k[1] * k[-1] if attention.asks and len(k) == 4 else sizes["d_q"]
-        sizes["d_kv"] = wide.get("k") or wide.get("v") or received
+        sizes["d_kv"] = widths.get("k") or widths.get("v") or received
         sizes["heads"], sizes["groups"] = max(1, sizes["d_q"] // q[-1]), max(1, sizes["d_kv"] // q[-1])
     if "ffn" in last and "down" in last["ffn"].parts:
         sizes["d_ff"] = r.shapes[last["ffn"].parts["down"].step.ins[0]][-1]
+    for kind, sublayer in last.items():
+        for part, p in sublayer.parts.items():
+            site = SITES.get(f"{kind}.{part}")
+            if site is not None and site.has_weight and p.step.op == "projection":
+                wide = (r.shapes[p.step.ins[0]][-1], _width(r, p))
+                for size, number in zip(dict(site.scope)["W"].sizes, wide):
+                    sizes.setdefault(str(size), number)
     return sizes
 
 

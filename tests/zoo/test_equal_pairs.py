@@ -1,0 +1,77 @@
+"""No two methods of the library are one method without a reason: by the normal form, all pairs, in seconds.
+
+Two levels: methods that mean the same at their defaults (but for how tensors start), and methods that are one form with
+other numbers, sizes or activations. A pair belongs to the library only if it is explained here; else the second is an
+argument of the first.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+
+import pytest
+from names import RENAMED, methods
+
+import unipelt
+from unipelt.language.analyse.canonical import Canonical, canonical
+from unipelt.language.analyse.meaning import meaning
+
+pytestmark = pytest.mark.skipif(bool(RENAMED), reason="a name decides nothing here that it does not decide elsewhere")
+
+#: Groups that mean the same, and why each of its members is there.
+SAME = {
+    ("first_head", "probing_cls"): "a head that other methods add, and the published probe that is this head alone",
+    ("mean_head", "probing_mean"): "a head that other methods add, and the published probe that is this head alone",
+}
+#: Groups that differ in numbers, sizes or activations only, besides those of `SAME`.
+NUMBERS = {
+    ("adapt_former", "scaled_parallel_adapter"): "two published names of one form, of other sizes and scale",
+    ("lora", "rslora"): "the scale is another function of the rank, as published under its own name",
+    ("p_tuning_v2", "prefix_tuning"): "the one is the other with dropout on keys and values, which is 0 by default",
+}
+
+
+@lru_cache(maxsize=1)
+def forms() -> dict[str, tuple[Canonical, Canonical]]:
+    """Of each method what it means at its defaults, and its skeleton."""
+    found = {n: meaning(unipelt.load(n)) for n in methods()}
+    return {n: (canonical(m, starts=False), canonical(m, erase=True)) for n, m in found.items()}
+
+
+def groups(key: Callable[[str], Hashable]) -> set[tuple[str, ...]]:
+    """The methods that have a key in common, where several have."""
+    alike: dict[Hashable, list[str]] = defaultdict(list)
+    for n in forms():
+        alike[key(n)].append(n)
+    return {tuple(sorted(g)) for g in alike.values() if len(g) > 1}
+
+
+def meant(name: str) -> Hashable:
+    return tuple(forms()[name][0].lines(starts=False))
+
+
+def shape(name: str) -> Hashable:
+    c = forms()[name][1]
+    tensors = tuple(line.text for line in c.tensors)
+    return tuple((line.what, line.text) for line in c.sites), tensors, c.trains, c.inputs
+
+
+def test_methods_that_mean_the_same_are_explained() -> None:
+    assert groups(meant) == set(SAME)
+
+
+def test_methods_that_differ_in_numbers_only_are_explained() -> None:
+    assert groups(shape) == set(SAME) | set(NUMBERS)
+
+
+def test_the_normal_form_tells_and_joins() -> None:
+    """Written otherwise it is found, and with another composition it is not."""
+    texts = {
+        "a": "method a(r: int = 4) { modify ffn insert parallel form { A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = z @ A @ B } compose h + 2.0 * delta }",
+        "b": "method b(k: int = 4) { modify ffn insert parallel form { U: [d_in, k] ~ ones V: [k, d_out] ~ zeros delta = z @ (2.0 * U @ V) } compose add }",
+        "c": "method c(r: int = 4) { modify ffn insert sequential form { A: [d_in, r] ~ zeros B: [r, d_out] ~ zeros delta = z @ A @ B } compose h + 2.0 * delta }",
+    }
+    lines = {n: tuple(canonical(meaning(unipelt.parse(t)), starts=False).lines(starts=False)) for n, t in texts.items()}
+    assert lines["a"] == lines["b"] != lines["c"]
