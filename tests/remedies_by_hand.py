@@ -389,6 +389,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0331-cayley-powers": ("cayley(S, 0)", "cayley(S, 3)"),
         "E0331-roll-half": ("0.5", "1"),
         "E0331-top-of-none": ("top(z, 0)", "top(z, 1)"),
+        "E0331-svd-of-a-vector": ("svd(bias)", "svd(W)"),
         "E0331-ceil-of-a-word": ("ceil(tokens)", "ceil(r)"),
         "E0331-concat-a-number": ("concat(B, r)", "concat(B, B)"),
         "E0331-distribution-argument": ("normal(gelu)", "normal(0.02)"),
@@ -509,7 +510,35 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0394-module-in-a-stack": ("[0-9.fc1", "[0-9]\\.fc1"),
         "E0394-module-star-first": ("*.fc1", ".*\\.fc1"),
     },
-    "bind one name in a line": {"E0391-later-names": ("a, b = z", "a = z"), "E0391-svd": ("U, V = W", "U = W")},
+    "give as many different names as there are values: `U, S, V = svd(W)`, `Q, R = qr(W)`": {
+        "E0391-names-of-one-value": ("a, b = z", "a = z"),
+        "E0391-two-of-three": ("U, S = svd(W)", "U, S, V = svd(W)"),
+    },
+    "give each a name in a line of their own: `a, b = qr(W)`": {
+        "E0391-several-in-an-expression": (
+            "frozen P: [d_in, d_out] = 2 * qr(W)",
+            "a, b = qr(W)  frozen P: [d_in, d_out] = 2 * a @ b",
+        )
+    },
+    "store what is needed of it in a tensor, as in `frozen P: [d_in, r] = U[:, : r]`, and read that": {
+        "E0375-data-at-every-pass": (
+            "delta = z @ mean_gradient(W)",
+            "frozen G: [d_in, d_out] = mean_gradient(W)  delta = z @ G",
+        ),
+        "E0375-decomposed-at-every-pass": (
+            "delta = (z @ U * S) @ V.T",
+            "frozen P: [d_in, 4] = U[:, : 4] * S[: 4]  frozen Q: [d_out, 4] = V[:, : 4]  delta = z @ P @ Q.T",
+        ),
+    },
+    "`pinv` is the inverse of any matrix, as far as there is one": {
+        "E0312-inverse-of-no-square": ("delta = z @ (inverse(A) @ A)", "delta = z @ (A @ pinv(A)) @ W")
+    },
+    "write `second_moment(x)`, at a site that has an `x`, such as a projection": {
+        "E0331-moment-of-a-tensor": ("second_moment(A)", "second_moment(x)")
+    },
+    "write `mean_gradient(W)`, at a site that has a `W`, such as a projection": {
+        "E0331-gradient-of-a-tensor": ("mean_gradient(A)", "mean_gradient(W)")
+    },
     "its parameters: l: int, mid: int, init: init": {"mutant-apl-surplus": (", zeros, ra)", ", zeros)")},
     "the two sizes must be equal: mid and d_model": {
         "mutant-attend-mlp-size": ("W_k: [d_model, d_head]", "W_k: [mid, d_head]")

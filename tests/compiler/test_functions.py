@@ -154,6 +154,13 @@ EXAMPLES = {
     "orthonormal": ("orthonormal(each.T)", "orthonormal(rows)"),
     "top": ("top(x, 2)", "top(each, r - 3, expert)", "softmax(top(M, 1, 0), 0)"),
     "width": ("width(M)", "width(x) * 2"),
+    "svd": (),  # of several results: see `test_decompositions`
+    "qr": (),
+    "inverse": ("inverse(M @ N)", "inverse(each @ N)"),
+    "pinv": ("pinv(M)", "pinv(T)", "pinv(key)"),
+    "second_moment": (),  # of what enters a site: see below
+    "data_mean": (),
+    "mean_gradient": (),  # of a model: see `test_calibration`
 }
 
 
@@ -637,3 +644,57 @@ def test_every_word_has_torch_code() -> None:
     from unipelt.compiler.words import WORDS
 
     assert set(WORDS) == set(FUNCTIONS)
+
+
+# ---------------------------------------------------------------- decompositions
+
+
+def several(text: str) -> list[torch.Tensor]:
+    """What a function of several results gives, whose sizes and axes are those that are inferred."""
+    from unipelt.language.types.values import Several
+
+    e = parse_expression(text)
+    inf = inference(True)
+    inf.apart = e
+    found, values = inf.infer(e).type, evaluate(e, context(0))
+    assert not inf.problems and isinstance(found, Several) and isinstance(values, tuple)
+    for t, value in zip(found.parts, values, strict=True):
+        assert set(value.axes) == t.axes and list(value.sizes) == [s.number for s in t.sizes]
+    return [v.data for v in values]
+
+
+@pytest.mark.parametrize("of", ["M", "N", "again", "each", "own"])
+def test_a_matrix_is_taken_apart(of: str) -> None:
+    A = context(0).names[of].data  # type: ignore[union-attr]
+    U, S, V = several(f"svd({of})")
+    one = torch.eye(S.shape[-1], dtype=A.dtype)
+    assert torch.allclose((U * S[..., None, :]) @ V.mT, A) and bool((S[..., :-1] >= S[..., 1:]).all())
+    assert torch.allclose(U.mT @ U, one.expand(*S.shape, -1)) and torch.allclose(V.mT @ V, one.expand(*S.shape, -1))
+    assert bool((U.gather(-2, U.abs().argmax(-2, keepdim=True)) > 0).all())
+    Q, R = several(f"qr({of})")
+    assert torch.allclose(Q @ R, A) and torch.allclose(Q.mT @ Q, one.expand(*S.shape, -1))
+    assert torch.equal(R, R.triu()) and bool((R.diagonal(dim1=-2, dim2=-1) >= 0).all())
+
+
+def test_inverses_are_those_of_torch() -> None:
+    c = context(0)
+    M, N = c.names["M"].data, c.names["N"].data  # type: ignore[union-attr]
+    inverse, pinv = (evaluate(parse_expression(text), c).data for text in ("inverse(M @ N)", "pinv(M)"))  # type: ignore[union-attr]
+    assert torch.allclose(inverse, torch.linalg.inv(M @ N)) and torch.allclose(pinv, M.T @ torch.linalg.inv(M @ M.T))
+
+
+def test_moments_are_those_of_real_tokens() -> None:
+    c = context(0)
+    x, mask = c.names["x"].data, c.mask  # type: ignore[union-attr]
+    assert mask is not None
+    real = [x[i, j] for i in range(x.shape[0]) for j in range(x.shape[1]) if mask[i, j]]
+    assert 0 < len(real) < x.shape[0] * x.shape[1]
+    second = evaluate(parse_expression("second_moment(x)"), c).data  # type: ignore[union-attr]
+    assert torch.allclose(second, sum(torch.outer(t, t) for t in real) / len(real))  # type: ignore[arg-type]
+    assert torch.allclose(evaluate(parse_expression("data_mean(x)"), c).data, sum(real) / len(real))  # type: ignore[arg-type,union-attr]
+
+
+@pytest.mark.parametrize("text", ["svd(v)", "qr(s)", "inverse(M)", "inverse(v)", "pinv(u)", "2 * svd(M)", "svd(M).T", "second_moment(M)",
+                                  "second_moment(q)", "data_mean(v)", "mean_gradient(M)", "mean_gradient(x)"])  # fmt: skip
+def test_what_cannot_be_taken_apart_or_measured_is_refused(text: str) -> None:
+    assert agree(parse_expression(text)) == "refused"

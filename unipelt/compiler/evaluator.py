@@ -78,9 +78,15 @@ def run(body: Sequence[Statement], context: Context) -> None:
     """Executes the lets of a body; its tensors must be in ``context.names`` already."""
     for s in body:
         if isinstance(s, Let):
-            context.names[s.names[0]] = evaluate(s.value, context)
+            bind(s, context)
         elif not isinstance(s, (Tensor, Axis, Require, Input)):
             raise NotImplementedError(f"`{s.word}` is not built yet")
+
+
+def bind(s: Let, context: Context) -> None:
+    """Gives what a line binds its names: one, or one for each result of a function that has several."""
+    value: Any = evaluate(s.value, context)
+    context.names.update(zip(s.names, value if len(s.names) > 1 else (value,), strict=True))
 
 
 def evaluate(e: Expr, c: Context) -> Value:

@@ -99,7 +99,7 @@ def rests(row: Row, constants: Mapping[str, Any], sizes: Mapping[str, int]) -> b
 @once
 def lower(typing: TypedRow, on: frozenset[str], grouped: bool = False) -> Lowered:
     """What can be done with a row. ``grouped``: several heads share a key."""
-    row = typing.row
+    row = typing.acting
     if typing.site.is_weight:
         on -= {
             "folded"

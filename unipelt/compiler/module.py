@@ -109,7 +109,7 @@ class _Class:
     """The module of a row at a site."""
 
     def __init__(self, method: Method, typed: TypedRow):
-        self.method, self.row, self.typing = method, typed.row, _renamed(typed)
+        self.method, self.row, self.typing = method, typed.acting, _renamed(typed)
         self.symbols = {n: Num(f"self.{n}", size=Size.of(n)) for n in (*SIZES, "d_in", "d_out", "layer", "depth")}
         self.values: dict[str, Written] = {"layer": self.symbols["layer"], "depth": self.symbols["depth"]}
         self.numbers: dict[str, Any] = {}

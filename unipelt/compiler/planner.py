@@ -20,7 +20,7 @@ from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
 from ..language.analyse.method import analyse
 from ..language.check.methods import first_like, sites_of, varies_by
-from ..language.types.declared import TensorTyping, weights_read
+from ..language.types.declared import TensorTyping
 from ..language.report.diagnostics import Diagnostic, PeltError, error
 from ..language.types.infer import Inference
 from ..language.types.inputs import changes_length, places_rows
@@ -35,7 +35,7 @@ from ..language.sites import SiteSignature, TensorType
 from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
-from . import coverage, totals
+from . import at_attach, coverage, totals
 from .coverage import common_sizes
 from .notes import of_attention, of_rows, of_the_base
 from .hosting import Parameter, refused_heads
@@ -251,9 +251,9 @@ class _Builder:
             self.problems.append(Diagnostic(
                 "E0513", f"`{t.name}` is shared `per {t.owner.each}`, but its sizes differ: {list(before.shape)} and "
                 f"{list(planned.shape)}", t.declaration.span, help="share it per site"))  # fmt: skip
-        elif before is not None and t.exact is not None and weights_read(t.exact):
+        elif before is not None and t.of_site:
             self.problems.append(Diagnostic(
-                "E0513", f"`{t.name}` is shared `per {t.owner.each}`, and it starts from the weights of one site: those of "
+                "E0513", f"`{t.name}` is shared `per {t.owner.each}`, and it starts from the weights of one site, or what enters: those of "
                 f"`{site.full_name}` are others", t.declaration.span, help="share it per site"))  # fmt: skip
         self.tensors[planned.name] = planned
         start = INITIALISERS[t.start.name] if t.start is not None else None
@@ -447,7 +447,7 @@ class _Builder:
         ]
         return Plan(
             self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folded, counts,
-            tuple(dict.fromkeys(said)), tuple(dict.fromkeys(self.needs)), type(self.model).__name__, self.labels,
+            tuple(dict.fromkeys(said)), (*dict.fromkeys(self.needs), *at_attach.data_needed(self.edits)), type(self.model).__name__, self.labels,
             head_use(self.model, self.label_map, self.edits, self.copies.values()), tuple(self.leaks.values()),
             totals.inputs(self.edits),
         )  # fmt: skip

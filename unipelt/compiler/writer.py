@@ -422,7 +422,7 @@ def _length(size: Size, low: Written | None, high: Written | None) -> Size:
         elif isinstance(v, int):
             ends.append(size + v if v < 0 else Size.of(v))
         elif isinstance(v, Num) and v.size is not None:
-            ends.append(v.size)
+            ends.append(size + v.size if v.size.below_zero else v.size)
         else:
             raise Unwritten("a range whose ends are not known")
     return ends[1] - ends[0]

@@ -72,6 +72,11 @@ class Size:
         return None
 
     @property
+    def below_zero(self) -> bool:
+        """Whether it is less than 0 whatever its symbols stand for, which are whole numbers of 1 or more: `-r`."""
+        return bool(self.terms) and all(c < 0 for _, c in self.terms)
+
+    @property
     def large(self) -> bool:
         """Whether it is none that a model could have, so that nothing is computed with it: a spec is untrusted text."""
         return len(self.terms) > 512 or any(

@@ -24,13 +24,14 @@ from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.planner import plan as make_plan
 from ..language.report.diagnostics import error
 from ..language.ir import Method
+from .calibration import BATCHES, Batches, Loss
 from .hanging import hang_adapter, refuse_namesake, take_down
 from .heads import agree
 from .offload import value_of
 from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
-from .starts import LabelWords, StartData, Tokenizer, selecting_texts, start
+from .starts import LabelWords, StartData, Starts, Tokenizer, selecting_texts
 from .switch import ADAPTER_NAME, Switch
 
 # ---------------------------------------------------------------- apply
@@ -41,6 +42,7 @@ def apply(
     tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None, dtype: torch.dtype | None = None,
     allow_future: bool = False, lowering: bool | Sequence[str] = True, trainable: bool = True,
     labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None, example: Mapping[str, Any] | None = None,
+    data: Iterable[Mapping[str, Any]] | None = None, batches: int = BATCHES, loss: Loss | None = None,
 ) -> Plan:  # fmt: skip
     """Attaches a method under a name, freezes the base and activates the adapter. Returns the plan it carried out.
 
@@ -50,6 +52,10 @@ def apply(
     text, and ``label_words`` (by default the names of the labels) those from the words of the class labels;
     ``lowering=False`` evaluates every line as written, names of `compiler.lower.LOWERINGS` choose some. Raises `PeltError`.
 
+    ``data`` are dictionaries of the model's arguments, for starts that data decide (`Plan.needs` says so): ``batches`` of them are
+    read, one at a time, by the base alone, in evaluation mode. Starts from gradients need labels in them, or ``loss``, a function
+    of what the model returns and the batch.
+
     ``dtype`` is that of the adapter's tensors and trained copies. By default they have the base's own, but float32 on a base in
     half precision: bfloat16 has 8 bits, so that an optimiser's step of less than some 0.4 % of a weight is rounded away
     and nothing is learned in silence, and float16 gradients underflow. (`peft` casts its adapters for the same reason.) Edits
@@ -57,16 +63,20 @@ def apply(
     saves memory and time where nothing is trained. A copy never has fewer bits than what it is a copy of.
     """
     return install(unwrapped(model), method, name, seed, lambda plan: None, head=head, tokenizer=tokenizer, label_words=label_words, dtype=dtype,
-                   allow_future=allow_future, lowering=lowering, trainable=trainable, labels=labels, problem_type=problem_type, example=example)  # fmt: skip
+                   allow_future=allow_future, lowering=lowering, trainable=trainable, labels=labels, problem_type=problem_type, example=example,
+                   batches=Batches(data, batches, loss))  # fmt: skip
 
 
 def install(
     model: nn.Module, method: Method, name: str, seed: int, check: Callable[[Plan], None], *, head: bool | None, allow_future: bool,
     labels: int | Sequence[str] | Labels | None, trainable: bool, tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None,
     dtype: torch.dtype | None = None, lowering: bool | Sequence[str] = True, problem_type: str | None = None,
-    example: Mapping[str, Any] | None = None,
+    example: Mapping[str, Any] | None = None, batches: Batches | None = None,
 ) -> Plan:  # fmt: skip
-    """`apply` with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be."""
+    """`apply` with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be.
+
+    Without ``batches`` values will follow: what starts exactly, or from data, is made as zeros.
+    """
     if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
         raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
     if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
@@ -91,8 +101,11 @@ def install(
         model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example
     )
     check(planned)
-    data = StartData.of(model, planned, tokenizer, label_words)
-    attached = Attached(planned, int(seed), chosen, trainable, texts=selecting_texts(model, planned, data))
+    of = StartData(tokenizer)
+    if batches is not None:
+        of = StartData.of(model, planned, tokenizer, label_words, batches, int(seed))
+    data = of if batches is not None else None
+    attached = Attached(planned, int(seed), chosen, trainable, texts=selecting_texts(model, planned, of))
     made = _create(model, attached, data, dtype)
     _install(model, name, attached, made)
     return planned
@@ -105,9 +118,10 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def _create(
-    model: nn.Module, attached: Attached, data: StartData, dtype: torch.dtype | None
+    model: nn.Module, attached: Attached, data: StartData | None, dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
     """The adapter's tensors and trained copies by name: parameters, and frozen draws as plain tensors."""
+    starts = Starts(model, attached.plan, attached.seed, data)
     planned = attached.plan
     made: dict[str, torch.Tensor] = {}
     owner: dict[str, PlannedEdit] = {}
@@ -121,7 +135,7 @@ def _create(
         if device.type == "meta":
             value = torch.empty(t.shape, dtype=target, device="meta")
         else:
-            value = start(model, t, owner[n], attached.seed, data, planned).to(device, target)
+            value = starts.of(t, owner[n]).to(device, target)
         made[n] = value if t.frozen else nn.Parameter(value, requires_grad=attached.trainable)
     for c in planned.copies:
         path, _, attribute = c.parameter.path.rpartition(".")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
 from ..compiler.trained import has_head
 from ..language.report.diagnostics import error
-from ..language.types.initialisers import INITIALISERS
-from ..language.ir import Method
-from ..language.syntax.nodes import Apply, Expr, Name, Statement, Tensor, rewrite
 from .attach import activate, install, unchanged
 from .save_pretrained import Beside, beside, inside
 from .folder import listed_shapes, read_manifest, read_method, read_tensors
@@ -97,7 +93,7 @@ def _attach(
         labels = None  # the base's own head scores the same
     allowed = options["allow_future"] if options["allow_future"] is not None else manifest.get("allow_future")
     with unchanged(model):
-        plan = install(model, _without_data(method), chosen, int(manifest.get("seed") or 0), check=check, head=head, labels=labels,
+        plan = install(model, method, chosen, int(manifest.get("seed") or 0), check=check, head=head, labels=labels,
                        **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
         if allowed is None and plan.leaks:
             warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
@@ -201,30 +197,3 @@ def _whole_numbers(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _without_data(method: Method) -> Method:
-    """The method with starts that need data replaced by zeros: the saved values follow."""
-
-    def change(n: Any) -> Any:
-        return replace(n, start=Name("zeros")) if isinstance(n, Tensor) and not n.exact and _reads_data(n.start) else n
-
-    def changed(lines: Iterable[Statement]) -> tuple[Statement, ...]:
-        return tuple(rewrite(line, change) for line in lines)
-
-    rows = tuple(
-        replace(
-            r, form=changed(r.form), compose=changed(r.compose), gate=changed(r.gate) if r.gate is not None else None
-        )
-        for r in method.rows
-    )
-    params = tuple(
-        replace(p, default=Name("zeros")) if p.type == "init" and _reads_data(p.default) else p for p in method.params
-    )
-    return replace(method, rows=rows, params=params)
-
-
-def _reads_data(start: Expr | None) -> bool:
-    name = start.function if isinstance(start, Apply) else start
-    known = INITIALISERS.get(name.id) if isinstance(name, Name) else None
-    return known is not None and bool(known.data)

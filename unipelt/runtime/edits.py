@@ -79,7 +79,7 @@ class Edit(Holding):
         bases: Mapping[str, BaseCall], lowering: frozenset[str],
     ):  # fmt: skip
         super().__init__()
-        self.row, self.site, self.insert = planned.row, planned.site, planned.typing.insert
+        self.row, self.site, self.insert = planned.typing.acting, planned.site, planned.typing.insert
         # rows that enter among the tokens replace placeholders in what the embeddings yield (see `runtime.prompts`)
         self.side = "output" if planned.site.side == "prompt" else planned.site.side
         #: Whether h is the host's weight: it is given that, and what it makes of it acts by `weights`.
@@ -104,11 +104,11 @@ class Edit(Holding):
         grouped = planned.site.kind.has_heads and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.typing, lowering, grouped) if lowering else None
         self.recipes = (
-            Recipes(planned.row, planned.typing, self.lowered, self.constants, self.sizes, self.axes)
+            Recipes(self.row, planned.typing, self.lowered, self.constants, self.sizes, self.axes)
             if self.lowered
             else None
         )
-        self.rests = "rests" in lowering and rests(planned.row, self.constants, self.sizes)
+        self.rests = "rests" in lowering and rests(self.row, self.constants, self.sizes)
         self.kind = planned.site.kind  # looked up once: a compiler does not see through the site's table
         self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
@@ -406,7 +406,7 @@ def _long(t: torch.Tensor) -> torch.Tensor:
 
 def needs(planned: PlannedEdit) -> frozenset[str]:
     """The scope names that must be gathered for an edit."""
-    read = planned.typing.reads & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance", PROGRESS}
+    read = planned.typing.read_by_passes & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance", PROGRESS}
     return frozenset(read | ({SEED} if draws(planned.typing) else set()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Union, runtime_checkable
 
 import torch
@@ -12,16 +12,20 @@ from torch import nn
 
 from ..anatomy.columns import taken
 from ..anatomy.quantised import as_map, unreadable, values
-from ..compiler.evaluator import Context, constants, evaluate
+from ..compiler.at_attach import data_needed, lines_of_starts
+from ..compiler.evaluator import Context, bind, constants, evaluate
 from ..compiler.initialise import draw, generator
 from ..compiler.named import Named, spread
 from ..compiler.plan import Plan, PlannedEdit, PlannedTensor, whole
-from ..language.types.declared import weights_read
+from ..language.syntax.lines import names_in
 from ..language.report.diagnostics import error
 from ..language.sites import TensorType
-from ..language.syntax.lines import lines_for
-from ..language.syntax.nodes import Let, String, Tensor
+from ..language.syntax.nodes import Let, Name, String, Tensor, rewrite
+from ..language.syntax.printer import to_text
+from ..language.types.initialisers import INITIALISERS
+from ..language.types.primitives import entry_of
 from ..language.types.values import Distribution
+from .calibration import Batches, Key, key_of, measure
 from .edits import BaseCall
 from .offload import value_of
 
@@ -38,16 +42,27 @@ LabelWords = Union[Sequence[str], Mapping[int, str]]
 
 @dataclass(frozen=True)
 class StartData:
-    """What starts may need: a tokenizer, the words of the class labels."""
+    """What starts may need: a tokenizer, the words of the class labels, what batches of data have told."""
 
     tokenizer: Tokenizer | None = None
     labels: tuple[str, ...] = ()
+    measured: Mapping[Key, torch.Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(model: nn.Module, plan: Plan, tokenizer: Tokenizer | None, label_words: LabelWords | None) -> StartData:
+    def of(model: nn.Module, plan: Plan, tokenizer: Tokenizer | None, label_words: LabelWords | None, batches: Batches, seed: int) -> StartData:  # fmt: skip
         """What a plan needs of what is given; what is missing is a `PeltError` that says so."""
-        if plan.needs and tokenizer is None:
-            raise error("E0521", f"this method needs {plan.needs[0]}", help="pass tokenizer=…")
+        texts = StartData._of_texts(model, plan, tokenizer, label_words)
+        return replace(texts, measured=measure(model, plan, batches, seed))
+
+    @staticmethod
+    def _of_texts(
+        model: nn.Module, plan: Plan, tokenizer: Tokenizer | None, label_words: LabelWords | None
+    ) -> StartData:
+        """Those of a tokenizer and of words."""
+        of_data = data_needed(plan.edits)
+        needing = next((n for n in plan.needs if n not in of_data), None)
+        if needing is not None and tokenizer is None:
+            raise error("E0521", f"this method needs {needing}", help="pass tokenizer=…")
         wanted = [t.name for t in plan.tensors.values() if t.start is not None and t.start.name == "label_words"]
         if not wanted:
             return StartData(tokenizer)
@@ -66,40 +81,102 @@ class StartData:
         return StartData(tokenizer, tuple(found))
 
 
-def start(
-    model: nn.Module, t: PlannedTensor, e: PlannedEdit, seed: int, data: StartData, planned: Plan
-) -> torch.Tensor:  # fmt: skip
-    """The starting value of a tensor, in float32, or in int64 where it holds whole numbers."""
-    if t.exact is None:
+class Starts:
+    """The starting values of a plan's tensors. What the lines before an exact start bind is worked out once at a site, whatever
+    number of tensors read it; only the site that was asked for last is remembered.
+
+    Without ``data`` values will follow, and only what can be drawn is: the rest is zeros.
+    """
+
+    def __init__(self, model: nn.Module, planned: Plan, seed: int, data: StartData | None):
+        self.model, self.planned, self.seed, self.data = model, planned, seed, data
+        self.last: tuple[PlannedEdit, dict[str, torch.Tensor]] | None = None
+
+    def of(self, t: PlannedTensor, e: PlannedEdit) -> torch.Tensor:
+        """The starting value of a tensor of an edit: a draw in float32 (in int64 where it holds whole numbers), what is
+        computed in that or the weight's own dtype, if longer."""
+        if self.data is None and not drawn_again(t):
+            return torch.zeros(t.shape)
+        if t.exact is None:
+            return self._draw(t, e)
+        if self.last is None or self.last[0] is not e:
+            self.last = None  # what it holds is as large as a weight
+            self.last = e, self._exact(e)
+        return self.last[1][t.name]
+
+    def _draw(self, t: PlannedTensor, e: PlannedEdit) -> torch.Tensor:
         assert t.start is not None
 
         def embeddings(d: Distribution, rows: int, g: torch.Generator) -> torch.Tensor:
-            return _embeddings(model, d, rows, g, data) * (_scale(model) if e.site.scaled else 1.0)
+            assert self.data is not None
+            return _embeddings(self.model, d, rows, g, self.data) * (_scale(self.model) if e.site.scaled else 1.0)
 
-        return draw(t.start, t.copies, t.sizes, generator(seed, t.name), embeddings)
-    own = next(x for x in e.typing.tensors if e.tensors[x.label] == t.name)
-    part = next(b for b in (e.row.form, e.row.compose, e.row.gate or ()) if own.declaration in b)
-    before = [*(() if part is e.row.form else e.row.form), *part[: part.index(own.declaration)]]
-    needed = [s for s in lines_for(before, t.exact) if isinstance(s, (Tensor, Let))]
-    context = Context({**constants(planned.method.params, e.sizes, e.constants), **_shapes(e), **_map(model, (t.exact, *needed), e)}, e.sizes,
-                      {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()},
-                      axes=e.lengths)  # fmt: skip
-    with torch.no_grad():
-        for s in needed:
-            if isinstance(s, Tensor):
-                label = s.name if part is not e.row.gate or s not in part else f"gate.{s.name}"
-                first = planned.tensors[e.tensors[label]]
-                context.names[s.name] = Named(start(model, first, e, seed, data, planned), first.axes)
-            else:
-                context.names[s.names[0]] = evaluate(s.value, context)
-        value = evaluate(t.exact, context)
-    assert isinstance(value, Named)
-    return spread(value, t.axes, len(t.sizes)).expand(t.shape).clone()
+        return draw(t.start, t.copies, t.sizes, generator(self.seed, t.name), embeddings)
+
+    def _exact(self, e: PlannedEdit) -> dict[str, torch.Tensor]:
+        """The exact starts of an edit by the tensors' names, line by line."""
+        needed = lines_of_starts(e)
+        read = _map(self.model, needed, e)
+        like = read["W"].data if read else torch.zeros((), device=_device(self.model, e))
+        context = Context({**constants(self.planned.method.params, e.sizes, e.constants), **_shapes(e), **read}, e.sizes,
+                          {n: BaseCall(self.model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()},
+                          axes=e.lengths)  # fmt: skip
+        found: dict[str, torch.Tensor] = {}
+        wanted = {id(s) for s in needed}
+        with torch.no_grad():
+            for part, front in ((e.row.form, ""), (e.row.gate or (), "gate."), (e.row.compose, "")):
+                inner = context if not front else replace(context, names=dict(context.names))
+                for s in part:
+                    if id(s) in wanted:
+                        self._line(s, front, e, inner, like, found)
+        return found
+
+    def _line(self, s: Tensor | Let, front: str, e: PlannedEdit, c: Context, like: torch.Tensor, found: dict[str, torch.Tensor]) -> None:  # fmt: skip
+        found_of = self.data.measured if self.data is not None else {}
+        if isinstance(s, Let):
+            bind(measured(s, e, found_of, c, like), c)
+            return
+        t = self.planned.tensors[e.tensors[front + s.name]]
+        if t.exact is None:
+            drawn = self._draw(t, e)
+            c.names[s.name] = Named(drawn.to(like.device if t.below is not None else like), t.axes)
+            return
+        value = evaluate(measured(t.exact, e, found_of, c, like), c)
+        assert isinstance(value, Named)
+        found[t.name] = spread(value, t.axes, len(t.sizes)).expand(t.shape).clone(memory_format=torch.contiguous_format)
+        c.names[s.name] = Named(found[t.name], t.axes)
+
+
+def drawn_again(t: PlannedTensor) -> bool:
+    """Whether a tensor's start comes of the seed and its name alone, or is the same always, so that it need not be stored."""
+    return t.exact is None and t.start is not None and not INITIALISERS[t.start.name].words
+
+
+def _device(model: nn.Module, e: PlannedEdit) -> torch.device:
+    """Where what an edit starts from is computed, if that is not a weight."""
+    module = model.get_submodule(e.site.view.module)
+    return next((p.device for p in module.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def measured(line: Any, e: PlannedEdit, found: Mapping[Key, torch.Tensor], c: Context, like: torch.Tensor) -> Any:
+    """A line or an expression with names in place of what data have told, which the context gets."""
+
+    def change(n: Any) -> Any:
+        entry = entry_of(n)
+        if entry is None or not entry.data:
+            return n
+        name = f":{to_text(n)}"
+        c.names[name] = Named(found[key_of(e, n)].to(like))
+        return Name(name)
+
+    return rewrite(line, change)
 
 
 def selecting_texts(model: nn.Module, plan: Plan, data: StartData) -> dict[str, tuple[int, ...]]:
     """The ids of the texts by which rows select tokens (`tokens since "…"`)."""
     found = {c.text for e in plan.edits for c in e.typing.tokens if c.text is not None}
+    if found and data.tokenizer is None:
+        raise error("E0521", f"this method needs the ids of the text {min(found)!r}", help="pass tokenizer=…")
     words: Any = model.get_input_embeddings() if found else None  # type: ignore[operator]
     return {text: tuple(_ids(text, data, words.num_embeddings)) for text in found}
 
@@ -111,15 +188,16 @@ def _shapes(e: PlannedEdit) -> dict[str, Named]:
 
 
 def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, Any]:
-    """``W`` [d_in, d_out] and ``bias`` [d_out] of the projection at a site, in float32, where an exact start reads them."""
-    if not any(weights_read(part) for part in exact):
+    """``W`` [d_in, d_out] and ``bias`` [d_out] of the projection at a site, in 32 bits at least, where an exact start reads them."""
+    if not names_in(*exact) & {"W", "bias"}:
         return {}
     module, columns = model.get_submodule(e.site.view.module), e.site.view.columns
     if not isinstance(getattr(module, "weight", None), torch.Tensor):
         raise unreadable(module, "weight")
-    W = as_map(module, values(module, "weight", value_of(module, "weight")).detach().float())
+    W = as_map(module, values(module, "weight", value_of(module, "weight")).detach())
+    W = W if W.dtype == torch.float64 else W.float()
     bias = (
-        value_of(module, "bias").detach().float()
+        value_of(module, "bias").detach().to(W.dtype)
         if getattr(module, "bias", None) is not None
         else W.new_zeros(W.shape[-1])
     )

@@ -3,8 +3,18 @@
 The first ones stand in two files, `evaluated` and `written`. A newer file has a topic, with both sides of its words beside each other.
 """
 
-from . import blocks, integers, largest, matrices, transforms
+from . import blocks, calibration, decompositions, integers, largest, matrices, transforms
 from .evaluated import FUNCTIONS
 from .written import WORDS
 
-__all__ = ["FUNCTIONS", "WORDS", "blocks", "integers", "largest", "matrices", "transforms"]
+__all__ = [
+    "FUNCTIONS",
+    "WORDS",
+    "blocks",
+    "calibration",
+    "decompositions",
+    "integers",
+    "largest",
+    "matrices",
+    "transforms",
+]

@@ -46,7 +46,7 @@ class _Folder:
     """Goes through the lines of a row. ``constant`` are lets that read the row's tensors and numbers alone, written without lets."""
 
     def __init__(self, t: TypedRow):
-        self.row, self.folds = t.row, list[Fold]()
+        self.row, self.folds = t.acting, list[Fold]()
         self.lines = {id(b.expression): b for b in t.lines("form")}
         self.tensors = {x.name: x for x in t.tensors if not x.part}
         self.bound = {b.name for b in t.lines("form") if b.expression is not None}

@@ -201,10 +201,13 @@ class Reader:
             elif line.axis is not None:
                 self._declare(line.name, self._plain(line.axis, self.value(line.axis).type))
             elif e is not None:
-                self._let(line.name, e, line.value)
+                self._let(line.name, e, line.value, line.result)
 
-    def _let(self, name: str, e: S.Expr, value: Value) -> None:
-        if self._is_plain(value) or isinstance(value.type, WordType):
+    def _let(self, name: str, e: S.Expr, value: Value, result: int | None) -> None:
+        if result is not None and isinstance(value.type, TensorType):
+            whole = self.term(e, value)
+            self._bind(name, call(value.type.sizes, f"result {result + 1}", Term(whole.products, ())))
+        elif self._is_plain(value) or isinstance(value.type, WordType):
             shown = self._without_lets(e)
             size = self._plain(e, value.type) if isinstance(value.type, NumberType) else None
             self._bind(name)

@@ -24,6 +24,7 @@ from .meaning import RowMeaning, row_meaning
 from ..types.primitives import entry_of
 from ..sizes import Size
 from ..report.texts import place
+from ..syntax.printer import to_text
 from .start import at_start, called, calls_one_number, compares, may_cancel, random_tensors, settled, undecided
 from ..syntax.nodes import NOWHERE, Apply, Choose, Index, Input, Name, Span, children, walk
 from ..types.values import AFFINE, NumberType
@@ -258,7 +259,8 @@ def _starts(t: TypedRow, edit: RowMeaning) -> Verdict:
     for key, learned in edit.tensors.items():
         otherwise = {**edit.tensors, key: replace(learned, start=None, exact=None)}
         if at_start(edit.out, otherwise).products != at_start(edit.h, otherwise).products:
-            word = str(learned.start or "").removesuffix("()")
+            own = next(x for x in t.tensors if x.label == key.split("/")[1])
+            word = str(learned.start or to_text(own.declaration.start)).removesuffix("()")
             return Verdict("yes", f"`{edit.names[key]}` starts as {word}, so the output is `h`", _declared(t, key))
     return Verdict("yes", "what is added is zero at the start, and what multiplies is one", _out(t.row))
 

@@ -31,7 +31,10 @@ def at_start(t: Term, tensors: Mapping[Any, Learned]) -> Term:
 def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
     plain = Term((((a,), ONE),), a.sizes)
     if a.kind == "tensor":
-        value = tensors[a.parts[0]].start_value
+        learned = tensors[a.parts[0]]
+        if learned.exact is not None and _is_another(a, tensors):
+            return Term(at_start(learned.exact, tensors).products, a.sizes)
+        value = learned.start_value
         return plain if value is None else Term(number(value).products, a.sizes)
     if a.kind in ("read", "call") and not any(isinstance(p, (Atom, Term)) for p in a.parts):
         return plain
@@ -84,6 +87,13 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
 def _changed(before: Sequence[Atom], parts: Sequence[Term]) -> bool:
     """Whether some factors are other ones now, and none a plain number, of which there is no product of matrices."""
     return any(p.products != (((a,), ONE),) for a, p in zip(before, parts)) and all(_constant(p) is None for p in parts)
+def _is_another(a: Atom, tensors: Mapping[Any, Learned]) -> bool:
+    """Whether a factor is a tensor, perhaps turned, that starts as others do: by sums and products of these alone."""
+    if a.kind == "turned":
+        return isinstance(a.parts[0], Atom) and _is_another(a.parts[0], tensors)
+    exact = tensors[a.parts[0]].exact if a.kind == "tensor" else None
+    found = list(atoms(exact)) if exact is not None else []
+    return bool(found) and all(b.kind in ("tensor", "turned", "chain", "times") for b in found)
 
 
 _COMPARISONS = ("==", "!=", "<=", ">=", "<", ">")

@@ -26,7 +26,6 @@ from ..syntax.nodes import (
     Span,
     String,
     Tensor,
-    walk,
 )  # fmt: skip
 from .values import Distribution, IndexType, NumberType, Poison, Value, WordType
 
@@ -47,6 +46,7 @@ class TensorTyping:
     declaration: Tensor
     part: str = ""  # "gate" for a tensor of the row's gate, whose names are apart from those of form and composition
     below: Size | None = None
+    of_site: bool = False  # whether it starts from what is of one site: its weight, what enters, tensors of its own
 
     @property
     def value(self) -> Value:
@@ -57,11 +57,6 @@ class TensorTyping:
     def label(self) -> str:
         """The last part of the tensor's name in a state dict."""
         return f"{self.part}.{self.name}" if self.part else self.name
-
-
-def weights_read(e: Expr) -> set[str]:
-    """Which of ``W`` and ``bias``, the projection's own at each site, an expression reads."""
-    return {n.id for n in walk(e) if isinstance(n, Name)} & {"W", "bias"}
 
 
 class Declared:
@@ -128,7 +123,7 @@ class Declared:
             return None
         t = TensorType(owner.axes, tuple(x for x in sizes if x is not None))
         before = [b.declared for b in self.bindings if isinstance(b.declared, TensorTyping)]
-        start, exact, below = None, None, None
+        start, exact, below, of_site = None, None, None, False
         drawn = s.start.function if isinstance(s.start, Apply) else s.start
         if s.exact and isinstance(drawn, Name) and drawn.id in INITIALISERS and drawn.id not in self.inf.names:
             sign = inside(Span(s.span.file, s.span.start, s.start.span.start), r"(=)\s*$")
@@ -137,8 +132,11 @@ class Declared:
         elif s.exact:
             exact = s.start
             value = self._read(s.start)
-            of_layer = {"W", "bias", *(x.name for x in before if not x.owner.every_layer)}
+            of_layer = {"W", "bias", "x", *(x.name for x in before if not x.owner.every_layer)}
             self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
+            of_site = bool(
+                value.reads & {"W", "bias", "x", *(x.name for x in before if x.of_site or not x.owner.shared)}
+            )
             anew = next((n for n in (*DRAWN, PROGRESS) if n in value.reads), None)
             if anew is not None:
                 self.inf.fail("E0370", f"`{s.name}` starts as one value, and `{anew}` differs from one forward pass to the next", s.start.span,
@@ -188,7 +186,7 @@ class Declared:
         if twice is not None:
             self.inf.fail("E0348", f"the tensor `{s.name}` is declared twice in this row", s.span,
                           labels=(Label(twice.declaration.span, "the first time"),))  # fmt: skip
-        return TensorTyping(s.name, t, owner, start, exact, s.frozen, lr, s, part, below)
+        return TensorTyping(s.name, t, owner, start, exact, s.frozen, lr, s, part, below, of_site)
 
     def _below(self, s: Tensor, start: Distribution, t: TensorType) -> Size | None:
         """What whole numbers that are drawn are less than; distinct ones must be there as many as are asked for."""

@@ -48,8 +48,8 @@ def _range(inf: Reporter, item: Slice, whole: Size) -> Size | None:
     high = _bound(inf, item.high) if item.high is not None else whole
     if low is None or high is None:
         return None
-    low = whole + low if (low.number or 0) < 0 else low
-    high = whole + high if (high.number or 0) < 0 else high
+    low = whole + low if low.below_zero else low
+    high = whole + high if high.below_zero else high
     size = high - low
     n = size.number
     if n is not None and n < 1:

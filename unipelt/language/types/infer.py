@@ -30,7 +30,7 @@ from ..syntax.nodes import (
     String,
     dotted,
 )  # fmt: skip
-from .values import AFFINE, POISON, IndexType, NumberType, Poison, Type, Value, WordType, bend, join, product
+from .values import AFFINE, POISON, IndexType, NumberType, Poison, Several, Type, Value, WordType, bend, join, product
 
 
 def _beyond(value: float | None) -> bool:
@@ -53,6 +53,7 @@ class Inference:
     remedies: dict[str, str] = field(default_factory=dict)  # what to do about hidden names
     values: dict[str, str] = field(default_factory=dict)  # what symbols stand for, where that is known
     nodes: dict[int, tuple[Expr, Value]] | None = None  # what is known of each node of the line that is read
+    apart: Expr | None = None  # the expression whose several results are named by the line that is read
 
     # ------------------------------------------------------------ reporting
 
@@ -79,7 +80,12 @@ class Inference:
         return self.nodes[id(e)][1]
 
     def _worked_out(self, e: Expr) -> Value:
-        return getattr(self, "_" + e.kind)(e)
+        value = getattr(self, "_" + e.kind)(e)
+        if isinstance(value.type, Several) and e is not self.apart:
+            names = ", ".join("abcdefgh"[: len(value.type.parts)])
+            return self.fail("E0391", f"`{to_text(e)}` gives {value.type}, and here is one", e.span,
+                             help=f"give each a name in a line of their own: `{names} = {to_text(e)}`")  # fmt: skip
+        return value
 
     def _number(self, e: Number) -> Value:
         return literal(e)

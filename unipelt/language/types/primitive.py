@@ -47,7 +47,8 @@ class Primitive:
     outside training (``still``); random in training unless the second argument is 0 (``draws``); entries that sum to one
     number, whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``); linear in each of the
     first two arguments (``bilinear``); entries that obey equations of their own, of which the algebra knows nothing, such as those of
-    a rotation (``tied``). Only one that ``indexes`` is given whole numbers that say where something stands.
+    a rotation (``tied``). Computed from batches of
+    data while the method is attached (``data``). Only one that ``indexes`` is given whole numbers that say where something stands.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Primitive:
     bilinear: bool = False
     tied: bool = False
     indexes: bool = False
+    data: bool = False
 
 
 PRIMITIVES: dict[str, Primitive] = {}

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from . import blocks, curves, integers, largest, matrices, placing, reductions, shapes, transforms
+from . import (
+    blocks,
+    calibration,
+    curves,
+    decompositions,
+    integers,
+    largest,
+    matrices,
+    placing,
+    reductions,
+    shapes,
+    transforms,
+)
 from .placing import PLACING
 from .primitive import PRIMITIVES, Primitive, Reporter, entry_of
 from .reductions import DOMAINS
@@ -14,7 +26,9 @@ __all__ = [
     "Primitive",
     "Reporter",
     "blocks",
+    "calibration",
     "curves",
+    "decompositions",
     "entry_of",
     "integers",
     "largest",

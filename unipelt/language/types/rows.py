@@ -34,7 +34,7 @@ from ..syntax.nodes import (
 )  # fmt: skip
 from .selections import chosen_tokens
 from .typed import SYMBOLS, Binding, Part, Sizes, TypedRow
-from .values import OTHER, POISON, NumberType, Poison, Value, WordType, join, product
+from .values import OTHER, POISON, NumberType, Poison, Several, Value, WordType, join, product
 
 
 INSERTIONS = ("parallel", "sequential")  # the words for what z is
@@ -147,9 +147,9 @@ class RowChecker(Declared):
     # ------------------------------------------------------------ parts
 
     def _bind(self, name: str, part: Part, value: Value, e: Expr | None = None,
-              declared: TensorTyping | InputTyping | None = None) -> None:  # fmt: skip
+              declared: TensorTyping | InputTyping | None = None, result: int | None = None) -> None:  # fmt: skip
         self.inf.names[name] = value
-        self.bindings.append(Binding(name, part, value, self.inf.nodes or {}, e, declared=declared))
+        self.bindings.append(Binding(name, part, value, self.inf.nodes or {}, e, declared=declared, result=result))
 
     def _insertion(self, e: Expr | None, h: Value) -> Value | None:
         written, site = self.row.insert, self.site
@@ -178,9 +178,8 @@ class RowChecker(Declared):
                 t = self._tensor(s, "gate" if part == "gate" else "")
                 self._bind(s.name, part, t.value if t is not None else Value(POISON), declared=t)
             elif isinstance(s, Let):
-                value = self._let(s)
-                for name in s.names:
-                    self._bind(name, part, value, s.value)
+                for i, (name, value) in enumerate(zip(s.names, self._let(s), strict=True)):
+                    self._bind(name, part, value, s.value, result=i if len(s.names) > 1 else None)
             elif isinstance(s, Axis):
                 self._axis(s)
                 axis = Value(WordType("axis", s.name))
@@ -214,14 +213,23 @@ class RowChecker(Declared):
             return None
         return found
 
-    def _let(self, s: Let) -> Value:
+    def _let(self, s: Let) -> list[Value]:
+        """The value of each name."""
+        n = len(s.names)
+        self.inf.apart = s.value if n > 1 else None
         value = self.inf.infer(s.value)
-        if len(s.names) > 1:
-            return self.inf.fail("E0391", "several names on the left are not built yet", s.span)
+        self.inf.apart = None
         for name in s.names:
             if name in self.inf.names and name not in ("delta", "out", "g") and name in RESERVED:
-                return self.inf.fail("E0224", f"`{name}` has a meaning of its own here", s.span)
-        return value
+                return [self.inf.fail("E0224", f"`{name}` has a meaning of its own here", s.span)] * n
+        if n == 1 or isinstance(value.type, Poison):
+            return [value] * n
+        parts = value.type.parts if isinstance(value.type, Several) else ()
+        if len(parts) != n or len(set(s.names)) < n:
+            given = f"gives {value.type}" if parts else f"is {value.type}"
+            return [self.inf.fail("E0391", f"there are {n} names on the left, and `{to_text(s.value)}` {given}", s.span,
+                                  help="give as many different names as there are values: `U, S, V = svd(W)`, `Q, R = qr(W)`")] * n  # fmt: skip
+        return [value.typed(t) for t in parts]
 
     def _change(self, out: Value, h: Value) -> Value:
         """Facts of ``out - h``, which a gate multiplies; where ``out = h + E`` they are those of E."""
@@ -248,6 +256,9 @@ class RowChecker(Declared):
                 out = out.typed(TensorType(united_axes(out.type.axes, gate.type.axes), out.type.sizes))
         if isinstance(out.type, Poison) or not isinstance(h.type, TensorType):
             return out
+        if out.at_start is not None:
+            return inf.fail("E0375", "this is computed once, where a method is attached, and the new `h` reads it at every pass", out.at_start,
+                            help="store what is needed of it in a tensor, as in `frozen P: [d_in, r] = U[:, : r]`, and read that")  # fmt: skip
         if not isinstance(out.type, TensorType):
             return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
         declared = sorted(out.type.axes & set(inf.axes))

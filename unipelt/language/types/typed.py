@@ -6,7 +6,7 @@ Who asks for the type of an expression looks it up here; nothing else infers one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .declared import TensorTyping
@@ -16,7 +16,8 @@ from ..ir import Row
 from ..once import Remembers, once
 from ..sites import NUMBERS, SiteSignature
 from ..sizes import Size
-from ..syntax.nodes import Expr, Name, Number, Param, String, walk
+from ..syntax.lines import lines_for, names_in
+from ..syntax.nodes import Expr, Let, Name, Number, Param, String, Tensor, walk
 from .selections import Chosen
 from .values import Value
 
@@ -52,7 +53,7 @@ class Binding:
     """A line of a row: the name that it binds, its expression (of ``z`` and of lets), and what is known of it.
 
     ``declared`` is the tensor or the input that the line declares, ``axis`` the size of an axis; ``nodes`` is what is known
-    of each expression in the line.
+    of each expression in the line. ``result``: which of the expression's several results the name is.
     """
 
     name: str
@@ -62,9 +63,10 @@ class Binding:
     expression: Expr | None = None
     axis: Expr | None = None
     declared: TensorTyping | InputTyping | None = None
+    result: int | None = None
 
     def __reduce__(self) -> Any:
-        parts = (self.name, self.part, self.value, self.expression, self.axis, self.declared)
+        parts = (self.name, self.part, self.value, self.expression, self.axis, self.declared, self.result)
         return _binding, (parts, tuple(self.nodes.values()))
 
     def of(self, e: Expr) -> Value:
@@ -122,6 +124,33 @@ class TypedRow(Remembers):
     def insert(self) -> Expr | None:
         """What z is, as an expression."""
         return next((b.expression for b in self.bindings if b.part == "insert"), None)
+
+    @property
+    @once
+    def acting(self) -> Row:
+        """The row as a forward pass computes it: without the lines that only starts read."""
+        row, lines = self.row, (*self.row.form, *(self.row.gate or ()), *self.row.compose)
+        starts = [t.exact for t in self.tensors if t.exact is not None]
+        wanted, of_passes = {"out", "g", "delta", "scores"}, set[int]()
+        for s in reversed(lines):
+            if isinstance(s, Let) and wanted & {*s.names}:
+                of_passes.add(id(s))
+                wanted |= names_in(s.value)
+        gone = {id(s) for s in lines_for(lines, *starts) if isinstance(s, Let)} - of_passes if starts else set()
+        if not gone:
+            return row
+        form, compose, gate = (
+            tuple(s for s in part if id(s) not in gone) for part in (row.form, row.compose, row.gate or ())
+        )
+        return replace(row, form=form, compose=compose, gate=gate if row.gate is not None else None)
+
+    @property
+    @once
+    def read_by_passes(self) -> frozenset[str]:
+        """The names that a forward pass reads, which are fewer than those that it and the starts of tensors read."""
+        row = self.acting
+        lines = (s for s in (*row.form, *(row.gate or ()), *row.compose) if not isinstance(s, Tensor))
+        return frozenset(names_in(*lines, *([self.insert] if self.insert is not None else [])))
 
     @property
     @once

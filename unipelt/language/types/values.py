@@ -66,7 +66,17 @@ class Poison:
         return "unknown"
 
 
-Type = Union[TensorType, NumberType, WordType, IndexType, Poison]
+@dataclass(frozen=True, slots=True)
+class Several:
+    """What a function gives that has several results, until a line names them: `U, S, V = svd(W)`."""
+
+    parts: tuple[TensorType, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.parts)} values"
+
+
+Type = Union[TensorType, NumberType, WordType, IndexType, Several, Poison]
 POISON = Poison()
 
 
@@ -85,7 +95,8 @@ class Value:
     """A type with facts. ``bends`` is the span that makes it non-affine in the input; ``future``, ``padding`` and ``chunk``
     are the spans through which a later position, a pad token or another position at all is seen (a step with a cache has
     only those of its own chunk); ``mixed`` is the span through which other examples of the batch are seen; ``placed`` says that
-    rows stand among its tokens."""
+    rows stand among its tokens; ``at_start`` is the span of what is known only while a method is attached: starts may read it, a
+    forward pass may not."""
 
     type: Type
     degree: int = CONSTANT
@@ -98,6 +109,7 @@ class Value:
     reads: frozenset[str] = frozenset()
     placed: Placed | None = None
     mixed: Span | None = None
+    at_start: Span | None = None
 
     def typed(self, kind: Type) -> Value:
         return replace(self, type=kind)
@@ -130,6 +142,7 @@ def join(values: Iterable[Value], kind: Type = POISON) -> Value:
             out.reads | v.reads,
             out.placed or v.placed,
             out.mixed or v.mixed,
+            out.at_start or v.at_start,
         )
     return out
 

@@ -73,6 +73,7 @@ def diagram(method: Method) -> list[Panel]:
 
 def _panel(method: Method, row: Row) -> Panel:
     typing = analyse(method).of(row)[0]
+    row = typing.acting
     shapes = {t.name: _shape(t) for t in typing.tensors if t.part != "gate"}
     boxes = _Way(row, shapes).boxes()
     source = "" if row.insert is None or typing.insert is None else write(typing.insert)

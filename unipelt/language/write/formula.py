@@ -125,13 +125,14 @@ def lines(row: Row, z: S.Expr | None = None, style: Mathematics = UNICODE) -> li
     """(name, formula) of a row: ``z`` where it is read, the form's lets, the gate, and last the new h."""
     out: list[tuple[str, str]] = []
     lets = [s for s in row.form if isinstance(s, S.Let)]
+
+    def line(s: S.Let) -> tuple[str, str]:
+        return ", ".join(map(style.variable, s.names)), style.text(s.value)
+
     if z is not None and "z" in row.reads:
         out.append((style.variable("z"), style.text(z)))
-    out += [(style.variable(s.names[0]), style.text(s.value)) for s in lets]
-    out += [(style.variable(s.names[0]), style.text(s.value)) for s in row.gate or () if isinstance(s, S.Let)]
-    for s in row.compose:
-        if isinstance(s, S.Let) and s.names[0] != "out":
-            out.append((style.variable(s.names[0]), style.text(s.value)))
+    out += map(line, (*lets, *(s for s in row.gate or () if isinstance(s, S.Let))))
+    out += [line(s) for s in row.compose if isinstance(s, S.Let) and s.names[0] != "out"]
     out.append((style.variable("h"), style.text(composition(row).new)))
     return out
 
@@ -140,7 +141,7 @@ def formula(method: Method, style: Mathematics = UNICODE) -> list[tuple[str, lis
     """Every row by name with its lines; trained copies in words."""
     typed = analyse(method)
     found = [(r, typed.of(r)) for r in method.rows]
-    out = [(r.name, lines(r, at[0].insert if at else r.insert, style)) for r, at in found]
+    out = [(r.name, lines(at[0].acting if at else r, at[0].insert if at else r.insert, style)) for r, at in found]
     for t in method.trains:
         out.append((t.name, [("train", ", ".join(str(p) for p in t.paths))]))
     return out
