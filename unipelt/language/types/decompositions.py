@@ -55,7 +55,7 @@ def _qr(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Va
     return replace(bend(args[0], span), type=Several(tuple(parts)), at_start=span)
 
 
-@primitive("inverse", (1, 1), "the inverse of a square matrix [.., n, n]")
+@primitive("inverse", (1, 1), "the inverse of a square matrix [.., n, n]", tied=True)
 def _inverse(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     t = _matrix(check, "inverse", args[0], span)
     if isinstance(t, Value):
@@ -66,7 +66,7 @@ def _inverse(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
     return bend(args[0], span)
 
 
-@primitive("pinv", (1, 1), "the pseudo-inverse [.., m, n] of a matrix [.., n, m]", linear=True)
+@primitive("pinv", (1, 1), "the pseudo-inverse [.., m, n] of a matrix [.., n, m]", linear=True, tied=True)
 def _pinv(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     t = _matrix(check, "pinv", args[0], span)
     if isinstance(t, Value):
