@@ -406,7 +406,18 @@ def _long(t: torch.Tensor) -> torch.Tensor:
 
 def needs(planned: PlannedEdit) -> frozenset[str]:
     """The scope names that must be gathered for an edit."""
-    read = planned.typing.read_by_passes & {"x", "residual", "q", "W", "bias", "log_mass", "scale", "tokens", "chance", PROGRESS}
+    read = planned.typing.read_by_passes & {
+        "x",
+        "residual",
+        "q",
+        "W",
+        "bias",
+        "log_mass",
+        "scale",
+        "tokens",
+        "chance",
+        PROGRESS,
+    }
     return frozenset(read | ({SEED} if draws(planned.typing) else set()))
 
 

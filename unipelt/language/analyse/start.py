@@ -87,6 +87,8 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
 def _changed(before: Sequence[Atom], parts: Sequence[Term]) -> bool:
     """Whether some factors are other ones now, and none a plain number, of which there is no product of matrices."""
     return any(p.products != (((a,), ONE),) for a, p in zip(before, parts)) and all(_constant(p) is None for p in parts)
+
+
 def _is_another(a: Atom, tensors: Mapping[Any, Learned]) -> bool:
     """Whether a factor is a tensor, perhaps turned, that starts as others do: by sums and products of these alone."""
     if a.kind == "turned":
