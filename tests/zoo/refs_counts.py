@@ -191,3 +191,21 @@ published("prompt_ensemble", "BERT-base", 5 * 20 * D, "n prompts of l rows (Lest
 published("ia3", "BERT-base", L * (2 * D + 4 * D), "L (d_k + d_v + d_ff) (Liu et al. 2022)")
 published("full", "BERT-base", 109_482_240, "all of bert-base-uncased")
 published("partial", "BERT-base", 2 * 7_087_872, "two layers of 7,087,872", k=2)
+published(
+    "lorta", "BERT-base", 8 * (D + 64 + 12 + L + 4), "r (d + d_head + heads + layers + 4) (Hounie et al. 2024)", r=8
+)
+published("fact_tt", "BERT-base", 2 * D * 16 + 4 * L * 16**2, "2 d r + r² for each map (Jie and Deng 2023)", r=16)
+published(
+    "lori",
+    "Llama 3 8B",
+    32 * 32 * (2 * 4096 + 2 * 1024 + 2 * 14336 + 4096),
+    "44 million at rank 32 before the mask (Zhang et al. 2025)",
+    r=32,
+)
+published("lo_ran", "BERT-base", 294_912, "LoRA's number", r=8)
+published(
+    "bitfit",
+    "BERT-base",
+    2 * D + L * (7 * D + 3072),
+    "0.09 % of BERT-base, the pooler's among them (Ben Zaken et al. 2022)",
+)

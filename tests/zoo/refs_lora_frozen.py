@@ -164,3 +164,15 @@ def _() -> float:
         return s.x @ (s.W + 2 * s.U @ s.S @ s.V[:, : s.W.shape[1]]) + s.bias
 
     return by_formula(library("fact_tt", r=4, s=2.0), formula)
+
+
+@reference("lorta", by="formula", against="A diag(c_head c_map c_layer) B for each head, Hounie et al. 2024")
+def _() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        heads = [4 * s.A @ torch.diag(c * s.c_m * s.c_l) @ s.B for c in s.c_h]
+        return s.x @ (s.W + torch.cat(heads, 1)) + s.bias
+
+    found = by_formula(library("lorta", r=4), formula, "bert")
+    seen = run(library("lorta", r=4), "bert")
+    assert [len({s.t[n].data_ptr() for s in seen}) for n in ("A", "B", "c_h", "c_m", "c_l")] == [1, 1, 1, 4, 3]
+    return found

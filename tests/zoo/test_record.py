@@ -1,6 +1,6 @@
 """The record of the library's methods (`specs/verified.json`) and the page made of it (`specs/README.md`) are current.
 
-``python tests/zoo/test_record.py --write`` measures the references that are not recorded yet and writes both;
+``python tests/zoo/test_record.py --write`` measures the references that are not recorded yet, counts, and writes both;
 ``--write all`` measures every reference anew.
 """
 
@@ -101,8 +101,7 @@ def fresh(everything: bool) -> dict[str, Recorded]:
         measured = {(v.by, v.against): v for v in old.verified} if old is not None else {}
         verified = [measured.get((r.by, r.against)) or measure(r) for r in references]
         family = index()["method", name].stem
-        found[name] = Recorded.of(unipelt.load(name), family, old.counts if old else counts(name), tuple(verified),
-                                  python(name, references))  # fmt: skip
+        found[name] = Recorded.of(unipelt.load(name), family, counts(name), tuple(verified), python(name, references))
     return found
 
 
