@@ -45,6 +45,26 @@ def halved(file: Path) -> None:
 
 
 BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
+    "write `layers(2)` for one tensor in two layers, or `layer` for one in each": {
+        "E0392-groups-without-a-number": ("per layers", "per layers(2)")
+    },
+    "write `per layers(k)`, or `per kind, layers(k)`": {
+        "E0392-groups-per-model": ("per model, layers(2)", "per layers(2)")
+    },
+    "write a number, as in `layers(2)`": {"E0392-groups-by-layer": ("layers(layer + 1)", "layers(2)")},
+    "start it from tensors of its own row": {"E0376-start-of-anothers": ("= 2 * first.A", "~ normal(0.02)")},
+    "change the order of the rows": {
+        "E0376-row-below": [
+            (
+                "form { B: [r, d_out] ~ zeros  delta = z @ second.A @ B }",
+                "form { A: [d_in, r] ~ normal(0.02)  B: [r, d_out] ~ zeros  delta = z @ A @ B }",
+            ),
+            ("as first", "as none"),
+            ("as second", "as first"),
+            ("as none", "as second"),
+        ]
+    },
+    "it has: A, B": {"E0376-no-such-tensor": ("first.C", "first.A")},
     "give both the same sizes": {"E0312-scatter-other-sizes": ("b: [k]", "b: [n]")},
     "read a tensor with it, as in `b[I]`": {
         "E0317-whole-numbers-added": ("b + I", "b[I]"),

@@ -117,6 +117,8 @@ def evaluate(e: Expr, c: Context) -> Value:
         return elementwise(OPERATIONS[e.op], a, b)
     if isinstance(e, Apply):
         return _apply(e, c)
+    if isinstance(e, Attr) and (lent := dotted(e)) in c.names:
+        return c.names[lent]  # type: ignore[index]
     if isinstance(e, Attr):
         value = evaluate(e.value, c)
         assert e.name == "T" and isinstance(value, Named)

@@ -56,12 +56,16 @@ class PlannedTensor:
         """A tensor that a row declares, at a site: named by its owner, with the axes it has there."""
         within = site.layer is not None or (site.kind.by_path and t.owner.each == "kind")
         owner = t.owner if within else t.owner.outside_the_layers()
-        front = owner.named(kind=site.full_name, layer=site.block, site=site.label)
+        if owner.span is not None and site.layer is not None:
+            place = site.full_name if owner.each == "kind" else site.stack
+            front = ".".join(filter(None, [place, owner.group(site.layer)]))
+        else:
+            front = owner.named(kind=site.full_name, layer=site.block, site=site.label)
         axes = tuple(sorted(t.type.axes, key=axis_order))
         of_heads = {a: site.sizes[n] for a, n in (("head", "heads"), ("group", "groups")) if n in site.sizes}
         lengths = {**of_heads, **{a: whole(n) for a, n in typing.axes.items()}}
         copies, sizes = tuple(lengths[a] for a in axes), tuple(whole(s) for s in t.type.sizes)
-        name, lr = ".".join(filter(None, [front, row.name, t.label])), t.lr if t.lr is not None else 1.0
+        name, lr = ".".join(filter(None, [front, t.lender or row.name, t.home])), t.lr if t.lr is not None else 1.0
         below = whole(t.below) if t.below is not None else None
         return PlannedTensor(name, axes, copies, sizes, t.start, t.exact, t.frozen, lr, below)
 

@@ -240,6 +240,8 @@ class _Builder:
     def tensor(self, t: TensorTyping, row: Row, site: Site, typing: TypedRow) -> PlannedTensor:
         planned = PlannedTensor.of(t, row, site, typing)
         before = self.tensors.get(planned.name)
+        if t.lender:
+            return self.lent(t, planned, site)
         if before is not None and before.shape != planned.shape and self.first[planned.name] == site.name:
             planned = planned.beside(before)
             before = self.tensors.get(planned.name)
@@ -263,6 +265,21 @@ class _Builder:
         if needed:
             self.needs.append(f"{needed} (for `{planned.name}`)")
         return planned
+
+    def lent(self, t: TensorTyping, planned: PlannedTensor, site: Site) -> PlannedTensor:
+        """A tensor of a row above, which must have one at this place."""
+        at = self.tensors.get(planned.beside(self.tensors.get(planned.name)).name)
+        if at is None or at.shape != planned.shape:
+            found = self.tensors.get(planned.name)
+            why = (
+                f"has none of that owner (per {t.owner})"
+                if found is None
+                else f"has one of the sizes {list(found.shape)}, not {list(planned.shape)}"
+            )
+            self.problems.append(Diagnostic(
+                "E0376", f"at `{site.full_name}` there is no `{t.name}`: the row `{t.lender}` {why}", t.declaration.span,
+                help="let both rows modify the same sites, or share the tensor: `per model`, `per layer`"))  # fmt: skip
+        return at or planned
 
     def start_from_words(self, t: TensorTyping, sizes: tuple[int, ...]) -> None:
         words = word_embeddings(self.model)

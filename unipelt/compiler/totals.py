@@ -61,7 +61,8 @@ def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) ->
     in_head = _in_head(edits)
     chosen: list[PlannedFold] = []
     saved = 0
-    for name in dict.fromkeys(e.row.name for e in edits):
+    lenders = {t.lender for e in edits for t in e.typing.tensors}  # their tensors are read elsewhere
+    for name in dict.fromkeys(e.row.name for e in edits if e.row.name not in lenders):
         planned: dict[str, PlannedFold] = {}
         before: set[str] = set()
         kept: set[str] = set()

@@ -158,6 +158,8 @@ class Writer:
             return self._binary(e)
         if isinstance(e, Apply):
             return self._apply(e)
+        if isinstance(e, Attr) and (lent := dotted(e)) in self.names:
+            return self.names[lent]  # type: ignore[index]
         if isinstance(e, Attr):
             value = self.write(e.value)
             if e.name != "T" or not isinstance(value, Code):

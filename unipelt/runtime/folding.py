@@ -70,8 +70,9 @@ def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
 def _declaration(name: str, places: list[tuple[TypedRow, TensorType]], owner: Owner, axes: tuple[str, ...]) -> Tensor:
     """A tensor declaration whose sizes are written in the method's own terms."""
     sizes = tuple(parse_expression(_size(i, places)) for i in range(len(places[0][1].sizes)))
-    per = tuple(Scope(w) for w in (*axes, *([owner.each] if owner.shared else [])))
-    return Tensor(name, sizes, Name("zeros"), per=per or (Scope("site"),))
+    per = [Scope(w) for w in (*axes, *([owner.each] if owner.shared and owner.each != "layers" else []))]
+    per += [Scope("layers", parse_expression(owner.span.text))] if owner.span is not None else []
+    return Tensor(name, sizes, Name("zeros"), per=tuple(per) or (Scope("site"),))
 
 
 def _size(i: int, places: list[tuple[TypedRow, TensorType]]) -> str:

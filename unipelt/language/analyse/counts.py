@@ -176,7 +176,7 @@ class Count:
 
 def counts(method: Method) -> dict[str, Count]:
     """The counts ``trained``, ``stored`` (after folding), ``frozen`` (draws that are kept) and ``head``."""
-    counting = _Counting(method)
+    counting, lenders = _Counting(method), {x.lender for t in analyse(method).rows for x in t.tensors}
     rows: dict[str, list[TypedRow]] = {}
     for t in analyse(method).rows:
         rows.setdefault(t.row.name, []).append(t)
@@ -186,16 +186,22 @@ def counts(method: Method) -> dict[str, Count]:
     for name, every in rows.items():
         found = [t for t in every if not t.site.by_path]
         unknown += [f"what `{name}` learns at `{t.place}`" for t in every if t.site.by_path]
-        owners = {x.owner.each for t in found for x in t.tensors if x.owner.open}
+        every = any(t.row.layers is not None and t.row.layers.word == "every" for t in found)
+        owners = {
+            ", ".join(x.owner.per)
+            for t in found
+            for x in t.tensors
+            if x.owner.open or (every and x.owner.span is not None)
+        }
         if owners:
             unknown += [f"what `{name}` learns per `{p}`" for p in sorted(owners)]
             continue
-        learned = [(t, x) for t in found for x in t.tensors if not x.frozen]
+        learned = [(t, x) for t in found for x in t.tensors if not x.frozen and not x.lender]
         own = counting.total((t, x) for t, x in learned if t.site.times != "head")
         trained = trained + own
-        frozen = frozen + counting.total((t, x) for t in found for x in t.tensors if x.frozen)
+        frozen = frozen + counting.total((t, x) for t in found for x in t.tensors if x.frozen and not x.lender)
         head = head + counting.total((t, x) for t, x in learned if t.site.times == "head")
-        after = counting.folded([t for t in found if t.site.times != "head"])
+        after = counting.folded([t for t in found if t.site.times != "head"]) if name not in lenders else None
         if after is None:
             stored = stored + own
         else:
@@ -241,9 +247,17 @@ class _Counting:
         size = type_.entries
         for axis in type_.axes:
             size = size * (t.axes[axis] if axis in t.axes else Size.of(f"{axis}s"))
-        key = (owner.each, owner.named(kind=t.site.name, layer="", site=t.site.name), part, t.row.name, label)
+        key = (
+            ", ".join(Owner(owner.each, span=owner.span).per) or owner.each,
+            owner.named(kind=t.site.name, layer="", site=t.site.name),
+            part,
+            t.row.name,
+            label,
+        )
         if owner.each == "model":
             return (*key[:2], "", *key[3:]), Amount(once=size)
+        if not once and owner.span is not None:
+            return key, Amount(each=size * _groups(t.row.layers, f"L_{part}" if part else "L", owner.span.text))
         if not once and owner.each != "kind":
             return key, Amount(each=self.over_layers(t, size))
         size = size * Size.of(f"has_{part}") if part and not t.site.once else size
@@ -282,7 +296,7 @@ class _Counting:
             any_folds = any_folds or bool(folds)
             left = {s.name for s in form if isinstance(s, Tensor)}
             for x in t.tensors:
-                if not x.frozen and (x.part or x.name in left or x.declaration in t.row.compose):
+                if not x.frozen and not x.lender and (x.part or x.name in left or x.declaration in t.row.compose):
                     after |= dict([self.entry(t, x.label, x.owner, x.type)])
             after |= dict(self.entry(t, f.name, f.owner, f.type) for f in folds)
         return _total(after) if any_folds else None
@@ -321,6 +335,21 @@ def _selected(selection: Selection | None, depth: str) -> Size:
     return Size.of(f"ceil({depth} / ({values[0]}))")
 
 
+def _groups(selection: Selection | None, depth: str, k: str) -> Size:
+    """How many groups of k layers a selection has layers of."""
+
+    def up_to(end: str, round_: str) -> Size:
+        return Size.of(f"{round_}({end} / {k if k.isidentifier() or k.isdigit() else f'({k})'})")
+
+    if selection is None or selection.word == "all":
+        return up_to(depth, "ceil")
+    values = [f"min({to_text(v)}, {depth})" for v in selection.values]
+    if selection.word == "first":
+        return up_to(values[0], "ceil")
+    low, high = (f"({depth} - {values[0]})", depth) if selection.word == "last" else (values[0], values[1])
+    return up_to(high, "ceil") - up_to(low, "floor")
+
+
 # ---------------------------------------------------------------- trained copies
 
 
@@ -341,8 +370,11 @@ def _words(t: Trained) -> str:
 def _number(size: Size, values: Mapping[str, int]) -> int:
     """The value of a polynomial; its opaque symbols (`min(top, L)`) are expressions of the language."""
     known = dict(values)
+    for name, product in _ALIKE.items():  # within what is no polynomial, such as `ceil(d_kv / 2)`
+        number = product.bind(known).number
+        known |= {name: int(number)} if number is not None and name not in known else {}
     for symbol in size.symbols - set(known):
-        known[symbol] = _value(symbol, values)
+        known[symbol] = _value(symbol, known)
     total = size.bind(known).number
     assert total is not None and total.denominator == 1, f"unbound size {size}"
     return int(total)

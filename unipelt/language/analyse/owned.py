@@ -62,5 +62,5 @@ def hints(method: Method) -> list[Diagnostic]:
 def _tensors(method: Method) -> Iterator[tuple[Row, str, TensorTyping]]:
     for typed in analyse(method).rows:
         if typed.site.owner.axes:
-            for t in typed.tensors:
+            for t in (t for t in typed.tensors if not t.lender):
                 yield typed.row, typed.place, t

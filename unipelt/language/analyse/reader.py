@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -233,12 +233,15 @@ class Reader:
 
     def _tensor(self, t: TensorTyping) -> Term:
         site = self.state.site + ".weight" * self.typing.site.is_weight  # two sites beside each other
-        owner = Owner(t.owner.each, frozenset(map(self._axis, t.owner.axes)))
-        key = "/".join([self.row.name, t.label, *filter(None, [owner.named(kind=site, layer="", site=site)])])
+        owner = replace(t.owner, axes=frozenset(map(self._axis, t.owner.axes)))
+        key = "/".join(
+            [t.lender or self.row.name, t.home, *filter(None, [owner.named(kind=site, layer="", site=site)])]
+        )
         exact = self.term(t.exact) if t.exact is not None else None
         start = None if t.start is None else Start(t.start.name, tuple(self._number_or_text(a) for a in t.start.args))
         lr = ONE if t.declaration.lr is None else self._plain(t.declaration.lr, self.value(t.declaration.lr).type)
-        self.state.tensors[key] = Learned(t.type.sizes, owner, t.frozen, lr, start, exact)
+        if not t.lender or key not in self.state.tensors:  # the row that declares it knows how it starts
+            self.state.tensors[key] = Learned(t.type.sizes, owner, t.frozen, lr, start, exact)
         self.state.declared.append(key)
         return atom("tensor", t.type.sizes, key)
 
@@ -271,6 +274,8 @@ class Reader:
                 return self._quotient(left, right)
             case S.Binary(op, left, right) | S.Compare(op, left, right):
                 return call(sizes, op, self.term(left), self.term(right))
+            case S.Attr(S.Name(id), name) if f"{id}.{name}" in self.known:
+                return self.known[f"{id}.{name}"]
             case S.Attr(inner, "T"):
                 return turn(self.term(inner))
             case S.Apply(function, args):

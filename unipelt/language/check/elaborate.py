@@ -20,6 +20,7 @@ from ..syntax.printer import to_text
 from ..report.texts import after
 from ..syntax.nodes import (
     Apply,
+    Attr,
     Axis,
     Block,
     Clause,
@@ -40,6 +41,7 @@ from ..syntax.nodes import (
     Tokens,
     Train,
     Use,
+    rewrite,
     walk,
 )  # fmt: skip
 
@@ -251,6 +253,7 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
         inner = _inner(use.target, bound, names, trail)
     if use.overrides:
         _apply_clauses(use.overrides, inner, use.name or outer, bound, names, trail, inherited=True)
+    before = [d.name for d in inner.drafts]
     for draft in inner.drafts:
         draft.used = use.span
         draft.unnamed = after(use.target.span) if use.name is None and len(inner.drafts) == 1 else None
@@ -262,6 +265,10 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
                     "E0217", f"the row `{draft.name}` is gated already", use.gate.span, help="leave one gate out"
                 )
             draft.gate = substitute(use.gate, bound)
+    renamed = {a: d.name for a, d in zip(before, inner.drafts) if a != d.name}
+    for draft in inner.drafts if len(renamed) > 1 else ():
+        draft.slots = {k: _lent_by(v, renamed) for k, v in draft.slots.items()}
+        draft.gate = _lent_by(draft.gate, renamed)
     taken = {t.name for t in parts.trains}
     for trained in inner.trains:
         base = f"{use.name}_{trained.name}" if use.name and inner.drafts else use.name or trained.name
@@ -272,6 +279,16 @@ def _use(use: Use, parts: Parts, outer: str, bound: Mapping, names: Names, trail
         parts.trains.append(replace(trained, name=label))
     parts.requires += inner.requires
     return inner.drafts
+
+
+def _lent_by(part: Any, renamed: dict[str, str]) -> Any:
+    """A slot that reads tensors of rows by their new names (`a.A`)."""
+
+    def change(n: Any) -> Any:
+        known = isinstance(n, Attr) and isinstance(n.value, Name) and n.value.id in renamed
+        return replace(n, value=replace(n.value, id=renamed[n.value.id])) if known else n
+
+    return rewrite(part, change) if part is not None else None
 
 
 def _unknown_arguments(definition: MethodDef) -> list[Diagnostic]:

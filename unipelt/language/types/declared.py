@@ -47,6 +47,12 @@ class TensorTyping:
     part: str = ""  # "gate" for a tensor of the row's gate, whose names are apart from those of form and composition
     below: Size | None = None
     of_site: bool = False  # whether it starts from what is of one site: its weight, what enters, tensors of its own
+    lender: str = ""  # the row that declares it, where that is another one
+
+    @property
+    def home(self) -> str:
+        """Its label in the row that declares it."""
+        return self.label.removeprefix(f"{self.lender}.") if self.lender else self.label
 
     @property
     def value(self) -> Value:
@@ -141,6 +147,10 @@ class Declared:
             if anew is not None:
                 self.inf.fail("E0370", f"`{s.name}` starts as one value, and `{anew}` differs from one forward pass to the next", s.start.span,
                               help=f"leave `{anew}` out of the start")  # fmt: skip
+            borrowed = sorted(n for n in value.reads if n in self.inf.names and "." in n)
+            if borrowed:
+                self.inf.fail("E0376", f"`{s.name}` starts from `{borrowed[0]}`, which is another row's", s.start.span,
+                              help="start it from tensors of its own row")  # fmt: skip
             below = value.type.below if isinstance(value.type, IndexType) else None
             found = value.type.fits if isinstance(value.type, IndexType) else value.type
             if anew is None and not isinstance(found, Poison) and found != t:
@@ -173,11 +183,12 @@ class Declared:
                 self.inf.fail(
                     "E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number"
                 )
-        if self.varies and owner.every_layer:
-            self.inf.fail("E0367", f"`{s.name}` is one tensor for every layer (`per {owner.each}`), so neither its sizes nor how it "
+        if self.varies and owner.several_layers:
+            which = "every layer" if owner.every_layer else "several layers"
+            self.inf.fail("E0367", f"`{s.name}` is one tensor for {which} (`per {', '.join(owner.per)}`), so neither its sizes nor how it "
                           "starts and learns can depend on the layer", s.span,
                           help="let each layer have its own: `per layer`, or `per site`",
-                          edits=put("layer", *(w.span for w in s.per if w.name in ("kind", "model"))))  # fmt: skip
+                          edits=put("layer", *(w.span for w in s.per if w.name in ("kind", "model", "layers"))))  # fmt: skip
         n = t.entries.number
         if n is not None and n > MAX_ENTRIES:
             self.inf.fail("E0346", f"the tensor `{s.name}` would have {int(n):,} entries, more than {MAX_ENTRIES:,}", s.span,
@@ -212,12 +223,15 @@ class Declared:
     def _owner(self, s: Tensor) -> Owner:
         if not s.per:
             return self.site.owner
-        each, axes = "", set()
+        each, axes, span = "", set(), None
         for word in (self._scope_word(w) for w in s.per):
             if word.name in OWNERS:
                 if word.name == "layers":
-                    self.inf.fail("E0392", "`per layers(k)` is not built yet", word.span)
-                each = word.name
+                    span = self._span(word)
+                each = word.name if each in ("", "layers") or word.name != "layers" else each
+                if span is not None and each not in ("layers", "kind"):
+                    self.inf.fail("E0392", f"a group of layers is shared by itself or by each kind of site, not per {each}", word.span,
+                                  help="write `per layers(k)`, or `per kind, layers(k)`")  # fmt: skip
             elif word.name in self.params and self.params[word.name].type == "scope":
                 each = word.name  # an argument without a value
             elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.has_heads):
@@ -229,7 +243,21 @@ class Declared:
                 known = [*OWNERS, "head", "group", *self.inf.axes]
                 self.inf.fail("E0342", f"`{word.name}` is neither an owner nor an axis", word.span,
                               **instead(word.name, known, word.span, f"owners: {', '.join(OWNERS)}"))  # fmt: skip
-        return Owner(each or "site", frozenset(axes))
+        return Owner(each or "site", frozenset(axes), span)
+
+    def _span(self, word: Scope) -> Size | None:
+        """How many layers a tensor is one for."""
+        if word.argument is None:
+            self.inf.fail("E0392", "`layers` does not say how many layers share the tensor", word.span,
+                          help="write `layers(2)` for one tensor in two layers, or `layer` for one in each")  # fmt: skip
+            return None
+        varies, self.varies = self.varies, False
+        found = self._size(word.argument, "a group of layers")
+        if self.varies:
+            self.inf.fail("E0392", "how many layers share the tensor depends on the layer", word.argument.span,
+                          help="write a number, as in `layers(2)`")  # fmt: skip
+        self.varies = varies
+        return found
 
     def _scope_word(self, word: Scope) -> Scope:
         """A parameter of type `scope` stands for its argument, if it has one."""

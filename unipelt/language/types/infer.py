@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +53,7 @@ class Inference:
     problems: list[Diagnostic] = field(default_factory=list)
     remedies: dict[str, str] = field(default_factory=dict)  # what to do about hidden names
     values: dict[str, str] = field(default_factory=dict)  # what symbols stand for, where that is known
+    lent: Callable[[Attr], Value | None] = lambda e: None  # what `a.A` is, where `a` is another row
     nodes: dict[int, tuple[Expr, Value]] | None = None  # what is known of each node of the line that is read
     apart: Expr | None = None  # the expression whose several results are named by the line that is read
 
@@ -190,6 +192,9 @@ class Inference:
         text = dotted(e)
         if text in self.bases:
             return self.fail("E0322", f"`{text}` is a module of the base: call it", e.span, help=f"write `{text}(…)`")
+        found = self.lent(e)
+        if found is not None:
+            return found
         others = f"modules here: {', '.join(self.bases)}" if self.bases else ""
         return self.fail(
             "E0301", f"there is no `{text or e.name}` here", e.span, **instead(text or "", self.bases, e.span, others)

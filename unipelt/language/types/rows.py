@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from .arguments import parameters
 from .declared import Declared, TensorTyping
@@ -14,6 +15,7 @@ from .infer import Inference, bounded, reading
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from ..ir import Method, Row
 from .layers import layered
+from .lending import lent
 from .owners import OWNERS
 from ..syntax.printer import to_text
 from ..sites import AXES, RESERVED, SIZES, SiteSignature, TensorType, united_axes
@@ -22,6 +24,7 @@ from ..report.texts import before
 from ..syntax.nodes import (
     Binary,
     Axis,
+    Compare,
     Expr,
     Input,
     Later,
@@ -52,8 +55,8 @@ def lacking(sizes: Mapping[str, int]) -> dict[str, str]:
 class RowChecker(Declared):
     """Checks one row at one kind of site."""
 
-    def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes):
-        self.row, self.site, self.sizes = row, site, sizes
+    def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes, rows: Sequence[Row] = ()):
+        self.row, self.site, self.sizes, self.rows = row, site, sizes, rows
         self.params = {p.name: p for p in params}
         self.bindings: list[Binding] = []
         bound = {n: sizes.of(n) for n in SIZES}
@@ -74,6 +77,10 @@ class RowChecker(Declared):
                 known.pop(n, None)
         for n, why in lacking(sizes.values).items() if sizes.values is not None else ():
             self._unknown(n, why, "leave it out, or write a number")
+        self.alike: tuple[str, Size] | None = (
+            None  # two sizes that are required to be equal, which the check did not know
+        )
+        self.inf.lent = partial(lent, self)
         self.varies = False  # whether what was read last depends on the layer
         self.inf.bases = {n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases}
 
@@ -83,11 +90,18 @@ class RowChecker(Declared):
         self.inf.hidden[size], self.inf.remedies[size] = why, remedy
 
     def _bound(self, t: TensorType) -> TensorType:
-        if self.sizes.values is None:
-            return t
-        return TensorType(t.axes, tuple(s.bind({k: v for k, v in self.sizes.values.items()}) for s in t.sizes))
+        return TensorType(t.axes, tuple(self.sizes.bound(s) for s in t.sizes))
 
     def check(self) -> TypedRow:
+        """The row, typed; read once more where it requires sizes to be equal that were not known to be."""
+        typed = self._read_through()
+        if self.alike is None:
+            return typed
+        sizes = replace(self.sizes, equal=(*self.sizes.equal, self.alike))
+        RowChecker.__init__(self, self.row, self.site, tuple(self.params.values()), sizes, self.rows)
+        return self.check()
+
+    def _read_through(self) -> TypedRow:
         inf, site = self.inf, self.site
         tokens = chosen_tokens(self.row, site, inf)
         scope: dict[str, Value] = {}
@@ -137,7 +151,7 @@ class RowChecker(Declared):
         out = self._result(inf.names.get("out", Value(POISON)), h, gate)
         typed = TypedRow(
             self.row, site, tuple(self.params.values()), self.sizes, tuple(self.bindings), dict(inf.names), out, dict(inf.sizes),
-            dict(inf.bases), dict(inf.axes), tokens=tokens,
+            dict(inf.bases), dict(inf.axes), tokens=tokens, rows=tuple(self.rows),
         )  # fmt: skip
         problem = placing_problem(self.row, site) or disagreement(typed.inputs)
         if problem is not None:
@@ -186,11 +200,26 @@ class RowChecker(Declared):
                 self.bindings.append(Binding(s.name, part, axis, self.inf.nodes, axis=s.size))
             elif isinstance(s, Require):
                 require(s, self.inf)
+                self._equal(s.condition)
             elif isinstance(s, Input):
                 found = self._input(s)
                 self._bind(s.name, part, found.value if found is not None else Value(POISON), declared=found)
             elif isinstance(s, Later):
                 self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
+
+    def _equal(self, e: Expr) -> None:
+        """Notes that a size of the site is required to be another one, where sizes are symbols."""
+        if not isinstance(e, Compare) or e.op != "==" or self.sizes.values is not None or self.alike is not None:
+            return
+        sizes = [v.type.size for v in map(self.inf.infer, (e.left, e.right)) if isinstance(v.type, NumberType)]
+        if len(sizes) < 2 or sizes[0] is None or sizes[1] is None:
+            return
+        a, b = sizes
+        for one, other in ((a, b), (b, a)) if a != Size.of("d_model") else ((b, a), (a, b)):
+            name = next(iter(one.symbols), "")
+            if name in (*SIZES, "d_in", "d_out") and one == Size.of(name) and name not in other.symbols:
+                self.alike = name, other
+                return
 
     def _axis(self, s: Axis) -> None:
         size = self._size(s.size, "an axis")
@@ -282,10 +311,11 @@ def _inserted(row: Row, site: SiteSignature) -> Expr | None:
 
 
 def check_row(
-    row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes = SYMBOLS, stack: str | None = None
-) -> TypedRow:
-    """The row at a site, typed; raises `PeltError` with every mistake. `typed_row` keeps what it has typed."""
-    checker = RowChecker(row, site, params, sizes)
+    row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes = SYMBOLS, stack: str | None = None, rows: Sequence[Row] = (),
+) -> TypedRow:  # fmt: skip
+    """The row at a site, typed; raises `PeltError` with every mistake. `typed_row` keeps what it has typed. ``rows`` are those whose
+    tensors it may read."""
+    checker = RowChecker(row, site, params, sizes, rows)
     typed = checker.check()
     if checker.inf.problems:
         raise PeltError(distinct(checker.inf.problems))
@@ -297,7 +327,7 @@ def in_training(t: TypedRow) -> TypedRow:
     """The row with `training` true; itself where it does not read the word."""
     if "training" not in t.row.reads:
         return t
-    checker = RowChecker(t.row, t.site, t.params, t.numbers)
+    checker = RowChecker(t.row, t.site, t.params, t.numbers, t.rows)
     checker.inf.names["training"] = Value(NumberType(None, True))
     return replace(checker.check(), stack=t.stack)
 
@@ -309,7 +339,7 @@ def typed_row(
     """A row of a method at a site, typed once for the same numbers. Raises `PeltError` with every mistake."""
     if stack is not None:
         return replace(typed_row(method, row, site, sizes), stack=stack)
-    return check_row(row, site, method.params, sizes)
+    return check_row(row, site, method.params, sizes, rows=method.rows)
 
 
 def distinct(problems: Sequence[Diagnostic]) -> list[Diagnostic]:

@@ -29,12 +29,23 @@ class Sizes:
     values: Mapping[str, int] | None = None
     layer: int | None = None
     depth: int | None = None
+    equal: tuple[tuple[str, Size], ...] = ()  # of symbols: what a row requires them to be
 
     def __hash__(self) -> int:
-        return hash((frozenset((self.values or {}).items()), self.layer, self.depth))
+        return hash((frozenset((self.values or {}).items()), self.layer, self.depth, self.equal))
 
     def of(self, name: str) -> Size:
-        return Size.of(self.values[name]) if self.values is not None and name in self.values else Size.of(name)
+        return (
+            Size.of(self.values[name]) if self.values is not None and name in self.values else self.bound(Size.of(name))
+        )
+
+    def bound(self, size: Size) -> Size:
+        """A size of the site as far as it is known: numbers in place of symbols, or what symbols are required to be."""
+        if self.values is not None:
+            return size.bind(self.values)
+        for name, other in self.equal:  # in turn: one may have led to the next
+            size = size.bind({name: other})
+        return size
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -104,6 +115,7 @@ class TypedRow(Remembers):
     axes: Mapping[str, Size]
     stack: str | None = None
     tokens: tuple[Chosen, ...] = ()
+    rows: tuple[Row, ...] = ()  # of the method, whose tensors it may read
 
     def __repr__(self) -> str:
         return f"<{self.row.name} at {self.place}>"

@@ -90,7 +90,9 @@ def json_schema() -> dict[str, Any]:
 
 def _binding(b: Binding) -> BindingData:
     e, t = b.expression, b.declared if isinstance(b.declared, TensorTyping) else None
-    owner = [t.owner.each, *sorted(t.owner.axes, key=axis_order)] if t is not None else []
+    group = [f"layers({t.owner.span.text})"] if t is not None and t.owner.span is not None else []
+    each = [t.owner.each] if t is not None and t.owner.each != "layers" else []
+    owner = [*each, *group, *sorted(t.owner.axes, key=axis_order)] if t is not None else []
     return BindingData(b.name, b.part, to_text(e) if e is not None else None, _value(b.value), owner,
                        _start(t) if t is not None else None, t is not None and t.frozen, t.lr if t is not None else None)  # fmt: skip
 
