@@ -20,7 +20,11 @@ from unipelt.runtime.registry import record
 
 KINDS = ("llama", "bert_labels", "gpt2")
 #: Arguments of methods whose own ask for more than a small weight has.
-SMALLER = {"waveft": {"n": 60}}
+SMALLER = {
+    "waveft": {"n": 60}, "mora": {"side": 8}, "miss": {"r": 8}, "miss_mini": {"r": 8, "m": 4}, "bat": {"r": 8}, "quanta": {"n1": 4, "n2": 4},
+    "c3a": {"b": 8}, "road": {"g": 8}, "road_2": {"g": 8}, "road_4": {"g": 8}, "vb_lora": {"n": 16, "b": 8},
+    "loretta": {"n1": 4, "n2": 2},
+}  # fmt: skip
 ELSE = ("mamba",)  # where none of those has the method's sites
 METHODS = [] if RENAMED else methods()
 
