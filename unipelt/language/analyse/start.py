@@ -79,8 +79,10 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
             return regrouped(name, a.sizes, first, str(values[1]))
         if name in PRIMITIVES and PRIMITIVES[name].bilinear and (_is_zero(first) or _is_zero(values[1])):
             return sum_of([], a.sizes)
-        if name == "concat" and all(isinstance(v, Term) and not v.products for v in values):
-            return sum_of([], a.sizes)
+        if name == "concat":
+            parts = [_constant(v) if isinstance(v, Term) else None for v in values]
+            if known is not None and all(p == known for p in parts):
+                return Term(number(known).products, a.sizes)
     return plain
 
 
@@ -167,19 +169,24 @@ def undecided(part: Any, tensors: Mapping[Any, Learned]) -> bool:
 
 def may_cancel(extra: Term, drawn: Sequence[str]) -> bool:
     """Whether what is made of drawn tensors may come to nothing by equations that the algebra does not know: a rotation times its
-    inverse. Not where a summand alone has some tensor, and at most one factor with such equations."""
-    tied = [sum(_tied(a) for f in factors for a in atoms(f)) for factors, _ in extra.products]
+    inverse. Not where some tensor stands in no summand that has two factors with such equations."""
+    tied = [sum(map(_tied, factors)) for factors, _ in extra.products]
     if sum(tied) < 2:
         return False
-    owned = [{a.parts[0] for f in factors for a in atoms(f) if a.kind == "tensor"} for factors, _ in extra.products]
-    alone = (n for k in drawn if len(at := [n for n, keys in zip(tied, owned) if k in keys]) == 1 for n in at)
-    return all(n > 1 for n in alone)
+    read = [{a.parts[0] for f in factors for a in atoms(f) if a.kind == "tensor"} for factors, _ in extra.products]
+    return all(any(n > 1 and k in keys for n, keys in zip(tied, read)) for k in drawn)
 
 
-def _tied(a: Atom) -> int:
-    """2 for a skew matrix, which alone makes nothing of a vector on both sides; 1 for others whose entries obey equations."""
-    entry = PRIMITIVES.get(str(a.parts[0])) if a.kind == "call" else None
-    return 0 if entry is None or not entry.tied else 2 if entry.name == "skew" else 1
+def _tied(part: Any) -> int:
+    """How many factors with equations of their own are in a term; a skew matrix, which alone makes nothing of a vector on both sides,
+    counts twice."""
+    entry = PRIMITIVES.get(str(part.parts[0])) if isinstance(part, Atom) and part.kind == "call" else None
+    if entry is not None and entry.tied:
+        return 2 if entry.name == "skew" else 1
+    inner = (
+        [f for factors, _ in part.products for f in factors] if isinstance(part, Term) else getattr(part, "parts", ())
+    )
+    return sum(map(_tied, inner))
 
 
 def tensors_of(t: Term) -> list[str]:
