@@ -173,3 +173,64 @@ def _hadamard_count() -> float:
 @reference("adapt_former", by="count", against="64 wide at 12 layers of 768: 1,189,632 (1.19 million, as published)")
 def _adapt_former_count() -> float:
     return abs(unipelt.plan(twelve_layers(), library("adapt_former")).counts.trained - 1_189_632)
+
+
+@reference("light_adapter", by="formula", against="x + U ReLU(D LN(x))")
+def _light() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        normed = F.layer_norm(s.h, s.h.shape[-1:], s.g_n, s.b_n, 1e-5)
+        return s.h + F.linear(F.relu(F.linear(normed, s.down.T, s.b_down)), s.up.T, s.b_up)
+
+    return by_formula(library("light_adapter", r=6), formula, kind="gpt2")
+
+
+def generated(s: Seen, e: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """An example's adapter, all of whose weights are linear maps of the embedding e, each a flat one, reshaped."""
+    d, r = h.shape[-1], s.b_down_b.shape[0]
+    flat = {n: e @ s.t[f"{n}_M"].flatten(1) + s.t[f"{n}_M_0"].flatten() for n in ("down", "up")}
+    flat |= {n: F.linear(e, s.t[f"{n}_M"].T, s.t[f"{n}_b"]) for n in ("b_down", "b_up", "gamma", "beta")}
+    hidden = F.gelu(h @ flat["down"].view(d, r) + flat["b_down"])
+    return h + F.layer_norm(hidden @ flat["up"].view(r, d) + flat["b_up"], (d,), flat["gamma"], flat["beta"], 1e-5)
+
+
+@reference(
+    "hyperformer",
+    by="formula",
+    against="h + LN(U GeLU(D h)), all of it made from the task's embedding by the place's networks",
+)
+def _hyperformer() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        if s.row != "hyperformer":
+            return s.out
+        rows = []
+        for h, task in zip(s.h, s.task.tolist()):
+            small_embedding = F.linear(F.relu(F.linear(s.T[task], s.hidden_M.T, s.hidden_b)), s.I_M.T, s.I_b)
+            rows.append(generated(s, small_embedding, h))
+        return torch.stack(rows)
+
+    return by_formula(library("hyperformer", r=3, t=6, mid=5, e=4, tasks=3), formula, kind="bert")
+
+
+@reference(
+    "hyperformer_pp", by="formula", against="the same networks everywhere; the embedding of task, layer and sublayer"
+)
+def _hyperformer_pp() -> float:
+    networks: dict[str, torch.Tensor] = {}
+    places: dict[tuple[str, int | None], torch.Tensor] = {}
+
+    def formula(s: Seen) -> torch.Tensor:
+        if s.row != "hyperformer_pp":
+            return s.out
+        for n, t in s.t.items():
+            assert n in "LK" or torch.equal(networks.setdefault(n, t), t), n
+        places[s.site, s.layer] = torch.cat((s.L, s.K))
+        rows = []
+        for h, task in zip(s.h, s.task.tolist()):
+            hidden = F.relu(torch.cat((s.T[task], s.L, s.K)) @ s.hidden_M + s.hidden_b)
+            e = F.layer_norm(hidden @ s.J_M + s.J_b, s.J_b.shape, s.g_n, s.b_n, 1e-6)
+            rows.append(generated(s, e, h))
+        return torch.stack(rows)
+
+    error = by_formula(library("hyperformer_pp", r=3, t=6, mid=5, e=4, tasks=3), formula, kind="bert")
+    assert len({tuple(t.tolist()) for t in places.values()}) == len(places) == 6
+    return error

@@ -6,6 +6,7 @@ import peft
 import small
 import torch
 from reference import Seen, by_formula, library, reference
+from torch.nn import functional as F
 
 import unipelt
 
@@ -143,3 +144,35 @@ def _smop() -> float:
         return placed(s, torch.stack(rows))
 
     return by_formula(library("smop", n=3, l=2), formula)
+
+
+@reference("residual_prompt_tuning", by="formula", against="P + LN(W_up ReLU(W_down P)) row by row")
+def _residual() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        rows = []
+        for p in s.P:
+            hidden = F.linear(F.relu(F.linear(p, s.down.T, s.b_1)), s.up.T, s.b_2)
+            rows.append(p + F.layer_norm(hidden, hidden.shape, s.g_n, s.b_n, 1e-5))
+        return placed(s, torch.stack(rows).expand(len(s.h), -1, -1))
+
+    return by_formula(library("residual_prompt_tuning", l=3, m=5), formula)
+
+
+@reference(
+    "attempt",
+    by="formula",
+    against="P_t + sum of a_j P_j, a of the largest entries of text and prompts, for each example",
+)
+def _attempt() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        real = s.mask[:, -tokens(s).shape[1] :].bool()
+        prompts = torch.cat((s.S, s.P))
+        rows = []
+        for embedded, here in zip(tokens(s), real):
+            hidden = F.silu(embedded[here].amax(0) @ s.down) @ s.up
+            query = F.layer_norm(hidden, hidden.shape, s.g_n, s.b_n, 1e-5)
+            scores = torch.stack([p.amax(0) @ query for p in prompts]) / 0.7
+            rows.append(s.P[0] + sum(a * p for a, p in zip(torch.softmax(scores, 0), prompts)))
+        return placed(s, torch.stack(rows))
+
+    return by_formula(library("attempt", n=3, l=2, m=5, temperature=0.7), formula, kind="bert")

@@ -129,3 +129,20 @@ def _malora() -> float:
         return out
 
     return by_formula(library("malora", n=4, m=6, r=3, alpha=6.0), formula)
+
+
+@reference(
+    "smear", by="formula", against="one adapter of the experts' averaged weights for each example, the router normed"
+)
+def _smear() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        router = F.layer_norm(s.w, s.w.shape[-1:], eps=1e-5)
+        rows = []
+        for h in s.h:
+            route = F.layer_norm(h.mean(0), h.shape[-1:], s.g_n, s.b_n, 1e-5)
+            shares = torch.softmax(router @ route + s.c, 0)
+            down, bias, up = (torch.tensordot(shares, t, 1) for t in (s.down, s.b_down, s.up))
+            rows.append(h + F.silu(h @ down + bias) @ up)
+        return torch.stack(rows)
+
+    return by_formula(library("smear", n=3, r=4), formula, kind="bert")
