@@ -15,7 +15,10 @@ import unipelt
 @reference("hadamard_adapter", by="formula", against="A' = w ∘ A + b")
 def _hadamard() -> float:
     return by_formula(
-        library("hadamard_adapter"), lambda s: torch.addcmul(s.b.expand_as(s.h), s.h, s.w), kind="bert", head=False
+        library("hadamard_adapter"),
+        lambda s: torch.addcmul(s.beta.expand_as(s.h), s.h, s.gamma),
+        kind="bert",
+        head=False,
     )
 
 
@@ -178,8 +181,9 @@ def _adapt_former_count() -> float:
 @reference("light_adapter", by="formula", against="x + U ReLU(D LN(x))")
 def _light() -> float:
     def formula(s: Seen) -> torch.Tensor:
-        normed = F.layer_norm(s.h, s.h.shape[-1:], s.g_n, s.b_n, 1e-5)
-        return s.h + F.linear(F.relu(F.linear(normed, s.down.T, s.b_down)), s.up.T, s.b_up)
+        normed = F.layer_norm(s.h, s.h.shape[-1:], s.entering_gamma, s.entering_beta, 1e-5)
+        hidden = F.relu(F.linear(normed, s.delta_down.T, s.delta_b_down))
+        return s.h + F.linear(hidden, s.delta_up.T, s.delta_b_up)
 
     return by_formula(library("light_adapter", r=6), formula, kind="gpt2")
 

@@ -44,8 +44,8 @@ def _idpg() -> float:
     def formula(s: Seen) -> torch.Tensor:
         real = s.mask[:, -tokens(s).shape[1] :].bool()
         means = torch.stack([t[m].mean(0) for t, m in zip(tokens(s), real)])
-        l, d = s.b_2.shape
-        flat = torch.relu(means @ s.down + s.b_1) @ s.up.reshape(-1, l * d) + s.b_2.reshape(-1)
+        l, d = s.b_up.shape
+        flat = torch.relu(means @ s.hidden_weight + s.hidden_b) @ s.up.reshape(-1, l * d) + s.b_up.reshape(-1)
         return placed(s, flat.reshape(-1, l, d))
 
     return by_formula(library("idpg", l=3, m=5), formula, kind="bert")
@@ -151,8 +151,9 @@ def _residual() -> float:
     def formula(s: Seen) -> torch.Tensor:
         rows = []
         for p in s.P:
-            hidden = F.linear(F.relu(F.linear(p, s.down.T, s.b_1)), s.up.T, s.b_2)
-            rows.append(p + F.layer_norm(hidden, hidden.shape, s.g_n, s.b_n, 1e-5))
+            hidden = F.relu(F.linear(p, s.first_layer_weight.T, s.first_layer_b))
+            made = F.linear(hidden, s.second_layer_weight.T, s.second_layer_b)
+            rows.append(p + F.layer_norm(made, made.shape, s.behind_gamma, s.behind_beta, 1e-5))
         return placed(s, torch.stack(rows).expand(len(s.h), -1, -1))
 
     return by_formula(library("residual_prompt_tuning", l=3, m=5), formula)

@@ -46,7 +46,7 @@ def _ssf_merged() -> float:
 
 @reference("red", by="formula", against="l ∘ h + b")
 def _red() -> float:
-    return by_formula(library("red"), lambda s: torch.einsum("btd,d->btd", s.h, s.l) + s.b)
+    return by_formula(library("red"), lambda s: torch.einsum("btd,d->btd", s.h, s.gamma) + s.beta)
 
 
 @reference("red", by="count", against="2 L d: 0.26 million on Llama 2 7B, 0.02 million on RoBERTa-base")
