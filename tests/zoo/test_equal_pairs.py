@@ -33,6 +33,10 @@ NUMBERS = {
         "shira_wm",
         "super_tuning",
     ): "the largest entries, found twice: by SHiRA as one of its masks, by super-tuning as the method",
+    (
+        "surm_circulant",
+        "surm_toeplitz",
+    ): "a Toeplitz matrix is a part of a circulant one of twice the size: only the size differs",
     ("p_tuning_v2", "prefix_tuning"): "the one is the other with dropout on keys and values, which is 0 by default",
 }
 
