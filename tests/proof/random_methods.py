@@ -49,7 +49,7 @@ def _insertion(d: Draw) -> tuple[str, Type]:
 
 
 def _scope(d: Draw) -> dict[str, Type]:
-    found = {n: type_of(t) for n, t in d.site.scope if n not in ("W", "bias")}
+    found = {n: type_of(t) for n, t in d.site.scope if n not in ("W", "bias", "ids")}
     if d.site.x is not None:
         found["x"] = type_of(d.site.x)
     return {n: t for n, t in found.items() if t[0] <= d.axes}

@@ -16,9 +16,11 @@ import torch
 from torch.nn import functional
 
 from ..language.types.draws import PROGRESS
+from ..language.types.indexing import POSITIONS
 from ..language.types.inputs import InputTyping
 from ..language.ir import Row
 from ..language.types.typed import TypedRow
+from ..language.types.values import IndexType
 from ..language.sites import TensorType
 from ..language.sizes import Size
 from ..language.syntax.nodes import Expr
@@ -166,11 +168,14 @@ class Body:
                 self.writer.names[name] = Num(self._enters(name))
             elif name in ("chance", PROGRESS):
                 self.writer.names[name] = Code(self._enters(name), (), ())
+            elif name == POSITIONS:
+                self.arguments[name] = self.writer.safe("positions")
+                self.writer.names[name] = Code(self.arguments[name], axes, ())
             elif name in inputs:
                 self.writer.names[name] = Code(self._enters(name), ("batch",), _input_sizes(inputs[name]))
             else:
                 found = typing.values[name].type
-                assert isinstance(found, TensorType)
+                assert isinstance(found, (TensorType, IndexType))
                 self.writer.names[name] = Code("h" if name == "h" else self._enters(name), axes, found.sizes)
         for label, axes in tensors.items():
             value = Code(own + self._enters(label), axes, types[label].sizes)

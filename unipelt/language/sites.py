@@ -199,7 +199,7 @@ def _heads(name: str, cross: bool = False) -> SiteSignature:
 
 def _embedded(name: str, h_is: str, shown_by: str, positions: bool) -> SiteSignature:
     return SiteSignature(
-        name=name, h=_TOKEN, parallel=None, side="prompt", times="input", positions=positions,
+        name=name, h=_TOKEN, parallel=None, scope=(("ids", tensor("batch token")),), side="prompt", times="input", positions=positions,
         inside="the embedded tokens", h_is=h_is, shown_by=shown_by,
     )  # fmt: skip
 

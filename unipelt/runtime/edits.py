@@ -17,15 +17,16 @@ from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, refine, spread, to_axes
-from ..compiler.plan import PlannedEdit
+from ..compiler.plan import PlannedEdit, whole
 from ..compiler.recipe import CHOSEN, MASK, PLACES, Recipes, Want
 from ..language.report.diagnostics import error
-from ..language.sites import AXES, axis_order
+from ..language.sites import AXES, TensorType, axis_order
 from ..language.types.draws import PROGRESS
+from ..language.types.indexing import POSITIONS, token_indices
 from ..language.types.softmax import shares_softmax
-from ..language.syntax.nodes import Param
+from ..language.syntax.nodes import Index, Name, Param
 from .holding import Holding, Shared, key_of_tensor
-from .prompts.selected import ENTERED, chosen_beside, selected
+from .prompts.selected import ENTERED, Entered, chosen_beside, numbered, selected
 
 
 #: Keys, values, and by what scores and what they yield is multiplied.
@@ -115,9 +116,12 @@ class Edit(Holding):
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
         #: Which tokens it changes; none: all
         self.chosen = planned.typing.tokens
+        #: By which numbers of the tokens themselves it reads tensors, and for how many positions it has values
+        self.indices = token_indices(planned.row.nodes) if planned.site.kind.takes_rows else frozenset()
+        self.longest = _positions(planned)
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
-        self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and planned.site.rows is None and not self.inputs and (
+        self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and not self.indices and planned.site.rows is None and not self.inputs and (
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
 
     def train(self, mode: bool = True) -> Edit:
@@ -158,6 +162,8 @@ class Edit(Holding):
         """The axes of what is in scope: those of its type, fewer where the model has joined some, or pooled the tokens of h."""
         if name in self.inputs:
             return ("batch",)
+        if name == POSITIONS:
+            return ("batch", "token")
         if name == "h" and self.kind.pools and t.dim() == 2:
             return ("batch",)
         axes, sizes = self.types.get(name, ((), 0))
@@ -215,10 +221,9 @@ class Edit(Holding):
 
     def change(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, want: str) -> Any:
         """What `forward` returns of a row that does not rest."""
-        if self.chosen:
-            entered = given.get(ENTERED)
-            given = {n: t for n, t in given.items() if n != ENTERED}
-            given[CHOSEN] = selected(entered, self.chosen, h)  # type: ignore[arg-type]
+        rows: torch.Tensor | None = None
+        if self.chosen or self.indices:
+            given, rows = self._of_the_text(h, given)
         straight = want in ("h", "mass") and self.recipes is not None and not torch.compiler.is_compiling()
         beside = self._beside(h, given, mask) if straight and self.watchers else None
         found = self._straight({**given, "h": h}, mask, want) if straight else None  # type: ignore[arg-type]
@@ -230,9 +235,33 @@ class Edit(Holding):
             result = out, found[1]
         else:
             result = out = found.to(h.dtype)
+        if rows is not None:  # rows of a prompt have no ids and no positions in the text; heads read none
+            result = out = torch.where(rows[..., None], h, out)
         for watcher in self.watchers:
             watcher.saw(h, out, beside or c)
         return result
+
+    def _of_the_text(
+        self, h: torch.Tensor, given: Mapping[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """What is given, with which tokens are selected, their ids and their positions; and which are rows of a prompt, where these
+        are read."""
+        entered: Entered | None = given.get(ENTERED)
+        found = {n: t for n, t in given.items() if n != ENTERED}
+        if self.chosen:
+            found[CHOSEN] = selected(entered, self.chosen, h)
+        if not self.indices:
+            return found, None
+        numbers, rows = numbered(entered, h)
+        if POSITIONS in self.indices and not torch.compiler.is_compiling() and not h.is_meta:
+            if int(numbers[POSITIONS].max()) >= self.longest:
+                raise error("E0797", f"the row `{self.row.name}` has a value for each of {self.longest} positions, and a text here is longer",
+                            help=f"give texts of at most {self.longest} tokens, or the method more positions")  # fmt: skip
+        missing = sorted(self.indices - numbers.keys())
+        if missing:
+            raise error("E0796", f"the row `{self.row.name}` reads the ids of the tokens, and embeddings were given in their place",
+                        help="give `input_ids`")  # fmt: skip
+        return {**found, **{n: numbers[n] for n in self.indices}}, rows
 
     def _own_mass(self, c: Context, given: Mapping[str, torch.Tensor], h: torch.Tensor) -> torch.Tensor:
         """The log of the mass of the row's scores; tokens that are not selected see none of it."""
@@ -402,6 +431,17 @@ class Edit(Holding):
 def _long(t: torch.Tensor) -> torch.Tensor:
     """A tensor that makes a weight, which is computed in 32 bits at least: what is small beside the weight would be lost."""
     return t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t
+
+
+def _positions(planned: PlannedEdit) -> int:
+    """For how many positions the row has values, where it reads tensors by them."""
+    read = [
+        (n.value, n.items.index(Name("positions")))
+        for n in planned.row.nodes
+        if isinstance(n, Index) and Name("positions") in n.items
+    ]
+    types = [(planned.typing.value(e).type, i) for e, i in read]
+    return min((whole(t.sizes[i]) for t, i in types if isinstance(t, TensorType)), default=0)
 
 
 def needs(planned: PlannedEdit) -> frozenset[str]:

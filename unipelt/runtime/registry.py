@@ -23,6 +23,7 @@ from .forward import HookedForward
 from .within import Within
 from .heads import Heads
 from .offload import value_of
+from .prompts.selected import reads_text
 from .hooks import Hook
 from .seam import Tap
 from .switch import Switch
@@ -61,7 +62,7 @@ class Attached:
             "prompt": any(e.site.side == "prompt" for e in edits),
             "grows": any(e.prompt is not None and e.prompt.grows for e in edits),
             "input": bool(self.plan.inputs),
-            "tokens": any("tokens" in e.row.reads or e.row.tokens for e in edits),
+            "tokens": any("tokens" in e.row.reads or reads_text(e) for e in edits),
             "chance": any("chance" in e.row.reads for e in edits),
             "seed": any(draws(e.typing) for e in edits),
             "model": any("" in (e.site.x, e.site.residual) for e in edits),

@@ -303,7 +303,7 @@ class Seam(nn.Module):
     def _called_with(self, edit: Edit, given: dict[str, Any]) -> None:
         """Adds what the model is called with, or draws, and an edit reads."""
         current = self.switch.holder.current
-        if edit.chosen:
+        if edit.chosen or edit.indices:
             given[ENTERED] = current.entered.get(edit.masked)
         if "chance" in edit.needs and current.chance is not None:
             given["chance"] = current.chance

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from ..sites import TensorType
 from ..sizes import Size
-from ..syntax.nodes import Expr, Index, Slice
+from ..syntax.nodes import Expr, Index, Name, Slice
 from .integers import beyond
 from .primitives import Reporter
 from .values import POISON, IndexType, NumberType, Poison, Value, WordType, join
+
+
+#: Under which name the numbers of the tokens in their text are known: `positions` itself is the word for a domain.
+POSITIONS = ":positions"
+_POSITIONS = Name("positions")
+
+
+def token_indices(nodes: Iterable[Any]) -> frozenset[str]:
+    """Which whole numbers of the tokens themselves tensors are read by: ``ids``, `POSITIONS`."""
+    items = [i for n in nodes if isinstance(n, Index) for i in n.items]
+    return frozenset(name for name, e in (("ids", Name("ids")), (POSITIONS, _POSITIONS)) if e in items)
 
 
 def indexed(inf: Reporter, e: Index) -> Value:
@@ -66,6 +80,8 @@ def _picked(inf: Reporter, item: Expr, whole: TensorType, size: Size) -> Value:
     v = inf.infer(item)
     if isinstance(v.type, Poison):
         return v
+    if item == _POSITIONS and (here := inf.names.get(POSITIONS)) is not None:
+        v = here
     if isinstance(v.type, IndexType):
         return _within(inf, item, v, whole, size)
     if not isinstance(v.type, WordType) or v.type.what != "index":

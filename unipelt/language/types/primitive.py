@@ -30,6 +30,9 @@ class Reporter(Protocol):
     def aligned(self, name: str, a: Value, b: Value, left: Span, right: Span) -> Value: ...
 
     @property
+    def names(self) -> Mapping[str, Value]: ...
+
+    @property
     def bases(self) -> Mapping[str, tuple[Size, Size]]: ...
 
     @property

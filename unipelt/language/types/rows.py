@@ -12,6 +12,7 @@ from ..once import once
 from ..report.diagnostics import Diagnostic, PeltError, instead, nearest, put
 from .draws import DRAWN
 from .infer import Inference, bounded, reading
+from .indexing import POSITIONS
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from ..ir import Method, Row
 from .layers import layered
@@ -37,7 +38,7 @@ from ..syntax.nodes import (
 )  # fmt: skip
 from .selections import chosen_tokens
 from .typed import SYMBOLS, Binding, Part, Sizes, TypedRow
-from .values import OTHER, POISON, NumberType, Poison, Several, Value, WordType, join, product
+from .values import OTHER, POISON, IndexType, NumberType, Poison, Several, Value, WordType, join, product
 
 
 INSERTIONS = ("parallel", "sequential")  # the words for what z is
@@ -108,6 +109,9 @@ class RowChecker(Declared):
         if site.x is not None:
             scope["x"] = reading(self._bound(site.x), "x")
         for name, t in site.scope:
+            if name == "ids":
+                scope |= self._of_the_text(t)
+                continue
             scope[name] = reading(self._bound(t), name) if t.axes else Value(self._bound(t), reads=frozenset({name}))
             if name == "log_mass":
                 scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
@@ -157,6 +161,21 @@ class RowChecker(Declared):
         if problem is not None:
             inf.problems.append(problem)
         return typed
+
+    def _of_the_text(self, t: TensorType) -> dict[str, Value]:
+        """The ids of the tokens and their numbers in the text, by which tensors can be read."""
+
+        def numbers(below: str, name: str) -> Value:
+            return Value(IndexType(t.axes, (), self.sizes.of(below)), OTHER, self.row.span, reads=frozenset({name}))
+
+        found = {POSITIONS: numbers("positions", POSITIONS)}
+        if self.sizes.values is not None and self.sizes.values.get("vocab", 0) < 1:
+            self.inf.hidden["ids"], self.inf.remedies["ids"] = (
+                "are those of words, and this model reads none",
+                "leave it out",
+            )
+            return found
+        return {**found, "ids": numbers("vocab", "ids")}
 
     # ------------------------------------------------------------ parts
 

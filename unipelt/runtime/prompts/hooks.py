@@ -25,6 +25,7 @@ from .arguments import Given, marks_for, take, value_for
 from .call import Call, grow, named_arguments, refuse
 from .layout import Layout, Rows
 from .room import Room
+from .selected import reads_text
 from ..seam import seam_of
 from ..switch import Switch
 
@@ -73,8 +74,10 @@ class InputHooks:
         """Brings the hooks up to date with the attached adapters."""
         self.declared = {n: p.inputs for n, p in plans.items() if p.inputs}
         self.names = frozenset([i.name for declared in self.declared.values() for i in declared])
-        chosen = {n: [c for e in p.edits for c in e.typing.tokens] for n, p in plans.items()}
-        self.selecting = {n: any(c.word == "since" for c in found) for n, found in chosen.items() if found}
+        texts = {n: [e for e in p.edits if reads_text(e)] for n, p in plans.items()}
+        self.selecting = {
+            n: any(c.word == "since" for e in edits for c in e.typing.tokens) for n, edits in texts.items() if edits
+        }
         known = self.prompts
         self.prompts = {n: known[n] if n in known else prompts(p, n) for n, p in plans.items()}
         rows = [p for placed in self.prompts.values() for p in placed]

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from ...compiler.plan import PlannedEdit
 from ...language.report.diagnostics import error
+from ...language.types.indexing import POSITIONS, token_indices
 from ...language.types.selections import Chosen
 from .call import Call
 from .layout import Layout
@@ -86,6 +88,17 @@ class Entered:
             self.known[key] = found
         return self.known[key]
 
+    def numbers(self) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """The ids of the tokens, where they are known, and their numbers in their texts, from 0: [batch, tokens]; and which of these
+        are rows of a prompt."""
+        before = self.before
+        rank = self.real.long().cumsum(1) - 1 + (before[:, None] if isinstance(before, torch.Tensor) else before)
+        found = {POSITIONS: rank.clamp(min=0)} | ({"ids": self.ids} if self.ids is not None else {})
+        if self.layout is None:
+            return found, None
+        rows = self.layout.spread(torch.zeros_like(rank), 1).bool()
+        return {n: self.layout.spread(t) for n, t in found.items()}, rows
+
     def _tokens(self, c: Chosen) -> torch.Tensor:
         if c.word == "since":
             return self._since(c)
@@ -146,16 +159,33 @@ def since(ids: torch.Tensor, real: torch.Tensor, wanted: Sequence[int]) -> torch
     return (start >= 0) & (steps >= start)
 
 
+def reads_text(e: PlannedEdit) -> bool:
+    """Whether an edit must know the tokens that enter: it changes some of them, or reads tensors by their ids or positions."""
+    return bool(e.row.tokens) or (e.site.kind.takes_rows and bool(token_indices(e.row.nodes)))
+
+
 def selected(entered: Entered | None, choices: Sequence[Chosen], h: torch.Tensor) -> torch.Tensor:
     """Which tokens of ``h`` [batch, …, tokens, d] are selected. Where nothing is known of the text, as in a picture, all are
     real. A module may have read the last tokens alone (`logits_to_keep`)."""
-    batch, n = h.shape[0], h.shape[-2]
-    if entered is None:
-        blank = Call(None, {"input_ids": torch.zeros((batch, n), dtype=torch.long, device=h.device)})  # type: ignore[arg-type]
-        entered = Entered("", blank, None, 0)
-        if any(c.word == "since" for c in choices):
-            raise error("E0796", "`tokens since` looks for the ids of a text, and this model was given none")
-    found = entered.chosen(choices).to(h.device)
+    if entered is None and any(c.word == "since" for c in choices):
+        raise error("E0796", "`tokens since` looks for the ids of a text, and this model was given none")
+    return _beside((entered or _unknown(h)).chosen(choices), h)
+
+
+def numbered(entered: Entered | None, h: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """See `Entered.numbers`; where nothing is known of the text, ``h`` has positions alone."""
+    found, rows = (entered or _unknown(h)).numbers()
+    return {n: _beside(t, h) for n, t in found.items()}, _beside(rows, h) if rows is not None else None
+
+
+def _unknown(h: torch.Tensor) -> Entered:
+    """What has as many tokens as ``h``, all of them real, and no ids."""
+    blank = h.new_zeros((h.shape[0], h.shape[-2], 0))
+    return Entered("", Call(None, {"inputs_embeds": blank}), None, 0)  # type: ignore[arg-type]
+
+
+def _beside(found: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    found, (batch, n) = found.to(h.device), (h.shape[0], h.shape[-2])
     if found.shape[0] != batch or found.shape[1] < n:
         raise error("E0796", f"tokens are selected among {found.shape[1]} in {found.shape[0]} texts, and here are {n} in {batch}",
                     help="modify a site whose tokens are those of the text")  # fmt: skip
