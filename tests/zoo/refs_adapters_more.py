@@ -238,3 +238,17 @@ def _hyperformer_pp() -> float:
     error = by_formula(library("hyperformer_pp", r=3, t=6, mid=5, e=4, tasks=3), formula, kind="bert")
     assert len({tuple(t.tolist()) for t in places.values()}) == len(places) == 6
     return error
+
+
+@reference("udapter", by="formula", against="the adapter V_l e, with e the MLP of the language's features")
+def _udapter() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        rows = []
+        for h, language in zip(s.h, s.language):
+            e = F.linear(F.relu(F.linear(language, s.hidden_M.T, s.hidden_b)), s.I_M.T, s.I_b)
+            down, up = (torch.tensordot(e, s.t[f"{n}_M"], 1) + s.t[f"{n}_M_0"] for n in ("down", "up"))
+            b_down, b_up = (e @ s.t[f"{n}_M"] + s.t[f"{n}_b"] for n in ("b_down", "b_up"))
+            rows.append(h + F.gelu(h @ down + b_down) @ up + b_up)
+        return torch.stack(rows)
+
+    return by_formula(library("udapter", r=4, features=7, mid=5, e=3), formula)

@@ -177,3 +177,35 @@ def _attempt() -> float:
         return placed(s, torch.stack(rows))
 
     return by_formula(library("attempt", n=3, l=2, m=5, temperature=0.7), formula, kind="bert")
+
+
+@reference("progressive_prompts", by="formula", against="[P_k, ..., P_1, x]")
+def _progressive() -> float:
+    return by_formula(
+        library("progressive_prompts", earlier=2, l=3),
+        lambda s: placed(s, torch.cat((s.new, s.old)).expand(len(s.h), -1, -1)),
+    )
+
+
+@reference("progressive_prompts", by="formula", against="earlier prompts that a step leaves as they are")
+def _progressive_step() -> float:
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("progressive_prompts", earlier=2, l=3))
+    before = {n: t.detach().clone() for n, t in unipelt.state_dict(model).items()}
+    model(**small.inputs())[0].square().sum().backward()
+    torch.optim.SGD(unipelt.parameter_groups(model, lr=0.1), lr=0.1).step()
+    moved = {n: float((t.detach() - before[n]).abs().max()) for n, t in unipelt.state_dict(model).items()}
+    assert len(moved) == 2 and max(moved.values()) > 1e-6
+    return min(moved.values())
+
+
+@reference("hyper_prompt", by="formula", against="K, V of the task's prompt by the layer's bottlenecks, one softmax")
+def _hyper_prompt() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        keys, values = [], []
+        for task in s.task.tolist():
+            for made, D, U in ((keys, s.D_k, s.U_k), (values, s.D_v, s.U_v)):
+                made.append(torch.einsum("lb,gbd->gld", (s.P[task] @ D).clamp(min=0), U))
+        return attended(s, torch.stack(keys), torch.stack(values))
+
+    return by_formula(library("hyper_prompt", tasks=3, l=3, b=5), formula, lowering=False)

@@ -146,3 +146,19 @@ def _smear() -> float:
         return torch.stack(rows)
 
     return by_formula(library("smear", n=3, r=4), formula, kind="bert")
+
+
+@reference(
+    "moe_lora", by="formula", against="sum of omega_i B_i A_i x, omega the softmax of W times the task's embedding"
+)
+def _moe_lora() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        rows = []
+        for x, h, task in zip(s.x, s.h, s.task.tolist()):
+            shares = torch.softmax(F.linear(s.E[task], s.w), 0)
+            update = sum(share * (A @ B) for share, A, B in zip(shares, s.A, s.B))
+            assert s.A.shape[-1] == 2
+            rows.append(h + 16 / 8 * (x @ update))
+        return torch.stack(rows)
+
+    return by_formula(library("moe_lora", n=4, r=8, t=5), formula)
