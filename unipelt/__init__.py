@@ -19,7 +19,7 @@ _WHERE = {
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "using": "runtime.attach", "parameter_groups": "runtime.attach",
     "inputs": "runtime.prompts.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts.outputs", "with_rows": "runtime.prompts.outputs",
-    "progress": "runtime.steps",
+    "progress": "runtime.steps", "penalties": "runtime.steps", "after_step": "runtime.steps",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.save_merged",
     "export_onnx": "runtime.exporting",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .runtime.push import Pushed, push
     from .runtime.references import load
     from .runtime.saving import save, state_dict
-    from .runtime.steps import progress
+    from .runtime.steps import after_step, penalties, progress
     from .runtime.watch import Seen, gradient_norms, watch
 
 

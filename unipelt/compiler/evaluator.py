@@ -22,6 +22,7 @@ from ..language.syntax.nodes import (
     Expr,
     Index,
     Input,
+    Later,
     Let,
     ListOf,
     Name,
@@ -49,7 +50,8 @@ OPERATIONS: dict[str, Callable] = {
 class Context:
     """What expressions read: ``names`` (scope, tensors, lets), the site's sizes, parameters, the callable frozen base
     modules, the mask of real tokens ([batch, token] or None), whether the model trains, where rows stand among the
-    tokens (see `functions.prepend`, `functions.fill`), the sizes of the declared axes, and what is drawn."""
+    tokens (see `functions.prepend`, `functions.fill`), the sizes of the declared axes, what is drawn,
+    the penalties that were met and, after a step, the gradients of tensors by their identity."""
 
     names: dict[str, Value]
     sizes: Mapping[str, int]
@@ -59,6 +61,8 @@ class Context:
     places: torch.Tensor | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
     draws: Draws = field(default_factory=Draws)
+    penalties: list[Value] = field(default_factory=list)
+    gradients: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 def constants(params: Sequence[Param], sizes: Mapping[str, int], numbers: Mapping[str, int]) -> dict[str, Value]:
@@ -80,6 +84,9 @@ def run(body: Sequence[Statement], context: Context) -> None:
     for s in body:
         if isinstance(s, Let):
             bind(s, context)
+        elif isinstance(s, Later) and s.word != "carry":
+            if context.training and s.word == "penalty":
+                context.penalties.append(evaluate(s.values[0], context))
         elif not isinstance(s, (Tensor, Axis, Require, Input)):
             raise NotImplementedError(f"`{s.word}` is not built yet")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -224,7 +224,7 @@ class Body:
                 out = w.combined("+", h, w.combined("*", g, change))
         if not isinstance(out, Code):
             raise Unwritten("an out that is a number")
-        ends = [self._whole(out, h)]
+        ends = [self._whole(out, h), *self._penalty(want)]
         if self.row.tokens:
             ends[0] = f"torch.where({self._chosen(h, len(h.sizes))}, {ends[0]}, h)"
         if want == "mass":
@@ -238,6 +238,14 @@ class Body:
     def _chosen(self, h: Code, sizes: int) -> str:
         """Which tokens are selected, beside what has the axes of h and some sizes."""
         return spread(Code("chosen", ("batch", "token"), ()), h.axes, sizes)
+
+    def _penalty(self, want: Want) -> list[str]:
+        """The sum of the row's penalties, behind the new h."""
+        w = self.writer
+        if w.penalties and want != "h":
+            raise Unwritten("a penalty of a row that shares the softmax")
+        total = reduce(partial(w.combined, "+"), w.penalties) if w.penalties else None
+        return [] if total is None else [text_of(total)]
 
     # ------------------------------------------------------------ parts
 

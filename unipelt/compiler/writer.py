@@ -24,6 +24,7 @@ from ..language.syntax.nodes import (
     Expr,
     Index,
     Input,
+    Later,
     Let,
     ListOf,
     Name,
@@ -96,6 +97,7 @@ class Writer:
         self.helpers: dict[str, None] = {}
         self.taken: dict[str, str] = {}  # what each name of Python stands for
         self.draws: dict[str, Code] = {}
+        self.penalties: list[Written] = []
         self.h: Code | None = None  # what is modified, as it enters
         self.temporary = 0
 
@@ -106,6 +108,9 @@ class Writer:
         for s in body:
             if isinstance(s, Let):
                 self.bind(s.names[0], self.write(s.value), front)
+            elif isinstance(s, Later) and s.word != "carry":
+                if self.training and s.word == "penalty":
+                    self.penalties.append(self.write(s.values[0]))
             elif not isinstance(s, (Tensor, Axis, Require, Input)):
                 raise Unwritten(f"`{s.word}`")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..language.types.draws import PROGRESS
 from ..language.types.indexing import POSITIONS, token_indices
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Index, Name, Param
+from .penalties import NOTED, penalised
 from .holding import Holding, Shared, key_of_tensor
 from .prompts.selected import ENTERED, Entered, chosen_beside, numbered, selected
 
@@ -36,7 +37,7 @@ ROWS = ":rows"
 
 
 #: What enters a row under no names of the language.
-_UNNAMED = (PLACES, CHOSEN, SEED)
+_UNNAMED = (PLACES, CHOSEN, SEED, NOTED)
 #: Where a tensor of the row is: whether the model shares it, under which name, whether it is a number.
 Place = tuple[bool, str, bool]
 #: A recipe's function, the names of its arguments (None for a tensor of the row) and where these tensors are; what is folded first, of which.
@@ -89,6 +90,7 @@ class Edit(Holding):
         self.lies = planned.site.view.layout  # how the tokens lie that the host reads
         self.layout = None if self.of_weight else self.lies
         self.needs = needs(planned)
+        self.penalised = penalised(self)
         self.prompt = planned.prompt  # the rows that it puts among the tokens, if it does
         self.inputs = frozenset(i.name for i in planned.typing.inputs)
         self.types = {
@@ -121,7 +123,7 @@ class Edit(Holding):
         self.longest = _positions(planned)
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
-        self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and not self.indices and planned.site.rows is None and not self.inputs and (
+        self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and not self.penalised and not self.indices and planned.site.rows is None and not self.inputs and (
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
 
     def train(self, mode: bool = True) -> Edit:
@@ -230,9 +232,13 @@ class Edit(Holding):
         if found is None:
             out, c = self.evaluate(h, given, mask, want == "still")
             result = out if want == "h" else (out, self._own_mass(c, given, h))
+            self._note(given, c.penalties)
         elif want == "mass":
             out = found[0].to(h.dtype)
             result = out, found[1]
+        elif isinstance(found, tuple):
+            result = out = found[0].to(h.dtype)
+            self._note(given, found[1:])
         else:
             result = out = found.to(h.dtype)
         if rows is not None:  # rows of a prompt have no ids and no positions in the text; heads read none
@@ -262,6 +268,13 @@ class Edit(Holding):
             raise error("E0796", f"the row `{self.row.name}` reads the ids of the tokens, and embeddings were given in their place",
                         help="give `input_ids`")  # fmt: skip
         return {**found, **{n: numbers[n] for n in self.indices}}, rows
+
+    def _note(self, given: Mapping[str, Any], penalties: Sequence[Any]) -> None:
+        """Leaves the penalties of a pass where the model finds them."""
+        if penalties and NOTED in given:
+            found = [p.data if isinstance(p, Named) else p for p in penalties]
+            total = sum(found[1:], found[0])
+            given[NOTED].add(self, total if isinstance(total, torch.Tensor) else torch.tensor(float(total)))
 
     def _own_mass(self, c: Context, given: Mapping[str, torch.Tensor], h: torch.Tensor) -> torch.Tensor:
         """The log of the mass of the row's scores; tokens that are not selected see none of it."""

@@ -25,6 +25,7 @@ from .forward import HookedForward
 from .edits import BaseCall, Edit
 from .holding import Shared, key_of_tensor
 from .hooks import Hook
+from .penalties import PenaltyHooks
 from .prompts.masks import MaskTap
 from .prompts.outputs import Outputs
 from .prompts.hooks import INSIDE
@@ -194,6 +195,10 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
     if r.heads.has_labels:  # behind what makes labels longer
         before.append(Hook(model, r.heads.take, before=True, named=True))
         behind.append(Hook(model, r.heads.give, named=True))
+    if "penalty" in asked:  # behind what makes a loss of its own
+        r.penalties = r.penalties or PenaltyHooks(r.switch)
+        before.append(Hook(model, r.penalties.begin, before=True, named=True))
+        behind.append(Hook(model, r.penalties.end, named=True))
     if "grows" in asked and not inputs.tower:  # a head's loss is over all entries
         r.outputs = r.outputs or Outputs(r.switch, model, r.sites)
         behind.append(Hook(model, r.outputs.leaves))

@@ -19,6 +19,7 @@ from ..compiler.drawn import draws
 from ..compiler.plan import Plan, PlannedInput
 from ..language.report.diagnostics import error, near
 from ..language.ir import Method
+from ..language.syntax.nodes import Later
 from .forward import HookedForward
 from .within import Within
 from .heads import Heads
@@ -30,6 +31,7 @@ from .switch import Switch
 
 if TYPE_CHECKING:
     from .prompts.masks import MaskTap
+    from .penalties import PenaltyHooks
     from .prompts.outputs import Outputs
     from .prompts.hooks import InputHooks
 
@@ -64,6 +66,7 @@ class Attached:
             "input": bool(self.plan.inputs),
             "tokens": any("tokens" in e.row.reads or reads_text(e) for e in edits),
             "chance": any("chance" in e.row.reads for e in edits),
+            "penalty": any(isinstance(s, Later) and s.word == "penalty" for e in edits for s in e.row.form),
             "seed": any(draws(e.typing) for e in edits),
             "model": any("" in (e.site.x, e.site.residual) for e in edits),
         }
@@ -110,6 +113,7 @@ class Registry(nn.Module):
         self.hooks: list[Hook] = []  # those of the model itself, its base and its stacks
         self.mask_taps: list[MaskTap] = []
         self.outputs: Outputs | None = None
+        self.penalties: PenaltyHooks | None = None
         self.heads = Heads(switch)
         self.forwards: dict[str, HookedForward] = {}
         self.within: dict[str, Within] = {}  # by the path of a module that computes its attention itself

@@ -24,6 +24,7 @@ from ..language.types.draws import PROGRESS
 from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit, needs
 from .hooks import Hook
+from .penalties import NOTED
 from .prompts.selected import ENTERED
 from .switch import Switch
 from .weights import Changes, Weights, added, rewritten, weight_of
@@ -309,6 +310,8 @@ class Seam(nn.Module):
             given["chance"] = current.chance
         if SEED in edit.needs and current.seed is not None:
             given[SEED] = current.seed
+        if edit.penalised and edit.training and current.penalties is not None:
+            given[NOTED] = current.penalties
         if PROGRESS in edit.needs and edit.training:
             given[PROGRESS] = self.switch.progress
         for declared in edit.inputs:

@@ -114,6 +114,7 @@ class _Writer:
             text, leaves = self._term(s.out, s)
             what = (f"{s.site} in {s.layers}" if s.layers else s.site) + (f" (edit {s.edit})" if s.edit else "")
             sites.append(Line(what, text, leaves))
+            sites += [Line(f"{what} {word}", *self._term(t, s)) for word, t in s.training]
         tensors = [self._tensor(k, next(s for i, s in enumerate(self.found.sites) if k in used[i])) for k in order]
         trains = tuple(
             f"{p}{f' in layers {at}' if at else ''}{f' lr {lr}' if lr != '1' else ''}"
@@ -137,7 +138,12 @@ class _Writer:
             new: dict[str, str] = {}
             for k in colours:
                 self.names = {**colours, k: "*"}
-                seen = [self._term(s.out, s)[0] for i, s in enumerate(self.found.sites) if k in used[i]]
+                seen = [
+                    self._term(t, s)[0]
+                    for i, s in enumerate(self.found.sites)
+                    if k in used[i]
+                    for t in (s.out, *(t for _, t in s.training))
+                ]
                 new[k] = _hash("|".join([colours[k], *seen]))
             colours = new
         return colours
@@ -229,7 +235,11 @@ def _hash(text: str) -> str:
 
 def _only_turned(found: Meaning) -> frozenset[str]:
     """Tensors that are read transposed and never as they are: their transposes might as well be declared."""
-    read = (*(s.out for s in found.sites), *(x.exact for x in found.tensors.values() if x.exact is not None))
+    read = (
+        *(s.out for s in found.sites),
+        *(t for s in found.sites for _, t in s.training),
+        *(x.exact for x in found.tensors.values() if x.exact is not None),
+    )
     times = Counter(a.parts[0] for t in read for a in atoms(t) if a.kind == "tensor")
     turned = Counter(
         a.parts[0].parts[0] for t in read for a in atoms(t) if a.kind == "turned" and a.parts[0].kind == "tensor"

@@ -48,6 +48,7 @@ class SiteMeaning:
     symbols: Mapping[str, str] = field(compare=False)
     tensors: tuple[Any, ...] = ()
     edit: int = 0
+    training: tuple[tuple[str, Term], ...] = ()  # penalties, and what tensors become after a step, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,13 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
             declared = tuple(dict.fromkeys(place.declared))
             sites.append(
                 SiteMeaning(
-                    group[0].site, group[0].layers, place.leaves(later), place.symbols, declared, n if counted else 0
+                    group[0].site,
+                    group[0].layers,
+                    place.leaves(later),
+                    place.symbols,
+                    declared,
+                    n if counted else 0,
+                    tuple(place.training),
                 )
             )
     return Meaning(tuple(sites), tensors, _trains(method.trains), tuple(sorted(inputs.items())))

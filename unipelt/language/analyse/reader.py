@@ -106,6 +106,7 @@ class SiteState:
         self.drops: dict[Any, int] = {}  # dropouts of the same value: each draws for itself
         self.weight: Term | None = None  # of a projection, as its weight edits leave it
         self.edited = False  # whether a row here has edited the weight
+        self.training: list[tuple[str, Term]] = []  # penalties, and what tensors become after a step
         self.mass: Term | None = None  # ``log_mass``, as the prefixes before have left it
         self.h: Term | None = None
         self.symbols: dict[str, str] = {}
@@ -172,7 +173,7 @@ class Reader:
         if self.state.mass is not None:
             self.known["log_mass"] = self.state.mass
         self.known["h"] = self.h  # which the checker lets only the insertion and the composition read
-        self._lines("insert", "form")
+        self._lines("insert", "form", "penalty", "after")
         gate = None
         if row.gate is not None:
             before = dict(self.known), set(self.words), dict(self.numbers), dict(self.plain)
@@ -200,6 +201,12 @@ class Reader:
                 self._bind(found.name)
             elif line.axis is not None:
                 self._declare(line.name, self._plain(line.axis, self.value(line.axis).type))
+            elif line.part == "penalty":
+                assert e is not None
+                self.state.training.append(("penalty", self.term(e, line.value)))
+            elif e is not None and line.part == "after" and line.name in {t.name for t in self.typing.tensors}:
+                key = self.known[line.name]
+                self.state.training.append(("after step", call((), "becomes", key, self.term(e, line.value))))
             elif e is not None:
                 self._let(line.name, e, line.value, line.result)
 

@@ -234,7 +234,8 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """A statement of part 2 of the language that parses and is not yet built (carry, after step, penalty)."""
+    """What belongs to training, and no line of the new `h`: `penalty` (a value) and `after step` (lines). `carry` (two values) is not
+    built yet."""
 
     word: str
     names: tuple[str, ...] = ()

@@ -54,6 +54,7 @@ class Inference:
     remedies: dict[str, str] = field(default_factory=dict)  # what to do about hidden names
     values: dict[str, str] = field(default_factory=dict)  # what symbols stand for, where that is known
     lent: Callable[[Attr], Value | None] = lambda e: None  # what `a.A` is, where `a` is another row
+    stepping: bool = False  # whether what is read stands in `after step`
     nodes: dict[int, tuple[Expr, Value]] | None = None  # what is known of each node of the line that is read
     apart: Expr | None = None  # the expression whose several results are named by the line that is read
 

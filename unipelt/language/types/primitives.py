@@ -13,6 +13,7 @@ from . import (
     placing,
     reductions,
     shapes,
+    stepping,
     transforms,
 )
 from .placing import PLACING
@@ -36,5 +37,6 @@ __all__ = [
     "placing",
     "reductions",
     "shapes",
+    "stepping",
     "transforms",
 ]

@@ -37,6 +37,7 @@ from ..syntax.nodes import (
     Tensor,
 )  # fmt: skip
 from .selections import chosen_tokens
+from .trained import Trained
 from .typed import SYMBOLS, Binding, Part, Sizes, TypedRow
 from .values import OTHER, POISON, IndexType, NumberType, Poison, Several, Value, WordType, join, product
 
@@ -53,7 +54,7 @@ def lacking(sizes: Mapping[str, int]) -> dict[str, str]:
     }
 
 
-class RowChecker(Declared):
+class RowChecker(Declared, Trained):
     """Checks one row at one kind of site."""
 
     def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes, rows: Sequence[Row] = ()):
@@ -223,8 +224,10 @@ class RowChecker(Declared):
             elif isinstance(s, Input):
                 found = self._input(s)
                 self._bind(s.name, part, found.value if found is not None else Value(POISON), declared=found)
-            elif isinstance(s, Later):
+            elif isinstance(s, Later) and s.word == "carry":
                 self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
+            elif isinstance(s, Later):
+                self.later(s, part)
 
     def _equal(self, e: Expr) -> None:
         """Notes that a size of the site is required to be another one, where sizes are symbols."""

@@ -56,7 +56,7 @@ class Sizes:
 SYMBOLS = Sizes()
 
 
-Part = Literal["insert", "form", "gate", "compose"]
+Part = Literal["insert", "form", "gate", "compose", "penalty", "after"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     from .arguments import Given
+    from ..penalties import Noted
     from .layout import Layout
     from .selected import Entered
 
@@ -23,6 +24,8 @@ class Pass:
         self.chance: torch.Tensor | None = None
         #: What every place's own draws of the pass follow from.
         self.seed: torch.Tensor | None = None
+        #: What its penalties are; None before the first pass with any.
+        self.penalties: Noted | None = None
         self.begin()
 
     def begin(self) -> None:
