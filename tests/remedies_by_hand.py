@@ -119,6 +119,22 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "write sizes, axes and at most one of site, layer, kind, model, as in `chance[batch, 4]`": {
         "E0385-twice": ("batch, batch", "batch")
     },
+    "write `penalty …` into the row's form": {"E0386-penalty-in-a-composition": ("penalty 1.0  out", "out")},
+    "reduce it: `mean(…, tokens, batch)`": {
+        "E0386-penalty-of-tokens": ("sum((z @ A) ** 2)", "mean(sum((z @ A) ** 2), tokens, batch)")
+    },
+    "add its entries up: `sum(…)`": {"E0386-penalty-with-entries": ("A ** 2", "sum(sum(A ** 2))")},
+    "read the row's tensors, or `gradient(…)` of one": {
+        "E0303-token-after-a-step": ("mean(z, tokens)", "2"),
+        "E0387-drawn": ("noise[r]", "1"),
+    },
+    "write what has its type": {"E0387-another-size": ("A = B", "A = 2 * A")},
+    "write it into the form's `after step { … }`, where gradients are known": {
+        "E0387-gradient-in-a-form": ("g = gradient(A)", "after step { A = A - gradient(A) }")
+    },
+    "as in `gradient(A)`; a frozen tensor has none": {"E0387-gradient-of-a-sum": ("A + A", "A")},
+    "let each place have its own: `per site`": {"E0387-one-for-all-layers": ("per kind", "per site")},
+    "as in `among(s, 8)`": {"E0387-among-a-tensor": ("(A, B)", "(A, 8)")},
     "declare two sizes, or start from another distribution, such as `normal(0.02)`": {
         "E0371-number-as-identity": ("~ identity", "~ normal(0.02)"),
         "E0371-vector-of-rows": ("~ orthogonal", "~ normal(0.02)"),

@@ -235,7 +235,8 @@ def test_the_two_tables_have_the_same_names() -> None:
 
 
 def test_every_primitive_has_examples() -> None:
-    assert set(EXAMPLES) == set(PRIMITIVES)
+    between = {"gradient", "among"}  # words of `after step`, which are held by the tests of steps
+    assert set(EXAMPLES) == set(PRIMITIVES) - between
 
 
 @pytest.mark.parametrize("text", [t for ts in EXAMPLES.values() for t in ts])
@@ -295,7 +296,6 @@ def test_an_activation_is_elementwise(name: str) -> None:
     "text",
     [
         "M @ M",
-        "mean(x, batch)",
         "mean(x, head)",
         "x + u",
         "x @ s",

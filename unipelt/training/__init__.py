@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from .run import Result, train
     from .saved import Run, evaluate_run, load_run, merge_run, predict_run
     from .watching import Watching
+    from .words import Words
 
 _WHERE = {
     "TrainConfig": "config", "Data": "data", "Split": "data", "read": "data", "Result": "run", "train": "run",
     "Run": "saved", "load_run": "saved", "evaluate_run": "saved", "predict_run": "saved", "merge_run": "saved",
-    "Watching": "watching",
+    "Watching": "watching", "Words": "words",
 }  # fmt: skip
 
 __all__ = [
-    "Data", "Result", "Run", "Split", "TrainConfig", "Watching",
+    "Data", "Result", "Run", "Split", "TrainConfig", "Watching", "Words",
     "evaluate_run", "load_run", "merge_run", "predict_run", "read", "train",
 ]  # fmt: skip
 

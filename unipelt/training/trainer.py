@@ -34,6 +34,7 @@ from . import ranks
 from .data import whole_number
 from .tasks.evaluation import Collator, as_read, evaluate
 from .tasks.task import Task
+from .words import Words
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
 #: The most bytes of a trainer's state, which has a line for each step.
@@ -84,6 +85,7 @@ class AdapterTrainer(Trainer):
         assert self.model is not None
         self.plain: nn.Module = self.model
         self.adapter = adapter
+        self.add_callback(Words())
         self.task = task
         self.collator = collator
         self.batch_size = batch_size

@@ -72,7 +72,7 @@ class Trained:
         name, inf = s.names[0], self.inf
         drawn = sorted(value.reads & {*DRAWN})
         if len(s.names) > 1:
-            inf.fail("E0391", "several names on the left are not built yet", s.span)
+            inf.fail("E0387", "a line of `after step` has one name on the left", s.span, help="write a line for each")
         elif drawn:
             inf.fail(
                 "E0387", f"`{drawn[0]}` {_PASS}", s.value.span, help="read the row's tensors, or `gradient(…)` of one"
