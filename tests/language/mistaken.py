@@ -421,7 +421,9 @@ whole(
 in_form("later_carry", "E0390", "⟦carry s = z then 2 * z⟧ delta = z", "not built yet")
 in_form("names_of_one_value", "E0391", "⟦a, b = z⟧ delta = z", "2 names on the left")
 in_form("penalty_with_axes", "E0386", "penalty ⟦sum(z)⟧ delta = z", "one number for the pass")
+in_form(
     "after_with_input", "E0303", "A: [d_in] ~ zeros after step { A = A * sum(⟦z⟧) } delta = z * A", "belongs to a pass"
+)
 in_form("later_layers", "E0392", "A: [d_in, d_out] ~ zeros per ⟦layers(4)⟧ delta = z @ A", "not built yet")
 whole("later_method_input", "E0215", "⟦input task: index(3)⟧ use lora", "not built yet")
 whole("later_method_tensor", "E0215", "⟦A: [d_model] ~ zeros⟧ use lora", "not built yet; form")

@@ -261,7 +261,7 @@ def test_unipelts_own_trainer_carries_them_out(bert: str, intents: str, tmp_path
         A = [t for n, t in saved.items() if n.endswith(".A")]
         return sum(int((t != 0).sum()) for t in E), len(E), sum(float(((a.T @ a - torch.eye(4)) ** 2).sum()) for a in A)
 
-    config = TrainConfig(method=f"{spec}", model=bert, data=intents, out=str(tmp_path / "run"), epochs=2, batch_size=16, lr=1e-2,
+    config = TrainConfig(method=f"{spec}", model=bert, data=intents, out=str(tmp_path / "run"), epochs=1, batch_size=8, lr=2e-2,
                          max_length=32, seed=1)  # fmt: skip
     first = unipelt.apply(__import__("transformers").AutoModel.from_pretrained(bert), METHOD, allow_future=True)
     kept, places, penalty = left(train(config).folder)
