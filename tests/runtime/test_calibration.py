@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import small
 import torch
+from calibrated import batches
 
 import unipelt
 from unipelt.language.loading import parse
@@ -31,23 +32,6 @@ method m {
 }
 """
 MOMENT = "method m { modify attn.q insert parallel form { frozen C: [d_in, d_in] = second_moment(x)  B: [d_in, d_out] ~ zeros  delta = z @ C @ B } compose add }"
-
-
-def batches(n: int = 3, labels: bool = True) -> list[dict[str, torch.Tensor]]:
-    found = []
-    for i in range(n):
-        g = torch.Generator().manual_seed(i)
-        ids = torch.randint(2, small.WORDS, (2, 4 + i), generator=g)
-        mask = torch.ones_like(ids)
-        mask[1, 3:] = 0
-        found.append(
-            {
-                "input_ids": ids,
-                "attention_mask": mask,
-                **({"labels": ids.masked_fill(mask == 0, -100)} if labels else {}),
-            }
-        )
-    return found
 
 
 def by_hand(kind: str, data: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import small
 import torch
+from calibrated import batches
 from names import RENAMED, methods
 
 import unipelt
+from unipelt.language.syntax.nodes import Apply, Name
 from unipelt.runtime.registry import record
 
 KINDS = ("llama", "bert_labels", "gpt2")
@@ -23,8 +25,10 @@ KINDS = ("llama", "bert_labels", "gpt2")
 SMALLER = {
     "waveft": {"n": 60}, "mora": {"side": 8}, "miss": {"r": 8}, "miss_mini": {"r": 8, "m": 4}, "bat": {"r": 8}, "quanta": {"n1": 4, "n2": 4},
     "c3a": {"b": 8}, "road": {"g": 8}, "road_2": {"g": 8}, "road_4": {"g": 8}, "vb_lora": {"n": 16, "b": 8},
-    "loretta": {"n1": 4, "n2": 2},
+    "loretta": {"n1": 4, "n2": 2}, "svft_random": {"n": 60},
 }  # fmt: skip
+#: The rank of methods that take singular vectors of a small weight, which has so many and no more.
+RANK = 4
 ELSE = ("mamba",)  # where none of those has the method's sites
 METHODS = [] if RENAMED else methods()
 
@@ -38,7 +42,16 @@ def kinds(method: str) -> list[str]:
 def tiny(method: str) -> unipelt.Method:
     """The method with fewer rows, where it has some, and with what a small weight has room for."""
     found = unipelt.load(method)
-    return found(**{n: 2 for n in ("l",) if n in found.arguments}, **SMALLER.get(method, {}))
+    rows = {n: 2 for n in ("l",) if n in found.arguments}
+    rank = {"r": RANK} if "r" in found.arguments and calls(found) & {"svd", "qr"} else {}
+    return found(**rows, **rank, **SMALLER.get(method, {}))
+
+
+def calls(method: unipelt.Method) -> set[str]:
+    """The functions that a method's rows call by their names."""
+    return {
+        n.function.id for r in method.rows for n in r.nodes if isinstance(n, Apply) and isinstance(n.function, Name)
+    }
 
 
 def tokenizer(text: str, **_: object) -> dict[str, list[int]]:
@@ -52,7 +65,9 @@ def test_a_method_keeps_its_promises(method: str, tmp_path: Path) -> None:
     for kind in kinds(method):
         model = small.model(kind, dtype=torch.float64)
         try:
-            plan = unipelt.apply(model, tiny(method), allow_future=True, tokenizer=tokenizer)
+            plan = unipelt.apply(
+                model, tiny(method), allow_future=True, tokenizer=tokenizer, data=batches(2, kind=kind), batches=2
+            )
         except unipelt.PeltError as e:
             assert not any(isinstance(m, unipelt.runtime.edits.Edit) for m in model.modules())
             refused.append(str(e))
@@ -80,7 +95,15 @@ def promises(kind: str, method: str, model: torch.nn.Module, plan: unipelt.Plan,
     unipelt.attach(again, folder)
     assert torch.allclose(small.output(again), after, rtol=0, atol=1e-9)
     literal = small.model(kind, dtype=torch.float64)
-    unipelt.apply(literal, tiny(method), allow_future=True, lowering=False, tokenizer=tokenizer)
+    unipelt.apply(
+        literal,
+        tiny(method),
+        allow_future=True,
+        lowering=False,
+        tokenizer=tokenizer,
+        data=batches(2, kind=kind),
+        batches=2,
+    )
     small.randomise(literal)
     assert torch.allclose(small.output(literal), after, rtol=1e-9, atol=1e-9)
     if plan.properties["mergeable"] == "yes" and after.shape == base.shape:

@@ -31,7 +31,7 @@ from .offload import value_of
 from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
-from .starts import LabelWords, StartData, Starts, Tokenizer, selecting_texts
+from .starts import LabelWords, StartData, Starts, Tokenizer, at_least, selecting_texts
 from .switch import ADAPTER_NAME, Switch
 
 # ---------------------------------------------------------------- apply
@@ -152,11 +152,6 @@ def _create(
             value = draw(c.start, (), c.parameter.shape, generator(attached.seed, c.name)).to(source.device, target)
         made[c.name] = nn.Parameter(value, requires_grad=attached.trainable)
     return made
-
-
-def at_least(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """The one of two floating dtypes that has more bits, the first of two equally long ones."""
-    return other if other.itemsize > dtype.itemsize else dtype
 
 
 def _like(model: nn.Module, e: PlannedEdit) -> tuple[torch.Tensor, torch.device]:

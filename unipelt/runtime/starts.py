@@ -117,7 +117,7 @@ class Starts:
         """The exact starts of an edit by the tensors' names, line by line."""
         needed = lines_of_starts(e)
         read = _map(self.model, needed, e)
-        like = read["W"].data if read else torch.zeros((), device=_device(self.model, e))
+        like = read["W"].data if read else _like(self.model, e)
         context = Context({**constants(self.planned.method.params, e.sizes, e.constants), **_shapes(e), **read}, e.sizes,
                           {n: BaseCall(self.model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()},
                           axes=e.lengths)  # fmt: skip
@@ -152,10 +152,11 @@ def drawn_again(t: PlannedTensor) -> bool:
     return t.exact is None and t.start is not None and not INITIALISERS[t.start.name].words
 
 
-def _device(model: nn.Module, e: PlannedEdit) -> torch.device:
-    """Where what an edit starts from is computed, if that is not a weight."""
+def _like(model: nn.Module, e: PlannedEdit) -> torch.Tensor:
+    """A number of the type and at the place in which what an edit starts from is computed, if that is not a weight."""
     module = model.get_submodule(e.site.view.module)
-    return next((p.device for p in module.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    own = next((p for p in module.parameters() if p.is_floating_point() and p.device.type != "meta"), torch.zeros(()))
+    return torch.zeros((), dtype=at_least(own.dtype, torch.float32), device=own.device)
 
 
 def measured(line: Any, e: PlannedEdit, found: Mapping[Key, torch.Tensor], c: Context, like: torch.Tensor) -> Any:
@@ -181,6 +182,11 @@ def selecting_texts(model: nn.Module, plan: Plan, data: StartData) -> dict[str, 
     return {text: tuple(_ids(text, data, words.num_embeddings)) for text in found}
 
 
+def at_least(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The one of two floating dtypes that has more bits, the first of two equally long ones."""
+    return other if other.itemsize > dtype.itemsize else dtype
+
+
 def _shapes(e: PlannedEdit) -> dict[str, Named]:
     """What enters the site, of which a start knows the sizes alone (`width(z)`)."""
     types = {n: v.type for n in ("z", "x", "h") if (v := e.typing.values.get(n)) is not None}
@@ -195,7 +201,7 @@ def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, An
     if not isinstance(getattr(module, "weight", None), torch.Tensor):
         raise unreadable(module, "weight")
     W = as_map(module, values(module, "weight", value_of(module, "weight")).detach())
-    W = W if W.dtype == torch.float64 else W.float()
+    W = W.to(at_least(W.dtype, torch.float32))
     bias = (
         value_of(module, "bias").detach().to(W.dtype)
         if getattr(module, "bias", None) is not None
