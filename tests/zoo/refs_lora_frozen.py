@@ -134,8 +134,8 @@ def _() -> float:
 def _() -> float:
     def formula(s: Seen) -> torch.Tensor:
         i, o = s.W.shape
-        down = torch.cat([s.A, s.C[:i], s.E[:i]], 1)
-        up = torch.cat([s.B, s.D[:, :o], s.F[:, :o]], 0)
+        down = torch.cat([s.A, s.A_l[:i], s.A_m[:i]], 1)
+        up = torch.cat([s.B, s.B_l[:, :o], s.B_m[:, :o]], 0)
         return s.h + 4 * s.x @ down @ up
 
     return by_formula(library("bs_lora", r=4, within=3, across=2), formula)

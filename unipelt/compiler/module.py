@@ -191,11 +191,13 @@ class _Class:
         """A size as an expression of Python."""
         text = size.bind(self.numbers).text
         text = re.sub(r"\[[^\]]*\]", lambda m: f"{m[0]}[{front}layer]", text)
-        return re.sub(
-            r"(?<![\w.])[A-Za-z_]\w*",
-            lambda m: front + m[0] if m[0] in self.symbols and not (m[0] == "layer" and front) else m[0],
-            text,
-        )
+
+        def word(m: re.Match[str]) -> str:
+            if m[0] in self.numbers:  # within a call, as in `max(d_model, r)`
+                return str(self.numbers[m[0]])
+            return front + m[0] if m[0] in self.symbols and not (m[0] == "layer" and front) else m[0]
+
+        return re.sub(r"(?<![\w.])[A-Za-z_]\w*", word, text)
 
     def _whole(self, size: Size, front: str = "") -> str:
         """The size as a whole number of Python."""
