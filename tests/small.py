@@ -136,6 +136,22 @@ def state(m: nn.Module) -> tuple:
     return tuple(hooks), tuple(values)
 
 
+def smaller(method: Any, n: int) -> Any:
+    """The method with every whole number above 4 that it takes at ``n``; in their proportions, where it needs those."""
+    from unipelt import PeltError, analyse
+
+    large = {p.name: p.default.value for p in method.params if p.type == "int" and getattr(p.default, "value", 0) > 4}
+    if not large:
+        return method
+    found = method(**dict.fromkeys(large, n))
+    try:
+        analyse(found)
+        return found
+    except PeltError:
+        most = max(large.values())
+        return method(**{name: max(1, round((n + 1) * value / most)) for name, value in large.items()})
+
+
 # ---------------------------------------------------------------- names that transformers has changed
 
 

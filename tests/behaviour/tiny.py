@@ -23,7 +23,7 @@ from transformers import (
 )  # fmt: skip
 
 import unipelt
-from small import declared
+from small import declared, smaller
 
 VOCAB, WIDTH, PAD = 96, 32, 0
 _SPECIAL: dict[str, Any] = dict(
@@ -282,12 +282,7 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> torc
 @lru_cache(maxsize=None)
 def small(name: str) -> Any:
     """A method of the library with sizes that suit the tiny models."""
-    method = unipelt.load(name)
-    sizes = {
-        p.name: 4 for p in method.params
-        if p.type == "int" and getattr(p.default, "value", 0) > 4
-    }  # fmt: skip
-    return method(**sizes) if sizes else method
+    return smaller(unipelt.load(name), 4)
 
 
 def trained(model: nn.Module, name: str) -> dict[str, nn.Parameter]:

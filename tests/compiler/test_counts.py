@@ -27,6 +27,7 @@ def sizes(kind: str, arguments: dict) -> dict[str, int]:
         L_cross=0,
         d_x=WIDTH,
     )
+    known["L_gate"] = LAYERS if kind == "llama" else 0
     known["labels"] = 3 if kind == "bert_labels" else WORDS  # a language model's head has a row for each word
     return known | {k: v for k, v in arguments.items() if isinstance(v, int)}
 
@@ -86,3 +87,13 @@ def test_texts() -> None:
     }
     assert formula(unipelt.load(name("llama_adapter")))["trained"] == "d_model l min(top, L) + heads min(top, L)"
     assert formula(unipelt.load(name("bitfit")))["trained"] == "every bias"
+
+
+def test_a_gate_is_counted_where_there_is_one() -> None:
+    """The layers of a model without gates have their other maps alone, in the formula as in the plan."""
+    form = "insert parallel form { b: [d_out] ~ zeros delta = b } compose add"
+    method = unipelt.parse(f"method m {{ modify ffn.up, ffn.gate {form} }}")
+    found = counts(method)["trained"]
+    assert str(found) == "L d_ff + L_gate d_ff"
+    for kind in ("bert", "llama"):
+        assert found.number(sizes(kind, {})) == unipelt.plan(model(kind), method).counts.trained

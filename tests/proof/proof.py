@@ -175,6 +175,7 @@ def numbers(plan: Plan) -> list[dict[str, int]]:
             known = {**s.sizes, **known}
         layers = len(stack.blocks)
         known |= {"L": layers, "depth": stack.depth, "L_cross": layers if any(s.name == "cross" for s in sites) else 0}
+        known |= {"L_gate": len({s.layer for s in sites if s.name == "ffn.gate"})}
         known |= {f"L_{stack.name}": layers} if stack.name else {}
         out.append(
             known | {k: v for k, v in plan.method.arguments.items() if isinstance(v, int) and not isinstance(v, bool)}
