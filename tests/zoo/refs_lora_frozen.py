@@ -17,9 +17,10 @@ QV = ["q_proj", "v_proj"]
 
 def theirs(name: str) -> str:
     """The module of peft's at which a tensor of ours on Llama stands."""
-    found = re.match(r"layers\.(\d+)\.attn\.(\w)", name)
+    found = re.match(r"layers\.(\d+)\.(attn|ffn)\.(\w+)", name)
     assert found is not None, name
-    return f"base_model.model.model.layers.{found[1]}.self_attn.{found[2]}_proj"
+    part = {"attn": "self_attn", "ffn": "mlp"}[found[2]]
+    return f"base_model.model.model.layers.{found[1]}.{part}.{found[3]}_proj"
 
 
 @reference("lora_fa", by="peft", against="LoRA with A not trained, as peft's LoRA-FA optimiser has it")
