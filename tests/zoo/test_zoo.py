@@ -23,6 +23,7 @@ from unipelt.runtime.registry import record
 KINDS = ("llama", "bert_labels", "gpt2")
 #: Arguments of methods whose own ask for more than a small weight has.
 SMALLER = {
+    "oft_v2": {"b": 8},  # the inner size of these models is 48
     "waveft": {"n": 60}, "mora": {"side": 8}, "miss": {"r": 8}, "miss_mini": {"r": 8, "m": 4}, "bat": {"r": 8}, "quanta": {"n1": 4, "n2": 4},
     "c3a": {"b": 8}, "road": {"g": 8}, "road_2": {"g": 8}, "road_4": {"g": 8}, "vb_lora": {"n": 16, "b": 8},
     "loretta": {"n1": 4, "n2": 2}, "svft_random": {"n": 60},
