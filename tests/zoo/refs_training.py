@@ -1,0 +1,220 @@
+"""Methods with training words: what they compute outside training, and what training does to them."""
+
+from __future__ import annotations
+
+import re
+
+import peft
+import small
+import torch
+from reference import Seen, apart, beside_peft, by_formula, library, reference, run
+from torch.nn import functional as F
+
+import unipelt
+
+
+@reference("adalora", by="peft", against="AdaLoRA's SVD layers, before anything is pruned")
+def _adalora() -> float:
+    def into(name: str, theirs: dict[str, torch.Tensor]) -> torch.Tensor:
+        layer, kind, tensor = re.match(r"layers\.(\d+)\.attn\.(\w)\.\w+\.(\w)$", name).groups()  # type: ignore[union-attr]
+        found = theirs[f"base_model.model.model.layers.{layer}.self_attn.{kind}_proj.lora_{tensor}.default"]
+        return found[:, 0] if tensor == "E" else found.T
+
+    config = peft.AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=8, total_step=100, tinit=10, tfinal=10, target_modules=["q_proj", "v_proj"]
+    )
+    return beside_peft(library("adalora", r=4, alpha=8.0), config, into, scale=0.3)
+
+
+@reference(
+    "adalora",
+    by="formula",
+    against="equations 6 to 12 of Zhang et al. 2023: importance, budget and penalty over six steps",
+)
+def _adalora_budget() -> float:
+    model = small.model("bert_labels", dtype=torch.float64)
+    unipelt.apply(model, library("adalora", r=4, target=1, gamma=0.2))
+    small.randomise(model, scale=0.3)
+    model.train()
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    own = unipelt.runtime.registry.record(model, "default").trained()
+    places = [n[:-2] for n in own if n.endswith(".E")]
+    optimizer = torch.optim.SGD([own[f"{p}.{t}"] for p in places for t in "AEB"], 1e-2)
+    smooth = {f"{p}.{t}": torch.zeros_like(own[f"{p}.{t}"]) for p in places for t in "AEB"}
+    unsure = {n: torch.zeros_like(t) for n, t in smooth.items()}
+    x, worst = {**small.inputs(padded=False), "labels": torch.tensor([0, 1, 0])}, 0.0
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        out = model(**x)
+        eye = torch.eye(4, dtype=torch.float64)
+        orthogonal = sum(
+            torch.dist(own[f"{p}.A"].mT @ own[f"{p}.A"], eye) ** 2
+            + torch.dist(own[f"{p}.B"] @ own[f"{p}.B"].mT, eye) ** 2
+            for p in places
+        )
+        worst = max(
+            worst, apart((out.loss - F.cross_entropy(out.logits, x["labels"])).detach(), (0.2 * orthogonal).detach())
+        )
+        out.loss.backward()
+        optimizer.step()
+        plain = {n: own[n].detach().clone() for n in smooth}
+        unipelt.progress(model, step / 6)
+        unipelt.after_step(model)
+        for n in smooth:
+            importance = (plain[n] * own[n].grad).abs()
+            smooth[n] = 0.85 * smooth[n] + 0.15 * importance
+            unsure[n] = 0.85 * unsure[n] + 0.15 * (importance - smooth[n]).abs()
+        score = {n: smooth[n] * unsure[n] for n in smooth}
+        s = torch.cat([score[f"{p}.E"] + score[f"{p}.A"].mean(0) + score[f"{p}.B"].mean(1) for p in places])
+        done = min(1.0, max(0.0, (step / 6 - 0.1) / 0.6))
+        budget = round((1 + 3 * (1 - done) ** 3) * len(places))
+        kept = torch.zeros_like(s)
+        kept[s.topk(budget).indices] = 1
+        for p, mask in zip(places, kept.split(4)):
+            worst = max(worst, apart(own[f"{p}.E"].detach() + 1, plain[f"{p}.E"] * mask + 1))
+    assert sum(int((own[f"{p}.E"] != 0).sum()) for p in places) == len(places), "the target rank"
+    return worst
+
+
+@reference("sora", by="formula", against="W x + s B (g ⊙ A x), and the proximal step of its gate")
+def _sora() -> float:
+    error = by_formula(library("sora"), lambda s: s.h + 2 * torch.einsum("btd,dr,r,ro->bto", s.x, s.A, s.g_, s.B))
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("sora", xi=0.4))
+    small.randomise(model)
+    before = {n: t.clone() for n, t in unipelt.state_dict(model).items()}
+    unipelt.after_step(model.train())
+    after = unipelt.state_dict(model)
+    gates = [n for n in before if n.endswith(".g_")]
+    return max(error, *(apart(after[n] + 1, F.softshrink(before[n], 0.4) + 1) for n in gates))
+
+
+@reference("dylora", by="formula", against="the first b rows and columns, Valipour et al. 2023, equation 4")
+def _dylora() -> float:
+    def first(n: int) -> float:
+        return by_formula(library("dylora", r=6, rank=n, alpha=12.0), lambda s: s.h + 2 * (s.x @ s.A[:, :n]) @ s.B[:n])
+
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("dylora", r=3, alpha=3.0))
+    small.randomise(model)
+    fixed = []
+    for n in (1, 2, 3):
+        other = small.model("llama", dtype=torch.float64)
+        unipelt.apply(other, library("dylora", r=3, rank=n, alpha=3.0))
+        small.randomise(other)
+        fixed.append(small.output(other))
+    torch.manual_seed(0)
+    drawn = [small.output(model.train()) for _ in range(24)]
+    near = [min((apart(d, f), n) for n, f in enumerate(fixed, 1)) for d in drawn]
+    assert {n for _, n in near} == {1, 2, 3}
+    return max(first(1), first(4), first(6), *(e for e, _ in near))
+
+
+@reference(
+    "pvera",
+    by="formula",
+    against="peft's forward without sampling: b ⊙ B mu, mu the first half of d ⊙ A x; with it, its mean and deviation",
+)
+def _pvera() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        both = s.d * F.linear(s.x, s.A[: s.x.shape[-1]].mT)
+        return s.h + s.b * F.linear(both.chunk(2, -1)[0], s.B[:, : s.h.shape[-1]].mT)
+
+    seen = run(library("pvera", r=8))
+    worst = max(apart(s.out, formula(s)) for s in seen)
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("pvera", r=8))
+    small.randomise(model)
+    mean, model = small.output(model), model.train()
+    torch.manual_seed(0)
+    drawn = torch.stack([small.output(model) for _ in range(4)])
+    assert (drawn - mean).abs().max() > 1e-6 and (drawn[0] - drawn[1]).abs().max() > 1e-6
+    return worst
+
+
+@reference("sorsa", by="formula", against="(W - W_p) x + U S V x of the principal part")
+def _sorsa() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        U, S, Vh = torch.linalg.svd(s.W)
+        rest = s.W - U[:, :4] @ torch.diag(S[:4]) @ Vh[:4]
+        return s.x @ (rest + torch.einsum("ik,k,ok->io", s.U, s.S, s.V)) + s.bias
+
+    return by_formula(library("sorsa", r=4), formula)
+
+
+@reference(
+    "adamix",
+    by="formula",
+    against="one adapter of the mean weights outside training, and of one drawn down and up in it",
+)
+def _adamix() -> float:
+    def one(s: Seen, down: torch.Tensor, b_down: torch.Tensor, up: torch.Tensor, b_up: torch.Tensor) -> torch.Tensor:
+        return s.h + F.gelu(s.h @ down + b_down) @ up + b_up
+
+    worst = by_formula(
+        library("adamix", n=3, r=5), lambda s: one(s, s.down.mean(0), s.b_down.mean(0), s.up.mean(0), s.b_up.mean(0))
+    )
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("adamix", n=2, r=5))
+    small.randomise(model)
+    from reference import watched
+
+    pairs = set()
+    torch.manual_seed(0)
+    for _ in range(8):
+        with watched(model.train()) as found:
+            small.output(model)
+        for s in found:
+            error, *pair = min(
+                (apart(s.out, one(s, s.down[i], s.b_down[i], s.up[j], s.b_up[j])), i, j)
+                for i in range(2)
+                for j in range(2)
+            )
+            pairs.add(tuple(pair))
+            worst = max(worst, error)
+    assert len(pairs) == 4, "down and up are drawn apart"
+    return worst
+
+
+@reference(
+    "lora_moe",
+    by="formula",
+    against="sum over i of softmax(W_g x)_i s B_i A_i x, Dou et al. 2024; variance by mean of the shares",
+)
+def _lora_moe() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        p = torch.softmax(torch.einsum("btd,ed->bte", s.x, s.w), -1)
+        return s.h + 8 * torch.einsum("bte,btd,edr,ero->bto", p, s.x, s.A, s.B)
+
+    worst = by_formula(library("lora_moe"), formula)
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("lora_moe"))
+    small.randomise(model)
+    from reference import watched
+
+    with watched(model.train()) as found, torch.enable_grad():
+        model(**small.inputs(padded=False))
+    total = torch.zeros((), dtype=torch.float64)
+    for s in found:
+        share = torch.softmax(torch.einsum("btd,ed->bte", s.x, s.w), -1).mean(1)
+        total = total + (share.var(-1, unbiased=False) / share.mean(-1)).mean().detach()
+    return max(worst, apart(unipelt.penalties(model).detach(), total))
+
+
+@reference(
+    "polytropon",
+    by="formula",
+    against="peft's Poly with one split: skills weighed by normalised sigmoids of the task's logits",
+)
+def _polytropon() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        rows = []
+        for x, h, task in zip(s.x, s.h, s.task.tolist()):
+            w = torch.sigmoid(s.logits[:, task])
+            w = w / w.sum()
+            rows.append(h + x @ torch.tensordot(w, s.A, 1) @ torch.tensordot(w, s.B, 1) / 8)
+        return torch.stack(rows)
+
+    return by_formula(library("polytropon", tasks=4), formula)
