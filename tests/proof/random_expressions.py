@@ -212,6 +212,7 @@ class Draw:
             (0.3 if not token else 0.1, lambda: self.drawn(s)),
             (0.4 if not token else 0, lambda: self.given(s)),
             (0.5, lambda: self.moved(s, d, token)),
+            (0.5 if "token" in self.axes else 0, lambda: self.mixed(s, d)),
             (0.3, lambda: f"scatter({e(('r',), d, token)}, {self.places('r', s, 'integers')}, {s})"),
             (0.6 if self.site.has_weight and not token else 0, lambda: self.of_weight(s)),
             (0.8 if self.site.has_heads and s == "d_head" else 0, lambda: f"heads({self.front}.q({self.leaf(('d_model',), token) or 'x'}))"),
@@ -283,6 +284,25 @@ class Draw:
         name = self.fresh("I")
         self.body.lines.append(f"frozen {name}: [{n}] ~ {draw}({below})" + (" per site" if self.site.has_heads else ""))
         return name
+
+    def mixed(self, s: str, d: int) -> str | None:
+        """A vector of each token, made of other tokens' too."""
+        t = self.width()
+        z = [
+            n for n, (axes, sizes) in self.body.scope.items() if "token" in axes and sizes == (t,) and axes <= self.axes
+        ]
+        own = [
+            n for n, (axes, sizes) in self.body.scope.items() if "token" in axes and sizes == (s,) and axes <= self.axes
+        ]
+        if not z or (not own and self.chance(0.5)):
+            return None
+        if own and self.chance(0.5):
+            return f"attention({self.one(*z)}, {self.one(*z)}, {self.one(*own)})"
+        return (
+            f"conv({self.one(*z)}, {self.plain(('n', t, s))})"
+            if self.chance(0.5) or not own
+            else f"conv({self.one(*own)}, {self.plain(('n', s))})"
+        )
 
     def moved(self, s: str, d: int, token: bool) -> str:
         """A vector's entries in another order, or some of another's."""

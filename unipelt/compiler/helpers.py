@@ -86,6 +86,38 @@ def idwt2(t: torch.Tensor) -> torch.Tensor:
     return t
 
 
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool
+) -> torch.Tensor:
+    """Scaled dot-product attention among the tokens [batch, .., tokens, d], the earlier ones alone where ``causal``. Pads are not read,
+    but for a pad's own self, which has nothing else to read where pads stand at the left."""
+    n = q.shape[-2]
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    q, k, v = (t.expand(*lead, *t.shape[-2:]) for t in (q, k, v))
+    seen = torch.ones(n, n, dtype=torch.bool, device=q.device)
+    seen = seen.tril() if causal else seen
+    if mask is not None:
+        real = mask[..., -n:] != 0
+        seen = seen & real.reshape(real.shape[0], *[1] * (len(lead) - 1), 1, n)
+        seen = seen | torch.eye(n, dtype=torch.bool, device=q.device)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
+def conv(z: torch.Tensor, kernel: torch.Tensor, full: bool, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
+    """A convolution along the tokens of z [batch, .., tokens, d] with a kernel [.., k, d], or [.., k, d, e] where it is ``full``: what
+    it meets last is the token itself where ``causal``, and in its middle elsewhere. Pads and what lies outside count as 0."""
+    z = z if mask is None else z * real_tokens(mask, z, z.dim() - 2)
+    at, n = kernel.dim() - (3 if full else 2), z.shape[-2]
+    k = kernel.shape[at]
+    before = k - 1 if causal else k // 2
+    z = torch.nn.functional.pad(z, (0, 0, before, k - 1 - before))
+    total = torch.zeros((), dtype=z.dtype, device=z.device)
+    for i, tap in enumerate(kernel.unbind(at)):
+        row = z.narrow(-2, i, n)
+        total = total + (row @ tap if full else row * tap.unsqueeze(-2))
+    return total
+
+
 def at_token(t: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     """For each example of the batch, the first axis, the value at the token of its index [batch]."""
     rows = torch.arange(t.shape[0], device=t.device)

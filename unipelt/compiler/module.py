@@ -27,6 +27,7 @@ from . import helpers
 from .code import Num, Unwritten, Written, text_of
 from .lower import lower
 from .recipe import CHOSEN, MASK, PLACES, Body
+from .words.mixing import CAUSAL
 from .writer import Writer
 
 #: What enters a module, as its docstring says it.
@@ -115,6 +116,7 @@ class _Class:
         self.method, self.row, self.typing = method, typed.acting, _renamed(typed)
         self.symbols = {n: Num(f"self.{n}", size=Size.of(n)) for n in (*SIZES, "d_in", "d_out", "layer", "depth")}
         self.values: dict[str, Written] = {"layer": self.symbols["layer"], "depth": self.symbols["depth"]}
+        self.values[CAUSAL] = Num("self.causal")
         self.numbers: dict[str, Any] = {}
         try:
             self._arguments()
@@ -175,7 +177,9 @@ class _Class:
             for n in self.symbols
             if n in used or any(re.search(rf"(?<![\w.]){n}\b", line.split("  #")[0]) for line in made)
         ]
-        arguments = ", ".join(["self", *(f"{n}: int" for n in known)])
+        if re.search(r"\bself\.causal\b", text):
+            used.append("causal")
+        arguments = ", ".join(["self", *(f"{n}: int" for n in known), *["causal: bool"] * ("causal" in used)])
         init = [f"    def __init__({arguments}) -> None:", "        super().__init__()", *(f"        self.{n} = {n}" for n in used),
                 *(f"        {line}" for line in made)]  # fmt: skip
         signature_ = ", ".join(["self", *(f"{self.names[n]}{_annotation(n, typing)}" for n in self.enters)])

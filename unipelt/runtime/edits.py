@@ -19,10 +19,12 @@ from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, refine, spread, to_axes
 from ..compiler.plan import PlannedEdit, whole
 from ..compiler.recipe import CHOSEN, MASK, PLACES, Recipes, Want
+from ..compiler.words.mixing import CAUSAL
 from ..language.report.diagnostics import error
 from ..language.sites import AXES, TensorType, axis_order
 from ..language.types.draws import PROGRESS
 from ..language.types.indexing import POSITIONS, token_indices
+from ..language.types.primitives import OF_REAL_TOKENS
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Index, Name, Param
 from .penalties import NOTED, penalised
@@ -100,7 +102,7 @@ class Edit(Holding):
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
         self.sizes, self.lengths = planned.sizes, planned.lengths
         self.places = numbers_of({**{a: a for a in (*AXES, *self.lengths)}, **places_of(planned)})
-        self.constants = constants(params, self.sizes, planned.constants)
+        self.constants = {**constants(params, self.sizes, planned.constants), CAUSAL: planned.site.causal}
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.hold(tensors)
@@ -471,7 +473,8 @@ def needs(planned: PlannedEdit) -> frozenset[str]:
         "chance",
         PROGRESS,
     }
-    return frozenset(read | ({SEED} if draws(planned.typing) else set()))
+    real = {"tokens"} if not OF_REAL_TOKENS.isdisjoint(planned.typing.read_by_passes) else set()
+    return frozenset(read | real | ({SEED} if draws(planned.typing) else set()))
 
 
 def places_of(planned: PlannedEdit) -> dict[str, str]:

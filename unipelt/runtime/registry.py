@@ -20,6 +20,7 @@ from ..compiler.plan import Plan, PlannedInput
 from ..language.report.diagnostics import error, near
 from ..language.ir import Method
 from ..language.syntax.nodes import Later
+from ..language.types.primitives import OF_REAL_TOKENS
 from .forward import HookedForward
 from .within import Within
 from .heads import Heads
@@ -64,7 +65,7 @@ class Attached:
             "prompt": any(e.site.side == "prompt" for e in edits),
             "grows": any(e.prompt is not None and e.prompt.grows for e in edits),
             "input": bool(self.plan.inputs),
-            "tokens": any("tokens" in e.row.reads or reads_text(e) for e in edits),
+            "tokens": any(not OF_REAL_TOKENS.isdisjoint(e.row.reads) or reads_text(e) for e in edits),
             "chance": any("chance" in e.row.reads for e in edits),
             "penalty": any(isinstance(s, Later) and s.word == "penalty" for e in edits for s in e.row.form),
             "seed": any(draws(e.typing) for e in edits),

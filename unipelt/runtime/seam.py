@@ -21,6 +21,7 @@ from ..compiler.drawn import SEED
 from ..compiler.plan import PlannedEdit
 from ..language.report.diagnostics import error
 from ..language.types.draws import PROGRESS
+from ..language.types.primitives import OF_REAL_TOKENS
 from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit, needs
 from .hooks import Hook
@@ -249,7 +250,7 @@ class Seam(nn.Module):
         if positions is None:
             return h
         # the places kept for rows are no tokens of the text, which a prompt may be made of
-        pools = current.layout is not None and "tokens" in edit.row.reads
+        pools = current.layout is not None and not OF_REAL_TOKENS.isdisjoint(edit.row.reads)
         mask = current.layout.text if pools else self.mask(edit)  # type: ignore[union-attr]
         return edit(h, {**self.gather(name, edit, None, host), PLACES: positions}, mask)
 

@@ -3,7 +3,7 @@
 The first ones stand in two files, `evaluated` and `written`. A newer file has a topic, with both sides of its words beside each other.
 """
 
-from . import blocks, calibration, decompositions, integers, largest, matrices, stepping, transforms
+from . import blocks, calibration, decompositions, integers, largest, matrices, mixing, stepping, transforms
 from .evaluated import FUNCTIONS
 from .written import WORDS
 
@@ -16,6 +16,7 @@ __all__ = [
     "integers",
     "largest",
     "matrices",
+    "mixing",
     "stepping",
     "transforms",
 ]

@@ -34,6 +34,7 @@ class Writing(Protocol):
     axes: Mapping[str, Written]
     repeats: Written
     training: bool | None
+    names: dict[str, Written]
 
     def helper(self, name: str, *args: Any) -> str: ...
 

@@ -51,7 +51,7 @@ class Primitive:
     number, whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``); linear in each of the
     first two arguments (``bilinear``); entries that obey equations of their own, of which the algebra knows nothing, such as those of
     a rotation (``tied``). Computed from batches of
-    data while the method is attached (``data``). Only one that ``indexes`` is given whole numbers that say where something stands.
+    data while the method is attached (``data``). Only one that ``indexes`` is given whole numbers that say where something stands. Tokens read one another, but no pads (``mixes``).
     """
 
     name: str
@@ -68,6 +68,7 @@ class Primitive:
     bilinear: bool = False
     tied: bool = False
     indexes: bool = False
+    mixes: bool = False
     data: bool = False
 
 

@@ -10,6 +10,7 @@ from . import (
     integers,
     largest,
     matrices,
+    mixing,
     placing,
     reductions,
     shapes,
@@ -20,7 +21,11 @@ from .placing import PLACING
 from .primitive import PRIMITIVES, Primitive, Reporter, entry_of
 from .reductions import DOMAINS
 
+#: Words in the text of a row that ask which tokens are real.
+OF_REAL_TOKENS = frozenset({"tokens", *(n for n, p in PRIMITIVES.items() if p.mixes)})
+
 __all__ = [
+    "OF_REAL_TOKENS",
     "DOMAINS",
     "PLACING",
     "PRIMITIVES",
@@ -34,6 +39,7 @@ __all__ = [
     "integers",
     "largest",
     "matrices",
+    "mixing",
     "placing",
     "reductions",
     "shapes",
