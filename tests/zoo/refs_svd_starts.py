@@ -48,7 +48,7 @@ def _() -> float:
         return state[f"{theirs(name)}.lora_diag.default"] if name.endswith(".s") else factors(name, state)
 
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=QV, kasa_config=peft.tuners.lora.KasaConfig())
-    return beside_peft(library("kasa", r=4, alpha=6.0), config, into)
+    return beside_peft(library("kasa", r=4, alpha=6.0), config, into, scale=0.05)
 
 
 @reference("tiny_lora", by="peft", against="TinyLoraConfig, its projections from its buffers")
