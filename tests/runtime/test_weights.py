@@ -237,3 +237,35 @@ def test_the_printed_module_takes_the_weight() -> None:
         module.B.copy_(torch.randn(4, 8))
     t = {n: p.detach() for n, p in module.named_parameters()}
     assert torch.allclose(module(W), dora(W, t), atol=1e-5)
+
+
+def test_weights_come_first_whichever_adapter_is_named_first() -> None:
+    model = small.model("gpt2", dtype=torch.float64)
+    unipelt.apply(model, method("attn.q.weight"), name="a")
+    unipelt.apply(model, unipelt.load("lora"), name="b")
+    for name in "ab":
+        small.randomise(model, name)
+    unipelt.activate(model, "b", "a")
+    before = small.output(model)
+    unipelt.activate(model, "a", "b")
+    assert torch.equal(small.output(model), before)
+
+
+def test_whole_graphs_and_checkpointed_activations() -> None:
+    model = small.model("llama")
+    unipelt.apply(model, method("attn.q.weight"))
+    small.randomise(model)
+    expected = small.output(model)
+    whole = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(whole(**small.inputs())[0], expected, atol=1e-5)
+    torch.compiler.reset()
+    own = record(model, "default").trained()
+    found = []
+    for _ in range(2):
+        model.train()
+        model(**small.inputs())[0].sum().backward()
+        found.append({n: p.grad.clone() for n, p in own.items()})
+        model.zero_grad()
+        small.checkpoint_activations(model)
+    assert all(torch.equal(found[0][n], found[1][n]) for n in own)
