@@ -156,6 +156,12 @@ class _Writer:
         known = {k: Size.of(v) for k, v in site.symbols.items() if k in size.symbols}
         return "#", (Leaf(kind, size.bind(known) if known else size),)
 
+    def _axis(self, word: str, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
+        """A word, such as a domain; a declared axis, which is told by its size, by its number where sizes are left out."""
+        if not self.erase or word not in site.axes:
+            return word, ()
+        return f"axis {1 + list(site.axes).index(word)}", self._size(site.axes[word], site)[1]
+
     def _term(self, t: Term, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
         if not t.products:
             return "0", ()
@@ -209,7 +215,7 @@ class _Writer:
             shown, leaves = ("act", (Leaf("word", name),)) if self.erase else (name, ())
         texts = []
         for v in args:
-            text, own = self._term(v, site) if isinstance(v, Term) else (str(v), ())
+            text, own = self._term(v, site) if isinstance(v, Term) else self._axis(str(v), site)
             texts.append(text)
             leaves += own
         return f"{shown}({', '.join(texts)})", leaves
@@ -218,8 +224,11 @@ class _Writer:
         t: Learned = self.found.tensors[key]
         shape = (*t.shape[:-2], t.shape[-1], t.shape[-2]) if key in self.turned else t.shape
         sizes = [self._size(s, site) for s in shape]
-        scope = ", ".join(t.owner.per)
+        per = [self._axis(word, site) for word in t.owner.per]
+        per = sorted(per, key=lambda p: p[0]) if self.erase else per  # which else follow the text of their sizes
+        scope = ", ".join(word for word, _ in per)
         text = f"{'frozen ' if t.frozen else ''}[{', '.join(x for x, _ in sizes)}]{f' per {scope}' if scope else ''}"
+        sizes += per
         if t.lr != Size.of(1):
             sizes.append(self._size(t.lr, site, "number"))
             text += f" lr {sizes[-1][0]}"

@@ -36,7 +36,8 @@ from ..types.values import NumberType
 @dataclass(frozen=True, slots=True)
 class SiteMeaning:
     """The new ``h`` at a site in some layers. ``symbols`` names the site's own sizes as they are called anywhere;
-    ``tensors`` are the keys of those declared there, read or not.
+    ``tensors`` are the keys of those declared there, read or not; ``axes`` are the sizes of the declared axes, by what stands for
+    them in terms.
 
     Where a site has edits in different layers, stacks or tokens, they are counted by ``edit``, in the order in which they
     act, and ``h`` is what the edits before leave.
@@ -49,6 +50,7 @@ class SiteMeaning:
     tensors: tuple[Any, ...] = ()
     edit: int = 0
     training: tuple[tuple[str, Term], ...] = ()  # penalties, and what tensors become after a step, in order
+    axes: Mapping[str, Size] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
                     declared,
                     n if counted else 0,
                     tuple(place.training),
+                    axes=place.lengths,
                 )
             )
     return Meaning(tuple(sites), tensors, _trains(method.trains), tuple(sorted(inputs.items())))

@@ -111,6 +111,7 @@ class SiteState:
         self.h: Term | None = None
         self.symbols: dict[str, str] = {}
         self.axes: dict[str, str] = {}  # what declared axes are called, by what stands for them in terms
+        self.lengths: dict[str, Size] = {}  # and their sizes
 
     def read(self, typing: TypedRow) -> None:
         site = typing.site
@@ -340,6 +341,7 @@ class Reader:
             shown, n = f"{text} #{n}", n + 1
         self.axes[name], self.declared[shown] = shown, name
         self.state.axes[shown] = name
+        self.state.lengths[shown] = size
 
     def _word(self, e: S.Expr) -> str:
         """A word, such as an activation; one that is an argument still is a symbol."""
