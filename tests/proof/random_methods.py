@@ -75,6 +75,9 @@ def _row(rng: random.Random, name: str, site: str) -> str:
         )
     size: Sizes = ("l", *out) if prompt else out if d.chance(0.85) else ()
     d.let(size, 3, not prompt and d.chance(0.8), "delta")
+    vectors = [n for n, (axes, s) in d.body.scope.items() if len(s) == 1 and not axes and n in d.tensors]
+    if vectors and d.chance(0.15):
+        d.body.lines.append(f"penalty 0.1 * sum({d.one(*vectors)} ** 2)")
     form = list(d.body.lines)
     gate = ""
     if not prompt and d.chance(0.25):

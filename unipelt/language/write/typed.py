@@ -46,7 +46,7 @@ class BindingData:
     is one each, how it starts and learns."""
 
     name: str
-    part: Literal["insert", "form", "gate", "compose"]
+    part: Literal["insert", "form", "gate", "compose", "penalty", "after"]
     expression: str | None
     value: ValueData
     owner: list[str]
