@@ -154,7 +154,7 @@ class Edit(Holding):
 
     def _draws(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Draws:
         """What the row's draws of this pass follow from."""
-        h, own = given.get("h"), next(iter(tensors.values()), None)
+        h, own = given.get("h"), next((t for t in tensors.values() if t.is_floating_point()), None)
         like = h if h is not None else own
         axes = dict(zip(self._scope_axes("h", h), h.shape)) if h is not None else {}
         dtype = own.dtype if own is not None else h.dtype if h is not None else torch.float32
