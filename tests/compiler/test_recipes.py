@@ -59,7 +59,9 @@ class Placed:
         }  # fmt: skip
         found |= {"scale": 0.25} if "scale" in e.needs else {}
         found |= {"chance": torch.tensor(0.4)} if "chance" in e.needs else {}
-        found |= {n: torch.tensor([0, 1, 0]) for n in e.inputs}
+        for i in self.typing.inputs:
+            sizes = [int(str(s)) for s in i.sizes]
+            found[i.name] = torch.tensor([0, 1, 0]) if i.count is not None else rand(BATCH, *sizes, seed=len(i.name))
         if e.prompt is not None:
             found[PLACES] = (
                 torch.tensor([[0, 1]]).expand(BATCH, 2)

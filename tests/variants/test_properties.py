@@ -32,6 +32,9 @@ def test_identity_at_start(method, kind, models):
     base = output(m)
     spec_ = small(load(method))
     said = verdicts(spec_)["identity at start"]
+    if said.value == "unknown":  # how many may be is what `tests/zoo/test_listed.py` holds
+        assert said.reason
+        return
     assert said.value in ("yes", "no")
     try:
         unipelt.apply(m, spec_, seed=3, allow_future=True)

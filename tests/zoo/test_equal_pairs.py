@@ -57,8 +57,10 @@ def groups(key: Callable[[str], Hashable]) -> set[tuple[str, ...]]:
 
 
 def lines(c: Canonical) -> Hashable:
-    """Everything of a form but how its trained tensors start; what is frozen is as it starts."""
-    tensors = tuple((line.text, line.start if line.text.startswith("frozen") else "") for line in c.tensors)
+    """Everything of a form but from which distribution its trained tensors are drawn. A start that is computed is the method."""
+    tensors = tuple(
+        (t.text, t.start if t.text.startswith("frozen") or t.start.startswith("=") else "") for t in c.tensors
+    )
     return tuple((line.what, line.text) for line in c.sites), tensors, c.trains, c.inputs
 
 
