@@ -37,6 +37,10 @@ NUMBERS = {
         "surm_circulant",
         "surm_toeplitz",
     ): "a Toeplitz matrix is a part of a circulant one of twice the size: only the size differs",
+    (
+        "miss_mini",
+        "mora",
+    ): "pieces of the input summed, a map, its outputs repeated: found twice, with other sizes of the pieces",
     ("p_tuning_v2", "prefix_tuning"): "the one is the other with dropout on keys and values, which is 0 by default",
 }
 
