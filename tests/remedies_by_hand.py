@@ -407,6 +407,9 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         "E0397-tokens-every": ("every 2", "first 2"),
         "E0397-tokens-half": ("first 0.5", "first 1"),
     },
+    "write `tokens inserted`": {
+        "E0398-numbers-of-rows": ("  modify block.input\n", "  modify block.input\n  tokens inserted\n")
+    },
     "leave `tokens` out": {"E0398-of-a-prompt": ("  tokens last 1\n", "")},
     "leave `tokens` out, or modify another site": {"E0398-of-a-weight": ("  tokens first 2\n", "")},
     "correct the expression; numbers multiply with `*`": {

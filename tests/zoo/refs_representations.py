@@ -89,9 +89,8 @@ def _direft() -> float:
 
 @reference("direft", by="recording", against="DiReFT of AdapterHub on BERT, outputs and gradients")
 def _direft_recorded() -> float:
-    # the recording has a second intervention, for no token
     method = library("direft", r=2, first=2, last=0)
-    return by_recording("adapters/bert-direft", method, _source("projection.weight", {"direft": 0}), unused="units.1.")
+    return by_recording("adapters/bert-direft", method, _source("projection.weight", ENDS))
 
 
 @reference("loreft", by="recording", against="LoReFT of AdapterHub on BERT, outputs; its third text, on whose one token "

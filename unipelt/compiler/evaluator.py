@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..language.types.draws import PROGRESS, draw_of
-from ..language.types.indexing import POSITIONS
+from ..language.types.indexing import numbers_named
 from ..language.types.layers import layered
 from ..language.syntax.nodes import (
     Apply,
@@ -182,7 +182,7 @@ def _index(e: Index, c: Context) -> Value:
     picks: list[tuple[int, Named]] = []
     for i, item in enumerate(e.items):
         if not isinstance(item, Slice):
-            index = c.names[POSITIONS] if item == Name("positions") else evaluate(item, c)
+            index = c.names[own] if (own := numbers_named(item)) in c.names else evaluate(item, c)
             assert isinstance(index, Named)
             picks.append((i, index))
             continue

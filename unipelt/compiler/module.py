@@ -15,7 +15,7 @@ from typing import Any
 from ..language.analyse.method import analyse
 from ..language.types.declared import TensorTyping
 from ..language.report.diagnostics import error
-from ..language.types.indexing import POSITIONS, token_indices
+from ..language.types.indexing import INSERTED, POSITIONS, token_indices
 from ..language.types.initialisers import INITIALISERS
 from ..language.ir import Method
 from ..language.syntax.printer import to_text
@@ -38,6 +38,7 @@ ENTERS = {
     "progress": "how far training has come, from 0 to 1; 1 outside it",
     MASK: "1 at real tokens, 0 at padding; None where all are real",
     "ids": "the ids of the tokens",
+    INSERTED: "the numbers of the rows of a prompt, from 0",
     POSITIONS: "the numbers of the tokens in their texts, from 0",
     CHOSEN: "true at the tokens that are selected",
     PLACES: "where the rows stand among the tokens, as positions or, for `fill`, as their numbers at each token",
@@ -293,6 +294,7 @@ class _Class:
             MASK: "[batch, tokens]",
             CHOSEN: "[batch, tokens]",
             POSITIONS: "[batch, tokens]",
+            INSERTED: "[batch, tokens]",
             "ids": "[batch, tokens]",
             PLACES: "[batch, …]",
             "scale": "",
@@ -346,5 +348,5 @@ def _entering(typing: TypedRow) -> dict[str, tuple[str, ...]]:
     site = typing.site
     found = {n: tuple(sorted(t.axes, key=axis_order)) for n, t in site.types.items()}
     found |= {i.name: ("batch",) for i in typing.inputs}
-    found |= {POSITIONS: ("batch", "token")} if POSITIONS in token_indices(typing.row.nodes) else {}
+    found |= dict.fromkeys(token_indices(typing.row.nodes), ("batch", "token"))
     return found | {"chance": (), "progress": ()} | dict.fromkeys(site.numbers, ())

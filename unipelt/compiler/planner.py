@@ -152,13 +152,17 @@ class _Builder:
     def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
         """Why a row of the table cannot act where tokens enter. Masks and positions must grow with rows among them."""
         name, first = type(self.model).__name__, self.sites.main[0]
-        if places_rows(row) and getattr(self.model, "main_input_name", "input_ids") != "input_ids":
+        entering = getattr(self.model, "main_input_name", "input_ids")
+        # rows among the parts of a picture are put there behind the embeddings: nothing else of a call has an entry for each part
+        widths = {b.sizes["d_model"] for b in self.sites.named("block")}  # several: parts are put together on the way
+        pictures = entering == "pixel_values" and len(self.sites.stacks) == len(widths) == 1 and changes_length(row)
+        if places_rows(row) and entering != "input_ids" and not pictures:
             return Diagnostic("E0739", f"prompts are rows among tokens, and this {name} reads none", row.span,
                               help="prefix tuning does the same in every layer")  # fmt: skip
         if site.view.enters:
             return Diagnostic("E0739", f"no module of this {name} yields what `{site.name}` means, so nothing can be put there",
                               row.span, help=" or ".join(f"put it at `{s.name}`" for s in self.sites.entered() if not s.view.enters))  # fmt: skip
-        if not places_rows(row):
+        if not places_rows(row) or pictures:
             return None
         if site.stack != first.name:
             return Diagnostic("E0739", f"rows stand among the tokens that the model reads, and those enter the {first.name} of this "

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from ..language.types.draws import PROGRESS
-from ..language.types.indexing import POSITIONS
+from ..language.types.indexing import INSERTED, POSITIONS
 from ..language.types.inputs import InputTyping
 from ..language.ir import Row
 from ..language.types.typed import TypedRow
@@ -168,8 +168,8 @@ class Body:
                 self.writer.names[name] = Num(self._enters(name))
             elif name in ("chance", PROGRESS):
                 self.writer.names[name] = Code(self._enters(name), (), ())
-            elif name == POSITIONS:
-                self.arguments[name] = self.writer.safe("positions")
+            elif name in (POSITIONS, INSERTED):
+                self.arguments[name] = self.writer.safe(name.removeprefix(":"))
                 self.writer.names[name] = Code(self.arguments[name], axes, ())
             elif name in inputs:
                 self.writer.names[name] = Code(self._enters(name), ("batch",), _input_sizes(inputs[name]))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..language.sizes import Size
-from ..language.types.indexing import POSITIONS
+from ..language.types.indexing import numbers_named
 from ..language.types.draws import PROGRESS, Draw, draw_of
 from ..language.syntax.nodes import (
     Apply,
@@ -330,7 +330,7 @@ class Writer:
         picks: list[tuple[int, Code]] = []
         for i, item in enumerate(e.items):
             if not isinstance(item, Slice):
-                index = self.names.get(POSITIONS) if item == Name("positions") else self.write(item)
+                index = self.names[numbers] if (numbers := numbers_named(item)) in self.names else self.write(item)
                 if not isinstance(index, Code):
                     raise Unwritten("an index that is no tensor")
                 picks.append((i, index))

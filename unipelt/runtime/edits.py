@@ -17,19 +17,19 @@ from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, refine, spread, to_axes
-from ..compiler.plan import PlannedEdit, whole
+from ..compiler.plan import PlannedEdit
 from ..compiler.recipe import CHOSEN, MASK, PLACES, Recipes, Want
 from ..compiler.words.mixing import CAUSAL
 from ..language.report.diagnostics import error
-from ..language.sites import AXES, TensorType, axis_order
+from ..language.sites import AXES, axis_order
 from ..language.types.draws import PROGRESS
-from ..language.types.indexing import POSITIONS, token_indices
+from ..language.types.indexing import INSERTED, POSITIONS, token_indices
 from ..language.types.primitives import OF_REAL_TOKENS
 from ..language.types.softmax import shares_softmax
-from ..language.syntax.nodes import Index, Name, Param
+from ..language.syntax.nodes import Param
 from .penalties import NOTED, penalised
 from .holding import Holding, Shared, key_of_tensor
-from .prompts.selected import ENTERED, Entered, chosen_beside, numbered, selected
+from .prompts.selected import chosen_beside, most, of_the_text
 
 
 #: Keys, values, and by what scores and what they yield is multiplied.
@@ -120,9 +120,10 @@ class Edit(Holding):
         self.taps: dict[str, str] = {}  # under which names x and residual are left for it (see `seam`)
         #: Which tokens it changes; none: all
         self.chosen = planned.typing.tokens
-        #: By which numbers of the tokens themselves it reads tensors, and for how many positions it has values
-        self.indices = token_indices(planned.row.nodes) if planned.site.kind.takes_rows else frozenset()
-        self.longest = _positions(planned)
+        #: By which numbers of the tokens themselves it reads tensors, and for how many it has values
+        own = frozenset({POSITIONS, "ids", INSERTED} if planned.site.kind.takes_rows else {INSERTED})
+        self.indices = token_indices(planned.row.nodes) & own
+        self.longest = {n: most(planned, n) for n in self.indices - {"ids"}}
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
         self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and not self.penalised and not self.indices and planned.site.rows is None and not self.inputs and (
@@ -166,7 +167,7 @@ class Edit(Holding):
         """The axes of what is in scope: those of its type, fewer where the model has joined some, or pooled the tokens of h."""
         if name in self.inputs:
             return ("batch",)
-        if name == POSITIONS:
+        if name in (POSITIONS, INSERTED):
             return ("batch", "token")
         if name == "h" and self.kind.pools and t.dim() == 2:
             return ("batch",)
@@ -227,7 +228,7 @@ class Edit(Holding):
         """What `forward` returns of a row that does not rest."""
         rows: torch.Tensor | None = None
         if self.chosen or self.indices:
-            given, rows = self._of_the_text(h, given)
+            given, rows = of_the_text(self, h, given)
         straight = want in ("h", "mass") and self.recipes is not None and not torch.compiler.is_compiling()
         beside = self._beside(h, given, mask) if straight and self.watchers else None
         found = self._straight({**given, "h": h}, mask, want) if straight else None  # type: ignore[arg-type]
@@ -248,28 +249,6 @@ class Edit(Holding):
         for watcher in self.watchers:
             watcher.saw(h, out, beside or c)
         return result
-
-    def _of_the_text(
-        self, h: torch.Tensor, given: Mapping[str, Any]
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """What is given, with which tokens are selected, their ids and their positions; and which are rows of a prompt, where these
-        are read."""
-        entered: Entered | None = given.get(ENTERED)
-        found = {n: t for n, t in given.items() if n != ENTERED}
-        if self.chosen:
-            found[CHOSEN] = selected(entered, self.chosen, h)
-        if not self.indices:
-            return found, None
-        numbers, rows = numbered(entered, h)
-        if POSITIONS in self.indices and not torch.compiler.is_compiling() and not h.is_meta:
-            if int(numbers[POSITIONS].max()) >= self.longest:
-                raise error("E0797", f"the row `{self.row.name}` has a value for each of {self.longest} positions, and a text here is longer",
-                            help=f"give texts of at most {self.longest} tokens, or the method more positions")  # fmt: skip
-        missing = sorted(self.indices - numbers.keys())
-        if missing:
-            raise error("E0796", f"the row `{self.row.name}` reads the ids of the tokens, and embeddings were given in their place",
-                        help="give `input_ids`")  # fmt: skip
-        return {**found, **{n: numbers[n] for n in self.indices}}, rows
 
     def _note(self, given: Mapping[str, Any], penalties: Sequence[Any]) -> None:
         """Leaves the penalties of a pass where the model finds them."""
@@ -446,17 +425,6 @@ class Edit(Holding):
 def _long(t: torch.Tensor) -> torch.Tensor:
     """A tensor that makes a weight, which is computed in 32 bits at least: what is small beside the weight would be lost."""
     return t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t
-
-
-def _positions(planned: PlannedEdit) -> int:
-    """For how many positions the row has values, where it reads tensors by them."""
-    read = [
-        (n.value, n.items.index(Name("positions")))
-        for n in planned.row.nodes
-        if isinstance(n, Index) and Name("positions") in n.items
-    ]
-    types = [(planned.typing.value(e).type, i) for e, i in read]
-    return min((whole(t.sizes[i]) for t, i in types if isinstance(t, TensorType)), default=0)
 
 
 def needs(planned: PlannedEdit) -> frozenset[str]:

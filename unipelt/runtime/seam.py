@@ -26,6 +26,7 @@ from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit, needs
 from .hooks import Hook
 from .penalties import NOTED
+from .prompts.pictures import Unplaced
 from .prompts.selected import ENTERED
 from .switch import Switch
 from .weights import Changes, Weights, added, rewritten, weight_of
@@ -246,9 +247,13 @@ class Seam(nn.Module):
     def put_prompt(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """A prompt in its place among the tokens; there is none in a step that continues a cache, nor outside a pass of the model."""
         current = self.switch.holder.current
-        positions = current.positions.get((name, edit.site.label, edit.row.name))
+        key = (name, edit.site.label, edit.row.name)
+        positions = current.positions.get(key)
         if positions is None:
             return h
+        if isinstance(positions, Unplaced):
+            h = positions.make_room(h, current)
+            positions = current.positions[key]
         # the places kept for rows are no tokens of the text, which a prompt may be made of
         pools = current.layout is not None and not OF_REAL_TOKENS.isdisjoint(edit.row.reads)
         mask = current.layout.text if pools else self.mask(edit)  # type: ignore[union-attr]

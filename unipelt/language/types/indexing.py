@@ -13,15 +13,21 @@ from .primitives import Reporter
 from .values import POISON, IndexType, NumberType, Poison, Value, WordType, join
 
 
-#: Under which name the numbers of the tokens in their text are known: `positions` itself is the word for a domain.
-POSITIONS = ":positions"
-_POSITIONS = Name("positions")
+#: Under which names the numbers of the tokens in their text are known (`positions` itself is the word for a domain), and those of
+#: the rows that a prompt put among them (`inserted`).
+POSITIONS, INSERTED = ":positions", ":inserted"
+_NUMBERS = {"ids": "ids", "positions": POSITIONS, "inserted": INSERTED}
+
+
+def numbers_named(item: Any) -> str | None:
+    """Under which name the numbers are known by which an index reads, where they are those of the tokens."""
+    return _NUMBERS.get(item.id) if isinstance(item, Name) else None
 
 
 def token_indices(nodes: Iterable[Any]) -> frozenset[str]:
-    """Which whole numbers of the tokens themselves tensors are read by: ``ids``, `POSITIONS`."""
+    """Which whole numbers of the tokens themselves tensors are read by: ``ids``, `POSITIONS`, `INSERTED`."""
     items = [i for n in nodes if isinstance(n, Index) for i in n.items]
-    return frozenset(name for name, e in (("ids", Name("ids")), (POSITIONS, _POSITIONS)) if e in items)
+    return frozenset(name for i in items if (name := numbers_named(i)) is not None)
 
 
 def indexed(inf: Reporter, e: Index) -> Value:
@@ -80,7 +86,8 @@ def _picked(inf: Reporter, item: Expr, whole: TensorType, size: Size) -> Value:
     v = inf.infer(item)
     if isinstance(v.type, Poison):
         return v
-    if item == _POSITIONS and (here := inf.names.get(POSITIONS)) is not None:
+    here = inf.names.get(numbers_named(item) or "")
+    if here is not None:
         v = here
     if isinstance(v.type, IndexType):
         return _within(inf, item, v, whole, size)

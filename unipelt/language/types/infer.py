@@ -9,7 +9,7 @@ from typing import Any
 
 from ..report.diagnostics import Diagnostic, TextEdit, Label, instead, near, put
 from .draws import DRAWN, PROGRESS, draw_of, drawn
-from .indexing import indexed
+from .indexing import INSERTED, indexed
 from .primitives import DOMAINS, PRIMITIVES
 from ..syntax.printer import to_text
 from ..sites import NUMBERS, TensorType, united_axes
@@ -140,6 +140,8 @@ class Inference:
             return Value(NumberType(size, int(n) if n is not None and n.denominator == 1 else None))
         if e.id in NUMBERS:
             return Value(NumberType(Size.of(e.id)), reads=frozenset({e.id}))
+        if e.id == "inserted" and INSERTED in self.names:
+            return Value(WordType("number of a row", "inserted"))
         if e.id in DOMAINS:
             return Value(WordType("domain", e.id))
         if e.id in ("true", "false"):

@@ -12,7 +12,7 @@ from ..once import once
 from ..report.diagnostics import Diagnostic, PeltError, instead, nearest, put
 from .draws import DRAWN
 from .infer import Inference, bounded, reading
-from .indexing import POSITIONS
+from .indexing import INSERTED, POSITIONS
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from ..ir import Method, Row
 from .layers import layered
@@ -109,6 +109,8 @@ class RowChecker(Declared, Trained):
         scope: dict[str, Value] = {}
         if site.x is not None:
             scope["x"] = reading(self._bound(site.x), "x")
+        if {"batch", "token"} <= site.h.axes:
+            scope[INSERTED] = self._numbers("inserted", INSERTED)
         for name, t in site.scope:
             if name == "ids":
                 scope |= self._of_the_text(t)
@@ -166,17 +168,19 @@ class RowChecker(Declared, Trained):
     def _of_the_text(self, t: TensorType) -> dict[str, Value]:
         """The ids of the tokens and their numbers in the text, by which tensors can be read."""
 
-        def numbers(below: str, name: str) -> Value:
-            return Value(IndexType(t.axes, (), self.sizes.of(below)), OTHER, self.row.span, reads=frozenset({name}))
-
-        found = {POSITIONS: numbers("positions", POSITIONS)}
+        found = {POSITIONS: self._numbers("positions", POSITIONS)}
         if self.sizes.values is not None and self.sizes.values.get("vocab", 0) < 1:
             self.inf.hidden["ids"], self.inf.remedies["ids"] = (
                 "are those of words, and this model reads none",
                 "leave it out",
             )
             return found
-        return {**found, "ids": numbers("vocab", "ids")}
+        return {**found, "ids": self._numbers("vocab", "ids")}
+
+    def _numbers(self, below: str, name: str) -> Value:
+        """A whole number for each token."""
+        kind = IndexType(frozenset({"batch", "token"}), (), self.sizes.of(below))
+        return Value(kind, OTHER, self.row.span, reads=frozenset({name}))
 
     # ------------------------------------------------------------ parts
 

@@ -13,6 +13,7 @@ from ..ir import Row
 from ..sites import SiteSignature
 from ..syntax.nodes import Expr, ListOf, Selection, Span, String
 from ..syntax.printer import to_text
+from .indexing import INSERTED, token_indices
 from .infer import Inference
 from .inputs import places_rows
 from .values import NumberType, Poison, WordType
@@ -41,6 +42,10 @@ class Chosen:
 
 def chosen_tokens(row: Row, site: SiteSignature, inf: Inference) -> tuple[Chosen, ...]:
     """The selections of a row; mistakes go to ``inf``, in whose scope the arguments stand."""
+    numbered = INSERTED in token_indices(row.nodes)
+    if numbered and [s.word for s in row.tokens] != ["inserted"]:
+        inf.fail("E0398", "`inserted` numbers the rows that a prompt put among the tokens, and this row changes others", row.span,
+                 help="write `tokens inserted`")  # fmt: skip
     if not row.tokens:
         return ()
     span = row.tokens[0].span

@@ -24,6 +24,7 @@ from ...language.report.diagnostics import error
 from .arguments import Given, marks_for, take, value_for
 from .call import Call, grow, named_arguments, refuse
 from .layout import Layout, Rows
+from .pictures import Unplaced, pictured
 from .room import Room
 from .selected import reads_text
 from ..seam import seam_of
@@ -63,6 +64,7 @@ class InputHooks:
         self.names: frozenset[str] = frozenset()  # of the declared arguments
         self.prompts: dict[str, tuple[Prompt, ...]] = {}
         self.selecting: dict[str, bool] = {}  # adapters that change some tokens, and whether these are found by a text
+        self.pictures = False  # whether rows stand among the parts of a picture
         self.room: Room | None = None  # for rows that move the tokens' positions
         self.tower = sites.main[0].module if len(sites.main) > 1 else ""
         entered = sites.entered()
@@ -78,6 +80,7 @@ class InputHooks:
         self.selecting = {
             n: any(c.word == "since" for e in edits for c in e.typing.tokens) for n, edits in texts.items() if edits
         }
+        self.pictures = pictured(model)
         known = self.prompts
         self.prompts = {n: known[n] if n in known else prompts(p, n) for n, p in plans.items()}
         rows = [p for placed in self.prompts.values() for p in placed]
@@ -96,7 +99,10 @@ class InputHooks:
         self._take(named, given)
         current.given = given
         placed = self._acting() if not self.tower else []
-        if placed:
+        if placed and self.pictures:
+            keys, stack = [p.key for p in placed], self.sites.main[0].name
+            current.positions |= dict.fromkeys(keys, Unplaced(stack, keys, self._rows(placed)))
+        elif placed:
             self._make_room(Call(model, named), placed, given)
         return ((), named) if placed or self.names else None
 

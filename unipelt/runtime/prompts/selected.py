@@ -8,16 +8,20 @@ are the rows of a prompt, which the others do not count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from ...compiler.plan import PlannedEdit
+from ...compiler.plan import PlannedEdit, whole
+from ...compiler.recipe import CHOSEN
+from ...language.ir import Row
 from ...language.report.diagnostics import error
-from ...language.types.indexing import POSITIONS, token_indices
+from ...language.types.indexing import INSERTED, POSITIONS, numbers_named, token_indices
 from ...language.types.selections import Chosen
+from ...language.sites import TensorType
+from ...language.syntax.nodes import Index
 from .call import Call
 from .layout import Layout
 
@@ -95,9 +99,10 @@ class Entered:
         rank = self.real.long().cumsum(1) - 1 + (before[:, None] if isinstance(before, torch.Tensor) else before)
         found = {POSITIONS: rank.clamp(min=0)} | ({"ids": self.ids} if self.ids is not None else {})
         if self.layout is None:
-            return found, None
-        rows = self.layout.spread(torch.zeros_like(rank), 1).bool()
-        return {n: self.layout.spread(t) for n, t in found.items()}, rows
+            return {**found, INSERTED: torch.zeros_like(rank)}, None
+        rows = self.layout.spread(torch.zeros_like(rank), 1)
+        inserted = (rows.cumsum(1) - 1).clamp(min=0) * rows
+        return {**{n: self.layout.spread(t) for n, t in found.items()}, INSERTED: inserted}, rows.bool()
 
     def _tokens(self, c: Chosen) -> torch.Tensor:
         if c.word == "since":
@@ -176,6 +181,51 @@ def numbered(entered: Entered | None, h: torch.Tensor) -> tuple[dict[str, torch.
     """See `Entered.numbers`; where nothing is known of the text, ``h`` has positions alone."""
     found, rows = (entered or _unknown(h)).numbers()
     return {n: _beside(t, h) for n, t in found.items()}, _beside(rows, h) if rows is not None else None
+
+
+class Reading(Protocol):
+    """What is asked of an edit that must know the text."""
+
+    row: Row
+    chosen: tuple[Chosen, ...]
+    indices: frozenset[str]
+    longest: dict[str, int]
+
+
+def of_the_text(
+    edit: Reading, h: torch.Tensor, given: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """What is given to an edit, with which tokens are selected, their ids and their numbers; and which are rows of a prompt, where
+    ids and positions are read, which those have not."""
+    entered: Entered | None = given.get(ENTERED)
+    found = {n: t for n, t in given.items() if n != ENTERED}
+    if edit.chosen:
+        found[CHOSEN] = selected(entered, edit.chosen, h)
+    if not edit.indices:
+        return found, None
+    numbers, rows = numbered(entered, h)
+    for name, n in edit.longest.items() if not torch.compiler.is_compiling() and not h.is_meta else ():
+        if int(numbers[name].max()) >= n:
+            what = "positions, and a text" if name == POSITIONS else "rows of a prompt, and the one"
+            raise error("E0797", f"the row `{edit.row.name}` has a value for each of {n} {what} here is longer",
+                        help=f"bring at most {n}, or give the method more")  # fmt: skip
+    if edit.indices - numbers.keys():
+        raise error("E0796", f"the row `{edit.row.name}` reads the ids of the tokens, and embeddings were given in their place",
+                    help="give `input_ids`")  # fmt: skip
+    return {**found, **{n: numbers[n] for n in edit.indices}}, rows if edit.indices & {"ids", POSITIONS} else None
+
+
+def most(planned: PlannedEdit, name: str) -> int:
+    """For how many tokens the row has values, where it reads tensors by their numbers."""
+    read = [
+        (n.value, i)
+        for n in planned.row.nodes
+        if isinstance(n, Index)
+        for i, e in enumerate(n.items)
+        if numbers_named(e) == name
+    ]
+    types = [(planned.typing.value(e).type, i) for e, i in read]
+    return min((whole(t.sizes[i]) for t, i in types if isinstance(t, TensorType)), default=0)
 
 
 def _unknown(h: torch.Tensor) -> Entered:
