@@ -169,6 +169,14 @@ def test_a_part_that_is_called_past_the_model_is_told_so() -> None:
     assert [d.code for d in e.value.diagnostics] == ["E0721"]
 
 
+def test_a_row_whose_draws_are_not_in_its_output_merges() -> None:
+    m = model("bert")
+    unipelt.apply(m, method("u = chance[site] * chance  delta = z @ A @ B"), lowering=False)
+    wanted = output(m)
+    unipelt.merge(m, "default")
+    assert torch.allclose(output(m), wanted, atol=1e-5)
+
+
 # ---------------------------------------------------------------- progress
 
 

@@ -19,6 +19,7 @@ from ..anatomy.interrupts import finish
 from ..anatomy.sites import View
 from ..anatomy.sizes import weight_shape
 from ..anatomy.quantised import as_map, as_stored, is_quantised
+from ..compiler.drawn import SEED
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.report.diagnostics import Diagnostic, PeltError, error
@@ -280,7 +281,7 @@ def _edited(
         given: dict[str, Any] = {"x": x_in} if a.edit.site.kind.into == a.edit.site.name else _unread(edit, h)
         if edit.needs & {"W", "bias"}:
             given |= {"W": taken(W, a.columns), "bias": taken(b, a.columns)}
-        own = edit(taken(h, a.columns), given, None)
+        own = edit(taken(h, a.columns), given | _undrawn(edit), None)
         h = own if a.columns is None else joined(h, {a.columns: own})
     return h[0]
 
@@ -292,7 +293,13 @@ def _unread(edit: Edit, h: torch.Tensor) -> dict[str, Any]:
     shapes: dict[str, tuple[int, ...]] = {"x": vector, "residual": vector}
     if edit.site.kind.has_heads:
         shapes |= {"q": (1, s["heads"], n, s["d_head"]), "log_mass": (1, s["heads"], n)}
-    return {name: h.new_zeros(shape) for name, shape in shapes.items() if name in edit.needs}
+    return {name: h.new_zeros(shape) for name, shape in shapes.items() if name in edit.needs} | _undrawn(edit)
+
+
+def _undrawn(edit: Edit) -> dict[str, Any]:
+    """What lines of the row draw from: nothing of it is in its out, either."""
+    found = {"chance": torch.zeros(()), SEED: torch.zeros((), dtype=torch.int64)}
+    return {name: t for name, t in found.items() if name in edit.needs}
 
 
 def _at_heads(edit: Edit, h: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compiler.drawn import SEED
 from ..anatomy.columns import Columns, taken
 from ..anatomy.layout import Layout
 from ..anatomy.quantised import as_map, matrix, unreadable, values
@@ -42,7 +43,7 @@ class Weights:
         copies: Sequence[CopyEdit] = (),
     ) -> Changes:
         """``W_new - W`` of all edits together, in a dtype; ``given`` is what else they read, ``copies`` are trained ones of W."""
-        still = not any(e.training or e.watchers or e.inputs or "chance" in e.needs for e in edits)
+        still = not any(e.training or e.watchers or e.inputs or e.needs & {"chance", SEED} for e in edits)
         if not still or kept_elsewhere(host) or any(kept_elsewhere(m) for e in edits for m in (e, *e.shared)):
             return self._computed(host, edits, given, like, copies)
         read = [value_of(host, "weight")] if "weight" in host._parameters else [matrix(host)]
