@@ -128,16 +128,6 @@ def _() -> float:
     return from_start("milora", best, 2.0, r=3, alpha=6.0)
 
 
-@reference("sorsa", by="formula", against="U_p S_p V_p^T beside the rest of W, Cao 2024")
-def _() -> float:
-    def formula(s: Seen) -> torch.Tensor:
-        U, S, V = parts(s.W)
-        rest = s.W - (U[:, :3] * S[:3]) @ V[:, :3].T
-        return s.x @ (rest + torch.einsum("ir,r,or->io", s.Up, s.Sp, s.Vp)) + s.bias
-
-    return by_formula(library("sorsa", r=3), formula)
-
-
 @reference("lora_xs", by="formula", against="x W + s x U_r S_r R V_r^T, Bałazy et al. 2024")
 def _() -> float:
     def formula(s: Seen) -> torch.Tensor:
