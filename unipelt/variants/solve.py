@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,11 +12,17 @@ from typing import Any
 from ..language.syntax import nodes as S
 from ..language.analyse.canonical import Canonical, Leaf
 from ..language.report.diagnostics import PeltError
+from ..language.types.fitting import plain
 from ..language.types.infer import Inference
 from ..language.syntax.parser import parse_expression
+from ..language.sites import SIZES
 from ..language.sizes import Size
 from ..language.types.values import NumberType, Value
 from .patterns import key_of_lines
+
+
+#: Sizes that a symbol such as ``ceil(d_in / n)`` may read.
+_SIZES = {name: Size.of(name) for name in (*SIZES, "d_in", "d_out")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,10 @@ def solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> 
             else:
                 known[unknown[0]] = found
         if len(later) == len(left):
-            return None
+            supposed = _defaults({s for p, _ in left for s in p.symbols if "(" in s}, params, known)
+            if not supposed:
+                return None
+            known |= supposed
         left = later
     changed = [(a, b) for a, b in instead.items() if a != b]
     if len(changed) > 1:
@@ -75,6 +85,16 @@ def solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> 
     return Solution(out, (changed[0][1], changed[0][0]) if changed else None)
 
 
+def _defaults(opaque: Iterable[str], params: Mapping[str, S.Param], known: Mapping[str, Size]) -> dict[str, Size]:
+    """The defaults of arguments that stand in nothing but symbols such as ``ceil(d_in / n)``, which are not solved for."""
+    read: set[str] = set()
+    for symbol in opaque:
+        with suppress(PeltError):  # a name of its own, such as that of a quotient of sums
+            read |= {n.id for n in S.walk(parse_expression(symbol)) if isinstance(n, S.Name)}
+    found = {n: plain(p.default) for n, p in params.items() if n in read and n not in known and p.default is not None}
+    return {n: Size.of(v) for n, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
 def _evaluated(p: Size, known: Mapping[str, Size]) -> Size:
     """A polynomial whose opaque symbols, such as ``sqrt(r)``, are computed where what they read is known."""
     values = {
@@ -86,11 +106,13 @@ def _evaluated(p: Size, known: Mapping[str, Size]) -> Size:
     for symbol in p.symbols:
         if "(" in symbol:
             try:
-                found = Inference(dict(values), {}).infer(parse_expression(symbol)).type
+                found = Inference(dict(values), _SIZES).infer(parse_expression(symbol)).type
             except PeltError:  # a name of its own, such as that of a quotient of sums
                 continue
             if isinstance(found, NumberType) and found.value is not None:
                 new[symbol] = Size.of(Fraction(found.value))
+            elif isinstance(found, NumberType) and found.size is not None and found.size != Size.of(symbol):
+                new[symbol] = found.size  # of sizes of the site, which no argument is
     return p.bind(new) if new else p
 
 

@@ -7,6 +7,7 @@ recognised (`unipelt.variants.recognise`); what was erased is kept in the same o
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from ..types.primitives import PRIMITIVES
 from .reader import Learned, written
 from .start import tensors_of
 from ..sizes import Size
+
+
+_END = re.compile(r"[^\[\],:·\s][^\[\],:]*")  # what stands at an end of a range, in its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,13 @@ class _Writer:
             return word, ()
         return f"axis {1 + list(site.axes).index(word)}", self._size(site.axes[word], site)[1]
 
+    def _range(self, name: str, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
+        """The name of a call; the ends of a range are leaves."""
+        if not self.erase or name not in site.ranges:
+            return name, ()
+        ends = [self._size(end, site) for end in site.ranges[name]]
+        return _END.sub("#", name), tuple(leaf for _, own in ends for leaf in own)
+
     def _term(self, t: Term, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
         if not t.products:
             return "0", ()
@@ -209,7 +220,7 @@ class _Writer:
             text = (" @ " if a.kind == "chain" else " * ").join(x for x, _ in found)
             return (text if a.kind == "chain" else f"({text})"), tuple(v for _, own in found for v in own)
         name, *args = a.parts
-        shown, leaves = name, ()
+        shown, leaves = self._range(name, site)
         plain = name.removeprefix("?")
         if name.startswith("?") or (plain in PRIMITIVES and PRIMITIVES[plain].elementwise):
             shown, leaves = ("act", (Leaf("word", name),)) if self.erase else (name, ())

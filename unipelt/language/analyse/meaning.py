@@ -40,7 +40,7 @@ class SiteMeaning:
     them in terms.
 
     Where a site has edits in different layers, stacks or tokens, they are counted by ``edit``, in the order in which they
-    act, and ``h`` is what the edits before leave.
+    act, and ``h`` is what the edits before leave. ``ranges`` are the ends of ranges by their text.
     """
 
     site: str
@@ -51,6 +51,7 @@ class SiteMeaning:
     edit: int = 0
     training: tuple[tuple[str, Term], ...] = ()  # penalties, and what tensors become after a step, in order
     axes: Mapping[str, Size] = field(default_factory=dict, compare=False)
+    ranges: Mapping[str, tuple[Size, ...]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ def meaning(method: Method, arguments: bool = True) -> Meaning:
                     declared,
                     n if counted else 0,
                     tuple(place.training),
-                    axes=place.lengths,
+                    axes=dict(place.lengths),
+                    ranges=dict(place.ranges),
                 )
             )
     return Meaning(tuple(sites), tensors, _trains(method.trains), tuple(sorted(inputs.items())))

@@ -112,6 +112,7 @@ class SiteState:
         self.symbols: dict[str, str] = {}
         self.axes: dict[str, str] = {}  # what declared axes are called, by what stands for them in terms
         self.lengths: dict[str, Size] = {}  # and their sizes
+        self.ranges: dict[str, Sizes] = {}  # the ends of ranges, by their text
 
     def read(self, typing: TypedRow) -> None:
         site = typing.site
@@ -303,6 +304,8 @@ class Reader:
                 return call(sizes, draw.word, draw.owner, *sorted(map(self._axis, draw.axes)), shown)
             case S.Index(inner, items):
                 shown = ", ".join(self._slice(i) if isinstance(i, S.Slice) else "·" for i in items)
+                ends = [v for i in items if isinstance(i, S.Slice) for v in (i.low, i.high) if v is not None]
+                self.state.ranges[f"[{shown}]"] = tuple(self._plain(v, self.value(v).type) for v in ends)
                 picks = [self._argument(i) for i in items if not isinstance(i, S.Slice)]
                 return call(sizes, f"[{shown}]", self.term(inner), *picks)
         return call(sizes, to_text(self._without_lets(e)))
