@@ -41,15 +41,16 @@ def methods() -> list[str]:
     return [e.name for e in library() if e.kind == "method"]
 
 
+def drawn(test: str, method: str, share: int = 8) -> bool:
+    """Whether a method is among the one in ``share`` that a test takes besides the classics; ``method`` as it is called in ``specs/``."""
+    everything = bool(os.environ.get("UNIPELT_ALL"))
+    return everything or int(hashlib.sha256(f"{test}:{method}".encode()).hexdigest(), 16) % share == 0
+
+
 def members(test: str, share: int = 8) -> list[str]:
     """The methods that a costly test takes: the classics, and of the others one in ``share``, other ones for each test.
 
     With UNIPELT_ALL=1 all of them. Every method goes through `tests/zoo` in any case.
     """
     classics = {name(n) for n in CLASSICS}
-
-    def drawn(method: str) -> bool:
-        return int(hashlib.sha256(f"{test}:{method}".encode()).hexdigest(), 16) % share == 0
-
-    everything = bool(os.environ.get("UNIPELT_ALL"))
-    return [m for m in methods() if m in classics or everything or (not RENAMED and drawn(m))]
+    return [m for m in methods() if m in classics or (not RENAMED and drawn(test, m, share))]

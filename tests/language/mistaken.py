@@ -424,6 +424,6 @@ in_form("penalty_with_axes", "E0386", "penalty ⟦sum(z)⟧ delta = z", "one num
 in_form(
     "after_with_input", "E0303", "A: [d_in] ~ zeros after step { A = A * sum(⟦z⟧) } delta = z * A", "belongs to a pass"
 )
-in_form("later_layers", "E0392", "A: [d_in, d_out] ~ zeros per ⟦layers(4)⟧ delta = z @ A", "not built yet")
+in_form("layers_unsaid", "E0392", "A: [d_in, d_out] ~ zeros per ⟦layers⟧ delta = z @ A", "does not say how many layers")
 whole("later_method_input", "E0215", "⟦input task: index(3)⟧ use lora", "not built yet")
 whole("later_method_tensor", "E0215", "⟦A: [d_model] ~ zeros⟧ use lora", "not built yet; form")

@@ -169,7 +169,8 @@ def _sites_of(path: Path, sites: SiteMap) -> tuple[list[Site], tuple[str, ...]]:
     stack = _stack(path, sites)
     parts = path.parts if stack is None else path.parts[1:]
     cuts = ((sites.named(".".join(parts[:cut]), stack), parts[cut:]) for cut in range(len(parts), 0, -1))
-    return next(((found, rest) for found, rest in cuts if found), ([], parts))
+    # `attn.q.weight` is the parameter of that name at `attn.q`, not all of the module that a row at the weight would change
+    return next(((found, rest) for found, rest in cuts if found and not found[0].kind.is_weight), ([], parts))
 
 
 def trained_along(paths: tuple[Path, ...], sites: SiteMap) -> list[str]:
