@@ -6,15 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from names import name as named
+from names import CLASSICS, name as named
 from names import spec
 from small import model, output, randomise
 
 import unipelt
 from unipelt.compiler.evaluator import Context, constants, evaluate
 from unipelt.compiler.named import Named
-from unipelt.language.types.primitives import PRIMITIVES, entry_of
-from unipelt.language.loading import library, load, parse
+from unipelt.language.loading import load, parse
 from unipelt.language.analyse.merged import merged, merged_at
 from unipelt.language.syntax.printer import to_text
 from unipelt.language.analyse.verdicts import verdicts
@@ -78,15 +77,16 @@ def test_the_derived_weight_is_what_merging_writes(what):
     assert check(parse(METHODS[what])) >= 2
 
 
-@pytest.mark.parametrize("method", [e.name for e in library() if e.kind == "method" and load(e.name).rows])
+@pytest.mark.parametrize("method", [m for m in map(named, CLASSICS) if load(m).rows])
 def test_methods_of_the_library(method):
-    """Where the verdict is yes, every row at every site has its weight; those of one row each are merged by number."""
+    """Where the verdict is yes, every row at every site has its weight; those of one row each are merged by number.
+
+    The others are merged by number in `tests/zoo`, whether their weight is a formula or not.
+    """
     loaded = load(method)
     if verdicts(loaded)["mergeable"].value != "yes":
         return
     found = merged(loaded)
-    if any(entry is PRIMITIVES["split"] for r in loaded.rows for n in r.nodes if (entry := entry_of(n)) is not None):
-        return  # what reads the input in blocks is no product with one matrix in its text; it merges by number (tests/zoo)
     assert {(m.row, m.site) for m in found} >= {
         (r.name, str(p)) for r in loaded.rows for p in r.sites if loaded.params == ()
     }
