@@ -1,4 +1,4 @@
-"""What methods of the library plan and compute: the same, whatever the definitions are called (see `test_renamed`)."""
+"""What the classics of the library plan and compute: the same, whatever the definitions are called (see `test_renamed`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from names import CLASSICS, RENAMED, drawn, methods
+from names import CLASSICS, RENAMED, methods
 
 sys.path.append(str(Path(__file__).parent / "behaviour"))
 from tiny import batch, build, distance, giving, look, loss, small
@@ -21,12 +21,12 @@ MODELS = ("bert_head", "gpt2", "llama")
 
 
 def computed() -> dict[str, Any]:
-    """Method (by its name in ``specs/``; the classics and a share of the others) and model → the codes of its refusal, or what it plans, computes and learns from."""
+    """Method (by its name in ``specs/``; the classics) and model → the codes of its refusal, or what it plans, computes and learns from."""
     back = {v: k for k, v in RENAMED.items()}
     found = {}
     for method in sorted(methods(), key=lambda n: back.get(n, n)):
         original = back.get(method, method)
-        for kind in MODELS if original in CLASSICS or drawn("computed", original) else ():
+        for kind in MODELS if original in CLASSICS else ():
             found[f"{original} {kind}"] = _of(method, kind)
     return found
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ def spec(text: str) -> str:
     return _WORD.sub(lambda m: RENAMED.get(m[0], m[0]), text)
 
 
-#: The methods that every test of a method takes. Of the others each such test takes a share (see `members`).
+#: The methods that every test of a method takes; the others go through `tests/zoo`.
 CLASSICS = (
     "adapter adapter_drop adapter_drop_robust adapter_plus bitfit first_head full ia3 llama_adapter ln_tuning lora lora_plus mam "
     "mean_head multi_head_parallel_adapter p_tuning p_tuning_mlp p_tuning_mlp_prepended p_tuning_prepended p_tuning_v2 "
@@ -41,16 +40,7 @@ def methods() -> list[str]:
     return [e.name for e in library() if e.kind == "method"]
 
 
-def drawn(test: str, method: str, share: int = 8) -> bool:
-    """Whether a method is among the one in ``share`` that a test takes besides the classics; ``method`` as it is called in ``specs/``."""
-    everything = bool(os.environ.get("UNIPELT_ALL"))
-    return everything or int(hashlib.sha256(f"{test}:{method}".encode()).hexdigest(), 16) % share == 0
-
-
-def members(test: str, share: int = 8) -> list[str]:
-    """The methods that a costly test takes: the classics, and of the others one in ``share``, other ones for each test.
-
-    With UNIPELT_ALL=1 all of them. Every method goes through `tests/zoo` in any case.
-    """
+def members() -> list[str]:
+    """The methods that a costly test takes: the classics; with UNIPELT_ALL=1 every one, also those too large for its models."""
     classics = {name(n) for n in CLASSICS}
-    return [m for m in methods() if m in classics or (not RENAMED and drawn(test, m, share))]
+    return [m for m in methods() if m in classics or os.environ.get("UNIPELT_ALL")]

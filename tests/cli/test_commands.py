@@ -383,7 +383,7 @@ def test_a_plan_fits_eighty_columns_and_says_what_is_true_of_several_rows_once(t
 
     (tmp_path / "bert.json").write_text(json.dumps({**BertConfig().to_dict(), "model_type": "bert"}), "utf-8")
     met = 0
-    for method in members("test_commands"):
+    for method in members():
         command = [
             "plan",
             method,

@@ -22,7 +22,7 @@ from unipelt.language.write.formula import TEX, as_latex, as_text, write
 from unipelt.language.loading import load
 from unipelt.language.syntax.parser import parse_expression
 
-METHODS = members("test_show")
+METHODS = members()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from small import GROUPS, HEADS, INNER, LAYERS, WIDTH, WORDS, model
 import unipelt
 from unipelt.language.analyse.counts import counts, formula
 
-METHODS = members("test_counts")
+METHODS = members()
 #: Small arguments, so that both outcomes of folding and of clamping occur.
 ARGUMENTS = {"r": 5, "ra": 3, "rl": 2, "l": 4, "mid": 11, "top": 2}
 

@@ -13,7 +13,7 @@ import unipelt
 from unipelt.compiler.plan import Plan
 from unipelt.language.report.diagnostics import Diagnostic, PeltError
 
-METHODS = members("test_plan")
+METHODS = members()
 LOW_RANK = (
     "insert parallel form { A: [d_in, r] ~ normal(1) B: [r, d_out] ~ zeros delta = z @ A @ B } "
     "compose { out = h + delta }"

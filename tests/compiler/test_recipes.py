@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import small
 import torch
-from names import members, name as named
+from names import CLASSICS, name as named
 
 import unipelt
 from unipelt.compiler.lower import LOWERINGS
@@ -27,7 +27,7 @@ from unipelt.runtime.seam import edit_at
 sys.path.insert(0, str(Path(__file__).parent.parent / "proof"))  # random methods are drawn there
 import random_methods
 
-METHODS = members("test_recipes")
+METHODS = [named(n) for n in CLASSICS]  # the others: `tests/zoo`, where the fast path is held against the literal one
 BATCH, TOKENS = 3, 5
 
 

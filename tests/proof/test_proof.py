@@ -17,7 +17,7 @@ from unipelt.language.loading import parse
 from unipelt.language.analyse.verdicts import verdicts
 from unipelt.language.analyse.row_verdicts import RULES
 
-METHODS = members("test_proof")
+METHODS = members()
 DECODERS, OTHERS = ("gpt2", "llama"), [k for k in KINDS if k not in ("gpt2", "llama")]
 
 

@@ -26,7 +26,7 @@ from unipelt.runtime.saving import fingerprint
 from unipelt.runtime.folder import read_manifest, read_tensors
 from unipelt.runtime.hub import MANIFEST, METHOD, WEIGHTS
 
-METHODS = members("test_checkpoint")
+METHODS = members()
 
 
 def adapted(

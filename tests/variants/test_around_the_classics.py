@@ -10,7 +10,6 @@ from unipelt.language.loading import definition
 from unipelt.variants.generate import generate
 from unipelt.variants.recognise import recognise
 
-FILE = "examples/spaces/around_the_classics.pelt"
 CLASSICS = {"lora", "adapter", "prefix_tuning"}
 
 
@@ -19,7 +18,7 @@ def test_published_methods_come_out_of_spaces_around_the_classics(record_propert
     found: set[str] = set()
     members = 0
     for name in ("around_lora", "around_the_adapter", "around_prefixes"):
-        generated = generate(space_of(*definition(FILE, name))).members
+        generated = generate(space_of(*definition(f"examples/spaces/{name}.pelt"))).members
         members += len(generated)
         whole = [recognise(m.method).whole for m in generated]
         found |= {w.name for w in whole if w is not None and w.plain}

@@ -13,7 +13,7 @@ from unipelt.language.loading import load, parse
 from unipelt.language.analyse.verdicts import verdicts
 
 
-METHODS = members("test_properties")
+METHODS = members()
 
 
 def small(method):

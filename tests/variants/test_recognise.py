@@ -22,7 +22,7 @@ from unipelt.variants.generate import generate
 from unipelt.variants.operators import neighbours
 from unipelt.variants.recognise import Match, recognise
 
-METHODS = members("test_recognise")
+METHODS = members()
 
 
 def claimed(match: Match, sites: tuple) -> Method:

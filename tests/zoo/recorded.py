@@ -51,8 +51,12 @@ def by_recording(
     learned = [
         t for n, t in tensors.items() if n.startswith("grad.") and t.any()
     ]  # what has no gradient is read nowhere
-    compare_counts(record(model, "default").trained().values(), learned)
     found = {n: source(n) for n in unipelt.state_dict(model)}
+    unread = {
+        n for n, (recorded, _) in found.items() if (g := tensors.get(f"grad.{recorded}")) is not None and not g.any()
+    }
+    own = record(model, "default").trained()
+    compare_counts([p for n, p in own.items() if n not in unread], learned)
     _fill(unipelt.state_dict(model), found, tensors)
     given = {n.removeprefix("adapter.") for n in tensors if n.startswith("adapter.")}
     given = {n for n in given if not unused or unused not in n}

@@ -136,7 +136,7 @@ def test_the_record_is_of_the_library_as_it_is() -> None:
         assert now.to_json() == m.to_json(), f"{name} has changed: write the record anew"
 
 
-@pytest.mark.parametrize("method", members("counts", 12))
+@pytest.mark.parametrize("method", members())
 def test_the_counts_are_those_of_a_plan(method: str) -> None:
     assert record()[method].counts == counts(method)
 

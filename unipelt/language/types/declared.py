@@ -91,7 +91,16 @@ class Declared:
                 **self._whole(e, isinstance(v.type, NumberType)),
             )
             return None
-        n = v.type.size.bind(self._arguments()).number
+        try:
+            n = v.type.size.bind(self._arguments()).number
+        except ZeroDivisionError:
+            self.inf.fail(
+                "E0318",
+                f"{what}'s size is divided by 0",
+                e.span,
+                help="give the argument that it is divided by another value",
+            )
+            return None
         if n is not None and (n.denominator != 1 or n < 1):
             defaults = [
                 p.default.span for p in self.params.values() if p.default is not None and p.name in v.type.size.symbols

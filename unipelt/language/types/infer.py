@@ -176,7 +176,7 @@ class Inference:
         )
 
     def _in_scope(self) -> str:
-        named = sorted(n for n, v in self.names.items() if not isinstance(v.type, Poison))
+        named = sorted(n for n, v in self.names.items() if n.isidentifier() and not isinstance(v.type, Poison))
         return f"in scope: {', '.join(named)}" if named else ""
 
     def _attr(self, e: Attr) -> Value:
