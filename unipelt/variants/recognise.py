@@ -17,6 +17,7 @@ from ..language.analyse.canonical import Canonical, difference
 from ..language.write.columns import COLUMNS, columns_of
 from ..language.types.fitting import plain
 from ..language.ir import Method, Row
+from ..language.report.diagnostics import PeltError
 from ..language.analyse.meaning import bound, meaning
 from ..language.syntax.printer import to_text
 from .catalogue import catalogue, known, of_rows, with_skeleton
@@ -114,7 +115,10 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
     """The known rows that a row is, best first."""
     whole = bound(replace(method, rows=(row,), trains=(), requires=()))
     mine, alone = whole.rows[0], _alone(whole, whole.rows[0])
-    found = meaning(alone)
+    try:
+        found = meaning(alone)
+    except PeltError:  # it has no meaning without the tokens that it selects
+        return []
     starts: frozenset[Any] = frozenset()
     ranked: list[tuple[tuple, Match]] = []
     for own, m in (("", found), ("without", without_biases(found))):
@@ -141,10 +145,10 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
                 _around(mine, theirs),
             )
             changed = [k for k in match.arguments if p.params[k].type != "int"]  # a size is no other method
-            differ = sum(map(bool, (match.biases, match.sites))) + 2 * bool(match.activation)
+            differ = sum(map(bool, (match.biases, match.sites, match.starts))) + 2 * bool(match.activation)
             differ += len(match.around) + len(changed)
             around = sum(map(bool, (theirs.layers, theirs.tokens, theirs.gate)))  # the plainer one is nearer
-            rank = (not p.alone, differ, len(match.arguments), match.starts, around, len(p.params), p.method)
+            rank = (not p.alone, differ, match.starts, len(match.arguments), around, len(p.params), p.method)
             ranked.append((rank, match))
     return [m for _, m in sorted(ranked, key=lambda x: x[0])]
 
