@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import re
 import statistics
-from pathlib import Path
 
 from names import CLASSICS, RENAMED, methods
 
 import unipelt
 from unipelt.language.analyse.verdicts import verdicts
-from unipelt.language.library import library_definition
-
-
-def lines(name: str) -> int:
-    """Lines of a method as it is written, without its docstring."""
-    span = library_definition("method", name).span
-    text = re.sub(r'"""[\s\S]*?"""\n?', "", Path(span.file).read_text(encoding="utf-8")[span.start : span.end])
-    return sum(bool(line.strip()) for line in text.splitlines())
+from unipelt.language.record import lines_of
 
 
 def test_every_method_names_its_authors_and_its_year() -> None:
@@ -31,7 +23,7 @@ def test_every_method_names_its_authors_and_its_year() -> None:
 
 
 def test_methods_are_short() -> None:
-    assert statistics.median(lines(m) for m in methods()) <= 10
+    assert statistics.median(lines_of(m) for m in methods()) <= 10
 
 
 def test_nearly_every_verdict_is_known() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..language.loading import Entry
+from ..language.loading import Entry, load
 from ..language.record import MODELS, Recorded, digest, is_current, record
 from ..language.write.columns import BESIDE, COLUMNS
 from .output import emit, table
@@ -35,8 +35,6 @@ def show_table(entries: Sequence[Entry], as_json: bool) -> None:
 
 def recorded(entries: Iterable[Entry]) -> dict[str, Recorded]:
     """What the record has of these methods, and of those that read otherwise by now what is known without a model."""
-    from ..runtime.references import load
-
     known, current, found = record(), is_current(), {}
     for e in entries:
         if e.kind != "method":

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-from ...language.sizes import Size
 
 from .. import helpers
 from ..code import Code, Written, refine, spread, text_of, union
 from ..named import Named, Value, ordered
 from ..named import refine as refined
 from ..named import spread as spread_out
-from .evaluated import FUNCTIONS, function
-from .written import WORDS, Writing, as_size, word
+from .evaluated import function
+from .of_one import of_one
+from .written import Writing, as_size, word
 
 
 @function("kron")
@@ -57,20 +55,6 @@ def _cayley(w: Writing, a: Written, *k: Written) -> Written:
     return Code(w.helper("cayley_series" if k else "cayley", a.text, *map(text_of, k)), a.axes, a.sizes)
 
 
-def _of_one(name: str, sizes: Callable[[tuple[Size, ...]], tuple[Size, ...]]) -> None:
-    """A helper of one tensor that leaves its axes; ``sizes`` are those that it gives."""
-    compute = getattr(helpers, name)
-
-    def found(context: Any, a: Named) -> Value:
-        return Named(compute(a.data), a.axes)
-
-    def written(w: Writing, a: Written) -> Written:
-        assert isinstance(a, Code)
-        return Code(w.helper(name, a.text), a.axes, sizes(a.sizes))
-
-    FUNCTIONS[name], WORDS[name] = found, written
-
-
-_of_one("orthonormal", lambda s: s)
-_of_one("householder", lambda s: (*s[:-1], s[-2]))
-_of_one("circulant", lambda s: (*s, s[-1]))
+of_one("orthonormal", lambda s: s)
+of_one("householder", lambda s: (*s[:-1], s[-2]))
+of_one("circulant", lambda s: (*s, s[-1]))

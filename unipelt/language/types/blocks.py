@@ -22,15 +22,23 @@ def _axis(check: Reporter, name: str, over: Value, expr: Expr) -> tuple[str, Siz
     return None
 
 
+def _read(check: Reporter, name: str, args: list[Value], exprs: list[Expr]) -> tuple[str, Size] | None:
+    """The axis of a word that reads a tensor with a size and a declared axis; None where one of the two is none, which is said."""
+    found, t = _axis(check, name, args[1], exprs[1]), args[0].type
+    if found is not None and (not isinstance(t, TensorType) or not t.sizes):
+        check.fail("E0331", f"`{name}` takes a tensor with a size, not {t}", exprs[0].span)
+        return None
+    return found
+
+
 @primitive("split", (2, 2), "split(z, axis): the last size n b as the declared axis, of size n, and the last size b; "
            "entry i b + j goes to entry i of the axis, place j", linear=True)  # fmt: skip
 def _split(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    a, found = args[0], _axis(check, "split", args[1], exprs[1])
+    found = _read(check, "split", args, exprs)
     if found is None:
         return Value(POISON)
-    axis, n = found
-    if not isinstance(a.type, TensorType) or not a.type.sizes:
-        return check.fail("E0331", f"`split` takes a tensor with a size, not {a.type}", exprs[0].span)
+    a, (axis, n) = args[0], found
+    assert isinstance(a.type, TensorType)
     if axis in a.type.axes:
         return check.fail("E0331", f"this has the axis `{axis}` already: {a.type}", exprs[0].span,
                           help="declare a second axis of that size, and split along that")  # fmt: skip
@@ -45,12 +53,11 @@ def _split(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) ->
 @primitive("join", (2, 2), "join(y, axis): the inverse of `split`: the axis, of size n, and the last size b as one last size n b",
            linear=True)  # fmt: skip
 def _join(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    a, found = args[0], _axis(check, "join", args[1], exprs[1])
+    found = _read(check, "join", args, exprs)
     if found is None:
         return Value(POISON)
-    axis, n = found
-    if not isinstance(a.type, TensorType) or not a.type.sizes:
-        return check.fail("E0331", f"`join` takes a tensor with a size, not {a.type}", exprs[0].span)
+    a, (axis, n) = args[0], found
+    assert isinstance(a.type, TensorType)
     if axis not in a.type.axes:
         return check.fail("E0335", f"this value has no axis `{axis}` to join: {a.type}", exprs[0].span,
                           help="split it along that axis, or give a tensor that is read here `per` that axis")  # fmt: skip

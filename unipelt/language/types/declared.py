@@ -94,12 +94,7 @@ class Declared:
         try:
             n = v.type.size.bind(self._arguments()).number
         except ZeroDivisionError:
-            self.inf.fail(
-                "E0318",
-                f"{what}'s size is divided by 0",
-                e.span,
-                help="give the argument that it is divided by another value",
-            )
+            self.inf.fail("E0318", f"{what}'s size is divided by 0", e.span, help="divide it by something other than 0")
             return None
         if n is not None and (n.denominator != 1 or n < 1):
             defaults = [

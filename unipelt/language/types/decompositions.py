@@ -6,6 +6,7 @@ attached, and only starts may read it. What they make of it is stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..sites import TensorType
@@ -31,28 +32,28 @@ def _matrix(check: Reporter, name: str, a: Value, span: Span) -> TensorType | Va
     return check.fail("E0331", f"`{name}` takes a matrix [.., n, m], and this is {a.type}", span)
 
 
-@primitive("svd", (1, 1), "U, S, V = svd(A) of A: [.., n, m]: singular vectors U: [.., n, k] and V: [.., m, k] in columns, singular "
-           "values S: [.., k], the largest first, k = min(n, m), A = (U * S) @ V.T; the largest entry of each column of U is positive")  # fmt: skip
-def _svd(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    t = _matrix(check, "svd", args[0], span)
+def _apart(
+    check: Reporter, name: str, a: Value, span: Span, parts: Callable[[Size, Size, Size], tuple[tuple[Size, ...], ...]]
+) -> Value:
+    """The factors of a matrix [n, m]; ``parts`` are their sizes, from n, m and the smaller of the two."""
+    t = _matrix(check, name, a, span)
     if isinstance(t, Value):
         return t
     *front, n, m = t.sizes
-    k = smaller(n, m)
-    parts = (TensorType(t.axes, (*front, *own)) for own in ((n, k), (k,), (m, k)))
-    return replace(bend(args[0], span), type=Several(tuple(parts)), at_start=span)
+    factors = tuple(TensorType(t.axes, (*front, *own)) for own in parts(n, m, smaller(n, m)))
+    return replace(bend(a, span), type=Several(factors), at_start=span)
+
+
+@primitive("svd", (1, 1), "U, S, V = svd(A) of A: [.., n, m]: singular vectors U: [.., n, k] and V: [.., m, k] in columns, singular "
+           "values S: [.., k], the largest first, k = min(n, m), A = (U * S) @ V.T; the largest entry of each column of U is positive")  # fmt: skip
+def _svd(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    return _apart(check, "svd", args[0], span, lambda n, m, k: ((n, k), (k,), (m, k)))
 
 
 @primitive("qr", (1, 1), "Q, R = qr(A) of A: [.., n, m]: orthonormal columns Q: [.., n, k] and R: [.., k, m], upper triangular with "
            "no negative entry on its diagonal, k = min(n, m), A = Q @ R")  # fmt: skip
 def _qr(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    t = _matrix(check, "qr", args[0], span)
-    if isinstance(t, Value):
-        return t
-    *front, n, m = t.sizes
-    k = smaller(n, m)
-    parts = (TensorType(t.axes, (*front, *own)) for own in ((n, k), (k, m)))
-    return replace(bend(args[0], span), type=Several(tuple(parts)), at_start=span)
+    return _apart(check, "qr", args[0], span, lambda n, m, k: ((n, k), (k, m)))
 
 
 @primitive("inverse", (1, 1), "the inverse of a square matrix [.., n, n]", tied=True)

@@ -1,7 +1,7 @@
 """The words of the language with an example each: primitives, distributions, clauses and lines of a body.
 
-What a primitive or a distribution is stands in its table's entry; an example, and what a word of the grammar is, stand in
-the files beside this one (``shapes.toml``). A test holds that every word has an example that checks and uses it.
+What a primitive or a distribution is stands in its table's entry; an example, what a word of the grammar is, and what a word
+means elsewhere stand in the files beside this one (``shapes.toml``). A test holds that every word has an example that checks and uses it.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def _written() -> dict[str, dict[str, str]]:
 @lru_cache(maxsize=1)
 def words() -> dict[str, Word]:
     """Every word by its name, in the order of the alphabet."""
-    found: dict[str, Word] = {}
-    for name, entry in _written().items():
-        if "doc" in entry:
-            found[name] = Word(name, entry["kind"], entry["doc"], entry["example"])
-    for p in PRIMITIVES.values():
-        found[p.name] = Word(p.name, "function", p.doc, _written().get(p.name, {}).get("example", ""), p.arity)
-    for i in INITIALISERS.values():
-        found[i.name] = Word(i.name, "distribution", i.doc, _written().get(i.name, {}).get("example", ""), i.arity)
+    written = _written()
+    tables = [("function", p.name, p.doc, p.arity) for p in PRIMITIVES.values()]
+    tables += [("distribution", i.name, i.doc, i.arity) for i in INITIALISERS.values()]
+    found = {n: Word(n, e["kind"], e["doc"], e["example"]) for n, e in written.items() if "kind" in e}
+    for kind, name, doc, arity in tables:
+        entry = written.get(name, {})
+        also = f". {entry['doc']}" if "doc" in entry else ""  # what the word means elsewhere
+        found[name] = Word(name, kind, doc + also, entry.get("example", ""), arity)
     return dict(sorted(found.items()))
 
 
