@@ -412,9 +412,9 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     },
     "leave `tokens` out": {"E0398-of-a-prompt": ("  tokens last 1\n", "")},
     "leave `tokens` out, or modify another site": {"E0398-of-a-weight": ("  tokens first 2\n", "")},
+    "divide it by something other than 0": {"E0318-size-divided-by-zero": ("n: int = 0", "n: int = 4")},
     "correct the expression; numbers multiply with `*`": {
         "E0318-division-by-zero": ("r / 0", "r * 2"),
-        "E0318-size-divided-by-zero": ("n: int = 0", "n: int = 4"),
         "E0318-huge-power": ("10 ** 10 ** 10", "10 * 10 * 10"),
         "E0318-nested-powers": ("9 ** 9 ** 9", "9 * 9 * 9"),
     },

@@ -63,6 +63,7 @@ class InputHooks:
         self.declared: dict[str, tuple[PlannedInput, ...]] = {}  # by adapter, acting or not
         self.names: frozenset[str] = frozenset()  # of the declared arguments
         self.prompts: dict[str, tuple[Prompt, ...]] = {}
+        self.asked: dict[str, bool | None] = {}  # by adapter, see `_of_text`
         self.selecting: dict[str, bool] = {}  # adapters that change some tokens, and whether these are found by a text
         self.pictures = False  # whether rows stand among the parts of a picture
         self.room: Room | None = None  # for rows that move the tokens' positions
@@ -76,12 +77,10 @@ class InputHooks:
         """Brings the hooks up to date with the attached adapters."""
         self.declared = {n: p.inputs for n, p in plans.items() if p.inputs}
         self.names = frozenset([i.name for declared in self.declared.values() for i in declared])
-        texts = {n: [e for e in p.edits if reads_text(e)] for n, p in plans.items()}
-        self.selecting = {
-            n: any(c.word == "since" for e in edits for c in e.typing.tokens) for n, edits in texts.items() if edits
-        }
+        asked, known = self.asked, self.prompts  # what is attached already is not looked at again
+        self.asked = {n: asked[n] if n in asked else _of_text(p) for n, p in plans.items()}
+        self.selecting = {n: since for n, since in self.asked.items() if since is not None}
         self.pictures = pictured(model)
-        known = self.prompts
         self.prompts = {n: known[n] if n in known else prompts(p, n) for n, p in plans.items()}
         rows = [p for placed in self.prompts.values() for p in placed]
         self.room = Room.of(model, self.sites) if rows else None
@@ -262,3 +261,9 @@ class InputHooks:
             return own(call.tokens, embeddings.padding_idx)
         start = call.seen - call.grown if call.seen else 0
         return torch.arange(start, start + call.tokens.shape[1], device=call.tokens.device)[None]
+
+
+def _of_text(plan: Plan) -> bool | None:
+    """Whether an adapter finds tokens by a text; None where it need not know the tokens that enter."""
+    edits = [e for e in plan.edits if reads_text(e)]
+    return any(c.word == "since" for e in edits for c in e.typing.tokens) if edits else None
