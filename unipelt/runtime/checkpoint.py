@@ -187,11 +187,11 @@ def _whole_numbers(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
     """Whole numbers say where something stands, so they must be less than there are places; what else is saved is none of them."""
     for n, t in tensors.items():
         below = plan.tensors[n].below if n in plan.tensors else None
-        if (t.dtype == torch.int64) != (below is not None) or (
-            below is not None and not bool(((t >= 0) & (t < below)).all())
-        ):
-            wanted = f"whole numbers from 0 to {below - 1}" if below is not None else "numbers of a floating type"
-            raise error("E0596", f"the tensor `{n}` is to hold {wanted}, and others were saved",
+        whole = t.dtype == torch.int64
+        if below is None and whole:
+            raise error("E0582", f"the tensor `{n}` was saved as whole numbers, and the method has others there")
+        if below is not None and not (whole and bool(((t >= 0) & (t < below)).all())):
+            raise error("E0596", f"the tensor `{n}` is to hold whole numbers from 0 to {below - 1}, and others were saved",
                         help="copy the folder again, as a whole")  # fmt: skip
 
 
