@@ -34,7 +34,11 @@ CALLS: dict[str, dict[str, Any]] = {
     "plan": {"model": None, "method": LORA, "head": None, "allow_future": False, "labels": None, "problem_type": None, "example": None},
     "sites": {"model": None, "example": None},
     "apply": {"model": None, "method": LORA, "name": "new", "seed": 0, "head": None, "tokenizer": None, "label_words": None, "dtype": None,
-              "allow_future": False, "lowering": True, "trainable": True, "labels": None, "problem_type": None, "example": None},
+              "allow_future": False, "lowering": True, "trainable": True, "labels": None, "problem_type": None, "example": None,
+              "data": None, "batches": 32, "loss": None},
+    "after_step": {"model": None},
+    "penalties": {"model": None},
+    "progress": {"model": None, "value": 0.5},
     "remove": {"model": None, "name": "a"},
     "activate": {"model": None, "*names": ("a",)},
     "active": {"model": None},
@@ -71,6 +75,7 @@ TAKES = {
     "model": {"model"}, "method": {"method"}, "name": {"text"}, "names": {"texts"}, "seed": {"count"}, "folder": {"text", "path"}, "path": {"text", "path"},
     "labels": {"count", "texts"}, "problem_type": {"text"}, "tokenizer": {"function", "class", "model", "method"}, "label_words": {"texts", "dict"},
     "dtype": {"dtype"}, "lr": {"count", "rate", "tensor"}, "weight_decay": {"count", "rate", "tensor"}, "batch": {"dict", "sizes"}, "over": {"text"},
+    "batches": {"count"}, "data": {"tensor"}, "loss": {"function", "class", "model", "method"}, "value": {"count", "rate"},
     "example": {"dict", "sizes"}, "output": {"tensor"}, "card": {"dict", "sizes"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
 }  # fmt: skip
 FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "private", "dry_run"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import accumulate, starmap
 from os import PathLike
@@ -68,6 +68,9 @@ def fits(value: Any, hint: Any) -> bool:
         return (
             isinstance(value, origin) and not isinstance(value, (str, bytes)) and all(fits(v, inner[0]) for v in value)
         )
+    if origin is Iterable:  # what yields its entries once is not looked into
+        single = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
+        return not single and (not isinstance(value, Sequence) or all(fits(v, inner[0]) for v in value))
     if hint in (int, float):
         return not isinstance(value, bool) and _converts(value, "__index__" if hint is int else "__float__")
     return isinstance(value, PathLike if hint is Path else origin or hint)
@@ -105,6 +108,8 @@ def kind(hint: Any) -> str:
         return f"a dict whose keys are {_PLURALS[inner[0]]}{values}"
     if origin is not None and issubclass(origin, Sequence):
         return f"a list of {_PLURALS[inner[0]]}" if inner[0] in _PLURALS else "a list"
+    if origin is Iterable:
+        return "an iterable of dicts" if get_origin(inner[0]) is Mapping else "an iterable"
     if getattr(hint, "_is_protocol", False):
         return f"a {hint.__name__.lower()}"
     return _KINDS.get(hint) or f"a `{_public_name(hint)}`"
