@@ -300,7 +300,7 @@ def test_a_compiled_model_has_the_rows() -> None:
     ("bart", "embed", PLACES[0], "put them at `embed.words`"),
     ("mbart", "embed", PLACES[2], "takes none, so rows would shift them"),
     ("whisper", "embed", PLACES[0], "rows among tokens, and this WhisperForConditionalGeneration reads none"),
-    ("vit_head", "embed", PLACES[0], "rows among tokens, and this ViTForImageClassification reads none"),
+    ("vit_head", "embed", "fill(delta, h)", "rows among tokens, and this ViTForImageClassification reads none"),
     ("opt", "embed", PLACES[0], "put it at `embed.words`"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_refused_and_why(kind: str, at: str, compose: str, said: str) -> None:
