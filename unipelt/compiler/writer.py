@@ -297,8 +297,9 @@ class Writer:
     def _draw(self, draw: Draw) -> Code:
         """What is drawn: outside training nothing but zeros is known beforehand; in a text for both, torch's own numbers."""
         sizes = tuple(
-            s.size if isinstance(s, Num) and s.size is not None else Size.of(s) for s in map(self.write, draw.sizes)
-        )  # type: ignore[arg-type]
+            s.size if isinstance(s, Num) and s.size is not None else Size.of(s)  # type: ignore[arg-type]
+            for s in map(self.write, draw.sizes)
+        )
         h = self.h
         if (
             self.training
@@ -330,7 +331,7 @@ class Writer:
         picks: list[tuple[int, Code]] = []
         for i, item in enumerate(e.items):
             if not isinstance(item, Slice):
-                index = self.names[numbers] if (numbers := numbers_named(item)) in self.names else self.write(item)
+                index = self.names[key] if (key := numbers_named(item)) in self.names else self.write(item)
                 if not isinstance(index, Code):
                     raise Unwritten("an index that is no tensor")
                 picks.append((i, index))

@@ -56,7 +56,7 @@ class Recorded:
     ) -> Recorded:
         """What is known of a method without a model, and what is given."""
         rows = tuple({k: v for k, v in r.items() if k != "method" and v} for r in rows_of([method]))
-        found = {k: v.value for k, v in verdicts(method).items()}
+        found: dict[str, str] = {k: v.value for k, v in verdicts(method).items()}
         return Recorded(digest(method), family, rows, found, lines_of(method.name), counts, verified, python)
 
     def to_json(self) -> dict[str, Any]:

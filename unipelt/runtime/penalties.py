@@ -69,7 +69,7 @@ class PenaltyHooks:
             loss = output.get("loss")
             if not isinstance(loss, torch.Tensor):
                 return None
-            changed = type(output)(**output)
+            changed: Any = type(output)(**output)
             changed["loss"] = loss + (penalty * share).to(loss.device)
             return changed
         if isinstance(output, tuple) and kwargs.get("labels") is not None and isinstance(output[0], torch.Tensor):

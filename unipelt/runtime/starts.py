@@ -127,7 +127,7 @@ class Starts:
             for part, front in ((e.row.form, ""), (e.row.gate or (), "gate."), (e.row.compose, "")):
                 inner = context if not front else replace(context, names=dict(context.names))
                 for s in part:
-                    if id(s) in wanted:
+                    if id(s) in wanted and isinstance(s, (Tensor, Let)):
                         self._line(s, front, e, inner, like, found)
         return found
 

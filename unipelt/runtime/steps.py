@@ -6,6 +6,7 @@ transformers.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,8 +113,13 @@ def _apart(e: Expr, places: Sequence[Context]) -> Expr:
         key = f":among {call.span.start} {n}"
         for c, mask in zip(places, kept):
             c.names[key] = mask
-        e = rewrite(e, lambda x, call=call, key=key: Name(key) if x is call or x == call else x)
+        e = rewrite(e, partial(_in_place, call, Name(key)))
     return e
+
+
+def _in_place(call: Apply, name: Name, e: Any) -> Any:
+    """The name where the call stands, anything else as it is."""
+    return name if e == call else e
 
 
 def _calls(e: Any) -> list[Apply]:

@@ -29,8 +29,8 @@ def _top_indices(w: Writing, t: Written, k: Written) -> Written:
 def scatter(context: Any, values: Named, places: Named, *sizes: Value) -> Value:
     axes, count = united(values, places), len(places.sizes)
     heads = next((t.data.shape[t.axes.index("head")] for t in (values, places) if "head" in t.axes), None)
-    found = [spreading(refined(t, axes, heads), axes, count) for t in (values, places)]
-    return Named(helpers.scatter(*found, count, [int(s) for s in sizes]), axes)  # type: ignore[arg-type]
+    v, at = (spreading(refined(t, axes, heads), axes, count) for t in (values, places))
+    return Named(helpers.scatter(v, at, count, [int(s) for s in sizes]), axes)  # type: ignore[arg-type]
 
 
 @word("scatter")

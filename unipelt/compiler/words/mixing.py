@@ -27,8 +27,8 @@ def _together(context: Any, *values: Named) -> tuple[tuple[str, ...], list[Named
 @function("attention")
 def attention(context: Any, q: Named, k: Named, v: Named) -> Value:
     axes, parts = _together(context, q, k, v)
-    found = [spreading(p, axes, 1) for p in parts]
-    return Named(helpers.attention(*found, context.mask, bool(context.names.get(CAUSAL))), axes)
+    one, other, third = (spreading(p, axes, 1) for p in parts)
+    return Named(helpers.attention(one, other, third, context.mask, bool(context.names.get(CAUSAL))), axes)
 
 
 @word("attention")

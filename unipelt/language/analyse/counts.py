@@ -187,12 +187,12 @@ def counts(method: Method) -> dict[str, Count]:
     for name, every in rows.items():
         found = [t for t in every if not t.site.by_path]
         unknown += [f"what `{name}` learns at `{t.place}`" for t in every if t.site.by_path]
-        every = any(t.row.layers is not None and t.row.layers.word == "every" for t in found)
+        spread = any(t.row.layers is not None and t.row.layers.word == "every" for t in found)
         owners = {
             ", ".join(x.owner.per)
             for t in found
             for x in t.tensors
-            if x.owner.open or (every and x.owner.span is not None)
+            if x.owner.open or (spread and x.owner.span is not None)
         }
         if owners:
             unknown += [f"what `{name}` learns per `{p}`" for p in sorted(owners)]

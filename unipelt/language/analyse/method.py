@@ -77,7 +77,7 @@ def analyse(method: Method, sizes: Mapping[str, int] | None = None) -> TypedMeth
                 help=f"give a whole number of at least {int(name != 'layer')}",
             )
     values = {n: v for n, v in sizes.items() if n not in NUMBERS}
-    return _analysed(method, Sizes(values, *(sizes.get(n) for n in NUMBERS)))
+    return _analysed(method, Sizes(values, sizes.get("layer"), sizes.get("depth")))
 
 
 @once

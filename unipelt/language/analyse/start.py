@@ -80,8 +80,7 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
         if name in PRIMITIVES and PRIMITIVES[name].bilinear and (_is_zero(first) or _is_zero(values[1])):
             return sum_of([], a.sizes)
         if name == "concat":
-            parts = [_constant(v) if isinstance(v, Term) else None for v in values]
-            if known is not None and all(p == known for p in parts):
+            if known is not None and all(isinstance(v, Term) and _constant(v) == known for v in values):
                 return Term(number(known).products, a.sizes)
     return plain
 

@@ -16,7 +16,7 @@ def _kron(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> 
     if not isinstance(a, TensorType) or not isinstance(b, TensorType) or not 0 < len(a.sizes) == len(b.sizes) <= 2:
         return check.fail("E0337", f"`kron` takes two matrices, or two vectors, not {a} and {b}", span)
     sizes = tuple(s * t for s, t in zip(a.sizes, b.sizes))
-    return product(*args, TensorType(united_axes(a.axes, b.axes), sizes), span)
+    return product(args[0], args[1], TensorType(united_axes(a.axes, b.axes), sizes), span)
 
 
 @primitive("skew", (2, 2), "skew(S, n): the n (n - 1) / 2 numbers of the last size, row by row, above the diagonal of a matrix "

@@ -238,9 +238,10 @@ class RowChecker(Declared, Trained):
         if not isinstance(e, Compare) or e.op != "==" or self.sizes.values is not None or self.alike is not None:
             return
         sizes = [v.type.size for v in map(self.inf.infer, (e.left, e.right)) if isinstance(v.type, NumberType)]
-        if len(sizes) < 2 or sizes[0] is None or sizes[1] is None:
+        known = [s for s in sizes if s is not None]
+        if len(known) < 2:
             return
-        a, b = sizes
+        a, b = known
         for one, other in ((a, b), (b, a)) if a != Size.of("d_model") else ((b, a), (a, b)):
             name = next(iter(one.symbols), "")
             if name in (*SIZES, "d_in", "d_out") and one == Size.of(name) and name not in other.symbols:

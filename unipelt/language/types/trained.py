@@ -7,10 +7,8 @@ read tensors and their gradients, and nothing of a pass.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
 from ..sites import NUMBERS, TensorType
-from ..syntax.nodes import Later, Let
+from ..syntax.nodes import Later, Let, Param
 from .declared import TensorTyping
 from .draws import DRAWN
 from .infer import Inference
@@ -25,7 +23,7 @@ class Trained:
 
     inf: Inference
     bindings: list[Binding]
-    params: Mapping[str, Any]
+    params: dict[str, Param]
 
     def later(self, s: Later, part: Part) -> None:
         """A `penalty` or an `after step`, which stand in a form."""
