@@ -30,7 +30,7 @@ def _break_after(monkeypatch, where, name, calls):
 @pytest.mark.parametrize(
     ("where", "name", "calls"),
     [("hanging", "_hang_edit", 0), ("hanging", "_hang_edit", 3), ("hanging", "_hang_copies", 0), ("hanging", "hang_root", 0),
-     ("hanging", "install", 0), ("attach", "activate", 0), ("attach", "start", 2), ("hanging", "_forget_compiled", 0)],
+     ("hanging", "install", 0), ("attach", "activate", 0), ("starts", "of", 2), ("hanging", "_forget_compiled", 0)],
 )  # fmt: skip
 def test_apply_that_fails_half_way(where, name, calls, kind, others, bases, monkeypatch):
     from unipelt.runtime import attach, hanging
@@ -44,7 +44,7 @@ def test_apply_that_fails_half_way(where, name, calls, kind, others, bases, monk
     traces, weights, acting = footprint(m), values(m), look(m, inputs)
     held = unipelt.active(m)
     with monkeypatch.context() as patch:
-        _break_after(patch, {"attach": attach, "hanging": hanging}[where], name, calls)
+        _break_after(patch, {"attach": attach, "hanging": hanging, "starts": attach.Starts}[where], name, calls)
         with pytest.raises(Broken):
             unipelt.apply(m, small("unipelt_apl"), name="new", allow_future=True)
     assert footprint(m) == traces

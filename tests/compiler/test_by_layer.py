@@ -244,7 +244,7 @@ def test_a_wrong_length_inside_a_spec_is_one_mistake_at_its_place() -> None:
         ("9 / 2", "E0368", "takes a whole number, not 4.5"),
         ("gelu", "E0368", "takes a whole number, not activation `gelu`"),
         ("laier", "E0301", "`layer`"),
-        ("max(layer, gelu)", "E0331", "takes numbers"),
+        ("max(layer, gelu)", "E0331", "takes several numbers"),
     ],
 )  # fmt: skip
 def test_what_is_no_argument(r: Any, code: str, words: str) -> None:

@@ -20,7 +20,7 @@ from ..language.library import digest_of_library, library_names
 from ..language.loading import load
 from ..language.report.diagnostics import PeltError
 from ..resources import folder
-from .patterns import Pattern, heads_of, patterns_of
+from .patterns import Pattern, compared, patterns_of
 
 FILE = "catalogue.json"
 
@@ -31,7 +31,7 @@ class Listed:
 
     rows: int
     keys: tuple[str, ...]
-    heads: dict[str, Any] | None
+    columns: dict[str, Any] | None
 
 
 def digest(text: str) -> str:
@@ -59,8 +59,8 @@ def _worked_out() -> dict[str, Listed]:
         if method is None:
             continue
         keys = sorted({digest(key) for key, _ in _patterns(name)})
-        heads = heads_of(method.rows[0], method) if len(method.rows) == 1 else None
-        found[name] = Listed(len(method.rows), tuple(keys), heads)
+        columns = compared(method.rows[0], method) if len(method.rows) == 1 else None
+        found[name] = Listed(len(method.rows), tuple(keys), columns)
     return found
 
 
@@ -71,7 +71,7 @@ def catalogue() -> dict[str, Listed]:
     if path.is_file():
         written = json.loads(path.read_text(encoding="utf-8"))
         if written["specs"] == digest_of_library():
-            return {n: Listed(m["rows"], tuple(m["keys"]), m["heads"]) for n, m in written["methods"].items()}
+            return {n: Listed(m["rows"], tuple(m["keys"]), m["columns"]) for n, m in written["methods"].items()}
     return _worked_out()
 
 

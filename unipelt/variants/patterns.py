@@ -56,13 +56,11 @@ def patterns_of(name: str, method: Method) -> list[tuple[str, Pattern]]:
     return out
 
 
-def heads_of(row: Row, method: Method) -> dict[str, Any]:
-    """What two rows are compared by: their columns without arguments, and the layers."""
+def compared(row: Row, method: Method) -> dict[str, Any]:
+    """What two rows are compared by: their columns, the sites in any order, and the layers."""
     columns = columns_of(row, method)
-    return {
-        "modify": sorted(columns["modify"].split(", ")), "insert": columns["insert"],
-        **{c: columns[c].partition("(")[0] for c in ("form", "compose", "gated by")}, "layers": columns["layers"],
-    }  # fmt: skip
+    others = {c: columns[c] for c in ("insert", "form", "compose", "gated by", "layers")}
+    return {"modify": sorted(columns["modify"].split(", ")), **others}
 
 
 def _variants(method: Method) -> list[Method]:

@@ -21,7 +21,7 @@ from ..language.report.diagnostics import PeltError
 from ..language.analyse.meaning import bound, meaning
 from ..language.syntax.printer import to_text
 from .catalogue import catalogue, known, of_rows, with_skeleton
-from .patterns import Pattern, heads_of, key_of_lines, lines_of, without_biases
+from .patterns import Pattern, compared, key_of_lines, lines_of, without_biases
 from .solve import Solution, fits
 
 
@@ -239,18 +239,24 @@ def _described(row: Row, method: Method) -> str:
 
 
 def _nearest(row: Row, method: Method) -> str:
-    """The library's row that shares the most columns with a new one, and in which it differs."""
-    mine = heads_of(row, method)
-    best: tuple[int, str, list[str]] = (3, "", [])
+    """The library's row that shares the most columns with a new one, arguments apart, and in which it differs; of several the one
+    that has more of them with the same arguments."""
+    mine = compared(row, method)
+    best: tuple[tuple[int, int], str, list[str]] = ((3, len(mine)), "", [])
     for name, other in catalogue().items():
-        theirs = other.heads
-        if theirs is None:
+        if (theirs := other.columns) is None:
             continue
-        differ = [c for c in mine if mine[c] != theirs[c]]
-        if len(mine) - len(differ) > best[0]:
-            best = (len(mine) - len(differ), name, differ)
+        differ = [c for c in mine if _without_arguments(c, mine[c]) != _without_arguments(c, theirs[c])]
+        shared = len(mine) - len(differ), sum(mine[c] == theirs[c] for c in mine)
+        if shared > best[0]:
+            best = shared, name, differ
     differs = " and ".join(best[2]) or "its arguments"
     return f" (nearest: {best[1]}, which differs in {differs})" if best[1] else ""
+
+
+def _without_arguments(column: str, value: Any) -> Any:
+    """What a column says, without the arguments of what it calls."""
+    return value.partition("(")[0] if column in ("form", "compose", "gated by") else value
 
 
 # ---------------------------------------------------------------- methods of several rows
