@@ -6,9 +6,9 @@ import peft
 import torch
 import unipelt
 from recorded import by_recording
-from refs_lora_frozen import QV, theirs
+from refs_lora_shared_or_frozen import QV, theirs
 from reference import Seen, beside_peft, by_formula, library, reference
-from refs_weight_updates import qv
+from refs_weight_transforms import qv
 
 
 def skew(numbers: torch.Tensor, b: int) -> torch.Tensor:

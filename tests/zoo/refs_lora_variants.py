@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import peft
 import torch
-from refs_lora_frozen import QV, theirs
+from refs_lora_shared_or_frozen import QV, theirs
 from reference import Seen, beside_peft, by_formula, library, reference
 from torch.nn import functional as F
 

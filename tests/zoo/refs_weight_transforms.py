@@ -6,7 +6,7 @@ import peft
 import torch
 import unipelt
 from recorded import by_recording
-from refs_lora_frozen import QV, theirs
+from refs_lora_shared_or_frozen import QV, theirs
 from reference import Seen, beside_peft, by_formula, library, reference
 
 AT = "[attn.q.weight, attn.v.weight]"

@@ -10,7 +10,7 @@ import torch
 import unipelt
 from calibrated import batches
 from reference import Seen, apart, library, reference, run, watched
-from refs_svd_starts import parts, plain
+from refs_spectral import parts, plain
 
 
 DATA = batches(14)
