@@ -595,13 +595,14 @@ def test_random_expressions_have_the_type_that_is_inferred(seed: int) -> None:
 
 
 def test_initialisers_have_a_draw() -> None:
-    from unipelt.compiler.initialise import draw, generator
+    from unipelt.compiler.initialise import draw
+    from unipelt.compiler.random import Generated
     from unipelt.language.syntax.nodes import Number, String
     from unipelt.language.types.values import Distribution
 
     for name, spec in INITIALISERS.items():
         args = tuple(String("a") if spec.text else Number(24 if spec.whole else 0.5 + i) for i in range(spec.arity[0]))
-        t = draw(Distribution(name, args), (2,), (3, 4), generator(0, "t"), lambda d, n, g: torch.ones(n, 4))
+        t = draw(Distribution(name, args), (2,), (3, 4), Generated(0, "t"), lambda d, n, g: torch.ones(n, 4))
         assert t.shape == (2, 3, 4) and torch.isfinite(t).all()
 
 

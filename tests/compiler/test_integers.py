@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import unipelt
 from unipelt import PeltError
-from unipelt.compiler.initialise import draw, generator
+from unipelt.compiler.initialise import draw
+from unipelt.compiler.random import Counted
 from unipelt.language.syntax.nodes import Number
 from unipelt.language.types.values import Distribution
 from unipelt.runtime.folder import MANIFEST, WEIGHTS
@@ -30,7 +31,7 @@ SPARSE = "frozen I: [n] ~ choice(d_in * d_out) c: [n] ~ normal(0.5) delta = z @ 
 
 
 def drawn(name: str, below: int, *sizes: int, copies: tuple[int, ...] = (), seed: int = 0) -> torch.Tensor:
-    return draw(Distribution(name, (Number(below),)), copies, sizes, generator(seed, "t"))
+    return draw(Distribution(name, (Number(below),)), copies, sizes, Counted(seed, "t"))
 
 
 @pytest.mark.parametrize("n, below", [(5, 5), (7, 20), (30, 31), (40, 10_000), (2_000, 1_000_000), (1, 1)])
@@ -86,7 +87,7 @@ def test_saved_places_that_there_are_not_are_refused(change, tmp_path: Path) -> 
 
     model = small.model("llama")
     unipelt.apply(model, method(SPARSE))
-    unipelt.save(model, tmp_path / "a")
+    unipelt.save(model, tmp_path / "a", draws=True)
     path, manifest = tmp_path / "a" / WEIGHTS, json.loads((tmp_path / "a" / MANIFEST).read_text())
     tensors = load_file(path)
     name = next(n for n in tensors if n.endswith(".I"))

@@ -1,7 +1,9 @@
 """Writes what an older reader left behind: tiny seeded bases, adapters with random values, and what they computed.
 
-``python tests/data/make_adapters.py FOLDER`` writes the format of the code it runs with. ``format-1`` was written once,
-at commit 6f93d52 (torch 2.13.0, transformers 5.23.0), and is never written again: `tests/runtime/test_formats.py` opens it.
+``python tests/data/make_adapters.py FOLDER [ADAPTER …]`` writes the format of the code it runs with. ``format-1`` was written once,
+at commit 6f93d52 (torch 2.13.0, transformers 5.23.0), and is never written again: `tests/runtime/test_formats.py` opens it. So
+were ``format-1.1``, the last with frozen draws in its file of tensors, and ``format-1.2``, the first without, which have the
+adapters that draw (`DRAWING`).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,12 @@ ADAPTERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mean_head": ("mean_head", "bert", {}),
     "lora_fused": ("lora", "gpt2", dict(r=2)),
 }
+DRAWING: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "vera": ("vera", "bert", dict(r=3)),
+    "lori": ("lori", "bert", dict(r=2, at="[attn.q, ffn.up]")),
+    "pissa": ("pissa", "bert", dict(r=2)),
+    "fourierft": ("fourierft", "gpt2", dict(n=6)),
+}
 BATCH = {
     "input_ids": torch.tensor([[2, 7, 11, 5, 3], [2, 19, 3, 0, 0]]),
     "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
@@ -57,19 +66,24 @@ def base(kind: str) -> nn.Module:
     return model
 
 
-def write(out: Path) -> None:
+def write(out: Path, chosen: Collection[str]) -> None:
     for kind, (_, _, sizes) in BASES.items():
         save_file({n: p.detach().clone() for n, p in base(kind).named_parameters()}, out / f"{kind}.safetensors")
         (out / f"{kind}.json").write_text(json.dumps(sizes) + "\n")
     found: dict[str, Any] = {}
-    for folder, (method, kind, arguments) in ADAPTERS.items():
+    for folder, (method, kind, arguments) in {**ADAPTERS, **DRAWING}.items():
+        if folder not in chosen:
+            continue
         model = base(kind)
         plan = unipelt.apply(model, unipelt.load(method)(**arguments), name="saved", seed=3)
         with torch.no_grad():
+            frozen = {n for n, t in plan.tensors.items() if t.frozen}
             for n, t in unipelt.state_dict(model, "saved").items():
+                if n in frozen:
+                    continue
                 t.add_(noise(f"{folder}:{n}", t.shape))
             logits = model(**BATCH).logits
-        unipelt.save(model, out / folder, "saved", card={"metrics": {"accuracy": 0.5}})
+        unipelt.save(model, out / folder, "saved")
         counts = {k: getattr(plan.counts, k) for k in plan.counts.__slots__}
         found[folder] = {"base": kind, "logits": logits.tolist(), "counts": counts}
     batch = {k: v.tolist() for k, v in BATCH.items()}
@@ -77,4 +91,4 @@ def write(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), sys.argv[2:] or ADAPTERS)

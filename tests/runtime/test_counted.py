@@ -66,7 +66,7 @@ def check(method: unipelt.Method, kind: str, folder: Path) -> dict[str, int]:
     for n, t in state.items():
         kind_ = "frozen" if n not in learned else "head" if n.split(".")[-2] in rows else "trained"
         found[kind_] += t.numel()
-    unipelt.save(m, folder)
+    unipelt.save(m, folder, draws=True)
     found["stored"] = sum(t.numel() for t in load_file(folder / WEIGHTS).values()) - found["frozen"] - found["head"]
     said = {k: c.number(values(kind, method)) for k, c in counts(method).items()}
     assert said == found

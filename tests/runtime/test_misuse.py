@@ -56,7 +56,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "save_merged": {"model": None, "folder": "new", "name": "a", "tokenizer": None},
     "export_onnx": {"model": None, "path": "new.onnx", "names": ()},
     "state_dict": {"model": None, "name": "a"},
-    "save": {"model": None, "folder": "new", "name": "a", "fold": True, "card": None},
+    "save": {"model": None, "folder": "new", "name": "a", "fold": True, "card": None, "draws": False},
     "attach": {"model": None, "folder": "saved", "name": "new", "force": False, "trainable": False, "tokenizer": None, "allow_future": None,
                "arguments": None, "dtype": None},
     "restore": {"model": None, "folder": "saved", "name": "a"},

@@ -14,6 +14,7 @@ from ..anatomy.sites import Site, SiteMap
 from ..language.above import view
 from ..language.types.arguments import parameters
 from ..language.types.declared import TensorTyping
+from ..language.types.initialisers import INITIALISERS
 from ..language.report.diagnostics import Diagnostic
 from ..language.analyse.fold import Fold
 from ..language.ir import Method, Row
@@ -75,6 +76,11 @@ class PlannedTensor:
         if known is None or known.shape == self.shape:
             return self
         return replace(self, name=f"{self.name}.{'x'.join(map(str, self.shape))}")
+
+    @property
+    def redrawn(self) -> bool:
+        """Whether it stays as it is drawn, and what is drawn follows from the seed and its name alone: so it need not be stored."""
+        return self.frozen and self.exact is None and self.start is not None and not INITIALISERS[self.start.name].words
 
     @property
     def shape(self) -> tuple[int, ...]:

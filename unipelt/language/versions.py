@@ -16,7 +16,8 @@ LANGUAGE_VERSION = "1.3"
 SCHEMA = "unipelt-ir/1.2"
 TYPES_SCHEMA = "unipelt-types/1.1"
 SITES_SCHEMA = "unipelt-sites/1.0"
-FORMAT = "unipelt-adapter/1.1"
+#: 1.2: frozen draws are left out.
+FORMAT = "unipelt-adapter/1.2"
 
 UPDATE = "pip install -U unipelt"
 

@@ -17,11 +17,12 @@ from ..anatomy.base import NAME, base_parameters
 from ..anatomy.brought import device_of
 from ..anatomy.interrupts import finish
 from ..anatomy.quantised import is_quantised
-from ..compiler.initialise import draw, generator
+from ..compiler.initialise import draw
 from ..compiler.labels import Labels, labels_of_base
 from ..compiler.lower import lowerings
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.planner import plan as make_plan
+from ..compiler.random import Generated
 from ..language.report.diagnostics import error
 from ..language.ir import Method
 from .calibration import BATCHES, Batches, Loss
@@ -75,7 +76,7 @@ def install(
 ) -> Plan:  # fmt: skip
     """`apply` with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be.
 
-    Without ``batches`` values will follow: what starts exactly, or from data, is made as zeros.
+    Without ``batches`` values will follow: all is made as zeros.
     """
     if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
         raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
@@ -149,7 +150,7 @@ def _create(
         elif source.device.type == "meta":
             value = source.new_empty(c.parameter.shape, dtype=target)
         else:
-            value = draw(c.start, (), c.parameter.shape, generator(attached.seed, c.name)).to(source.device, target)
+            value = draw(c.start, (), c.parameter.shape, Generated(attached.seed, c.name)).to(source.device, target)
         made[c.name] = nn.Parameter(value, requires_grad=attached.trainable)
     return made
 

@@ -24,6 +24,7 @@ from .attach import activate, install, unchanged
 from .save_pretrained import Beside, beside, inside
 from .folder import listed_shapes, read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located
+from .redrawn import drawn_again, listed
 from .registry import record, unwrapped
 from .saving import fingerprint
 from .sharding import put, settle
@@ -83,8 +84,7 @@ def _attach(
 
     def check(plan: Plan) -> None:
         """Shapes first: a few bytes may call for gigabytes."""
-        _compare(plan, listed_shapes(folder, manifest), folder, arguments)
-        tensors.update(read_tensors(folder, manifest))
+        tensors.update(_tensors(plan, folder, manifest, arguments))
 
     chosen = name or str(manifest.get("adapter") or "default")
     head = has_head(model, manifest["copies"]) if manifest["copies"] and manifest["head"] else None
@@ -143,8 +143,16 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     manifest = read_manifest(folder)
     if manifest.get("folded"):
         raise error("E0576", f"{folder} holds a folded adapter; only an unfolded one can be trained on")
-    _compare(record(model, name).plan, listed_shapes(folder, manifest), folder)
-    _fill(model, name, read_tensors(folder, manifest))
+    _fill(model, name, _tensors(record(model, name).plan, folder, manifest))
+
+
+def _tensors(
+    plan: Plan, folder: Path, manifest: Mapping[str, Any], arguments: Mapping[str, Any] | None = None
+) -> dict[str, torch.Tensor]:
+    """All of an adapter's tensors: those that were saved, and those that are drawn again."""
+    drawn = {n: d for n, d in listed(folder, manifest).items() if n not in plan.tensors or plan.tensors[n].redrawn}
+    _compare(plan, {**listed_shapes(folder, manifest), **{n: d.shape for n, d in drawn.items()}}, folder, arguments)
+    return {**read_tensors(folder, manifest), **drawn_again(folder, plan, int(manifest["seed"]), drawn)}
 
 
 def _compare(

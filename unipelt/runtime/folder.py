@@ -35,7 +35,7 @@ from .card import replaceable
 from .hub import FETCHED, FOLDER, INDEX, MANIFEST, METHOD, README, RUN, WEIGHTS
 
 #: Types that tensors may have.
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
 #: The most bytes that names and shapes take in a file of tensors; a value takes 8 at most.
 _HEADER = FETCHED[MANIFEST]
 #: What a manifest holds besides its versions, whoever wrote it.
@@ -45,7 +45,7 @@ _MANIFEST: dict[str, tuple[type, str]] = {
 }  # fmt: skip
 #: What it may hold or lack.
 _OPTIONAL: dict[str, tuple[type, str]] = {
-    "arguments": (dict, "an object"), "card": (dict, "an object"), "method": (str, "a name"), "allow_future": (bool, "true or false"),
+    "arguments": (dict, "an object"), "card": (dict, "an object"), "method": (str, "a name"), "allow_future": (bool, "true or false"), "drawn": (dict, "an object"),
 }  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, torch.T
     if set(tensors) != set(listed):
         raise error("E0581", f"{path} and its manifest list different tensors")
     for n, t in tensors.items():
-        if t.shape != listed[n] or t.dtype not in _DTYPES:
+        if t.shape != listed[n] or t.dtype not in DTYPES:
             raise error("E0582", f"the tensor `{n}` in {path} has another shape or type than its manifest says")
         if not torch.isfinite(t).all():
             raise error("E0584", f"the tensor `{n}` in {path} holds NaN or infinity")
@@ -269,10 +269,12 @@ def read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, torch.T
 
 def listed_shapes(folder: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shapes of the saved tensors by name, as the manifest tells them."""
-    found = {}
-    for n, said in manifest["tensors"].items():
-        shape = said.get("shape") if isinstance(said, dict) else None
-        if not isinstance(shape, list) or not all(type(k) is int and k >= 0 for k in shape):
-            raise error("E0578", f"{folder / MANIFEST} is broken: the shape of `{n}` is not a list of whole numbers")
-        found[n] = tuple(shape)
-    return found
+    return {n: shape_of(folder, n, said) for n, said in manifest["tensors"].items()}
+
+
+def shape_of(folder: Path, name: str, said: Any) -> tuple[int, ...]:
+    """The shape that the manifest gives a tensor."""
+    shape = said.get("shape") if isinstance(said, dict) else None
+    if not isinstance(shape, list) or not all(type(k) is int and k >= 0 for k in shape):
+        raise error("E0578", f"{folder / MANIFEST} is broken: the shape of `{name}` is not a list of whole numbers")
+    return tuple(shape)

@@ -34,6 +34,7 @@ from .folder import write as write_folder
 from .folding import folded
 from .hub import METHOD, README, public_name
 from .offload import value_of
+from .redrawn import left_out
 from .registry import record, registry, unwrapped
 from .sharding import is_sharded, on_first, settle, whole
 
@@ -99,6 +100,7 @@ def save(
     *,
     fold: bool = True,
     card: Mapping[str, Any] | None = None,
+    draws: bool = False,
 ) -> Path:
     """Writes the adapter's folder, atomically: beside its place, synced, then renamed. An old folder survives a failure.
 
@@ -106,6 +108,8 @@ def save(
     ``card`` is kept in the manifest as it is (training arguments, metrics), and makes a model card, ``README.md`` (see
     `runtime.card.model_card` for what it reads). Other files of an existing folder are kept, among them a card that
     somebody has edited: then a warning says that none was written.
+    Frozen tensors that are still as they were drawn are left out: the folder has their seed, and a check of each, by which other
+    draws are noticed when it is attached. ``draws`` stores them all the same.
     Where the model is sharded (FSDP2), every process calls this and the first one writes, before any returns.
     """
     model = unwrapped(model)
@@ -117,7 +121,7 @@ def save(
         raise error("E0572", f"`{folder}` is no name of a folder", help=f"give it a name, as in {folder / 'adapter'}")
     if card is not None:
         check_card(card)
-    found = content(model, name, fold, card)
+    found = content(model, name, fold, card, draws=draws)
 
     def write() -> Path:
         found.write(folder)
@@ -145,7 +149,7 @@ class Content:
 
 def content(
     model: nn.Module, name: str, fold: bool, card: Mapping[str, Any] | None = None,
-    state: Mapping[str, torch.Tensor] | None = None, tensors: dict[str, torch.Tensor] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None, tensors: dict[str, torch.Tensor] | None = None, draws: bool = False,
 ) -> Content:  # fmt: skip
     """What is written of an adapter; `PeltError` where that is no adapter that could be read again.
 
@@ -163,18 +167,20 @@ def content(
                     help="the training diverged: train again with a lower learning rate")  # fmt: skip
     if any(t.device.type == "meta" for t in tensors.values()):
         raise error("E0574", "the adapter is on the meta device and has no values to save")
+    drawn = {} if draws else left_out(a.plan, a.seed, tensors)
+    tensors = {n: t for n, t in tensors.items() if n not in drawn}
     manifest = {
         "format": FORMAT, "language": LANGUAGE_VERSION, "adapter": name, "method": method.name,
         "arguments": method.arguments, "folded": bool(fold and a.plan.folds),
         "seed": a.seed, "allow_future": bool(a.plan.leaks), "base": fingerprint(model, state), "model": type(model).__name__, "head": a.plan.counts.head,
         "copies": [c.name for c in a.plan.copies], "labels": _labels_json(model, a.plan),
         "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
-        "card": dict(card or {}),
+        "drawn": {n: d.to_json() for n, d in drawn.items()}, "card": dict(card or {}),
     }  # fmt: skip
     files = {METHOD: to_text(as_file(method))}
     if card is not None:
         files[README] = model_card(model, a.plan, card)
-    return Content(dict(tensors), files, manifest)
+    return Content(tensors, files, manifest)
 
 
 def with_ids(method: Method, texts: Mapping[str, tuple[int, ...]]) -> Method:

@@ -14,15 +14,15 @@ from ..anatomy.columns import taken
 from ..anatomy.quantised import as_map, unreadable, values
 from ..compiler.at_attach import data_needed, lines_of_starts
 from ..compiler.evaluator import Context, bind, constants, evaluate
-from ..compiler.initialise import draw, generator
+from ..compiler.initialise import start
 from ..compiler.named import Named, spread
 from ..compiler.plan import Plan, PlannedEdit, PlannedTensor, whole
+from ..compiler.random import Source
 from ..language.syntax.lines import names_in
 from ..language.report.diagnostics import error
 from ..language.sites import TensorType
 from ..language.syntax.nodes import Let, Name, String, Tensor, rewrite
 from ..language.syntax.printer import to_text
-from ..language.types.initialisers import INITIALISERS
 from ..language.types.primitives import entry_of
 from ..language.types.values import Distribution
 from .calibration import Batches, Key, key_of, measure
@@ -85,7 +85,7 @@ class Starts:
     """The starting values of a plan's tensors. What the lines before an exact start bind is worked out once at a site, whatever
     number of tensors read it; only the site that was asked for last is remembered.
 
-    Without ``data`` values will follow, and only what can be drawn is: the rest is zeros.
+    Without ``data`` values will follow, and these are zeros.
     """
 
     def __init__(self, model: nn.Module, planned: Plan, seed: int, data: StartData | None):
@@ -95,7 +95,7 @@ class Starts:
     def of(self, t: PlannedTensor, e: PlannedEdit) -> torch.Tensor:
         """The starting value of a tensor of an edit: a draw in float32 (in int64 where it holds whole numbers), what is
         computed in that or the weight's own dtype, if longer."""
-        if self.data is None and not drawn_again(t):
+        if self.data is None:
             return torch.zeros(t.shape)
         if t.exact is None:
             return self._draw(t, e)
@@ -105,13 +105,11 @@ class Starts:
         return self.last[1][t.name]
 
     def _draw(self, t: PlannedTensor, e: PlannedEdit) -> torch.Tensor:
-        assert t.start is not None
-
-        def embeddings(d: Distribution, rows: int, g: torch.Generator) -> torch.Tensor:
+        def embeddings(d: Distribution, rows: int, g: Source) -> torch.Tensor:
             assert self.data is not None
             return _embeddings(self.model, d, rows, g, self.data) * (_scale(self.model) if e.site.scaled else 1.0)
 
-        return draw(t.start, t.copies, t.sizes, generator(self.seed, t.name), embeddings)
+        return start(t, self.seed, embeddings)
 
     def _exact(self, e: PlannedEdit) -> dict[str, torch.Tensor]:
         """The exact starts of an edit by the tensors' names, line by line."""
@@ -145,11 +143,6 @@ class Starts:
         assert isinstance(value, Named)
         found[t.name] = spread(value, t.axes, len(t.sizes)).expand(t.shape).clone(memory_format=torch.contiguous_format)
         c.names[s.name] = Named(found[t.name], t.axes)
-
-
-def drawn_again(t: PlannedTensor) -> bool:
-    """Whether a tensor's start comes of the seed and its name alone, or is the same always, so that it need not be stored."""
-    return t.exact is None and t.start is not None and not INITIALISERS[t.start.name].words
 
 
 def _like(model: nn.Module, e: PlannedEdit) -> torch.Tensor:
@@ -210,7 +203,7 @@ def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, An
     return {"W": Named(taken(W, columns)), "bias": Named(taken(bias, columns))}
 
 
-def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator, data: StartData) -> torch.Tensor:
+def _embeddings(model: nn.Module, d: Distribution, rows: int, g: Source, data: StartData) -> torch.Tensor:
     """Word embeddings [rows, d]: of a text, of the class labels' words (each the mean of its tokens), of sampled tokens."""
     words: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     table = values(words, "weight", value_of(words, "weight")).detach().float().cpu()
@@ -222,7 +215,7 @@ def _embeddings(model: nn.Module, d: Distribution, rows: int, g: torch.Generator
         if d.name == "label_words"
         else []
     )
-    sampled = table[torch.randint(table.shape[0], (rows - len(meant),), generator=g)]
+    sampled = table[g.integers((rows - len(meant),), table.shape[0])]
     return torch.cat([torch.stack(meant), sampled]) if meant else sampled
 
 
