@@ -65,6 +65,9 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
         ]
     },
     "it has: A, B": {"E0376-no-such-tensor": ("first.C", "first.A")},
+    "the kernel's third size is that of a token: r": {
+        "E0312-conv2d-channels": ("[3, 3, d_in, d_out]", "[3, 3, r, d_out]")
+    },
     "give both the same sizes": {"E0312-scatter-other-sizes": ("b: [k]", "b: [n]")},
     "read a tensor with it, as in `b[I]`": {
         "E0317-whole-numbers-added": ("b + I", "b[I]"),

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 WIDTH, HEADS, GROUPS, LAYERS, INNER, WORDS = 32, 4, 2, 3, 48, 80
+PICTURE = (12, 20)  # in pixels: 3 rows of 5 patches
 _SIZES = dict(
     hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=INNER, vocab_size=WORDS
 )
 
 
 def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """``bert``, ``bert_labels`` (with a head), ``gpt2``, ``llama`` (two groups), ``mamba``; weights and biases all random."""
+    """``bert``, ``bert_labels`` (with a head), ``gpt2``, ``llama`` (two groups), ``mamba``, ``vit``; weights and biases all random."""
     if torch.empty(()).is_meta:
         return _build(kind, seed)
     return copy.deepcopy(_remembered(kind, seed)).to(dtype)
@@ -40,6 +41,8 @@ def _build(kind: str, seed: int) -> nn.Module:
         LlamaForCausalLM,
         MambaConfig,
         MambaForCausalLM,
+        ViTConfig,
+        ViTForImageClassification,
     )
 
     build: Any
@@ -47,6 +50,8 @@ def _build(kind: str, seed: int) -> nn.Module:
         build, config = BertModel, BertConfig(**_SIZES)
     elif kind == "bert_labels":
         build, config = BertForSequenceClassification, BertConfig(**_SIZES, num_labels=3)
+    elif kind == "vit":
+        build, config = ViTForImageClassification, ViTConfig(**{n: v for n, v in _SIZES.items() if n != "vocab_size"}, image_size=PICTURE, patch_size=4)  # fmt: skip
     elif kind == "mamba":
         build, config = MambaForCausalLM, MambaConfig(
             hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=WORDS, state_size=4, time_step_rank=4, bos_token_id=1,
@@ -107,7 +112,14 @@ def declared(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return found
 
 
+def pictures(like: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    found = torch.randn(3, 3, *PICTURE, generator=torch.Generator().manual_seed(7))
+    return {"pixel_values": found if like is None else found.to(like.dtype)}
+
+
 def output(m: nn.Module, **given: Any) -> torch.Tensor:
+    if not given and getattr(m, "main_input_name", "") == "pixel_values":
+        given = pictures(next(p for p in m.parameters() if p.is_floating_point()))
     given = given or inputs()
     if "input_ids" in given:
         given = {**declared(m, given["input_ids"]), **given}

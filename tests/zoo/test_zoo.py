@@ -30,7 +30,7 @@ SMALLER = {
 }  # fmt: skip
 #: The rank of methods that take singular vectors of a small weight, which has so many and no more.
 RANK = 4
-ELSE = ("mamba",)  # where none of those has the method's sites
+ELSE = ("mamba", "vit")  # where none of those has the method's sites
 METHODS = [] if RENAMED else methods()
 
 

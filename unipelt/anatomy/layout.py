@@ -32,6 +32,10 @@ class Layout:
             t = t[at]
         return self.into(t)
 
+    def positions(self, t: torch.Tensor) -> tuple[int, ...]:
+        """How many positions there are in each of their dimensions."""
+        return tuple(t.movedim(self.axis, -1).shape[1:-1])
+
     def back(self, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """[batch, token, d] → the shape of ``like``, which `into` was given."""
         return t.reshape(like.movedim(self.axis, -1).shape).movedim(-1, self.axis)

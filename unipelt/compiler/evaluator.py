@@ -50,7 +50,7 @@ OPERATIONS: dict[str, Callable] = {
 class Context:
     """What expressions read: ``names`` (scope, tensors, lets), the site's sizes, parameters, the callable frozen base
     modules, the mask of real tokens ([batch, token] or None), whether the model trains, where rows stand among the
-    tokens (see `functions.prepend`, `functions.fill`), the sizes of the declared axes, what is drawn,
+    tokens (see `functions.prepend`, `functions.fill`), which tokens are the parts of a picture ([rows, columns]), the sizes of the declared axes, what is drawn,
     the penalties that were met and, after a step, the gradients of tensors by their identity."""
 
     names: dict[str, Value]
@@ -59,6 +59,7 @@ class Context:
     mask: torch.Tensor | None = None
     training: bool = False
     places: torch.Tensor | None = None
+    grid: torch.Tensor | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
     draws: Draws = field(default_factory=Draws)
     penalties: list[Value] = field(default_factory=list)

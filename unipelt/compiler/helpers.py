@@ -118,6 +118,32 @@ def conv(z: torch.Tensor, kernel: torch.Tensor, full: bool, mask: torch.Tensor |
     return total
 
 
+def conv2d(
+    z: torch.Tensor, kernel: torch.Tensor, full: bool, mask: torch.Tensor | None, grid: torch.Tensor
+) -> torch.Tensor:
+    """A convolution over the parts of a picture: of z [batch, .., tokens, d] those at ``grid`` [rows, columns], with a kernel
+    [.., a, b, d], or [.., a, b, d, e] where it is ``full``, whose middle meets the part itself. Any other token meets the middle alone."""
+    z = z if mask is None else z * real_tokens(mask, z, z.dim() - 2)
+    kernel = kernel if full else kernel.unsqueeze(-1)
+    lead = torch.broadcast_shapes((1, *z.shape[1:-2]), kernel.shape[:-4])[1:]
+    z = z.expand(z.shape[0], *lead, *z.shape[-2:])
+    kernel = kernel.expand(1, *lead, *kernel.shape[-4:])[0]
+    a, b, d, e = kernel.shape[-4:]
+    middle = kernel[..., a // 2, b // 2, :, :]
+    out = z @ middle if full else z * middle.mT
+    many, (rows, columns) = math.prod(lead), grid.shape
+    parts = z[..., grid.flatten(), :].mT.reshape(z.shape[0], many * d, rows, columns)
+    parts = torch.nn.functional.pad(parts, (b // 2, (b - 1) // 2, a // 2, (a - 1) // 2))
+    taps = (
+        kernel.reshape(many, a, b, d, e).permute(0, 4, 3, 1, 2)
+        if full
+        else kernel.reshape(many, a, b, d, 1).permute(0, 3, 4, 1, 2)
+    )
+    found = torch.nn.functional.conv2d(parts, taps.flatten(0, 1), groups=many if full else many * d)
+    found = found.reshape(*out.shape[:-2], out.shape[-1], rows * columns).mT
+    return out.index_copy(-2, grid.flatten(), found.to(out.dtype))
+
+
 def at_token(t: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     """For each example of the batch, the first axis, the value at the token of its index [batch]."""
     rows = torch.arange(t.shape[0], device=t.device)

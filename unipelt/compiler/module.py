@@ -26,7 +26,7 @@ from ..language.syntax.nodes import Name
 from . import helpers
 from .code import Num, Unwritten, Written, text_of
 from .lower import lower
-from .recipe import CHOSEN, MASK, PLACES, Body
+from .recipe import CHOSEN, GRID, MASK, PLACES, Body
 from .words.mixing import CAUSAL
 from .writer import Writer
 
@@ -41,6 +41,7 @@ ENTERS = {
     INSERTED: "the numbers of the rows of a prompt, from 0",
     POSITIONS: "the numbers of the tokens in their texts, from 0",
     CHOSEN: "true at the tokens that are selected",
+    GRID: "which tokens are the parts of the picture",
     PLACES: "where the rows stand among the tokens, as positions or, for `fill`, as their numbers at each token",
 }  # fmt: skip
 
@@ -293,6 +294,7 @@ class _Class:
         shape = {
             MASK: "[batch, tokens]",
             CHOSEN: "[batch, tokens]",
+            GRID: "[rows, columns]",
             POSITIONS: "[batch, tokens]",
             INSERTED: "[batch, tokens]",
             "ids": "[batch, tokens]",

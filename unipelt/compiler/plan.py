@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from ..anatomy.grids import Grid
 from ..anatomy.sites import Site, SiteMap
 from ..language.above import view
 from ..language.types.arguments import parameters
@@ -144,6 +145,7 @@ class PlannedEdit:
     tensors: dict[str, str]
     typing: TypedRow
     constants: dict[str, int]
+    grid: Grid | None = None  # of the parts of a picture, where the row reads it
 
     def __repr__(self) -> str:
         return f"<edit: {self.row.name} at {self.site.label}>"

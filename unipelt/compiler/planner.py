@@ -15,6 +15,7 @@ from torch import nn
 
 from ..anatomy.base import uncompiled
 from ..anatomy.find import find
+from ..anatomy.grids import Grid, grid_of
 from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
@@ -27,13 +28,15 @@ from ..language.types.inputs import changes_length, places_rows
 from ..language.ir import Method, Row
 from ..language.types.layers import by_layer, chosen, layered, least
 from ..language.types.initialisers import INITIALISERS
+from ..language.types.primitives import OF_GRID
 from ..language.check.outside import not_one, selects
 from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant
 from ..language.types.rows import distinct, lacking, require, typed_row
 from ..language.types.typed import Sizes, TypedRow
 from ..language.sites import SiteSignature, TensorType
 from ..language.sizes import Size
-from ..language.syntax.nodes import NOWHERE, Expr, Selection
+from ..language.syntax.nodes import NOWHERE, Apply, Expr, Selection
+from ..language.syntax.tree import dotted
 from ..language.types.values import NumberType, Value
 from . import at_attach, coverage, totals
 from .coverage import common_sizes
@@ -72,7 +75,7 @@ def plan(
             "E0408", f"`{method.name}` needs a value for `{missing[0]}`", help=f"write {method.name}({missing[0]}=…)"
         )
     sites = find(model, example)
-    builder = _Builder(model, method, sites, own_labels(model, sites, labels, problem_type))
+    builder = _Builder(model, method, sites, own_labels(model, sites, labels, problem_type), example)
     for row in method.rows:
         builder.row(row)
     for trained in method.trains:
@@ -90,8 +93,11 @@ def plan(
 
 
 class _Builder:
-    def __init__(self, model: nn.Module, method: Method, sites: SiteMap, labels: Labels | None):
-        self.model, self.method, self.sites, self.labels = model, method, sites, labels
+    def __init__(
+        self, model: nn.Module, method: Method, sites: SiteMap, labels: Labels | None, example: Mapping[str, Any] | None
+    ):
+        self.model, self.method, self.sites, self.labels, self.example = model, method, sites, labels, example
+        self.grids: dict[str, Grid | str] = {}  # by the stack's name, or why its tokens lie on none
         self.label_map = label_map(model, sites)
         self.parameters = parameters_of(model)
         self.head_parameters = head_parameters(sites, self.parameters)
@@ -197,6 +203,10 @@ class _Builder:
         if without := coverage.without(site, typing, self.model):
             self.problems += without
             return
+        grid = self.grid(site, typing)
+        if isinstance(grid, Diagnostic):
+            self.problems += [grid] if (grid.code, grid.span) not in {(d.code, d.span) for d in self.problems} else []
+            return
         if site.causal:
             verdict = causal(typing)
             if verdict.value != "yes":
@@ -220,7 +230,30 @@ class _Builder:
             planned = self.tensor(t, row, site, typing)
             names[t.label] = planned.name
         numbers = ({"depth": depth} if depth else {}) | ({"layer": layer} if layer is not None else {})
-        self.edits.append(PlannedEdit(site, names, typing, numbers))
+        self.edits.append(PlannedEdit(site, names, typing, numbers, grid))
+
+    def grid(self, site: Site, typing: TypedRow) -> Grid | Diagnostic | None:
+        """Where the parts of a picture lie among the tokens of a site, if the row asks; what is wrong where they lie nowhere."""
+        if OF_GRID.isdisjoint(typing.read_by_passes):
+            return None
+        if site.view.layout is not None and isinstance(self.model.get_submodule(site.view.module), nn.Conv2d):
+            return None  # what it yields has rows and columns
+        stack = self.stacks.get(site.tokens)
+        if stack is None:
+            found: Grid | str = "what is there belongs to no tower"
+        else:
+            if stack.name not in self.grids:
+                self.grids[stack.name] = grid_of(self.model, self.sites, stack, self.example)
+            found = self.grids[stack.name]
+        if isinstance(found, Grid):
+            if not found.proved:
+                self.warnings.append(f"where the parts of a picture lie among the tokens of {coverage.the(stack or NO_STACK)} was found without "
+                                     "weights and is not yet proved: that is done where the method is applied to them")  # fmt: skip
+            return found
+        call = next(n for n in typing.row.nodes if isinstance(n, Apply) and dotted(n.function) in OF_GRID)
+        return Diagnostic("E0538", f"`{dotted(call.function)}` reads a token's neighbours in a picture, and the tokens at `{site.full_name}` of this "
+                          f"{type(self.model).__name__} lie on no grid: {found}", call.span,
+                          help="apply it to a model of pictures, or use `conv`, which goes along the tokens")  # fmt: skip
 
     def signature(self, site: Site) -> SiteSignature:
         """What a site binds on this model: a head that scores examples has no value for each token."""

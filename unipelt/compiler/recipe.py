@@ -37,7 +37,8 @@ Want = Literal["h", "mass", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`, `CHOSEN`.
+    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`, `CHOSEN`,
+    `GRID`.
 
     Behind them ``function`` takes what ``fold`` makes of the row's tensors ``folds``: that may be kept while they stay as they are.
     """
@@ -52,8 +53,9 @@ class Recipe:
         raise TypeError("a recipe is written where it is used")
 
 
-#: What else enters: the mask of real tokens, the places of rows among the tokens, the tokens that are selected, under no names of the language.
-MASK, PLACES, CHOSEN = ":mask", ":places", ":chosen"
+#: What else enters: the mask of real tokens, the places of rows among the tokens, the tokens that are selected and those that are the
+#: parts of a picture, under no names of the language.
+MASK, PLACES, CHOSEN, GRID = ":mask", ":places", ":chosen", ":grid"
 #: What enters a row, with its axes.
 Entering = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -136,7 +138,7 @@ def _compiled(source: str, name: str = "recipe") -> Any:
 class Body:
     """The lines of a row at a site.
 
-    ``arguments`` maps every name that may enter (tensors by label, scope, frozen modules, `MASK`, `PLACES`, `CHOSEN`) to its name
+    ``arguments`` maps every name that may enter (tensors by label, scope, frozen modules, `MASK`, `PLACES`, `CHOSEN`, `GRID`) to its name
     in the code; ``own`` stands in front of the row's tensors. ``training`` None writes code for both. ``lengths`` are the sizes of
     the declared axes where these are no numbers yet.
     """
@@ -188,7 +190,7 @@ class Body:
         self.writer.h = self.writer.names.get("h")  # type: ignore[assignment]
         for name in bases:
             self._enters(name)
-        self.arguments |= {MASK: "mask", PLACES: "places", CHOSEN: "chosen"}
+        self.arguments |= {MASK: "mask", PLACES: "places", CHOSEN: "chosen", GRID: "grid"}
         self.writer.live |= {a for n, a in self.arguments.items() if n not in tensors}
 
     def _enters(self, name: str) -> str:

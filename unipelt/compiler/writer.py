@@ -69,6 +69,7 @@ _TAKEN = frozenset(
         "self",
         "mask",
         "places",
+        "grid",
         "chosen",
         "h",
         *keyword.kwlist,

@@ -18,13 +18,13 @@ from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, refine, spread, to_axes
 from ..compiler.plan import PlannedEdit
-from ..compiler.recipe import CHOSEN, MASK, PLACES, Recipes, Want
+from ..compiler.recipe import CHOSEN, GRID, MASK, PLACES, Recipes, Want
 from ..compiler.words.mixing import CAUSAL
 from ..language.report.diagnostics import error
 from ..language.sites import AXES, axis_order
 from ..language.types.draws import PROGRESS
 from ..language.types.indexing import INSERTED, POSITIONS, token_indices
-from ..language.types.primitives import OF_REAL_TOKENS
+from ..language.types.primitives import OF_GRID, OF_REAL_TOKENS
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Param
 from .penalties import NOTED, penalised
@@ -39,7 +39,7 @@ ROWS = ":rows"
 
 
 #: What enters a row under no names of the language.
-_UNNAMED = (PLACES, CHOSEN, SEED, NOTED)
+_UNNAMED = (PLACES, CHOSEN, GRID, SEED, NOTED)
 #: Where a tensor of the row is: whether the model shares it, under which name, whether it is a number.
 Place = tuple[bool, str, bool]
 #: A recipe's function, the names of its arguments (None for a tensor of the row) and where these tensors are; what is folded first, of which.
@@ -124,9 +124,12 @@ class Edit(Holding):
         own = frozenset({POSITIONS, "ids", INSERTED} if planned.site.kind.takes_rows else {INSERTED})
         self.indices = token_indices(planned.row.nodes) & own
         self.longest = {n: most(planned, n) for n in self.indices - {"ids"}}
+        #: Where the parts of a picture lie among its tokens, if it reads that
+        self.grid = planned.grid
+        self.gridded = not OF_GRID.isdisjoint(planned.typing.read_by_passes)
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
-        self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and not self.penalised and not self.indices and planned.site.rows is None and not self.inputs and (
+        self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and self.grid is None and not self.penalised and not self.indices and planned.site.rows is None and not self.inputs and (
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
 
     def train(self, mode: bool = True) -> Edit:
@@ -150,8 +153,9 @@ class Edit(Holding):
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
         drawn = self._draws(given, tensors) if SEED in self.needs else Draws()
         return Context(
-            names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), self.lengths, drawn
-        )
+            names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), given.get(GRID),
+            self.lengths, drawn,
+        )  # fmt: skip
 
     def _draws(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Draws:
         """What the row's draws of this pass follow from."""
@@ -207,6 +211,8 @@ class Edit(Holding):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """h and what is in scope as [batch, token, d]."""
         inner, read = layout.into(h), dict(given)
+        if self.gridded:
+            read[GRID] = torch.arange(inner.shape[1], device=h.device).reshape(layout.positions(h))
         if "x" in read:
             read["x"] = layout.entering(read["x"])
             agree(read["x"], inner, f"`{self.site.view.module}`")
@@ -229,6 +235,8 @@ class Edit(Holding):
         rows: torch.Tensor | None = None
         if self.chosen or self.indices:
             given, rows = of_the_text(self, h, given)
+        if self.grid is not None:
+            given = {**given, GRID: self.cells(h, *given[GRID])}
         straight = want in ("h", "mass") and self.recipes is not None and not torch.compiler.is_compiling()
         beside = self._beside(h, given, mask) if straight and self.watchers else None
         found = self._straight({**given, "h": h}, mask, want) if straight else None  # type: ignore[arg-type]
@@ -249,6 +257,20 @@ class Edit(Holding):
         for watcher in self.watchers:
             watcher.saw(h, out, beside or c)
         return result
+
+    def cells(self, h: torch.Tensor, shape: tuple[int, int], layout: Any) -> torch.Tensor:
+        """Which tokens of ``h`` are the parts of the picture, [rows, columns]; ``layout`` is that of a prompt's rows among them."""
+        assert self.grid is not None
+        rows, columns = shape
+        n = self.grid.before + rows * columns + self.grid.behind
+        at = torch.arange(self.grid.before, self.grid.before + rows * columns, device=h.device).view(rows, columns)
+        if layout is not None:
+            n, at = n + layout.total, layout.tokens[0].to(h.device)[at]
+        if h.shape[-2] != n:
+            raise error("E0537", f"the row `{self.row.name}` reads a picture of {rows} x {columns} parts, which is {n} tokens with those beside them, and "
+                        f"at `{self.site.full_name}` there are {h.shape[-2]}", self.row.span,
+                        help="modify a site whose tokens are those of the whole picture")  # fmt: skip
+        return at
 
     def _note(self, given: Mapping[str, Any], penalties: Sequence[Any]) -> None:
         """Leaves the penalties of a pass where the model finds them."""

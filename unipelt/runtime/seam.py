@@ -19,6 +19,7 @@ from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.passed import first_tensor
 from ..compiler.drawn import SEED
 from ..compiler.plan import PlannedEdit
+from ..compiler.recipe import GRID
 from ..language.report.diagnostics import error
 from ..language.types.draws import PROGRESS
 from ..language.types.primitives import OF_REAL_TOKENS
@@ -76,9 +77,9 @@ class Tap:
 
     def hook(self, module: nn.Module, kind: str) -> Hook:
         """``enters``: the tensor that enters the module, as edits of its input leave it (``before``: as it was before them),
-        ``leaves``: the one that leaves it, ``shape``: batch and tokens of the first."""
-        if kind == "leaves":
-            return Hook(module, self.leaves)
+        ``leaves``: the one that leaves it, ``shape``: batch and tokens of the first, ``cells``: rows and columns of what leaves it."""
+        if kind in ("leaves", "cells"):
+            return Hook(module, self.leaves if kind == "leaves" else self.cells)
         if kind == "before":
             return Hook(module, self.before, before=True, named=True, first=True)
         return Hook(module, self.enters if kind == "enters" else self.shape, before=True, named=True)
@@ -96,6 +97,10 @@ class Tap:
     def shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         for key in self._acting():
             self.switch.holder.values[key] = first_entered(args, kwargs).shape[:-1]
+
+    def cells(self, module: nn.Module, args: tuple, output: Any) -> None:
+        for key in self._acting():
+            self.switch.holder.values[key] = (output.shape[-2], output.shape[-1])
 
     def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
         for key in self._acting():
@@ -295,6 +300,9 @@ class Seam(nn.Module):
             given["bias"] = taken(bias, edit.columns) if bias is not None else W.new_zeros(given["W"].shape[-1])
         if edit.site.rows is not None:
             given[ROWS] = values[shape_key(edit.site.rows)]
+        if edit.grid is not None:
+            entered = self.switch.holder.current.entered.get(edit.masked)
+            given[GRID] = (values[cells_key(edit.grid.module)], entered.layout if entered is not None else None)
         return given
 
     def _map(self, host: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -337,10 +345,17 @@ def shape_key(path: str) -> str:
     return f"rows:{path}"
 
 
+def cells_key(path: str) -> str:
+    """Under which name the holder keeps in how many rows and columns a convolution cut the picture."""
+    return f"cells:{path}"
+
+
 def taps(planned: PlannedEdit, adapter: str) -> list[tuple[str, str, str]]:
     """What hooks leave in the holder for an edit: the path of the module, what of it (see `Tap.hook`), under which name."""
     site = planned.site
     found = [(site.rows, "shape", shape_key(site.rows))] if site.rows is not None else []
+    if planned.grid is not None:
+        found.append((planned.grid.module, "cells", cells_key(planned.grid.module)))
     for need, source in (("x", site.x), ("residual", site.residual)):
         itself = need == "x" and source == site.view.module and site.side == "output"
         if need in needs(planned) and source is not None and not itself:

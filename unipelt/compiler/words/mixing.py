@@ -39,25 +39,31 @@ def _attention(w: Writing, q: Written, k: Written, v: Written) -> Written:
     return Code(w.helper("attention", *found, "mask", text_of(w.names.get(CAUSAL, False))), axes, v.sizes)
 
 
-@function("conv")
-def conv(context: Any, z: Named, kernel: Named) -> Value:
-    axes, (z, kernel) = _together(context, z, kernel)
-    n = len(kernel.sizes)
-    others = tuple(a for a in axes if a != "token")
-    found = helpers.conv(
-        spreading(z, axes, 1), spreading(kernel, others, n), n == 3, context.mask, bool(context.names.get(CAUSAL))
-    )
-    return Named(found, axes)
+def _convolution(name: str, directions: int, last: Any, written: Any) -> None:
+    """A word for the helper of its name, whose kernel has so many sizes before those of tokens. ``last`` is the helper's last argument
+    in a context, and ``written`` in code."""
+
+    @function(name)
+    def convolved(context: Any, z: Named, kernel: Named) -> Value:
+        axes, (z, kernel) = _together(context, z, kernel)
+        n = len(kernel.sizes)
+        others = tuple(a for a in axes if a != "token")
+        found = getattr(helpers, name)(
+            spreading(z, axes, 1), spreading(kernel, others, n), n == directions + 2, context.mask, last(context)
+        )
+        return Named(found, axes)
+
+    @word(name)
+    def convolution(w: Writing, z: Written, kernel: Written) -> Written:
+        assert isinstance(z, Code) and isinstance(kernel, Code)
+        axes, n = union(z, kernel), len(kernel.sizes)
+        others = tuple(a for a in axes if a != "token")
+        found = [
+            spread(refine(z, axes, w.repeats), axes, 1, whole=True),
+            spread(refine(kernel, axes, w.repeats), others, n),
+        ]
+        return Code(w.helper(name, *found, n == directions + 2, "mask", written(w)), axes, (kernel.sizes[-1],))
 
 
-@word("conv")
-def _conv(w: Writing, z: Written, kernel: Written) -> Written:
-    assert isinstance(z, Code) and isinstance(kernel, Code)
-    axes, n = union(z, kernel), len(kernel.sizes)
-    others = tuple(a for a in axes if a != "token")
-    found = [
-        spread(refine(z, axes, w.repeats), axes, 1, whole=True),
-        spread(refine(kernel, axes, w.repeats), others, n),
-    ]
-    causal = text_of(w.names.get(CAUSAL, False))
-    return Code(w.helper("conv", *found, n == 3, "mask", causal), axes, (kernel.sizes[-1],))
+_convolution("conv", 1, lambda c: bool(c.names.get(CAUSAL)), lambda w: text_of(w.names.get(CAUSAL, False)))
+_convolution("conv2d", 2, lambda c: c.grid, lambda w: "grid")

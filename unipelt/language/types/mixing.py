@@ -38,15 +38,34 @@ def _attention(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]
 @primitive("conv", (2, 2), "conv(z, w): a convolution along the tokens, each channel by itself with w: [k, d], or w: [k, d, e]; its last "
            "row meets the token itself where the model is causal, its middle row elsewhere. Pads count as 0", linear=True, bilinear=True, mixes=True)  # fmt: skip
 def _conv(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
-    z, w = _of_tokens(check, "conv", args[0], exprs[0]), args[1].type
+    return _convolved(check, "conv", ("k",), span, args, exprs)
+
+
+@primitive("conv2d", (2, 2), "conv2d(z, w): a convolution over the rows and columns in which the parts of a picture lie, each channel by "
+           "itself with w: [a, b, d], or w: [a, b, d, e]; its middle meets the part itself, and what lies outside counts as 0. Any other "
+           "token (a class token, a row of a prompt) is a picture of one part", linear=True, bilinear=True, mixes=True, grid=True)  # fmt: skip
+def _conv2d(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    out = _convolved(check, "conv2d", ("a", "b"), span, args, exprs)
+    return replace(out, future=out.future or span)  # parts of the rows below stand behind it
+
+
+def _convolved(
+    check: Reporter, name: str, along: tuple[str, ...], span: Span, args: list[Value], exprs: list[Expr]
+) -> Value:
+    """What a kernel [.., d] or [.., d, e], with a size for each direction that it goes ``along``, makes of the tokens."""
+    z, w, n = _of_tokens(check, name, args[0], exprs[0]), args[1].type, len(along)
     if z is None:
         return Value(join(args).type)
-    if not isinstance(w, TensorType) or len(w.sizes) not in (2, 3) or w.axes & {"batch", "token"}:
+    if not isinstance(w, TensorType) or len(w.sizes) not in (n + 1, n + 2) or w.axes & {"batch", "token"}:
+        front = ", ".join(along)
         return check.fail(
-            "E0331", f"`conv` takes a kernel [k, d] or [k, d, e], the same for every token, not {w}", exprs[1].span
+            "E0331",
+            f"`{name}` takes a kernel [{front}, d] or [{front}, d, e], the same for every token, not {w}",
+            exprs[1].span,
         )
-    if w.sizes[1] != z.sizes[0]:
-        return check.fail("E0312", "the sizes of `conv` do not agree", exprs[1].span, label=str(w),
-                          where=check.bindings(w.sizes[1], z.sizes[0]), help=f"the kernel's second size is that of a token: {z.sizes[0]}")  # fmt: skip
+    if w.sizes[n] != z.sizes[0]:
+        which = ("second", "third")[n - 1]
+        return check.fail("E0312", f"the sizes of `{name}` do not agree", exprs[1].span, label=str(w),
+                          where=check.bindings(w.sizes[n], z.sizes[0]), help=f"the kernel's {which} size is that of a token: {z.sizes[0]}")  # fmt: skip
     out = product(args[0], args[1], TensorType(united_axes(z.axes, w.axes), (w.sizes[-1],)), span)
     return replace(out, chunk=out.chunk or span)

@@ -51,7 +51,8 @@ class Primitive:
     number, whatever the argument (``shares``); entries added up (``totals``); one of the tokens (``picks``); linear in each of the
     first two arguments (``bilinear``); entries that obey equations of their own, of which the algebra knows nothing, such as those of
     a rotation (``tied``). Computed from batches of
-    data while the method is attached (``data``). Only one that ``indexes`` is given whole numbers that say where something stands. Tokens read one another, but no pads (``mixes``).
+    data while the method is attached (``data``). Only one that ``indexes`` is given whole numbers that say where something stands. Tokens read one another, but no pads (``mixes``),
+    or their neighbours in a picture (``grid``).
     """
 
     name: str
@@ -69,6 +70,7 @@ class Primitive:
     tied: bool = False
     indexes: bool = False
     mixes: bool = False
+    grid: bool = False
     data: bool = False
 
 

@@ -23,8 +23,11 @@ from .reductions import DOMAINS
 
 #: Words in the text of a row that ask which tokens are real.
 OF_REAL_TOKENS = frozenset({"tokens", *(n for n, p in PRIMITIVES.items() if p.mixes)})
+#: Words that ask where the parts of a picture lie.
+OF_GRID = frozenset(n for n, p in PRIMITIVES.items() if p.grid)
 
 __all__ = [
+    "OF_GRID",
     "OF_REAL_TOKENS",
     "DOMAINS",
     "PLACING",
