@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class _Passed:
             self.cuts[path].register_forward_hook(nudge),
             self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True),
         ]
-        with evaluating(self.called), ended_by(lambda: [h.remove() for h in hooks]):
+        with evaluating(self.called), ended_by(partial(_removed, hooks)):
             try:
                 self.called(**self.given)
             except _Entered:
@@ -113,8 +114,13 @@ class _Passed:
 
         hooks = [m.register_forward_hook(leaves(p)) for p, m in self.cuts.items()]
         hooks += [b.register_forward_pre_hook(enters, with_kwargs=True) for b in self.blocks]
-        with ended_by(lambda: [h.remove() for h in hooks]):
+        with ended_by(partial(_removed, hooks)):
             yield
+
+
+def _removed(hooks: list[Any]) -> None:
+    for h in hooks:
+        h.remove()
 
 
 def _tokens(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -145,7 +151,7 @@ def _passed(
     failed: PeltError | None = None
     for called in {id(m): m for m in (model, base_of(model), tower)}.values():
         try:
-            return first_that_runs(called, given=example, run=lambda given, m=called: run(m, given))[1]
+            return first_that_runs(called, given=example, run=partial(run, called))[1]
         except PeltError as e:
             failed = failed or e
     assert failed is not None

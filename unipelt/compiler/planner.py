@@ -15,7 +15,6 @@ from torch import nn
 
 from ..anatomy.base import uncompiled
 from ..anatomy.find import find
-from ..anatomy.grids import Grid, grid_of
 from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
@@ -28,18 +27,17 @@ from ..language.types.inputs import changes_length, places_rows
 from ..language.ir import Method, Row
 from ..language.types.layers import by_layer, chosen, layered, least
 from ..language.types.initialisers import INITIALISERS
-from ..language.types.primitives import OF_GRID
 from ..language.check.outside import not_one, selects
 from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant
 from ..language.types.rows import distinct, lacking, require, typed_row
 from ..language.types.typed import Sizes, TypedRow
 from ..language.sites import SiteSignature, TensorType
 from ..language.sizes import Size
-from ..language.syntax.nodes import NOWHERE, Apply, Expr, Selection
-from ..language.syntax.tree import dotted
+from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
 from . import at_attach, coverage, totals
 from .coverage import common_sizes
+from .grids import Grids
 from .notes import of_attention, of_rows, of_the_base
 from .hosting import Parameter, refused_heads
 from .labels import Labels, label_map, own_labels, scores_examples
@@ -96,8 +94,8 @@ class _Builder:
     def __init__(
         self, model: nn.Module, method: Method, sites: SiteMap, labels: Labels | None, example: Mapping[str, Any] | None
     ):
-        self.model, self.method, self.sites, self.labels, self.example = model, method, sites, labels, example
-        self.grids: dict[str, Grid | str] = {}  # by the stack's name, or why its tokens lie on none
+        self.model, self.method, self.sites, self.labels = model, method, sites, labels
+        self.grids = Grids(model, sites, example)
         self.label_map = label_map(model, sites)
         self.parameters = parameters_of(model)
         self.head_parameters = head_parameters(sites, self.parameters)
@@ -203,7 +201,7 @@ class _Builder:
         if without := coverage.without(site, typing, self.model):
             self.problems += without
             return
-        grid = self.grid(site, typing)
+        grid = self.grids.of(site, typing)
         if isinstance(grid, Diagnostic):
             self.problems += [grid] if (grid.code, grid.span) not in {(d.code, d.span) for d in self.problems} else []
             return
@@ -231,29 +229,6 @@ class _Builder:
             names[t.label] = planned.name
         numbers = ({"depth": depth} if depth else {}) | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(site, names, typing, numbers, grid))
-
-    def grid(self, site: Site, typing: TypedRow) -> Grid | Diagnostic | None:
-        """Where the parts of a picture lie among the tokens of a site, if the row asks; what is wrong where they lie nowhere."""
-        if OF_GRID.isdisjoint(typing.read_by_passes):
-            return None
-        if site.view.layout is not None and isinstance(self.model.get_submodule(site.view.module), nn.Conv2d):
-            return None  # what it yields has rows and columns
-        stack = self.stacks.get(site.tokens)
-        if stack is None:
-            found: Grid | str = "what is there belongs to no tower"
-        else:
-            if stack.name not in self.grids:
-                self.grids[stack.name] = grid_of(self.model, self.sites, stack, self.example)
-            found = self.grids[stack.name]
-        if isinstance(found, Grid):
-            if not found.proved:
-                self.warnings.append(f"where the parts of a picture lie among the tokens of {coverage.the(stack or NO_STACK)} was found without "
-                                     "weights and is not yet proved: that is done where the method is applied to them")  # fmt: skip
-            return found
-        call = next(n for n in typing.row.nodes if isinstance(n, Apply) and dotted(n.function) in OF_GRID)
-        return Diagnostic("E0538", f"`{dotted(call.function)}` reads a token's neighbours in a picture, and the tokens at `{site.full_name}` of this "
-                          f"{type(self.model).__name__} lie on no grid: {found}", call.span,
-                          help="apply it to a model of pictures, or use `conv`, which goes along the tokens")  # fmt: skip
 
     def signature(self, site: Site) -> SiteSignature:
         """What a site binds on this model: a head that scores examples has no value for each token."""
@@ -494,6 +469,7 @@ class _Builder:
         counts = replace(counts, stored=counts.stored - saved)
         said = [
             *self.warnings,
+            *self.grids.said,
             *of_the_base(self.model),
             *of_attention(self.model, self.edits),
             *starmap(of_rows, self.judged.items()),
