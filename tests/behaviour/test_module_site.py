@@ -40,8 +40,9 @@ def change(model: nn.Module, x: torch.Tensor, method: Any, tmp_path: Path) -> to
     assert list(model.named_modules()) == modules
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
     unipelt.attach(model, tmp_path / "a")
-    assert_same(model(x), after)
-    return after
+    again = model(x)
+    close(again, after)  # to rounding: torch multiplies in another order where no gradient is asked for
+    return again
 
 
 @pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 3, 8), (2, 3, 4, 8)], ids=str)

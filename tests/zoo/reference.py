@@ -192,16 +192,20 @@ def count_of(measure: Callable[[], float]) -> float:
 def beside_peft(
     method: unipelt.Method, config: peft.PeftConfig, into: Callable[[str, dict[str, torch.Tensor]], torch.Tensor], kind: str = "llama",
     scale: float = 0.2, frozen: bool = False, prepare: Callable[[nn.Module], None] | None = None,
-    fixed: Callable[[str, nn.Module], torch.Tensor] | None = None, base: nn.Module | None = None, **more: Any,
+    fixed: Callable[[str, nn.Module], torch.Tensor] | None = None, base: nn.Module | None = None,
+    alter: Callable[[nn.Module], None] = lambda model: None, **more: Any,
 ) -> float:  # fmt: skip
     """How far the outputs and the gradients of ours and of live peft are apart, with peft's tensors moved at random.
 
     ``into(name, theirs)`` gives the value of our trained tensor of that full name (as in `unipelt.state_dict`) from all of peft's
     tensors by theirs; with ``frozen`` that of our frozen draws too, which ``fixed(name, peft's model)`` gives where no tensor
-    of its state has them. ``base`` is the model that peft is given, as it has prepared it. ``prepare`` changes peft's model before anything is compared. The gradients of ours are compared by what
+    of its state has them. ``base`` is the model that peft is given, as it has prepared it. ``alter`` changes both bases
+    before anything is attached, ``prepare`` changes peft's model before anything is compared. The gradients of ours are compared by what
     they are after the same move: a step down the gradient of each side is taken and the outputs compared again.
     """
-    theirs = peft.get_peft_model(small.model(kind) if base is None else base, config).eval()
+    base = small.model(kind) if base is None else base
+    alter(base)
+    theirs = peft.get_peft_model(base, config).eval()
     if prepare is not None:
         prepare(theirs)
     g = torch.Generator().manual_seed(3)
@@ -210,6 +214,7 @@ def beside_peft(
         for n in sorted(trained):
             trained[n].add_(torch.randn(trained[n].shape, generator=g) * scale)
     model = small.model(kind)
+    alter(model)
     unipelt.apply(model, method, allow_future=True, **more)
     compare_counts(record(model, "default").trained().values(), trained.values())
     model.eval()
