@@ -1,4 +1,5 @@
 # make demo: sets everything up and runs the main job.   make test: sets everything up and passes the tests.
+# make test-all: every case of the tests of which `make test` runs a part.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,13 +8,16 @@ CONSTRAINTS := constraints.txt
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test check tables clean
+.PHONY: demo test test-all check tables clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider -n $(JOBS) --dist worksteal
+
+test-all: export UNIPELT_ALL = 1
+test-all: test
 
 check: $(STAMP)
 	$(BIN)/unipelt check specs

@@ -100,6 +100,7 @@ def test_a_plan_in_a_notebook_is_its_table(plan):
     assert page.tags.count("tr") == 1 + len(plan.table()) and f"{plan.counts.trained:,}" in page.text
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [e.name for e in unipelt.library() if e.kind == "method"])
 def test_every_method_has_html(name):
     method = unipelt.load(name)

@@ -347,6 +347,7 @@ def forgetting() -> Iterator[None]:
     signature.cache_clear()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "column"), left_out())
 @pytest.mark.usefixtures("forgetting")
 def test_an_entry_that_says_less_fails(name: str, column: str, monkeypatch: pytest.MonkeyPatch) -> None:

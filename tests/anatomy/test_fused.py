@@ -193,6 +193,7 @@ def spread(model: Any) -> None:
                 p.add_(torch.randn_like(p) * 0.2)
 
 
+@pytest.mark.sampled(2)
 @kinds
 @pytest.mark.parametrize("method", ["lora", "ia3", "adapter", "parallel_adapter", "unipelt_apl_causal"])
 def test_methods_of_the_library(kind: str, method: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -284,6 +285,7 @@ def test_compiled_exported_copied_and_under_autocast(kind: str, tmp_path: Path, 
         torch.testing.assert_close(exported(x), module(x))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["gpt_neox", "phi3"])
 def test_an_onnx_file_has_the_columns(kind: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -44,6 +44,7 @@ def _calls(model: nn.Module) -> tuple[Counter[str], list[Any]]:
     return calls, handles
 
 
+@pytest.mark.sampled(2)
 def test_every_edit_is_called_once_a_layer_and_reaches_the_output(kind: str) -> None:
     model, inputs = build(kind), batch(kind)
     sites = find(model)

@@ -142,24 +142,16 @@ def filled(grid: dict[str, Any]) -> list[Cell]:
 
 
 def in_turn(cells: Sequence[Cell]) -> list[Cell]:
-    """Some of the cells: each method with each property, each method on each model, each property on each model.
-
-    Of the models that a method and a property can meet on, the one that both have met least so far; what has then not met
-    meets in the first cell there is.
-    """
+    """Some of the cells: each property on each model, of the methods that can meet there the one that has met least so far."""
     possible: dict[tuple[str, str], list[str]] = {}
     for spec, kind, name in cells:
-        possible.setdefault((spec, name), []).append(kind)
-    met: Counter[tuple[str, str]] = Counter()
+        possible.setdefault((kind, name), []).append(spec)
+    met: Counter[str | tuple[str, str]] = Counter()
     chosen = set()
-    for (spec, name), kinds in possible.items():
-        kind = min(kinds, key=lambda k: (max(met[spec, k], met[name, k]), met[spec, k] + met[name, k]))
-        met.update([(spec, kind), (name, kind)])
+    for (kind, name), specs in possible.items():
+        spec = min(specs, key=lambda s: (met[s, name], met[s, kind], met[s]))
+        met.update([spec, (spec, name), (spec, kind)])
         chosen.add((spec, kind, name))
-    for spec, kind, name in cells:
-        if not met[spec, kind] or not met[name, kind]:
-            met.update([(spec, kind), (name, kind)])
-            chosen.add((spec, kind, name))
     return [c for c in cells if c in chosen]
 
 

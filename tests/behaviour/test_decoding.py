@@ -107,6 +107,7 @@ def apart(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> float:
     return float((a - b)[mask.bool()].abs().max())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoding_equals_one_pass(family: str) -> None:
     model = model_of(family)

@@ -62,6 +62,7 @@ def check(
     return program, worst
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("kind", "method", "options"),
     [

@@ -65,6 +65,7 @@ def near(a: torch.Tensor, b: torch.Tensor, kernel: str = "sdpa") -> bool:
 # ---------------------------------------------------------------- the same as eager
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("spec", METHODS)
 @pytest.mark.parametrize("kind", ["llama", "bart", "bert_words"])

@@ -314,6 +314,7 @@ def test_attention_that_is_computed_otherwise_later_is_an_error(way: Any) -> Non
     assert _get_current_function_mode_stack() == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", ["scaled_after", "function"])
 def test_compilers_are_refused(way: str) -> None:
     """A compiler would leave the edits out: E0547, and without adapters it is welcome."""

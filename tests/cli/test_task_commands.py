@@ -30,6 +30,7 @@ def trained(place, model, rows, *options):
 PET = ["--pattern", "{text} type : {mask} .", "--words", "refund,arrival,closing"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model, rows, options, metric, texts, columns", [
     ("masked", "tagged", [], "entity_f1", ["my money is late ."], ["text", "entities"]),
     ("masked", "asked", [], "exact_match", ["refund", "my money is late"], ["question", "answer"]),

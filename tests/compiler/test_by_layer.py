@@ -60,6 +60,7 @@ def sizes(kind: str) -> dict[str, int]:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", LAYERED)
 @pytest.mark.parametrize("method", ["lora", "adapter", "parallel_adapter", "lora_plus"])
 @pytest.mark.parametrize("slot", ["", "layers last 2", "layers 1 .. depth", "layers every 2"])

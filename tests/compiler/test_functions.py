@@ -579,6 +579,7 @@ def random_expression(rng: random.Random, depth: int) -> str:
     )()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(8))
 def test_random_expressions_have_the_type_that_is_inferred(seed: int) -> None:
     rng = random.Random(seed)

@@ -112,6 +112,7 @@ def test_a_recipe_computes_what_is_written_and_every_row_has_one(name: str, kind
         assert all(recipes.known.values()) and (recipes.known or one.edit.rests)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_each_lowering_alone_computes_what_is_written(name: str) -> None:
     """Outputs and gradients of a model, every lowering by itself; which of three models, and which half, by the method's place."""
@@ -198,6 +199,7 @@ def test_the_printed_module_computes_what_is_written(name: str) -> None:
     assert met == set(classes)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("part", range(4))
 def test_recipes_of_random_methods_compute_what_is_written(part: int) -> None:
     compared = straight = 0

@@ -66,6 +66,7 @@ def test_the_judge_of_batches_can_tell(monkeypatch):
         assert JUDGES["batch-independent"](t) > SHOWS
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.skipif(bool(RENAMED), reason="a name decides nothing here that it does not decide elsewhere")
 @pytest.mark.parametrize("i", range(len(METHODS)), ids=METHODS)
 def test_no_verdict_is_refuted(i, tmp_path):

@@ -75,6 +75,7 @@ def computed(place: str, name: str, folder: Path) -> torch.Tensor:
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_name_makes_no_difference(place: str, tmp_path: Path) -> None:
     expected = computed(place, "a_", tmp_path)

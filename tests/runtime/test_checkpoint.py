@@ -95,11 +95,11 @@ def refused(
 # ---------------------------------------------------------------- round trips
 
 
-@pytest.mark.parametrize(("kind", "fold"), [("bert_labels", True), ("gpt2", False), ("llama", True)])
-def test_every_method_of_the_library_comes_back(tmp_path: Path, kind: str, fold: bool) -> None:
+@pytest.mark.parametrize(("turn", "kind", "fold"), [(0, "bert_labels", True), (1, "gpt2", False), (2, "llama", True)])
+def test_every_method_of_the_library_comes_back(tmp_path: Path, turn: int, kind: str, fold: bool) -> None:
     base = output(model(kind))
     seen = 0
-    for n in METHODS:
+    for n in METHODS[turn::3]:
         m = model(kind)
         try:
             plan = unipelt.apply(m, unipelt.load(n), allow_future=True)
@@ -128,7 +128,7 @@ def test_every_method_of_the_library_comes_back(tmp_path: Path, kind: str, fold:
         unipelt.remove(other, "default")
         assert torch.equal(output(other), base)
         seen += 1
-    assert seen >= 20
+    assert seen >= 8
 
 
 def test_a_folder_holds_its_own_definition(saved: Path) -> None:

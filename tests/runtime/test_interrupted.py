@@ -24,6 +24,7 @@ from unipelt.anatomy.interrupts import ended_by
 TRIED = 4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(CASES))
 def test_an_interrupted_call_is_all_or_nothing(name: str, tmp_path: Path) -> None:
     passed, two = ends(name, tmp_path)

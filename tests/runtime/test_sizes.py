@@ -102,6 +102,7 @@ def reading(site: str, s: dict[str, Any]) -> str:
 }}"""
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "site"), CASES)
 def test_every_size_is_its_number_at_every_site(kind: str, site: str, tmp_path: Path, monkeypatch: Any) -> None:
     mixed.teach(tmp_path, monkeypatch)

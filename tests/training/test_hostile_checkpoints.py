@@ -89,6 +89,7 @@ WRONG: list[Callable[[], bytes]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("data", WRONG, ids=range(len(WRONG)))
 @pytest.mark.parametrize("name", [OPTIMIZER, SCHEDULER, RNG])
 def test_a_file_that_holds_something_else(cut: tuple[TrainConfig, Path], name: str, data: Callable[[], bytes]) -> None:
@@ -97,6 +98,7 @@ def test_a_file_that_holds_something_else(cut: tuple[TrainConfig, Path], name: s
     assert name in refused(config)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["pipe", "device", "outside", "gone", "folder"])
 @pytest.mark.parametrize("name", [OPTIMIZER, SCHEDULER, RNG])
 def test_a_file_that_is_no_plain_file(cut: tuple[TrainConfig, Path], tmp_path: Path, name: str, kind: str) -> None:

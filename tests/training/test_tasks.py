@@ -88,6 +88,7 @@ class Cut(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.sampled(3)
 def test_it_goes_on_after_an_interruption(job, tmp_path):
     """Packed rows are few: an epoch may end before the interruption, or not."""
     _, config, _, _ = job

@@ -185,15 +185,15 @@ def test_equal_budgets(models):
         solve(unipelt.load(named("parallel_adapter")), 10, count, "r")
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-def test_every_member_of_a_large_space_takes_a_training_step(kind, models):
+@pytest.mark.parametrize("turn, kind", enumerate(["bert", "gpt2", "llama"]))
+def test_every_member_of_a_large_space_takes_a_training_step(turn, kind, models):
     from small import inputs, randomise
 
     found, names = definition("examples/spaces/unified_view.pelt")
     members = generate(space_of(found, names)).members
     assert len(members) >= 150
     m, batch = models[kind], inputs()
-    for member in members:
+    for member in members[turn::3]:
         unipelt.apply(m, member.method(**{k: 3 for k in ("r", "l") if k in member.method.arguments}), seed=1)
         randomise(m)  # some crossings start dead, such as h * 0
         before = {n: t.clone() for n, t in unipelt.state_dict(m).items()}
