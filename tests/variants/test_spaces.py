@@ -185,7 +185,7 @@ def test_equal_budgets(models):
         solve(unipelt.load(named("parallel_adapter")), 10, count, "r")
 
 
-@pytest.mark.parametrize("turn, kind", enumerate(["bert", "gpt2", "llama"]))
+@pytest.mark.parametrize("turn, kind", [*enumerate(["bert", "gpt2", "llama"])])
 def test_every_member_of_a_large_space_takes_a_training_step(turn, kind, models):
     from small import inputs, randomise
 
