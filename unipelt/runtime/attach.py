@@ -347,6 +347,20 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         yield model
 
 
+def rates_of(model: nn.Module, names: Iterable[str] | None = None) -> dict[int, tuple[float, bool]]:
+    """By the id of a trained parameter: the multiple of the learning rate that its method gives it, and whether it decays.
+
+    Of the adapters ``names``, or of all. Vectors and scalars do not decay."""
+    settle(model)
+    r = registry(model)
+    found: dict[int, tuple[float, bool]] = {}
+    for name in r.attached if names is None and r is not None else names or ():
+        a = record(model, name)
+        multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
+        found |= {id(p): (multiples[n], p.dim() > 1) for n, p in a.trained().items()}
+    return found
+
+
 def parameter_groups(
     model: nn.Module, name: str = "default", lr: float | None = None, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
@@ -360,12 +374,10 @@ def parameter_groups(
         raise TypeError("parameter_groups() needs a number for `lr`")
     lr, weight_decay = float(lr), float(weight_decay)
     model = unwrapped(model)
-    a = record(model, name)
-    settle(model)
-    multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
+    rates = rates_of(model, [name])
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for n, p in a.trained().items():
+    for p in record(model, name).trained().values():
         if p.requires_grad:
-            decay = weight_decay if p.dim() > 1 else 0.0
-            groups.setdefault((lr * multiples[n], decay), []).append(p)
+            multiple, decays = rates[id(p)]
+            groups.setdefault((lr * multiple, weight_decay if decays else 0.0), []).append(p)
     return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]

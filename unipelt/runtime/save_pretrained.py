@@ -13,7 +13,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os.path import exists, isdir, isfile
 from pathlib import Path
@@ -30,8 +30,8 @@ from ..language.files import contents, leaves, reason, replace
 from ..language.report.source import refuse_link
 from ..language.versions import FORMAT, UPDATE, named, refusal
 from .hub import FOLDER, INDEX
-from .registry import Registry
-from .saving import content, state_dict
+from .registry import Registry, registry
+from .saving import content, save, state_dict
 from .sharding import is_sharded
 from .stand_in import StandIn
 from .switch import ADAPTER_NAME
@@ -117,6 +117,17 @@ def _written(r: Registry, whole: bool) -> list[str]:
                   "unipelt.unmerge(model) first, or unipelt.save for each")  # fmt: skip
         return []
     return list(r.attached)
+
+
+def write_adapters(model: nn.Module, folder: Path, names: Sequence[str]) -> None:
+    """Some adapters, unfolded, without the base: one as `unipelt.save` writes it, several beside each other. `unipelt.attach` and
+    `unipelt.restore` read both. Of a sharded model all processes call it."""
+    r = registry(model)
+    assert r is not None
+    if len(names) == 1:
+        save(model, folder, names[0], fold=False)
+    else:
+        _write(model, r, folder, list(names), None, True)
 
 
 def _write(

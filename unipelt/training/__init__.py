@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .any_trainer import Reference, WithAdapters, for_trainer
     from .config import TrainConfig
     from .data import Data, Split, read
     from .run import Result, train
@@ -17,11 +18,12 @@ _WHERE = {
     "TrainConfig": "config", "Data": "data", "Split": "data", "read": "data", "Result": "run", "train": "run",
     "Run": "saved", "load_run": "saved", "evaluate_run": "saved", "predict_run": "saved", "merge_run": "saved",
     "Watching": "watching", "Words": "words",
+    "Reference": "any_trainer", "WithAdapters": "any_trainer", "for_trainer": "any_trainer",
 }  # fmt: skip
 
 __all__ = [
-    "Data", "Result", "Run", "Split", "TrainConfig", "Watching", "Words",
-    "evaluate_run", "load_run", "merge_run", "predict_run", "read", "train",
+    "Data", "Reference", "Result", "Run", "Split", "TrainConfig", "Watching", "WithAdapters", "Words",
+    "evaluate_run", "for_trainer", "load_run", "merge_run", "predict_run", "read", "train",
 ]  # fmt: skip
 
 

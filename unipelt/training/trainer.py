@@ -31,10 +31,10 @@ from ..language.report.diagnostics import PeltError, error
 from ..language.files import check, contents, reason
 from ..runtime.registry import record
 from . import ranks
+from .any_trainer import WithAdapters
 from .data import whole_number
 from .tasks.evaluation import Collator, as_read, evaluate
 from .tasks.task import Task
-from .words import Words
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
 #: The most bytes of a trainer's state, which has a line for each step.
@@ -74,7 +74,7 @@ def optimizer_of(arguments: TrainingArguments) -> tuple[type[torch.optim.Optimiz
         raise error("E0666", f"the optimizer {name} is not there: {e}", help="choose another `--optimizer`") from None
 
 
-class AdapterTrainer(Trainer):
+class AdapterTrainer(WithAdapters, Trainer):
     """Trains the adapter called ``adapter`` of a model: optimizer groups by the method, small checkpoints.
 
     ``batch_size`` counts the examples of a step: those of all processes and of all parts that are accumulated.
@@ -85,7 +85,6 @@ class AdapterTrainer(Trainer):
         assert self.model is not None
         self.plain: nn.Module = self.model
         self.adapter = adapter
-        self.add_callback(Words())
         self.task = task
         self.collator = collator
         self.batch_size = batch_size
@@ -166,13 +165,8 @@ class AdapterTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self._save(output_dir)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # Of a sharded model each process has parts; the first writes them.
-        if self.args.should_save or self.is_fsdp_enabled:
-            folder = str(output_dir or self.args.output_dir)
-            Path(folder).parent.mkdir(parents=True, exist_ok=True)
-            # Unfolded: training goes on from here.
-            unipelt.save(self.plain, folder, self.adapter, fold=False)
+    def _save_more(self, folder: Path) -> None:
+        """Nothing: a run's folder has the rest."""
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """The optimizer's state by the names of the parameters, whole: any number of processes goes on from it."""
@@ -228,13 +222,10 @@ class AdapterTrainer(Trainer):
                 raise OSError(f"the checkpoint could not be written (is the disk full?): {e}") from e
             raise
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        unipelt.restore(self.plain, resume_from_checkpoint, self.adapter)
-
     def _load_best_model(self) -> None:
         # By step, not by the recorded path: the run's folder may have been moved since.
         best = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        unipelt.restore(self.plain, best, self.adapter)
+        self._restore(best)
 
     def load_best(self) -> bool:
         """Go back to the best checkpoint; False where the last state is the best."""

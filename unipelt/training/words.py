@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback
 
+from torch import nn
+
 from ..runtime.registry import registry, unwrapped
 from ..runtime.steps import after_step, progress
+
+
+def adapted_models(model: Any) -> list[nn.Module]:
+    """The models that have adapters: this one, or those inside it (as a SentenceTransformer holds one of transformers)."""
+    model = unwrapped(model)
+    if registry(model) is not None:
+        return [model]
+    return [m for m in model.modules() if registry(m) is not None] if isinstance(model, nn.Module) else []
 
 
 class Words(TrainerCallback):
@@ -18,11 +29,16 @@ class Words(TrainerCallback):
     need no callback: they are in the loss of a model that is given labels.
     """
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if registry(unwrapped(model)) is not None:
+    models: Sequence[nn.Module] = ()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.models = adapted_models(model)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for model in self.models:
             progress(model, min(1.0, state.global_step / max(state.max_steps, 1)))
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if registry(unwrapped(model)) is not None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for model in self.models:
             progress(model, min(1.0, (state.global_step + 1) / max(state.max_steps, 1)))
             after_step(model)
