@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import unipelt
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.training import Reference, WithAdapters, Words, for_trainer
 from unipelt.training.any_trainer import BESIDE
+from unipelt.training.words import adapted_models
 
 #: Rates of its own, a vector that does not decay, and a number that follows the steps.
 METHOD = unipelt.parse("""
@@ -178,6 +180,12 @@ def test_an_object_that_holds_a_trainer_and_one_that_is_taken_twice(tmp_path: Pa
     assert for_trainer(holder) is holder and isinstance(holder.inner, WithAdapters)
     assert for_trainer(trainer) is trainer
     assert sum(isinstance(c, Words) for c in trainer.callback_handler.callbacks) == 1
+
+
+def test_models_are_found_in_what_is_no_module() -> None:
+    m = adapted()
+    assert adapted_models(SimpleNamespace(body=nn.Sequential(m), head="none")) == [m]
+    assert adapted_models(SimpleNamespace(body=nn.Linear(1, 1))) == []
 
 
 def test_what_is_no_trainer_or_has_no_adapter(tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ from ..runtime.steps import after_step, progress
 
 
 def adapted_models(model: Any) -> list[nn.Module]:
-    """The models that have adapters: this one, or those inside it (as a SentenceTransformer holds one of transformers)."""
+    """The models that have adapters: this one, or those inside it, as a SentenceTransformer or SetFit's model holds one."""
     model = unwrapped(model)
-    if registry(model) is not None:
-        return [model]
-    return [m for m in model.modules() if registry(m) is not None] if isinstance(model, nn.Module) else []
+    parts = [model] if isinstance(model, nn.Module) else [v for v in vars(model).values() if isinstance(v, nn.Module)]
+    return [m for part in parts for m in part.modules() if registry(m) is not None]
 
 
 class Words(TrainerCallback):
