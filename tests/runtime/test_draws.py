@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import checkpoint_activations, inputs, model, output, randomise
+from names import name
+from small import checkpoint_activations, declared, inputs, model, output, randomise
 from torch import nn
 
 import unipelt
@@ -175,6 +176,72 @@ def test_a_row_whose_draws_are_not_in_its_output_merges() -> None:
     wanted = output(m)
     unipelt.merge(m, "default")
     assert torch.allclose(output(m), wanted, atol=1e-5)
+
+
+#: Lines that draw, each with what else is its method's: at every place, of axes of its own, in a gate, in a weight, twice the same.
+LINES = {
+    "noise[batch, token, 4]": "delta = (z @ A + noise[batch, token, 4]) @ B",
+    "noise twice": "delta = (z @ A + noise[4] * noise[4] - noise[8][: 4]) @ B",
+    "of a layer": "c = chance[layer]  delta = z @ A * noise[kind, 4] @ B * c",
+    "of the model": "delta = z @ A @ B * (chance[model] < 0.7) * noise[model, batch]",
+    "of an axis": "axis part = 2  p = chance[site, part]  m = p >= max(p, part)  delta = sum(m * p * (z @ A @ B), part)",
+    "one pass": "delta = z @ A @ B * (chance < 0.5) + noise[d_out]",
+}
+
+
+def compared(text: unipelt.Method, kind: str, **arguments: Any) -> tuple[list[list[torch.Tensor]], int]:
+    """Outputs and gradients of two passes that train, by recipes and as written, from the same seed; how many edits have a recipe."""
+    found, straight = [], 0
+    for lowering in (True, False):
+        m = model(kind, dtype=torch.float64)
+        unipelt.apply(m, text, allow_future=True, lowering=lowering)
+        randomise(m)
+        for module in m.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        torch.manual_seed(3)
+        given = {**inputs(), **declared(m, inputs()["input_ids"])}
+        out = [m.train()(**given)[0] for _ in range(4)]
+        sum(t.square().mean() for t in out).backward()
+        found.append([*out, *(p.grad for p in m.parameters() if p.grad is not None)])
+        edits = [e for e in m.modules() if isinstance(e, Edit) and e.recipes is not None]
+        straight += sum(any(recipe is not None for recipe, *_ in e.recipes.ready.values()) for e in edits)
+    return found, straight
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("site", ["attn.q, attn.v", "attn.q.weight"])
+def test_recipes_draw_what_the_evaluator_draws(line: str, site: str) -> None:
+    text = LINES[line]
+    if site.endswith("weight"):
+        if "batch" in text:
+            return
+        text = text.replace("z @ A @ B", "A @ B").replace("z @ A", "A")
+    insert = "" if site.endswith("weight") else "insert parallel"
+    method_ = unipelt.parse(f"""method m {{ modify {site} {insert}
+      form {{ A: [d_in, 4] ~ normal(0.3)  B: [4, d_out] ~ normal(0.3)  {text} }} compose h + delta }}""")
+    (one, other), straight = compared(method_, "bert")
+    assert straight == (6 if "," in site else 3)
+    assert len(one) == len(other) > 4 and not all(torch.equal(one[0], t) for t in one[1:4])
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("method", ["dylora", "pvera", "adamix", "polytropon"])
+def test_recipes_of_the_library_draw_what_the_evaluator_draws(method: str) -> None:
+    (one, other), straight = compared(unipelt.load(name(method)), "bert")
+    assert straight and not all(torch.equal(one[0], t) for t in one[1:4])
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("noise", ["noise[l, d_head]", "noise[batch, l, d_head]"])
+def test_rows_of_keys_draw_for_each_example(noise: str) -> None:
+    """The attention's kernel takes keys that are the same for all examples; others are not given to it."""
+    text = f"""method m(l: int = 3) {{ modify attn.heads  insert parallel
+      form {{ K: [l, d_head] ~ normal(1.0) per group  V: [l, d_head] ~ normal(1.0) per group
+             scores = q @ (K + {noise}).T * scale  delta = softmax(scores) @ V }}
+      compose {{ lam = sigmoid(logsumexp(scores) - log_mass)  out = (1 - lam) * h + lam * delta }} }}"""
+    (one, other), _ = compared(unipelt.parse(text), "bert")
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(one, other))
 
 
 # ---------------------------------------------------------------- progress

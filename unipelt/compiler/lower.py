@@ -16,6 +16,7 @@ from ..language.report.diagnostics import error, near
 from ..language.ir import Row
 from ..language.once import once
 from ..language.sites import TensorType
+from ..language.types.draws import draw_of
 from ..language.types.softmax import inlined, shares_softmax
 from ..language.syntax.nodes import Apply, Attr, Binary, Choose, Expr, Index, Let, Name, Statement, rewrite, walk
 from ..language.types.values import NumberType
@@ -139,7 +140,13 @@ def _rows(
     shares = [e for e in (on_scores, on_values) if e is not None]
     if shares and "gated rows" not in on:
         return None
-    reads = {n.id for e in (keys, values, *shares, *before) for n in walk(e) if isinstance(n, Name)}
+    nodes = [n for e in (keys, values, *shares, *before) for n in walk(e)]
+    if any(
+        d is not None and {"batch", "token"} & {*d.axes}
+        for d in (draw_of(n, typing.values, typing.axes) for n in nodes)
+    ):
+        return None  # how many there are is not known where the rows are made
+    reads = {n.id for n in nodes if isinstance(n, Name)}
     if reads & {"scores", "delta", "q", "z", "residual"}:
         return None
     for e in (keys, values):

@@ -8,14 +8,14 @@ left to the evaluator.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce
 from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 
-from ..language.types.draws import PROGRESS
+from ..language.types.draws import PROGRESS, Draw
 from ..language.types.indexing import INSERTED, POSITIONS
 from ..language.types.inputs import InputTyping
 from ..language.ir import Row
@@ -40,6 +40,7 @@ class Recipe:
     """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`, `CHOSEN`,
     `GRID`.
 
+    ``draws`` are what is drawn for a pass, by the names in ``reads`` under which it enters.
     Behind them ``function`` takes what ``fold`` makes of the row's tensors ``folds``: that may be kept while they stay as they are.
     """
 
@@ -48,6 +49,7 @@ class Recipe:
     function: Any
     folds: tuple[str, ...] = ()
     fold: Any = None
+    draws: Mapping[str, tuple[Draw, tuple[int, ...]]] = field(default_factory=dict)
 
     def __reduce__(self) -> Any:
         raise TypeError("a recipe is written where it is used")
@@ -112,13 +114,14 @@ def _recipe(
     read = set().union(*(words(line.text) for line in lines), *(words(e) for e in ends))
     folded = [line.name for line in fixed if line.name in read]
     reads = [n for n in names if names[n] in read]
+    draws = {n: body.drawn[n] for n in reads if n in body.drawn}
     source = _function("recipe", [*(names[n] for n in reads), *folded], lines, ends)
     if not folded:
-        return Recipe(source, tuple(reads), _compiled(source))
+        return Recipe(source, tuple(reads), _compiled(source), draws=draws)
     read = set().union(*(words(line.text) for line in fixed))
     folds = [n for n in names if names[n] in read]
     first = _function("fold", [names[n] for n in folds], fixed, [*folded, ""])
-    return Recipe(f"{first}\n{source}", tuple(reads), _compiled(source), tuple(folds), _compiled(first, "fold"))
+    return Recipe(f"{first}\n{source}", tuple(reads), _compiled(source), tuple(folds), _compiled(first, "fold"), draws)
 
 
 def _function(name: str, arguments: Sequence[str], lines: Sequence[Line], ends: Sequence[str]) -> str:
@@ -163,6 +166,7 @@ class Body:
         types = {t.label: t.type for t in typing.tensors}
         inputs = {i.name: i for i in typing.inputs}
         self.gate: dict[str, Code] = {}
+        self.drawn: dict[str, tuple[Draw, tuple[int, ...]]] = {}  # what is drawn, by the names in `arguments`
         for name, axes in entering.items():
             if name == "W" and typing.site.is_weight:
                 continue
@@ -200,6 +204,8 @@ class Body:
     def text(self, want: Want) -> tuple[list[Line], list[str]]:
         """The lines, and the expressions of the result."""
         ends = self._rows() if want == "rows" else self._ends(want)
+        self.drawn = {f":{n}": d for n, d in self.writer.drawn.items()}
+        self.arguments |= {n: n[1:] for n in self.drawn}
         return needed(self.writer.lines, ends), ends
 
     def _ends(self, want: Want) -> list[str]:

@@ -56,6 +56,7 @@ from .code import (
     with_number,
 )
 from .evaluator import OPERATIONS
+from .named import ordered
 from .words import FUNCTIONS, WORDS
 from .lines import Line, is_live
 
@@ -98,6 +99,7 @@ class Writer:
         self.helpers: dict[str, None] = {}
         self.taken: dict[str, str] = {}  # what each name of Python stands for
         self.draws: dict[str, Code] = {}
+        self.drawn: dict[str, tuple[Draw, tuple[int, ...]]] = {}  # what enters by names of Python, with its sizes
         self.penalties: list[Written] = []
         self.h: Code | None = None  # what is modified, as it enters
         self.temporary = 0
@@ -296,25 +298,34 @@ class Writer:
         return Num(text, CHOICE)
 
     def _draw(self, draw: Draw) -> Code:
-        """What is drawn: outside training nothing but zeros is known beforehand; in a text for both, torch's own numbers."""
-        sizes = tuple(
-            s.size if isinstance(s, Num) and s.size is not None else Size.of(s)  # type: ignore[arg-type]
-            for s in map(self.write, draw.sizes)
-        )
+        """What is drawn. It enters where code is written for one pass; in a text for both, these are torch's own numbers."""
+        written = [self.write(s) for s in draw.sizes]
+        sizes = tuple(s.size if isinstance(s, Num) and s.size is not None else Size.of(s) for s in written)  # type: ignore[arg-type]
         h = self.h
-        if (
-            self.training
-            or not isinstance(h, Code)
-            or draw.owner != "site"
-            or (self.training is False and draw.word != "noise")
-        ):
+        if not isinstance(h, Code):
+            raise Unwritten(f"`{draw.word}` of a row that does not see h")
+        if self.training is None:
+            return self._drawn_here(draw, sizes, [text_of(s) for s in written], h)
+        if draw.word == "noise" and not self.training:
+            return Code(f"h.new_zeros(({''.join(f'{text_of(s)}, ' for s in written)}))", (), sizes)
+        if not all(isinstance(s, int) for s in written):
+            raise Unwritten(f"`{draw.word}` of sizes that are not known")
+        axes = ordered(tuple(a for a in draw.axes if a in (*h.axes, "head", "group", *self.axes)))
+        wanted = draw, tuple(written)
+        name = next((n for n, other in self.drawn.items() if other == wanted), None)
+        if name is None:
+            name = self.safe(f"drawn{len(self.drawn)}")
+            self.drawn[name] = wanted  # type: ignore[assignment]
+            self.live.add(name)
+        return Code(name, axes, sizes)
+
+    def _drawn_here(self, draw: Draw, sizes: tuple[Size, ...], written: Sequence[str], h: Code) -> Code:
+        if draw.owner != "site":
             raise Unwritten(f"`{draw.word}`")
-        if self.training is False:
-            return Code(f"h.new_zeros(({''.join(f'{text_of(self.write(s))}, ' for s in draw.sizes)}))", (), sizes)
         if not set(draw.axes) <= set(h.axes):
             raise Unwritten(f"`{draw.word}` along other axes than those of h")
         axes = tuple(a for a in h.axes if a in draw.axes)
-        shape = [*(f"h.shape[{h.axes.index(a)}]" for a in axes), *(text_of(self.write(s)) for s in draw.sizes)]
+        shape = [*(f"h.shape[{h.axes.index(a)}]" for a in axes), *written]
         text = f"torch.{'randn' if draw.word == 'noise' else 'rand'}(({''.join(f'{s}, ' for s in shape)}), device=h.device, dtype=h.dtype)"
         if text not in self.draws:
             self.draws[text] = self.once(Code(text + " * self.training" * (draw.word == "noise"), axes, sizes, PRODUCT))

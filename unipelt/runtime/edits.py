@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch import nn
 
 from ..anatomy.columns import Columns, taken
 from ..anatomy.layout import Layout, agree
-from ..compiler.drawn import SEED, Draws, draws, numbers_of
+from ..compiler.drawn import SEED, Draws, draws, numbers, numbers_of
 from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, refine, spread, to_axes
 from ..compiler.plan import PlannedEdit
-from ..compiler.recipe import CHOSEN, GRID, MASK, PLACES, Recipes, Want
+from ..compiler.recipe import CHOSEN, GRID, MASK, PLACES, Recipe, Recipes, Want
 from ..compiler.words.mixing import CAUSAL
 from ..language.report.diagnostics import error
 from ..language.sites import AXES, axis_order
@@ -42,10 +42,8 @@ ROWS = ":rows"
 _UNNAMED = (PLACES, CHOSEN, GRID, SEED, NOTED)
 #: Where a tensor of the row is: whether the model shares it, under which name, whether it is a number.
 Place = tuple[bool, str, bool]
-#: A recipe's function, the names of its arguments (None for a tensor of the row) and where these tensors are; what is folded first, of which.
-Ready = tuple[
-    Callable[..., Any] | None, tuple[str | None, ...], tuple[Place, ...], Callable[..., Any] | None, tuple[Place, ...]
-]
+#: A recipe, the names of its arguments (None for a tensor of the row), where these tensors are, and where those are that are folded first.
+Ready = tuple[Recipe | None, tuple[str | None, ...], tuple[Place, ...], tuple[Place, ...]]
 
 
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -151,15 +149,15 @@ class Edit(Holding):
         for name, t in self._given(given, tensors).items():
             if name not in _UNNAMED:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
-        drawn = self._draws(given, tensors) if SEED in self.needs else Draws()
+        drawn = self._draws(given, tensors.values()) if SEED in self.needs else Draws()
         return Context(
             names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), given.get(GRID),
             self.lengths, drawn,
         )  # fmt: skip
 
-    def _draws(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Draws:
+    def _draws(self, given: Mapping[str, Any], tensors: Iterable[torch.Tensor]) -> Draws:
         """What the row's draws of this pass follow from."""
-        h, own = given.get("h"), next((t for t in tensors.values() if t.is_floating_point()), None)
+        h, own = given.get("h"), next((t for t in tensors if t.is_floating_point()), None)
         like = h if h is not None else own
         axes = dict(zip(self._scope_axes("h", h), h.shape)) if h is not None else {}
         dtype = own.dtype if own is not None else h.dtype if h is not None else torch.float32
@@ -301,13 +299,14 @@ class Edit(Holding):
         ready = self.recipes.ready.get(key)
         if ready is None:
             ready = self.recipes.ready[key] = self._ready(given, want)
-        function, reads, places, fold, folds = ready
-        if function is None:
+        recipe, reads, places, folds = ready
+        if recipe is None:
             return None
         own = self._own(places)
-        source = self._own(folds, whole=True) if fold is not None else own
+        source = self._own(folds, whole=True) if recipe.fold is not None else own
         dtype = _computed((*own, *source))
         values = iter(own)
+        drawn = self._draws(given, (*own, *source)) if recipe.draws else None
         arguments: list[Any] = []
         for name in reads:
             if name is None:
@@ -317,11 +316,16 @@ class Edit(Holding):
                 if isinstance(t, torch.Tensor) and t.dtype != dtype:
                     t = self._fitted(name, t, dtype, given)
                 arguments.append(t)
+            elif drawn is not None and name in recipe.draws:
+                draw, sizes = recipe.draws[name]
+                arguments.append(numbers(draw, sizes, drawn, self.training).data)
             else:
                 arguments.append(mask if name == MASK else self.bases.get(name))
-        if fold is None:
-            return function(*arguments)
-        return function(*arguments, *self.recipes.folded(key, fold, source, [number for _, _, number in folds]))
+        if recipe.fold is None:
+            return recipe.function(*arguments)
+        return recipe.function(
+            *arguments, *self.recipes.folded(key, recipe.fold, source, [number for _, _, number in folds])
+        )
 
     def _ready(self, given: Mapping[str, Any], want: Want) -> Ready:
         """The recipe for what enters, and where its arguments are: a tensor of the row (None), or what is given under a name."""
@@ -333,9 +337,9 @@ class Edit(Holding):
         )
         recipe = self.recipes.of(entering, self.training, want)
         if recipe is None:
-            return None, (), (), None, ()
+            return None, (), (), ()
         own, folds = (tuple(self._place(n) for n in names if n in self.axes) for names in (recipe.reads, recipe.folds))
-        return recipe.function, tuple(None if n in self.axes else n for n in recipe.reads), own, recipe.fold, folds
+        return recipe, tuple(None if n in self.axes else n for n in recipe.reads), own, folds
 
     def _place(self, label: str) -> Place:
         return label in self.borrowed, self.borrowed.get(label) or key_of_tensor(label), self.scalars.get(label, False)
