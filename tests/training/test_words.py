@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import checkpoint_activations, inputs, model, output
+from names import methods, name
+from small import checkpoint_activations, inputs, model, output, randomise
 from torch import nn
 
 import unipelt
 from unipelt.language.analyse.canonical import difference
+from unipelt.language.syntax.nodes import Later
+from unipelt.runtime.edits import Edit
+from unipelt.runtime.registry import record
+from unipelt.runtime.seam import edit_at
 from unipelt.training import TrainConfig, Words, load_run, train
 
 #: Singular values that a budget prunes, with a penalty: r of each site becomes `left` on average.
@@ -71,6 +77,86 @@ def by_hand(m: nn.Module, x: dict[str, torch.Tensor], gamma: float = 0.3) -> tor
             total = total + torch.linalg.matrix_norm(t.T @ t - torch.eye(4)) ** 2
             total = total + torch.einsum("bti,ir->btr", entered[layer], t).softmax(-1).mean((0, 1)).square().sum()
     return gamma * total
+
+
+# ---------------------------------------------------------------- as plain torch
+
+
+def of_training() -> list[str]:
+    """The methods of the library that add to the loss or do something after a step."""
+    return [n for n in methods() if any(isinstance(s, Later) for r in unipelt.load(n).rows for s in r.form)]
+
+
+def own(module: nn.Module, label: str) -> torch.Tensor:
+    """A tensor by the row's name for it; one of Python's or torch's own gets another."""
+    return getattr(module, label if label in module.state_dict() else f"{label}_")
+
+
+def printed(text: unipelt.Method, m: nn.Module) -> dict[Edit, nn.Module]:
+    """A module of the printed text for each edit, with its tensors and their gradients, in the order of places."""
+    found: dict[str, Any] = {"__name__": "printed"}
+    exec(compile(text.torch_source(), "<printed>", "exec"), found)
+    classes = [c for c in found.values() if isinstance(c, type) and c.__module__ == "printed"]
+    out = {}
+    for planned in record(m, "default").plan.edits:
+        e = edit_at(m, "default", planned)
+        c = next(
+            c
+            for c in classes
+            if re.search(rf"The row `{e.row.name}` at [^:]*\b{re.escape(e.site.name)}[,:]", c.__doc__ or "")
+        )
+        module = c(**{n: planned.sizes[n] for n in c.__init__.__annotations__ if n != "return"}).double()
+        for label, t in e.tensors().items():
+            mine = own(module, label)
+            mine.data.copy_(t.detach())
+            mine.grad = t.grad.clone() if t.grad is not None else None
+        out[e] = module
+    return out
+
+
+def test_methods_of_training_are_those_that_are_compared() -> None:
+    assert set(of_training()) >= {name(n) for n in ("adalora", "sora", "lora_moe", "sorsa")}
+
+
+@pytest.mark.parametrize("method", [*of_training(), "pruned"])
+def test_printed_modules_do_in_training_what_the_edits_do(method: str) -> None:
+    text = METHOD if method == "pruned" else unipelt.load(method)
+    m = model("bert_labels", dtype=torch.float64)
+    for part in m.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    unipelt.apply(m, text, allow_future=True)
+    randomise(m)
+    x = {**inputs(), "labels": torch.tensor([0, 2, 1])}
+    entered: dict[Edit, tuple[Any, ...]] = {}
+    for e in (e for e in m.modules() if isinstance(e, Edit)):
+        e.register_forward_pre_hook(lambda e, args: entered.__setitem__(e, args))
+    unipelt.progress(m, 0.3)
+    m.train()(**x).loss.backward()
+    modules = printed(text, m)
+    penalties = []
+    for e, module in modules.items():
+        h, given, mask = (*entered[e], None)[:3]
+        if hasattr(module, "penalty"):
+            values = {**given, "h": h, "mask": mask}
+            penalties.append(module.penalty(**{n: values[n] for n in module.penalty.__annotations__ if n != "return"}))
+    assert bool(penalties) == (unipelt.penalties(m) != 0) and len(penalties) in (0, len(modules))
+    assert float(sum(p.detach() for p in penalties)) == pytest.approx(float(unipelt.penalties(m).detach()), rel=1e-10)
+    before = {e: {label: t.clone() for label, t in e.tensors().items()} for e in modules}
+    unipelt.after_step(m)
+    stepping = [module for module in modules.values() if hasattr(module, "after_step")]
+    if stepping:
+        progress = {"progress": torch.tensor(0.3, dtype=torch.float64)}
+        together = hasattr(stepping[0], "steps")
+        given = progress if "progress" in stepping[0].after_step.__annotations__ else {}
+        for module in stepping[:1] if together else stepping:
+            module.after_step(*[stepping] * together, **given)
+    changed = 0
+    for e, module in modules.items():
+        for label, t in e.tensors().items():
+            assert torch.allclose(own(module, label), t, rtol=1e-10, atol=1e-12), label
+            changed += not torch.equal(t, before[e][label])
+    assert bool(changed) == bool(stepping) and (penalties or stepping)
 
 
 # ---------------------------------------------------------------- the loss

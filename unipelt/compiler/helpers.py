@@ -296,3 +296,25 @@ def layer_norm(t: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
 def rms_norm(t: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     """The last size divided by the root of its mean square."""
     return t * torch.rsqrt((t * t).mean(-1, keepdim=True) + eps)
+
+
+def gradient_of(t: torch.Tensor) -> torch.Tensor:
+    """The gradient of a parameter, zeros where it has none."""
+    return torch.zeros_like(t) if t.grad is None else t.grad
+
+
+def largest_entries(values: list[torch.Tensor], n: float) -> list[torch.Tensor]:
+    """1 at the entries that are among the ``n`` largest of each value on average, 0 elsewhere; of equal ones the first."""
+    flat = torch.cat([v.flatten().cpu().double() for v in values])
+    kept = torch.zeros_like(flat)
+    kept[torch.sort(flat, descending=True, stable=True).indices[: max(0, round(n * len(values)))]] = 1
+    return [k.reshape(v.shape).to(v) for k, v in zip(kept.split([v.numel() for v in values]), values)]
+
+
+def at_all_places(runs: list) -> None:
+    """Carries out what happens after a step at all places together. Each is a generator that yields entries with how many of them are
+    kept on average, gets 1 at those that are among the largest of all places, and yields None at its end."""
+    asked = [next(run) for run in runs]
+    while asked and asked[0] is not None:
+        kept = largest_entries([values for values, _ in asked], float(asked[0][1]))
+        asked = [run.send(k) for run, k in zip(runs, kept)]

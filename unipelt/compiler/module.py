@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from ..language.sites import SIZES, TensorType, axis_order
 from ..language.sizes import Size
 from ..language.syntax.nodes import Name
 from . import helpers
-from .code import Num, Unwritten, Written, text_of
+from .between import methods, stepping
+from .code import Code, Num, Unwritten, Written, text_of
+from .lines import needed
 from .lower import lower
 from .recipe import CHOSEN, GRID, MASK, PLACES, Body
 from .words.mixing import CAUSAL
@@ -165,13 +167,23 @@ class _Class:
             own="self.",
             lengths=lengths,
         )
-        written, (result,) = body.text("h")
-        lines = [*map(str, written)]
-        self.helpers = list(body.writer.helpers)
-        text = "\n".join([*lines, result])
-        words = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", text))
-        self.enters = [n for n, a in body.arguments.items() if n not in tensors and (a in words or n == "h")]
+        w = body.writer
+        _, (result, *penalty) = body.text("h")
+        lines = [*map(str, needed(w.lines, [result]))]
+        added = [*map(str, needed(w.lines, penalty))]
+        if any("torch.rand" in line for line in added):
+            raise Unwritten("a penalty of what is drawn")
+        own = {
+            t.label: Code(f"self.{body.arguments[t.label]}", tensors[t.label], t.type.sizes)
+            for t in typing.tensors
+            if "." not in t.label
+        }
+        after = stepping(self.row, self.values, sizes, own, w.repeats)
+        self.helpers = [*w.helpers, *(after.helpers if after else ())]
+        self.helpers += ["at_all_places"] if after and after.asks else []
         self.names = body.arguments
+        self.enters = self._entering(body, tensors, "\n".join([*lines, result]), always="h")
+        text = "\n".join([*lines, result, *added, *penalty, *(after.lines if after else ())])
         used = [n for n in self.symbols if re.search(rf"\bself\.{n}\b", text)]
         made = [line for t in typing.tensors for line in self._tensor(t, tensors[t.label])]
         known = [
@@ -182,16 +194,36 @@ class _Class:
         if re.search(r"\bself\.causal\b", text):
             used.append("causal")
         arguments = ", ".join(["self", *(f"{n}: int" for n in known), *["causal: bool"] * ("causal" in used)])
-        init = [f"    def __init__({arguments}) -> None:", "        super().__init__()", *(f"        self.{n} = {n}" for n in used),
-                *(f"        {line}" for line in made)]  # fmt: skip
-        signature_ = ", ".join(["self", *(f"{self.names[n]}{_annotation(n, typing)}" for n in self.enters)])
-        forward = [
-            f"    def forward({signature_}) -> torch.Tensor:",
-            *(f"        {line}" for line in lines),
-            f"        return {result}",
-        ]
+        parts = [[f"def __init__({arguments}) -> None:", "    super().__init__()", *(f"    self.{n} = {n}" for n in used),
+                  *(f"    {line}" for line in made)]]  # fmt: skip
+        parts.append(self._method("forward", self.enters, "", lines, result))
+        self.said = self.enters
+        if penalty:
+            enters = self._entering(body, tensors, "\n".join([*added, *penalty]))
+            self.said = [*dict.fromkeys([*self.enters, *enters])]
+            parts.append(
+                self._method(
+                    "penalty", enters, "In training added to the loss, once for each place.", added, penalty[0]
+                )
+            )
+        parts += methods(after) if after is not None else []
         self.sizes = known
-        self.body = "\n".join([*init, "", *forward])
+        self.body = "\n\n".join("\n".join(f"    {line}".rstrip() for line in part) for part in parts)
+
+    def _entering(self, body: Body, tensors: Mapping[str, Any], text: str, always: str = "") -> list[str]:
+        """The names of what enters that a text reads."""
+        words = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", text))
+        return [n for n, a in body.arguments.items() if n not in tensors and (a in words or n == always)]
+
+    def _method(self, name: str, enters: Sequence[str], says: str, lines: Sequence[str], result: str) -> list[str]:
+        signature = ", ".join(["self", *(f"{self.names[n]}{_annotation(n, self.typing)}" for n in enters)])
+        said = [f'    """{says}"""'] * bool(says)
+        return [
+            f"def {name}({signature}) -> torch.Tensor:",
+            *said,
+            *(f"    {line}" for line in lines),
+            f"    return {result}",
+        ]
 
     def _size(self, size: Size, front: str = "") -> str:
         """A size as an expression of Python."""
@@ -282,8 +314,8 @@ class _Class:
             if text
         ]
         lines = [f"The row `{self.row.name}` at {', '.join(sites)}: {_plain('; '.join(columns))}.", "", "Called with"]
-        width = max(len(self.names[n]) for n in self.enters)
-        lines += [f"  {self.names[n]:<{width}}  {self._said(n)}" for n in self.enters]
+        width = max(len(self.names[n]) for n in self.said)
+        lines += [f"  {self.names[n]:<{width}}  {self._said(n)}" for n in self.said]
         doc = "\n".join(f"    {line}".rstrip() for line in lines)
         return f'class {title}(nn.Module):\n    """{doc.lstrip()}\n    """\n\n{self.body}'
 

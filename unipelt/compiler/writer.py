@@ -101,6 +101,7 @@ class Writer:
         self.draws: dict[str, Code] = {}
         self.drawn: dict[str, tuple[Draw, tuple[int, ...]]] = {}  # what enters by names of Python, with its sizes
         self.penalties: list[Written] = []
+        self.asks = False  # whether a line asks what is among the largest of all places
         self.h: Code | None = None  # what is modified, as it enters
         self.temporary = 0
 
@@ -112,7 +113,7 @@ class Writer:
             if isinstance(s, Let):
                 self.bind(s.names[0], self.write(s.value), front)
             elif isinstance(s, Later) and s.word != "carry":
-                if self.training and s.word == "penalty":
+                if self.training is not False and s.word == "penalty":
                     self.penalties.append(self.write(s.values[0]))
             elif not isinstance(s, (Tensor, Axis, Require, Input)):
                 raise Unwritten(f"`{s.word}`")
@@ -150,6 +151,12 @@ class Writer:
             return value
         self.temporary += 1
         return self.assign(f"t{self.temporary}", value)
+
+    def asked(self, value: Code, most: Written) -> Code:
+        """A line that waits for 1 at the entries among the largest of all places and 0 elsewhere (see `helpers.at_all_places`)."""
+        self.asks = True
+        self.temporary += 1
+        return self.assign(f"t{self.temporary}", Code(f"yield {value.text}, {text_of(most)}", value.axes, value.sizes))
 
     def helper(self, name: str, *args: Any) -> str:
         """A call of a function of `helpers`."""

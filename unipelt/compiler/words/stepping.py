@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..code import Unwritten, Written
+from .. import helpers
+from ..code import Code, Written
 from ..named import Named, Value
 from .evaluated import function
 from .written import Writing, word
@@ -27,13 +28,17 @@ def among(context: Any, a: Named, n: Value) -> Value:
 
 def largest_of(values: Sequence[Named], n: float) -> list[Named]:
     """1 at the entries that are among the ``n`` largest of each value on average, 0 elsewhere; of equal ones the first."""
-    flat = torch.cat([v.data.detach().flatten().cpu().double() for v in values])
-    kept = torch.zeros_like(flat)
-    kept[torch.sort(flat, descending=True, stable=True).indices[: max(0, round(n * len(values)))]] = 1
-    parts = kept.split([v.data.numel() for v in values])
-    return [Named(p.reshape(v.data.shape).to(v.data), v.axes) for p, v in zip(parts, values)]
+    kept = helpers.largest_entries([v.data.detach() for v in values], n)
+    return [Named(k, v.axes) for k, v in zip(kept, values)]
 
 
-@word("gradient", "among")
-def _between_passes(w: Writing, *args: Written) -> Written:
-    raise Unwritten("what happens after a step")
+@word("gradient")
+def _gradient(w: Writing, a: Written) -> Written:
+    assert isinstance(a, Code)
+    return Code(w.helper("gradient_of", a.text), a.axes, a.sizes)
+
+
+@word("among")
+def _among(w: Writing, a: Written, n: Written) -> Written:
+    assert isinstance(a, Code)
+    return w.asked(a, n)

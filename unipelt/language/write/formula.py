@@ -7,6 +7,7 @@ line: the lets of the form, those of the composition, and the new ``h``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..analyse.method import analyse
 from ..syntax import nodes as S
@@ -137,14 +138,41 @@ def lines(row: Row, z: S.Expr | None = None, style: Mathematics = UNICODE) -> li
     return out
 
 
-def formula(method: Method, style: Mathematics = UNICODE) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Every row by name with its lines; trained copies in words."""
+class Written(NamedTuple):
+    """A line of a formula: ``name sign text``. Where the name is empty, the text says what the lines below are."""
+
+    name: str
+    sign: str
+    text: str
+
+
+def formula(method: Method, style: Mathematics = UNICODE) -> list[tuple[str, list[Written]]]:
+    """Every row by name with its lines, those of training behind the new h; trained copies in words."""
     typed = analyse(method)
-    found = [(r, typed.of(r)) for r in method.rows]
-    out = [(r.name, lines(at[0].acting if at else r, at[0].insert if at else r.insert, style)) for r, at in found]
+    out = []
+    for r in method.rows:
+        at = typed.of(r)
+        *lets, new = lines(at[0].acting if at else r, at[0].insert if at else r.insert, style)
+        found = [*(Written(n, "=", f) for n, f in lets), Written(new[0], "←", new[1])]
+        out.append((r.name, [*found, *of_training(r, style)]))
     for t in method.trains:
-        out.append((t.name, [("train", ", ".join(str(p) for p in t.paths))]))
+        out.append((t.name, [Written("train", " ", ", ".join(str(p) for p in t.paths))]))
     return out
+
+
+def of_training(row: Row, style: Mathematics) -> list[Written]:
+    """What a row adds to the loss, and what becomes of its tensors after each step."""
+    later = [s for s in row.form if isinstance(s, S.Later)]
+    penalties = [style.text(s.values[0]) for s in later if s.word == "penalty"]
+    after = [line for s in later if s.word == "after step" for line in s.body]
+    own = {s.name for s in row.form if isinstance(s, S.Tensor)}
+    out = [Written("", "", "in training added to the loss")] * bool(penalties)
+    out += [Written("penalty", "=", p) for p in penalties]
+    out += [Written("", "", "after each step of training")] * bool(after)
+    return out + [
+        Written(style.variable(line.names[0]), "←" if line.names[0] in own else "=", style.text(line.value))
+        for line in after
+    ]
 
 
 def place(row: Row, method: Method) -> str:
@@ -159,10 +187,10 @@ def as_text(method: Method) -> str:
     for name, found in formula(method):
         row = next((r for r in method.rows if r.name == name), None)
         parts.append(f"{name} at {place(row, method)}" if row is not None else name)
-        width = max(len(n) for n, _ in found)
-        for i, (n, f) in enumerate(found):
-            arrow = "←" if row is not None and i == len(found) - 1 else " " if n == "train" else "="
-            parts.append(f"  {n:>{width}} {arrow} {f}")
+        width = max(len(line.name) for line in found)
+        parts += [
+            f"  {line.name:>{width}} {line.sign} {line.text}" if line.name else f"  {line.text}" for line in found
+        ]
     return "\n".join(parts)
 
 
@@ -172,11 +200,15 @@ def as_latex(method: Method) -> str:
     selected = {r.name: f", {to_text(S.Tokens(r.tokens))}" for r in method.rows if r.tokens}
     for name, found in formula(method, TEX):
         tokens = selected.get(name, "")
-        for i, (n, f) in enumerate(found):
+        for i, (n, sign, f) in enumerate(found):
             if n == "train":
                 rows.append(f"& \\text{{train }} \\texttt{{{f}}}".replace("_", r"\_"))
                 continue
-            sign = r"\leftarrow" if i == len(found) - 1 else "="
+            if not n:
+                rows.append(rf"& \text{{{f}}}")
+                continue
+            n = r"\text{penalty}" if n == "penalty" else n
+            sign = r"\leftarrow" if sign == "←" else sign
             note = rf" && \text{{{name}{tokens}}}".replace("_", r"\_") if i == 0 else ""
             rows.append(f"{n} &{sign} {f}{note}")
     return "\\begin{align*}\n" + " \\\\\n".join(f"  {r}" for r in rows) + "\n\\end{align*}"
