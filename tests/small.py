@@ -19,7 +19,7 @@ _SIZES = dict(
 
 
 def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """``bert``, ``bert_labels`` (with a head), ``gpt2``, ``llama`` (two groups), ``mamba``, ``vit``; weights and biases all random."""
+    """``bert``, ``bert_labels`` (with a head), ``gpt2``, ``llama`` (two groups), ``mamba``, ``vit``, ``clip``; weights and biases all random."""
     if torch.empty(()).is_meta:
         return _build(kind, seed)
     return copy.deepcopy(_remembered(kind, seed)).to(dtype)
@@ -35,6 +35,8 @@ def _build(kind: str, seed: int) -> nn.Module:
         BertConfig,
         BertForSequenceClassification,
         BertModel,
+        CLIPConfig,
+        CLIPModel,
         GPT2Config,
         GPT2LMHeadModel,
         LlamaConfig,
@@ -52,6 +54,17 @@ def _build(kind: str, seed: int) -> nn.Module:
         build, config = BertForSequenceClassification, BertConfig(**_SIZES, num_labels=3)
     elif kind == "vit":
         build, config = ViTForImageClassification, ViTConfig(**{n: v for n, v in _SIZES.items() if n != "vocab_size"}, image_size=PICTURE, patch_size=4)  # fmt: skip
+    elif kind == "clip":  # where a text ends its largest id stands
+        own = {n: v for n, v in _SIZES.items() if n != "vocab_size"}
+        text = {**_SIZES, "max_position_embeddings": 32, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+        build, config = (
+            CLIPModel,
+            CLIPConfig(
+                text_config=text,
+                vision_config={**own, "hidden_size": 24, "image_size": 12, "patch_size": 4},
+                projection_dim=16,
+            ),
+        )
     elif kind == "mamba":
         build, config = MambaForCausalLM, MambaConfig(
             hidden_size=WIDTH, num_hidden_layers=LAYERS, vocab_size=WORDS, state_size=4, time_step_rank=4, bos_token_id=1,
@@ -117,10 +130,15 @@ def pictures(like: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     return {"pixel_values": found if like is None else found.to(like.dtype)}
 
 
+def both(m: nn.Module) -> dict[str, torch.Tensor]:
+    """Texts without pads, and as many pictures."""
+    return {**inputs(padded=False), "pixel_values": pictures(next(p for p in m.parameters()))["pixel_values"][..., :12]}
+
+
 def output(m: nn.Module, **given: Any) -> torch.Tensor:
     if not given and getattr(m, "main_input_name", "") == "pixel_values":
         given = pictures(next(p for p in m.parameters() if p.is_floating_point()))
-    given = given or inputs()
+    given = given or (both(m) if hasattr(m, "vision_model") else inputs())
     if "input_ids" in given:
         given = {**declared(m, given["input_ids"]), **given}
     with torch.no_grad():

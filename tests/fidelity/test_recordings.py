@@ -163,7 +163,6 @@ READ_IN_PART = {"peft/t5-prompt_tuning": "half of the recorded rows are read now
 #: Recordings whose method or model belongs to later work, each with its reason.
 NOT_HERE: dict[str, str] = {
     "adapters/bert-dvora": f"{_ZOO}: DoRA with factors drawn for all sites, and their bias scaled too",
-    "adapters/bert-seq_bn_inv": f"{_ZOO}: an invertible adapter at the embeddings",
     "peft/llama-adalora": f"{_ZOO}: ranks that change in training",
     "peft/llama-fourierft": f"{_ZOO}: frozen frequencies",
     "peft/llama-randlora": _SHARED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Literal
 
 from ..language.report.diagnostics import Diagnostic
@@ -178,6 +179,13 @@ class SiteMap:
 
     def stack(self, name: str) -> Stack:
         return next(s for s in self.stacks if s.name == name)
+
+    def tower(self, stack: Stack) -> str:
+        """The path of the smallest module that holds a stack's blocks and where its tokens enter: it may be called by itself."""
+        paths = [s.view.module for s in self.sites if s.stack == stack.name and s.kind.times == "input"]
+        parts = [p.split(".") for p in (stack.module, *paths)]
+        common = takewhile(lambda names: len(set(names)) == 1, zip(*parts))
+        return ".".join(names[0] for names in common) if paths else stack.module
 
     def named(self, name: str, stack: str | None = None) -> list[Site]:
         """The sites of a name (also ``attn.q.weight``), of one stack or (without one) of every main stack; that of an input is the first one's, and

@@ -156,10 +156,15 @@ class _Builder:
     def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
         """Why a row of the table cannot act where tokens enter. Masks and positions must grow with rows among them."""
         name, first = type(self.model).__name__, self.sites.main[0]
-        entering = getattr(self.model, "main_input_name", "input_ids")
+        beside = site.stack not in {s.name for s in self.sites.main}  # a tower of pictures beside that of a text
+        tower = self.model.get_submodule(self.sites.tower(self.sites.stack(site.stack))) if beside else self.model
+        entering = getattr(tower, "main_input_name", "input_ids")
         # rows among the parts of a picture are put there behind the embeddings: nothing else of a call has an entry for each part
-        widths = {b.sizes["d_model"] for b in self.sites.named("block")}  # several: parts are put together on the way
-        pictures = entering == "pixel_values" and len(self.sites.stacks) == len(widths) == 1 and changes_length(row)
+        widths = {
+            b.sizes["d_model"] for b in self.sites.named("block", site.stack)
+        }  # several: parts are put together on the way
+        alone = beside or len(self.sites.stacks) == 1
+        pictures = entering == "pixel_values" and alone and len(widths) == 1 and changes_length(row)
         if places_rows(row) and entering != "input_ids" and not pictures:
             return Diagnostic("E0739", f"prompts are rows among tokens, and this {name} reads none", row.span,
                               help="prefix tuning does the same in every layer")  # fmt: skip

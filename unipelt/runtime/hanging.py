@@ -29,6 +29,7 @@ from .penalties import PenaltyHooks
 from .prompts.masks import MaskTap
 from .prompts.outputs import Outputs
 from .prompts.hooks import INSIDE
+from .prompts.pictures import pictured
 from .registry import Attached, Registry
 from .seam import Seam, Tap, key_of, seam_of, tap_key, taps
 from .within import Within
@@ -187,6 +188,8 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
                 Hook(decoder, inputs.enter_decoder, before=True, named=True),
             ]
             behind.append(Hook(encoder, inputs.leave_encoder, always=True))
+        else:
+            before, behind = [*before, *_towers(model, base, r)[0]], [*behind, *_towers(model, base, r)[1]]
         r.mask_taps = r.mask_taps or [MaskTap(r.switch, s, m, inputs) for s, m in zip(r.sites.stacks, towers)]
         # behind what makes a mask longer
         before += [Hook(m, tap.enters, before=True, named=True) for tap, m in zip(r.mask_taps, towers)]
@@ -205,6 +208,21 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
     return [*before, *behind, *(Hook(m, r.switch.end, always=True) for m in called)]
 
 
+def _towers(model: nn.Module, base: nn.Module, r: Registry) -> tuple[list[Hook], list[Hook]]:
+    """The hooks of towers beside one another, which are called past the model for the features of one input alone."""
+    inputs, own = r.input_hooks, r.sites.main[0] if r.sites.main else None
+    before, behind = [], []
+    for stack in r.sites.stacks:
+        tower = inputs.towers[stack.name]
+        if stack is own and tower is not model and tower is not base:
+            before.append(Hook(tower, inputs.enter_alone, before=True, named=True))
+            behind.append(Hook(tower, inputs.leave_alone, always=True))
+        elif stack is not own and pictured(tower) and tower is not model:
+            before.append(Hook(tower, inputs.enter_pictures, before=True, named=True))
+            behind.append(Hook(tower, inputs.leave_alone, always=True))
+    return before, behind
+
+
 def _hang_forwards(model: nn.Module, r: Registry, reads_model: bool) -> None:
     """A ``forward`` that runs the hooks, for each module that has some of the model's own (see `forward`)."""
     wanted: dict[str, nn.Module] = {}
@@ -215,6 +233,7 @@ def _hang_forwards(model: nn.Module, r: Registry, reads_model: bool) -> None:
         for name, module in {
             "base": base_of(model),
             **{s.module: model.get_submodule(s.module) for s in r.sites.stacks},
+            **{r.sites.tower(s): r.input_hooks.towers[s.name] for s in r.sites.stacks},
         }.items():
             if all(module is not other for other in wanted.values()):
                 wanted[f"{INSIDE}:{name}"] = module

@@ -260,8 +260,10 @@ class Seam(nn.Module):
             h = positions.make_room(h, current)
             positions = current.positions[key]
         # the places kept for rows are no tokens of the text, which a prompt may be made of
-        pools = current.layout is not None and not OF_REAL_TOKENS.isdisjoint(edit.row.reads)
-        mask = current.layout.text if pools else self.mask(edit)  # type: ignore[union-attr]
+        entered = current.entered.get(edit.masked)
+        layout = entered.layout if entered is not None and entered.layout is not None else current.layout
+        pools = layout is not None and not OF_REAL_TOKENS.isdisjoint(edit.row.reads)
+        mask = layout.text if pools else self.mask(edit)  # type: ignore[union-attr]
         return edit(h, {**self.gather(name, edit, None, host), PLACES: positions}, mask)
 
     def put_prompts(self, h: torch.Tensor, host: nn.Module) -> torch.Tensor:

@@ -36,8 +36,9 @@ INSIDE = "inside"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A planned edit that puts rows among the tokens, at the module ``host``; ``key``: see `Pass.positions`."""
+    """A planned edit that puts rows among the tokens of a stack, at the module ``host``; ``key``: see `Pass.positions`."""
 
+    stack: str
     host: str
     adapter: str
     key: tuple[str, str, str]
@@ -47,7 +48,7 @@ class Prompt:
 def prompts(plan: Plan, adapter: str) -> tuple[Prompt, ...]:
     """The edits of a plan that put rows among the tokens."""
     return tuple(
-        Prompt(e.site.view.module, adapter, (adapter, e.site.label, e.row.name), e.prompt)
+        Prompt(e.site.stack, e.site.view.module, adapter, (adapter, e.site.label, e.row.name), e.prompt)
         for e in plan.edits if e.prompt is not None
     )  # fmt: skip
 
@@ -66,6 +67,7 @@ class InputHooks:
         self.asked: dict[str, bool | None] = {}  # by adapter, see `_of_text`
         self.selecting: dict[str, bool] = {}  # adapters that change some tokens, and whether these are found by a text
         self.pictures = False  # whether rows stand among the parts of a picture
+        self.towers: dict[str, nn.Module] = {}  # the stacks' modules
         self.room: Room | None = None  # for rows that move the tokens' positions
         self.tower = sites.main[0].module if len(sites.main) > 1 else ""
         entered = sites.entered()
@@ -82,6 +84,7 @@ class InputHooks:
         self.selecting = {n: since for n, since in self.asked.items() if since is not None}
         self.pictures = pictured(model)
         self.prompts = {n: known[n] if n in known else prompts(p, n) for n, p in plans.items()}
+        self.towers = {s.name: model.get_submodule(self.sites.tower(s)) for s in self.sites.stacks}
         rows = [p for placed in self.prompts.values() for p in placed]
         self.room = Room.of(model, self.sites) if rows else None
 
@@ -121,6 +124,24 @@ class InputHooks:
         if placed:
             self._make_room(Call(encoder, named), placed, given)
         return ((), named) if placed or self.names else None
+
+    def enter_alone(self, tower: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """The tower of the model's tokens may be called past the model, as for the features of a text."""
+        return None if INSIDE in self.switch.holder.values else self.enter_encoder(tower, args, kwargs)
+
+    def leave_alone(self, tower: nn.Module, args: tuple, output: Any) -> None:
+        if INSIDE not in self.switch.holder.values:
+            self.switch.holder.current.end()
+
+    def enter_pictures(self, tower: nn.Module, args: tuple, kwargs: dict) -> None:
+        """A tower of pictures beside that of the model's tokens: where its rows stand is known behind its embeddings."""
+        current = self.switch.holder.current
+        if self.switch.live and INSIDE not in self.switch.holder.values:
+            current.begin()
+        for stack in {s.name for s in self.sites.stacks if tower is self.towers.get(s.name)}:
+            placed = [p for p in self._live() if p.stack == stack and p.host not in self.hosts]
+            keys = [p.key for p in placed]
+            current.positions |= dict.fromkeys(keys, Unplaced(stack, keys, self._rows(placed), main=False))
 
     def leave_encoder(self, encoder: nn.Module, args: tuple, output: Any) -> None:
         self.switch.holder.current.positions = {}  # a decoder may embed its own tokens with the same module
@@ -197,8 +218,11 @@ class InputHooks:
 
     def _acting(self) -> list[Prompt]:
         """What the acting adapters place, at the words first: those rows stand nearest to the tokens."""
-        acting = [p for name in self.switch.live for p in self.prompts.get(name, ())]
+        acting = self._live()
         return [p for host in self.hosts for p in acting if p.host == host]
+
+    def _live(self) -> list[Prompt]:
+        return [p for name in self.switch.live for p in self.prompts.get(name, ())]
 
     def _rows(self, grows: Sequence[Prompt]) -> list[Rows]:
         moves = not self.sites.main[0].learned_positions
@@ -244,8 +268,10 @@ class InputHooks:
         return layout.spread(marks) if marks is not None and layout is not None and not call.seen else marks
 
     def _inside(self, entered: nn.Module, path: str) -> nn.Module:
-        """A module of the model, found from the one that was entered."""
-        return entered.get_submodule(path.removeprefix(f"{self.tower}." if self.tower else ""))
+        """A module of the model, found from the one that was entered: the model itself, or its first tower."""
+        first = self.sites.main[0]
+        front = self.tower if self.tower else self.sites.tower(first) if entered is self.towers[first.name] else ""
+        return entered.get_submodule(path.removeprefix(f"{front}.") if front else path)
 
     def _at_words(self, entered: nn.Module, embeds: torch.Tensor) -> torch.Tensor:
         host = self._inside(entered, str(self.words))

@@ -58,6 +58,9 @@ class MaskTap:
         if not any(call.named.get(n) is not None for n in ("input_ids", "inputs_embeds")):
             return
         own = self.stack == self.inputs.sites.main[0].name  # that of the rows of a prompt
+        known = current.entered.get(self.stack)
+        if not own and known is not None and known.layout is not None:
+            return  # rows stand among the parts of a picture (see `pictures`)
         current.entered[self.stack] = Entered(
             self.stack, call, current.layout if own and not call.seen else None, self.inputs.standing if own else 0
         )

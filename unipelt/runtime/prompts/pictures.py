@@ -18,17 +18,20 @@ from .selected import Entered
 
 @dataclass(frozen=True)
 class Unplaced:
-    """Rows whose places are not known yet: those of all acting prompts of a stack, by the keys of their edits."""
+    """Rows whose places are not known yet: those of all acting prompts of a stack, by the keys of their edits. ``main``: the stack's
+    tokens are the model's."""
 
     stack: str
     keys: Sequence[tuple[str, str, str]]
     rows: Sequence[Rows]
+    main: bool = True
 
     def make_room(self, h: torch.Tensor, current: Pass) -> torch.Tensor:
         """``h`` [batch, parts, d] with places for the rows, which are noted for the edits behind."""
         layout = Layout(self.rows, (h.shape[0], h.shape[1]), None, h.device)
         blank = Call(None, {"inputs_embeds": h.new_zeros((*h.shape[:2], 0))})  # type: ignore[arg-type]
-        current.layout = layout
+        if self.main:
+            current.layout = layout
         current.entered[self.stack] = Entered(self.stack, blank, layout, 0)
         current.positions |= dict(zip(self.keys, layout.rows))
         return layout.spread(h)
