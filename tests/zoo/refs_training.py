@@ -201,20 +201,3 @@ def _lora_moe() -> float:
         share = torch.softmax(torch.einsum("btd,ed->bte", s.x, s.w), -1).mean(1)
         total = total + (share.var(-1, unbiased=False) / share.mean(-1)).mean().detach()
     return max(worst, apart(unipelt.penalties(model).detach(), total))
-
-
-@reference(
-    "polytropon",
-    by="formula",
-    against="peft's Poly with one split: skills weighed by normalised sigmoids of the task's logits",
-)
-def _polytropon() -> float:
-    def formula(s: Seen) -> torch.Tensor:
-        rows = []
-        for x, h, task in zip(s.x, s.h, s.task.tolist()):
-            w = torch.sigmoid(s.logits[:, task])
-            w = w / w.sum()
-            rows.append(h + x @ torch.tensordot(w, s.A, 1) @ torch.tensordot(w, s.B, 1) / 8)
-        return torch.stack(rows)
-
-    return by_formula(library("polytropon", tasks=4), formula)

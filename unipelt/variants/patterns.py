@@ -40,10 +40,10 @@ def key_of_lines(c: Canonical) -> str:
 
 
 def patterns_of(name: str, method: Method) -> list[tuple[str, Pattern]]:
-    """Every row of a method as a pattern, under the skeleton of each of its sites."""
+    """Every row of a method as a pattern, under the skeleton of each of its sites; one that reads another's tensors is none by itself."""
     out: list[tuple[str, Pattern]] = []
     for variant in _variants(method):
-        for row in variant.rows:
+        for row in (r for r in variant.rows if not _borrows(r, variant)):
             single = replace(variant, rows=(replace(row, gate=None),), trains=(), requires=())
             found = meaning(single, arguments=False)
             for biases, m in (("", found), ("with", without_biases(found))):
@@ -54,6 +54,12 @@ def patterns_of(name: str, method: Method) -> list[tuple[str, Pattern]]:
                              tuple(c for _, c in lines), {q.name: q for q in method.params}, biases)  # fmt: skip
                 out += [(key, p) for key in sorted({key_of_lines(c) for _, c in lines})]
     return out
+
+
+def _borrows(row: Row, method: Method) -> bool:
+    """Whether a row reads a tensor of another one by that row's name."""
+    others = {r.name for r in method.rows} - {row.name}
+    return any(isinstance(n, S.Attr) and isinstance(n.value, S.Name) and n.value.id in others for n in row.nodes)
 
 
 def compared(row: Row, method: Method) -> dict[str, Any]:
