@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from names import name as named
 from tiny_hf import WORDS, write_intents, write_rows
 
 import unipelt
@@ -65,6 +66,13 @@ def test_it_learns_and_says_so(finished):
     assert last < 0.7 * first
     assert any(line.startswith("learning rate") for line in said)
     assert sum("validation accuracy" in line for line in said) == 6
+
+
+def test_a_head_of_the_library_in_mixed_precision(config, tmp_path):
+    """Its hooks are the model's own, and accelerate binds another `forward` to the model when it takes autocast away."""
+    asked = replace(config, method=named("lora"), head="mean", set={}, epochs=1, max_steps=2, precision="bf16")
+    result = train(replace(asked, out=str(tmp_path / "run")))
+    assert evaluate_run(load_run(result.folder), config.data)[0] == result.metrics["test"]
 
 
 def test_the_folder_is_small_and_complete(finished, bert):

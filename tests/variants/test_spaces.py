@@ -185,6 +185,32 @@ def test_equal_budgets(models):
         solve(unipelt.load(named("parallel_adapter")), 10, count, "r")
 
 
+@pytest.mark.parametrize("name, size, target", [
+    ("oft", "b", 1000), ("hra", "r", 700), ("compacter", "r", 1500), ("shira", "one_in", 900), ("c3a", "b", 1000),
+])  # fmt: skip
+def test_budgets_of_sizes_that_must_divide_a_width_or_that_make_a_method_smaller(name, size, target, models):
+    def count(method):
+        return unipelt.plan(models["bert"], method).counts.trained
+
+    method, away, refused = unipelt.load(named(name)), [], 0
+    for n in range(1, 33):
+        try:
+            away.append(abs(count(method(**{size: n})) - target))
+        except unipelt.PeltError:
+            refused += 1
+    assert (refused == 0) == (name == "shira")
+    assert abs(count(solve(method, target, count, size)) - target) == min(away) < target / 2
+
+
+def test_a_method_that_no_size_makes_possible_says_why(models, tmp_path):
+    file = tmp_path / "m.pelt"
+    file.write_text(
+        spec("method m(r: int = 2) { require r < 1 modify ffn insert parallel form low_rank(r) compose add }")
+    )
+    with pytest.raises(unipelt.PeltError, match="E0360"):
+        solve(unipelt.load(file), 100, lambda m: unipelt.plan(models["bert"], m).counts.trained)
+
+
 @pytest.mark.parametrize("turn, kind", [*enumerate(["bert", "gpt2", "llama"])])
 def test_every_member_of_a_large_space_takes_a_training_step(turn, kind, models):
     from small import inputs, randomise

@@ -208,10 +208,10 @@ def _budget(asked: SpaceOptions) -> Any:
     loaded = load_config_model(asked.model, asked.task)
 
     def count(method: Method) -> int:
-        return unipelt.plan(loaded, replace(method, requires=())).counts.trained
+        return unipelt.plan(loaded, method).counts.trained
 
     def test(method: Method) -> Method:
-        if target is not None:  # requirements are asked of the size that is found, not of the one that was written
+        if target is not None:  # requirements are asked of the sizes that are tried, not of the one that was written
             base = unipelt.plan(loaded, replace(method, requires=())).counts.base
             method = solve(method, target(base), count, asked.size)
         unipelt.plan(loaded, method)

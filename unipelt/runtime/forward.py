@@ -53,6 +53,8 @@ class HookedForward(StandIn):
         self.switch.holder.values.pop(self.key, None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args and args[0] is self.module:
+            args = args[1:]  # accelerate binds what stood there to the module when it takes its autocast away
         if self.key in self.switch.holder.values or not self.acts:
             if self.before is not None:
                 return self.before(*args, **kwargs)
