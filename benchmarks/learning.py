@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from unipelt.training import TrainConfig, train
 
@@ -39,8 +40,10 @@ def model_folder() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
-def splits(data: Path, name: str, into: Path) -> Path:
-    """The data set as a folder of splits; a validation split is carved from train where there is none."""
+def splits(data: Path, name: str, into: Path, most: dict[str, int] | None = None) -> Path:
+    """The data set as a folder of splits; a validation split is carved from train where there is none. ``most`` says how many
+    rows of a split are kept, drawn with a seed; 0 leaves it out.
+    """
     folder = into / name
     folder.mkdir(parents=True, exist_ok=True)
     rows = {p.stem: p.read_text("utf-8").splitlines() for p in (data / name).glob("*.jsonl")}
@@ -49,21 +52,26 @@ def splits(data: Path, name: str, into: Path) -> Path:
         tenth = len(rows["train"]) // 10
         rows["validation"], rows["train"] = rows["train"][:tenth], rows["train"][tenth:]
     for split, lines in rows.items():
+        if most and split in most:
+            lines = random.Random(0).sample(lines, min(most[split], len(lines)))
+        if not lines:
+            continue
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     return folder
 
 
-def run(folder: Path, method: str, lr: float, seed: int, epochs: int, max_length: int) -> dict:
+def run(folder: Path, method: str, lr: float, seed: int, epochs: int, max_length: int, **options: Any) -> dict:
+    """One run of `train` and what it scores; ``options`` are further ones of its configuration."""
+    given = {"head": "mean", "batch_size": 32, "checkpoints": False, "weight_decay": 0.0, "label": "label", **options}
     begun = time.time()
     with tempfile.TemporaryDirectory() as out:
         result = train(TrainConfig(
-            method=method, model=model_folder(), data=str(folder), out=str(Path(out) / "run"), head="mean",
-            epochs=epochs, lr=lr, batch_size=32, max_length=max_length, seed=seed, checkpoints=False, weight_decay=0.0,
-            label="label",
+            method=method, model=model_folder(), data=str(folder), out=str(Path(out) / "run"), epochs=epochs, lr=lr,
+            max_length=max_length, seed=seed, **given,
         ))  # fmt: skip
     return {"lr": lr, "seed": seed, "epochs": epochs, "seconds": round(time.time() - begun),
-            "validation": result.metrics["validation"]["accuracy"], "test": result.metrics["test"]["accuracy"],
-            "counts": result.counts}  # fmt: skip
+            **{name: found["accuracy"] for name, found in result.metrics.items()},
+            "validation loss": result.metrics["validation"]["loss"], "counts": result.counts}  # fmt: skip
 
 
 def main() -> None:
