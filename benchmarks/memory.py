@@ -31,15 +31,21 @@ def kept(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     return sum(s.nbytes() for s in tensors_kept(model, inputs))
 
 
+def storages(t: torch.Tensor) -> list[torch.UntypedStorage]:
+    """Where a tensor's numbers stand; those of a sparse one and their places."""
+    parts = (t._indices(), t._values()) if t.is_sparse else (t,)
+    return [p.untyped_storage() for p in parts]
+
+
 def tensors_kept(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.UntypedStorage]:
     """What one forward pass keeps besides parameters, buffers and inputs, each once."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *inputs.values())}
     found: dict[int, torch.UntypedStorage] = {}  # alive, so that no address is used twice
 
     def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage
+        for storage in storages(t):
+            if storage.data_ptr() not in own:
+                found[storage.data_ptr()] = storage
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

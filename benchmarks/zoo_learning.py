@@ -48,10 +48,11 @@ class Entry:
     why: str = ""
 
 
+FLOOR = "probing_mean"
 QV = "[attn.q.weight, attn.v.weight]"
 ALONE = "it has no size"
 ENTRIES: dict[str, Entry] = {
-    "probing_mean": Entry("probing: the head alone", 1e-2, None, why="the floor"),
+    FLOOR: Entry("probing: the head alone", 1e-2, None, why="the floor"),
     "full": Entry("full fine-tuning", 1e-4, None, why="the ceiling"),
     "lora": Entry("LoRA", 2e-3),
     "pfeiffer": Entry("sequential adapter (Pfeiffer)", 1e-3),
@@ -122,16 +123,18 @@ class Record:
 
 
 def learned(task: str, name: str, folders: dict[str, Path], record: Record) -> None:
-    """The runs of one method on one task that are not recorded yet."""
+    """Does the runs of one method on one task that are not recorded yet."""
     key, sizes = f"{task}:{name}", TASKS[task]
     entry = record.read().get(key) or {"arguments": arguments(name), "choice": [], "runs": [], "commit": commit()}
+
+    head = None if name == FLOOR else "mean"  # probing is the head
 
     def once(part: str, lr: float, seed: int, steps: int) -> None:
         if any(r["lr"] == lr and r["seed"] == seed for r in entry[part]):
             return
         try:
             found = run(folders[part], name, lr, seed, 1, sizes["longest"], batch_size=BATCH, train_size=BATCH * steps,
-                        set=entry["arguments"])  # fmt: skip
+                        set=entry["arguments"], head=head)  # fmt: skip
         except FloatingPointError as e:
             found = {"lr": lr, "seed": seed, "error": str(e)}
         entry[part].append(found)
@@ -154,7 +157,7 @@ def table(found: dict[str, Any]) -> str:
     for name, entry in ENTRIES.items():
         cells, trained = [], ""
         for task in TASKS:
-            mine, floor = found.get(f"{task}:{name}"), found.get(f"{task}:probing_mean")
+            mine, floor = found.get(f"{task}:{name}"), found.get(f"{task}:{FLOOR}")
             if not mine or not floor or len(mine["runs"]) < len(SEEDS) or len(floor["runs"]) < len(SEEDS):
                 cells += ["", ""]
                 continue
@@ -163,7 +166,7 @@ def table(found: dict[str, Any]) -> str:
             gain, width = interval([r["test"] - f["test"] for r, f in zip(mine["runs"], floor["runs"], strict=True)])
             cells += [
                 f"{mean:.3f} ± {half:.3f} ({mine['runs'][0]['lr']:g})",
-                "" if name == "probing_mean" else f"{gain:+.3f} ± {width:.3f}" + (", no" if gain <= width else ""),
+                "" if name == FLOOR else f"{gain:+.3f} ± {width:.3f}" + (", no" if gain <= width else ""),
             ]
         lines.append(f"| {entry.title} | {trained} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import torch
 from names import name as named
 
 import unipelt
+from unipelt.compiler import again, helpers
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # behind tests, which has files of the same names
 import memory
@@ -53,3 +54,48 @@ def test_a_gate_keeps_the_narrow_side_of_what_it_multiplies() -> None:
     narrow, wide = (memory.kept(adapted("unipelt_apl"), INPUTS), memory.kept(adapted("unipelt_apl", False), INPUTS))
     gated = 3 * small.LAYERS  # LoRA at q and at v, the adapter
     assert narrow <= wide - gated * ACTIVATION * 4
+
+
+#: A lowering, a method of which it keeps less, and how much at one of its places: what is not made any more, in numbers.
+SMALLER = {
+    "again": ("loha", {"r": 2}, 2 * small.WIDTH**2),
+    "circular": ("c3a", {"b": 8}, (small.WIDTH // 8) * ACTIVATION),
+    "contracted": ("vb_lora", {"r": 2, "n": 6, "b": 8, "k": 2}, 3 * ACTIVATION // 2),
+}
+
+
+@pytest.mark.parametrize("lowering", SMALLER)
+def test_what_a_lowering_does_not_make_is_not_kept(lowering: str) -> None:
+    name, arguments, numbers = SMALLER[lowering]
+    method = unipelt.load(named(name))(**arguments)
+    kept, found = [], []
+    for chosen in ((), [lowering]):
+        model = small.model("bert", dtype=torch.float64)
+        plan = unipelt.apply(model, method, lowering=chosen)
+        small.randomise(model, seed=1)
+        model.train()
+        kept.append(memory.kept(model, INPUTS))
+        model.zero_grad()
+        torch.manual_seed(0)  # of the base's dropout
+        model(**INPUTS)[0].square().sum().backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert kept[1] <= kept[0] - len(plan.edits) * numbers * 8
+    assert found[0].keys() == found[1].keys()
+    for n, g in found[0].items():
+        torch.testing.assert_close(found[1][n], g, rtol=1e-9, atol=1e-10)
+
+
+def test_what_is_computed_again_has_second_gradients() -> None:
+    a, b, c, d = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((4, 2), (2, 3), (4, 1), (1, 3)))
+    assert torch.autograd.gradgradcheck(again.entrywise, (a, b, c, d))
+    z, w = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 5), (2, 4, 5)))
+    circulant = torch.stack([helpers.circulant(row) for row in w.flatten(0, 1)]).unflatten(0, (2, 4))
+    expected = torch.einsum("bik,iokj->boj", z[:, :2], circulant)
+    torch.testing.assert_close(again.circular(z[:, :2], w, "bi,io,bo"), expected)
+    assert torch.autograd.gradgradcheck(lambda z, w: again.circular(z, w, "bi,io,bo"), (z[:, :2], w))
+
+
+def test_a_transform_keeps_no_imaginary_part() -> None:
+    t = torch.randn(4, 6, requires_grad=True)
+    for f in (helpers.fft2, helpers.ifft2):
+        assert f(t).untyped_storage().nbytes() == t.untyped_storage().nbytes()

@@ -50,6 +50,10 @@ Plain = Union[int, float, bool]
 Written = Union[Code, Num, Plain, str]
 
 
+def is_name(v: Code) -> bool:
+    return v.level == ATOM and v.text.replace(".", "").isidentifier()
+
+
 class Unwritten(Exception):
     """There is no straight code for an expression: it is evaluated as written."""
 

@@ -69,13 +69,13 @@ def top_indices(t: torch.Tensor, count: int, k: int) -> torch.Tensor:
 
 
 def fft2(t: torch.Tensor) -> torch.Tensor:
-    """The real part of the Fourier transform of the last two dimensions."""
-    return torch.fft.fft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype)
+    """The real part of the Fourier transform of the last two dimensions; a copy, since a view of it would keep the imaginary part, too."""
+    return torch.fft.fft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype, copy=True)
 
 
 def ifft2(t: torch.Tensor) -> torch.Tensor:
-    """The real part of the inverse Fourier transform of the last two dimensions."""
-    return torch.fft.ifft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype)
+    """The real part of the inverse Fourier transform of the last two dimensions; a copy, as of `fft2`."""
+    return torch.fft.ifft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype, copy=True)
 
 
 def idwt2(t: torch.Tensor) -> torch.Tensor:

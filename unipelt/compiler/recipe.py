@@ -24,7 +24,7 @@ from ..language.types.values import IndexType
 from ..language.sites import TensorType
 from ..language.sizes import Size
 from ..language.syntax.nodes import Expr
-from . import helpers
+from . import again, helpers
 from .code import PRODUCT, Code, Num, Unwritten, Written, refine, spread, text_of
 from .kept import Kept
 from .lines import Line, joined, needed, split, words
@@ -133,7 +133,7 @@ def _function(name: str, arguments: Sequence[str], lines: Sequence[Line], ends: 
 def _compiled(source: str, name: str = "recipe") -> Any:
     """The function of a source. Equal sources give the same function, so layers share what a compiler makes of it."""
     scope: dict[str, Any] = {"torch": torch, "F": functional}
-    scope |= {n: getattr(helpers, n) for n in dir(helpers) if not n.startswith("_")}
+    scope |= {n: getattr(m, n) for m in (helpers, again) for n in dir(m) if not n.startswith("_")}
     exec(compile(source, "<recipe>", "exec"), scope)
     return scope[name]
 

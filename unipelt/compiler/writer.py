@@ -48,6 +48,7 @@ from .code import (
     Num,
     Unwritten,
     Written,
+    is_name,
     matmul,
     operation,
     picked,
@@ -57,6 +58,7 @@ from .code import (
 )
 from .evaluator import OPERATIONS
 from .named import ordered
+from .less import circular, contracted, is_low_rank
 from .words import FUNCTIONS, WORDS
 from .lines import Line, is_live
 
@@ -119,7 +121,7 @@ class Writer:
                 raise Unwritten(f"`{s.word}`")
 
     def bind(self, name: str, value: Written, front: str = "") -> None:
-        if isinstance(value, Code) and not _is_name(value):
+        if isinstance(value, Code) and not is_name(value):
             value = self.assign(front + name, value)
         self.names[name] = value
 
@@ -147,7 +149,7 @@ class Writer:
 
     def once(self, value: Code) -> Code:
         """The value under a name of its own, where its text would be repeated."""
-        if _is_name(value):
+        if is_name(value):
             return value
         self.temporary += 1
         return self.assign(f"t{self.temporary}", value)
@@ -221,6 +223,8 @@ class Writer:
             if isinstance(a, Code) and isinstance(W, Code) and isinstance(b, Code) and _is_map(a, W, b):
                 return self.product(a, W, b)
             return self.combined("+", self.combined("@", a, W), b)
+        if (found := circular(self, e)) is not None:
+            return found
         return self.combined(e.op, self.write(e.left), self.write(e.right))
 
     def combined(self, op: str, a: Written, b: Written) -> Written:
@@ -232,6 +236,9 @@ class Writer:
                 raise Unwritten("`@` of a number")
             return self.product(a, b)
         if isinstance(a, Code) and isinstance(b, Code):
+            if op == "*" and "again" in self.on and self.training and is_low_rank(a) and is_low_rank(b):
+                factors = [v.text for f in (a, b) for v in f.product[:2]]  # type: ignore[index]
+                return Code(self.helper("entrywise", *factors), (), a.sizes)
             left, right = self.apart(a, b)
             return operation(op, left, right, self.repeats)
         if isinstance(a, Code) or isinstance(b, Code):
@@ -253,13 +260,7 @@ class Writer:
             )
         else:
             out = operation("+", matmul(a, W, self.repeats), b, self.repeats)
-        if (
-            "joined" in self.on
-            and self.training
-            and _is_name(a)
-            and _is_map(a, W, b)
-            and W.sizes[-1].number is not None
-        ):
+        if "joined" in self.on and self.training and is_name(a) and _is_map(a, W, b) and W.sizes[-1].number is not None:
             if self.is_live(a) and not self.is_live(W) and not (b is not None and self.is_live(b)):
                 self.temporary += 1
                 return self.assign(f"t{self.temporary}", out, (a.text, W, b))
@@ -370,6 +371,11 @@ class Writer:
         return out
 
     def _apply(self, e: Apply) -> Written:
+        match e:
+            case Apply(Name("sum"), (product, axis)) if isinstance(axis.value, Name) and axis.value.id in self.axes:
+                for summed in (circular, contracted):
+                    if (found := summed(self, product.value, axis.value.id)) is not None:
+                        return found
         args = [self.write(a.value) for a in e.args]
         text = dotted(e.function)
         if text is not None and text in self.bases:
@@ -405,10 +411,6 @@ class Writer:
             raise Unwritten("real tokens of what has no batch")
         dim, axes, sizes = self.dim(a, "tokens")
         return Code(self.helper(function, a.text, "mask", dim), axes, sizes)
-
-
-def _is_name(v: Code) -> bool:
-    return v.level == ATOM and v.text.replace(".", "").isidentifier()
 
 
 def _is_map(a: Code, W: Code, b: Code | None) -> bool:
