@@ -21,6 +21,7 @@ from ..language.syntax.nodes import Apply, Expr, Later, Let, Name, children, rew
 from .edits import Edit
 from .registry import Attached, Registry, registry, unwrapped
 from .seam import edit_at
+from .sharding import is_part, put, settle, whole
 
 
 def of_training(model: nn.Module) -> Registry:
@@ -56,8 +57,10 @@ def after_step(model: nn.Module) -> None:
     """Carries out the ``after step`` lines of the adapters that are trained and act, in the order in which they act.
 
     In a loop of one's own: behind ``optimizer.step()`` and before ``optimizer.zero_grad()``, since lines may read gradients.
+    Where the model is sharded (FSDP2), every process of the group calls this together: each line sees whole tensors.
     """
     model = unwrapped(model)
+    settle(model)
     r = of_training(model)
     for name in r.switch.chosen:
         attached = r.staying.get(name)
@@ -73,22 +76,38 @@ def _after_step(model: nn.Module, r: Registry, name: str, attached: Attached) ->
         planned = [e for e in attached.plan.edits if e.row.name == row.name]
         places = [_place(edit_at(model, name, e), e, attached, r) for e in planned]
         with torch.no_grad():
+            own = {t.name for t in planned[0].typing.tensors}
             for line in lines:
-                _carry_out(line, places, {t.name for t in planned[0].typing.tensors})
+                _carry_out(line, places, own)
+            _put_back(places, planned, attached, own & {line.names[0] for line in lines})
 
 
 def _place(edit: Edit, planned: PlannedEdit, attached: Attached, r: Registry) -> Context:
-    """What the lines read at one place: its tensors, which share their memory with those that are trained, and their gradients."""
+    """What the lines read at one place: its tensors, which share their memory with those that are trained unless these are sharded,
+    and their gradients."""
     names: dict[str, Any] = {**edit.constants, "progress": Named(r.switch.progress)}
     gradients = {}
     for label, name in planned.tensors.items():
         module, key = attached.registered[name]
         kept = getattr(module, key)
-        t = kept.detach().reshape(attached.plan.tensors[name].shape)
+        t = whole(kept.detach()).reshape(attached.plan.tensors[name].shape)
         names[label] = Named(t, edit.axes[label])
         if kept.grad is not None:
-            gradients[id(t)] = kept.grad.reshape(t.shape)
+            gradients[id(t)] = whole(kept.grad).reshape(t.shape)
     return Context(names, edit.sizes, training=True, axes=edit.lengths, gradients=gradients)
+
+
+def _put_back(
+    places: Sequence[Context], planned: Sequence[PlannedEdit], attached: Attached, changed: Collection[str]
+) -> None:
+    """Of tensors that are sharded, lines have changed whole copies: each process takes its part."""
+    for c, e in zip(places, planned):
+        for label in changed:
+            module, key = attached.registered[e.tensors[label]]
+            kept, new = getattr(module, key), c.names[label]
+            if is_part(kept):
+                assert isinstance(new, Named)
+                put(kept, new.data.reshape(kept.shape))
 
 
 def _carry_out(line: Let, places: Sequence[Context], tensors: Collection[str]) -> None:
