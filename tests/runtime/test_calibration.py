@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,39 @@ def test_no_more_batches_are_read_than_are_asked_for() -> None:
 
     unipelt.apply(small.model("llama"), parse(MOMENT), data=stream(), batches=3)
     assert read == [0, 1, 2]
+
+
+@pytest.mark.parametrize("text", [MOMENT, MEASURED])
+def test_nothing_is_kept_of_a_batch_but_sums(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the next batch is asked for, what entered the sites is gone; kept are sums, as many and as large as after the first."""
+    model = small.model("llama")
+    method = parse(text)
+    entered: list[weakref.ref] = []
+    measured: list[calibration._Mean] = []
+    made = calibration._Mean.__init__
+    monkeypatch.setattr(calibration._Mean, "__init__", lambda self, *a: (measured.append(self), made(self, *a))[1])
+
+    def enters(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        entered.append(weakref.ref((*args, *kwargs.values())[0]))
+
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.register_forward_pre_hook(enters, with_kwargs=True)
+    kept: list[int] = []
+
+    def stream() -> Iterator[dict[str, torch.Tensor]]:
+        for i in range(8):
+            assert len(entered) >= i * small.LAYERS and not [x for x in entered if x() is not None]
+            kept.append(sum(m.total.numel() for m in measured if m.total is not None))
+            ids = torch.randint(2, small.WORDS, (1 + i, 50), generator=torch.Generator().manual_seed(i))
+            yield {"input_ids": ids, "labels": ids}
+
+    unipelt.apply(model, method, data=stream(), batches=7)
+    whole = small.LAYERS * small.WIDTH * small.WIDTH
+    a_value = small.WIDTH * small.WIDTH // small.HEADS * small.GROUPS  # of grouped queries
+    gradients = small.LAYERS * (small.WIDTH**2 + a_value)
+    entering = 2 * (2 * whole + small.LAYERS * small.WIDTH)  # queries and values have a map each
+    wanted = whole if text == MOMENT else entering + gradients
+    assert kept == [0, *[wanted] * 6] and len(entered) == 7 * small.LAYERS
 
 
 def full_state(model: torch.nn.Module) -> tuple:

@@ -97,10 +97,11 @@ def runs(options, tmp_path_factory):
         return {"method": "lora", "set": {"r": 4}, **options, "out": str(place / name), **changes}
 
     unipelt = {"method": "unipelt_apl", "set": {"ra": 8, "l": 4, "rl": 4, "mid": 16}}
-    for alone in (run("lora"), run("unipelt", **unipelt), run("bf16", precision="bf16")):
+    eva = {"method": "eva", "set": {"r": 4}}
+    for alone in (run("lora"), run("unipelt", **unipelt), run("eva", **eva), run("bf16", precision="bf16")):
         train(TrainConfig(**alone))
     done = train_together([
-        run("mistaken", label="lable"), run("lora2"), run("lora2_parts", accumulate=2), run("lora2_recomputed", checkpointing=True), run("unipelt2", **unipelt),
+        run("mistaken", label="lable"), run("lora2"), run("lora2_parts", accumulate=2), run("lora2_recomputed", checkpointing=True), run("unipelt2", **unipelt), run("eva2", **eva),
         run("bf16_2", precision="bf16"), run("whole", **DROPPING), run("killed", **DROPPING, die=9),
     ], place / "runs.json")  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -109,10 +110,17 @@ def runs(options, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "two, one", [("lora2", "lora"), ("lora2_parts", "lora"), ("lora2_recomputed", "lora"), ("unipelt2", "unipelt")]
+    "two, one",
+    [
+        ("lora2", "lora"),
+        ("lora2_parts", "lora"),
+        ("lora2_recomputed", "lora"),
+        ("unipelt2", "unipelt"),
+        ("eva2", "eva"),
+    ],
 )
 def test_two_processes_train_what_one_trains(runs, two, one):
-    """Also where a step is computed in parts, and where activations are recomputed."""
+    """Also where a step is computed in parts, where activations are recomputed, and where data decide the start."""
     place, _ = runs
     check_same(place / two, place / one)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from names import methods, name
+from safetensors.torch import load_file
 from small import checkpoint_activations, inputs, model, output, randomise
 from torch import nn
+from transformers import TrainerCallback
 
 import unipelt
 from unipelt.language.analyse.canonical import difference
@@ -354,6 +357,58 @@ def test_unipelts_own_trainer_carries_them_out(bert: str, intents: str, tmp_path
     assert kept == round(1.5 * places) and places == len([t for t in first.tensors if t.endswith(".E")])
     untouched = TrainConfig(**{**config.__dict__, "out": str(tmp_path / "other"), "set": {"gamma": 0.0}})
     assert penalty < left(train(untouched).folder)[2] / 2, "the penalty falls"
+
+
+def ranks_left(tensors: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """How many singular values are not 0, and at how many places."""
+    E = [t for n, t in tensors.items() if n.endswith(".E")]
+    return sum(int((t != 0).sum()) for t in E), len(E)
+
+
+class StopAt(TrainerCallback):
+    """Ends a run as if it were killed there."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise InterruptedError
+
+
+def test_adalora_reaches_its_target_in_a_run_that_is_taken_up_again(bert: str, intents: str, tmp_path: Path) -> None:
+    config = TrainConfig(method=name("adalora"), set={"r": 4, "target": 2}, model=bert, data=intents, out=str(tmp_path / "run"), epochs=1,
+                         batch_size=8, train_size=48, lr=2e-2, max_length=16, seed=1, save_steps=2)  # fmt: skip
+    whole = load_file(Path(train(config).folder) / "adapter.safetensors")
+    left, places = ranks_left(whole)
+    assert places and left == 2 * places
+    broken = replace(config, out=str(tmp_path / "broken"))
+    with pytest.raises(InterruptedError):
+        train(broken, callbacks=[StopAt(5)])
+    said: list[str] = []
+    train(replace(broken, resume=True), say=said.append)
+    assert "resuming at step 4" in said
+    again = load_file(tmp_path / "broken" / "adapter.safetensors")
+    assert whole.keys() == again.keys() and all(torch.equal(t, again[n]) for n, t in whole.items())
+
+
+def test_adalora_reaches_its_target_in_the_plain_trainer(tmp_path: Path) -> None:
+    found = []
+    for end in (None, 4):
+        m = model("bert_labels")
+        unipelt.apply(m, unipelt.load(name("adalora"))(r=4, target=2))
+        if end is None:
+            plain(tmp_path / "a", m, 7)
+        else:
+            with pytest.raises(InterruptedError):
+                plain(tmp_path / "b", m, 7, callbacks=[StopAt(end)])
+            m = model("bert_labels")
+            unipelt.apply(m, unipelt.load(name("adalora"))(r=4, target=2))
+            assert ranks_left(unipelt.state_dict(m))[0] == 0, "singular values start at 0"
+            plain(tmp_path / "b", m, 7, resume=str(tmp_path / "b" / "checkpoint-3"))
+        found.append(unipelt.state_dict(m))
+    assert ranks_left(found[0]) == (2 * 6, 6)
+    assert all(torch.equal(t, found[1][n]) for n, t in found[0].items())
 
 
 # ---------------------------------------------------------------- what is known without running

@@ -7,7 +7,7 @@ the first to meet it speaks. In a process that no launcher started, everything h
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -33,6 +33,19 @@ def on_cpu() -> bool:
 
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return asked or not torch.accelerator.is_available()
+
+
+def device() -> Any:
+    """Where this process trains."""
+    import torch
+
+    if on_cpu():
+        return torch.device("cpu")
+    if launched():
+        from accelerate import PartialState
+
+        return PartialState().device
+    return torch.accelerator.current_accelerator()
 
 
 def join() -> None:
@@ -92,6 +105,15 @@ def total(number: int, device: Any) -> int:
     sum_ = torch.tensor(number, device=device)
     _distributed().all_reduce(sum_)
     return int(sum_)
+
+
+def same(tensors: Iterable[Any]) -> None:
+    """Gives the tensors of every process, in the same order, the values of the main one's."""
+    if _together():
+        for t in tensors:
+            sent = t.detach().to(device()).contiguous()
+            _distributed().broadcast(sent, 0)
+            t.detach().copy_(sent)
 
 
 @contextmanager

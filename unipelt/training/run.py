@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +16,6 @@ from transformers import (
 )  # fmt: skip
 from transformers.training_args import OptimizerNames
 
-import unipelt
 
 from ..anatomy.positions import longest_text
 from ..compiler.totals import rates
@@ -35,8 +34,9 @@ from .models import load_config, load_model, quiet
 from .progress import Progress, Say, silent
 from .readers import load_reader
 from .report import PICTURES, report_of, write_report
+from .starting import start
 from .tasks import task_for
-from .tasks.evaluation import Collator, as_read
+from .tasks.evaluation import Collator
 from .tasks.task import Encoded, Task
 from .trainer import AdapterTrainer, SaveEvery, optimizer_of
 from .watching import Watching
@@ -88,24 +88,14 @@ def train(
     task, tokenizer, encoded, notes = examples(config)
     model = load_model(config.model, task, tokenizer, config.seed, config.dropout, config.dtype)
     task.try_out(model, encoded["train"], tokenizer)
-    plan = unipelt.apply(
-        model,
-        method,
-        name=NAME,
-        seed=config.seed,
-        tokenizer=tokenizer if task.reads_text else None,
-        label_words=task.label_words,
-        allow_future=config.allow_future,
-        data=_for_starts(config, task, tokenizer, encoded["train"], model),
-        loss=_loss_of(task),
-    )
+    plan, measured = start(config, method, model, task, tokenizer, encoded["train"])
     if not plan.counts.trained + plan.counts.head:
         raise error("E0622", f"`{method.name}` trains nothing on this model", help="choose another method")
     task.check_plan(plan)
     _check_room(task, plan, model)
     lr, why = learning_rate(config, plan)
     kept = rates(plan.tensors, plan.copies)  # a run's own optimiser has every learning rate
-    notes += [*surroundings, why, *(w for w in plan.warnings if w not in kept)]
+    notes += [*surroundings, *measured, why, *(w for w in plan.warnings if w not in kept)]
 
     folder = Path(config.out)
     _log_to(config, folder)
@@ -291,23 +281,6 @@ def _check_room(task: Task, plan: Any, model: Any) -> None:
     if rows and task.reads_text and longest is not None and task.max_length + rows > longest:
         raise error("E0617", f"the model has {longest} positions, and the {rows} rows of `{plan.method.name}` take some beside texts of "
                     f"up to {task.max_length} tokens", help=f"give `--max-length {longest - rows}` or less")  # fmt: skip
-
-
-def _for_starts(
-    config: TrainConfig, task: Task, tokenizer: Any, train: Encoded, model: Any
-) -> Iterator[dict[str, Any]]:
-    """Batches of training examples, in an order that the seed decides, for starts that data decide; again from the front at the end."""
-    collator, order = Collator(tokenizer, task), torch.Generator().manual_seed(config.seed)
-    while True:
-        shuffled = torch.randperm(len(train), generator=order).tolist()
-        for at in range(0, len(shuffled), config.batch_size):
-            yield as_read(collator([train[i] for i in shuffled[at : at + config.batch_size]]), model.dtype)
-
-
-def _loss_of(task: Task) -> Any:
-    """The loss of a batch for starts from gradients, where it is not the model's own."""
-    own = task.loss_function
-    return None if own is None else lambda outputs, batch: own(outputs, batch["labels"])
 
 
 def learning_rate(config: TrainConfig, plan: Any) -> tuple[float, str]:
