@@ -98,7 +98,7 @@ def _attach(
         if allowed is None and plan.leaks:
             warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
                           "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
-        _fill(model, chosen, tensors)
+        fill(model, chosen, tensors)
     return chosen
 
 
@@ -143,7 +143,7 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     manifest = read_manifest(folder)
     if manifest.get("folded"):
         raise error("E0576", f"{folder} holds a folded adapter; only an unfolded one can be trained on")
-    _fill(model, name, _tensors(record(model, name).plan, folder, manifest))
+    fill(model, name, _tensors(record(model, name).plan, folder, manifest))
 
 
 def _tensors(
@@ -176,7 +176,8 @@ def _compare(
                         if n not in plan.tensors else "")  # fmt: skip
 
 
-def _fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+def fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Gives an attached adapter the values of all its tensors, all or nothing."""
     a = record(model, name)
     settle(model)
     own = a.values()

@@ -1,0 +1,113 @@
+"""How methods of the library stand in peft's folders: the declarations of ``specs/peft.toml``, and a configuration held against them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from ..language.report.diagnostics import PeltError, error, near
+from ..resources import folder
+
+FILE = "peft.toml"
+#: Fields of every configuration of peft that say nothing of what is computed once the tensors are there.
+_SILENT = frozenset(
+    "auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type target_modules exclude_modules "
+    "layers_to_transform layers_pattern modules_to_save tokenizer_name_or_path tokenizer_kwargs prompt_tuning_init_text "
+    "encoder_hidden_size init_weights ensure_weight_tying loftq_config eva_config lora_ga_config".split()
+)
+#: Values that a field has where it is not used.
+_UNUSED: tuple[Any, ...] = (None, False, 0, "", [], {})
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One method: see the head of ``specs/peft.toml`` for the fields."""
+
+    name: str
+    type: str
+    at: str
+    tensors: Mapping[str, tuple[str, str]]
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, list[Any]] = field(default_factory=dict)
+    written: Mapping[str, list[str]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    inputs: str = ""
+    note: str = ""
+
+    @property
+    def of_modules(self) -> bool:
+        """Whether its rows are at linear maps, each by the path of its module."""
+        return self.at in ("output", "weight")
+
+    def problem(self, config: Mapping[str, Any]) -> str | None:
+        """Why a configuration does not mean this method; None where it does."""
+        known = {*self.arguments.values(), *self.patterns.values(), *self.written, *self.ignored, self.inputs, *_SILENT}
+        for name, value in config.items():
+            if name in self.settings:
+                if not any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.settings[name]):
+                    return f"`{name}` is {value!r}"
+            elif name not in known and not any(value == u for u in _UNUSED):
+                return f"`{name}` is {value!r}"
+        return None
+
+    def values(self, config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+        """Our arguments, for the module of a path where some have others."""
+        found = {}
+        for ours, theirs in self.arguments.items():
+            value = config.get(theirs)
+            patterns = config.get(self.patterns.get(ours, "")) or {}
+            value = next((v for k, v in patterns.items() if _fits(k, path)), value)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[ours] = value
+            elif value is not None:
+                raise error("E0840", f"the folder of peft's says `{theirs}` = {value!r}, and that is no number")
+        return found
+
+
+def _fits(pattern: str, path: str) -> bool:
+    """Whether a key of a pattern means the module of a path: as peft reads it, a regular expression of the path's end."""
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", path) is not None
+    except re.error:
+        raise error("E0840", f"`{pattern}` in a pattern of peft's folder is no regular expression") from None
+
+
+@lru_cache(maxsize=1)
+def declarations() -> tuple[Declared, ...]:
+    """Those of the library's folder, in the order of the file."""
+    found = tomllib.loads((folder("specs") / FILE).read_text(encoding="utf-8"))
+    return tuple(
+        Declared(name, **{**said, "tensors": {n: tuple(t) for n, t in said["tensors"].items()}})
+        for name, said in found.items()
+    )
+
+
+def declared_for(config: Mapping[str, Any]) -> Declared:
+    """The method that a configuration of peft means. Raises `PeltError` with what has no counterpart."""
+    wanted = str(config.get("peft_type"))
+    of_type = [d for d in declarations() if d.type == wanted]
+    if not of_type:
+        types = sorted({d.type for d in declarations()})
+        raise error(
+            "E0841",
+            f"peft's {wanted} has no counterpart here",
+            help=near(wanted, types) or f"those that have: {', '.join(types)}",
+        )
+    problems = [d.problem(config) for d in of_type]
+    for d, problem in zip(of_type, problems):
+        if problem is None:
+            return d
+    raise error("E0841", f"an adapter of peft's {wanted} with these settings has no counterpart here: {problems[0]}",
+                help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
+
+
+def no_counterpart(why: str) -> PeltError:
+    names = ", ".join(f"`{d.name}`" for d in declarations())
+    return error(
+        "E0844", f"the adapter cannot be written for peft: {why}", help=f"peft takes {names}, at whole modules"
+    )

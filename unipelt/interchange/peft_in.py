@@ -1,0 +1,151 @@
+"""peft's adapters, in: a folder of peft's becomes an adapter of the same method of the library."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compiler.plan import Plan
+from ..language.ir import Method
+from ..language.loading import parse
+from ..language.report.diagnostics import error
+from ..runtime.attach import install, unchanged
+from ..runtime.checkpoint import fill
+from ..runtime.references import load
+from ..runtime.registry import unwrapped
+from ..runtime.saving import state_dict
+from . import folders
+from .declared import Declared, declared_for
+from .places import FRONT, host, in_model, key, modules_of, ours, sites
+
+
+def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, trainable: bool = False) -> str:
+    """Attaches an adapter that peft saved (active, not trained unless ``trainable``) and returns its name.
+
+    ``folder`` is what ``save_pretrained`` of peft's model wrote; `unipelt.save` then writes the adapter in this library's form. The
+    values are peft's to the bit, and so are ranks and scales of single modules, and a head's. Raises `PeltError`, the model
+    untouched, for another method or settings than ``specs/peft.toml`` lists, for other modules or shapes than the model has, and
+    for broken files; a pickle is not read.
+    """
+    model = unwrapped(model)
+    place = Path(folder)
+    config, tensors = folders.read(place)
+    d = declared_for(config)
+    front = {p: q for p, q in in_model(model, modules_of(d, tensors)).items()} if d.of_modules else {}
+    at_input = _listed(config, d.inputs, front)
+    method, notes = _method(model, d, config, front, at_input)
+    heads = {k: t for k, t in tensors.items() if not _of_rows(d, k)}
+    found: dict[str, torch.Tensor] = {}
+
+    def check(plan: Plan) -> None:
+        found.update(_values(model, plan, d, tensors, front, heads, place))
+
+    with unchanged(model):
+        install(
+            model,
+            method,
+            name,
+            0,
+            check=check,
+            head=bool(heads) or None,
+            allow_future=False,
+            labels=None,
+            trainable=trainable,
+        )
+        kept = state_dict(model, name)
+        fill(model, name, {n: found.get(n, t) for n, t in kept.items()})
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return name
+
+
+def _of_rows(d: Declared, k: str) -> bool:
+    return any(k == s or (d.of_modules and k.endswith(f".{s}")) for s, _ in d.tensors.values())
+
+
+def _listed(config: Mapping[str, Any], field: str, front: Mapping[str, str]) -> frozenset[str]:
+    """The modules, by their paths here, that a field of peft's lists by the ends of their paths."""
+    ends = config.get(field) or [] if field else []
+    ends = [ends] if isinstance(ends, str) else ends
+    return frozenset(here for there, here in front.items() if any(there == e or there.endswith(f".{e}") for e in ends))
+
+
+def _method(
+    model: nn.Module, d: Declared, config: Mapping[str, Any], front: Mapping[str, str], at_input: frozenset[str]
+) -> tuple[Method, list[str]]:
+    """The method of the library with peft's arguments, at the modules that peft has; of several rows where arguments differ."""
+    plain = load(d.name)
+    groups: dict[tuple[tuple[str, Any], ...], list[str]] = {}
+    for path in front or ("",):
+        values = {n: _like(plain.arguments[n], v) for n, v in d.values(config, path).items()}
+        groups.setdefault(tuple(values.items()), []).append(path)
+    notes = [d.note.format(**dict(arguments)) for arguments in groups if d.note]
+    parts, uses = [], []
+    for i, (arguments, paths) in enumerate(groups.items()):
+        given = ", ".join(f"{n} = {v!r}" for n, v in arguments)
+        where = f"modify {', '.join(sites(model, [front[p] for p in paths], d, at_input))}" if front else ""
+        parts.append(f"method part_{i} from {d.name}({given}) {{ {where} }}")
+        uses.append(f"use part_{i} as {d.name if len(groups) == 1 else f'{d.name}_{i + 1}'}")
+    return parse("\n".join([*parts, f"method from_peft {{ {'  '.join(uses)} }}"]), name="from_peft"), notes
+
+
+def _like(value: Any, given: Any) -> Any:
+    if isinstance(value, float):
+        return float(given)
+    if isinstance(value, int) and float(given) != int(given):
+        raise error("E0840", f"the folder of peft's has {given!r} where a whole number is to be")
+    return int(given) if isinstance(value, int) else given
+
+
+def _values(
+    model: nn.Module, plan: Plan, d: Declared, tensors: Mapping[str, torch.Tensor], front: Mapping[str, str],
+    heads: Mapping[str, torch.Tensor], place: Path,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Our tensors by name. Everything that peft saved is used, everything that the plan has is there."""
+    there = {here: path for path, here in front.items()}
+    layers = max((s.depth for s in _stacks(model)), default=1)
+    used: set[str] = set()
+    found: dict[str, torch.Tensor] = {}
+    for e in plan.edits:
+        for label, n in e.tensors.items():
+            suffix, how = d.tensors[label]
+            k = key(d, suffix, there.get(host(e), host(e)))
+            if k not in tensors:
+                raise error("E0842", f"{place} lacks the tensor `{k}`", help="copy the folder again")
+            used.add(k)
+            try:
+                t = ours(tensors[k], how, e, layers)
+            except RuntimeError:
+                raise _misshapen(place, k, tensors[k]) from None
+            if tuple(t.shape) != plan.tensors[n].shape:
+                raise _misshapen(place, k, tensors[k], plan.tensors[n].shape)
+            found[n] = t
+    for c in plan.copies:
+        k = f"{FRONT}{c.parameter.path}"
+        t = heads.get(k, model.get_parameter(c.parameter.path))
+        if tuple(t.shape) != tuple(c.parameter.shape):
+            raise _misshapen(place, k, t, tuple(c.parameter.shape))
+        used.add(k)
+        found[c.name] = t
+    left = sorted(set(tensors) - used)
+    if left:
+        raise error("E0842", f"{place} has the tensor `{left[0]}`, which has no place in `{d.name}`" + (f", and {len(left) - 1} more" if left[1:] else ""),
+                    help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
+    return found
+
+
+def _stacks(model: nn.Module) -> Any:
+    from ..anatomy.find import find
+
+    return find(model).stacks
+
+
+def _misshapen(place: Path, k: str, t: torch.Tensor, wanted: tuple[int, ...] | None = None) -> Exception:
+    said = f", and ours there would be {list(wanted)}" if wanted is not None else ""
+    return error("E0842", f"the tensor `{k}` in {place} has the shape {list(t.shape)}{said}",
+                 help="load the model that the adapter was trained on; a head has as many rows as there are labels")  # fmt: skip

@@ -1,0 +1,163 @@
+"""peft's adapters, out: an adapter of a method that peft has becomes a folder that peft opens."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..anatomy.base import base_modules
+from ..anatomy.find import find
+from ..compiler.plan import PlannedEdit
+from ..language.ir import Method
+from ..runtime.hub import public_name
+from ..runtime.references import load
+from ..runtime.registry import record, unwrapped
+from ..runtime.saving import state_dict
+from ..variants.recognise import Match, recognise_row
+from . import folders
+from .declared import Declared, declarations, no_counterpart
+from .places import FRONT, host, key, sizes, theirs
+
+#: How the name of a class of transformers ends, and what peft calls the task.
+TASKS = {
+    "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS", "ForQuestionAnswering": "QUESTION_ANS",
+}  # fmt: skip
+
+
+def export_peft(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
+    """Writes an attached adapter as a folder that peft opens (``PeftModel.from_pretrained(base, folder)``), and returns its path.
+
+    The method is recognised by what it computes, whatever it is called; ``specs/peft.toml`` lists those that peft has. Other
+    arguments at some modules become peft's patterns, and a trained head one of its ``modules_to_save``. Raises `PeltError` where
+    peft has no such method, where a row stands in a part of a fused map, and where gates, layers of their own tokens or
+    several methods are combined; a method that merges can be handed on as a merged model (`unipelt.save_merged`).
+    """
+    model = unwrapped(model)
+    attached = record(model, name)
+    plan = attached.plan
+    if not plan.edits:
+        raise no_counterpart("it has no row, and trains parameters of the model itself")
+    d, matches = _recognised(plan.method)
+    values = state_dict(model, name)
+    layers = max((s.depth for s in find(model).stacks), default=1)
+    tensors: dict[str, torch.Tensor] = {}
+    joined: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
+    for e in plan.edits:
+        if d.of_modules and e.site.view.columns is not None:
+            raise no_counterpart(f"`{e.site.label}` is a part of the fused map `{host(e)}`")
+        for label, n in e.tensors.items():
+            suffix, how = d.tensors[label]
+            t = theirs(values[n], how, e)
+            k = key(d, suffix, host(e))
+            if how.startswith("joined"):
+                joined.setdefault(k, {})[e.site.layer or 0, int(how.split()[1])] = t
+            else:
+                tensors[k] = t
+    for k, parts in joined.items():
+        if len(parts) != 2 * layers:
+            raise no_counterpart("it has rows in some layers only")
+        tensors[k] = torch.cat([parts[i, j] for i in range(layers) for j in range(2)], dim=1)
+    config = _config(model, d, plan.edits, matches, layers)
+    heads = find(model).head
+    saved: set[str] = set()
+    for c in plan.copies:
+        module = c.parameter.path.rpartition(".")[0]
+        moved = not torch.equal(values[c.name], model.get_parameter(c.parameter.path))
+        if (
+            module not in heads
+            and not any(h.startswith(module) for h in heads)
+            and not _is_pooler(model, c.parameter.path)
+        ):
+            raise no_counterpart(f"it trains `{c.name}` besides")
+        saved |= {module} if moved else set()
+    for c in plan.copies:
+        if c.parameter.path.rpartition(".")[0] in saved:
+            tensors[f"{FRONT}{c.parameter.path}"] = values[c.name]
+    if saved:
+        config["modules_to_save"] = sorted(saved)
+    place = Path(folder)
+    folders.write(place, config, tensors)
+    if d.note:
+        warnings.warn(d.note.format(**_arguments(d, next(iter(matches.values())))), stacklevel=2)
+    return place
+
+
+def _recognised(method: Method) -> tuple[Declared, dict[str, Match]]:
+    """The one method of peft's that all rows are, and what each row is."""
+    found: list[dict[str, Match]] = []
+    for row in method.rows:
+        if row.gate is not None or row.tokens:
+            raise no_counterpart(f"its row `{row.name}` has a gate, or tokens of its own")
+        known = [m for m in recognise_row(method, row) if not m.biases and m.activation is None]
+        if not known:
+            raise no_counterpart(f"its row `{row.name}` is no method of the library")
+        found.append({m.name: m for m in reversed(known)})
+    for d in declarations():
+        if all(d.name in of_row for of_row in found):
+            return d, {row.name: of_row[d.name] for row, of_row in zip(method.rows, found)}
+    names = list(dict.fromkeys(next(iter(reversed(of_row))) for of_row in found))
+    listed = " and ".join(f"`{n}`" for n in names)
+    raise no_counterpart(f"it combines {listed}" if len(names) > 1 else f"{listed} is not among peft's")
+
+
+def _is_pooler(model: nn.Module, path: str) -> bool:
+    return ".pooler." in f".{path}"
+
+
+def _arguments(d: Declared, match: Match) -> dict[str, Any]:
+    return {n: match.arguments.get(n, v) for n, v in load(match.name).arguments.items() if n in d.arguments}
+
+
+def _config(
+    model: nn.Module,
+    d: Declared,
+    edits: tuple[PlannedEdit, ...] | list[PlannedEdit],
+    matches: dict[str, Match],
+    layers: int,
+) -> dict[str, Any]:
+    for m in matches.values():
+        other = sorted(n for n in m.arguments if n not in d.arguments and n not in ("at", "init"))
+        if other:
+            raise no_counterpart(f"peft has no field for `{other[0]}` = {m.arguments[other[0]]}")
+    by_path = {host(e): _arguments(d, matches[e.row.name]) for e in edits}
+    common = {n: Counter(a[n] for a in by_path.values()).most_common(1)[0][0] for n in d.arguments}
+    config: dict[str, Any] = {
+        "peft_type": d.type, "task_type": next((t for end, t in TASKS.items() if type(model).__name__.endswith(end)), None),
+        "base_model_name_or_path": public_name(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")) or None,
+        "inference_mode": True, **{n: allowed[0] for n, allowed in d.settings.items()},
+        **{theirs_: common[ours_] for ours_, theirs_ in d.arguments.items()},
+    }  # fmt: skip
+    for ours_, theirs_ in d.patterns.items():
+        config[theirs_] = {re.escape(p): a[ours_] for p, a in by_path.items() if a[ours_] != common[ours_]}
+    if d.of_modules:
+        config["target_modules"] = targets(model, set(by_path))
+        if d.inputs:
+            config[d.inputs] = targets(model, {host(e) for e in edits if e.site.side == "input"})
+        if "fan_in_fan_out" in d.settings:
+            config["fan_in_fan_out"] = any(not isinstance(model.get_submodule(p), nn.Linear) for p in by_path)
+    of = sizes(edits, layers)
+    for theirs_, factors in d.written.items():
+        if not all(f in of for f in factors):
+            raise no_counterpart(f"`{theirs_}` cannot be told of this model")
+        value = 1
+        for f in factors:
+            value *= int(of[f])
+        config[theirs_] = value
+    return config
+
+
+def targets(model: nn.Module, paths: set[str]) -> list[str]:
+    """Modules as peft names them: by the last part of their paths where that means no other, else by whole paths."""
+    ends: dict[str, set[str]] = {}
+    for n, m in base_modules(model):
+        if n and not list(m.children()) and getattr(m, "weight", None) is not None:
+            ends.setdefault(n.rpartition(".")[2], set()).add(n)
+    short = {end for end, own in ends.items() if own <= paths}
+    return sorted(short) + sorted(p for p in paths if p.rpartition(".")[2] not in short)

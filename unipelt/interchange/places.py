@@ -1,0 +1,113 @@
+"""Where peft's tensors are: the key of each of an adapter's tensors, and the sites that the modules of its keys are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..anatomy.find import find
+from ..compiler.plan import PlannedEdit
+from ..language.report.diagnostics import error
+from .declared import Declared
+
+FRONT = "base_model.model."
+#: How the key of a tensor begins that all modules share.
+WHOLE = "base_model."
+
+
+def ours(t: torch.Tensor, how: str, edit: PlannedEdit, layers: int) -> torch.Tensor:
+    """Our tensor, made of peft's."""
+    word, _, part = how.partition(" ")
+    if word == "T":
+        return t.T
+    if word == "flat":
+        return t.reshape(-1)
+    if word == "joined":
+        size = edit.site.sizes
+        rows = t.reshape(t.shape[0], layers, 2, size["groups"], size["d_head"])
+        return rows[:, edit.site.layer or 0, int(part)].transpose(0, 1)  # [l, group, d_head] → [group, l, d_head]
+    return t
+
+
+def theirs(t: torch.Tensor, how: str, edit: PlannedEdit) -> torch.Tensor:
+    """peft's tensor, made of ours; what is joined comes as [l, group · d_head]."""
+    word = how.partition(" ")[0]
+    if word == "T":
+        return t.T
+    if word == "flat":
+        return t[None] if edit.site.side == "input" else t[:, None]
+    if word == "joined":
+        return t.transpose(0, 1).reshape(t.shape[1], -1)
+    return t
+
+
+def host(edit: PlannedEdit) -> str:
+    """The path of the module that an edit hangs on."""
+    return edit.site.view.module
+
+
+def key(d: Declared, suffix: str, path: str) -> str:
+    return f"{FRONT}{path}.{suffix}" if d.of_modules and not suffix.startswith(WHOLE) else suffix
+
+
+def modules_of(d: Declared, keys: Iterable[str]) -> dict[str, set[str]]:
+    """The modules of peft's keys, as peft calls them, each with its suffixes; what has no place here is left out."""
+    suffixes = {suffix for suffix, _ in d.tensors.values() if not suffix.startswith(WHOLE)}
+    found: dict[str, set[str]] = {}
+    for k in keys:
+        suffix = next((s for s in suffixes if k.startswith(FRONT) and k.endswith(f".{s}")), None)
+        if suffix is not None:
+            found.setdefault(k[len(FRONT) : -len(suffix) - 1], set()).add(suffix)
+    return found
+
+
+def in_model(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    """For each of peft's paths the module's in this model, which may be the base of the one it was trained on, or hold it."""
+    own = {n for n, _ in model.named_modules()}
+    front = str(getattr(model, "base_model_prefix", "") or "")
+    found = {}
+    for path in paths:
+        tried = (path, f"{front}.{path}", path.removeprefix(f"{front}."))
+        place = next((p for p in tried if p in own), None)
+        if place is None:
+            raise error("E0843", f"the adapter is for a module `{path}`, and this {type(model).__name__} has none of that path",
+                        help="load the model that the adapter was trained on")  # fmt: skip
+        found[path] = place
+    return found
+
+
+def sites(model: nn.Module, places: Iterable[str], d: Declared, at_input: frozenset[str]) -> list[str]:
+    """How a text of the language names the modules of some paths: sites where all of theirs are there, else by their paths."""
+    left = set(places)
+    of_site: dict[str, set[str]] = {}
+    for s in find(model).sites:
+        side = "input" if s.view.module in at_input else "output"
+        whole = s.view.columns is None and not s.view.enters and s.path == ""
+        if whole and s.kind.side == side and (s.kind.has_weight or side == "input") and not s.kind.is_weight:
+            of_site.setdefault(s.full_name, set()).add(s.view.module)
+    end = ".weight" if d.at == "weight" else ""
+    named = []
+    for name, modules in of_site.items():
+        if modules <= left:
+            named.append(f"{name}{end}")
+            left -= modules
+    inputs = sorted(left & at_input)
+    if inputs:
+        raise error("E0841", f"the input of `{inputs[0]}` is rescaled, and no site is there",
+                    help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
+    if left:
+        paths = "|".join(re.escape(p) for p in sorted(left))
+        named.append(f'module("{paths}"){end}')
+    return named
+
+
+def sizes(edits: Iterable[PlannedEdit], layers: int) -> Mapping[str, Any]:
+    """The sizes of the model by their names, and its number of layers."""
+    found: dict[str, Any] = {"layers": layers}
+    for e in edits:
+        found = {**e.site.sizes, **found}
+    return found
