@@ -26,8 +26,9 @@ ORDER = {
     "runtime": 3,
     "training": 4,
     "variants": 4,
-    "cli": 5,
-    "": 6,
+    "interchange": 5,
+    "cli": 6,
+    "": 7,
 }
 ORDINARY = {"adapter", "full", "probing", "prefix", "block", "head", "partial", "linear", "add", "replace"}
 

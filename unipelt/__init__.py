@@ -21,7 +21,7 @@ _WHERE = {
     "inputs": "runtime.prompts.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts.outputs", "with_rows": "runtime.prompts.outputs",
     "progress": "runtime.steps", "penalties": "runtime.steps", "after_step": "runtime.steps",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.save_merged",
-    "export_onnx": "runtime.exporting",
+    "export_onnx": "runtime.exporting", "import_peft": "interchange.peft_in", "export_peft": "interchange.peft_out",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
     "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .language.analyse.method import analyse
     from .language.ir import Method
     from .language.loading import check, library, parse
+    from .interchange.peft_in import import_peft
+    from .interchange.peft_out import export_peft
     from .runtime.prompts.arguments import inputs
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove, using
     from .runtime.checkpoint import attach, restore

@@ -61,6 +61,8 @@ CALLS: dict[str, dict[str, Any]] = {
                "arguments": None, "dtype": None},
     "restore": {"model": None, "folder": "saved", "name": "a"},
     "push": {"folder": "saved", "name": "user/name", "private": None, "revision": None, "dry_run": True},
+    "import_peft": {"model": None, "folder": "saved", "name": "new", "trainable": False},
+    "export_peft": {"model": None, "folder": "new", "name": "a", "serving": False},
     "watch": {"model": None, "name": "a"},
     "gradient_norms": {"model": None, "name": "a"},
 }  # fmt: skip
@@ -78,7 +80,7 @@ TAKES = {
     "batches": {"count"}, "data": {"tensor"}, "loss": {"function", "class", "model", "method"}, "value": {"count", "rate"},
     "example": {"dict", "sizes"}, "output": {"tensor"}, "card": {"dict", "sizes"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
 }  # fmt: skip
-FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "private", "dry_run"}
+FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "private", "dry_run", "draws", "serving"}
 OTHERWISE = {
     ("load", "name"): {"text", "path"},
     ("load", "method"): {"text"},

@@ -1,4 +1,4 @@
-"""The commands for models: plan, sites, train, eval, predict, merge, export; and push, for a saved adapter."""
+"""The commands for models: plan, sites, train, eval, predict, merge; and push, for a saved adapter."""
 
 from __future__ import annotations
 
@@ -211,48 +211,6 @@ def merge(
         emit({"ok": True, "folder": out})
     else:
         say(f"merged into {out}: a plain model for `from_pretrained`")
-
-
-def export(
-    folder: Folder,
-    out: Annotated[str, typer.Option("--out", "-o", help="The file to write, with the ending .onnx.")],
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="Of an adapter that no run made: the task whose model it is for, as in `train`; default: the saved one's."
-        ),
-    ] = None,
-    merged: Annotated[
-        bool, typer.Option("--merge", help="Merge the adapter first: a smaller graph, where the method merges.")
-    ] = False,
-    *,
-    opening: Opening,
-    as_json: AsJson = False,
-) -> None:
-    """Write a saved adapter with its model as an ONNX file, and compare the file with the model (with onnxruntime)."""
-    check(opening)
-
-    from ..runtime.exporting import INSTALL, check_place
-
-    check_place(Path(out))  # before the seconds that a model takes
-
-    import unipelt
-
-    from ..training.models import quiet
-    from ..training.saved import load_adapted
-
-    adapted, tokenizer, name = load_adapted(folder, opening, task, say)
-    if merged:
-        unipelt.merge(adapted, name)
-    with quiet():
-        apart = unipelt.export_onnx(adapted, out, tokenizer.model_input_names if tokenizer is not None else ())
-    if as_json:
-        size = Path(out).stat().st_size
-        emit({"ok": True, "file": out, "bytes": size, "checked": apart is not None, "difference": apart})
-    elif apart is None:
-        say(f"written to {out}, not compared with the model: that needs onnxruntime ({INSTALL})")
-    else:
-        say(f"written to {out}: it gives what the model gives, to {apart:.1g}")
 
 
 def push(

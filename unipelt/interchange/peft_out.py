@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ TASKS = {
 }  # fmt: skip
 
 
-def export_peft(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
+def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, serving: bool = False) -> Path:
     """Writes an attached adapter as a folder that peft opens (``PeftModel.from_pretrained(base, folder)``), and returns its path.
 
     The method is recognised by what it computes, whatever it is called; ``specs/peft.toml`` lists those that peft has. Other
     arguments at some modules become peft's patterns, and a trained head one of its ``modules_to_save``. Raises `PeltError` where
-    peft has no such method, where a row stands in a part of a fused map, and where gates, layers of their own tokens or
-    several methods are combined; a method that merges can be handed on as a merged model (`unipelt.save_merged`).
+    peft has no such method, where a row stands in a part of a fused map, and where a row has a gate or tokens of its own, or
+    several methods are combined; a method that merges can be handed on as a merged model (`unipelt.save_merged`). ``serving``
+    keeps to what serving engines read: see `serving_problem`.
     """
     model = unwrapped(model)
     attached = record(model, name)
@@ -82,6 +84,9 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default") -> 
             tensors[f"{FRONT}{c.parameter.path}"] = values[c.name]
     if saved:
         config["modules_to_save"] = sorted(saved)
+    problem = serving_problem(config) if serving else None
+    if problem is not None:
+        raise no_counterpart(f"a serving engine would not read it: {problem}")
     place = Path(folder)
     folders.write(place, config, tensors)
     if d.note:
@@ -153,11 +158,39 @@ def _config(
     return config
 
 
+#: The largest rank that vLLM makes room for (its option ``max_lora_rank``).
+LARGEST_RANK = 512
+
+
+def serving_problem(config: Mapping[str, Any]) -> str | None:
+    """Why a serving engine (vLLM, SGLang, LoRAX) would not read a configuration of peft's; None where it would.
+
+    They take LoRA and rsLoRA alone, of one rank and one scale, without a trained head, DoRA or biases, at linear maps that they
+    know by the last part of the path, of a rank of at most 512.
+    """
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        return "it takes LoRA and rsLoRA alone"
+    if config.get("modules_to_save"):
+        return f"the trained module `{config['modules_to_save'][0]}` has no place there"
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        return "all modules have one rank and one scale there"
+    if config.get("bias", "none") != "none":
+        return "biases have no place there"
+    if not 0 < int(config["r"]) <= LARGEST_RANK:
+        return f"the rank {config['r']} is larger than {LARGEST_RANK}"
+    whole = [t for t in config["target_modules"] if "." in t]
+    return (
+        f"modules are known by the last part of their paths, and `{whole[0]}` is one of several with that part"
+        if whole
+        else None
+    )
+
+
 def targets(model: nn.Module, paths: set[str]) -> list[str]:
     """Modules as peft names them: by the last part of their paths where that means no other, else by whole paths."""
     ends: dict[str, set[str]] = {}
     for n, m in base_modules(model):
-        if n and not list(m.children()) and getattr(m, "weight", None) is not None:
+        if n and isinstance(getattr(m, "weight", None), torch.Tensor):
             ends.setdefault(n.rpartition(".")[2], set()).add(n)
     short = {end for end, own in ends.items() if own <= paths}
     return sorted(short) + sorted(p for p in paths if p.rpartition(".")[2] not in short)

@@ -1,0 +1,257 @@
+"""peft's folders, made by live peft: in, out and back to the bit; what has no counterpart is refused, the model untouched."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from names import RENAMED
+from safetensors.torch import load_file, save_file
+from small import inputs, model, output, state
+
+import unipelt
+from unipelt.interchange.declared import declarations
+from unipelt.interchange.peft_out import serving_problem
+from unipelt.language.report.diagnostics import PeltError
+from unipelt.runtime.registry import registry
+
+pytestmark = [
+    pytest.mark.skipif(bool(RENAMED), reason="the declarations call methods by their names"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:peft counts the positions:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
+]
+QV = ["q_proj", "v_proj"]
+L = 5
+#: name → (model, peft's configuration, sites of the adapter that comes in)
+FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
+    "lora": ("llama", lambda: peft.LoraConfig(r=4, lora_alpha=6, target_modules=QV), {"attn.q", "attn.v"}),
+    "rslora": ("llama", lambda: peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["up_proj"]), {"ffn.up"}),
+    "lora with a head": (
+        "bert_labels", lambda: peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query"], task_type="SEQ_CLS"), {"attn.q"}),
+    "lora at a fused map": (
+        "gpt2", lambda: peft.LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn"], fan_in_fan_out=True), {"module"}),
+    "lora in some layers": (
+        "llama", lambda: peft.LoraConfig(r=4, target_modules=QV, layers_to_transform=[1]), {"module"}),
+    "dora": ("llama", lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=QV), {"attn.q.weight", "attn.v.weight"}),
+    "patterns": (
+        "llama", lambda: peft.LoraConfig(r=4, target_modules=QV, rank_pattern={r"layers.0.self_attn.q_proj": 2}, alpha_pattern={"v_proj": 32}),
+        {"module", "attn.v"}),
+    "ia3": (
+        "llama", lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        {"attn.k", "attn.v", "ffn.hidden"}),
+    "vera": ("llama", lambda: peft.VeraConfig(r=4, target_modules=QV), {"attn.q", "attn.v"}),
+    "prompt": ("llama", lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=L), {"embed"}),
+    "prefix": ("llama", lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=L), {"attn.heads"}),
+}  # fmt: skip
+
+
+def saved(name: str, folder: Path, **changes: Any) -> str:
+    """A folder that peft wrote, of an adapter whose tensors have moved; ``changes`` are of its configuration. Returns the model's kind."""
+    kind, config, _ = FOLDERS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        m = peft.get_peft_model(model(kind), config())
+    g = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for _, p in sorted(m.named_parameters()):
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=g) * 0.1)
+    m.save_pretrained(folder)
+    if changes:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return kind
+
+
+def of_peft(kind: str, folder: Path) -> torch.Tensor:
+    m = peft.PeftModel.from_pretrained(model(kind), folder).eval()
+    with torch.no_grad():
+        return m(**inputs(padded=False))[0]
+
+
+def of_ours(m: torch.nn.Module, name: str) -> torch.Tensor:
+    given = inputs(padded=False)
+    if name == "prefix":
+        given["position_ids"] = torch.arange(given["input_ids"].shape[1])[None] + L
+    with torch.no_grad():
+        return m.eval()(**given)[0]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_in_and_out(name: str, tmp_path: Path) -> None:
+    """The same outputs, the same bits in the folder that is written, and peft opens it."""
+    kind = saved(name, tmp_path / "in")
+    expected = of_peft(kind, tmp_path / "in")
+    m = model(kind)
+    base = of_ours(m, name)
+    assert unipelt.import_peft(m, tmp_path / "in", "theirs") == "theirs"
+    found = of_ours(m, name)
+    n = min(found.shape[1], expected.shape[1]) if found.dim() == 3 else found.shape[0]
+    torch.testing.assert_close(
+        found[:, -n:] if found.dim() == 3 else found,
+        expected[:, -n:] if found.dim() == 3 else expected,
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    assert (found[..., -1, :] - base[..., -1, :]).abs().max() > 1e-2, "it does something"
+    named = {e.site.full_name.partition("(")[0] for e in registry(m).attached["theirs"].plan.edits}
+    assert named == FOLDERS[name][2]
+    unipelt.export_peft(m, tmp_path / "out", "theirs")
+    before, after = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("in", "out"))
+    assert before.keys() == after.keys() and all(torch.equal(t, after[k]) for k, t in before.items())
+    torch.testing.assert_close(of_peft(kind, tmp_path / "out"), expected, rtol=0, atol=0)
+    unipelt.save(m, tmp_path / "own", "theirs", fold=False)
+    other = model(kind)
+    unipelt.attach(other, tmp_path / "own")
+    assert torch.equal(of_ours(other, name), found)
+
+
+@pytest.mark.parametrize(
+    "method, sites", [("lora", "[attn.q, ffn.down]"), ("rslora", "[attn.o]"), ("dora", "[attn.k.weight]")]
+)
+def test_out_and_in_again(method: str, sites: str, tmp_path: Path) -> None:
+    m = model("llama")
+    unipelt.apply(m, unipelt.load(method, arguments={"r": 3, "alpha": 5.0, "at": sites}), name="mine")
+    with torch.no_grad():
+        for p in m.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    unipelt.export_peft(m, tmp_path / "out", "mine")
+    torch.testing.assert_close(of_peft("llama", tmp_path / "out"), of_ours(m, ""), rtol=1e-5, atol=1e-5)
+    other = model("llama")
+    unipelt.import_peft(other, tmp_path / "out", trainable=True)
+    torch.testing.assert_close(of_ours(other, ""), of_ours(m, ""), rtol=1e-6, atol=1e-6)
+    assert any(p.requires_grad for p in other.parameters())
+
+
+def test_two_of_one_base_and_the_model_that_holds_it(tmp_path: Path) -> None:
+    """An adapter of the model with its head goes onto the base alone."""
+    saved("lora", tmp_path / "a")
+    m = model("llama")
+    unipelt.import_peft(m, tmp_path / "a", "one")
+    unipelt.import_peft(m, tmp_path / "a", "two")
+    unipelt.activate(m, "one")
+    expected = of_ours(m, "")
+    unipelt.activate(m, "two")
+    assert torch.equal(of_ours(m, ""), expected)
+    inner = model("llama").model
+    unipelt.import_peft(inner, tmp_path / "a")
+    assert len(registry(inner).attached["default"].plan.edits) == 6
+
+
+@pytest.mark.parametrize(
+    "changes, code",
+    [
+        ({"use_qalora": True}, "E0841"), ({"bias": "all"}, "E0841"), ({"init_lora_weights": "pissa"}, "E0841"),
+        ({"peft_type": "POLY"}, "E0841"), ({"a_new_setting": "on"}, "E0841"), ({"lora_alpha": "six"}, "E0840"),
+        ({"alpha_pattern": {"(": 3}}, "E0840"), ({"trainable_token_indices": [1]}, "E0841"), ({"r": 2.5}, "E0840"), ({"r": 5}, "E0842"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_mean_something_else(changes: dict[str, Any], code: str, tmp_path: Path) -> None:
+    saved("lora", tmp_path, **changes)
+    refused(tmp_path, code)
+
+
+def refused(folder: Path, code: str, kind: str = "llama") -> str:
+    m = model(kind)
+    before, out = state(m), output(m)
+    with pytest.raises(PeltError) as caught:
+        unipelt.import_peft(m, folder)
+    assert [d.code for d in caught.value.diagnostics] == [code], caught.value
+    assert state(m) == before and torch.equal(output(m), out) and registry(m) is None
+    return str(caught.value)
+
+
+def test_broken_folders(tmp_path: Path) -> None:
+    assert "no folder" in refused(tmp_path / "none", "E0840")
+    (tmp_path / "empty").mkdir()
+    assert "adapter_config.json" in refused(tmp_path / "empty", "E0840")
+    saved("lora", tmp_path / "a")
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    whole = load_file(weights)
+    first = sorted(whole)[0]
+    for tensors, said in (
+        ({k: t for k, t in whole.items() if k != first}, "lacks"),
+        ({**whole, "base_model.model.lm_head.lora_C": torch.zeros(2)}, "lora_C"),
+        ({**whole, first: torch.zeros(3, 7)}, "shape"),
+        ({**whole, first: whole[first] * float("nan")}, "NaN"),
+    ):
+        save_file(tensors, weights)
+        assert said in refused(tmp_path / "a", "E0842")
+    save_file({k.replace("layers.2", "layers.9"): t for k, t in whole.items()}, weights)
+    assert "layers.9" in refused(tmp_path / "a", "E0843")
+    weights.write_bytes(b"no tensors")
+    refused(tmp_path / "a", "E0840")
+    weights.rename(weights.with_name("adapter_model.bin"))
+    assert "pickle" in refused(tmp_path / "a", "E0840")
+    (tmp_path / "a" / "adapter_config.json").write_text("[]")
+    weights.with_name("adapter_model.bin").rename(weights)
+    save_file(whole, weights)
+    refused(tmp_path / "a", "E0840")
+    saved("lora", tmp_path / "b")
+    refused(tmp_path / "b", "E0843", "bert")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("use lora as lora gated by scalar_gate", "gate"), ("use pfeiffer as adapter", "not among peft's"),
+        ("use lora as lora  use ia3 as ia3", "combines"), ("modify attn.q insert parallel form low_rank(4, 0.0, zeros) compose add tokens last 1", "tokens"), ("train *.bias", "no row"),
+    ],
+)  # fmt: skip
+def test_what_peft_cannot_say(text: str, said: str, tmp_path: Path) -> None:
+    gate = "gate scalar_gate { t: [] ~ zeros  g = tanh(t) }\n"
+    m = model("bert")
+    try:
+        unipelt.apply(m, unipelt.parse(f"{gate}method mine {{ {text} }}"), name="mine")
+    except PeltError as e:
+        pytest.fail(f"the text is wrong: {e}")
+    with pytest.raises(PeltError, match=said):
+        unipelt.export_peft(m, tmp_path / "out", "mine")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_slice_of_a_fused_map_is_refused(tmp_path: Path) -> None:
+    m = model("gpt2")
+    unipelt.apply(m, unipelt.load("lora"))
+    with pytest.raises(PeltError, match="fused"):
+        unipelt.export_peft(m, tmp_path / "out")
+
+
+def test_rules_of_serving_engines(tmp_path: Path) -> None:
+    m = model("llama")
+    unipelt.apply(m, unipelt.load("lora", arguments={"r": 4, "at": "[attn.q, attn.v]"}))
+    unipelt.export_peft(m, tmp_path / "out", serving=True)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == QV and "modules_to_save" not in config
+    assert serving_problem(config) is None
+    for change, said in (
+        ({"use_dora": True}, "LoRA"), ({"peft_type": "IA3"}, "LoRA"), ({"modules_to_save": ["score"]}, "score"), ({"rank_pattern": {"q": 2}}, "one rank"),
+        ({"bias": "all"}, "biases"), ({"r": 1024}, "1024"), ({"target_modules": ["model.layers.0.self_attn.q_proj"]}, "last part"),
+    ):  # fmt: skip
+        assert said in str(serving_problem({**config, **change}))
+    m = model("llama")
+    unipelt.apply(m, unipelt.parse("method some { layers first 1  use lora as lora }"))
+    with pytest.raises(PeltError, match="E0844"):
+        unipelt.export_peft(m, tmp_path / "some", serving=True)
+
+
+def test_a_folder_of_peft_is_recognised_by_attach(tmp_path: Path) -> None:
+    saved("lora", tmp_path)
+    with pytest.raises(PeltError, match="import_peft"):
+        unipelt.attach(model("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("d", declarations(), ids=lambda d: d.name)
+def test_a_declaration_has_what_its_method_has(d: Any) -> None:
+    method = unipelt.load(d.name)
+    assert {t.name for row in unipelt.analyse(method).rows for t in row.tensors} == set(d.tensors)
+    assert set(d.arguments) <= set(method.arguments) and set(d.patterns) <= set(d.arguments)

@@ -1,0 +1,117 @@
+"""The commands that bring adapters in and take them elsewhere: import and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..language.report.diagnostics import error
+from ..training.options import Opening, check
+from .options import AsJson, Folder
+from .output import emit, say
+
+#: What peft calls a task, and what `--task` does.
+TASKS = {
+    "CAUSAL_LM": "causal-lm", "SEQ_CLS": "sequence-classification", "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering", "SEQ_2_SEQ_LM": "seq2seq",
+}  # fmt: skip
+
+
+def import_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder that peft's `save_pretrained` wrote.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The base model.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder to write: an adapter of unipelt's.")],
+    task: Annotated[
+        str | None,
+        typer.Option(help="The task whose model it is for, as in `train`, or base; default: what its folder says."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn an adapter of peft's into one of unipelt's, with the same values."""
+    from ..interchange.folders import read
+
+    place = Path(folder)
+    config, _ = read(place)  # before the seconds that a model takes
+    if Path(out).exists():
+        raise error("E0611", f"`{out}` exists", help="name another folder")
+
+    import unipelt
+
+    from ..training.models import load_plain, quiet
+
+    loaded = load_plain(model, task or TASKS.get(str(config.get("task_type")), "base"))
+    unipelt.import_peft(loaded, place)
+    with quiet():
+        unipelt.save(loaded, out, fold=False)
+    plan = unipelt.adapters(loaded)["default"]
+    if as_json:
+        emit({"ok": True, "folder": out, "peft_type": config.get("peft_type"), "text": str(plan)})
+    else:
+        say(f"written to {out}: unipelt.attach(model, {out!r}) brings it onto the base")
+
+
+def export(
+    folder: Folder,
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The file to write, with the ending .onnx; with `--to peft` a folder.")
+    ],
+    to: Annotated[
+        Literal["onnx", "peft"],
+        typer.Option(help="What to write: the model with the adapter, or the adapter alone for peft."),
+    ] = "onnx",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of an adapter that no run made: the task whose model it is for, as in `train`; default: the saved one's."
+        ),
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merge", help="Merge the adapter first: a smaller graph, where the method merges.")
+    ] = False,
+    serving: Annotated[
+        bool, typer.Option("--serving", help="With `--to peft`: keep to what serving engines as vLLM read.")
+    ] = False,
+    *,
+    opening: Opening,
+    as_json: AsJson = False,
+) -> None:
+    """Write a saved adapter with its model as an ONNX file, compared with the model by onnxruntime; or the adapter for peft."""
+    check(opening)
+    if to == "peft":
+        if merged:
+            raise typer.BadParameter("--merge is for ONNX: an adapter that is merged is none any more")
+        if Path(out).exists():
+            raise error("E0611", f"`{out}` exists", help="name another folder")
+    else:
+        from ..runtime.exporting import INSTALL, check_place
+
+        if serving:
+            raise typer.BadParameter("--serving goes with `--to peft`")
+        check_place(Path(out))  # before the seconds that a model takes
+
+    import unipelt
+
+    from ..training.models import quiet
+    from ..training.saved import load_adapted
+
+    adapted, tokenizer, name = load_adapted(folder, opening, task, say)
+    if to == "peft":
+        unipelt.export_peft(adapted, out, name, serving=serving)
+        if as_json:
+            emit({"ok": True, "folder": out})
+        else:
+            say(f"written to {out}: PeftModel.from_pretrained(base, {out!r}) opens it")
+        return
+    if merged:
+        unipelt.merge(adapted, name)
+    with quiet():
+        apart = unipelt.export_onnx(adapted, out, tokenizer.model_input_names if tokenizer is not None else ())
+    if as_json:
+        size = Path(out).stat().st_size
+        emit({"ok": True, "file": out, "bytes": size, "checked": apart is not None, "difference": apart})
+    elif apart is None:
+        say(f"written to {out}, not compared with the model: that needs onnxruntime ({INSTALL})")
+    else:
+        say(f"written to {out}: it gives what the model gives, to {apart:.1g}")
