@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "load": "runtime.references", "parse": "language.loading", "check": "language.loading", "analyse": "language.analyse.method", "library": "language.loading",
     "Method": "language.ir", "Diagnostic": "language.report.diagnostics", "PeltError": "language.report.diagnostics",
-    "plan": "compiler.planner", "Plan": "compiler.plan", "sites": "anatomy.shown", "Sites": "anatomy.shown",
+    "plan": "runtime.members", "Plan": "compiler.plan", "sites": "anatomy.shown", "Sites": "anatomy.shown",
     "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
     "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "using": "runtime.attach", "parameter_groups": "runtime.attach",
     "inputs": "runtime.prompts.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts.outputs", "with_rows": "runtime.prompts.outputs",
@@ -32,7 +32,7 @@ __all__ = sorted(_WHERE)
 if TYPE_CHECKING:
     from .anatomy.shown import Sites, sites
     from .compiler.plan import Plan
-    from .compiler.planner import plan
+    from .runtime.members import plan
     from .language.report.diagnostics import Diagnostic, PeltError
     from .language.analyse.method import analyse
     from .language.ir import Method

@@ -105,4 +105,7 @@ def draw(
                 raise error("E0520", f"`{d.name}` starts from word embeddings, and this place has none")
             found = [embeddings(d, sizes[-2], g) for _ in range(math.prod(sizes[:-2]))]
             return torch.stack(found).reshape(tuple(sizes)).expand(shape).clone()
+        case "given" | "given_integers":
+            raise error("E0568", "this method has the values of trained adapters, and none are given here",
+                        help="attach its folder, which has them: unipelt.attach(model, folder)")  # fmt: skip
     raise NotImplementedError(f"the language knows a distribution `{d.name}` that nothing here draws")

@@ -25,6 +25,7 @@ from ..language.report.diagnostics import Diagnostic, PeltError, error
 from ..language.types.infer import Inference
 from ..language.types.inputs import changes_length, places_rows
 from ..language.ir import Method, Row
+from ..language.members import asks
 from ..language.types.layers import by_layer, chosen, layered, least
 from ..language.types.initialisers import INITIALISERS
 from ..language.check.outside import not_one, selects
@@ -72,6 +73,9 @@ def plan(
         raise error(
             "E0408", f"`{method.name}` needs a value for `{missing[0]}`", help=f"write {method.name}({missing[0]}=…)"
         )
+    if open_ := asks(method):
+        raise error("E0599", f"the adapters that `{open_[0]}` names are not in `{method.name}` yet",
+                    help="unipelt.plan and unipelt.apply find them, in a model or in their folders")  # fmt: skip
     sites = find(model, example)
     builder = _Builder(model, method, sites, own_labels(model, sites, labels, problem_type), example)
     for row in method.rows:

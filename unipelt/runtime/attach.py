@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from ..language.ir import Method
 from .calibration import BATCHES, Batches, Loss
 from .hanging import hang_adapter, refuse_namesake, take_down
 from .heads import agree
+from .members import Resolved, resolved
 from .offload import value_of
 from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
@@ -63,18 +65,19 @@ def apply(
     are computed in the adapter's dtype and handed on in the base's; a trained copy is used in the base's. ``dtype=torch.bfloat16``
     saves memory and time where nothing is trained. A copy never has fewer bits than what it is a copy of.
     """
-    return install(unwrapped(model), method, name, seed, lambda plan: None, head=head, tokenizer=tokenizer, label_words=label_words, dtype=dtype,
+    model = unwrapped(model)
+    return install(model, resolved(model, method), name, seed, lambda plan: None, head=head, tokenizer=tokenizer, label_words=label_words, dtype=dtype,
                    allow_future=allow_future, lowering=lowering, trainable=trainable, labels=labels, problem_type=problem_type, example=example,
                    batches=Batches(data, batches, loss))  # fmt: skip
 
 
 def install(
-    model: nn.Module, method: Method, name: str, seed: int, check: Callable[[Plan], None], *, head: bool | None, allow_future: bool,
+    model: nn.Module, found: Resolved, name: str, seed: int, check: Callable[[Plan], None], *, head: bool | None, allow_future: bool,
     labels: int | Sequence[str] | Labels | None, trainable: bool, tokenizer: Tokenizer | None = None, label_words: LabelWords | None = None,
     dtype: torch.dtype | None = None, lowering: bool | Sequence[str] = True, problem_type: str | None = None,
     example: Mapping[str, Any] | None = None, batches: Batches | None = None,
 ) -> Plan:  # fmt: skip
-    """`apply` with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be.
+    """`apply` of a method whose members are ``found``, with a last word on the plan: where ``check`` raises, nothing has been made yet, however large the tensors would be.
 
     Without ``batches`` values will follow: all is made as zeros.
     """
@@ -98,13 +101,14 @@ def install(
         )
     _refuse_sharded(model)
     chosen = lowerings(lowering)
-    planned = make_plan(
-        model, method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example
+    planned = found.noted(
+        make_plan(model, found.method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example)
     )
     check(planned)
     of = StartData(tokenizer)
     if batches is not None:
         of = StartData.of(model, planned, tokenizer, label_words, batches, int(seed))
+        of = replace(of, given=found.given(model, planned))
     data = of if batches is not None else None
     attached = Attached(planned, int(seed), chosen, trainable, texts=selecting_texts(model, planned, of))
     made = _create(model, attached, data, dtype)

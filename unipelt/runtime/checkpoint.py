@@ -5,7 +5,6 @@ The files are read, and distrusted, in `runtime.folder`; `saving` writes them.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from os.path import isfile
@@ -24,9 +23,10 @@ from .attach import activate, install, unchanged
 from .save_pretrained import Beside, beside, inside
 from .folder import listed_shapes, read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located
+from .members import Resolved
 from .redrawn import drawn_again, listed
 from .registry import record, unwrapped
-from .saving import fingerprint
+from .same_base import compare_base
 from .sharding import put, settle
 from .starts import Tokenizer
 
@@ -79,7 +79,7 @@ def _attach(
     method = read_method(folder, manifest)
     if arguments:
         method = method(**arguments)
-    _compare_base(model, manifest.get("base") or {}, folder, force)
+    compare_base(model, manifest.get("base") or {}, folder, force)
     tensors: dict[str, torch.Tensor] = {}
 
     def check(plan: Plan) -> None:
@@ -93,35 +93,13 @@ def _attach(
         labels = None  # the base's own head scores the same
     allowed = options["allow_future"] if options["allow_future"] is not None else manifest.get("allow_future")
     with unchanged(model):
-        plan = install(model, method, chosen, int(manifest.get("seed") or 0), check=check, head=head, labels=labels,
+        plan = install(model, Resolved(method), chosen, int(manifest.get("seed") or 0), check=check, head=head, labels=labels,
                        **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
         if allowed is None and plan.leaks:
             warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
                           "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
         fill(model, chosen, tensors)
     return chosen
-
-
-def _compare_base(model: nn.Module, saved: Mapping[str, Any], folder: Path, force: bool) -> None:
-    here = fingerprint(model)
-    if here["architecture"] != saved.get("architecture"):
-        raise error("E0570", f"the adapter in {folder} belongs to another architecture: {saved.get('class')} "
-                    f"({saved.get('name') or 'unnamed'}), and this is {here['class']} of other shapes")  # fmt: skip
-    samples = saved.get("samples")
-    if force or not isinstance(samples, dict) or not here["samples"]:
-        return
-    for n, values in samples.items():
-        mine = here["samples"].get(n, [])
-        if not isinstance(values, list) or len(mine) != len(values) or not all(map(_alike, values, mine)):
-            raise error("E0571", f"the adapter in {folder} was trained on other weights: `{n}` differs",
-                        help="load the base it was trained on, or pass force=True")  # fmt: skip
-
-
-def _alike(saved: Any, here: float) -> bool:
-    """Whether a sampled weight is the same, up to the rounding of a shorter dtype."""
-    if not isinstance(saved, (int, float)) or abs(saved) > 1e300:
-        return False
-    return math.isclose(saved, here, rel_tol=2e-2, abs_tol=1e-3)
 
 
 def _same_tensors(plan: Plan, saved: Mapping[str, tuple[int, ...]], arguments: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Union, runtime_checkable
 import torch
 from torch import nn
 
+from ..anatomy.base import base_parameters
 from ..anatomy.columns import taken
 from ..anatomy.quantised import as_map, unreadable, values
 from ..compiler.at_attach import data_needed, lines_of_starts
@@ -42,11 +43,12 @@ LabelWords = Union[Sequence[str], Mapping[int, str]]
 
 @dataclass(frozen=True)
 class StartData:
-    """What starts may need: a tokenizer, the words of the class labels, what batches of data have told."""
+    """What starts may need: a tokenizer, the words of the class labels, what batches of data have told, trained adapters."""
 
     tokenizer: Tokenizer | None = None
     labels: tuple[str, ...] = ()
     measured: Mapping[Key, torch.Tensor] = field(default_factory=dict)
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)  # the values of trained adapters, by the tensors' names
 
     @staticmethod
     def of(model: nn.Module, plan: Plan, tokenizer: Tokenizer | None, label_words: LabelWords | None, batches: Batches, seed: int) -> StartData:  # fmt: skip
@@ -97,6 +99,8 @@ class Starts:
         computed in that or the weight's own dtype, if longer."""
         if self.data is None:
             return torch.zeros(t.shape)
+        if t.name in self.data.given:
+            return self.data.given[t.name]
         if t.exact is None:
             return self._draw(t, e)
         if self.last is None or self.last[0] is not e:
@@ -147,8 +151,8 @@ class Starts:
 
 def _like(model: nn.Module, e: PlannedEdit) -> torch.Tensor:
     """A number of the type and at the place in which what an edit starts from is computed, if that is not a weight."""
-    module = model.get_submodule(e.site.view.module)
-    own = next((p for p in module.parameters() if p.is_floating_point() and p.device.type != "meta"), torch.zeros(()))
+    places = (model.get_submodule(e.site.view.module), model)  # other adapters there have no say
+    own = next((p for m in places for _, p in base_parameters(m) if p.is_floating_point() and p.device.type != "meta"), torch.zeros(()))
     return torch.zeros((), dtype=at_least(own.dtype, torch.float32), device=own.device)
 
 

@@ -13,6 +13,7 @@ from ..types.algebra import Atom, Term, TooLarge
 from ..check.methods import anywhere, open_paths, sites_of
 from .method import analyse
 from ..types.inputs import changes_length
+from ..types.members import read_of
 from ..ir import Method, Row
 from .meaning import meaning
 from ..types.primitives import PRIMITIVES, entry_of
@@ -36,7 +37,7 @@ def judged(typings: Sequence[TypedRow], otherwise: Span = NOWHERE) -> dict[str, 
     typings = list(dict.fromkeys(typings))  # layers that are alike are one
     out = {}
     for name, (rule, why) in RULES.items():
-        found = [_bounded(rule, t) for t in typings]
+        found = [_of_members(name, _bounded(rule, t), t) for t in typings]
         if name in _SEEN:
             found = [
                 _beside(v, t.row, [o for o in typings if o.row is not t.row]) if v.value == "no" else v
@@ -54,6 +55,18 @@ def _bounded(rule: Callable[[TypedRow], Verdict], t: TypedRow) -> Verdict:
         return rule(t)
     except TooLarge as e:
         return Verdict("unknown", e.reason, t.row.span)
+
+
+#: Verdicts that adapters which a row reads do not change: they act as outside training, and nothing of them is learned.
+_OWN = ("foldable", "deterministic in training")
+
+
+def _of_members(name: str, verdict: Verdict, t: TypedRow) -> Verdict:
+    """The verdict on a row that reads adapters, which its own lines alone do not decide unless they decide against it."""
+    read = read_of(t.row.parts, t.params)
+    if not read or name in _OWN or (verdict.value == "no" and name != "identity at start"):
+        return verdict
+    return Verdict("depends", f"on `{read[0].value.id}`: what its members do is known where the method is attached", read[0].span)  # type: ignore[union-attr]
 
 
 def _beside(verdict: Verdict, row: Row, others: Sequence[TypedRow]) -> Verdict:

@@ -34,6 +34,9 @@ def parameters(
         if p.type not in PARAM_TYPES:
             known[p.name] = Value(POISON)  # which is said already
             continue
+        if p.type == "adapters":  # how many there are is a number; what they do is `members`
+            known[p.name] = Value(NumberType(Size.of(p.name)))
+            continue
         if p.type in ("activation", "init", "sites", "string", "scope"):
             word = p.default.id if isinstance(p.default, Name) else p.default
             known[p.name] = Value(WordType(p.type, word))

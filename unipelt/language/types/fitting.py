@@ -6,6 +6,7 @@ Non-goal: what an argument is worth where it is read (`arguments`).
 from __future__ import annotations
 
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 from ..report.diagnostics import PeltError, error, near
@@ -16,10 +17,11 @@ from .primitives import PRIMITIVES
 from ..syntax.printer import to_text
 from ..syntax.nodes import Apply, Choose, Compare, Expr, ListOf, Name, Negative, Number, Param, String
 
-PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope")
+PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", "scope", "adapters")
 EXAMPLES = {
     "int": "for example 8", "float": "for example 0.1", "bool": "true or false", "activation": "for example gelu",
     "init": "for example normal(0.02)", "sites": "for example [attn, ffn]",
+    "adapters": 'for example ["first", "second"], names of attached adapters or their folders',
 }  # fmt: skip
 
 
@@ -44,12 +46,13 @@ def takes(param: Param) -> str:
 
 
 def _article(type_: str) -> str:
-    return {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}.get(
-        type_, f"an expression of type {type_}"
-    )
+    articles = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "adapters": "a list of adapters"}
+    return articles.get(type_, f"an expression of type {type_}")
 
 
 def _expression(value: Any, type_: str, place: str) -> Expr | None:
+    if type_ == "adapters" and (names := _adapters(value)) is not None:
+        return ListOf(tuple(map(String, names)))
     if isinstance(value, bool):
         return Name("true" if value else "false")
     if isinstance(value, (int, float)):
@@ -66,6 +69,15 @@ def _expression(value: Any, type_: str, place: str) -> Expr | None:
         return ListOf(tuple(i for i in items if i is not None)) if None not in items else None
     if hasattr(value, "__dataclass_fields__"):
         return value
+    return None
+
+
+def _adapters(value: Any) -> list[str] | None:
+    """Names and folders in a list, or in a text with commas between them; None where it is neither, or written in the language."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return [name.strip() for name in value.split(",")]
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (str, PathLike)) for v in value):
+        return [str(v) for v in value]
     return None
 
 
@@ -113,6 +125,9 @@ def fits(expr: Expr, type_: str) -> bool:
         return isinstance(name, Name) and name.id in INITIALISERS
     if type_ == "scope":
         return isinstance(expr, Name)
+    if type_ == "adapters":
+        given = expr.items if isinstance(expr, ListOf) else ()
+        return bool(given) and all(isinstance(i, String) and i.value for i in given)
     return not isinstance(expr, (Number, Negative, String))
 
 
@@ -126,7 +141,7 @@ def plain(expr: Expr | None) -> Any:
         return expr.value
     if isinstance(expr, Name) and expr.id in ("true", "false"):
         return expr.id == "true"
-    if isinstance(expr, ListOf) and all(isinstance(plain(i), (int, float)) for i in expr.items):
+    if isinstance(expr, ListOf) and all(isinstance(i, String) or isinstance(plain(i), (int, float)) for i in expr.items):
         return [plain(i) for i in expr.items]
     if expr is None:
         return None

@@ -53,7 +53,8 @@ class Inference:
     problems: list[Diagnostic] = field(default_factory=list)
     remedies: dict[str, str] = field(default_factory=dict)  # what to do about hidden names
     values: dict[str, str] = field(default_factory=dict)  # what symbols stand for, where that is known
-    lent: Callable[[Attr], Value | None] = lambda e: None  # what `a.A` is, where `a` is another row
+    #: What `a.A` is, where `a` is another row or a list of adapters; with the weights of a call (`of.delta(w)`).
+    lent: Callable[[Attr, Value | None], Value | None] = lambda e, weights: None
     stepping: bool = False  # whether what is read stands in `after step`
     nodes: dict[int, tuple[Expr, Value]] | None = None  # what is known of each node of the line that is read
     apart: Expr | None = None  # the expression whose several results are named by the line that is read
@@ -192,10 +193,13 @@ class Inference:
                                  help="leave `.T` out and write the tokens first, as in `z @ A`: each goes through a product by itself")  # fmt: skip
             return self.fail("E0314", f"`.T` turns the last two sizes, and this is {a.type}", e.span, help="leave `.T` out",
                              edits=put("", Span(e.span.file, e.value.span.end, e.span.end)) if isinstance(e.value, Name) else ())  # fmt: skip
+        if isinstance(e.value, ListOf) and e.value.items and all(isinstance(x, String) for x in e.value.items):
+            return self.fail("E0381", "adapters are read by the name of an argument", e.span,
+                             help="give the method a parameter `of: adapters`, and hand that on")  # fmt: skip
         text = dotted(e)
         if text in self.bases:
             return self.fail("E0322", f"`{text}` is a module of the base: call it", e.span, help=f"write `{text}(…)`")
-        found = self.lent(e)
+        found = self.lent(e, None)
         if found is not None:
             return found
         others = f"modules here: {', '.join(self.bases)}" if self.bases else ""
@@ -390,6 +394,8 @@ class Inference:
         text = dotted(e.function)
         if text in self.bases:
             return self._base_call(e, text, args)  # type: ignore[arg-type]
+        if isinstance(e.function, Attr) and len(args) == 1 and (found := self.lent(e.function, args[0])) is not None:
+            return found
         name = e.function.id if isinstance(e.function, Name) else None
         if name is not None and name in self.names and isinstance(self.names[name].type, WordType):
             word = self.names[name].type

@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING
 from ..report.diagnostics import instead
 from ..syntax.lines import lines_for
 from ..syntax.nodes import Attr, Axis, Let, Name, Tensor
+from .members import member_value
 from .values import POISON, Value
 
 if TYPE_CHECKING:
     from .rows import RowChecker
 
 
-def lent(check: RowChecker, e: Attr) -> Value | None:
-    """What `a.A` is; None where no row has that name."""
+def lent(check: RowChecker, e: Attr, weights: Value | None) -> Value | None:
+    """What `a.A` is; None where neither a row nor a list of adapters has that name. ``weights`` are those of a call."""
     inf = check.inf
     if not isinstance(e.value, Name):
         return None
+    member = member_value(check, e, weights)
+    if member is not None or weights is not None:
+        return member
     name = f"{e.value.id}.{e.name}"
     if name in inf.names:
         return inf.names[name]

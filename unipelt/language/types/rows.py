@@ -84,6 +84,7 @@ class RowChecker(Declared, Trained):
         )
         self.inf.lent = partial(lent, self)
         self.varies = False  # whether what was read last depends on the layer
+        self.h = site.h
         self.inf.bases = {n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases}
 
     def _unknown(self, size: str, why: str, remedy: str) -> None:
@@ -119,7 +120,7 @@ class RowChecker(Declared, Trained):
             if name == "log_mass":
                 scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
         scope |= {n: Value(NumberType(), reads=frozenset({n})) for n in site.numbers}
-        h_type = self._bound(site.h)
+        h_type = self.h = self._bound(site.h)
         h = Value(h_type) if site.is_weight else reading(h_type, "h")
         inf.sizes["d_out"] = h_type.sizes[-1]
         x_type = h_type if site.is_weight else self._bound(site.x) if site.x is not None else None
