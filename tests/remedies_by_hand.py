@@ -102,6 +102,17 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
             ("b: [2 * d_out]", "b: [d_out]"),
         ]
     },
+    "give the method that uses it a parameter `of: adapters`, and hand that on": {
+        "E0381-adapters-by-their-names": [('["first", "second"]', "of"), ("method m {", "method m(of: adapters) {")]
+    },
+    "write `axis member = of` above this line": {
+        "E0382-adapters-without-axis": ("axis member = 2", "axis member = of"),
+        "E0382-adapters-with-another-axis": ("axis member = n", "axis member = of"),
+    },
+    "declare `w: [] ~ constant(1 / of) per member`": {
+        "E0383-weights-of-adapters-with-sizes": ("w: [d_out] ~ ones per member", "w: [] ~ constant(1 / of) per member"),
+        "E0383-weights-of-adapters-of-another-axis": ("w: [] ~ ones per expert", "w: [] ~ constant(1 / of) per member"),
+    },
     "keep them as they are drawn: `frozen I: …`": {
         "E0374-whole-numbers-trained": ("    I: [n]", "    frozen I: [n]"),
         "E0374-found-places-trained": ("    I: [n]", "    frozen I: [n]"),

@@ -15,6 +15,7 @@ import small
 import torch
 from calibrated import batches
 from names import RENAMED, methods
+from trained import with_members
 
 import unipelt
 from unipelt.language.syntax.nodes import Apply, Name
@@ -68,7 +69,12 @@ def test_a_method_keeps_its_promises(method: str, tmp_path: Path) -> None:
         model = small.model(kind, dtype=torch.float64)
         try:
             plan = unipelt.apply(
-                model, tiny(method), allow_future=True, tokenizer=tokenizer, data=batches(2, kind=kind), batches=2
+                model,
+                with_members(model, tiny(method)),
+                allow_future=True,
+                tokenizer=tokenizer,
+                data=batches(2, kind=kind),
+                batches=2,
             )
         except unipelt.PeltError as e:
             assert not any(isinstance(m, unipelt.runtime.edits.Edit) for m in model.modules())
@@ -99,7 +105,7 @@ def promises(kind: str, method: str, model: torch.nn.Module, plan: unipelt.Plan,
     literal = small.model(kind, dtype=torch.float64)
     unipelt.apply(
         literal,
-        tiny(method),
+        with_members(literal, tiny(method)),
         allow_future=True,
         lowering=False,
         tokenizer=tokenizer,

@@ -17,6 +17,7 @@ from ..language.types.declared import TensorTyping
 from ..language.report.diagnostics import error
 from ..language.types.indexing import INSERTED, POSITIONS, token_indices
 from ..language.types.initialisers import INITIALISERS
+from ..language.types.members import averaged, read_of
 from ..language.ir import Method
 from ..language.syntax.printer import to_text
 from ..language.types.typed import Binding, TypedRow
@@ -53,7 +54,7 @@ def torch_source(method: Method) -> str:
 
     Raises `PeltError` where an argument has no value, or where there is no plain code for a row.
     """
-    unbound = [p.name for p in method.params if p.default is None]
+    unbound = [p.name for p in method.params if p.default is None and p.type != "adapters"]
     if unbound:
         raise error(
             "E0408",
@@ -118,7 +119,11 @@ class _Class:
 
     def __init__(self, method: Method, typed: TypedRow):
         self.method, self.row, self.typing = method, typed.acting, _renamed(typed)
-        self.symbols = {n: Num(f"self.{n}", size=Size.of(n)) for n in (*SIZES, "d_in", "d_out", "layer", "depth")}
+        #: Arguments that are adapters: how many there are is an argument of the module.
+        self.members = [p.name for p in method.params if p.type == "adapters"]
+        self.symbols = {
+            n: Num(f"self.{n}", size=Size.of(n)) for n in (*SIZES, "d_in", "d_out", "layer", "depth", *self.members)
+        }
         self.values: dict[str, Written] = {"layer": self.symbols["layer"], "depth": self.symbols["depth"]}
         self.values[CAUSAL] = Num("self.causal")
         self.numbers: dict[str, Any] = {}
@@ -138,6 +143,9 @@ class _Class:
         """The method's arguments as numbers and words."""
         w = Writer(self.values, self.symbols, {}, 1, None)
         for p in self.method.params:
+            if p.type == "adapters":
+                w.names[p.name] = self.values[p.name] = self.symbols[p.name]
+                continue
             if p.default is None or p.type in ("init", "sites", "scope"):
                 continue
             value = p.default.id if p.type == "activation" and isinstance(p.default, Name) else w.write(p.default)
@@ -266,7 +274,7 @@ class _Class:
         if t.start is None:
             return [], f"torch.zeros({whole})", ""
         w = Writer(self.values, {n: Num(n, size=Size.of(n)) for n in self.symbols}, {}, 1, None)
-        w.names |= {n: Num(n) for n in ("layer", "depth")}
+        w.names |= {n: Num(n) for n in ("layer", "depth", *self.members)}
         args = [text_of(w.write(a)) for a in t.start.args] if not INITIALISERS[t.start.name].words else []
         empty = f"torch.empty({whole})" if shape else "torch.empty(())"
         fan_in, fan_out = (sizes[0], sizes[-1]) if sizes else ("1", "1")
@@ -321,6 +329,8 @@ class _Class:
 
     def _said(self, name: str) -> str:
         """What enters under a name, with its shape."""
+        if name.endswith("()"):
+            return f"a function of weights: `{name[:-2]}` of one adapter whose tensors are the members' sums with these weights"
         if name in self.typing.bases:
             return f"the frozen module `{name}`, called by itself"
         shape = {
@@ -342,7 +352,8 @@ class _Class:
                 if isinstance(found, TensorType)
                 else "[batch]"
             )
-        return ": ".join(filter(None, [shape, ENTERS.get(name, "an argument of the model's forward pass")]))
+        otherwise = "of each adapter, frozen" if "." in name else "an argument of the model's forward pass"
+        return ": ".join(filter(None, [shape, ENTERS.get(name, otherwise)]))
 
 
 def _bracket(text: str) -> str:
@@ -352,6 +363,8 @@ def _bracket(text: str) -> str:
 def _annotation(name: str, typing: TypedRow) -> str:
     if name in typing.bases:
         return ": nn.Module"
+    if name.endswith("()"):
+        return ""
     return {"scale": ": float", MASK: ": torch.Tensor | None"}.get(name, ": torch.Tensor")
 
 
@@ -383,4 +396,10 @@ def _entering(typing: TypedRow) -> dict[str, tuple[str, ...]]:
     found = {n: tuple(sorted(t.axes, key=axis_order)) for n, t in site.types.items()}
     found |= {i.name: ("batch",) for i in typing.inputs}
     found |= dict.fromkeys(token_indices(typing.row.nodes), ("batch", "token"))
+    called = averaged(typing.row.parts, typing.params)
+    joined = [to_text(a) for a in read_of(typing.row.parts, typing.params)]
+    for name in (*(f"{c}()" for c in called), *(j for j in joined if j in typing.values)):
+        kind = typing.values[name].type
+        assert isinstance(kind, TensorType)
+        found[name] = tuple(sorted(kind.axes, key=axis_order))
     return found | {"chance": (), "progress": ()} | dict.fromkeys(site.numbers, ())

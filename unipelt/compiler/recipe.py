@@ -182,6 +182,9 @@ class Body:
             else:
                 found = typing.values[name].type
                 assert isinstance(found, (TensorType, IndexType))
+                if name.endswith("()"):  # of adapters, with weights
+                    self.writer.called[name[:-2]] = Code(self._enters(name), axes, found.sizes)
+                    continue
                 self.writer.names[name] = Code("h" if name == "h" else self._enters(name), axes, found.sizes)
         for label, axes in tensors.items():
             value = Code(own + self._enters(label), axes, types[label].sizes)

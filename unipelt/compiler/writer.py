@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,6 +105,7 @@ class Writer:
         self.drawn: dict[str, tuple[Draw, tuple[int, ...]]] = {}  # what enters by names of Python, with its sizes
         self.penalties: list[Written] = []
         self.asks = False  # whether a line asks what is among the largest of all places
+        self.called: dict[str, Code] = {}  # functions of adapters that are not known yet, with what they yield
         self.h: Code | None = None  # what is modified, as it enters
         self.temporary = 0
 
@@ -141,7 +143,7 @@ class Writer:
 
     def safe(self, name: str) -> str:
         """A name of the language as one of Python."""
-        found = name.replace(".", "_")
+        found = name.replace(".", "_").removesuffix("()")
         while found in _TAKEN or self.taken.get(found, name) != name:
             found += "_"
         self.taken[found] = name
@@ -382,6 +384,8 @@ class Writer:
             (a,) = args
             assert isinstance(a, Code)
             return Code(f"{text.replace('.', '_')}({a.text})", a.axes, (*a.sizes[:-1], self.bases[text]))
+        if text is not None and text in self.called:
+            return replace(self.called[text], text=f"{self.called[text].text}({text_of(args[0])})")
         name: Any = e.function.id if isinstance(e.function, Name) else None
         bound = self.names.get(name)
         name = bound if isinstance(bound, str) else name

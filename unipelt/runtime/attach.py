@@ -102,7 +102,15 @@ def install(
     _refuse_sharded(model)
     chosen = lowerings(lowering)
     planned = found.noted(
-        make_plan(model, found.method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example)
+        make_plan(
+            model,
+            found.method,
+            head=head,
+            allow_future=allow_future,
+            labels=labels,
+            problem_type=problem_type,
+            example=example,
+        )
     )
     check(planned)
     of = StartData(tokenizer)

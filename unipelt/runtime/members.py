@@ -42,7 +42,15 @@ def plan(
     Arguments that are adapters name those of the model, or their folders.
     """
     found = resolved(model, method)
-    planned = make_plan(model, found.method, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example)
+    planned = make_plan(
+        model,
+        found.method,
+        head=head,
+        allow_future=allow_future,
+        labels=labels,
+        problem_type=problem_type,
+        example=example,
+    )
     return found.noted(planned)
 
 
@@ -74,7 +82,11 @@ class Resolved:
         if not self.sources:
             return {}
         settle(model)
-        values = {(of, i): _Values(model, m, self._rows(of, i)) for of, found in self.members.items() for i, m in enumerate(found)}
+        values = {
+            (of, i): _Values(model, m, self._rows(of, i))
+            for of, found in self.members.items()
+            for i, m in enumerate(found)
+        }
         out: dict[str, torch.Tensor] = {}
         for e in planned.edits:
             for label, name in e.tensors.items():
@@ -86,7 +98,11 @@ class Resolved:
                 if len(sources) == 1 and parts[0].shape == t.shape:
                     out[name] = parts[0].clone()
                 else:  # along the axis of which the members' own tensors know nothing
-                    at = next(i for i in range(len(t.shape)) if (*t.shape[:i], *t.shape[i + 1 :]) == parts[0].shape and t.shape[i] == len(parts))
+                    at = next(
+                        i
+                        for i in range(len(t.shape))
+                        if (*t.shape[:i], *t.shape[i + 1 :]) == parts[0].shape and t.shape[i] == len(parts)
+                    )
                     out[name] = torch.stack(parts, at)
         return out
 
@@ -112,7 +128,9 @@ class _Values:
         for n, t in self.plan.tensors.items():
             if saved.get(n) != t.shape:
                 is_there = f"has the shape {list(saved[n])}, here it is {list(t.shape)}" if n in saved else "is missing"
-                raise error("E0587", f"`{n}` of the adapter `{found.name}` {is_there}", help="give an adapter of this base")
+                raise error(
+                    "E0587", f"`{n}` of the adapter `{found.name}` {is_there}", help="give an adapter of this base"
+                )
         self.tensors = read_tensors(found.folder, found.manifest)
 
     def of(self, source: Source, e: PlannedEdit) -> torch.Tensor:
@@ -132,7 +150,10 @@ def resolved(model: nn.Module, method: Method) -> Resolved:
     model = unwrapped(model)
     members = {p.name: [_found(model, name.value, p.name) for name in _names(p.default)] for p in wanted}
     written = written_out(method, {of: [Member(m.name, m.method) for m in found] for of, found in members.items()})
-    said = [f"`{of}`: a copy, frozen, of {', '.join(f'{m.name} ({m.method.name})' for m in found)}" for of, found in members.items()]
+    said = [
+        f"`{of}`: a copy, frozen, of {', '.join(f'{m.name} ({m.method.name})' for m in found)}"
+        for of, found in members.items()
+    ]
     return Resolved(written.method, members, written.sources, (*said, *written.apart))
 
 

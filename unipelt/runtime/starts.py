@@ -48,7 +48,9 @@ class StartData:
     tokenizer: Tokenizer | None = None
     labels: tuple[str, ...] = ()
     measured: Mapping[Key, torch.Tensor] = field(default_factory=dict)
-    given: Mapping[str, torch.Tensor] = field(default_factory=dict)  # the values of trained adapters, by the tensors' names
+    given: Mapping[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # the values of trained adapters, by the tensors' names
 
     @staticmethod
     def of(model: nn.Module, plan: Plan, tokenizer: Tokenizer | None, label_words: LabelWords | None, batches: Batches, seed: int) -> StartData:  # fmt: skip
@@ -152,7 +154,10 @@ class Starts:
 def _like(model: nn.Module, e: PlannedEdit) -> torch.Tensor:
     """A number of the type and at the place in which what an edit starts from is computed, if that is not a weight."""
     places = (model.get_submodule(e.site.view.module), model)  # other adapters there have no say
-    own = next((p for m in places for _, p in base_parameters(m) if p.is_floating_point() and p.device.type != "meta"), torch.zeros(()))
+    own = next(
+        (p for m in places for _, p in base_parameters(m) if p.is_floating_point() and p.device.type != "meta"),
+        torch.zeros(()),
+    )
     return torch.zeros((), dtype=at_least(own.dtype, torch.float32), device=own.device)
 
 

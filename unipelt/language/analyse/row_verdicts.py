@@ -239,7 +239,11 @@ def identity_at_start(t: TypedRow) -> Verdict:
         return Verdict("unknown", "what is drawn meets a comparison, which may be false everywhere", _out(t.row))
     given = [k for k in drawn if (known := edit.tensors[k].start) is not None and known.name in GIVEN]
     if given:
-        return Verdict("unknown", f"`{edit.names[given[-1]]}` is a trained adapter's, and its numbers decide", _declared(t, given[-1]))
+        return Verdict(
+            "unknown",
+            f"`{edit.names[given[-1]]}` is a trained adapter's, and its numbers decide",
+            _declared(t, given[-1]),
+        )
     if drawn:
         name = edit.names[drawn[-1]]
         return Verdict(

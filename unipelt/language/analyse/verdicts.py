@@ -16,6 +16,7 @@ from ..types.inputs import changes_length
 from ..types.members import read_of
 from ..ir import Method, Row
 from .meaning import meaning
+from ..syntax.printer import to_text
 from ..types.primitives import PRIMITIVES, entry_of
 from ..types.typed import TypedRow
 from .row_verdicts import RULES, Verdict, calls_at
@@ -66,7 +67,8 @@ def _of_members(name: str, verdict: Verdict, t: TypedRow) -> Verdict:
     read = read_of(t.row.parts, t.params)
     if not read or name in _OWN or (verdict.value == "no" and name != "identity at start"):
         return verdict
-    return Verdict("depends", f"on `{read[0].value.id}`: what its members do is known where the method is attached", read[0].span)  # type: ignore[union-attr]
+    reason = f"on `{to_text(read[0].value)}`: what its members do is known where the method is attached"
+    return Verdict("depends", reason, read[0].span)
 
 
 def _beside(verdict: Verdict, row: Row, others: Sequence[TypedRow]) -> Verdict:

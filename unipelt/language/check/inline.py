@@ -106,6 +106,9 @@ def bind(params: Sequence[Param], call: Apply, what: str, scope: Scoped = NO_PAR
                     "E0207", f"{what} needs a value for `{p.name}`", call.span, help=f"its parameters: {listed}"
                 )
             mapping[p.name] = short_enough(substitute(p.default, dict(mapping)), what, p.name, p.span)
+        if p.type == "adapters" and not isinstance(mapping[p.name], Name):
+            raise error("E0381", f"{what} reads adapters by the name of an argument, and `{p.name}` is given a list of them", call.span,
+                        help=f"give the method that uses it a parameter `{p.name}: adapters`, and hand that on")  # fmt: skip
     return mapping
 
 

@@ -21,7 +21,7 @@ PARAM_TYPES = ("int", "float", "bool", "string", "activation", "init", "sites", 
 EXAMPLES = {
     "int": "for example 8", "float": "for example 0.1", "bool": "true or false", "activation": "for example gelu",
     "init": "for example normal(0.02)", "sites": "for example [attn, ffn]",
-    "adapters": 'for example ["first", "second"], names of attached adapters or their folders',
+    "adapters": 'for example ["first", "second"]',
 }  # fmt: skip
 
 
@@ -46,7 +46,13 @@ def takes(param: Param) -> str:
 
 
 def _article(type_: str) -> str:
-    articles = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "adapters": "a list of adapters"}
+    articles = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "string": "a text",
+        "adapters": "a list of adapters",
+    }
     return articles.get(type_, f"an expression of type {type_}")
 
 
@@ -141,7 +147,9 @@ def plain(expr: Expr | None) -> Any:
         return expr.value
     if isinstance(expr, Name) and expr.id in ("true", "false"):
         return expr.id == "true"
-    if isinstance(expr, ListOf) and all(isinstance(i, String) or isinstance(plain(i), (int, float)) for i in expr.items):
+    if isinstance(expr, ListOf) and all(
+        isinstance(i, String) or isinstance(plain(i), (int, float)) for i in expr.items
+    ):
         return [plain(i) for i in expr.items]
     if expr is None:
         return None

@@ -193,9 +193,6 @@ class Inference:
                                  help="leave `.T` out and write the tokens first, as in `z @ A`: each goes through a product by itself")  # fmt: skip
             return self.fail("E0314", f"`.T` turns the last two sizes, and this is {a.type}", e.span, help="leave `.T` out",
                              edits=put("", Span(e.span.file, e.value.span.end, e.span.end)) if isinstance(e.value, Name) else ())  # fmt: skip
-        if isinstance(e.value, ListOf) and e.value.items and all(isinstance(x, String) for x in e.value.items):
-            return self.fail("E0381", "adapters are read by the name of an argument", e.span,
-                             help="give the method a parameter `of: adapters`, and hand that on")  # fmt: skip
         text = dotted(e)
         if text in self.bases:
             return self.fail("E0322", f"`{text}` is a module of the base: call it", e.span, help=f"write `{text}(…)`")

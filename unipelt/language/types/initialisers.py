@@ -81,8 +81,13 @@ INITIALISERS: dict[str, Initialiser] = {
             matrix=True,
         ),
         Initialiser("given", (0, 0), "the values of a trained adapter, which are stored with this one"),
-        Initialiser("given_integers", (1, 1), "whole numbers of a trained adapter below the one given, which are stored with this one",
-                    positive=True, whole=True),
+        Initialiser(
+            "given_integers",
+            (1, 1),
+            "whole numbers of a trained adapter below the one given, which are stored with this one",
+            positive=True,
+            whole=True,
+        ),
     )
 }
 #: Those whose values are brought by who attaches the method, and never drawn.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..report.diagnostics import instead
 from ..sites import TensorType
 from ..sizes import Size
-from ..syntax.nodes import Attr, Name, Param, walk
+from ..syntax.nodes import Apply, Attr, Name, Param, walk
+from ..syntax.printer import to_text
 from .values import AFFINE, CONSTANT, OTHER, NumberType, Poison, Value, join
 
 if TYPE_CHECKING:
@@ -46,12 +47,15 @@ def member_value(check: RowChecker, e: Attr, weights: Value | None) -> Value | N
     if isinstance(weights.type, Poison):
         return weights
     if isinstance(weights.type, NumberType):
-        return join((value, weights), h)
+        inf.names[f"{of}.{e.name}()"] = found = join((value, weights), h)
+        return found
     if not isinstance(weights.type, TensorType) or weights.type.sizes or axis not in weights.type.axes:
         return inf.fail("E0383", f"the weights of adapters are a number, or one for each of them, and this is {weights.type}", e.span,
                         help=f"declare `w: [] ~ constant(1 / {of}) per {axis or 'member'}`")  # fmt: skip
     found = join((value, weights), TensorType(h.axes | (weights.type.axes - {axis}), h.sizes))
-    return replace(found, degree=OTHER, bends=e.span) if weights.degree else found
+    found = replace(found, degree=OTHER, bends=e.span) if weights.degree else found
+    inf.names[f"{of}.{e.name}()"] = found
+    return found
 
 
 def read_of(node: Any, params: Iterable[Param]) -> list[Attr]:
@@ -59,3 +63,9 @@ def read_of(node: Any, params: Iterable[Param]) -> list[Attr]:
     names = {p.name for p in params if p.type == "adapters"}
     found = (n for n in walk(node) if isinstance(n, Attr) and isinstance(n.value, Name) and n.value.id in names)
     return [n for n in found if n.name in WORDS]
+
+
+def averaged(node: Any, params: Iterable[Param]) -> list[str]:
+    """The `of.delta` and `of.out` that are called with weights."""
+    calls = [n.function for n in walk(node) if isinstance(n, Apply)]
+    return list(dict.fromkeys(to_text(a) for f in calls for a in read_of(f, params) if a is f))
