@@ -23,6 +23,7 @@ import pytest
 import test_references
 from names import RENAMED, members, methods
 from reference import REFERENCES, WITHIN, Reference
+from trained import with_members
 
 import unipelt
 from unipelt.cli import overview
@@ -52,9 +53,13 @@ def counts(name: str) -> dict[str, int | str]:
     found: dict[str, int | str] = {}
     for model, built in models().items():
         try:
-            found[model] = unipelt.plan(built, unipelt.load(name), allow_future=True).counts.trained
+            found[model] = unipelt.plan(
+                built, with_members(built, unipelt.load(name)), allow_future=True
+            ).counts.trained
         except unipelt.PeltError as e:
             found[model] = e.diagnostics[0].code
+        for member in unipelt.adapters(built):
+            unipelt.remove(built, member)
     return found
 
 

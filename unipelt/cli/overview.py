@@ -89,7 +89,7 @@ INTRODUCTION = """# The library of methods
 
 {count} methods, each a row of the unified view's table (He et al. 2022). `unipelt show METHOD` has all of it: formula, tensors, reasons.
 
-- **{models}**: parameters that are trained with the default arguments, without a head; a code where the model has no such place (`unipelt explain CODE`).
+- **{models}**: parameters that are trained with the default arguments (and two adapters, where a method reads such), without a head; a code where the model has no such place (`unipelt explain CODE`).
 - **verified by**: what the method was compared with, and the largest difference, as a share of the largest entry: `peft` (outputs and gradients of the
   live library, float32), `recording` (of peft or `adapters`, float32), `formula` (the published formula as other code, float64), `count` (a published number of parameters, to the unit).
 - **lines**: of the method as it is written, without its docstring; behind it the lines of Python for it in the library that has it, without comments, docstrings and blank lines.

@@ -71,9 +71,10 @@ class Lines:
     inputs: dict[str, Input] = field(default_factory=dict)
 
     def of_member(
-        self, of: str, i: int, rows: Sequence[Row], typed: Callable[[Row], TypedRow], front: str, average: Average | None = None
+        self, of: str, i: int, rows: Sequence[Row], typed: Callable[[Row], Sequence[TypedRow]], front: str, average: Average | None = None
     ) -> tuple[list[Statement], Expr, Expr]:  # fmt: skip
-        """The lines of a member's rows, the h that they make, and what that adds to the h of the site. Names begin with ``front``."""
+        """The lines of a member's rows, the h that they make, and what that adds to the h of the site. Names begin with ``front``;
+        ``typed`` gives a row at each of the sites."""
         lines: list[Statement] = []
         h: Name = self.h
         added: Expr | None = None
@@ -88,7 +89,15 @@ class Lines:
         return lines, h, added
 
     def _one(
-        self, of: str, i: int, row: Row, typed: TypedRow, front: str, h: Name, first: bool, average: Average | None
+        self,
+        of: str,
+        i: int,
+        row: Row,
+        typed: Sequence[TypedRow],
+        front: str,
+        h: Name,
+        first: bool,
+        average: Average | None,
     ) -> tuple[list[Statement], Name, Expr | None]:
         """The lines of one row of a member, the new h, and what was added where the row adds."""
         lines: list[Statement] = []
@@ -115,7 +124,7 @@ class Lines:
                 gate = inner.get("g")
         out = names["out"]
         assert isinstance(out, Name)
-        added = self._added(row, typed) if row.gate is None else None
+        added = self._added(row, typed[0]) if row.gate is None else None
         if row.gate is not None:
             name = self.fresh(f"{front}_out")
             change = Binary("*", gate, Binary("-", out, h))  # type: ignore[arg-type]
@@ -147,7 +156,7 @@ class Lines:
         return e.right if fits and not lets else None
 
     def _copied(
-        self, s: Statement, of: str, i: int, row: Row, typed: TypedRow, front: str, part: str, names: dict[str, Expr], axes: dict[str, str],
+        self, s: Statement, of: str, i: int, row: Row, typed: Sequence[TypedRow], front: str, part: str, names: dict[str, Expr], axes: dict[str, str],
         average: Average | None,
     ) -> list[Statement]:  # fmt: skip
         """A line of a member in the names of the row that reads it."""
@@ -168,7 +177,7 @@ class Lines:
             return [Let(fresh, value)]
         assert isinstance(s, Tensor)
         label = f"{part}.{s.name}" if part else s.name
-        found = next(t for t in typed.tensors if t.label == label)
+        found = next(t for t in typed[0].tensors if t.label == label)
         name = self.fresh(f"{front}_{s.name}")
         names[s.name] = Name(name)
         per = tuple(
@@ -177,7 +186,7 @@ class Lines:
         )
         start: Expr = Name("given")
         if found.below is not None:
-            start = Apply(Name("given_integers"), (Arg(renamed(parse_expression(found.below.text), names)),))
+            start = Apply(Name("given_integers"), (Arg(renamed(_bound(s, typed), names)),))
         shape = tuple(renamed(e, names) for e in s.shape)
         key = (self.row, name)
         if average is None:
@@ -205,6 +214,21 @@ class Lines:
 
 
 # ---------------------------------------------------------------- pieces
+
+
+def _bound(s: Tensor, typed: Sequence[TypedRow]) -> Expr:
+    """What a tensor's whole numbers are less than, in words that say it at each site."""
+    if not s.exact and isinstance(s.start, Apply):
+        return s.start.args[0].value
+    below = [next(t.below for t in at.tensors if t.name == s.name) for at in typed]
+    words = {n: [at.sizes[n] for at in typed] for n in ("d_in", "d_out")}
+    words["d_in * d_out"] = [at.sizes["d_in"] * at.sizes["d_out"] for at in typed]
+    words |= {b.text: [b] * len(typed) for b in below if b is not None}
+    word = next((word for word, sizes in words.items() if sizes == below), None)
+    if word is None:
+        raise error("E0421", f"the whole numbers of `{s.name}` are below one number at one site and another elsewhere", s.span,
+                    help="read that adapter at one site, in a method of its own")  # fmt: skip
+    return parse_expression(word)
 
 
 def insertion(e: Expr | None, site: SiteSignature) -> Expr | None:

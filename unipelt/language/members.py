@@ -111,10 +111,10 @@ class _Whole:
         groups: dict[Any, list[Path]] = {}
         for path in sites_of(row.sites, self.method.params):
             found = tuple((of, tuple(self._there(of, i, path) for i in range(len(self.members[of])))) for of in read)
-            groups.setdefault(found, []).append(path)
+            groups.setdefault((found, _site(path).owner), []).append(path)
         several = len(groups) > 1
         out = []
-        for found, paths in groups.items():
+        for (found, _), paths in groups.items():
             name = f"{row.name}_{str(paths[0]).replace('.', '_')}" if several else row.name
             one = replace(
                 row, name=name, sites=tuple(paths), columns=replace(row.columns, modify=", ".join(map(str, paths)))
@@ -175,10 +175,8 @@ class _Row:
     def __init__(self, whole: _Whole, row: Row, rows: Mapping[str, Sequence[Sequence[Row]]]):
         self.whole, self.row, self.rows = whole, row, rows
         self.params = whole.method.params
-        bare = site_name(str(row.sites[0]))[1]
-        found = signature(bare)
-        assert found is not None
-        self.site: SiteSignature = found
+        self.sites = [_site(p) for p in row.sites]
+        self.site = self.sites[0]
         own = {n for s in row.parts for n in (s.names if isinstance(s, Let) else (getattr(s, "name", ""),))}
         taken = {
             *WORDS,
@@ -310,10 +308,19 @@ class _Row:
     ) -> tuple[list[Statement], Expr, Expr]:  # fmt: skip
         """The lines of a member's rows, the h that they make, and what that adds to the h of the site."""
         method = self.whole.members[of][i].method
-        return self.lines.of_member(of, i, rows, lambda row: typed_row(method, row, self.site), front, average)
+        return self.lines.of_member(
+            of, i, rows, lambda row: [typed_row(method, row, s) for s in self.sites], front, average
+        )
 
 
 # ---------------------------------------------------------------- pieces
+
+
+def _site(path: Path) -> SiteSignature:
+    """What a path's site is, which the check has found to be one."""
+    found = signature(site_name(str(path))[1])
+    assert found is not None
+    return found
 
 
 def _top_down(node: Any, change: Any) -> Any:
