@@ -19,6 +19,7 @@ from ..language.ir import Method
 from ..language.library import digest_of_library, library_names
 from ..language.loading import load
 from ..language.report.diagnostics import PeltError
+from ..language.types.members import read_of
 from ..resources import folder
 from .patterns import Pattern, compared, patterns_of
 
@@ -59,7 +60,9 @@ def _worked_out() -> dict[str, Listed]:
         if method is None:
             continue
         keys = sorted({digest(key) for key, _ in _patterns(name)})
-        columns = compared(method.rows[0], method) if len(method.rows) == 1 else None
+        # what reads trained adapters is near to nothing that does not
+        single = len(method.rows) == 1 and not read_of(method.rows[0].parts, method.params)
+        columns = compared(method.rows[0], method) if single else None
         found[name] = Listed(len(method.rows), tuple(keys), columns)
     return found
 
