@@ -280,6 +280,19 @@ def test_folders_serve_as_names_do(tmp_path: Path) -> None:
     assert unipelt.plan(other, method(of=folders), head=False).counts == plan.counts
 
 
+def test_a_folder_that_leaves_out_its_draws_serves_too(tmp_path: Path) -> None:
+    m = trained(model("llama", dtype=torch.float64), library("vera", r=4), "first", "second")
+    folders = [str(unipelt.save(m, tmp_path / n, n)) for n in ("first", "second")]
+    method, other = unipelt.parse(ONE)(at="[attn.q, attn.v]"), model("llama", dtype=torch.float64)
+    for on, of in ((m, ["first", "second"]), (other, folders)):
+        unipelt.apply(on, method(of=of), name="pick")
+        randomise(on, "pick")
+    assert torch.equal(output(other), output(m))
+    again = model("llama", dtype=torch.float64)
+    unipelt.attach(again, unipelt.save(other, tmp_path / "pick", "pick"))
+    assert torch.equal(output(again), output(m))
+
+
 def test_a_fusion_is_a_member_too() -> None:
     m = fused(dtype=torch.float64)
     acting = output(m)

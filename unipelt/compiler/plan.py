@@ -81,7 +81,8 @@ class PlannedTensor:
     @property
     def redrawn(self) -> bool:
         """Whether it stays as it is drawn, and what is drawn follows from the seed and its name alone: so it need not be stored."""
-        return self.frozen and self.exact is None and self.start is not None and not INITIALISERS[self.start.name].words
+        known = INITIALISERS[self.start.name] if self.exact is None and self.start is not None else None
+        return self.frozen and known is not None and not known.words and not known.given
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from ..language.report.diagnostics import error, near
 from ..language.syntax.nodes import ListOf, String
 from .folder import listed_shapes, read_manifest, read_method, read_tensors
 from .hub import located, public_name, repository
+from .redrawn import drawn_again, listed
 from .registry import record, registry, unwrapped
 from .same_base import compare_base
 from .sharding import settle, whole
@@ -124,14 +125,23 @@ class _Values:
         # the rows that take part: a head, or places that this model lacks, are no part of it
         part = replace(found.method, rows=tuple(r for r in found.method.rows if r.name in rows), trains=(), requires=())
         self.plan = make_plan(model, part, head=False, allow_future=True)
-        saved = listed_shapes(found.folder, found.manifest)
+        drawn = {
+            n: d
+            for n, d in listed(found.folder, found.manifest).items()
+            if n in self.plan.tensors and self.plan.tensors[n].redrawn
+        }
+        saved = {**listed_shapes(found.folder, found.manifest), **{n: d.shape for n, d in drawn.items()}}
         for n, t in self.plan.tensors.items():
             if saved.get(n) != t.shape:
                 is_there = f"has the shape {list(saved[n])}, here it is {list(t.shape)}" if n in saved else "is missing"
                 raise error(
                     "E0587", f"`{n}` of the adapter `{found.name}` {is_there}", help="give an adapter of this base"
                 )
-        self.tensors = read_tensors(found.folder, found.manifest)
+        seed = int(found.manifest.get("seed") or 0)
+        self.tensors = {
+            **read_tensors(found.folder, found.manifest),
+            **drawn_again(found.folder, self.plan, seed, drawn),
+        }
 
     def of(self, source: Source, e: PlannedEdit) -> torch.Tensor:
         """The value of a tensor where an edit acts."""

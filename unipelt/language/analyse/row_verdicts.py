@@ -17,7 +17,7 @@ from ..types.rows import in_training
 from ..types.selections import Chosen, late
 from ..types.typed import Binding, TypedRow
 from .fold import fold_form
-from ..types.initialisers import GIVEN, INITIALISERS
+from ..types.initialisers import INITIALISERS
 from ..types.inputs import changes_length
 from ..ir import Row
 from .meaning import RowMeaning, row_meaning
@@ -237,7 +237,11 @@ def identity_at_start(t: TypedRow) -> Verdict:
         return Verdict("unknown", "what is drawn obeys equations of its own, by which it may cancel out", _out(t.row))
     if drawn and compares(start):
         return Verdict("unknown", "what is drawn meets a comparison, which may be false everywhere", _out(t.row))
-    given = [k for k in drawn if (known := edit.tensors[k].start) is not None and known.name in GIVEN]
+    given = [
+        k
+        for k in drawn
+        if (begins := edit.tensors[k].start) is not None and begins.known is not None and begins.known.given
+    ]
     if given:
         return Verdict(
             "unknown",

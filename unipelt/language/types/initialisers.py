@@ -10,7 +10,8 @@ class Initialiser:
     """A starting distribution. ``data`` names what it needs when a method is attached; ``words``: it takes rows
     of the model's word embeddings; ``matrix``: its entries differ by row and column, so a tensor needs two sizes; ``positive``: it
     takes a number above 0; ``drawn``: at random; ``alike``: all entries the same way, so that a transpose starts the same;
-    ``level``: all entries are one number, this one or, where it is None, the argument; ``whole``: whole numbers below the argument."""
+    ``level``: all entries are one number, this one or, where it is None, the argument; ``whole``: whole numbers below the argument;
+    ``given``: never drawn, since its values are brought by who attaches the method."""
 
     name: str
     arity: tuple[int, int]
@@ -24,6 +25,7 @@ class Initialiser:
     alike: bool = False
     level: float | None | bool = False
     whole: bool = False
+    given: bool = False
 
     @property
     def one_number(self) -> bool:
@@ -80,15 +82,14 @@ INITIALISERS: dict[str, Initialiser] = {
             words=True,
             matrix=True,
         ),
-        Initialiser("given", (0, 0), "the values of a trained adapter, which are stored with this one"),
+        Initialiser("given", (0, 0), "the values of a trained adapter, which are stored with this one", given=True),
         Initialiser(
             "given_integers",
             (1, 1),
             "whole numbers of a trained adapter below the one given, which are stored with this one",
             positive=True,
             whole=True,
+            given=True,
         ),
     )
 }
-#: Those whose values are brought by who attaches the method, and never drawn.
-GIVEN = ("given", "given_integers")
