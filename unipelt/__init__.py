@@ -21,6 +21,7 @@ _WHERE = {
     "inputs": "runtime.prompts.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts.outputs", "with_rows": "runtime.prompts.outputs",
     "progress": "runtime.steps", "penalties": "runtime.steps", "after_step": "runtime.steps",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.save_merged",
+    "combine": "runtime.arithmetic", "Combined": "runtime.arithmetic",
     "export_onnx": "runtime.exporting", "import_peft": "interchange.peft_in", "export_peft": "interchange.peft_out",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .interchange.peft_in import import_peft
     from .interchange.peft_out import export_peft
     from .runtime.prompts.arguments import inputs
+    from .runtime.arithmetic import Combined, combine
     from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove, using
     from .runtime.checkpoint import attach, restore
     from .runtime.ensemble import ensemble

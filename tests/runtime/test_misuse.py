@@ -61,6 +61,7 @@ CALLS: dict[str, dict[str, Any]] = {
                "arguments": None, "dtype": None},
     "restore": {"model": None, "folder": "saved", "name": "a"},
     "push": {"folder": "saved", "name": "user/name", "private": None, "revision": None, "dry_run": True},
+    "combine": {"model": None, "weights": {"a": 1.0}, "name": "new", "how": "sum", "rank": None, "density": 0.5, "seed": 0},
     "import_peft": {"model": None, "folder": "saved", "name": "new", "trainable": False},
     "export_peft": {"model": None, "folder": "new", "name": "a", "serving": False},
     "watch": {"model": None, "name": "a"},
@@ -78,7 +79,7 @@ TAKES = {
     "labels": {"count", "texts"}, "problem_type": {"text"}, "tokenizer": {"function", "class", "model", "method"}, "label_words": {"texts", "dict"},
     "dtype": {"dtype"}, "lr": {"count", "rate", "tensor"}, "weight_decay": {"count", "rate", "tensor"}, "batch": {"dict", "sizes"}, "over": {"text"},
     "batches": {"count"}, "data": {"tensor"}, "loss": {"function", "class", "model", "method"}, "value": {"count", "rate"},
-    "example": {"dict", "sizes"}, "output": {"tensor"}, "card": {"dict", "sizes"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
+    "example": {"dict", "sizes"}, "output": {"tensor"}, "card": {"dict", "sizes"}, "weights": {"sizes"}, "how": {"text"}, "rank": {"count"}, "density": {"count", "rate", "tensor"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
 }  # fmt: skip
 FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "private", "dry_run", "draws", "serving"}
 OTHERWISE = {

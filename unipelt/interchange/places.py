@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..anatomy.find import find
+from ..anatomy.spelled import spelled
 from ..compiler.plan import PlannedEdit
 from ..language.report.diagnostics import error
 from .declared import Declared
@@ -81,28 +80,12 @@ def in_model(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
 
 
 def sites(model: nn.Module, places: Iterable[str], d: Declared, at_input: frozenset[str]) -> list[str]:
-    """How a text of the language names the modules of some paths: sites where all of theirs are there, else by their paths."""
-    left = set(places)
-    of_site: dict[str, set[str]] = {}
-    for s in find(model).sites:
-        side = "input" if s.view.module in at_input else "output"
-        whole = s.view.columns is None and not s.view.enters and s.path == ""
-        if whole and s.kind.side == side and (s.kind.has_weight or side == "input") and not s.kind.is_weight:
-            of_site.setdefault(s.full_name, set()).add(s.view.module)
-    end = ".weight" if d.at == "weight" else ""
-    named = []
-    for name, modules in of_site.items():
-        if modules <= left:
-            named.append(f"{name}{end}")
-            left -= modules
-    inputs = sorted(left & at_input)
+    """How a text of the language names the modules of some paths (`anatomy.spelled`), or their weights."""
+    named, inputs = spelled(model, places, at_input)
     if inputs:
-        raise error("E0841", f"the input of `{inputs[0]}` is rescaled, and no site is there",
+        raise error("E0841", f"the input of `{min(inputs)}` is rescaled, and no site is there",
                     help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
-    if left:
-        paths = "|".join(re.escape(p) for p in sorted(left))
-        named.append(f'module("{paths}"){end}')
-    return named
+    return [f"{name}.weight" if d.at == "weight" else name for name in named]
 
 
 def sizes(edits: Iterable[PlannedEdit], layers: int) -> Mapping[str, Any]:

@@ -91,6 +91,17 @@ def merge(model: nn.Module, name: str = "default") -> None:
         raise
 
 
+def changes_of(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """New values of the base's parameters with an adapter merged, by path, and nothing written; refused as `merge` refuses."""
+    attached = record(model, name)
+    r = registry(model)
+    if r is not None and r.merged is not None:
+        raise error("E0554", f"the adapter `{r.merged.name}` is merged already", help="unipelt.unmerge(model) first")
+    _refuse(attached)
+    _refuse_hosts(model, attached)
+    return _merged_values(model, attached, name)
+
+
 def unmerge(model: nn.Module, name: str | None = None) -> None:
     """Puts the base's own values back, bit for bit, and activates what was active.
 
