@@ -159,7 +159,7 @@ def test_an_average_is_of_the_tensors(method: str) -> None:
 )  # fmt: skip
 def test_what_cannot_be_combined(call: dict, code: str) -> None:
     m = with_adapters(
-        "bert_labels",
+        "bert",
         a=lora(),
         b=lora(),
         n=unipelt.load(named("parallel_adapter"), arguments={"r": 2}),

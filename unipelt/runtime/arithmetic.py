@@ -157,7 +157,8 @@ def _sum(
     method = parse(ROW.format(name="combined", sites=", ".join(sites), r=r), name="combined")
     plans: list[Plan] = []
     install(model, method, name, 0, check=plans.append, head=None, allow_future=False, labels=None, trainable=False)
-    values, left_out = {}, {}
+    values: dict[str, torch.Tensor] = {}
+    left_out: dict[str, float] = {}
     for e in plans[0].edits:
         U, S, V = parts[e.site.view.module]
         k = min(r, len(S))
