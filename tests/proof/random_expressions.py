@@ -298,7 +298,7 @@ class Draw:
             return None
         if own and self.chance(0.5):
             return f"attention({self.one(*z)}, {self.one(*z)}, {self.one(*own)})"
-        if self.chance(0.1):
+        if self.chance(0.3):
             return f"conv2d({self.one(*z)}, {self.plain(('n', '3', t, s))})"
         return (
             f"conv({self.one(*z)}, {self.plain(('n', t, s))})"
