@@ -29,6 +29,8 @@ from transformers import (
     ViTMAEConfig,
     ViTMAEModel,
     ViTModel,
+    YolosConfig,
+    YolosModel,
 )
 
 import unipelt
@@ -108,20 +110,19 @@ def test_kernels_may_have_axes_of_their_own() -> None:
 @pytest.mark.parametrize("lowering", [True, False])
 @pytest.mark.parametrize("kind, config, first, site", [
     (ViTModel, ViTConfig(**PICTURE), 1, "ffn"), (ViTModel, ViTConfig(**PICTURE), 1, "attn.q"),
-    (DeiTModel, DeiTConfig(**PICTURE), 2, "attn"), (BeitModel, BeitConfig(**PICTURE), 1, "ffn.up"),
+    (DeiTModel, DeiTConfig(**PICTURE), 2, "attn"), (YolosModel, YolosConfig(num_detection_tokens=3, **{**PICTURE, "image_size": [12, 20]}), 1, "ffn"), (BeitModel, BeitConfig(**PICTURE), 1, "ffn.up"),
     (Dinov2WithRegistersModel, Dinov2WithRegistersConfig(num_register_tokens=3, **{**PICTURE, "image_size": 12}), 4, "block"),
 ])  # fmt: skip
 def test_the_parts_are_found_behind_the_other_tokens(
     kind: Any, config: Any, first: int, site: str, lowering: bool
 ) -> None:
-    model = built(kind, config)
+    model, last = built(kind, config), getattr(config, "num_detection_tokens", 0)
     plan = unipelt.apply(model, unipelt.parse(ROW.format(site, "parallel")), lowering=lowering)
-    assert all(
-        e.grid is not None and (e.grid.before, e.grid.behind, e.grid.proved) == (first, 0, True) for e in plan.edits
-    )
+    for e in plan.edits:
+        assert e.grid is not None and (e.grid.before, e.grid.behind, e.grid.proved) == (first, last, True)
     wide = 20 if kind is not Dinov2WithRegistersModel else 12
     for edit, h, x, out in seen(model, pixel_values=pictures(12, wide)):
-        assert torch.allclose(out, h + by_torch(edit.tensors()["K"], x, 3, wide // 4, first), atol=1e-10)
+        assert torch.allclose(out, h + by_torch(edit.tensors()["K"], x, 3, wide // 4, first, last), atol=1e-10)
 
 
 def test_a_picture_of_another_size_has_another_grid() -> None:

@@ -66,6 +66,35 @@ def _deep() -> float:
     return _by_hand("vpt_deep", 1, "first.P", each)
 
 
+@reference(
+    "e2_vpt",
+    by="formula",
+    against="the blocks written out, rows put in before each, keys and values behind each head's own, ViT",
+)
+def _e2_vpt() -> float:
+    pictures = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    model = _model()
+    unipelt.apply(model, library("e2_vpt", l=L, m=2), head=False)
+    model.eval()
+    own = small.randomise(model)
+    with torch.no_grad():
+        after = model(pixel_values=pictures).logits
+        whole = _model()
+        h = whole.vit.embeddings(pictures)
+        h = torch.cat([h[:, :1], next(t for n, t in own.items() if "prompt_first.P" in n).expand(2, -1, -1), h[:, 1:]], 1)
+        for i, block in enumerate(whole.vit.layers):
+            if i:
+                h = torch.cat([h[:, :1], _of(own, i, "prompt_deep").expand(2, -1, -1), h[:, 1 + L :]], 1)
+            y, at = block.layernorm_before(h), block.attention
+            q, k, v = (p(y).view(2, -1, 4, 8).transpose(1, 2) for p in (at.q_proj, at.k_proj, at.v_proj))
+            P_k, P_v = (next(t for n, t in own.items() if f".{i}." in n and n.endswith(f"pairs.P_{e}")) for e in "kv")
+            k, v = torch.cat([k, P_k.expand(2, -1, -1, -1)], 2), torch.cat([v, P_v.expand(2, -1, -1, -1)], 2)
+            a = torch.softmax(q @ k.mT / 8**0.5, -1) @ v
+            h = h + at.o_proj(a.transpose(1, 2).flatten(2))
+            h = h + block.mlp(block.layernorm_after(h))
+        return apart(after, whole.classifier(whole.vit.layernorm(h)[:, 0]))
+
+
 @reference("gate_vpt", by="formula", against="g · block(rows) + (1 - g) · rows behind each block but the last, ViT")
 def _gated() -> float:
     def each(i: int, rows: torch.Tensor, entered: torch.Tensor, own: dict) -> torch.Tensor:
