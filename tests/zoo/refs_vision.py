@@ -81,7 +81,9 @@ def _e2_vpt() -> float:
         after = model(pixel_values=pictures).logits
         whole = _model()
         h = whole.vit.embeddings(pictures)
-        h = torch.cat([h[:, :1], next(t for n, t in own.items() if "prompt_first.P" in n).expand(2, -1, -1), h[:, 1:]], 1)
+        h = torch.cat(
+            [h[:, :1], next(t for n, t in own.items() if "prompt_first.P" in n).expand(2, -1, -1), h[:, 1:]], 1
+        )
         for i, block in enumerate(whole.vit.layers):
             if i:
                 h = torch.cat([h[:, :1], _of(own, i, "prompt_deep").expand(2, -1, -1), h[:, 1 + L :]], 1)
