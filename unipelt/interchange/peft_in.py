@@ -16,6 +16,7 @@ from ..language.loading import parse
 from ..language.report.diagnostics import error
 from ..runtime.attach import install, unchanged
 from ..runtime.checkpoint import fill
+from ..runtime.members import Resolved
 from ..runtime.references import load
 from ..runtime.registry import unwrapped
 from ..runtime.saving import state_dict
@@ -48,7 +49,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     with unchanged(model):
         install(
             model,
-            method,
+            Resolved(method),
             name,
             0,
             check=check,

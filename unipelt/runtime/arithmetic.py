@@ -22,6 +22,7 @@ from ..language.loading import parse
 from ..language.report.diagnostics import error, near
 from .attach import install, unchanged
 from .checkpoint import fill
+from .members import Resolved
 from .merge import changes_of
 from .registry import record, unwrapped
 from .saving import state_dict
@@ -126,7 +127,7 @@ def _average(model: nn.Module, weights: Mapping[str, float], name: str) -> Combi
     a = record(model, first)
     install(
         model,
-        method,
+        Resolved(method),
         name,
         a.seed,
         check=lambda plan: None,
@@ -156,7 +157,17 @@ def _sum(
     sites, _ = spelled(model, paths)
     method = parse(ROW.format(name="combined", sites=", ".join(sites), r=r), name="combined")
     plans: list[Plan] = []
-    install(model, method, name, 0, check=plans.append, head=None, allow_future=False, labels=None, trainable=False)
+    install(
+        model,
+        Resolved(method),
+        name,
+        0,
+        check=plans.append,
+        head=None,
+        allow_future=False,
+        labels=None,
+        trainable=False,
+    )
     values: dict[str, torch.Tensor] = {}
     left_out: dict[str, float] = {}
     for e in plans[0].edits:
