@@ -186,7 +186,7 @@ def _method(plan: Plan) -> str:
 
 def _counts(plan: Plan) -> str:
     c = plan.counts
-    words = {"trained": "without the head", "stored": "after folding what does not read the input", "frozen": "drawn from the seed or computed at the start, and kept",
+    words = {"trained": "without the head", "stored": "after folding what does not read the input", "frozen": "drawn from the seed, computed at the start or taken from trained adapters, and kept",
              "head": "trained with the adapter", "base": f"{plan.model}, never changed"}  # fmt: skip
     rows = [
         {"parameters": k, "count": f"{getattr(c, k):,}", "of the base": f"{100 * getattr(c, k) / c.base:.3g} %" if c.base else "", "": w}
