@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .data import Data, Split, read
     from .run import Result, train
     from .saved import Run, evaluate_run, load_run, merge_run, predict_run
+    from .trunk import Trunk, cache_trunk
     from .watching import Watching
     from .words import Words
 
@@ -18,12 +19,12 @@ _WHERE = {
     "TrainConfig": "config", "Data": "data", "Split": "data", "read": "data", "Result": "run", "train": "run",
     "Run": "saved", "load_run": "saved", "evaluate_run": "saved", "predict_run": "saved", "merge_run": "saved",
     "Watching": "watching", "Words": "words",
-    "Reference": "any_trainer", "WithAdapters": "any_trainer", "for_trainer": "any_trainer",
+    "Trunk": "trunk", "cache_trunk": "trunk", "Reference": "any_trainer", "WithAdapters": "any_trainer", "for_trainer": "any_trainer",
 }  # fmt: skip
 
 __all__ = [
-    "Data", "Reference", "Result", "Run", "Split", "TrainConfig", "Watching", "WithAdapters", "Words",
-    "evaluate_run", "for_trainer", "load_run", "merge_run", "predict_run", "read", "train",
+    "Data", "Reference", "Result", "Run", "Split", "TrainConfig", "Trunk", "Watching", "WithAdapters", "Words",
+    "cache_trunk", "evaluate_run", "for_trainer", "load_run", "merge_run", "predict_run", "read", "train",
 ]  # fmt: skip
 
 

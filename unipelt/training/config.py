@@ -85,6 +85,13 @@ class TrainConfig(TaskOptions):
     ] = None
     dtype: DType = None
     checkpointing: Annotated[bool, Option("Recompute activations, to save memory.", may_change=True)] = False
+    cache_trunk: Annotated[
+        str,
+        Option(
+            "Compute the frozen blocks below every edit once: auto (where they are), off, or a folder that keeps them.",
+            may_change=True,
+        ),
+    ] = "off"
     log_to: Annotated[
         tuple[str, ...], Option("Log to tensorboard (in OUT/logs), wandb, mlflow, …; repeatable.", may_change=True)
     ] = ()

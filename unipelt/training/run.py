@@ -38,6 +38,7 @@ from .starting import start
 from .tasks import task_for
 from .tasks.evaluation import Collator
 from .tasks.task import Encoded, Task
+from .trunk import cached
 from .trainer import AdapterTrainer, SaveEvery, optimizer_of
 from .watching import Watching
 
@@ -124,7 +125,9 @@ def train(
     # Each process drops other units; the order of the examples has a seed of its own, which all share.
     set_seed(config.seed + ranks.rank())
     try:
-        with quiet():
+        with quiet(), cached(model, config.cache_trunk) as trunk:
+            if trunk is not None:
+                say(f"blocks 0–{trunk.blocks - 1} of {trunk.stack.depth} run once for each example, and are read later")
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if config.best and config.checkpoints and trainer.load_best():
                 say(f"the best checkpoint is step {trainer.state.best_global_step} of {trainer.state.global_step}")
