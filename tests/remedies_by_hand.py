@@ -68,7 +68,14 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "the kernel's third size is that of a token: r": {
         "E0312-conv2d-channels": ("[3, 3, d_in, d_out]", "[3, 3, r, d_out]")
     },
-    "give both the same sizes": {"E0312-scatter-other-sizes": ("b: [k]", "b: [n]")},
+    "give both the same sizes": {
+        "E0312-scatter-other-sizes": ("b: [k]", "b: [n]"),
+        "E0312-rows-at-places": ("T: [3", "T: [2"),
+    },
+    "write the numbers themselves, as in `listed(3, 17)`": {"E0372-listed-below-nought": ("-7", "7")},
+    "declare `frozen I: [2]`, or list as many as there are": {
+        "E0372-listed-others": [("frozen I: [3]", "frozen I: [2]"), ("T: [3", "T: [2")]
+    },
     "read a tensor with it, as in `b[I]`": {
         "E0317-whole-numbers-added": ("b + I", "b[I]"),
         "E0317-whole-numbers-bent": ("b * tanh(I)", "tanh(b[I])"),

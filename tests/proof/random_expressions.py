@@ -248,6 +248,7 @@ class Draw:
             (0.5, lambda: f"softmax({e(sizes, d)})"),
             (0.5, lambda: f"flip({e(sizes, d)})"),
             (0.4, lambda: f"scatter({e(('r',), d)}, {self.places('r', f'{a} * {b}')}, {a}, {b})"),
+            (0.2, lambda: f"scatter({e(('r', b), d)}, {self.places('r', a, 'integers')}, {a})"),
             (0.4, lambda: f"{self.group(e(('l', b), d))}[{self.places(a, 'l', 'integers')}]"),
             (0.4, lambda: f"kron({e(('1', b), d)}, {e((a, '1'), d)})"),
             (0.3, lambda: f"{self.one('fft2', 'ifft2')}({e(sizes, d)})"),

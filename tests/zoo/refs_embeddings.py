@@ -60,3 +60,19 @@ def _dept_count() -> float:
     with torch.device("meta"):
         model = T5ForConditionalGeneration(T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12))
     return abs(unipelt.plan(model, library("dept")).counts.trained - 76_800)
+
+
+@reference("trainable_tokens", by="peft", against="TrainableTokensConfig, the output layer apart from the table")
+def _trainable_tokens() -> float:
+    config = peft.TrainableTokensConfig(token_indices=[7, 3, 20], target_modules=["embed_tokens"])
+    return beside_peft(library("trainable_tokens", n=3, which="listed(7, 3, 20)"), config, _rows, "llama")
+
+
+@reference("trainable_tokens", by="peft", against="TrainableTokensConfig, the output layer tied to the table")
+def _trainable_tokens_tied() -> float:
+    config = peft.TrainableTokensConfig(token_indices=[7, 3, 20], target_modules=["wte"])
+    return beside_peft(library("trainable_tokens", n=3, which="listed(7, 3, 20)"), config, _rows, "gpt2")
+
+
+def _rows(name: str, theirs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return next(t for n, t in theirs.items() if "trainable_tokens_delta" in n)

@@ -14,7 +14,7 @@ import regex
 from torch import nn
 
 from ..language.report.diagnostics import Diagnostic
-from ..language.sites import regular, weight_of
+from ..language.sites import regular, signature
 from ..language.syntax.nodes import Span
 from .base import base_modules
 from .layout import Layout
@@ -46,10 +46,10 @@ def matching(
     model: nn.Module, sites: SiteMap, name: str, tower: str | None, span: Span
 ) -> tuple[list[Site], list[Diagnostic]]:
     """The sites of ``module("regex")`` in a model, of one tower or of all, and what is wrong with it there."""
-    projection = weight_of(name)
-    if projection is not None:
-        there, wrong = matching(model, sites, projection, tower, span)
-        return [s.of_weight() for s in there], wrong
+    kind = signature(name)
+    if kind is not None and kind.of:
+        there, wrong = matching(model, sites, kind.of, tower, span)
+        return [held for s in there if (held := s.holding(kind)) is not None], wrong
     expression = regular(name) or ""
     modules = {p: m for p, m in base_modules(model) if p}
     try:

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Literal
 
 from ..language.report.diagnostics import Diagnostic
-from ..language.sites import SITES, Side, SiteSignature, signature, weight_of
+from ..language.sites import SITES, Side, SiteSignature, signature
 from .columns import Columns
 from .layout import Layout
 
@@ -75,7 +75,7 @@ class Site:
     their module computes attention, ``""`` by a function of transformers' interface, ``sdpa`` by a call of torch's, ``softmax``
     written out, ``distances`` so with a bias for each head and key (see `own_attention`).
     ``next_to_map``: nothing stands between h and the linear map that could absorb an edit. ``with_others``: what the map
-    yields is summed with what experts yield.
+    yields is summed with what experts yield. ``also`` are the other modules that use a parameter which is edited here (a tied one).
     """
 
     name: str
@@ -101,6 +101,7 @@ class Site:
     attends: str = ""
     next_to_map: bool = True
     with_others: bool = False
+    also: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<site {self.label}>"
@@ -113,9 +114,12 @@ class Site:
         found = found.without(self.lacks) if self.lacks else found
         return found if self.next_to_map else replace(found, into="")
 
-    def of_weight(self) -> Site:
-        """The site that is the weight of this projection."""
-        return replace(self, name=f"{self.name}.weight", path=f"{self.path}.weight" if self.path else "")
+    def holding(self, parameter: SiteSignature) -> Site | None:
+        """The site that is a parameter of this one's module, or of its sublayer's norm; None where it has no norm."""
+        path = f"{self.path}.{parameter.parameter}" if self.path else ""
+        if not parameter.of_norm:
+            return replace(self, name=parameter.name, path=path)
+        return None if self.norm is None else replace(self, name=parameter.name, path=path, view=View(self.norm))
 
     @property
     def side(self) -> Side:
@@ -190,8 +194,8 @@ class SiteMap:
     def named(self, name: str, stack: str | None = None) -> list[Site]:
         """The sites of a name (also ``attn.q.weight``), of one stack or (without one) of every main stack; that of an input is the first one's, and
         what lies between stacks is found whatever they are called."""
-        if (projection := weight_of(name)) is not None:
-            return [s.of_weight() for s in self.named(projection, stack)]
+        if (kind := signature(name)) is not None and kind.of:
+            return [held for s in self.named(kind.of, stack) if (held := s.holding(kind)) is not None]
         main = [s.name for s in self.main]
         if stack is None and name in SITES and SITES[name].times == "input":
             main = main[:1]

@@ -53,14 +53,16 @@ def last_of_real(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.
     return at_token(t, torch.where(mask[..., -n:] != 0, steps, 0).amax(-1), dim)
 
 
-def scatter(values: torch.Tensor, places: torch.Tensor, count: int, sizes: list[int]) -> torch.Tensor:
+def scatter(values: torch.Tensor, places: torch.Tensor, count: int, sizes: list[int], rest: int = 0) -> torch.Tensor:
     """Zeros of these sizes with the values, of ``count`` sizes, at the places, which count entries row by row; where they meet they
-    are added up. In front may stand axes."""
-    values, places = torch.broadcast_tensors(values, places)
-    lead = values.shape[: values.dim() - count]
-    filled = values.new_zeros(*lead, math.prod(sizes))
-    filled = filled.scatter_add(-1, places.reshape(*lead, -1), values.reshape(*lead, -1))
-    return filled.reshape(*lead, *sizes)
+    are added up. In front may stand axes. With ``rest`` each value has so many sizes of its own: it is a row, for instance."""
+    own = values.shape[values.dim() - rest :] if rest else ()
+    values, places = torch.broadcast_tensors(values, places.reshape(*places.shape, *(1 for _ in own)))
+    lead = values.shape[: values.dim() - count - rest]
+    filled = values.new_zeros(*lead, math.prod(sizes), *own)
+    at = places.reshape(*lead, -1, *own)
+    filled = filled.scatter_add(len(lead), at, values.reshape(*lead, -1, *own))
+    return filled.reshape(*lead, *sizes, *own)
 
 
 def top_indices(t: torch.Tensor, count: int, k: int) -> torch.Tensor:

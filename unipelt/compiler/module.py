@@ -304,6 +304,8 @@ class _Class:
                 return [f"bound = 1 / math.sqrt({args[0]})"], f"{empty}.uniform_(-bound, bound)", ""
             case "integers":
                 return [], f"torch.randint({args[0]}, ({whole}{',' if len(shape) == 1 else ''}))", ""
+            case "listed" if len(shape) == 1:
+                return [], f"torch.tensor([{', '.join(args)}])", ""
             case "choice" | "permutation" if len(shape) == 1:
                 return [], f"torch.randperm({args[0]})[:{whole}]", ""
             case "identity":

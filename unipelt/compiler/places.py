@@ -11,7 +11,6 @@ from ..anatomy.sites import Site, SiteMap
 from ..language.ir import Row
 from ..language.report.diagnostics import Diagnostic
 from ..language.syntax.nodes import Name
-from .hosting import Parameter
 from .plan import PlannedEdit
 
 
@@ -45,20 +44,6 @@ def lacking_at(site: Site, row: Row, model: nn.Module) -> Diagnostic | None:
     return Diagnostic("E0529", f"`{site.path}` is a {kind}, {why}: there is no `{min(lacks)}`", row.span,
                       help="`insert sequential` reads what leaves it" if words else
                       "name the linear maps in an expression of their own")  # fmt: skip
-
-
-def tied(site: Site, row: Row, parameters: Iterable[Parameter]) -> Diagnostic | None:
-    """What is wrong with a row that edits a weight where other modules use it as well."""
-    here = (site.view.module, "weight")
-    if not site.kind.is_weight:
-        return None
-    uses = next((p.uses for p in parameters if here in p.uses), ())
-    others = [".".join(u) for u in uses if u != here]
-    if not others:
-        return None
-    projection = site.kind.into
-    return Diagnostic("E0749", f"`{'.'.join(here)}` is tied to `{others[0]}`, which the row `{row.name}` would have to change too",
-                      row.span, help=f"edit what leaves it: modify {projection}, insert parallel")  # fmt: skip
 
 
 def own_arguments(model: nn.Module, edits: Iterable[PlannedEdit]) -> list[Diagnostic]:

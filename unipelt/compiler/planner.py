@@ -40,11 +40,12 @@ from . import at_attach, coverage, totals
 from .coverage import common_sizes
 from .grids import Grids
 from .notes import of_attention, of_rows, of_the_base
+from .held import held, said_of_tied
 from .hosting import Parameter, refused_heads
 from .labels import Labels, label_map, own_labels, scores_examples
 from .own_heads import head_use, incomplete, own_head, own_rows
 from .meant import meant_by
-from .places import in_the_layers, lacking_at, own_arguments, tied
+from .places import in_the_layers, lacking_at, own_arguments
 from .plan import Counts, Plan, PlannedCopy, PlannedEdit, PlannedTensor
 from .trained import copy_name, head_parameters, numbers_of, parameters_of, select, stacks_named, trained_along
 
@@ -196,10 +197,15 @@ class _Builder:
         layer = None if stack.shared else site.layer
         alike = None if layer is None else first_like(self.method, row, layer, stack.depth)
         depth = stack.depth or None
-        sizes = Sizes({**self.of_the_head, **site.sizes}, alike, depth)
-        if lacks := lacking_at(site, row, self.model) or tied(site, row, self.parameters.values()):
-            self.problems.append(lacks)
+        found = lacking_at(site, row, self.model) or held(
+            site, row, self.model, self.sites, self.parameters, self.label_map
+        )
+        if isinstance(found, Diagnostic):
+            self.problems.append(found)
             return
+        site = found
+        self.warnings += said_of_tied(site)
+        sizes = Sizes({**self.of_the_head, **site.sizes}, alike, depth)
         try:
             typing = typed_row(self.method, row, self.signature(site), sizes)
         except PeltError as e:

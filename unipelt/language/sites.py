@@ -84,6 +84,9 @@ class SiteSignature:
     pools: bool = False  # whether h may be one vector for each example, which some models decide
     probes: bool = False  # whether `layers` says which layer's states `x` is
     by_path: bool = False  # whether a regular expression says which modules of a model it is
+    of: str = ""  # where h is a parameter of the base: the site whose module holds it
+    of_norm: bool = False  # the norm of that site's sublayer holds it
+    parameter: str = "weight"  # what that module calls it
 
     inside: str  # in a picture, what the base does there
     x_is: str = ""  # in words
@@ -125,7 +128,7 @@ class SiteSignature:
     @property
     def has_weight(self) -> bool:
         """Whether it is a linear map (or its weight), which rows may read as ``W``."""
-        return any(name == "W" for name, _ in self.scope)
+        return any(name == "W" for name, _ in self.scope) and (not self.of or bool(self.into))
 
     @property
     def has_heads(self) -> bool:
@@ -224,6 +227,13 @@ def _sublayer_input(part: str, cross: bool = False, mixes: bool = False) -> Site
     return _entered(f"{part}.input", f"{part}.x", "the sublayer's input", h_is, cross, mixes)
 
 
+def _parameter(name: str, of: str, what: str, *sizes: str, norm: bool = False, gives: str = "") -> SiteSignature:
+    """A parameter of the module of a site that is no projection, or of the norm of a sublayer."""
+    at, h = SITES[of], tensor("", *sizes)
+    return SiteSignature(name=name, h=h, parallel=None, scope=(("W", h),), of=of, of_norm=norm, parameter=name.rpartition(".")[2],
+                         times=at.times, cross=at.cross, mixes=at.mixes, inside=what, h_is=what, shown_by=gives)  # fmt: skip
+
+
 SITES: dict[str, SiteSignature] = {
     s.name: s
     for s in (
@@ -275,6 +285,22 @@ SITES: dict[str, SiteSignature] = {
     )
 }  # fmt: skip
 
+#: Parameters of the base that are sites as well: like the weight of a projection (`attn.q.weight`, which is derived), what is
+#: modified is the parameter itself.
+PARAMETERS: dict[str, SiteSignature] = {
+    s.name: s
+    for s in (
+        _parameter("embed.weight", "embed.words", "the table of words, a row for each", "vocab", "d_model", gives="the table whose rows are looked up"),
+        _parameter("head.weight", "head", "the weight of the map that yields the logits", "d_model", "labels", gives="the last map of the head"),
+        _parameter("projector.weight", "projector", "the projector's weight, where it is one map", "d_x", "d_model", gives="the first map of what leaves a tower"),
+        *(
+            _parameter(f"{at}.{name}", at.removesuffix(".norm"), what, "d_model", norm=at != "final", gives="a parameter of the norm")
+            for at in ("attn.norm", "cross.norm", "ffn.norm", "mixer.norm", "final")
+            for name, what in (("weight", "what the norm multiplies by"), ("bias", "what the norm adds"))
+        ),
+    )
+}  # fmt: skip
+
 #: Sizes every site has in scope besides ``d_in`` and ``d_out``, with what they are. A model has those of the sites it has.
 #: New ones begin with ``d_``: other names may be those of arguments.
 SIZES = {
@@ -312,20 +338,16 @@ def signature(name: str) -> SiteSignature | None:
     if expression is not None:
         return replace(_projection(name, "d_x", "d_out", ""), by_path=True, inside="x W + bias where it is a linear map",
                        x_is="what enters the module", h_is="what leaves it")  # fmt: skip
+    if name in PARAMETERS:
+        return PARAMETERS[name]
     base, _, last = name.rpartition(".")
     site = signature(base) if last == "weight" else None
     if site is None or not site.has_weight:
         return SITES.get(name)
     W = dict(site.scope)["W"]
-    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, cross=site.cross, mixes=site.mixes, gated=site.gated,
+    return SiteSignature(name=name, h=W, parallel=None, scope=(("W", W),), into=base, of=base, cross=site.cross, mixes=site.mixes, gated=site.gated,
                          times=site.times, by_path=site.by_path, instead=site.instead,
                          inside="the weight W", h_is="the weight itself")  # fmt: skip
-
-
-def weight_of(name: str) -> str | None:
-    """The projection whose weight a site is (``attn.q`` of ``attn.q.weight``); None of another site."""
-    found = signature(name)
-    return found.into if found is not None and found.is_weight else None
 
 
 def regular(name: str) -> str | None:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 #: 1.1: arguments that depend on the layer; `sampled` tensors; the site `final`. 1.2: towers of any name; mixers, routers, latent
 #: attention, projectors, what enters blocks and sublayers, and their sizes. 1.3: weights as sites, selected tokens, starts from
 #: decompositions and from data, whole numbers, tensors of other rows, groups of layers, mixing among tokens, draws, penalties and
-#: what happens after a step. 1.4: trained adapters as arguments, convolutions over the parts of a picture.
+#: what happens after a step. 1.4: parameters of tables, heads and norms as sites; listed numbers, rows at places;
+#: trained adapters as arguments, convolutions over the parts of a picture.
 LANGUAGE_VERSION = "1.4"
 SCHEMA = "unipelt-ir/1.2"
 TYPES_SCHEMA = "unipelt-types/1.1"

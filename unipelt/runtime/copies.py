@@ -131,6 +131,13 @@ def _with(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
     return other
 
 
+def with_parameters(host: nn.Module, values: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A twin of a module with other parameters, by its names for them; the rest are its own."""
+    used = {n: _as_used(host, n, t) for n, t in values.items()}
+    own = {n: used[n] if n in used else _frozen(host, n) for n in host._parameters}
+    return _with(_twin(host, {}), {**used, **own})
+
+
 def _frozen(host: nn.Module, name: str) -> nn.Parameter | None:
     """A frozen parameter of the base for its twin: the same one, or the values of one that is kept elsewhere."""
     own = host._parameters[name]

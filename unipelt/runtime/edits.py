@@ -86,6 +86,7 @@ class Edit(Holding):
         self.side = "output" if planned.site.side == "prompt" else planned.site.side
         #: Whether h is the host's weight: it is given that, and what it makes of it acts by `weights`.
         self.of_weight = planned.site.kind.is_weight
+        self.parameter = planned.site.kind.parameter  # which one, as the host calls it
         self.columns = planned.site.view.columns
         self.lies = planned.site.view.layout  # how the tokens lie that the host reads
         self.layout = None if self.of_weight else self.lies

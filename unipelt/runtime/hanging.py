@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME, base_modules, base_of
+from ..anatomy.quantised import stored_as_map
 from ..compiler.plan import PlannedEdit
 from ..compiler.hosting import hosts
 from ..language.report.diagnostics import error
@@ -32,6 +33,7 @@ from .prompts.hooks import INSIDE
 from .prompts.pictures import pictured
 from .registry import Attached, Registry
 from .seam import Seam, Tap, key_of, seam_of, tap_key, taps
+from .weights import Use
 from .within import Within
 
 
@@ -53,7 +55,8 @@ def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> N
     """What `hang_adapter` hung, as much of it as there is, so that it may be called again; the adapter is marked as leaving."""
     if key_of(name) in r.shared:
         del r.shared[key_of(name)]
-    for path in dict.fromkeys([*(e.site.view.module for e in attached.plan.edits), *_hosts_of_copies(model, attached)]):
+    places = [m for e in attached.plan.edits for m in (e.site.view.module, *e.site.also)]
+    for path in dict.fromkeys([*places, *_hosts_of_copies(model, attached)]):
         host = model.get_submodule(path)
         if (seam := seam_of(host)) is not None:
             seam.drop(host, name)
@@ -124,6 +127,9 @@ def _hang_edit(
     attached.registered.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
     edit.taps = {need: tap_key(e, name, need) for need in ("x", "residual") if need in edit.needs}
     seam.add(host, name, edit)
+    for path in e.site.also:
+        other, seam = _seam(model, r, path)
+        seam.add(other, name, Use(edit, stored_as_map(host) is not stored_as_map(other)))
     for path, kind, key in taps(e, name):
         tap = r.taps.setdefault((path, kind), Tap(r.switch))
         tap.keys = {**tap.keys, name: (*(k for k in tap.keys.get(name, ()) if k != key), key)}

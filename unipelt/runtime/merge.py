@@ -18,8 +18,9 @@ from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.interrupts import finish
 from ..anatomy.sites import View
 from ..anatomy.sizes import weight_shape
-from ..anatomy.quantised import as_map, as_stored, is_quantised
+from ..anatomy.quantised import as_map, as_stored, is_quantised, stored_as_map
 from ..compiler.drawn import SEED
+from ..compiler.hosting import Parameter
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.report.diagnostics import Diagnostic, PeltError, error
@@ -29,7 +30,7 @@ from .hanging import rehang
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .seam import edit_at
 from .sharding import is_sharded
-from .weights import edited
+from .weights import Use, edited
 
 
 @dataclass
@@ -179,7 +180,7 @@ def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
         path = absorber.module
         host = model.get_submodule(path)
         weight = getattr(host, "weight", None)
-        if weight_shape(host) is None:
+        if weight_shape(host) is None and not (e.site.kind.of and not e.site.kind.has_weight):
             raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: `{path}` is a {type(host).__name__}, which is no "
                         "single linear map", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
         if e.site.kind.into == e.site.name and "x" in e.typing.out.reads and e.site.x != path:
@@ -191,50 +192,85 @@ def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
 
 
 def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str, torch.Tensor]:
-    """New values of base parameters, by path. A bias that is needed and absent is refused."""
+    """New values of base parameters, by their first path. A bias that is needed and absent is refused."""
     trained = attached.values()
-    new = {c.parameter.path: trained[c.name].detach().to(model.get_parameter(c.parameter.path).dtype, copy=True).reshape(c.parameter.shape)
-           for c in attached.plan.copies}  # fmt: skip
-    uses = {p.path: [f"{m}.{a}" for m, a in p.uses] for p in parameters_of(model).values()}
-    by_host: dict[str, list[Absorbed]] = {}
-    for e in attached.plan.edits:
-        into = _absorber(attached, e)
-        assert into is not None  # else it was refused
-        by_host.setdefault(into.module, []).append(Absorbed(e, into.columns))
+    copied = {c.parameter.path: trained[c.name].detach().to(model.get_parameter(c.parameter.path).dtype, copy=True).reshape(c.parameter.shape)
+              for c in attached.plan.copies}  # fmt: skip
+    known = {(m, a): p for p in parameters_of(model).values() for m, a in p.uses}
+    by_host = _by_host(model, attached)
+    new = dict(copied)
+    written: dict[str, torch.Tensor] = {}
     for path, edits in by_host.items():
         host = model.get_submodule(path)
-        weight_path, bias_path = f"{path}.weight", f"{path}.bias"
-        weight = new.get(weight_path, host.weight.detach())  # type: ignore[arg-type,operator,union-attr]
-        old_bias = host.bias.detach() if getattr(host, "bias", None) is not None else None  # type: ignore[union-attr,operator]
-        bias = new.get(bias_path, old_bias)
-        W = as_map(host, weight).double()
-        b = bias.double() if bias is not None else W.new_zeros(W.shape[1])
-        others = [a for a in edits if not a.edit.site.kind.is_weight]
-        with torch.no_grad():
-            W_new, b_new = _rewritten(W, [_double(model, name, a.edit) for a in edits if a not in others]), b
+        row = edits[0].edit.row
+        for attribute, t in _of_host(model, name, path, host, edits, copied, known).items():
+            if t is None:
+                raise error("E0564", f"the merged `{path}` would need a bias, and it has none", row.span)
+            p = known[path, attribute]
+            before = written.setdefault(p.path, t)
+            there = {id(model.get_submodule(h)) for h in by_host}
+            others = [f"{m}.{a}" for m, a in p.uses if id(model.get_submodule(m)) not in there]
+            if not others and _changed(before, t):
+                others = [f"{m}.{a}" for m, a in p.uses if (m, a) != (path, attribute)]
             if others:
-                probe = torch.cat([W.new_zeros(1, W.shape[0]), torch.eye(W.shape[0], dtype=W.dtype, device=W.device)])
-                out = _edited(model, name, path, others, probe, W_new, b)
-                b_new = _beside(others, b, out[0])
-                W_new = _beside(others, W_new, out[1:] - out[0])
-        if _changed(W_new, W):
-            new[weight_path] = as_stored(host, W_new).to(weight.dtype)
-        if _changed(b_new, b):
-            if bias is None:
-                raise error("E0564", f"the merged `{path}` would need a bias, and it has none", edits[0].edit.row.span)
-            new[bias_path] = b_new.to(bias.dtype)
-        tied = next(
-            (u for p in (weight_path, bias_path) if p in new for u in uses.values() if p in u and len(u) > 1), None
-        )
-        if tied:
-            raise error("E0749", f"`{tied[0]}` is tied to `{tied[1]}`, which merging would change too", edits[0].edit.row.span,
-                        help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+                raise error("E0749", f"`{path}.{attribute}` is tied to `{others[0]}`, which merging would change too", row.span,
+                            help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+            new[p.path] = t
     return new
 
 
-def _rewritten(W: torch.Tensor, edits: list[Edit]) -> torch.Tensor:
-    """What edits of the weight itself make of it."""
-    for columns, (_, new) in edited(W, edits, {}).items():
+def _by_host(model: nn.Module, attached: Attached) -> dict[str, list[Absorbed]]:
+    """The edits that each module absorbs; those of a tied parameter, at every module that uses it."""
+    found: dict[str, list[Absorbed]] = {}
+    for e in attached.plan.edits:
+        into = _absorber(attached, e)
+        assert into is not None  # else it was refused
+        found.setdefault(into.module, []).append(Absorbed(e, into.columns))
+        as_map_here = stored_as_map(model.get_submodule(into.module))
+        for other in e.site.also:
+            turned = stored_as_map(model.get_submodule(other)) is not as_map_here
+            found.setdefault(other, []).append(Absorbed(e, None, turned))
+    return found
+
+
+def _of_host(
+    model: nn.Module, name: str, path: str, host: nn.Module, edits: list[Absorbed], copied: dict[str, torch.Tensor],
+    known: dict[tuple[str, str], Parameter],
+) -> dict[str, torch.Tensor | None]:  # fmt: skip
+    """The parameters of a module that edits change, as it stores them; None for a bias that it has not."""
+
+    def own(attribute: str) -> torch.Tensor | None:
+        found = getattr(host, attribute, None)
+        p = known.get((path, attribute))
+        return None if found is None else copied.get(p.path, found.detach()) if p is not None else found.detach()
+
+    weight, bias = own("weight"), own("bias")
+    assert weight is not None
+    W = as_map(host, weight).double()
+    b = bias.double() if bias is not None else W.new_zeros(W.shape[-1])
+    others = [a for a in edits if not a.edit.site.kind.is_weight]
+    with torch.no_grad():
+        W_new, b_new = (
+            _rewritten(model, name, t, [a for a in edits if a not in others and a.edit.site.kind.parameter == n])
+            for n, t in (("weight", W), ("bias", b))
+        )
+        if others:
+            probe = torch.cat([W.new_zeros(1, W.shape[0]), torch.eye(W.shape[0], dtype=W.dtype, device=W.device)])
+            out = _edited(model, name, path, others, probe, W_new, b)
+            b_new = _beside(others, b, out[0])
+            W_new = _beside(others, W_new, out[1:] - out[0])
+    found: dict[str, torch.Tensor | None] = {}
+    if _changed(W_new, W):
+        found["weight"] = as_stored(host, W_new).to(weight.dtype)
+    if _changed(b_new, b):
+        found["bias"] = b_new.to(bias.dtype) if bias is not None else None
+    return found
+
+
+def _rewritten(model: nn.Module, name: str, W: torch.Tensor, edits: list[Absorbed]) -> torch.Tensor:
+    """What edits of a parameter itself make of it."""
+    own = [Use(_double(model, name, a.edit), a.turned) if a.turned else _double(model, name, a.edit) for a in edits]
+    for columns, (_, new) in edited(W, own, {}).items() if own else ():
         W = new if columns is None else columns.put(W, new)
     return W
 
@@ -259,6 +295,7 @@ class Absorbed:
 
     edit: PlannedEdit
     columns: Columns | None
+    turned: bool = False  # whether the parameter is the transpose of what the edit makes
 
 
 #: The sides of a map at which an edit comes before it.

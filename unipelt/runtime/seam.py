@@ -30,9 +30,9 @@ from .penalties import NOTED
 from .prompts.pictures import Unplaced
 from .prompts.selected import ENTERED
 from .switch import Switch
-from .weights import Changes, Weights, added, rewritten, weight_of
+from .weights import Changes, Use, Weights, acts, added, called, looked_up, rewritten, value_in
 
-Editing = Edit | CopyEdit
+Editing = Edit | CopyEdit | Use
 
 
 def first_entered(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -121,7 +121,8 @@ class Seam(nn.Module):
         self.columns: Counter[Columns] = Counter()
         #: whether some of them have numbers in common
         self.overlap = False
-        self.weights = Weights()
+        self.weights = {n: Weights(n) for n in ("weight", "bias")}
+        self.acts = ""  # how the host takes another parameter
 
     def forward(self, x: Any) -> Any:
         """What was given: a container that calls its children in turn calls this one as well."""
@@ -154,6 +155,7 @@ class Seam(nn.Module):
             self.adapters[key] = nn.ModuleList().train(self.training)
         edits: nn.ModuleList = self.adapters[key]  # type: ignore[assignment]
         edits.insert(0 if first else len(edits), edit.train(host.training))
+        self.acts = acts(host)
         self._changed([edit], 1)
         if (hook := self._hook(host, edit.side)) is not None:
             hook.put()
@@ -215,9 +217,10 @@ class Seam(nn.Module):
             new = copies[-1](args, kwargs, h, copies[:-1])
             output = _with_element(output, new) if isinstance(new, torch.Tensor) else new
             h = element(output)
-        changes = self._changes(host, edits, copies, x)
-        if changes:
-            h = added(h, x, changes, next(e.lies for _, e in edits if e.of_weight))  # type: ignore[arg-type]
+        rewriting = [e for _, e in edits if e.of_weight]
+        if rewriting and x is not None:
+            output = self._rewritten(host, edits, copies, args, kwargs, output, x)
+            h = element(output)
         for name, edit in edits:
             if isinstance(edit, CopyEdit) or edit.of_weight:
                 continue
@@ -237,17 +240,37 @@ class Seam(nn.Module):
                 h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
         return _with_element(output, joined(h, parts) if parts else h)
 
+    def _rewritten(
+        self, host: nn.Module, edits: Sequence[tuple[str, Any]], copies: Sequence[CopyEdit], args: tuple, kwargs: Mapping[str, Any],
+        output: Any, x: torch.Tensor,
+    ) -> Any:  # fmt: skip
+        """What the host yields with its parameters as the edits among these make them."""
+        h = element(output)
+        if self.acts == "map":
+            lies = next(e.lies for _, e in edits if e.of_weight)
+            return _with_element(output, added(h, x, self._changes(host, edits, copies, x.dtype), lies))
+        if self.acts == "table":
+            return _with_element(output, looked_up(h, x, self._changes(host, edits, copies, h.dtype), host))  # type: ignore[arg-type]
+        new = {}
+        for name in self.weights:
+            own = value_in(host, name, copies).dtype if host._parameters.get(name) is not None else h.dtype
+            if changes := self._changes(host, edits, copies, own, name):
+                new[name] = changes
+        found = called(host, new, copies, args, kwargs)
+        return _with_element(output, found.to(h.dtype)) if isinstance(found, torch.Tensor) else found
+
     def _changes(
-        self, host: nn.Module, edits: Sequence[tuple[str, Any]], copies: Sequence[CopyEdit], x: torch.Tensor | None
-    ) -> Changes:
-        """What the weight edits among these add to the host's weight, in the dtype of ``x``; nothing where there are none."""
-        own = [e for _, e in edits if e.of_weight]
-        if not own or x is None:
+        self, host: nn.Module, edits: Sequence[tuple[str, Any]], copies: Sequence[CopyEdit], like: torch.dtype,
+        name: str = "weight",
+    ) -> Changes:  # fmt: skip
+        """What the edits among these add to a parameter of the host, in a dtype; nothing where there are none."""
+        own = [e for _, e in edits if e.of_weight and e.parameter == name]
+        if not own:
             return {}
         given: dict[str, Any] = {}
         for e in own:
             self._called_with(e, given)
-        return self.weights.changes(host, own, given, x.dtype, copies)
+        return self.weights[name].changes(host, own, given, like, copies)
 
     def put_prompt(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """A prompt in its place among the tokens; there is none in a step that continues a cache, nor outside a pass of the model."""
@@ -311,9 +334,9 @@ class Seam(nn.Module):
         """The weight [d_in, d_out] and the bias of the host, as trained copies and edits of the weight make them."""
         edits = self.live("output")
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
-        W = weight_of(host, copies)
+        W = value_in(host, "weight", copies)
         trained = [t for c in copies for n, t in c.values().items() if n == "bias"]
-        return rewritten(W, self._changes(host, edits, copies, W)), trained[-1] if trained else getattr(
+        return rewritten(W, self._changes(host, edits, copies, W.dtype)), trained[-1] if trained else getattr(
             host, "bias", None
         )
 
@@ -339,7 +362,7 @@ class Seam(nn.Module):
 
 def _rank(item: tuple[str, Any]) -> int:
     """Edits of a map come before those of the sublayer that ends with it: the order of the data flow."""
-    return 0 if isinstance(item[1], CopyEdit) or item[1].kind.has_weight else 1
+    return 0 if isinstance(item[1], CopyEdit) or item[1].of_weight or item[1].kind.has_weight else 1
 
 
 def shape_key(path: str) -> str:

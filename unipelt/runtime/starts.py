@@ -196,13 +196,15 @@ def _shapes(e: PlannedEdit) -> dict[str, Named]:
 
 
 def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, Any]:
-    """``W`` [d_in, d_out] and ``bias`` [d_out] of the projection at a site, in 32 bits at least, where an exact start reads them."""
+    """``W`` [d_in, d_out] and ``bias`` [d_out] of the projection at a site, in 32 bits at least, where an exact start reads them; the
+    parameter that a site is."""
     if not names_in(*exact) & {"W", "bias"}:
         return {}
     module, columns = model.get_submodule(e.site.view.module), e.site.view.columns
-    if not isinstance(getattr(module, "weight", None), torch.Tensor):
-        raise unreadable(module, "weight")
-    W = as_map(module, values(module, "weight", value_of(module, "weight")).detach())
+    name = e.site.kind.parameter if e.site.kind.is_weight else "weight"
+    if not isinstance(getattr(module, name, None), torch.Tensor):
+        raise unreadable(module, name)
+    W = as_map(module, values(module, name, value_of(module, name)).detach())
     W = W.to(at_least(W.dtype, torch.float32))
     bias = (
         value_of(module, "bias").detach().to(W.dtype)

@@ -1,8 +1,9 @@
-"""Edits of a weight: a host that computes ``x @ W + bias`` computes ``x @ W_new + bias``, and its own weight stays as it is.
+"""Edits of a parameter: a host that computes ``x @ W + bias`` computes ``x @ W_new + bias``, and its own weight stays as it is.
 
 Each edit makes of the weight, as the edits before have left it, the next; what the host yields becomes
-``h + x @ (W_new - W)``. What is added is 0 to the bit where nothing is changed, and keeps its digits where the base has
-few. Outside training ``W_new - W`` is computed once, and the rows' own lines are not kept beside it.
+``h + x @ (W_new - W)``, at a table of embeddings ``h + (W_new - W)[ids]``. What is added is 0 to the bit where nothing is
+changed, and keeps its digits where the base has few. Other hosts (norms) are called once more, with the new parameter.
+Outside training ``W_new - W`` is computed once, and the rows' own lines are not kept beside it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ..compiler.drawn import SEED
 from ..anatomy.columns import Columns, taken
 from ..anatomy.layout import Layout
-from ..anatomy.quantised import as_map, matrix, unreadable, values
+from ..anatomy.quantised import as_map, as_stored, matrix, unreadable, values
+from ..anatomy.sizes import weight_shape
 from ..compiler.kept import Kept
-from .copies import CopyEdit
+from .copies import CopyEdit, with_parameters
 from .edits import Edit
 from .offload import kept_elsewhere, value_of
 
@@ -28,16 +31,46 @@ from .offload import kept_elsewhere, value_of
 Changes = Mapping[Columns | None, torch.Tensor]
 
 
-class Weights:
-    """What the weight edits of a host make of its weight."""
+class Use(nn.Module):
+    """An edit of a tied parameter at another module that uses it, where it is the transpose if ``turned``."""
 
-    def __init__(self) -> None:
+    of_weight, side, columns, plain, prompt = True, "output", None, False, None
+    chosen: tuple[Any, ...] = ()
+    indices: frozenset[str] = frozenset()
+    watchers: tuple[Any, ...] = ()  # what watches the edit sees it where it is
+
+    def __init__(self, edit: Edit, turned: bool):
+        super().__init__()
+        self.edit = [edit]  # in a list: it must not become a child
+        self.turned = turned
+        self.shared, self.inputs, self.penalised = edit.shared, edit.inputs, False
+        self.needs, self.kind, self.lies, self.parameter = edit.needs, edit.kind, None, edit.parameter
+
+    def registered(self) -> list[torch.Tensor]:
+        return self.edit[0].registered()
+
+    def forward(self, h: torch.Tensor, given: Mapping[str, Any], mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The new parameter as this module has it."""
+        if not self.turned:
+            return self.edit[0](h, given, mask)
+        return self.edit[0](h.T, {**given, "W": h.T}, mask).T
+
+
+#: What makes of a parameter the next.
+Rewriting = Edit | Use
+
+
+class Weights:
+    """What the edits of one parameter of a host make of it."""
+
+    def __init__(self, name: str = "weight") -> None:
+        self.name = name
         self.kept = Kept()
 
     def changes(
         self,
         host: nn.Module,
-        edits: Sequence[Edit],
+        edits: Sequence[Rewriting],
         given: Mapping[str, Any],
         like: torch.dtype,
         copies: Sequence[CopyEdit] = (),
@@ -46,7 +79,7 @@ class Weights:
         still = not any(e.training or e.watchers or e.inputs or e.needs & {"chance", SEED} for e in edits)
         if not still or kept_elsewhere(host) or any(kept_elsewhere(m) for e in edits for m in (e, *e.shared)):
             return self._computed(host, edits, given, like, copies)
-        read = [value_of(host, "weight")] if "weight" in host._parameters else [matrix(host)]
+        read = [value_of(host, self.name)] if self.name in host._parameters else [matrix(host)]
         read += [t for m in copies for t in m.values().values()]
         read += [t for e in edits for t in e.registered()]
         key = (like, *map(id, edits), *map(id, copies))
@@ -57,32 +90,32 @@ class Weights:
     def _computed(
         self,
         host: nn.Module,
-        edits: Sequence[Edit],
+        edits: Sequence[Rewriting],
         given: Mapping[str, Any],
         like: torch.dtype,
         copies: Sequence[CopyEdit],
     ) -> Changes:
-        W = weight_of(host, copies)
+        W = value_in(host, self.name, copies)
         with torch.autocast(W.device.type, enabled=False):
             return {c: (new - old).to(like) for c, (old, new) in edited(W, edits, given).items()}
 
 
-def weight_of(host: nn.Module, copies: Sequence[CopyEdit] = ()) -> torch.Tensor:
-    """The weight of a linear map [d_in, d_out], or the trained copy that takes its place."""
-    trained = [t for c in copies for n, t in c.values().items() if n == "weight"]
+def value_in(host: nn.Module, name: str = "weight", copies: Sequence[CopyEdit] = ()) -> torch.Tensor:
+    """A parameter of a module, a linear map's weight as [d_in, d_out], or the trained copy that takes its place."""
+    trained = [t for c in copies for n, t in c.values().items() if n == name]
     if trained:
         return as_map(host, trained[-1])
-    own = host._parameters.get("weight")
+    own = host._parameters.get(name)
     if own is None:  # one that is made anew at each call, as a parametrised one is
         return matrix(host)
-    found = values(host, "weight", value_of(host, "weight"))
+    found = values(host, name, value_of(host, name))
     if not isinstance(found, torch.Tensor):
-        raise unreadable(host, "weight")
+        raise unreadable(host, name)
     return as_map(host, found)
 
 
 def edited(
-    W: torch.Tensor, edits: Sequence[Edit], given: Mapping[str, Any]
+    W: torch.Tensor, edits: Sequence[Rewriting], given: Mapping[str, Any]
 ) -> dict[Columns | None, tuple[torch.Tensor, torch.Tensor]]:
     """The weight before and after the edits, which act in their order, in the columns of each; of all columns where some meet.
 
@@ -101,6 +134,30 @@ def edited(
         new = e(own_part, {**given, "W": own_part}, None)
         parts[at] = before, new if inner is None else inner.put(h, new)
     return parts
+
+
+def acts(host: nn.Module) -> str:
+    """How a module takes another parameter: as a ``map`` or a ``table``, or else it is ``called`` with it."""
+    if isinstance(host, nn.Embedding):
+        plain = type(host).forward is nn.Embedding.forward and host.max_norm is None
+        return "table" if plain else "called"
+    return "map" if weight_shape(host) is not None else "called"
+
+
+def looked_up(h: torch.Tensor, ids: torch.Tensor, changes: Changes, host: nn.Embedding) -> torch.Tensor:
+    """What a table yields with the rows that are added to its own."""
+    (change,) = changes.values()
+    rows = functional.embedding(ids, change, host.padding_idx, None, 2.0, host.scale_grad_by_freq)
+    return h + rows.to(h.dtype)
+
+
+def called(
+    host: nn.Module, new: Mapping[str, Changes], copies: Sequence[CopyEdit], args: tuple, kwargs: Mapping[str, Any]
+) -> Any:
+    """What a module yields with other parameters, from what enters it: those that are edited, and trained copies of others."""
+    trained = {n: t for c in copies for n, t in c.values().items()}
+    changed = {n: as_stored(host, rewritten(value_in(host, n, copies), c)) for n, c in new.items()}
+    return with_parameters(host, {**trained, **changed})(*args, **kwargs)
 
 
 def added(h: torch.Tensor, x: torch.Tensor, changes: Changes, layout: Layout | None) -> torch.Tensor:

@@ -29,14 +29,17 @@ def _top_indices(w: Writing, t: Written, k: Written) -> Written:
 def scatter(context: Any, values: Named, places: Named, *sizes: Value) -> Value:
     axes, count = united(values, places), len(places.sizes)
     heads = next((t.data.shape[t.axes.index("head")] for t in (values, places) if "head" in t.axes), None)
-    v, at = (spreading(refined(t, axes, heads), axes, count) for t in (values, places))
-    return Named(helpers.scatter(v, at, count, [int(s) for s in sizes]), axes)  # type: ignore[arg-type]
+    rest = len(values.sizes) - count
+    v, at = (spreading(refined(t, axes, heads), axes, n) for t, n in ((values, count + rest), (places, count)))
+    return Named(helpers.scatter(v, at, count, [int(s) for s in sizes], *([rest] if rest else [])), axes)  # type: ignore[arg-type]
 
 
 @word("scatter")
 def _scatter(w: Writing, values: Written, places: Written, *sizes: Written) -> Written:
     assert isinstance(values, Code) and isinstance(places, Code)
     axes, count = union(values, places), len(places.sizes)
-    found = [spread(refine(t, axes, w.repeats), axes, count) for t in (values, places)]
+    rest = values.sizes[count:]
+    found = [spread(refine(t, axes, w.repeats), axes, n) for t, n in ((values, count + len(rest)), (places, count))]
     lengths = f"[{', '.join(map(text_of, sizes))}]"
-    return Code(w.helper("scatter", *found, count, lengths), axes, tuple(map(as_size, sizes)))
+    more = (len(rest),) if rest else ()
+    return Code(w.helper("scatter", *found, count, lengths, *more), axes, (*map(as_size, sizes), *rest))

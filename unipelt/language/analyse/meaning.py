@@ -143,7 +143,7 @@ def _by_site(method: Method) -> dict[str, list[_Edited]]:
             found = signature(name)
             if found is None or (stack and name in paths):
                 continue  # a row edits a site once, however often it names it
-            at = found.into if found.is_weight else name
+            at = found.into or name if found.is_weight else name
             tokens = sorted({*map(_selected, row.tokens)})  # what is selected twice is edited once
             layers = " ".join(
                 [*([f"layers {where}"] if (where := _layers(row.layers)) else []), *(f"tokens {t}" for t in tokens)]

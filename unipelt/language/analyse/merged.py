@@ -71,8 +71,7 @@ def merged_at(t: TypedRow) -> Merged | None:
     if mergeable(t).value != "yes":
         return None
     found = signature(site.into)
-    assert found is not None
-    if site.has_heads or not found.has_weight:
+    if found is None or site.has_heads or not found.has_weight:
         return None  # what stands behind some heads is a block of the map; a model's head is what it is
     scope = dict(found.scope)
     W, bias = (atom("read", tuple(s.bind(t.sizes) for s in scope[n].sizes), n) for n in ("W", "bias"))

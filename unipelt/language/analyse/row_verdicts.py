@@ -163,6 +163,8 @@ def mergeable(t: TypedRow) -> Verdict:
         if given is not None:
             return Verdict("no", f"it depends on `{given}`, which each call gives anew", span)
         return Verdict("no", "the output is not an affine function of the input", span)
+    if site.of and not site.has_weight:
+        return Verdict("yes", f"it is `{site.name}` itself that is edited", _out(row))
     if site.has_weight:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
     if site.into:

@@ -91,11 +91,15 @@ def _changed(before: Sequence[Atom], parts: Sequence[Term]) -> bool:
 
 
 def _is_another(a: Atom, tensors: Mapping[Any, Learned]) -> bool:
-    """Whether a factor is a tensor, perhaps turned, that starts as others do: by sums and products of these alone."""
+    """Whether a factor is a tensor, perhaps turned, that starts as others do: by sums and products of these alone, or as entries of
+    the base's own."""
     if a.kind == "turned":
         return isinstance(a.parts[0], Atom) and _is_another(a.parts[0], tensors)
     exact = tensors[a.parts[0]].exact if a.kind == "tensor" else None
     found = list(atoms(exact)) if exact is not None else []
+    picks = [b for b in found if b.kind == "call" and str(b.parts[0]).startswith("[")]
+    if len(picks) == 1 and all(b.kind in ("read", "tensor") for b in found if b is not picks[0]):
+        return True
     return bool(found) and all(b.kind in ("tensor", "turned", "chain", "times") for b in found)
 
 

@@ -17,7 +17,7 @@ from ..types.layers import NUMERIC, layered
 from ..types.rows import typed_row
 from ..types.values import Type
 from ..types.typed import TypedRow
-from ..sites import FIRST_WORDS, SITES, STACKS, regular, signature, site_name
+from ..sites import FIRST_WORDS, PARAMETERS, SITES, STACKS, regular, signature, site_name
 from ..syntax.nodes import ListOf, Param, Path
 
 
@@ -76,7 +76,7 @@ def anywhere(method: Method, row: Row) -> tuple[list[TypedRow], list[Diagnostic]
     """The row at every site at which it has no mistake; where there is none, the mistakes at the site where it fits best."""
     found: list[TypedRow] = []
     wrong: dict[str, list[Diagnostic]] = {}
-    weights = [f"{n}.weight" for n, s in SITES.items() if s.has_weight] if row.insert is None else []
+    weights = [*(f"{n}.weight" for n, s in SITES.items() if s.has_weight), *PARAMETERS] if row.insert is None else []
     for name in (*SITES, *weights):
         try:
             found.append(typed_row(method, row, signature(name)))  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def _instead(path: Path, name: str, stack: str | None) -> dict[str, Any]:
         return {"help": f"`modify {front}{owner}` changes what comes out of it", "edits": put(front + owner, path.span)}
     front, back = f"{stack}." if stack else "", ".weight" if name.endswith(".weight") else ""
     sites = [s for s in SITES if not back or SITES[s].has_weight]
-    known = [f"{front}{s}{back}" for s in sites]
+    known = [f"{front}{s}{back}" for s in sites] + [f"{front}{s}" for s in PARAMETERS if back]
     if (
         stack is None
         and len(path.parts) > 2

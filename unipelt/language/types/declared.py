@@ -205,6 +205,8 @@ class Declared:
 
     def _below(self, s: Tensor, start: Distribution, t: TensorType) -> Size | None:
         """What whole numbers that are drawn are less than; distinct ones must be there as many as are asked for."""
+        if start.name == "listed":
+            return self._listed(s, start, t)
         bound = self.inf.infer(start.args[0]).type
         if not isinstance(bound, NumberType) or bound.size is None:
             if not isinstance(bound, Poison):
@@ -223,6 +225,24 @@ class Declared:
             self.inf.fail("E0372", f"a permutation of {bound.size} numbers has the sizes [{bound.size}], and `{s.name}` is {t}", s.start.span,
                           where=self.inf.bindings(t.entries, bound.size), help=f"declare `frozen {s.name}: [{bound.size.text}]`")  # fmt: skip
         return bound.size
+
+    def _listed(self, s: Tensor, start: Distribution, t: TensorType) -> Size | None:
+        """One more than the largest of the numbers of a list, which are as many as the tensor has entries."""
+        numbers = [a.value for a in start.args if isinstance(a, Number)]
+        entries = t.entries.bind(self._arguments()).number
+        if len(numbers) < len(start.args) or any(not isinstance(n, int) or n < 0 for n in numbers):
+            self._wrong_list(
+                "`listed` takes whole numbers of at least 0", s, "write the numbers themselves, as in `listed(3, 17)`"
+            )
+            return None
+        if entries is not None and entries != len(numbers):
+            said = f"`{s.name}` has {counted(int(entries), 'entry')}, and {counted(len(numbers), 'number')} are listed"
+            self._wrong_list(said, s, f"declare `frozen {s.name}: [{len(numbers)}]`, or list as many as there are")
+            return None
+        return Size.of(max(numbers) + 1)
+
+    def _wrong_list(self, said: str, s: Tensor, remedy: str) -> None:
+        self.inf.fail("E0372", said, s.start.span, help=remedy)
 
     def _owner(self, s: Tensor) -> Owner:
         if not s.per:

@@ -10,7 +10,8 @@ class Initialiser:
     """A starting distribution. ``data`` names what it needs when a method is attached; ``words``: it takes rows
     of the model's word embeddings; ``matrix``: its entries differ by row and column, so a tensor needs two sizes; ``positive``: it
     takes a number above 0; ``drawn``: at random; ``alike``: all entries the same way, so that a transpose starts the same;
-    ``level``: all entries are one number, this one or, where it is None, the argument; ``whole``: whole numbers below the argument;
+    ``level``: all entries are one number, this one or, where it is None, the argument; ``whole``: whole numbers, below the
+    argument or those of a list;
     ``given``: never drawn, since its values are brought by who attaches the method."""
 
     name: str
@@ -61,6 +62,7 @@ INITIALISERS: dict[str, Initialiser] = {
         Initialiser(
             "integers", (1, 1), "whole numbers below the one given, each drawn by itself", positive=True, whole=True
         ),
+        Initialiser("listed", (1, 4096), "the whole numbers given, in their order", drawn=False, whole=True),
         Initialiser(
             "sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True, matrix=True
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from ..sites import SIZES, TensorType, united_axes
 from ..sizes import Size
 from ..syntax.nodes import Expr, Span
@@ -33,7 +35,8 @@ def _top_indices(check: Reporter, span: Span, args: list[Value], exprs: list[Exp
 
 
 @primitive("scatter", (3, 6), "scatter(v, I, p, q): a tensor [p, q] of zeros with the values v: [n] at the places I: [n], which count "
-           "its entries row by row; what meets at one place is added up", linear=True, indexes=True)  # fmt: skip
+           "its entries row by row; scatter(R, I, p): a tensor [p, d] with the rows R: [n, d] at the places I; what meets at one place is "
+           "added up", linear=True, indexes=True)  # fmt: skip
 def _scatter(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
     v, places, *lengths = (a.type for a in args)
     if not isinstance(v, TensorType):
@@ -41,7 +44,8 @@ def _scatter(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
     if not isinstance(places, IndexType):
         return check.fail("E0331", f"`scatter` takes whole numbers that say where, not {places}", exprs[1].span,
                           help="declare them, as in `frozen I: [n] ~ choice(d_in * d_out)`")  # fmt: skip
-    if v.sizes != places.sizes:
+    at, rest = v.sizes[: len(places.sizes)], v.sizes[len(places.sizes) :]
+    if at != places.sizes:
         return check.fail("E0312", f"there are values {v} and places {places.fits}", exprs[0].span,
                           where=check.bindings(*v.sizes, *places.sizes), help="give both the same sizes")  # fmt: skip
     sizes: list[Size] = []
@@ -50,8 +54,9 @@ def _scatter(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
             return check.fail("E0331", f"`scatter` takes the sizes of what is filled, not {t}", e.span,
                               help="write them one after the other: `scatter(v, I, d_in, d_out)`")  # fmt: skip
         sizes.append(t.size)
-    out = TensorType(united_axes(v.axes, places.axes), tuple(sizes))
-    if beyond(places.below, out.entries):
-        return check.fail("E0363", f"the places are below {places.below}, and this has {out.entries} entries", exprs[1].span,
-                          where=check.bindings(places.below, out.entries), help=f"draw places below {out.entries}")  # fmt: skip
-    return join(args, out)
+    filled = prod(sizes, start=Size.of(1))
+    if beyond(places.below, filled):
+        what = "rows" if rest else "entries"
+        return check.fail("E0363", f"the places are below {places.below}, and this has {filled} {what}", exprs[1].span,
+                          where=check.bindings(places.below, filled), help=f"draw places below {filled}")  # fmt: skip
+    return join(args, TensorType(united_axes(v.axes, places.axes), (*sizes, *rest)))
