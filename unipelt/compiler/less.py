@@ -64,6 +64,38 @@ def contracted(writer: Writer, e: Expr, over: str) -> Code | None:
     return Code(f"torch.einsum({equation!r}, {a.text}, {b.text})", out, sizes)
 
 
+def small_first(writer: Writer, e: Binary) -> Code | None:
+    """``a * W / b`` as ``(a / b) * W``: of a product entry by entry of one matrix and several vectors, those of the vectors."""
+    if "small first" not in writer.on:
+        return None
+    factors: list[tuple[str, Expr]] = []
+    rest: Expr = e
+    while isinstance(rest, Binary) and rest.op in ("*", "/"):
+        factors.append((rest.op, rest.right))
+        rest = rest.left
+    factors.append(("*", rest))
+    if len(factors) < 3:
+        return None
+    found = [(op, v) for op, v in ((op, writer.write(x)) for op, x in reversed(factors)) if isinstance(v, Code)]
+    matrices = [v for op, v in found if len(v.sizes) == 2 and op == "*"]
+    vectors = sorted(
+        (f for f in found if len(f[1].sizes) == 1), key=lambda f: f[0] == "/"
+    )  # what multiplies before what divides
+    if (
+        len(found) < len(factors)
+        or len(matrices) != 1
+        or len(vectors) != len(found) - 1
+        or any(v.axes for _, v in found)
+    ):
+        return None
+    (op, small), *others = vectors
+    if op == "/" or any(v.sizes != small.sizes for _, v in others):
+        return None
+    for op, v in others:
+        small = writer.combined(op, small, v)  # type: ignore[assignment]
+    return writer.combined("*", small, matrices[0])  # type: ignore[return-value]
+
+
 def _letters(a: Code, b: Code) -> dict[str, str] | None:
     """A letter for each axis of two values, in their order; None where heads meet groups, which an einsum cannot repeat."""
     axes = union(a, b)

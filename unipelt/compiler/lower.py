@@ -36,6 +36,7 @@ LOWERINGS: dict[str, str] = {
     "joined": "in training products that read the same are one product",
     "again": "in training the product, entry by entry, of two low-rank products is computed again in the backward pass: their factors are kept",
     "contracted": "a sum over an axis of products that are larger than both their sides is one product: they are not made",
+    "small first": "in a product, entry by entry, of a matrix and vectors the vectors are multiplied first",
     "circular": "in training a product with a circulant matrix is a convolution by Fourier transforms, and a sum over an axis is taken among the frequencies: the matrix is not made",
     "folded": "what reads the adapter's tensors alone is computed first, outside training once and not at every call",
     "rows": "attention over learned rows that shares the softmax (He et al. 2022, equation 7) is that many more keys and values of the attention kernel",

@@ -59,7 +59,7 @@ from .code import (
 )
 from .evaluator import OPERATIONS
 from .named import ordered
-from .less import circular, contracted, is_low_rank
+from .less import circular, contracted, is_low_rank, small_first
 from .words import FUNCTIONS, WORDS
 from .lines import Line, is_live
 
@@ -225,7 +225,7 @@ class Writer:
             if isinstance(a, Code) and isinstance(W, Code) and isinstance(b, Code) and _is_map(a, W, b):
                 return self.product(a, W, b)
             return self.combined("+", self.combined("@", a, W), b)
-        if (found := circular(self, e)) is not None:
+        if (found := circular(self, e)) is not None or (found := small_first(self, e)) is not None:
             return found
         return self.combined(e.op, self.write(e.left), self.write(e.right))
 
