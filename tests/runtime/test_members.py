@@ -423,3 +423,73 @@ def test_what_takes_no_part_is_said() -> None:
     m = trained(model("bert"), library("adapter", r=4), "first", "second")
     plan = unipelt.apply(m, unipelt.parse(FUSION)(of=["first", "second"]), name="both", head=False)
     assert "of the adapter `first` takes no part what it has at attn, the trained copies of *.norm.*" in plan.warnings
+
+
+# ---------------------------------------------------------------- as text, and on the command line
+
+
+def printed(method: unipelt.Method) -> type[nn.Module]:
+    """The class of the printed module of a method with one row."""
+    found: dict[str, Any] = {"__name__": "printed"}
+    exec(compile(method.torch_source(), "printed", "exec"), found)
+    return next(c for c in found.values() if isinstance(c, type) and c.__module__ == "printed")
+
+
+@pytest.mark.parametrize("text", [ADDED, ONE], ids=["tensor", "function"])
+def test_the_printed_module_is_given_what_members_do(text: str) -> None:
+    """Before it is known which they are: as a tensor with their axis, or as a function of weights."""
+    g = torch.Generator().manual_seed(0)
+    method = unipelt.parse(text)(at="[attn.q]")
+    module = printed(method)(of=3)
+    h, x, deltas = (torch.randn(s, generator=g) for s in ((2, 5, WIDTH), (2, 5, WIDTH), (2, 3, 5, WIDTH)))
+    with torch.no_grad():
+        module.w.copy_(torch.tensor([0.5, 2.0, -1.0]))
+        wanted = h + 0.5 * deltas[:, 0] + 2.0 * deltas[:, 1] - deltas[:, 2]
+        given = deltas if text is ADDED else lambda w: torch.einsum("n,bnto->bto", w, deltas)
+        assert torch.allclose(module(h, of_delta=given), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_printed_module_of_a_fusion_is_the_row_that_runs() -> None:
+    m = fused(dtype=torch.float64)
+    edit = next(e for e in record(m, "both").plan.edits if e.site.layer == 1)
+    module = printed(unipelt.parse(FUSION))(d_model=WIDTH).double()
+    own = {n: unipelt.state_dict(m, "both")[full] for n, full in edit.tensors.items()}
+    module.load_state_dict({n: own[n] for n in module.state_dict()})
+    norm = m.encoder.layer[1].output.LayerNorm
+    g = torch.Generator().manual_seed(0)
+    h, residual = (torch.randn((2, 5, WIDTH), generator=g, dtype=torch.float64) for _ in range(2))
+    z = norm(h + residual)
+    ups = [
+        torch.relu(z @ own[f"{n}_down"] + own[f"{n}_b_down"]) @ own[f"{n}_up"] + own[f"{n}_b_up"]
+        for n in ("first", "second")
+    ]
+    from unipelt.runtime.seam import edit_at
+
+    running = edit_at(m, "both", edit)
+    with torch.no_grad():
+        assert torch.allclose(
+            module(h, residual, torch.stack(ups, 1), norm), running(h, {"residual": residual}), rtol=1e-9, atol=1e-9
+        )
+
+
+def test_the_plan_of_a_command_finds_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    from typer.testing import CliRunner
+
+    from unipelt.cli.app import app
+
+    m = fused()
+    for n in ("first", "second"):
+        unipelt.save(m, tmp_path / n, n)
+    (tmp_path / "fusion.pelt").write_text(FUSION)
+    (tmp_path / "bert.json").write_text(json.dumps({**m.config.to_dict(), "model_type": "bert"}))
+    monkeypatch.chdir(tmp_path)
+    command = ["plan", "fusion.pelt", "--model", "bert.json", "--set"]
+    shown = CliRunner().invoke(app, [*command, "of=first,second"])
+    assert (
+        shown.exit_code == 0
+        and f"trained {3 * LAYERS * WIDTH**2:,}" in shown.output
+        and "a copy, frozen, of first" in shown.output
+    )
+    assert "E0599" in CliRunner().invoke(app, [*command, "of=first,third"]).output
