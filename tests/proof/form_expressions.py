@@ -26,7 +26,7 @@ from unipelt.language.syntax.nodes import (
 )
 
 #: Names of the base, or of what varies from pass to pass.
-_BASE = ("W", "bias", "scale", "log_mass", "drop", "training", "chance")
+_BASE = ("W", "bias", "scale", "log_mass", "drop", "training", "chance", "noise")
 
 
 def computed(tap: Tap) -> Iterator[Expr]:

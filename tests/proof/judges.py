@@ -24,9 +24,12 @@ from trial import Exact, Inputs, Pass, Tap, Trial, Unstable, deviation
 
 import unipelt
 from unipelt.anatomy.columns import taken
+from unipelt.compiler import evaluator
+from unipelt.compiler.drawn import Draws
 from unipelt.compiler.evaluator import evaluate
 from unipelt.compiler.named import Named
 from unipelt.language.ir import Method
+from unipelt.language.types.draws import Draw
 from unipelt.runtime.copies import CopyEdit
 from unipelt.runtime.folding import folded
 
@@ -98,6 +101,27 @@ def identity(t: Trial) -> float:
 # ---------------------------------------------------------------- what an edit sees
 
 
+@contextmanager
+def _drawn_by_token(side: str = "right") -> Iterator[None]:
+    """A block in which a token is given the same numbers by `chance[token]`, however many stand at this side of it: other numbers
+    for another length are chance, and nothing that the row reads."""
+    given, most = evaluator.numbers, 64
+
+    def numbers(draw: Draw, sizes: Any, known: Draws, training: bool) -> Named:
+        tokens = known.lengths.get("token") if "token" in draw.axes else None
+        if tokens is None:
+            return given(draw, sizes, known, training)
+        found = given(draw, sizes, replace(known, lengths={**known.lengths, "token": most}), training)
+        start = 0 if side == "right" else most - tokens
+        return Named(found.data.narrow(found.axes.index("token"), start, tokens), found.axes)
+
+    evaluator.numbers = numbers
+    try:
+        yield
+    finally:
+        evaluator.numbers = given
+
+
 def _changed_ids(ids: torch.Tensor, since: int) -> torch.Tensor:
     out = ids.clone()
     out[:, since:] = 95 - out[:, since:]
@@ -126,7 +150,8 @@ def causal(t: Trial) -> float | None:
             for n, x in whole.items()
         }
         since = 12
-        found = max(found, _apart(t.run(cut), t.run(whole), early))
+        with _drawn_by_token():
+            found = max(found, _apart(t.run(cut), t.run(whole), early))
     return found
 
 
@@ -201,7 +226,8 @@ def padded(t: Trial) -> float | None:
         pair = [real, _pad(real, 3, side, fronts)]
         if t.kind not in ENCODER_DECODERS:
             pair = [{**x, "position_ids": (x["attention_mask"].cumsum(1) - 1).clamp(min=0)} for x in pair]
-        a, b = (t.run(x) for x in pair)
+        with _drawn_by_token(side):
+            a, b = (t.run(x) for x in pair)
         found.append(_apart(a, b, _Real(t, real, side)))
     return max(found)
 
@@ -238,6 +264,9 @@ def mergeable(t: Trial) -> float:
     """
     pooled = any(e.site.kind.pools for e in t.plan.edits)  # a vector for each example, not for each token
     inputs = batch(t.kind, rows=48 if pooled else 24, tokens=8, padded=False, seed=t.seed)
+    if t.kind in ENCODER_DECODERS:  # what is read of a first token that is always the same would be one number
+        start = batch("bert", rows=len(inputs[t.ids]), tokens=1, padded=False, seed=t.seed + 3)["input_ids"]
+        inputs[t.ids] = torch.cat([start, inputs[t.ids][:, 1:]], 1)
     with _Inside(t) as inside:
         a = t.run(inputs)
         b = t.run(inputs, seed=1)  # what is drawn is drawn anew

@@ -8,7 +8,7 @@ from judges import HOLDS, JUDGES, SHOWS
 from names import members, RENAMED, spec
 from proof import KINDS, arguments, prove
 from random_methods import text
-from random_proof import proved
+from random_proof import MORE, proved
 from tiny import small
 from trial import base, trial
 
@@ -109,3 +109,43 @@ def test_no_verdict_on_random_methods_is_refuted(first):
 
 def test_random_methods_are_the_same_for_the_same_seed():
     assert text(3) == text(3) != text(4)
+
+
+#: Methods on which a verdict, a count or a judge was wrong once, and models on which that showed.
+WRONG_ONCE = {
+    "a tensor of the whole model, in stacks of other sizes": (
+        "bart", "modify ffn.down insert parallel form { A: [d_ff, r] ~ normal(0.1) per model B: [r, d_out] ~ zeros delta = z @ A @ B } compose h + delta"),
+    "a tensor of the whole model, in one stack of two": (
+        "bart", "modify encoder.ffn.down insert parallel form { b: [d_ff] ~ normal(0.1) per model B: [d_ff, d_out] ~ zeros delta = (z * b) @ B } compose h + delta"),
+    "what is folded in some layers": (
+        "llama", "modify attn.v insert parallel form { b: [r] ~ normal(0.3) frozen U: [r, d_out] ~ normal(0.3) V: [r, d_out] ~ zeros "
+        "u = sin((U if layer < depth / 2 else V)) D: [d_in, r] ~ normal(0.3) delta = (z @ D * b) @ u } compose h + delta"),
+    "numbers drawn for each token": ("gpt2", "modify ffn insert parallel form { delta = chance[batch, token, d_out] } compose { out = h * delta }"),
+    "numbers drawn beside a tensor": (
+        "gpt2", "modify attn insert parallel form { D: [d_model, d_model] ~ identity delta = noise[token, d_out] @ D b: [d_model] ~ zeros } compose { out = h + delta + b }"),
+    "what is nothing before training has begun": (
+        "gpt2", "modify ffn insert parallel form { b: [d_out] ~ normal(0.3) delta = (chance if training else 1) * b } compose { out = h + progress * delta }"),
+    "the first token of a decoder": (
+        "bart", "modify cross.heads insert parallel form { delta = first(q, positions) } compose { b: [d_out] ~ zeros per head out = h + (delta @ b) * delta }"),
+    "what is too small to be seen beside small weights": (
+        "t5", "modify cross insert h * h form { delta = z } compose { out = h + running_mean(logsumexp(z)) * delta }"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_ONCE)
+def test_what_was_wrong_once(name, tmp_path):
+    kind, rows = WRONG_ONCE[name]
+    found = prove(parse(f"method m(r: int = 3) {{ {rows} }}"), [kind], layers=1, more=MORE, folder=tmp_path)
+    assert found.found and not found.refuted, found
+
+
+def test_a_row_that_multiplies_what_it_is_given_by_0_hides_the_rows_before_it():
+    method = parse("""method m {
+      use { modify attn insert parallel form { b: [d_out] ~ normal(0.3) delta = b } compose { out = 0 * h + delta } } as over
+      use { tokens last 2 modify attn.q insert parallel form { b: [d_out] ~ normal(0.3) delta = b } compose h + delta } as under
+    }""")
+    said = verdicts(method)
+    assert {n: said[n].value for n in ("causal", "cache-consistent")} == dict.fromkeys(
+        ("causal", "cache-consistent"), "unknown"
+    )
+    assert "`over` passes on nothing" in said["causal"].reason

@@ -73,25 +73,30 @@ class _Eye:
         self.seen.append(Tap(self.edit, h.clone(), out.clone(), c))  # an out may be a view of a tensor
 
 
-_BASES: dict[tuple[str, int], nn.Module] = {}
+_BASES: dict[tuple[str, int, bool], nn.Module] = {}
 
 
-def base(kind: str, layers: int = 2) -> nn.Module:
-    """A tiny model in float64, built once."""
-    if (kind, layers) not in _BASES:
-        _BASES[kind, layers] = build(kind, torch.float64, layers)
-    return _BASES[kind, layers]
+def base(kind: str, layers: int = 2, loud: bool = False) -> nn.Module:
+    """A tiny model in float64, built once. ``loud``: with matrices four times as large, where what a row makes of small values
+    would be too small to be seen."""
+    if (kind, layers, loud) not in _BASES:
+        model = _BASES[kind, layers, loud] = build(kind, torch.float64, layers)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(4.0 if loud and p.dim() > 1 else 1.0)
+    return _BASES[kind, layers, loud]
 
 
 class Trial:
     """A method applied to a base; `close` takes it off again. Raises `PeltError` where the method does not go onto it.
 
     ``started`` and ``plain`` are the same pass with the method at its start and without it. ``scale`` is the size of the
-    noise that is added to every trained tensor then.
+    noise that is added to every trained tensor then; above 1 the base is loud, too.
     """
 
     def __init__(self, kind: str, method: Method, seed: int = 0, layers: int = 2, scale: float = 0.3):
-        self.kind, self.method, self.model, self.seed, self.scale = kind, method, base(kind, layers), seed, scale
+        self.kind, self.method, self.seed, self.scale = kind, method, seed, scale
+        self.model = base(kind, layers, loud=scale > 1)
         self.plan = unipelt.apply(self.model, method, name="a", seed=seed, head=False, allow_future=True)
         self.seen: list[Tap] = []
         try:
@@ -137,6 +142,8 @@ class Trial:
 
     @contextmanager
     def training(self) -> Iterator[None]:
+        """A block in training, a part of the way on: at its ends what is multiplied by `progress` may be nothing."""
+        unipelt.progress(self.model, 0.4)
         self.model.train()
         try:
             yield

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from math import prod
 
 from ..types.arguments import parameters
 from .method import analyse
@@ -108,19 +109,52 @@ def _bound(params: Sequence[Param], numbers: Mapping[str, int]) -> dict[str, int
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """A tensor that the layers of a whole model share: one for each shape that it has in the stacks, or in those that have a ``part``."""
+
+    tensor: str
+    shape: tuple[Size, ...]
+    part: str
+
+    @property
+    def size(self) -> Size:
+        return prod(self.shape, start=Size.of(1))
+
+
+@dataclass(frozen=True, slots=True)
 class Amount:
-    """What is counted in every stack, what once in the whole model, and what in the first stack, which the input enters."""
+    """What is counted in every stack, what once in the whole model, what in the first stack, which the input enters, and what
+    all layers share."""
 
     each: Size = _NONE
     once: Size = _NONE
     first: Size = _NONE
+    shared: tuple[Shared, ...] = ()
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(self.each + other.each, self.once + other.once, self.first + other.first)
+        return Amount(
+            self.each + other.each, self.once + other.once, self.first + other.first, self.shared + other.shared
+        )
 
     @property
     def size(self) -> Size:
-        return self.each + self.once + self.first
+        shared = {x.tensor: x.size for x in self.shared}
+        return sum(shared.values(), self.each + self.once + self.first)
+
+    def number(self, stacks: Sequence[Mapping[str, int]]) -> int:
+        """The count on a model whose stacks have these sizes."""
+        shapes = {
+            (x.tensor, tuple(_number(s, known) for s in x.shape))
+            for x in self.shared
+            for known in stacks
+            if not x.part or known.get(f"L_{x.part}")
+        }
+        return (
+            sum(_number(self.each, known) for known in stacks)
+            + _number(self.once, stacks[-1])
+            + _number(self.first, stacks[0])
+            + sum(prod(shape) for _, shape in shapes)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +176,7 @@ class Count:
         """The count on a model: ``values`` are its sizes, ``L``, ``L_cross`` and the arguments that are one number each;
         for an encoder–decoder the encoder's (with ``L_encoder``), then the decoder's. Words are not counted."""
         stacks = [self._known(v) for v in (values, *more)]
-
-        def of(a: Amount) -> int:
-            return (
-                sum(_number(a.each, known) for known in stacks)
-                + _number(a.once, stacks[-1])
-                + _number(a.first, stacks[0])
-            )
-
-        return of(self.amount) + sum(min(of(a), of(b)) for a, b in self.folds)
+        return self.amount.number(stacks) + sum(min(a.number(stacks), b.number(stacks)) for a, b in self.folds)
 
     def _known(self, values: Mapping[str, int]) -> dict[str, int]:
         """A stack's values with all that follows from them."""
@@ -183,6 +209,7 @@ def counts(method: Method) -> dict[str, Count]:
         rows.setdefault(t.row.name, []).append(t)
     trained, stored, frozen, head = Amount(), Amount(), Amount(), Amount()
     folds: list[tuple[Amount, Amount]] = []
+    in_layers: tuple[str, ...] = ()
     unknown = [f"what `{r.name}` learns at `{p}`" for r in method.rows for p in open_paths(r, method.params)]
     for name, every in rows.items():
         found = [t for t in every if not t.site.by_path]
@@ -202,15 +229,18 @@ def counts(method: Method) -> dict[str, Count]:
         trained = trained + own
         frozen = frozen + counting.total((t, x) for t in found for x in t.tensors if x.frozen and not x.lender)
         head = head + counting.total((t, x) for t, x in learned if t.site.times == "head")
-        after = counting.folded([t for t in found if t.site.times != "head"]) if name not in lenders else None
+        outside_heads = [t for t in found if t.site.times != "head"]
+        after = counting.folded(outside_heads) if name not in lenders else None
         if after is None:
             stored = stored + own
+        elif counting.folds_by_layer(outside_heads):
+            in_layers += (f"what `{name}` stores, which folds in some layers",)
         else:
             folds.append((own, after))
     copies = tuple(unknown) + tuple(w for t in method.trains if (w := _words(t)) and not _of_head(t))
     heads = tuple(_words(t) for t in method.trains if _of_head(t))
     return {
-        "trained": counting.count(trained, copies), "stored": counting.count(stored, copies, tuple(folds)),
+        "trained": counting.count(trained, copies), "stored": counting.count(stored, copies + in_layers, tuple(folds)),
         "frozen": counting.count(frozen), "head": counting.count(head, heads),
     }  # fmt: skip
 
@@ -245,9 +275,8 @@ class _Counting:
     def entry(self, t: TypedRow, label: str, owner: Owner, type_: TensorType) -> tuple[_Key, Amount]:
         once, part = t.site.outside_the_layers, _part(t)
         owner = owner.outside_the_layers() if once else owner
-        size = type_.entries
-        for axis in type_.axes:
-            size = size * (t.axes[axis] if axis in t.axes else Size.of(f"{axis}s"))
+        copies = tuple(t.axes[axis] if axis in t.axes else Size.of(f"{axis}s") for axis in sorted(type_.axes))
+        size = prod(copies, start=type_.entries)
         key = (
             ", ".join(Owner(owner.each, span=owner.span).per) or owner.each,
             owner.named(kind=t.site.name, layer="", site=t.site.name),
@@ -255,6 +284,10 @@ class _Counting:
             t.row.name,
             label,
         )
+        if owner.each == "model" and not (t.site.once or t.site.times == "input"):
+            return key, Amount(
+                shared=(Shared(f"{t.row.name}.{label}", tuple(s.bind(_ALIKE) for s in (*copies, *type_.sizes)), part),)
+            )
         if owner.each == "model":
             return (*key[:2], "", *key[3:]), Amount(once=size)
         if not once and owner.span is not None:
@@ -288,6 +321,10 @@ class _Counting:
 
         return by_layer(parse_expression(symbol), self.layered)
 
+    def folds_by_layer(self, found: list[TypedRow]) -> bool:
+        """Whether it depends on the layer what a row folds: where a choice by the layer takes another tensor, nothing may be left."""
+        return any(by_layer(f.value, self.layered) for t in found for f in fold_form(t)[1])
+
     def folded(self, found: list[TypedRow]) -> Amount | None:
         """The row's count after folding, as `compiler.plan` counts it; None where nothing folds."""
         after: dict[_Key, Amount] = {}
@@ -319,7 +356,7 @@ def _total(entries: Mapping[_Key, Amount]) -> Amount:
         return any((each, site, w, *rest) in entries for w in wider)
 
     total = sum((amount for key, amount in entries.items() if not within(key)), Amount())
-    return Amount(total.each.bind(_ALIKE), total.once.bind(_ALIKE), total.first.bind(_ALIKE))
+    return replace(total, each=total.each.bind(_ALIKE), once=total.once.bind(_ALIKE), first=total.first.bind(_ALIKE))
 
 
 def _at_most(value: str, depth: str) -> Size:

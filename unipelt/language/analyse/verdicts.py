@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..types.algebra import Atom, Term, TooLarge
+from ..types.algebra import Atom, Term, TooLarge, atoms
 from ..check.methods import anywhere, open_paths, sites_of
 from .method import analyse
 from ..types.inputs import changes_length
 from ..types.members import read_of
 from ..ir import Method, Row
-from .meaning import meaning
+from .meaning import meaning, row_meaning
 from ..syntax.printer import to_text
 from ..types.primitives import PRIMITIVES, entry_of
 from ..types.typed import TypedRow
@@ -75,7 +75,7 @@ def _beside(verdict: Verdict, row: Row, others: Sequence[TypedRow]) -> Verdict:
     """A "no" of a row, unless what the other rows do may leave nothing of it to be seen."""
     picks = any((e := entry_of(n)) is not None and e.picks for n in calls_at(row, verdict.span))
     for o in others:
-        if o.out.degree == CONSTANT and not o.site.is_weight:
+        if not o.site.is_weight and _passes_nothing_on(o):
             return Verdict(
                 "unknown", f"`{o.row.name}` passes on nothing of what it is given, which may hide this", verdict.span
             )
@@ -86,6 +86,14 @@ def _beside(verdict: Verdict, row: Row, others: Sequence[TypedRow]) -> Verdict:
                 verdict.span,
             )
     return verdict
+
+
+def _passes_nothing_on(t: TypedRow) -> bool:
+    """Whether the new ``h`` of a row reads nothing of what it is given, or only to multiply it by 0."""
+    try:
+        return t.out.degree == CONSTANT or not any(a.kind == "read" for a in atoms(row_meaning(t).out))
+    except TooLarge:
+        return False
 
 
 def verdicts(method: Method) -> dict[str, Verdict]:
