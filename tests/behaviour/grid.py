@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +125,20 @@ def left_blank(cell: dict[str, list[str]]) -> set[str]:
     return {p for properties in cell.values() for p in properties}
 
 
+def unmet(case: Case, name: str) -> str | None:
+    """Why a cell does not hold."""
+    from properties import PROPERTIES
+
+    try:
+        PROPERTIES[name](case)
+        changed = case.bases.take_back()
+        return f"not given back as they were: {changed}" if changed else None
+    except Exception as e:  # noqa: BLE001
+        place = next((f for f in reversed(traceback.extract_tb(e.__traceback__)) if "behaviour" in f.filename), None)
+        case.bases.kept.clear()
+        return f"{type(e).__name__} in {place.name if place else '?'}: {' '.join(str(e).split())[:200]}"
+
+
 def row(spec: str) -> dict[str, Any]:
     """Model → the reason of its refusal, or its blank cells by reason."""
     from properties import Case
@@ -153,6 +168,24 @@ def in_turn(cells: Sequence[Cell]) -> list[Cell]:
         met.update([spec, (spec, name), (spec, kind)])
         chosen.add((spec, kind, name))
     return [c for c in cells if c in chosen]
+
+
+def in_brief(cells: Sequence[Cell]) -> list[Cell]:
+    """Each method with each property once, on the model that it has met least so far; then each of its models that it has not met."""
+    possible: dict[tuple[str, str], list[str]] = {}
+    for spec, kind, name in cells:
+        possible.setdefault((spec, name), []).append(kind)
+    met: Counter[tuple[str, str]] = Counter()
+    chosen = []
+    for (spec, name), kinds in sorted(possible.items(), key=lambda item: len(item[1])):
+        kind = min(kinds, key=lambda k: met[spec, k])
+        met[spec, kind] += 1
+        chosen.append((spec, kind, name))
+    for spec, kind, name in cells:
+        if not met[spec, kind]:
+            met[spec, kind] += 1
+            chosen.append((spec, kind, name))
+    return chosen
 
 
 def once_each(cells: Sequence[Cell]) -> list[Cell]:

@@ -217,9 +217,29 @@ def _sound(rows: int, seed: int) -> dict[str, torch.Tensor]:
     return {"input_features": torch.randn(rows, 5, FRAMES, generator=torch.Generator().manual_seed(seed))}
 
 
+def examples(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Ids that tell the examples of a batch apart: those of its texts; of sound and pictures, the example's number."""
+    rows = len(next(iter(inputs.values())))
+    return inputs["input_ids"] if "input_ids" in inputs else torch.arange(5, 5 + rows)[:, None]
+
+
+def starting(model: nn.Module) -> dict[str, Any]:
+    """What some methods are applied with: a tokenizer, the words of the labels, and batches of data with labels."""
+    kind = next(k for k, (cls, _, _) in KINDS.items() if type(model) is cls)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    data = []
+    for seed in (21, 22):
+        inputs = {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch(kind, seed=seed).items()}
+        ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+        labels = torch.arange(3) if kind.endswith("_head") else ids
+        data.append(inputs | {"labels": labels} if kind != "bert" and labels is not None else inputs)
+    return {"tokenizer": lambda text, **_: {"input_ids": [6, 7]}, "data": data, "batches": len(data),
+            "label_words": ["good", "bad", "other"]}  # fmt: skip
+
+
 def giving(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
     """A block in which a model has the arguments that its adapters declare, as the ids of the inputs make them."""
-    found = declared(model, inputs["input_ids"]) if "input_ids" in inputs else {}
+    found = declared(model, examples(inputs))
     return unipelt.inputs(model, **found) if found else nullcontext()
 
 
@@ -228,8 +248,7 @@ def outputs(
 ) -> dict[str, torch.Tensor]:
     """What a user reads from a model: logits, or the last hidden state and the pooled one; ``also`` others, by name."""
     dtype = next(model.parameters()).dtype
-    if "input_ids" in inputs:
-        more = {**declared(model, inputs["input_ids"]), **more}
+    more = {**declared(model, examples(inputs)), **more}
     o = model(**{n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}, **more)
     found = {n: o[n] for n in ("logits", "last_hidden_state", "pooler_output", *also) if n in o and o[n] is not None}
     assert found
@@ -279,10 +298,14 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> torc
 # ---------------------------------------------------------------- adapters
 
 
+#: Arguments of methods that have a value for each position: as many as the longest text has.
+ROOM = {"dept": {"s": 48}}
+
+
 @lru_cache(maxsize=None)
 def small(name: str) -> Any:
-    """A method of the library with sizes that suit the tiny models."""
-    return smaller(unipelt.load(name), 4)
+    """A method of the library with sizes that suit the tiny models and the texts of the tests."""
+    return smaller(unipelt.load(name), 4)(**ROOM.get(name, {}))
 
 
 def trained(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
@@ -307,7 +330,7 @@ def randomise(model: nn.Module, name: str, seed: int = 0, scale: float = 0.2) ->
 def put(model: nn.Module, spec: Any, name: str = "a", noise: int = 0, **options: Any) -> Any:
     """Applies a method (or the library's by that name), on a causal model too, and randomises it."""
     method = small(spec) if isinstance(spec, str) else spec
-    plan = unipelt.apply(model, method, name=name, allow_future=True, **options)
+    plan = unipelt.apply(model, method, name=name, allow_future=True, **starting(model), **options)
     randomise(model, name, noise)
     return plan
 

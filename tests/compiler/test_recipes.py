@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,84 +13,23 @@ import pytest
 import small
 import torch
 from names import CLASSICS, name as named
+from placed import both, compare_printed, edits, rand
 
 import unipelt
 from unipelt.compiler.lower import LOWERINGS
 from unipelt.compiler.module import torch_source
-from unipelt.language.types.typed import TypedRow
-from unipelt.language.sites import TensorType
-from unipelt.runtime.edits import PLACES, Edit
-from unipelt.runtime.seam import edit_at
+from unipelt.runtime.edits import Edit
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "proof"))  # random methods are drawn there
 import random_methods
 
 METHODS = [named(n) for n in CLASSICS]  # the others: `tests/zoo`, where the fast path is held against the literal one
-BATCH, TOKENS = 3, 5
-
-
-def rand(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64)
-
-
-@dataclass
-class Placed:
-    """An edit at layer 1 (or outside the layers) of a small model in float64, with random tensors."""
-
-    edit: Edit
-    typing: TypedRow
-
-    def size(self, name: str) -> int:
-        n = self.typing.sizes[name].number
-        assert n is not None
-        return int(n)
-
-    def scope(self) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor]:
-        """What enters, all of it random: h, what is in scope, the mask."""
-        e, tokens = self.edit, (BATCH, TOKENS)
-        heads = (BATCH, self.size("heads"), TOKENS)
-        shapes = {n: tokens for n in ("x", "residual")} | {"q": heads, "log_mass": heads, "W": (), "bias": ()}
-        types = {n: self.typing.values[n].type for n in ("h", *e.needs) if n in self.typing.values}
-        found: dict[str, Any] = {
-            n: rand(*(shapes[n] if n != "h" else heads if e.site.kind.has_heads else tokens), *(int(str(s)) for s in t.sizes), seed=i)
-            for i, (n, t) in enumerate(sorted(types.items())) if isinstance(t, TensorType)
-        }  # fmt: skip
-        found |= {"scale": 0.25} if "scale" in e.needs else {}
-        found |= {"chance": torch.tensor(0.4)} if "chance" in e.needs else {}
-        for i in self.typing.inputs:
-            sizes = [int(str(s)) for s in i.sizes]
-            found[i.name] = torch.tensor([0, 1, 0]) if i.count is not None else rand(BATCH, *sizes, seed=len(i.name))
-        if e.prompt is not None:
-            found[PLACES] = (
-                torch.tensor([[0, 1]]).expand(BATCH, 2)
-                if e.prompt.grows
-                else torch.tensor([[0, 1, 0, 2, 0]]).expand(BATCH, TOKENS)
-            )
-        mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
-        return found.pop("h"), found, mask
-
-
-def edits(method: Any, kind: str, lowering: bool) -> list[Placed]:
-    model = small.model(kind, dtype=torch.float64)
-    plan = unipelt.apply(model, method, allow_future=True, lowering=lowering)
-    small.randomise(model, seed=1)
-    return [Placed(edit_at(model, "default", e), e.typing) for e in plan.edits if e.site.layer in (None, 1)]
 
 
 def bound(name: str) -> Any:
     """A method of the library with few rows, where it has some."""
     method = unipelt.load(name)
     return method(**{n: 2 for n in ("l", "n") if n in method.arguments})
-
-
-def both(placed: Placed, other: Any, *args: Any, training: bool) -> None:
-    """The literal evaluation of an edit and another way to compute it are equal, with the same numbers drawn."""
-    h, given, mask = placed.scope()
-    placed.edit.train(training)
-    torch.manual_seed(0)
-    expected = placed.edit(h, dict(given), mask)
-    torch.manual_seed(0)
-    torch.testing.assert_close(other(h, dict(given), mask), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["bert_labels", "gpt2", "llama"])
@@ -151,52 +88,7 @@ def trained(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_printed_module_computes_what_is_written(name: str) -> None:
-    method = bound(name)
-    source = torch_source(method)
-    assert "import unipelt" not in source
-    found: dict[str, Any] = {"__name__": "printed"}
-    exec(compile(source, name, "exec"), found)
-    classes = [c for c in found.values() if isinstance(c, type) and c.__module__ == "printed"]
-    assert bool(classes) == bool(method.rows)
-    met = set()
-    for kind in ("bert_labels", "llama"):
-        try:
-            literal = edits(method, kind, False)
-        except unipelt.PeltError:
-            continue
-        for placed in literal:
-            e = placed.edit
-            c = next(
-                c
-                for c in classes
-                if re.search(rf"The row `{e.row.name}` at [^:]*\b{re.escape(e.site.name)}[,:]", c.__doc__ or "")
-            )
-            numbers = {"layer": 1, "depth": small.LAYERS}
-            module = c(
-                **{p: numbers.get(p) or placed.size(p) for p in c.__init__.__annotations__ if p != "return"}
-            ).double()
-            own = {label.replace(".", "_"): t for label, t in e.tensors().items()}
-            for label, t in own.items():
-                mine = getattr(module, label)
-                assert mine.shape == t.shape
-                mine.data.copy_(t.data)
-            assert set(own) == set(module.state_dict())
-
-            def printed(h: Any, given: Any, mask: Any, module: Any = module, e: Edit = e) -> Any:
-                names = {
-                    **given,
-                    "h": h,
-                    "mask": mask,
-                    "places": given.get(PLACES),
-                    **{n.replace(".", "_"): b for n, b in e.bases.items()},
-                }
-                return module(**{p: names[p] for p in module.forward.__annotations__ if p != "return"})
-
-            for training in (False, True):
-                module.train(training)
-                both(placed, printed, training=training)
-            met.add(c)
-    assert met == set(classes)
+    compare_printed(bound(name), ("bert_labels", "llama"))
 
 
 @pytest.mark.sampled(2)

@@ -67,6 +67,14 @@ def test_rows_that_start_from_words_which_the_model_does_not_have(build: Any, sa
     assert "`P` starts from words" in d.message and said in d.message
 
 
+@pytest.mark.parametrize("since", ['"a text"', "[3, 4]"])
+def test_tokens_from_a_text_on_are_none_where_there_are_no_words(since: str) -> None:
+    text = f"method m {{ tokens since {since} modify ffn insert parallel form {{ b: [d_out] ~ zeros delta = b }} compose add }}"
+    d = refused(pictures(), text)
+    assert d.code == "E0707" and text[d.span.start : d.span.end].startswith("since")
+    assert d.message == "`tokens since` finds words, and this ViTModel reads none"
+
+
 @pytest.mark.parametrize("multiple, code, said", [
     ("1 - layer", "E0345", "that of `encoder.layer.2.attention.self.query.weight` is -1"),
     ("1 / (layer - 3)", "E0345", "is -0.333333"),

@@ -74,7 +74,7 @@ def _outputs_apart(a: Pass, b: Pass) -> float:
 @contextmanager
 def _acting(t: Trial, method: Method, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """A block in which another method acts in place of the trial's, with these tensors."""
-    plan = unipelt.apply(t.model, method, name="b", head=False, allow_future=True)
+    plan = t.apply(method, "b")
     try:
         t.watch("b", plan)
         own = unipelt.state_dict(t.model, "b")

@@ -7,7 +7,7 @@ than 1e-7 (it was then only cautious). What depends on an argument is judged wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,20 +70,25 @@ class Proof:
 def prove(
     method: Method,
     kinds: Sequence[str],
-    layers: int = 2,
+    layers: int | Mapping[str, int] = 2,
     more: Iterable[tuple[str, int, float]] = (),
     folder: Path | None = None,
 ) -> Proof:
-    """Judges every verdict on some models. While a "no" is not shown, further tries (model, seed, size of the noise)."""
+    """Judges every verdict on some models, of so many layers (by kind, or all alike). While a "no" is not shown, further tries
+    (model, seed, size of the noise)."""
+
+    def depth(kind: str) -> int:
+        return layers if isinstance(layers, int) else layers.get(kind, 1)
+
     proof = Proof(method.name, {n: v.value for n, v in verdicts(method).items()})
     for kind in kinds:
-        _try(proof, kind, method, layers, folder)
+        _try(proof, kind, method, depth(kind), folder)
     for kind, seed, scale in more:
         if not proof.open:
             break
         if kind in proof.refused:
             continue
-        _try(proof, kind, method, layers, None, proof.open, seed=seed, scale=scale)
+        _try(proof, kind, method, depth(kind), None, proof.open, seed=seed, scale=scale)
     return proof
 
 

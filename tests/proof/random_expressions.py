@@ -36,7 +36,7 @@ CURVES = (
     "leaky_relu",
 )
 STARTS = ("zeros", "zeros", "zeros", "normal(0.3)", "normal(0.3)", "normal(1.0)", "ones", "uniform(-0.5, 0.5)", "constant(0.5)",
-          "kaiming_uniform(1)", "xavier_uniform", "truncated_normal(0.4)")  # fmt: skip
+          "kaiming_uniform(1)", "xavier_uniform", "xavier_normal", "torch_linear(4)", "truncated_normal(0.4)")  # fmt: skip
 
 
 @dataclass
@@ -57,6 +57,7 @@ class Draw:
         self.z = "z"  # what z is, where it has another name
         self.axes: Axes = type_of(site.h)[0]  # those that an expression may have here
         self.declared: set[str] = set()  # what the lines so far declare besides tensors
+        self.starts_exactly = False  # whether tensors may start from the base's weight and from data
         self.body = Body({})
         self.tensors: set[str] = set()
 
@@ -86,13 +87,17 @@ class Draw:
 
     def tensor(self, sizes: Sizes, per: str = "") -> str:
         """A new tensor, declared before the line that reads it."""
+        if not per and self.chance(0.5) and (started := self.exact(sizes)) is not None:
+            return started
         name = self.fresh("W" if len(sizes) > 1 else "b")
         start = self.one(*STARTS)
         if len(sizes) == 2 and sizes[0] == sizes[1] and self.chance(0.3):
             start = self.one("identity", "orthogonal")
         if not sizes and "xavier" in start:
             start = "normal(0.5)"
-        scope = per or (self.one(" per layer", " per site", " per kind", " per model") if self.chance(0.15) else "")
+        owners = [" per layer", " per site", " per kind", " per model"]
+        owners += [] if self.site.outside_the_layers else [" per layers(2)"]
+        scope = per or (self.one(*owners) if self.chance(0.15) else "")
         implied: Axes = NONE
         if self.site.has_heads:
             if not scope and self.chance(0.5):
@@ -111,6 +116,30 @@ class Draw:
         lr = " lr 4" if self.chance(0.04) else ""
         self.body.lines.append(f"{frozen}{name}: [{', '.join(self.alias(s) for s in sizes)}] ~ {start}{scope}{lr}")
         self.body.scope[name] = (axes, sizes)
+        self.tensors.add(name)
+        return name
+
+    def exact(self, sizes: Sizes) -> str | None:
+        """A tensor that starts from the base's weight, or from what data tell of what enters or of the weight's gradient."""
+        if not (self.starts_exactly and self.site.has_weight and self.site.x is not None):
+            return None
+        d_in, d_out = type_of(dict(self.site.scope)["W"])[1]
+        name, n, frozen = self.fresh("E"), self.count, self.one("", "frozen ")
+        if sizes == (d_in, "r"):
+            of = self.one("W", "W", "W / norm(W, 0)", "second_moment(x)", "mean_gradient(W)")
+            lines = (
+                [f"Q{n}, R{n} = qr({of})", f"{frozen}{name}: [{d_in}, r] = Q{n}[:, : r]"]
+                if self.chance(0.3)
+                else [f"U{n}, S{n}, V{n} = svd({of})", f"{frozen}{name}: [{d_in}, r] = U{n}[:, : r]{self.one('', f' * S{n}[: r]')}"]
+            )  # fmt: skip
+        elif sizes == ("r", d_out):
+            lines = [f"U{n}, S{n}, V{n} = svd(W)", f"{frozen}{name}: [r, {d_out}] = V{n}[:, : r].T"]
+        elif sizes == (d_in,):
+            lines = [f"{frozen}{name}: [{d_in}] = data_mean(x)"]
+        else:
+            return None
+        self.body.lines += lines
+        self.body.scope[name] = (NONE, sizes)
         self.tensors.add(name)
         return name
 
@@ -199,6 +228,7 @@ class Draw:
         return [
             *self.common(sizes, d, token),
             (6, lambda: self.projected(s, d, token)),
+            (0.5, lambda: f"{self.group(e(sizes, d, token))} @ {self.one(self.rotation, self.inverted)(s, d)}"),
             (0.8, lambda: f"softmax({e(sizes, d, token)})"),
             (0.8, lambda: self.attended(s, d, token)),
             (0.5, lambda: self.normed(s, d, token)),
@@ -211,6 +241,7 @@ class Draw:
             (0.4 if s in ("r", "l") else 0, lambda: self.ranged(s)),
             (0.3 if not token else 0.1, lambda: self.drawn(s)),
             (0.4 if not token else 0, lambda: self.given(s)),
+            (2 if "token" in self.axes else 0, lambda: self.told_by_the_token(s)),
             (0.5, lambda: self.moved(s, d, token)),
             (0.5 if "token" in self.axes else 0, lambda: self.mixed(s, d)),
             (0.3, lambda: f"scatter({e(('r',), d, token)}, {self.places('r', s, 'integers')}, {s})"),
@@ -229,6 +260,7 @@ class Draw:
             *self.common(sizes, d, token),
             (3, lambda: f"{self.one('sum', 'mean', 'norm', 'logsumexp', 'max', 'min')}({e((self.width(),), d, token)})"),
             (3, dot),
+            (0.3 if not token else 0, lambda: f"(1 / sqrt(width({e((self.width(),), 0)})))"),
             (0.4 if not token else 0, lambda: self.one("chance", "(chance if training else 1)", "progress", "chance[layer]", "(chance[site] if training else 1)", "noise[kind]", "alpha / r", "sqrt(r)", "(layer + 1) / depth")),
         ]  # fmt: skip
 
@@ -247,9 +279,13 @@ class Draw:
             (0.8, lambda: f"{self.group(e((b, a), d))}.T"),
             (0.5, lambda: f"softmax({e(sizes, d)})"),
             (0.5, lambda: f"flip({e(sizes, d)})"),
-            (0.4, lambda: f"scatter({e(('r',), d)}, {self.places('r', f'{a} * {b}')}, {a}, {b})"),
+            (2 if a.startswith("d_") and b.startswith("d_") else 0.4, lambda: f"scatter({e(('r',), d)}, {self.places('r', f'{a} * {b}')}, {a}, {b})"),
             (0.2, lambda: f"scatter({e(('r', b), d)}, {self.places('r', a, 'integers')}, {a})"),
             (0.4, lambda: f"{self.group(e(('l', b), d))}[{self.places(a, 'l', 'integers')}]"),
+            (0.3 if a == b else 0, lambda: self.inverted(a, d)),
+            (0.3, lambda: f"pinv({self.tensor((b, a))})"),
+            (2 if b == "r" and a.startswith("d_") else 0, lambda: f"orthonormal({self.tensor((a, b))})"),
+            (2 if a.startswith("d_") and b.startswith("d_") else 0, lambda: self.wavelets(a, b, d)),
             (0.4, lambda: f"kron({e(('1', b), d)}, {e((a, '1'), d)})"),
             (0.3, lambda: f"{self.one('fft2', 'ifft2')}({e(sizes, d)})"),
             (0.4 if a == b else 0, lambda: self.rotation(a, d)),
@@ -283,7 +319,14 @@ class Draw:
     def places(self, n: str, below: str, draw: str = "choice") -> str:
         """Whole numbers [n] that say where something stands."""
         name = self.fresh("I")
-        self.body.lines.append(f"frozen {name}: [{n}] ~ {draw}({below})" + (" per site" if self.site.has_heads else ""))
+        start = f"~ {draw}({below})"
+        if draw == "choice" and self.starts_exactly and self.site.has_weight and self.chance(0.6):
+            start = (
+                "= top_indices(abs(W), " + n + ")"
+                if below == " * ".join(type_of(dict(self.site.scope)["W"])[1])
+                else start
+            )
+        self.body.lines.append(f"frozen {name}: [{n}] {start}" + (" per site" if self.site.has_heads else ""))
         return name
 
     def mixed(self, s: str, d: int) -> str | None:
@@ -320,7 +363,7 @@ class Draw:
 
     def projected(self, s: str, d: int, token: bool) -> str:
         t = self.width()
-        matrix = self.expr((t, s), d if self.chance(0.3) else 0)
+        matrix = self.expr((t, s), max(d, 1) if self.chance(0.4) else 0)
         return f"{self.group(self.expr((t,), d, token))} @ {self.group(matrix)}"
 
     def attended(self, s: str, d: int, token: bool) -> str:
@@ -356,11 +399,30 @@ class Draw:
             del self.body.scope[n]
         return f"join({text}, half)"
 
-    def rotation(self, n: str, d: int) -> str:
-        """A square matrix of a kind of its own."""
+    def rotation(self, n: str, d: int, regular: bool = False) -> str:
+        """A square matrix of a kind of its own; ``regular``: one that has an inverse, as stable as itself."""
         pairs, least = self.tensor((f"{n} * ({n} - 1) / 2",)), self.tensor((n, "r"))
+        if regular:
+            return self.one(f"cayley(skew({pairs}, {n}))", f"householder({least})")
         return self.one(f"cayley(skew({pairs}, {n}))", f"cayley(skew({pairs}, {n}), 3)", f"skew({pairs}, {n})", f"householder({least})",
                         f"circulant({self.expr((n,), 0)})")  # fmt: skip
+
+    def inverted(self, n: str, d: int) -> str:
+        return f"inverse({self.rotation(n, d, regular=True)})"
+
+    def wavelets(self, a: str, b: str, d: int) -> str:
+        """A matrix by its wavelet coefficients; both sizes are even then, which is asked for."""
+        for size in (a, b):
+            if (line := f"require divides(2, {size})") not in self.body.lines:
+                self.body.lines.append(line)
+        return f"idwt2({self.expr((a, b), d)})"
+
+    def told_by_the_token(self, s: str) -> str | None:
+        """A vector that the id of a token picks, or its place in the text."""
+        if not self.site.name.startswith("embed") or self.site.has_heads:
+            return None
+        n, word = self.one(("vocab", "ids"), ("64", "positions"))
+        return f"{self.tensor((n, s), ' per site')}[{word}]"
 
     def ranged(self, s: str) -> str | None:
         wide = [

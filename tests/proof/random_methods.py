@@ -7,6 +7,7 @@ compositions are drawn by `random_expressions`. The same seed gives the same tex
 from __future__ import annotations
 
 import random
+import re
 
 from random_expressions import NONE, Draw, Sizes, Type, type_of, words
 
@@ -16,6 +17,7 @@ PARAMS = "r: int = 3, l: int = 4, n: int = 2, alpha: float = 1.5, p: float = 0.3
 WEIGHTS = {
     "attn": 4, "ffn": 4, "block": 3, "attn.q": 3, "attn.k": 2, "attn.v": 3, "attn.o": 2, "ffn.up": 2, "ffn.down": 2, "ffn.gate": 1,
     "attn.heads": 5, "ffn.hidden": 3, "embed": 3, "embed.words": 2, "head": 1, "final": 1, "cross": 1, "cross.v": 1, "cross.heads": 1,
+    "block.input": 1, "attn.input": 0.5, "ffn.input": 0.5, "cross.q": 0.3, "cross.k": 0.3, "cross.o": 0.3, "cross.input": 0.3,
 }  # fmt: skip
 #: Sites whose scopes have the same sizes.
 _ALIKE = {
@@ -65,6 +67,7 @@ def _row(rng: random.Random, name: str, site: str) -> str:
     prompt = found.takes_rows and d.chance(0.6)
     if prompt:  # rows are the same for every token
         d.axes, d.body.scope = NONE, {}
+    d.starts_exactly = not prompt and d.chance(0.4)
     if found.pools:
         d.body.scope = {"z": z}
     for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
@@ -78,7 +81,13 @@ def _row(rng: random.Random, name: str, site: str) -> str:
     vectors = [n for n, (axes, s) in d.body.scope.items() if len(s) == 1 and not axes and n in d.tensors]
     if vectors and d.chance(0.15):
         d.body.lines.append(f"penalty 0.1 * sum({d.one(*vectors)} ** 2)")
+    if vectors and not prompt and d.chance(0.1):
+        own = {line.split(":")[0] for line in d.body.lines if " per " not in line}  # assigned to at each of its places
+        d.body.lines.append(_after_step(d, [n for n in vectors if n in own]))
+    if prompt and d.chance(0.4):
+        d.body.lines = [_from_words(d, line) for line in d.body.lines]
     form = list(d.body.lines)
+    d.starts_exactly = False
     gate = ""
     if not prompt and d.chance(0.25):
         inner = Draw(rng, found, d.front)
@@ -101,13 +110,36 @@ def _row(rng: random.Random, name: str, site: str) -> str:
         else ""
     )
     if "token" in found.h.axes and not found.pools and not prompt and d.chance(0.08):
-        layers += d.one("tokens first 2 ", "tokens last 2 ", "tokens first 1, last 1 ")
+        layers += d.one(
+            "tokens first 2 ",
+            "tokens last 2 ",
+            "tokens first 1, last 1 ",
+            'tokens since "a text" ',
+            "tokens since [7] ",
+        )
     sites = site if not d.chance(0.2) else ", ".join([site, *d.rng.sample(_ALIKE.get(site, [site]), 1)])
     lines = "\n      ".join(form)
     compose = "\n      ".join(d.body.lines)
     said = f"insert {insert}\n    " if d.chance(0.9) or "z" in words(lines + gate) else ""
     return (f"  use {{\n    {layers}modify {sites}\n    {said}form {{\n      {lines}\n    }}\n    compose {{\n      {compose}\n    }}\n"
             f"  }} as {name}{gate}")  # fmt: skip
+
+
+def _after_step(d: Draw, trained: list[str]) -> str:
+    """What happens to a vector between two steps."""
+    if not trained:
+        return ""
+    name, front = d.one(*trained), d.fresh("s")
+    kept = d.one(f"{name} = {name} * among(abs({name}), 2)", f"{front} = abs({name} * gradient({name}))  {name} = {name} * among({front}, 2)",
+                 f"{name} = {name} / (1 + progress * norm({name}))")  # fmt: skip
+    return f"after step {{ {kept} }}"
+
+
+def _from_words(d: Draw, line: str) -> str:
+    """The declaration of a prompt's rows with a start from words in place of its own."""
+    if not re.match(r"W\d+: \[l, (d_model|d_out)\] ~ ", line):
+        return line
+    return line.split(" ~ ")[0] + " ~ " + d.one("sampled_tokens", 'tokens("a text")', "label_words")
 
 
 def _compose(d: Draw, out: Sizes, size: Sizes) -> None:
@@ -147,6 +179,10 @@ def text(seed: int) -> str:
     if any(s.startswith("cross") for s in sites):  # on such models `embed` is the encoder's, where nothing is decoded
         sites = ["ffn" if s.startswith("embed") else s for s in sites]
     lines = [_row(rng, "abc"[i], s) for i, s in enumerate(sites)]
+    if re.search(r"(prepend|append)\(", lines[0]) and rng.random() < 0.2:  # the rows that it adds are changed again
+        lines.append(
+            "  use { tokens inserted modify block.input form { T1: [l, d_model] ~ normal(0.3)  delta = T1[inserted] } compose h + delta } as t"
+        )
     if rng.random() < 0.08:
         lines.append(rng.choice(("  train *.norm.*", "  train attn.q", "  train head")))
     return f"method m{seed}({PARAMS}) {{\n" + "\n".join(lines) + "\n}\n"

@@ -7,6 +7,7 @@ import torch
 from judges import HOLDS, JUDGES, SHOWS
 from names import members, RENAMED, spec
 from proof import KINDS, arguments, prove
+from random_expressions import words
 from random_methods import text
 from random_proof import MORE, proved
 from tiny import small
@@ -16,6 +17,11 @@ import unipelt
 from unipelt.language.loading import parse
 from unipelt.language.analyse.verdicts import verdicts
 from unipelt.language.analyse.row_verdicts import RULES
+from unipelt.language.types.draws import DRAWN as DRAWN_WORDS
+from unipelt.language.types.initialisers import INITIALISERS
+from unipelt.language.types.owners import OWNERS
+from unipelt.language.types.primitives import PRIMITIVES
+from unipelt.language.types.selections import WORDS as SELECTIONS
 
 METHODS = members()
 DECODERS, OTHERS = ("gpt2", "llama"), [k for k in KINDS if k not in ("gpt2", "llama")]
@@ -105,6 +111,16 @@ def test_no_verdict_on_random_methods_is_refuted(first):
     for seed, p in checked:
         assert not p.refuted, (p.refuted, text(seed))
     assert sum(bool(p.found) for _, p in checked) >= len(checked) - 2  # most go onto some model
+
+
+def test_random_methods_have_every_word():
+    """Each word of the tables of primitives, starts, selections and draws; clauses and indices that are words of the grammar."""
+    drawn = set().union(*(words(text(seed)) for seed in range(1500)))
+    of_tables = {*PRIMITIVES, *INITIALISERS, *SELECTIONS, *DRAWN_WORDS, *OWNERS}
+    of_the_grammar = {
+        "ids", "positions", "penalty", "after", "require", "axis", "input", "frozen", "lr", "progress", "training", "gated", "insert", "train", "every"
+    }  # fmt: skip
+    assert not (of_tables | of_the_grammar) - drawn
 
 
 def test_random_methods_are_the_same_for_the_same_seed():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tiny import ENCODER_DECODERS, batch, build, outputs, randomise
+from tiny import ENCODER_DECODERS, batch, build, outputs, randomise, starting
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -97,7 +97,7 @@ class Trial:
     def __init__(self, kind: str, method: Method, seed: int = 0, layers: int = 2, scale: float = 0.3):
         self.kind, self.method, self.seed, self.scale = kind, method, seed, scale
         self.model = base(kind, layers, loud=scale > 1)
-        self.plan = unipelt.apply(self.model, method, name="a", seed=seed, head=False, allow_future=True)
+        self.plan = self.apply(method, "a")
         self.seen: list[Tap] = []
         try:
             self.watch("a", self.plan)
@@ -109,6 +109,11 @@ class Trial:
         except BaseException:
             self.close()
             raise
+
+    def apply(self, method: Method, name: str) -> Plan:
+        """Puts a method onto the base, with all that some methods start from."""
+        more = starting(self.model)
+        return unipelt.apply(self.model, method, name=name, seed=self.seed, head=False, allow_future=True, **more)
 
     def watch(self, adapter: str, plan: Plan) -> None:
         """What the edits of an adapter do is noted in ``seen``."""

@@ -237,6 +237,13 @@ class _Builder:
             self.judged.setdefault(
                 "pad positions take part, so the output depends on how a batch is padded", []
             ).append(row.name)
+        if (since := next((c for c in typing.tokens if c.word == "since"), None)) and word_embeddings(
+            self.model
+        ) is None:
+            self.problems.append(Diagnostic(
+                "E0707", f"`tokens since` finds words, and this {type(self.model).__name__} reads none", since.span,
+                help="select the first or the last tokens"))  # fmt: skip
+            return
         self.needs += [f'a tokenizer (for `tokens since "{c.text}"`)' for c in typing.tokens if c.text is not None]
         names: dict[str, str] = {}
         for t in typing.tensors:

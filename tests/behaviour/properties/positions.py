@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import distance, look, size, small
+from tiny import distance, look, size, small, starting
 
 import unipelt
 
@@ -50,7 +50,7 @@ def later_token(case: Case) -> None:
     assert case.written is not None
     if case.plan.leaks:
         with pytest.raises(unipelt.PeltError, match="E0530"):
-            unipelt.apply(m, small(case.spec), name="b")
+            unipelt.apply(m, small(case.spec), name="b", **starting(m))
     inputs = case.text(rows=2, tokens=8)
     ids = inputs[case.written.ids].clone()
     early = ids.shape[1] - 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tiny import distance, look, loss, randomise, same, same_values, size, small, trained, values
+from tiny import distance, look, loss, randomise, same, same_values, size, small, starting, trained, values
 
 import unipelt
 
@@ -64,7 +64,7 @@ def seed(case: Case) -> None:
     method = small(case.spec)
 
     def start(name: str, seed: int) -> dict[str, torch.Tensor]:
-        unipelt.apply(m, method, name=name, seed=seed, allow_future=True)
+        unipelt.apply(m, method, name=name, seed=seed, allow_future=True, **starting(m))
         return {n: t.clone() for n, t in unipelt.state_dict(m, name).items()}
 
     first = start("a", 3)
