@@ -13,8 +13,10 @@ import torch
 import unipelt
 from unipelt.compiler.module import torch_source
 from unipelt.language.sites import TensorType
+from unipelt.language.types.indexing import token_indices
 from unipelt.language.types.typed import TypedRow
 from unipelt.runtime.edits import PLACES, Edit
+from unipelt.runtime.prompts.selected import ENTERED
 from unipelt.runtime.seam import edit_at
 
 BATCH, TOKENS = 3, 5
@@ -24,9 +26,28 @@ def rand(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Text:
+    """What is known of the text that enters (see `prompts.selected.Entered`): which tokens are selected, and their numbers."""
+
+    selected: torch.Tensor
+    told: dict[str, torch.Tensor]
+
+    def chosen(self, choices: Any) -> torch.Tensor:
+        return self.selected
+
+    def numbers(self) -> tuple[dict[str, torch.Tensor], None]:
+        return self.told, None
+
+    @property
+    def names(self) -> dict[str, torch.Tensor]:
+        """By the names that a printed module has for them."""
+        return {"chosen": self.selected, **{n.strip(":"): t for n, t in self.told.items()}}
+
+
 @dataclass
 class Placed:
-    """An edit at layer 1 (or outside the layers) of a small model in float64, with random tensors."""
+    """An edit of a small model in float64, with random tensors."""
 
     edit: Edit
     typing: TypedRow
@@ -38,14 +59,17 @@ class Placed:
 
     def scope(self) -> tuple[torch.Tensor, dict[str, Any], torch.Tensor]:
         """What enters, all of it random: h, what is in scope, the mask."""
-        e, tokens = self.edit, (BATCH, TOKENS)
-        heads = (BATCH, self.size("heads") if "heads" in self.typing.sizes else 1, TOKENS)
+        e = self.edit
+        n_tokens = max(TOKENS, e.prompt.rows + 1 if e.prompt is not None and e.prompt.grows else 0)
+        tokens = (BATCH, n_tokens)
+        heads = (BATCH, self.size("heads") if "heads" in self.typing.sizes else 1, n_tokens)
         shapes = {n: tokens for n in ("x", "residual")} | {"q": heads, "log_mass": heads, "W": (), "bias": ()}
         types = {n: self.typing.values[n].type for n in ("h", *e.needs) if n in self.typing.values}
         found: dict[str, Any] = {
-            n: rand(*(shapes[n] if n != "h" else heads if e.site.kind.has_heads else tokens), *(int(str(s)) for s in t.sizes), seed=i)
+            n: rand(*(shapes[n] if n != "h" else () if e.site.kind.is_weight else heads if e.site.kind.has_heads else tokens), *(int(str(s)) for s in t.sizes), seed=i)
             for i, (n, t) in enumerate(sorted(types.items())) if isinstance(t, TensorType)
         }  # fmt: skip
+        found |= {"W": found["h"]} if e.site.kind.is_weight and "W" in found else {}  # one tensor under two names
         found |= {"scale": 0.25} if "scale" in e.needs else {}
         found |= {"chance": torch.tensor(0.4)} if "chance" in e.needs else {}
         for i in self.typing.inputs:
@@ -57,7 +81,12 @@ class Placed:
                 if e.prompt.grows
                 else torch.tensor([[0, 1, 0, 2, 0]]).expand(BATCH, TOKENS)
             )
+        numbers = torch.arange(BATCH * n_tokens).reshape(tokens)
+        told = {name: numbers % 2 for name in token_indices(e.row.nodes)}
+        if e.row.tokens or told:
+            found[ENTERED] = Text(numbers % 3 > 0, told)
         mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+        mask = torch.cat([mask, mask.new_ones(BATCH, n_tokens - TOKENS)], 1)
         return found.pop("h"), found, mask
 
 
@@ -65,7 +94,12 @@ def edits(method: Any, kind: str, lowering: bool, **starts: Any) -> list[Placed]
     model = small.model(kind, dtype=torch.float64)
     plan = unipelt.apply(model, method, allow_future=True, lowering=lowering, **starts)
     small.randomise(model, seed=1)
-    return [Placed(edit_at(model, "default", e), e.typing) for e in plan.edits if e.site.layer in (None, 1)]
+    found: dict[tuple[str, str], Any] = {}  # of several layers layer 1, where a row is in it
+    for e in plan.edits:
+        place = (e.row.name, e.site.name)
+        if place not in found or e.site.layer == 1:
+            found[place] = e
+    return [Placed(edit_at(model, "default", e), e.typing) for e in found.values()]
 
 
 def both(placed: Placed, other: Any, *args: Any, training: bool) -> None:
@@ -108,14 +142,20 @@ def _class_of(e: Edit, classes: Sequence[Any]) -> Any:
 
 
 def _compare(placed: Placed, c: Any) -> None:
-    e, numbers = placed.edit, {"layer": 1, "depth": small.LAYERS}
-    module = c(**{p: numbers.get(p) or placed.size(p) for p in c.__init__.__annotations__ if p != "return"}).double()
+    e, numbers = (
+        placed.edit,
+        {"layer": placed.edit.site.layer, "depth": small.LAYERS, "causal": placed.edit.site.causal},
+    )
+    module = c(
+        **{p: numbers[p] if p in numbers else placed.size(p) for p in c.__init__.__annotations__ if p != "return"}
+    ).double()
     own = {label.replace(".", "_"): t for label, t in e.tensors().items()}
+    state = module.state_dict()
     for label, t in own.items():
-        mine = getattr(module, label)
+        mine = state.pop(label if label in state else f"{label}_")  # where torch has the name for something else
         assert mine.shape == t.shape
-        mine.data.copy_(t.data)
-    assert set(own) == set(module.state_dict())
+        mine.copy_(t.data)
+    assert not state
 
     def printed(h: Any, given: Any, mask: Any) -> Any:
         names = {
@@ -123,6 +163,7 @@ def _compare(placed: Placed, c: Any) -> None:
             "h": h,
             "mask": mask,
             "places": given.get(PLACES),
+            **(given[ENTERED].names if ENTERED in given else {}),
             **{n.replace(".", "_"): b for n, b in e.bases.items()},
         }
         return module(**{p: names[p] for p in module.forward.__annotations__ if p != "return"})

@@ -56,6 +56,8 @@ _OPT: dict[str, Any] = dict(
     **_SPECIAL, init_std=0.1, hidden_size=WIDTH, ffn_dim=64, num_attention_heads=4, max_position_embeddings=64, dropout=0.0,
     word_embed_proj_dim=WIDTH,
 )  # fmt: skip
+#: What any text is in the tokenizer of these models: the third token of the first batch.
+MARK = int(torch.randint(5, VOCAB, (1, 7), generator=torch.Generator().manual_seed(0))[0, 2])
 FRAMES = 12  # of sound, twice as many as the Whisper encoder's positions
 
 #: Those that an anatomy of the library describes.
@@ -233,7 +235,7 @@ def starting(model: nn.Module) -> dict[str, Any]:
         ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))
         labels = torch.arange(3) if kind.endswith("_head") else ids
         data.append(inputs | {"labels": labels} if kind != "bert" and labels is not None else inputs)
-    return {"tokenizer": lambda text, **_: {"input_ids": [6, 7]}, "data": data, "batches": len(data),
+    return {"tokenizer": lambda text, **_: {"input_ids": [MARK]}, "data": data, "batches": len(data),
             "label_words": ["good", "bad", "other"]}  # fmt: skip
 
 
@@ -298,8 +300,11 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> torc
 # ---------------------------------------------------------------- adapters
 
 
-#: Arguments of methods that have a value for each position: as many as the longest text has.
-ROOM = {"dept": {"s": 48}}
+#: Arguments of methods at which there is something to see in tiny models: a value for each position of the longest text, a temperature
+#: and a bound that suit their width.
+ROOM: dict[str, dict[str, Any]] = {
+    "dept": {"s": 48}, "attempt": {"temperature": 4.0}, "coft": {"eps": 0.5}, "coft_shared": {"eps": 0.5},
+}  # fmt: skip
 
 
 @lru_cache(maxsize=None)

@@ -133,7 +133,7 @@ def causal(t: Trial) -> float | None:
     """Later tokens are changed: what happens at earlier positions."""
     if not any(s.causal for s in t.plan.sites.stacks):
         return None
-    inputs = batch(t.kind, rows=2, tokens=9, padded=False, seed=t.seed)
+    inputs = t.batch(rows=2, tokens=9, padded=False, seed=t.seed)
     since = 4
     other = {**inputs, t.ids: _changed_ids(inputs[t.ids], since)}
 
@@ -142,9 +142,10 @@ def causal(t: Trial) -> float | None:
             return x[:, :since]
         return x[..., :since, :] if tap.edit.site.causal and not t.grows and x.dim() > 2 else None
 
+    other = t.marked(other, 7)
     found = _apart(t.run(inputs), t.run(other), early)
     if any(e.row.tokens for e in t.plan.edits):  # which tokens are selected may depend on how long the text is
-        whole = batch(t.kind, rows=2, tokens=24, padded=False, seed=t.seed)
+        whole = t.batch(rows=2, tokens=24, padded=False, seed=t.seed, at=(2, 20))
         cut = {
             n: x[:, :12] if n.startswith(t.ids.removesuffix("input_ids")) and x.dim() == 2 else x
             for n, x in whole.items()
@@ -160,7 +161,7 @@ def cached(t: Trial) -> float | None:
     """Decoding in steps with a cache, against one full pass. What is drawn for a pass is drawn for each step."""
     if t.kind not in DECODERS:
         return None
-    inputs = batch(t.kind, rows=2, tokens=9, padded=False, seed=t.seed)
+    inputs = t.batch(rows=2, tokens=9, padded=False, seed=t.seed, at=(2, 7))
     inputs = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
     ids, logits, cache, start = inputs.pop(t.ids), [], None, 0
     inputs.pop(t.ids.replace("input_ids", "attention_mask"), None)
@@ -197,7 +198,7 @@ def _decoded(t: Trial) -> list[torch.Tensor]:
 @judge("batch-independent")
 def alone(t: Trial) -> float:
     """The other examples of a batch are exchanged: what happens to the first."""
-    other = batch(t.kind, seed=t.seed + 1)
+    other = t.batch(seed=t.seed + 1)
     other = {n: torch.cat([x[:1], other[n][1:]]) for n, x in t.inputs.items()}
     return _apart(t.run(t.inputs), t.run(other), lambda x, tap: x[:1])
 
@@ -217,7 +218,7 @@ def padded(t: Trial) -> float | None:
     """Pad tokens at the right, and at the left where the model can take them: what happens at the real ones."""
     if t.kind not in PADDED:
         return None
-    real = batch(t.kind, rows=2, tokens=6, padded=False, seed=t.seed)
+    real = t.batch(rows=2, tokens=6, padded=False, seed=t.seed)
     found = []
     for side in ("right", "left"):
         if side == "left" and t.kind not in PADDED_LEFT:
@@ -259,11 +260,12 @@ def mergeable(t: Trial) -> float:
     """Whether each edit with the linear map beside it is an affine map again: the rest of a least-squares fit of what
     comes out of the two to what goes in, over more vectors than it has inputs.
 
-    The map beside is the one that yields the edit's h, or the only one that reads it (behind heads and the inner
-    activation). Where there is none, nothing can absorb the edit: the deviation is what it does.
+    The map beside is the one that yields the edit's h, or the only one that reads what it leaves (behind heads and the inner
+    activation). Where there is none, nothing can absorb the edit: the deviation is what it does. A weight can be replaced by what
+    is the same from input to input.
     """
     pooled = any(e.site.kind.pools for e in t.plan.edits)  # a vector for each example, not for each token
-    inputs = batch(t.kind, rows=48 if pooled else 24, tokens=8, padded=False, seed=t.seed)
+    inputs = t.batch(rows=48 if pooled else 24, tokens=8, padded=False, seed=t.seed)
     if t.kind in ENCODER_DECODERS:  # what is read of a first token that is always the same would be one number
         start = batch("bert", rows=len(inputs[t.ids]), tokens=1, padded=False, seed=t.seed + 3)["input_ids"]
         inputs[t.ids] = torch.cat([start, inputs[t.ids][:, 1:]], 1)
@@ -271,9 +273,15 @@ def mergeable(t: Trial) -> float:
         a = t.run(inputs)
         b = t.run(inputs, seed=1)  # what is drawn is drawn anew
     worst = _apart(a, b, lambda x, tap: x)
+    weights = [i for i, tap in enumerate(a.taps) if tap.edit.site.kind.is_weight]
+    if weights:
+        others = t.run(t.batch(seed=t.seed + 1)).taps
+        worst = max(worst, *(deviation(a.taps[i].out, others[i].out) for i in weights))
     with torch.no_grad(), Exact():
         for i, tap in enumerate(a.taps):
-            pair = inside.pair(a.taps[:i], tap)
+            if i in weights:
+                continue
+            pair = inside.pair(a.taps[:i], tap, a.taps[i + 1 :])
             worst = max(worst, deviation(tap.out, tap.h) if pair is None else _unfit(*pair))
     return worst
 
@@ -314,12 +322,16 @@ class _Inside:
         for handle in self.handles:
             handle.remove()
 
-    def pair(self, before: list[Tap], tap: Tap) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def pair(self, before: list[Tap], tap: Tap, after: list[Tap]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """What goes into an edit and its map, and what comes out of both: [vectors, size] each."""
         site = tap.edit.site
         if site.side in ("input", "attention"):
-            heads = site.kind.has_heads
-            return _vectors(tap.h, heads), _vectors(tap.out, heads)
+            heads, left = site.kind.has_heads, tap.out
+            for later in after:
+                left = later.out if later.h.shape == left.shape and torch.equal(later.h, left) else left
+            left = _vectors(left, heads)
+            readers = {m for m, x in self.entered if x.shape[-1] == left.shape[-1] and torch.equal(_vectors(x), left)}
+            return (_vectors(tap.h, heads), _vectors(tap.out, heads)) if len(readers) == 1 else None
         h = tap.h
         for earlier in reversed(before):  # what several rows make of one h counts together
             if earlier.out.shape == h.shape and torch.equal(earlier.out, h):
@@ -341,6 +353,7 @@ def _vectors(x: torch.Tensor, heads: bool = False) -> torch.Tensor:
 def merged(t: Trial) -> float | None:
     """What the model computes after merging, against before; None where this model refuses (a bias it has none of)."""
     before = t.run(t.inputs)
+    t.seen.clear()  # edits are copied to be merged, with those who watch them and what these have seen
     try:
         with Exact():
             unipelt.merge(t.model, "a")
@@ -367,7 +380,7 @@ def foldable(t: Trial) -> float | None:
         return None
     other = {
         n: torch.where(x < 90, x + 1, x - 1) if n.endswith("input_ids") else x
-        for n, x in batch(t.kind, seed=t.seed + 1).items()
+        for n, x in t.batch(seed=t.seed + 1).items()
     }
     taps = t.run(t.inputs).taps
     one, two = _values(taps), _values(t.run(other).taps)

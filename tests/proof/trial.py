@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tiny import ENCODER_DECODERS, batch, build, outputs, randomise, starting
+from tiny import ENCODER_DECODERS, MARK, batch, build, outputs, randomise, starting
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -101,7 +101,7 @@ class Trial:
         self.seen: list[Tap] = []
         try:
             self.watch("a", self.plan)
-            self.inputs = batch(kind, seed=seed)
+            self.inputs = self.batch(seed=seed)
             self.started = self.run(self.inputs)
             with unipelt.disabled(self.model):
                 self.plain = self.run(self.inputs)
@@ -114,6 +114,20 @@ class Trial:
         """Puts a method onto the base, with all that some methods start from."""
         more = starting(self.model)
         return unipelt.apply(self.model, method, name=name, seed=self.seed, head=False, allow_future=True, **more)
+
+    def batch(self, at: tuple[int, ...] = (2,), **options: Any) -> Inputs:
+        """A batch for the base (`tiny.batch`), with the text by which rows select tokens at these places."""
+        return self.marked(batch(self.kind, **options), *at)
+
+    def marked(self, inputs: Inputs, *places: int) -> Inputs:
+        """The inputs with the text by which rows select tokens at these places, if they do."""
+        if not any(c.word == "since" for e in self.plan.edits for c in e.typing.tokens):
+            return inputs
+        out = {n: x.clone() for n, x in inputs.items()}
+        for n in {"input_ids", self.ids} & set(out):
+            for place in places:
+                out[n][:, min(place, out[n].shape[1] - 1)] = MARK
+        return out
 
     def watch(self, adapter: str, plan: Plan) -> None:
         """What the edits of an adapter do is noted in ``seen``."""

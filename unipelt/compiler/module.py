@@ -23,7 +23,8 @@ from ..language.syntax.printer import to_text
 from ..language.types.typed import Binding, TypedRow
 from ..language.sites import SIZES, TensorType, axis_order
 from ..language.sizes import Size
-from ..language.syntax.nodes import Name
+from ..language.syntax.nodes import Apply, Arg, Name, rewrite
+from ..language.syntax.parser import parse_expression
 from . import helpers
 from .between import methods, stepping
 from .code import Code, Num, Unwritten, Written, text_of
@@ -127,6 +128,7 @@ class _Class:
         self.values: dict[str, Written] = {"layer": self.symbols["layer"], "depth": self.symbols["depth"]}
         self.values[CAUSAL] = Num("self.causal")
         self.numbers: dict[str, Any] = {}
+        self.by_layer: set[str] = set()  # arguments that are numbers once the layer is known
         try:
             self._arguments()
             self._body()
@@ -152,6 +154,8 @@ class _Class:
             w.names[p.name] = self.values[p.name] = value
             if isinstance(value, int):
                 self.numbers[p.name] = value
+            elif isinstance(value, Num):
+                self.by_layer.add(p.name)
 
     def _body(self) -> None:
         typing = self.typing
@@ -241,13 +245,16 @@ class _Class:
         def word(m: re.Match[str]) -> str:
             if m[0] in self.numbers:  # within a call, as in `max(d_model, r)`
                 return str(self.numbers[m[0]])
+            if m[0] in self.by_layer:
+                return f"({text_of(self.values[m[0]]).replace('self.', front)})"
             return front + m[0] if m[0] in self.symbols and not (m[0] == "layer" and front) else m[0]
 
         return re.sub(r"(?<![\w.])[A-Za-z_]\w*", word, text)
 
     def _whole(self, size: Size, front: str = "") -> str:
         """The size as a whole number of Python."""
-        return self._size(size, front).replace(" / ", " // ")
+        text, calls = re.subn(r"(?<![\w.])(ceil|floor)\(", r"math.\1(", self._size(size, front))
+        return f"int({text})" if calls else text.replace(" / ", " // ")
 
     def _tensor(self, t: TensorTyping, axes: tuple[str, ...]) -> list[str]:
         """The lines that make a tensor as it starts."""
@@ -265,6 +272,18 @@ class _Class:
     def names_of(self, t: TensorTyping) -> str:
         return self.names[t.label]
 
+    def _wide(self, e: Any) -> Any:
+        """An expression with sizes in place of `width(…)`, of which there is nothing to ask when a tensor is made."""
+
+        def size(n: Any) -> Any:
+            match n:
+                case Apply(Name("width"), (Arg(value=Name(name)),)) if name in self.typing.values:
+                    found = self.typing.values[name].type
+                    return parse_expression(self._size(found.sizes[-1])) if isinstance(found, TensorType) else n
+            return n
+
+        return rewrite(e, size)
+
     def _start(self, t: TensorTyping, shape: list[str], sizes: list[str]) -> tuple[list[str], str, str]:
         """Lines before it, the tensor's first value, and what is to be said of it."""
         whole = ", ".join(shape)
@@ -275,7 +294,7 @@ class _Class:
             return [], f"torch.zeros({whole})", ""
         w = Writer(self.values, {n: Num(n, size=Size.of(n)) for n in self.symbols}, {}, 1, None)
         w.names |= {n: Num(n) for n in ("layer", "depth", *self.members)}
-        args = [text_of(w.write(a)) for a in t.start.args] if not INITIALISERS[t.start.name].words else []
+        args = [text_of(w.write(self._wide(a))) for a in t.start.args] if not INITIALISERS[t.start.name].words else []
         empty = f"torch.empty({whole})" if shape else "torch.empty(())"
         fan_in, fan_out = (sizes[0], sizes[-1]) if sizes else ("1", "1")
         match t.start.name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import distance, look, size, small, starting
+from tiny import MARK, distance, look, size, small, starting
 
 import unipelt
 
@@ -55,9 +55,15 @@ def later_token(case: Case) -> None:
     ids = inputs[case.written.ids].clone()
     early = ids.shape[1] - 3
     ids[:, early:] = 95 - ids[:, early:]
+    ids[:, -1] = MARK  # the text from which a row may select stands here too
     changed = {**inputs, case.written.ids: ids}
     assert (look(m, inputs)["logits"][:, early:] - look(m, changed)["logits"][:, early:]).abs().max() > EFFECT
     m = case.acting()
     before, after = case.logits(m, inputs), case.logits(m, changed)
     seen = float((before[:, :early] - after[:, :early]).abs().max())
+    if any(e.row.tokens for e in case.plan.edits):  # which are the last may depend on how long the text is
+        whole = case.text(rows=2, tokens=24)
+        cut = {n: t[:, :12] if n in (case.written.ids, case.written.mask) else t for n, t in whole.items()}
+        short = case.logits(m, cut)
+        seen = max(seen, float((short - case.logits(m, whole)[:, :12]).abs().max()))
     assert (seen > 1e-4) if case.plan.leaks else (seen <= 1e-6 * max(1.0, float(before.abs().max()))), seen
