@@ -91,6 +91,22 @@ def test_the_printed_module_computes_what_is_written(name: str) -> None:
     compare_printed(bound(name), ("bert_labels", "llama"))
 
 
+PRINTED = {
+    "a size that is rounded": "method m { modify ffn insert parallel form { A: [d_in, ceil(d_in / 3)] ~ normal(0.3) B: [ceil(d_in / 3), d_out] ~ zeros delta = z @ A @ B } compose add }",
+    "a size by the layer": "method m(n: int = 2 + layer) { modify ffn insert parallel form { A: [d_in, n] ~ normal(0.3) B: [n, d_out] ~ zeros delta = z @ A @ B } compose add }",
+    "the width of what enters": "method m { modify ffn insert parallel form { A: [d_in, 4] ~ torch_linear(width(tanh(z))) B: [4, d_out] ~ zeros delta = z @ A @ B } compose add }",
+    "a name that torch has": "method m { modify ffn insert parallel form { F: [d_in, d_out] ~ zeros delta = gelu(z) @ F } compose add }",
+    "some tokens": "method m { tokens first 2 modify ffn insert parallel form { b: [d_out] ~ zeros delta = b } compose add }",
+    "numbers of tokens": "method m { modify embed.words form { A: [9, d_out] ~ zeros delta = A[positions] } compose h + delta }",
+    "a weight": "method m { modify attn.q.weight form { A: [d_in, d_out] ~ zeros delta = W @ (A.T @ A) } compose add }",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_printed_modules_of_words_that_the_classics_do_not_have(name: str) -> None:
+    compare_printed(unipelt.parse(PRINTED[name]), ("llama",))
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("part", range(4))
 def test_recipes_of_random_methods_compute_what_is_written(part: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from ..language.analyse.method import analyse
 from ..language.types.declared import TensorTyping
 from ..language.report.diagnostics import error
+from ..language.types.infer import Inference
 from ..language.types.indexing import INSERTED, POSITIONS, token_indices
 from ..language.types.initialisers import INITIALISERS
 from ..language.types.members import averaged, read_of
@@ -277,8 +278,8 @@ class _Class:
 
         def size(n: Any) -> Any:
             match n:
-                case Apply(Name("width"), (Arg(value=Name(name)),)) if name in self.typing.values:
-                    found = self.typing.values[name].type
+                case Apply(Name("width"), (Arg(value=of),)):
+                    found = Inference(dict(self.typing.values), {}).infer(of).type
                     return parse_expression(self._size(found.sizes[-1])) if isinstance(found, TensorType) else n
             return n
 
