@@ -25,11 +25,12 @@ from trial import Exact, Inputs, Pass, Tap, Trial, Unstable, deviation
 import unipelt
 from unipelt.anatomy.columns import taken
 from unipelt.compiler import evaluator
-from unipelt.compiler.drawn import Draws
+from unipelt.compiler.drawn import Draws, numbers as numbers_of_a_pass
 from unipelt.compiler.evaluator import evaluate
 from unipelt.compiler.named import Named
 from unipelt.language.ir import Method
 from unipelt.language.types.draws import Draw
+from unipelt.runtime import edits
 from unipelt.runtime.copies import CopyEdit
 from unipelt.runtime.folding import folded
 
@@ -105,7 +106,7 @@ def identity(t: Trial) -> float:
 def _drawn_by_token(side: str = "right") -> Iterator[None]:
     """A block in which a token is given the same numbers by `chance[token]`, however many stand at this side of it: other numbers
     for another length are chance, and nothing that the row reads."""
-    given, most = evaluator.numbers, 64
+    given, most = numbers_of_a_pass, 64
 
     def numbers(draw: Draw, sizes: Any, known: Draws, training: bool) -> Named:
         tokens = known.lengths.get("token") if "token" in draw.axes else None
@@ -115,11 +116,11 @@ def _drawn_by_token(side: str = "right") -> Iterator[None]:
         start = 0 if side == "right" else most - tokens
         return Named(found.data.narrow(found.axes.index("token"), start, tokens), found.axes)
 
-    evaluator.numbers = numbers
     try:
+        evaluator.numbers = edits.numbers = numbers
         yield
     finally:
-        evaluator.numbers = given
+        evaluator.numbers = edits.numbers = given
 
 
 def _changed_ids(ids: torch.Tensor, since: int) -> torch.Tensor:
