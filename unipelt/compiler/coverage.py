@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
+from ..anatomy.heads import word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.ir import Row
 from ..language.report.diagnostics import Diagnostic, counted, near
@@ -139,7 +140,7 @@ def elsewhere(name: str, sites: SiteMap) -> str:
 # ---------------------------------------------------------------- what a site has
 
 
-def without(site: Site, typing: TypedRow, model: nn.Module) -> list[Diagnostic]:
+def without(site: Site, typing: TypedRow, model: nn.Module, sites: SiteMap) -> list[Diagnostic]:
     """What a row reads at a site and no module of this model has there."""
     found, row = [], typing.row
     for name, remedy in _OPTIONAL.items():
@@ -153,7 +154,19 @@ def without(site: Site, typing: TypedRow, model: nn.Module) -> list[Diagnostic]:
             found.append(Diagnostic(
                 "E0525", f"this {type(model).__name__} has no module `{name}` at `{site.full_name}`, and `{row.name}` calls it",
                 calls[0], help=f"leave it out, or modify sites that have it: see `unipelt explain {site.name}`"))  # fmt: skip
+    since = next((c for c in typing.tokens if c.word == "since"), None)
+    if since is not None and not _words_at(site, model, sites):
+        tower = f"the {site.stack} of this" if site.stack else "this"
+        found.append(Diagnostic("E0707", f"`tokens since` finds words, and {tower} {type(model).__name__} reads none", since.span,
+                                help="select the first or the last tokens"))  # fmt: skip
     return found
+
+
+def _words_at(site: Site, model: nn.Module, sites: SiteMap) -> bool:
+    """Whether the tokens at a site are words, and not the parts of a picture or of sound, which enter first."""
+    enters = bool(sites.main) and (site.tokens or site.stack) == sites.main[0].name
+    words = not enters or getattr(model, "main_input_name", "input_ids") == "input_ids"
+    return words and word_embeddings(model) is not None
 
 
 def said_of(found: Sequence[Site]) -> list[str]:

@@ -213,7 +213,7 @@ class _Builder:
             here = (self.here(stack),) if stack.name else ()
             self.problems += [replace(d, where=d.where + here) for d in e.diagnostics if (d.code, d.span) not in known]
             return
-        if without := coverage.without(site, typing, self.model):
+        if without := coverage.without(site, typing, self.model, self.sites):
             self.problems += without
             return
         grid = self.grids.of(site, typing)
@@ -237,12 +237,6 @@ class _Builder:
             self.judged.setdefault(
                 "pad positions take part, so the output depends on how a batch is padded", []
             ).append(row.name)
-        since = next((c for c in typing.tokens if c.word == "since"), None)
-        if since is not None and not self.reads_words(site):
-            self.problems.append(Diagnostic(
-                "E0707", f"`tokens since` finds words, and {self.tower(stack)} reads none", since.span,
-                help="select the first or the last tokens"))  # fmt: skip
-            return
         self.needs += [f'a tokenizer (for `tokens since "{c.text}"`)' for c in typing.tokens if c.text is not None]
         names: dict[str, str] = {}
         for t in typing.tensors:
@@ -250,12 +244,6 @@ class _Builder:
             names[t.label] = planned.name
         numbers = ({"depth": depth} if depth else {}) | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(site, names, typing, numbers, grid))
-
-    def reads_words(self, site: Site) -> bool:
-        """Whether the tokens at a site are words, and not the parts of a picture or of sound, which enter first."""
-        first = bool(self.sites.main) and (site.tokens or site.stack) == self.sites.main[0].name
-        words = not first or getattr(self.model, "main_input_name", "input_ids") == "input_ids"
-        return words and word_embeddings(self.model) is not None
 
     def signature(self, site: Site) -> SiteSignature:
         """What a site binds on this model: a head that scores examples has no value for each token."""

@@ -91,7 +91,11 @@ def _beside(verdict: Verdict, row: Row, others: Sequence[TypedRow]) -> Verdict:
 def _passes_nothing_on(t: TypedRow) -> bool:
     """Whether the new ``h`` of a row reads nothing of what it is given, or only to multiply it by 0."""
     try:
-        return t.out.degree == CONSTANT or not any(a.kind == "read" for a in atoms(row_meaning(t).out))
+        return (
+            t.out.degree == CONSTANT
+            or not t.row.tokens
+            and not any(a.kind == "read" for a in atoms(row_meaning(t).out))
+        )
     except TooLarge:
         return False
 
