@@ -448,6 +448,7 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     },
     "change the argument to what the message asks for": {
         "E0331-cayley-powers": ("cayley(S, 0)", "cayley(S, 3)"),
+        "E0331-conv2d-of-a-kernel-for-texts": ("w: [3, d_in]", "w: [3, 3, d_in]"),
         "E0331-roll-half": ("0.5", "1"),
         "E0331-top-of-none": ("top(z, 0)", "top(z, 1)"),
         "E0331-svd-of-a-vector": ("svd(bias)", "svd(W)"),

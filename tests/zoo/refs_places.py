@@ -64,7 +64,7 @@ def _poly(name: str, splits: int) -> float:
     def into(name: str, theirs: nn.Module) -> torch.Tensor:
         layer, kind, tensor = name.split(".")[1], name.split(".")[3], name.rpartition(".")[2]
         at = theirs.base_model.model.model.layers[int(layer)].self_attn.get_submodule(f"{kind}_proj")
-        if tensor == "logits":  # [tasks, parts · skills] there
+        if tensor == "Z":  # [tasks, parts · skills] there
             logits = at.poly_router["default"].module_logits
             return logits.view(4, splits, 3).permute(1, 2, 0).reshape(_shape(splits, 3, 4))
         found = at.poly_lora_A["default"] if tensor == "A" else at.poly_lora_B["default"]
@@ -186,7 +186,7 @@ def _() -> float:
             if s.row == "own":
                 rows.append(h + x @ s.A[task] @ s.B[task] / 4)
                 continue
-            w = torch.sigmoid(s.logits.reshape(3, -1)[:, task])
+            w = torch.sigmoid(s.Z.reshape(3, -1)[:, task])
             A, B = (torch.tensordot(w / w.sum(), t.reshape(3, *t.shape[-2:]), 1) for t in (s.A, s.B))
             rows.append(h + x @ A @ B / 4)
         return torch.stack(rows)
