@@ -180,3 +180,14 @@ def test_what_cannot_be_edited_is_refused_with_the_reason() -> None:
     kind = 'module("words").weight'
     found = refused(_Own(), spec(kind, "A: [d_in, d_out] ~ zeros delta = A"))
     assert found.startswith("E0749 `words.weight` is tied to `out.kernel`") and found.endswith("`out` is a Module")
+    told = "frozen G: [d_in, d_out] = mean_gradient(W) A: [] ~ zeros delta = A * G"
+    assert "cannot start from data" in refused(base("llama"), spec("embed.weight", told))
+    assert refused(base("gpt2"), spec("head.weight", told)).startswith(
+        "E0747 `head.weight` of this GPT2LMHeadModel cannot start from data"
+    )
+
+
+def test_a_plan_says_that_each_use_of_a_tied_weight_drops_by_itself() -> None:
+    form = "A: [d_in, 2] ~ normal(0.1) B: [2, d_out] ~ zeros delta = drop(A, 0.1) @ B"
+    (said,) = [w for w in unipelt.plan(base("gpt2"), spec("embed.weight", form)).warnings if "tied" in w]
+    assert said.endswith("draws its own dropout")

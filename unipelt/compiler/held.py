@@ -16,6 +16,7 @@ from ..anatomy.sites import Site, SiteMap
 from ..anatomy.sizes import weight_shape
 from ..language.ir import Row
 from ..language.report.diagnostics import Diagnostic
+from ..language.types.primitives import entry_of
 from .hosting import Parameter
 from .trained import is_norm
 
@@ -42,7 +43,17 @@ def held(
         shape = here.shape if len(here.shape) < 2 or isinstance(module, nn.Embedding) else weight_shape(module)
         own = {str(s): n for s, n in zip(kind.h.sizes, shape or ()) if not (kind.has_labels and str(s) == "labels")}
         site = replace(site, sizes={**site.sizes, **own})
-    return _with_others(site, row, model, sites, here)
+    found = _with_others(site, row, model, sites, here)
+    if isinstance(found, Site) and _measures(row) and (not kind.has_weight or found.also):
+        why = "it is tied" if found.also else "it is none"
+        return Diagnostic("E0747", f"`{kind.name}` of this {type(model).__name__} cannot start from data: what they tell is measured at "
+                          f"linear maps that are used once, and {why}", row.span, help="start it from the weight or from a draw")  # fmt: skip
+    return found
+
+
+def _measures(row: Row) -> bool:
+    """Whether something of a row is told by data."""
+    return any(entry.data for n in row.nodes if (entry := entry_of(n)) is not None)
 
 
 def _not_held(module: nn.Module, path: str, name: str, site: Site) -> str:
@@ -86,10 +97,12 @@ def _with_others(site: Site, row: Row, model: nn.Module, sites: SiteMap, p: Para
                       row.span, help=f"edit what leaves it: modify {site.kind.of}, insert parallel")  # fmt: skip
 
 
-def said_of_tied(site: Site) -> list[str]:
-    """What a plan says of a tied parameter that is edited."""
+def said_of_tied(site: Site, row: Row) -> list[str]:
+    """What a plan says of a tied parameter that a row edits."""
     if not site.also:
         return []
     *others, last = (f"`{m}`" for m in site.also)
     there = f"{', '.join(others)} and {last}" if others else last
-    return [f"`{site.view.module}.{site.kind.parameter}` is tied: what is edited of it acts in {there} too"]
+    drops = any(entry.draws for n in row.nodes if (entry := entry_of(n)) is not None)
+    each = ", and in training each of them draws its own dropout" if drops else ""
+    return [f"`{site.view.module}.{site.kind.parameter}` is tied: what is edited of it acts in {there} too{each}"]

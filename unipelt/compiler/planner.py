@@ -204,7 +204,7 @@ class _Builder:
             self.problems.append(found)
             return
         site = found
-        self.warnings += said_of_tied(site)
+        self.warnings += said_of_tied(site, row)
         sizes = Sizes({**self.of_the_head, **site.sizes}, alike, depth)
         try:
             typing = typed_row(self.method, row, self.signature(site), sizes)
