@@ -185,3 +185,23 @@ def test_blocks_mix_no_tokens_and_need_no_other_examples() -> None:
         assert (said["causal"].value, said["cache-consistent"].value) == (
             ("no", "no") if reads_tokens else ("yes", "yes")
         )
+
+
+def test_a_branch_that_the_sizes_decide_against_need_not_fit() -> None:
+    """Where the numbers are known only what is chosen must fit them; in the text each branch must fit for sizes in general."""
+    text = "A: [d_in, r] ~ zeros c: [min(d_in, d_out)] ~ ones B: [r, d_out] ~ zeros delta = "
+    chosen = method(
+        text + "z * c[: d_in] @ A @ B if d_in <= d_out else z @ A @ B * c[: d_out]", "attn.q, ffn.up, ffn.down"
+    )
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, chosen)
+    small.randomise(model)
+    seen = {e.site.name: e for e in model.modules() if isinstance(e, Edit) and e.site.layer == 0}
+    for name, edit in seen.items():
+        t = edit.tensors()
+        assert t["c"].shape == (32,)
+        x, h = (torch.randn(2, 3, n, dtype=torch.float64) for n in (len(t["A"]), t["B"].shape[1]))
+        wanted = h + (x @ t["A"] @ t["B"] * t["c"] if name == "ffn.down" else x * t["c"] @ t["A"] @ t["B"])
+        assert torch.allclose(edit(h, {"x": x}), wanted)
+    with pytest.raises(PeltError, match="E0312"):
+        method(text + "z @ A @ B if d_in <= d_out else z @ B")

@@ -154,19 +154,12 @@ CASES: dict[str, Case] = {
         "encoder.ffn.hidden", "decoder.ffn.hidden")),
 }  # fmt: skip
 
-_ZOO = "a method that is not in the library of specs yet"
-_SHARED = "needs factors that are drawn once and shared by sites of different sizes"
-
 #: Recordings of which only a part is read by the library that made them; compared in a file of their own.
 READ_IN_PART = {"peft/t5-prompt_tuning": "half of the recorded rows are read nowhere (test_t5_prompt)"}
 
-#: Recordings whose method or model belongs to later work, each with its reason.
+#: Recordings that are not compared, each with its reason.
 NOT_HERE: dict[str, str] = {
-    "adapters/bert-dvora": f"{_ZOO}: DoRA with factors drawn for all sites, and their bias scaled too",
-    "peft/llama-adalora": f"{_ZOO}: ranks that change in training",
-    "peft/llama-fourierft": f"{_ZOO}: frozen frequencies",
-    "peft/llama-randlora": _SHARED,
-    "peft/t5-prefix_tuning": "its rows stand before the text, so T5 adds a bias to their scores; ours stand nowhere (test_t5_prefix)",
+    "peft/t5-prefix_tuning": "its rows stand before the text, so T5 adds a bias to their scores; ours stand nowhere (test_t5_prefix)"
 }
 
 

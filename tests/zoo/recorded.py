@@ -35,7 +35,8 @@ def by_recording(
     """How far our outputs are from the recorded ones, every tensor of ours being the recorded one.
 
     ``source(our name)`` says which recorded tensor fills one of ours, frozen draws included, and by which view of it: the
-    part of a recorded name behind `adapter.`, `buffer.` or `aux.`. Every recorded tensor must be used. The gradients of
+    part of a recorded name behind `adapter.`, `buffer.` or `aux.`; no name leaves a frozen tensor of ours as it is. Every recorded
+    tensor must be used. The gradients of
     trained tensors must agree too, unless ``trained`` is false (where the recorded ones are known to be wrong, or of other tensors).
     ``examples``: only so many, the first ones, are compared. ``unused``: what is part of the names of recorded tensors that ours has none for.
     """
@@ -56,6 +57,7 @@ def by_recording(
         n for n, (recorded, _) in found.items() if (g := tensors.get(f"grad.{recorded}")) is not None and not g.any()
     }
     own = record(model, "default").trained()
+    assert all(found[n][0] for n in own), "every trained tensor has a source"
     compare_counts([p for n, p in own.items() if n not in unread], learned)
     _fill(unipelt.state_dict(model), found, tensors)
     given = {n.removeprefix("adapter.") for n in tensors if n.startswith("adapter.")}
@@ -77,6 +79,8 @@ def _fill(
 ) -> None:
     for n, t in ours.items():
         recorded, view = found[n]
+        if not recorded:
+            continue
         value = view(next(tensors[f] for k in ("adapter", "buffer", "aux") if (f := f"{k}.{recorded}") in tensors))
         assert value.shape == t.shape, f"{n} is {list(t.shape)}, its source {list(value.shape)}"
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""References for `specs/adapters_more.pelt`: the published formulas, written as sums over named indices."""
+"""References for `specs/adapter_variants.pelt` and `specs/hypernetworks.pelt`: the published formulas, written as sums over named indices."""
 
 from __future__ import annotations
 

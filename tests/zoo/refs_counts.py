@@ -209,3 +209,25 @@ published(
     2 * D + L * (7 * D + 3072),
     "0.09 % of BERT-base, the pooler's among them (Ben Zaken et al. 2022)",
 )
+published("uni_lora", "BERT-base", 23_040, "one vector of 23,040 (Li et al. 2025)")
+published(
+    "randlora",
+    "BERT-base",
+    L * 2 * (64 * 12 + 12 * D),
+    "for each map r and the narrower width times the bases, of which there are d / r (Albert et al. 2025)",
+    r=64,
+)
+published("hyperadapt", "Llama 3 8B", 32 * SEVEN, "n + m for each map (Gurung and Campbell 2025)")
+published(
+    "disel", "BERT-base", L * 2 * (8 * (D + D) + 8 * D + 8), "LoRA's number, and W_g and b_g (Zindari et al. 2026)", r=8
+)
+published("gora", "Llama 3 8B", 32 * 8 * SEVEN, "LoRA's number at equal ranks (He et al. 2025)", r=8)
+published(
+    "blob",
+    "BERT-base",
+    294_912 + L * 2 * 8 * D,
+    "LoRA's number, and a deviation for each of A's (Wang et al. 2024)",
+    r=8,
+)
+published("rosa", "BERT-base", 294_912 + L * 2 * (D * D // 100), "LoRA's number and the entries (Nikdan et al. 2024)", r=8, one_in=100,
+          at="[attn.q, attn.v]")  # fmt: skip

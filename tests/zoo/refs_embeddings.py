@@ -1,4 +1,4 @@
-"""References for `specs/embedded.pelt`: live peft, a recording, the paper's equation on embeddings fed by hand, a count."""
+"""References for `specs/embeddings.pelt`: live peft, a recording, the paper's equation on embeddings fed by hand, a count."""
 
 from __future__ import annotations
 

@@ -140,3 +140,38 @@ def _() -> float:
     for s in run(library("lora_sb", r=3, lr=0.5), data=DATA):
         worst = max(worst, apart(s.out, plain(s, s.A @ s.R @ s.B)))
     return worst
+
+
+@reference("gora", by="formula", against="−γ √(d/r) A A⁺ G by torch.linalg, He et al. 2025 and the size of their code")
+def _() -> float:
+    worst = 0.0
+    for s in started("gora", r=3, alpha=6.0, gamma=0.5):
+        G = measured()[1][at(s)]
+        best = torch.linalg.lstsq(s.A, G).solution  # the nearest to G of all A B
+        size = 0.5 * (len(s.W) / 3) ** 0.5
+        worst = max(worst, apart(6 / 3**0.5 * s.A @ s.B, -size * s.A @ best))
+    for s in run(library("gora", r=3, alpha=6.0), data=DATA):
+        worst = max(worst, apart(s.out, plain(s, 6 / 3**0.5 * torch.einsum("ir,ro->io", s.A, s.B))))
+    return worst
+
+
+@reference(
+    "rosa",
+    by="formula",
+    against="W x + s B A x + S x, the entries of S where sorting all of |G| says, Nikdan et al. 2024",
+)
+def _() -> float:
+    worst = 0.0
+    seen = run(library("rosa", r=3, alpha=6.0, one_in=20), data=DATA)
+    for s in seen:
+        if s.row == "low":
+            worst = max(worst, apart(s.out, s.h + 2 * torch.einsum("bti,ir,ro->bto", s.x, s.A, s.B)))
+            continue
+        order = measured()[1][at(s)].flatten().abs().argsort(descending=True)[: s.W.numel() // 20]
+        assert set(s.I.tolist()) == set(order.tolist())
+        S = torch.zeros_like(s.W)
+        for number, place in zip(s.c, s.I.tolist(), strict=True):
+            S[place // S.shape[1], place % S.shape[1]] += number
+        worst = max(worst, apart(s.out, s.h + s.x @ S))
+    assert {s.row for s in seen} == {"low", "sparse"}
+    return worst

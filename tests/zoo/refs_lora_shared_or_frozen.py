@@ -177,3 +177,54 @@ def _() -> float:
     seen = run(library("lorta", r=4), "bert")
     assert [len({s.t[n].data_ptr() for s in seen}) for n in ("A", "B", "c_h", "c_m", "c_l")] == [1, 1, 1, 4, 3]
     return found
+
+
+def _randlora(sources: dict[str, str], wide: int) -> Any:
+    """Ours from peft's: the frozen pair without its extra axes, and 0 where theirs is not so wide."""
+
+    def view(last: str, t: torch.Tensor) -> torch.Tensor:
+        if last not in "AB":
+            return t.T if last == "l" else t
+        flat = t[:, 0] if last == "A" else t.flatten(1)
+        rows, columns = (flat.shape[0], wide) if last == "A" else (wide, 4 * -(-wide // 4))
+        return torch.nn.functional.pad(flat, (0, columns - flat.shape[1], 0, rows - flat.shape[0]))
+
+    def source(name: str) -> tuple[str, Any]:
+        last = name.rsplit(".", 1)[1]
+        where = sources["first"] if last in "AB" else theirs(name)
+        own = {"A": "A", "B": "B", "l": "lambda", "c": "gamma"}[last]
+        return f"{where}.randlora_{own}.default", lambda t: view(last, t)
+
+    return source
+
+
+@reference("randlora", by="peft", against="peft's RandLoRA at maps that widen, narrow and do neither")
+def _() -> float:
+    source = _randlora({"first": "base_model.model.model.layers.0.self_attn.q_proj"}, 48)
+
+    def into(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        recorded, view = source(name)
+        return view(state[recorded])
+
+    config = peft.RandLoraConfig(r=4, randlora_alpha=6, target_modules=[*QV, "up_proj", "down_proj"])
+    method = library("randlora", r=4, alpha=6.0, at="[attn.q, attn.v, ffn.up, ffn.down]", wide=48)
+    return beside_peft(method, config, into, frozen=True)
+
+
+@reference("randlora", by="recording", against="peft/llama-randlora")
+def _() -> float:
+    source = _randlora({"first": "base_model.model.model.layers.0.self_attn.q_proj"}, 32)
+    return by_recording("peft/llama-randlora", library("randlora", r=4, alpha=8.0), source)
+
+
+@reference("uni_lora", by="peft", against="peft's Uni-LoRA, every entry read as often")
+def _() -> float:
+    def into(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        last = name.rsplit(".", 1)[1]
+        if last == "t":
+            return next(v for n, v in state.items() if "unilora_theta_d" in n)
+        return state[f"{theirs(name)}.unilora_indices_{'A' if last == 'I' else 'B'}.default"].T
+
+    config = peft.UniLoraConfig(r=4, theta_d_length=64, target_modules=["q_proj", "o_proj"])
+    method = library("uni_lora", r=4, n=64, at="[attn.q, attn.o]")  # 3 * 2 * 4 * 64 / 64 reads of each
+    return beside_peft(method, config, into, frozen=True)

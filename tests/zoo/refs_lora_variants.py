@@ -98,3 +98,12 @@ def _() -> float:
 @reference("lora_mini", by="formula", against="A_aux A B B_aux of Singh et al. 2024")
 def _() -> float:
     return by_formula(library("lora_mini", r=4, inner=6), lambda s: s.h + 4 * (s.x @ (s.A @ s.C)) @ (s.D @ s.B))
+
+
+@reference("disel", by="formula", against="W x + s B (sigmoid(W_g x + b_g) ⊙ A x), Zindari et al. 2026 and their code")
+def _() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        gate = torch.sigmoid(torch.nn.functional.linear(s.x, s.G.T, s.b))
+        return s.h + 3 * torch.einsum("btr,btd,dr,ro->bto", gate, s.x, s.A, s.B)
+
+    return by_formula(library("disel", r=4, alpha=12.0), formula)

@@ -1,4 +1,4 @@
-"""References for `specs/routed.pelt`: the published formulas, token by token or example by example."""
+"""References for `specs/mixtures.pelt`: the published formulas, token by token or example by example."""
 
 from __future__ import annotations
 

@@ -217,3 +217,13 @@ def _() -> float:
         return diagonal(torch.stack([eye - p @ p.T / p.pow(2).sum() + q @ q.T / q.pow(2).sum() for p, q in zip(u, v)]))
 
     return by_formula(library("ether_plus"), lambda s: relaxed(s.u1, s.v1) @ s.W @ relaxed(s.u2, s.v2))
+
+
+@reference("shoft", by="formula", against="HOFT with diag(m) between the second product and W")
+def _() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        left = reflections(torch.cat([s.U, s.V.flip(-1)], -1))
+        right = reflections(torch.cat([s.P, s.Q.flip(-1)], -1))
+        return left @ s.W @ torch.diag(s.m) @ right
+
+    return by_formula(library("shoft", r=4), formula)

@@ -1,4 +1,4 @@
-"""References for `specs/prompts_more.pelt`: live peft and the published formulas."""
+"""References for `specs/prompt_variants.pelt`: live peft and the published formulas."""
 
 from __future__ import annotations
 

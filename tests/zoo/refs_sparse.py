@@ -6,6 +6,7 @@ from typing import Any
 
 import peft
 import torch
+from recorded import by_recording
 from reference import Seen, beside_peft, by_formula, library, reference
 
 TARGETS = dict(target_modules=["q_proj", "v_proj"])
@@ -71,6 +72,19 @@ def fourierft() -> float:
         return state[f"{theirs(name)}.fourierft_spectrum.default"]
 
     return beside_peft(library("fourierft", n=60, s=150.0), config, into, fixed=fixed)
+
+
+@reference("fourierft", by="recording", against="peft/llama-fourierft")
+def _fourierft_recorded() -> float:
+    def source(name: str) -> tuple[str, Any]:
+        if name.endswith(".c"):
+            return f"{theirs(name)}.fourierft_spectrum.default", lambda t: t
+        site = ".".join(name.split(".")[:2])  # one for all layers
+        d_out = {"attn.q": 32, "attn.v": 16}[site]
+        module = f"base_model.model.model.layers.0.self_attn.{MODULES[site]}"
+        return f"{module}.indices.default", lambda t: placed(t[0], t[1], d_out)
+
+    return by_recording("peft/llama-fourierft", library("fourierft", n=20, s=150.0), source)
 
 
 def filled(s: Seen, order: torch.Tensor, n: int) -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Any
 
 import peft
 import small
 import torch
+from recorded import by_recording
 from reference import Seen, apart, beside_peft, by_formula, library, reference, run
 from torch.nn import functional as F
 
@@ -24,6 +27,18 @@ def _adalora() -> float:
         init_r=4, target_r=2, lora_alpha=8, total_step=100, tinit=10, tfinal=10, target_modules=["q_proj", "v_proj"]
     )
     return beside_peft(library("adalora", r=4, alpha=8.0), config, into, scale=0.3)
+
+
+@reference("adalora", by="recording", against="peft/llama-adalora")
+def _adalora_recorded() -> float:
+    def source(name: str) -> tuple[str, Any]:
+        layer, kind, tensor = re.match(r"layers\.(\d+)\.attn\.(\w)\.\w+\.(\w+)$", name).groups()  # type: ignore[union-attr]
+        front = f"base_model.model.model.layers.{layer}.self_attn.{kind}_proj.lora"
+        return f"{front}_{tensor}.default" if tensor in "ABE" else "", (lambda t: t[:, 0]) if tensor == "E" else (
+            lambda t: t.T
+        )
+
+    return by_recording("peft/llama-adalora", library("adalora", r=4, alpha=8.0), source, unused="ranknum")
 
 
 @reference(
@@ -201,3 +216,32 @@ def _lora_moe() -> float:
         share = torch.softmax(torch.einsum("btd,ed->bte", s.x, s.w), -1).mean(1)
         total = total + (share.var(-1, unbiased=False) / share.mean(-1)).mean().detach()
     return max(worst, apart(unipelt.penalties(model).detach(), total))
+
+
+@reference(
+    "blob",
+    by="formula",
+    against="W x + s B A x outside training; in it the penalty of their code, and no draw where the deviation is 0",
+)
+def _blob() -> float:
+    worst = by_formula(library("blob"), lambda s: s.h + 2 * torch.einsum("btd,dr,ro->bto", s.x, s.A, s.B))
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("blob", beta=0.01))
+    small.randomise(model)
+    mean, state = small.output(model), unipelt.state_dict(model)
+    wanted = torch.zeros((), dtype=torch.float64)
+    for n in (n[:-2] for n in state if n.endswith(".R")):
+        deviation, mu = state[f"{n}.R"] ** 2, state[f"{n}.A"]
+        kl = math.log(0.2 + 1e-6) - torch.log(deviation + 1e-6)
+        wanted = wanted + 0.01 * (kl + (deviation**2 + mu**2) / (2 * 0.2**2 + 1e-6) - 0.5).sum()
+    torch.manual_seed(0)
+    drawn = [small.output(model.train()) for _ in range(2)]
+    assert apart(drawn[0], mean) > 1e-6 and apart(drawn[0], drawn[1]) > 1e-6
+    with torch.enable_grad():
+        model(**small.inputs(padded=False))
+    worst = max(worst, apart(unipelt.penalties(model).detach(), wanted))
+    with torch.no_grad():
+        for n, t in state.items():
+            if n.endswith(".R"):
+                t.zero_()
+    return max(worst, apart(small.output(model), mean))

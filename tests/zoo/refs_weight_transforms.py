@@ -72,6 +72,40 @@ def _() -> float:
     return by_recording("adapters/bert-dora", unipelt.parse(_ADAPTERS), source)
 
 
+_DVORA_OF_ADAPTERS = """
+method dvora_of_adapters(r: int = 6) {
+  modify attn.q, attn.v  insert parallel
+  form {
+    frozen A: [d_in, r] ~ normal(0.02) per model  D: [r, r] ~ normal(0.02)
+    frozen B: [r, d_out] ~ normal(0.02) per model  E: [d_out, d_out] ~ zeros
+    m: [d_out] = norm(W, 0)
+    U = A @ D @ B @ E
+    delta = m / norm(W + U, 0)
+  }
+  compose { out = delta * (h + x @ U) }
+}
+"""
+
+
+@reference(
+    "dvora",
+    by="recording",
+    against="adapters 1.3, bert-dvora: there as in bert-dora, the vectors are matrices, and all maps share the frozen pair",
+)
+def _() -> float:
+    def source(name: str) -> tuple[str, object]:
+        last = name.rsplit(".", 1)[1]
+        if last in "AB":
+            return f"shared_parameters.ad.lora_{last}", lambda t: t.T
+        layer, part = name.split(".")[2], {"q": "query", "v": "value"}[name.split(".")[4]]
+        front = f"encoder.layer.{layer}.attention.self.{part}.loras.ad"
+        if last == "m":
+            return f"{front}.m.weight", lambda t: t[:, 0]
+        return f"{front}.vera_{'D' if last == 'D' else 'B'}", lambda t: t.T
+
+    return by_recording("adapters/bert-dvora", unipelt.parse(_DVORA_OF_ADAPTERS), source)
+
+
 @reference("dvora", by="formula", against="m (W + Λ_b B Λ_d A) / |W + Λ_b B Λ_d A|, Liu et al. 2024")
 def _() -> float:
     def formula(s: Seen) -> torch.Tensor:

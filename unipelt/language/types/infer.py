@@ -226,7 +226,11 @@ class Inference:
         return bend(self._elementwise(e.op, a, b, e), e.span)
 
     def _choose(self, e: Choose) -> Value:
-        test, a, b = self.infer(e.test), self.infer(e.then), self.infer(e.other)
+        test = self.infer(e.test)
+        decided = isinstance(test.type, NumberType) and test.type.value is not None and not test.random
+        taken = bool(test.type.value) if decided and isinstance(test.type, NumberType) else None
+        a = self.infer(e.then) if taken is not False else self._passed_over(e.then)
+        b = self.infer(e.other) if taken is not True else self._passed_over(e.other)
         if not isinstance(test.type, (NumberType, Poison)):
             return self.fail("E0315", f"a condition is a number or a comparison of numbers, not {test.type}", e.test.span,
                              help="for a choice in each entry multiply: `(z > 0) * a + (z <= 0) * b`")  # fmt: skip
@@ -239,6 +243,13 @@ class Inference:
             return self.fail("E0316", f"the two branches differ: {a.type} and {b.type}", e.other.span, label=str(b.type),
                              labels=(Label(e.then.span, str(a.type)),))  # fmt: skip
         return join((test, a, b), a.type if a.type == b.type else NumberType(self._either(e, a, b)))
+
+    def _passed_over(self, e: Expr) -> Value:
+        """The value of a branch that the numbers here decide against: its sizes need not fit them, as in `a if d_in <= d_out else b`."""
+        before = len(self.problems)
+        value = self.infer(e)
+        del self.problems[before:]
+        return value
 
     def _either(self, e: Choose, a: Value, b: Value) -> Size | None:
         """The size that is one of two by a condition on sizes: a symbol named by its text."""
