@@ -135,14 +135,19 @@ def both(m: nn.Module) -> dict[str, torch.Tensor]:
     return {**inputs(padded=False), "pixel_values": pictures(next(p for p in m.parameters()))["pixel_values"][..., :12]}
 
 
-def output(m: nn.Module, **given: Any) -> torch.Tensor:
+def entering(m: nn.Module, **given: Any) -> dict[str, Any]:
+    """What a model is called with, unless something else is given: its inputs, and what its adapters declare."""
     if not given and getattr(m, "main_input_name", "") == "pixel_values":
         given = pictures(next(p for p in m.parameters() if p.is_floating_point()))
     given = given or (both(m) if hasattr(m, "vision_model") else inputs())
     if "input_ids" in given:
         given = {**declared(m, given["input_ids"]), **given}
+    return given
+
+
+def output(m: nn.Module, **given: Any) -> torch.Tensor:
     with torch.no_grad():
-        return m(**given)[0].clone()
+        return m(**entering(m, **given))[0].clone()
 
 
 def randomise(m: nn.Module, name: str = "default", seed: int = 1, scale: float = 0.3) -> dict[str, torch.Tensor]:

@@ -21,13 +21,16 @@ class Stepping:
     helpers: tuple[str, ...]
 
 
-def stepping(row: Row, names: Mapping[str, Written], sizes: Mapping[str, Written], own: Mapping[str, Code], repeats: Written) -> Stepping | None:  # fmt: skip
-    """The lines of a row, whose tensors are ``own``; None where nothing happens after a step."""
+def stepping(
+    row: Row, names: Mapping[str, Written], sizes: Mapping[str, Written], lengths: Mapping[str, Written], own: Mapping[str, Code],
+    repeats: Written,
+) -> Stepping | None:  # fmt: skip
+    """The lines of a row, whose tensors are ``own`` and whose axes have ``lengths``; None where nothing happens after a step."""
     body = [line for s in row.form if isinstance(s, Later) and s.word == "after step" for line in s.body]
     if not body:
         return None
     w = Writer({**names, **own, "progress": Code("progress", (), ())}, sizes, {}, repeats, training=True)
-    w.taken["progress"] = "progress"
+    w.taken["progress"], w.axes = "progress", lengths
     lines: list[str] = []
     known = 0
     for s in body:

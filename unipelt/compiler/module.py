@@ -191,7 +191,7 @@ class _Class:
             for t in typing.tensors
             if "." not in t.label
         }
-        after = stepping(self.row, self.values, sizes, own, w.repeats)
+        after = stepping(self.row, self.values, sizes, lengths, own, w.repeats)
         self.helpers = [*w.helpers, *(after.helpers if after else ())]
         self.helpers += ["at_all_places"] if after and after.asks else []
         self.names = body.arguments

@@ -331,11 +331,12 @@ class Writer:
 
     def _drawn_here(self, draw: Draw, sizes: tuple[Size, ...], written: Sequence[str], h: Code) -> Code:
         if draw.owner != "site":
-            raise Unwritten(f"`{draw.word}`")
-        if not set(draw.axes) <= set(h.axes):
+            raise Unwritten(f"`{draw.word}` that several places share")
+        if not set(draw.axes) <= {*h.axes, *self.axes}:
             raise Unwritten(f"`{draw.word}` along other axes than those of h")
-        axes = tuple(a for a in h.axes if a in draw.axes)
-        shape = [*(f"h.shape[{h.axes.index(a)}]" for a in axes), *written]
+        axes = ordered(draw.axes)
+        lengths = [f"h.shape[{h.axes.index(a)}]" if a in h.axes else text_of(self.axes[a]) for a in axes]
+        shape = [*lengths, *written]
         text = f"torch.{'randn' if draw.word == 'noise' else 'rand'}(({''.join(f'{s}, ' for s in shape)}), device=h.device, dtype=h.dtype)"
         if text not in self.draws:
             self.draws[text] = self.once(Code(text + " * self.training" * (draw.word == "noise"), axes, sizes, PRODUCT))
@@ -360,7 +361,7 @@ class Writer:
                 items.append(":")
                 continue
             low, high = (self.write(b) if b is not None else None for b in (item.low, item.high))
-            items.append(f"{'' if low is None else text_of(low)}:{'' if high is None else text_of(high)}")
+            items.append(f"{_end(low)}:{_end(high)}")
             sizes[i] = _length(sizes[i], low, high)
         items += [":"] * (len(value.sizes) - len(items))
         out = Code(
@@ -445,6 +446,13 @@ def numbers(op: str, a: Any, b: Any) -> Written:
     size = OPERATIONS[op](*sizes) if op in ("+", "-", "*", "/") and None not in sizes else None
     level = LEVELS[op]
     return Num(f"{text_of(a, level + (op == '**'))} {op} {text_of(b, level + (op != '+'))}", level, size)
+
+
+def _end(v: Written | None) -> str:
+    """An end of a range; a size that is divided is a whole number."""
+    if v is None:
+        return ""
+    return f"int({v.text})" if isinstance(v, Num) and "/" in v.text else text_of(v)
 
 
 def _length(size: Size, low: Written | None, high: Written | None) -> Size:
