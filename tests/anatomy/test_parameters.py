@@ -3,6 +3,7 @@ parameter changed by hand, merges into it, and acts wherever a tied one is used.
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -191,3 +192,21 @@ def test_a_plan_says_that_each_use_of_a_tied_weight_drops_by_itself() -> None:
     form = "A: [d_in, 2] ~ normal(0.1) B: [2, d_out] ~ zeros delta = drop(A, 0.1) @ B"
     (said,) = [w for w in unipelt.plan(base("gpt2"), spec("embed.weight", form)).warnings if "tied" in w]
     assert said.endswith("draws its own dropout")
+
+
+def test_an_edited_tied_table_is_copied_saved_and_attached(tmp_path: Path) -> None:
+    model, fresh = base("gpt2"), base("gpt2")
+    before = output(model, "gpt2")
+    unipelt.apply(model, whole("embed.weight"))
+    found = output(model, "gpt2")
+    assert not torch.equal(found, before)
+    assert sum("unipelt" in n for n in model.state_dict()) == 1  # a second use has no tensors of its own
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(iter(record(other, "default").trained().values())).zero_()
+    assert torch.equal(output(other, "gpt2"), before) and torch.equal(output(model, "gpt2"), found)
+    unipelt.save(model, tmp_path / "a")
+    unipelt.attach(fresh, tmp_path / "a")
+    assert torch.allclose(output(fresh, "gpt2"), found, rtol=0, atol=1e-5)  # the saved tensors may be shorter
+    with unipelt.disabled(model):
+        assert torch.equal(output(model, "gpt2"), before)
