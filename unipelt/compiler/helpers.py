@@ -8,6 +8,8 @@ Shapes: a tensor's dimensions are its named axes and then its sizes (see `named`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -16,6 +18,55 @@ def real_tokens(mask: torch.Tensor, t: torch.Tensor, dim: int) -> torch.Tensor:
     """The mask of the tokens of ``t`` (the last ones, where a cache holds the others), shaped to multiply it; batch is ``t``'s first axis."""
     mask = mask[..., -t.shape[dim] :].to(t.dtype)
     return mask.reshape(mask.shape[0], *[1] * (dim - 1), mask.shape[-1], *[1] * (t.dim() - dim - 1))
+
+
+def lean_product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ W + b``. An ``x`` that a layer norm of torch yields is not kept for the backward pass, but computed again there from
+    what the norm keeps."""
+    norm: Any = x.grad_fn
+    hooks = _hooks_of_kept() if type(norm).__name__ == "NativeLayerNormBackward0" else None
+    # What others keep for the norm they may give but once; and x may have been changed since.
+    if hooks is None or x._version or not isinstance(getattr(norm._raw_saved_input, "data", None), torch.Tensor):
+        return x @ W if b is None else torch.nn.functional.linear(x, W.mT, b)
+    at, entries, dtype = x.data_ptr(), x.numel(), x.dtype
+    keep, give = hooks
+
+    def pack(t: torch.Tensor) -> object:
+        if t.data_ptr() == at and t.numel() == entries and t.dtype == dtype and t.is_contiguous():
+            return t.shape
+        return (keep(t),)
+
+    def unpack(kept: object) -> torch.Tensor:
+        if isinstance(kept, torch.Size):
+            return output_of_norm(norm).to(dtype).view(kept)
+        return give(kept[0])
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return x @ W if b is None else torch.nn.functional.linear(x, W.mT, b)
+
+
+def _hooks_of_kept() -> tuple[Callable, Callable] | None:
+    """What is done in this place with what is kept for the backward pass; None under torch.func, which allows no such hooks, and in
+    a checkpoint, which keeps nothing and counts what is kept."""
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():
+        return None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is None:
+        return _as_it_is, _as_it_is
+    return None if hooks[0].__module__ == "torch.utils.checkpoint" else hooks
+
+
+def _as_it_is(t: torch.Tensor) -> torch.Tensor:
+    return t
+
+
+@torch.no_grad()
+def output_of_norm(node: Any) -> torch.Tensor:
+    """What a layer norm yielded, from what its node in the graph keeps."""
+    weight, bias = node._saved_weight, node._saved_bias
+    out = (node._saved_input - node._saved_result1) * node._saved_result2
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
 
 
 def sum_of_real(t: torch.Tensor, mask: torch.Tensor | None, dim: int) -> torch.Tensor:

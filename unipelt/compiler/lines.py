@@ -41,8 +41,9 @@ def needed(lines: Sequence[Line], ends: Iterable[str]) -> list[Line]:
     return kept[::-1]
 
 
-def joined(lines: Sequence[Line]) -> list[Line]:
-    """Products that read the same as columns of one product; the matrix of all columns is a line of its own."""
+def joined(lines: Sequence[Line], lean: bool = False) -> list[Line]:
+    """Products that read the same as columns of one product; the matrix of all columns is a line of its own. ``lean``: the product
+    is a `helpers.lean_product`."""
     groups: dict[str, list[Line]] = {}
     later: dict[str, set[str]] = {}  # what is not bound yet where the first of them stands
     for i, line in enumerate(lines):
@@ -57,11 +58,11 @@ def joined(lines: Sequence[Line]) -> list[Line]:
         if len(group) < 2 or not any(line is other for other in group):
             out.append(line)
         elif line is group[0]:
-            out += _columns(f"joined_{line.product[0]}", group)  # type: ignore[index]
+            out += _columns(f"joined_{line.product[0]}", group, lean)  # type: ignore[index]
     return out
 
 
-def _columns(name: str, group: list[Line]) -> list[Line]:
+def _columns(name: str, group: list[Line], lean: bool) -> list[Line]:
     found = [line.product for line in group]
     parts = [W.text if len(W.sizes) == 2 else f"{W.text}[:, None]" for _, W, _ in found]  # type: ignore[misc]
     weights = Line(f"{name}_W", f"torch.cat([{', '.join(parts)}], 1)")
@@ -71,9 +72,12 @@ def _columns(name: str, group: list[Line]) -> list[Line]:
     out = [weights]
     if every:
         out.append(Line(f"{name}_b", f"torch.cat([{', '.join(biases)}])"))
-        out.append(Line(name, f"F.linear({x}, {weights.name}.T, {name}_b)"))
+        product = (
+            f"lean_product({x}, {weights.name}, {name}_b)" if lean else f"F.linear({x}, {weights.name}.T, {name}_b)"
+        )
     else:
-        out.append(Line(name, f"{x} @ {weights.name}"))
+        product = f"lean_product({x}, {weights.name})" if lean else f"{x} @ {weights.name}"
+    out.append(Line(name, product))
     at = 0
     for line in group:
         _, W, b = line.product  # type: ignore[misc]

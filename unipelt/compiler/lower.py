@@ -38,6 +38,7 @@ LOWERINGS: dict[str, str] = {
     "contracted": "a sum over an axis of products that are larger than both their sides is one product: they are not made",
     "small first": "in a product, entry by entry, of a matrix and vectors the vectors are multiplied first",
     "circular": "in training a product with a circulant matrix is a convolution by Fourier transforms, and a sum over an axis is taken among the frequencies: the matrix is not made",
+    "recomputed": "in training a product that narrows does not keep what a layer norm yields: it is computed again from what the norm keeps",
     "folded": "what reads the adapter's tensors alone is computed first, outside training once and not at every call",
     "rows": "attention over learned rows that shares the softmax (He et al. 2022, equation 7) is that many more keys and values of the attention kernel",
     "gated rows": "the same where a scalar of each query multiplies the scores or what the rows yield",

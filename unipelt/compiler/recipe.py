@@ -108,7 +108,7 @@ def _recipe(
         lines, ends = body.text(want)
     except (Unwritten, ArithmeticError, ValueError):
         return None
-    lines = joined(lines) if "joined" in lowered.on else lines
+    lines = joined(lines, "recomputed" in lowered.on) if "joined" in lowered.on else lines
     names, labels = body.arguments, {n for n in body.arguments if n in tensors}
     fixed, lines = split(lines, [names[n] for n in names if n not in labels]) if "folded" in lowered.on else ([], lines)
     read = set().union(*(words(line.text) for line in lines), *(words(e) for e in ends))

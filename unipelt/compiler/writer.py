@@ -251,17 +251,16 @@ class Writer:
     def product(self, a: Code, W: Code, b: Code | None = None) -> Code:
         """``a @ W``; with a bias as one linear map. What others may be joined with is a line."""
         a, W, b = self.apart(a, W, b)
-        if b is None:
-            out = matmul(a, W, self.repeats)
-        elif len(W.sizes) == 2:
-            out = Code(
-                f"F.linear({a.text}, {transposed(W).text}, {b.text})",
-                a.axes,
-                (*a.sizes[:-1], W.sizes[1]),
-                product=(a, W, b),
-            )
+        lean = "recomputed" in self.on and self.training and self.is_live(a) and _is_map(a, W, b) and _narrows(W)
+        if b is not None and len(W.sizes) == 2:
+            text = f"F.linear({a.text}, {transposed(W).text}, {b.text})"
+            text = self.helper("lean_product", a.text, W.text, b.text) if lean else text
+            out = Code(text, a.axes, (*a.sizes[:-1], W.sizes[1]), product=(a, W, b))
         else:
-            out = operation("+", matmul(a, W, self.repeats), b, self.repeats)
+            out = matmul(a, W, self.repeats)
+            if lean:
+                out = replace(out, text=self.helper("lean_product", a.text, W.text), level=ATOM)
+            out = out if b is None else operation("+", out, b, self.repeats)
         if "joined" in self.on and self.training and is_name(a) and _is_map(a, W, b) and W.sizes[-1].number is not None:
             if self.is_live(a) and not self.is_live(W) and not (b is not None and self.is_live(b)):
                 self.temporary += 1
@@ -422,6 +421,12 @@ def _is_map(a: Code, W: Code, b: Code | None) -> bool:
     """Whether ``a @ W`` (and ``+ b``) is one map of the last size, the same for every position."""
     fits = b is None or (not b.axes and len(b.sizes) == len(W.sizes) - 1)
     return bool(a.axes) and len(a.sizes) == 1 and not W.axes and len(W.sizes) in (1, 2) and fits
+
+
+def _narrows(W: Code) -> bool:
+    """Whether a product with W yields less than it reads."""
+    n = [s.number for s in W.sizes]
+    return len(n) == 1 or (None not in n and n[0] > n[1])  # type: ignore[operator]
 
 
 def negative(v: Written) -> Written:
