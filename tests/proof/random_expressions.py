@@ -283,8 +283,10 @@ class Draw:
             (0.2, lambda: f"scatter({e(('r', b), d)}, {self.places('r', a, 'integers')}, {a})"),
             (0.4, lambda: f"{self.group(e(('l', b), d))}[{self.places(a, 'l', 'integers')}]"),
             (0.3 if a == b else 0, lambda: self.inverted(a, d)),
+            (6 if self.starts_exactly and self.site.has_weight and type_of(dict(self.site.scope)["W"])[1] == sizes else 0,
+             lambda: f"scatter({e(('r',), d)}, {self.places('r', f'{a} * {b}')}, {a}, {b})"),
             (0.3, lambda: f"pinv({self.tensor((b, a))})"),
-            (2 if b == "r" and a.startswith("d_") else 0, lambda: f"orthonormal({self.tensor((a, b))})"),
+            (4 if b == "r" and a.startswith("d_") else 0, lambda: f"orthonormal({self.tensor((a, b))})"),
             (2 if a.startswith("d_") and b.startswith("d_") else 0, lambda: self.wavelets(a, b, d)),
             (0.4, lambda: f"kron({e(('1', b), d)}, {e((a, '1'), d)})"),
             (0.3, lambda: f"{self.one('fft2', 'ifft2')}({e(sizes, d)})"),
@@ -320,7 +322,9 @@ class Draw:
         """Whole numbers [n] that say where something stands."""
         name = self.fresh("I")
         start = f"~ {draw}({below})"
-        if draw == "choice" and self.starts_exactly and self.site.has_weight and self.chance(0.6):
+        if n == "r" and draw != "permutation" and self.chance(0.2):
+            start = "~ listed(0, 2, 1)"  # as many as r is
+        if draw == "choice" and self.starts_exactly and self.site.has_weight and self.chance(0.9):
             start = (
                 "= top_indices(abs(W), " + n + ")"
                 if below == " * ".join(type_of(dict(self.site.scope)["W"])[1])

@@ -115,7 +115,7 @@ def test_no_verdict_on_random_methods_is_refuted(first):
 
 def test_random_methods_have_every_word():
     """Each word of the tables of primitives, starts, selections and draws; clauses and indices that are words of the grammar."""
-    drawn = set().union(*(words(text(seed)) for seed in range(1500)))
+    drawn = set().union(*(words(text(seed)) for seed in range(2500)))
     starts = [n for n, i in INITIALISERS.items() if not i.given]  # no text of a method has these
     of_tables = {*PRIMITIVES, *starts, *SELECTIONS, *DRAWN_WORDS, *OWNERS}
     of_the_grammar = {
