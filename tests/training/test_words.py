@@ -86,8 +86,13 @@ def by_hand(m: nn.Module, x: dict[str, torch.Tensor], gamma: float = 0.3) -> tor
 
 
 def of_training() -> list[str]:
-    """The methods of the library that add to the loss or do something after a step."""
-    return [n for n in methods() if any(isinstance(s, Later) for r in unipelt.load(n).rows for s in r.form)]
+    """The methods of the library that add to the loss or do something after a step; those over trained adapters need some."""
+    found = {n: unipelt.load(n) for n in methods()}
+    return [
+        n
+        for n, m in found.items()
+        if any(isinstance(s, Later) for r in m.rows for s in r.form) and all(p.type != "adapters" for p in m.params)
+    ]
 
 
 def own(module: nn.Module, label: str) -> torch.Tensor:
