@@ -35,7 +35,7 @@ from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded, settle
 from .starts import LabelWords, StartData, Starts, Tokenizer, at_least, selecting_texts
-from .switch import ADAPTER_NAME, Switch
+from .switch import ADAPTER_NAME, Mixture, Switch
 
 # ---------------------------------------------------------------- apply
 
@@ -331,7 +331,7 @@ def _chosen(model: nn.Module, names: Sequence[str], what: str) -> Registry:
 
 
 @contextmanager
-def using(model: nn.Module, *names: str | None) -> Iterator[nn.Module]:
+def using(model: nn.Module, *names: str | None | Sequence[str | None]) -> Iterator[nn.Module]:
     """Within the block exactly these adapters act in this thread, in this order; ``None`` alone is the base.
 
     ``with unipelt.using(model, "ann"): model.generate(…)``. Other threads, and what `activate` says to them, are not touched:
@@ -339,17 +339,73 @@ def using(model: nn.Module, *names: str | None) -> Iterator[nn.Module]:
     It chooses what acts, not what is trained: gradients reach the adapters that `activate` named. A backward pass that computes
     the forward pass again (gradient checkpointing) belongs inside the block.
 
-    Raises `PeltError` for a name that the model does not have, for no name, and for adapters that cannot act together.
+    A list has an adapter for each example of a batch: ``with unipelt.using(model, ["ann", None, "bob", "ann"])``. The frozen maps run
+    once for all of them; methods may be mixed. A batch of twice as many (beams, several answers) has each example's in a run.
+
+    Raises `PeltError` for a name that the model does not have, for no name, for adapters that cannot act together, and, in a
+    list, for those that put rows among the tokens, select tokens, take arguments or have labels of their own.
     """
     model = unwrapped(model)
+    if len(names) == 1 and isinstance(names[0], (list, tuple)):
+        with _mixed(model, names[0]):
+            yield model
+        return
     if not names or (None in names and len(names) > 1):
         raise error("E0589", "`using` takes the names of the adapters that are to act, or None alone for the base",
                     help='with unipelt.using(model, "ann"): …')  # fmt: skip
     r = registry(model)
     if names != (None,):
-        r = _chosen(model, [n for n in names if n is not None], "using")
-    with nullcontext() if r is None else r.switch.holder.using(tuple(n for n in names if n is not None)):
+        r = _chosen(model, [n for n in names if n is not None], "using")  # type: ignore[misc]
+    with nullcontext() if r is None else r.switch.holder.using(tuple(n for n in names if n is not None)):  # type: ignore[misc]
         yield model
+
+
+@contextmanager
+def _mixed(model: nn.Module, examples: Sequence[str | None]) -> Iterator[None]:
+    """Each example of a batch has an adapter of its own."""
+    if not examples or not all(n is None or isinstance(n, str) for n in examples):
+        raise error("E0852", "a list for `using` has a name, or None for the base, for each example of a batch",
+                    help='with unipelt.using(model, ["ann", None]): …')  # fmt: skip
+    mixture = Mixture.of(examples)
+    r = registry(model)
+    for n in mixture:
+        record(model, n)
+    if r is None:
+        yield
+        return
+    if mixture and r.merged is not None:
+        raise error(
+            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
+        )
+    for n in mixture:
+        why = _alone(r.attached[n])
+        if why:
+            raise error("E0853", f"the adapter `{n}` cannot share a batch with others: {why}",
+                        help=f"run its examples by themselves: with unipelt.using(model, {n!r})")  # fmt: skip
+    with r.switch.holder.using(mixture):
+        r.switch.mixtures += 1
+        try:
+            yield
+        finally:
+            r.switch.mixtures -= 1
+
+
+def _alone(a: Attached) -> str:
+    """Why an adapter cannot act on some rows of a batch alone; nothing where it can."""
+    if a.plan.labels is not None:
+        return "it has labels of its own"
+    if a.plan.inputs:
+        return f"it takes the argument `{a.plan.inputs[0].name}`"
+    for e in a.plan.edits:
+        if e.prompt is not None or e.site.side == "prompt":
+            return f"`{e.row.name}` puts rows among the tokens, so its examples get longer"
+        if e.row.tokens or {"ids", "positions"} & set(e.row.reads):
+            return f"`{e.row.name}` selects tokens"
+        if e.site.rows is not None or e.grid is not None:
+            return f"`{e.site.label}` does not keep examples apart"
+        if e.site.attends:
+            return f"the attention of `{e.site.label}` is computed past the interface of transformers"
+    return ""
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from .edits import Edit, Rows
 from .kernels import Call, Kernel, fits, kernel_of, log_mass, scores_of, with_sinks
 from .told_apart import WIDEST, together, told_apart
 from .seam import Seam, seam_of
+from .switch import Group, Mixture
 
 
 class Wrapped:
@@ -33,12 +34,39 @@ class Wrapped:
         edits = seam.live("attention") if seam is not None else []
         if not edits:
             return self.base(module, query, key, value, attention_mask, **kwargs)
+        assert seam is not None
+        if seam.switch.mixtures and (mixture := seam.switch.mixture()) is not None:
+            return self._mixed(seam, mixture, Call(module, query, key, value, attention_mask, kwargs))
         kernel = kernel_of(self.name)
         if kernel is None or kwargs.get("cache") is not None:
             what = f"the masks of the attention implementation {self.name}" if kernel is None else "a cache in pages"
             raise error("E0542", f"edits at heads do not know {what}", help='model.set_attn_implementation("sdpa")')
-        assert seam is not None
         return attend(self.base, kernel, seam, edits, Call(module, query, key, value, attention_mask, kwargs))
+
+    def _mixed(self, seam: Seam, mixture: Mixture, call: Call) -> Any:
+        """A batch whose examples have adapters of their own: the rows of each by themselves, since rows of keys differ in number."""
+        batch = call.query.shape[0]
+        groups = mixture.groups(batch)
+        if not any(g.name is not None and seam._live("attention", (g.name,)) for g in groups):
+            return self.base(call.module, call.query, call.key, call.value, call.mask, **call.kwargs)
+        parts = []
+        for group in groups:
+
+            def of(t: Any, group: Group = group) -> Any:
+                whole = isinstance(t, torch.Tensor) and t.dim() > 1 and t.shape[0] == batch
+                return group.of(t) if whole else t
+
+            with seam.switch.holder.of_rows(group):
+                own, _ = self(
+                    call.module,
+                    of(call.query),
+                    of(call.key),
+                    of(call.value),
+                    of(call.mask),
+                    **{n: of(v) for n, v in call.kwargs.items()},
+                )
+            parts.append(own)
+        return mixture.together(parts), None
 
 
 def install() -> None:

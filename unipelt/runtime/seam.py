@@ -7,7 +7,7 @@ come through taps: pre-hooks that leave a tensor in the thread's holder, from wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -29,7 +29,7 @@ from .hooks import Hook
 from .penalties import NOTED
 from .prompts.pictures import Unplaced
 from .prompts.selected import ENTERED
-from .switch import Switch
+from .switch import Group, Mixture, Switch
 from .weights import Changes, Use, Weights, acts, added, called, looked_up, rewritten, value_in
 
 Editing = Edit | CopyEdit | Use
@@ -198,15 +198,31 @@ class Seam(nn.Module):
         if not edits:
             return None
         h = first_entered(args, kwargs)
-        for name, edit in edits:
+        if self.switch.mixtures and (mixture := self.switch.mixture()) is not None:
+            return _with_first(
+                args, kwargs, mixed(self, mixture, "input", h, lambda part, _: self._entering(host, part))
+            )
+        return _with_first(args, kwargs, self._entering(host, h))
+
+    def _entering(self, host: nn.Module, h: torch.Tensor) -> torch.Tensor:
+        """What enters the host, as the edits there leave it."""
+        for name, edit in self.live("input"):
             h = edit(h, self.gather(name, edit, None, host), self.mask(edit))
-        return _with_first(args, kwargs, h)
+        return h
 
     def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         edits = self.live("output")
         if not edits:
             return None
         h = element(output)
+        if self.switch.mixtures and (mixture := self.switch.mixture()) is not None:
+            x = first_entered(args, kwargs) if args or kwargs else None
+
+            def of_rows(part: torch.Tensor, group: Group) -> torch.Tensor:
+                entered = (group.of(x),) if x is not None else ()
+                return element(self.on_output(host, entered, {}, part))
+
+            return _with_element(output, mixed(self, mixture, "output", h, of_rows))
         if len(edits) == 1 and edits[0][1].plain and not edits[0][1].watchers:
             only = edits[0][1]
             return _with_element(output, only(h, {"x": first_entered(args, kwargs)} if only.needs else {}))
@@ -300,7 +316,7 @@ class Seam(nn.Module):
 
     def mask(self, edit: Edit) -> torch.Tensor | None:
         """Which tokens are real, [batch, tokens] of the stack whose tokens the edit's axis counts."""
-        return self.switch.holder.current.masks.get(edit.masked)
+        return self.switch.own(self.switch.holder.current.masks.get(edit.masked))
 
     def gather(self, name: str, edit: Edit, x: torch.Tensor | None, host: nn.Module) -> dict[str, Any]:
         """The scope values an edit reads at this host."""
@@ -312,6 +328,7 @@ class Seam(nn.Module):
                 if values.pop(f"graph:{key}", True) is not torch.is_grad_enabled() and torch.is_grad_enabled():
                     raise error("E0524", f"no gradient would flow through `{need}` of `{edit.site.full_name}`: it was computed without one",
                                 help="checkpoint activations with use_reentrant=False, or call the whole model under no_grad")  # fmt: skip
+                found = self.switch.own(found)
                 given[need] = found if x is None else found.to(x.device)  # another part of the model may run elsewhere
             elif need == "x" and x is not None and edit.site.x == self.path:
                 given["x"] = x
@@ -358,6 +375,20 @@ class Seam(nn.Module):
                 raise error("E0543", f"the argument `{declared}` is not there: a part of the model was called by itself, past the "
                             "model that the adapter was applied to", help="call the model that was given to unipelt.apply")  # fmt: skip
             given[declared] = current.inputs[declared]
+
+
+def mixed(
+    seam: Seam, mixture: Mixture, side: str, h: torch.Tensor, edited: Callable[[torch.Tensor, Group], torch.Tensor]
+) -> torch.Tensor:
+    """h of a batch whose examples have adapters of their own: ``edited(rows of h, group)`` for each adapter that edits here."""
+    parts = []
+    for group in mixture.groups(h.shape[0]):
+        part = group.of(h)
+        if group.name is not None and seam._live(side, (group.name,)):
+            with seam.switch.holder.of_rows(group):
+                part = edited(part, group).to(h.dtype)
+        parts.append(part)
+    return mixture.together(parts)
 
 
 def _rank(item: tuple[str, Any]) -> int:

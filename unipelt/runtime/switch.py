@@ -4,17 +4,72 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..anatomy.interrupts import ended_by
+from ..language.report.diagnostics import counted, error
 from .prompts.passes import Pass
 
 #: What an adapter may be called.
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of a batch that one adapter has (``name`` None: the base): a run of them, or a list."""
+
+    name: str | None
+    at: tuple[int, ...]
+
+    def of(self, t: torch.Tensor) -> torch.Tensor:
+        """These rows of a tensor; a view where they are one run."""
+        first, last = self.at[0], self.at[-1]
+        if last - first + 1 == len(self.at):
+            return t[first : last + 1]
+        return t.index_select(0, torch.tensor(self.at, device=t.device))
+
+
+class Mixture(tuple[str, ...]):
+    """The adapters of a batch in which each example has its own: their names, and ``examples``, whose is which (None: the base's)."""
+
+    examples: tuple[str | None, ...]
+    #: By the size of a batch: its groups, and where each of its rows is once they stand one behind the other (None: where it was).
+    known: dict[int, tuple[list[Group], list[int] | None]]
+
+    @staticmethod
+    def of(examples: Sequence[str | None]) -> Mixture:
+        found = Mixture(dict.fromkeys(n for n in examples if n is not None))
+        found.examples, found.known = tuple(examples), {}
+        return found
+
+    def groups(self, batch: int) -> list[Group]:
+        """Whose the rows of a batch are. A batch of a multiple of the examples (beams, several answers) has each in a run."""
+        if batch not in self.known:
+            n = len(self.examples)
+            if batch % n:
+                raise error("E0852", f"a batch of {batch} came, and {counted(n, 'adapter')} {'was' if n == 1 else 'were'} named, one for each example",
+                            help="name as many as the batch has examples, None for the base")  # fmt: skip
+            at: dict[str | None, list[int]] = {}
+            for i in range(batch):
+                at.setdefault(self.examples[i * n // batch], []).append(i)
+            order = [i for rows in at.values() for i in rows]
+            back = sorted(range(batch), key=order.__getitem__)
+            self.known[batch] = (
+                [Group(name, tuple(rows)) for name, rows in at.items()],
+                None if order == sorted(order) else back,
+            )
+        return self.known[batch][0]
+
+    def together(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The rows of all groups in the order of the batch."""
+        whole = torch.cat(list(parts))
+        back = self.known[len(whole)][1]
+        return whole if back is None else whole.index_select(0, torch.tensor(back, device=whole.device))
 
 
 class Holder(threading.local):
@@ -31,6 +86,8 @@ class Holder(threading.local):
         #: The module whose pass this thread is in, and what acts in it from its first hook to its last.
         self.entered: Any = None
         self.acting: tuple[str, ...] = ()
+        #: The rows of a mixed batch that are computed now.
+        self.part: Group | None = None
         self.rows = 0  # how many `with_rows` blocks
         self.given: dict[str, Any] = {}  # arguments of the forward pass that an `inputs` block gives
 
@@ -46,6 +103,13 @@ class Holder(threading.local):
         with ended_by(end):
             end()
             self.blocks.append(names)
+            yield
+
+    @contextmanager
+    def of_rows(self, group: Group) -> Iterator[None]:
+        """Only the adapter of these rows of the batch acts."""
+        with ended_by(lambda: setattr(self, "part", None)):
+            self.part = group
             yield
 
     @contextmanager
@@ -68,6 +132,8 @@ class Switch:
     def __init__(self) -> None:
         self.active: tuple[str, ...] = ()
         self.holder = Holder()
+        #: How many blocks there are, in all threads, in which examples have adapters of their own.
+        self.mixtures = 0
         #: How far training has come, in [0, 1]: one tensor for good, which compiled code reads.
         self.progress = torch.zeros(())
 
@@ -81,7 +147,19 @@ class Switch:
     def live(self) -> tuple[str, ...]:
         """The adapters that act in this thread now: in a pass those that were chosen when it began."""
         holder = self.holder
+        if self.mixtures and holder.part is not None:
+            return () if holder.part.name is None else (holder.part.name,)
         return holder.acting if holder.entered is not None else self.chosen
+
+    def mixture(self) -> Mixture | None:
+        """The mixture that acts in this thread now, outside a part of it."""
+        live = self.live
+        return live if isinstance(live, Mixture) else None
+
+    def own(self, t: Any) -> Any:
+        """A tensor of the batch, of which only the rows that are computed now are meant."""
+        part = self.holder.part if self.mixtures else None
+        return t if part is None or t is None else part.of(t)
 
     # What is switched while a pass is under way, by another thread, acts from the next pass on: half of an adapter computes nothing.
 
