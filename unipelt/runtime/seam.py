@@ -217,6 +217,10 @@ class Seam(nn.Module):
         h = element(output)
         if self.switch.mixtures and (mixture := self.switch.mixture()) is not None:
             x = first_entered(args, kwargs) if args or kwargs else None
+            given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+            if len(given) > 1 and any(isinstance(e, CopyEdit) or e.of_weight for _, e in edits):
+                raise error("E0853", f"`{self.path}` is called with several tensors, and its parameters cannot differ between the rows of a batch",
+                            help="run the examples of its adapter by themselves: with unipelt.using(model, NAME)")  # fmt: skip
 
             def of_rows(part: torch.Tensor, group: Group) -> torch.Tensor:
                 entered = (group.of(x),) if x is not None else ()
