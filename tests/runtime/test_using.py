@@ -185,3 +185,8 @@ def test_copies_and_compiled_models_have_blocks_of_their_own(compiled: bool) -> 
         assert not torch.allclose(changed, base) and torch.equal(small.output(twin), base)
     with torch.no_grad():
         torch.testing.assert_close(run(**small.inputs())[0], base)
+
+
+def test_activate_takes_names_and_no_list(model) -> None:
+    with pytest.raises(PeltError, match="E0588"):
+        unipelt.activate(model, ["ann", "bob"])
