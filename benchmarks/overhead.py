@@ -5,6 +5,7 @@
 A tiny Llama of eight layers. In each round every entry runs once, in a random order, so that a drift of the machine meets
 all alike; ratios are taken within a round and their median is reported. A/A is the base against itself: its distance from 1
 is the noise. Beside peft with the same rows, and a bare hook with the same two products: the least that LoRA can cost.
+With ``--rounds 0`` nothing is timed: torch's operators and calls of Python functions are counted, which has no noise, and put into the record.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import copy
 import json
 import random
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import unipelt
@@ -81,6 +84,13 @@ def main() -> None:
         models[title] = model.eval()
     models |= peft_models(plain)
     ids = torch.tensor([[5]])
+    if not args.rounds:
+        record = json.loads(args.out.read_text()) if args.out.exists() else {}
+        record["counts"] = counted(models, lambda m: m(input_ids=ids, use_cache=False))
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        for n, v in record["counts"].items():
+            print(f"{n:26} {v['operators']:6.1f} operators {v['calls']:6.1f} calls for each layer, beside the base's")
+        return
     record = {"machine": {"threads": 1, "torch": torch.__version__}, "rounds": args.rounds,
               "one token": measured(models, lambda m: m(input_ids=ids, use_cache=False), args.rounds, 5)}  # fmt: skip
     if args.generate:
@@ -100,6 +110,46 @@ def main() -> None:
     for job in ("one token", "generate"):
         for n, v in record.get(job, {}).items():
             print(f"{job:10} {n:26} {v['median']:7.3f}  ({v['low']:.2f}–{v['high']:.2f})")
+
+
+class Operators(TorchDispatchMode):
+    """Counts what reaches torch's kernels, views among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def counted(
+    models: dict[str, torch.nn.Module], run: Callable[[torch.nn.Module], object]
+) -> dict[str, dict[str, float]]:
+    """Operators and calls of Python functions in one pass, for each layer, less those of the base."""
+    found = {}
+    for n, m in models.items():
+        for _ in range(3):  # what is computed once and kept is there
+            run(m)
+        with Operators() as operators:
+            run(m)
+        calls = [0]
+
+        def saw(frame: object, event: str, argument: object, calls: list[int] = calls) -> None:
+            calls[0] += event == "call"
+
+        sys.setprofile(saw)
+        run(m)
+        sys.setprofile(None)
+        found[n] = (operators.count, calls[0])
+    layers = models["base"].config.num_hidden_layers
+    least = found.pop("base")
+    return {
+        n: {k: round((a - b) / layers, 1) for k, a, b in zip(("operators", "calls"), v, least, strict=True)}
+        for n, v in found.items()
+    }
 
 
 @torch.no_grad()
