@@ -205,3 +205,13 @@ def test_a_branch_that_the_sizes_decide_against_need_not_fit() -> None:
         assert torch.allclose(edit(h, {"x": x}), wanted)
     with pytest.raises(PeltError, match="E0312"):
         method(text + "z @ A @ B if d_in <= d_out else z @ B")
+
+
+def test_nothing_of_a_branch_that_sizes_decide_is_folded(tmp_path) -> None:
+    method = unipelt.load("randlora")(r=4, at="[attn.v, ffn.up, ffn.down]", wide=48)
+    model, again = (small.model("llama", dtype=torch.float64) for _ in range(2))
+    unipelt.apply(model, method)
+    small.randomise(model)
+    unipelt.save(model, tmp_path)
+    unipelt.attach(again, tmp_path)
+    assert torch.allclose(small.output(again), small.output(model), rtol=0, atol=1e-9)

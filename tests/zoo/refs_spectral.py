@@ -221,14 +221,3 @@ def _() -> float:
         return s.x @ (U * S) @ V.T + s.bias
 
     return by_formula(library("spectral_rotation", r=3), formula)
-
-
-@reference("osf", by="peft", against="peft's OSF, whose hooks project the gradients")
-def _osf() -> float:
-    def into(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
-        layer, site, tensor = re.match(r"layers\.(\d+)\.attn\.(\w)\.\w+\.(\w)$", name).groups()  # type: ignore[union-attr]
-        front = f"base_model.model.model.layers.{layer}.self_attn.{site}_proj.osf_svd_params.default"
-        found = state[f"{front}.{ {'U': 'V', 'V': 'U', 'S': 'S'}[tensor] }_low"]  # theirs is W as (out, in)
-        return found.T if tensor == "U" else found
-
-    return beside_peft(library("osf"), peft.OSFConfig(target_modules=["q_proj", "v_proj"]), into, scale=0.1)

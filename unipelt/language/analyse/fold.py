@@ -17,7 +17,7 @@ from ..types.typed import Binding, TypedRow
 from ..sites import TensorType
 from ..syntax.lines import lines_for, names_in
 from ..syntax.tree import descend, large
-from ..syntax.nodes import Attr, Axis, Expr, Index, Let, Name, Statement, Tensor, rewrite, walk
+from ..syntax.nodes import Attr, Axis, Choose, Expr, Index, Let, Name, Statement, Tensor, rewrite, walk
 from ..types.values import CONSTANT, Value
 
 
@@ -95,6 +95,8 @@ class _Folder:
     def hoist(self, line: Binding, e: Any) -> Any:
         """What takes the place of an expression; None where it is looked into."""
         whole = self.whole(e)
+        if isinstance(e, Choose) and Name("training") not in set(walk(e.test)):
+            return whole  # a site's sizes may decide against a branch, which need not fit them
         if isinstance(whole, Name) or (isinstance(whole, (Attr, Index)) and isinstance(whole.value, Name)):
             return whole
         value = line.nodes[id(e)][1] if id(e) in line.nodes else None
