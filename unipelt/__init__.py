@@ -16,8 +16,8 @@ _WHERE = {
     "load": "runtime.references", "parse": "language.loading", "check": "language.loading", "analyse": "language.analyse.method", "library": "language.loading",
     "Method": "language.ir", "Diagnostic": "language.report.diagnostics", "PeltError": "language.report.diagnostics",
     "plan": "runtime.members", "Plan": "compiler.plan", "sites": "anatomy.shown", "Sites": "anatomy.shown",
-    "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.attach", "active": "runtime.attach",
-    "adapters": "runtime.attach", "labels": "runtime.attach", "disabled": "runtime.attach", "using": "runtime.attach", "parameter_groups": "runtime.attach",
+    "apply": "runtime.attach", "remove": "runtime.attach", "activate": "runtime.acting", "active": "runtime.acting",
+    "adapters": "runtime.acting", "labels": "runtime.acting", "disabled": "runtime.acting", "using": "runtime.acting", "parameter_groups": "runtime.acting",
     "inputs": "runtime.prompts.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts.outputs", "with_rows": "runtime.prompts.outputs",
     "progress": "runtime.steps", "penalties": "runtime.steps", "after_step": "runtime.steps",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.save_merged",
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from .interchange.peft_out import export_peft
     from .runtime.prompts.arguments import inputs
     from .runtime.arithmetic import Combined, combine
-    from .runtime.attach import activate, active, adapters, apply, disabled, labels, parameter_groups, remove, using
+    from .runtime.acting import activate, active, adapters, disabled, labels, parameter_groups, using
+    from .runtime.attach import apply, remove
     from .runtime.checkpoint import attach, restore
     from .runtime.ensemble import ensemble
     from .runtime.exporting import export_onnx

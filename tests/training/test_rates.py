@@ -1,4 +1,4 @@
-"""Multiples of the learning rate: the plan notes them, and the README shows the line with which a plain Trainer keeps them."""
+"""Multiples of the learning rate: the plan notes them, and the README shows the lines with which a plain Trainer or a loop keeps them."""
 
 import re
 from pathlib import Path
@@ -21,17 +21,20 @@ def model():
     return BertForSequenceClassification(BertConfig(**sizes, max_position_embeddings=16))
 
 
-def line_of_the_readme():
-    """The call of the Trainer that the README shows, as Python."""
-    (found,) = re.findall(r"`(Trainer\(model.*?)`", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    return found
+def lines_of_the_readme():
+    """What the README shows for any Trainer, and for a loop, as Python."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    (trainer,) = re.findall(r"`(unipelt\.training\.for_trainer\(trainer\))`", text)
+    (optimizer,) = re.findall(r"`(torch\.optim\.AdamW\(unipelt\.parameter_groups.*?\))`", text)
+    return trainer, optimizer
 
 
 @pytest.mark.parametrize("method, multiple, moved, others", [
     ("lora_plus", 16, lambda n: n.endswith(".B"), lambda n: n.endswith(".A")),
     ("partial", 0.1, lambda n: ".layer.1." in n, lambda n: "classifier" in n),
 ])  # fmt: skip
-def test_the_line_of_the_readme_keeps_the_multiples(method, multiple, moved, others, tmp_path):
+@pytest.mark.parametrize("way", ["trainer", "optimizer"])
+def test_the_lines_of_the_readme_keep_the_multiples(way, method, multiple, moved, others, tmp_path):
     """The first step of Adam moves each entry that has a gradient by the learning rate."""
     from transformers import Trainer, TrainingArguments
 
@@ -48,8 +51,11 @@ def test_the_line_of_the_readme_keeps_the_multiples(method, multiple, moved, oth
     rows = [{"input_ids": [1, 2 + i % 9, 3], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(8)]
     arguments = TrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=8, lr_scheduler_type="constant", report_to=[],
                                   use_cpu=True, save_strategy="no", disable_tqdm=True, max_grad_norm=0.0)  # fmt: skip
-    scope = {"Trainer": Trainer, "model": m, "arguments": arguments, "rows": rows, "torch": torch, "unipelt": unipelt}
-    eval(line_of_the_readme(), scope).train()
+    for_trainer, optimizer = lines_of_the_readme()
+    scope = {"model": m, "name": "sst2", "torch": torch, "unipelt": unipelt}
+    given = (eval(optimizer, scope), None) if way == "optimizer" else (None, None)
+    trainer = Trainer(model=m, args=arguments, train_dataset=rows, optimizers=given)
+    (eval(for_trainer, scope | {"trainer": trainer}) if way == "trainer" else trainer).train()
     step = {n: (t - before[n]).abs().max().item() for n, t in unipelt.state_dict(m, "sst2").items()}
     of = {True: [d for n, d in step.items() if moved(n)], False: [d for n, d in step.items() if others(n)]}
     assert all(of.values())

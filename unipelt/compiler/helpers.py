@@ -36,9 +36,9 @@ def lean_product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None
             return t.shape
         return (keep(t),)
 
-    def unpack(kept: object) -> torch.Tensor:
+    def unpack(kept: Any) -> torch.Tensor:
         if isinstance(kept, torch.Size):
-            return output_of_norm(norm).to(dtype).view(kept)
+            return output_of_norm(norm).to(dtype).reshape(kept)
         return give(kept[0])
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
@@ -48,7 +48,7 @@ def lean_product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None
 def _hooks_of_kept() -> tuple[Callable, Callable] | None:
     """What is done in this place with what is kept for the backward pass; None under torch.func, which allows no such hooks, and in
     a checkpoint, which keeps nothing and counts what is kept."""
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
         return None
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     if hooks is None:

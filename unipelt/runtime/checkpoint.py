@@ -19,7 +19,8 @@ from ..compiler.labels import labels_of_base, read_json
 from ..compiler.plan import Plan
 from ..compiler.trained import has_head
 from ..language.report.diagnostics import error
-from .attach import activate, install, unchanged
+from .acting import activate
+from .attach import install, unchanged
 from .save_pretrained import Beside, beside, inside
 from .folder import listed_shapes, read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located

@@ -25,7 +25,7 @@ from ..anatomy.evaluating import evaluating
 from ..anatomy.interrupts import ended_by
 from ..anatomy.find import config_of
 from ..language.report.diagnostics import error
-from .attach import disabled
+from .acting import disabled
 from .registry import registry, unwrapped
 
 INSTALL = "pip install 'unipelt[onnx]'"

@@ -20,7 +20,7 @@ import unipelt
 
 from ..language.files import check, reason
 from ..language.report.diagnostics import PeltError, counted, error
-from ..runtime.attach import rates_of
+from ..runtime.acting import rates_of
 from ..runtime.checkpoint import restore
 from ..runtime.registry import record, registry, unwrapped
 from ..runtime.save_pretrained import write_adapters

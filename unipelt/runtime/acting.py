@@ -1,0 +1,213 @@
+"""Which adapters act: for the model, for one thread, for each example of a batch; and what an optimiser is told of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from ..anatomy.interrupts import finish
+from ..compiler.labels import Labels, labels_of_base
+from ..language.ir import Method
+from ..language.report.diagnostics import error
+from .heads import agree
+from .registry import Attached, Registry, record, registry, unwrapped
+from .sharding import settle
+from .switch import Mixture
+
+
+def receive(r: Registry, names: Iterable[str]) -> None:
+    """Lets the tensors of exactly these adapters, as far as they are trainable, require a gradient. May be repeated."""
+    wanted = frozenset(names)
+    r.receiving |= wanted
+    for n in r.receiving & r.attached.keys():
+        for p in r.attached[n].trained().values():
+            p.requires_grad_(n in wanted and r.attached[n].trainable)
+    r.receiving = wanted
+
+
+def adapters(model: nn.Module) -> dict[str, Method]:
+    """The attached adapters by name, with their methods."""
+    r = registry(unwrapped(model))
+    return {n: a.method for n, a in r.attached.items()} if r is not None else {}
+
+
+def active(model: nn.Module) -> tuple[str, ...]:
+    """The names of the adapters that act in this thread now, in order of application."""
+    r = registry(unwrapped(model))
+    return r.switch.chosen if r is not None else ()
+
+
+def activate(model: nn.Module, *names: str) -> None:
+    """Makes exactly these adapters act, in this order; only they receive gradients. No name: none acts.
+
+    This is one setting of the model, for all threads: what another thread activates acts here too, from the next pass on. To
+    serve several users, choose in each thread: ``with unipelt.using(model, "ann"): …``. Raises `PeltError` for a name
+    that the model does not have.
+    """
+    model = unwrapped(model)
+    r = _chosen(model, names, "activate")
+    settle(model)
+
+    def commit() -> None:
+        receive(r, names)
+        r.switch.active = tuple(names)
+
+    finish(commit)
+
+
+def labels(model: nn.Module, name: str | None = None) -> Labels | None:
+    """What the logits' columns mean under an adapter or, without a name, now. None where they are no labels."""
+    model = unwrapped(model)
+    r = registry(model)
+    own = record(model, name).plan.labels if name is not None else r.heads.own if r is not None else None
+    return own or labels_of_base(model)
+
+
+def _chosen(model: nn.Module, names: Sequence[str], what: str) -> Registry:
+    """The model's record, where it has all of these adapters and they can act together."""
+    for n in names:
+        if isinstance(n, (list, tuple)):
+            given = ", ".join(map(repr, n))
+            raise error(
+                "E0588",
+                "the names of adapters are given one after the other, not in a list",
+                help=f"unipelt.{what}(model, {given})",
+            )
+        record(model, n)
+    if names and (r := registry(model)) is not None and r.merged is not None:
+        raise error(
+            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
+        )
+    twice = [n for n, count in Counter(names).items() if count > 1]
+    if twice:
+        raise error("E0558", f"the adapter `{twice[0]}` is named twice", help="name it once")
+    r = registry(model)
+    if r is None:
+        raise error("E0550", "this model has no adapter", help="attach one: unipelt.apply(model, method, name=…)")
+    agree(model, {n: r.attached[n].plan for n in names})
+    return r
+
+
+@contextmanager
+def using(model: nn.Module, *names: str | None | Sequence[str | None]) -> Iterator[nn.Module]:
+    """Within the block exactly these adapters act in this thread, in this order; ``None`` alone is the base.
+
+    ``with unipelt.using(model, "ann"): model.generate(…)``. Other threads, and what `activate` says to them, are not touched:
+    this is how one model serves several users at once. Blocks nest, the innermost counts, and an exception restores what was.
+    It chooses what acts, not what is trained: gradients reach the adapters that `activate` named. A backward pass that computes
+    the forward pass again (gradient checkpointing) belongs inside the block.
+
+    A list has an adapter for each example of a batch: ``with unipelt.using(model, ["ann", None, "bob", "ann"])``. The frozen maps run
+    once for all of them; methods may be mixed. A batch of twice as many (beams, several answers) has each example's in a run.
+
+    Raises `PeltError` for a name that the model does not have, for no name, for adapters that cannot act together, and, in a
+    list, for those that put rows among the tokens, select tokens, take arguments or have labels of their own.
+    """
+    model = unwrapped(model)
+    if len(names) == 1 and isinstance(names[0], (list, tuple)):
+        with _mixed(model, names[0]):
+            yield model
+        return
+    if not names or (None in names and len(names) > 1):
+        raise error("E0589", "`using` takes the names of the adapters that are to act, or None alone for the base",
+                    help='with unipelt.using(model, "ann"): …')  # fmt: skip
+    r = registry(model)
+    if names != (None,):
+        r = _chosen(model, [n for n in names if n is not None], "using")  # type: ignore[misc]
+    with nullcontext() if r is None else r.switch.holder.using(tuple(n for n in names if n is not None)):  # type: ignore[misc]
+        yield model
+
+
+@contextmanager
+def _mixed(model: nn.Module, examples: Sequence[str | None]) -> Iterator[None]:
+    """Each example of a batch has an adapter of its own."""
+    if not examples or not all(n is None or isinstance(n, str) for n in examples):
+        raise error("E0852", "a list for `using` has a name, or None for the base, for each example of a batch",
+                    help='with unipelt.using(model, ["ann", None]): …')  # fmt: skip
+    mixture = Mixture.of(examples)
+    r = registry(model)
+    for n in mixture:
+        record(model, n)
+    if r is None:
+        yield
+        return
+    if mixture and r.merged is not None:
+        raise error(
+            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
+        )
+    for n in mixture:
+        why = _alone(r.attached[n])
+        if why:
+            raise error("E0853", f"the adapter `{n}` cannot share a batch with others: {why}",
+                        help=f"run its examples by themselves: with unipelt.using(model, {n!r})")  # fmt: skip
+    with r.switch.holder.using(mixture):
+        r.switch.mixtures += 1
+        try:
+            yield
+        finally:
+            r.switch.mixtures -= 1
+
+
+def _alone(a: Attached) -> str:
+    """Why an adapter cannot act on some rows of a batch alone; nothing where it can."""
+    if a.plan.labels is not None:
+        return "it has labels of its own"
+    if a.plan.inputs:
+        return f"it takes the argument `{a.plan.inputs[0].name}`"
+    for e in a.plan.edits:
+        if e.prompt is not None or e.site.side == "prompt":
+            return f"`{e.row.name}` puts rows among the tokens, so its examples get longer"
+        if e.row.tokens or {"ids", "positions"} & set(e.row.reads):
+            return f"`{e.row.name}` selects tokens"
+        if e.site.rows is not None or e.grid is not None:
+            return f"`{e.site.label}` does not keep examples apart"
+        if e.site.attends:
+            return f"the attention of `{e.site.label}` is computed past the interface of transformers"
+    return ""
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block this thread sees the base model, as with ``using(model, None)``."""
+    with using(model, None):
+        yield model
+
+
+def rates_of(model: nn.Module, names: Iterable[str] | None = None) -> dict[int, tuple[float, bool]]:
+    """By the id of a trained parameter: the multiple of the learning rate that its method gives it, and whether it decays.
+
+    Of the adapters ``names``, or of all. Vectors and scalars do not decay."""
+    settle(model)
+    r = registry(model)
+    found: dict[int, tuple[float, bool]] = {}
+    for name in r.attached if names is None and r is not None else names or ():
+        a = record(model, name)
+        multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
+        found |= {id(p): (multiples[n], p.dim() > 1) for n, p in a.trained().items()}
+    return found
+
+
+def parameter_groups(
+    model: nn.Module, name: str = "default", lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Optimiser groups of an adapter: the method's multiples of the learning rate ``lr``, which must be given, and no decay on
+    vectors and scalars.
+
+    An optimiser that is made of all parameters, as the plain Trainer's, knows no multiples: give it one of these,
+    ``Trainer(…, optimizers=(torch.optim.AdamW(groups), None))``.
+    """
+    if lr is None:
+        raise TypeError("parameter_groups() needs a number for `lr`")
+    lr, weight_decay = float(lr), float(weight_decay)
+    model = unwrapped(model)
+    rates = rates_of(model, [name])
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in record(model, name).trained().values():
+        if p.requires_grad:
+            multiple, decays = rates[id(p)]
+            groups.setdefault((lr * multiple, weight_decay if decays else 0.0), []).append(p)
+    return [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
