@@ -50,7 +50,7 @@ def test_the_lines_of_the_readme_keep_the_multiples(way, method, multiple, moved
     before = {n: t.clone() for n, t in unipelt.state_dict(m, "sst2").items()}
     rows = [{"input_ids": [1, 2 + i % 9, 3], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(8)]
     arguments = TrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=8, lr_scheduler_type="constant", report_to=[],
-                                  use_cpu=True, save_strategy="no", disable_tqdm=True, max_grad_norm=0.0)  # fmt: skip
+                                  use_cpu=True, save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, learning_rate=1e-3)  # fmt: skip
     for_trainer, optimizer = lines_of_the_readme()
     scope = {"model": m, "name": "sst2", "torch": torch, "unipelt": unipelt}
     given = (eval(optimizer, scope), None) if way == "optimizer" else (None, None)
