@@ -191,7 +191,7 @@ def numbers(plan: Plan) -> list[dict[str, int]]:
 def counted(t: Trial, folder: Path | None = None) -> dict[str, tuple[int, int]]:
     """Each count by its formula, and as the tensors that are there have it; trained copies of the base are no formula.
 
-    ``stored`` is what the saved file holds, where a folder is given to save it in.
+    ``stored`` is what the saved file holds, its draws too, where a folder is given to save it in.
     """
     attached = record(t.model, "a")
     learned, state = attached.trained(), unipelt.state_dict(t.model, "a")
@@ -202,7 +202,7 @@ def counted(t: Trial, folder: Path | None = None) -> dict[str, tuple[int, int]]:
         if n not in copies:
             found["frozen" if n not in learned else "head" if n in heads else "trained"] += x.numel()
     if folder is not None:
-        file = load_file(unipelt.save(t.model, folder / t.kind, "a") / WEIGHTS)
+        file = load_file(unipelt.save(t.model, folder / t.kind, "a", draws=True) / WEIGHTS)
         found["stored"] = sum(x.numel() for n, x in file.items() if n not in copies) - found["frozen"] - found["head"]
     else:
         found["stored"] = t.plan.counts.stored - sum(c.parameter.count for c in t.plan.copies if not c.head)

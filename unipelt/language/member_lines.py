@@ -163,8 +163,11 @@ class Lines:
         if isinstance(s, (Require, Later)):
             return []
         if isinstance(s, Input):
-            known = self.inputs.setdefault(s.name, s)
-            return [renamed(s, names)] if known is s else []
+            new_input = renamed(s, names)
+            again = self.inputs.setdefault(s.name, new_input) == new_input
+            return (
+                [] if again and new_input is not self.inputs[s.name] else [new_input]
+            )  # the check compares what differs
         if isinstance(s, Axis):
             axes[s.name] = self.fresh(f"{front}_{s.name}")
             new = Axis(axes[s.name], renamed(s.size, names))
@@ -218,7 +221,7 @@ class Lines:
 
 def _bound(s: Tensor, typed: Sequence[TypedRow]) -> Expr:
     """What a tensor's whole numbers are less than, in words that say it at each site."""
-    if not s.exact and isinstance(s.start, Apply):
+    if not s.exact and isinstance(s.start, Apply) and s.start.function != Name("listed"):
         return s.start.args[0].value
     below = [next(t.below for t in at.tensors if t.name == s.name) for at in typed]
     words = {n: [at.sizes[n] for at in typed] for n in ("d_in", "d_out")}

@@ -26,10 +26,12 @@ from .syntax.nodes import (
     Attr,
     Axis,
     Expr,
+    Input,
     Let,
     Name,
     Number,
     Path,
+    Scope,
     Selection,
     Statement,
     Tensor,
@@ -177,11 +179,13 @@ class _Row:
         self.params = whole.method.params
         self.sites = [_site(p) for p in row.sites]
         self.site = self.sites[0]
-        own = {n for s in row.parts for n in (s.names if isinstance(s, Let) else (getattr(s, "name", ""),))}
+        inputs = {s.name for of in rows.values() for m in of for r in m for s in r.parts if isinstance(s, Input)}
+        own = {n for s in row.parts for n in _bound_by(s)}
         taken = {
             *WORDS,
             *SITE_WORDS,
             *own,
+            *inputs,
             *(p.name for p in self.params),
             *(n.id for n in row.nodes if isinstance(n, Name)),
         }
@@ -189,6 +193,9 @@ class _Row:
         self.z = insertion(row.insert, self.site)
         self.h = Name("z") if self.z == Name("h") else Name("h")
         self.lines = Lines(row.name, self.site, self.z, self.h, taken, whole.sources)
+        # an input is an argument of the model's forward and keeps its name, so what this row calls by that name has another
+        mine = {n for s in row.parts if not isinstance(s, Input) for n in _bound_by(s)}
+        self.row = _renamed_row(row, {n: self.lines.fresh(n) for n in sorted(mine & inputs)})
 
     def written(self) -> Row:
         row = self.row
@@ -321,6 +328,26 @@ def _site(path: Path) -> SiteSignature:
     found = signature(site_name(str(path))[1])
     assert found is not None
     return found
+
+
+def _bound_by(s: Statement) -> tuple[str, ...]:
+    """The names that a line binds."""
+    return s.names if isinstance(s, Let) else (getattr(s, "name", ""),)
+
+
+def _renamed_row(row: Row, names: Mapping[str, str]) -> Row:
+    """The row with other names for what it binds, where it binds and where it reads."""
+
+    def change(n: Any) -> Any:
+        if isinstance(n, Name):
+            return replace(n, id=names[n.id]) if n.id in names else n
+        if isinstance(n, Let):
+            return replace(n, names=tuple(names.get(x, x) for x in n.names))
+        if isinstance(n, (Tensor, Axis, Scope)):
+            return replace(n, name=names.get(n.name, n.name))
+        return n
+
+    return rewrite(row, change) if names else row
 
 
 def _top_down(node: Any, change: Any) -> Any:
