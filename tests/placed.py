@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import small
 import torch
 
 import unipelt
+from unipelt.compiler import helpers
+from unipelt.compiler.drawn import SEED
 from unipelt.compiler.module import torch_source
 from unipelt.language.sites import TensorType
 from unipelt.language.types.indexing import token_indices
@@ -72,6 +77,7 @@ class Placed:
         found |= {"W": found["h"]} if e.site.kind.is_weight and "W" in found else {}  # one tensor under two names
         found |= {"scale": 0.25} if "scale" in e.needs else {}
         found |= {"chance": torch.tensor(0.4)} if "chance" in e.needs else {}
+        found |= {SEED: torch.tensor(0)} if SEED in e.needs else {}
         for i in self.typing.inputs:
             sizes = [int(str(s)) for s in i.sizes]
             found[i.name] = torch.tensor([0, 1, 0]) if i.count is not None else rand(BATCH, *sizes, seed=len(i.name))
@@ -106,10 +112,26 @@ def both(placed: Placed, other: Any, *args: Any, training: bool) -> None:
     """The literal evaluation of an edit and another way to compute it are equal, with the same numbers drawn."""
     h, given, mask = placed.scope()
     placed.edit.train(training)
+    with drawn_by_torch():
+        expected = placed.edit(h, dict(given), mask)
+    with drawn_by_torch():
+        found = other(h, dict(given), mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@contextmanager
+def drawn_by_torch() -> Iterator[None]:
+    """What a row draws for a pass are torch's own numbers from a seed, once for each draw, as a printed module draws them."""
     torch.manual_seed(0)
-    expected = placed.edit(h, dict(given), mask)
-    torch.manual_seed(0)
-    torch.testing.assert_close(other(h, dict(given), mask), expected, rtol=0, atol=1e-10)
+    known: dict[Any, torch.Tensor] = {}
+
+    def by(draw: Any, seed: torch.Tensor, key: int, shape: Sequence[int]) -> torch.Tensor:
+        if (draw, key) not in known:
+            known[draw, key] = draw(shape, dtype=torch.float64)
+        return known[draw, key]
+
+    with mock.patch.multiple(helpers, uniform_numbers=partial(by, torch.rand), normal_numbers=partial(by, torch.randn)):
+        yield
 
 
 def compare_printed(

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from tiny import distance, look, loss, randomise, same, same_values, size, small, starting, trained, values
+from torch import nn
 
 import unipelt
+from unipelt.language.syntax.nodes import Binary, Name
 
 from .case import Case, holds
 
@@ -45,8 +47,20 @@ def gradients(case: Case) -> None:
         }  # whose tokens a head may not look at
         pools = all(t.dim() < 3 for t in case.acted().values())
         left = [n for n in silent if own[n].grad is None or not own[n].grad.any()]  # type: ignore[union-attr]
+        left = [n for n in left if n not in _of_absent_biases(m, plan)]
         assert not left or (pools and set(left) <= of_some), left
     unipelt.remove(m, "a")
+
+
+def _of_absent_biases(model: nn.Module, plan: Any) -> set[str]:
+    """Tensors that are multiplied by the bias of a map that has none: 0, whatever they are."""
+    found = set()
+    for e in plan.edits:
+        if getattr(model.get_submodule(e.site.view.module), "bias", None) is None:
+            for n in e.row.nodes:
+                if isinstance(n, Binary) and n.op == "*" and Name("bias") in (n.left, n.right):
+                    found |= {e.tensors[x.id] for x in (n.left, n.right) if isinstance(x, Name) and x.id in e.tensors}
+    return found
 
 
 @holds("train mode")
