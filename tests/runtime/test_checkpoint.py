@@ -221,6 +221,20 @@ def test_a_folded_adapter_is_a_method_of_its_own(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the base
 
 
+def test_what_has_no_size_that_is_true_at_all_places_is_stored_as_it_is(tmp_path: Path) -> None:
+    """Folded, k would be [min(d_in, d_out), min(d_in, d_out)], which has another text at each site."""
+    method = unipelt.parse("""method m { modify attn.q, ffn.up, ffn.down  insert parallel
+      form { A: [min(d_in, d_out), 40] ~ normal(0.3)  C: [40, min(d_in, d_out)] ~ normal(0.3)
+             D: [d_in, min(d_in, d_out)] ~ normal(0.1)  E: [min(d_in, d_out), d_out] ~ normal(0.1)
+             delta = z @ D @ (A @ C) @ E }  compose h + delta }""")
+    m, other = model("llama"), model("llama")
+    unipelt.apply(m, method)
+    randomise(m)
+    unipelt.save(m, tmp_path / "a")
+    unipelt.attach(other, tmp_path / "a")
+    assert torch.equal(output(other), output(m))
+
+
 def test_another_architecture_is_refused(saved: Path) -> None:
     assert "BertModel" in refused(saved, "E0570", "gpt2")
     refused(saved, "E0570", m=_bert(num_hidden_layers=2))

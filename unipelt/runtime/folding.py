@@ -32,9 +32,6 @@ def folded(
     for f in plan.folds:
         chosen.setdefault(plan.edits[f.edit].row.name, []).append(f)
     values: dict[str, torch.Tensor] = {}
-    for folds in chosen.values():
-        for f in folds:
-            values[f.name] = _value(model, name, plan, f, tensors)
     rows = []
     for row in plan.method.rows:
         if row.name not in chosen:
@@ -46,8 +43,14 @@ def folded(
         declared = tuple(
             _declaration(f.name, symbolic[f.name], f.owner, _axes(plan, chosen[row.name], f.name)) for f in folds_
         )
+        if None in declared:
+            rows.append(row)  # its tensors are stored as they are
+            continue
+        values |= {f.name: _value(model, name, plan, f, tensors) for f in chosen[row.name]}
         axes = tuple(s for s in form if isinstance(s, Axis))
-        rows.append(replace(row, form=(*axes, *declared, *(s for s in form if s not in axes))))
+        rows.append(
+            replace(row, form=(*axes, *(d for d in declared if d is not None), *(s for s in form if s not in axes)))
+        )
     method = replace(plan.method, rows=tuple(rows))
     keep = _kept(plan, method)
     stored = {n: t for n, t in tensors.items() if n in keep}
@@ -67,24 +70,31 @@ def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
     return next(f.tensor.axes for f in folds if f.fold.name == name)
 
 
-def _declaration(name: str, places: list[tuple[TypedRow, TensorType]], owner: Owner, axes: tuple[str, ...]) -> Tensor:
-    """A tensor declaration whose sizes are written in the method's own terms."""
-    sizes = tuple(parse_expression(_size(i, places)) for i in range(len(places[0][1].sizes)))
+def _declaration(
+    name: str, places: list[tuple[TypedRow, TensorType]], owner: Owner, axes: tuple[str, ...]
+) -> Tensor | None:
+    """A tensor declaration whose sizes are written in the method's own terms; None where no text is true at all its places."""
+    texts = [_size(i, places) for i in range(len(places[0][1].sizes))]
+    if None in texts:
+        return None
+    sizes = tuple(parse_expression(t) for t in texts if t is not None)
     per = [Scope(w) for w in (*axes, *([owner.each] if owner.shared and owner.each != "layers" else []))]
     per += [Scope("layers", parse_expression(owner.span.text))] if owner.span is not None else []
     return Tensor(name, sizes, Name("zeros"), per=tuple(per) or (Scope("site"),))
 
 
-def _size(i: int, places: list[tuple[TypedRow, TensorType]]) -> str:
-    """The i-th size of a fold as a text that is true at each site of the row: there `d_in` and `d_out` may differ."""
+def _size(i: int, places: list[tuple[TypedRow, TensorType]]) -> str | None:
+    """The i-th size of a fold as a text that is true at each site of the row: there `d_in` and `d_out` may differ. None where there is none."""
     typing, type_ = places[0]
     written = [type_.sizes[i]]
-    for name in ("d_out", "d_in"):
-        own = typing.sizes[name]
-        written += [type_.sizes[i].bind({s: Size.of(name)}) for s in own.symbols if own == Size.of(s)]
+    symbols = {
+        n: next((s for s in typing.sizes[n].symbols if typing.sizes[n] == Size.of(s)), None) for n in ("d_out", "d_in")
+    }
+    named = {s: Size.of(n) for n, s in symbols.items() if s is not None}
+    written += [type_.sizes[i].bind({s: n}) for s, n in named.items()] + [type_.sizes[i].bind(named)]
     own_names = [{n: t.sizes[n] for n in ("d_in", "d_out")} for t, _ in places]
     fits = (w for w in written if all(w.bind(n) == t.sizes[i] for n, (_, t) in zip(own_names, places)))
-    return next(fits, type_.sizes[i]).text
+    return next((w.text for w in fits), None)
 
 
 def _value(
