@@ -25,9 +25,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:peft counts the positions:UserWarning"),
+    pytest.mark.filterwarnings("ignore:peft saves the rows:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias:UserWarning"),
     pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
 ]
 QV = ["q_proj", "v_proj"]
+BOTH, WEIGHTS = {"attn.q", "attn.v"}, {"attn.q.weight", "attn.v.weight"}
 L = 5
 #: name → (model, peft's configuration, sites of the adapter that comes in)
 FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
@@ -47,9 +51,35 @@ FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
         "llama", lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
         {"attn.k", "attn.v", "ffn.hidden"}),
     "vera": ("llama", lambda: peft.VeraConfig(r=4, target_modules=QV), {"attn.q", "attn.v"}),
+    "loha": ("llama", lambda: peft.LoHaConfig(r=2, alpha=3, target_modules=QV, rank_pattern={"v_proj": 3}), WEIGHTS),
+    "lokr": ("llama", lambda: peft.LoKrConfig(r=3, alpha=6, decompose_factor=4, target_modules=["q_proj", "o_proj"]), {"attn.q", "attn.o"}),
+    "lokr of two products": (
+        "llama", lambda: peft.LoKrConfig(r=1, alpha=6, decompose_both=True, decompose_factor=4, target_modules=["q_proj"]), {"attn.q"}),
+    "oft": ("llama", lambda: peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=False, target_modules=QV), WEIGHTS),
+    "oft, shared": (
+        "llama", lambda: peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=False, block_share=True, target_modules=QV), WEIGHTS),
+    "oft by Neumann's series": ("llama", lambda: peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=True, target_modules=QV), BOTH),
+    "hra": ("llama", lambda: peft.HRAConfig(r=4, target_modules=QV), WEIGHTS),
+    "hra_gs": ("llama", lambda: peft.HRAConfig(r=4, apply_GS=True, target_modules=QV), WEIGHTS),
+    "c3a": ("llama", lambda: peft.C3AConfig(block_size=8, target_modules=QV, block_size_pattern={"v_proj": 16}), BOTH),
+    "miss": ("llama", lambda: peft.MissConfig(r=8, target_modules=QV), BOTH),
+    "bat": ("llama", lambda: peft.MissConfig(r=4, init_weights="bat", target_modules=QV), BOTH),
+    "road": ("llama", lambda: peft.RoadConfig(group_size=8, target_modules=QV), BOTH),
+    "hira": ("llama", lambda: peft.HiraConfig(r=4, target_modules=QV), WEIGHTS),
+    "gralora": ("llama", lambda: peft.GraloraConfig(r=4, alpha=6, gralora_k=2, target_modules=QV), BOTH),
+    "neat": ("llama", lambda: peft.PeanutConfig(r=4, depth=0, scaling=2.0, target_modules=QV), BOTH),
+    "beft": ("llama", lambda: peft.BeftConfig(target_modules=["v_proj"]), {"attn.v"}),
+    "delora": ("llama", lambda: peft.DeloraConfig(r=4, delora_lambda=12, target_modules=QV, lambda_pattern={"v_proj": 9}), WEIGHTS),
+    "ln_tuning": ("bert", lambda: peft.LNTuningConfig(target_modules=["LayerNorm"]), set()),
+    "ln_tuning in the blocks": ("llama", lambda: peft.LNTuningConfig(task_type="CAUSAL_LM"), set()),
+    "p-tuning": (
+        "llama", lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=L, encoder_hidden_size=8), {"embed"}),
     "prompt": ("llama", lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=L), {"embed"}),
     "prefix": ("llama", lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=L), {"attn.heads"}),
 }  # fmt: skip
+
+#: What comes in, and is refused on the way out: recognition does not see through a series of a given length.
+ONLY_IN = {"oft by Neumann's series"}
 
 
 def saved(name: str, folder: Path, **changes: Any) -> str:
@@ -103,6 +133,10 @@ def test_in_and_out(name: str, tmp_path: Path) -> None:
     assert (found[..., -1, :] - base[..., -1, :]).abs().max() > 1e-2, "it does something"
     named = {e.site.full_name.partition("(")[0] for e in registry(m).attached["theirs"].plan.edits}
     assert named == FOLDERS[name][2]
+    if name in ONLY_IN:
+        with pytest.raises(PeltError, match="E0844"):
+            unipelt.export_peft(m, tmp_path / "out", "theirs")
+        return
     unipelt.export_peft(m, tmp_path / "out", "theirs")
     before, after = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("in", "out"))
     assert before.keys() == after.keys() and all(torch.equal(t, after[k]) for k, t in before.items())

@@ -30,12 +30,14 @@ class Declared:
     name: str
     type: str
     at: str
-    tensors: Mapping[str, tuple[str, str]]
+    tensors: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     arguments: Mapping[str, str] = field(default_factory=dict)
     patterns: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, list[Any]] = field(default_factory=dict)
     written: Mapping[str, list[str]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    copies: str = ""
+    of_base: Mapping[str, str] = field(default_factory=dict)
     inputs: str = ""
     note: str = ""
 
@@ -82,7 +84,13 @@ def declarations() -> tuple[Declared, ...]:
     """Those of the library's folder, in the order of the file."""
     found = tomllib.loads((folder("specs") / FILE).read_text(encoding="utf-8"))
     return tuple(
-        Declared(name, **{**said, "tensors": {n: tuple(t) for n, t in said["tensors"].items()}})
+        Declared(
+            **{
+                "name": said.pop("method", name),
+                **said,
+                "tensors": {n: tuple(t) for n, t in said.get("tensors", {}).items()},
+            }
+        )
         for name, said in found.items()
     )
 
@@ -107,7 +115,7 @@ def declared_for(config: Mapping[str, Any]) -> Declared:
 
 
 def no_counterpart(why: str) -> PeltError:
-    names = ", ".join(f"`{d.name}`" for d in declarations())
+    names = ", ".join(dict.fromkeys(f"`{d.name}`" for d in declarations()))
     return error(
         "E0844", f"the adapter cannot be written for peft: {why}", help=f"peft takes {names}, at whole modules"
     )

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.find import find
 from ..compiler.plan import Plan
+from ..compiler.trained import select
 from ..language.ir import Method
 from ..language.loading import parse
 from ..language.report.diagnostics import error
@@ -22,7 +24,7 @@ from ..runtime.registry import unwrapped
 from ..runtime.saving import state_dict
 from . import folders
 from .declared import Declared, declared_for
-from .places import FRONT, host, in_model, key, modules_of, ours, sites
+from .places import FRONT, host, in_model, key, modules_of, of_base, ours, sites
 
 
 def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, trainable: bool = False) -> str:
@@ -37,9 +39,10 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     place = Path(folder)
     config, tensors = folders.read(place)
     d = declared_for(config)
+    tensors, copied = _copies(model, d, tensors)
     front = {p: q for p, q in in_model(model, modules_of(d, tensors)).items()} if d.of_modules else {}
     at_input = _listed(config, d.inputs, front)
-    method, notes = _method(model, d, config, front, at_input)
+    method, notes = (_training(model, d, copied), []) if d.copies else _method(model, d, config, front, at_input)
     heads = {k: t for k, t in tensors.items() if not _of_rows(d, k)}
     found: dict[str, torch.Tensor] = {}
 
@@ -53,7 +56,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
             name,
             0,
             check=check,
-            head=bool(heads) or None,
+            head=len(heads) > len(copied) or None,
             allow_future=False,
             labels=None,
             trainable=trainable,
@@ -63,6 +66,27 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return name
+
+
+def _copies(
+    model: nn.Module, d: Declared, tensors: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """The tensors with those of trained copies under the paths of their parameters here, and these paths."""
+    mark = f".{d.copies}."
+    of_copies = {k: k.removeprefix(FRONT).partition(mark) for k in tensors if d.copies and mark in k}
+    here = in_model(model, {module for module, _, _ in of_copies.values()})
+    paths = {k: f"{here[module]}.{parameter}" for k, (module, _, parameter) in of_copies.items()}
+    return {f"{FRONT}{paths[k]}" if k in paths else k: t for k, t in tensors.items()}, set(paths.values())
+
+
+def _training(model: nn.Module, d: Declared, paths: set[str]) -> Method:
+    """The method that trains copies of some parameters: the library's, or one that names them by the ends of their paths."""
+    plain = load(d.name)
+    whole, _ = select(model, find(model), plain.trains[0].paths, None)
+    if {p.path for p in whole} == paths:
+        return plain
+    ends = sorted({".".join(p.split(".")[-2:]) for p in paths})
+    return parse(f"method from_peft {{ train {', '.join(f'*.{e}' for e in ends)} }}", name="from_peft")
 
 
 def _of_rows(d: Declared, k: str) -> bool:
@@ -120,14 +144,33 @@ def _values(
                 raise error("E0842", f"{place} lacks the tensor `{k}`", help="copy the folder again")
             used.add(k)
             try:
-                t = ours(tensors[k], how, e, layers)
-            except RuntimeError:
+                t = ours(tensors[k], how, e, layers, plan.tensors[n].shape)
+            except (RuntimeError, IndexError):
                 raise _misshapen(place, k, tensors[k]) from None
             if tuple(t.shape) != plan.tensors[n].shape:
                 raise _misshapen(place, k, tensors[k], plan.tensors[n].shape)
+            if n in found and not torch.equal(found[n], t):
+                raise error(
+                    "E0842",
+                    f"`{k}` in {place} is shared, and another module's has other numbers",
+                    help="copy the folder again",
+                )
             found[n] = t
+    for suffix, how in d.of_base.items():
+        for path, here in front.items():
+            k = key(d, suffix, path)
+            own = of_base(model.get_submodule(here), how)
+            if k in tensors and (
+                own.shape != tensors[k].shape or not torch.allclose(own.to(tensors[k]), tensors[k], rtol=1e-3)
+            ):
+                raise error("E0842", f"`{k}` in {place} is of another base: this model's weight has other norms",
+                            help="load the model that the adapter was trained on")  # fmt: skip
+            used.add(k)
     for c in plan.copies:
         k = f"{FRONT}{c.parameter.path}"
+        if d.copies and not c.head and k not in heads:
+            raise error("E0841", f"{place} trains some modules of a name, and not `{c.parameter.path}`, which has it too",
+                        help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
         t = heads.get(k, model.get_parameter(c.parameter.path))
         if tuple(t.shape) != tuple(c.parameter.shape):
             raise _misshapen(place, k, t, tuple(c.parameter.shape))
@@ -141,8 +184,6 @@ def _values(
 
 
 def _stacks(model: nn.Module) -> Any:
-    from ..anatomy.find import find
-
     return find(model).stacks
 
 

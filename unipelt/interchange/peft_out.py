@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from ..anatomy.base import base_modules
 from ..anatomy.find import find
-from ..compiler.plan import PlannedEdit
+from ..compiler.plan import Plan, PlannedEdit
+from ..compiler.trained import is_norm
 from ..language.ir import Method
 from ..runtime.hub import public_name
 from ..runtime.references import load
@@ -23,7 +24,7 @@ from ..runtime.saving import state_dict
 from ..variants.recognise import Match, recognise_row
 from . import folders
 from .declared import Declared, declarations, no_counterpart
-from .places import FRONT, host, key, sizes, theirs
+from .places import FRONT, host, key, of_base, part_of, sizes, theirs
 
 #: How the name of a class of transformers ends, and what peft calls the task.
 TASKS = {
@@ -44,9 +45,8 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     model = unwrapped(model)
     attached = record(model, name)
     plan = attached.plan
-    if not plan.edits:
-        raise no_counterpart("it has no row, and trains parameters of the model itself")
-    d, matches = _recognised(plan.method)
+    copied = {} if plan.edits else _norms(model, plan)
+    d, matches = _recognised(plan.method) if plan.edits else (_of_copies(), {})
     values = state_dict(model, name)
     layers = max((s.depth for s in find(model).stacks), default=1)
     tensors: dict[str, torch.Tensor] = {}
@@ -58,19 +58,34 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
             suffix, how = d.tensors[label]
             t = theirs(values[n], how, e)
             k = key(d, suffix, host(e))
-            if how.startswith("joined"):
-                joined.setdefault(k, {})[e.site.layer or 0, int(how.split()[1])] = t
-            else:
+            part = part_of(how, e, layers)
+            if part is None:
                 tensors[k] = t
+            else:
+                joined.setdefault(k, {})[part] = t
     for k, parts in joined.items():
-        if len(parts) != 2 * layers:
+        if any(len(parts) != n for _, n in parts):
             raise no_counterpart("it has rows in some layers only")
-        tensors[k] = torch.cat([parts[i, j] for i in range(layers) for j in range(2)], dim=1)
+        tensors[k] = torch.cat([parts[part] for part in sorted(parts)], dim=1)
+    for suffix, how in d.of_base.items():
+        for path in {host(e) for e in plan.edits}:
+            try:
+                tensors[key(d, suffix, path)] = of_base(model.get_submodule(path), how)
+            except TypeError as e:
+                raise no_counterpart(str(e)) from None
     config = _config(model, d, plan.edits, matches, layers)
+    for path, module in copied.items():
+        own = {c.parameter.path: values[c.name] for c in plan.copies}
+        for n, p in module.named_parameters(recurse=False):  # peft copies modules whole
+            tensors[f"{FRONT}{path}.{d.copies}.{n}"] = own.get(f"{path}.{n}", p)
+    if copied:
+        config["target_modules"] = targets(model, set(copied))
     heads = find(model).head
     saved: set[str] = set()
     for c in plan.copies:
         module = c.parameter.path.rpartition(".")[0]
+        if module in copied:
+            continue
         moved = not torch.equal(values[c.name], model.get_parameter(c.parameter.path))
         if (
             module not in heads
@@ -92,6 +107,19 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     if d.note:
         warnings.warn(d.note.format(**_arguments(d, next(iter(matches.values())))), stacklevel=2)
     return place
+
+
+def _norms(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
+    """The norms of which a method without rows trains copies."""
+    paths = {c.parameter.path.rpartition(".")[0] for c in plan.copies if not c.head}
+    found = {p: m for p in sorted(paths) if is_norm(m := model.get_submodule(p))}
+    if not found or len(found) != len(paths):
+        raise no_counterpart("it has no row, and trains parameters of the model itself")
+    return found
+
+
+def _of_copies() -> Declared:
+    return next(d for d in declarations() if d.copies)
 
 
 def _recognised(method: Method) -> tuple[Declared, dict[str, Match]]:
@@ -133,6 +161,9 @@ def _config(
             raise no_counterpart(f"peft has no field for `{other[0]}` = {m.arguments[other[0]]}")
     by_path = {host(e): _arguments(d, matches[e.row.name]) for e in edits}
     common = {n: Counter(a[n] for a in by_path.values()).most_common(1)[0][0] for n in d.arguments}
+    for n in d.arguments.keys() - d.patterns.keys():
+        if any(a[n] != common[n] for a in by_path.values()):
+            raise no_counterpart(f"`{n}` differs between its modules, and peft has one `{d.arguments[n]}`")
     config: dict[str, Any] = {
         "peft_type": d.type, "task_type": next((t for end, t in TASKS.items() if type(model).__name__.endswith(end)), None),
         "base_model_name_or_path": public_name(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")) or None,
@@ -140,7 +171,7 @@ def _config(
         **{theirs_: common[ours_] for ours_, theirs_ in d.arguments.items()},
     }  # fmt: skip
     for ours_, theirs_ in d.patterns.items():
-        config[theirs_] = {re.escape(p): a[ours_] for p, a in by_path.items() if a[ours_] != common[ours_]}
+        config[theirs_] = {_pattern(p, by_path): a[ours_] for p, a in by_path.items() if a[ours_] != common[ours_]}
     if d.of_modules:
         config["target_modules"] = targets(model, set(by_path))
         if d.inputs:
@@ -156,6 +187,14 @@ def _config(
             value *= int(of[f])
         config[theirs_] = value
     return config
+
+
+def _pattern(path: str, paths: Iterable[str]) -> str:
+    """A key of peft's patterns that means one module: without the first part of its path, which some of peft's methods ask for
+    before a key."""
+    end = path.partition(".")[2]
+    alone = end and not any(p != path and p.endswith(f".{end}") for p in paths)
+    return re.escape(end if alone else path)
 
 
 #: The largest rank that vLLM makes room for (its option ``max_lora_rank``).
