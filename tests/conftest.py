@@ -68,7 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         seen[test] += 1
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        out = {id(item) for item in left_out}
+        items[:] = [item for item in items if id(item) not in out]
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

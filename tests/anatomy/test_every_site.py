@@ -311,6 +311,7 @@ def shown(site: SiteSignature) -> None:
 ASKED: tuple[Callable[[SiteSignature], None], ...] = (readme, shown, pictured, judged, counted, elsewhere, computed)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("ask", ASKED, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", SITES)
 def test_what_an_entry_says_is_true(name: str, ask: Callable[[SiteSignature], None]) -> None:

@@ -79,7 +79,7 @@ def none_is_accepted(sites: SiteMap, model: Any, seed: int, parallel: bool = Fal
     return tries
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind, least", [("bert_head", 40), ("gpt2_head", 50), ("llama", 45), ("mt5", 55), ("mbart", 55), ("albert", 28),
                                          ("opt", 45), ("opt_post", 40), ("vit_head", 40), ("whisper", 50)])  # fmt: skip
 def test_no_mistake_is_accepted(kind: str, least: int) -> None:
@@ -158,7 +158,7 @@ _OTHERS: dict[str, tuple[Any, dict[str, str], float, bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", _OTHERS)
 def test_architectures_without_an_anatomy(name: str) -> None:
     """Norms on both sides, a factor before the sum, parallel sublayers, fused projections, projections that alternate by head,

@@ -27,7 +27,7 @@ def seen(model, inputs):
     return {n: t.detach().clone() for n, t in outputs(model, inputs).items()}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("spec", "kind"),
@@ -63,7 +63,7 @@ def test_compiled_whole(spec, kind, compiling):
 
 # A hook of a model that was compiled without any is compiled by itself. Torch then looks at `.grad` of what it is given, and hides
 # its own warning about that, which it cannot do with an error.
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.long
 @pytest.mark.parametrize("spec", ["lora", "prefix_tuning", "prompt_tuning", "ln_tuning"])

@@ -21,6 +21,7 @@ TURNS = in_turn([c for c in CELLS if c[1] not in ALWAYS])
 TRIED = once_each(CELLS) if RENAMED else [c for c in CELLS if c[1] in ALWAYS] + TURNS
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("spec", "kind", "name"), TRIED, ids=lambda v: v.replace(" ", "-"))
 def test_cell(spec, kind, name, bases, tmp_path):
     PROPERTIES[name](Case(spec, kind, bases, tmp_path))

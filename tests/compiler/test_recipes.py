@@ -49,7 +49,7 @@ def test_a_recipe_computes_what_is_written_and_every_row_has_one(name: str, kind
         assert all(recipes.known.values()) and (recipes.known or one.edit.rests)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", METHODS)
 def test_each_lowering_alone_computes_what_is_written(name: str) -> None:
     """Outputs and gradients of a model, every lowering by itself; which of three models, and which half, by the method's place."""
@@ -107,7 +107,7 @@ def test_printed_modules_of_words_that_the_classics_do_not_have(name: str) -> No
     compare_printed(unipelt.parse(PRINTED[name]), ("llama",))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("part", range(4))
 def test_recipes_of_random_methods_compute_what_is_written(part: int) -> None:
     compared = straight = 0

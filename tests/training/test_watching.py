@@ -234,6 +234,7 @@ def boxes(figure):
     return [(t.get_text(), t.get_window_extent(renderer)) for t in found]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", PICTURES)
 def test_texts_neither_overlap_nor_leave_the_picture(name):
 

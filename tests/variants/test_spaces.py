@@ -219,7 +219,7 @@ def test_every_member_of_a_large_space_takes_a_training_step(turn, kind, models)
     members = generate(space_of(found, names)).members
     assert len(members) >= 150
     m, batch = models[kind], inputs()
-    for member in members[turn::3]:
+    for member in members[turn::6]:
         unipelt.apply(m, member.method(**{k: 3 for k in ("r", "l") if k in member.method.arguments}), seed=1)
         randomise(m)  # some crossings start dead, such as h * 0
         before = {n: t.clone() for n, t in unipelt.state_dict(m).items()}
