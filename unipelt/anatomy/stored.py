@@ -191,7 +191,8 @@ def _read(file: Path, paths: set[str]) -> SiteMap | None:
 
 def _site_of(d: dict[str, Any]) -> Site:
     bases = {n: _view_of(v) for n, v in d["bases"].items()}
-    return Site(**{**d, "view": _view_of(d["view"]), "bases": bases, "lacks": frozenset(d["lacks"])})
+    view, lacks = _view_of(d["view"]), frozenset(d["lacks"])
+    return Site(**{**d, "view": view, "bases": bases, "lacks": lacks, "also": tuple(d["also"])})
 
 
 def _view_of(v: list[Any]) -> View:
