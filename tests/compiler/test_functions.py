@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+import unipelt
 from unipelt.compiler.evaluator import Context, evaluate
 from unipelt.compiler.words import FUNCTIONS
 from unipelt.compiler.named import Named
@@ -141,6 +142,11 @@ EXAMPLES = {
     "top_indices": ("top_indices(M, 3)", "top_indices(each, r)", "top_indices(v, 5)"),
     "attention": ("attention(x, x, x @ M)", "attention(q, q, x)", "attention(x @ each, x @ M, x)"),
     "conv": ("conv(x, rows)", "conv(q, key)", "conv(x, T[0 : 5, :, :].T)", "conv(x, kernel)"),
+    "conv2d": (
+        "conv2d(x, T)",
+        "conv2d(x @ M, kernel)",
+        "conv2d(x @ rows.T, scatter(key, key_places, 3, 1, l, d_model))",
+    ),
     "idwt2": ("idwt2(rows[0 : 10, 1 : 3])",),
     "ifft2": ("ifft2(M)", "ifft2(T)", "ifft2(each)"),
     "lstm": ("lstm(rows, gates, again, bias)", "lstm(flip(each_rows), gates, again, bias)"),
@@ -205,7 +211,8 @@ def context(seed: int, marks: bool = False) -> Context:
         places = torch.randint(SIZES["l"] + 1, shape, generator=g)
     else:
         places = torch.rand(shape, generator=g).argsort(-1)[:, : SIZES["l"]]
-    return Context(names, SIZES, mask=mask, places=places, axes=AXES)
+    grid = torch.randperm(LENGTHS["token"], generator=g)[:12].view(3, 4)
+    return Context(names, SIZES, mask=mask, places=places, axes=AXES, grid=grid)
 
 
 def agree(e: Expr, seed: int = 0) -> str:
@@ -604,8 +611,14 @@ def test_initialisers_have_a_draw() -> None:
     from unipelt.language.types.values import Distribution
 
     for name, spec in INITIALISERS.items():
-        args = tuple(String("a") if spec.text else Number(24 if spec.whole else 0.5 + i) for i in range(spec.arity[0]))
-        t = draw(Distribution(name, args), (2,), (3, 4), Generated(0, "t"), lambda d, n, g: torch.ones(n, 4))
+        many = 3 * 4 if name == "listed" else spec.arity[0]  # that one has a number for each entry
+        args = tuple(String("a") if spec.text else Number(24 + i if spec.whole else 0.5 + i) for i in range(many))
+        given = Distribution(name, args), (2,), (3, 4), Generated(0, "t"), lambda d, n, g: torch.ones(n, 4)
+        if name.startswith("given"):  # the values come with trained adapters: nothing is drawn in their place
+            with pytest.raises(unipelt.PeltError, match="E0568"):
+                draw(*given)
+            continue
+        t = draw(*given)
         assert t.shape == (2, 3, 4) and torch.isfinite(t).all()
 
 

@@ -52,7 +52,7 @@ def test_a_model_without_a_head_is_loaded_with_one(tmp_path) -> None:
     assert "AutoModelForSequenceClassification" in said(small.model("bert"), parse("method m { train head }"))[1]
 
 
-@pytest.mark.parametrize("path", ["norm", "attn.norm", "attn.norm.weight", "layernorm", "ffn.LayerNorm", "ln_1"])
+@pytest.mark.parametrize("path", ["norm", "attn.norm", "layernorm", "ffn.LayerNorm", "ln_1"])
 def test_norms_are_named_together(path: str) -> None:
     model = small.model("bert_labels")
     for text in (f"method m {{ train {path} }}", f"method m {{ modify {path} compose 2 * h }}"):
@@ -61,6 +61,14 @@ def test_norms_are_named_together(path: str) -> None:
         (d,) = caught.value.diagnostics
         assert d.code in ("E0510", "E0302") and "`train *.norm.*`" in d.help
     assert unipelt.plan(model, parse("method m { train *.norm.* }")).counts.trained > 0
+
+
+def test_the_weight_of_a_norm_is_a_site_and_trained_with_the_others() -> None:
+    model = small.model("bert_labels")
+    code, help_ = said(model, parse("method m { train attn.norm.weight }"))
+    assert code == "E0510" and "`train *.norm.*`" in help_
+    edits = unipelt.plan(model, parse("method m { modify attn.norm.weight compose 2 * h }")).edits
+    assert [e.site.label for e in edits] == [f"encoder.layer.{n}.attn.norm.weight" for n in range(len(edits))] and edits
 
 
 @pytest.mark.parametrize("path, meant", [("attn.x", "attn"), ("attn.q.in", "attn.q"), ("block.x", "block")])

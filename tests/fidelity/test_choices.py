@@ -45,7 +45,7 @@ CHOICES: dict[str, tuple[str | None, dict[str, str]]] = {
 #: Activations that are the same in every code that there is: P-tuning's encoders, and methods with one paper that names one.
 ALIKE = {
     "p_tuning", "p_tuning_mlp", "p_tuning_prepended", "p_tuning_mlp_prepended", "adapt_former", "attempt", "auto_peft", "clip_adapter",
-    "dense_lora", "hyper_prompt", "hyperformer", "hyperformer_pp", "idpg", "low_rank_adapter", "pals", "residual_prompt_tuning", "s4_design",
+    "cocoop", "conv_adapter", "dense_lora", "hyper_prompt", "hyperformer", "hyperformer_pp", "idpg", "low_rank_adapter", "mona", "pals", "residual_prompt_tuning", "s4_design",
     "smear", "udapter",
 }  # fmt: skip
 #: What is no activation of an adapter: a threshold, a value that must not fall below 0.

@@ -88,6 +88,11 @@ def _known_rows(name: str) -> tuple[tuple[Row, tuple[Match, ...]], ...]:
     return tuple((r, tuple(recognise_row(method, r))) for r in method.rows)
 
 
+def _match_themselves(name: str, row: Row) -> bool:
+    """Whether a known row is recognised as itself."""
+    return any(m.exact for known_row, matches in _known_rows(name) if known_row is row for m in matches)
+
+
 def _alone(method: Method, row: Row) -> Method:
     """The row as a method of its own, without what stands around it."""
     return replace(method, rows=(replace(row, gate=None, layers=None, tokens=()),), trains=(), requires=())
@@ -270,6 +275,10 @@ def _nearest_union(method: Method, rows: list[tuple[Row, list[Match]]]) -> tuple
     found: list[tuple[tuple, str, Match | None]] = []
     for name, other in of_rows(len(rows)).items():
         odd = [(k, m, matches) for k, (m, matches), same in _paired(_known_rows(name), rows) if not same]
+        # a row that reads another's tensors, or tokens that another put there, is known by the whole alone
+        if odd and not any(_match_themselves(name, k) for k, _, _ in odd) and difference(method, other) is None:
+            found.append(((0, name), f"this is {name}", Match(name)))
+            continue
         if len(odd) > 1:
             continue
         training = _training(method, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,18 @@ from .patterns import key_of_lines
 
 #: Sizes that a symbol such as ``ceil(d_in / n)`` may read.
 _SIZES = {name: Size.of(name) for name in (*SIZES, "d_in", "d_out")}
+
+
+#: Where a polynomial, such as one below a line, leaves out the sign of a product.
+_PRODUCT = re.compile(r"(?<=[\w)]) (?=[A-Za-z_(])")
+#: A whole number of more digits than an expression may have: below a decimal that became a fraction, a power of 2.
+_LONG = re.compile(r"\b\d{21,300}\b")
+
+
+def _expression(symbol: str) -> S.Expr:
+    """What a symbol such as ``(1) / (2 r^2 + n)`` computes."""
+    short = _LONG.sub(lambda n: repr(float(n[0])), symbol)
+    return parse_expression(_PRODUCT.sub(" * ", short.replace("^", "**")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +72,8 @@ def solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> 
             if p == m or _close(p, m):
                 continue
             unknown = [s for s in p.symbols if s in params]
-            opaque = any("(" in s for s in p.symbols)  # waits for what it reads
+            # waits for what it reads; one that stands in both is of the site's sizes
+            opaque = any("(" in s for s in p.symbols if s not in m.symbols)
             if not unknown and not opaque:
                 return None
             found = _unknown(p, m, unknown[0]) if len(unknown) == 1 and not opaque else None
@@ -89,8 +103,8 @@ def _defaults(opaque: Iterable[str], params: Mapping[str, S.Param], known: Mappi
     """The defaults of arguments that stand in nothing but symbols such as ``ceil(d_in / n)``, which are not solved for."""
     read: set[str] = set()
     for symbol in opaque:
-        with suppress(PeltError):  # a name of its own, such as that of a quotient of sums
-            read |= {n.id for n in S.walk(parse_expression(symbol)) if isinstance(n, S.Name)}
+        with suppress(PeltError):  # a name of its own
+            read |= {n.id for n in S.walk(_expression(symbol)) if isinstance(n, S.Name)}
     found = {n: plain(p.default) for n, p in params.items() if n in read and n not in known and p.default is not None}
     return {n: Size.of(v) for n, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
@@ -106,8 +120,8 @@ def _evaluated(p: Size, known: Mapping[str, Size]) -> Size:
     for symbol in p.symbols:
         if "(" in symbol:
             try:
-                found = Inference(dict(values), _SIZES).infer(parse_expression(symbol)).type
-            except PeltError:  # a name of its own, such as that of a quotient of sums
+                found = Inference(dict(values), _SIZES).infer(_expression(symbol)).type
+            except PeltError:  # a name of its own
                 continue
             if isinstance(found, NumberType) and found.value is not None:
                 new[symbol] = Size.of(Fraction(found.value))

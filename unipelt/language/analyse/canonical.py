@@ -16,6 +16,7 @@ from typing import Any
 from ..types.algebra import Atom, Term, atoms
 from ..ir import Method
 from .meaning import Meaning, SiteMeaning, meaning
+from ..types.draws import DRAWN
 from ..types.primitives import PRIMITIVES
 from .reader import Learned, written
 from .start import tensors_of
@@ -166,8 +167,12 @@ class _Writer:
             return word, ()
         return f"axis {1 + list(site.axes).index(word)}", self._size(site.axes[word], site)[1]
 
+    def _word(self, word: str, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
+        """An argument that is no term: an axis, the sizes of a draw, or any other word."""
+        return self._axis(word, site) if word in site.axes else self._range(word, site)
+
     def _range(self, name: str, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
-        """The name of a call; the ends of a range are leaves."""
+        """The name of a call, or the sizes of a draw; the ends of a range and the sizes are leaves."""
         if not self.erase or name not in site.ranges:
             return name, ()
         ends = [self._size(end, site) for end in site.ranges[name]]
@@ -224,12 +229,12 @@ class _Writer:
         plain = name.removeprefix("?")
         if name.startswith("?") or (plain in PRIMITIVES and PRIMITIVES[plain].elementwise):
             shown, leaves = ("act", (Leaf("word", name),)) if self.erase else (name, ())
-        texts = []
-        for v in args:
-            text, own = self._term(v, site) if isinstance(v, Term) else self._axis(str(v), site)
-            texts.append(text)
-            leaves += own
-        return f"{shown}({', '.join(texts)})", leaves
+        found = [self._term(v, site) if isinstance(v, Term) else self._word(str(v), site) for v in args]
+        if (
+            self.erase and name in DRAWN
+        ):  # between the owner and the sizes stand axes, which else follow the text of their sizes
+            found[1:-1] = sorted(found[1:-1], key=lambda p: p[0])
+        return f"{shown}({', '.join(x for x, _ in found)})", (*leaves, *(v for _, own in found for v in own))
 
     def _tensor(self, key: str, site: SiteMeaning, bare: bool = False) -> Line:
         t: Learned = self.found.tensors[key]

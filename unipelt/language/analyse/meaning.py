@@ -40,7 +40,7 @@ class SiteMeaning:
     them in terms.
 
     Where a site has edits in different layers, stacks or tokens, they are counted by ``edit``, in the order in which they
-    act, and ``h`` is what the edits before leave. ``ranges`` are the ends of ranges by their text.
+    act, and ``h`` is what the edits before leave. ``ranges`` are the ends of ranges, and the sizes of draws, by their text.
     """
 
     site: str

@@ -112,7 +112,7 @@ class SiteState:
         self.symbols: dict[str, str] = {}
         self.axes: dict[str, str] = {}  # what declared axes are called, by what stands for them in terms
         self.lengths: dict[str, Size] = {}  # and their sizes
-        self.ranges: dict[str, Sizes] = {}  # the ends of ranges, by their text
+        self.ranges: dict[str, Sizes] = {}  # the ends of ranges and the sizes of draws, by their text
 
     def read(self, typing: TypedRow) -> None:
         site = typing.site
@@ -301,6 +301,7 @@ class Reader:
                 if draw.word == "noise" and self.state.evaluation:
                     return Term((), sizes)
                 shown = f"[{', '.join(map(written, sizes))}]"
+                self.state.ranges[shown] = sizes
                 return call(sizes, draw.word, draw.owner, *sorted(map(self._axis, draw.axes)), shown)
             case S.Index(inner, items):
                 shown = ", ".join(self._slice(i) if isinstance(i, S.Slice) else "·" for i in items)
