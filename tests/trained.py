@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import small
 from names import name
 from torch import nn
@@ -12,6 +15,7 @@ from unipelt.language.members import asks
 
 #: Members by what they are called; of those that have the method's sites the first serves.
 MEMBERS = ("pfeiffer", "lora")
+NAMES = ("first", "second", "third")
 
 
 def member_for(method: unipelt.Method) -> unipelt.Method:
@@ -21,12 +25,27 @@ def member_for(method: unipelt.Method) -> unipelt.Method:
     return next(m for m in found if wanted <= {str(p) for r in m.rows for p in sites_of(r.sites, m.params)})
 
 
+@contextmanager
+def among_members(model: nn.Module, method: unipelt.Method) -> Iterator[unipelt.Method]:
+    """The method with members of the model, which are taken off again behind the block: what read them has its copies."""
+    before, acting = set(unipelt.adapters(model)), unipelt.active(model)
+    try:
+        yield with_members(model, method)
+    finally:
+        acting = [*acting, *(n for n in unipelt.active(model) if n not in acting)]
+        members = [n for n in NAMES if n in unipelt.adapters(model) and n not in before]
+        if members:
+            for n in members:
+                unipelt.remove(model, n)
+            unipelt.activate(model, *acting)
+
+
 def with_members(model: nn.Module, method: unipelt.Method, count: int = 2) -> unipelt.Method:
     """The method with members of the model in its arguments that are adapters; itself where it has none."""
     wanted = [of for of in asks(method) if method.arguments.get(of) is None]
     if not wanted:
         return method
-    names = ("first", "second", "third")[:count]
+    names = NAMES[:count]
     for seed, own in enumerate(names, 10):
         unipelt.apply(model, member_for(method), name=own, head=False)
         if next(model.parameters()).device.type != "meta":

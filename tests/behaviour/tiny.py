@@ -24,6 +24,7 @@ from transformers import (
 
 import unipelt
 from small import declared, smaller
+from trained import among_members
 
 VOCAB, WIDTH, PAD = 96, 32, 0
 _SPECIAL: dict[str, Any] = dict(
@@ -303,9 +304,10 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> torc
 
 
 #: Arguments of methods at which there is something to see in tiny models: a value for each position of the longest text, a temperature
-#: and a bound that suit their width.
+#: and a bound that suit their width, an alpha that is the rank, as it is by default, at all maps of a layer.
 ROOM: dict[str, dict[str, Any]] = {
-    "dept": {"s": 48}, "attempt": {"temperature": 4.0}, "coft": {"eps": 0.5}, "coft_shared": {"eps": 0.5},
+    "dept": {"s": 48}, "attempt": {"temperature": 4.0}, "coft": {"eps": 0.5}, "coft_shared": {"eps": 0.5}, "corda": {"alpha": 4.0},
+    "corda_ipm": {"alpha": 4.0},
 }  # fmt: skip
 
 
@@ -337,7 +339,8 @@ def randomise(model: nn.Module, name: str, seed: int = 0, scale: float = 0.2) ->
 def put(model: nn.Module, spec: Any, name: str = "a", noise: int = 0, **options: Any) -> Any:
     """Applies a method (or the library's by that name), on a causal model too, and randomises it."""
     method = small(spec) if isinstance(spec, str) else spec
-    plan = unipelt.apply(model, method, name=name, allow_future=True, **starting(model), **options)
+    with among_members(model, method) as written:
+        plan = unipelt.apply(model, written, name=name, allow_future=True, **starting(model), **options)
     randomise(model, name, noise)
     return plan
 

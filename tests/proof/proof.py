@@ -206,7 +206,7 @@ def counted(t: Trial, folder: Path | None = None) -> dict[str, tuple[int, int]]:
         found["stored"] = sum(x.numel() for n, x in file.items() if n not in copies) - found["frozen"] - found["head"]
     else:
         found["stored"] = t.plan.counts.stored - sum(c.parameter.count for c in t.plan.copies if not c.head)
-    said = counts(t.method)
+    said = counts(t.plan.method)  # with what it reads of trained adapters written out
     values = numbers(t.plan)
     assert sum(p.numel() for p in t.model.parameters() if p.requires_grad) == sum(x.numel() for x in learned.values())
     known = [n for n in found if not any("`" in w and w.startswith("what ") for w in said[n].words)]

@@ -15,6 +15,7 @@ import torch
 from tiny import ENCODER_DECODERS, MARK, batch, build, outputs, randomise, starting
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from trained import among_members
 
 import unipelt
 from unipelt.compiler.evaluator import Context
@@ -113,7 +114,8 @@ class Trial:
     def apply(self, method: Method, name: str) -> Plan:
         """Puts a method onto the base, with all that some methods start from."""
         more = starting(self.model)
-        return unipelt.apply(self.model, method, name=name, seed=self.seed, head=False, allow_future=True, **more)
+        with among_members(self.model, method) as written:
+            return unipelt.apply(self.model, written, name=name, seed=self.seed, head=False, allow_future=True, **more)
 
     def batch(self, at: tuple[int, ...] = (2,), **options: Any) -> Inputs:
         """A batch for the base (`tiny.batch`), with the text by which rows select tokens at these places."""

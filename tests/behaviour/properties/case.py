@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import PAD, Bases, batch, distance, giving, look, put, size, small
+from tiny import PAD, Bases, batch, distance, giving, look, loss, put, size, small, trained
 from torch import Tensor, nn
+from trained import among_members
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 import unipelt
+from unipelt.compiler.drawn import draws
 
 #: What an edit changes at least, with its tensors randomised.
 EFFECT = 1e-3
@@ -81,7 +83,24 @@ class Case:
 
     @cached_property
     def plan(self) -> Any:
-        return unipelt.plan(self.base(), small(self.spec), allow_future=True)
+        with among_members(self.base(), small(self.spec)) as method:
+            return unipelt.plan(self.base(), method, allow_future=True)
+
+    @cached_property
+    def resting(self) -> set[str]:
+        """Trained tensors that have a gradient in training alone: what scales noise, which is 0 outside it."""
+        if not any(draws(e.typing) for e in self.plan.edits):
+            return set()
+        m, found = self.bases.get(self.kind, torch.float32, copy_number=1), []
+        self.put(m, "resting")
+        for training in (False, True):
+            m.train(training)
+            loss(m, self.inputs).backward()
+            found.append({n for n, p in trained(m, "resting").items() if p.grad is not None})
+            m.zero_grad()
+        m.eval()
+        unipelt.remove(m, "resting")
+        return found[1] - found[0]
 
     def before(self, dtype: torch.dtype = torch.float32) -> Inputs:
         """What the base yields for `inputs`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import MARK, distance, look, size, small, starting
+from trained import among_members
 
 import unipelt
 
@@ -50,7 +51,8 @@ def later_token(case: Case) -> None:
     assert case.written is not None
     if case.plan.leaks:
         with pytest.raises(unipelt.PeltError, match="E0530"):
-            unipelt.apply(m, small(case.spec), name="b", **starting(m))
+            with among_members(m, small(case.spec)) as method:
+                unipelt.apply(m, method, name="b", **starting(m))
     inputs = case.text(rows=2, tokens=8)
     ids = inputs[case.written.ids].clone()
     early = ids.shape[1] - 3

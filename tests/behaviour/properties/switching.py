@@ -75,13 +75,11 @@ def side_by_side(case: Case) -> None:
         assert same(look(m, inputs), wanted)
         loss(m, inputs).backward()
         idle = "two" if name == "one" else "one"
-        mine = {id(p) for p in trained(m, name).values()}
+        mine = {n: id(p) for n, p in trained(m, name).items()}
         assert not trained(m, idle)
-        assert (
-            mine
-            == {id(p) for p in m.parameters() if p.grad is not None}
-            == {id(p) for p in m.parameters() if p.requires_grad}
-        )
+        assert {*mine.values()} == {id(p) for p in m.parameters() if p.requires_grad}
+        learning = {i for n, i in mine.items() if n not in case.resting}
+        assert learning == {id(p) for p in m.parameters() if p.grad is not None}
         for p in m.parameters():
             p.grad = None
     unipelt.activate(m, "one", "two")
