@@ -12,7 +12,7 @@ import pytest
 import torch
 from names import RENAMED
 from safetensors.torch import load_file, save_file
-from small import inputs, model, output, state
+from small import inputs, model, output, randomise, state
 
 import unipelt
 from unipelt.interchange.declared import declarations
@@ -253,9 +253,28 @@ def test_what_peft_cannot_say(text: str, said: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_slice_of_a_fused_map_is_refused(tmp_path: Path) -> None:
+def test_parts_of_a_fused_map_become_one_lora(tmp_path: Path) -> None:
+    """Of different ranks and scales: what peft computes is the same but for rounding."""
     m = model("gpt2")
-    unipelt.apply(m, unipelt.load("lora"))
+    rows = "use lora(r = 3, alpha = 5.0, at = attn.q) as q  use lora(r = 2, alpha = 8.0, at = attn.v) as v"
+    unipelt.apply(m, unipelt.parse(f"method mine {{ {rows} }}"), name="mine")
+    base = of_ours(model("gpt2"), "")
+    randomise(m, "mine")
+    with pytest.warns(UserWarning, match="equal but for rounding"):
+        unipelt.export_peft(m, tmp_path / "out", "mine")
+    found = of_ours(m, "")
+    assert (found - base).abs().max() > 1e-2
+    torch.testing.assert_close(of_peft("gpt2", tmp_path / "out"), found, rtol=1e-5, atol=1e-5)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["r"] == 5 and config["target_modules"] == ["c_attn"] and config["rank_pattern"] == {}
+    again = model("gpt2")
+    unipelt.import_peft(again, tmp_path / "out")
+    torch.testing.assert_close(of_ours(again, ""), found, rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_of_a_fused_map_is_refused_elsewhere(tmp_path: Path) -> None:
+    m = model("gpt2")
+    unipelt.apply(m, unipelt.load("vera"))
     with pytest.raises(PeltError, match="fused"):
         unipelt.export_peft(m, tmp_path / "out")
 

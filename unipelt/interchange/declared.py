@@ -37,6 +37,7 @@ class Declared:
     written: Mapping[str, list[str]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     copies: str = ""
+    factors: Mapping[str, str] = field(default_factory=dict)
     of_base: Mapping[str, str] = field(default_factory=dict)
     inputs: str = ""
     note: str = ""

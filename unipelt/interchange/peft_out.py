@@ -24,6 +24,7 @@ from ..runtime.saving import state_dict
 from ..variants.recognise import Match, recognise_row
 from . import folders
 from .declared import Declared, declarations, no_counterpart
+from .fused import NOTE, by_map, joined
 from .places import FRONT, host, key, of_base, part_of, sizes, theirs
 
 #: How the name of a class of transformers ends, and what peft calls the task.
@@ -38,7 +39,7 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
 
     The method is recognised by what it computes, whatever it is called; ``specs/peft.toml`` lists those that peft has. Other
     arguments at some modules become peft's patterns, and a trained head one of its ``modules_to_save``. Raises `PeltError` where
-    peft has no such method, where a row stands in a part of a fused map, and where a row has a gate or tokens of its own, or
+    peft has no such method, where a row other than LoRA's stands in a part of a fused map, and where a row has a gate or tokens of its own, or
     several methods are combined; a method that merges can be handed on as a merged model (`unipelt.save_merged`). ``serving``
     keeps to what serving engines read: see `serving_problem`.
     """
@@ -50,10 +51,18 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     values = state_dict(model, name)
     layers = max((s.depth for s in find(model).stacks), default=1)
     tensors: dict[str, torch.Tensor] = {}
-    joined: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
+    beside: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
+    by_path = {host(e): _arguments(d, matches[e.row.name]) for e in plan.edits}
+    parts_of = by_map(plan.edits) if d.of_modules else {}
+    for path, own in parts_of.items():
+        arguments = [_arguments(d, matches[e.row.name]) for e in own]
+        both, by_path[path] = joined(d, model.get_submodule(path), own, values, arguments)
+        for label, t in both.items():
+            suffix, how = d.tensors[label]
+            tensors[key(d, suffix, path)] = theirs(t, how, own[0])
     for e in plan.edits:
-        if d.of_modules and e.site.view.columns is not None:
-            raise no_counterpart(f"`{e.site.label}` is a part of the fused map `{host(e)}`")
+        if host(e) in parts_of:
+            continue
         for label, n in e.tensors.items():
             suffix, how = d.tensors[label]
             t = theirs(values[n], how, e)
@@ -62,8 +71,8 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
             if part is None:
                 tensors[k] = t
             else:
-                joined.setdefault(k, {})[part] = t
-    for k, parts in joined.items():
+                beside.setdefault(k, {})[part] = t
+    for k, parts in beside.items():
         if any(len(parts) != n for _, n in parts):
             raise no_counterpart("it has rows in some layers only")
         tensors[k] = torch.cat([parts[part] for part in sorted(parts)], dim=1)
@@ -73,7 +82,7 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
                 tensors[key(d, suffix, path)] = of_base(model.get_submodule(path), how)
             except TypeError as e:
                 raise no_counterpart(str(e)) from None
-    config = _config(model, d, plan.edits, matches, layers)
+    config = _config(model, d, plan.edits, matches, by_path, layers)
     for path, module in copied.items():
         own = {c.parameter.path: values[c.name] for c in plan.copies}
         for n, p in module.named_parameters(recurse=False):  # peft copies modules whole
@@ -104,6 +113,8 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
         raise no_counterpart(f"a serving engine would not read it: {problem}")
     place = Path(folder)
     folders.write(place, config, tensors)
+    if parts_of:
+        warnings.warn(NOTE, stacklevel=2)
     if d.note:
         warnings.warn(d.note.format(**_arguments(d, next(iter(matches.values())))), stacklevel=2)
     return place
@@ -153,13 +164,13 @@ def _config(
     d: Declared,
     edits: tuple[PlannedEdit, ...] | list[PlannedEdit],
     matches: dict[str, Match],
+    by_path: Mapping[str, dict[str, Any]],
     layers: int,
 ) -> dict[str, Any]:
     for m in matches.values():
         other = sorted(n for n in m.arguments if n not in d.arguments and n not in ("at", "init"))
         if other:
             raise no_counterpart(f"peft has no field for `{other[0]}` = {m.arguments[other[0]]}")
-    by_path = {host(e): _arguments(d, matches[e.row.name]) for e in edits}
     common = {n: Counter(a[n] for a in by_path.values()).most_common(1)[0][0] for n in d.arguments}
     for n in d.arguments.keys() - d.patterns.keys():
         if any(a[n] != common[n] for a in by_path.values()):
