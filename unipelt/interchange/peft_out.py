@@ -83,10 +83,10 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
             except TypeError as e:
                 raise no_counterpart(str(e)) from None
     config = _config(model, d, plan.edits, matches, by_path, layers)
-    for path, module in copied.items():
-        own = {c.parameter.path: values[c.name] for c in plan.copies}
-        for n, p in module.named_parameters(recurse=False):  # peft copies modules whole
-            tensors[f"{FRONT}{path}.{d.copies}.{n}"] = own.get(f"{path}.{n}", p)
+    trained = {c.parameter.path: values[c.name] for c in plan.copies}
+    for path, norm in copied.items():
+        for n, p in norm.named_parameters(recurse=False):  # peft copies modules whole
+            tensors[f"{FRONT}{path}.{d.copies}.{n}"] = trained.get(f"{path}.{n}", p)
     if copied:
         config["target_modules"] = targets(model, set(copied))
     heads = find(model).head

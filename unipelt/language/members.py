@@ -330,7 +330,7 @@ def _site(path: Path) -> SiteSignature:
     return found
 
 
-def _bound_by(s: Statement) -> tuple[str, ...]:
+def _bound_by(s: Any) -> tuple[str, ...]:
     """The names that a line binds."""
     return s.names if isinstance(s, Let) else (getattr(s, "name", ""),)
 
