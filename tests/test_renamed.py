@@ -100,7 +100,7 @@ def test_every_method_computes_the_same_under_another_name(other: tuple[dict[str
 SUITE = {
     "compiler/test_evaluator.py": 50, "compiler/test_initialise.py": 20, "language/test_check.py": 150,
     "language/test_loading.py": 25, "language/test_types.py": 80,
-    "behaviour/test_grid.py::test_cell": 40,
+    "behaviour/test_grid.py::test_cell": 20,
 }  # fmt: skip
 
 
