@@ -41,6 +41,7 @@ NUMBERS = {
         "miss_mini",
         "mora",
     ): "pieces of the input summed, a map, its outputs repeated: found twice, with other sizes of the pieces",
+    ("mhr", "polytropon"): "the one routes each of several parts of the widths by itself; one part is the other",
     ("p_tuning_v2", "prefix_tuning"): "the one is the other with dropout on keys and values, which is 0 by default",
 }
 
