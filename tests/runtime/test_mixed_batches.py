@@ -131,7 +131,7 @@ def test_threads_have_mixtures_of_their_own() -> None:
         t.start()
     for t in threads:
         t.join()
-    assert not wrong and registry(m).switch.mixtures == 0
+    assert not wrong and not registry(m).switch.holder.blocks
 
 
 def test_blocks_nest_and_exceptions_restore() -> None:
@@ -162,4 +162,4 @@ def test_what_cannot_share_a_batch(who: list[Any], code: str) -> None:
     with pytest.raises(PeltError) as caught, unipelt.using(m, who):
         pass
     assert caught.value.diagnostics[0].code == code
-    assert registry(m).switch.mixtures == 0
+    assert not registry(m).switch.holder.blocks and registry(m).switch.holder.part is None

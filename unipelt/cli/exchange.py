@@ -45,9 +45,15 @@ def import_(
     unipelt.import_peft(loaded, place)
     with quiet():
         unipelt.save(loaded, out, fold=False)
-    plan = unipelt.adapters(loaded)["default"]
     if as_json:
-        emit({"ok": True, "folder": out, "peft_type": config.get("peft_type"), "text": str(plan)})
+        emit(
+            {
+                "ok": True,
+                "folder": out,
+                "peft_type": config.get("peft_type"),
+                "text": str(unipelt.adapters(loaded)["default"]),
+            }
+        )
     else:
         say(f"written to {out}: unipelt.attach(model, {out!r}) brings it onto the base")
 

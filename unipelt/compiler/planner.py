@@ -60,13 +60,8 @@ def plan(
     model: nn.Module, method: Method, head: bool | None = None, allow_future: bool = False,
     labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None, example: Mapping[str, Any] | None = None,
 ) -> Plan:  # fmt: skip
-    """The plan of a method on a model; nothing is changed. Raises `PeltError` with every mistake.
-
-    ``head``: whether the model's own head trains with the adapter; by default it does where the model has a task head
-    (classification, not a language model's) and the method says nothing of the head. ``allow_future`` lets a method
-    that sees later positions onto a causal model. ``labels`` (their number or names) gives the adapter a head with
-    labels of its own, ``problem_type`` says what its loss is: see `compiler.labels.Labels`. ``example`` is as in `unipelt.sites`.
-    """
+    """The plan of a method whose adapters, where it takes some, are written out in it. The arguments are those of `unipelt.plan`
+    (`runtime.members.plan`), which finds the adapters first."""
     model = uncompiled(model)
     analyse(method)
     missing = [p.name for p in method.params if p.default is None]

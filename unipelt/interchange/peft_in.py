@@ -24,7 +24,7 @@ from ..runtime.registry import unwrapped
 from ..runtime.saving import state_dict
 from . import folders
 from .declared import Declared, declared_for
-from .places import FRONT, host, in_model, key, modules_of, of_base, ours, sites
+from .places import FRONT, depth, host, in_model, key, modules_of, of_base, ours, sites
 
 
 def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, trainable: bool = False) -> str:
@@ -40,7 +40,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     config, tensors = folders.read(place)
     d = declared_for(config)
     tensors, copied = _copies(model, d, tensors)
-    front = {p: q for p, q in in_model(model, modules_of(d, tensors)).items()} if d.of_modules else {}
+    front = in_model(model, modules_of(d, tensors)) if d.of_modules else {}
     at_input = _listed(config, d.inputs, front)
     method, notes = (_training(model, d, copied), []) if d.copies else _method(model, d, config, front, at_input)
     heads = {k: t for k, t in tensors.items() if not _of_rows(d, k)}
@@ -133,7 +133,7 @@ def _values(
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Our tensors by name. Everything that peft saved is used, everything that the plan has is there."""
     there = {here: path for path, here in front.items()}
-    layers = max((s.depth for s in _stacks(model)), default=1)
+    layers = depth(model)
     used: set[str] = set()
     found: dict[str, torch.Tensor] = {}
     for e in plan.edits:
@@ -181,10 +181,6 @@ def _values(
         raise error("E0842", f"{place} has the tensor `{left[0]}`, which has no place in `{d.name}`" + (f", and {len(left) - 1} more" if left[1:] else ""),
                     help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
     return found
-
-
-def _stacks(model: nn.Module) -> Any:
-    return find(model).stacks
 
 
 def _misshapen(place: Path, k: str, t: torch.Tensor, wanted: tuple[int, ...] | None = None) -> Exception:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ..anatomy.base import base_modules
-from ..anatomy.find import find
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import is_norm
 from ..language.ir import Method
@@ -25,7 +24,7 @@ from ..variants.recognise import Match, recognise_row
 from . import folders
 from .declared import Declared, declarations, no_counterpart
 from .fused import NOTE, by_map, joined
-from .places import FRONT, host, key, of_base, part_of, sizes, theirs
+from .places import FRONT, depth, host, key, of_base, part_of, sizes, theirs
 
 #: How the name of a class of transformers ends, and what peft calls the task.
 TASKS = {
@@ -49,7 +48,7 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     copied = {} if plan.edits else _norms(model, plan)
     d, matches = _recognised(plan.method) if plan.edits else (_of_copies(), {})
     values = state_dict(model, name)
-    layers = max((s.depth for s in find(model).stacks), default=1)
+    layers = depth(model)
     tensors: dict[str, torch.Tensor] = {}
     beside: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
     by_path = {host(e): _arguments(d, matches[e.row.name]) for e in plan.edits}
@@ -89,18 +88,13 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
             tensors[f"{FRONT}{path}.{d.copies}.{n}"] = trained.get(f"{path}.{n}", p)
     if copied:
         config["target_modules"] = targets(model, set(copied))
-    heads = find(model).head
     saved: set[str] = set()
     for c in plan.copies:
         module = c.parameter.path.rpartition(".")[0]
         if module in copied:
             continue
         moved = not torch.equal(values[c.name], model.get_parameter(c.parameter.path))
-        if (
-            module not in heads
-            and not any(h.startswith(module) for h in heads)
-            and not _is_pooler(model, c.parameter.path)
-        ):
+        if not c.head:
             raise no_counterpart(f"it trains `{c.name}` besides")
         saved |= {module} if moved else set()
     for c in plan.copies:
@@ -149,10 +143,6 @@ def _recognised(method: Method) -> tuple[Declared, dict[str, Match]]:
     names = list(dict.fromkeys(next(iter(reversed(of_row))) for of_row in found))
     listed = " and ".join(f"`{n}`" for n in names)
     raise no_counterpart(f"it combines {listed}" if len(names) > 1 else f"{listed} is not among peft's")
-
-
-def _is_pooler(model: nn.Module, path: str) -> bool:
-    return ".pooler." in f".{path}"
 
 
 def _arguments(d: Declared, match: Match) -> dict[str, Any]:

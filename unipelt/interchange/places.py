@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.find import find
 from ..anatomy.spelled import spelled
 from ..compiler.plan import PlannedEdit
 from ..language.report.diagnostics import error
@@ -75,15 +76,20 @@ def key(d: Declared, suffix: str, path: str) -> str:
     return f"{FRONT}{path}.{suffix}" if d.of_modules and not suffix.startswith(WHOLE) else suffix
 
 
-def modules_of(d: Declared, keys: Iterable[str]) -> dict[str, set[str]]:
-    """The modules of peft's keys, as peft calls them, each with its suffixes; what has no place here is left out."""
+def depth(model: nn.Module) -> int:
+    """How many layers peft counts: those of the deepest tower."""
+    return max((s.depth for s in find(model).stacks), default=1)
+
+
+def modules_of(d: Declared, keys: Iterable[str]) -> list[str]:
+    """The modules of peft's keys, as peft calls them; what has no place here is left out."""
     suffixes = {suffix for suffix, _ in d.tensors.values() if not suffix.startswith(WHOLE)}
-    found: dict[str, set[str]] = {}
+    found: dict[str, None] = {}
     for k in keys:
         suffix = next((s for s in suffixes if k.startswith(FRONT) and k.endswith(f".{s}")), None)
         if suffix is not None:
-            found.setdefault(k[len(FRONT) : -len(suffix) - 1], set()).add(suffix)
-    return found
+            found[k[len(FRONT) : -len(suffix) - 1]] = None
+    return list(found)
 
 
 def in_model(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:

@@ -144,12 +144,9 @@ def _mixed(model: nn.Module, examples: Sequence[str | None]) -> Iterator[None]:
         if why:
             raise error("E0853", f"the adapter `{n}` cannot share a batch with others: {why}",
                         help=f"run its examples by themselves: with unipelt.using(model, {n!r})")  # fmt: skip
+    r.switch.mixes = True
     with r.switch.holder.using(mixture):
-        r.switch.mixtures += 1
-        try:
-            yield
-        finally:
-            r.switch.mixtures -= 1
+        yield
 
 
 def _alone(a: Attached) -> str:

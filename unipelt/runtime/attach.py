@@ -21,7 +21,6 @@ from ..compiler.initialise import draw
 from ..compiler.labels import Labels
 from ..compiler.lower import lowerings
 from ..compiler.plan import Plan, PlannedEdit
-from ..compiler.planner import plan as make_plan
 from ..compiler.random import Generated
 from ..language.report.diagnostics import error
 from ..language.ir import Method
@@ -100,16 +99,8 @@ def install(
         )
     _refuse_sharded(model)
     chosen = lowerings(lowering)
-    planned = found.noted(
-        make_plan(
-            model,
-            found.method,
-            head=head,
-            allow_future=allow_future,
-            labels=labels,
-            problem_type=problem_type,
-            example=example,
-        )
+    planned = found.planned(
+        model, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example
     )
     check(planned)
     of = StartData(tokenizer)

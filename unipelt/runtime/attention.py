@@ -35,7 +35,7 @@ class Wrapped:
         if not edits:
             return self.base(module, query, key, value, attention_mask, **kwargs)
         assert seam is not None
-        if seam.switch.mixtures and (mixture := seam.switch.mixture()) is not None:
+        if seam.switch.mixes and (mixture := seam.switch.mixture()) is not None:
             return self._mixed(seam, mixture, Call(module, query, key, value, attention_mask, kwargs))
         kernel = kernel_of(self.name)
         if kernel is None or kwargs.get("cache") is not None:
@@ -47,7 +47,7 @@ class Wrapped:
         """A batch whose examples have adapters of their own: the rows of each by themselves, since rows of keys differ in number."""
         batch = call.query.shape[0]
         groups = mixture.groups(batch)
-        if not any(g.name is not None and seam._live("attention", (g.name,)) for g in groups):
+        if not any(g.name is not None and seam.of("attention", (g.name,)) for g in groups):
             return self.base(call.module, call.query, call.key, call.value, call.mask, **call.kwargs)
         parts = []
         for group in groups:

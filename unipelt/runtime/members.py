@@ -42,17 +42,14 @@ def plan(
     labels of its own, ``problem_type`` says what its loss is: see `compiler.labels.Labels`. ``example`` is as in `unipelt.sites`.
     Arguments that are adapters name those of the model, or their folders.
     """
-    found = resolved(model, method)
-    planned = make_plan(
-        model,
-        found.method,
-        head=head,
-        allow_future=allow_future,
-        labels=labels,
-        problem_type=problem_type,
-        example=example,
-    )
-    return found.noted(planned)
+    asked = {
+        "head": head,
+        "allow_future": allow_future,
+        "labels": labels,
+        "problem_type": problem_type,
+        "example": example,
+    }
+    return resolved(model, method).planned(model, **asked)
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,9 @@ class Resolved:
     sources: Mapping[tuple[str, str], tuple[Source, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def noted(self, planned: Plan) -> Plan:
+    def planned(self, model: nn.Module, **asked: Any) -> Plan:
+        """The plan of the method, with what is to be said of its members; ``asked`` as in `plan`."""
+        planned = make_plan(model, self.method, **asked)
         return replace(planned, warnings=(*planned.warnings, *self.notes)) if self.notes else planned
 
     def given(self, model: nn.Module, planned: Plan) -> dict[str, torch.Tensor]:

@@ -130,7 +130,10 @@ class Seam(nn.Module):
 
     def live(self, side: str) -> list[tuple[str, Any]]:
         """(adapter, edit) of the acting adapters at a side of the host."""
-        acting = self.switch.live
+        return self.of(side, self.switch.live)
+
+    def of(self, side: str, acting: tuple[str, ...]) -> list[tuple[str, Any]]:
+        """(adapter, edit) of some adapters at a side of the host."""
         if (
             torch.compiler.is_compiling()
         ):  # what is remembered in a first pass would make a second one be compiled again
@@ -198,7 +201,7 @@ class Seam(nn.Module):
         if not edits:
             return None
         h = first_entered(args, kwargs)
-        if self.switch.mixtures and (mixture := self.switch.mixture()) is not None:
+        if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
             return _with_first(
                 args, kwargs, mixed(self, mixture, "input", h, lambda part, _: self._entering(host, part))
             )
@@ -215,7 +218,7 @@ class Seam(nn.Module):
         if not edits:
             return None
         h = element(output)
-        if self.switch.mixtures and (mixture := self.switch.mixture()) is not None:
+        if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
             x = first_entered(args, kwargs) if args or kwargs else None
             given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
             if len(given) > 1 and any(isinstance(e, CopyEdit) or e.of_weight for _, e in edits):
@@ -388,7 +391,7 @@ def mixed(
     parts = []
     for group in mixture.groups(h.shape[0]):
         part = group.of(h)
-        if group.name is not None and seam._live(side, (group.name,)):
+        if group.name is not None and seam.of(side, (group.name,)):
             with seam.switch.holder.of_rows(group):
                 part = edited(part, group).to(h.dtype)
         parts.append(part)

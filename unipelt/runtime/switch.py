@@ -132,8 +132,9 @@ class Switch:
     def __init__(self) -> None:
         self.active: tuple[str, ...] = ()
         self.holder = Holder()
-        #: How many blocks there are, in all threads, in which examples have adapters of their own.
-        self.mixtures = 0
+        #: Whether examples have ever had adapters of their own here; before that no pass asks. It is never taken back: threads
+        #: that counted their blocks could lose one.
+        self.mixes = False
         #: How far training has come, in [0, 1]: one tensor for good, which compiled code reads.
         self.progress = torch.zeros(())
 
@@ -147,7 +148,7 @@ class Switch:
     def live(self) -> tuple[str, ...]:
         """The adapters that act in this thread now: in a pass those that were chosen when it began."""
         holder = self.holder
-        if self.mixtures and holder.part is not None:
+        if self.mixes and holder.part is not None:
             return () if holder.part.name is None else (holder.part.name,)
         return holder.acting if holder.entered is not None else self.chosen
 
@@ -158,7 +159,7 @@ class Switch:
 
     def own(self, t: Any) -> Any:
         """A tensor of the batch, of which only the rows that are computed now are meant."""
-        part = self.holder.part if self.mixtures else None
+        part = self.holder.part if self.mixes else None
         return t if part is None or t is None else part.of(t)
 
     # What is switched while a pass is under way, by another thread, acts from the next pass on: half of an adapter computes nothing.
