@@ -218,6 +218,45 @@ def test_what_does_not_fit_is_not_kept(tmp_path: Path) -> None:
     rows.close()
 
 
+@pytest.mark.parametrize("kind, place, rate", [("gpt2", "transformer.drop", 0.1), ("bert_labels", "bert.embeddings.dropout", 0.1),
+                                               ("llama", "model.layers.0.self_attn", 0.2)])  # fmt: skip
+def test_whatever_drops_below_is_noticed(kind: str, place: str, rate: float) -> None:
+    """Also between the tokens and the blocks, in a module of any name, and where a rate is a number of a module."""
+    m = still(kind)
+    part = m.get_submodule(place)
+    setattr(part, "p" if isinstance(part, nn.Dropout) else "attention_dropout", rate)
+    with pytest.raises(PeltError, match=f"`{place}` drops at random"):
+        cache_trunk(m)
+    above = still(kind)
+    for part in blocks_of(above)[2].modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.5
+    if kind == "bert_labels":
+        above.dropout.p = 0.5  # behind the base, in front of the classifier
+    cache_trunk(above).close()
+
+
+def test_a_norm_over_the_batch_is_noticed() -> None:
+    m = still("bert_labels")
+    m.bert.embeddings.norm_of_batch = nn.BatchNorm1d(32)
+    for p in m.bert.embeddings.norm_of_batch.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(PeltError, match="norms over the batch"):
+        cache_trunk(m)
+
+
+def test_another_start_of_the_head_is_the_same_trunk(tmp_path: Path) -> None:
+    given = batches("bert_labels")
+    with cache_trunk(still("bert_labels"), tmp_path) as trunk:
+        trained(trunk.model, given, 1)
+    other = still("bert_labels")
+    with torch.no_grad():
+        other.classifier.weight.add_(1.0)
+    with cache_trunk(other, tmp_path) as trunk:
+        trained(other, given, 1)
+        assert trunk.hits == 6, "all but the first pass, which shows what a block yields"
+
+
 def test_where_no_block_can_run_once() -> None:
     whole = unipelt.load(named("lora"))(r=2)
     m = model("bert_labels")
@@ -257,6 +296,10 @@ def test_a_run_says_it_and_is_the_same(bert: str, intents: str, tmp_path: Path) 
 def test_auto_leaves_it_and_a_folder_insists(bert: str, intents: str, tmp_path: Path) -> None:
     config = TrainConfig(method=named("lora"), model=bert, data=intents, out=str(tmp_path / "a"), max_steps=1, dropout=0.0, max_length=16,
                          checkpoints=False, cache_trunk="auto")  # fmt: skip
-    train(config)
+    said: list[str] = []
+    train(config, say=said.append)
+    train(replace(config, method=named("probing"), dropout=0.1, out=str(tmp_path / "c")), say=said.append)
+    reasons = [line for line in said if line.startswith("no block runs once: ")]
+    assert len(reasons) == 2 and "is edited" in reasons[0] and "drops at random" in reasons[1]
     with pytest.raises(PeltError, match="E0783"):
         train(replace(config, out=str(tmp_path / "b"), cache_trunk=str(tmp_path / "kept")))

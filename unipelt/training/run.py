@@ -125,9 +125,7 @@ def train(
     # Each process drops other units; the order of the examples has a seed of its own, which all share.
     set_seed(config.seed + ranks.rank())
     try:
-        with quiet(), cached(model, config.cache_trunk) as trunk:
-            if trunk is not None:
-                say(f"blocks 0–{trunk.blocks - 1} of {trunk.stack.depth} run once for each example, and are read later")
+        with quiet(), cached(model, config.cache_trunk, say):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if config.best and config.checkpoints and trainer.load_best():
                 say(f"the best checkpoint is step {trainer.state.best_global_step} of {trainer.state.global_step}")

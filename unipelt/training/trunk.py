@@ -7,8 +7,9 @@ epochs compute only what is above. Probing, top layers and deep variants train m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..anatomy.base import NAME, base_modules
+from ..anatomy.base import base_modules
 from ..anatomy.find import find
-from ..anatomy.sites import Stack
+from ..anatomy.sites import SiteMap, Stack
 from ..language.report.diagnostics import error
 from ..runtime.registry import registry, unwrapped
 from ..runtime.stand_in import StandIn
@@ -40,15 +41,16 @@ _FILE = "trunk-{}.sqlite"
 class Trunk:
     """The blocks of a model that run once. ``blocks`` is how many, ``hits`` and ``misses`` count examples; ``close()`` ends it."""
 
-    def __init__(self, model: nn.Module, stack: Stack, blocks: int, rows: KeptRows, first: str):
-        self.model, self.stack, self.blocks, self.rows = model, stack, blocks, rows
+    def __init__(self, model: nn.Module, cut: Cut, rows: KeptRows):
+        self.model, self.cut, self.blocks, self.rows = model, cut, cut.blocks, rows
         self.hits = self.misses = 0
         self.keys: list[bytes] = []
         self.lengths: list[int] = []
         self.given: torch.Tensor | None = None  # what the last block is to yield in this pass
         self.single: bool | None = None  # whether a block yields one tensor
-        paths = [f"{first}.{b}" if first else b for b in stack.blocks[:blocks]]
-        self.stand_ins = [Block(self, model.get_submodule(p), i == blocks - 1) for i, p in enumerate(paths)]
+        self.stand_ins = [
+            Block(self, model.get_submodule(cut.path(i)), i == self.blocks - 1) for i in range(self.blocks)
+        ]
         self.handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, always_call=True),
@@ -80,7 +82,7 @@ class Trunk:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.keys, self.given = [], None
-        found = _keys(args, kwargs, self.stack.causal, getattr(module, "config", None))
+        found = _keys(args, kwargs, getattr(module, "config", None))
         if found is None or torch.compiler.is_compiling():
             return
         self.keys, self.lengths = found
@@ -143,9 +145,7 @@ def _like(hidden: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
     return hidden.detach().requires_grad_() if entered.requires_grad else hidden
 
 
-def _keys(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], causal: bool, config: Any
-) -> tuple[list[bytes], list[int]] | None:
+def _keys(args: tuple[Any, ...], kwargs: Mapping[str, Any], config: Any) -> tuple[list[bytes], list[int]] | None:
     """A key for each example of a pass, and how many of its positions are kept (-1: all); None where the pass is to run as it is."""
     wanted = ("output_hidden_states", "output_attentions")
     asked = any(kwargs.get(n) if kwargs.get(n) is not None else getattr(config, n, False) for n in wanted)
@@ -200,6 +200,27 @@ def _padded(row: torch.Tensor, width: int) -> torch.Tensor:
 # ---------------------------------------------------------------- which blocks
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Where a model can be cut: the blocks of a tower that lie below everything that is edited or trained."""
+
+    stack: Stack
+    blocks: int
+    base: str  # the path of the base model, in which the blocks are
+
+    def path(self, block: int) -> str:
+        return f"{self.base}.{self.stack.blocks[block]}" if self.base else self.stack.blocks[block]
+
+    def above(self, path: str) -> bool:
+        """Whether a module lies in a later block, or outside the base model, as a head does."""
+        outside = bool(self.base) and not within(path, self.base)
+        return outside or any(within(path, self.path(i)) for i in range(self.blocks, len(self.stack.blocks)))
+
+
+def within(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.")
+
+
 def cache_trunk(model: Any, folder: str | Path | None = None, *, most: int = 4 * 2**30) -> Trunk:
     """Keeps the hidden states behind the blocks that lie below everything that is trained, and passes over these blocks later.
 
@@ -212,103 +233,107 @@ def cache_trunk(model: Any, folder: str | Path | None = None, *, most: int = 4 *
     nothing is known of the model's blocks.
     """
     model = unwrapped(model)
-    found = below(model)
-    if isinstance(found, str):
-        raise error("E0783", f"no block runs once: {found}", help="train without the cache")
-    stack, blocks, first = found
-    dropped = _random(model, stack, blocks, first)
-    if dropped:
-        raise error("E0783", f"no block runs once: `{dropped}` drops at random while the model trains",
-                    help="set the base's dropout to 0 (`--dropout 0`, or in its configuration)")  # fmt: skip
-    key = _model_key(model, stack, blocks, first)
+    cut = cut_of(model)
+    if isinstance(cut, str):
+        raise error("E0783", f"no block runs once: {cut}",
+                    help="train without the cache; where dropout is the reason, set the base's to 0 (`--dropout 0`)")  # fmt: skip
+    key = _model_key(model, cut)
     path = Path(folder) / _FILE.format(key[:16]) if folder is not None else None
-    return Trunk(model, stack, blocks, KeptRows(path, key, most), first)
+    return Trunk(model, cut, KeptRows(path, key, most))
 
 
-def below(model: nn.Module) -> tuple[Stack, int, str] | str:
-    """The stack, how many of its blocks lie below every edit and every trained tensor, and the base's path; or why there are none."""
+def cut_of(model: nn.Module) -> Cut | str:
+    """Where a model can be cut, or why it cannot."""
     sites = find(model)
     if sites.unknown or not sites.stacks:
         return "nothing is known of this model's blocks"
     stack = sites.main[0]
     if stack.shared:
         return "its blocks share one module"
-    lowest, why = stack.depth, ""
+    whole = Cut(stack, stack.depth, sites.prefix)
+    lowest, why = min(
+        [(stack.depth, ""), *_edited(model, stack), *_trained(model, whole, sites)], key=lambda found: found[0]
+    )
+    if lowest < 1:
+        return f"{why}, and no block lies below" if why else "the model has no block"
+    cut = Cut(stack, lowest, sites.prefix)
+    return _varies(model, cut) or cut
+
+
+def _edited(model: nn.Module, stack: Stack) -> Iterator[tuple[int, str]]:
+    """For each edit how many blocks lie below it."""
     r = registry(model)
     for a in r.staying.values() if r is not None else ():
         for e in a.plan.edits:
             s = e.site
-            at = s.layer if s.layer is not None and s.stack == stack.name else None
-            if at is None and s.layer is None:
-                at = 0 if s.kind.side == "prompt" or s.kind.times in ("input", "stacks") and s.name != "final" else None
-            if at is not None and at < lowest:
-                lowest, why = at, f"`{s.label}` is edited"
-    blocks = {f"{sites.prefix}.{b}" if sites.prefix else b: i for i, b in enumerate(stack.blocks)}
-    above = {*sites.head, *(s.view.module for s in sites.sites if s.name == "final")}
-    for path in _trained(model):
-        block = next((i for b, i in blocks.items() if path == b or path.startswith(f"{b}.")), None)
-        over = any(path == h or path.startswith(f"{h}.") for h in above) or ".pooler." in f".{path}."
-        at = block if block is not None else stack.depth if over else 0
-        if at < lowest:
-            lowest, why = at, f"`{path}` is trained"
-    if lowest < 1:
-        return f"{why or 'the model has no block'}, in front of the first block" if why else "the model has no block"
-    return stack, lowest, sites.prefix
+            if s.layer is not None and s.stack == stack.name:
+                yield s.layer, f"`{s.label}` is edited"
+            elif s.layer is None and (s.side == "prompt" or s.kind.times in ("input", "stacks")) and s.name != "final":
+                yield 0, f"`{s.label}` is edited"
 
 
-def _trained(model: nn.Module) -> Iterator[str]:
-    """The modules that hold trained parameters, an adapter's copies by the module that they are copies of."""
-    for path, module in base_modules(model):
-        if any(p is not None and p.requires_grad for p in module._parameters.values()):
-            yield path
+def _trained(model: nn.Module, whole: Cut, sites: SiteMap) -> Iterator[tuple[int, str]]:
+    """For each trained parameter of the base, or copy of one, how many blocks lie below it; a head lies above all."""
+    own = [
+        path
+        for path, m in base_modules(model)
+        if any(p is not None and p.requires_grad for p in m._parameters.values())
+    ]
     r = registry(model)
     for a in r.staying.values() if r is not None else ():
-        yield from (c.parameter.path.rpartition(".")[0] for c in a.plan.copies)
+        own += [c.parameter.path.rpartition(".")[0] for c in a.plan.copies if not c.head]
+    above = {*sites.head, *(s.view.module for s in sites.sites if s.name == "final")}
+    for path in own:
+        block = next((i for i in range(whole.blocks) if within(path, whole.path(i))), None)
+        over = whole.above(path) or any(within(path, h) for h in above)
+        yield (block if block is not None else whole.blocks if over else 0), f"`{path}` is trained"
 
 
-def _random(model: nn.Module, stack: Stack, blocks: int, first: str) -> str:
-    """A module of the trunk, or in front of it, that drops at random while the model trains."""
-    after = [f"{first}.{b}" if first else b for b in stack.blocks[blocks:]]
-    inside = [f"{first}.{b}" if first else b for b in stack.blocks[:blocks]]
+def _varies(model: nn.Module, cut: Cut) -> str:
+    """Why a text would not have the same states each time while the model trains; nothing where it has.
+
+    Whatever drops in the base model counts that is not in a later block: what stands between its tokens and its blocks is
+    known by no name.
+    """
     for path, m in base_modules(model):
-        if any(path == b or path.startswith(f"{b}.") for b in after):
+        if cut.above(path):
             continue
-        in_block = any(path.startswith(f"{b}.") or path == b for b in inside)
-        in_front = not in_block and "embed" in path
-        rates = (
-            [m.p]
-            if isinstance(m, nn.Dropout)
-            else [v for n, v in vars(m).items() if "drop" in n and isinstance(v, float)]
-        )
-        if (in_block or in_front) and any(rate > 0 for rate in rates):
-            return path
+        rates = [m.p] if isinstance(m, nn.modules.dropout._DropoutNd) else [
+            v for n, v in vars(m).items() if isinstance(v, float) and any(word in n for word in ("drop", "jitter", "noise"))
+        ]  # fmt: skip
+        if any(rate > 0 for rate in rates):
+            return f"`{path}` drops at random while the model trains"
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            return f"`{path}` norms over the batch while the model trains"
     return ""
 
 
-def _model_key(model: nn.Module, stack: Stack, blocks: int, first: str) -> str:
-    """What the hidden states are computed by: the frozen weights in front of and in the trunk, their dtype, this version."""
-    after = [f"{first}.{b}." if first else f"{b}." for b in stack.blocks[blocks:]]
-    found = hashlib.sha256(f"{__version__} {torch.__version__} {type(model).__name__} {stack.name} {blocks}".encode())
+def _model_key(model: nn.Module, cut: Cut) -> str:
+    """What the hidden states are computed by: the frozen weights of the base without its later blocks, their dtype, this version."""
+    found = hashlib.sha256(
+        f"{__version__} {torch.__version__} {type(model).__name__} {cut.stack.name} {cut.blocks}".encode()
+    )
     config = getattr(model, "config", None)
     found.update(repr(getattr(config, "_attn_implementation", "")).encode())
     for path, module in base_modules(model):
+        if cut.above(path):
+            continue
         for n, p in sorted({**module._parameters, **module._buffers}.items()):
-            whole = f"{path}.{n}"
-            if p is not None and not any(whole.startswith(b) for b in after) and NAME not in whole.split("."):
-                if not p.requires_grad and p.device.type != "meta":
-                    found.update(f"{whole} {p.dtype} {list(p.shape)} ".encode())
-                    found.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            if p is not None and not p.requires_grad and p.device.type != "meta":
+                found.update(f"{path}.{n} {p.dtype} {list(p.shape)} ".encode())
+                found.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
 @contextmanager
-def cached(model: nn.Module, how: str) -> Iterator[Trunk | None]:
-    """``--cache-trunk``: off; auto, where it can be; or a folder, which must work."""
-    if how == "off":
-        yield None
-        return
-    if how == "auto" and isinstance(below(model), str):
-        yield None
+def cached(model: nn.Module, how: str, say: Callable[[str], None]) -> Iterator[None]:
+    """``--cache-trunk``: off; auto, where it can be; or a folder, which must work. ``say`` is told what comes of it."""
+    why = cut_of(model) if how == "auto" else ""
+    if how == "off" or isinstance(why, str) and why:
+        if why:
+            say(f"no block runs once: {why}")
+        yield
         return
     with cache_trunk(model, None if how == "auto" else how) as trunk:
-        yield trunk
+        say(f"blocks 0–{trunk.blocks - 1} of {trunk.cut.stack.depth} run once for each example, and are read later")
+        yield
