@@ -23,6 +23,7 @@ _WHERE = {
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.save_merged",
     "combine": "runtime.arithmetic", "Combined": "runtime.arithmetic",
     "export_onnx": "runtime.exporting", "import_peft": "interchange.peft_in", "export_peft": "interchange.peft_out",
+    "export_as_lora": "interchange.peft_factors",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
     "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .language.ir import Method
     from .language.loading import check, library, parse
     from .interchange.peft_in import import_peft
+    from .interchange.peft_factors import export_as_lora
     from .interchange.peft_out import export_peft
     from .runtime.prompts.arguments import inputs
     from .runtime.arithmetic import Combined, combine

@@ -11,12 +11,13 @@ import pytest
 import torch
 from names import RENAMED
 from safetensors.torch import load_file
-from small import model
+from small import model, randomise
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+import unipelt
 from unipelt.cli.app import app
 
 pytestmark = pytest.mark.skipif(bool(RENAMED), reason="the declarations call methods by their names")
@@ -28,14 +29,18 @@ def call(*words: object, code: int = 0) -> str:
     return done.output
 
 
+def written(folder: Path) -> torch.nn.Module:
+    """A model, which lies in a folder with a tokenizer."""
+    base = model("llama")
+    base.save_pretrained(folder)
+    words = Tokenizer(WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<unk>").save_pretrained(folder)
+    return base
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_there_and_back(tmp_path: Path) -> None:
-    base = model("llama")
-    base.save_pretrained(tmp_path / "base")
-    words = Tokenizer(WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<unk>").save_pretrained(
-        tmp_path / "base"
-    )
+    base = written(tmp_path / "base")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         m = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
@@ -55,3 +60,20 @@ def test_there_and_back(tmp_path: Path) -> None:
     call("export", tmp_path / "ours", "-m", tmp_path / "base", "--to", "peft", "--merge", "-o", tmp_path / "x", code=2)
     call("export", tmp_path / "ours", "-m", tmp_path / "base", "--serving", "-o", tmp_path / "x.onnx", code=2)
     assert not (tmp_path / "new").exists() and not (tmp_path / "x").exists()
+
+
+def test_what_peft_has_not_goes_as_two_factors(tmp_path: Path) -> None:
+    m = written(tmp_path / "base")
+    unipelt.apply(m, unipelt.load("lora+ia3"), "mine")
+    randomise(m, "mine", scale=0.05)
+    unipelt.save(m, tmp_path / "ours", "mine")
+    here = (tmp_path / "ours", "-m", tmp_path / "base", "-o", tmp_path / "out")
+    assert "--as lora --rank 8" in call("export", *here, "--to", "peft", code=1)
+    found = json.loads(call("export", *here, "--to", "peft", "--as", "lora", "--rank", 3, "--json"))
+    assert (
+        found["ok"] and found["rank"] == 3 and 0 < found["overall"] < found["error"] == max(found["left_out"].values())
+    )
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["r"] == 3
+    for wrong in (["--as", "lora"], ["--to", "peft", "--rank", 3], ["--to", "peft", "--as", "ia3"]):
+        call("export", tmp_path / "ours", "-m", tmp_path / "base", "-o", tmp_path / "x.onnx", *wrong, code=2)

@@ -79,12 +79,24 @@ def export(
     serving: Annotated[
         bool, typer.Option("--serving", help="With `--to peft`: keep to what serving engines as vLLM read.")
     ] = False,
+    as_: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="With `--to peft`, for what merges: write it as this method of two factors, as lora, by its singular values.",
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the factors of `--as`; default: as many as it takes to leave nothing out."),
+    ] = None,
     *,
     opening: Opening,
     as_json: AsJson = False,
 ) -> None:
     """Write a saved adapter with its model as an ONNX file, compared with the model by onnxruntime; or the adapter for peft."""
     check(opening)
+    _check_as(to, as_, rank)
     if to == "peft":
         if merged:
             raise typer.BadParameter("--merge is for ONNX: an adapter that is merged is none any more")
@@ -103,6 +115,17 @@ def export(
     from ..training.saved import load_adapted
 
     adapted, tokenizer, name = load_adapted(folder, opening, task, say)
+    if as_ is not None:
+        from ..training.bars import Ticker
+
+        with Ticker("factors", False if as_json else None, "map") as tick:
+            made = unipelt.export_as_lora(adapted, out, name, rank=rank, serving=serving, tick=tick)
+        if as_json:
+            emit({"ok": True, **made.to_json()})
+        else:
+            say(f"written to {out} in rank {made.rank}: PeftModel.from_pretrained(base, {out!r}) opens it")
+            say(f"left out of the change of the weights: {made.overall:.2%}, and {made.error:.2%} at most at one map")
+        return
     if to == "peft":
         unipelt.export_peft(adapted, out, name, serving=serving)
         if as_json:
@@ -121,3 +144,14 @@ def export(
         say(f"written to {out}, not compared with the model: that needs onnxruntime ({INSTALL})")
     else:
         say(f"written to {out}: it gives what the model gives, to {apart:.1g}")
+
+
+def _check_as(to: str, as_: str | None, rank: int | None) -> None:
+    from ..interchange.declared import by_factors
+
+    if as_ is not None and to != "peft":
+        raise typer.BadParameter("--as goes with `--to peft`")
+    if as_ is not None and as_ != by_factors().name:
+        raise typer.BadParameter(f"--as takes `{by_factors().name}`: two factors beside each linear map")
+    if rank is not None and as_ is None:
+        raise typer.BadParameter("--rank goes with --as: an adapter that is exported as it is keeps its own")

@@ -38,6 +38,7 @@ class Declared:
     ignored: tuple[str, ...] = ()
     copies: str = ""
     factors: Mapping[str, str] = field(default_factory=dict)
+    shift: Mapping[str, str] = field(default_factory=dict)
     of_base: Mapping[str, str] = field(default_factory=dict)
     inputs: str = ""
     note: str = ""
@@ -115,8 +116,19 @@ def declared_for(config: Mapping[str, Any]) -> Declared:
                 help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
 
 
-def no_counterpart(why: str) -> PeltError:
+#: The code of what peft has no place for.
+REFUSED = "E0844"
+
+
+def by_factors() -> Declared:
+    """The method of peft's that is two factors beside a linear map."""
+    return next(d for d in declarations() if d.factors)
+
+
+def no_counterpart(why: str, remedy: str = "") -> PeltError:
     names = ", ".join(dict.fromkeys(f"`{d.name}`" for d in declarations()))
     return error(
-        "E0844", f"the adapter cannot be written for peft: {why}", help=f"peft takes {names}, at whole modules"
+        REFUSED,
+        f"the adapter cannot be written for peft: {why}",
+        help=remedy or f"peft takes {names}, at whole modules",
     )

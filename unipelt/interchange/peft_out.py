@@ -16,6 +16,7 @@ from ..anatomy.base import base_modules
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import is_norm
 from ..language.ir import Method
+from ..language.report.diagnostics import PeltError
 from ..runtime.hub import public_name
 from ..runtime.references import load
 from ..runtime.registry import record, unwrapped
@@ -23,6 +24,7 @@ from ..runtime.saving import state_dict
 from ..variants.recognise import Match, recognise_row
 from . import folders
 from .declared import Declared, declarations, no_counterpart
+from .factors import with_remedy
 from .fused import NOTE, by_map, joined
 from .places import FRONT, depth, host, key, of_base, part_of, sizes, theirs
 
@@ -43,6 +45,14 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     keeps to what serving engines read: see `serving_problem`.
     """
     model = unwrapped(model)
+    record(model, name)
+    try:
+        return _export(model, Path(folder), name, serving)
+    except PeltError as e:
+        raise with_remedy(e, model, name) from None
+
+
+def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     attached = record(model, name)
     plan = attached.plan
     copied = {} if plan.edits else _norms(model, plan)
@@ -105,7 +115,6 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     problem = serving_problem(config) if serving else None
     if problem is not None:
         raise no_counterpart(f"a serving engine would not read it: {problem}")
-    place = Path(folder)
     folders.write(place, config, tensors)
     if parts_of:
         warnings.warn(NOTE, stacklevel=2)
@@ -165,20 +174,14 @@ def _config(
     for n in d.arguments.keys() - d.patterns.keys():
         if any(a[n] != common[n] for a in by_path.values()):
             raise no_counterpart(f"`{n}` differs between its modules, and peft has one `{d.arguments[n]}`")
-    config: dict[str, Any] = {
-        "peft_type": d.type, "task_type": next((t for end, t in TASKS.items() if type(model).__name__.endswith(end)), None),
-        "base_model_name_or_path": public_name(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")) or None,
-        "inference_mode": True, **{n: allowed[0] for n, allowed in d.settings.items()},
-        **{theirs_: common[ours_] for ours_, theirs_ in d.arguments.items()},
-    }  # fmt: skip
+    config = {**settings(model, d), **{theirs_: common[ours_] for ours_, theirs_ in d.arguments.items()}}
     for ours_, theirs_ in d.patterns.items():
         config[theirs_] = {_pattern(p, by_path): a[ours_] for p, a in by_path.items() if a[ours_] != common[ours_]}
     if d.of_modules:
         config["target_modules"] = targets(model, set(by_path))
         if d.inputs:
             config[d.inputs] = targets(model, {host(e) for e in edits if e.site.side == "input"})
-        if "fan_in_fan_out" in d.settings:
-            config["fan_in_fan_out"] = any(not isinstance(model.get_submodule(p), nn.Linear) for p in by_path)
+        config |= turned(model, d, by_path)
     of = sizes(edits, layers)
     for theirs_, factors in d.written.items():
         if not all(f in of for f in factors):
@@ -188,6 +191,21 @@ def _config(
             value *= int(of[f])
         config[theirs_] = value
     return config
+
+
+def settings(model: nn.Module, d: Declared) -> dict[str, Any]:
+    """What peft's configuration says beside a method's arguments."""
+    return {
+        "peft_type": d.type, "task_type": next((t for end, t in TASKS.items() if type(model).__name__.endswith(end)), None),
+        "base_model_name_or_path": public_name(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")) or None,
+        "inference_mode": True, **{n: allowed[0] for n, allowed in d.settings.items()},
+    }  # fmt: skip
+
+
+def turned(model: nn.Module, d: Declared, paths: Iterable[str]) -> dict[str, bool]:
+    """peft's field for maps that store their weight as [d_in, d_out], where the method has it."""
+    name = "fan_in_fan_out"
+    return {name: any(not isinstance(model.get_submodule(p), nn.Linear) for p in paths)} if name in d.settings else {}
 
 
 def _pattern(path: str, paths: Iterable[str]) -> str:
@@ -214,7 +232,7 @@ def serving_problem(config: Mapping[str, Any]) -> str | None:
         return f"the trained module `{config['modules_to_save'][0]}` has no place there"
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         return "all modules have one rank and one scale there"
-    if config.get("bias", "none") != "none":
+    if config.get("bias", "none") != "none" or config.get("lora_bias"):
         return "biases have no place there"
     if not 0 < int(config["r"]) <= LARGEST_RANK:
         return f"the rank {config['r']} is larger than {LARGEST_RANK}"

@@ -183,9 +183,8 @@ def _sum(
 
 def _of_maps(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
     """What an adapter adds to the weight of each linear map, [in, out] in float64, by the map's path."""
-    changed = changes_of(model, name)
     found = {}
-    for path, new in changed.items():
+    for path, new in changes_of(model, name):
         module, _, attribute = path.rpartition(".")
         host = model.get_submodule(module)
         own = any(c.parameter.path == path for c in record(model, name).plan.copies)

@@ -8,6 +8,7 @@ base's. Undoing puts the base back, bit for bit (it costs the memory of the merg
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,15 +93,24 @@ def merge(model: nn.Module, name: str = "default") -> None:
         raise
 
 
-def changes_of(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
-    """New values of the base's parameters with an adapter merged, by path, and nothing written; refused as `merge` refuses."""
+def refuse_changes(model: nn.Module, name: str) -> Attached:
+    """Refuses as `merge` does what cannot be merged; else the adapter."""
     attached = record(model, name)
     r = registry(model)
     if r is not None and r.merged is not None:
         raise error("E0554", f"the adapter `{r.merged.name}` is merged already", help="unipelt.unmerge(model) first")
     _refuse(attached)
     _refuse_hosts(model, attached)
-    return _merged_values(model, attached, name)
+    return attached
+
+
+def changes_of(model: nn.Module, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """New values of the base's parameters with an adapter merged, each with its path, and nothing written; refused as `merge` refuses.
+
+    They come one after the other, so that not all need be in memory, and in float64: in the base's own type a small change would
+    drown in rounding.
+    """
+    return _each_merged(model, refuse_changes(model, name), name, exact=True)
 
 
 def unmerge(model: nn.Module, name: str | None = None) -> None:
@@ -193,13 +203,20 @@ def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
 
 def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str, torch.Tensor]:
     """New values of base parameters, by their first path. A bias that is needed and absent is refused."""
+    return dict(_each_merged(model, attached, name))
+
+
+def _each_merged(
+    model: nn.Module, attached: Attached, name: str, exact: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """New values of base parameters, in the base's type or, ``exact``, in float64; a later one stands for an earlier of its path."""
     trained = attached.values()
     copied = {c.parameter.path: trained[c.name].detach().to(model.get_parameter(c.parameter.path).dtype, copy=True).reshape(c.parameter.shape)
               for c in attached.plan.copies}  # fmt: skip
     known = {(m, a): p for p in parameters_of(model).values() for m, a in p.uses}
     by_host = _by_host(model, attached)
-    new = dict(copied)
-    written: dict[str, torch.Tensor] = {}
+    yield from ((n, t.double() if exact else t) for n, t in copied.items())
+    shared: dict[str, torch.Tensor] = {}
     for path, edits in by_host.items():
         host = model.get_submodule(path)
         row = edits[0].edit.row
@@ -207,7 +224,7 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
             if t is None:
                 raise error("E0564", f"the merged `{path}` would need a bias, and it has none", row.span)
             p = known[path, attribute]
-            before = written.setdefault(p.path, t)
+            before = shared.setdefault(p.path, t) if len(p.uses) > 1 else t
             there = {id(model.get_submodule(h)) for h in by_host}
             others = [f"{m}.{a}" for m, a in p.uses if id(model.get_submodule(m)) not in there]
             if not others and _changed(before, t):
@@ -215,8 +232,7 @@ def _merged_values(model: nn.Module, attached: Attached, name: str) -> dict[str,
             if others:
                 raise error("E0749", f"`{path}.{attribute}` is tied to `{others[0]}`, which merging would change too", row.span,
                             help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
-            new[p.path] = t
-    return new
+            yield p.path, t if exact else t.to(model.get_parameter(p.path).dtype)
 
 
 def _by_host(model: nn.Module, attached: Attached) -> dict[str, list[Absorbed]]:
@@ -237,7 +253,7 @@ def _of_host(
     model: nn.Module, name: str, path: str, host: nn.Module, edits: list[Absorbed], copied: dict[str, torch.Tensor],
     known: dict[tuple[str, str], Parameter],
 ) -> dict[str, torch.Tensor | None]:  # fmt: skip
-    """The parameters of a module that edits change, as it stores them; None for a bias that it has not."""
+    """The parameters of a module that edits change, as it stores them but in float64; None for a bias that it has not."""
 
     def own(attribute: str) -> torch.Tensor | None:
         found = getattr(host, attribute, None)
@@ -261,9 +277,9 @@ def _of_host(
             W_new = _beside(others, W_new, out[1:] - out[0])
     found: dict[str, torch.Tensor | None] = {}
     if _changed(W_new, W):
-        found["weight"] = as_stored(host, W_new).to(weight.dtype)
+        found["weight"] = as_stored(host, W_new)
     if _changed(b_new, b):
-        found["bias"] = b_new.to(bias.dtype) if bias is not None else None
+        found["bias"] = b_new if bias is not None else None
     return found
 
 
