@@ -26,7 +26,7 @@ VISION = "lora, vision tower"
 #: Where there is no attention, the same method stands at what mixes tokens, or at the feed-forward layers.
 _ELSEWHERE: Mapping[str, Sequence[str]] = {
     "lora": ("mixer.in, mixer.out", "ffn.up, ffn.down"),
-    "adapter": ("mixer, ffn", "mixer"),
+    "adapter": ("mixer, ffn", "mixer", "ffn"),
 }
 STEPS, WITHIN = 3, 1e-4
 #: Linear maps that a network without sublayers is adapted at.

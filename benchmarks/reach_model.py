@@ -6,6 +6,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def surveyed(found: Type) -> dict[str, Any]:
         meta = _built(found, config, "meta")
     except Exception as e:
         meta, record["not on meta"] = None, said(e)
+    with suppress(Exception):  # a model may change itself in its first pass, as the one with weights has
+        meta(**{n: v.to("meta") if isinstance(v, torch.Tensor) else v for n, v in inputs.items()})
     record |= {"parameters": sum(p.numel() for p in model.parameters()), "inputs": sorted(inputs)}
     base = outputs(model, inputs)
     if not same(outputs(model, inputs), base):
@@ -115,9 +118,13 @@ def _built(found: Type, config: Any, device: str) -> nn.Module:
         raise ValueError(f"its smallest configuration here has {size:,} parameters")
     torch.manual_seed(0)
     with torch.device(device):
-        return (
+        model = (
             found.built(config).eval().requires_grad_(False)
         )  # torch takes other kernels where gradients are asked for
+    for p in model.parameters():
+        if p.dim() > 1 and not p.is_meta and not p.any():
+            p.normal_(0.0, 0.02)  # a map that starts at zero is not zero once it was trained
+    return model
 
 
 def _finite(model: nn.Module, inputs: Mapping[str, Any]) -> None:

@@ -315,7 +315,10 @@ def _derived(
         elif kind.entry in views and common["x"] is not None:
             of_part = s.parts.get(kind.entry.split(".")[1])
             key = of_part.step.ins[0] if of_part is not None else reads.first if reads is not None else None
-            made.append(_site(model, r, b, name, views[kind.entry], views, sizes, common, key))
+            summed = kind.entry == f"{s.kind}.down" and bool(s.experts)
+            made.append(
+                _site(model, r, b, name, views[kind.entry], views, sizes, {**common, "with_others": summed}, key)
+            )
     return made
 
 

@@ -280,11 +280,14 @@ class Block:
         return None
 
     def _its_calls(self, s: Site) -> set[int]:
-        """The calls of the attention that a site belongs to: those of the module with its heads, and that which ``x`` moves first."""
-        heads, own = self.named(f"{s.kind.sublayer}.heads"), self.sublayer(s)
-        found = {i for i, m in enumerate(self.callers()) if heads is not None and m == heads.view.module}
+        """The calls of the attention that a site belongs to: those of the module with its heads, and that which ``x`` moves first
+        with all of the module that makes it (one stream's scores may be added to those of another)."""
+        heads, own, callers = self.named(f"{s.kind.sublayer}.heads"), self.sublayer(s), self.callers()
+        found = {i for i, m in enumerate(callers) if heads is not None and m == heads.view.module}
         if own is not None:
-            found |= {i for n in self._of_input(own) if (i := self._first_call(n)) is not None}
+            first = {i for n in self._of_input(own) if (i := self._first_call(n)) is not None}
+            within = {callers[i] for i in first} - {"", self.path}
+            found |= first | {i for i, m in enumerate(callers) if m in within}
         return found
 
     def _operand(self, s: Site, place: int) -> str:

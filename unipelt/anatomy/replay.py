@@ -104,9 +104,13 @@ def _together(
     n = _rows(len(every), stream.numel())
     every = [*every, *[()] * (n - len(every))]
 
+    made: dict[int, torch.Tensor] = {}  # what enters twice is one tensor still
+
     def repeated(v: Any) -> Any:
         if isinstance(v, torch.Tensor):
-            return v.repeat(n, *[1] * (v.dim() - 1)) if v.dim() > 1 and v.shape[0] == 1 else v
+            if id(v) not in made:
+                made[id(v)] = v.repeat(n, *[1] * (v.dim() - 1)) if v.dim() > 1 and v.shape[0] == 1 else v
+            return made[id(v)]
         if type(v) in (tuple, list):
             return type(v)(repeated(i) for i in v)
         return {k: repeated(i) for k, i in v.items()} if type(v) is dict else v

@@ -124,7 +124,7 @@ class Trial:
         def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if not busy[0] and path not in self.left:
                 self.order.append(path)
-                kept.append((cast(tuple, _copied(args)), cast(dict, _copied(kwargs))))
+                kept.append(cast(tuple, _copied((args, kwargs))))
 
         def leave(_: nn.Module, args: tuple, output: Any) -> None:
             found = first(output if isinstance(output, (tuple, list)) else [output])
@@ -164,13 +164,14 @@ class Trial:
             self.why.update(dict.fromkeys(numbers, why))
 
 
-def _copied(v: Any) -> Any:
-    """Tensors as they are now, in whatever holds them: a block may write over what enters it."""
+def _copied(v: Any, made: dict[int, torch.Tensor] | None = None) -> Any:
+    """Tensors as they are now, in whatever holds them: a block may write over what enters it. One that is there twice is one still."""
+    made = {} if made is None else made
     if isinstance(v, torch.Tensor):
-        return v.detach().clone()
+        return made.setdefault(id(v), v.detach().clone())
     if type(v) in (tuple, list):
-        return type(v)(_copied(i) for i in v)
-    return {k: _copied(i) for k, i in v.items()} if type(v) is dict else v
+        return type(v)(_copied(i, made) for i in v)
+    return {k: _copied(i, made) for k, i in v.items()} if type(v) is dict else v
 
 
 def logits(output: Any) -> list[torch.Tensor]:

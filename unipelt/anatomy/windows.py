@@ -18,6 +18,8 @@ def window(attention: nn.Module, layer: int | None, config: Any) -> int | None:
     own = getattr(attention, "config", config)
     kinds = getattr(own, "layer_types", None)
     kind = kinds[layer] if kinds and layer is not None and layer < len(kinds) else "" if kinds else "sliding_attention"
+    if layer is not None and getattr(own, "is_heterogeneous", False):
+        own = own.per_layer_config[layer]  # where layers differ, the configuration of all of them raises
     said = getattr(own, _REACH.get(kind, ""), None)
     if kind != "chunked_attention" and hasattr(attention, "sliding_window"):
         said = attention.sliding_window

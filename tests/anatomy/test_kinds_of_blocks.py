@@ -1,0 +1,99 @@
+"""Kinds of blocks that the finder must see for what they are: each on the smallest model that has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as T
+from shrunk import shrunk
+from torch import nn
+
+import unipelt
+from unipelt.anatomy.find import find
+from unipelt.anatomy.sites import PROVED
+from unipelt.anatomy.windows import window
+
+
+def model_of(kind: str, cls: str = "AutoModel", **more: Any) -> nn.Module:
+    torch.manual_seed(0)
+    auto = getattr(T, cls)
+    config = shrunk(kind, **more)
+    return (auto.from_config(config) if cls.startswith("Auto") else auto(config)).eval()
+
+
+def ids(n: int = 5) -> torch.Tensor:
+    return torch.arange(10, 10 + n)[None]
+
+
+def moved(model: nn.Module, method: Any, **inputs: Any) -> float:
+    """How far a method with drawn tensors moves the first output; that it leaves the model as it was is asserted."""
+    inputs = inputs or {"input_ids": ids()}
+    with torch.no_grad():
+        base = model(**inputs)[0].clone()
+        unipelt.apply(model, method, name="m", seed=0, head=False)
+        g = torch.Generator().manual_seed(3)
+        for group in unipelt.parameter_groups(model, "m", 1e-3):
+            for p in group["params"]:
+                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+        now = model(**inputs)[0].clone()
+        unipelt.remove(model, "m")
+        assert torch.equal(model(**inputs)[0], base)
+    return float((now - base).abs().max())
+
+
+def test_what_enters_a_shared_expert_s_last_map_is_a_place_beside_the_other_experts() -> None:
+    model = model_of("qwen2_moe")
+    hidden = find(model).named("ffn.hidden")
+    assert len(hidden) == 2 and all(s.proof == PROVED and s.with_others for s in hidden)
+    assert hidden[0].view.module == "layers.0.mlp.shared_expert.down_proj"
+    assert moved(model, unipelt.load("ia3")) > 1e-3
+    unipelt.apply(model, unipelt.load("ia3"), name="m", seed=0, head=False)
+    with torch.no_grad():
+        for group in unipelt.parameter_groups(model, "m", 1e-3):
+            for p in group["params"]:
+                p.mul_(1.5)
+        apart = model(input_ids=ids())[0].clone()
+        unipelt.merge(model, "m")
+        torch.testing.assert_close(model(input_ids=ids())[0], apart, atol=1e-5, rtol=1e-4)
+
+
+def test_a_dense_layer_and_experts_without_a_shared_one_are_the_same_on_meta() -> None:
+    """The dense layer has the inner activation, the others have none."""
+    model = model_of("glm4_moe", "AutoModelForCausalLM", num_hidden_layers=3)
+    with torch.device("meta"):
+        meta = T.AutoModelForCausalLM.from_config(shrunk("glm4_moe", num_hidden_layers=3))
+    told = [{(s.label, s.with_others) for s in find(m).named("ffn.hidden")} for m in (model, meta)]
+    assert told[0] == told[1] and len(told[0]) == 3 and len({w for _, w in told[0]}) == 2
+
+
+def test_scores_that_two_streams_share_leave_each_stream_s_values_its_own() -> None:
+    model = model_of("lilt", hidden_size=48)
+    sites = find(model)
+    assert [sites.named(f"attn.{n}")[0].view.module.rpartition(".")[2] for n in "qkv"] == ["query", "key", "value"]
+    assert all(s.proof == PROVED for n in "qkv" for s in sites.named(f"attn.{n}"))
+    assert moved(model, unipelt.load("lora", arguments={"r": 4})) > 1e-3
+
+
+def test_one_list_of_blocks_may_feed_another() -> None:
+    sites = find(model_of("lxmert", l_layers=2, x_layers=2, r_layers=1))
+    assert not any("follow" in why for why in sites.refused.values())
+    text = next(s for s in sites.stacks if s.blocks[-1] == "encoder.layer.1")
+    assert [s.layer for s in sites.named("attn", text.name)] == [0, 1]
+
+
+def test_a_tensor_that_enters_twice_is_one_when_the_block_is_run_again() -> None:
+    sites = find(
+        model_of("funnel", "FunnelModel")
+    )  # a block takes queries, keys and values: the same hidden states, save where it pools
+    assert sites.named("attn") and all(s.proof == PROVED for s in sites.named("attn"))
+    assert "encoder.attn" not in sites.refused
+
+
+@pytest.mark.parametrize("layer, reach", [(0, 9), (1, None)])
+def test_layers_that_a_configuration_tells_apart_have_windows_of_their_own(layer: int, reach: int | None) -> None:
+    """Such a configuration raises an error where one asks it for what differs between its layers."""
+    config = shrunk("neomme", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+    config.per_layer_config = {0: {"sliding_window": 9}, 1: {"sliding_window": None}}
+    assert window(nn.Identity(), layer, config) == reach
