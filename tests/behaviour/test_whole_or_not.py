@@ -76,7 +76,7 @@ def test_a_site_that_the_second_row_misses(bases):
 
 @pytest.mark.parametrize("spec", ["lora", "ia3", "bitfit"])
 def test_merge_that_fails_half_way(spec, bases, monkeypatch):
-    from unipelt.runtime import merge
+    from unipelt.runtime import absorbing, merge
 
     m = bases.get("gpt2")
     inputs = batch("gpt2")
@@ -85,9 +85,9 @@ def test_merge_that_fails_half_way(spec, bases, monkeypatch):
     target, calls = ("_edited", 1) if spec != "bitfit" else ("_changed", 0)
     with monkeypatch.context() as patch:
         if spec == "bitfit":
-            patch.setattr(merge, "_merged_values", lambda *_: (_ for _ in ()).throw(Broken()))
+            patch.setattr(merge, "merged_values", lambda *_: (_ for _ in ()).throw(Broken()))
         else:
-            _break_after(patch, merge, target, calls)
+            _break_after(patch, absorbing, target, calls)
         with pytest.raises(Broken):
             unipelt.merge(m, "a")
     assert same_values(values(m), weights) and same(look(m, inputs), acting)

@@ -114,16 +114,34 @@ def test_a_second_adapter_is_merged_into_what_the_first_made(made, spec, bert, t
         unipelt.save(model, tmp_path / "second", "second")
         unipelt.activate(model, "default", "second")
         wanted = model(input_ids=ids).logits
-    unipelt.activate(model, "default")
-    unipelt.merge(model)
-    with pytest.raises(unipelt.PeltError) as refused:
-        unipelt.merge(model, "second")
-    assert refused.value.diagnostics[0].code == "E0554"
-    assert "save_merged" in refused.value.diagnostics[0].help and "force=True" in refused.value.diagnostics[0].help
     call("merge", folder, "--model", bert, "--out", tmp_path / "one")
+    small = ("--max-shard-size", "50KB")
+    call("merge", folder, "--and", tmp_path / "second", "--model", bert, *small, "--out", tmp_path / "both")
+    assert len(list((tmp_path / "both").glob("model-*.safetensors"))) > 1
+    assert "E0611" in call("merge", folder, "--model", bert, "--out", tmp_path / "both", code=1)[1]
     call("merge", tmp_path / "second", "--model", tmp_path / "one", "--force", "--out", tmp_path / "two")
     from transformers import AutoModelForSequenceClassification
 
-    both = AutoModelForSequenceClassification.from_pretrained(tmp_path / "two").eval()
+    for plain in ("two", "both"):
+        merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / plain).eval()
+        with torch.no_grad():
+            assert torch.allclose(merged(input_ids=ids).logits, wanted, atol=1e-4), plain
+
+
+def test_a_merged_model_of_pictures_keeps_its_processor(spec, tmp_path):
+    from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)).eval()
+    model.save_pretrained(tmp_path / "base")
+    call_it = ("merge", tmp_path / "adapter", "--model", tmp_path / "base", "--out")
+    unipelt.apply(model, unipelt.load(spec, "small"))
+    unipelt.save(model, tmp_path / "adapter")
+    call(*call_it, tmp_path / "without")  # a base without a processor merges, too
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "base")
+    call(*call_it, tmp_path / "plain")
+    read = AutoImageProcessor.from_pretrained(tmp_path / "plain")(torch.zeros(3, 20, 20), return_tensors="pt")
+    merged = ViTForImageClassification.from_pretrained(tmp_path / "plain").eval()
     with torch.no_grad():
-        assert torch.allclose(both(input_ids=ids).logits, wanted, atol=1e-4)
+        assert torch.allclose(merged(**read).logits, model(**read).logits, atol=1e-5)

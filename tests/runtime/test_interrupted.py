@@ -116,11 +116,11 @@ def test_a_merged_model_is_as_before_where_the_end_of_its_save_is_interrupted(
     unipelt.apply(m, unipelt.load(named("lora"))(r=2), "a")
     before, times = state(m), []
 
-    def once(model: Any) -> None:
+    def once(model: Any, name: str | None) -> None:
         times.append(1)
         if len(times) == 1:
             raise KeyboardInterrupt
-        unipelt.unmerge(model)
+        unipelt.unmerge(model, name)
 
     monkeypatch.setattr(save_merged, "unmerge", once)
     with pytest.raises(KeyboardInterrupt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -192,21 +193,33 @@ def _shown(value: Any) -> Any:
 def merge(
     folder: Folder,
     out: Annotated[str, typer.Option("--out", "-o", help="Where the plain model is written.")],
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--and", metavar="DIR", help="Another adapter of the same base, merged behind it; may be given again."
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="The most bytes of a file of weights, as 5GB; larger models get several.")
+    ] = None,
     *,
     opening: Opening,
     as_json: AsJson = False,
 ) -> None:
     """Merge a saved adapter into its model and write that as a plain Hugging Face model."""
     check(opening)
+    if exists(out) and (not isdir(out) or any(Path(out).iterdir())):  # before the seconds that a model takes
+        raise error("E0611", f"`{out}` exists and is not empty", help="name another folder")
 
     import unipelt
 
     from ..training.models import quiet
-    from ..training.saved import load_adapted
+    from ..training.saved import attach_also, load_adapted
 
     adapted, tokenizer, name = load_adapted(folder, opening, say=say)
+    names = [name, *(attach_also(adapted, place, opening) for place in also or ())]
     with quiet():
-        unipelt.save_merged(adapted, out, name, tokenizer=tokenizer)
+        unipelt.save_merged(adapted, out, names, tokenizer=tokenizer, max_shard_size=max_shard_size)
     if as_json:
         emit({"ok": True, "folder": out})
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -55,10 +55,12 @@ class Heads:
 
         Copies of the head act before rows at it, whatever adapters they are of; of several the last one counts.
         """
-        if self.merged:
-            return self.merged_labels
+        return self.merged_labels if self.merged else self.of(self.switch.live)
+
+    def of(self, names: Collection[str]) -> Labels | None:
+        """The labels of the head that acts where these adapters do."""
         for heads in (self.rows, self.copies):
-            found = [n for n in self.switch.live if n in heads]
+            found = [n for n in names if n in heads]
             if found:
                 return heads[found[-1]]
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from os.path import exists, isdir
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from torch import nn
 from ..anatomy.base import NAME
 from ..anatomy.interrupts import ended_by
 from ..language.report.diagnostics import error
+from .hanging import rehang
 from .heads import is_view, plain
 from .merge import merge, unmerge
 from .registry import record, registry, unwrapped
@@ -26,46 +28,71 @@ class Tokenizer(Protocol):
 
 
 def save_merged(
-    model: nn.Module, folder: str | Path, name: str = "default", *, tokenizer: Tokenizer | None = None
-) -> Path:
+    model: nn.Module, folder: str | Path, name: str | Sequence[str] = "default", *, tokenizer: Tokenizer | None = None,
+    max_shard_size: int | str | None = None,
+) -> Path:  # fmt: skip
     """Writes the model as it is with the adapter in it: `save_pretrained`'s folder, for `from_pretrained`.
 
-    A head comes along with its labels, in shape and in the configuration. The model itself is as before afterwards.
+    Several names are merged one after the other: the model is then what it was with all of them active in this order. A head
+    comes along with its labels, in shape and in the configuration; weights keep their type, and what is tied stays so.
+    ``max_shard_size`` (bytes, or as ``"5GB"``) bounds the files, as transformers does. The model itself is as before afterwards.
     The folder must not exist, or be empty; it is whole or not there. Raises `PeltError` where `merge` does.
     """
     model = unwrapped(model)
-    record(model, name)
+    names = (name,) if isinstance(name, str) else tuple(name)
+    if not names:
+        raise error("E0551", "no adapter is named", help="name those that are to be merged")
+    for n in names:
+        record(model, n)
     place = Path(folder)
     if exists(place) and (not isdir(place) or any(place.iterdir())):
         raise error("E0611", f"`{place}` exists and is not empty", help="name another folder")
     r = registry(model)
-    merged_before = r is not None and r.merged is not None
+    assert r is not None
+    merged_before = r.merged.names if r.merged is not None else ()
     config: Any = model.config
+    active = r.switch.active
 
     def as_before() -> None:
         model.config = config
-        if not merged_before and r is not None and r.merged is not None:
-            unmerge(model)
+        while r.merged is not None and r.merged.names != merged_before:
+            unmerge(model, r.merged.names[-1] if merged_before else None)
+        if r.switch.active != active:
+            r.switch.active = active
+            rehang(model, r)
 
     try:
         with ended_by(as_before):
-            merge(model, name)
+            if len(names) > 1:  # each of them alone, as `merge` wants it
+                r.switch.active = tuple(n for n in active if n not in names)
+                rehang(model, r)
+            for n in names:
+                merge(model, n)
             model.config = (
                 plain(config) if is_view(config) else copy.deepcopy(config)
             )  # `save_pretrained` writes into it
-            _write(model, place, tokenizer)
+            _write(model, place, tokenizer, max_shard_size)
     except OSError as e:
         raise error("E0750", f"the model could not be written to {place}: {e.strerror or e}") from e
     return place
 
 
-def _write(model: Any, place: Path, tokenizer: Tokenizer | None) -> None:
+def _write(model: Any, place: Path, tokenizer: Tokenizer | None, largest: int | str | None) -> None:
     # What lives in the model under the reserved name is the adapter, now inactive; the rest is the plain model.
     state = {n: t for n, t in model.state_dict().items() if NAME not in n.split(".")}
+    options = {} if largest is None else {"max_shard_size": largest}
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as staging:
         whole = Path(staging) / "model"
-        type(model).save_pretrained(model, whole, state_dict=state)  # its own would speak of other adapters
+        try:
+            type(model).save_pretrained(
+                model, whole, state_dict=state, **options
+            )  # its own would speak of other adapters
+        except ValueError as e:
+            if largest is None:
+                raise
+            raise error("E0750", f"the model could not be written in files of {largest!r}: {e}",
+                        help="give a number of bytes, or as `5GB`") from None  # fmt: skip
         if tokenizer is not None:
             tokenizer.save_pretrained(whole)
         if exists(place):

@@ -13,9 +13,9 @@ from ..language.report.diagnostics import error
 from ..runtime.folder import read_manifest
 from ..runtime.hub import MANIFEST
 from . import data as reading
-from .models import load_as, load_config, load_model, load_plain, load_tokenizer, quiet
+from .models import load_as, load_config, load_model, load_plain, quiet
 from .options import Opening, TaskOptions
-from .readers import load_reader
+from .readers import load_reader, reader_beside
 from .tasks import kind, task_for, task_without_data
 from .tasks.task import Task
 
@@ -31,7 +31,7 @@ def open_plain(place: Path, asked: Opening, task: str | None) -> tuple[Any, Any,
     else:
         loaded = load_as(base, _class_of(manifest, load_config(base)), asked.dtype)
     name = attach(loaded, place, asked)
-    return loaded, load_tokenizer(base) if loaded.main_input_name == "input_ids" else None, name
+    return loaded, reader_beside(base, loaded.main_input_name), name
 
 
 def open_for_task(
@@ -60,10 +60,10 @@ def open_for_task(
     return loaded, tokenizer, task, attach(loaded, place, asked)
 
 
-def attach(loaded: Any, place: Path, asked: Opening) -> str:
+def attach(loaded: Any, place: Path, asked: Opening, name: str | None = None) -> str:
     """Attaches a saved adapter to its base, in evaluation mode; the adapter's name."""
     with quiet():
-        name = unipelt.attach(loaded, place, force=asked.force, arguments=asked.arguments)
+        name = unipelt.attach(loaded, place, name, force=asked.force, arguments=asked.arguments)
     loaded.eval()
     return name
 

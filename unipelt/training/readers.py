@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..language.report.diagnostics import error
+from ..language.report.diagnostics import PeltError, error
 from .models import TRUSTED, load_tokenizer, loading
 from .tasks.task import Task
 
@@ -32,6 +32,24 @@ def load_reader(model: str, task: Task, config: Any) -> Any:
     if task.reader == "AutoProcessor":
         return _pictured_reader(model, _processor(model, task.reader))
     return _sound_reader(model, config, _processor(model, task.reader))
+
+
+#: What makes the main input of a model that reads no text.
+_MAKERS = {
+    "pixel_values": "AutoImageProcessor", "input_values": "AutoFeatureExtractor", "input_features": "AutoFeatureExtractor",
+}  # fmt: skip
+
+
+def reader_beside(model: str, main_input: str) -> Any:
+    """The tokenizer of a model that reads text, else the processor that lies beside it; None where there is none."""
+    if main_input == "input_ids":
+        return load_tokenizer(model)
+    if main_input not in _MAKERS:
+        return None
+    try:
+        return _processor(model, _MAKERS[main_input])
+    except PeltError:  # it is not needed: some models come without
+        return None
 
 
 def _processor(model: str, auto: str) -> Any:

@@ -97,6 +97,13 @@ def load_adapted(
     return run.model, run.tokenizer, run.name
 
 
+def attach_also(model: Any, folder: str | Path, asked: Opening) -> str:
+    """Attaches another saved adapter, of either kind of folder, and returns its name, which no other has."""
+    there = unipelt.adapters(model)
+    name = next(f"and_{i}" for i in range(2, len(there) + 3) if f"and_{i}" not in there)
+    return attach(model, _folder(folder), replace(asked, arguments={}), name)
+
+
 def _folder(folder: str | Path) -> Path:
     place = located(folder)
     if not isdir(place):
