@@ -21,7 +21,7 @@ _WHERE = {
     "inputs": "runtime.prompts.arguments", "ensemble": "runtime.ensemble", "at_tokens": "runtime.prompts.outputs", "with_rows": "runtime.prompts.outputs",
     "progress": "runtime.steps", "penalties": "runtime.steps", "after_step": "runtime.steps",
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.save_merged",
-    "combine": "runtime.arithmetic", "Combined": "runtime.arithmetic",
+    "combine": "runtime.arithmetic", "Combined": "runtime.arithmetic", "bank": "runtime.bank", "Bank": "runtime.bank",
     "export_onnx": "runtime.exporting", "import_peft": "interchange.peft_in", "export_peft": "interchange.peft_out",
     "export_as_lora": "interchange.peft_factors",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .runtime.arithmetic import Combined, combine
     from .runtime.acting import activate, active, adapters, disabled, labels, parameter_groups, using
     from .runtime.attach import apply, remove
+    from .runtime.bank import Bank, bank
     from .runtime.checkpoint import attach, restore
     from .runtime.ensemble import ensemble
     from .runtime.exporting import export_onnx

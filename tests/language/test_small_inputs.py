@@ -91,7 +91,7 @@ def test_tensors_are_compared_before_any_is_made(tmp_path: Path, monkeypatch: py
     record["sha256"][METHOD] = hashlib.sha256(text.encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps(record))
     before = small.state(m)
-    monkeypatch.setattr("unipelt.runtime.attach._create", lambda *_: pytest.fail("tensors are made"))
+    monkeypatch.setattr("unipelt.runtime.attach.create", lambda *_: pytest.fail("tensors are made"))
     with pytest.raises(PeltError, match="E0587"):
         unipelt.attach(m, folder)
     assert small.state(m) == before

@@ -46,7 +46,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
             if name in given and not fits(given[name], hints[name]):
                 raise error("E0593", f"the argument `{name}` of `{function.__name__}` is {kind(hints[name])}, not {_shown(given[name])}",
                             help=f"call {_call(function.__name__, signature)}")  # fmt: skip
-            if name in given and Path in get_args(hints[name]) and (why := _no_path(given[name])):
+            takes = Path in get_args(hints[name]) and isinstance(given.get(name), (str, PathLike))
+            if takes and (why := _no_path(given[name])):
                 raise error("E0594", f"the argument `{name}` of `{function.__name__}` is no path that this system can have: {why}",
                             help="give another path")  # fmt: skip
         return function(*args, **kwargs)

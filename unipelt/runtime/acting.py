@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..anatomy.interrupts import finish
 from ..compiler.labels import Labels, labels_of_base
+from ..language.analyse.row_verdicts import batch_independent
 from ..language.ir import Method
 from ..language.report.diagnostics import error
 from .heads import agree
 from .registry import Attached, Registry, record, registry, unwrapped
 from .sharding import settle
 from .switch import Mixture
+
+if TYPE_CHECKING:
+    from .bank import Bank
 
 
 def receive(r: Registry, names: Iterable[str]) -> None:
@@ -30,15 +34,16 @@ def receive(r: Registry, names: Iterable[str]) -> None:
 
 
 def adapters(model: nn.Module) -> dict[str, Method]:
-    """The attached adapters by name, with their methods."""
+    """The attached adapters by name, with their methods; those of a bank are in its ``names``."""
     r = registry(unwrapped(model))
-    return {n: a.method for n, a in r.attached.items()} if r is not None else {}
+    return {n: a.method for n, a in r.attached.items() if a.stacked is None} if r is not None else {}
 
 
 def active(model: nn.Module) -> tuple[str, ...]:
     """The names of the adapters that act in this thread now, in order of application."""
     r = registry(unwrapped(model))
-    return r.switch.chosen if r is not None else ()
+    chosen = r.switch.chosen if r is not None else ()
+    return chosen.names if isinstance(chosen, Mixture) else chosen
 
 
 def activate(model: nn.Module, *names: str) -> None:
@@ -108,14 +113,14 @@ def using(model: nn.Module, *names: str | None | Sequence[str | None]) -> Iterat
     list, for those that put rows among the tokens, select tokens, take arguments or have labels of their own.
     """
     model = unwrapped(model)
-    if len(names) == 1 and isinstance(names[0], (list, tuple)):
-        with _mixed(model, names[0]):
+    r = registry(model)
+    if len(names) == 1 and (isinstance(names[0], (list, tuple)) or _banked(r, names[0])):
+        with _mixed(model, names[0] if isinstance(names[0], (list, tuple)) else [names[0]]):  # type: ignore[list-item]
             yield model
         return
     if not names or (None in names and len(names) > 1):
         raise error("E0589", "`using` takes the names of the adapters that are to act, or None alone for the base",
                     help='with unipelt.using(model, "ann"): …')  # fmt: skip
-    r = registry(model)
     if names != (None,):
         r = _chosen(model, [n for n in names if n is not None], "using")  # type: ignore[misc]
     with nullcontext() if r is None else r.switch.holder.using(tuple(n for n in names if n is not None)):  # type: ignore[misc]
@@ -128,28 +133,42 @@ def _mixed(model: nn.Module, examples: Sequence[str | None]) -> Iterator[None]:
     if not examples or not all(n is None or isinstance(n, str) for n in examples):
         raise error("E0852", "a list for `using` has a name, or None for the base, for each example of a batch",
                     help='with unipelt.using(model, ["ann", None]): …')  # fmt: skip
-    mixture = Mixture.of(examples)
     r = registry(model)
-    for n in mixture:
-        record(model, n)
+    names = [n for n in dict.fromkeys(examples) if n is not None]
+    banks: dict[str, list[str]] = {}
+    for n in names:
+        if (bank := _banked(r, n)) is not None:
+            banks.setdefault(bank.name, []).append(n)
+        else:
+            record(model, n)
     if r is None:
         yield
         return
-    if mixture and r.merged is not None:
+    if names and r.merged is not None:
         raise error(
             "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
         )
-    for n in mixture:
-        why = _alone(r.attached[n])
+    for n in (n for n in names if n in r.attached):
+        why = alone(r.attached[n])
         if why:
             raise error("E0853", f"the adapter `{n}` cannot share a batch with others: {why}",
                         help=f"run its examples by themselves: with unipelt.using(model, {n!r})")  # fmt: skip
     r.switch.mixes = True
-    with r.switch.holder.using(mixture):
-        yield
+    with ExitStack() as stack:
+        held: dict[str, tuple[str, int]] = {}
+        for b in sorted(banks):  # in one order for all threads, so that none waits for another that waits for it
+            found = stack.enter_context(r.banks[b].held(banks[b]))
+            held |= {n: (b, slot) for n, slot in found.items()}
+        with r.switch.holder.using(Mixture.of(examples, held)):
+            yield
 
 
-def _alone(a: Attached) -> str:
+def _banked(r: Registry | None, name: Any) -> Bank | None:
+    """The bank that has an adapter of this name."""
+    return r.banked(name) if r is not None and r.banks and isinstance(name, str) else None
+
+
+def alone(a: Attached) -> str:
     """Why an adapter cannot act on some rows of a batch alone; nothing where it can."""
     if a.plan.labels is not None:
         return "it has labels of its own"
@@ -162,6 +181,8 @@ def _alone(a: Attached) -> str:
             return f"`{e.row.name}` selects tokens"
         if e.site.rows is not None or e.grid is not None:
             return f"`{e.site.label}` does not keep examples apart"
+        if batch_independent(e.typing).value == "no":
+            return f"`{e.row.name}` lets the examples of a batch see each other"
         if e.site.attends:
             return f"the attention of `{e.site.label}` is computed past the interface of transformers"
     return ""
@@ -179,9 +200,8 @@ def rates_of(model: nn.Module, names: Iterable[str] | None = None) -> dict[int, 
 
     Of the adapters ``names``, or of all. Vectors and scalars do not decay."""
     settle(model)
-    r = registry(model)
     found: dict[int, tuple[float, bool]] = {}
-    for name in r.attached if names is None and r is not None else names or ():
+    for name in adapters(model) if names is None else names:
         a = record(model, name)
         multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
         found |= {id(p): (multiples[n], p.dim() > 1) for n, p in a.trained().items()}

@@ -79,25 +79,7 @@ def install(
 
     Without ``batches`` values will follow: all is made as zeros.
     """
-    if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
-        raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
-    if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
-        raise error(
-            "E0593",
-            f"the argument `dtype` is a floating dtype of 16 bits or more, not {dtype}",
-            help="torch.float32, or leave it out",
-        )
-    r = registry(model)
-    if r is not None and name in r.attached:
-        record(model, name)
-        raise error(
-            "E0553", f"the model has an adapter named `{name}` already", help="unipelt.remove it, or choose another"
-        )
-    if r is not None and r.merged is not None:
-        raise error(
-            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
-        )
-    _refuse_sharded(model)
+    refuse_new(model, name, dtype)
     chosen = lowerings(lowering)
     planned = found.planned(
         model, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example
@@ -109,18 +91,44 @@ def install(
         of = replace(of, given=found.given(model, planned))
     data = of if batches is not None else None
     attached = Attached(planned, int(seed), chosen, trainable, texts=selecting_texts(model, planned, of))
-    made = _create(model, attached, data, dtype)
-    _install(model, name, attached, made)
+    made = create(model, attached, data, dtype)
+    hang(model, name, attached, made)
     return planned
 
 
-def _refuse_sharded(model: nn.Module) -> None:
+def refuse_name(model: nn.Module, name: str) -> None:
+    """An error for a name that an adapter cannot have, or that one of this model has."""
+    if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
+        raise error("E0552", f"{name!r} is no adapter's name", help="letters, digits, `_` and `-`")
+    r = registry(model)
+    if r is not None and name in r.attached and r.attached[name].stacked is None:
+        record(model, name)
+    if r is not None and (name in r.attached or r.banked(name)):
+        raise error(
+            "E0553", f"the model has an adapter named `{name}` already", help="unipelt.remove it, or choose another"
+        )
+
+
+def refuse_new(model: nn.Module, name: str, dtype: torch.dtype | None) -> None:
+    """An error where no adapter of this name, with tensors of this type, can be hung into the model now."""
+    refuse_name(model, name)
+    if dtype is not None and (not dtype.is_floating_point or dtype.itemsize < 2):
+        raise error(
+            "E0593",
+            f"the argument `dtype` is a floating dtype of 16 bits or more, not {dtype}",
+            help="torch.float32, or leave it out",
+        )
+    r = registry(model)
+    if r is not None and r.merged is not None:
+        raise error(
+            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
+        )
     if is_sharded(model):
         raise error("E0556", "the model is sharded already, and gradients of what is added now would not be reduced",
                     help="apply the method first, then shard (fully_shard)")  # fmt: skip
 
 
-def _create(
+def create(
     model: nn.Module, attached: Attached, data: StartData | None, dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
     """The adapter's tensors and trained copies by name: parameters, and frozen draws as plain tensors."""
@@ -164,8 +172,8 @@ def _like(model: nn.Module, e: PlannedEdit) -> tuple[torch.Tensor, torch.device]
     return like, device_of(like.device, *places)
 
 
-def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
-    """Hangs the adapter into the model; on any failure takes it out again."""
+def hang(model: nn.Module, name: str, attached: Attached, made: dict[str, torch.Tensor], act: bool = True) -> None:
+    """Hangs the adapter into the model, active alone if it is to ``act``; on any failure takes it out again."""
     before = registry(model)
     if before is None:
         refuse_namesake(model)
@@ -181,7 +189,8 @@ def _install(model: nn.Module, name: str, attached: Attached, made: dict[str, to
                 p.requires_grad_(False)
             model.add_module(NAME, r.train(model.training))
         hang_adapter(model, r, name, attached, made)
-        activate(model, name)
+        if act:
+            activate(model, name)
 
 
 @contextmanager
@@ -199,7 +208,7 @@ def unchanged(model: nn.Module, new: Registry | None = None) -> Iterator[None]:
         now = r or registry(model)
         if now is not None:
             for name in [n for n in now.attached if n not in there]:
-                _take_out(model, now, name)
+                take_out(model, now, name)
             receive(now, receiving)
             now.switch.active = was
 
@@ -228,10 +237,10 @@ def remove(model: nn.Module, name: str = "default") -> None:
     refuse_in_use(r, name)
     if r.merged is not None and name in r.merged.names:
         raise error("E0554", f"the adapter `{name}` is merged into the base", help="unipelt.unmerge(model) first")
-    finish(lambda: _take_out(model, r, name))
+    finish(lambda: take_out(model, r, name))
 
 
-def _take_out(model: nn.Module, r: Registry, name: str) -> None:
+def take_out(model: nn.Module, r: Registry, name: str) -> None:
     """Takes an adapter out, as far as it is in; may be repeated until the registry has it no more, which is the last step."""
     attached = r.attached.get(name)
     if attached is None:

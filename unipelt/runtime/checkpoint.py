@@ -85,22 +85,26 @@ def _attach(
 
     def check(plan: Plan) -> None:
         """Shapes first: a few bytes may call for gigabytes."""
-        tensors.update(_tensors(plan, folder, manifest, arguments))
+        tensors.update(tensors_in(plan, folder, manifest, arguments))
 
     chosen = name or str(manifest.get("adapter") or "default")
-    head = has_head(model, manifest["copies"]) if manifest["copies"] and manifest["head"] else None
-    labels = read_json(manifest.get("labels"), str(folder / MANIFEST))
-    if labels == labels_of_base(model):
-        labels = None  # the base's own head scores the same
     allowed = options["allow_future"] if options["allow_future"] is not None else manifest.get("allow_future")
     with unchanged(model):
-        plan = install(model, Resolved(method), chosen, int(manifest.get("seed") or 0), check=check, head=head, labels=labels,
-                       **{**options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
+        plan = install(model, Resolved(method), chosen, int(manifest.get("seed") or 0), check=check,
+                       **{**head_of(model, folder, manifest), **options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
         if allowed is None and plan.leaks:
             warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
                           "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
         fill(model, chosen, tensors)
     return chosen
+
+
+def head_of(model: nn.Module, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments ``head`` and ``labels`` with which an adapter's method is planned as it was when it was saved."""
+    head = has_head(model, manifest["copies"]) if manifest["copies"] and manifest["head"] else None
+    labels = read_json(manifest.get("labels"), str(folder / MANIFEST))
+    # the base's own head scores the same
+    return {"head": head, "labels": None if labels == labels_of_base(model) else labels}
 
 
 def _same_tensors(plan: Plan, saved: Mapping[str, tuple[int, ...]], arguments: Mapping[str, Any]) -> None:
@@ -122,20 +126,20 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     manifest = read_manifest(folder)
     if manifest.get("folded"):
         raise error("E0576", f"{folder} holds a folded adapter; only an unfolded one can be trained on")
-    fill(model, name, _tensors(record(model, name).plan, folder, manifest))
+    fill(model, name, tensors_in(record(model, name).plan, folder, manifest))
 
 
-def _tensors(
+def tensors_in(
     plan: Plan, folder: Path, manifest: Mapping[str, Any], arguments: Mapping[str, Any] | None = None
 ) -> dict[str, torch.Tensor]:
     """All of an adapter's tensors: those that were saved, and those that are drawn again."""
     drawn = {n: d for n, d in listed(folder, manifest).items() if n not in plan.tensors or plan.tensors[n].redrawn}
-    _compare(plan, {**listed_shapes(folder, manifest), **{n: d.shape for n, d in drawn.items()}}, folder, arguments)
+    compare_shapes(plan, {**listed_shapes(folder, manifest), **{n: d.shape for n, d in drawn.items()}}, folder, arguments)
     return {**read_tensors(folder, manifest), **drawn_again(folder, plan, int(manifest["seed"]), drawn)}
 
 
-def _compare(
-    plan: Plan, saved: Mapping[str, tuple[int, ...]], folder: Path, arguments: Mapping[str, Any] | None = None
+def compare_shapes(
+    plan: Plan, saved: Mapping[str, tuple[int, ...]], folder: Path | str, arguments: Mapping[str, Any] | None = None
 ) -> None:
     """Whether a plan has tensors of the shapes that were saved: asked before any is read or made."""
     if arguments:
@@ -160,7 +164,7 @@ def fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> No
     a = record(model, name)
     settle(model)
     own = a.values()
-    _whole_numbers(a.plan, tensors)
+    check_whole_numbers(a.plan, tensors)
     new = {n: tensors[n].reshape(own[n].shape) for n in own}
     before = {n: t.detach().clone() for n, t in own.items()}
     try:
@@ -171,7 +175,7 @@ def fill(model: nn.Module, name: str, tensors: Mapping[str, torch.Tensor]) -> No
         raise
 
 
-def _whole_numbers(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
+def check_whole_numbers(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> None:
     """Whole numbers say where something stands, so they must be less than there are places; what else is saved is none of them."""
     for n, t in tensors.items():
         below = plan.tensors[n].below if n in plan.tensors else None

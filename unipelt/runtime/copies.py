@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME
-from .holding import Holding, Shared, key_of_tensor
+from .holding import Holding, Shared, Stacked, key_of_tensor
 from .offload import PATCHED, kept_elsewhere, value_of
 
 
@@ -27,14 +27,15 @@ class CopyEdit(Holding):
     columns = None
     plain = False
     of_weight = False
+    batched = False  # a module has one set of parameters for a batch
     needs: frozenset[str] = frozenset()
 
     def __init__(
         self, host: nn.Module, own: Mapping[str, torch.Tensor], borrowed: Mapping[str, str], shared: Shared | None,
-        lowering: frozenset[str],
+        lowering: frozenset[str], stacked: Stacked | None = None,
     ):  # fmt: skip
         super().__init__()
-        self.hold(own)
+        self.hold(own, stacked)
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.trained = (*own, *borrowed)
@@ -64,7 +65,7 @@ class CopyEdit(Holding):
 
     def values(self) -> dict[str, torch.Tensor]:
         """The trained tensors by the module's names for them, wherever they are kept."""
-        own = {n: value_of(self, key_of_tensor(n)) for n in self.scalars}
+        own = {n: self.meant(n, value_of(self, key_of_tensor(n))) for n in self.scalars}
         shared = self.shared[0]() if self.borrowed else {}
         return {
             **{n: t.reshape(()) if self.scalars[n] else t for n, t in own.items()},

@@ -28,7 +28,7 @@ from ..language.types.primitives import OF_GRID, OF_REAL_TOKENS
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Param
 from .penalties import NOTED, penalised
-from .holding import Holding, Shared, key_of_tensor
+from .holding import Holding, Shared, Stacked, key_of_tensor
 from .prompts.selected import chosen_beside, most, of_the_text
 
 
@@ -40,8 +40,8 @@ ROWS = ":rows"
 
 #: What enters a row under no names of the language.
 _UNNAMED = (PLACES, CHOSEN, GRID, SEED, NOTED)
-#: Where a tensor of the row is: whether the model shares it, under which name, whether it is a number.
-Place = tuple[bool, str, bool]
+#: Where a tensor of the row is: its name there, whether the model shares it, under which name, whether it is a number.
+Place = tuple[str, bool, str, bool]
 #: A recipe, the names of its arguments (None for a tensor of the row), where these tensors are, and where those are that are folded first.
 Ready = tuple[Recipe | None, tuple[str | None, ...], tuple[Place, ...], tuple[Place, ...]]
 
@@ -78,7 +78,7 @@ class Edit(Holding):
     def __init__(
         self, planned: PlannedEdit, params: tuple[Param, ...], tensors: Mapping[str, torch.Tensor],
         borrowed: Mapping[str, str], shared: Shared | None, axes: Mapping[str, tuple[str, ...]],
-        bases: Mapping[str, BaseCall], lowering: frozenset[str],
+        bases: Mapping[str, BaseCall], lowering: frozenset[str], stacked: Stacked | None = None,
     ):  # fmt: skip
         super().__init__()
         self.row, self.site, self.insert = planned.typing.acting, planned.site, planned.typing.insert
@@ -104,7 +104,7 @@ class Edit(Holding):
         self.constants = {**constants(params, self.sizes, planned.constants), CAUSAL: planned.site.causal}
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
-        self.hold(tensors)
+        self.hold(tensors, stacked)
         grouped = planned.site.kind.has_heads and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.typing, lowering, grouped) if lowering else None
         self.recipes = (
@@ -112,6 +112,17 @@ class Edit(Holding):
             if self.lowered
             else None
         )
+        #: The axes of its tensors where each row has an adapter of its own, and the recipes for that.
+        self.each: dict[str, tuple[str, ...]] = {}
+        self.each_recipes: Recipes | None = None
+        #: Whether rows of several adapters are computed together: tensors of one weight have no place for the batch.
+        self.batched = not self.of_weight
+        if stacked is not None:
+            self.each = {n: ("batch", *a) if self._differs(n, stacked) else a for n, a in self.axes.items()}
+            if self.lowered is not None:
+                self.each_recipes = Recipes(
+                    self.row, planned.typing, self.lowered, self.constants, self.sizes, self.each
+                )
         self.rests = "rests" in lowering and rests(self.row, self.constants, self.sizes)
         self.kind = planned.site.kind  # looked up once: a compiler does not see through the site's table
         self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
@@ -132,9 +143,22 @@ class Edit(Holding):
             not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
 
     def train(self, mode: bool = True) -> Edit:
-        if self.recipes is not None:
-            self.recipes.forget()
+        for recipes in (self.recipes, self.each_recipes):
+            if recipes is not None:
+                recipes.forget()
         return super().train(mode)
+
+    def _differs(self, label: str, stacked: Stacked) -> bool:
+        """Whether each adapter of a bank has a tensor of its own."""
+        if label not in self.borrowed:
+            return label in stacked.names
+        lent = self.shared[0].stacked
+        return lent is not None and self.borrowed[label] in lent.names
+
+    @property
+    def several(self) -> bool:
+        """Whether the rows that are computed now have tensors of their own each."""
+        return self.stacked is not None and self.stacked.several
 
     # ------------------------------------------------------------ evaluation
 
@@ -146,7 +170,8 @@ class Edit(Holding):
         names: dict[str, Any] = dict(self.constants)
         tensors = self.tensors() if tensors is None else tensors
         # A gate's tensors keep their front, `gate.`, under which no line of the form can name them.
-        names.update({label: Named(tensors[label], axes) for label, axes in self.axes.items()})
+        found = self.each if self.several else self.axes
+        names.update({label: Named(tensors[label], axes) for label, axes in found.items()})
         for name, t in self._given(given, tensors).items():
             if name not in _UNNAMED:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
@@ -294,12 +319,13 @@ class Edit(Holding):
 
         A compiler sees through the evaluator and fuses what it computes: it needs no recipe, and cannot trace the writing of one.
         """
-        if self.recipes is None or torch.compiler.is_compiling():
+        recipes = self.each_recipes if self.several else self.recipes
+        if recipes is None or torch.compiler.is_compiling():
             return None
         key = (want, self.training, *[(n, t.dim() if isinstance(t, torch.Tensor) else -1) for n, t in given.items()])
-        ready = self.recipes.ready.get(key)
+        ready = recipes.ready.get(key)
         if ready is None:
-            ready = self.recipes.ready[key] = self._ready(given, want)
+            ready = recipes.ready[key] = self._ready(recipes, given, want)
         recipe, reads, places, folds = ready
         if recipe is None:
             return None
@@ -325,25 +351,26 @@ class Edit(Holding):
         if recipe.fold is None:
             return recipe.function(*arguments)
         return recipe.function(
-            *arguments, *self.recipes.folded(key, recipe.fold, source, [number for _, _, number in folds])
+            *arguments, *recipes.folded(key, recipe.fold, source, [number for _, _, _, number in folds])
         )
 
-    def _ready(self, given: Mapping[str, Any], want: Want) -> Ready:
+    def _ready(self, recipes: Recipes, given: Mapping[str, Any], want: Want) -> Ready:
         """The recipe for what enters, and where its arguments are: a tensor of the row (None), or what is given under a name."""
-        assert self.recipes is not None
         entering = tuple(
             (n, self._scope_axes(n, t) if isinstance(t, torch.Tensor) else ())
             for n, t in given.items()
             if n not in _UNNAMED
         )
-        recipe = self.recipes.of(entering, self.training, want)
+        recipe = recipes.of(entering, self.training, want)
         if recipe is None:
             return None, (), (), ()
         own, folds = (tuple(self._place(n) for n in names if n in self.axes) for names in (recipe.reads, recipe.folds))
         return recipe, tuple(None if n in self.axes else n for n in recipe.reads), own, folds
 
     def _place(self, label: str) -> Place:
-        return label in self.borrowed, self.borrowed.get(label) or key_of_tensor(label), self.scalars.get(label, False)
+        is_shared = label in self.borrowed
+        key = self.borrowed.get(label) or key_of_tensor(label)
+        return label, is_shared, key, self.scalars.get(label, False)
 
     def registered(self) -> list[torch.Tensor]:
         """The row's tensors as they are registered, its own and those that it borrows."""
@@ -353,10 +380,10 @@ class Edit(Holding):
         """The row's tensors at their places; numbers as numbers, or ``whole`` as they are registered."""
         shared = self.shared[0]() if self.borrowed else {}
         out: list[Any] = []
-        for is_shared, key, number in places:
+        for label, is_shared, key, number in places:
             t = shared[key] if is_shared else self._parameters.get(key)
             if t is None:
-                t = self._buffers[key]
+                t = self.meant(label, self._buffers[key])  # type: ignore[arg-type]
             t = t if whole or not self.of_weight else _long(t)  # type: ignore[arg-type]
             out.append(t.reshape(()) if number and not whole else t)  # type: ignore[union-attr]
         return out

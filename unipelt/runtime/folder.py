@@ -64,7 +64,7 @@ def write(
     folder.parent.mkdir(parents=True, exist_ok=True)
     blob = pack({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
     files = {WEIGHTS: blob, **{n: text.encode() for n, text in texts.items()}}
-    _bring_back(folder)
+    bring_back(folder)
     if README in files and not replaceable(folder / README):
         del files[README]
         warnings.warn(
@@ -140,7 +140,7 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _bring_back(folder: Path) -> None:
+def bring_back(folder: Path) -> None:
     """Finishes a save that was killed between its two renames, so that the old folder's further files are not lost."""
     if not folder.exists():
         left = cut_short(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,7 @@ from .save_pretrained import hang as hang_savers
 from .copies import CopyEdit
 from .forward import HookedForward
 from .edits import BaseCall, Edit
-from .holding import Shared, key_of_tensor
+from .holding import Shared, Stacked, key_of_tensor
 from .hooks import Hook
 from .penalties import PenaltyHooks
 from .prompts.masks import MaskTap
@@ -107,10 +107,17 @@ def _share(
     several = {n: made[n] for n in attached.names if uses[n] > 1}
     if not several:
         return None
-    shared = Shared(several)
+    shared = Shared(several, _stacked(r, attached, {n: n for n in several}))
     r.shared[key_of(name)] = shared.train(r.training)
     attached.registered.update({n: (shared, key_of_tensor(n)) for n in shared.scalars})
     return shared
+
+
+def _stacked(r: Registry, attached: Attached, names: Mapping[str, str]) -> Stacked | None:
+    """What a module is told of its tensors, by its own names for them, where the adapter is a bank."""
+    if attached.stacked is None:
+        return None
+    return Stacked(frozenset(own for own, n in names.items() if n in attached.stacked), r.switch.holder)
 
 
 def _hang_edit(
@@ -122,7 +129,8 @@ def _hang_edit(
     axes = {label: attached.plan.tensors[n].axes for label, n in e.tensors.items()}
     bases = {n: BaseCall(model.get_submodule(v.module), v.columns) for n, v in e.site.bases.items()}
     host, seam = _seam(model, r, e.site.view.module)
-    edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering)
+    stacked = _stacked(r, attached, {label: e.tensors[label] for label in own})
+    edit = Edit(e, attached.method.params, own, borrowed, shared, axes, bases, attached.lowering, stacked)
     edit.chosen = tuple(replace(c, ids=attached.texts[c.text]) if c.text else c for c in edit.chosen)
     attached.registered.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
     edit.taps = {need: tap_key(e, name, need) for need in ("x", "residual") if need in edit.needs}
@@ -144,7 +152,8 @@ def _hang_copies(
         borrowed = {attribute: n for attribute, n in names.items() if shared is not None and n in shared.scalars}
         own = {attribute: made[n] for attribute, n in names.items() if attribute not in borrowed}
         host, seam = _seam(model, r, path)
-        edit = CopyEdit(host, own, borrowed, shared if borrowed else None, attached.lowering)
+        stacked = _stacked(r, attached, {attribute: names[attribute] for attribute in own})
+        edit = CopyEdit(host, own, borrowed, shared if borrowed else None, attached.lowering, stacked)
         attached.registered.update({names[attribute]: (edit, key_of_tensor(attribute)) for attribute in own})
         seam.add(host, name, edit, first=True)  # weight edits precede activation edits
 

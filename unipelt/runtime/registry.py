@@ -31,6 +31,7 @@ from .seam import Tap
 from .switch import Switch
 
 if TYPE_CHECKING:
+    from .bank import Bank
     from .prompts.masks import MaskTap
     from .penalties import PenaltyHooks
     from .prompts.outputs import Outputs
@@ -51,6 +52,8 @@ class Attached:
     #: The ids of the texts by which a row selects tokens.
     texts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     leaving: bool = False  # its removal has begun
+    #: Of a bank (`runtime.bank`): the tensors that have a slot for each of its adapters.
+    stacked: frozenset[str] | None = None
 
     @property
     def method(self) -> Method:
@@ -104,6 +107,7 @@ class Registry(nn.Module):
         super().__init__()
         self.switch, self.sites, self.input_hooks = switch, sites, input_hooks
         self.attached: dict[str, Attached] = {}
+        self.banks: dict[str, Bank] = {}  # by the name under which each is attached
         self.shared = nn.ModuleDict()
         self.required = required  # which parameters of the base required a gradient before
         #: The adapters whose tensors may require a gradient.
@@ -138,6 +142,11 @@ class Registry(nn.Module):
         return {n: a for n, a in self.attached.items() if not a.leaving}
 
 
+    def banked(self, name: str) -> Bank | None:
+        """The bank that has an adapter of this name."""
+        return next((b for b in self.banks.values() if name in b), None)
+
+
 def registry(model: nn.Module) -> Registry | None:
     """The model's record, if it has an adapter."""
     found = model._modules.get(NAME)
@@ -155,9 +164,14 @@ def record(model: nn.Module, name: str) -> Attached:
             f"an adapter is called by its name, which is a text, not {name!r}",
             help=f"this model has: {', '.join(r.attached)}",
         )
+    if name in r.banks or (bank := r.banked(name)) is not None:
+        what = "a bank of adapters" if name in r.banks else f"in the bank `{bank.name}`"  # type: ignore[union-attr]
+        raise error("E0854", f"`{name}` is {what}, where adapters only act in a `using` block",
+                    help="attach its folder by itself: unipelt.attach(model, folder)")  # fmt: skip
     if name not in r.attached:
+        own = [n for n in r.attached if n not in r.banks]
         raise error("E0551", f"this model has no adapter named `{name}`",
-                    help=near(name, r.attached) or f"it has: {', '.join(r.attached)}")  # fmt: skip
+                    help=near(name, own) or (f"it has: {', '.join(own)}" if own else "add it to a bank: bank.add(name, folder)"))  # fmt: skip
     if r.attached[name].leaving:
         raise error(
             "E0591",

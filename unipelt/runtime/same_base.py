@@ -15,7 +15,11 @@ from .saving import fingerprint
 
 def compare_base(model: nn.Module, saved: Mapping[str, Any], folder: Path, force: bool) -> None:
     """Raises `PeltError` where an adapter of a folder is of other shapes than this model, or, without ``force``, of other weights."""
-    here = fingerprint(model)
+    compare_fingerprints(fingerprint(model), saved, folder, force)
+
+
+def compare_fingerprints(here: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, force: bool) -> None:
+    """`compare_base` of a model whose fingerprint is known."""
     if here["architecture"] != saved.get("architecture"):
         raise error("E0570", f"the adapter in {folder} belongs to another architecture: {saved.get('class')} "
                     f"({saved.get('name') or 'unnamed'}), and this is {here['class']} of other shapes")  # fmt: skip

@@ -111,12 +111,14 @@ def _written(r: Registry, whole: bool) -> list[str]:
               "call save_pretrained of the model that was given to unipelt.apply, or unipelt.save for an adapter")  # fmt: skip
         return []
     if r.merged is not None:
-        others = [n for n in r.attached if n not in r.merged.names]
+        others = [n for n in r.attached if n not in r.merged.names and n not in r.banks]
         if others:
             _warn(others, f"are of the base without `{r.merged.name}`, which is merged into what is written: they are not written",
                   "unipelt.unmerge(model) first, or unipelt.save for each")  # fmt: skip
         return []
-    return list(r.attached)
+    if r.banks:
+        _warn(list(r.banks), "are banks, whose adapters are in folders of their own: they are not written", "copy those folders")
+    return [n for n in r.attached if n not in r.banks]
 
 
 def write_adapters(model: nn.Module, folder: Path, names: Sequence[str]) -> None:

@@ -169,18 +169,26 @@ def content(
         raise error("E0574", "the adapter is on the meta device and has no values to save")
     drawn = {} if draws else left_out(a.plan, a.seed, tensors)
     tensors = {n: t for n, t in tensors.items() if n not in drawn}
-    manifest = {
-        "format": FORMAT, "language": LANGUAGE_VERSION, "adapter": name, "method": method.name,
-        "arguments": method.arguments, "folded": bool(fold and a.plan.folds),
-        "seed": a.seed, "allow_future": bool(a.plan.leaks), "base": fingerprint(model, state), "model": type(model).__name__, "head": a.plan.counts.head,
-        "copies": [c.name for c in a.plan.copies], "labels": _labels_json(model, a.plan),
-        "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
+    said = {
+        "adapter": name, "seed": a.seed, "folded": bool(fold and a.plan.folds), "base": fingerprint(model, state),
         "drawn": {n: d.to_json() for n, d in drawn.items()}, "card": dict(card or {}),
     }  # fmt: skip
-    files = {METHOD: to_text(as_file(method))}
-    if card is not None:
-        files[README] = model_card(model, a.plan, card)
-    return Content(tensors, files, manifest)
+    found = as_saved(model, a.plan, method, tensors, said)
+    return replace(found, texts={**found.texts, README: model_card(model, a.plan, card)}) if card is not None else found
+
+
+def as_saved(
+    model: nn.Module, plan: Plan, method: Method, tensors: dict[str, torch.Tensor], said: Mapping[str, Any]
+) -> Content:
+    """What is written of an adapter with these tensors; ``said`` are those fields of its manifest that plan and tensors do not tell."""
+    manifest = {
+        "format": FORMAT, "language": LANGUAGE_VERSION, "method": method.name, "arguments": method.arguments,
+        "allow_future": bool(plan.leaks), "model": type(model).__name__, "head": plan.counts.head,
+        "copies": [c.name for c in plan.copies], "labels": labels_json(model, plan),
+        "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()},
+        **said,
+    }  # fmt: skip
+    return Content(tensors, {METHOD: to_text(as_file(method))}, manifest)
 
 
 def with_ids(method: Method, texts: Mapping[str, tuple[int, ...]]) -> Method:
@@ -203,7 +211,7 @@ def with_ids(method: Method, texts: Mapping[str, tuple[int, ...]]) -> Method:
     return replace(method, rows=tuple(replace(r, tokens=tuple(map(known, r.tokens))) for r in method.rows))
 
 
-def _labels_json(model: nn.Module, plan: Plan) -> dict[str, Any] | None:
+def labels_json(model: nn.Module, plan: Plan) -> dict[str, Any] | None:
     """What the adapter's head scores, where it has one."""
     own = plan.labels or (labels_of_base(model) if plan.head in ("row", "copy") else None)
     return own.to_json() if own is not None else None

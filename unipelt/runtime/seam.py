@@ -134,6 +134,8 @@ class Seam(nn.Module):
 
     def of(self, side: str, acting: tuple[str, ...]) -> list[tuple[str, Any]]:
         """(adapter, edit) of some adapters at a side of the host."""
+        if isinstance(acting, Mixture):  # there are more mixtures than could be remembered
+            return [found for name in acting for found in self.of(side, (name,))]
         if (
             torch.compiler.is_compiling()
         ):  # what is remembered in a first pass would make a second one be compiled again
@@ -331,8 +333,10 @@ class Seam(nn.Module):
         values = self.switch.holder.values
         for need, key in edit.taps.items():
             if key in values:
-                found = values.pop(key)
-                if values.pop(f"graph:{key}", True) is not torch.is_grad_enabled() and torch.is_grad_enabled():
+                # of an adapter whose rows are computed in several parts, the last one takes it
+                take = values.pop if self.switch.takes else values.get
+                found = take(key)
+                if take(f"graph:{key}", True) is not torch.is_grad_enabled() and torch.is_grad_enabled():
                     raise error("E0524", f"no gradient would flow through `{need}` of `{edit.site.full_name}`: it was computed without one",
                                 help="checkpoint activations with use_reentrant=False, or call the whole model under no_grad")  # fmt: skip
                 found = self.switch.own(found)
@@ -387,15 +391,18 @@ class Seam(nn.Module):
 def mixed(
     seam: Seam, mixture: Mixture, side: str, h: torch.Tensor, edited: Callable[[torch.Tensor, Group], torch.Tensor]
 ) -> torch.Tensor:
-    """h of a batch whose examples have adapters of their own: ``edited(rows of h, group)`` for each adapter that edits here."""
-    parts = []
-    for group in mixture.groups(h.shape[0]):
+    """h of a batch whose examples have adapters of their own: ``edited(rows of h, group)`` for each adapter that edits here.
+
+    The rows of a bank are computed together, or, where an edit cannot (one of a weight, which is the same for a batch), by slots.
+    """
+    parts, apart = [], any(not e.batched for _, e in seam.of(side, mixture))
+    for group in mixture.groups(h.shape[0], apart):
         part = group.of(h)
         if group.name is not None and seam.of(side, (group.name,)):
             with seam.switch.holder.of_rows(group):
                 part = edited(part, group).to(h.dtype)
         parts.append(part)
-    return mixture.together(parts)
+    return mixture.together(parts, apart)
 
 
 def _rank(item: tuple[str, Any]) -> int:

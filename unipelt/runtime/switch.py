@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,10 +22,30 @@ ADAPTER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of a batch that one adapter has (``name`` None: the base): a run of them, or a list."""
+    """The rows of a batch that one adapter has (``name`` None: the base): a run of them, or a list.
+
+    Where the adapter is a bank, ``slots`` says for each row in which slot its tensors are.
+    """
 
     name: str | None
     at: tuple[int, ...]
+    slots: tuple[int, ...] = ()
+    last: bool = True  # whether the adapter has no further rows in the batch
+
+    @cached_property
+    def slot(self) -> int | None:
+        """The slot of all rows, where it is the same."""
+        return self.slots[0] if len(set(self.slots)) == 1 else None
+
+    def slots_on(self, device: torch.device) -> torch.Tensor:
+        """The slot of each row: [rows]."""
+        if self._on.get(device) is None:
+            self._on[device] = torch.tensor(self.slots, device=device)
+        return self._on[device]
+
+    @cached_property
+    def _on(self) -> dict[torch.device, torch.Tensor]:
+        return {}
 
     def of(self, t: torch.Tensor) -> torch.Tensor:
         """These rows of a tensor; a view where they are one run."""
@@ -35,40 +56,55 @@ class Group:
 
 
 class Mixture(tuple[str, ...]):
-    """The adapters of a batch in which each example has its own: their names, and ``examples``, whose is which (None: the base's)."""
+    """The adapters of a batch in which each example has its own: their names, and ``examples``, whose is which (None: the base's).
+
+    Adapters of a bank have the bank's name there, and ``slots`` their slots in it; ``names`` are all as the user calls them.
+    """
 
     examples: tuple[str | None, ...]
-    #: By the size of a batch: its groups, and where each of its rows is once they stand one behind the other (None: where it was).
-    known: dict[int, tuple[list[Group], list[int] | None]]
+    slots: tuple[int | None, ...]
+    names: tuple[str, ...]
+    #: By the size of a batch, and whether each slot has a group of its own: its groups, and where each of its rows is once they stand
+    #: one behind the other (None: where it was).
+    known: dict[tuple[int, bool], tuple[list[Group], list[int] | None]]
 
     @staticmethod
-    def of(examples: Sequence[str | None]) -> Mixture:
-        found = Mixture(dict.fromkeys(n for n in examples if n is not None))
-        found.examples, found.known = tuple(examples), {}
+    def of(names: Sequence[str | None], held: Mapping[str, tuple[str, int]] | None = None) -> Mixture:
+        """``held`` has, for each adapter of a bank, the bank's name and its slot there."""
+        placed = [(held or {}).get(n, (n, None)) if n is not None else (None, None) for n in names]
+        found = Mixture(dict.fromkeys(n for n, _ in placed if n is not None))
+        found.examples, found.slots = tuple(n for n, _ in placed), tuple(s for _, s in placed)
+        found.names, found.known = tuple(dict.fromkeys(n for n in names if n is not None)), {}
         return found
 
-    def groups(self, batch: int) -> list[Group]:
-        """Whose the rows of a batch are. A batch of a multiple of the examples (beams, several answers) has each in a run."""
-        if batch not in self.known:
+    def groups(self, batch: int, apart: bool = False) -> list[Group]:
+        """Whose the rows of a batch are. A batch of a multiple of the examples (beams, several answers) has each in a run.
+
+        The rows of a bank are one group, or, ``apart``, one for each slot.
+        """
+        if (batch, apart) not in self.known:
             n = len(self.examples)
             if batch % n:
                 raise error("E0852", f"a batch of {batch} came, and {counted(n, 'adapter')} {'was' if n == 1 else 'were'} named, one for each example",
                             help="name as many as the batch has examples, None for the base")  # fmt: skip
-            at: dict[str | None, list[int]] = {}
+            at: dict[tuple[str | None, int | None], list[int]] = {}
+            slots = [self.slots[i * n // batch] for i in range(batch)]
             for i in range(batch):
-                at.setdefault(self.examples[i * n // batch], []).append(i)
+                at.setdefault((self.examples[i * n // batch], slots[i] if apart else None), []).append(i)
             order = [i for rows in at.values() for i in rows]
             back = sorted(range(batch), key=order.__getitem__)
-            self.known[batch] = (
-                [Group(name, tuple(rows)) for name, rows in at.items()],
-                None if order == sorted(order) else back,
-            )
-        return self.known[batch][0]
+            last = {name: rows for (name, _), rows in at.items()}
+            groups = [
+                Group(name, tuple(rows), tuple(s for i in rows if (s := slots[i]) is not None), last[name] is rows)
+                for (name, _), rows in at.items()
+            ]
+            self.known[batch, apart] = groups, None if order == sorted(order) else back
+        return self.known[batch, apart][0]
 
-    def together(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    def together(self, parts: Sequence[torch.Tensor], apart: bool = False) -> torch.Tensor:
         """The rows of all groups in the order of the batch."""
         whole = torch.cat(list(parts))
-        back = self.known[len(whole)][1]
+        back = self.known[len(whole), apart][1]
         return whole if back is None else whole.index_select(0, torch.tensor(back, device=whole.device))
 
 
@@ -151,6 +187,12 @@ class Switch:
         if self.mixes and holder.part is not None:
             return () if holder.part.name is None else (holder.part.name,)
         return holder.acting if holder.entered is not None else self.chosen
+
+    @property
+    def takes(self) -> bool:
+        """Whether what was left for an edit is taken now: no further rows of its adapter follow."""
+        part = self.holder.part if self.mixes else None
+        return part is None or part.last
 
     def mixture(self) -> Mixture | None:
         """The mixture that acts in this thread now, outside a part of it."""

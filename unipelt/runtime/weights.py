@@ -34,7 +34,7 @@ Changes = Mapping[Columns | None, torch.Tensor]
 class Use(nn.Module):
     """An edit of a tied parameter at another module that uses it, where it is the transpose if ``turned``."""
 
-    of_weight, side, columns, plain, prompt = True, "output", None, False, None
+    of_weight, side, columns, plain, prompt, batched = True, "output", None, False, None, False
     chosen: tuple[Any, ...] = ()
     indices: frozenset[str] = frozenset()
     watchers: tuple[Any, ...] = ()  # what watches the edit sees it where it is
