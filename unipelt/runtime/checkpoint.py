@@ -134,7 +134,9 @@ def tensors_in(
 ) -> dict[str, torch.Tensor]:
     """All of an adapter's tensors: those that were saved, and those that are drawn again."""
     drawn = {n: d for n, d in listed(folder, manifest).items() if n not in plan.tensors or plan.tensors[n].redrawn}
-    compare_shapes(plan, {**listed_shapes(folder, manifest), **{n: d.shape for n, d in drawn.items()}}, folder, arguments)
+    compare_shapes(
+        plan, {**listed_shapes(folder, manifest), **{n: d.shape for n, d in drawn.items()}}, folder, arguments
+    )
     return {**read_tensors(folder, manifest), **drawn_again(folder, plan, int(manifest["seed"]), drawn)}
 
 

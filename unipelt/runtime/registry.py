@@ -141,7 +141,6 @@ class Registry(nn.Module):
         """The adapters whose removal has not begun."""
         return {n: a for n, a in self.attached.items() if not a.leaving}
 
-
     def banked(self, name: str) -> Bank | None:
         """The bank that has an adapter of this name."""
         return next((b for b in self.banks.values() if name in b), None)

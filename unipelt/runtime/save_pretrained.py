@@ -117,7 +117,11 @@ def _written(r: Registry, whole: bool) -> list[str]:
                   "unipelt.unmerge(model) first, or unipelt.save for each")  # fmt: skip
         return []
     if r.banks:
-        _warn(list(r.banks), "are banks, whose adapters are in folders of their own: they are not written", "copy those folders")
+        _warn(
+            list(r.banks),
+            "are banks, whose adapters are in folders of their own: they are not written",
+            "copy those folders",
+        )
     return [n for n in r.attached if n not in r.banks]
 
 

@@ -395,6 +395,10 @@ def mixed(
 
     The rows of a bank are computed together, or, where an edit cannot (one of a weight, which is the same for a batch), by slots.
     """
+    if h.shape[0] == 1 < len(mixture.examples):
+        raise error("E0852", f"one row came to `{seam.path}`, and {len(mixture.examples)} adapters were named, one for each example",
+                    help="name as many as the batch has examples; a method that changes what all of them share, as positions, runs by "
+                    "itself: with unipelt.using(model, NAME)")  # fmt: skip
     parts, apart = [], any(not e.batched for _, e in seam.of(side, mixture))
     for group in mixture.groups(h.shape[0], apart):
         part = group.of(h)
