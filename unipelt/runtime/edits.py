@@ -8,9 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..anatomy.columns import Columns, taken
 from ..anatomy.layout import Layout, agree
 from ..compiler.drawn import SEED, Draws, draws, numbers, numbers_of
 from ..compiler.evaluator import Context, constants, evaluate, run
@@ -28,6 +26,7 @@ from ..language.types.primitives import OF_GRID, OF_REAL_TOKENS
 from ..language.types.softmax import shares_softmax
 from ..language.syntax.nodes import Param
 from .penalties import NOTED, penalised
+from .base_call import BaseCall
 from .holding import Holding, Shared, Stacked, key_of_tensor
 from .prompts.selected import chosen_beside, most, of_the_text
 
@@ -46,30 +45,9 @@ Place = tuple[str, bool, str, bool]
 Ready = tuple[Recipe | None, tuple[str | None, ...], tuple[Place, ...], tuple[Place, ...]]
 
 
-_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
 def _computed(tensors: Iterable[torch.Tensor]) -> torch.dtype | None:
     """The dtype in which a row is computed: that of its tensors, whole numbers apart."""
     return next((t.dtype for t in tensors if t.is_floating_point()), None)
-
-
-class BaseCall:
-    """Calls a frozen module of the base past every hook, so past every edit. It computes in its own dtype, and what it yields
-    has that of what was given (outside of autocast, which chooses for itself)."""
-
-    def __init__(self, module: nn.Module, columns: Columns | None):
-        self.module, self.columns = module, columns
-
-    def __call__(self, t: torch.Tensor) -> torch.Tensor:
-        if torch.is_autocast_enabled(t.device.type):
-            return taken(self.module.forward(t), self.columns)
-        weight = getattr(self.module, "weight", None)
-        known = (
-            weight is not None and weight.dtype in _COMPUTED
-        )  # one that is packed says nothing of what its module takes
-        data = t.to(weight.dtype) if known else t  # type: ignore[union-attr]
-        return taken(self.module.forward(data), self.columns).to(t.dtype)
 
 
 class Edit(Holding):

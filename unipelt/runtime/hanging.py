@@ -23,7 +23,8 @@ from .attention import install, refuse_bypassing
 from .save_pretrained import hang as hang_savers
 from .copies import CopyEdit
 from .forward import HookedForward
-from .edits import BaseCall, Edit
+from .base_call import BaseCall
+from .edits import Edit
 from .holding import Shared, Stacked, key_of_tensor
 from .hooks import Hook
 from .penalties import PenaltyHooks

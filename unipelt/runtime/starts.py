@@ -27,7 +27,7 @@ from ..language.syntax.printer import to_text
 from ..language.types.primitives import entry_of
 from ..language.types.values import Distribution
 from .calibration import Batches, Key, key_of, measure
-from .edits import BaseCall
+from .base_call import BaseCall
 from .offload import value_of
 
 
