@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from .any_trainer import Reference, WithAdapters, for_trainer
     from .config import TrainConfig
     from .data import Data, Split, read
+    from .states import Features, features
+    from .options import Opening, TaskOptions
     from .run import Result, train
     from .saved import Run, evaluate_run, load_run, merge_run, predict_run
     from .trunk import Trunk, cache_trunk
@@ -18,13 +20,13 @@ if TYPE_CHECKING:
 _WHERE = {
     "TrainConfig": "config", "Data": "data", "Split": "data", "read": "data", "Result": "run", "train": "run",
     "Run": "saved", "load_run": "saved", "evaluate_run": "saved", "predict_run": "saved", "merge_run": "saved",
-    "Watching": "watching", "Words": "words",
+    "Watching": "watching", "Words": "words", "Features": "states", "features": "states", "Opening": "options", "TaskOptions": "options",
     "Trunk": "trunk", "cache_trunk": "trunk", "Reference": "any_trainer", "WithAdapters": "any_trainer", "for_trainer": "any_trainer",
 }  # fmt: skip
 
 __all__ = [
-    "Data", "Reference", "Result", "Run", "Split", "TrainConfig", "Trunk", "Watching", "WithAdapters", "Words",
-    "cache_trunk", "evaluate_run", "for_trainer", "load_run", "merge_run", "predict_run", "read", "train",
+    "Data", "Features", "Opening", "Reference", "Result", "Run", "Split", "TaskOptions", "TrainConfig", "Trunk", "Watching",
+    "WithAdapters", "Words", "cache_trunk", "evaluate_run", "features", "for_trainer", "load_run", "merge_run", "predict_run", "read", "train",
 ]  # fmt: skip
 
 

@@ -126,7 +126,7 @@ DType = Annotated[
     FloatType | None, Option("Of the base: float32, bfloat16 or float16. Default: the run's, else as it is stored.")
 ]
 #: Which commands have an option of a task.
-EVERYWHERE, SCORED, TRAINING = "train eval predict", "train eval", "train"
+EVERYWHERE, SCORED, TRAINING = "train eval predict features", "train eval features", "train"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -243,7 +243,13 @@ def cache_trunk(model: Any, folder: str | Path | None = None, *, most: int = 4 *
 
 
 def cut_of(model: nn.Module) -> Cut | str:
-    """Where a model can be cut, or why it cannot."""
+    """Where a model that is trained can be cut, or why it cannot."""
+    cut = cut_below(model)
+    return cut if isinstance(cut, str) else _varies(model, cut) or cut
+
+
+def cut_below(model: nn.Module) -> Cut | str:
+    """The blocks that lie below everything that is edited or trained, or why there are none."""
     sites = find(model)
     if sites.unknown or not sites.stacks:
         return "nothing is known of this model's blocks"
@@ -256,8 +262,7 @@ def cut_of(model: nn.Module) -> Cut | str:
     )
     if lowest < 1:
         return f"{why}, and no block lies below" if why else "the model has no block"
-    cut = Cut(stack, lowest, sites.prefix)
-    return _varies(model, cut) or cut
+    return Cut(stack, lowest, sites.prefix)
 
 
 def _edited(model: nn.Module, stack: Stack) -> Iterator[tuple[int, str]]:
