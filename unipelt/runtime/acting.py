@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from ..language.report.diagnostics import error
 from .heads import agree
 from .registry import Attached, Registry, record, registry, unwrapped
 from .sharding import settle
-from .switch import Mixture
+from .switch import Mixture, Weighted
+from .weighed import unweighable
 
 if TYPE_CHECKING:
     from .bank import Bank
@@ -46,20 +48,25 @@ def active(model: nn.Module) -> tuple[str, ...]:
     return chosen.names if isinstance(chosen, Mixture) else chosen
 
 
-def activate(model: nn.Module, *names: str) -> None:
+def activate(model: nn.Module, *names: str | Mapping[str, float]) -> None:
     """Makes exactly these adapters act, in this order; only they receive gradients. No name: none acts.
+
+    ``activate(model, {"a": 0.7, "b": 0.3})`` gives each a weight of its change, ``h + w (edit(h) - h)`` in this order: where changes
+    are added up, as LoRA's, exactly their weighted sum. What has no change to weigh is refused with the reason: prompts, keys
+    that share the tokens' softmax, rows that put something in h's place. (`unipelt.combine` makes a sum an adapter of its own.)
 
     This is one setting of the model, for all threads: what another thread activates acts here too, from the next pass on. To
     serve several users, choose in each thread: ``with unipelt.using(model, "ann"): …``. Raises `PeltError` for a name
     that the model does not have.
     """
     model = unwrapped(model)
-    r = _chosen(model, names, "activate")
+    acting = _weighed(model, names)
+    r = _chosen(model, acting, "activate")
     settle(model)
 
     def commit() -> None:
-        receive(r, names)
-        r.switch.active = tuple(names)
+        receive(r, acting)
+        r.switch.active = acting
 
     finish(commit)
 
@@ -97,8 +104,29 @@ def _chosen(model: nn.Module, names: Sequence[str], what: str) -> Registry:
     return r
 
 
+def _weighed(model: nn.Module, names: Sequence[Any]) -> tuple[str, ...]:
+    """The names, or, of one that is a mapping, its names with their weights."""
+    if len(names) != 1 or not isinstance(names[0], Mapping):
+        return tuple(names)
+    given = names[0]
+    if not given:
+        raise error("E0858", "the names of adapters have a weight each, and there is none",
+                    help='unipelt.activate(model, {"a": 0.7, "b": 0.3}), or no argument at all for the base')  # fmt: skip
+    for n, w in given.items():
+        a = record(model, n)
+        if isinstance(w, bool) or not isinstance(w, (int, float)) or not math.isfinite(w):
+            raise error(
+                "E0858",
+                f"the weight of `{n}` is a finite number, not {w!r}",
+                help='unipelt.activate(model, {"a": 0.7, "b": 0.3})',
+            )
+        if w != 1 and (why := unweighable(a.plan)):
+            raise error("E0858", f"the adapter `{n}` acts as a whole or not at all: {why}", help=f"give it the weight 1, or leave `{n}` out")  # fmt: skip
+    return Weighted.of({n: float(w) for n, w in given.items()})
+
+
 @contextmanager
-def using(model: nn.Module, *names: str | None | Sequence[str | None]) -> Iterator[nn.Module]:
+def using(model: nn.Module, *names: str | None | Sequence[str | None] | Mapping[str, float]) -> Iterator[nn.Module]:
     """Within the block exactly these adapters act in this thread, in this order; ``None`` alone is the base.
 
     ``with unipelt.using(model, "ann"): model.generate(…)``. Other threads, and what `activate` says to them, are not touched:
@@ -106,7 +134,7 @@ def using(model: nn.Module, *names: str | None | Sequence[str | None]) -> Iterat
     It chooses what acts, not what is trained: gradients reach the adapters that `activate` named. A backward pass that computes
     the forward pass again (gradient checkpointing) belongs inside the block.
 
-    A list has an adapter for each example of a batch: ``with unipelt.using(model, ["ann", None, "bob", "ann"])``. The frozen maps run
+    A mapping has names with weights, as in `activate`. A list has an adapter for each example of a batch: ``with unipelt.using(model, ["ann", None, "bob", "ann"])``. The frozen maps run
     once for all of them; methods may be mixed. A batch of twice as many (beams, several answers) has each example's in a run.
 
     Raises `PeltError` for a name that the model does not have, for no name, for adapters that cannot act together, and, in a
@@ -121,9 +149,10 @@ def using(model: nn.Module, *names: str | None | Sequence[str | None]) -> Iterat
     if not names or (None in names and len(names) > 1):
         raise error("E0589", "`using` takes the names of the adapters that are to act, or None alone for the base",
                     help='with unipelt.using(model, "ann"): …')  # fmt: skip
+    acting: tuple[str, ...] = _weighed(model, names) if names != (None,) else ()
     if names != (None,):
-        r = _chosen(model, [n for n in names if n is not None], "using")  # type: ignore[misc]
-    with nullcontext() if r is None else r.switch.holder.using(tuple(n for n in names if n is not None)):  # type: ignore[misc]
+        r = _chosen(model, acting, "using")
+    with nullcontext() if r is None else r.switch.holder.using(acting):
         yield model
 
 

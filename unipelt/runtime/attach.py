@@ -33,7 +33,7 @@ from .prompts.hooks import InputHooks
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded
 from .starts import LabelWords, StartData, Starts, Tokenizer, at_least, selecting_texts
-from .switch import ADAPTER_NAME, Switch
+from .switch import ADAPTER_NAME, Switch, without
 
 # ---------------------------------------------------------------- apply
 
@@ -246,7 +246,7 @@ def take_out(model: nn.Module, r: Registry, name: str) -> None:
     if attached is None:
         return
     attached.leaving = True
-    r.switch.active = tuple(n for n in r.switch.active if n != name)
+    r.switch.active = without(r.switch.active, name)
     r.receiving -= {name}
     take_down(model, r, name, attached)
     if not r.staying:

@@ -30,6 +30,7 @@ from .registry import record, unwrapped
 from .same_base import compare_base
 from .sharding import put, settle
 from .starts import Tokenizer
+from .switch import Weighted
 
 
 def attach(
@@ -57,7 +58,7 @@ def attach(
         for own, place in found.folders.items():
             attached.append(_attach(model, place, own, force, arguments, options))
         if len(attached) > 1:
-            activate(model, *found.active)
+            activate(model, *([found.active.weights] if isinstance(found.active, Weighted) else found.active))
     return [*attached, *(found.active if len(attached) > 1 else ())][-1]
 
 

@@ -44,6 +44,10 @@ class CopyEdit(Holding):
         self._twin = [_twin(host, self.values())]
         self.watchers: tuple[Any, ...] = ()
 
+    @property
+    def host(self) -> nn.Module:
+        return self._base[0]
+
     def forward(
         self, args: tuple, kwargs: Mapping[str, Any], output: torch.Tensor, earlier: Sequence[CopyEdit] = ()
     ) -> Any:

@@ -134,6 +134,11 @@ class Edit(Holding):
         return lent is not None and self.borrowed[label] in lent.names
 
     @property
+    def identity(self) -> Any:
+        """What tells it from all others, and of a weighed one also the weight."""
+        return id(self)
+
+    @property
     def several(self) -> bool:
         """Whether the rows that are computed now have tensors of their own each."""
         return self.stacked is not None and self.stacked.several

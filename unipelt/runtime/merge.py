@@ -6,7 +6,7 @@ merged weights).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ from .hanging import rehang
 from .heads import agree
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
 from .sharding import is_sharded
+from .switch import Weighted
 
 
 @dataclass
@@ -53,6 +54,7 @@ def merge(model: nn.Module, name: str = "default") -> None:
     if before is not None and name in before.names:
         return  # merging twice is merging once
     refuse_in_use(r, None)
+    refuse_weighed(r, [name])
     others = [n for n in r.switch.active if n != name]
     if others:
         raise error("E0560", f"the adapter `{others[0]}` is active too, and would act on the merged base",
@@ -66,6 +68,14 @@ def merge(model: nn.Module, name: str = "default") -> None:
         return
     agree(model, {n: r.attached[n].plan for n in (*before.names, name)})
     _instead(model, r, (*before.names, name), before)
+
+
+def refuse_weighed(r: Registry, names: Sequence[str]) -> None:
+    """An error where adapters that are to be merged act with weights: merging absorbs them whole."""
+    acting = r.switch.active
+    if isinstance(acting, Weighted) and (found := [n for n in names if n in acting.weights]):
+        raise error("E0858", f"the adapter `{found[0]}` acts with the weight {acting.weights[found[0]]:g}, and merging absorbs it whole",
+                    help=f"make the sum an adapter, unipelt.combine(model, {acting.weights!r}), and merge that")  # fmt: skip
 
 
 def _absorb(model: nn.Module, r: Registry, names: tuple[str, ...], active: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from ..anatomy.interrupts import ended_by
 from ..language.report.diagnostics import error
 from .hanging import rehang
 from .heads import is_view, plain
-from .merge import merge, unmerge
+from .merge import merge, refuse_weighed, unmerge
 from .registry import record, registry, unwrapped
 
 
@@ -49,6 +49,7 @@ def save_merged(
         raise error("E0611", f"`{place}` exists and is not empty", help="name another folder")
     r = registry(model)
     assert r is not None
+    refuse_weighed(r, names)
     merged_before = r.merged.names if r.merged is not None else ()
     config: Any = model.config
     active = r.switch.active
@@ -57,7 +58,7 @@ def save_merged(
         model.config = config
         while r.merged is not None and r.merged.names != merged_before:
             unmerge(model, r.merged.names[-1] if merged_before else None)
-        if r.switch.active != active:
+        if r.switch.active is not active:
             r.switch.active = active
             rehang(model, r)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from .registry import Registry, registry
 from .saving import content, save, state_dict
 from .sharding import is_sharded
 from .stand_in import StandIn
-from .switch import ADAPTER_NAME
+from .switch import ADAPTER_NAME, Weighted
 
 #: The most bytes an index may have.
 _LARGEST = 2**20
@@ -149,7 +150,14 @@ def _write(
         return
     for n, found in contents.items():
         found.write(folder / FOLDER.format(n))
-    index = {"format": FORMAT, "adapters": list(contents), "active": [n for n in r.switch.active if n in contents]}
+    acting = r.switch.active
+    index: dict[str, Any] = {
+        "format": FORMAT,
+        "adapters": list(contents),
+        "active": [n for n in acting if n in contents],
+    }
+    if isinstance(acting, Weighted):
+        index["weights"] = {n: w for n, w in acting.weights.items() if n in contents}
     try:
         replace(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
     except OSError as e:
@@ -200,7 +208,7 @@ class Beside:
     """Adapters beside a base: their folders by name, and which of them acted."""
 
     folders: dict[str, Path]
-    active: tuple[str, ...]
+    active: tuple[str, ...]  # with their weights, if they had some
 
     def named(self, folder: Path, name: str | None) -> Beside:
         """The one of that name (a single one may get another), all of them without a name."""
@@ -236,7 +244,11 @@ def beside(folder: Path) -> Beside | None:
             raise error("E0532", f"{path} is broken: its `{key}` is not a list of names")
     if not names:
         raise error("E0532", f"{path} is broken: it lists no adapter")
-    return Beside({n: folder / FOLDER.format(n) for n in names}, tuple(active))
+    weights = found.get("weights", dict.fromkeys(active, 1))
+    fine = isinstance(weights, dict) and set(weights) == set(active)
+    if not fine or not all(type(w) in (int, float) and math.isfinite(w) for w in weights.values()):
+        raise error("E0532", f"{path} is broken: its `weights` are not a number for each active adapter")
+    return Beside({n: folder / FOLDER.format(n) for n in names}, Weighted.of({n: weights[n] for n in active}))
 
 
 def inside(folder: Path) -> PeltError | None:

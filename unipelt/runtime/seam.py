@@ -29,7 +29,8 @@ from .hooks import Hook
 from .penalties import NOTED
 from .prompts.pictures import Unplaced
 from .prompts.selected import ENTERED
-from .switch import Group, Mixture, Switch
+from .switch import Group, Mixture, Switch, Weighted
+from .weighed import weighed
 from .weights import Changes, Use, Weights, acts, added, called, looked_up, rewritten, value_in
 
 Editing = Edit | CopyEdit | Use
@@ -116,7 +117,7 @@ class Seam(nn.Module):
         self.path, self.switch = path, switch
         self.adapters = nn.ModuleDict()
         #: `live` by what acts; emptied where edits change
-        self.chosen: dict[tuple[str, tuple[str, ...]], list[tuple[str, Any]]] = {}
+        self.chosen: dict[tuple[str, tuple[str, ...], tuple[float, ...]], list[tuple[str, Any]]] = {}
         #: the columns that edits have, with how many edits have the very same ones
         self.columns: Counter[Columns] = Counter()
         #: whether some of them have numbers in common
@@ -140,9 +141,10 @@ class Seam(nn.Module):
             torch.compiler.is_compiling()
         ):  # what is remembered in a first pass would make a second one be compiled again
             return self._live(side, acting)
-        found = self.chosen.get((side, acting))
+        weights = tuple(acting.weights.values()) if isinstance(acting, Weighted) else ()
+        found = self.chosen.get((side, acting, weights))
         if found is None:
-            found = self.chosen[side, acting] = self._live(side, acting)
+            found = self.chosen[side, acting, weights] = self._live(side, acting)
         return found
 
     def _live(self, side: str, acting: tuple[str, ...]) -> list[tuple[str, Any]]:
@@ -151,7 +153,8 @@ class Seam(nn.Module):
             key = key_of(name)
             if key in self.adapters:
                 found += [(name, e) for e in self.adapters[key] if e.side == side]  # type: ignore[attr-defined]
-        return sorted(found, key=_rank)
+        found = sorted(found, key=_rank)
+        return weighed(found, acting.weights) if isinstance(acting, Weighted) else found
 
     def add(self, host: nn.Module, name: str, edit: Editing, first: bool = False) -> None:
         """An edit of an adapter behind (or before) its others here, and the hook it needs."""

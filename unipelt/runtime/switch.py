@@ -55,6 +55,34 @@ class Group:
         return t.index_select(0, torch.tensor(self.at, device=t.device))
 
 
+class Weighted(tuple[str, ...]):
+    """Adapters that act in this order, the change of each with a weight (see `weighed`)."""
+
+    weights: dict[str, float]
+
+    @staticmethod
+    def of(weights: Mapping[str, float]) -> tuple[str, ...]:
+        """The names as they are, where all weights are 1."""
+        if all(w == 1 for w in weights.values()):
+            return tuple(weights)
+        found = Weighted(weights)
+        found.weights = dict(weights)
+        return found
+
+    def __reduce__(self) -> Any:
+        return Weighted.of, (self.weights,)
+
+    def __deepcopy__(self, memo: dict) -> tuple[str, ...]:
+        return Weighted.of(self.weights)
+
+
+def without(acting: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """The adapters that act, but for one."""
+    if isinstance(acting, Weighted):
+        return Weighted.of({n: w for n, w in acting.weights.items() if n != name})
+    return tuple(n for n in acting if n != name)
+
+
 class Mixture(tuple[str, ...]):
     """The adapters of a batch in which each example has its own: their names, and ``examples``, whose is which (None: the base's).
 

@@ -46,6 +46,10 @@ class Use(nn.Module):
         self.shared, self.inputs, self.penalised = edit.shared, edit.inputs, False
         self.needs, self.kind, self.lies, self.parameter = edit.needs, edit.kind, None, edit.parameter
 
+    @property
+    def identity(self) -> int:
+        return id(self)
+
     def registered(self) -> list[torch.Tensor]:
         return self.edit[0].registered()
 
@@ -82,7 +86,7 @@ class Weights:
         read = [value_of(host, self.name)] if self.name in host._parameters else [matrix(host)]
         read += [t for m in copies for t in m.values().values()]
         read += [t for e in edits for t in e.registered()]
-        key = (like, *map(id, edits), *map(id, copies))
+        key = (like, *(e.identity for e in edits), *map(id, copies))
         if key not in self.kept.values:
             self.kept.forget()  # one for each host, whatever acts
         return self.kept.of(key, read, lambda: self._computed(host, edits, given, like, copies))
