@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reach_methods import METHODS, VISION, WITHIN, Subject, decoding_error, outputs, said, same, survey
+from reach_methods import METHODS, VISION, WITHIN, Subject, decoding_error, floats, outputs, said, same, survey
 from reach_types import Type, kind
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unipelt.anatomy.examples import examples, first_that_runs
+from unipelt.anatomy.find import find
 from unipelt.language.report.diagnostics import PeltError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "anatomy"))
@@ -25,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "anatomy"
 from shrunk import configurations
 
 LARGEST = 150_000_000
+#: What the finder says of feed-forward layers that are experts alone.
+_OF_EXPERTS = "its projections are those of experts"
 #: Passes that are tried of a text with a picture.
 _PICTURED = 12
 _PICTURES = ("pixel_values", "pixel_values_videos", "pixel_values_images")
@@ -73,6 +76,7 @@ def surveyed(found: Type) -> dict[str, Any]:
         outputs(model, inputs)
     record["softmax attention"] = seen.seen
     record["biases"] = any(n.endswith("bias") for n, _ in model.named_parameters())
+    record |= {"left out": left} if (left := senseless(model, inputs)) else {}
     subject = Subject(model, meta, inputs, base, _decodes(found, model, inputs, record), seen.seen)
     pictured = _pictured(model) if record["kind"] == "multimodal" else None
     if pictured is None:
@@ -84,6 +88,39 @@ def surveyed(found: Type) -> dict[str, Any]:
     record["methods"] = {n: survey(seeing if n == "bitfit" else subject, n).record() for n in METHODS}
     record["methods"][VISION] = survey(seeing, "lora", at="vision.attn.q, vision.attn.v").record()
     return record
+
+
+def senseless(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """The methods that mean nothing on a model that has what they ask for by name, and why: by facts, not by what is refused."""
+    found: dict[str, str] = {}
+    names = [n for n, _ in model.named_parameters() if n.endswith("bias")]
+    if names and not _learns(model, inputs, names):
+        last = ", ".join(sorted({n.rpartition(".")[2] if n.count(".") else n for n in names}))
+        found["bitfit"] = f"the output has no gradient by any of its {len(names)} biases ({last})"
+    sites = find(model)
+    if not sites.named("ffn.hidden") and (why := sites.refused.get("ffn.down", "")).startswith(_OF_EXPERTS):
+        found["ia3"] = f"no inner activation is every token's: {why}"
+    return found
+
+
+def _learns(model: nn.Module, inputs: Mapping[str, Any], names: list[str]) -> bool:
+    """Whether the output has a gradient by some of these parameters."""
+    chosen = [p for n, p in model.named_parameters() if n in set(names)]
+    try:
+        for p in chosen:
+            p.requires_grad_(True)
+        torch.manual_seed(1)
+        total = sum(
+            (t.double() * torch.rand_like(t.double())).sum() for t in floats(model(**inputs)) if t.requires_grad
+        )
+        if not isinstance(total, torch.Tensor):
+            return False
+        return any(g is not None and bool(g.any()) for g in torch.autograd.grad(total, chosen, allow_unused=True))
+    except Exception:
+        return True  # it cannot be told: the method counts
+    finally:
+        for p in chosen:
+            p.requires_grad_(False)
 
 
 class NotBuilt(Exception):

@@ -24,8 +24,8 @@ def runs(t: Record) -> bool:
 
 def counts(t: Record, method: str) -> bool:
     """Whether a method has sense on a type: heads and keys need attention, biases must be there, prompts need tokens, a
-    tower for pictures must have seen one."""
-    if not runs(t):
+    tower for pictures must have seen one; and what the record leaves out for a reason (`reach_model.senseless`) has none."""
+    if not runs(t) or method in t.get("left out", {}):
         return False
     if method in ("prefix_tuning", "mam", "unipelt", "ia3"):
         return bool(t["softmax attention"])
@@ -43,7 +43,9 @@ def share(types: Iterable[Record], method: str) -> tuple[int, int]:
 
 
 def tables(types: Mapping[str, Record]) -> str:
-    return "\n\n".join(t for t in (_by_kind(types), _aims(types), _used(types), _idle(types), _reasons(types)) if t)
+    return "\n\n".join(
+        t for t in (_by_kind(types), _aims(types), _used(types), _idle(types), _senseless(types), _reasons(types)) if t
+    )
 
 
 def _percent(a: int, b: int) -> str:
@@ -87,6 +89,15 @@ def _idle(types: Mapping[str, Record]) -> str:
             if key in t:
                 groups[f"{key}: {shape(t[key])}"].append(name)
     return _grouped("not tried", groups)
+
+
+def _senseless(types: Mapping[str, Record]) -> str:
+    """Types that a method's share does not count, though they have what it asks for by name, by reason."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, t in types.items():
+        for method, why in t.get("left out", {}).items():
+            groups[f"{method}: {shape(why)}"].append(name)
+    return _grouped("without sense, so not counted", groups)
 
 
 def _reasons(types: Mapping[str, Record]) -> str:

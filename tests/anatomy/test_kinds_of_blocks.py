@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 
 import unipelt
 from unipelt.anatomy.find import find
-from unipelt.anatomy.sites import PROVED
+from unipelt.anatomy.prove import proved
+from unipelt.anatomy.sites import NOT_YET, PROVED
 from unipelt.anatomy.windows import window
 
 
@@ -97,3 +99,77 @@ def test_layers_that_a_configuration_tells_apart_have_windows_of_their_own(layer
     config = shrunk("neomme", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
     config.per_layer_config = {0: {"sliding_window": 9}, 1: {"sliding_window": None}}
     assert window(nn.Identity(), layer, config) == reach
+
+
+# ---------------------------------------------------------------- sublayers in lists of their own
+
+
+class Looks(nn.Module):
+    """Attention, written out, with no sum of its own."""
+
+    def __init__(self, d: int = 16) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.z = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (m(x).unflatten(-1, (2, 8)).transpose(1, 2) for m in (self.a, self.b, self.c))
+        return self.z((torch.softmax(q @ k.mT / 8**0.5, -1) @ v).transpose(1, 2).flatten(-2))
+
+
+class Scattered(nn.Module):
+    """All attentions in one list, all feed-forward layers in another; ``before``: norms before a sublayer, not behind its sum."""
+
+    main_input_name = "x"
+
+    def __init__(self, before: bool, n: int = 2, d: int = 16) -> None:
+        super().__init__()
+        self.before, self.config = before, T.PretrainedConfig(hidden_size=d)
+        self.one = nn.ModuleList(Looks(d) for _ in range(n))
+        self.two = nn.ModuleList(nn.Sequential(nn.Linear(d, 24), nn.GELU(), nn.Linear(24, d)) for _ in range(n))
+        self.n1, self.n2 = (nn.ModuleList(nn.LayerNorm(d) for _ in range(n)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for one, two, n1, n2 in zip(self.one, self.two, self.n1, self.n2):
+            if self.before:
+                x = x + one(n1(x))
+                x = x + two(n2(x))
+            else:
+                x = n1(x + one(x))
+                x = n2(x + two(x))
+        return x
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_sublayers_in_lists_of_their_own_stand_for_blocks(before: bool) -> None:
+    torch.manual_seed(0)
+    model = Scattered(before).eval()
+    sites = find(model, example={"x": torch.randn(1, 5, 16)})
+    (stack,) = sites.stacks
+    assert stack.blocks == ("one.0", "two.0", "one.1", "two.1") and not sites.named("block")
+    attn, ffn = sites.named("attn"), sites.named("ffn")
+    assert [(s.view.module, s.x, s.norm) for s in attn] == [(f"one.{i}", f"one.{i}", f"n1.{i}") for i in (0, 1)]
+    assert [s.residual for s in ffn] == [f"{'n2' if before else 'two'}.{i}" for i in (0, 1)]
+    assert [sites.named(f"attn.{n}")[0].view.module for n in "qkvo"] == [f"one.0.{n}" for n in "abcz"]
+    assert [s.view.module for s in sites.named("ffn.up")] == ["two.0.0", "two.1.0"]
+    assert all(s.proof == PROVED for s in (*sites.named("attn.q"), *sites.named("ffn.down")))
+    assert {s.proof for s in (*attn, *ffn)} == {NOT_YET if before else PROVED}  # before, no module is given the sum
+
+
+def test_a_norm_behind_another_sum_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Scattered(False).eval()
+    given = {"x": torch.randn(1, 5, 16)}
+    right = find(model, example=given)
+    wrong = replace(right, sites=tuple(replace(s, norm="n1.1") if s.label == "one.0.attn" else s for s in right.sites))
+    left = proved(wrong, model, model, given)
+    assert "is not what enters `n1.1`" in left.refused["one.0.attn"]
+    assert [s.label for s in left.named("attn")] == ["one.1.attn"]
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix_tuning", "pfeiffer"])
+def test_methods_act_where_no_module_is_a_block(method: str) -> None:
+    """Its own cache, which such a model makes in every pass, is none of a block's that is run again."""
+    model = model_of("xlm", "XLMModel")
+    sites = find(model)
+    assert {s.proof for s in sites.sites if s.block} == {PROVED} and not sites.refused
+    assert moved(model, unipelt.load(method, arguments={"l": 3} if method == "prefix_tuning" else {"r": 4})) > 1e-4

@@ -28,7 +28,19 @@ def why(t: Trial, i: int, s: Site) -> str:
     wrong = _tokens(t, s)
     if s.kind.outside_the_layers:
         return wrong or _end(t, s, stack)
-    return wrong or _place(t, s, stack) or t.why.get(i, f"`{t.path(s.block)}` is not called")
+    return wrong or _place(t, s, stack) or t.why.get(i, f"`{t.path(s.block)}` is not called") or _summed(t, s)
+
+
+def _summed(t: Trial, s: Site) -> str:
+    """Where a block as a whole is a sublayer, what is normed behind it is its sum with the stream."""
+    path = t.path(s.block)
+    if not s.kind.is_sublayer or s.view.module != path:
+        return ""
+    h, r, normed = t.left.get(path), t.entered.get(s.residual or ""), t.entered.get(s.norm or "")
+    if h is None or r is None or normed is None or same(normed, r):
+        return Open("it is added outside its block, where no module is given the sum")
+    total = s.keeps * r + (1 if s.factor is None else s.factor) * h
+    return "" if same(total, normed) else f"`{s.full_name}.residual` + `{s.full_name}` is not what enters `{s.norm}`"
 
 
 def _tokens(t: Trial, s: Site) -> str:

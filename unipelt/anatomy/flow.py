@@ -41,8 +41,9 @@ class Added:
 class Block:
     """The flow in the first call of a block."""
 
-    def __init__(self, r: Recording, call: Call):
-        self.r, self.call = r, call
+    def __init__(self, r: Recording, call: Call, whole: Added | None = None):
+        """``whole``: the sum outside by which the block as a whole is one sublayer (see `scattered`)."""
+        self.r, self.call, self.whole = r, call, whole
         self.steps: list[Step] = r.steps[call.start : call.stop]
         self.entered = {r.origin(k) for k in call.entered} | set(call.entered)
         self._traces: dict[int, list[tuple[int, Key, frozenset[int]]] | None] = {}
@@ -108,6 +109,8 @@ class Block:
     @cached_property
     def added(self) -> list[Added]:
         """What is added to the stream, in the order in which it is."""
+        if self.whole is not None:
+            return [self.whole]
         found: list[Added] = []
         at = self.call.left
         for _ in range(len(self.steps)):

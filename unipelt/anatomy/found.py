@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -14,7 +14,7 @@ from ..language.sites import SITES
 from .alike import put_into, structure
 from .calls import times as how_often
 from .columns import Columns
-from .flow import Block
+from .flow import Added, Block
 from .heads import head_modules, word_embeddings
 from .hosts import Hosts
 from .naming import names_of
@@ -23,6 +23,7 @@ from .own_attention import divides
 from .read import head_site
 from .readers import read_past
 from .record import Attended, Call, Recording
+from .scattered import scattered
 from .sites import NOT_YET, Site, SiteMap, Stack, View
 from .sizes import projection_shape
 from .sublayers import Projected, Sublayer, sublayers
@@ -45,6 +46,9 @@ class _Inside:
 def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[Recording]) -> SiteMap:
     """The map of the sites that recordings of a model and of parts of it show. Towers are in the order of the data flow; the head comes last."""
     kept = [inside for r in recordings for t in towers(model, r) if (inside := _inside(r, t)) is not None]
+    if not kept:
+        every = [(r, t, sums) for r in recordings for t, sums in scattered(model, r)]
+        kept = [inside for r, t, sums in every if (inside := _inside(r, t, sums)) is not None]
     root = f"{prefix}." if prefix else ""
     if any(not b.startswith(root) for i in kept for b in i.tower.blocks):
         prefix, root = "", ""
@@ -103,14 +107,15 @@ def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[R
     )
 
 
-def _inside(r: Recording, tower: Tower) -> _Inside | None:
-    """A tower with the blocks of it that add something to a stream; None where none does."""
+def _inside(r: Recording, tower: Tower, sums: Mapping[Call, Added] | None = None) -> _Inside | None:
+    """A tower with the blocks of it that add something to a stream, or (by ``sums``) are added as a whole; None where none is."""
     alike: dict[Hashable, tuple[Block, list[Sublayer]]] = {}
     blocks = []
     for call in tower.calls:
-        does = structure(r, call, r.times)
+        whole = sums[call] if sums else None
+        does = structure(r, call, r.times) if whole is None else call  # norms around it are its own
         if does not in alike:
-            b = Block(r, call)
+            b = Block(r, call, whole)
             alike[does] = b, sublayers(b)
         b, parts = alike[does]
         if parts:
@@ -177,7 +182,7 @@ def _block_sites(
         made += _sublayer_sites(model, r, b, hosts, s, sizes, common, reasons)
     path = b.call.path
     widths = {s.sizes["d_model"] for s in made if s.kind.is_sublayer} or {sizes["d_model"]}
-    if b.call.shapes is not None and {t[-1] for t in b.call.shapes} == widths:
+    if b.whole is None and b.call.shapes is not None and {t[-1] for t in b.call.shapes} == widths:
         at_blocks = [n for n, k in SITES.items() if "block" in (n, k.entry)]
         made += [Site(n, View(path), sizes, x=path, **common) for n in at_blocks]
     return made, reasons
@@ -333,7 +338,7 @@ def _attends(r: Recording, b: Block, s: Sublayer, sizes: dict[str, int]) -> Atte
             whole = all(divides(shape, sizes["heads"]) for shape in (a.q, a.out))
             first = r.shapes[a.within.first] if a.within.first is not None else ()
             tokens = prod(first[:-1]) * sizes["heads"] == prod(a.out[:-1])  # all that enter, and no others
-            return a if alone and whole and tokens and b.call.path in a.within.outer else None
+            return a if alone and whole and tokens and b.call.path in (*a.within.outer, a.within.path) else None
     return None
 
 

@@ -20,7 +20,7 @@ class Hosts:
     def __init__(self, r: Recording, block: Block, times: Counter[str]):
         self.r, self.b = r, block
         path = block.call.path
-        self.calls: list[Call] = []
+        self.calls: list[Call] = [] if block.whole is None else [block.call]
         for c in r.calls[block.call.number + 1 :]:
             if path not in c.outer:
                 break
@@ -136,6 +136,8 @@ class Hosts:
         key = s.added.residual
         if x is not None and x == key and reads is not None:
             return reads.path
+        if self.b.whole is not None:
+            return next((c.path for c in self._outside(key) if c.stop <= self.b.call.start), None)
         limit = len(self.r.steps) if host is None else host.stop
         entered = [
             c
@@ -150,6 +152,10 @@ class Hosts:
 
     def norm(self, s: Sublayer, x: Key | None) -> str | None:
         """The sublayer's own norm: between the stream and what it reads, else behind the sum, else between its last map and the sum."""
+        if self.b.whole is not None:
+            return next(
+                (c.path for k in (s.added.residual, s.added.total) for c in self._outside(k) if self.r.norms(c)), None
+            )
         before = [
             c
             for c in self.enters(s.added.residual)
@@ -160,3 +166,12 @@ class Hosts:
         last = self.leaves(self.b.origin(s.added.h))
         found = [c for c in (*before, *behind, *last) if self.r.norms(c)]
         return found[0].path if found else None
+
+    def _outside(self, key: Key) -> list[Call]:
+        """The calls of other modules than the block that are given a value first."""
+        mine = self.b.call.path
+        return [
+            c for c in self.r.calls
+            if c.first is not None and self.r.origin(c.first) == self.r.origin(key) and self._once(c)
+            and not f"{c.path}.".startswith(f"{mine}.") and not f"{mine}.".startswith(f"{c.path}.")
+        ]  # fmt: skip

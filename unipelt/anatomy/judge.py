@@ -126,17 +126,22 @@ class Block:
 
     def wrong(self, s: Site) -> str:
         """Why a site is not what the map says; `Open` where that cannot be told; nothing where it is."""
-        missing = [p for p in (s.view.module, s.x, s.residual) if p and p not in self.seen[()].entered]
+        places = (s.view.module, s.x, None if self._whole(s) else s.residual)
+        missing = [p for p in places if p and p not in self.seen[()].entered]
         if missing:
             return f"`{missing[0]}` is not passed through in `{self.path}`"
         return self._sizes(s) or self._kind(s)
+
+    def _whole(self, s: Site) -> bool:
+        """Whether the block as a whole is the sublayer, so that its sum is made outside (see `around`)."""
+        return s.kind.is_sublayer and s.view.module == self.path
 
     def _kind(self, s: Site) -> str:
         part = _part(s)
         if s.name == "block":
             return "" if s.view.module == s.x == self.path else f"`{s.view.module}` is not its block `{self.path}`"
         if s.kind.is_sublayer:
-            return self._residual(s) or self._reads(s)
+            return (self._residual(s) if not self._whole(s) else "") or self._reads(s)
         if s.kind.has_heads:
             return self._heads(s)
         if part == "input":

@@ -7,6 +7,7 @@ of several examples in one dimension, tokens before the batch), it is run once f
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -204,8 +205,20 @@ def _run(
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
         with received(saw):
+            args, kwargs = anew((args, dict(kwargs)))
             block(*args, **kwargs)
     return seen
+
+
+def anew(v: Any) -> Any:
+    """What a block is given, with copies of the caches in it: some models make one in every pass, and a block writes into it."""
+    from transformers.cache_utils import Cache
+
+    if isinstance(v, Cache):
+        return copy.deepcopy(v)
+    if type(v) in (tuple, list):
+        return type(v)(anew(i) for i in v)
+    return {k: anew(i) for k, i in v.items()} if type(v) is dict else v
 
 
 # ---------------------------------------------------------------- tensors

@@ -45,28 +45,28 @@ def towers(model: nn.Module, r: Recording) -> list[Tower]:
         first.setdefault(c.path, c)
         times[c.path] = times.get(c.path, 0) + 1
     found = []
-    for path in _outermost(model, "", first):
+    for path in outermost_lists(model, "", first):
         blocks = _blocks(model, r, path, first)
         if not blocks:
             continue
         calls = sorted((first[b] for b in blocks), key=lambda c: c.start)
-        found.append(Tower(path, tuple(calls), sum(times[b] for b in blocks), _taker(calls[0], first)))
+        found.append(Tower(path, tuple(calls), sum(times[b] for b in blocks), taker(calls[0], first)))
     return sorted(found, key=lambda t: t.calls[0].start)
 
 
-def _outermost(module: nn.Module, path: str, called: dict[str, Call]) -> list[str]:
+def outermost_lists(module: nn.Module, path: str, called: dict[str, Call]) -> list[str]:
     """The lists of modules below a module that lie in no other list."""
     found = []
     for name, child in children(module).items():
         at = f"{path}.{name}" if path else name
-        if isinstance(child, _LISTS) and _elements(child, at, called):
+        if isinstance(child, _LISTS) and elements_of(child, at, called):
             found.append(at)
         else:
-            found += _outermost(child, at, called)
+            found += outermost_lists(child, at, called)
     return found
 
 
-def _elements(module: nn.Module, path: str, called: dict[str, Call]) -> list[str]:
+def elements_of(module: nn.Module, path: str, called: dict[str, Call]) -> list[str]:
     """The elements of a list that were called, those of lists within it that are no modules of their own among them."""
     found = []
     for name, child in children(module).items():
@@ -74,15 +74,15 @@ def _elements(module: nn.Module, path: str, called: dict[str, Call]) -> list[str
         if at in called:
             found.append(at)
         elif isinstance(child, _LISTS):
-            found += _elements(child, at, called)
+            found += elements_of(child, at, called)
     return [p for p in found if any(True for _ in called[p].module.parameters())]
 
 
 def _blocks(model: nn.Module, r: Recording, path: str, called: dict[str, Call]) -> list[str]:
     """The blocks of a list: its elements, or what lies in lists within them where an element is a stage or only holds another list."""
-    elements = _elements(model.get_submodule(path), path, called)
+    elements = elements_of(model.get_submodule(path), path, called)
     inner = [
-        [b for p in _outermost(model.get_submodule(e), e, called) for b in _blocks(model, r, p, called)]
+        [b for p in outermost_lists(model.get_submodule(e), e, called) for b in _blocks(model, r, p, called)]
         for e in elements
     ]
     stages = any(_resizes(called[e]) for e in elements) and not any(_sums(r, called[e]) for e in elements)
@@ -110,7 +110,7 @@ def _only_holds(module: nn.Module) -> bool:
     return isinstance(inside[0], _LISTS) and len({type(m) for m in children(inside[0]).values()}) == 1
 
 
-def _taker(call: Call, first: dict[str, Call]) -> str:
+def taker(call: Call, first: dict[str, Call]) -> str:
     """The innermost module around a tower that takes tokens, pictures or sound; else the one that calls it."""
     for path in reversed(call.outer):
         taken = inspect.signature(first[path].module.forward).parameters

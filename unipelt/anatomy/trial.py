@@ -17,7 +17,7 @@ from .calls import calls
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .judge import Block, Open
-from .replay import first, replay, rms
+from .replay import anew, first, replay, rms
 from .sites import Site, SiteMap, Stack
 from .sizes import weight_shape
 
@@ -89,6 +89,8 @@ class Trial:
                     self.path(block), [(i, s) for i, s in enumerate(self.sites.sites) if s.block == block], names
                 )
             outside = {p for s in self.around() for p in (s.view.module, s.x) if p is not None}
+            whole = [s for s in self.sites.sites if s.kind.is_sublayer and s.view.module == self.path(s.block)]
+            outside |= {p for s in whole for p in (s.residual, s.norm) if p is not None}
             outside |= {
                 p for s in self.around() for t in self.sites.stacks if t.name == s.stack for p in self.bridges(s, t)
             }
@@ -124,7 +126,7 @@ class Trial:
         def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if not busy[0] and path not in self.left:
                 self.order.append(path)
-                kept.append(cast(tuple, _copied((args, kwargs))))
+                kept.append(cast(tuple, anew(_copied((args, kwargs)))))
 
         def leave(_: nn.Module, args: tuple, output: Any) -> None:
             found = first(output if isinstance(output, (tuple, list)) else [output])
