@@ -173,3 +173,30 @@ def test_methods_act_where_no_module_is_a_block(method: str) -> None:
     sites = find(model)
     assert {s.proof for s in sites.sites if s.block} == {PROVED} and not sites.refused
     assert moved(model, unipelt.load(method, arguments={"l": 3} if method == "prefix_tuning" else {"r": 4})) > 1e-4
+
+
+# ---------------------------------------------------------------- a stream that is multiplied by learned numbers
+
+
+def unlike(model: nn.Module) -> nn.Module:
+    """With learned numbers that are not one and the same."""
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if p.dim() == 1 and ("residual" in n):
+                p.copy_(torch.rand(p.shape, generator=g) + 0.5)
+    return model
+
+
+@pytest.mark.parametrize("kind, factor", [("doge", 1.0), ("muse_spark_text", None)])
+def test_the_stream_may_be_multiplied_by_learned_numbers(kind: str, factor: float | None) -> None:
+    """By a parameter (Doge), or by what is made of one; then what is added is multiplied, too."""
+    model = unlike(model_of(kind))
+    sites = find(model)
+    both = (*sites.named("attn"), *sites.named("ffn"))
+    assert len(both) == 4 and {(s.keeps, s.proof) for s in both} == {(None, PROVED)}
+    assert "learned numbers" in str(unipelt.sites(model))
+    assert moved(model, unipelt.load("adapter", arguments={"r": 4})) > 1e-4
+    for wrong in (replace(both[0], keeps=1.0), replace(both[0], residual=both[1].residual)):
+        left = proved(replace(sites, sites=tuple(wrong if s is both[0] else s for s in sites.sites)), model, model)
+        assert not any(s.label == both[0].label for s in left.sites), wrong

@@ -11,7 +11,7 @@ from torch import nn
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .judge import Open
-from .replay import same
+from .replay import blended, same
 from .sites import Site, Stack
 from .trial import Trial, logits, without_cache
 
@@ -39,8 +39,11 @@ def _summed(t: Trial, s: Site) -> str:
     h, r, normed = t.left.get(path), t.entered.get(s.residual or ""), t.entered.get(s.norm or "")
     if h is None or r is None or normed is None or same(normed, r):
         return Open("it is added outside its block, where no module is given the sum")
-    total = s.keeps * r + (1 if s.factor is None else s.factor) * h
-    return "" if same(total, normed) else f"`{s.full_name}.residual` + `{s.full_name}` is not what enters `{s.norm}`"
+    return (
+        ""
+        if blended(h, r, normed, s.factor, s.keeps)
+        else f"`{s.full_name}.residual` + `{s.full_name}` is not what enters `{s.norm}`"
+    )
 
 
 def _tokens(t: Trial, s: Site) -> str:

@@ -29,13 +29,13 @@ _PLUS = ("add", "add_")
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What is added to the stream: ``factor`` · ``h`` to ``keeps`` · ``residual``, which gives ``total``."""
+    """What is added to the stream: ``factor`` · ``h`` to ``keeps`` · ``residual`` (None: learned numbers), which gives ``total``."""
 
     h: Key
     residual: Key
     total: Key
     factor: float
-    keeps: float
+    keeps: float | None
 
 
 class Block:
@@ -57,7 +57,11 @@ class Block:
         self.streams: set[Key] = {
             k for k in (call.first, None if call.first is None else r.origin(call.first)) if k is not None
         }
+        #: The values that depend on something that entered; all others are parameters, or made of them.
+        self.moving: set[Key] = set(self.entered)
         for s in self.steps:
+            if any(i in self.moving for i in s.ins):
+                self.moving.update(s.outs)
             own = frozenset([s.at]) if s.weight else frozenset()
             found = own.union(*(self.behind[i] for i in s.ins if i in self.behind))
             moved = any(i in self.streams for i in s.ins)
@@ -161,8 +165,16 @@ class Block:
 
     def _added(self, summand: Key, residual: Key, total: Key) -> Added:
         h, factor = self.unscaled(summand)
-        stream, keeps = self.unscaled(residual)
+        stream, kept = self.unscaled(residual)
+        keeps: float | None = kept
+        made = self.made.get(stream)
+        if made is not None and made.op == "mul" and len(ways := self.varying(made)) == 1:
+            stream, keeps = self.unscaled(ways[0])[0], None
         return Added(h, self.origin(stream), total, factor, keeps)
+
+    def varying(self, s: Step) -> list[Key]:
+        """What a step is given besides parameters and what is made of them."""
+        return [i for i in s.ins if i in self.moving and i not in self.r.parameters]
 
     def unscaled(self, key: Key) -> tuple[Key, float]:
         """What a value was before it was multiplied by a number, and the number."""

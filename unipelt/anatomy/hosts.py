@@ -76,7 +76,7 @@ class Hosts:
         """What a value was before its numbers were moved about or multiplied by learned ones, and whether they were multiplied."""
         scaled = False
         while (step := self.b.made.get(key)) is not None and step.ins:
-            given = self.b.given(step)
+            given = self.b.varying(step)
             if step.op == "mul" and len(step.ins) == 2 and len(given) == 1:
                 scaled = True
             elif step.op not in MOVES | {"constant_pad_nd"}:

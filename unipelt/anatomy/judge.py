@@ -12,7 +12,7 @@ import torch
 
 from .columns import Columns, taken
 from .own_attention import parted
-from .replay import affine, multiple, Nudge, Nudges, proportional, rows_of, same, scaled, Seen, within
+from .replay import affine, blended, multiple, Nudge, Nudges, proportional, rows_of, same, Seen, within
 from .sites import Site, View
 
 #: What is received at each place of an attention function.
@@ -209,8 +209,8 @@ class Block:
         h, r = self.at(s.view, nudges), self.entered(s.residual, nudges)
         norm_in, norm_out = self.entered(s.norm, nudges), self.seen[nudges].left.get(s.norm or "")
         states = self._states(nudges)
-        if r is not None and h is not None and s.factor is None:
-            return "" if any(scaled(h, r, on, s.keeps) for _, on in states) else self._not_the_sum(s)
+        if r is not None and h is not None and None in (s.factor, s.keeps):
+            return "" if any(blended(h, r, on, s.factor, s.keeps) for _, on in states) else self._not_the_sum(s)
         for total in self._totals(s, r, h, nudges) if r is not None and h is not None else ():
             behind = same(total, norm_in) and any(p != s.norm and same(norm_out, on) for p, on in states)
             onward = any(same(total, on) for _, on in states)
@@ -237,7 +237,7 @@ class Block:
 
     def _totals(self, s: Site, r: torch.Tensor, h: torch.Tensor, nudges: Nudges) -> Iterator[torch.Tensor]:
         """The residual with a sublayer's output, alone and with those of all that stand beside it."""
-        alone = s.keeps * r.reshape(h.shape) + (1 if s.factor is None else s.factor) * h
+        alone = (1 if s.keeps is None else s.keeps) * r.reshape(h.shape) + (1 if s.factor is None else s.factor) * h
         yield alone
         beside = [
             t for t in self.sites if t.kind.is_sublayer and t is not s and same(self.entered(t.residual, nudges), r)

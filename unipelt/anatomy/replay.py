@@ -276,11 +276,19 @@ def multiple(x: torch.Tensor | None, of: torch.Tensor | None) -> bool:
     return bool(factor.abs() > 0) and same(factor * b, a)
 
 
-def scaled(h: torch.Tensor, r: torch.Tensor, on: torch.Tensor, keeps: float) -> bool:
-    """Whether what goes on is the residual and h, each entry of h times a number that is the same for all tokens."""
+def blended(h: torch.Tensor, r: torch.Tensor, on: torch.Tensor, factor: float | None, keeps: float | None) -> bool:
+    """Whether what goes on is ``keeps`` · r + ``factor`` · h, where None stands for numbers that are the same for all tokens, one
+    for each entry. (They are found by least squares, which few tokens would always fit: there must be more of them than unknowns.)"""
     if not h.numel() == r.numel() == on.numel():
         return False
-    given, change = h.reshape(-1, h.shape[-1]), on.reshape(-1, h.shape[-1]) - keeps * r.reshape(-1, h.shape[-1])
-    largest = given.abs().argmax(0, keepdim=True)
-    scale = change.gather(0, largest) / given.gather(0, largest)
-    return same(keeps * r.reshape(given.shape) + scale * given, on)
+    h, r, on = (t.reshape(-1, h.shape[-1]).double() for t in (h, r, on))
+    known = sum((number * t for number, t in ((factor, h), (keeps, r)) if number is not None), torch.zeros_like(on))
+    unknown = [t for number, t in ((factor, h), (keeps, r)) if number is None]
+    if not unknown:
+        return same(known.float(), on.float())
+    if len(on) <= len(unknown) or torch.equal(on, r) or torch.equal(on, h):
+        return False  # (one of them alone is no sum)
+    given = torch.stack(unknown, -1).transpose(0, 1)  # [entries, tokens, unknown numbers]
+    rest = (on - known).T[..., None]
+    found = torch.linalg.pinv(given) @ rest
+    return same((known + (given @ found)[..., 0].T).float(), on.float())

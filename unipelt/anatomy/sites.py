@@ -68,7 +68,7 @@ class Site:
     decoder's ``cross.k`` and ``cross.v`` read the encoder's); ``causal`` is about those. ``x_leaves``: ``x`` is what
     leaves its module. ``rows``: here a module flattens batch and tokens to one dimension; they are those of what enters
     this module. ``factor``: by what the model multiplies h before it adds it to the residual, or before the first block reads
-    it (None: by learned numbers, one for each entry), ``keeps``: by what the residual; ``scaled``: whether the module there has
+    it (None: by learned numbers, one for each entry), ``keeps``: by what the residual (None as there); ``scaled``: whether the module there has
     multiplied the entries of the table of words already. ``proof`` says how the place is known: nothing for a tested anatomy,
     ``proved`` by the numbers of a pass, or ``not yet proved``. A module that is named by its path has its ``path`` from the
     base, and ``lacks`` what cannot be read there (no linear map has no ``W``). ``attends`` is about heads: how
@@ -93,7 +93,7 @@ class Site:
     x_leaves: bool = False
     rows: str | None = None
     factor: float | None = 1.0
-    keeps: float = 1.0
+    keeps: float | None = 1.0
     scaled: bool = False
     proof: str = ""
     path: str = ""

@@ -40,7 +40,7 @@ class SiteData:
     residual: str | None
     norm: str | None
     factor: float | None
-    keeps: float
+    keeps: float | None
     evidence: str
     proof: str
 
@@ -178,7 +178,9 @@ def _evidence(s: Site, m: SiteMap) -> str:
     if m.anatomy:
         return f"written in the anatomy {m.anatomy}"
     by = "" if s.factor == 1 else "learned numbers" if s.factor is None else f"{s.factor:.4g}"
-    kept = f", which is multiplied by {s.keeps:.4g}" if s.keeps != 1 else ""
+    kept = (
+        "" if s.keeps == 1 else f", which is multiplied by {'learned numbers' if s.keeps is None else f'{s.keeps:.4g}'}"
+    )
     return s.kind.shown_by + kept + (f", after it is multiplied by {by}" if by else "")
 
 
