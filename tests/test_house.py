@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unipelt"
 FILES = sorted(PACKAGE.rglob("*.py"))
-#: No arrow runs back up (`cli`, `training` and `variants` stand on top).
+#: No arrow runs back up (`cli`, `serve`, `training` and `variants` stand on top).
 ORDER = {
     "resources": -1,
     "language": 0,
@@ -27,8 +27,9 @@ ORDER = {
     "training": 4,
     "variants": 4,
     "interchange": 5,
-    "cli": 6,
-    "": 7,
+    "serve": 6,
+    "cli": 7,
+    "": 8,
 }
 ORDINARY = {"adapter", "full", "probing", "prefix", "block", "head", "partial", "linear", "add", "replace"}
 

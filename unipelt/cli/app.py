@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import exchange, features, runs, spaces
+from . import exchange, features, runs, serving, spaces
 from .options import Arguments, AsJson, MethodName, with_options
 from .output import guarded, tell
 
@@ -160,5 +160,6 @@ def equal(first: MethodName, second: MethodName, as_json: AsJson = False) -> boo
 for command in (
     check, explain, fmt, list_, show, diff, equal, spaces.generate, spaces.vary, spaces.cross, spaces.neighbours,
     runs.plan, runs.sites, runs.train, runs.eval_, runs.predict, features.features, runs.merge, runs.push, exchange.import_, exchange.export,
+    serving.serve,
 ):  # fmt: skip
     app.command(command.__name__.strip("_"))(guarded(with_options(command)))

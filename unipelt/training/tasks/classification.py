@@ -34,6 +34,7 @@ class SequenceClassification(Task):
     kind: ClassVar[str] = "sequence-classification"
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     asks: ClassVar[tuple[str, ...]] = ("problem_type", "pattern")
+    by_example: ClassVar[bool] = True
 
     labels: tuple[str, ...] = ()
     titles: tuple[str, ...] = ()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...anatomy.evaluating import evaluating
-from .task import Answer, Batch, Encoded, Example, Inputs, Output, Predicting, Task, Tick
+from .task import Answer, Around, Batch, Encoded, Example, Inputs, Output, Predicting, Task, Tick
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ def batches(task: Task, encoded: Encoded, size: int) -> Iterator[list[int]]:
 
 
 def outputs_of(model: Any, task: Task, encoded: Encoded, collator: Collator, size: int, tick: Tick | None = None,
-               rank: int = 0, world: int = 1) -> dict[int, Output]:  # fmt: skip
+               rank: int = 0, world: int = 1, around: Around | None = None) -> dict[int, Output]:  # fmt: skip
     """The outputs of the batches that fall to process ``rank`` of ``world``, by the position of their example.
 
     The batches are the same for any number of processes, and so are the outputs. Each process calls the model equally often, as
@@ -49,7 +50,8 @@ def outputs_of(model: Any, task: Task, encoded: Encoded, collator: Collator, siz
         for chosen in mine:
             batch = as_read(collator([encoded[i] for i in chosen]), model.dtype)
             batch = {k: v.to(model.device) for k, v in batch.items()}
-            found.update(zip(chosen, task.outputs(model, batch, encoded, chosen), strict=True))
+            with around(chosen) if around else nullcontext():
+                found.update(zip(chosen, task.outputs(model, batch, encoded, chosen), strict=True))
             if tick:
                 tick(len(found), sum(map(len, every[rank::world])))
     return found
@@ -65,7 +67,7 @@ def as_read(batch: Batch, dtype: torch.dtype) -> Batch:
 
 def outputs_in_order(model: Any, task: Task, encoded: Encoded, tokenizer: Any, how: Predicting) -> list[Output]:
     """The outputs of all examples, for predictions."""
-    found = outputs_of(model, task, encoded, Collator(tokenizer, task), how.batch_size, how.tick)
+    found = outputs_of(model, task, encoded, Collator(tokenizer, task), how.batch_size, how.tick, around=how.around)
     return [found[i] for i in range(len(encoded))]
 
 

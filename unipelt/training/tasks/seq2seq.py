@@ -13,7 +13,7 @@ from .. import data as reading
 from ..data import Split
 from ..options import TaskOptions
 from .language import LanguageTask, prompt_columns
-from .task import IGNORED, Batch, Encoded, Example, Output, pad, tokenized
+from .task import IGNORED, Batch, Encoded, Example, Inputs, Output, pad, tokenized
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Seq2Seq(LanguageTask):
 
     def prompt_ids(self, given: Sequence[Any], tokenizer: Any) -> list[int]:
         return _ids(tokenizer, self.max_length, [self.text_of(given)])[0][0]
+
+    def cut_of(self, inputs: Inputs, tokenizer: Any) -> int:
+        return sum(_ids(tokenizer, self.max_length, [self.text_of(given) for given in inputs])[1])
 
     def collate(self, examples: Sequence[Example], tokenizer: Any) -> Batch:
         batch = pad(examples, tokenizer, self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -33,6 +34,8 @@ Answer = dict[str, Any]
 Output = Any
 #: Called with the number of examples done so far, and that of all.
 Tick = Callable[[int, int], None]
+#: A block around the outputs of a batch, by the positions of its examples.
+Around = Callable[[Sequence[int]], AbstractContextManager[Any]]
 #: From a model's outputs and the batch's labels, divided by the number of labels of all batches of a step.
 LossFunction = Callable[..., "torch.Tensor"]
 
@@ -79,6 +82,8 @@ class Task:
     length: ClassVar[int] = 128
     #: The columns that a prediction reads, where neither data nor the user name them.
     usual: ClassVar[tuple[str, ...]] = ("text",)
+    #: Whether a prediction is made of the outputs of one example for each input, so that `Predicting.around` reaches them all.
+    by_example: ClassVar[bool] = False
 
     texts: tuple[str, ...] = ()
     label: str | None = None
@@ -261,6 +266,10 @@ class Task:
         """Examples without answers, for predictions."""
         raise NotImplementedError
 
+    def cut_of(self, inputs: Inputs, tokenizer: Any) -> int:
+        """How many of the inputs of a prediction are longer than what is read of them."""
+        return self.encode_inputs(inputs, tokenizer).truncated
+
     def length_of(self, example: Example) -> int:
         """How long an example is, so that a batch is made of examples of like length."""
         return len(example["input_ids"])
@@ -286,11 +295,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Predicting:
-    """How predictions are made: examples in a batch, tokens of a generated answer, who is told of the progress."""
+    """How predictions are made: examples in a batch, tokens of a generated answer, who is told of the progress.
+
+    ``around`` is a block around the outputs of a batch, given the positions of its examples: their adapters, as it may be.
+    Tasks that are not `by_example` do not ask for it.
+    """
 
     batch_size: int = 64
     max_new_tokens: int | None = None
     tick: Tick | None = field(default=None, compare=False)
+    around: Around | None = field(default=None, compare=False)
 
 
 def pad(examples: Sequence[Example], tokenizer: Any, task: Task, leave: Sequence[str] = ("labels",)) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class TokenClassification(Task):
 
     kind: ClassVar[str] = "token-classification"
     auto: ClassVar[str] = "AutoModelForTokenClassification"
+    by_example: ClassVar[bool] = True
 
     labels: tuple[str, ...] = ()
 

@@ -1,0 +1,155 @@
+"""Rows of texts that a language model goes on with together, a token at a time, each under an adapter of its own.
+
+The model is called as anybody calls it: tokens, a mask, positions, a cache. Rows of different lengths stand at the right, with pads
+in front; a row that has ended leaves, and new ones join what runs, where the cache is one that can be cut and joined. Whether
+a model, and an adapter, gives a row beside others what it gives it alone is not believed but tried (`trial`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+import unipelt
+
+#: What an argument with a cache is called: from transformers 5.24 on, and before.
+_CACHES = ("cache", "past_key_values")
+
+
+@dataclass(eq=False)
+class Row:
+    """A text under way. ``adapter`` is its name in the model (None: the base), ``next`` the token that has not been read yet."""
+
+    prompt: Sequence[int]
+    adapter: str | None
+    owner: Any = None
+    next: int = -1
+
+
+class Model:
+    """How a language model is called."""
+
+    def __init__(self, model: nn.Module, pad: int):
+        self.model, self.pad = model, pad
+        names = inspect.signature(model.forward).parameters
+        self._cache = next((n for n in _CACHES if n in names), None)
+        self._positions = "position_ids" in names
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the model takes a cache of keys and values, as `Decoding` gives it."""
+        return self._cache is not None
+
+    @cached_property
+    def device(self) -> torch.device:
+        return next(p.device for p in self.model.parameters())
+
+    def cache(self) -> DynamicCache:
+        config: Any = self.model.config
+        return DynamicCache(config=config.get_text_config(decoder=True))
+
+    def scores(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, who: Sequence[str | None]
+    ) -> torch.Tensor:
+        """The scores of the token that follows, [rows, vocabulary]. ``ids`` [rows, new tokens], ``mask`` [rows, all tokens]."""
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, str(self._cache): cache, "use_cache": True, **self._last}  # fmt: skip
+        if self._positions:
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        alike = len(set(who)) == 1
+        with torch.no_grad(), unipelt.using(self.model, who[0] if alike else list(who)):
+            return self.model(**given).logits[:, -1].float()
+
+
+@dataclass(eq=False)
+class Decoding:
+    """Rows that run together. ``joins``: whether more may join them."""
+
+    model: Model
+    joins: bool = True
+    rows: list[Row] = field(default_factory=list)
+    _cache: Any = None
+    _mask: Any = None
+
+    def begin(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Reads the prompts of new rows, which stand behind those that are there; the new rows' scores [new rows, vocabulary]."""
+        rows = list(rows)
+        longest = max(len(r.prompt) for r in rows)
+        ids = torch.full((len(rows), longest), self.model.pad)
+        mask = torch.zeros_like(ids)
+        for i, r in enumerate(rows):
+            ids[i, longest - len(r.prompt) :] = torch.tensor(list(r.prompt))
+            mask[i, longest - len(r.prompt) :] = 1
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        cache = self.model.cache()
+        scores = self.model.scores(ids, mask, cache, [r.adapter for r in rows])
+        if not self.rows:
+            self._cache, self._mask = cache, mask
+        else:
+            self._join(cache, mask)
+        self.rows += rows
+        self.joins = self.joins and _plain(self._cache)
+        return scores
+
+    def step(self) -> torch.Tensor:
+        """Reads the next token of every row; the scores of those that follow [rows, vocabulary]."""
+        ids = torch.tensor([[r.next] for r in self.rows], device=self._mask.device)
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], 1)
+        return self.model.scores(ids, self._mask, self._cache, [r.adapter for r in self.rows])
+
+    def leave(self, gone: Sequence[Row]) -> None:
+        """Takes rows out, and the columns in which all that stay have pads."""
+        left = {id(r) for r in gone}
+        keep = [i for i, r in enumerate(self.rows) if id(r) not in left]
+        if len(keep) == len(self.rows):
+            return
+        self._order(keep)
+        if self.rows and self.joins:
+            first = int(self._mask.any(0).int().argmax())
+            if first:
+                self._mask = self._mask[:, first:]
+                for layer in self._layers():
+                    layer.keys, layer.values = layer.keys[..., first:, :], layer.values[..., first:, :]
+
+    def sort(self) -> None:
+        """Rows of one adapter stand together: what an adapter computes is then a part of the batch and no copy."""
+        order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].adapter or "")
+        if order != list(range(len(order))):
+            self._order(order)
+
+    def _order(self, order: list[int]) -> None:
+        self.rows = [self.rows[i] for i in order]
+        if not order:
+            self._cache = self._mask = None
+            return
+        at = torch.tensor(order, device=self._mask.device)
+        self._mask = self._mask.index_select(0, at)
+        self._cache.batch_select_indices(at)
+
+    def _join(self, cache: DynamicCache, mask: torch.Tensor) -> None:
+        n = max(self._mask.shape[1], mask.shape[1])
+        for mine, other in zip(self._layers(), cache.layers):
+            for name in ("keys", "values"):
+                whole = [_at_right(getattr(layer, name), n) for layer in (mine, other)]
+                setattr(mine, name, torch.cat(whole))
+        self._mask = torch.cat([_at_right(m[..., None], n)[..., 0] for m in (self._mask, mask)])
+
+    def _layers(self) -> list[Any]:
+        return [layer for layer in self._cache.layers if layer.is_initialized]
+
+
+def _plain(cache: DynamicCache) -> bool:
+    """Whether all layers keep all keys and values, so that rows and columns can be taken out and put together."""
+    return all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers)
+
+
+def _at_right(t: torch.Tensor, n: int) -> torch.Tensor:
+    """A tensor [..., tokens, width] with zeros in front, ``n`` tokens long."""
+    return torch.nn.functional.pad(t, (0, 0, n - t.shape[-2], 0))

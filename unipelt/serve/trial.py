@@ -1,0 +1,98 @@
+"""Tries what a row gives alone, with pads in front, beside the base's rows, and in what runs already, before anybody's text depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import unipelt
+
+from ..language.report.diagnostics import PeltError
+from ..runtime.registry import registry, unwrapped
+from .decoding import Decoding, Model, Row
+
+#: How far scores may be apart, as a part of the largest one, for what is computed in another order.
+_NEAR = {torch.float32: 1e-4, torch.float64: 1e-8}
+_NEAR_HALF = 5e-2
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How an adapter's rows may run. ``shares``: beside those of other adapters; ``pads``: beside longer ones; ``joins``: from the
+    middle of what runs. ``rows``: how many the adapter itself puts among the tokens."""
+
+    shares: bool
+    pads: bool
+    joins: bool
+    rows: int = 0
+
+
+class NotFinite(Exception):
+    """The adapter makes scores that are no numbers."""
+
+
+def alike(model: nn.Module, found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two results are the same but for the rounding of the model's dtype."""
+    share = _NEAR.get(next(p.dtype for p in model.parameters()), _NEAR_HALF)
+    return bool((found - expected).abs().max() <= share * expected.abs().max().clamp(min=1e-6))
+
+
+def tried(model: Model, adapter: str | None, words: int) -> Ways:
+    """Two short texts of chance, two tokens each, under an adapter. Raises `NotFinite`, and what the model raises."""
+    g = torch.Generator().manual_seed(0)
+    long, short = (torch.randint(0, words, (n,), generator=g).tolist() for n in (7, 3))
+    then = [int(torch.randint(0, words, (1,), generator=g)) for _ in range(2)]
+
+    def row(prompt: list[int], who: str | None, k: int) -> Row:
+        return Row(prompt, who, next=then[k])
+
+    def alone(prompt: list[int], who: str | None, k: int) -> torch.Tensor:
+        d = Decoding(model)
+        return torch.cat([d.begin([row(prompt, who, k)]), d.step()])
+
+    wanted = alone(short, adapter, 0)
+    if not torch.isfinite(wanted).all():
+        raise NotFinite("it makes scores that are no numbers")
+
+    def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+        return alike(model.model, found, expected)
+
+    def holds(companion: str | None, pads: bool) -> bool:
+        """Whether a row gives the same in front of another."""
+        other = long if pads else short
+        d = Decoding(model)
+        try:
+            first = d.begin([row(short, adapter, 0), row(other, companion, 1)])
+            second = d.step()
+        except PeltError:
+            return False
+        if not same(torch.stack([first[0], second[0]]), wanted):
+            return False
+        return companion == adapter or same(torch.stack([first[1], second[1]]), alone(other, companion, 1))
+
+    def joined() -> bool:
+        d = Decoding(model)
+        d.begin([row(long, None, 1)])
+        d.step()
+        if not d.joins:
+            return False
+        first = d.begin([row(short, adapter, 0)])
+        second = d.step()
+        if not same(torch.stack([first[0], second[1]]), wanted):
+            return False
+        d.leave(d.rows[:1])
+        longer = Decoding(model)
+        longer.begin([row([*short, then[0]], adapter, 1)])
+        d.rows[0].next = then[1]
+        return same(d.step(), longer.step())
+
+    pads = holds(adapter, True)
+    shares = adapter is None or holds(None, pads)
+    r = registry(unwrapped(model.model))
+    rows = 0
+    if r is not None and adapter is not None:
+        with unipelt.using(model.model, adapter):
+            rows = r.input_hooks.standing
+    return Ways(shares, pads, shares and pads and rows == 0 and joined(), rows)
