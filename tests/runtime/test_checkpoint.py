@@ -24,6 +24,7 @@ from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.versions import FORMAT
 from unipelt.runtime.saving import fingerprint
 from unipelt.runtime.folder import read_manifest, read_tensors
+from unipelt.runtime.registry import registry
 from unipelt.runtime.hub import MANIFEST, METHOD, WEIGHTS
 
 METHODS = members()
@@ -708,3 +709,14 @@ def test_a_folded_form_names_nothing_that_folding_left_out(lines: str, tmp_path:
     unipelt.save(m, tmp_path / "saved", "a")
     unipelt.attach(again, tmp_path / "saved")
     torch.testing.assert_close(output(again), output(m))
+
+
+def test_an_adapter_without_a_trained_head_comes_back_without_one(tmp_path: Path) -> None:
+    m = model("bert_labels")
+    unipelt.apply(m, unipelt.load(name("lora"))(r=2), head=False)
+    randomise(m)
+    unipelt.save(m, tmp_path / "a")
+    other, x = model("bert_labels"), {"input_ids": torch.tensor([[3, 4, 5, 6]])}
+    unipelt.attach(other, tmp_path / "a")
+    assert not registry(other).attached["default"].plan.copies
+    torch.testing.assert_close(other.eval()(**x).logits, m.eval()(**x).logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Annotated
 
 import typer
@@ -32,7 +33,7 @@ def serve(
     options: ServeOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a base with many adapters over HTTP, a request's `model` naming the adapter: OpenAI's /v1/completions and /v1/chat/completions for language models, /predict for other tasks; /v1/models, /health, /metrics. Requests for different adapters are computed together. There are no accounts: put a proxy that knows its users before it."""
+    """Serve a base with many adapters over HTTP, the `model` of a request names the adapter: OpenAI's /v1/completions and /v1/chat/completions for language models, /predict for other tasks; /v1/models, /health, /metrics. Requests for different adapters are computed together. There are no accounts: put a proxy that knows its users before it."""
     from ..serve.server import serve as run
 
     handler = _Lines()
@@ -42,6 +43,7 @@ def serve(
     def ready(address: str) -> None:
         if as_json:
             emit({"ok": True, "address": address})
+            sys.stdout.flush()  # who started the server waits for this
         else:
             say(f"listening on {address}; Ctrl-C ends it")
 

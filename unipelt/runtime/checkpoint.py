@@ -102,7 +102,7 @@ def _attach(
 
 def head_of(model: nn.Module, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments ``head`` and ``labels`` with which an adapter's method is planned as it was when it was saved."""
-    head = has_head(model, manifest["copies"]) if manifest["copies"] and manifest["head"] else None
+    head = (has_head(model, manifest["copies"]) if manifest["copies"] else None) if manifest["head"] else False
     labels = read_json(manifest.get("labels"), str(folder / MANIFEST))
     # the base's own head scores the same
     return {"head": head, "labels": None if labels == labels_of_base(model) else labels}

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from ..language.report.diagnostics import near
+from ..language.report.diagnostics import counted, near
 from .engine import Engine, told
 from .guard import Guard
 from .jobs import Completed, Completion, Job, Prediction
@@ -52,6 +52,9 @@ class Server:
 
     def submit_all(self, jobs: Sequence[Job]) -> None:
         """All or none."""
+        most = self.options.max_queue
+        if len(jobs) > most:
+            raise wrong("too_many_inputs", f"at most {counted(most, 'text')} in a request", "prompt")
         begun: list[Job] = []
         try:
             for job in jobs:
@@ -141,8 +144,9 @@ def _writing(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/completions")
     async def completions(asked: Completions, request: Request) -> Any:
+        adapter = server.adapter(asked.model)
         prompts = [reader().prompt(p) for p in asked.prompts]
-        jobs = server.completions(asked, server.adapter(asked.model), prompts, asked.max_tokens, 16)
+        jobs = server.completions(asked, adapter, prompts, asked.max_tokens, 16)
 
         def choice(i: int, text: str, reason: str | None) -> dict[str, Any]:
             return {"index": i, "text": text, "logprobs": None, "finish_reason": reason}
@@ -151,9 +155,10 @@ def _writing(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(asked: Chat, request: Request) -> Any:
+        adapter = server.adapter(asked.model)
         prompt = reader().talk([m.plain() for m in asked.messages])
         most = asked.max_completion_tokens or asked.max_tokens
-        jobs = server.completions(asked, server.adapter(asked.model), [prompt], most, server.options.max_tokens)
+        jobs = server.completions(asked, adapter, [prompt], most, server.options.max_tokens)
 
         def choice(i: int, text: str, reason: str | None) -> dict[str, Any]:
             return {"index": i, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": reason}  # fmt: skip
@@ -305,11 +310,14 @@ def _refusals(app: FastAPI) -> None:
         return answer(told(e))
 
 
+_FIELDS = {*Completions.model_fields, *Chat.model_fields, *Predict.model_fields}
+
+
 def _malformed(errors: Sequence[Any]) -> Refusal:
     """The first mistake of a body, in plain words."""
     e = errors[0]
-    if e["type"] in ("json_invalid", "missing") and len(e["loc"]) < 2:
-        return wrong("malformed", "the body is no JSON object")
+    if len(e["loc"]) < 2:
+        return wrong("malformed", "the body is no JSON object, or does not come with `Content-Type: application/json`")
     if e["type"] == "json_invalid":
         return wrong(
             "malformed", f"the body is no JSON: {e.get('ctx', {}).get('error', e['msg'])} at character {e['loc'][-1]}"
@@ -321,7 +329,12 @@ def _malformed(errors: Sequence[Any]) -> Refusal:
         return wrong("wrong_value", f"`{field}` has none of the forms that it may have", field)
     shown = ".".join(place)
     if e["type"] == "extra_forbidden":
-        return wrong("unknown_field", f"there is no field `{shown}`, or the server does not do what it asks for", field)
+        close = near(place[-1][:80], _FIELDS)
+        return wrong(
+            "unknown_field",
+            f"there is no field `{shown[:80]}` that the server knows" + (f"; {close}" if close else ""),
+            field,
+        )
     if e["type"] == "missing":
         return wrong("missing_field", f"the field `{shown}` is missing", field)
     return wrong("wrong_value", f"`{shown}`: {e['msg'][:1].lower()}{e['msg'][1:]}", field)

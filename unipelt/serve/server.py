@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,8 +42,10 @@ def serve(
 
         class Server(uvicorn.Server):
             def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                """The first signal ends the server when what runs has ended, a second Ctrl-C at once; being told to stop is no failure."""
                 engine.refuse_new()
-                super().handle_exit(sig, frame)
+                self.force_exit = self.should_exit and sig == signal.SIGINT
+                self.should_exit = True
 
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
@@ -52,10 +55,7 @@ def serve(
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(options.grace) + 1)
         logging.getLogger("unipelt").setLevel(logging.INFO)
         with engine:
-            try:
-                Server(config).run([listening])
-            except KeyboardInterrupt:  # uvicorn raises again what it was stopped by
-                pass
+            Server(config).run([listening])
     finally:
         listening.close()
     say("stopped: what was running has ended")

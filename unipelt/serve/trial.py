@@ -39,6 +39,12 @@ def alike(model: nn.Module, found: torch.Tensor, expected: torch.Tensor) -> bool
     return bool((found - expected).abs().max() <= share * expected.abs().max().clamp(min=1e-6))
 
 
+def need_finite(model: Model, adapter: str) -> None:
+    """Raises `NotFinite` for an adapter that makes of a short text what is no number."""
+    if not torch.isfinite(Decoding(model).begin([Row(range(3), adapter)])).all():
+        raise NotFinite("it makes scores that are no numbers")
+
+
 def tried(model: Model, adapter: str | None, words: int) -> Ways:
     """Two short texts of chance, two tokens each, under an adapter. Raises `NotFinite`, and what the model raises."""
     g = torch.Generator().manual_seed(0)
