@@ -297,10 +297,24 @@ def test_rules_of_serving_engines(tmp_path: Path) -> None:
         unipelt.export_peft(m, tmp_path / "some", serving=True)
 
 
-def test_a_folder_of_peft_is_recognised_by_attach(tmp_path: Path) -> None:
-    saved("lora", tmp_path)
-    with pytest.raises(PeltError, match="import_peft"):
-        unipelt.attach(model("llama"), tmp_path)
+def test_attach_takes_a_folder_of_peft(tmp_path: Path) -> None:
+    kind = saved("lora", tmp_path)
+    m = model(kind)
+    assert unipelt.attach(m, tmp_path, "theirs", trainable=True) == "theirs"
+    torch.testing.assert_close(of_ours(m, ""), of_peft(kind, tmp_path), rtol=1e-5, atol=1e-5)
+    assert any(p.requires_grad for p in m.parameters())
+    for given in ({"dtype": torch.bfloat16}, {"force": True}, {"arguments": {"alpha": 3.0}}):
+        with pytest.raises(PeltError, match="another library's"):
+            unipelt.attach(model(kind), tmp_path, **given)
+
+
+def test_the_same_method_with_other_names_for_its_tensors(tmp_path: Path) -> None:
+    m = model("gpt2")
+    rows = "modify attn.q insert parallel form { P: [d_in, 3] ~ normal(1.0)  Q: [3, d_out] ~ zeros  delta = z @ P @ Q } compose h + 2 * delta"
+    unipelt.apply(m, unipelt.parse(f"method mine {{ {rows} }}"), name="mine")
+    with pytest.raises(PeltError, match=r"with other tensors: `[PQ]`"):
+        unipelt.export_peft(m, tmp_path / "out", "mine")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("d", declarations(), ids=lambda d: d.name)

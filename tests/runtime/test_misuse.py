@@ -64,6 +64,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "combine": {"model": None, "weights": {"a": 1.0}, "name": "new", "how": "sum", "rank": None, "density": 0.5, "seed": 0},
     "import_peft": {"model": None, "folder": "saved", "name": "new", "trainable": False},
     "export_peft": {"model": None, "folder": "new", "name": "a", "serving": False},
+    "import_adapters": {"model": None, "folder": "saved", "name": "new", "trainable": False, "allow_future": False},
+    "export_adapters": {"model": None, "folder": "new", "name": "a"},
     "watch": {"model": None, "name": "a"},
     "gradient_norms": {"model": None, "name": "a"},
 }  # fmt: skip

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..language.report.diagnostics import error
 from ..training.options import Opening, check
-from .options import AsJson, Folder
+from .options import AllowFuture, AsJson, Folder
 from .output import emit, say
 
 #: What peft calls a task, and what `--task` does.
@@ -20,20 +21,28 @@ TASKS = {
 
 
 def import_(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder that peft's `save_pretrained` wrote.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="A folder of peft's (`save_pretrained`) or of AdapterHub's `adapters` (`save_adapter`)."
+        ),
+    ],
     model: Annotated[str, typer.Option("--model", "-m", help="The base model.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The folder to write: an adapter of unipelt's.")],
     task: Annotated[
         str | None,
         typer.Option(help="The task whose model it is for, as in `train`, or base; default: what its folder says."),
     ] = None,
+    allow_future: AllowFuture = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn an adapter of peft's into one of unipelt's, with the same values."""
-    from ..interchange.folders import read
+    """Turn an adapter of peft's or of AdapterHub's into one of unipelt's, with the same values."""
+    from ..interchange.brought import import_adapter
+    from ..interchange.folders import read, written_by
 
     place = Path(folder)
-    config, _ = read(place)  # before the seconds that a model takes
+    form = written_by(place)
+    config, _ = read(place, form)  # before the seconds that a model takes
     if Path(out).exists():
         raise error("E0611", f"`{out}` exists", help="name another folder")
 
@@ -41,8 +50,8 @@ def import_(
 
     from ..training.models import load_plain, quiet
 
-    loaded = load_plain(model, task or TASKS.get(str(config.get("task_type")), "base"))
-    unipelt.import_peft(loaded, place)
+    loaded = load_plain(model, task or _task(config, place))
+    import_adapter(loaded, place, allow_future=allow_future)
     with quiet():
         unipelt.save(loaded, out, fold=False)
     if as_json:
@@ -50,6 +59,7 @@ def import_(
             {
                 "ok": True,
                 "folder": out,
+                "library": form.library,
                 "peft_type": config.get("peft_type"),
                 "text": str(unipelt.adapters(loaded)["default"]),
             }
@@ -58,14 +68,30 @@ def import_(
         say(f"written to {out}: unipelt.attach(model, {out!r}) brings it onto the base")
 
 
+def _task(config: Mapping[str, Any], place: Path) -> str:
+    """The task whose model a folder is for, as it says itself."""
+    from ..interchange.hub_heads import task_of
+    from ..interchange.peft_out import TASKS as ENDS
+
+    found = config.get("task_type") or next((t for end, t in ENDS.items() if task_of(place).endswith(end)), None)
+    return TASKS.get(str(found), "base")
+
+
 def export(
     folder: Folder,
     out: Annotated[
-        str, typer.Option("--out", "-o", help="The file to write, with the ending .onnx; with `--to peft` a folder.")
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The file to write, with the ending .onnx; with `--to peft` or `--to adapters` a folder.",
+        ),
     ],
     to: Annotated[
-        Literal["onnx", "peft"],
-        typer.Option(help="What to write: the model with the adapter, or the adapter alone for peft."),
+        Literal["onnx", "peft", "adapters"],
+        typer.Option(
+            help="What to write: the model with the adapter, or the adapter alone for peft or AdapterHub's `adapters`."
+        ),
     ] = "onnx",
     task: Annotated[
         str | None,
@@ -94,10 +120,12 @@ def export(
     opening: Opening,
     as_json: AsJson = False,
 ) -> None:
-    """Write a saved adapter with its model as an ONNX file, compared with the model by onnxruntime; or the adapter for peft."""
+    """Write a saved adapter with its model as an ONNX file, compared with the model by onnxruntime; or the adapter for peft or AdapterHub."""
     check(opening)
     _check_as(to, as_, rank)
-    if to == "peft":
+    if serving and to != "peft":
+        raise typer.BadParameter("--serving goes with `--to peft`")
+    if to != "onnx":
         if merged:
             raise typer.BadParameter("--merge is for ONNX: an adapter that is merged is none any more")
         if Path(out).exists():
@@ -105,8 +133,6 @@ def export(
     else:
         from ..runtime.exporting import INSTALL, check_place
 
-        if serving:
-            raise typer.BadParameter("--serving goes with `--to peft`")
         check_place(Path(out))  # before the seconds that a model takes
 
     import unipelt
@@ -126,12 +152,16 @@ def export(
             say(f"written to {out} in rank {made.rank}: PeftModel.from_pretrained(base, {out!r}) opens it")
             say(f"left out of the change of the weights: {made.overall:.2%}, and {made.error:.2%} at most at one map")
         return
-    if to == "peft":
-        unipelt.export_peft(adapted, out, name, serving=serving)
+    if to != "onnx":
+        if to == "peft":
+            unipelt.export_peft(adapted, out, name, serving=serving)
+        else:
+            unipelt.export_adapters(adapted, out, name)
+        opens = "PeftModel.from_pretrained(base, {!r})" if to == "peft" else "model.load_adapter({!r}) of `adapters`"
         if as_json:
             emit({"ok": True, "folder": out})
         else:
-            say(f"written to {out}: PeftModel.from_pretrained(base, {out!r}) opens it")
+            say(f"written to {out}: {opens.format(out)} opens it")
         return
     if merged:
         unipelt.merge(adapted, name)

@@ -58,7 +58,7 @@ def export_as_lora(
     if problem is not None:
         raise no_counterpart(f"a serving engine would not read it: {problem}")
     place = Path(folder)
-    folders.write(place, config, tensors)
+    folders.write(place, folders.PEFT, config, tensors)
     return AsLora(place, found.rank, found.left_out, found.overall)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..anatomy.find import find
-from ..compiler.plan import Plan
+from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import select
 from ..language.ir import Method
 from ..language.loading import parse
@@ -24,7 +24,9 @@ from ..runtime.registry import unwrapped
 from ..runtime.saving import state_dict
 from . import folders
 from .declared import Declared, declared_for
-from .places import FRONT, depth, host, in_model, key, modules_of, of_base, ours, sites
+from .filling import Source, filled, leftover, misshapen
+from .places import FRONT, depth, host, in_model, key, modules_of, of_base, sites
+from .texts import Part, like, union
 
 
 def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, trainable: bool = False) -> str:
@@ -37,7 +39,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     """
     model = unwrapped(model)
     place = Path(folder)
-    config, tensors = folders.read(place)
+    config, tensors = folders.read(place, folders.PEFT)
     d = declared_for(config)
     tensors, copied = _copies(model, d, tensors)
     front = in_model(model, modules_of(d, tensors)) if d.of_modules else {}
@@ -107,24 +109,15 @@ def _method(
     plain = load(d.name)
     groups: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for path in front or ("",):
-        values = {n: _like(plain.arguments[n], v) for n, v in d.values(config, path).items()}
+        values = {n: like(plain.arguments[n], v, "peft") for n, v in d.values(config, path).items()}
         groups.setdefault(tuple(values.items()), []).append(path)
     notes = [d.note.format(**dict(arguments)) for arguments in groups if d.note]
-    parts, uses = [], []
+    parts = []
     for i, (arguments, paths) in enumerate(groups.items()):
-        given = ", ".join(f"{n} = {v!r}" for n, v in arguments)
         where = f"modify {', '.join(sites(model, [front[p] for p in paths], d, at_input))}" if front else ""
-        parts.append(f"method part_{i} from {d.name}({given}) {{ {where} }}")
-        uses.append(f"use part_{i} as {d.name if len(groups) == 1 else f'{d.name}_{i + 1}'}")
-    return parse("\n".join([*parts, f"method from_peft {{ {'  '.join(uses)} }}"]), name="from_peft"), notes
-
-
-def _like(value: Any, given: Any) -> Any:
-    if isinstance(value, float):
-        return float(given)
-    if isinstance(value, int) and float(given) != int(given):
-        raise error("E0840", f"the folder of peft's has {given!r} where a whole number is to be")
-    return int(given) if isinstance(value, int) else given
+        name = d.name if len(groups) == 1 else f"{d.name}_{i + 1}"
+        parts.append(Part(d.name, name, dict(arguments), where))
+    return union(parts, "from_peft"), notes
 
 
 def _values(
@@ -134,28 +127,12 @@ def _values(
     """Our tensors by name. Everything that peft saved is used, everything that the plan has is there."""
     there = {here: path for path, here in front.items()}
     layers = depth(model)
-    used: set[str] = set()
-    found: dict[str, torch.Tensor] = {}
-    for e in plan.edits:
-        for label, n in e.tensors.items():
-            suffix, how = d.tensors[label]
-            k = key(d, suffix, there.get(host(e), host(e)))
-            if k not in tensors:
-                raise error("E0842", f"{place} lacks the tensor `{k}`", help="copy the folder again")
-            used.add(k)
-            try:
-                t = ours(tensors[k], how, e, layers, plan.tensors[n].shape)
-            except (RuntimeError, IndexError):
-                raise _misshapen(place, k, tensors[k]) from None
-            if tuple(t.shape) != plan.tensors[n].shape:
-                raise _misshapen(place, k, tensors[k], plan.tensors[n].shape)
-            if n in found and not torch.equal(found[n], t):
-                raise error(
-                    "E0842",
-                    f"`{k}` in {place} is shared, and another module's has other numbers",
-                    help="copy the folder again",
-                )
-            found[n] = t
+
+    def source(e: PlannedEdit, label: str) -> Source:
+        suffix, how = d.tensors[label]
+        return Source(key(d, suffix, there.get(host(e), host(e))), how, e.site.layer or 0, layers)
+
+    found, used = filled(plan, source, tensors, place)
     for suffix, how in d.of_base.items():
         for path, here in front.items():
             k = key(d, suffix, path)
@@ -173,17 +150,10 @@ def _values(
                         help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
         t = heads.get(k, model.get_parameter(c.parameter.path))
         if tuple(t.shape) != tuple(c.parameter.shape):
-            raise _misshapen(place, k, t, tuple(c.parameter.shape))
+            raise misshapen(place, k, t, tuple(c.parameter.shape))
         used.add(k)
         found[c.name] = t
     left = sorted(set(tensors) - used)
     if left:
-        raise error("E0842", f"{place} has the tensor `{left[0]}`, which has no place in `{d.name}`" + (f", and {len(left) - 1} more" if left[1:] else ""),
-                    help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
+        raise leftover(place, left, d.name, "merge it with peft (`merge_and_unload`), and use the merged model")
     return found
-
-
-def _misshapen(place: Path, k: str, t: torch.Tensor, wanted: tuple[int, ...] | None = None) -> Exception:
-    said = f", and ours there would be {list(wanted)}" if wanted is not None else ""
-    return error("E0842", f"the tensor `{k}` in {place} has the shape {list(t.shape)}{said}",
-                 help="load the model that the adapter was trained on; a head has as many rows as there are labels")  # fmt: skip

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from . import folders
 from .declared import Declared, declarations, no_counterpart
 from .factors import with_remedy
 from .fused import NOTE, by_map, joined
-from .places import FRONT, depth, host, key, of_base, part_of, sizes, theirs
+from .filling import Apart, Source, emptied
+from .places import FRONT, depth, host, key, of_base, sizes
+from .shapes import theirs
 
 #: How the name of a class of transformers ends, and what peft calls the task.
 TASKS = {
@@ -57,10 +60,12 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     plan = attached.plan
     copied = {} if plan.edits else _norms(model, plan)
     d, matches = _recognised(plan.method) if plan.edits else (_of_copies(), {})
+    other = next(((e.row.name, n) for e in plan.edits for n in e.tensors if n not in d.tensors), None)
+    if other is not None:
+        raise no_counterpart(f"its row `{other[0]}` computes what `{d.name}` does, with other tensors: `{other[1]}`")
     values = state_dict(model, name)
     layers = depth(model)
     tensors: dict[str, torch.Tensor] = {}
-    beside: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
     by_path = {host(e): _arguments(d, matches[e.row.name]) for e in plan.edits}
     parts_of = by_map(plan.edits) if d.of_modules else {}
     for path, own in parts_of.items():
@@ -68,23 +73,17 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
         both, by_path[path] = joined(d, model.get_submodule(path), own, values, arguments)
         for label, t in both.items():
             suffix, how = d.tensors[label]
-            tensors[key(d, suffix, path)] = theirs(t, how, own[0])
-    for e in plan.edits:
-        if host(e) in parts_of:
-            continue
-        for label, n in e.tensors.items():
-            suffix, how = d.tensors[label]
-            t = theirs(values[n], how, e)
-            k = key(d, suffix, host(e))
-            part = part_of(how, e, layers)
-            if part is None:
-                tensors[k] = t
-            else:
-                beside.setdefault(k, {})[part] = t
-    for k, parts in beside.items():
-        if any(len(parts) != n for _, n in parts):
-            raise no_counterpart("it has rows in some layers only")
-        tensors[k] = torch.cat([parts[part] for part in sorted(parts)], dim=1)
+            (tensors[key(d, suffix, path)],) = theirs(t, how, own[0])
+    apart = replace(plan, edits=tuple(e for e in plan.edits if host(e) not in parts_of))
+
+    def source(e: PlannedEdit, label: str) -> Source:
+        suffix, how = d.tensors[label]
+        return Source(key(d, suffix, host(e)), how, e.site.layer or 0, layers)
+
+    try:
+        tensors |= emptied(apart, source, values)
+    except Apart as e:
+        raise no_counterpart(str(e)) from None
     for suffix, how in d.of_base.items():
         for path in {host(e) for e in plan.edits}:
             try:
@@ -115,7 +114,7 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     problem = serving_problem(config) if serving else None
     if problem is not None:
         raise no_counterpart(f"a serving engine would not read it: {problem}")
-    folders.write(place, config, tensors)
+    folders.write(place, folders.PEFT, config, tensors)
     if parts_of:
         warnings.warn(NOTE, stacklevel=2)
     if d.note:

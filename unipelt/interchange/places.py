@@ -19,47 +19,6 @@ FRONT = "base_model.model."
 WHOLE = "base_model."
 
 
-def ours(t: torch.Tensor, how: str, edit: PlannedEdit, layers: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Our tensor, of a shape, made of peft's. Raises `RuntimeError` where it cannot be."""
-    word, *rest = how.split()
-    if word == "joined":
-        size = edit.site.sizes
-        rows = t.reshape(t.shape[0], layers, 2, size["groups"], size["d_head"])
-        return rows[:, edit.site.layer or 0, int(rest[0])].transpose(0, 1)  # [l, group, d_head] → [group, l, d_head]
-    if word == "columns":
-        part = t.tensor_split(int(rest[1]), dim=-1)[int(rest[0])]
-        return part.flip(-1) if "flip" in rest else part
-    if word == "row" and t.shape[:1] != (1,):
-        raise RuntimeError("it has several rows")
-    return {
-        "same": lambda: t, "T": lambda: t.mT, "swap": lambda: t.transpose(0, 1), "row": lambda: t[0],
-        "flat": lambda: t.reshape(-1), "split": lambda: t.reshape(shape if t.dim() == 1 else t.shape),
-    }[word]()  # fmt: skip
-
-
-def theirs(t: torch.Tensor, how: str, edit: PlannedEdit) -> torch.Tensor:
-    """peft's tensor, made of ours, or the part of it that `part_of` says; what is joined comes as [l, group · d_head]."""
-    word, *rest = how.split()
-    if word == "joined":
-        return t.transpose(0, 1).reshape(t.shape[1], -1)
-    if word == "columns":
-        return t.flip(-1) if "flip" in rest else t
-    if word == "flat":
-        return t[None] if edit.site.side == "input" else t[:, None]
-    return {
-        "same": lambda: t, "T": lambda: t.mT, "swap": lambda: t.transpose(0, 1), "row": lambda: t[None],
-        "split": lambda: t.reshape(-1),
-    }[word]()  # fmt: skip
-
-
-def part_of(how: str, edit: PlannedEdit, layers: int) -> tuple[int, int] | None:
-    """Which part of peft's tensor ours is, and of how many that stand beside each other; None where it is the whole."""
-    word, *rest = how.split()
-    if word == "joined":
-        return 2 * (edit.site.layer or 0) + int(rest[0]), 2 * layers
-    return (int(rest[0]), int(rest[1])) if word == "columns" else None
-
-
 def of_base(module: nn.Module, how: str) -> torch.Tensor:
     """What peft saves of the base's own weight: ``norms`` are those of the weights of each input. Raises `TypeError`."""
     if how != "norms" or not isinstance(module, nn.Linear):

@@ -169,8 +169,8 @@ def verify(folder: Path) -> None:
     read_tensors(folder, manifest)
 
 
-#: What the configuration of an adapter of peft's is called.
-PEFT = "adapter_config.json"
+#: What the configuration of an adapter of another library's is called (peft's, AdapterHub's).
+FOREIGN = "adapter_config.json"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -187,8 +187,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise error("E0577", f"{folder} is no adapter: it has no {n}",
                         help="the run there is not finished: `--resume` goes on with it" if isfile(folder / RUN)
                         else f"it is a model with adapters beside it: name one of the folders {folder / FOLDER.format('*')}"
-                        if isfile(folder / INDEX) else f"it is an adapter of peft's: unipelt.import_peft(model, {str(folder)!r})"
-                        if isfile(folder / PEFT) else "name the `--out` folder of `unipelt train`, or one that `unipelt.save` made")  # fmt: skip
+                        if isfile(folder / INDEX) else f"it is an adapter of another library's: `unipelt import {shlex.quote(str(folder))} --model BASE --out adapter` makes one of unipelt's of it"
+                        if isfile(folder / FOREIGN) else "name the `--out` folder of `unipelt train`, or one that `unipelt.save` made")  # fmt: skip
     data = _bytes(path, FETCHED[MANIFEST])
     try:
         manifest = json.loads(data)

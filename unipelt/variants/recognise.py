@@ -21,7 +21,7 @@ from ..language.report.diagnostics import PeltError
 from ..language.analyse.meaning import bound, meaning
 from ..language.syntax.printer import to_text
 from .catalogue import catalogue, known, of_rows, with_skeleton
-from .patterns import Pattern, compared, key_of_lines, lines_of, without_biases
+from .patterns import Pattern, compared, key_of_lines, lines_of, patterns_of, without_biases
 from .solve import Solution, fits
 
 
@@ -156,6 +156,25 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
             rank = (not p.alone, differ, match.starts, len(match.arguments), around, len(p.params), p.method)
             ranked.append((rank, match))
     return [m for _, m in sorted(ranked, key=lambda x: x[0])]
+
+
+def arguments_of(method: Method, row: Row, other: Method) -> Mapping[str, Any] | None:
+    """The arguments under which a method of one row computes what a row does, whatever layers, tokens and gates; None without any.
+
+    What the row does not depend on is left out.
+    """
+    whole = bound(replace(method, rows=(row,), trains=(), requires=()))
+    try:
+        lines = lines_of(meaning(_alone(whole, whole.rows[0])))
+        patterns = patterns_of(other.name, _alone(other, other.rows[0]))
+    except PeltError:  # it has no meaning without the tokens that it selects
+        return None
+    key = key_of_lines(lines[0][1])
+    for _, p in (x for x in patterns if x[0] == key and not x[1].biases):
+        found = _everywhere(p, lines)
+        if found is not None and found.activation is None:
+            return found.arguments
+    return None
 
 
 def _everywhere(p: Pattern, lines: list[tuple[str, Canonical]]) -> Solution | None:

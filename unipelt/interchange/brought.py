@@ -1,0 +1,20 @@
+"""Folders of whichever library: what brings them in, by their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from . import folders
+from .hub_in import import_adapters
+from .peft_in import import_peft
+
+
+def import_adapter(
+    model: nn.Module, folder: Path, name: str = "default", *, trainable: bool = False, allow_future: bool = False
+) -> str:
+    """Attaches an adapter of peft's or of `adapters`, and returns its name. Raises `PeltError`, the model untouched."""
+    if folders.written_by(folder) is folders.ADAPTERS:
+        return import_adapters(model, folder, name, trainable=trainable, allow_future=allow_future)
+    return import_peft(model, folder, name, trainable=trainable)

@@ -1,0 +1,310 @@
+"""Adapters for the library `adapters` (AdapterHub), out: what its configurations can say becomes a folder that it opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..compiler.plan import Plan, PlannedEdit
+from ..language.analyse.canonical import difference
+from ..language.analyse.meaning import bound
+from ..language.ir import Method, Row
+from ..language.loading import parse
+from ..language.report.diagnostics import PeltError
+from ..language.syntax.nodes import Number
+from ..language.syntax.printer import to_text
+from ..runtime.hub import public_name
+from ..runtime.members import Resolved
+from ..runtime.references import load
+from ..runtime.registry import record, unwrapped
+from ..runtime.saving import state_dict
+from ..variants.recognise import arguments_of
+from . import folders
+from .filling import Apart, emptied
+from .hub_declared import Meaning, Sites, architectures, not_written
+from .hub_heads import written_head
+from .hub_places import Place, Written, written
+
+#: The version whose layout is written.
+VERSION = "adapters.1.3.0"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a method that one configuration says: where they stand and their arguments in each layer."""
+
+    meaning: Meaning
+    sites: frozenset[str]
+    arguments: Mapping[int, Mapping[str, Any]]
+
+    def joined(self, other: Piece) -> Piece | None:
+        """Both in one configuration; None where it cannot say them."""
+        if self.meaning is not other.meaning:
+            return None
+        sizes = {n for n, (_, how) in self.meaning.arguments.items() if how == "divides"}
+        rest = [{n: v for n, v in a.items() if n not in sizes} for p in (self, other) for a in p.arguments.values()]
+        if any(r != rest[0] for r in rest):
+            return None
+        if self.sites == other.sites and not self.arguments.keys() & other.arguments.keys():
+            return replace(self, arguments={**self.arguments, **other.arguments})
+        if not self.sites & other.sites and dict(self.arguments) == dict(other.arguments):
+            return replace(self, sites=self.sites | other.sites)
+        return None
+
+
+def export_adapters(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
+    """Writes an attached adapter as a folder that version 1 of `adapters` opens (``model.load_adapter(folder)``), and returns its path.
+
+    Rows are recognised by what they compute, whatever they are called; ``specs/adapters.toml`` lists what the library has. A trained
+    head goes beside it: as that of the model's own class, or, where the base's pooler is trained with it, as one of the library's.
+    The tensors are in ``pytorch_adapter.bin``, which the library reads by default. Raises `PeltError` for what it cannot say.
+    """
+    model = unwrapped(model)
+    attached = record(model, name)
+    plan = attached.plan
+    besides = next((c.name for c in plan.copies if not c.head), None)
+    if besides is not None:
+        raise not_written(f"it trains `{besides}` besides")
+    try:
+        place = Place.of(model)
+        pieces = _pieces(plan, place)
+        configs = [_config(p, place) for p in pieces]
+        method = written(configs, place)
+    except PeltError as e:
+        if any(d.code == "E0844" for d in e.diagnostics):
+            raise
+        raise not_written(e.diagnostics[0].message) from None
+    own = bound(replace(plan.method, trains=(), requires=()))
+    apart = difference(own, bound(method.method))
+    if apart is not None:
+        raise not_written(f"at {apart[0]} it has {apart[1]}, where the library has {apart[2]}")
+    values = state_dict(model, name)
+    tensors = _tensors(model, plan, pieces, method, values, place, name)
+    front = f"{place.map.prefix}." if place.map.prefix else ""
+    base = getattr(model, "config", None)
+    header = {
+        "hidden_size": place.width,
+        "model_type": getattr(base, "model_type", None),
+        "model_name": public_name(str(getattr(base, "_name_or_path", "") or "")) or None,
+        "version": VERSION,
+    }
+    head = None
+    if plan.copies:
+        trained = {c.parameter.path: values[c.name] for c in plan.copies}
+        labels = (
+            plan.labels.names if plan.labels is not None else list((getattr(base, "id2label", None) or {}).values())
+        )
+        head = written_head(model, trained, place.map.prefix, name, labels)
+        if head is None:
+            raise not_written(f"`adapters` has no head such as that of a {type(model).__name__}")
+    at = Path(folder)
+    if head is not None:
+        folders.write(at, folders.HEAD, {**header, **head.config}, head.tensors)
+    config = configs[0] if len(configs) == 1 else {"architecture": "union", "configs": configs}
+    model_class = head.config["model_class"] if head is not None else type(model).__name__
+    folders.write(at, folders.ADAPTERS, {**header, "name": name, "model_class": model_class, "config": config},
+                  {f"{front}{k}": t for k, t in tensors.items()})  # fmt: skip
+    return at
+
+
+def _tensors(
+    model: nn.Module, plan: Plan, pieces: Sequence[Piece], method: Written, values: Mapping[str, torch.Tensor], place: Place, name: str
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Their tensors by keys from the base on, those that stand there again included."""
+    again = Resolved(method.method).planned(
+        model, head=False, allow_future=True, labels=None, problem_type=None, example=None
+    )
+    ours: dict[tuple[str, ...], torch.Tensor] = {}
+    rows = _rows(plan, place)
+    for e in plan.edits:
+        row, meaning = rows[e.row.name]
+        for label, n in e.tensors.items():
+            ours[meaning.architecture.name, row, e.site.label, label] = values[n]
+    given: dict[str, torch.Tensor] = {}
+    for e in again.edits:
+        row, meaning = method.rows[e.row.name]
+        for label, n in e.tensors.items():
+            t = ours[meaning.architecture.name, row, e.site.label, label]
+            if n in given and not torch.equal(given[n], t):
+                raise not_written(f"rows share `{label}` there, and here they differ")
+            given[n] = t
+    try:
+        found = emptied(again, method.sources(again, place, name), given)
+    except Apart as e:
+        raise not_written(str(e)) from None
+    for m in method.meanings:
+        for of, at in place.again(m):
+            found |= {at + k[len(of) :]: t for k, t in list(found.items()) if k.startswith(f"{of}.")}
+    return found
+
+
+# ---------------------------------------------------------------- recognising
+
+
+def _edits(plan: Plan, row: Row) -> list[PlannedEdit]:
+    return [e for e in plan.edits if e.row.name == row.name]
+
+
+def _meanings(place: Place) -> list[Meaning]:
+    return [m for a in architectures().values() for m in a.meanings(place.family.norms)]
+
+
+def _groups(plan: Plan, place: Place) -> list[tuple[tuple[Row, ...], Meaning, Piece]]:
+    """The method's rows, those together that one configuration says, with what they are."""
+    rows = list(plan.method.rows)
+    known = _meanings(place)
+    found = []
+    while rows:
+        hit = next(((m, p) for m in known if (p := _as(m, rows[: len(m.rows)], plan, place)) is not None), None)
+        if hit is None:
+            raise not_written(f"its row `{rows[0].name}` is nothing that a configuration says")
+        meaning, piece = hit
+        found.append((tuple(rows[: len(meaning.rows)]), meaning, piece))
+        del rows[: len(meaning.rows)]
+    return found
+
+
+def _rows(plan: Plan, place: Place) -> dict[str, tuple[str, Meaning]]:
+    return {r.name: (n, m) for rows, m, _ in _groups(plan, place) for r, n in zip(rows, m.rows)}
+
+
+def _pieces(plan: Plan, place: Place) -> list[Piece]:
+    """What each configuration says. Raises `PeltError` for what none says."""
+    pieces: list[Piece] = []
+    if not plan.method.rows:
+        raise not_written("it has no row")
+    for _, _, piece in _groups(plan, place):
+        both = next(((i, p) for i, old in enumerate(pieces) if (p := old.joined(piece)) is not None), None)
+        if both is not None:
+            pieces[both[0]] = both[1]
+        else:
+            pieces.append(piece)
+    for i, p in enumerate(pieces):
+        for q in pieces[:i]:
+            if p.meaning.architecture is q.meaning.architecture and (
+                not p.meaning.architecture.several or p.sites & q.sites
+            ):
+                raise not_written(
+                    f"it has several rows of the architecture `{p.meaning.architecture.name}` that differ"
+                )
+    return pieces
+
+
+def _as(meaning: Meaning, rows: Sequence[Row], plan: Plan, place: Place) -> Piece | None:
+    """Some rows as what a meaning says; None where they are not."""
+    if len(rows) != len(meaning.rows):
+        return None
+    found: dict[str, Any] = {}
+    where: set[tuple[frozenset[str], tuple[int, ...]]] = set()
+    for row, (name, fixed) in zip(rows, meaning.rows.items()):
+        edits = _edits(plan, row)
+        front = f"{name}." if name else ""
+        labels = {label.removeprefix(front) for label in meaning.tensors if label.startswith(front)}
+        if not edits or any(set(e.tensors) != labels for e in edits) or bool(row.gate) != bool(meaning.gate):
+            return None
+        sites = frozenset(e.site.full_name for e in edits)
+        layers = [{e.site.layer or 0 for e in edits if e.site.full_name == s} for s in sites]
+        if any(n != layers[0] for n in layers) or (stated := _stated(meaning, sites, place)) is None:
+            return None
+        where.add((sites, tuple(sorted(layers[0]))))
+        try:
+            arguments = arguments_of(plan.method, row, _candidate(meaning, stated, fixed))
+        except PeltError:
+            return None
+        if arguments is None:
+            return None
+        of_tokens = _of_tokens(plan, row)
+        if bool(of_tokens) != bool(meaning.tokens) or any(
+            of_tokens.get(meaning.tokens[n], 0) != v for n, v in fixed.items()
+        ):
+            return None
+        defaults = load(meaning.base).arguments
+        whole = {n: arguments.get(n, defaults.get(n)) for n in meaning.arguments if n not in meaning.tokens}
+        whole |= {n: of_tokens.get(word, 0) for n, word in meaning.tokens.items() if n not in fixed}
+        if any(found.get(n, v) != v for n, v in whole.items()):
+            return None
+        found |= whole
+    if len(where) != 1:
+        return None
+    ((sites, numbers),) = where
+    return Piece(meaning, sites, {n: found for n in numbers})
+
+
+def _of_tokens(plan: Plan, row: Row) -> dict[str, Any]:
+    """How many first and last tokens a row selects."""
+    selected = bound(replace(plan.method, rows=(row,), trains=(), requires=())).rows[0].tokens
+    return {s.word: v.value for s in selected for v in s.values if isinstance(v, Number)}
+
+
+def _candidate(meaning: Meaning, at: Sequence[str], fixed: Mapping[str, Any]) -> Method:
+    """The method that a meaning is, its arguments free."""
+    known = {p.name: p for p in load(meaning.base).params}
+    free = [n for n in meaning.arguments if n not in meaning.tokens]
+    lines = meaning.lines.replace("{site}", at[0])
+    for n in free:
+        lines = lines.replace(f"{{{n}}}", n)
+    declared = ", ".join(
+        f"{n}: {known[n].type} = {to_text(known[n].default)}" if n in known else f"{n}: float = 4.0" for n in free
+    )  # type: ignore[arg-type]
+    given = ", ".join([*(f"{n} = {n}" for n in free if n in known), *(f"{n} = {v!r}" for n, v in fixed.items())])
+    return parse(
+        f"method candidate({declared}) from {meaning.base}({given}) {{ modify {', '.join(at)}\n{lines} }}",
+        name="candidate",
+    )
+
+
+def _entries(meaning: Meaning, place: Place) -> list[tuple[Sites, list[tuple[str, set[str]]]]]:
+    """For each entry of its sites the names there and the sites of this model that they are."""
+    names = {n: getattr(place.family, n) for n in ("self", "intermediate", "output")}
+    return [
+        (s, [(at.format(**names), {x.full_name for x in place.sites(at.format(**names))}) for at in s.at])
+        for s in meaning.architecture.sites
+    ]
+
+
+def _on(meaning: Meaning, sites: frozenset[str], place: Place) -> list[tuple[Sites, bool]]:
+    found = []
+    for s, ats in _entries(meaning, place):
+        all_ = set().union(*(m for _, m in ats))
+        found.append((s, bool(all_) and all_ <= sites))
+    return found
+
+
+def _stated(meaning: Meaning, sites: frozenset[str], place: Place) -> list[str] | None:
+    """The names of the sites, where the fields of a configuration say exactly them."""
+    on = [s for s, yes in _on(meaning, sites, place) if yes]
+    ats = [(at, m) for s, found in _entries(meaning, place) if s in on for at, m in found if m]
+    always = [s for s in meaning.architecture.sites if not s.field and s not in on]
+    if always or set().union(*(m for _, m in ats)) != sites or ("{site}" in meaning.lines and len(ats) != 1):
+        return None
+    return [at for at, _ in ats]
+
+
+def _config(piece: Piece, place: Place) -> dict[str, Any]:
+    """The whole configuration that says a piece."""
+    kind = piece.meaning.architecture
+    config = dict(kind.fields)
+    try:
+        config |= piece.meaning.written(piece.arguments, place.width)
+    except KeyError as e:
+        raise not_written(f"`adapters` has no word for {e}") from None
+    config |= dict.fromkeys(kind.training, 0.0)
+    there = {id(s): any(m for _, m in found) for s, found in _entries(piece.meaning, place)}
+    for s, yes in _on(piece.meaning, piece.sites, place):
+        if s.entry:
+            rest = [x for x in config[s.field] if x != s.entry]
+            config[s.field] = [*rest, s.entry] if yes else rest
+        elif s.field:
+            config[s.field] = yes if there[id(s)] else kind.fields[s.field]
+    depth = place.map.main[0].depth
+    layers = sorted(piece.arguments)
+    if any(x.layer is not None for name in piece.sites for x in place.sites(name)) and layers != list(range(depth)):
+        config |= (
+            {"layers": layers} if "layers" in config else {"leave_out": [n for n in range(depth) if n not in layers]}
+        )
+    return config
