@@ -48,7 +48,7 @@ def ours(
         elif word == "parts":
             t = _part(t, rank, of, 0)
         elif word in ("rows", "columns"):
-            t = _part(t, *numbers, 0 if word == "rows" else -1)
+            t = _part(t, numbers[0], numbers[1], 0 if word == "rows" else -1)
         elif word == "row":
             if t.shape[:1] != (1,):
                 raise RuntimeError("it has several rows")

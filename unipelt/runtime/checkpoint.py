@@ -55,18 +55,18 @@ def attach(
     model = unwrapped(model)
     options = {"trainable": trainable, "tokenizer": tokenizer, "allow_future": allow_future, "dtype": dtype}
     attached: list[str] = []
-    own = located(folder)
-    if isfile(own / FOREIGN) and not isfile(own / MANIFEST):
+    at = located(folder)
+    if isfile(at / FOREIGN) and not isfile(at / MANIFEST):
         given = {"force": force or None, "tokenizer": tokenizer, "arguments": arguments or None, "dtype": dtype}
         for argument in (n for n, v in given.items() if v is not None):
             raise error(
                 "E0593",
-                f"`{argument}` is for a folder that `unipelt.save` wrote, and {own} is another library's",
+                f"`{argument}` is for a folder that `unipelt.save` wrote, and {at} is another library's",
                 help="leave it out",
             )
         bring = view("import_adapter", "interchange.brought")
-        return str(bring(model, own, name or "default", trainable=trainable, allow_future=bool(allow_future)))
-    found = _adapters_in(own, name)
+        return str(bring(model, at, name or "default", trainable=trainable, allow_future=bool(allow_future)))
+    found = _adapters_in(at, name)
     with unchanged(model):
         for own, place in found.folders.items():
             attached.append(_attach(model, place, own, force, arguments, options))
