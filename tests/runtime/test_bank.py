@@ -502,7 +502,7 @@ def test_what_an_adapter_in_a_bank_does_not_do(tmp_path: Path) -> None:
         m.save_pretrained(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name, code", [("prompt_tuning", "E0853"), ("loreft", "E0853")])
+@pytest.mark.parametrize("name, code", [("per_user_prefixes", "E0853"), ("loreft", "E0853")])
 def test_a_method_that_cannot_share_a_batch_makes_no_bank(name: str, code: str) -> None:
     m = model("llama")
     before = state(m)

@@ -152,13 +152,13 @@ def test_blocks_nest_and_exceptions_restore() -> None:
 
 @pytest.mark.parametrize(
     "who, code",
-    [([], "E0852"), ([3], "E0852"), (["nobody"], "E0551"), (["lora", "prompt"], "E0853"), (["labels"], "E0853")],
+    [([], "E0852"), ([3], "E0852"), (["nobody"], "E0551"), (["lora", "last"], "E0853"), (["word"], "E0853")],
     ids=str,
 )
 def test_what_cannot_share_a_batch(who: list[Any], code: str) -> None:
     m = with_adapters("bert_labels", "lora")
-    unipelt.apply(m, unipelt.load(named("prompt_tuning"))(l=2), name="prompt")
-    unipelt.apply(m, unipelt.load(named("probing")), name="labels", labels=5)
+    unipelt.apply(m, unipelt.load(named("loreft")), name="last")
+    unipelt.apply(m, unipelt.load(named("per_user_prefixes")), name="word")
     with pytest.raises(PeltError) as caught, unipelt.using(m, who):
         pass
     assert caught.value.diagnostics[0].code == code

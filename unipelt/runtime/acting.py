@@ -12,11 +12,13 @@ from torch import nn
 
 from ..anatomy.interrupts import finish
 from ..compiler.labels import Labels, labels_of_base
+from ..compiler.plan import Plan
 from ..language.analyse.row_verdicts import batch_independent
 from ..language.ir import Method
 from ..language.report.diagnostics import error
 from .heads import agree
-from .registry import Attached, Registry, record, registry, unwrapped
+from .prompts.pictures import pictured
+from .registry import Registry, record, registry, unwrapped
 from .sharding import settle
 from .switch import Mixture, Weighted
 from .weighed import unweighable
@@ -137,8 +139,11 @@ def using(model: nn.Module, *names: str | None | Sequence[str | None] | Mapping[
     A mapping has names with weights, as in `activate`. A list has an adapter for each example of a batch: ``with unipelt.using(model, ["ann", None, "bob", "ann"])``. The frozen maps run
     once for all of them; methods may be mixed. A batch of twice as many (beams, several answers) has each example's in a run.
 
+    Rows that adapters put among the tokens may differ in number: examples with fewer get pads, which the mask leaves out. Where heads
+    have labels of different number, the logits are as wide as the widest, with -inf where an example has no such label.
+
     Raises `PeltError` for a name that the model does not have, for no name, for adapters that cannot act together, and, in a
-    list, for those that put rows among the tokens, select tokens, take arguments or have labels of their own.
+    list, for those that select tokens or take arguments.
     """
     model = unwrapped(model)
     r = registry(model)
@@ -178,7 +183,7 @@ def _mixed(model: nn.Module, examples: Sequence[str | None]) -> Iterator[None]:
             "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
         )
     for n in (n for n in names if n in r.attached):
-        why = alone(r.attached[n])
+        why = alone(model, r.attached[n].plan)
         if why:
             raise error("E0853", f"the adapter `{n}` cannot share a batch with others: {why}",
                         help=f"run its examples by themselves: with unipelt.using(model, {n!r})")  # fmt: skip
@@ -197,15 +202,16 @@ def _banked(r: Registry | None, name: Any) -> Bank | None:
     return r.banked(name) if r is not None and r.banks and isinstance(name, str) else None
 
 
-def alone(a: Attached) -> str:
+def alone(model: nn.Module, plan: Plan) -> str:
     """Why an adapter cannot act on some rows of a batch alone; nothing where it can."""
-    if a.plan.labels is not None:
-        return "it has labels of its own"
-    if a.plan.inputs:
-        return f"it takes the argument `{a.plan.inputs[0].name}`"
-    for e in a.plan.edits:
-        if e.prompt is not None or e.site.side == "prompt":
-            return f"`{e.row.name}` puts rows among the tokens, so its examples get longer"
+    if plan.inputs:
+        return f"it takes the argument `{plan.inputs[0].name}`"
+    texts = plan.sites.main[0].name if plan.sites.main and not pictured(model) else None
+    for e in plan.edits:
+        if e.site.side == "prompt" and (e.prompt is None or not e.prompt.grows):
+            return f"`{e.row.name}` puts rows in the place of tokens"
+        if e.prompt is not None and e.site.stack != texts:
+            return f"`{e.row.name}` puts rows among the parts of a picture"
         if e.row.tokens or {"ids", "positions"} & set(e.row.reads):
             return f"`{e.row.name}` selects tokens"
         if e.site.rows is not None or e.grid is not None:

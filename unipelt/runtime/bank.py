@@ -88,7 +88,7 @@ def bank(
     # what is folded is kept for tensors that stay as they are, and here others may be meant at every call
     attached = Attached(planned, 0, lowerings(True) - {"folded"}, trainable=False)
     attached.stacked = frozenset(attached.names) - {n for n, t in planned.tensors.items() if t.frozen}
-    why = alone(attached)
+    why = alone(model, planned)
     if why:
         raise error("E0853", f"adapters of `{planned.method.name}` cannot share a batch with others: {why}",
                     help="attach them one by one: unipelt.attach")  # fmt: skip

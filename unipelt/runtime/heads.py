@@ -19,7 +19,7 @@ from torch import nn
 from ..compiler.labels import Labels, labels_of_base
 from ..compiler.plan import Plan
 from ..language.report.diagnostics import error
-from .switch import Switch
+from .switch import Mixture, Switch
 
 _TAKEN = "labels"
 
@@ -55,7 +55,13 @@ class Heads:
 
         Copies of the head act before rows at it, whatever adapters they are of; of several the last one counts.
         """
-        return self.merged_labels if self.merged else self.of(self.switch.live)
+        if self.merged:
+            return self.merged_labels
+        live = self.switch.live
+        if isinstance(live, Mixture):  # those of all examples, if they have the same
+            each = [self.of((n,) if n is not None else ()) for n in dict.fromkeys(live.examples)]
+            return each[0] if all(labels == each[0] for labels in each) else None
+        return self.of(live)
 
     def of(self, names: Collection[str]) -> Labels | None:
         """The labels of the head that acts where these adapters do."""
@@ -90,6 +96,7 @@ class Heads:
         values = self.switch.holder.values
         values.pop(_TAKEN, None)
         if self.own is None:
+            self._refuse_loss(model, args, kwargs)
             return None
         if kwargs.get("labels") is not None:
             values[_TAKEN] = kwargs["labels"]
@@ -100,6 +107,16 @@ class Heads:
             values[_TAKEN] = args[i]
             return (*args[:i], None, *args[i + 1 :]), kwargs
         return None
+
+    def _refuse_loss(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        """An error where a loss is asked for over examples whose heads have different labels."""
+        live = self.switch.live
+        if not isinstance(live, Mixture) or not any(self.of((n,)) is not None for n in live):
+            return
+        names = list(inspect.signature(model.forward).parameters)[: len(args)]
+        if kwargs.get(_TAKEN) is not None or (_TAKEN in names and args[names.index(_TAKEN)] is not None):
+            raise error("E0853", "the examples of this batch have heads with different labels, and no loss is over all of them",
+                        help="leave `labels` out, and compute a loss for the rows of each adapter from the logits")  # fmt: skip
 
     def give(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """Puts the loss before the other outputs, where transformers has it."""

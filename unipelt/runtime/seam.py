@@ -314,11 +314,13 @@ class Seam(nn.Module):
         entered = current.entered.get(edit.masked)
         layout = entered.layout if entered is not None and entered.layout is not None else current.layout
         pools = layout is not None and not OF_REAL_TOKENS.isdisjoint(edit.row.reads)
-        mask = layout.text if pools else self.mask(edit)  # type: ignore[union-attr]
-        return edit(h, {**self.gather(name, edit, None, host), PLACES: positions}, mask)
+        mask = self.switch.own(layout.text) if pools else self.mask(edit)  # type: ignore[union-attr]
+        return edit(h, {**self.gather(name, edit, None, host), PLACES: self.switch.own(positions)}, mask)
 
     def put_prompts(self, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """Every acting adapter's prompts, where embeddings were given, which pass by the host."""
+        if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
+            return mixed(self, mixture, "output", h, lambda part, _: self.put_prompts(part, host))
         for name, edit in self.live("output"):
             if isinstance(edit, Edit) and edit.prompt is not None:
                 h = self.put_prompt(name, edit, h, host)

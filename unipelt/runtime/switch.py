@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..anatomy.interrupts import ended_by
 from ..language.report.diagnostics import counted, error
@@ -130,8 +131,10 @@ class Mixture(tuple[str, ...]):
         return self.known[batch, apart][0]
 
     def together(self, parts: Sequence[torch.Tensor], apart: bool = False) -> torch.Tensor:
-        """The rows of all groups in the order of the batch."""
-        whole = torch.cat(list(parts))
+        """The rows of all groups in the order of the batch. Where heads score labels of different number, what a row has none for is
+        -inf: no label."""
+        widest = max(t.shape[-1] for t in parts)
+        whole = torch.cat([nn.functional.pad(t, (0, widest - t.shape[-1]), value=-torch.inf) for t in parts])
         back = self.known[len(whole), apart][1]
         return whole if back is None else whole.index_select(0, torch.tensor(back, device=whole.device))
 

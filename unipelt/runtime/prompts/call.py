@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...language.report.diagnostics import error
-from .layout import Layout, Rows
+from .layout import Layout, Rows, most
 
 #: Arguments with an entry for each token, and the entry of a row.
 _ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0}
@@ -82,7 +82,7 @@ def refuse(call: Call, rows: Sequence[Rows]) -> None:
     if any(call.named.get(n) is not None for n in _PACKED) or _packed(call):
         raise error("E0734", "these are packed sequences, and a prompt would stand before the first of them only",
                     help="train a prompt without packing")  # fmt: skip
-    total = sum(r.count for r in rows)
+    total = most(rows)
     behind = max([0, *(r.after or 0 for r in rows)])
     if call.seen:
         if mask is not None and any(r.after is None for r in rows) and not torch.compiler.is_compiling():
@@ -130,14 +130,15 @@ def _packed(call: Call) -> bool:
     return bool(again.any())
 
 
-def grow(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tensor]) -> None:
-    """Every argument that has an entry for each token gets entries for the rows."""
+def grow(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tensor], by_mask: bool = False) -> None:
+    """Every argument that has an entry for each token gets entries for the rows; ``by_mask``: the model counts positions by its
+    mask."""
     named, seen = call.named, call.seen
     call.grown = layout.total
     shape = call.tokens.shape[:2]
-    _positions(call, layout, own_positions)
+    _positions(call, layout, own_positions, by_mask)
     if call.mask is not None:
-        named["attention_mask"] = layout.spread(call.mask, 1)
+        named["attention_mask"] = layout.mask(call.mask)
     if seen:
         return
     for name, fill in (("input_ids", _filler(call.model)), ("inputs_embeds", 0), *_ALIGNED.items()):
@@ -156,15 +157,16 @@ def grow(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tenso
             named[name] = layout.where(named[name].reshape(shape[0]))
 
 
-def _positions(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tensor]) -> None:
-    named, still = call.named, any(not r.moves for r in layout.kinds)
+def _positions(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tensor], by_mask: bool) -> None:
+    # pads that stand in front are counted by a model that is not told the positions
+    named, still = call.named, layout.ragged and not by_mask or any(not r.moves for r in layout.kinds)
     position = named.get("position_ids")
     if position is None:
         if not still or "position_ids" not in inspect.signature(call.model.forward).parameters:
             return
         position = own_positions(call)
     if call.seen:
-        named["position_ids"] = position + sum(r.count for r in layout.kinds if r.moves)
+        named["position_ids"] = position + layout.moved
         return
     if position.dim() != 2 or position.shape[1] != layout.shape[1] or position.shape[0] not in (1, layout.shape[0]):
         raise error("E0545", f"a prompt needs a position for each token, [batch, tokens] = {list(layout.shape)}, not {list(position.shape)}",

@@ -11,6 +11,7 @@ before the first call of the model; its tokens are nobody else's, but for the ma
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from ...compiler.plan import Plan, PlannedInput, PlannedPrompt
 from ...language.report.diagnostics import error
 from .arguments import Given, marks_for, take, value_for
 from .call import Call, grow, named_arguments, refuse
-from .layout import Layout, Rows
+from .layout import Layout, Rows, most, sums
 from .pictures import Unplaced, pictured
 from .room import Room
 from .selected import reads_text
@@ -151,15 +152,20 @@ class InputHooks:
 
         It is made longer where the encoder's states are: those that came without rows (of another pass) keep their mask.
         """
-        rows = self._rows([p for p in self._acting() if p.plan.grows]) if self.switch.live else []
-        named = named_arguments(decoder, args, kwargs) if rows else {}
+        grows = [p for p in self._acting() if p.plan.grows] if self.switch.live else []
+        named = named_arguments(decoder, args, kwargs) if grows else {}
         states, mask = named.get("encoder_hidden_states"), named.get("encoder_attention_mask")
-        if states is None or mask is None or mask.dim() != 2:
+        if states is None:
             return None
-        if states.shape[1] != mask.shape[1] + sum(r.count for r in rows):
+        rows = self._rows(grows, states.shape[0])
+        if mask is None and len(set(sums(rows, states.shape[0]))) > 1:  # some of the states are those of pads
+            mask = torch.ones((states.shape[0], states.shape[1] - most(rows)), dtype=torch.long, device=states.device)
+        if mask is None or mask.dim() != 2:
             return None
         layout = Layout(rows, (mask.shape[0], mask.shape[1]), mask, mask.device)
-        return (), {**named, "encoder_attention_mask": layout.spread(mask, 1)}
+        if states.shape[1] != mask.shape[1] + layout.total:
+            return None
+        return (), {**named, "encoder_attention_mask": layout.mask(mask)}
 
     def base_enter(self, base: nn.Module, args: tuple, kwargs: dict) -> None:
         """The base model was called past the model: rows or arguments would be left out in silence."""
@@ -224,9 +230,12 @@ class InputHooks:
     def _live(self) -> list[Prompt]:
         return [p for name in self.switch.live for p in self.prompts.get(name, ())]
 
-    def _rows(self, grows: Sequence[Prompt]) -> list[Rows]:
+    def _rows(self, grows: Sequence[Prompt], batch: int | None = None) -> list[Rows]:
+        """The rows that prompts put among the tokens; of a ``batch`` whose examples have adapters of their own, each to its own."""
         moves = not self.sites.main[0].learned_positions
-        return [Rows(p.plan.rows, p.plan.behind, moves or p.host == self.words) for p in grows]
+        mixture = self.switch.mixture() if batch is not None and self.switch.mixes else None
+        who = {g.name: g.at for g in mixture.groups(batch)} if mixture is not None and batch is not None else {}
+        return [Rows(p.plan.rows, p.plan.behind, moves or p.host == self.words, who.get(p.adapter)) for p in grows]
 
     def _make_room(self, call: Call, placed: list[Prompt], given: Given) -> None:
         """Makes room for the rows and notes where they stand."""
@@ -243,18 +252,28 @@ class InputHooks:
             current.positions |= {p.key: None if call.seen else index for p, index in zip(grows, layout.rows)}
             if not call.seen:
                 current.layout = layout
-            grow(call, layout, self._own_positions)
+            grow(call, layout, self._own_positions, self.room is not None and self.room.masked)
         embeds = call.named.get("inputs_embeds")
         if embeds is not None and any(p.host == self.words for p in placed):
             # given embeddings pass by the module of the words: what stands there acts on them here
             call.named["inputs_embeds"] = self._at_words(call.model, embeds)
 
     def _layout(self, call: Call, grows: list[Prompt]) -> Layout:
-        rows = self._rows(grows)
+        batch = call.tokens.shape[0]
+        rows = self._rows(grows, batch)
         refuse(call, rows)
         if self.room is not None:
             self.room.refuse(call, rows)
-        return Layout(rows, call.shape, call.mask, call.tokens.device)
+        front, ragged = self.sites.main[0].causal, len(set(sums(rows, batch))) > 1
+        told = "position_ids" in inspect.signature(call.model.forward).parameters or (self.room and self.room.masked)
+        if ragged and front and self.sites.main[0].learned_positions and not told:
+            raise error("E0853", f"the adapters of this batch put different numbers of rows among the tokens, and {type(call.model).__name__} "
+                        "takes no positions, so that some texts would be shifted", help="run the examples of each by themselves")  # fmt: skip
+        if ragged and call.mask is None:  # pads are among the tokens now
+            seen = call.seen - most(rows) if call.seen else 0
+            shape = (batch, seen + call.tokens.shape[1])
+            call.named["attention_mask"] = torch.ones(shape, dtype=torch.long, device=call.tokens.device)
+        return Layout(rows, call.shape, call.mask, call.tokens.device, front)
 
     def _marks(self, call: Call, fills: list[Prompt], given: Given, layout: Layout | None) -> torch.Tensor | None:
         """Which tokens are the pseudo-tokens of the text, in the sequence as long as it will be."""

@@ -4,12 +4,16 @@ Rows stand before the first real token, behind the first k, or behind the last; 
 to example where there is padding. (Pads between rows and tokens would not be seen, but a model that counts how far apart
 two positions are, as T5 does, would count them.) Rows that share a place stand in the order of application, the first ones
 nearest to the tokens they follow or precede.
+
+In a mixed batch an example has the rows of its own adapter only. Those with fewer get pads, in front of all where a text is
+continued at its end, and behind all else, where a first token may stand for the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,30 +21,66 @@ import torch
 @dataclass(frozen=True, slots=True)
 class Rows:
     """``count`` rows behind the first ``after`` real tokens; None: behind the last. ``moves``: tokens behind them count
-    them in their positions."""
+    them in their positions. ``who``: the examples that have them; None: all."""
 
     count: int
     after: int | None
     moves: bool
+    who: tuple[int, ...] | None = None
+
+
+def sums(rows: Sequence[Rows], batch: int) -> list[int]:
+    """How many rows each example has."""
+    return [sum(r.count for r in rows if r.who is None or b in r.who) for b in range(batch)]
+
+
+def most(rows: Sequence[Rows]) -> int:
+    """How many rows an example has at most."""
+    if all(r.who is None for r in rows):
+        return sum(r.count for r in rows)
+    return max(sums(rows, 1 + max(b for r in rows for b in r.who or ())))
 
 
 class Layout:
-    """The longer sequence: ``tokens`` [batch, tokens] and ``rows`` (one [batch, count] for each) are indices into it."""
+    """The longer sequence: ``tokens`` [batch, tokens] and ``rows`` (one [batch, count] for each) are indices into it; those of
+    examples that do not have the rows mean nothing. ``front``: pads of examples with fewer rows stand in front."""
 
-    def __init__(self, rows: Sequence[Rows], shape: tuple[int, int], mask: torch.Tensor | None, device: torch.device):
+    def __init__(
+        self, rows: Sequence[Rows], shape: tuple[int, int], mask: torch.Tensor | None, device: torch.device, front: bool = False
+    ):  # fmt: skip
         self.shape, self.kinds = shape, tuple(rows)
-        self.total = sum(r.count for r in rows)
+        has = sums(rows, shape[0])
+        self.total = max(has, default=0)
+        self.ragged = any(n < self.total for n in has)  # whether some examples get pads
+        lead = [self.total - n if front else 0 for n in has]
+        self.counts = [self._count(r, device) for r in rows]
         self.real = mask != 0 if mask is not None else torch.ones(shape, dtype=torch.bool, device=device)
         steps = torch.arange(shape[1], device=device)
         self.anchors = [self._anchor(r) for r in rows]
         before = torch.zeros(shape, dtype=torch.long, device=device)
-        for r, a in zip(rows, self.anchors):
-            before = before + r.count * (a[:, None] <= steps)
-        self.tokens = steps + before
+        for c, a in zip(self.counts, self.anchors):
+            before = before + c * (a[:, None] <= steps)
+        pads = torch.tensor(lead, device=device) if any(lead) else torch.zeros((), dtype=torch.long, device=device)
+        self.tokens = steps + before + pads.reshape(-1, 1)
         self.rows = [
-            (a + self._earlier(i))[:, None] + torch.arange(r.count, device=device)
+            (a + self._earlier(i) + pads)[:, None] + torch.arange(r.count, device=device)
             for i, (r, a) in enumerate(zip(rows, self.anchors))
         ]
+
+    def _count(self, r: Rows, device: torch.device) -> Any:
+        """How many of the rows there are: a number, or [batch, 1]."""
+        if r.who is None:
+            return r.count
+        return torch.tensor([[r.count if b in r.who else 0] for b in range(self.shape[0])], device=device)
+
+    def _put(self, out: torch.Tensor, i: int, values: torch.Tensor) -> torch.Tensor:
+        """Values [batch, count] at rows ``i``, in the examples that have them."""
+        index, who = self.rows[i], self.kinds[i].who
+        values = values.expand(index.shape).to(out.dtype)
+        if who is None:
+            return out.scatter(1, index, values)
+        at = torch.tensor(who, device=out.device)
+        return out.index_copy(0, at, out[at].scatter(1, index[at], values[at]))
 
     def _anchor(self, r: Rows) -> torch.Tensor:
         """How many tokens, pads among them, stand before the rows: [batch]."""
@@ -61,8 +101,23 @@ class Layout:
         for j, (r, a) in enumerate(zip(self.kinds, self.anchors)):
             if j != i and (r.moves or not moved):
                 first = a < self.anchors[i] if self._rank(j) > self._rank(i) else a <= self.anchors[i]
-                total = total + r.count * first
+                count = self.counts[j]
+                total = total + (count[:, 0] if isinstance(count, torch.Tensor) else count) * first
         return total
+
+    @property
+    def moved(self) -> Any:
+        """How many rows each example has that move its tokens: a number, or [batch, 1]."""
+        return sum(c for r, c in zip(self.kinds, self.counts) if r.moves)
+
+    def mask(self, t: torch.Tensor) -> torch.Tensor:
+        """A mask of the tokens as that of the longer sequence, in which rows are real."""
+        if not self.ragged:
+            return self.spread(t, 1)
+        out = self.spread(t)
+        for i in range(len(self.rows)):
+            out = self._put(out, i, torch.ones_like(self.rows[i]))
+        return out
 
     @property
     def foretelling(self) -> torch.Tensor:
@@ -86,9 +141,9 @@ class Layout:
         """Token types: rows have that of the token they follow, 0 before the first."""
         out = self.spread(t)
         t = t.expand(self.shape)
-        for index, a in zip(self.rows, self.anchors):
+        for i, a in enumerate(self.anchors):
             own = torch.where(a > self.real.long().argmax(-1), t.gather(1, (a - 1).clamp(min=0)[:, None])[:, 0], 0)
-            out = out.scatter(1, index, own[:, None].expand(index.shape))
+            out = self._put(out, i, own[:, None])
         return out
 
     def positions(self, t: torch.Tensor) -> torch.Tensor:
@@ -96,17 +151,17 @@ class Layout:
         t = t.expand(self.shape)
         steps = torch.arange(self.shape[1], device=t.device)
         moved = torch.zeros_like(t)
-        for r, a in zip(self.kinds, self.anchors):
+        for r, c, a in zip(self.kinds, self.counts, self.anchors):
             if r.moves:
-                moved = moved + r.count * (a[:, None] <= steps)
+                moved = moved + c * (a[:, None] <= steps)
         out = self.spread(t + moved)
         first = t.masked_fill(~self.real, torch.iinfo(t.dtype).max).amin(1)
         count = torch.cat([torch.zeros_like(self.real[:, :1], dtype=torch.long), self.real.cumsum(1)], 1)
-        for i, (r, a, index) in enumerate(zip(self.kinds, self.anchors, self.rows)):
+        for i, (r, a) in enumerate(zip(self.kinds, self.anchors)):
             if r.moves:
                 start = first + count.gather(1, a[:, None])[:, 0] + self._earlier(i, moved=True)
                 own = start[:, None] + torch.arange(r.count, device=t.device)
-                out = out.scatter(1, index, own.to(out.dtype))
+                out = self._put(out, i, own)
         return out
 
     def where(self, index: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from ...anatomy.sites import SiteMap
 from ...compiler.plan import Plan
 from ...language.report.diagnostics import error
 from .call import Call
-from .layout import Rows
+from .layout import Rows, most
 
 
 def moving(plan: Plan) -> int:
@@ -58,8 +58,8 @@ class Room:
 
     def refuse(self, call: Call, rows: Sequence[Rows]) -> None:
         """An error where a call has too many tokens for its rows. What a call's tensors hold is looked at only where it may."""
-        own = sum(r.count for r in rows if r.moves)
-        seen = call.seen - sum(r.count for r in rows) if call.seen else 0
+        own = most([r for r in rows if r.moves])
+        seen = call.seen - most(rows) if call.seen else 0
         if own and seen + call.tokens.shape[1] + own > self.longest:
             tokens = self._counted(call, seen)
             if tokens is not None and tokens + own > self.longest:
