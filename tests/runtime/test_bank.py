@@ -24,10 +24,11 @@ import unipelt
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.runtime.registry import registry
 
-#: Of each family one: products, scales, a weight, copies of parameters, frozen draws that all share, keys and values, gates, spectra.
+#: Of each family one: products, scales, a weight, copies of parameters, frozen draws that all share, keys and values, gates,
+#: turns, and an LSTM over rows among the tokens, which is computed for one adapter after the other.
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"r": 2}, "ia3": {}, "pfeiffer": {"r": 3}, "prefix_tuning": {"l": 3}, "dora": {"r": 2}, "ln_tuning": {}, "vera": {"r": 3},
-    "mam": {"l": 2, "r": 3}, "unipelt_apl_causal": {}, "llama_adapter": {"l": 2}, "loha": {"r": 2}, "oft": {}, "prefix_tuning_mlp": {"l": 2},
+    "mam": {"l": 2, "r": 3}, "unipelt_apl_causal": {}, "llama_adapter": {"l": 2}, "loha": {"r": 2}, "oft": {}, "prefix_tuning_mlp": {"l": 2}, "p_tuning_prepended": {"l": 2},
 }  # fmt: skip
 TINY = {"r": 2}
 

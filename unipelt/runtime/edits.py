@@ -24,6 +24,7 @@ from ..language.types.draws import PROGRESS
 from ..language.types.indexing import INSERTED, POSITIONS, token_indices
 from ..language.types.primitives import OF_GRID, OF_REAL_TOKENS
 from ..language.types.softmax import shares_softmax
+from ..language.types.told_apart import takes_a_tensor_for_each_example
 from ..language.syntax.nodes import Param
 from .penalties import NOTED, penalised
 from .base_call import BaseCall
@@ -93,10 +94,12 @@ class Edit(Holding):
         #: The axes of its tensors where each row has an adapter of its own, and the recipes for that.
         self.each: dict[str, tuple[str, ...]] = {}
         self.each_recipes: Recipes | None = None
-        #: Whether rows of several adapters are computed together: tensors of one weight have no place for the batch.
+        #: Whether rows of several adapters are computed together: a weight, and some words, have no place for the batch.
         self.batched = not self.of_weight
         if stacked is not None:
-            self.each = {n: ("batch", *a) if self._differs(n, stacked) else a for n, a in self.axes.items()}
+            differ = frozenset(n for n in self.axes if self._differs(n, stacked))
+            self.batched = self.batched and takes_a_tensor_for_each_example(planned.typing, differ)
+            self.each = {n: ("batch", *a) if n in differ else a for n, a in self.axes.items()}
             if self.lowered is not None:
                 self.each_recipes = Recipes(
                     self.row, planned.typing, self.lowered, self.constants, self.sizes, self.each
