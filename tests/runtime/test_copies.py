@@ -255,3 +255,140 @@ def test_compiled(paths: str) -> None:
     m.eval()
     assert torch.allclose(out(compiled), out(m), atol=1e-6)
     torch._dynamo.reset()
+
+
+# ---------------------------------------------------------------- in the place of a module that holds others
+
+
+class Scaled(nn.Module):
+    """In a block's place: what holds the block's parts multiplies what they yield, and notes how often it was called."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.gamma, self.calls = attention, nn.Parameter(torch.ones(32)), 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        found = self.inner(*args, **kwargs)
+        return (found[0] * self.gamma, *found[1:])
+
+
+def scaling() -> nn.Module:
+    m = model("bert")
+    for layer in m.encoder.layer:
+        layer.attention = Scaled(layer.attention)
+    return m.eval()
+
+
+def test_a_module_that_holds_others_runs_once_with_a_copy_of_what_it_owns() -> None:
+    m = scaling()
+    seen: list[int] = []
+    handle = m.encoder.layer[0].attention.inner.register_forward_hook(lambda *_: seen.append(1))
+    plain = out(m)
+    plan = unipelt.apply(m, copies("*.gamma"), "a")
+    assert sorted(c.name for c in plan.copies) == [f"encoder.layer.{i}.attention.gamma" for i in range(3)]
+    assert torch.equal(out(m), plain)
+    with torch.no_grad():
+        for i, t in enumerate(unipelt.state_dict(m, "a").values()):
+            t.mul_(1.5 + i)
+    seen.clear()
+    m.encoder.layer[0].attention.calls = 0
+    acting = out(m)
+    assert len(seen) == 1 == m.encoder.layer[0].attention.calls  # it runs once, and what it notes in itself stays
+    with unipelt.disabled(m):
+        assert torch.equal(out(m), plain)
+    m(**inputs()).last_hidden_state.square().mean().backward()
+    grads = [p.grad for g in unipelt.parameter_groups(m, "a", 1.0) for p in g["params"]]
+    assert len(grads) == 3 and all(g is not None and bool(g.any()) for g in grads)
+    again = copy.deepcopy(m)
+    unipelt.merge(m, "a")
+    assert torch.allclose(out(m), acting, atol=1e-5)
+    unipelt.unmerge(m)
+    for other in (m, again):
+        unipelt.remove(other, "a")
+        assert torch.equal(out(other), plain) and not any("forward" in vars(x) for x in other.modules())
+    handle.remove()
+
+
+class Leaky(nn.Module):
+    """Calls its map, and takes that one's bias off again by half."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dense(x) - self.dense.bias / 2
+
+
+@pytest.mark.parametrize("paths", ["*.dense.bias", "*.dense.*"])
+def test_a_parameter_that_a_module_reads_and_its_child_too_has_one_copy_for_both(paths: str) -> None:
+    m = model("bert")
+    for layer in m.encoder.layer:
+        layer.intermediate.dense = Leaky(layer.intermediate.dense)
+    unipelt.apply(m, copies(paths), "a")
+    with torch.no_grad():
+        for t in unipelt.state_dict(m, "a").values():
+            t.add_(torch.rand(t.shape))
+    acting = out(m)
+    unipelt.merge(m, "a")
+    torch.testing.assert_close(out(m), acting, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("paths", ["attn.heads", "attn.q, attn.v"])
+def test_edits_within_a_module_act_in_its_twin_too(paths: str) -> None:
+    """Whichever is applied first; at heads that a module computes by its own means, too (BLOOM's)."""
+    method = unipelt.parse(
+        f"method edit() {{ modify {paths} form {{ b: [d_out] ~ normal(1.0) delta = b }} compose add }}"
+    )
+
+    def both(order: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+        from transformers import BloomConfig, BloomModel
+
+        torch.manual_seed(0)
+        m: Any = BloomModel(BloomConfig(vocab_size=80, hidden_size=32, n_layer=2, n_head=4)).eval()
+        for block in m.h:
+            block.self_attention.gamma = nn.Parameter(torch.ones(3))  # a parameter of its own, which makes a twin of it
+        plain = out(m)
+        for name in order:
+            unipelt.apply(m, copies("*.gamma") if name == "c" else method, name, seed=0)
+        unipelt.activate(m, "c", "e")
+        return m, plain, out(m)
+
+    results = [both(order) for order in ("ce", "ec")]
+    m, plain, now = results[0]
+    assert torch.equal(now, results[1][2]) and not torch.allclose(now, plain, atol=1e-3)
+    with unipelt.using(m, "e"):
+        assert torch.allclose(out(m), now, atol=1e-6)
+    for name in "ec":
+        unipelt.remove(m, name)
+    assert torch.equal(out(m), plain) and not any("forward" in vars(x) for x in m.modules())
+
+
+def test_rows_of_a_batch_share_the_parameters_of_a_module_that_holds_others() -> None:
+    m = scaling()
+    unipelt.apply(m, copies("*.gamma"), "a")
+    with (
+        pytest.raises(unipelt.PeltError, match=r"E0853.*attention` holds other modules"),
+        unipelt.using(m, ["a", None, "a"]),
+    ):
+        m(**inputs())
+
+
+def test_a_twin_in_the_place_of_a_module_is_compiled_and_exported() -> None:
+    torch._dynamo.reset()
+    m = scaling()
+    unipelt.apply(m, copies("*.gamma"), "a")
+    compiled = torch.compile(m, backend="eager")
+    for _ in range(2):  # what was learned after compiling counts
+        with torch.no_grad():
+            for t in unipelt.state_dict(m, "a").values():
+                t.mul_(1.5)
+        now = out(m)
+        torch.testing.assert_close(out(compiled), now)
+    exported = torch.export.export(m, (), inputs()).module()
+    torch.testing.assert_close(exported(**inputs()).last_hidden_state, now)
+    with unipelt.disabled(m):
+        plain = out(m)
+        torch.testing.assert_close(out(compiled), plain)
+    assert not torch.allclose(now, plain, atol=1e-3)

@@ -26,19 +26,31 @@ class Parameter:
 def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str]]:
     """The modules in whose twins a trained copy of the parameter lives, each with its name for it; none: it cannot be trained.
 
-    A twin computes what its module does, on the same input: a leaf module's. Where only modules that hold others
-    own the parameter, as an embedding layer owns the token of a class, the twin shares those, and they run twice: not within
-    a block, whose attention may write into a cache, nor around one. A copy of what a module reads past the one that holds it
-    lives in the twin of the one that reads it.
+    A twin computes what its module does, on the same input: a leaf module's. Where only modules that hold others own the
+    parameter, as an embedding layer owns the token of a class, the twin shares those, and they run twice; within a block, whose
+    attention may write into a cache, it computes in their place (`stands_in`). Around a block there is none. A copy of what a
+    module reads past the one that holds it lives in the twin of the one that reads it.
     """
     called = [_caller(model, m, n) for m, n in p.uses if m]
     readers = sites.read_past.get(p.path)
     if readers is not None:
-        read = [[(r, n) for n in _names_from(r, p)] for r in readers]
-        served = all(names and _may_host(model, sites, names[0][0]) for names in read)
-        return [use for names in read for use in names] if served else []
-    leaves = [(m, n) for m, n in called if _alone(model.get_submodule(m))]
+        names = {r: _names_from(r, p) for r in readers}
+        twins = {f"{r}.{n.rpartition('.')[0]}" for r, own in names.items() for n in own if "." in n}
+        read = [
+            [(r, n) for n in own] for r, own in names.items() if r not in twins
+        ]  # a twin's child has the copy already
+        served = all(uses and _may_host(model, sites, uses[0][0]) for uses in read)
+        return [use for uses in read for use in uses] if served else []
+    called = [_with_siblings(model, sites, m, n) for m, n in called]
+    leaves = [(m, n) for m, n in called if "." in n or _alone(model.get_submodule(m))]
     return leaves or [(m, n) for m, n in p.uses if _may_host(model, sites, m)]
+
+
+def _with_siblings(model: nn.Module, sites: SiteMap, module: str, name: str) -> tuple[str, str]:
+    """Where a twin has the copy of a parameter: that of the module around, if that reads another parameter past this one."""
+    around, _, child = module.rpartition(".")
+    read = any(around in readers for path, readers in sites.read_past.items() if path.rpartition(".")[0] == module)
+    return (around, f"{child}.{name}") if read and around and stands_in(model, sites, around) else (module, name)
 
 
 def _names_from(reader: str, p: Parameter) -> list[str]:
@@ -48,12 +60,20 @@ def _names_from(reader: str, p: Parameter) -> list[str]:
 
 
 def _may_host(model: nn.Module, sites: SiteMap, module: str) -> bool:
-    """Whether a twin of a module may run beside it: it calls no other, or it lies neither within a block nor around one."""
+    """Whether a twin of a module may run beside it, or in its place: it holds no block."""
     if not module or _alone(model.get_submodule(module)):
         return bool(module)
+    return not any(b.startswith(f"{module}.") and b != f"{module}." for b in _blocks(sites))
+
+
+def stands_in(model: nn.Module, sites: SiteMap, module: str) -> bool:
+    """Whether a twin of a module computes in its place: it holds others, and lies within a block or is one."""
+    return not _alone(model.get_submodule(module)) and any(f"{module}.".startswith(b) for b in _blocks(sites))
+
+
+def _blocks(sites: SiteMap) -> list[str]:
     root = f"{sites.prefix}." if sites.prefix else ""
-    blocks = [f"{root}{block}." for stack in sites.stacks for block in stack.blocks]
-    return not any(f"{module}.".startswith(b) or b.startswith(f"{module}.") for b in blocks)
+    return [f"{root}{block}." for stack in sites.stacks for block in stack.blocks]
 
 
 def _alone(module: nn.Module) -> bool:
@@ -82,12 +102,10 @@ def why_not(model: nn.Module, sites: SiteMap, p: Parameter) -> tuple[str, str]:
         reader = readers[0]
         by = type(model.get_submodule(reader)).__name__
         said = f"`{reader}`, a {by}, reads" if reader else f"the model itself, a {by}, reads"
-        rule = "a trained copy acts in the module that reads it, and within the blocks that must be one that holds no others"
+        rule = "a trained copy acts in the module that reads it, and that must be none that holds a block"
         return f"belongs to a {kind}, but {said} past that module", rule
-    rule = (
-        "within the blocks only parameters of linear, embedding, norm and other leaf modules can be trained as copies"
-    )
-    return f"belongs to a {kind}, which holds other modules", rule
+    rule = "a trained copy acts in a twin of the module that owns it, and there is none of a module that holds blocks"
+    return f"belongs to a {kind}, which holds blocks", rule
 
 
 def instead(model: nn.Module, sites: SiteMap, p: Parameter, everything: Iterable[Parameter]) -> str:

@@ -23,7 +23,7 @@ class CopyEdit(Holding):
     added instead (the same value, without computing the map twice).
     """
 
-    side = "output"
+    side = "output"  # or, where the twin computes in its host's place (`instead`), forward
     columns = None
     plain = False
     of_weight = False
@@ -66,6 +66,18 @@ class CopyEdit(Holding):
             if "meta" not in (trained["bias"].device.type, bias.device.type):
                 return output + (trained["bias"] - bias).to(output.dtype)
         return self._ready({**others, **trained}, keep=not others)(*args, **kwargs)
+
+    def instead(self, args: tuple, kwargs: Mapping[str, Any], earlier: Sequence[CopyEdit] = ()) -> Any:
+        """What a twin yields in place of its host, with these copies. What it notes in itself is noted in the host.
+
+        It has the host's seam: what attention functions are given as their module has the edits at its heads."""
+        host = self._base[0]
+        twin = with_parameters(host, {n: t for c in (*earlier, self) for n, t in c.values().items()})
+        twin.__dict__["_modules"] = {NAME: host._modules[NAME]}
+        before = dict(twin.__dict__)
+        out = type(host).forward(twin, *args, **kwargs)
+        host.__dict__.update({n: v for n, v in twin.__dict__.items() if n not in before or before[n] is not v})
+        return out
 
     def values(self) -> dict[str, torch.Tensor]:
         """The trained tensors by the module's names for them, wherever they are kept."""

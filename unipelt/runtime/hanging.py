@@ -17,7 +17,7 @@ from torch import nn
 from ..anatomy.base import NAME, base_modules, base_of
 from ..anatomy.quantised import stored_as_map
 from ..compiler.plan import PlannedEdit
-from ..compiler.hosting import hosts
+from ..compiler.hosting import hosts, stands_in
 from ..language.report.diagnostics import error
 from .attention import install, refuse_bypassing
 from .save_pretrained import hang as hang_savers
@@ -27,6 +27,7 @@ from .base_call import BaseCall
 from .edits import Edit
 from .holding import Shared, Stacked, key_of_tensor
 from .hooks import Hook
+from .instead import Instead
 from .penalties import PenaltyHooks
 from .prompts.masks import MaskTap
 from .prompts.outputs import Outputs
@@ -61,6 +62,9 @@ def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> N
         host = model.get_submodule(path)
         if (seam := seam_of(host)) is not None:
             seam.drop(host, name)
+            if path in r.instead and not any(e.side == "forward" for edits in seam.adapters.values() for e in edits):  # type: ignore[attr-defined]
+                _not_within(r, path)
+                r.instead.pop(path).take()
             if not seam.adapters:
                 del host._modules[NAME]
     for source in {(path, kind) for e in attached.plan.edits for path, kind, _ in taps(e, name)}:
@@ -156,7 +160,19 @@ def _hang_copies(
         stacked = _stacked(r, attached, {attribute: names[attribute] for attribute in own})
         edit = CopyEdit(host, own, borrowed, shared if borrowed else None, attached.lowering, stacked)
         attached.registered.update({names[attribute]: (edit, key_of_tensor(attribute)) for attribute in own})
+        if stands_in(model, attached.plan.sites, path):
+            edit.side = "forward"
         seam.add(host, name, edit, first=True)  # weight edits precede activation edits
+        if edit.side == "forward" and path not in r.instead:
+            _not_within(r, path)
+            r.instead[path] = Instead(host)
+            r.instead[path].put()
+
+
+def _not_within(r: Registry, path: str) -> None:
+    """What serves the heads of a module stands around what stands in for it: `hang_root` puts it there again."""
+    if path in r.within:
+        r.within.pop(path).take()
 
 
 def hang_root(model: nn.Module, r: Registry) -> None:

@@ -22,6 +22,7 @@ from ..language.ir import Method
 from ..language.syntax.nodes import Later
 from ..language.types.primitives import OF_REAL_TOKENS
 from .forward import HookedForward
+from .instead import Instead
 from .within import Within
 from .heads import Heads
 from .offload import value_of
@@ -122,6 +123,7 @@ class Registry(nn.Module):
         self.heads = Heads(switch)
         self.forwards: dict[str, HookedForward] = {}
         self.within: dict[str, Within] = {}  # by the path of a module that computes its attention itself
+        self.instead: dict[str, Instead] = {}  # by the path of a module for which a twin with trained copies computes
         self.nested: dict[
             str, bool
         ] = {}  # of torch's encoders, by path: whether they may leave pads out (see `hanging`)

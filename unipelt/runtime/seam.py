@@ -34,6 +34,8 @@ from .weighed import weighed
 from .weights import Changes, Use, Weights, acts, added, called, looked_up, rewritten, value_in
 
 Editing = Edit | CopyEdit | Use
+#: Sides of a host whose edits act without a hook of its own.
+NO_HOOK = frozenset(["attention", "forward"])
 
 
 def first_entered(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -177,7 +179,7 @@ class Seam(nn.Module):
     def drop(self, host: nn.Module, name: str) -> None:
         """Takes out the edits of an adapter, and the hooks that no other one needs. May be repeated."""
         key = key_of(name)
-        for side in {e.side for e in self.adapters[key]} - {"attention"} if key in self.adapters else ():  # type: ignore[attr-defined]
+        for side in {e.side for e in self.adapters[key]} - NO_HOOK if key in self.adapters else ():  # type: ignore[attr-defined]
             others = (e for k, edits in self.adapters.items() if k != key for e in edits if e.side == side)  # type: ignore[attr-defined]
             if next(others, None) is None:
                 self._hook(host, side).take()  # type: ignore[union-attr]
@@ -193,8 +195,9 @@ class Seam(nn.Module):
             self.overlap = any(a.meets(b) for a, b in combinations(self.columns, 2))
 
     def _hook(self, host: nn.Module, side: str) -> Hook | None:
-        """The hook for edits of a side; none for those of attention, which are asked for by attention's function."""
-        if side == "attention":
+        """The hook for edits of a side; none for those of attention, which are asked for by attention's function, nor for
+        copies in place of the host (`instead`)."""
+        if side in NO_HOOK:
             return None
         before = side == "input"
         return Hook(host, self.on_input if before else self.on_output, before=before, named=True)

@@ -219,7 +219,9 @@ def _eyes(model: nn.Module, name: str, attached: Attached, seen: Seen) -> Iterat
     heads = {path for c in attached.plan.copies if c.head for path, _ in c.parameter.uses}
     for _, seam in seams(model):
         for edit in seam.adapters[key_of(name)] if key_of(name) in seam.adapters else ():  # type: ignore[union-attr]
-            if isinstance(edit, CopyEdit):
+            if (
+                isinstance(edit, CopyEdit) and edit.side == "output"
+            ):  # in its host's place there is nothing to compare with
                 place = copy_place(attached.plan.sites, seam.path, seam.path in heads)
                 yield edit, Eye(seen.places.setdefault(place, Sums()), {}, None)
 

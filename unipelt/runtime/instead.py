@@ -1,0 +1,34 @@
+"""Trained copies in a module that holds others, within a block: a twin beside it would run what it holds twice, and attention may
+write into a cache. So the twin computes in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..language.report.diagnostics import error
+from .seam import seam_of
+from .stand_in import StandIn
+
+
+class Instead(StandIn):
+    """Stands in for the ``forward`` of a module with trained copies of its parameters, or of those of its children that it reads."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__(module, "forward")
+
+    @property
+    def __code__(self) -> Any:  # torch.export asks where a forward is written
+        return type(self.owner).forward.__code__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module: nn.Module = self.owner
+        seam = seam_of(module)
+        copies = [e for _, e in seam.live("forward")] if seam is not None else []
+        if seam is None or not copies:
+            return self.own()(*args, **kwargs)
+        if seam.switch.mixes and seam.switch.mixture() is not None:
+            raise error("E0853", f"`{seam.path}` holds other modules, and its parameters cannot differ between the rows of a batch",
+                        help="run the examples of its adapter by themselves: with unipelt.using(model, NAME)")  # fmt: skip
+        return copies[-1].instead(args, kwargs, copies[:-1])
