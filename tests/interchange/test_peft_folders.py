@@ -16,9 +16,11 @@ from small import inputs, model, output, randomise, state
 
 import unipelt
 from unipelt.interchange.declared import declarations
+from unipelt.interchange.filling import Source, filled
 from unipelt.interchange.peft_out import serving_problem
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.runtime.registry import registry
+from unipelt.variants.recognise import recognise
 
 pytestmark = [
     pytest.mark.skipif(bool(RENAMED), reason="the declarations call methods by their names"),
@@ -51,6 +53,12 @@ FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
         "llama", lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
         {"attn.k", "attn.v", "ffn.hidden"}),
     "vera": ("llama", lambda: peft.VeraConfig(r=4, target_modules=QV), {"attn.q", "attn.v"}),
+    "vera of several sizes": ("llama", lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "up_proj", "v_proj"]), {"attn.q", "ffn.up", "attn.v"}),
+    "vera at a narrow map": ("llama", lambda: peft.VeraConfig(r=4, target_modules=["v_proj"]), {"attn.v"}),
+    "trained tokens": ("llama", lambda: peft.TrainableTokensConfig(token_indices=[3, 5, 11, 12]), {"embed.weight"}),
+    "fourierft": ("llama", lambda: peft.FourierFTConfig(n_frequency=20, scaling=50.0, target_modules=QV), BOTH),
+    "fourierft of another seed": ("llama", lambda: peft.FourierFTConfig(n_frequency=20, random_loc_seed=3, target_modules=["up_proj"]), {"ffn.up"}),
+    "waveft": ("llama", lambda: peft.WaveFTConfig(n_frequency=30, scaling=5.0, target_modules=["q_proj", "down_proj"]), {"attn.q", "ffn.down"}),
     "loha": ("llama", lambda: peft.LoHaConfig(r=2, alpha=3, target_modules=QV, rank_pattern={"v_proj": 3}), WEIGHTS),
     "lokr": ("llama", lambda: peft.LoKrConfig(r=3, alpha=6, decompose_factor=4, target_modules=["q_proj", "o_proj"]), {"attn.q", "attn.o"}),
     "lokr of two products": (
@@ -78,8 +86,8 @@ FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
     "prefix": ("llama", lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=L), {"attn.heads"}),
 }  # fmt: skip
 
-#: What comes in, and is refused on the way out: recognition does not see through a series of a given length.
-ONLY_IN = {"oft by Neumann's series"}
+#: What comes in, and is refused on the way out: recognition does not see through a series of a given length, and a seed is not kept.
+ONLY_IN = {"oft by Neumann's series", "fourierft of another seed"}
 
 
 def saved(name: str, folder: Path, **changes: Any) -> str:
@@ -297,6 +305,109 @@ def test_rules_of_serving_engines(tmp_path: Path) -> None:
         unipelt.export_peft(m, tmp_path / "some", serving=True)
 
 
+def test_folders_converted_from_pissa(tmp_path: Path) -> None:
+    """peft writes what became of PiSSA as a LoRA of twice the rank for the plain base; unconverted it is for another base, and refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        m = peft.get_peft_model(
+            model("llama"), peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights="pissa", target_modules=QV)
+        )
+        config = m.peft_config["default"]
+        config.init_lora_weights = True
+        m.save_pretrained(tmp_path / "start")
+        config.init_lora_weights = "pissa"
+        g = torch.Generator().manual_seed(4)
+        with torch.no_grad():
+            for p in m.parameters():
+                if p.requires_grad:
+                    p.add_(torch.randn(p.shape, generator=g) * 0.1)
+        m.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=tmp_path / "start")
+        m.save_pretrained(tmp_path / "as it is")
+    ours = model("llama")
+    unipelt.import_peft(ours, tmp_path / "converted", "theirs")
+    with torch.no_grad():
+        torch.testing.assert_close(of_ours(ours, ""), m.eval()(**inputs(padded=False))[0], rtol=1e-5, atol=1e-5)
+    unipelt.export_peft(ours, tmp_path / "out", "theirs")
+    before, after = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("converted", "out"))
+    assert before.keys() == after.keys() and all(torch.equal(t, after[k]) for k, t in before.items())
+    assert "pissa" in refused(tmp_path / "as it is", "E0841")
+
+
+def changed(folder: Path, change: Any) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_delora_of_another_base(tmp_path: Path) -> None:
+    saved("delora", tmp_path)
+    key = "base_model.model.model.layers.0.self_attn.q_proj.delora_w_norm"
+    changed(tmp_path, lambda t: t.update({key: t[key] * 1.1}))
+    assert "another base" in refused(tmp_path, "E0842")
+
+
+def test_tensors_that_are_one_and_differ(tmp_path: Path) -> None:
+    """Where ours is one tensor for several modules and the folder has one for each, they must agree."""
+    m = model("llama")
+    unipelt.apply(m, unipelt.parse("method mine { modify attn.q insert parallel form { A: [d_in, 2] ~ zeros per kind  B: [2, d_out] ~ zeros  delta = z @ A @ B } compose scaled(2.0) }"), name="mine")  # fmt: skip
+    plan = registry(m).attached["mine"].plan
+
+    def source(e: Any, label: str) -> Source:
+        return Source(f"{e.site.block}.{label}", "same")
+
+    numbers = {
+        f"{e.site.block}.{label}": torch.zeros(plan.tensors[n].shape)
+        for e in plan.edits
+        for label, n in e.tensors.items()
+    }
+    found, used = filled(plan, source, numbers, tmp_path)
+    assert found.keys() == plan.tensors.keys() and used == numbers.keys()
+    numbers["layers.1.A"] = numbers["layers.1.A"] + 1
+    with pytest.raises(PeltError, match="`layers.1.A` in .* is shared, and another module's has other numbers"):
+        filled(plan, source, numbers, tmp_path)
+
+
+def test_arguments_that_differ_between_modules(tmp_path: Path) -> None:
+    """peft has patterns for some arguments, and one value of the others for all modules."""
+    m = model("llama")
+    unipelt.apply(
+        m,
+        unipelt.parse(
+            "method mine { use hra(r = 2, at = attn.q.weight) as a  use hra(r = 4, at = attn.v.weight) as b }"
+        ),
+        name="mine",
+    )
+    with pytest.raises(PeltError, match="`r` differs between its modules, and peft has one `r`"):
+        unipelt.export_peft(m, tmp_path / "out", "mine")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        ("trained tokens", {"token_indices": [3, 5, 11, 80]}, "below 80"), ("trained tokens", {"token_indices": "all"}, "no list"),
+        ("trained tokens", {"token_indices": [3, -1]}, "no list"), ("fourierft", {"random_loc_seed": "a"}, "no seed"), ("fourierft", {"random_loc_seed": None}, "no seed"),
+    ],
+)  # fmt: skip
+def test_fields_that_decide_whole_numbers(name: str, change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    saved(name, tmp_path, **change)
+    assert said in refused(tmp_path, "E0840")
+
+
+def test_a_pair_that_is_too_small(tmp_path: Path) -> None:
+    """VeRA's shared factors are as large as the largest map: a smaller one would be read with zeros in it."""
+    saved("vera of several sizes", tmp_path)
+    changed(tmp_path, lambda t: t.update({"base_model.vera_B": t["base_model.vera_B"][:32].contiguous()}))
+    assert "vera_B" in refused(tmp_path, "E0842")
+
+
+def test_recognition_of_a_list_of_another_length() -> None:
+    """Recognition asks how the library's own method starts, with as many rows and its own ids."""
+    method = unipelt.load("trainable_tokens", arguments={"n": 4, "which": "listed(3, 5, 11, 12)"})
+    assert "trainable_tokens" in recognise(method).sentence
+
+
 def test_attach_takes_a_folder_of_peft(tmp_path: Path) -> None:
     kind = saved("lora", tmp_path)
     m = model(kind)
@@ -320,5 +431,5 @@ def test_the_same_method_with_other_names_for_its_tensors(tmp_path: Path) -> Non
 @pytest.mark.parametrize("d", declarations(), ids=lambda d: d.name)
 def test_a_declaration_has_what_its_method_has(d: Any) -> None:
     method = unipelt.load(d.name)
-    assert {t.name for row in unipelt.analyse(method).rows for t in row.tensors} == set(d.tensors)
-    assert set(d.arguments) <= set(method.arguments) and set(d.patterns) <= set(d.arguments)
+    assert {t.name for row in unipelt.analyse(method).rows for t in row.tensors} == {*d.tensors, *d.decided}
+    assert {*d.arguments, *d.derived} - {""} <= set(method.arguments) and set(d.patterns) <= set(d.arguments)

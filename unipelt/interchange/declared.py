@@ -40,13 +40,34 @@ class Declared:
     factors: Mapping[str, str] = field(default_factory=dict)
     shift: Mapping[str, str] = field(default_factory=dict)
     of_base: Mapping[str, str] = field(default_factory=dict)
+    decided: Mapping[str, list[Any]] = field(default_factory=dict)
+    listed: Mapping[str, str] = field(default_factory=dict)
+    widest: str = ""
     inputs: str = ""
     note: str = ""
 
     @property
     def of_modules(self) -> bool:
         """Whether its rows are at linear maps, each by the path of its module."""
-        return self.at in ("output", "weight")
+        return self.at in ("output", "weight", "own")
+
+    @property
+    def derived(self) -> set[str]:
+        """Our arguments that no field of peft's says by itself."""
+        return {*self.listed, self.widest}
+
+    def entries(self, config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+        """Our arguments that are the count and the entries of a list, of numbers of so many rows. Raises `PeltError`."""
+        found: dict[str, Any] = {}
+        for ours, theirs in self.listed.items():
+            value = config.get(theirs)
+            if not isinstance(value, list) or not value or not all(type(v) is int and 0 <= v < rows for v in value):
+                raise error(
+                    "E0840",
+                    f"the folder of peft's says `{theirs}` = {value!r}, and that is no list of numbers below {rows}",
+                )
+            found[ours] = f"listed({', '.join(map(str, value))})" if found else len(value)
+        return found
 
     def problem(self, config: Mapping[str, Any]) -> str | None:
         """Why a configuration does not mean this method; None where it does."""

@@ -21,6 +21,7 @@ class Source:
     how: str
     rank: int = 0
     of: int = 1
+    given: torch.Tensor | None = None  # what a field of the configuration decides
 
 
 #: The source of an edit's tensor, by the row's own name for it.
@@ -40,6 +41,9 @@ def filled(
     for e in plan.edits:
         for label, n in e.tensors.items():
             s = source(e, label)
+            if s.given is not None:
+                found[n] = s.given
+                continue
             keys = keys_of(s.key, s.how)
             missing = next((k for k in keys if k not in tensors), None)
             if missing is not None:
@@ -69,7 +73,11 @@ def emptied(plan: Plan, source: Sources, values: Mapping[str, torch.Tensor]) -> 
     for e in plan.edits:
         for label, n in e.tensors.items():
             s = source(e, label)
-            for k, t in zip(keys_of(s.key, s.how), theirs(values[n], s.how, e)):
+            if s.given is not None:
+                if not torch.equal(values[n].cpu(), s.given):
+                    raise Apart(f"its `{label}` are other numbers than peft draws from `{s.key}`")
+                continue
+            for k, t in zip(keys_of(s.key, s.how), theirs(values[n], s.how, e, s.of)):
                 part = part_of(s.how, s.rank, s.of)
                 if part is not None:
                     beside.setdefault(k, (s.how, {}, part[1], part[2]))[1][part[0]] = t

@@ -25,7 +25,7 @@ from ..runtime.saving import state_dict
 from . import folders
 from .declared import Declared, declared_for
 from .filling import Source, filled, leftover, misshapen
-from .places import FRONT, depth, host, in_model, key, modules_of, of_base, sites
+from .places import FRONT, depth, host, in_model, key, modules_of, of_base, sites, sourced, widest
 from .texts import Part, like, union
 
 
@@ -49,7 +49,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     found: dict[str, torch.Tensor] = {}
 
     def check(plan: Plan) -> None:
-        found.update(_values(model, plan, d, tensors, front, heads, place))
+        found.update(_values(model, plan, d, config, tensors, front, heads, place))
 
     with unchanged(model):
         install(
@@ -109,19 +109,29 @@ def _method(
     plain = load(d.name)
     groups: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for path in front or ("",):
-        values = {n: like(plain.arguments[n], v, "peft") for n, v in d.values(config, path).items()}
+        values = {n: like(plain.arguments[n], v, "peft") for n, v in d.values(config, path).items()} | d.entries(
+            config, _rows(model, front.get(path))
+        )
         groups.setdefault(tuple(values.items()), []).append(path)
     notes = [d.note.format(**dict(arguments)) for arguments in groups if d.note]
     parts = []
     for i, (arguments, paths) in enumerate(groups.items()):
-        where = f"modify {', '.join(sites(model, [front[p] for p in paths], d, at_input))}" if front else ""
+        own = not front or d.at == "own"
+        where = "" if own else f"modify {', '.join(sites(model, [front[p] for p in paths], d, at_input))}"
         name = d.name if len(groups) == 1 else f"{d.name}_{i + 1}"
-        parts.append(Part(d.name, name, dict(arguments), where))
+        given = {**dict(arguments), **({d.widest: widest(model, front.values())} if d.widest else {})}
+        parts.append(Part(d.name, name, given, where))
     return union(parts, "from_peft"), notes
 
 
+def _rows(model: nn.Module, path: str | None) -> int:
+    """How many rows the table of a module has."""
+    weight = getattr(model.get_submodule(path), "weight", None) if path is not None else None
+    return len(weight) if isinstance(weight, torch.Tensor) and weight.dim() else 0
+
+
 def _values(
-    model: nn.Module, plan: Plan, d: Declared, tensors: Mapping[str, torch.Tensor], front: Mapping[str, str],
+    model: nn.Module, plan: Plan, d: Declared, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], front: Mapping[str, str],
     heads: Mapping[str, torch.Tensor], place: Path,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Our tensors by name. Everything that peft saved is used, everything that the plan has is there."""
@@ -129,8 +139,11 @@ def _values(
     layers = depth(model)
 
     def source(e: PlannedEdit, label: str) -> Source:
-        suffix, how = d.tensors[label]
-        return Source(key(d, suffix, there.get(host(e), host(e))), how, e.site.layer or 0, layers)
+        try:
+            return sourced(d, plan, config, e, label, there.get(host(e), host(e)), layers)
+        except RuntimeError as reason:
+            field = d.decided[label][0]
+            raise error("E0840", f"`{field}` = {config.get(field)!r} in {place} decides nothing: {reason}") from None
 
     found, used = filled(plan, source, tensors, place)
     for suffix, how in d.of_base.items():

@@ -16,20 +16,19 @@ from torch import nn
 from ..anatomy.base import base_modules
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import is_norm
-from ..language.ir import Method
 from ..language.report.diagnostics import PeltError
 from ..runtime.hub import public_name
 from ..runtime.references import load
 from ..runtime.registry import record, unwrapped
 from ..runtime.saving import state_dict
-from ..variants.recognise import Match, recognise_row
+from ..variants.recognise import Match, arguments_of, recognise_row
 from . import folders
 from .declared import Declared, declarations, no_counterpart
 from .factors import with_remedy
 from .fused import NOTE, by_map, joined
 from .filling import Apart, Source, emptied
-from .places import FRONT, depth, host, key, of_base, sizes
-from .shapes import theirs
+from .places import FRONT, depth, host, key, of_base, sizes, sourced, widest
+from .shapes import deciding, theirs
 
 #: How the name of a class of transformers ends, and what peft calls the task.
 TASKS = {
@@ -59,8 +58,10 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     attached = record(model, name)
     plan = attached.plan
     copied = {} if plan.edits else _norms(model, plan)
-    d, matches = _recognised(plan.method) if plan.edits else (_of_copies(), {})
-    other = next(((e.row.name, n) for e in plan.edits for n in e.tensors if n not in d.tensors), None)
+    d, matches = _recognised(model, plan) if plan.edits else (_of_copies(), {})
+    other = next(
+        ((e.row.name, n) for e in plan.edits for n in e.tensors if n not in d.tensors and n not in d.decided), None
+    )
     if other is not None:
         raise no_counterpart(f"its row `{other[0]}` computes what `{d.name}` does, with other tensors: `{other[1]}`")
     values = state_dict(model, name)
@@ -76,9 +77,10 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
             (tensors[key(d, suffix, path)],) = theirs(t, how, own[0])
     apart = replace(plan, edits=tuple(e for e in plan.edits if host(e) not in parts_of))
 
+    fields = {f: deciding(values[plan.edits[0].tensors[n]], how, *rest) for n, (f, how, *rest) in d.decided.items()}
+
     def source(e: PlannedEdit, label: str) -> Source:
-        suffix, how = d.tensors[label]
-        return Source(key(d, suffix, host(e)), how, e.site.layer or 0, layers)
+        return sourced(d, plan, fields, e, label, host(e), layers)
 
     try:
         tensors |= emptied(apart, source, values)
@@ -90,7 +92,7 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
                 tensors[key(d, suffix, path)] = of_base(model.get_submodule(path), how)
             except TypeError as e:
                 raise no_counterpart(str(e)) from None
-    config = _config(model, d, plan.edits, matches, by_path, layers)
+    config = {**_config(model, d, plan.edits, matches, by_path, layers), **fields}
     trained = {c.parameter.path: values[c.name] for c in plan.copies}
     for path, norm in copied.items():
         for n, p in norm.named_parameters(recurse=False):  # peft copies modules whole
@@ -135,13 +137,18 @@ def _of_copies() -> Declared:
     return next(d for d in declarations() if d.copies)
 
 
-def _recognised(method: Method) -> tuple[Declared, dict[str, Match]]:
+def _recognised(model: nn.Module, plan: Plan) -> tuple[Declared, dict[str, Match]]:
     """The one method of peft's that all rows are, and what each row is."""
+    method = plan.method
     found: list[dict[str, Match]] = []
+    side = widest(model, {host(e) for e in plan.edits})
     for row in method.rows:
         if row.gate is not None or row.tokens:
             raise no_counterpart(f"its row `{row.name}` has a gate, or tokens of its own")
         known = [m for m in recognise_row(method, row) if not m.biases and m.activation is None]
+        for d in (d for d in declarations() if d.widest):  # which is in no equation that can be solved
+            arguments = arguments_of(method, row, load(d.name), {d.widest: side})
+            known += [Match(d.name, arguments)] if arguments is not None else []
         if not known:
             raise no_counterpart(f"its row `{row.name}` is no method of the library")
         found.append({m.name: m for m in reversed(known)})
@@ -166,7 +173,9 @@ def _config(
     layers: int,
 ) -> dict[str, Any]:
     for m in matches.values():
-        other = sorted(n for n in m.arguments if n not in d.arguments and n not in ("at", "init"))
+        other = sorted(
+            n for n in m.arguments if n not in d.arguments and n not in ("at", "init") and n not in d.derived
+        )
         if other:
             raise no_counterpart(f"peft has no field for `{other[0]}` = {m.arguments[other[0]]}")
     common = {n: Counter(a[n] for a in by_path.values()).most_common(1)[0][0] for n in d.arguments}

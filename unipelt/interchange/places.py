@@ -10,9 +10,11 @@ from torch import nn
 
 from ..anatomy.find import find
 from ..anatomy.spelled import spelled
-from ..compiler.plan import PlannedEdit
+from ..compiler.plan import Plan, PlannedEdit
 from ..language.report.diagnostics import error
 from .declared import Declared
+from .filling import Source
+from .shapes import decided
 
 FRONT = "base_model.model."
 #: How the key of a tensor begins that all modules share.
@@ -33,6 +35,26 @@ def host(edit: PlannedEdit) -> str:
 
 def key(d: Declared, suffix: str, path: str) -> str:
     return f"{FRONT}{path}.{suffix}" if d.of_modules and not suffix.startswith(WHOLE) else suffix
+
+
+def sourced(
+    d: Declared, plan: Plan, config: Mapping[str, Any], e: PlannedEdit, label: str, path: str, layers: int
+) -> Source:
+    """Where a tensor of an edit is found in peft's folder; ``path`` is its module's there. Raises `RuntimeError` for a field that decides nothing."""
+    if label in d.decided:
+        field, how = d.decided[label][:2]
+        return Source(field, how, given=decided(config.get(field), how, e, plan.tensors[e.tensors[label]].shape))
+    suffix, how = d.tensors[label]
+    of = layers
+    if "padded" in how:
+        of = max(other.sizes[("d_in", "d_out")[int(how.split()[-1])]] for other in plan.edits)
+    return Source(key(d, suffix, path), how, e.site.layer or 0, of)
+
+
+def widest(model: nn.Module, paths: Iterable[str]) -> int:
+    """The largest side of the maps among some modules."""
+    weights = [getattr(model.get_submodule(p), "weight", None) for p in paths]
+    return max((n for w in weights if isinstance(w, torch.Tensor) for n in w.shape), default=1)
 
 
 def depth(model: nn.Module) -> int:

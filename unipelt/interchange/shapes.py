@@ -1,10 +1,12 @@
 """How tensors of another library and ours become each other: the words behind a key in ``specs/peft.toml`` and ``specs/adapters.toml``.
 
 Words are read from left to right on the way in, from right to left on the way out. ``rank`` is the place of a tensor among ``of`` that
-share one of theirs: a layer among the layers, a part of a fused map among the parts.
+share one of theirs: a layer among the layers, a part of a fused map among the parts. Of what is padded ``of`` is the size without zeros.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from ..compiler.helpers import orthonormal
 from ..compiler.plan import PlannedEdit
 
 #: Words that are followed by numbers, and by how many.
-_NUMBERS = {"joined": 1, "layers": 1, "columns": 2, "rows": 2}
+_NUMBERS = {"joined": 1, "layers": 1, "padded": 1, "columns": 2, "rows": 2}
 
 
 def _words(how: str) -> list[tuple[str, list[int]]]:
@@ -47,6 +49,12 @@ def ours(
             t = t.reshape(of, 2, size["groups"], size["d_head"], *t.shape[1:])[rank, numbers[0]]
         elif word == "parts":
             t = _part(t, rank, of, 0)
+        elif word == "padded":
+            if t.shape[numbers[0]] != of:
+                raise RuntimeError("it has another size than the largest map")
+            padded = t.new_zeros(shape)
+            padded.narrow(numbers[0], 0, of).copy_(t)
+            t = padded
         elif word in ("rows", "columns"):
             t = _part(t, numbers[0], numbers[1], 0 if word == "rows" else -1)
         elif word == "row":
@@ -72,15 +80,17 @@ def _part(t: torch.Tensor, rank: int, of: int, dim: int) -> torch.Tensor:
     return t.tensor_split(of, dim=dim)[rank]
 
 
-def theirs(t: torch.Tensor, how: str, edit: PlannedEdit) -> tuple[torch.Tensor, ...]:
+def theirs(t: torch.Tensor, how: str, edit: PlannedEdit, of: int = 1) -> tuple[torch.Tensor, ...]:
     """Their tensors, in the order of `keys_of`, made of ours; or the part of them that `part_of` says."""
     if how == "householder":
         return _rotated(t.mT)
-    for word, _ in reversed(_words(how)):
+    for word, numbers in reversed(_words(how)):
         if word == "joined":
             t = t.transpose(0, 1).reshape(t.shape[1], -1)
         elif word == "layers":
             t = t.flatten(0, 1)
+        elif word == "padded":
+            t = t.narrow(numbers[0], 0, of)
         elif word == "row":
             t = t[None]
         elif word == "flat":
@@ -139,3 +149,30 @@ def _rotated(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     base = torch.linalg.qr(columns, mode="complete").Q
     base[:, :r] = columns
     return base, rows.new_zeros(r, d) if r == d else -torch.eye(r, d, dtype=rows.dtype)
+
+
+# ---------------------------------------------------------------- whole numbers that a configuration decides
+
+
+def decided(value: Any, how: str, edit: PlannedEdit, shape: tuple[int, ...]) -> torch.Tensor:
+    """Our whole numbers, of a shape, where a field of theirs decides them. Raises `RuntimeError` where it cannot be."""
+    if how == "listed":
+        return torch.tensor(value, dtype=torch.int64)
+    if type(value) is not int:
+        raise RuntimeError("it is no seed")
+    d_in, d_out = edit.sizes["d_in"], edit.sizes["d_out"]
+    drawn = torch.randperm(d_in * d_out, generator=torch.Generator().manual_seed(value))[: shape[0]]
+    row, column = drawn // d_in, drawn % d_in  # of a weight [d_out, d_in]
+    if how == "quarters":  # the right top and the left bottom stand the other way round
+        right, low = column >= d_in // 2, row >= d_out // 2
+        turn = right.int() - low.int()
+        row, column = (
+            row + turn.sign() * (right != low) * (d_out // 2),
+            column - turn.sign() * (right != low) * (d_in // 2),
+        )
+    return column * d_out + row
+
+
+def deciding(t: torch.Tensor, how: str, otherwise: Any = None) -> Any:
+    """The value of their field for our whole numbers, where it can be told; else another."""
+    return t.tolist() if how == "listed" else otherwise

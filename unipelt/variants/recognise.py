@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from ..language.syntax import nodes as S
@@ -158,11 +159,16 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
     return [m for _, m in sorted(ranked, key=lambda x: x[0])]
 
 
-def arguments_of(method: Method, row: Row, other: Method) -> Mapping[str, Any] | None:
+def arguments_of(
+    method: Method, row: Row, other: Method, fixed: Mapping[str, Any] = MappingProxyType({})
+) -> Mapping[str, Any] | None:
     """The arguments under which a method of one row computes what a row does, whatever layers, tokens and gates; None without any.
 
-    What the row does not depend on is left out.
+    Some are ``fixed``. What the row does not depend on is left out.
     """
+    held = tuple(p for p in other(**fixed).params if p.name in fixed)
+    left = tuple(p for p in other.params if p.name not in fixed)
+    other = replace(bound(replace(other, params=held)), params=left) if fixed else other
     whole = bound(replace(method, rows=(row,), trains=(), requires=()))
     try:
         lines = lines_of(meaning(_alone(whole, whole.rows[0])))
@@ -201,7 +207,10 @@ def _starts(method: Method) -> frozenset[Any]:
 
 @lru_cache(maxsize=4096)
 def _starts_of(name: str, row: str, arguments: tuple[tuple[str, Any], ...]) -> frozenset[Any]:
-    return _starts(_alone(*_bound_row(name, row, arguments)))
+    try:
+        return _starts(_alone(*_bound_row(name, row, arguments)))
+    except PeltError:  # a start that its other arguments do not go with, such as a list of another length
+        return frozenset()
 
 
 # ---------------------------------------------------------------- whole methods

@@ -29,7 +29,7 @@ __all__ = [  # the values are part of what this module offers
     "repeated",
 ]
 
-_PLURALS = {"anatomy": "anatomies", "process": "processes"}
+_PLURALS = {"entry": "entries", "anatomy": "anatomies", "process": "processes"}
 
 
 class PeltError(ValueError):
