@@ -99,8 +99,8 @@ def test_training_is_the_same_and_the_blocks_run_once(kind: str, left: bool) -> 
     given = batches(kind, left)
     losses, tensors = trained(still(kind), given)
     m = still(kind)
-    seen = calls(m, blocks_of(m))
     with cache_trunk(m) as trunk:
+        seen = calls(m, blocks_of(m))
         found, same = trained(m, given)
         assert trunk.blocks == 2 and (trunk.hits, trunk.misses) == (18, 9)
     assert seen[:2] == [3, 3] and seen[2] == 9

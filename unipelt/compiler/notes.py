@@ -24,7 +24,7 @@ def of_the_base(model: nn.Module) -> list[str]:
     if counting:
         said.append(
             f"{_named(counting)} keep{'s' * (len(counting) == 1)} a running mean and variance, which move in train mode and are no "
-            "part of an adapter: keep such norms in eval mode while you train"
+            "part of an adapter: keep such norms in eval mode while you train, as `unipelt train` and `for_trainer` do"
         )
     if fast:
         said.append(

@@ -29,6 +29,7 @@ from ..language.syntax.nodes import Expr
 from ..language.types.values import Distribution, NumberType
 from .labels import HeadUse, Labels
 from .hosting import Parameter
+from .untouched import Cut, runs_once
 
 
 #: What a plan's table has as the form of trained copies.
@@ -227,6 +228,11 @@ class Plan:
     leaks: tuple[Diagnostic, ...] = field(default=(), repr=False)
     inputs: tuple[PlannedInput, ...] = ()
 
+    @property
+    def runs_once(self) -> Cut | None:
+        """The blocks below everything that is edited or trained: with `--cache-trunk` they run once for each example."""
+        return runs_once(self)
+
     @cached_property
     def properties(self) -> dict[str, str]:
         """Verdicts at the sites of this model, in words."""
@@ -295,6 +301,7 @@ class Plan:
             "labels": self.labels.to_json() if self.labels is not None else None, "edits": self.table(),
             "tensors": {t.name: {"shape": list(t.shape), "frozen": t.frozen, "lr": t.lr} for t in self.tensors.values()},
             "copies": {c.name: list(c.parameter.shape) for c in self.copies},
+            "runs_once": self.runs_once.to_json() if self.runs_once is not None else None,
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -351,6 +358,11 @@ def plan_text(plan: Plan, width: int = WIDTH) -> str:
     c = plan.counts
     share = f" ({100 * c.trained / c.base:.2f} % of the base's {c.base:,})" if c.base else ""
     lines += ["", f"trained {c.trained:,}{share}", f"stored {c.stored:,}   frozen {c.frozen:,}   head {c.head:,}"]
+    lines += (
+        [f"{plan.runs_once} for each example with `--cache-trunk`, where nothing random acts there"]
+        if plan.runs_once is not None
+        else []
+    )
     notes = [
         *(f"note: {w}" for w in plan.warnings),
         *(f"needs: {n}" for n in plan.needs),

@@ -18,6 +18,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 import unipelt
 
+from ..anatomy.base import base_modules
 from ..language.files import check, reason
 from ..language.report.diagnostics import PeltError, counted, error
 from ..runtime.acting import rates_of
@@ -59,6 +60,20 @@ class WithAdapters(_Trainer):
         if not given:
             regroup(optimizer, rates_of(self.adapted))
         return optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss, with norms over the batch as in evaluation: their running statistics are the base's, and no adapter holds others."""
+        for m in self._norms():
+            m.eval()
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _norms(self) -> list[nn.Module]:
+        found: list[nn.Module] | None = self.__dict__.get("norms_of_batches")
+        if found is None:
+            kinds = nn.modules.batchnorm._BatchNorm
+            found = [m for _, m in base_modules(self.adapted) if isinstance(m, kinds) and m.running_mean is not None]
+            self.__dict__["norms_of_batches"] = found
+        return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if is_sharded(self.adapted):

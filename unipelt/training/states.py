@@ -20,6 +20,7 @@ import unipelt
 from ..anatomy.base import base_of
 from ..anatomy.evaluating import evaluating
 from ..anatomy.find import find
+from ..compiler.untouched import Cut
 from ..language.files import reason, replace
 from ..language.report.diagnostics import error, near
 from ..runtime.hub import public_name, repository
@@ -34,7 +35,7 @@ from .saved import load_run
 from .tasks import task_for
 from .tasks.evaluation import Collator, as_read, batches
 from .tasks.task import Encoded, Task, Tick
-from .trunk import Cut, cut_below
+from .trunk import cut_below
 
 Pool = Literal["mean", "first", "last", "none"]
 #: The columns in which a data set numbers its rows itself.

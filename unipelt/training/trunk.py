@@ -7,9 +7,9 @@ epochs compute only what is above. Probing, top layers and deep variants train m
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch import nn
 from .. import __version__
 from ..anatomy.base import base_modules
 from ..anatomy.find import find
-from ..anatomy.sites import SiteMap, Stack
-from ..language.report.diagnostics import error
+from ..compiler.untouched import Cut, below_edits, below_modules
+from ..language.report.diagnostics import PeltError, error
 from ..runtime.registry import registry, unwrapped
 from ..runtime.stand_in import StandIn
 from .kept_rows import KeptRows
+from .stem import stem_of
 
 #: What a pass may be given that does not change hidden states.
 _SILENT = (
@@ -41,16 +42,19 @@ _FILE = "trunk-{}.sqlite"
 class Trunk:
     """The blocks of a model that run once. ``blocks`` is how many, ``hits`` and ``misses`` count examples; ``close()`` ends it."""
 
-    def __init__(self, model: nn.Module, cut: Cut, rows: KeptRows):
+    def __init__(self, model: nn.Module, cut: Cut, rows: KeptRows, stem: tuple[str, ...] = ()):
         self.model, self.cut, self.blocks, self.rows = model, cut, cut.blocks, rows
         self.hits = self.misses = 0
         self.keys: list[bytes] = []
         self.lengths: list[int] = []
         self.given: torch.Tensor | None = None  # what the last block is to yield in this pass
         self.single: bool | None = None  # whether a block yields one tensor
-        self.stand_ins = [
+        self.warned = False
+        self.blocks_of = [
             Block(self, model.get_submodule(cut.path(i)), i == self.blocks - 1) for i in range(self.blocks)
         ]
+        self.stand_ins: list[StandIn] = [*self.blocks_of, *(Below(self, model.get_submodule(p)) for p in stem)]
+        self.norms = _norms_of_batches(model, cut)
         self.handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, always_call=True),
@@ -59,9 +63,7 @@ class Trunk:
             s.put()
 
     def __repr__(self) -> str:
-        return (
-            f"<trunk: blocks 0–{self.blocks - 1} run once, {self.hits} examples from the cache, {self.misses} computed>"
-        )
+        return f"<trunk: {self.cut}, {self.hits} examples from the cache, {self.misses} computed>"
 
     def __enter__(self) -> Trunk:
         return self
@@ -76,14 +78,14 @@ class Trunk:
         for h in self.handles:
             h.remove()
         self.rows.close()
-        self.stand_ins, self.handles = [], []
+        self.stand_ins, self.handles, self.norms = [], [], {}
 
     # ------------------------------------------------------------ a pass
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.keys, self.given = [], None
         found = _keys(args, kwargs, getattr(module, "config", None))
-        if found is None or torch.compiler.is_compiling():
+        if found is None or torch.compiler.is_compiling() or self._norms_batches():
             return
         self.keys, self.lengths = found
         if self.single is None:  # the first pass shows what a block yields
@@ -91,10 +93,18 @@ class Trunk:
         rows = [self.rows.get(k) for k in self.keys]
         if any(r is None for r in rows):
             return
-        p = next(self.stand_ins[-1].block.parameters())
+        p = next(self.blocks_of[-1].block.parameters())
         width = kwargs["input_ids"].shape[1] if "input_ids" in kwargs else max(len(r) for r in rows if r is not None)
         self.given = torch.stack([_padded(r, width) for r in rows if r is not None]).to(p.device)
         self.hits += len(rows)
+
+    def _norms_batches(self) -> bool:
+        """Whether a norm below takes the mean of the batch now: then nothing is kept or read, which is said once."""
+        path = next((p for p, m in self.norms.items() if m.training), None)
+        if path is not None and not self.warned:
+            self.warned = True
+            warnings.warn(f"the blocks run in each pass: {_over_batches(path)}", stacklevel=2)
+        return path is not None
 
     def _leave(self, *_: Any) -> None:
         self.keys, self.given = [], None
@@ -140,6 +150,33 @@ class Block(StandIn):
         return out
 
 
+class Below(StandIn):
+    """Stands in for the forward of a module below the trunk, which nothing but the trunk reads: its output has a shape, and no values."""
+
+    def __init__(self, trunk: Trunk, module: nn.Module):
+        super().__init__(module, "forward")
+        self.trunk = trunk
+        self.shapes: dict[
+            tuple[int, ...], tuple[int, ...]
+        ] = {}  # of an example that leaves, by that of one that enters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        entered = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(entered, torch.Tensor) or entered.dim() < 2:
+            return self.own()(*args, **kwargs)
+        one = tuple(entered.shape[1:])
+        if self.trunk.given is not None and one in self.shapes:
+            empty = torch.full((), torch.nan, dtype=self.trunk.given.dtype, device=entered.device)
+            return _like(empty.expand(len(entered), *self.shapes[one]), entered)
+        with torch.no_grad():
+            out = self.own()(*args, **kwargs)
+        if not isinstance(out, torch.Tensor):
+            return out
+        if len(out) == len(entered):
+            self.shapes[one] = tuple(out.shape[1:])
+        return _like(out, entered)
+
+
 def _like(hidden: torch.Tensor, entered: torch.Tensor) -> torch.Tensor:
     """Hidden states that ask for a gradient where those that entered do: checkpoints with ``use_reentrant=True`` need it."""
     return hidden.detach().requires_grad_() if entered.requires_grad else hidden
@@ -149,8 +186,9 @@ def _keys(args: tuple[Any, ...], kwargs: Mapping[str, Any], config: Any) -> tupl
     """A key for each example of a pass, and how many of its positions are kept (-1: all); None where the pass is to run as it is."""
     wanted = ("output_hidden_states", "output_attentions")
     asked = any(kwargs.get(n) if kwargs.get(n) is not None else getattr(config, n, False) for n in wanted)
-    if args or asked or kwargs.get("past_key_values") is not None:
+    if asked or kwargs.get("past_key_values") is not None:
         return None
+    kwargs = {**{str(i): a for i, a in enumerate(args)}, **kwargs}  # of whatever names
     tensors = {n: v for n, v in kwargs.items() if isinstance(v, torch.Tensor) and n not in _SILENT}
     others = {n: v for n, v in kwargs.items() if not isinstance(v, torch.Tensor) and n not in _SILENT and v is not None}
     sizes = {t.shape[0] for t in tensors.values() if t.dim()}
@@ -200,27 +238,6 @@ def _padded(row: torch.Tensor, width: int) -> torch.Tensor:
 # ---------------------------------------------------------------- which blocks
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Where a model can be cut: the blocks of a tower that lie below everything that is edited or trained."""
-
-    stack: Stack
-    blocks: int
-    base: str  # the path of the base model, in which the blocks are
-
-    def path(self, block: int) -> str:
-        return f"{self.base}.{self.stack.blocks[block]}" if self.base else self.stack.blocks[block]
-
-    def above(self, path: str) -> bool:
-        """Whether a module lies in a later block, or outside the base model, as a head does."""
-        outside = bool(self.base) and not within(path, self.base)
-        return outside or any(within(path, self.path(i)) for i in range(self.blocks, len(self.stack.blocks)))
-
-
-def within(path: str, module: str) -> bool:
-    return path == module or path.startswith(f"{module}.")
-
-
 def cache_trunk(model: Any, folder: str | Path | None = None, *, most: int = 4 * 2**30) -> Trunk:
     """Keeps the hidden states behind the blocks that lie below everything that is trained, and passes over these blocks later.
 
@@ -237,9 +254,16 @@ def cache_trunk(model: Any, folder: str | Path | None = None, *, most: int = 4 *
     if isinstance(cut, str):
         raise error("E0783", f"no block runs once: {cut}",
                     help="train without the cache; where dropout is the reason, set the base's to 0 (`--dropout 0`)")  # fmt: skip
+    stem = stem_of(model, cut)
+    if stem is None:
+        raise error(
+            "E0783",
+            "no block runs once: what stands between the blocks cannot do without them",
+            help="train without the cache",
+        )
     key = _model_key(model, cut)
     path = Path(folder) / _FILE.format(key[:16]) if folder is not None else None
-    return Trunk(model, cut, KeptRows(path, key, most))
+    return Trunk(model, cut, KeptRows(path, key, most), stem)
 
 
 def cut_of(model: nn.Module) -> Cut | str:
@@ -256,29 +280,17 @@ def cut_below(model: nn.Module) -> Cut | str:
     stack = sites.main[0]
     if stack.shared:
         return "its blocks share one module"
-    whole = Cut(stack, stack.depth, sites.prefix)
-    lowest, why = min(
-        [(stack.depth, ""), *_edited(model, stack), *_trained(model, whole, sites)], key=lambda found: found[0]
-    )
+    r = registry(model)
+    edits = [e for a in r.staying.values() for e in a.plan.edits] if r is not None else []
+    found = [(stack.depth, ""), *below_edits(edits, stack, sites), *below_modules(_trained(model), stack, sites)]
+    lowest, why = min(found, key=lambda f: f[0])
     if lowest < 1:
         return f"{why}, and no block lies below" if why else "the model has no block"
     return Cut(stack, lowest, sites.prefix)
 
 
-def _edited(model: nn.Module, stack: Stack) -> Iterator[tuple[int, str]]:
-    """For each edit how many blocks lie below it."""
-    r = registry(model)
-    for a in r.staying.values() if r is not None else ():
-        for e in a.plan.edits:
-            s = e.site
-            if s.layer is not None and s.stack == stack.name:
-                yield s.layer, f"`{s.label}` is edited"
-            elif s.layer is None and (s.side == "prompt" or s.kind.times in ("input", "stacks")) and s.name != "final":
-                yield 0, f"`{s.label}` is edited"
-
-
-def _trained(model: nn.Module, whole: Cut, sites: SiteMap) -> Iterator[tuple[int, str]]:
-    """For each trained parameter of the base, or copy of one, how many blocks lie below it; a head lies above all."""
+def _trained(model: nn.Module) -> list[str]:
+    """The modules of the base whose parameters are trained, or copies of them; a copy of a head is above all."""
     own = [
         path
         for path, m in base_modules(model)
@@ -287,11 +299,7 @@ def _trained(model: nn.Module, whole: Cut, sites: SiteMap) -> Iterator[tuple[int
     r = registry(model)
     for a in r.staying.values() if r is not None else ():
         own += [c.parameter.path.rpartition(".")[0] for c in a.plan.copies if not c.head]
-    above = {*sites.head, *(s.view.module for s in sites.sites if s.name == "final")}
-    for path in own:
-        block = next((i for i in range(whole.blocks) if within(path, whole.path(i))), None)
-        over = whole.above(path) or any(within(path, h) for h in above)
-        yield (block if block is not None else whole.blocks if over else 0), f"`{path}` is trained"
+    return own
 
 
 def _varies(model: nn.Module, cut: Cut) -> str:
@@ -308,9 +316,18 @@ def _varies(model: nn.Module, cut: Cut) -> str:
         ]  # fmt: skip
         if any(rate > 0 for rate in rates):
             return f"`{path}` drops at random while the model trains"
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            return f"`{path}` norms over the batch while the model trains"
-    return ""
+    training = next((path for path, m in _norms_of_batches(model, cut).items() if m.training), None)
+    return _over_batches(training) if training is not None else ""
+
+
+def _norms_of_batches(model: nn.Module, cut: Cut) -> dict[str, nn.Module]:
+    """The norms in the trunk that take the mean of a batch in train mode. In evaluation mode they do as the others."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return {p: m for p, m in base_modules(model) if isinstance(m, kinds) and not cut.above(p)}
+
+
+def _over_batches(path: str) -> str:
+    return f"`{path}` norms over the batch in train mode: keep it in evaluation mode, as `unipelt train` and `for_trainer` do"
 
 
 def _model_key(model: nn.Module, cut: Cut) -> str:
@@ -333,12 +350,17 @@ def _model_key(model: nn.Module, cut: Cut) -> str:
 @contextmanager
 def cached(model: nn.Module, how: str, say: Callable[[str], None]) -> Iterator[None]:
     """``--cache-trunk``: off; auto, where it can be; or a folder, which must work. ``say`` is told what comes of it."""
-    why = cut_of(model) if how == "auto" else ""
-    if how == "off" or isinstance(why, str) and why:
-        if why:
-            say(f"no block runs once: {why}")
+    if how == "off":
         yield
         return
-    with cache_trunk(model, None if how == "auto" else how) as trunk:
-        say(f"blocks 0–{trunk.blocks - 1} of {trunk.cut.stack.depth} run once for each example, and are read later")
+    try:
+        trunk = cache_trunk(model, None if how == "auto" else how)
+    except PeltError as e:
+        if how != "auto":
+            raise
+        say(e.diagnostics[0].message)
+        yield
+        return
+    with trunk:
+        say(f"{trunk.cut} for each example, and {'are' if trunk.blocks > 1 else 'is'} read later")
         yield
