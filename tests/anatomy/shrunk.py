@@ -67,6 +67,8 @@ def entries(made: Any, level: int) -> dict[str, Any]:
     for name, value in vars(default).items():
         if name in _LISTS and isinstance(value, (list, tuple)) and level < 4:
             found[name] = list(value)[:1] + list(value)[-1:] if level in (0, 3) and value else None
+        if name == "initializer_range" and isinstance(value, float) and value < 1e-3:
+            found[name] = 0.02  # of smaller numbers nothing is left behind two layers
         if isinstance(value, bool) or not isinstance(value, int):
             continue
         if name == "embed_dim" and isinstance(getattr(default, "num_heads", None), (list, tuple)):

@@ -37,7 +37,13 @@ def structure(r: Recording, call: Call, times: Counter[str]) -> Hashable:
         number = numbers[key] = len(numbers)
         if key in made:
             return number
-        return number, name(r.origin(key)) if r.origin(key) != key else number, r.shapes.get(key), key in r.floating
+        return (
+            number,
+            name(r.origin(key)) if r.origin(key) != key else number,
+            r.shapes.get(key),
+            r.axes.get(key),
+            key in r.floating,
+        )
 
     steps = r.steps[call.start : call.stop]
     made = {o for s in steps for o in s.outs}

@@ -191,8 +191,8 @@ class Block:
     @staticmethod
     def _number(s: Step) -> float | None:
         """The number that a step multiplies its tensor by."""
-        if s.op in ("mul", "div") and len(s.args) == 2 and isinstance(s.args[1], (int, float)):
-            return float(s.args[1]) if s.op == "mul" else 1 / float(s.args[1])
+        if s.op.rstrip("_") in ("mul", "div") and len(s.args) == 2 and isinstance(s.args[1], (int, float)):
+            return float(s.args[1]) if s.op.startswith("mul") else 1 / float(s.args[1])
         return None
 
     # ------------------------------------------------------------ walks
@@ -249,7 +249,9 @@ class Block:
         shape = self.r.shapes[out]
         if prod(shape) > 1 << 22:
             return None
-        held: dict[Key, torch.Tensor] = {out: torch.arange(shape[-1]).expand(shape)}
+        axis, width = self.r.axes.get(out, len(shape) - 1), self.r.width(out)
+        own = torch.arange(width).reshape(-1, *[1] * (len(shape) - 1 - axis))
+        held: dict[Key, torch.Tensor] = {out: own.expand(shape)}
         ends: list[tuple[int, Key, frozenset[int]]] = []
         for s in self.steps:
             mine = [i for i in s.ins if i in held]
@@ -257,10 +259,10 @@ class Block:
                 continue
             moved = self._moved(s, held, mine)
             if moved is None:
-                ends += [(s.at, i, _which(held[i], shape[-1])) for i in dict.fromkeys(mine)]
+                ends += [(s.at, i, _which(held[i], width)) for i in dict.fromkeys(mine)]
             else:
                 held.update(moved)
-        self._held[projection.at] = {k: _which(t, shape[-1]) for k, t in held.items()}
+        self._held[projection.at] = {k: _which(t, width) for k, t in held.items()}
         return ends
 
     def _moved(self, s: Step, held: dict[Key, torch.Tensor], mine: list[Key]) -> dict[Key, torch.Tensor] | None:

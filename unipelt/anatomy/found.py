@@ -13,10 +13,11 @@ from torch import nn
 from ..language.sites import SITES
 from .alike import put_into, structure
 from .calls import times as how_often
-from .columns import Columns
 from .flow import Added, Block
 from .heads import head_modules, word_embeddings
 from .hosts import Hosts
+from .laid import axis, lies, map_view
+from .layout import Layout
 from .naming import names_of
 from .outside import Ends, ends
 from .own_attention import divides
@@ -82,7 +83,7 @@ def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[R
                 common: dict[str, Any] = dict(
                     stack=name, layer=layer, block=paths[layer], causal=causal, tokens=name, proof=NOT_YET
                 )
-                known[b.call] = _block_sites(model, i.r, b, parts, times, common, vocab)
+                known[b.call] = _block_sites(model, i.r, b, parts, times, common, vocab, at.words is None)
             got, reasons = known[b.call]
             if call is not b.call:
                 got = [put_into(s, b.call.path, call.path, layer, paths[layer]) for s in got]
@@ -169,6 +170,7 @@ def _block_sites(
     times: Counter[str],
     common: dict[str, Any],
     vocab: int,
+    pictures: bool,
 ) -> tuple[list[Site], dict[str, str]]:
     hosts = Hosts(r, b, times)
     reasons: dict[str, str] = {}
@@ -179,18 +181,20 @@ def _block_sites(
     sizes = _sizes(model, r, b, last, vocab)
     made: list[Site] = []
     for s in last.values():
-        made += _sublayer_sites(model, r, b, hosts, s, sizes, common, reasons)
+        made += _sublayer_sites(model, r, b, hosts, s, sizes, common, reasons, pictures)
     path = b.call.path
     widths = {s.sizes["d_model"] for s in made if s.kind.is_sublayer} or {sizes["d_model"]}
-    if b.whole is None and b.call.shapes is not None and {t[-1] for t in b.call.shapes} == widths:
+    ends = [k for k in (b.call.first, b.call.left) if k is not None]
+    if b.whole is None and {r.width(k) for k in ends} == widths and len({axis(r, k) for k in ends}) == 1:
         at_blocks = [n for n, k in SITES.items() if "block" in (n, k.entry)]
-        made += [Site(n, View(path), sizes, x=path, **common) for n in at_blocks]
+        view = View(path, layout=lies(r, ends[-1], pictures))
+        made += [Site(n, view, sizes, x=path, **common) for n in at_blocks]
     return made, reasons
 
 
 def _sizes(model: nn.Module, r: Recording, b: Block, last: dict[str, Sublayer], vocab: int) -> dict[str, int]:
     assert b.call.first is not None
-    d = r.shapes[b.call.left if b.call.left is not None else b.call.first][-1]
+    d = r.width(b.call.left if b.call.left is not None else b.call.first)
     sizes = {"d_model": d, "d_x": d, "vocab": vocab}
     attention = last.get("attn") or last.get("cross")
     if attention is not None and attention.attention is not None:
@@ -202,19 +206,19 @@ def _sizes(model: nn.Module, r: Recording, b: Block, last: dict[str, Sublayer], 
         sizes["d_kv"] = widths.get("k") or widths.get("v") or received
         sizes["heads"], sizes["groups"] = max(1, sizes["d_q"] // q[-1]), max(1, sizes["d_kv"] // q[-1])
     if "ffn" in last and "down" in last["ffn"].parts:
-        sizes["d_ff"] = r.shapes[last["ffn"].parts["down"].step.ins[0]][-1]
+        sizes["d_ff"] = r.width(last["ffn"].parts["down"].step.ins[0])
     for kind, sublayer in last.items():
         for part, p in sublayer.parts.items():
             site = SITES.get(f"{kind}.{part}")
             if site is not None and site.has_weight and p.step.op == "projection":
-                wide = (r.shapes[p.step.ins[0]][-1], _width(r, p))
+                wide = (r.width(p.step.ins[0]), _width(r, p))
                 for size, number in zip(dict(site.scope)["W"].sizes, wide):
                     sizes.setdefault(str(size), number)
     return sizes
 
 
 def _width(r: Recording, p: Projected) -> int:
-    return len(p.columns) if p.columns is not None else r.shapes[p.step.outs[0]][-1]
+    return len(p.columns) if p.columns is not None else r.width(p.step.outs[0])
 
 
 def _sublayer_sites(
@@ -226,10 +230,13 @@ def _sublayer_sites(
     sizes: dict[str, int],
     common: dict[str, Any],
     reasons: dict[str, str],
+    pictures: bool,
 ) -> list[Site]:
     kind = s.kind
     reads, x = hosts.input(s)
     host, still, scaled = hosts.output(s, x)
+    if host is None and x is not None and (found := hosts.unmoved(s, x))[2] is not None:
+        (reads, x, host), still = found, True
     residual = hosts.residual(s, x, reads, host) if still else None
     norm = hosts.norm(s, x) if still else None
     views: dict[str, View] = {}
@@ -241,13 +248,18 @@ def _sublayer_sites(
         elif hosts.times[p.step.weight] != hosts.once:
             n = hosts.times[p.step.weight] / hosts.once
             reasons[f"{kind}.{part}"] = f"`{p.step.weight}` is called {how_often(n)} in a layer"
+        elif p.columns is not None and p.step.outs[0] in r.axes:
+            reasons[f"{kind}.{part}"] = f"it is some of the channels that the convolution `{p.step.weight}` yields"
         else:
-            views[f"{kind}.{part}"] = View(p.step.weight, None if p.columns is None else Columns.of_indices(p.columns))
+            views[f"{kind}.{part}"] = map_view(model, r, p, pictures)
     reasons.update({f"{kind}.{n}": why for n, why in s.reasons.items()})
     if norm is not None:
-        views[f"{kind}.norm"] = View(norm)
-    if reads is not None:
-        views[f"{kind}.x"] = View(reads.path)
+        normed = hosts.r.of(norm)[0].left
+        views[f"{kind}.norm"] = View(
+            norm, layout=None if normed is None or normed not in r.axes else Layout(axis(r, normed))
+        )
+    if reads is not None and reads.first is not None:
+        views[f"{kind}.x"] = View(reads.path, layout=lies(r, reads.first, pictures))
     made: list[Site] = []
     beside: dict[str, Any] = dict(
         x=None if reads is None else reads.path,
@@ -261,12 +273,17 @@ def _sublayer_sites(
             reasons[kind] = "no module yields what is added to the residual"
         elif reads is None:
             reasons[kind] = "no module is given what it reads"
-        elif (width := r.shapes[host.left or 0][-1]) != (read := r.shapes[reads.first or 0][-1]):
+        elif (width := r.width(host.left or 0)) != (read := r.width(reads.first or 0)):
             reasons[kind] = f"it reads {read} numbers for each token and yields {width}"
+        elif axis(r, host.left or 0) != axis(r, reads.first or 0):
+            reasons[kind] = f"what enters `{reads.path}` has its tokens elsewhere than what leaves `{host.path}`"
         else:
             own = {**sizes, "d_model": width, "d_x": width}
+            lain = lies(r, host.left or 0, pictures) or lies(r, reads.first or 0, pictures)
             beside["next_to_map"] = _yields(b, s, SITES[kind].into, host.left)
-            made.append(_site(model, r, b, kind, View(host.path), views, own, {**common, **beside}, host.left))
+            made.append(
+                _site(model, r, b, kind, View(host.path, layout=lain), views, own, {**common, **beside}, host.left)
+            )
     for name, view in views.items():
         if name in SITES:
             key = s.parts[name.split(".")[1]].step.outs[0]
@@ -274,7 +291,7 @@ def _sublayer_sites(
             made.append(
                 _site(model, r, b, name, view, views, sizes, {**common, "x": view.module, "with_others": summed}, key)
             )
-    width = r.shapes[reads.first][-1] if reads is not None and reads.first is not None else sizes["d_model"]
+    width = r.width(reads.first) if reads is not None and reads.first is not None else sizes["d_model"]
     made += _derived(
         model, r, b, s, reads, views, {**sizes, "d_model": width, "d_x": width}, {**common, "x": beside["x"]}, reasons
     )
@@ -310,7 +327,7 @@ def _derived(
                     r,
                     b,
                     name,
-                    View(host),
+                    View(host, layout=views[f"{s.kind}.x"].layout if f"{s.kind}.x" in views else None),
                     views,
                     sizes,
                     {**common, "attends": how, "next_to_map": _enters(b, s, kind.into)},
@@ -391,7 +408,10 @@ def _site(
         common = {**common, "tokens": kind.tokens, "causal": False}
     if key is not None and len(r.shapes[key]) == 2 and b.call.shapes is not None and len(b.call.shapes[0]) == 3:
         common = {**common, "rows": b.call.path}
-    return Site(name, view, sizes, bases={n: views[n] for n, _ in kind.bases if n in views}, **common)
+    bases = {
+        n: v for n, _ in kind.bases if (v := views.get(n)) is not None and (v.layout is None or v.layout.axis == -1)
+    }
+    return Site(name, view, sizes, bases=bases, **common)
 
 
 # ---------------------------------------------------------------- outside the blocks
@@ -401,6 +421,8 @@ def _outside(model: nn.Module, at: Ends, mine: list[Site], name: str, causal: bo
     sizes = mine[0].sizes if mine else {}
     found = []
     for site, view, width in at.views():
+        if width is None:  # of a picture's channels no prompt can be made, and what stands there is no table of tokens
+            continue
         own = {**sizes, "d_model": width, "d_x": width} if width else sizes
         x = view.module if SITES[site].x is not None else None
         at_words = SITES[site].times == "input" and at.words is not None and view == at.words[0]

@@ -14,6 +14,10 @@ from .sublayers import Sublayer
 MOVED = frozenset("permute transpose roll index constant_pad_nd slice cat flip index_select".split())
 
 
+#: Operations that put numbers into a value, whose tokens stay where they are.
+_PUTS = frozenset("masked_scatter index_put index_put_ scatter".split())
+
+
 class Hosts:
     """The modules that a block called, in order, and what entered and left them."""
 
@@ -53,7 +57,7 @@ class Hosts:
         Where the sublayer reads its tokens moved about (in windows, for instance), h is taken where they are moved alike.
         """
         key = self.b.origin(s.added.h)
-        moved = x is not None and self._moved(x, s.added.residual)
+        moved = x is not None and self._moved(x, s)
         ways = [
             (k, scaled)
             for k, scaled in ((key, False), *self._before(key))
@@ -61,16 +65,36 @@ class Hosts:
         ]
         if moved and x is not None:
             # the last of them, before anything is moved back
-            tokens = prod(self.r.shapes[x][:-1])
-            ways = [(k, scaled) for k, scaled in ways if k != key and prod(self.r.shapes[k][:-1]) == tokens][-1:]
+            tokens = self.r.positions(x)
+            ways = [(k, scaled) for k, scaled in ways if k != key and self.r.positions(k) == tokens][-1:]
         if not ways:
             return None, not moved, False
         found, scaled = ways[0]
         return self.leaves(found)[0], not moved and (found == key or scaled), scaled
 
-    def _moved(self, x: Key, residual: Key) -> bool:
+    def unmoved(self, s: Sublayer, x: Key) -> tuple[Call | None, Key | None, Call | None]:
+        """Where a sublayer's tokens are moved about and back again outside all modules: the module that is given the stream's
+        tokens before that, what they are, and the module that yields what is added."""
+        for key in (k for k, scaled in self._before(x) if not scaled):
+            if not self._moved(key, s):
+                reads = self.enters(key) or ([self.b.call] if self.b.is_input(key) else [])
+                host = self.leaves(self.b.origin(s.added.h))
+                return (reads[0], key, host[0]) if reads and host else (None, None, None)
+        return None, None, None
+
+    def _moved(self, x: Key, s: Sublayer) -> bool:
         """Whether the stream's tokens are put in another order, or others among them, before a sublayer reads them."""
-        return any(self.r.steps[i].op in MOVED for i in self.b.walk(x, [residual], past=False))
+        seen, left = set(s.stop), [x]
+        while left:
+            key = left.pop()
+            step = self.b.made.get(key)
+            if key in seen or key in self.b.entered or step is None:
+                continue
+            seen.add(key)
+            if step.op in MOVED:
+                return True
+            left += [] if step.weight else step.ins[:1] if step.op in _PUTS else step.ins
+        return False
 
     def _before(self, key: Key) -> Iterator[tuple[Key, bool]]:
         """What a value was before its numbers were moved about or multiplied by learned ones, and whether they were multiplied."""
@@ -79,24 +103,31 @@ class Hosts:
             given = self.b.varying(step)
             if step.op == "mul" and len(step.ins) == 2 and len(given) == 1:
                 scaled = True
-            elif step.op not in MOVES | {"constant_pad_nd"}:
+            elif step.op not in MOVES | {"constant_pad_nd", "cat"}:
                 return
-            key = self.b.origin(given[0] if given else step.ins[0])
+            # of what is put together, the most
+            most = max(given, key=lambda k: prod(self.r.shapes[k])) if step.op == "cat" and given else None
+            key = self.b.origin(most if most is not None else given[0] if given else step.ins[0])
             yield key, scaled
 
     def input(self, s: Sublayer) -> tuple[Call | None, Key | None]:
         """The module that is given what a sublayer reads, and that value: the widest that holds the sublayer and not its sum."""
         maps = [self.r.steps[i] for i in s.inside if self.r.steps[i].weight]
-        places = {m.at for m in maps if m.op != "convolution"}
-        firsts = [
-            m.at for m in maps if m.at in places and not any(self.b.walk(i, [s.added.residual]) & places for i in m.ins)
-        ]
+        places = {m.at for m in maps if m.op != "convolution"} or {m.at for m in maps}
+        firsts = [m.at for m in maps if m.at in places and not any(self.b.walk(i, s.stop) & places for i in m.ins)]
         keys = {self.b.origin(self.b.given(m)[0]) for m in s.first if self.b.given(m)}
         x = keys.pop() if len(keys) == 1 else None
         if x is None:
-            return self._widest(s, maps)
+            if (found := self._widest(s, maps))[0] is not None:
+                return found
+            every = {m.at for m in maps}
+            first = [m for m in maps if not any(self.b.walk(i, s.stop) & every for i in m.ins)]
+            keys, firsts = {self.b.origin(self.b.given(m)[0]) for m in first}, [m.at for m in first]
+            if len(keys) != 1:
+                return None, None
+            x = keys.pop()
         whole = self._whole(x, s, firsts)
-        if whole or not self._moved(x, s.added.residual):
+        if whole or not self._moved(x, s):
             loose = [c for c in self.enters(x) if all(c.start <= at < c.stop for at in firsts)]
             if entered := whole or loose or self._any(x, firsts):
                 return entered[0], x
@@ -104,12 +135,15 @@ class Hosts:
         for key in (k for k, scaled in self._before(x) if not scaled):
             if whole := self._whole(key, s, firsts):
                 return whole[0], key
+        widest, read = self._widest(s, maps)
+        if widest is not None and read is not None and not self._moved(read, s):
+            return widest, read
         return next(iter(self._any(x, firsts)), None), x
 
     def _widest(self, s: Sublayer, maps: list[Step]) -> tuple[Call | None, Key | None]:
         """The widest module around all projections of a sublayer that reads the stream, and not its sum; and what it reads."""
         for c in self._around(m.at for m in maps):
-            reads = c.first is not None and not self.b.nearest(c.first, [s.added.residual])
+            reads = c.first is not None and not self.b.nearest(c.first, s.stop)
             if c.first is not None and reads and not self._holds(c, s) and self._once(c):
                 return c, self.b.origin(c.first)
         return None, None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .columns import Columns, taken
+from .layout import Layout
 from .own_attention import parted
 from .replay import affine, blended, multiple, Nudge, Nudges, proportional, rows_of, same, Seen, within
 from .sites import Site, View
@@ -165,12 +166,13 @@ class Block:
         if kind.has_heads or here is None:
             return ""
         symbol = str(kind.h.sizes[-1])
-        if here.shape[-1] != s.sizes.get(symbol):
-            return f"`{s.view.module}` has {here.shape[-1]} numbers there, and `{symbol}` is {s.sizes.get(symbol)}"
+        axis = (s.view.layout or Layout()).axis
+        if here.dim() < -axis or here.shape[axis] != s.sizes.get(symbol):
+            return f"`{s.view.module}` has {here.shape[max(axis, -here.dim())]} numbers there, and `{symbol}` is {s.sizes.get(symbol)}"
         x = self.entered(s.x)
         size = s.sizes.get("d_x" if kind.has_weight else "d_model")
-        if kind.x is not None and x is not None and x.shape[-1] != size:
-            return f"{x.shape[-1]} numbers enter `{s.x}`, and the map says {size}"
+        if kind.x is not None and x is not None and (x.dim() < -axis or x.shape[axis] != size):
+            return f"{x.shape[max(axis, -x.dim())]} numbers enter `{s.x}`, and the map says {size}"
         received = [q for _, q in self.seen[()].attention]
         known = {t.shape[-1] for q, _, v in received for t in (q, v)}
         if _part(s) in _RECEIVED and s.kind.has_weight and known and s.sizes.get("d_head") not in known:
@@ -186,6 +188,8 @@ class Block:
 
     def _residual(self, s: Site) -> str:
         h, r, x = self.at(s.view), self.entered(s.residual), self.entered(s.x)
+        if r is not None and not r.any():
+            return Open(f"zeros enter `{s.residual}`")
         if h is not None and x is not None and s.residual is None:
             return Open("no module is given the residual")
         if h is None or r is None or x is None:
@@ -210,15 +214,23 @@ class Block:
         norm_in, norm_out = self.entered(s.norm, nudges), self.seen[nudges].left.get(s.norm or "")
         states = self._states(nudges)
         if r is not None and h is not None and None in (s.factor, s.keeps):
-            return "" if any(blended(h, r, on, s.factor, s.keeps) for _, on in states) else self._not_the_sum(s)
+            axis, shape = (s.view.layout or Layout()).axis, h.shape
+            h, r, *after = (t.movedim(axis, -1) if t.shape == shape else t for t in (h, r, *(on for _, on in states)))
+            return "" if any(blended(h, r, on, s.factor, s.keeps) for on in after) else self._not_the_sum(s)
         for total in self._totals(s, r, h, nudges) if r is not None and h is not None else ():
             behind = same(total, norm_in) and any(p != s.norm and same(norm_out, on) for p, on in states)
             onward = any(same(total, on) for _, on in states)
-            if (onward or behind) and (s.norm is None or self._normed(s) or behind or same(h, norm_out)):
+            if (onward or behind) and (
+                s.norm is None or self._normed(s) or behind or same(h, norm_out) or self._ends_with_norm(s)
+            ):
                 return ""
             if onward:
                 return f"`{s.norm}` stands neither before `{s.full_name}` nor behind it"
         return self._not_the_sum(s)
+
+    def _ends_with_norm(self, s: Site) -> bool:
+        """Whether its norm is the last that a sublayer does, inside the module that yields h."""
+        return same(self.at(s.view), self.seen[()].left.get(s.norm or ""))
 
     def _not_the_sum(self, s: Site) -> str:
         return f"`{s.full_name}.residual` + `{s.full_name}` in `{self.path}` is not what {self._after(s)}"
@@ -233,6 +245,9 @@ class Block:
         """What the block yields, and what enters its modules, by module."""
         seen = self.seen[nudges]
         out = [(self.path, seen.left[self.path])] if self.path in seen.left else []
+        block = self.named("block")
+        if out and block is not None and block.view.layout is not None:  # its sublayers may have their tokens otherwise
+            out.append((self.path, block.view.layout.into(out[0][1])))
         return out + [(p, t) for p, t in (*seen.entered.items(), *seen.again) if p != self.path]
 
     def _totals(self, s: Site, r: torch.Tensor, h: torch.Tensor, nudges: Nudges) -> Iterator[torch.Tensor]:
@@ -263,13 +278,13 @@ class Block:
             if after and any(not same(self.at(s.view, n), h) for n in self._of_input(t)):
                 return f"`{s.full_name}` changes with what enters `{t.x}`, which comes later"
         called = self._first_call(with_x) is not None
-        rows, there = rows_of(h), rows_of(moved)
+        rows, there = (rows_of(t if s.view.layout is None else s.view.layout.into(t)) for t in (h, moved))
         mixes = len(rows) > 1 and not same(there[1:], rows[1:])
         if s.kind.cross:
             return (
                 "" if called or not self.seen[()].attention else f"no attention function receives what enters `{s.x}`"
             )
-        if s.name == "attn" and not mixes and len(rows) > 1:
+        if s.name == "attn" and not mixes and len(rows) > 1 and h.shape[-2] > 1:
             return f"`{s.full_name}` is the same whatever other tokens there are: it is no attention"
         if s.name == "ffn" and mixes and called:
             return f"an attention function receives what enters `{s.x}`: it is no feed-forward layer"
@@ -450,8 +465,9 @@ class Block:
         zero, one, two = ts
         if zero is None or one is None or two is None or same(one, zero):
             return f"what enters `{down.view.module}` does not change with what `{s.view.module}` yields"
-        if zero.shape[-1] != s.sizes.get("d_ff"):
-            return f"{zero.shape[-1]} numbers enter `{down.view.module}`, and `d_ff` is {s.sizes.get('d_ff')}"
+        wide = zero.shape[(down.view.layout or Layout()).axis]
+        if wide != s.sizes.get("d_ff"):
+            return f"{wide} numbers enter `{down.view.module}`, and `d_ff` is {s.sizes.get('d_ff')}"
         linear = affine(zero, one, two)
         if part == "gate":
             return f"what enters `{down.view.module}` is affine in it, which it is not in a gate" if linear else ""

@@ -17,20 +17,21 @@ _FAR = 400
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """``embed`` and ``words`` are where tokens enter, ``final`` is the norm behind the last block; ``width`` each's last size.
+    """``embed`` and ``words`` are where tokens enter, ``final`` is the norm behind the last block; ``width`` each's last size (None: its
+    tokens lie behind their numbers).
 
     ``positions``: whether something is added to the words before the first block. ``factor``: by what the words are multiplied
     behind their module and before it; ``scaled``: whether it multiplies them itself.
     """
 
-    embed: tuple[View, int] | None
-    words: tuple[View, int] | None
-    final: tuple[View, int] | None
+    embed: tuple[View, int | None] | None
+    words: tuple[View, int | None] | None
+    final: tuple[View, int | None] | None
     positions: bool
     factor: float = 1.0
     scaled: bool = False
 
-    def views(self) -> Iterator[tuple[str, View, int]]:
+    def views(self) -> Iterator[tuple[str, View, int | None]]:
         for name, at in (("embed", self.embed), ("final", self.final), ("embed.words", self.words)):
             if at is not None:
                 yield name, *at
@@ -41,7 +42,7 @@ def ends(model: nn.Module, r: Recording, start: Call, stop: Call) -> Ends:
     assert start.first is not None and stop.left is not None
     entering = r.origin(start.first)
     table = _words(model, r, entering)
-    words = None
+    words: tuple[View, int | None] | None = None
     if table is not None:
         words = View(table.path), r.shapes[table.left or 0][-1]
     yields = _yields(r, entering, start, table)
@@ -50,15 +51,16 @@ def ends(model: nn.Module, r: Recording, start: Call, stop: Call) -> Ends:
         entering = r.origin(maker.ins[0])  # a map to the width of the blocks is none of the words
         yields = _yields(r, entering, start, table)
     factor = None
+    embed: tuple[View, int | None] | None
     if table is not None and table.left is not None and not (yields and r.origin(table.left) != entering):
         factor = _multiplied(r, entering, r.origin(table.left))
     if factor is not None:
         embed = words
     elif yields:
         c = max(yields, key=lambda c: c.order)
-        embed = View(c.path), r.shapes[c.left or 0][-1]
+        embed = View(c.path), _width(r, c.left or 0)
     else:
-        embed = View(start.path, enters=True), r.shapes[start.first][-1]
+        embed = View(start.path, enters=True), _width(r, start.first)
     positions = table is None or table.left is None or _adds(r, entering, r.origin(table.left))
     return Ends(embed, words, _final(r, stop), positions, factor or 1.0, table is not None and _scales(r, table))
 
@@ -146,11 +148,15 @@ def _adds(r: Recording, key: Key, until: Key) -> bool:
     return True
 
 
-def _final(r: Recording, last: Call) -> tuple[View, int] | None:
+def _final(r: Recording, last: Call) -> tuple[View, int | None] | None:
     """The norm that is given what leaves the last block."""
     left = r.origin(last.left or 0)
     for c in r.calls:
         behind = c.first is not None and c.start >= last.stop and r.origin(c.first) == left and c.path not in last.outer
         if behind and c.left is not None and r.norms(c):
-            return View(c.path), r.shapes[c.left][-1]
+            return View(c.path), _width(r, c.left)
     return None
+
+
+def _width(r: Recording, key: Key) -> int | None:
+    return None if key in r.axes else r.shapes[key][-1]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from .axes import axes
 from .base import base_modules, base_parameters
 from .calls import interface_watched
 from .evaluating import evaluating
@@ -34,6 +36,10 @@ SAME = frozenset("view _unsafe_view clone _to_copy native_dropout reshape alias 
 #: Operations by which a weight stays that weight: views of it, and copies.
 _OF_WEIGHT = SAME | frozenset(
     "t transpose expand permute unsqueeze squeeze select slice split split_with_sizes chunk unbind".split()
+)
+#: Operations by which a weight that is scaled by itself and by other parameters stays that weight (standardised, or as a length and a direction).
+_SCALES = frozenset(
+    "native_batch_norm _weight_norm_interface sub mul div mean var var_mean std sqrt rsqrt norm linalg_vector_norm".split()
 )
 #: Types of what operations are given that holds no tensors.
 _NO_TENSORS = frozenset(
@@ -108,12 +114,22 @@ class Recording:
     kept: list[Any] = field(default_factory=list)
     times: Counter[str] = field(default_factory=Counter)  # how often a module is called, by path
     attended: list[Attended] = field(default_factory=list)
+    #: The dimension of each token's numbers, of values in which it is not the last one (see `axes`).
+    axes: dict[Key, int] = field(default_factory=dict)
     #: Parameters by their first path → who read them: the innermost module that ran and holds it, else the innermost one.
     readers: dict[str, set[str]] = field(default_factory=dict)
 
     def of(self, path: str) -> list[Call]:
         """The calls of a module, in order."""
         return [c for c in self.calls if c.path == path]
+
+    def width(self, key: Key) -> int:
+        """How many numbers a value has for each token."""
+        return self.shapes[key][self.axes.get(key, -1)]
+
+    def positions(self, key: Key) -> int:
+        """How many tokens a value has, those of all examples."""
+        return prod(self.shapes[key]) // max(1, self.width(key))
 
     def norms(self, call: Call) -> bool:
         """Whether a call is that of a norm: it computes, and projects nothing."""
@@ -248,6 +264,8 @@ class _Mode(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         given, made = _tensors((args, kwargs)), _tensors(out)
+        if name == "constant_pad_nd" and made[0].shape == given[0].shape:  # by nothing
+            name = "clone"
         self.keep(given)
         ins = [self.key(t) for t in given]
         for read in {self.first[i] for i in ins if i in self.first}:
@@ -272,7 +290,11 @@ class _Mode(TorchDispatchMode):
             kwargs,
         )
         r = self.r
-        if ins and name in _OF_WEIGHT and ins[0] in self.of_weight:
+        if (
+            ins
+            and (name in _OF_WEIGHT or (name in _SCALES and all(i in self.of_weight for i in ins)))
+            and ins[0] in self.of_weight
+        ):
             self.of_weight.update((o, self.of_weight[ins[0]]) for o in step.outs)
         elif name in _CONTRACTS:
             weights = [i for i in ins if i in self.of_weight]
@@ -341,7 +363,9 @@ class _Mode(TorchDispatchMode):
         """Whether a call is that of a linear map: the module has one weight, and does nothing but contract with it."""
         shape = weight_shape(call.module)
         entered = self.r.shapes[call.first] if call.first is not None else ()
-        if shape is None or left is None or not entered or (entered[-1], left.shape[-1]) != shape:
+        module: Any = call.module
+        axis = -1 - len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else -1
+        if shape is None or left is None or len(entered) < -axis or (entered[axis], left.shape[axis]) != shape:
             return False
         if isinstance(call.module, nn.Linear) or getattr(call.module, "in_features", None) == shape[0]:
             return whole  # a router that is a linear map by its type yields what it makes of it too
@@ -404,5 +428,6 @@ class _Mode(TorchDispatchMode):
             for o in s.outs:
                 r.made_by[o] = s
         r.parameters = self.of_weight
+        r.axes = axes(steps, r.shapes, {p: m for m, p in self.paths.items()})
         r.times = Counter(c.path for c in r.calls)
         return r

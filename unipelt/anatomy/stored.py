@@ -23,6 +23,7 @@ from ..language.files import replace
 from ..language.sites import SITES
 from .base import NAME, base_modules, base_parameters
 from .columns import Columns
+from .layout import Layout
 from .sites import Site, SiteMap, Stack, View
 
 #: The folder, or ``off``.
@@ -165,7 +166,8 @@ def _site(s: Site) -> dict[str, Any]:
 
 
 def _view(v: View) -> list[Any]:
-    return [v.module, v.columns.ranges if v.columns is not None else None, v.enters]
+    lies = None if v.layout is None else [v.layout.axis, v.layout.stride]
+    return [v.module, v.columns.ranges if v.columns is not None else None, v.enters, lies]
 
 
 def _read(file: Path, paths: set[str]) -> SiteMap | None:
@@ -196,5 +198,6 @@ def _site_of(d: dict[str, Any]) -> Site:
 
 
 def _view_of(v: list[Any]) -> View:
-    module, ranges, enters = v
-    return View(module, None if ranges is None else Columns(tuple((a, b) for a, b in ranges)), enters)
+    module, ranges, enters, lies = v
+    columns = None if ranges is None else Columns(tuple((a, b) for a, b in ranges))
+    return View(module, columns, enters, None if lies is None else Layout(lies[0], tuple(lies[1])))

@@ -35,6 +35,7 @@ class Sublayer:
     kind: str
     added: Added
     inside: set[int]
+    stop: list[Key]  # what the stream was before it
     parts: dict[str, Projected] = field(default_factory=dict)
     attention: tuple[Key, Key, Key, Key] | None = None
     asks: str = ""  # the module that asks transformers' interface for its attention function
@@ -50,18 +51,36 @@ class Sublayer:
 
 def sublayers(b: Block) -> list[Sublayer]:
     """The sublayers of a block, in the order in which they are added to its stream."""
-    return [_sublayer(b, a) for a in b.added]
+    found = [_sublayer(b, a, [t.total for t in b.added[:i]]) for i, a in enumerate(b.added)]
+    kinds = {s.kind for s in found}
+    if (
+        kinds & {"attn", "cross"} and "ffn" not in kinds
+    ):  # convolutions stand beside attention as feed-forward layers do
+        mixing = [s for s in found if s.kind == "mixer" and _convolves(b, s)]
+        if mixing:
+            again = mixing[-1]
+            again.parts.clear()
+            again.reasons.clear()
+            _feed_forward(b, again, [s for i in sorted(again.inside) if (s := b.r.steps[i]).weight])
+    return found
 
 
-def _sublayer(b: Block, a: Added) -> Sublayer:
-    inside = b.walk(a.h, [a.residual])
+def _convolves(b: Block, s: Sublayer) -> bool:
+    """Whether tokens read their neighbours by convolutions alone."""
+    mixing = [t for i in s.inside if _mixes(b, t := b.r.steps[i])]
+    return all(t.op in ("convolution", "constant_pad_nd") for t in mixing) and any(t.weight for t in mixing)
+
+
+def _sublayer(b: Block, a: Added, before: list[Key]) -> Sublayer:
+    """What is added there; ``before`` are the sums that the stream was before it."""
+    inside = b.walk(a.h, [a.residual, *before])
     steps = [b.r.steps[i] for i in sorted(inside)]
-    found = Sublayer("", a, inside)
+    found = Sublayer("", a, inside, [a.residual, *before])
     core = _attention(b, steps)
     if core is not None:
         _attention_parts(b, found, *core)
         return found
-    chooses = [s for s in steps if s.op in _CHOOSES and any(b.nearest(i, [a.residual]) for i in s.ins)]
+    chooses = [s for s in steps if s.op in _CHOOSES and any(b.nearest(i, found.stop) for i in s.ins)]
     if chooses:
         _experts(b, found, steps, chooses[0])
     elif any(_mixes(b, s) for s in steps):
@@ -122,7 +141,7 @@ def _around(b: Block, soft: Step, steps: list[Step]) -> tuple[Key, Key, Key, Key
 def _attention_parts(b: Block, found: Sublayer, core: tuple[Key, Key, Key, Key], asks: str) -> None:
     q, k, v, out = core
     found.attention, found.asks = core, asks
-    stop = [found.added.residual]
+    stop = found.stop
     crosses = k not in b.streams and q in b.streams
     found.kind = "cross" if crosses else "attn"
     for name, value in (("q", q), ("k", k), ("v", v)):
@@ -133,7 +152,7 @@ def _attention_parts(b: Block, found: Sublayer, core: tuple[Key, Key, Key, Key],
             found.reasons[name] = _several(behind) if behind else "no projection of the block yields it"
             continue
         columns = b.columns(behind[0], value, stop)
-        width = b.r.shapes[behind[0].outs[0]][-1]
+        width = b.r.width(behind[0].outs[0])
         if columns is None or not columns:
             found.reasons[name] = f"which columns of `{behind[0].weight}` are its own cannot be told"
         else:
@@ -193,7 +212,7 @@ def _after(b: Block, key: Key, inside: set[int]) -> list[Step]:
 
 def _feed_forward(b: Block, found: Sublayer, maps: list[Step]) -> None:
     found.kind = "ffn"
-    stop = [found.added.residual]
+    stop = found.stop
     down = b.nearest(found.added.h, stop)
     if len(down) != 1 or len(maps) < 2:
         found.reasons["down"] = _several(down) if len(down) > 1 else "it has one projection" if down else "it has none"
@@ -216,7 +235,7 @@ def _gated(b: Block, found: Sublayer, down: Step, stop: list[Key]) -> None:
         if all(len(n) == 1 for n in behind) and bent[0] != bent[1]:
             for factor, (step,), gate in zip(factors, behind, bent):
                 columns = b.columns(step, factor, stop)
-                width = b.r.shapes[step.outs[0]][-1]
+                width = b.r.width(step.outs[0])
                 if columns:
                     found.parts["gate" if gate else "up"] = Projected(
                         step, None if len(columns) == width else tuple(columns)
@@ -232,10 +251,17 @@ def _gated(b: Block, found: Sublayer, down: Step, stop: list[Key]) -> None:
                 found.parts["up"] = Projected(c.step)
             return
     up = b.nearest(hidden, stop)
+    while len(up) == 1 and _by_channels(b, up[0]):
+        up = b.nearest(up[0].ins[0], stop)
     if len(up) == 1:
         found.parts["up"] = Projected(up[0])
     else:
         found.reasons["up"] = _several(up) if up else "no projection yields the inner activation"
+
+
+def _by_channels(b: Block, s: Step) -> bool:
+    """Whether a convolution takes each channel by itself."""
+    return s.op == "convolution" and len(s.args) > 8 and s.args[8] == b.r.width(s.ins[0]) > 1
 
 
 def _product(b: Block, key: Key) -> Step | None:
@@ -265,12 +291,12 @@ def _bends(b: Block, key: Key, stop: list[Key]) -> bool:
 def _experts(b: Block, found: Sublayer, steps: list[Step], choice: Step) -> None:
     """Experts that a router chooses. Projections of a shared expert, which every token passes, are those of the layer."""
     found.kind = "ffn"
-    stop = [found.added.residual]
+    stop = found.stop
     router = [s for i in choice.ins for s in b.nearest(i, stop)]
     if len(router) == 1:
         found.parts["router"] = Projected(router[0])
     maps = [s for s in steps if s.weight and s not in router]
-    shared = [s for s in maps if s.op == "projection" and b.r.shapes[s.ins[0]][-1] > 1 and not _chosen(b, s, choice)]
+    shared = [s for s in maps if s.op == "projection" and b.r.width(s.ins[0]) > 1 and not _chosen(b, s, choice)]
     found.experts = {s.at for s in maps if s not in shared}
     last = [s for s in b.nearest(found.added.h, stop) if s in shared]
     down = [s for s in last if len(b.walk(s.ins[0], stop) & {t.at for t in shared}) >= 1]
@@ -292,8 +318,9 @@ def _chosen(b: Block, s: Step, choice: Step) -> bool:
 
 def _mixer(b: Block, found: Sublayer, steps: list[Step]) -> None:
     found.kind = "mixer"
-    stop = [found.added.residual]
-    maps = [s for s in steps if s.weight and s.op != "convolution"]
+    stop = found.stop
+    tokens = b.r.positions(found.added.h)
+    maps = [s for s in steps if s.weight and s.op != "convolution" and b.r.positions(s.outs[0]) * 64 >= tokens]
     places = {s.at for s in maps}
     first = [s for s in maps if not any(b.walk(i, stop) & places for i in s.ins)]
     last = b.nearest(found.added.h, stop)

@@ -99,7 +99,8 @@ def _sums(r: Recording, call: Call) -> bool:
 
 
 def _resizes(call: Call) -> bool:
-    return call.shapes is not None and call.shapes[0] != call.shapes[1]
+    """Whether what leaves has another size than what enters, or lies so deep in what a module yields that it is no stream."""
+    return call.shapes is None or call.shapes[0] != call.shapes[1]
 
 
 def _only_holds(module: nn.Module) -> bool:

@@ -30,7 +30,7 @@ class Grids:
         leaves a module has rows and columns itself."""
         if OF_GRID.isdisjoint(typing.read_by_passes):
             return None
-        if site.view.layout is not None and isinstance(self.model.get_submodule(site.view.module), nn.Conv2d):
+        if site.view.layout is not None and site.view.layout.axis == -3:
             return None
         found = self._of_tower(site.tokens)
         if isinstance(found, Grid):

@@ -68,7 +68,7 @@ class Edit(Holding):
         self.parameter = planned.site.kind.parameter  # which one, as the host calls it
         self.columns = planned.site.view.columns
         self.lies = planned.site.view.layout  # how the tokens lie that the host reads
-        self.layout = None if self.of_weight else self.lies
+        self.layout = None if self.of_weight or planned.site.kind.has_heads else self.lies
         self.needs = needs(planned)
         self.penalised = penalised(self)
         self.prompt = planned.prompt  # the rows that it puts among the tokens, if it does
@@ -210,6 +210,8 @@ class Edit(Holding):
         "still" is as "mass", with nothing random in it: for a look beside a pass that must not notice.
         Whatever reads the tensors goes through here: hooks that bring a module's weights act on its call.
         """
+        if self.kind.has_heads and self.lies is not None and "x" in given:
+            given = {**given, "x": self.lies.entering(given["x"])}
         if want == "rows":
             return self.rows(given, mask)
         if self.layout is not None:
@@ -221,11 +223,13 @@ class Edit(Holding):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """h and what is in scope as [batch, token, d]."""
         inner, read = layout.into(h), dict(given)
-        if self.gridded:
+        if self.gridded and self.grid is None:
             read[GRID] = torch.arange(inner.shape[1], device=h.device).reshape(layout.positions(h))
         if "x" in read:
             read["x"] = layout.entering(read["x"])
             agree(read["x"], inner, f"`{self.site.view.module}`")
+        if "residual" in read:
+            read["residual"] = layout.into(read["residual"])
         return inner, read
 
     def _edited(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, want: str) -> Any:
