@@ -10,10 +10,24 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .columns import Columns, taken
+from .columns import taken
 from .layout import Layout
 from .own_attention import parted
-from .replay import affine, blended, multiple, Nudge, Nudges, proportional, rows_of, same, Seen, within
+from .replay import (
+    affine,
+    at_module,
+    blended,
+    first_column,
+    multiple,
+    Nudge,
+    nudged,
+    Nudges,
+    proportional,
+    rows_of,
+    same,
+    Seen,
+    within,
+)
 from .sites import Site, View
 
 #: What is received at each place of an attention function.
@@ -44,28 +58,28 @@ class Block:
         """All that must be tried so that every question below can be answered."""
         found: list[Nudges] = [self.later_tokens]
         for s in self.sites:
-            part, at = _part(s), _at(s.view)
+            part, at = _part(s), at_module(s.view)
             if s.kind.is_sublayer:
                 found += [*self._of_input(s), self.weighed(s)]
             elif part in _RECEIVED and s.kind.has_weight:
-                found.append(_by(at, 1))
+                found.append(nudged(at, 1))
             elif part in _LAST:
-                found += [_by(at, 1), _by(at, -2), self.pinned(s, at)]
+                found += [nudged(at, 1), nudged(at, -2), self.pinned(s, at)]
             elif part in _INNER:
-                found.append(_by(at, 1))
+                found.append(nudged(at, 1))
             elif part in ("up", "gate"):
-                found += [_by(at, 1), _by(at, -2), *([self.pinned(s, at)] if part == "up" else [])]
+                found += [nudged(at, 1), nudged(at, -2), *([self.pinned(s, at)] if part == "up" else [])]
         return [n for n in dict.fromkeys(found) if n]
 
     def more_nudges(self) -> list[Nudges]:
         """What must be tried besides where a projection is seen in no attention function."""
         found: list[Nudges] = []
         for s in self.sites:
-            if _part(s) in _RECEIVED and s.kind.has_weight and self._first_call(_by(_at(s.view), 1)) is None:
+            if _part(s) in _RECEIVED and s.kind.has_weight and self._first_call(nudged(at_module(s.view), 1)) is None:
                 q = self.named(f"{s.kind.sublayer}.q") or s
-                found += [_by(_at(s.view), -2), _by(_at(s.view), 1, 0), _first_column(q.view)]
+                found += [nudged(at_module(s.view), -2), nudged(at_module(s.view), 1, 0), first_column(q.view)]
                 found += [
-                    _by(_at(q.view), times, row) for times, row in ((-2, None), (1, 0))
+                    nudged(at_module(q.view), times, row) for times, row in ((-2, None), (1, 0))
                 ]  # a key asks what it is, too
         return [n for n in dict.fromkeys(found) if n not in self.seen]
 
@@ -79,7 +93,7 @@ class Block:
         return (Nudge(s.view.module, s.view.columns, s.view.enters, size=self.stream),)
 
     def _of_input(self, s: Site) -> list[Nudges]:
-        return [] if s.x is None else [_by(Nudge(s.x, enters=True), 1, 0)]
+        return [] if s.x is None else [nudged(Nudge(s.x, enters=True), 1, 0)]
 
     def pinned(self, s: Site, at: Nudge) -> Nudges:
         """The sublayer reads something else, and a projection yields what it did."""
@@ -312,7 +326,7 @@ class Block:
 
     def _operand(self, s: Site, place: int) -> str:
         """A nudge of a projection moves what attention receives at its place, all of it, and nothing at the other two."""
-        one = _by(_at(s.view), 1)
+        one = nudged(at_module(s.view), 1)
         call = self._first_call(one)
         if call is None:
             return self._unseen(s, place)
@@ -338,13 +352,15 @@ class Block:
 
         That is affine in the values, and in no others. A query moves its own token's alone, a key and a value those of others.
         """
-        o, at = self.named(f"{s.kind.sublayer}.o"), _at(s.view)
-        entered = [self.entered(o.view.module if o else None, n) for n in ((), _by(at, 1), _by(at, -2), _by(at, 1, 0))]
+        o, at = self.named(f"{s.kind.sublayer}.o"), at_module(s.view)
+        entered = [
+            self.entered(o.view.module if o else None, n) for n in ((), nudged(at, 1), nudged(at, -2), nudged(at, 1, 0))
+        ]
         if any(t is None for t in entered):
             return Open(f"no attention function is seen in `{self.path}`, and no `{s.kind.sublayer}.o` either")
         zero, one, two, alone = (rows_of(t) for t in entered if t is not None)
         own = self.sublayer(s)
-        if own is not None and not same(self.entered(own.x, _by(at, 1)), self.entered(own.x)):
+        if own is not None and not same(self.entered(own.x, nudged(at, 1)), self.entered(own.x)):
             return f"`{own.name}` reads something else with it"
         behind = o.view.module if o else ""
         size = self._head_behind(s, behind, zero)
@@ -367,7 +383,7 @@ class Block:
         """How many numbers of what enters the projection behind attention are one head's: those that one number of a query moves,
         where these are the first of several equal parts; else as the map says."""
         q = self.named(f"{s.kind.sublayer}.q")
-        moved = None if q is None else self.entered(behind, _first_column(q.view))
+        moved = None if q is None else self.entered(behind, first_column(q.view))
         whole, said = zero.shape[-1], s.sizes.get("heads", 1)
         if moved is not None:
             far = (rows_of(moved) - zero).abs().amax(0).double()
@@ -423,7 +439,7 @@ class Block:
 
     def _inside(self, s: Site, part: str) -> str:
         """It moves its sublayer's output, not what that reads, and of what attention receives what its name says."""
-        own, one = self.sublayer(s), _by(_at(s.view), 1)
+        own, one = self.sublayer(s), nudged(at_module(s.view), 1)
         if own is None:
             return Open(f"the map has no `{s.kind.sublayer}`")
         if not same(self.entered(own.x, one), self.entered(own.x)) or same(self.at(own.view, one), self.at(own.view)):
@@ -441,11 +457,11 @@ class Block:
 
     def _last(self, s: Site) -> str:
         """Nothing but what it yields enters the sublayer's output, as a sum with a factor or through a norm of its own."""
-        own, at = self.sublayer(s), _at(s.view)
+        own, at = self.sublayer(s), at_module(s.view)
         if own is None:
             return Open(f"the map has no `{s.kind.sublayer}`")
-        h = [self.at(own.view, n) for n in ((), _by(at, 1), _by(at, -2))]
-        into = [self.entered(own.view.module, n) for n in ((), _by(at, 1), _by(at, -2))]
+        h = [self.at(own.view, n) for n in ((), nudged(at, 1), nudged(at, -2))]
+        into = [self.entered(own.view.module, n) for n in ((), nudged(at, 1), nudged(at, -2))]
         if any(t is None for t in h) or same(h[1], h[0]):
             return f"`{own.full_name}` does not change with what `{s.view.module}` yields"
         if not any(all(t is not None for t in ts) and affine(*ts) for ts in (h, into)):  # type: ignore[arg-type]
@@ -456,11 +472,11 @@ class Block:
 
     def _inner(self, s: Site, part: str) -> str:
         """What enters ``ffn.down`` is affine in ``up`` and not in the gate; where it is not in ``up``, all of it comes from there."""
-        own, down, at = self.sublayer(s), self.named(f"{s.kind.sublayer}.down"), _at(s.view)
+        own, down, at = self.sublayer(s), self.named(f"{s.kind.sublayer}.down"), at_module(s.view)
         if own is None or down is None:
             return Open(f"the map has no `{s.kind.sublayer}` with a `{s.kind.sublayer}.down`")
-        ts = [self.entered(down.view.module, n) for n in ((), _by(at, 1), _by(at, -2))]
-        if not same(self.entered(own.x, _by(at, 1)), self.entered(own.x)):
+        ts = [self.entered(down.view.module, n) for n in ((), nudged(at, 1), nudged(at, -2))]
+        if not same(self.entered(own.x, nudged(at, 1)), self.entered(own.x)):
             return f"`{own.name}` reads something else with it"
         zero, one, two = ts
         if zero is None or one is None or two is None or same(one, zero):
@@ -489,18 +505,3 @@ class Block:
 
 def _part(s: Site) -> str:
     return s.name.rpartition(".")[2]
-
-
-def _at(view: View) -> Nudge:
-    """A nudge of what leaves a site's module, at its columns."""
-    return Nudge(view.module, view.columns)
-
-
-def _first_column(view: View) -> Nudges:
-    """A nudge of the first of a projection's numbers."""
-    start = view.columns.ranges[0][0] if view.columns is not None else 0
-    return (Nudge(view.module, Columns.span(start, start + 1)),)
-
-
-def _by(at: Nudge, times: float, row: int | None = None) -> Nudges:
-    return (Nudge(at.module, at.columns, at.enters, times, row),)

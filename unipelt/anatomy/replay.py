@@ -19,6 +19,7 @@ from torch import nn
 from .columns import Columns, joined, taken
 from .interrupts import ended_by
 from .received import received
+from .sites import View
 
 #: How far a number is pushed, in multiples of what such numbers are (1 at least): far enough that no softmax, no activation
 #: and no norm looks like a linear map.
@@ -61,6 +62,21 @@ class Nudge:
 
 
 Nudges = tuple[Nudge, ...]
+
+
+def at_module(view: View) -> Nudge:
+    """A nudge of what leaves a site's module, at its columns."""
+    return Nudge(view.module, view.columns)
+
+
+def first_column(view: View) -> Nudges:
+    """A nudge of the first of a projection's numbers."""
+    start = view.columns.ranges[0][0] if view.columns is not None else 0
+    return (Nudge(view.module, Columns.span(start, start + 1)),)
+
+
+def nudged(at: Nudge, times: float, row: int | None = None) -> Nudges:
+    return (Nudge(at.module, at.columns, at.enters, times, row),)
 
 
 @dataclass(slots=True)
