@@ -11,7 +11,7 @@ from torch import nn
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .judge import Open
-from .replay import blended, same
+from .comparing import blended, same
 from .sites import Site, Stack
 from .trial import Trial, logits, without_cache
 

@@ -13,21 +13,8 @@ import torch
 from .columns import taken
 from .layout import Layout
 from .own_attention import parted
-from .replay import (
-    affine,
-    at_module,
-    blended,
-    first_column,
-    multiple,
-    Nudge,
-    nudged,
-    Nudges,
-    proportional,
-    rows_of,
-    same,
-    Seen,
-    within,
-)
+from .comparing import affine, blended, multiple, proportional, rows_of, same, within
+from .replay import at_module, first_column, Nudge, nudged, Nudges, Seen
 from .sites import Site, View
 
 #: What is received at each place of an attention function.

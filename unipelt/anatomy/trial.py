@@ -17,7 +17,8 @@ from .calls import calls
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .judge import Block, Open
-from .replay import anew, first, replay, rms
+from .comparing import rms
+from .replay import anew, first, replay
 from .sites import Site, SiteMap, Stack
 from .sizes import weight_shape
 
