@@ -35,7 +35,7 @@ class Job:
     @property
     def inside(self) -> str | None:
         """The adapter's name in the model."""
-        return None if self.loaded is None else self.loaded.inside
+        return None if self.loaded is None else self.loaded.placed.inside
 
     def over(self) -> Refusal | None:
         """Why the job is not to go on, if it is not."""

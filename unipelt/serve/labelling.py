@@ -24,6 +24,7 @@ from .catalogue import Entry
 from .listener import SILENT, Listener
 from .jobs import Job, Prediction
 from .options import OF_TEXTS, ServeOptions
+from .placing import Placed
 from .refusals import wrong
 from .texts import need_unicode
 from .trial import NotFinite, alike
@@ -47,7 +48,7 @@ class Labelling:
         self.base = Known(self._unrecorded(labels_of_base(model)), True) if base else None
         self._pending: list[Prediction] = []
 
-    def look(self, entry: Entry, inside: str) -> Known:
+    def look(self, entry: Entry, placed: Placed) -> Known:
         """The adapter's task, and whether it shares. Raises what makes it unusable."""
         record = entry.folder / TASK
         if any(name == TASK for name, *_ in entry.stamp):
@@ -56,8 +57,9 @@ class Labelling:
             if not fits or task.kind != self.kind:
                 raise ValueError(f"it was trained for {task.kind}, and the server's model was loaded for {self.kind}")
         else:
-            task = self._unrecorded(unipelt.labels(self.model, inside))
-        return Known(task, self._tried(task, inside))
+            own = unipelt.labels(self.model, placed.inside) if placed.bank is None else labels_of_base(self.model)
+            task = self._unrecorded(own)
+        return Known(task, self._tried(task, placed.inside))
 
     def _unrecorded(self, labels: Any) -> Task:
         """The task of an adapter that no run made: by the server's kind and the labels."""

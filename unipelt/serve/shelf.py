@@ -15,13 +15,11 @@ from typing import Any
 
 from torch import nn
 
-import unipelt
-
-from ..interchange.peft_in import import_peft
 from ..language.report.diagnostics import PeltError
 from ..training.models import quiet
 from .catalogue import Catalogue, Entry, Stamp
 from .listener import SILENT, Listener
+from .placing import Placed, Placing
 from .refusals import Refusal, broken
 
 log = logging.getLogger(__name__)
@@ -29,11 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Loaded:
-    """An adapter in the model. ``inside`` is its name there, which no client chooses; ``users``: how many texts run under it;
-    ``known``: what the work at hand has found out about it."""
+    """An adapter in the model. ``users``: how many texts run under it; ``known``: what the work at hand has found out about it."""
 
     entry: Entry
-    inside: str
+    placed: Placed
     known: Any = None
     users: int = 0
     used: int = 0  # when it was asked for last
@@ -43,15 +40,15 @@ class Shelf:
     """``look`` finds out about an adapter that has just been attached, and raises where it cannot be used; ``force`` as for `unipelt.attach`."""
 
     def __init__(
-        self, model: nn.Module, catalogue: Catalogue, most: int, look: Callable[[Entry, str], Any],
+        self, model: nn.Module, catalogue: Catalogue, most: int, look: Callable[[Entry, Placed], Any],
         listener: Listener = SILENT, force: bool = False, tokenizer: Any = None,
     ):  # fmt: skip
-        self.model, self.catalogue, self.most, self.force = model, catalogue, most, force
-        self._look, self._listener, self._tokenizer = look, listener, tokenizer
+        self.model, self.catalogue, self.most = model, catalogue, most
+        self._look, self._listener, self._placing = look, listener, Placing(model, most, force, tokenizer)
         self._now: dict[str, Loaded] = {}  # what new requests get
         self._leaving: list[Loaded] = []  # what running requests still have
         self._failed: dict[str, Stamp] = {}  # folders that could not be read as they were
-        self._clock, self._names = itertools.count(1), itertools.count()
+        self._clock = itertools.count(1)
         self._table = catalogue.table
 
     def __len__(self) -> int:
@@ -87,7 +84,7 @@ class Shelf:
         loaded.users -= 1
         if loaded in self._leaving and not loaded.users:
             self._leaving.remove(loaded)
-            unipelt.remove(self.model, loaded.inside)
+            self._placing.take_out(loaded.placed)
 
     def tidy(self) -> None:
         """Takes out what is in no folder any more. Cheap where the catalogue has not changed."""
@@ -100,20 +97,14 @@ class Shelf:
             self._retire(name)
 
     def _read(self, entry: Entry, old: Loaded | None) -> Loaded:
-        inside = f"a{next(self._names)}"
         try:
             with quiet(), warnings.catch_warnings(record=True) as notes:
                 warnings.simplefilter("always")
-                if entry.of_peft:
-                    import_peft(self.model, entry.folder, inside)
-                else:
-                    unipelt.attach(self.model, entry.folder, inside, force=self.force, tokenizer=self._tokenizer)
-                self.model.eval()
-                unipelt.activate(self.model)
+                placed = self._placing.put(entry)
                 try:
-                    known = self._look(entry, inside)
+                    known = self._look(entry, placed)
                 except BaseException:
-                    unipelt.remove(self.model, inside)
+                    self._placing.take_out(placed)
                     raise
         except Exception as e:  # noqa: BLE001 - a folder may hold anything
             self._failed[entry.name] = entry.stamp
@@ -130,7 +121,7 @@ class Shelf:
         self._listener.adapter("loaded")
         if old is not None:
             self._retire(entry.name, "replaced")
-        made = self._now[entry.name] = Loaded(entry, inside, known)
+        made = self._now[entry.name] = Loaded(entry, placed, known)
         return made
 
     def _make_room(self, besides: Loaded | None) -> bool:
@@ -147,7 +138,7 @@ class Shelf:
         if loaded.users:
             self._leaving.append(loaded)
         else:
-            unipelt.remove(self.model, loaded.inside)
+            self._placing.take_out(loaded.placed)
         self._listener.adapter(what)
 
 

@@ -98,7 +98,7 @@ def tried(model: Model, adapter: str | None, words: int) -> Ways:
     shares = adapter is None or holds(None, pads)
     r = registry(unwrapped(model.model))
     rows = 0
-    if r is not None and adapter is not None:
+    if r is not None and adapter in r.attached:  # a bank has none that does
         with unipelt.using(model.model, adapter):
             rows = r.input_hooks.standing
     return Ways(shares, pads, shares and pads and rows == 0 and joined(), rows)

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-import unipelt
-
 from ..anatomy.positions import longest_text
 from ..language.ir import Method
 from .catalogue import Entry
@@ -18,6 +16,7 @@ from .decoding import Decoding, Model, Row
 from .jobs import Completed, Completion, Job
 from .listener import SILENT, Listener
 from .options import ServeOptions
+from .placing import Placed
 from .refusals import broken, cancelled, too_long, wrong
 from .texts import Written
 from .trial import Ways, need_finite, tried
@@ -51,19 +50,19 @@ class Writing:
         self.words = len(tokenizer)
         self._ends = _ends(model, tokenizer)
         self.base = tried(self.model, None, self.words)
-        self._known: dict[Method, Ways] = {}
+        self._known: dict[tuple[Method, bool], Ways] = {}
         self._new: list[_Text] = []
         #: By what may run together: None for all that may share, else the adapter.
         self._under_way: dict[str | None, list[Decoding]] = defaultdict(list)
 
-    def look(self, entry: Entry, inside: str) -> Ways:
+    def look(self, entry: Entry, placed: Placed) -> Ways:
         """How an adapter's texts may run: tried for the first one of a method, as it depends on the method and not on the values."""
-        method = unipelt.adapters(self.model.model)[inside]
-        if method in self._known:
-            need_finite(self.model, inside)
+        kind = (placed.method, placed.bank is not None)
+        if kind in self._known:
+            need_finite(self.model, placed.inside)
         else:
-            self._known[method] = tried(self.model, inside, self.words)
-        return self._known[method]
+            self._known[kind] = tried(self.model, placed.inside, self.words)
+        return self._known[kind]
 
     # ------------------------------------------------------------ see `engine.Work`
 
