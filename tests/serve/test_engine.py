@@ -461,3 +461,48 @@ def test_adapters_of_one_method_stand_in_banks(opened, folder: Path, plain: Plai
     e.catalogue.refresh()
     assert answer(ask(e, "bob")).ids == plain.write("bob", PROMPTS[0], 6)
     assert [len(b) for b in r.banks.values()] == [1] and e.shelf.names == ["bob", "eve"]
+
+
+def test_a_window_over_the_last_tokens(base: str, tmp_path: Path) -> None:
+    """A cache that forgets: its rows cannot be joined, and run with those they began with."""
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    place = tmp_path / "windowed"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(place)
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        sliding_window=6, initializer_range=0.2, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(place)
+    model = adapted(str(place))
+    for i, name in enumerate(("ann", "bob", "di")):
+        write_adapter(model, tmp_path / "adapters" / name, *METHODS[name], i)
+    plain = Plain(model)
+    with open_engine(str(place), [tmp_path / "adapters"]) as e:
+        assert e.work.base.batches and not e.work.base.joins  # type: ignore[attr-defined]
+        wanted = [(n, p, 4 + i) for n in ("ann", "bob", "di") for i, p in enumerate((*PROMPTS, list(range(4, 16))))]
+        jobs = [ask(e, *given) for given in wanted]
+        assert [answer(j).ids for j in jobs] == [plain.write(*given) for given in wanted]
+
+
+def test_what_a_model_cannot_do_together_it_does_alone(base: str, folder: Path, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A model whose rows depend on one another, and one whose cache does not let a row leave."""
+    true, order = Model.scores, Decoding._order
+
+    def scores(self: Any, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return true(self, ids, *rest) * (1 + 0.1 * (len(ids) - 1))
+
+    def fails(self: Any, keep: list[int]) -> None:
+        if keep:
+            raise NotImplementedError
+        order(self, keep)
+
+    for name, other in (("scores", scores), ("_order", fails)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Model if name == "scores" else Decoding, name, other)
+            with open_engine(base, [folder]) as e:
+                assert not e.work.base.batches  # type: ignore[attr-defined]
+                jobs = [ask(e, n, PROMPTS[k], 5) for n in ("ann", "eve") for k in range(3)]
+                assert [answer(j).ids for j in jobs] == [plain.write(n, PROMPTS[k], 5) for n in ("ann", "eve") for k in range(3)]  # fmt: skip

@@ -264,3 +264,20 @@ def test_a_stop_refuses_new_requests_and_ends_the_others(base: str, folder: Path
         assert c.get("/health").status_code == 503
         thread.join(60)
     assert found[0].json()["choices"][0]["text"] == wanted and not engine.alive
+
+
+@pytest.mark.parametrize("parts, status", [([b"x" * 15_000, b"x" * 15_000], 413), ([b"{"], 408)], ids=["large", "slow"])
+def test_a_body_is_bounded_whatever_its_header_says(base: str, folder: Path, parts: list[bytes], status: int) -> None:
+    app = make_app(open_engine(base, [folder], ServeOptions(max_body=20_000, timeout=0.2, reload=0)))
+    leaving = Leaving(app, {}, 60)
+    left = list(parts)
+
+    async def receive() -> dict[str, Any]:
+        if left:
+            return {"type": "http.request", "body": left.pop(0), "more_body": True}
+        await asyncio.sleep(60)
+        raise AssertionError("the server waits on")
+
+    leaving.receive = receive  # type: ignore[method-assign]
+    asyncio.run(leaving.run())
+    assert leaving.sent[0]["status"] == status and json.loads(leaving.sent[1]["body"])["error"]["message"]

@@ -112,6 +112,7 @@ class Server:
 def make_app(engine: Engine, metrics: Metrics | None = None, runs: bool = False) -> FastAPI:
     """The application. With ``runs`` it starts the engine and stops it again, else whoever calls does."""
     server = Server(engine, metrics or Metrics())
+    engine.listen(server.metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

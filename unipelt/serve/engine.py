@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from .catalogue import Catalogue
 from .jobs import Job
+from .listener import Listener
 from .options import ServeOptions
 from .refusals import Refusal, broken, queue_full, stopping
 from .shelf import Shelf
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 class Work(Protocol):
     """What a server's model is for. Its methods are called by the engine's thread, but for `check`."""
+
+    listener: Listener
 
     def check(self, job: Job) -> None:
         """Refuses a job that cannot be met, before it waits. Any thread."""
@@ -103,6 +106,10 @@ class Engine:
         if self._looker.is_alive():
             self._looker.join()
 
+    def listen(self, listener: Listener) -> None:
+        """From now on ``listener`` is told what happens."""
+        self.shelf.listener = self.work.listener = listener
+
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
@@ -135,7 +142,9 @@ class Engine:
                 self.shelf.tidy()
                 self._admit()
                 self._step()
-        finally:  # also where this loop has a mistake: nobody is to wait for ever
+        except Exception:  # a mistake in this loop
+            log.exception("the engine ended")
+        finally:  # nobody is to wait for ever
             self._stopping = True
             self._end(
                 self.work.running(), broken("stopped", "the server was stopped before the answer was complete", 503)

@@ -28,6 +28,9 @@ class Job:
     loaded: Loaded | None = None
     _gone: bool = False
 
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()  # so that whoever waits for it cannot end it: that is the engine's
+
     def cancel(self) -> None:
         """Nobody waits for the answer any more: it leaves at the next token."""
         self._gone = True

@@ -44,7 +44,7 @@ class Labelling:
     def __init__(
         self, model: Any, tokenizer: Any, options: ServeOptions, kind: str, base: bool, listener: Listener = SILENT
     ):  # fmt: skip
-        self.model, self.tokenizer, self.options, self.kind, self._listener = model, tokenizer, options, kind, listener
+        self.model, self.tokenizer, self.options, self.kind, self.listener = model, tokenizer, options, kind, listener
         self.base = Known(self._unrecorded(labels_of_base(model)), True) if base else None
         self._pending: list[Prediction] = []
 
@@ -175,7 +175,7 @@ class Labelling:
         def around(chosen: Sequence[int]) -> AbstractContextManager[Any]:
             return unipelt.using(self.model, [who[i] for i in chosen])
 
-        self._listener.batch(len(inputs), len(set(who)))
+        self.listener.batch(len(inputs), len(set(who)))
         how = Predicting(self.options.max_batch, around=None if alike else around)
         with quiet(), unipelt.using(self.model, who[0] if alike else None):
             answers = iter(predict(self.model, task, inputs, self.tokenizer, how))

@@ -31,14 +31,12 @@ def serve(
         raise missing(e) from None
 
     from .app import make_app
-    from .metrics import Metrics
     from .opening import open_engine
 
     listening = _listen(options)
     try:
-        metrics = Metrics()
-        engine = open_engine(model, folders, options, metrics, say)
-        app = make_app(engine, metrics)
+        engine = open_engine(model, folders, options, say=say)
+        app = make_app(engine)
 
         class Server(uvicorn.Server):
             def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -44,7 +44,7 @@ class Shelf:
         listener: Listener = SILENT, force: bool = False, tokenizer: Any = None,
     ):  # fmt: skip
         self.model, self.catalogue, self.most = model, catalogue, most
-        self._look, self._listener, self._placing = look, listener, Placing(model, most, force, tokenizer)
+        self._look, self.listener, self._placing = look, listener, Placing(model, most, force, tokenizer)
         self._now: dict[str, Loaded] = {}  # what new requests get
         self._leaving: list[Loaded] = []  # what running requests still have
         self._failed: dict[str, Stamp] = {}  # folders that could not be read as they were
@@ -107,8 +107,9 @@ class Shelf:
                     self._placing.take_out(placed)
                     raise
         except Exception as e:  # noqa: BLE001 - a folder may hold anything
-            self._failed[entry.name] = entry.stamp
-            self._listener.adapter("failed")
+            if not isinstance(e, (OSError, MemoryError, RuntimeError)):  # these may pass
+                self._failed[entry.name] = entry.stamp
+            self.listener.adapter("failed")
             why = e.diagnostics[0].message if isinstance(e, PeltError) else str(e) or type(e).__name__
             log.error("the adapter `%s` cannot be used: %s", entry.name, why)
             if old is not None:
@@ -118,7 +119,7 @@ class Shelf:
         for note in notes:
             log.warning("the adapter `%s`: %s", entry.name, note.message)
         self._failed.pop(entry.name, None)
-        self._listener.adapter("loaded")
+        self.listener.adapter("loaded")
         if old is not None:
             self._retire(entry.name, "replaced")
         made = self._now[entry.name] = Loaded(entry, placed, known)
@@ -139,7 +140,7 @@ class Shelf:
             self._leaving.append(loaded)
         else:
             self._placing.take_out(loaded.placed)
-        self._listener.adapter(what)
+        self.listener.adapter(what)
 
 
 def _unusable(name: str) -> Refusal:

@@ -38,7 +38,7 @@ class Writing:
     """See `engine.Work`."""
 
     def __init__(self, model: Any, tokenizer: Any, options: ServeOptions, listener: Listener = SILENT):
-        self.model, self.tokenizer, self.options, self._listener = (
+        self.model, self.tokenizer, self.options, self.listener = (
             Model(model, tokenizer.pad_token_id),
             tokenizer,
             options,
@@ -135,10 +135,11 @@ class Writing:
         groups: dict[tuple[Any, ...], list[_Text]] = defaultdict(list)
         for t in self._new:
             key = None if t.ways.shares and not self.options.one_at_a_time else t.row.adapter or ""
-            groups[key, None if t.ways.pads else len(t.row.prompt), t.ways.joins].append(t)
+            length = None if t.ways.pads else len(t.row.prompt)
+            groups[key, length, t.ways.joins, None if t.ways.batches else id(t)].append(t)
         self._new = []
         ended: list[tuple[Job, Any]] = []
-        for (key, _, joins), texts in groups.items():
+        for (key, _, joins, _), texts in groups.items():
             running = next((d for d in self._under_way.get(key, ()) if d.joins), None) if joins else None
             d = running or Decoding(self.model, joins)
             rows = [t.row for t in texts]
@@ -155,7 +156,7 @@ class Writing:
 
     def _read(self, d: Decoding, rows: list[Row], scores: torch.Tensor, ended: list[tuple[Job, Any]]) -> None:
         """Takes the next token of each row; rows that have ended leave."""
-        self._listener.batch(len(d.rows), len({r.adapter for r in d.rows}))
+        self.listener.batch(len(d.rows), len({r.adapter for r in d.rows}))
         best, largest = scores.argmax(-1).tolist(), scores.amax(-1).tolist()
         over: list[Row] = []
         for i, row in enumerate(list(rows)):
