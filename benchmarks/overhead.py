@@ -169,7 +169,8 @@ def measured(
                 times[n].append(time.perf_counter() - begun)
     pairs = {n: (n, "base") for n in models if n != "base"}
     pairs |= {f"{n} / peft": (n, f"peft {n}") for n in METHODS if f"peft {n}" in models}
-    pairs["lora / bare hook"] = ("lora", "bare hook")
+    if "lora" in models:
+        pairs["lora / bare hook"] = ("lora", "bare hook")
     found = {}
     for title, (a, b) in pairs.items():
         ratios = sorted(x / y for x, y in zip(times[a], times[b]))

@@ -6,7 +6,7 @@ a's last size with b's first. There they act on tensors, here they write what ac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Union
 
@@ -23,7 +23,8 @@ LEVELS = {"+": SUM, "-": SUM, "*": PRODUCT, "/": PRODUCT, "@": PRODUCT, "**": PO
 class Code:
     """An expression whose value is a tensor: its dimensions are ``axes``, in their order, then ``sizes``.
 
-    ``product`` is what it is made of where it is ``a @ W`` or ``a @ W + b`` with W and b the same for every position.
+    ``product`` is what it is made of where it is ``a @ W`` or ``a @ W + b`` with W and b the same for every position. ``column`` is an
+    expression of the same with a last size of 1, for a value without sizes that is a column of a product: what it multiplies has sizes.
     """
 
     text: str
@@ -31,6 +32,13 @@ class Code:
     sizes: tuple[Size, ...]
     level: int = ATOM
     product: tuple[Code, Code, Code | None] | None = None
+    column: str | None = None
+
+    def through(self, function: Callable[[str], str], level: int = ATOM) -> Code:
+        """What a function of each entry, or one that reduces axes alone, makes of it: the axes are left to who calls this."""
+        return replace(
+            self, text=function(self.text), column=self.column and function(self.column), level=level, product=None
+        )
 
     @property
     def rank(self) -> int:
@@ -80,6 +88,7 @@ def refine(v: Code, axes: Sequence[str], repeats: Written) -> Code:
     named = tuple("head" if a == "group" else a for a in v.axes)
     if repeats == 1:
         return replace(v, axes=named)
+    v = replace(v, column=None)
     return Code(f"{text_of(v, ATOM)}.repeat_interleave({text_of(repeats)}, {dim})", named, v.sizes)
 
 
@@ -88,6 +97,8 @@ def spread(v: Code, axes: Sequence[str], n_sizes: int, whole: bool = False) -> s
 
     Dimensions in front that it lacks are left to broadcasting, unless the ``whole`` is asked for.
     """
+    if v.column is not None and n_sizes > 0:
+        v = Code(v.column, v.axes, (Size.of(1),), v.level)
     dims = [a in v.axes for a in axes] + [i >= n_sizes - len(v.sizes) for i in range(n_sizes)]
     while dims and not dims[0] and not whole:
         dims.pop(0)
@@ -126,7 +137,12 @@ def with_number(op: str, a: Written, b: Written) -> Code:
     tensor = a if isinstance(a, Code) else b
     assert isinstance(tensor, Code)
     weak = level + 1 if op == "**" else level
-    return Code(f"{text_of(a, weak)} {op} {text_of(b, level + (op != '+'))}", tensor.axes, tensor.sizes, level)
+
+    def written(text: str) -> str:
+        left, right = (replace(v, text=text) if v is tensor else v for v in (a, b))  # type: ignore[arg-type]
+        return f"{text_of(left, weak)} {op} {text_of(right, level + (op != '+'))}"
+
+    return tensor.through(written, level)
 
 
 def matmul(a: Code, b: Code, repeats: Written) -> Code:

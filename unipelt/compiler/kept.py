@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
 
 import torch
+
+_referent, _version, _place = weakref.ref.__call__, attrgetter("_version"), torch.Tensor.data_ptr
+
+
+class _Value(NamedTuple):
+    """What was computed on a device, in which modes, and of which tensors: their counts of changes, and where their data were."""
+
+    device: str
+    inference: bool
+    autocast: bool | torch.dtype
+    tensors: list[weakref.ref]
+    versions: list[int]
+    places: list[int]
+    value: Any
 
 
 class Kept:
@@ -16,7 +31,7 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self.values: dict[Hashable, tuple[Any, tuple, Any]] = {}  # what was computed, when, and of what
+        self.values: dict[Hashable, _Value] = {}
 
     def __reduce__(self) -> Any:
         return Kept, ()
@@ -24,26 +39,28 @@ class Kept:
     def __deepcopy__(self, memo: dict) -> Kept:
         return Kept()
 
-    def of(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
-        """What ``make`` yields of the tensors, now or when it was last asked for."""
+    def of(self, key: Hashable, tensors: Sequence[torch.Tensor], make: Callable[[Sequence[torch.Tensor]], Any]) -> Any:
+        """What ``make`` yields of the tensors, now or when it was last asked for. Not for a compiler to see."""
         if torch.is_grad_enabled():
             self.values.clear()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(t.is_inference() for t in tensors):
-            return make()
-        device = tensors[0].device.type
-        state = (
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            torch.is_inference_mode_enabled(),
-        )
+            return make(tensors)
         found = self.values.get(key)
-        if found is not None and found[0] == state and len(found[1]) == len(tensors):
-            for t, (ref, version, at) in zip(tensors, found[1], strict=True):
-                if ref() is not t or t._version != version or t.data_ptr() != at:
-                    break
-            else:
-                return found[2]
-        value = make()
-        self.values[key] = state, tuple((weakref.ref(t), t._version, t.data_ptr()) for t in tensors), value
+        # each of these is one call, however many tensors there are
+        if (
+            found is not None
+            and all(map(is_, tensors, map(_referent, found.tensors)))
+            and [*map(_version, tensors)] == found.versions
+            and [*map(_place, tensors)] == found.places
+            and found.inference == torch.is_inference_mode_enabled()
+            and found.autocast == (torch.is_autocast_enabled(found.device) and torch.get_autocast_dtype(found.device))
+        ):
+            return found.value
+        value = make(tensors)
+        if not any(t.is_inference() for t in tensors):  # torch counts no changes of these
+            device = tensors[0].device.type
+            self.values[key] = _Value(
+                device, torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+                [*map(weakref.ref, tensors)], [*map(_version, tensors)], [*map(_place, tensors)], value)  # fmt: skip
         return value
 
     def forget(self) -> None:

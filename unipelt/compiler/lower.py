@@ -33,7 +33,7 @@ LOWERINGS: dict[str, str] = {
     "fused": "the addition's kernel takes the gate and a plain factor of E",
     "linear": "`z @ W + b` is one linear map",
     "narrow": "in training a gate multiplies the narrow side of a product, g · (u @ W) = (g · u) @ W: u is kept for the backward pass, not u @ W",
-    "joined": "in training products that read the same are one product",
+    "joined": "products that read the same are one product",
     "again": "in training the product, entry by entry, of two low-rank products is computed again in the backward pass: their factors are kept",
     "contracted": "a sum over an axis of products that are larger than both their sides is one product: they are not made",
     "small first": "in a product, entry by entry, of a matrix and vectors the vectors are multiplied first",

@@ -37,17 +37,18 @@ Want = Literal["h", "mass", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``function(*values)`` of the values whose names are ``reads``; tensors of the row by their labels, `MASK`, `PLACES`, `CHOSEN`,
-    `GRID`.
+    """``function(*values, *others, *own)`` of the tensors in scope whose names are ``reads``, of what else enters by the names ``besides``
+    (numbers, frozen modules, `MASK`, `PLACES`, `CHOSEN`, `GRID`, what is drawn), and of the row's tensors whose labels are ``own``.
 
-    ``draws`` are what is drawn for a pass, by the names in ``reads`` under which it enters.
-    Behind them ``function`` takes what ``fold`` makes of the row's tensors ``folds``: that may be kept while they stay as they are.
+    With ``fold`` it takes what that makes of those tensors in their place, which may be kept while they stay as they are.
+    ``draws`` are what is drawn for a pass, by the names in ``besides`` under which it enters.
     """
 
     source: str
     reads: tuple[str, ...]
+    besides: tuple[str, ...]
+    own: tuple[str, ...]
     function: Any
-    folds: tuple[str, ...] = ()
     fold: Any = None
     draws: Mapping[str, tuple[Draw, tuple[int, ...]]] = field(default_factory=dict)
 
@@ -58,6 +59,8 @@ class Recipe:
 #: What else enters: the mask of real tokens, the places of rows among the tokens, the tokens that are selected and those that are the
 #: parts of a picture, under no names of the language.
 MASK, PLACES, CHOSEN, GRID = ":mask", ":places", ":chosen", ":grid"
+#: What is in scope, and a number or moved to where h is.
+_NUMBERS = ("scale", "chance", PROGRESS)
 #: What enters a row, with its axes.
 Entering = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -82,12 +85,6 @@ class Recipes:
     def __deepcopy__(self, memo: dict) -> Recipes:
         return Recipes(*self.parts)
 
-    def folded(self, key: tuple, fold: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[bool]) -> tuple:
-        """What ``fold`` makes of the tensors, those that are ``numbers`` as numbers; kept while they stay as they are (`Kept`)."""
-        return self.kept.of(
-            key, tensors, lambda: fold(*(t.reshape(()) if n else t for t, n in zip(tensors, numbers, strict=True)))
-        )
-
     def forget(self) -> None:
         self.kept.forget()
 
@@ -99,6 +96,13 @@ class Recipes:
         return self.known[key]
 
 
+def folded(fold: Any, numbers: Sequence[bool], tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """What ``fold`` (None: nothing) makes of tensors of a row, those that are ``numbers`` without the dimension that they are registered
+    with."""
+    found = [t.reshape(()) if n else t for t, n in zip(tensors, numbers, strict=True)]
+    return found if fold is None else fold(*found)  # type: ignore[no-any-return]
+
+
 def _recipe(
     row: Row, typing: TypedRow, lowered: Lowered, constants: Mapping[str, Any], sizes: Mapping[str, int], tensors: Mapping[str, tuple[str, ...]],
     entering: Mapping[str, tuple[str, ...]], training: bool, want: Want,
@@ -108,20 +112,24 @@ def _recipe(
         lines, ends = body.text(want)
     except (Unwritten, ArithmeticError, ValueError):
         return None
-    lines = joined(lines, "recomputed" in lowered.on) if "joined" in lowered.on else lines
+    if "joined" in lowered.on:
+        lines = needed(joined(lines, training and "recomputed" in lowered.on, fill=not training), ends)
     names, labels = body.arguments, {n for n in body.arguments if n in tensors}
     fixed, lines = split(lines, [names[n] for n in names if n not in labels]) if "folded" in lowered.on else ([], lines)
     read = set().union(*(words(line.text) for line in lines), *(words(e) for e in ends))
     folded = [line.name for line in fixed if line.name in read]
-    reads = [n for n in names if names[n] in read]
-    draws = {n: body.drawn[n] for n in reads if n in body.drawn}
-    source = _function("recipe", [*(names[n] for n in reads), *folded], lines, ends)
+    wanted = [n for n in names if names[n] in read]
+    reads = tuple(n for n in wanted if n in entering and n not in _NUMBERS)
+    besides = tuple(n for n in wanted if n not in labels and n not in reads)
+    own = tuple(n for n in wanted if n in labels)
+    draws = {n: body.drawn[n] for n in besides if n in body.drawn}
+    source = _function("recipe", [*(names[n] for n in (*reads, *besides, *own)), *folded], lines, ends)
     if not folded:
-        return Recipe(source, tuple(reads), _compiled(source), draws=draws)
-    read = set().union(*(words(line.text) for line in fixed))
-    folds = [n for n in names if names[n] in read]
-    first = _function("fold", [names[n] for n in folds], fixed, [*folded, ""])
-    return Recipe(f"{first}\n{source}", tuple(reads), _compiled(source), tuple(folds), _compiled(first, "fold"), draws)
+        return Recipe(source, reads, besides, own, _compiled(source), draws=draws)
+    read |= set().union(*(words(line.text) for line in fixed))
+    every = tuple(n for n in names if names[n] in read and n in labels)
+    first = _function("fold", [names[n] for n in every], fixed, [*(names[n] for n in own), *folded, ""])
+    return Recipe(f"{first}\n{source}", reads, besides, every, _compiled(source), _compiled(first, "fold"), draws)
 
 
 def _function(name: str, arguments: Sequence[str], lines: Sequence[Line], ends: Sequence[str]) -> str:

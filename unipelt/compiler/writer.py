@@ -130,12 +130,14 @@ class Writer:
     def assign(self, name: str, value: Code, joins: tuple[str, Code, Code | None] | None = None) -> Code:
         """A line that gives a value a name; one that is bound already gets another."""
         safe = self.safe(name)
-        while any(line.name == safe for line in self.lines):
+        while any(safe in line.names for line in self.lines):
             name += "_"
             safe = self.safe(name)
         if self.is_live(value):
             self.live.add(safe)
-        self.lines.append(Line(safe, value.text, joins))
+        self.lines.append(Line(safe, value.column or value.text, joins))
+        if value.column is not None:
+            return Code(f"{safe}.squeeze(-1)", value.axes, (), product=value.product, column=safe)
         return Code(safe, value.axes, value.sizes, product=value.product)
 
     def is_live(self, value: Code) -> bool:
@@ -253,17 +255,27 @@ class Writer:
         a, W, b = self.apart(a, W, b)
         lean = "recomputed" in self.on and self.training and self.is_live(a) and _is_map(a, W, b) and _narrows(W)
         if b is not None and len(W.sizes) == 2:
-            text = f"F.linear({a.text}, {transposed(W).text}, {b.text})"
-            text = self.helper("lean_product", a.text, W.text, b.text) if lean else text
+            if lean:
+                text = self.helper("lean_product", a.text, W.text, b.text)
+            else:
+                text = f"F.linear({a.text}, {transposed(W).text}, {b.text})"
             out = Code(text, a.axes, (*a.sizes[:-1], W.sizes[1]), product=(a, W, b))
         else:
             out = matmul(a, W, self.repeats)
             if lean:
                 out = replace(out, text=self.helper("lean_product", a.text, W.text), level=ATOM)
             out = out if b is None else operation("+", out, b, self.repeats)
-        if "joined" in self.on and self.training and is_name(a) and _is_map(a, W, b) and W.sizes[-1].number is not None:
+        if (
+            "joined" in self.on
+            and self.training is not None
+            and is_name(a)
+            and _is_map(a, W, b)
+            and W.sizes[-1].number is not None
+        ):
             if self.is_live(a) and not self.is_live(W) and not (b is not None and self.is_live(b)):
                 self.temporary += 1
+                if not out.sizes:  # what the scalar multiplies has sizes
+                    out = replace(out, column=f"({out.text}).unsqueeze(-1)")
                 return self.assign(f"t{self.temporary}", out, (a.text, W, b))
         return out
 
@@ -414,7 +426,7 @@ class Writer:
         if "batch" not in a.axes:
             raise Unwritten("real tokens of what has no batch")
         dim, axes, sizes = self.dim(a, "tokens")
-        return Code(self.helper(function, a.text, "mask", dim), axes, sizes)
+        return replace(a.through(lambda text: self.helper(function, text, "mask", dim)), axes=axes, sizes=sizes)
 
 
 def _is_map(a: Code, W: Code, b: Code | None) -> bool:
@@ -431,7 +443,7 @@ def _narrows(W: Code) -> bool:
 
 def negative(v: Written) -> Written:
     if isinstance(v, Code):
-        return Code(f"-{text_of(v, SIGN)}", v.axes, v.sizes, SIGN)
+        return v.through(lambda text: f"-{text_of(replace(v, text=text), SIGN)}", SIGN)
     if isinstance(v, Num):
         return Num(f"-{text_of(v, SIGN)}", SIGN, -v.size if v.size is not None else None)
     if isinstance(v, str):

@@ -31,10 +31,8 @@ class Wrapped:
     def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                  attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:  # fmt: skip
         seam = seam_of(module)
-        edits = seam.live("attention") if seam is not None else []
-        if not edits:
+        if seam is None or not (edits := seam.live("attention")):
             return self.base(module, query, key, value, attention_mask, **kwargs)
-        assert seam is not None
         if seam.switch.mixes and (mixture := seam.switch.mixture()) is not None:
             return self._mixed(seam, mixture, Call(module, query, key, value, attention_mask, kwargs))
         kernel = kernel_of(self.name)
@@ -108,14 +106,17 @@ def attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, Ed
     rows: list[Rows] = []
     joining: list[tuple[Edit, dict[str, Any]]] = []
     rest: list[tuple[Edit, dict[str, Any]]] = []
+    watched = False
     for name, edit in edits:
-        scope = {**seam.gather(name, edit, None, call.module), "q": query, "scale": scale}
+        scope = seam.gather(name, edit, None, call.module)
+        scope["q"], scope["scale"] = query, scale
         if fit and not rest and _joins(edit, rows, call):
             joining.append((edit, scope))
-            rows.append(edit(query, scope, seam.mask(edit), want="rows"))
+            rows.append(edit(query, scope, seam.mask(edit) if edit.pools else None, want="rows"))
+            watched = watched or bool(edit.watchers)
         else:
             rest.append((edit, scope))
-    if joining and any([e.watchers for e, _ in joining]):
+    if watched:
         _show(base, kernel, seam, joining, call)
     if rows:
         beside, pairs, shares = told_apart(call, rows)
@@ -150,8 +151,10 @@ def _joins(edit: Edit, rows: list[Rows], call: Call) -> bool:
     low = edit.lowered
     if low is None or low.keys is None:
         return False
+    if not low.gated or call.query.shape[2] == 1:
+        return True
     apart = 1 + sum(a is not None or b is not None for _, _, a, b in rows)
-    return not low.gated or call.query.shape[2] == 1 or call.query.shape[-1] * (1 + apart) <= WIDEST
+    return call.query.shape[-1] * (1 + apart) <= WIDEST
 
 
 def _mass(kernel: Kernel, call: Call, rows: list[Rows], weights: Any) -> torch.Tensor:

@@ -21,8 +21,7 @@ class BaseCall:
         if torch.is_autocast_enabled(t.device.type):
             return taken(self.module.forward(t), self.columns)
         weight = getattr(self.module, "weight", None)
-        known = (
-            weight is not None and weight.dtype in _COMPUTED
-        )  # one that is packed says nothing of what its module takes
-        data = t.to(weight.dtype) if known else t  # type: ignore[union-attr]
-        return taken(self.module.forward(data), self.columns).to(t.dtype)
+        # one that is packed says nothing of what its module takes
+        fit = weight is None or weight.dtype == t.dtype or weight.dtype not in _COMPUTED
+        out = taken(self.module.forward(t if fit else t.to(weight.dtype)), self.columns)  # type: ignore[union-attr]
+        return out if out.dtype == t.dtype else out.to(t.dtype)

@@ -25,7 +25,7 @@ class CopyEdit(Holding):
 
     side = "output"  # or, where the twin computes in its host's place (`instead`), forward
     columns = None
-    plain = False
+    alone = False
     of_weight = False
     batched = False  # a module has one set of parameters for a batch
     needs: frozenset[str] = frozenset()

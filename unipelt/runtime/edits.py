@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..anatomy.layout import Layout, agree
-from ..compiler.drawn import SEED, Draws, draws, numbers, numbers_of
+from ..compiler.drawn import SEED, Draws, draws, numbers_of
 from ..compiler.evaluator import Context, constants, evaluate, run
 from ..compiler.gates import ITS_VALUE
 from ..compiler.lower import Lowered, lower, rests
 from ..compiler.named import Named, elementwise, refine, spread, to_axes
 from ..compiler.plan import PlannedEdit
-from ..compiler.recipe import CHOSEN, GRID, MASK, PLACES, Recipe, Recipes, Want
+from ..compiler.recipe import CHOSEN, GRID, PLACES, Recipes
 from ..compiler.words.mixing import CAUSAL
 from ..language.report.diagnostics import error
 from ..language.sites import AXES, axis_order
@@ -28,8 +28,9 @@ from ..language.types.told_apart import takes_a_tensor_for_each_example
 from ..language.syntax.nodes import Param
 from .penalties import NOTED, penalised
 from .base_call import BaseCall
-from .holding import Holding, Shared, Stacked, key_of_tensor
+from .holding import Shared, Stacked
 from .prompts.selected import chosen_beside, most, of_the_text
+from .straight import UNNAMED, Straight
 
 
 #: Keys, values, and by what scores and what they yield is multiplied.
@@ -38,20 +39,7 @@ Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | Non
 ROWS = ":rows"
 
 
-#: What enters a row under no names of the language.
-_UNNAMED = (PLACES, CHOSEN, GRID, SEED, NOTED)
-#: Where a tensor of the row is: its name there, whether the model shares it, under which name, whether it is a number.
-Place = tuple[str, bool, str, bool]
-#: A recipe, the names of its arguments (None for a tensor of the row), where these tensors are, and where those are that are folded first.
-Ready = tuple[Recipe | None, tuple[str | None, ...], tuple[Place, ...], tuple[Place, ...]]
-
-
-def _computed(tensors: Iterable[torch.Tensor]) -> torch.dtype | None:
-    """The dtype in which a row is computed: that of its tensors, whole numbers apart."""
-    return next((t.dtype for t in tensors if t.is_floating_point()), None)
-
-
-class Edit(Holding):
+class Edit(Straight):
     """One row at one site. Its own tensors are its parameters; ``borrowed`` names those it finds in ``shared``."""
 
     def __init__(
@@ -76,7 +64,6 @@ class Edit(Holding):
         self.types = {
             n: (tuple(sorted(t.axes, key=axis_order)), len(t.sizes)) for n, t in planned.site.kind.types.items()
         }
-        self.axes = dict(axes)
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
         self.sizes, self.lengths = planned.sizes, planned.lengths
         self.places = numbers_of({**{a: a for a in (*AXES, *self.lengths)}, **places_of(planned)})
@@ -84,6 +71,7 @@ class Edit(Holding):
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.hold(tensors, stacked)
+        self.axes = self.in_order(axes)
         grouped = planned.site.kind.has_heads and planned.site.sizes["heads"] != planned.site.sizes["groups"]
         self.lowered: Lowered | None = lower(planned.typing, lowering, grouped) if lowering else None
         self.recipes = (
@@ -105,6 +93,7 @@ class Edit(Holding):
                     self.row, planned.typing, self.lowered, self.constants, self.sizes, self.each
                 )
         self.rests = "rests" in lowering and rests(self.row, self.constants, self.sizes)
+        self.heads = {"head": planned.site.sizes.get("heads", 1), "group": planned.site.sizes.get("groups", 1)}
         self.kind = planned.site.kind  # looked up once: a compiler does not see through the site's table
         self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
         self.watchers: tuple[Any, ...] = ()  # see `runtime.watch`
@@ -119,9 +108,21 @@ class Edit(Holding):
         self.grid = planned.grid
         self.gridded = not OF_GRID.isdisjoint(planned.typing.read_by_passes)
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
-        #: Whether nothing but h and what enters the host itself is read, and h is the whole of what leaves it.
-        self.plain = not self.of_weight and self.columns is None and self.prompt is None and not self.chosen and self.grid is None and not self.penalised and not self.indices and planned.site.rows is None and not self.inputs and (
-            not self.needs or (self.needs == {"x"} and planned.site.x == planned.site.view.module))  # fmt: skip
+        #: Whether what the recipe makes of what enters is all that there is to do, where h has so many dimensions.
+        self.dims = 4 if self.side == "attention" else 3
+        self.direct = not (self.chosen or self.indices or self.grid or self.gridded or self.penalised or self.rests or self.layout is not None
+                           or planned.site.rows is not None)  # fmt: skip
+        #: Whether the model is asked for more than tensors that enter modules or leave them.
+        self.asks = bool(
+            self.chosen or self.indices or self.penalised or self.inputs or self.needs & {"chance", SEED, PROGRESS}
+        )
+        self.pools = "tokens" in self.needs  # whether it reads which tokens are real
+        self.maps = bool(self.needs & {"W", "bias"})  # whether it reads the map of the host
+        #: Whether what enters the host is all that it reads beside h.
+        self.plain = self.needs == {"x"} and self.side == "output" and planned.site.x == planned.site.view.module and not (
+            self.asks or self.grid or planned.site.rows is not None)  # fmt: skip
+        #: Whether h is the whole of what leaves the host, and each edit there makes of it the next.
+        self.alone = not self.of_weight and self.columns is None and self.prompt is None
 
     def train(self, mode: bool = True) -> Edit:
         for recipes in (self.recipes, self.each_recipes):
@@ -141,11 +142,6 @@ class Edit(Holding):
         """What tells it from all others, and of a weighed one also the weight."""
         return id(self)
 
-    @property
-    def several(self) -> bool:
-        """Whether the rows that are computed now have tensors of their own each."""
-        return self.stacked is not None and self.stacked.several
-
     # ------------------------------------------------------------ evaluation
 
     def context(
@@ -159,41 +155,13 @@ class Edit(Holding):
         found = self.each if self.several else self.axes
         names.update({label: Named(tensors[label], axes) for label, axes in found.items()})
         for name, t in self._given(given, tensors).items():
-            if name not in _UNNAMED:
+            if name not in UNNAMED:
                 names[name] = Named(t, self._scope_axes(name, t)) if isinstance(t, torch.Tensor) else t
         drawn = self._draws(given, tensors.values()) if SEED in self.needs else Draws()
         return Context(
             names, self.sizes, self.bases, mask, self.training and not still, given.get(PLACES), given.get(GRID),
             self.lengths, drawn,
         )  # fmt: skip
-
-    def _draws(self, given: Mapping[str, Any], tensors: Iterable[torch.Tensor]) -> Draws:
-        """What the row's draws of this pass follow from."""
-        h, own = given.get("h"), next((t for t in tensors if t.is_floating_point()), None)
-        like = h if h is not None else own
-        axes = dict(zip(self._scope_axes("h", h), h.shape)) if h is not None else {}
-        dtype = own.dtype if own is not None else h.dtype if h is not None else torch.float32
-        device = like.device if like is not None else torch.device("cpu")
-        heads = {"head": self.site.sizes.get("heads", 1), "group": self.site.sizes.get("groups", 1)}
-        return Draws(given.get(SEED), self.places, {**heads, **self.lengths, **axes}, device, dtype)
-
-    def _scope_axes(self, name: str, t: torch.Tensor) -> tuple[str, ...]:
-        """The axes of what is in scope: those of its type, fewer where the model has joined some, or pooled the tokens of h."""
-        if name in self.inputs:
-            return ("batch",)
-        if name in (POSITIONS, INSERTED):
-            return ("batch", "token")
-        if name == "h" and self.kind.pools and t.dim() == 2:
-            return ("batch",)
-        axes, sizes = self.types.get(name, ((), 0))
-        return axes[max(0, len(axes) + sizes - t.dim()) :]
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The row's tensors by its own names for them."""
-        own = self.held()
-        shared = self.shared[0]() if self.borrowed else {}
-        found = {label: shared[self.borrowed[label]] if label in self.borrowed else own[label] for label in self.axes}
-        return {label: _long(t) for label, t in found.items()} if self.of_weight else found
 
     def _z(self, c: Context, h: Named) -> None:
         if self.insert is not None:
@@ -214,6 +182,10 @@ class Edit(Holding):
             given = {**given, "x": self.lies.entering(given["x"])}
         if want == "rows":
             return self.rows(given, mask)
+        if self.direct and want == "h" and h.ndim == self.dims and not self.watchers:
+            found = self._straight({**given, "h": h}, mask, "h")
+            if found is not None:
+                return found if found.dtype == h.dtype else found.to(h.dtype)
         if self.layout is not None:
             return self.layout.back(self._edited(*self._laid_out(self.layout, h, given), mask, want), h)
         return self._edited(h, given, mask, want)
@@ -304,98 +276,6 @@ class Edit(Holding):
         with torch.no_grad(), torch.random.fork_rng(devices, device_type=h.device.type if devices else "cuda"):
             return self.evaluate(h, given, mask)[1]
 
-    def _straight(self, given: Mapping[str, Any], mask: torch.Tensor | None, want: Want) -> Any:
-        """What the row's recipe makes of what enters; None where the row has none.
-
-        A compiler sees through the evaluator and fuses what it computes: it needs no recipe, and cannot trace the writing of one.
-        """
-        recipes = self.each_recipes if self.several else self.recipes
-        if recipes is None or torch.compiler.is_compiling():
-            return None
-        key = (want, self.training, *[(n, t.dim() if isinstance(t, torch.Tensor) else -1) for n, t in given.items()])
-        ready = recipes.ready.get(key)
-        if ready is None:
-            ready = recipes.ready[key] = self._ready(recipes, given, want)
-        recipe, reads, places, folds = ready
-        if recipe is None:
-            return None
-        own = self._own(places)
-        source = self._own(folds, whole=True) if recipe.fold is not None else own
-        dtype = _computed((*own, *source))
-        values = iter(own)
-        drawn = self._draws(given, (*own, *source)) if recipe.draws else None
-        arguments: list[Any] = []
-        for name in reads:
-            if name is None:
-                arguments.append(next(values))
-            elif name in given:
-                t = given[name]
-                if isinstance(t, torch.Tensor) and t.dtype != dtype:
-                    t = self._fitted(name, t, dtype, given)
-                arguments.append(t)
-            elif drawn is not None and name in recipe.draws:
-                draw, sizes = recipe.draws[name]
-                arguments.append(numbers(draw, sizes, drawn, self.training).data)
-            else:
-                arguments.append(mask if name == MASK else self.bases.get(name))
-        if recipe.fold is None:
-            return recipe.function(*arguments)
-        return recipe.function(
-            *arguments, *recipes.folded(key, recipe.fold, source, [number for _, _, _, number in folds])
-        )
-
-    def _ready(self, recipes: Recipes, given: Mapping[str, Any], want: Want) -> Ready:
-        """The recipe for what enters, and where its arguments are: a tensor of the row (None), or what is given under a name."""
-        entering = tuple(
-            (n, self._scope_axes(n, t) if isinstance(t, torch.Tensor) else ())
-            for n, t in given.items()
-            if n not in _UNNAMED
-        )
-        recipe = recipes.of(entering, self.training, want)
-        if recipe is None:
-            return None, (), (), ()
-        own, folds = (tuple(self._place(n) for n in names if n in self.axes) for names in (recipe.reads, recipe.folds))
-        return recipe, tuple(None if n in self.axes else n for n in recipe.reads), own, folds
-
-    def _place(self, label: str) -> Place:
-        is_shared = label in self.borrowed
-        key = self.borrowed.get(label) or key_of_tensor(label)
-        return label, is_shared, key, self.scalars.get(label, False)
-
-    def registered(self) -> list[torch.Tensor]:
-        """The row's tensors as they are registered, its own and those that it borrows."""
-        return self._own([self._place(label) for label in self.axes], whole=True)
-
-    def _own(self, places: Iterable[Place], whole: bool = False) -> list[torch.Tensor]:
-        """The row's tensors at their places; numbers as numbers, or ``whole`` as they are registered."""
-        shared = self.shared[0]() if self.borrowed else {}
-        out: list[Any] = []
-        for label, is_shared, key, number in places:
-            t = shared[key] if is_shared else self._parameters.get(key)
-            if t is None:
-                t = self.meant(label, self._buffers[key])  # type: ignore[arg-type]
-            t = t if whole or not self.of_weight else _long(t)  # type: ignore[arg-type]
-            out.append(t.reshape(()) if number and not whole else t)  # type: ignore[union-attr]
-        return out
-
-    def _given(self, given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """What is in scope, in the dtype of the row's tensors; under autocast as it is."""
-        dtype = _computed(tensors.values())
-        return {n: self._fitted(n, t, dtype, given) if isinstance(t, torch.Tensor) else t for n, t in given.items()}
-
-    def _fitted(self, name: str, t: torch.Tensor, dtype: torch.dtype | None, given: Mapping[str, Any]) -> torch.Tensor:
-        if name in ("chance", PROGRESS):
-            return t.to(given["h"].device) if "h" in given else t
-        if (
-            name in _UNNAMED
-            or dtype is None
-            or t.dtype == dtype
-            or not t.is_floating_point()
-            or torch.is_autocast_enabled(t.device.type)
-        ):
-            return t
-        return t.to(dtype)
-
     def evaluate(
         self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None = None, still: bool = False
     ) -> tuple[torch.Tensor, Context]:
@@ -464,11 +344,6 @@ class Edit(Holding):
         k, v = (t if t.shape[1] > 1 else t.expand(-1, groups, -1, -1) for t in kv)
         a, b = (None if e is None else wide(e, ("batch", "head", "token")) for e in (low.on_scores, low.on_values))
         return k, v, a, b
-
-
-def _long(t: torch.Tensor) -> torch.Tensor:
-    """A tensor that makes a weight, which is computed in 32 bits at least: what is small beside the weight would be lost."""
-    return t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t
 
 
 def needs(planned: PlannedEdit) -> frozenset[str]:

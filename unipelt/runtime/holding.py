@@ -88,8 +88,9 @@ class Shared(Holding):
         super().__init__()
         self.hold(tensors, stacked)
 
-    def forward(self) -> dict[str, torch.Tensor]:
-        return self.held()
+    def forward(self, registered: bool = False) -> dict[str, Any]:
+        """The tensors by name, or as they are ``registered``, by key."""
+        return {**self._parameters, **self._buffers} if registered else self.held()
 
 
 def key_of_tensor(name: str) -> str:

@@ -115,29 +115,27 @@ def scores_of(call: Call, key: torch.Tensor) -> torch.Tensor:
 
 def _joined(call: Call, rows: Rows, mask: Any, more: dict[str, Any] | None = None, behind: bool = False) -> Call:
     """The call with the rows before the tokens' keys and values (or behind them), another mask and more arguments."""
-    key, value, kwargs = call.key, call.value, call.kwargs if more is None else {**call.kwargs, **more}
-    bias = kwargs.get("position_bias")
-    if bias is not None:  # of the tokens alone
+    module, query, key, value, _, kwargs, _ = call
+    if more is not None:
+        kwargs = {**kwargs, **more}
+    if (bias := kwargs.get("position_bias")) is not None:  # of the tokens alone
         kwargs = {**kwargs, "position_bias": _free(bias[..., : key.shape[2]], _count(rows), behind)}
-    return Call(
-        call.module,
-        call.query,
-        _with([k for k, _ in rows], key, behind),
-        _with([v for _, v in rows], value, behind),
-        mask,
-        kwargs,
-    )
+    keys, values = [], []
+    lead, dtype = key.shape[:2], key.dtype
+    for k, v in rows:
+        keys.append(k if k.shape[:2] == lead and k.dtype == dtype else _beside(k, key))
+        values.append(v if v.shape[:2] == lead and v.dtype == dtype else _beside(v, value))
+    if behind:
+        return Call(module, query, torch.cat([key, *keys], 2), torch.cat([value, *values], 2), mask, kwargs)
+    return Call(module, query, torch.cat([*keys, key], 2), torch.cat([*values, value], 2), mask, kwargs)
 
 
-def _with(learned: list[torch.Tensor], tokens: torch.Tensor, behind: bool) -> torch.Tensor:
-    batch, dtype = tokens.shape[0], tokens.dtype
-    for i, t in enumerate(learned):
-        if t.dtype != dtype:
-            t = t.to(dtype)
-        if t.shape[1] != tokens.shape[1]:  # the module has given each head its group's keys already
-            t = t.repeat_interleave(tokens.shape[1] // t.shape[1], 1)
-        learned[i] = t if t.shape[0] == batch else t.expand(batch, -1, -1, -1)
-    return torch.cat([tokens, *learned] if behind else [*learned, tokens], 2)
+def _beside(learned: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Learned rows for each example and head of the tokens' keys, or values, and in their dtype."""
+    learned = learned.to(tokens.dtype)
+    if learned.shape[1] != tokens.shape[1]:  # the module has given each head its group's keys already
+        learned = learned.repeat_interleave(tokens.shape[1] // learned.shape[1], 1)
+    return learned if learned.shape[0] == tokens.shape[0] else learned.expand(tokens.shape[0], -1, -1, -1)
 
 
 def _count(rows: Rows) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from ..anatomy.base import NAME, base_modules
 from ..anatomy.columns import Columns, joined, taken
@@ -88,11 +89,14 @@ class Tap:
         return Hook(module, self.enters if kind == "enters" else self.shape, before=True, named=True)
 
     def _acting(self) -> list[str]:
-        return [key for name in self.switch.live if name in self.keys for key in self.keys[name]]
+        keys = self.keys
+        return [key for name in self.switch.live if name in keys for key in keys[name]]
 
     def enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        for key in self._acting():
-            self.switch.holder.values[key] = first_entered(args, kwargs)
+        for name in self.switch.live:
+            if name in self.keys:
+                for key in self.keys[name]:
+                    self.switch.holder.values[key] = first_entered(args, kwargs)
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.enters(module, args, kwargs)
@@ -107,8 +111,7 @@ class Tap:
 
     def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
         for key in self._acting():
-            self.switch.holder.values[key] = element(output)
-            self.switch.holder.values[f"graph:{key}"] = torch.is_grad_enabled()
+            self.switch.holder.values[key] = element(output), torch.is_grad_enabled()
 
 
 class Seam(nn.Module):
@@ -133,15 +136,16 @@ class Seam(nn.Module):
 
     def live(self, side: str) -> list[tuple[str, Any]]:
         """(adapter, edit) of the acting adapters at a side of the host."""
-        return self.of(side, self.switch.live)
+        acting = self.switch.live
+        if type(acting) is tuple and not is_compiling() and (found := self.chosen.get((side, acting, ()))) is not None:
+            return found
+        return self.of(side, acting)
 
     def of(self, side: str, acting: tuple[str, ...]) -> list[tuple[str, Any]]:
         """(adapter, edit) of some adapters at a side of the host."""
         if isinstance(acting, Mixture):  # there are more mixtures than could be remembered
             return [found for name in acting for found in self.of(side, (name,))]
-        if (
-            torch.compiler.is_compiling()
-        ):  # what is remembered in a first pass would make a second one be compiled again
+        if is_compiling():  # what is remembered in a first pass would make a second one be compiled again
             return self._live(side, acting)
         weights = tuple(acting.weights.values()) if isinstance(acting, Weighted) else ()
         found = self.chosen.get((side, acting, weights))
@@ -225,7 +229,7 @@ class Seam(nn.Module):
         edits = self.live("output")
         if not edits:
             return None
-        h = element(output)
+        h = output if isinstance(output, torch.Tensor) else element(output)
         if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
             x = first_entered(args, kwargs) if args or kwargs else None
             given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
@@ -238,10 +242,11 @@ class Seam(nn.Module):
                 return element(self.on_output(host, entered, {}, part))
 
             return _with_element(output, mixed(self, mixture, "output", h, of_rows))
-        if len(edits) == 1 and edits[0][1].plain and not edits[0][1].watchers:
-            only = edits[0][1]
-            return _with_element(output, only(h, {"x": first_entered(args, kwargs)} if only.needs else {}))
-        x = first_entered(args, kwargs) if args or kwargs else None
+        x = first_tensor(args, kwargs)
+        if len(edits) == 1 and edits[0][1].alone:
+            name, only = edits[0]
+            new = only(h, self.gather(name, only, x, host), self.mask(only) if only.pools else None)
+            return new if h is output else _with_element(output, new)
         parts: dict[Columns, torch.Tensor] = {}  # new values of some columns, put into h together
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
         if copies:  # weight edits precede activation edits, those of other adapters too
@@ -333,29 +338,36 @@ class Seam(nn.Module):
 
     def mask(self, edit: Edit) -> torch.Tensor | None:
         """Which tokens are real, [batch, tokens] of the stack whose tokens the edit's axis counts."""
-        return self.switch.own(self.switch.holder.current.masks.get(edit.masked))
+        found = self.switch.holder.current.masks.get(edit.masked)
+        return self.switch.own(found) if self.switch.mixes else found
 
     def gather(self, name: str, edit: Edit, x: torch.Tensor | None, host: nn.Module) -> dict[str, Any]:
         """The scope values an edit reads at this host."""
+        if edit.plain and x is not None:
+            return {"x": x}
         given: dict[str, Any] = {}
         values = self.switch.holder.values
         for need, key in edit.taps.items():
             if key in values:
                 # of an adapter whose rows are computed in several parts, the last one takes it
-                take = values.pop if self.switch.takes else values.get
-                found = take(key)
-                if take(f"graph:{key}", True) is not torch.is_grad_enabled() and torch.is_grad_enabled():
-                    raise error("E0524", f"no gradient would flow through `{need}` of `{edit.site.full_name}`: it was computed without one",
-                                help="checkpoint activations with use_reentrant=False, or call the whole model under no_grad")  # fmt: skip
-                found = self.switch.own(found)
-                given[need] = found if x is None else found.to(x.device)  # another part of the model may run elsewhere
+                mixes = self.switch.mixes
+                found = values.pop(key) if not mixes or self.switch.takes else values[key]
+                if isinstance(found, tuple):  # it leaves a module, which may be computed without a graph
+                    found, graph = found
+                    if not graph and torch.is_grad_enabled():
+                        raise error("E0524", f"no gradient would flow through `{need}` of `{edit.site.full_name}`: it was computed without one",
+                                    help="checkpoint activations with use_reentrant=False, or call the whole model under no_grad")  # fmt: skip
+                found = self.switch.own(found) if mixes else found
+                # another part of the model may run elsewhere
+                given[need] = found if x is None or found.device == x.device else found.to(x.device)
             elif need == "x" and x is not None and edit.site.x == self.path:
                 given["x"] = x
             else:
                 raise error("E0523", f"`{need}` of `{edit.site.full_name}` is not there: `{self.path}` was called by itself, or more than "
                             "once in a layer", help="call the model that was given to unipelt.apply")  # fmt: skip
-        self._called_with(edit, given)
-        if edit.needs & {"W", "bias"}:
+        if edit.asks:
+            self._called_with(edit, given)
+        if edit.maps:
             W, bias = self._map(host)
             given["W"] = taken(W, edit.columns)
             given["bias"] = taken(bias, edit.columns) if bias is not None else W.new_zeros(given["W"].shape[-1])

@@ -23,9 +23,9 @@ def told_apart(
     call: Call, rows: Sequence[Rows]
 ) -> tuple[Call, list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor | None]]:
     """The call and keys and values of the rows as the kernel takes them, and by what each part of the output that is told apart is multiplied."""
-    gated = [i for i, (_, _, a, b) in enumerate(rows) if a is not None or b is not None]
     if call.query.shape[2] == 1:
-        return call, [tuple(t if s is None else t * s for t, s in ((k, a), (v, b))) for k, v, a, b in rows], []  # type: ignore[misc]
+        return call, [(k if a is None else k * a, v if b is None else v * b) for k, v, a, b in rows], []
+    gated = [i for i, (_, _, a, b) in enumerate(rows) if a is not None or b is not None]
     if not gated:
         return call, [(k, v) for k, v, _, _ in rows], []
     d = call.query.shape[-1]

@@ -34,7 +34,7 @@ Changes = Mapping[Columns | None, torch.Tensor]
 class Use(nn.Module):
     """An edit of a tied parameter at another module that uses it, where it is the transpose if ``turned``."""
 
-    of_weight, side, columns, plain, prompt, batched = True, "output", None, False, None, False
+    of_weight, side, columns, alone, prompt, batched = True, "output", None, False, None, False
     chosen: tuple[Any, ...] = ()
     indices: frozenset[str] = frozenset()
     watchers: tuple[Any, ...] = ()  # what watches the edit sees it where it is
@@ -81,7 +81,12 @@ class Weights:
     ) -> Changes:
         """``W_new - W`` of all edits together, in a dtype; ``given`` is what else they read, ``copies`` are trained ones of W."""
         still = not any(e.training or e.watchers or e.inputs or e.needs & {"chance", SEED} for e in edits)
-        if not still or kept_elsewhere(host) or any(kept_elsewhere(m) for e in edits for m in (e, *e.shared)):
+        if (
+            not still
+            or torch.compiler.is_compiling()
+            or kept_elsewhere(host)
+            or any(kept_elsewhere(m) for e in edits for m in (e, *e.shared))
+        ):
             return self._computed(host, edits, given, like, copies)
         read = [value_of(host, self.name)] if self.name in host._parameters else [matrix(host)]
         read += [t for m in copies for t in m.values().values()]
@@ -89,7 +94,7 @@ class Weights:
         key = (like, *(e.identity for e in edits), *map(id, copies))
         if key not in self.kept.values:
             self.kept.forget()  # one for each host, whatever acts
-        return self.kept.of(key, read, lambda: self._computed(host, edits, given, like, copies))
+        return self.kept.of(key, read, lambda _: self._computed(host, edits, given, like, copies))
 
     def _computed(
         self,

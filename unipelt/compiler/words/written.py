@@ -6,12 +6,14 @@ A test holds that the two tables have the same words.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ...language.sites import axis_order
 from ...language.sizes import Size
 from ..code import (
     ATOM,
+    CHOICE,
     COMPARISON,
     LEVELS,
     SIGN,
@@ -62,8 +64,8 @@ def _curve(name: str, call: str, number: str | None = None) -> None:
 
     def curve(w: Writing, a: Written) -> Written:
         if isinstance(a, Code):
-            inner = text_of(a, ATOM) if call.startswith("{}") else a.text
-            return Code(call.format(inner), a.axes, a.sizes)
+            level = ATOM if call.startswith("{}") else CHOICE
+            return a.through(lambda text: call.format(text_of(replace(a, text=text), level)))
         if number is None:
             raise Unwritten(f"`{name}` of a number")
         return Num(number.format(text_of(a)))
