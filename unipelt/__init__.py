@@ -24,7 +24,7 @@ _WHERE = {
     "combine": "runtime.arithmetic", "Combined": "runtime.arithmetic", "bank": "runtime.bank", "Bank": "runtime.bank",
     "export_onnx": "runtime.exporting", "import_peft": "interchange.peft_in", "export_peft": "interchange.peft_out",
     "export_as_lora": "interchange.peft_factors",
-    "import_adapters": "interchange.hub_in", "export_adapters": "interchange.hub_out",
+    "import_adapters": "interchange.adapterhub_in", "export_adapters": "interchange.adapterhub_out",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
     "watch": "runtime.watch", "Seen": "runtime.watch", "gradient_norms": "runtime.watch",
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from .language.analyse.method import analyse
     from .language.ir import Method
     from .language.loading import check, library, parse
-    from .interchange.hub_in import import_adapters
-    from .interchange.hub_out import export_adapters
+    from .interchange.adapterhub_in import import_adapters
+    from .interchange.adapterhub_out import export_adapters
     from .interchange.peft_in import import_peft
     from .interchange.peft_factors import export_as_lora
     from .interchange.peft_out import export_peft

@@ -70,7 +70,7 @@ def import_(
 
 def _task(config: Mapping[str, Any], place: Path) -> str:
     """The task whose model a folder is for, as it says itself."""
-    from ..interchange.hub_heads import task_of
+    from ..interchange.adapterhub_heads import task_of
     from ..interchange.peft_out import TASKS as ENDS
 
     found = config.get("task_type") or next((t for end, t in ENDS.items() if task_of(place).endswith(end)), None)

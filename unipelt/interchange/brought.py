@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from . import folders
-from .hub_in import import_adapters
+from .adapterhub_in import import_adapters
 from .peft_in import import_peft
 
 

@@ -21,6 +21,7 @@ class Source:
     how: str
     rank: int = 0
     of: int = 1
+    lost: str = ""  # what to do where the library left it out itself
     given: torch.Tensor | None = None  # what a field of the configuration decides
 
 
@@ -47,7 +48,7 @@ def filled(
             keys = keys_of(s.key, s.how)
             missing = next((k for k in keys if k not in tensors), None)
             if missing is not None:
-                raise error("E0842", f"{place} lacks the tensor `{missing}`", help="copy the folder again")
+                raise error("E0842", f"{place} lacks the tensor `{missing}`", help=s.lost or "copy the folder again")
             used.update(keys)
             shape = plan.tensors[n].shape
             try:

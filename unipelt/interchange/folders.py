@@ -33,6 +33,10 @@ class Format:
     unpickled: bool
     writer: str
 
+    @property
+    def owner(self) -> str:
+        return f"{self.library}'s" if not self.unpickled else f"`{self.library}`"
+
 
 PEFT = Format("peft", "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", False,
               "the folder that `save_pretrained` of peft's model wrote")  # fmt: skip
@@ -44,8 +48,16 @@ HEAD = Format("adapters", "head_config.json", "model_head.safetensors", "pytorch
 
 
 def written_by(folder: Path) -> Format:
-    """Whose folder it is, by its files; peft's where nothing tells."""
-    return ADAPTERS if any(exists(folder / n) for n in (ADAPTERS.weights, ADAPTERS.pickled)) else PEFT
+    """Whose folder it is, by its files, and where its tensors are missing by its configuration; peft's where nothing tells."""
+    if any(exists(folder / n) for n in (ADAPTERS.weights, ADAPTERS.pickled)):
+        return ADAPTERS
+    if any(exists(folder / n) for n in (PEFT.weights, PEFT.pickled)):
+        return PEFT
+    try:
+        config = json.loads(contents(folder / ADAPTERS.config, _LARGEST_CONFIG))
+    except (OSError, ValueError, RecursionError):
+        return PEFT
+    return ADAPTERS if isinstance(config, dict) and "config" in config and "peft_type" not in config else PEFT
 
 
 def read(folder: Path, form: Format) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -59,7 +71,7 @@ def read(folder: Path, form: Format) -> tuple[dict[str, Any], dict[str, torch.Te
     weights = form.pickled if pickled else form.weights
     for name in (form.config, weights):
         if not exists(folder / name):
-            raise error("E0840", f"{folder} is no adapter of {form.library}'s: it has no {name}", help=f"name {form.writer}")  # fmt: skip
+            raise error("E0840", f"{folder} is no adapter of {form.owner}: it has no {name}", help=f"name {form.writer}")  # fmt: skip
     try:
         config = json.loads(contents(folder / form.config, _LARGEST_CONFIG))
         data = contents(folder / weights, _LARGEST)

@@ -27,6 +27,8 @@ NAMES = [n for n in listed(FOLDER) if n.startswith("adapters/")] if FOLDER is no
 REFUSED = {
     "adapters/bert-dora": "use_dora", "adapters/bert-dvora": "use_dora", "adapters/bert-vera": "vera_d", "adapters/bert-seq_bn_inv": "inv_adapter",
 }  # fmt: skip
+#: What comes in, and is refused on the way out: of a folder with it the library makes NoReFT.
+ONLY_IN = {"adapters/bert-direft"}
 #: Outputs are recorded in float32, of the order of 1 to 5, by another version of transformers, which sums in another order.
 APART = 3e-6
 
@@ -72,6 +74,10 @@ def test_in_and_out(name: str, tmp_path: Path) -> None:
     if name == "adapters/bert-loreft":  # in the third text, of one token, both ends meet, and the import says so
         found, expected = found[:2], expected[:2]
     assert found.shape == expected.shape and (found - expected).abs().max() <= APART
+    if name in ONLY_IN:
+        with pytest.raises(PeltError, match="E0844"):
+            unipelt.export_adapters(model, tmp_path / "out", "ad")
+        return
     unipelt.export_adapters(model, tmp_path / "out", "ad")
     config, again = folders.read(tmp_path / "out", folders.ADAPTERS)
     assert again.keys() == held.keys()
@@ -110,6 +116,9 @@ def test_a_base_that_left_out_what_its_layers_share(tmp_path: Path) -> None:
     model, _, _, held = recorded("adapters/bert-compacter", tmp_path / "in")
     config, _ = folders.read(tmp_path / "in", folders.ADAPTERS)
     folders.write(tmp_path / "out", folders.ADAPTERS, config, {k: t for k, t in held.items() if "shared" not in k})
-    with pytest.raises(PeltError, match=r"lacks the tensor `shared_parameters.ad.phm_rule`"):
+    with pytest.raises(
+        PeltError,
+        match=r"lacks the tensor `shared_parameters.ad.phm_rule`[\s\S]*save the adapter from a model with a head",
+    ):
         brought(model, tmp_path / "out")
     assert registry(model) is None

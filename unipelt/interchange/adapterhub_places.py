@@ -17,7 +17,7 @@ from ..language.ir import Method
 from ..language.report.diagnostics import error
 from ..runtime.references import load
 from .filling import Source, Sources
-from .hub_declared import LAYERS, REMEDY, Family, Meaning, architecture, family
+from .adapterhub_declared import LAYERS, REMEDY, Family, Meaning, architecture, family
 from .places import host
 from .texts import Part, union
 
@@ -95,7 +95,8 @@ class Written:
         def source(e: PlannedEdit, label: str) -> Source:
             key, how = found(e, label)
             same_key = order[key, label]
-            return Source(key, how, same_key.index(e.site.label), len(same_key))
+            lost = self.rows[e.row.name][1].lost.get(label, "")
+            return Source(key, how, same_key.index(e.site.label), len(same_key), lost)
 
         return source
 

@@ -20,9 +20,9 @@ from ..runtime.registry import unwrapped
 from ..runtime.saving import state_dict
 from . import folders
 from .filling import filled, leftover, misshapen
-from .hub_declared import architecture
-from .hub_heads import Head, head_of
-from .hub_places import Place, Written, once, written
+from .adapterhub_declared import architecture
+from .adapterhub_heads import Head, head_of
+from .adapterhub_places import Place, Written, once, written
 
 
 def import_adapters(

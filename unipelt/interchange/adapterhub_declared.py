@@ -48,6 +48,8 @@ class Case:
     gate: str = ""
     note: str = ""
     meeting: str = ""
+    only_in: bool = False
+    lost: Mapping[str, str] = field(default_factory=dict)
     each: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tokens: Mapping[str, str] = field(default_factory=dict)
@@ -91,9 +93,9 @@ class Architecture:
     unnamed: bool = False
 
     def meanings(self, norms: str) -> Iterator[Meaning]:
-        """Everything that a configuration can mean, in models whose norms stand somewhere."""
+        """Everything that a configuration can say and the library reads, in models whose norms stand somewhere."""
         for cases in product(*self.steps.values()):
-            if all(norms in case.when.get("norms", (norms,)) for case in cases):
+            if all(norms in c.when.get("norms", (norms,)) and not c.only_in for c in cases):
                 yield Meaning(self, cases)
 
     def meant(self, config: Mapping[str, Any], norms: str) -> Meaning:
@@ -168,6 +170,11 @@ class Meaning:
     @property
     def arguments(self) -> dict[str, Sequence[str]]:
         return {n: a for c in self.cases for n, a in c.arguments.items()}
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """What to do where one of our tensors is missing, by its name."""
+        return {n: t for c in self.cases for n, t in c.lost.items()}
 
     @property
     def tokens(self) -> dict[str, str]:

@@ -26,9 +26,9 @@ from ..runtime.saving import state_dict
 from ..variants.recognise import arguments_of
 from . import folders
 from .filling import Apart, emptied
-from .hub_declared import Meaning, Sites, architectures, not_written
-from .hub_heads import written_head
-from .hub_places import Place, Written, written
+from .adapterhub_declared import Meaning, Sites, architectures, not_written
+from .adapterhub_heads import written_head
+from .adapterhub_places import Place, Written, written
 
 #: The version whose layout is written.
 VERSION = "adapters.1.3.0"

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 import unipelt
 from unipelt.cli.app import app
 from unipelt.interchange import folders
-from unipelt.interchange.hub_declared import architectures
-from unipelt.interchange.hub_places import Place, written
+from unipelt.interchange.adapterhub_declared import architectures
+from unipelt.interchange.adapterhub_places import Place, written
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.runtime.registry import record, registry
 
@@ -57,7 +57,7 @@ CONFIGS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "loreft": ("bert", [REFT]),
     "loreft in a layer": ("bert", [{**REFT, "layers": [1], "tied_weights": True, "suffix_positions": 1}]),
     "noreft": ("bert", [{**REFT, "orthogonality": False, "tied_weights": True}]),
-    "direft": ("bert", [{**REFT, "orthogonality": False, "subtract_projection": False}]),
+    "noreft at both ends": ("bert", [{**REFT, "orthogonality": False}]),
     "prompt": ("bert", [{"architecture": "prompt_tuning", "prompt_length": 3, "combine": "prefix_after_bos"}]),
     "gpt2": ("gpt2", [{**PREFIX, "flat": True}, {**BN, "original_ln_before": True}, {**LORA, "attn_matrices": ["q", "v"]}]),
     "llama": ("llama", [PREFIX, {**BN, "is_parallel": True, "mh_adapter": True}, {**LORA, "intermediate_lora": True}]),
@@ -322,7 +322,7 @@ def test_gates_that_read_later_positions(tmp_path: Path) -> None:
     [
         ("bert", "use lora as lora gated by token_gate", "nothing that a configuration says"), ("bert", "use rslora as lora", "at attn.q"),
         ("bert", "use lora(at = attn.o) as lora", "nothing"), ("bert", "use lora as a  use ia3 as b", "nothing"), ("bert", "train *.bias", "trains"),
-        ("bert", "use lora as lora { tokens last 1 }", "nothing"), ("bert", "use lora(r = 2) as a  use lora(r = 3, at = attn.k) as b", "several"),
+        ("bert", "use lora as lora { tokens last 1 }", "nothing"), ("bert", "use direft(r = 2) as a", "nothing"), ("bert", "use lora(r = 2) as a  use lora(r = 3, at = attn.k) as b", "several"),
         ("vit", "use lora as lora", "vit"), ("gpt2", "use pfeiffer as a", "nothing"), ("bart", "use pfeiffer as a { layers 0 .. 1 }", "encoder-decoder"),
         ("bart", "use lora(at = encoder.attn.q) as lora", "nothing"), ("bert", "use pfeiffer(act = leaky_relu) as a", "leaky_relu"),
     ],
@@ -402,6 +402,40 @@ def test_the_library_s_own_head(tmp_path: Path) -> None:
     assert "heads.h.7.weight" in refused(tmp_path, "E0842", "bert_labels")
     folders.write(tmp_path, folders.HEAD, {**head, "config": None}, tensors)
     assert "head" in refused(tmp_path, "E0843")
+
+
+def test_a_head_of_words(tmp_path: Path) -> None:
+    """The library writes it as it stands in the model, with the two labels of its configuration; it is no head of labels."""
+    saved(tmp_path, "gpt2")
+    m = built("gpt2")
+    words = {"lm_head.weight": m.get_parameter("lm_head.weight").detach().clone()}
+    head = {
+        "config": None,
+        "name": None,
+        "num_labels": 2,
+        "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+        "model_class": "GPT2LMHeadModel",
+    }
+    folders.write(tmp_path, folders.HEAD, head, words)
+    unipelt.import_adapters(m, tmp_path)
+    assert not record(m, "default").plan.copies, "it is the model's own"
+    torch.testing.assert_close(out_of(m), out_of(adapted("gpt2", [LORA])), rtol=1e-6, atol=1e-6)
+    folders.write(tmp_path, folders.HEAD, head, {"lm_head.weight": words["lm_head.weight"] + 0.5})
+    assert "lm_head.weight" in refused(tmp_path, "E0842", "gpt2"), "it is the table of words as well"
+    saved(tmp_path, "llama")
+    m = built("llama")
+    moved = m.get_parameter("lm_head.weight").detach() + 0.5
+    folders.write(tmp_path, folders.HEAD, {**head, "model_class": "LlamaForCausalLM"}, {"lm_head.weight": moved})
+    unipelt.import_adapters(m, tmp_path)
+    assert torch.equal(unipelt.state_dict(m)["lm_head.weight"], moved)
+
+
+def test_what_tells_whose_a_folder_is(tmp_path: Path) -> None:
+    assert folders.written_by(tmp_path) is folders.PEFT
+    saved(tmp_path)
+    (tmp_path / "pytorch_adapter.bin").unlink()
+    with pytest.raises(PeltError, match="no adapter of `adapters`: it has no adapter.safetensors"):
+        unipelt.attach(built("bert"), tmp_path)
 
 
 # ---------------------------------------------------------------- the command line

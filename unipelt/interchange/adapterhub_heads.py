@@ -13,7 +13,7 @@ from torch import nn
 
 from ..language.report.diagnostics import error
 from . import folders
-from .hub_declared import heads, same
+from .adapterhub_declared import heads, same
 
 REMEDY = "load the model with the head that the folder's `head_config.json` describes, or take that file away"
 
@@ -38,7 +38,7 @@ def head_of(model: nn.Module, at: Path, adapter: str) -> Head | None:
             raise error(
                 "E0843", f"the folder has a head of {config.get('model_class')}, and the model is a {own}", help=REMEDY
             )
-        return Head(tensors, _labels(config.get("label2id"), config.get("num_labels")))
+        return _head(model, tensors, config)
     name = config.get("name")
     if not isinstance(given, dict) or not isinstance(name, str):
         raise error(
@@ -60,7 +60,19 @@ def head_of(model: nn.Module, at: Path, adapter: str) -> Head | None:
     for k, t in tensors.items():
         front = next((f for f in modules if k.startswith(f)), None)
         found[modules[front] + k[len(front) :] if front is not None else k] = t
-    return Head(found, _labels(given.get("label2id"), given.get("num_labels")))
+    return _head(model, found, given)
+
+
+def _head(model: nn.Module, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Head | None:
+    """A head of a model's, by the paths of its parameters; None where it is the one that the model has. One of words has no labels."""
+    labels = _labels(config.get("label2id"), config.get("num_labels"))
+    count = labels if isinstance(labels, int) else len(labels or ())
+    if all(t.shape[0] != count for t in tensors.values() if t.dim()):
+        labels = None
+    own = dict(model.named_parameters(remove_duplicate=False))  # tied ones under both names
+    if labels is None and all(k in own and torch.equal(own[k], t) for k, t in tensors.items()):
+        return None
+    return Head(tensors, labels)
 
 
 def task_of(at: Path) -> str:
