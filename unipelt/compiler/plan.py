@@ -358,11 +358,8 @@ def plan_text(plan: Plan, width: int = WIDTH) -> str:
     c = plan.counts
     share = f" ({100 * c.trained / c.base:.2f} % of the base's {c.base:,})" if c.base else ""
     lines += ["", f"trained {c.trained:,}{share}", f"stored {c.stored:,}   frozen {c.frozen:,}   head {c.head:,}"]
-    lines += (
-        [f"{plan.runs_once} for each example with `--cache-trunk`, where nothing random acts there"]
-        if plan.runs_once is not None
-        else []
-    )
+    if plan.runs_once is not None:
+        lines += _filled(f"{plan.runs_once} for each example with `--cache-trunk`, where nothing random acts", width)
     notes = [
         *(f"note: {w}" for w in plan.warnings),
         *(f"needs: {n}" for n in plan.needs),
