@@ -23,7 +23,7 @@ _WHERE = {
     "merge": "runtime.merge", "unmerge": "runtime.merge", "save_merged": "runtime.save_merged",
     "combine": "runtime.arithmetic", "Combined": "runtime.arithmetic", "bank": "runtime.bank", "Bank": "runtime.bank",
     "export_onnx": "runtime.exporting", "import_peft": "interchange.peft_in", "export_peft": "interchange.peft_out",
-    "export_as_lora": "interchange.peft_factors",
+    "export_as_lora": "interchange.peft_factors", "export_gguf": "interchange.gguf_out",
     "import_adapters": "interchange.adapterhub_in", "export_adapters": "interchange.adapterhub_out",
     "state_dict": "runtime.saving", "save": "runtime.saving", "attach": "runtime.checkpoint",
     "restore": "runtime.checkpoint", "push": "runtime.push", "Pushed": "runtime.push",
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .interchange.adapterhub_in import import_adapters
     from .interchange.adapterhub_out import export_adapters
     from .interchange.peft_in import import_peft
+    from .interchange.gguf_out import export_gguf
     from .interchange.peft_factors import export_as_lora
     from .interchange.peft_out import export_peft
     from .runtime.prompts.arguments import inputs

@@ -77,3 +77,23 @@ def test_what_peft_has_not_goes_as_two_factors(tmp_path: Path) -> None:
     assert config["peft_type"] == "LORA" and config["r"] == 3
     for wrong in (["--as", "lora"], ["--to", "peft", "--rank", 3], ["--to", "peft", "--as", "ia3"]):
         call("export", tmp_path / "ours", "-m", tmp_path / "base", "-o", tmp_path / "x.onnx", *wrong, code=2)
+
+
+def test_a_gguf_file(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="pip install 'unipelt[gguf]'")
+    m = written(tmp_path / "base")
+    for n, method in (("plain", "lora"), ("other", "ia3")):
+        unipelt.apply(m, unipelt.load(method), n)
+        randomise(m, n, scale=0.05)
+        unipelt.save(m, tmp_path / n, n)
+    to = ("-m", tmp_path / "base", "--to", "gguf-lora", "-o")
+    assert "llama-cli" in call("export", tmp_path / "plain", *to, tmp_path / "a.gguf")
+    found = json.loads(
+        call("export", tmp_path / "other", *to, tmp_path / "b.gguf", "--as", "lora", "--rank", 2, "--json")
+    )
+    assert found["rank"] == 2 and found["folder"] == str(tmp_path / "b.gguf") and found["error"] > 0
+    for file in ("a", "b"):
+        assert gguf.GGUFReader(tmp_path / f"{file}.gguf").fields["general.type"].contents() == "adapter"
+    assert "--as lora" in call("export", tmp_path / "other", *to, tmp_path / "c.gguf", code=1)
+    assert "E0848" in call("export", tmp_path / "other", *to, tmp_path / "c", code=1)
+    call("export", tmp_path / "plain", *to, tmp_path / "c.gguf", "--merge", code=2)

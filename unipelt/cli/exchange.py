@@ -20,6 +20,13 @@ TASKS = {
 }  # fmt: skip
 
 
+#: What opens an adapter that was written for another program.
+OPENS = {
+    "peft": "PeftModel.from_pretrained(base, {!r}) opens it", "adapters": "model.load_adapter({!r}) of `adapters` opens it",
+    "gguf-lora": "`llama-cli -m base.gguf --lora {}` reads it",
+}  # fmt: skip
+
+
 def import_(
     folder: Annotated[
         str,
@@ -84,13 +91,13 @@ def export(
         typer.Option(
             "--out",
             "-o",
-            help="The file to write, with the ending .onnx; with `--to peft` or `--to adapters` a folder.",
+            help="The file to write, with the ending .onnx or .gguf; with `--to peft` or `--to adapters` a folder.",
         ),
     ],
     to: Annotated[
-        Literal["onnx", "peft", "adapters"],
+        Literal["onnx", "peft", "adapters", "gguf-lora"],
         typer.Option(
-            help="What to write: the model with the adapter, or the adapter alone for peft or AdapterHub's `adapters`."
+            help="What to write: the model with the adapter, or the adapter alone for peft, AdapterHub's `adapters` or llama.cpp."
         ),
     ] = "onnx",
     task: Annotated[
@@ -109,7 +116,7 @@ def export(
         str | None,
         typer.Option(
             "--as",
-            help="With `--to peft`, for what merges: write it as this method of two factors, as lora, by its singular values.",
+            help="With `--to peft` or `gguf-lora`, for what merges: write it as this method of two factors, as lora, by its singular values.",
         ),
     ] = None,
     rank: Annotated[
@@ -128,6 +135,10 @@ def export(
     if to != "onnx":
         if merged:
             raise typer.BadParameter("--merge is for ONNX: an adapter that is merged is none any more")
+        if to == "gguf-lora":
+            from ..interchange.gguf_out import check_place as check_gguf
+
+            check_gguf(Path(out))
         if Path(out).exists():
             raise error("E0611", f"`{out}` exists", help="name another folder")
     else:
@@ -145,23 +156,28 @@ def export(
         from ..training.bars import Ticker
 
         with Ticker("factors", False if as_json else None, "map") as tick:
-            made = unipelt.export_as_lora(adapted, out, name, rank=rank, serving=serving, tick=tick)
+            if to == "gguf-lora":
+                made = unipelt.export_gguf(adapted, out, name, as_lora=True, rank=rank, tick=tick)
+            else:
+                made = unipelt.export_as_lora(adapted, out, name, rank=rank, serving=serving, tick=tick)
+        assert made is not None
         if as_json:
             emit({"ok": True, **made.to_json()})
         else:
-            say(f"written to {out} in rank {made.rank}: PeftModel.from_pretrained(base, {out!r}) opens it")
+            say(f"written to {out} in rank {made.rank}: {OPENS[to].format(out)}")
             say(f"left out of the change of the weights: {made.overall:.2%}, and {made.error:.2%} at most at one map")
         return
     if to != "onnx":
         if to == "peft":
             unipelt.export_peft(adapted, out, name, serving=serving)
+        elif to == "gguf-lora":
+            unipelt.export_gguf(adapted, out, name)
         else:
             unipelt.export_adapters(adapted, out, name)
-        opens = "PeftModel.from_pretrained(base, {!r})" if to == "peft" else "model.load_adapter({!r}) of `adapters`"
         if as_json:
             emit({"ok": True, "folder": out})
         else:
-            say(f"written to {out}: {opens.format(out)} opens it")
+            say(f"written to {out}: {OPENS[to].format(out)}")
         return
     if merged:
         unipelt.merge(adapted, name)
@@ -179,8 +195,8 @@ def export(
 def _check_as(to: str, as_: str | None, rank: int | None) -> None:
     from ..interchange.declared import by_factors
 
-    if as_ is not None and to != "peft":
-        raise typer.BadParameter("--as goes with `--to peft`")
+    if as_ is not None and to not in ("peft", "gguf-lora"):
+        raise typer.BadParameter("--as goes with `--to peft` and `--to gguf-lora`")
     if as_ is not None and as_ != by_factors().name:
         raise typer.BadParameter(f"--as takes `{by_factors().name}`: two factors beside each linear map")
     if rank is not None and as_ is None:
