@@ -200,3 +200,26 @@ def test_the_stream_may_be_multiplied_by_learned_numbers(kind: str, factor: floa
     for wrong in (replace(both[0], keeps=1.0), replace(both[0], residual=both[1].residual)):
         left = proved(replace(sites, sites=tuple(wrong if s is both[0] else s for s in sites.sites)), model, model)
         assert not any(s.label == both[0].label for s in left.sites), wrong
+
+
+def test_a_norm_s_own_weights_are_none_of_the_stream_s() -> None:
+    """Where the stream is what a norm yields, its last step multiplies by learned numbers, too."""
+    sites = find(model_of("minimax", "AutoModelForCausalLM"))
+    both = (*sites.named("attn"), *sites.named("ffn"))
+    assert {s.proof for s in both} == {PROVED} and None not in {s.keeps for s in both}
+    assert all(s.residual == s.x for s in both)
+
+
+def test_a_sublayer_may_read_more_than_the_stream_that_it_is_added_to() -> None:
+    """NeoMME's attention reads the stream mixed with what the first block read; its last map starts at zero."""
+    model = model_of("neomme", "NeoMMEForMaskedLM")
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1 and not p.any():
+                p.normal_(0.0, 0.02)
+    sites = find(model)
+    attn = sites.named("attn")
+    assert [s.residual for s in attn] == ["model.layers.0", "model.layers.1"] and {s.proof for s in attn} == {PROVED}
+    wrong = replace(attn[0], residual="model.layers.0.post_attention_layernorm")
+    left = proved(replace(sites, sites=tuple(wrong if s is attn[0] else s for s in sites.sites)), model, model.model)
+    assert not any(s.label == attn[0].label for s in left.sites)

@@ -167,9 +167,12 @@ class Block:
         h, factor = self.unscaled(summand)
         stream, kept = self.unscaled(residual)
         keeps: float | None = kept
-        made = self.made.get(stream)
-        if made is not None and made.op == "mul" and len(ways := self.varying(made)) == 1:
-            stream, keeps = self.unscaled(ways[0])[0], None
+        made, sums = self.made.get(stream), self.made.get(self.origin(total))
+        if (
+            made is not None and sums is not None and made.op == "mul" and made.module == sums.module
+        ):  # not the last step of a norm
+            if len(ways := self.varying(made)) == 1:
+                stream, keeps = self.unscaled(ways[0])[0], None
         return Added(h, self.origin(stream), total, factor, keeps)
 
     def varying(self, s: Step) -> list[Key]:

@@ -196,11 +196,23 @@ class Block:
         if h is None or r is None or x is None:
             return f"`{s.full_name}` of `{self.path}` has no `{'residual' if h is not None else 'h'}`"
         unnamed = s.norm is None and proportional(x, self.seen[()].left.get(s.residual or ""))
-        if not (multiple(x, r) or self._normed(s) or unnamed):
+        if not (multiple(x, r) or self._normed(s) or unnamed or self._mixed(s, x)):
             return f"`{s.x}` reads neither `{s.full_name}.residual` nor that behind `{s.full_name}.norm`"
         if h.numel() != r.numel():
             return f"`{s.view.module}` yields {list(h.shape)}, and the residual stream is {list(r.shape)}"
         return self._sum(s, ()) or self._sum(s, self.weighed(s))
+
+    def _mixed(self, s: Site, x: torch.Tensor) -> bool:
+        """Whether a sublayer without a norm reads a norm's output that is made of more than the stream, such as of what the first
+        block read, too: then the sum says what the stream is."""
+        seen = self.seen[()]
+        norms = (
+            p
+            for p, t in seen.left.items()
+            if p != self.path and multiple(x, t) and not multiple(seen.entered.get(p), t)
+        )
+        first = self.seen[self.later_tokens]
+        return s.norm is None and any(not same(first.entered.get(p), seen.entered.get(p)) for p in norms)
 
     def _normed(self, s: Site) -> bool:
         """Whether the norm stands before the sublayer."""
