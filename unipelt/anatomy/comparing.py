@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -68,3 +70,12 @@ def blended(h: torch.Tensor, r: torch.Tensor, on: torch.Tensor, factor: float | 
     rest = (on - known).T[..., None]
     found = torch.linalg.pinv(given) @ rest
     return same((known + (given @ found)[..., 0].T).float(), on.float())
+
+
+def totals(
+    r: torch.Tensor, keeps: float | None, h: torch.Tensor, factor: float | None, beside: Sequence[tuple[float | None, torch.Tensor | None]]
+) -> list[torch.Tensor]:  # fmt: skip
+    """``keeps`` · r + ``factor`` · h (None: 1), alone and with what stands ``beside`` h, where there is something of its size."""
+    alone = (1 if keeps is None else keeps) * r.reshape(h.shape) + (1 if factor is None else factor) * h
+    more = [(1 if f is None else f) * t.reshape(h.shape) for f, t in beside if t is not None and t.numel() == h.numel()]
+    return [alone, *([sum(more, alone)] if more else [])]

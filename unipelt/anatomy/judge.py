@@ -5,7 +5,7 @@ Each question is asked of one site and answered with the reason why it is not wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from .columns import taken
 from .layout import Layout
 from .own_attention import parted
-from .comparing import affine, blended, multiple, proportional, rows_of, same, within
+from .comparing import affine, blended, multiple, proportional, rows_of, same, totals, within
 from .replay import at_module, first_column, Nudge, nudged, Nudges, Seen
 from .sites import Site, View
 
@@ -263,20 +263,11 @@ class Block:
             out.append((self.path, block.view.layout.into(out[0][1])))
         return out + [(p, t) for p, t in (*seen.entered.items(), *seen.again) if p != self.path]
 
-    def _totals(self, s: Site, r: torch.Tensor, h: torch.Tensor, nudges: Nudges) -> Iterator[torch.Tensor]:
+    def _totals(self, s: Site, r: torch.Tensor, h: torch.Tensor, nudges: Nudges) -> list[torch.Tensor]:
         """The residual with a sublayer's output, alone and with those of all that stand beside it."""
-        alone = (1 if s.keeps is None else s.keeps) * r.reshape(h.shape) + (1 if s.factor is None else s.factor) * h
-        yield alone
-        beside = [
-            t for t in self.sites if t.kind.is_sublayer and t is not s and same(self.entered(t.residual, nudges), r)
-        ]
-        more = [
-            (1 if t.factor is None else t.factor, other)
-            for t in beside
-            if (other := self.at(t.view, nudges)) is not None and other.numel() == h.numel()
-        ]
-        if more:
-            yield alone + sum(factor * other.reshape(h.shape) for factor, other in more)
+        others = (t for t in self.sites if t.kind.is_sublayer and t is not s)
+        beside = [(t.factor, self.at(t.view, nudges)) for t in others if same(self.entered(t.residual, nudges), r)]
+        return totals(r, s.keeps, h, s.factor, beside)
 
     def _reads(self, s: Site) -> str:
         """A sublayer reads ``x``; attention of every token, a feed-forward layer of none but its own (or without attention)."""
