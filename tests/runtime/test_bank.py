@@ -132,6 +132,9 @@ def test_neither_modules_nor_memory_grow_with_the_adapters(tmp_path: Path) -> No
     assert not any("unipelt" in n for n in m.state_dict()), "what is on disk is not saved a second time"
     bank.close()
     assert state(m) == before and registry(m) is None
+    bank.close()
+    with pytest.raises(PeltError, match=r"E0854.*closed"):
+        bank.add("more", own["one"])
 
 
 def test_frozen_draws_are_held_once_and_others_are_refused() -> None:

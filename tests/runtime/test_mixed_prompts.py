@@ -242,6 +242,7 @@ def test_a_bank_with_heads(tmp_path: Path) -> None:
     who: list[str | None] = ["bob", "two", None, "ann"]
     x = batch(m, 4, padded=True)
     expected = [alone(t, [n], {k: v[i : i + 1] for k, v in x.items()})[0].logits[0] for i, (t, n) in enumerate(zip((twin, m, m, twin), who))]  # fmt: skip
+    assert unipelt.labels(m, "ann") == unipelt.labels(twin, "ann")
     with torch.no_grad(), unipelt.using(m, who):
         found = m(**x).logits
     for row, own in zip(found, expected):

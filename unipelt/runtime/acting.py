@@ -77,7 +77,11 @@ def labels(model: nn.Module, name: str | None = None) -> Labels | None:
     """What the logits' columns mean under an adapter or, without a name, now. None where they are no labels."""
     model = unwrapped(model)
     r = registry(model)
-    own = record(model, name).plan.labels if name is not None else r.heads.own if r is not None else None
+    if name is None:
+        own = r.heads.own if r is not None else None
+    else:
+        bank = _banked(r, name)
+        own = bank.plan.labels if bank is not None else record(model, name).plan.labels
     return own or labels_of_base(model)
 
 

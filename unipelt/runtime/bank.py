@@ -27,6 +27,7 @@ from torch import nn
 from ..anatomy.interrupts import finish
 from ..compiler.labels import Labels
 from ..compiler.lower import lowerings
+from ..compiler.plan import Plan
 from ..language.files import reason
 from ..language.ir import Method, as_file
 from ..language.report.diagnostics import PeltError, error
@@ -93,6 +94,8 @@ def bank(
         raise error("E0853", f"adapters of `{planned.method.name}` cannot share a batch with others: {why}",
                     help="attach them one by one: unipelt.attach")  # fmt: skip
     made = create(model, attached, None, dtype)
+    if any(t.is_meta for t in made.values()):
+        raise error("E0855", "the model is on the meta device, where slots hold no values", help="load the base first")
     stacks = {
         n: t.detach().new_zeros((slots, *t.shape)) if n in attached.stacked else t.detach() for n, t in made.items()
     }
@@ -133,6 +136,10 @@ class Bank:
     @property
     def method(self) -> Method:
         return self._attached.method
+
+    @property
+    def plan(self) -> Plan:
+        return self._attached.plan
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -187,11 +194,13 @@ class Bank:
         """
         if name not in self:
             refuse_name(self.model, name)
+        self._refuse_closed()
         with self._table.changing(name, there=False):
             self._put(name, adapter)
 
     def replace(self, name: str, adapter: Given) -> None:
         """Puts another adapter in an adapter's place, as `add` does, from the next block on."""
+        self._refuse_closed()
         with self._table.changing(name, there=True):
             before = self._table.entries[name].source
             self._put(name, adapter)
@@ -202,16 +211,26 @@ class Bank:
     def evict(self, name: str) -> None:
         """Takes an adapter out, from the next block on. What the bank's folder has of it is deleted; a folder that it was added from
         is not."""
+        self._refuse_closed()
         with self._table.changing(name, there=True):
             source = self._table.entries[name].source
             self._table.drop(name)
             if source is not None:
                 self._delete(source.folder)
 
+    @property
+    def closed(self) -> bool:
+        r = registry(self.model)
+        return r is None or r.banks.get(self.name) is not self
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise error("E0854", f"the bank `{self.name}` is closed", help="make another one: unipelt.bank(model, …)")
+
     def close(self) -> None:
         """Takes the bank out of the model; what is in folders stays. `PeltError` while a block uses one of its adapters."""
         r = registry(self.model)
-        if r is None or r.banks.get(self.name) is not self:
+        if r is None or self.closed:
             return
         refuse_in_use(r, self.name)
         if self._table.counts()["used"] and any(e.pins for e in [*self._table.entries.values()]):
@@ -262,7 +281,7 @@ class Bank:
 
     def _read(self, name: str, adapter: Given) -> tuple[Source | None, Mapping[str, torch.Tensor]]:
         """An adapter's tensors, checked, and where they are read again."""
-        plan = self._attached.plan
+        plan = self.plan
         if isinstance(adapter, (str, Path)):
             folder = located(adapter)
             source, manifest = self._source(folder)
@@ -364,7 +383,7 @@ class Bank:
         refuse_name(self.model, place.name)
         source, manifest = self._source(place)
         if self._frozen:
-            self._share(place.name, tensors_in(self._attached.plan, place, manifest))
+            self._share(place.name, tensors_in(self.plan, place, manifest))
         self._table.put_aside(place.name, source)
 
     def _delete(self, place: Path) -> None:

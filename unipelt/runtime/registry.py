@@ -166,8 +166,13 @@ def record(model: nn.Module, name: str) -> Attached:
             help=f"this model has: {', '.join(r.attached)}",
         )
     if name in r.banks or (bank := r.banked(name)) is not None:
-        what = "a bank of adapters" if name in r.banks else f"in the bank `{bank.name}`"  # type: ignore[union-attr]
-        raise error("E0854", f"`{name}` is {what}, where adapters only act in a `using` block",
+        if name in r.banks:
+            raise error(
+                "E0854",
+                f"`{name}` is a bank, and no adapter",
+                help="name one that is in it; `bank.close()` takes it out",
+            )
+        raise error("E0854", f"`{name}` is in the bank `{bank.name}`, where adapters only act in a `using` block",  # type: ignore[union-attr]
                     help="attach its folder by itself: unipelt.attach(model, folder)")  # fmt: skip
     if name not in r.attached:
         own = [n for n in r.attached if n not in r.banks]
