@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import linecache
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupted import first_and_last, interrupt, lines
 from names import name as named
 from small import model, randomise, state
 from torch import nn
@@ -429,6 +431,42 @@ def test_who_finds_all_slots_in_use_waits_and_not_for_ever(tmp_path: Path) -> No
         assert waiting.result(20).isfinite().all()
     thread.join()
     bank.close()
+
+
+def test_ctrl_c_at_any_line_leaves_no_adapter_in_use_and_no_thread_waiting(tmp_path: Path) -> None:
+    m = tiny()
+    own = values(tiny(), load(**TINY), "a", "b")
+    bank = unipelt.bank(m, load(**TINY), slots=2, folder=tmp_path, patience=5)
+    for n in ("ann", "bob", "eve"):
+        bank.add(n, own["a"])
+    right = {"a": run(m, "ann", {"input_ids": torch.arange(3, 9)[None]})}
+    bank.replace("bob", own["b"])
+    right["b"] = run(m, "bob", {"input_ids": torch.arange(3, 9)[None]})
+    assert not torch.equal(right["a"], right["b"])
+
+    def block() -> None:
+        with unipelt.using(m, ["ann", "eve"]):
+            pass
+
+    calls: dict[str, Callable[[], None]] = {
+        "block": block, "replace": lambda: bank.replace("bob", own["b"]),
+        "come and go": lambda: (bank.add("new", own["b"]), bank.evict("new"))[0],
+    }  # fmt: skip
+    here = ("runtime/slots.py", "runtime/bank.py", "runtime/acting.py", "runtime/switch.py")
+    for what, call in calls.items():
+        passed = lines(call, here)
+        # a trace stops at a lock's `with` before it is released, where Python lets no Ctrl-C in
+        steps = [at for at in first_and_last(passed) if "with self._" not in linecache.getline(*passed[at - 1])]
+        assert len(steps) > 20
+        for at in steps[::2] if what == "block" else steps[::6]:
+            run(m, "bob", {"input_ids": torch.arange(3, 9)[None]})  # so that something has to be read
+            assert interrupt(call, at, here), (what, at)
+            assert not bank._table.in_use and not bank._table._writing, (what, at)
+            for n, v in (("ann", "a"), ("eve", "a"), ("bob", "b")):
+                assert torch.equal(run(m, n, {"input_ids": torch.arange(3, 9)[None]}), right[v]), (what, at)
+            if "new" in bank:
+                bank.evict("new")
+    run(m, ["ann", "bob"], {"input_ids": torch.arange(3, 9)[None].expand(2, -1)})
 
 
 # ---------------------------------------------------------------- what is refused

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.interrupts import finish
+from ..anatomy.interrupts import ended_by, finish
 from ..compiler.labels import Labels
 from ..compiler.lower import lowerings
 from ..compiler.plan import Plan
@@ -42,7 +42,7 @@ from .registry import Attached, refuse_in_use, registry, unwrapped
 from .same_base import compare_fingerprints
 from .saving import as_saved, fingerprint, labels_json
 from .sharding import put
-from .slots import Entry, Table
+from .slots import Entry, Lease, Table
 from .switch import ADAPTER_NAME
 
 #: Tensors by their names, or the folder of a saved adapter.
@@ -233,7 +233,7 @@ class Bank:
         if r is None or self.closed:
             return
         refuse_in_use(r, self.name)
-        if self._table.counts()["used"] and any(e.pins for e in [*self._table.entries.values()]):
+        if self._table.in_use:
             raise error("E0592", f"the bank `{self.name}` is in use in another thread", help="leave its blocks first")
 
         def commit() -> None:
@@ -258,11 +258,10 @@ class Bank:
     @contextmanager
     def held(self, names: Sequence[str]) -> Iterator[dict[str, int]]:
         """The slots of some adapters, which keep them while the block lasts."""
-        found = self._table.take(names)
-        try:
+        lease = Lease()
+        with ended_by(lambda: self._table.release(lease)):
+            found = self._table.take(names, lease)
             yield {n: e.slot for n, e in found.items() if e.slot is not None}
-        finally:
-            self._table.release(found.values())
 
     # ------------------------------------------------------------ tensors
 

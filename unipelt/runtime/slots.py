@@ -1,7 +1,8 @@
-"""Which adapters of a bank are in which slot: found by name, pinned while they are in use, the others in order of their last use.
+"""Which adapters of a bank are in which slot: found by name, held while they are in use, the others in order of their last use.
 
 No tensor is known here. One lock guards the table and is never held while a file is read or a slot is filled, so that an
-adapter on its way from the disk keeps no other one waiting.
+adapter on its way from the disk keeps no other one waiting. Every step leaves a state from which the next call goes on, wherever
+Ctrl-C comes: who owns a slot is said in one place, and what is derived from that is derived again when slots are short.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..anatomy.interrupts import ended_by
 from ..language.report.diagnostics import error, near
 
 
@@ -24,9 +26,20 @@ class Entry:
     name: str
     source: Any = None  # from where its tensors are read again; None: they are nowhere but in its slot
     slot: int | None = None
-    ready: bool = False  # whether its tensors are in the slot
-    pins: int = 0  # in how many blocks it is used
-    gone: bool = False  # evicted or replaced: the slot is free after the last of these
+    filled: int | None = None  # the slot that its tensors were written to
+    users: set[Lease] = field(default_factory=set)  # the blocks in which it is used
+
+    @property
+    def ready(self) -> bool:
+        return self.slot is not None and self.filled == self.slot
+
+
+@dataclass(eq=False)
+class Lease:
+    """The entries that one block uses, and those of them that it has to fill."""
+
+    entries: Sequence[Entry] = ()
+    filling: Sequence[Entry] = ()
 
 
 class Table:
@@ -39,63 +52,78 @@ class Table:
         self.slots, self.fill, self.patience = slots, fill, patience
         self.entries: dict[str, Entry] = {}
         self.reads = 0  # how often an adapter was filled in again
+        self._owners: list[Entry | None] = [None] * slots  # of one that is elsewhere by now, the slot is free
         self._free = list(range(slots))[::-1]
         self._idle: dict[Entry, None] = {}  # in a slot, in no block, and readable again: the longest unused first
-        self._writing: set[str] = set()  # names that are added, replaced or evicted now
+        self._writing: dict[str, object] = {}  # names that are added, replaced or evicted now
         self._changed = threading.Condition()
 
     # ------------------------------------------------------------ use
 
-    def take(self, names: Iterable[str]) -> dict[str, Entry]:
-        """The entries of some names, in slots, and there to stay until they are released."""
+    def take(self, names: Iterable[str], lease: Lease) -> dict[str, Entry]:
+        """The entries of some names, in slots, and there to stay until the lease is released, which also follows an error."""
         wanted = list(dict.fromkeys(names))
         if len(wanted) > self.slots:
             raise error("E0855", f"a batch names {len(wanted)} adapters of a bank of {self.slots} slots",
                         help="give the bank more slots, or run the batch in parts")  # fmt: skip
         until = time.monotonic() + self.patience
         while True:
-            pinned, missing = self._pin(wanted, until)
+            self._lease(wanted, until, lease)
             try:
-                for e in missing:
+                for e in lease.filling:
                     self._fill(e)
-                if self._all_ready(pinned):
-                    return {e.name: e for e in pinned}
-            except BaseException as e:
-                again = isinstance(e, Exception) and self._superseded(missing)
-                self._unpin(pinned, missing)
-                if not again:
+                if self._all_ready(lease.entries):
+                    return {e.name: e for e in lease.entries}
+            except Exception:
+                if not self._superseded(lease.filling):
                     raise
-            else:
-                self._unpin(pinned, missing)  # what another thread was to fill failed there: try it here
+            self.release(lease)  # what another thread was to fill failed there: try it here
 
-    def _pin(self, names: Sequence[str], until: float) -> tuple[list[Entry], list[Entry]]:
-        """Pins the entries of some names, all at once or after a wait, and gives slots to those that have none, which are returned
-        apart."""
+    def _lease(self, names: Sequence[str], until: float, lease: Lease) -> None:
+        """Holds the entries of some names, all at once or after a wait, and gives slots to those that have none."""
         with self._changed:
             while True:
                 found = [self._entry(n) for n in names]
                 missing = [e for e in found if e.slot is None]
-                unused = sum(e not in found for e in self._idle) if missing and self._short(missing, found) else None
-                if unused is None or len(self._free) + unused >= len(missing):
+                if self._has_room(len(missing), found):
                     break
                 if not self._changed.wait(until - time.monotonic()):
                     raise error("E0855", f"no slot of the bank came free within {self.patience:g} s: its {self.slots} are all in use",
                                 help="give the bank more slots, or leave `using` blocks sooner")  # fmt: skip
+            lease.entries, lease.filling = found, missing  # first: what follows is taken back by these
             for e in found:
-                e.pins += 1
+                e.users.add(lease)
                 self._idle.pop(e, None)
             for e in missing:
-                e.slot = self._free.pop() if self._free else self._oldest()
-            return found, missing
+                self._give(e, self._free.pop() if self._free else self._oldest())
 
-    def _short(self, missing: Sequence[Entry], found: Sequence[Entry]) -> bool:
-        """Whether it must be counted if there are slots enough."""
-        return len(self._free) + len(self._idle) - len(found) < len(missing)
+    def _has_room(self, count: int, beside: Sequence[Entry]) -> bool:
+        """Whether so many slots are free, or can be made so, and those of some entries stay."""
+        if count == 0 or len(self._free) + len(self._idle) - len(beside) >= count:
+            return True
+        self._recount()
+        return len(self._free) + sum(e not in beside for e in self._idle) >= count
+
+    def _recount(self) -> None:
+        """Free and idle slots, from who owns them."""
+        for e in self._owners:
+            if e is not None and e.slot is not None and not e.users and (self._gone(e) or not e.ready):
+                e.slot = None
+        owned = {e.slot: e for i, e in enumerate(self._owners) if e is not None and e.slot == i}
+        self._free = [i for i in range(self.slots) if i not in owned]
+        idle = [e for e in owned.values() if not e.users and e.source is not None]
+        self._idle = dict.fromkeys([*(e for e in self._idle if e in idle), *idle])
+
+    def _give(self, e: Entry, slot: int) -> None:
+        e.filled = None
+        self._owners[slot] = e
+        e.slot = slot
 
     def _oldest(self) -> int:
+        """The slot of the entry that has not been used for the longest time, which it leaves."""
         e = next(iter(self._idle))
         del self._idle[e]
-        slot, e.slot, e.ready = e.slot, None, False
+        slot, e.slot = e.slot, None
         assert slot is not None
         return slot
 
@@ -105,10 +133,14 @@ class Table:
                         help=near(name, self.entries) or "add it: bank.add(name, folder)")  # fmt: skip
         return self.entries[name]
 
+    def _gone(self, e: Entry) -> bool:
+        """Whether it was evicted or replaced."""
+        return self.entries.get(e.name) is not e
+
     def _fill(self, e: Entry) -> None:
         self.fill(e)
         with self._changed:
-            e.ready = True
+            e.filled = e.slot
             self.reads += 1
             self._changed.notify_all()
 
@@ -125,86 +157,100 @@ class Table:
             failed = [e for e in missing if not e.ready]
             while any(e.name in self._writing for e in failed):
                 self._changed.wait()
-            return any(e.gone for e in failed)
+            return any(self._gone(e) for e in failed)
 
-    def _unpin(self, entries: Iterable[Entry], filling: Sequence[Entry] = ()) -> None:
+    def release(self, lease: Lease) -> None:
+        """The end of a block; may be repeated."""
         with self._changed:
-            for e in filling:
-                if not e.ready and e.slot is not None:
-                    self._free.append(e.slot)
-                    e.slot = None
-            for e in entries:
-                e.pins -= 1
+            for e in lease.filling:
+                if e.slot is not None and not e.ready:
+                    self._leave(e)
+            for e in lease.entries:
+                e.users.discard(lease)
                 self._settle(e)
             self._changed.notify_all()
 
+    def _leave(self, e: Entry) -> None:
+        slot, e.slot = e.slot, None
+        self._free.append(slot)  # type: ignore[arg-type]
+
     def _settle(self, e: Entry) -> None:
         """What becomes of an entry's slot when nobody uses it."""
-        if e.pins or e.slot is None:
+        if e.users or e.slot is None:
             return
-        if e.gone:
-            self._free.append(e.slot)
-            e.slot, e.ready = None, False
+        self._idle.pop(e, None)
+        if self._gone(e):
+            self._leave(e)
         elif e.source is not None and e.ready:
-            self._idle.pop(e, None)
             self._idle[e] = None
-
-    def release(self, entries: Iterable[Entry]) -> None:
-        self._unpin(entries)
 
     # ------------------------------------------------------------ change
 
     @contextmanager
     def changing(self, name: str, there: bool) -> Iterator[None]:
         """A block in which nobody else adds, replaces or evicts this name, which is ``there`` or is not."""
-        with self._changed:
-            while name in self._writing:
-                self._changed.wait()
-            if there:
-                self._entry(name)
-            elif name in self.entries:
-                raise error("E0553", f"the bank has an adapter named `{name}` already",
-                            help=f"bank.replace({name!r}, …), or choose another name")  # fmt: skip
-            self._writing.add(name)
-        try:
-            yield
-        finally:
+        me = object()
+
+        def end() -> None:
             with self._changed:
-                self._writing.discard(name)
+                if self._writing.get(name) is me:
+                    del self._writing[name]
                 self._changed.notify_all()
+
+        with ended_by(end):
+            with self._changed:
+                while name in self._writing:
+                    self._changed.wait()
+                if there:
+                    self._entry(name)
+                elif name in self.entries:
+                    raise error("E0553", f"the bank has an adapter named `{name}` already",
+                                help=f"bank.replace({name!r}, …), or choose another name")  # fmt: skip
+                self._writing[name] = me
+            yield
 
     def put(self, name: str, source: Any, write: Callable[[int], None]) -> None:
         """An entry of this name from now on, in place of any there is. ``write`` fills a slot, if there is one for it.
 
         One that can be read again takes a free slot; one that cannot makes room for itself.
         """
-        e = Entry(name, source)
-        with self._changed:
-            if self._free:
-                e.slot = self._free.pop()
-            elif source is None and self._idle:
-                e.slot = self._oldest()
-            elif source is None:
-                old = self.entries.get(name)
-                if old is None or old.pins or old.slot is None:
-                    raise error("E0855", f"the bank's {self.slots} slots are taken, and what was given as tensors is kept nowhere else",
-                                help="give the bank a folder to keep adapters in, or more slots, or evict one")  # fmt: skip
-                e.slot, old.slot = old.slot, None
-                self._forget(name)
-                self.entries[name] = e  # who wants it now waits until it is ready
-        try:
+        e, lease = Entry(name, source), Lease()
+
+        def end() -> None:
+            with self._changed:
+                if self.entries.get(name) is e and source is None and not e.ready:
+                    del self.entries[name]
+                self.release(lease)
+
+        with ended_by(end):
+            with self._changed:
+                slot = self._slot_for(e)
+                lease.entries, lease.filling = [e], [e]
+                e.users.add(lease)
+                if slot is not None:
+                    self._give(e, slot)
             if e.slot is not None:
                 write(e.slot)
-                e.ready = True
-        except BaseException:
-            self._unpin((), [e])
-            raise
-        with self._changed:
-            if self.entries.get(name) is not e:
-                self._forget(name)
-            self.entries[name] = e
-            self._settle(e)
-            self._changed.notify_all()
+                e.filled = e.slot
+            with self._changed:
+                old = self.entries.get(name)
+                self.entries[name] = e
+                if old is not None and old is not e:
+                    self._settle(old)
+
+    def _slot_for(self, e: Entry) -> int | None:
+        """A slot for a new entry; none where it need not have one."""
+        if self._free or e.source is None and self._has_room(1, ()):
+            return self._free.pop() if self._free else self._oldest()
+        if e.source is not None:
+            return None
+        old = self.entries.get(e.name)
+        if old is None or old.users or old.slot is None:
+            raise error("E0855", f"the bank's {self.slots} slots are taken, and what was given as tensors is kept nowhere else",
+                        help="give the bank a folder to keep adapters in, or more slots, or evict one")  # fmt: skip
+        self.entries[e.name] = e  # who wants it now waits until it is ready
+        slot, old.slot = old.slot, None
+        return slot
 
     def put_aside(self, name: str, source: Any) -> None:
         """A new entry that is read when it is named."""
@@ -214,20 +260,22 @@ class Table:
     def drop(self, name: str) -> None:
         """The name is known no longer; its slot is free after those who use it."""
         with self._changed:
-            self._forget(name)
+            old = self.entries.pop(name, None)
+            if old is not None:
+                self._settle(old)
             self._changed.notify_all()
 
-    def _forget(self, name: str) -> None:
-        old = self.entries.pop(name, None)
-        if old is not None:
-            old.gone = True
-            self._idle.pop(old, None)
-            self._settle(old)
-
     # ------------------------------------------------------------ seen
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a block uses an adapter that the table knows."""
+        with self._changed:
+            return any(e.users for e in self.entries.values())
 
     def counts(self) -> Counter[str]:
         """How many slots are ``free``, ``idle`` (filled, in no block) and ``used``."""
         with self._changed:
+            self._recount()
             free, idle = len(self._free), len(self._idle)
             return Counter(free=free, idle=idle, used=self.slots - free - idle)

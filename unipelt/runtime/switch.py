@@ -133,8 +133,12 @@ class Mixture(tuple[str, ...]):
     def together(self, parts: Sequence[torch.Tensor], apart: bool = False) -> torch.Tensor:
         """The rows of all groups in the order of the batch. Where heads score labels of different number, what a row has none for is
         -inf: no label."""
+        if len(parts) == 1:
+            return parts[0]
         widest = max(t.shape[-1] for t in parts)
-        whole = torch.cat([nn.functional.pad(t, (0, widest - t.shape[-1]), value=-torch.inf) for t in parts])
+        if any(t.shape[-1] < widest for t in parts):
+            parts = [nn.functional.pad(t, (0, widest - t.shape[-1]), value=-torch.inf) for t in parts]
+        whole = torch.cat(list(parts))
         back = self.known[len(whole), apart][1]
         return whole if back is None else whole.index_select(0, torch.tensor(back, device=whole.device))
 
