@@ -163,3 +163,13 @@ def test_a_stored_map_says_how_tokens_lie(monkeypatch: pytest.MonkeyPatch, tmp_p
 def _laid_out(sites: SiteMap) -> set[int]:
     mixers: list[Site] = sites.named("mixer")
     return {s.view.layout.axis for s in mixers if s.view.layout is not None}
+
+
+def test_zeros_say_nothing_against_a_sublayer() -> None:
+    """Behind many layers with small random weights nothing is left of a picture: what cannot be told is not refused."""
+    model = built("resnet")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    proofs = {s.proof for s in find(model).named("mixer")}
+    assert proofs and PROVED not in proofs

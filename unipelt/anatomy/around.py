@@ -95,7 +95,8 @@ def _end(t: Trial, s: Site, stack: Stack) -> str:
     at, ends = s.view.module, [t.path(stack.blocks[i]) for i in (0, -1)]
     here = (t.entered if s.view.enters else t.left).get(at)
     if here is None:
-        return f"`{at}` is not passed through"
+        text = f"`{at}` is not passed through"
+        return Open(text) if s.kind.times == "between" else text
     if here.shape[-1] != s.sizes.get("d_model"):
         return f"`{at}` has {here.shape[-1]} numbers there, and `d_model` is {s.sizes.get('d_model')}"
     if s.kind.times == "stacks":

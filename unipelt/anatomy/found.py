@@ -21,6 +21,7 @@ from .layout import Layout
 from .naming import names_of
 from .outside import Ends, ends
 from .own_attention import divides
+from .projectors import projectors
 from .read import head_site
 from .readers import read_past
 from .record import Attended, Call, Recording
@@ -44,8 +45,11 @@ class _Inside:
         return {s.kind for _, _, parts in self.blocks for s in parts}
 
 
-def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[Recording]) -> SiteMap:
-    """The map of the sites that recordings of a model and of parts of it show. Towers are in the order of the data flow; the head comes last."""
+def found(
+    model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[Recording], whole: Recording | None = None
+) -> SiteMap:
+    """The map of the sites that recordings of a model and of parts of it show. Towers are in the order of the data flow; the head comes
+    last. ``whole`` is a recording of a pass through all towers, if there is one."""
     kept = [inside for r in recordings for t in towers(model, r) if (inside := _inside(r, t)) is not None]
     if not kept:
         every = [(r, t, sums) for r in recordings for t, sums in scattered(model, r)]
@@ -93,6 +97,8 @@ def found(model: nn.Module, base: nn.Module, prefix: str, recordings: Sequence[R
                 missing.setdefault((f"{name}.{n}" if name else n), {})[f"{paths[layer]}.{n}"] = why
         mine += _outside(model, at, mine, name, causal)
         sites += mine
+    if whole is not None and len(stacks) > 1 and sites:
+        sites += projectors(whole, stacks, root, dict(sites[0].sizes))
     have, labels = {s.full_name for s in sites}, {s.label for s in sites}
     refused: dict[str, str] = {}
     for n, by_block in missing.items():  # in every block, or in those that are named
