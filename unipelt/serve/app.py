@@ -23,7 +23,7 @@ from .labelling import Labelling
 from .metrics import Metrics
 from .refusals import Refusal, stopping, wrong
 from .sampling import Sampling
-from .schemas import Chat, Completions, Predict, _Writing
+from .schemas import Chat, Completions, Continued, Predict
 from .texts import Reader
 
 #: How often a request looks whether its client is still there, in seconds.
@@ -70,7 +70,7 @@ class Server:
         self.engine.forget()
 
     def completions(
-        self, asked: _Writing, model: str | None, prompts: Sequence[Sequence[int]], most: int | None, usual: int
+        self, asked: Continued, model: str | None, prompts: Sequence[Sequence[int]], most: int | None, usual: int
     ) -> list[Completion]:
         """A job for each prompt."""
         temperature, top_p = (1.0 if x is None else x for x in (asked.temperature, asked.top_p))
@@ -174,7 +174,7 @@ Choice = Callable[[int, str, str | None], dict[str, Any]]
 
 
 async def _answer(
-    server: Server, asked: _Writing, jobs: list[Completion], request: Request, prefix: str, whole: str, chunk: str,
+    server: Server, asked: Continued, jobs: list[Completion], request: Request, prefix: str, whole: str, chunk: str,
     choice: Choice, piece: Choice,
 ) -> Any:  # fmt: skip
     head = {"id": f"{prefix}-{uuid4().hex}", "object": whole, "created": int(time.time()), "model": asked.model}

@@ -24,7 +24,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class _Writing(_Request):
+class Continued(_Request):
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=False)] | None = None
     top_p: _Fraction | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -42,7 +42,7 @@ class _Writing(_Request):
         return [s for s in found if s]
 
 
-class Completions(_Writing):
+class Completions(Continued):
     """`POST /v1/completions`"""
 
     prompt: (
@@ -88,7 +88,7 @@ class ResponseFormat(BaseModel):
     type: Literal["text"]
 
 
-class Chat(_Writing):
+class Chat(Continued):
     """`POST /v1/chat/completions`"""
 
     messages: Annotated[list[Message], Field(min_length=1)]
