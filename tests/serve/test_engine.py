@@ -446,7 +446,7 @@ def test_learned_positions_and_adapters_added_one_by_one(tmp_path: Path) -> None
 
 
 def test_adapters_of_one_method_stand_in_banks(opened, folder: Path, plain: Plain, heard: Heard) -> None:
-    """Twenty of one method: two banks, which are closed with their last adapters; what has no place in one stands by itself."""
+    """Twenty of one method: two banks, which are closed with their last adapters."""
     for i in range(20):
         shutil.copytree(folder / "ann", folder / f"ann{i}")
     e = opened(max_adapters=22)
@@ -454,13 +454,13 @@ def test_adapters_of_one_method_stand_in_banks(opened, folder: Path, plain: Plai
     assert [answer(j).ids for j in jobs[:20]] == [plain.write("ann", PROMPTS[i % 3], 6) for i in range(20)]
     assert [answer(j).ids for j in jobs[20:]] == [plain.write(n, PROMPTS[0], 6) for n in ("bob", "eve")]
     r = registry(e.shelf.model)
-    assert r is not None and sorted(len(b) for b in r.banks.values()) == [1, 4, 16]
-    assert len(unipelt.adapters(e.shelf.model)) == 1, "the one that puts rows among the tokens"
+    assert r is not None and sorted(len(b) for b in r.banks.values()) == [1, 1, 4, 16]
+    assert not unipelt.adapters(e.shelf.model)
     for i in range(20):
         shutil.rmtree(folder / f"ann{i}")
     e.catalogue.refresh()
     assert answer(ask(e, "bob")).ids == plain.write("bob", PROMPTS[0], 6)
-    assert [len(b) for b in r.banks.values()] == [1] and e.shelf.names == ["bob", "eve"]
+    assert [len(b) for b in r.banks.values()] == [1, 1] and e.shelf.names == ["bob", "eve"]
 
 
 def test_a_window_over_the_last_tokens(base: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def serve(
         list[str],
         typer.Argument(
             metavar="DIR…",
-            help="Folders of adapters (each a folder of `unipelt train --out`, `unipelt.save` or peft), or adapters' own folders. "
+            help="Folders of adapters (each a folder of `unipelt train --out`, of `unipelt.save`, of peft or of AdapterHub's `adapters`), or adapters' own folders. "
             "A folder's name is the adapter's; new, changed and removed ones are noticed.",
         ),
     ],

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from os.path import isfile
 from pathlib import Path
 
-from ..interchange.folders import CONFIG, PICKLED
-from ..interchange.folders import WEIGHTS as OF_PEFT
+from ..interchange.folders import ADAPTERS, HEAD, PEFT
 from ..language.report.diagnostics import error, near, near_path
 from ..runtime.hub import MANIFEST, METHOD, TASK, WEIGHTS
 from ..runtime.switch import ADAPTER_NAME
 from .refusals import Refusal, wrong
 
 #: The files that make an adapter: when one of them changes the adapter is read again.
-FILES = (MANIFEST, METHOD, WEIGHTS, TASK, CONFIG, OF_PEFT, PICKLED)
+FILES = tuple(
+    dict.fromkeys((MANIFEST, METHOD, WEIGHTS, TASK, *(n for f in (PEFT, ADAPTERS, HEAD) for n in (f.config, f.weights, f.pickled))))
+)  # fmt: skip
 #: How the files of a folder are told from those that were there before.
 Stamp = tuple[tuple[str, int, int, int], ...]
 
@@ -35,7 +36,8 @@ class Entry:
     stamp: Stamp
 
     @property
-    def of_peft(self) -> bool:
+    def foreign(self) -> bool:
+        """Whether another library wrote it."""
         return not any(name == MANIFEST for name, *_ in self.stamp)
 
 
@@ -109,7 +111,7 @@ class Catalogue:
 
 def _folders(root: Path) -> Iterator[Path]:
     """The folders that may be adapters; what vanishes meanwhile is left out."""
-    if any(isfile(root / name) for name in (MANIFEST, CONFIG)):
+    if any(isfile(root / name) for name in (MANIFEST, PEFT.config)):
         yield root
         return
     try:
@@ -129,4 +131,4 @@ def _stamp(folder: Path) -> Stamp | None:
         except OSError:
             continue
         found.append((name, s.st_size, s.st_mtime_ns, s.st_ino))
-    return tuple(found) if {MANIFEST, CONFIG} & {name for name, *_ in found} else None
+    return tuple(found) if {MANIFEST, PEFT.config} & {name for name, *_ in found} else None

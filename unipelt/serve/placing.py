@@ -1,7 +1,6 @@
 """Where an adapter stands in the model: in a bank of its method, whose rows are computed in one product, or by itself.
 
-By itself stands what cannot be in a bank: what puts rows among the tokens, has labels of its own, or has other frozen draws than
-the bank's. A method has as many banks as its adapters need; one without adapters is closed.
+By itself stands what cannot be in a bank: what cannot share a batch, or has other frozen draws than the bank's. A method has as many banks as its adapters need; one without adapters is closed.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from torch import nn
 
 import unipelt
 
-from ..interchange.peft_in import import_peft
-from ..language.ir import Method, as_file
+from ..compiler.plan import Plan
+from ..language.ir import as_file
 from ..language.report.diagnostics import PeltError
 from ..runtime.bank import Bank, Given
 from ..runtime.folder import read_manifest, read_method
+from ..runtime.registry import registry
 from .catalogue import Entry
 
 #: A bank reserves memory for all its slots: for so many, but for no more bytes than this.
@@ -34,8 +34,13 @@ class Placed:
     """An adapter in the model, under a name that no client chooses."""
 
     inside: str
-    method: Method
+    plan: Plan
     bank: Bank | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows it puts among the tokens."""
+        return sum(e.prompt.rows for e in self.plan.edits if e.prompt is not None and e.prompt.grows)
 
 
 class Placing:
@@ -49,8 +54,8 @@ class Placing:
 
     def put(self, entry: Entry) -> Placed:
         """Reads an adapter's folder. Raises `PeltError`, the model as it was."""
-        if entry.of_peft:
-            return self._of_peft(entry)
+        if entry.foreign:
+            return self._foreign(entry)
         manifest = read_manifest(entry.folder)
         method = read_method(entry.folder, manifest)
         kind = (as_file(method), repr(manifest.get("labels")), bool(manifest["head"]))
@@ -69,11 +74,13 @@ class Placing:
         if not len(bank):
             self._close(next(kind for kind, banks in self.banks.items() if bank in banks), bank)
 
-    def _of_peft(self, entry: Entry) -> Placed:
-        """peft's adapters become a method's, whose tensors a bank takes."""
-        placed = self._by_itself(import_peft(self.model, entry.folder, self._name()))
-        given = unipelt.state_dict(self.model, placed.inside)
-        banked = self._in_bank((as_file(placed.method), "", False), placed.method, entry, given)
+    def _foreign(self, entry: Entry) -> Placed:
+        """Another library's adapters become a method's, whose tensors a bank takes."""
+        placed = self._by_itself(unipelt.attach(self.model, entry.folder, self._name()))
+        if placed.plan.labels is not None or placed.plan.copies:
+            return placed
+        method, given = placed.plan.method, unipelt.state_dict(self.model, placed.inside)
+        banked = self._in_bank((as_file(method), "", False), method, entry, given)
         if banked is not None:
             unipelt.remove(self.model, placed.inside)
         return banked or placed
@@ -81,7 +88,12 @@ class Placing:
     def _by_itself(self, inside: str) -> Placed:
         self.model.eval()
         unipelt.activate(self.model)
-        return Placed(inside, unipelt.adapters(self.model)[inside])
+        return Placed(inside, self._plan(inside))
+
+    def _plan(self, name: str) -> Plan:
+        r = registry(self.model)
+        assert r is not None
+        return r.attached[name].plan
 
     def _in_bank(self, kind: _Kind, made_of: Any, entry: Entry, given: Given) -> Placed | None:
         """None where the adapter has no place in a bank, which would be made of ``made_of``."""
@@ -104,7 +116,7 @@ class Placing:
             if bank is None:
                 self._alone.add(kind)
             return None
-        return Placed(inside, bank.method, bank)
+        return Placed(inside, self._plan(bank.name), bank)
 
     def _close(self, kind: _Kind, bank: Bank) -> None:
         bank.close()

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-import unipelt
-
-from ..runtime.registry import registry, unwrapped
 from .decoding import Decoding, Model, Row
 
 #: How far scores may be apart, as a part of the largest one, for what is computed in another order.
@@ -45,8 +42,12 @@ def need_finite(model: Model, adapter: str) -> None:
         raise NotFinite("it makes scores that are no numbers")
 
 
-def tried(model: Model, adapter: str | None, words: int) -> Ways:
-    """Two short texts of chance, two tokens each, under an adapter. Raises `NotFinite`, and what the model raises."""
+def tried(model: Model, adapter: str | None, words: int, rows: int = 0) -> Ways:
+    """Two short texts of chance, three tokens each, under an adapter that puts ``rows`` among the tokens. Raises `NotFinite`, and what
+    the model raises.
+
+    An adapter's rows are in the cache of every text beside it, and what stays when it leaves would not know them: it shares nothing.
+    """
     g = torch.Generator().manual_seed(0)
     long, short = (torch.randint(0, words, (n,), generator=g).tolist() for n in (7, 3))
     then = [int(torch.randint(0, words, (1,), generator=g)) for _ in range(2)]
@@ -72,10 +73,10 @@ def tried(model: Model, adapter: str | None, words: int) -> Ways:
         other = long if pads else short
         d = Decoding(model, joins=False)
         try:
-            rows = [row(short, adapter, 0), row(other, companion, 1)]
-            first, second = d.begin(rows), d.step()
-            d.leave(rows[1:])
-            rows[0].next = then[1]
+            both = [row(short, adapter, 0), row(other, companion, 1)]
+            first, second = d.begin(both), d.step()
+            d.leave(both[1:])
+            both[0].next = then[1]
             third = d.step()
         except Exception:  # noqa: BLE001 - a model whose cache cannot do this raises what it likes
             return False
@@ -97,10 +98,5 @@ def tried(model: Model, adapter: str | None, words: int) -> Ways:
 
     pads = holds(adapter, True)
     batches = pads or holds(adapter, False)
-    shares = batches and (adapter is None or holds(None, pads))
-    r = registry(unwrapped(model.model))
-    rows = 0
-    if r is not None and adapter in r.attached:  # a bank has none that does
-        with unipelt.using(model.model, adapter):
-            rows = r.input_hooks.standing
-    return Ways(batches, shares, pads, shares and pads and rows == 0 and joined(), rows)
+    shares = batches and not rows and (adapter is None or holds(None, pads))
+    return Ways(batches, shares, pads, shares and pads and joined(), rows)

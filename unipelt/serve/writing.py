@@ -57,11 +57,11 @@ class Writing:
 
     def look(self, entry: Entry, placed: Placed) -> Ways:
         """How an adapter's texts may run: tried for the first one of a method, as it depends on the method and not on the values."""
-        kind = (placed.method, placed.bank is not None)
+        kind = (placed.plan.method, placed.bank is not None)
         if kind in self._known:
             need_finite(self.model, placed.inside)
         else:
-            self._known[kind] = tried(self.model, placed.inside, self.words)
+            self._known[kind] = tried(self.model, placed.inside, self.words, placed.rows)
         return self._known[kind]
 
     # ------------------------------------------------------------ see `engine.Work`
