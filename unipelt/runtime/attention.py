@@ -104,26 +104,29 @@ def attend(base: Callable, kernel: Kernel, seam: Seam, edits: list[tuple[str, Ed
     """(out [batch, tokens, heads, d], weights)"""
     query, scale, fit = call.query, call.scale, fits(kernel, call)
     rows: list[Rows] = []
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     joining: list[tuple[Edit, dict[str, Any]]] = []
     rest: list[tuple[Edit, dict[str, Any]]] = []
-    watched = False
+    apart = watched = False
     for name, edit in edits:
         scope = seam.gather(name, edit, None, call.module)
         scope["q"], scope["scale"] = query, scale
-        if fit and not rest and _joins(edit, rows, call):
-            joining.append((edit, scope))
-            rows.append(edit(query, scope, seam.mask(edit) if edit.pools else None, want="rows"))
-            watched = watched or bool(edit.watchers)
-        else:
+        if not fit or rest or not _joins(edit, rows, call):
             rest.append((edit, scope))
+            continue
+        joining.append((edit, scope))
+        rows.append(found := edit(query, scope, seam.mask(edit) if edit.pools else None, want="rows"))
+        pairs.append(found[:2])
+        apart = apart or found[2] is not None or found[3] is not None
+        watched = watched or bool(edit.watchers)
     if watched:
         _show(base, kernel, seam, joining, call)
-    if rows:
+    if apart:
         beside, pairs, shares = told_apart(call, rows)
         out, weights = kernel.join(beside, pairs).run(base)
         out = together(out, shares, query.shape[-1]) if shares else out
     else:
-        out, weights = call.run(base)
+        out, weights = (kernel.join(call, pairs) if pairs else call).run(base)
     if not rest:
         return out, weights
     mass = _mass(kernel, call, rows, weights) if any("log_mass" in e.needs for e, _ in rest) else None

@@ -178,7 +178,7 @@ class Edit(Straight):
         "still" is as "mass", with nothing random in it: for a look beside a pass that must not notice.
         Whatever reads the tensors goes through here: hooks that bring a module's weights act on its call.
         """
-        if self.kind.has_heads and self.lies is not None and "x" in given:
+        if self.lies is not None and self.kind.has_heads and "x" in given:
             given = {**given, "x": self.lies.entering(given["x"])}
         if want == "rows":
             return self.rows(given, mask)

@@ -120,14 +120,15 @@ def _joined(call: Call, rows: Rows, mask: Any, more: dict[str, Any] | None = Non
         kwargs = {**kwargs, **more}
     if (bias := kwargs.get("position_bias")) is not None:  # of the tokens alone
         kwargs = {**kwargs, "position_bias": _free(bias[..., : key.shape[2]], _count(rows), behind)}
-    keys, values = [], []
+    keys, values = ([key], [value]) if behind else ([], [])
     lead, dtype = key.shape[:2], key.dtype
     for k, v in rows:
-        keys.append(k if k.shape[:2] == lead and k.dtype == dtype else _beside(k, key))
-        values.append(v if v.shape[:2] == lead and v.dtype == dtype else _beside(v, value))
-    if behind:
-        return Call(module, query, torch.cat([key, *keys], 2), torch.cat([value, *values], 2), mask, kwargs)
-    return Call(module, query, torch.cat([*keys, key], 2), torch.cat([*values, value], 2), mask, kwargs)
+        keys.append(k if k.dtype == dtype and k.shape[:2] == lead else _beside(k, key))
+        values.append(v if v.dtype == dtype and v.shape[:2] == lead else _beside(v, value))
+    if not behind:
+        keys.append(key)
+        values.append(value)
+    return Call(module, query, torch.cat(keys, 2), torch.cat(values, 2), mask, kwargs)
 
 
 def _beside(learned: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

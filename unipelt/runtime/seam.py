@@ -232,8 +232,8 @@ class Seam(nn.Module):
         h = output if isinstance(output, torch.Tensor) else element(output)
         if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
             x = first_entered(args, kwargs) if args or kwargs else None
-            given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
-            if len(given) > 1 and any(isinstance(e, CopyEdit) or e.of_weight for _, e in edits):
+            entering = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+            if len(entering) > 1 and any(isinstance(e, CopyEdit) or e.of_weight for _, e in edits):
                 raise error("E0853", f"`{self.path}` is called with several tensors, and its parameters cannot differ between the rows of a batch",
                             help="run the examples of its adapter by themselves: with unipelt.using(model, NAME)")  # fmt: skip
 
@@ -245,7 +245,8 @@ class Seam(nn.Module):
         x = first_tensor(args, kwargs)
         if len(edits) == 1 and edits[0][1].alone:
             name, only = edits[0]
-            new = only(h, self.gather(name, only, x, host), self.mask(only) if only.pools else None)
+            given = {"x": x} if only.plain and x is not None else self.gather(name, only, x, host)
+            new = only(h, given, self.mask(only) if only.pools else None)
             return new if h is output else _with_element(output, new)
         parts: dict[Columns, torch.Tensor] = {}  # new values of some columns, put into h together
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
@@ -343,8 +344,6 @@ class Seam(nn.Module):
 
     def gather(self, name: str, edit: Edit, x: torch.Tensor | None, host: nn.Module) -> dict[str, Any]:
         """The scope values an edit reads at this host."""
-        if edit.plain and x is not None:
-            return {"x": x}
         given: dict[str, Any] = {}
         values = self.switch.holder.values
         for need, key in edit.taps.items():

@@ -152,7 +152,7 @@ class Straight(Holding):
         for label in labels:
             key = key_of_tensor(self.borrowed.get(label, label))
             found[2 if label in self.borrowed else key in self._buffers].append(key)
-        return Places(*map(tuple, found), tuple(labels))
+        return Places(tuple(found[0]), tuple(found[1]), tuple(found[2]), tuple(labels))
 
     def _own(self, places: Places) -> list[torch.Tensor]:
         """The row's tensors at their places, as they are registered; of a bank, those of the adapters whose rows are computed now."""
