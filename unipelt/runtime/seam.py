@@ -214,15 +214,15 @@ class Seam(nn.Module):
             return None
         h = first_entered(args, kwargs)
         if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
-            return _with_first(
-                args, kwargs, mixed(self, mixture, "input", h, lambda part, _: self._entering(host, part))
-            )
-        return _with_first(args, kwargs, self._entering(host, h))
+            h = mixed(self, mixture, "input", h, lambda part, _: self._entering(host, part, self.live("input")))
+        else:
+            h = self._entering(host, h, edits)
+        return _with_first(args, kwargs, h)
 
-    def _entering(self, host: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    def _entering(self, host: nn.Module, h: torch.Tensor, edits: Sequence[tuple[str, Any]]) -> torch.Tensor:
         """What enters the host, as the edits there leave it."""
-        for name, edit in self.live("input"):
-            h = edit(h, self.gather(name, edit, None, host), self.mask(edit))
+        for name, edit in edits:
+            h = edit(h, self.gather(name, edit, None, host), self.mask(edit) if edit.pools else None)
         return h
 
     def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
