@@ -430,6 +430,30 @@ def test_a_head_of_words(tmp_path: Path) -> None:
     assert torch.equal(unipelt.state_dict(m)["lm_head.weight"], moved)
 
 
+def test_a_head_of_places_in_a_text(tmp_path: Path) -> None:
+    """A question's two columns are a start and an end, and no labels, though the library's configuration counts two."""
+    from transformers import BertForQuestionAnswering
+
+    torch.manual_seed(0)
+    m = BertForQuestionAnswering(built("bert").config).eval()
+    saved(tmp_path)
+    w, b = torch.randn(2, 32), torch.randn(2)
+    config = {
+        "head_type": "question_answering",
+        "num_labels": 2,
+        "layers": 1,
+        "activation_function": "tanh",
+        "label2id": None,
+    }
+    head = {"config": config, "name": "h", "model_class": "BertAdapterModel"}
+    folders.write(tmp_path, folders.HEAD, head, {"heads.h.1.weight": w, "heads.h.1.bias": b})
+    unipelt.import_adapters(m, tmp_path)
+    with torch.no_grad():
+        out = m(**inputs(), output_hidden_states=True)
+        expected = out.hidden_states[-1] @ w.T + b
+    torch.testing.assert_close(torch.stack([out.start_logits, out.end_logits], dim=-1), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_what_tells_whose_a_folder_is(tmp_path: Path) -> None:
     assert folders.written_by(tmp_path) is folders.PEFT
     saved(tmp_path)

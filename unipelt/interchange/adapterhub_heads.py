@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compiler.labels import labels_of_base
 from ..language.report.diagnostics import error
 from . import folders
 from .adapterhub_declared import heads, same
@@ -64,11 +65,8 @@ def head_of(model: nn.Module, at: Path, adapter: str) -> Head | None:
 
 
 def _head(model: nn.Module, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Head | None:
-    """A head of a model's, by the paths of its parameters; None where it is the one that the model has. One of words has no labels."""
-    labels = _labels(config.get("label2id"), config.get("num_labels"))
-    count = labels if isinstance(labels, int) else len(labels or ())
-    if all(t.shape[0] != count for t in tensors.values() if t.dim()):
-        labels = None
+    """A head of a model's, by the paths of its parameters; None where it is the one that the model has. One of words or of places in a text has no labels."""
+    labels = _labels(config.get("label2id"), config.get("num_labels")) if labels_of_base(model) is not None else None
     own = dict(model.named_parameters(remove_duplicate=False))  # tied ones under both names
     if labels is None and all(k in own and torch.equal(own[k], t) for k, t in tensors.items()):
         return None
