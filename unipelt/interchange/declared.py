@@ -43,6 +43,8 @@ class Declared:
     decided: Mapping[str, list[Any]] = field(default_factory=dict)
     listed: Mapping[str, str] = field(default_factory=dict)
     widest: str = ""
+    lines: str = ""
+    last: str = ""
     inputs: str = ""
     note: str = ""
 
@@ -50,6 +52,11 @@ class Declared:
     def of_modules(self) -> bool:
         """Whether its rows are at linear maps, each by the path of its module."""
         return self.at in ("output", "weight", "own")
+
+    @property
+    def key(self) -> str:
+        """What tells it from others of the same method of ours."""
+        return f"{self.name} {self.type}" if self.lines else self.name
 
     @property
     def derived(self) -> set[str]:

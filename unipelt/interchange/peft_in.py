@@ -120,7 +120,7 @@ def _method(
         where = "" if own else f"modify {', '.join(sites(model, [front[p] for p in paths], d, at_input))}"
         name = d.name if len(groups) == 1 else f"{d.name}_{i + 1}"
         given = {**dict(arguments), **({d.widest: widest(model, front.values())} if d.widest else {})}
-        parts.append(Part(d.name, name, given, where))
+        parts.append(Part(d.name, name, given, f"{where}\n{d.lines}"))
     return union(parts, "from_peft"), notes
 
 

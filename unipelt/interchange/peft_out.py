@@ -16,7 +16,10 @@ from torch import nn
 from ..anatomy.base import base_modules
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import is_norm
+from ..language.ir import Method, Row
+from ..language.loading import parse
 from ..language.report.diagnostics import PeltError
+from ..language.syntax.printer import to_text
 from ..runtime.hub import public_name
 from ..runtime.references import load
 from ..runtime.registry import record, unwrapped
@@ -146,18 +149,41 @@ def _recognised(model: nn.Module, plan: Plan) -> tuple[Declared, dict[str, Match
         if row.gate is not None or row.tokens:
             raise no_counterpart(f"its row `{row.name}` has a gate, or tokens of its own")
         known = [m for m in recognise_row(method, row) if not m.biases and m.activation is None]
-        for d in (d for d in declarations() if d.widest):  # which is in no equation that can be solved
-            arguments = arguments_of(method, row, load(d.name), {d.widest: side})
-            known += [Match(d.name, arguments)] if arguments is not None else []
-        if not known:
+        found.append({})
+        for m in known:  # the best of each name
+            found[-1].setdefault(m.name, m)
+        for d in (d for d in declarations() if d.widest or d.lines):  # what recognition by itself does not tell
+            arguments = arguments_of(method, row, _own(d), {d.widest: side} if d.widest else {})
+            layers = _last(plan, row) if d.last else []
+            if arguments is not None and layers is not None:
+                found[-1][d.key] = Match(d.name, {**arguments, **dict(zip([d.last], layers))})
+        if not found[-1]:
             raise no_counterpart(f"its row `{row.name}` is no method of the library")
-        found.append({m.name: m for m in reversed(known)})
     for d in declarations():
-        if all(d.name in of_row for of_row in found):
-            return d, {row.name: of_row[d.name] for row, of_row in zip(method.rows, found)}
-    names = list(dict.fromkeys(next(iter(reversed(of_row))) for of_row in found))
+        if all(d.key in of_row for of_row in found):
+            return d, {row.name: of_row[d.key] for row, of_row in zip(method.rows, found)}
+    names = list(dict.fromkeys(next(iter(of_row.values())).name for of_row in found))
     listed = " and ".join(f"`{n}`" for n in names)
     raise no_counterpart(f"it combines {listed}" if len(names) > 1 else f"{listed} is not among peft's")
+
+
+def _own(d: Declared) -> Method:
+    """The method of ours that a declaration means, its arguments free."""
+    plain = load(d.name)
+    if not d.lines:
+        return plain
+    free = [p for p in plain.params if p.name in d.arguments]
+    declared = ", ".join(f"{p.name}: {p.type} = {to_text(p.default)}" for p in free if p.default is not None)
+    given = ", ".join(f"{p.name} = {p.name}" for p in free)
+    return parse(f"method own({declared}) from {d.name}({given}) {{ {d.lines} }}", name="own")
+
+
+def _last(plan: Plan, row: Row) -> list[int] | None:
+    """How many layers a row is in, where those are the last ones; None where they are not."""
+    edits = [e for e in plan.edits if e.row.name == row.name]
+    layers = sorted({e.site.layer for e in edits if e.site.layer is not None})
+    depth_ = plan.sites.main[0].depth
+    return [len(layers)] if layers and layers == list(range(depth_ - len(layers), depth_)) else None
 
 
 def _arguments(d: Declared, match: Match) -> dict[str, Any]:
@@ -186,7 +212,7 @@ def _config(
     for ours_, theirs_ in d.patterns.items():
         config[theirs_] = {_pattern(p, by_path): a[ours_] for p, a in by_path.items() if a[ours_] != common[ours_]}
     if d.of_modules:
-        config["target_modules"] = targets(model, set(by_path))
+        config.setdefault("target_modules", targets(model, set(by_path)))
         if d.inputs:
             config[d.inputs] = targets(model, {host(e) for e in edits if e.site.side == "input"})
         config |= turned(model, d, by_path)
