@@ -69,7 +69,7 @@ FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
         "llama", lambda: peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=False, block_share=True, target_modules=QV), WEIGHTS),
     "oft by Neumann's series": ("llama", lambda: peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=True, target_modules=QV), BOTH),
     "hra": ("llama", lambda: peft.HRAConfig(r=4, target_modules=QV), WEIGHTS),
-    "hra_gs": ("llama", lambda: peft.HRAConfig(r=4, apply_GS=True, target_modules=QV), WEIGHTS),
+    "hra_gs": ("llama", lambda: peft.HRAConfig(r=4, apply_GS=True, init_weights=False, target_modules=QV), WEIGHTS),  # its usual start has equal pairs, which are orthogonalised with a loss
     "c3a": ("llama", lambda: peft.C3AConfig(block_size=8, target_modules=QV, block_size_pattern={"v_proj": 16}), BOTH),
     "miss": ("llama", lambda: peft.MissConfig(r=8, target_modules=QV), BOTH),
     "bat": ("llama", lambda: peft.MissConfig(r=4, init_weights="bat", target_modules=QV), BOTH),
