@@ -2,6 +2,7 @@
 
     python benchmarks/reach.py [--only RE] [--kinds text vision] [--used] [--again] [--jobs 2] [--limit 90]
     python benchmarks/reach.py --tables        the record's tables again
+    python benchmarks/reach.py --readme        the table of `README.md` as the record has it
     python benchmarks/reach.py --peft          LoRA beside live peft, on the architectures that people use
 
 A small model of each type, with random weights, in a forked child with a time limit. Each method is planned on meta and
@@ -35,7 +36,7 @@ import transformers
 import transformers.modeling_utils
 from reach_model import surveyed
 from reach_peft import beside
-from reach_tables import beside_table, tables
+from reach_tables import beside_table, tables, written
 from reach_types import KINDS, USED, Type, kind, types
 from state import commit
 
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=90, help="seconds for each type")
     parser.add_argument("--peft", action="store_true", help="LoRA beside live peft")
     parser.add_argument("--tables", action="store_true", help="nothing but the record's tables")
+    parser.add_argument("--readme", action="store_true", help="write the table of README.md, and measure nothing")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -124,6 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         write(args.out, record)
 
+    if args.readme:
+        page = Path(__file__).parent / "README.md"
+        page.write_text(written(page.read_text("utf-8"), record["types"]), encoding="utf-8")
+        return 0
     if not args.tables:
         state = commit()
         record |= {"torch": torch.__version__, "transformers": transformers.__version__, "peft version": peft.__version__,

@@ -63,6 +63,16 @@ def _by_kind(types: Mapping[str, Record]) -> str:
     return "\n".join(["of the types that run, those on which everything that is checked holds", "", *lines])
 
 
+def written(text: str, types: Mapping[str, Record]) -> str:
+    """A page with the table by kind as the record has it, in place of the one under its heading ``## Reach``."""
+    table = [line for line in _by_kind(types).splitlines() if line.startswith("|")]
+    table = [re.sub(r"(\d+)/(\d+) \(\d+ %\)", r"\1 of \2", line) for line in table]
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if i > lines.index("## Reach") and line.startswith("|"))
+    stop = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    return "\n".join([*lines[:start], *table, *lines[stop:]]) + "\n"
+
+
 def _aims(types: Mapping[str, Record]) -> str:
     lines = []
     for kind, methods, aim in _AIMS:

@@ -13,6 +13,7 @@ from torch import nn
 
 import unipelt
 from unipelt.anatomy.find import find
+from unipelt.anatomy.layout import Layout
 from unipelt.anatomy.prove import proved
 from unipelt.anatomy.sites import NOT_YET, PROVED
 from unipelt.anatomy.windows import window
@@ -223,3 +224,27 @@ def test_a_sublayer_may_read_more_than_the_stream_that_it_is_added_to() -> None:
     wrong = replace(attn[0], residual="model.layers.0.post_attention_layernorm")
     left = proved(replace(sites, sites=tuple(wrong if s is attn[0] else s for s in sites.sites)), model, model.model)
     assert not any(s.label == attn[0].label for s in left.sites)
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_tokens_that_stand_before_the_examples_are_known_for_it(meta: bool) -> None:
+    """FSMT's blocks have [token, batch, d]: what is pooled over tokens is not pooled over the examples of a batch."""
+    with torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(0)
+        model = T.FSMTForConditionalGeneration(shrunk("fsmt")).eval()
+    sites = find(model)
+    assert {s.view.layout for s in sites.sites if s.layer == 0} == {Layout(turned=True)}
+    if meta:
+        return
+    method = unipelt.load("unipelt_apl", arguments={"ra": 4, "l": 3, "rl": 4, "mid": 8})
+    unipelt.apply(model, method, name="m", seed=0, head=False, allow_future=True)
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for group in unipelt.parameter_groups(model, "m", 1e-3):
+            for p in group["params"]:
+                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+        words, given = torch.randint(5, 60, (3, 4), generator=g), torch.randint(5, 60, (3, 4), generator=g)
+        together = model(input_ids=words, decoder_input_ids=given)[0]
+        for i in range(3):
+            alone = model(input_ids=words[i : i + 1], decoder_input_ids=given[i : i + 1])[0]
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-4)

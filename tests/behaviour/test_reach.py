@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -172,3 +173,26 @@ def test_shares_count_the_types_on_which_a_method_has_sense() -> None:
     assert "open  text, lora: 2/3 (67 %), aim 95 %" in text and "1  unbuilt: why\n      d" in text
     assert "2  adapter, plan: error[E0502]: no anatomy is known for the model type `…`\n      b, c" in text
     assert len(reach_tables.failures(records)) == len(METHODS) + 2
+
+
+@pytest.mark.parametrize("found, left", [
+    (BERT, {}), (LLAMA, {}),
+    (Type("mixtral", "MixtralForCausalLM", "CAUSAL_LM"), {"ia3": "projections are those of experts"}),
+    (Type("qwen2_moe", "Qwen2MoeForCausalLM", "CAUSAL_LM"), {}),  # one of its experts every token passes
+    (Type("afmoe", "AfmoeForCausalLM", "CAUSAL_LM"), {"bitfit": r"no gradient by any of its 1 biases \(expert_bias\)"}),
+])  # fmt: skip
+def test_a_method_without_sense_is_left_out_by_a_fact(found: Type, left: dict[str, str]) -> None:
+    model, _, inputs = reach_model.built_and_run(found)
+    told = reach_model.senseless(model, inputs)
+    assert told.keys() == left.keys() and all(re.search(why, told[m]) for m, why in left.items())
+    record = {"methods": {}, "softmax attention": True, "biases": True, "inputs": ["input_ids"], "left out": told}
+    assert {m for m in METHODS if not reach_tables.counts(record, m)} == set(left)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_page_has_the_record_s_table() -> None:
+    page = (reach.OUT.parents[1] / "README.md").read_text("utf-8")
+    types = json.loads(reach.OUT.read_text("utf-8"))["types"]
+    assert reach_tables.written(page, types) == page, "python benchmarks/reach.py --readme"
+    fewer = {n: t for n, t in types.items() if n != "bert"}
+    assert reach_tables.written(page, fewer) != page

@@ -19,8 +19,17 @@ def axis(r: Recording, key: Key) -> int:
 
 
 def lies(r: Recording, key: Key, pictures: bool) -> Layout | None:
-    """How the tokens of a value lie, where that is not [batch, token, d]: in rows and columns, or behind their numbers."""
-    return Layout(axis(r, key)) if key in r.axes or (pictures and len(r.shapes[key]) > 3) else None
+    """How the tokens of a value lie, where that is not [batch, token, d]: in rows and columns, behind their numbers, or before the examples."""
+    if key in r.axes or (pictures and len(r.shapes[key]) > 3):
+        return Layout(axis(r, key))
+    return Layout(turned=True) if _turned(r, key) else None
+
+
+def _turned(r: Recording, key: Key) -> bool:
+    """Whether a value is [token, batch, d], as the pass's words say, which are [batch, token]: one example of several tokens."""
+    shape = r.shapes[key]
+    words = {r.shapes[k] for k in r.inputs if k not in r.floating and len(r.shapes[k]) == 2}
+    return len(shape) == 3 and shape[0] > 1 == shape[1] and (1, shape[0]) in words
 
 
 def map_view(model: nn.Module, r: Recording, p: Projected, pictures: bool) -> View:

@@ -14,14 +14,16 @@ from ..language.report.diagnostics import error
 @dataclass(frozen=True, slots=True)
 class Layout:
     """``axis`` is the dimension of the d numbers, those before and behind it are examples and positions: the first are examples.
-    ``stride``: of what enters, only every so many positions are read, in each of the dimensions of positions."""
+    ``stride``: of what enters, only every so many positions are read, in each of the dimensions of positions. ``turned``: tokens
+    are the first dimension and examples the second."""
 
     axis: int = -1
     stride: tuple[int, ...] = ()
+    turned: bool = False
 
     def into(self, t: torch.Tensor) -> torch.Tensor:
         """[…, d, …] → [batch, token, d]."""
-        t = t.movedim(self.axis, -1)
+        t = self._in_order(t)
         lead = t.shape[:-1]
         return t.reshape(*(lead[:1] or (1,)), prod(lead[1:]), t.shape[-1])
 
@@ -34,11 +36,20 @@ class Layout:
 
     def positions(self, t: torch.Tensor) -> tuple[int, ...]:
         """How many positions there are in each of their dimensions."""
-        return tuple(t.movedim(self.axis, -1).shape[1:-1])
+        return tuple(self._in_order(t).shape[1:-1])
 
     def back(self, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """[batch, token, d] → the shape of ``like``, which `into` was given."""
-        return t.reshape(like.movedim(self.axis, -1).shape).movedim(-1, self.axis)
+        t = t.reshape(self._in_order(like).shape)
+        return (t.transpose(0, 1) if self._turns(like) else t).movedim(-1, self.axis)
+
+    def _in_order(self, t: torch.Tensor) -> torch.Tensor:
+        turns = self._turns(t)
+        t = t.movedim(self.axis, -1)
+        return t.transpose(0, 1) if turns else t
+
+    def _turns(self, t: torch.Tensor) -> bool:
+        return self.turned and t.dim() > 2
 
 
 def agree(x: torch.Tensor, h: torch.Tensor, place: str) -> None:

@@ -166,7 +166,7 @@ def _site(s: Site) -> dict[str, Any]:
 
 
 def _view(v: View) -> list[Any]:
-    lies = None if v.layout is None else [v.layout.axis, v.layout.stride]
+    lies = None if v.layout is None else [v.layout.axis, v.layout.stride, v.layout.turned]
     return [v.module, v.columns.ranges if v.columns is not None else None, v.enters, lies]
 
 
@@ -200,4 +200,4 @@ def _site_of(d: dict[str, Any]) -> Site:
 def _view_of(v: list[Any]) -> View:
     module, ranges, enters, lies = v
     columns = None if ranges is None else Columns(tuple((a, b) for a, b in ranges))
-    return View(module, columns, enters, None if lies is None else Layout(lies[0], tuple(lies[1])))
+    return View(module, columns, enters, None if lies is None else Layout(lies[0], tuple(lies[1]), lies[2]))
