@@ -26,7 +26,7 @@ from state import ROOT, commit
 
 sys.path[:0] = [str(ROOT / p) for p in ("tests", "tests/behaviour", "tests/proof", "tests/zoo")]
 #: Where none of the eight models has a method's sites.
-ELSE = ("jamba",)
+ELSE = ("jamba", "clip")
 #: Those of several layers; the others have one (an encoder before a decoder one more).
 DEEP = dict.fromkeys(("bert_head", "gpt2", "t5", *ELSE), 2)
 
@@ -118,7 +118,7 @@ def modules(name: str) -> str:
         return "not compared: it takes functions of trained adapters (`tests/runtime/test_members.py` gives it those)"
     try:
         placed.compare_printed(
-            test_zoo.tiny(name), ("bert_labels", "llama", "gpt2", "mamba"),
+            test_zoo.tiny(name), ("bert_labels", "llama", "gpt2", "mamba", "vit", "clip"),
             lambda kind: {"tokenizer": test_zoo.tokenizer, "data": batches(2, kind=kind), "batches": 2},
         )  # fmt: skip
     except unipelt.PeltError as e:

@@ -17,6 +17,7 @@ import unipelt
 from unipelt.compiler import helpers
 from unipelt.compiler.drawn import SEED
 from unipelt.compiler.module import torch_source
+from unipelt.compiler.recipe import GRID
 from unipelt.language.sites import TensorType
 from unipelt.language.types.indexing import token_indices
 from unipelt.language.types.typed import TypedRow
@@ -77,6 +78,7 @@ class Placed:
         found |= {"W": found["h"]} if e.site.kind.is_weight and "W" in found else {}  # one tensor under two names
         found |= {"scale": 0.25} if "scale" in e.needs else {}
         found |= {"chance": torch.tensor(0.4)} if "chance" in e.needs else {}
+        found |= {GRID: torch.tensor([[1, 2], [3, 4]])} if e.gridded else {}
         found |= {SEED: torch.tensor(0)} if SEED in e.needs else {}
         for i in self.typing.inputs:
             sizes = [int(str(s)) for s in i.sizes]
@@ -105,7 +107,10 @@ def edits(method: Any, kind: str, lowering: bool, **starts: Any) -> list[Placed]
         place = (e.row.name, e.site.name)
         if place not in found or e.site.layer == 1:
             found[place] = e
-    return [Placed(edit_at(model, "default", e), e.typing) for e in found.values()]
+    placed = [Placed(edit_at(model, "default", e), e.typing) for e in found.values()]
+    for p in placed:
+        p.edit.grid = None  # which tokens are the parts of a picture is among what enters
+    return placed
 
 
 def both(placed: Placed, other: Any, *args: Any, training: bool) -> None:
@@ -185,6 +190,7 @@ def _compare(placed: Placed, c: Any) -> None:
             "h": h,
             "mask": mask,
             "places": given.get(PLACES),
+            "grid": given.get(GRID),
             **(given[ENTERED].names if ENTERED in given else {}),
             **{n.replace(".", "_"): b for n, b in e.bases.items()},
         }

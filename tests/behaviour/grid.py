@@ -77,6 +77,8 @@ def blank(case: Case) -> dict[str, list[str]]:
     """Reason → the properties that stay blank for it, of a method on a model."""
     from properties.counting import of_one_size
 
+    from unipelt.language.syntax.nodes import Apply, dotted
+
     said, edits = case.plan.properties, case.plan.edits
     out: dict[str, list[str]] = {}
     taken: set[str] = set()
@@ -93,6 +95,12 @@ def blank(case: Case) -> dict[str, list[str]]:
         leave(f"not mergeable; {said['mergeable']}", "merged")
     if any("training" in e.row.reads for e in edits):
         leave("it says what it does otherwise in training", "train mode")
+    if said["deterministic in training"] != "yes":
+        leave("it draws at random in training", "train mode")
+    if any(e.site.kind.is_weight and "W" in e.typing.reads for e in edits):
+        leave("it takes off what it is given, so of two the second counts", "side by side")
+    if any("inserted" in e.typing.reads for e in edits):
+        leave("it has a value for each row of its prompt, and two prompts have more", "side by side")
     if case.written is None:
         leave("an encoder keeps no cache and writes nothing", *DECODING)
         leave("an encoder sees later tokens by itself", "later token")
@@ -105,6 +113,8 @@ def blank(case: Case) -> dict[str, list[str]]:
     far = [name for name in ROUNDED if not base_rounds(case, name)]
     if far:  # an expert is chosen within rounding then, and which of the ways of rounding chooses another is chance
         leave(f"the base itself, without the method, is not near float32: {', '.join(far)}", *ROUNDED)
+    if any(isinstance(n, Apply) and dotted(n.function) == "top" for e in edits for n in e.row.nodes):
+        leave("which is the largest may be another within rounding", *ROUNDED)
     if not base_switches(case):
         leave("the base itself, without the method, does not compute the same in SDPA and eager attention", "attention")
     if not case.tokens:

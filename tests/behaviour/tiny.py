@@ -147,6 +147,15 @@ FOUND: dict[str, Any] = {
          "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24,
                            "image_size": 8, "patch_size": 4}},
     ),
+    # a tower of words beside one of pictures; a text is read where its largest id stands
+    "clip": (
+        T.CLIPModel, T.CLIPConfig,
+        {"projection_dim": 8,
+         "text_config": {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+                         "max_position_embeddings": 64, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": PAD},
+         "vision_config": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+                           "image_size": 8, "patch_size": 4}},
+    ),
     # an encoder with a window, fused maps and a gate
     "modernbert": (
         T.ModernBertModel, T.ModernBertConfig,
@@ -172,7 +181,7 @@ _DEPTHS: dict[type, tuple[tuple[str, int], ...]] = {
     GPT2Config: (("n_layer", 0),), DistilBertConfig: (("n_layers", 0),),
     T5Config: (("num_layers", 1), ("num_decoder_layers", 0)), MT5Config: (("num_layers", 1), ("num_decoder_layers", 0)),
     BartConfig: (("encoder_layers", 1), ("decoder_layers", 0)), MBartConfig: (("encoder_layers", 1), ("decoder_layers", 0)),
-    WhisperConfig: (("encoder_layers", 1), ("decoder_layers", 0)), T.SmolVLMConfig: (),
+    WhisperConfig: (("encoder_layers", 1), ("decoder_layers", 0)), T.SmolVLMConfig: (), T.CLIPConfig: (),
 }  # fmt: skip
 
 
@@ -210,6 +219,8 @@ def batch(kind: str, rows: int = 3, tokens: int = 7, padded: bool = True, seed: 
         mask[1, -2:] = 0
         ids[1, -2:] = PAD
     found = {"input_ids": ids, "attention_mask": mask}
+    if kind == "clip":
+        found["pixel_values"] = torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     if kind == "smolvlm" and padded:  # what is written on is words alone
         ids[:, 1] = IMAGE
         found["pixel_values"] = torch.randn(rows, 1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
@@ -255,7 +266,11 @@ def outputs(
     dtype = next(model.parameters()).dtype
     more = {**declared(model, examples(inputs)), **more}
     o = model(**{n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}, **more)
-    found = {n: o[n] for n in ("logits", "last_hidden_state", "pooler_output", *also) if n in o and o[n] is not None}
+    found = {
+        n: o[n]
+        for n in ("logits", "last_hidden_state", "pooler_output", "logits_per_text", *also)
+        if n in o and o[n] is not None
+    }
     assert found
     return found
 
@@ -304,10 +319,11 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> torc
 
 
 #: Arguments of methods at which there is something to see in tiny models: a value for each position of the longest text, a temperature
-#: and a bound that suit their width, an alpha that is the rank, as it is by default, at all maps of a layer.
+#: and bounds that suit their width, words that stand in the texts, an alpha that is the rank, as it is by default, at all maps of a layer.
 ROOM: dict[str, dict[str, Any]] = {
-    "dept": {"s": 48}, "attempt": {"temperature": 4.0}, "coft": {"eps": 0.5}, "coft_shared": {"eps": 0.5}, "corda": {"alpha": 4.0},
+    "dept": {"s": 48}, "attempt": {"temperature": 4.0}, "coft": {"eps": 0.5}, "coft_shared": {"eps": 0.5}, "cpt": {"eps": 4.0}, "mtlora": {"s": 1.0}, "maple": {"d_text": 32}, "corda": {"alpha": 4.0},
     "corda_ipm": {"alpha": 4.0},
+    "sine_lora": {"frequency": 4.0}, "uni_lora": {"n": 512}, "trainable_tokens": {"n": VOCAB, "which": f"permutation({VOCAB})"},
 }  # fmt: skip
 
 

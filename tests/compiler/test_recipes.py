@@ -98,13 +98,14 @@ PRINTED = {
     "a name that torch has": "method m { modify ffn insert parallel form { F: [d_in, d_out] ~ zeros delta = gelu(z) @ F } compose add }",
     "some tokens": "method m { tokens first 2 modify ffn insert parallel form { b: [d_out] ~ zeros delta = b } compose add }",
     "numbers of tokens": "method m { modify embed.words form { A: [9, d_out] ~ zeros delta = A[positions] } compose h + delta }",
+    "a picture": "method m { modify ffn insert parallel form { K: [3, 3, d_in] ~ normal(0.3) delta = conv2d(z, K) } compose add }",
     "a weight": "method m { modify attn.q.weight form { A: [d_in, d_out] ~ zeros delta = W @ (A.T @ A) } compose add }",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_printed_modules_of_words_that_the_classics_do_not_have(name: str) -> None:
-    compare_printed(unipelt.parse(PRINTED[name]), ("llama",))
+    compare_printed(unipelt.parse(PRINTED[name]), ("llama", "vit"))
 
 
 @pytest.mark.sampled(3)

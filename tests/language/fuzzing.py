@@ -27,6 +27,9 @@ from unipelt.language.syntax.format import format_text
 from unipelt.language.syntax.parser import parse
 from unipelt.language.analyse.verdicts import verdicts
 from unipelt.language.report.render import render
+from unipelt.language.sites import PARAMETERS
+from unipelt.language.sites import SITES
+from unipelt.language import words as vocabulary
 from unipelt.resources import folder
 
 _TOKEN = re.compile(r'"""[\s\S]*?"""|"[^"\n]*"|#[^\n]*|[A-Za-z_]\w*|[0-9][\w.%]*|\*\*|\.\.|[<>=!]=|\s+|.')
@@ -82,8 +85,9 @@ _KEYWORDS = frozenset(
 
 
 def pool() -> list[str]:
-    """Texts to damage: every file of the library, each of its definitions alone, and its methods with all inlined."""
-    texts: list[str] = []
+    """Texts to damage: every file of the library, each of its definitions alone, its methods with all inlined, and the
+    example of every word (some stand in no method of the library)."""
+    texts = [w.example for w in vocabulary.words().values() if w.example]
     for path in sorted(folder("specs").rglob("*.pelt")):
         text = path.read_text("utf-8")
         texts.append(text)
@@ -102,7 +106,7 @@ def mutants(seed: int, longest: int = 900) -> Iterator[bytes]:
     """
     rng = random.Random(seed)
     texts = [t for t in pool() if len(t) < longest]
-    words = sorted({w for t in texts for w in _TOKEN.findall(t) if not w.isspace()})
+    words = sorted({w for t in [*texts, *SITES, *PARAMETERS] for w in _TOKEN.findall(t) if not w.isspace()})
     while True:
         text = rng.choice(texts)
         for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
@@ -181,7 +185,8 @@ class _Grammar:
 
 def _names() -> list[str]:
     """Words of the library; those that nearly every definition has are likelier."""
-    words = sorted({w for t in pool() for w in re.findall(r"[A-Za-z_]\w*", t) if w not in _KEYWORDS and len(w) < 16})
+    texts = [*pool(), *SITES, *PARAMETERS]
+    words = sorted({w for t in texts for w in re.findall(r"[A-Za-z_]\w*", t) if w not in _KEYWORDS and len(w) < 16})
     return words + 20 * "z h x q A B delta r l d_in d_out d_model attn ffn heads hidden relu zeros normal m f".split()
 
 

@@ -328,3 +328,10 @@ def test_a_reason_does_not_contradict_another(form, name, reason, place_):
 def test_rows_meet_in_the_stacks_of_both(a, b, verdict):
     rows = f"use adapter(3) as a {{ modify {a} }} use parallel_adapter(3) as b {{ modify {b} }}"
     assert verdicts(parse(spec(f"method m {{ {rows} }}")))["rows commute"].value == verdict
+
+
+def test_what_a_form_makes_of_the_weight_is_not_folded():
+    """At a weight `z` and `h` are the base's: only what learned tensors make by themselves is computed once and stored."""
+    text = "method m {{ modify attn.q.weight form {{ A: [d_in, d_out] ~ zeros  delta = {} }} compose h + delta }}"
+    said = {e: verdicts(parse(text.format(e)))["foldable"].value for e in ("tanh(z + A)", "z * tanh(A)")}
+    assert said == {"tanh(z + A)": "no", "z * tanh(A)": "yes"}

@@ -13,6 +13,7 @@ from trial import Tap
 from unipelt.language.syntax.nodes import (
     Apply,
     Attr,
+    Choose,
     Expr,
     Index,
     Let,
@@ -43,6 +44,8 @@ def computed(tap: Tap) -> Iterator[Expr]:
 
 def _expressions(e: Any) -> Iterator[Expr]:
     """An expression and those below it that compute something."""
+    if isinstance(e, Choose) and not any(isinstance(n, Name) and n.id == "training" for n in walk(e.test)):
+        return  # what sizes or arguments choose is never folded, as a whole or in part
     if isinstance(e, (Name, Number, String)) or (isinstance(e, (Attr, Index)) and isinstance(e.value, Name)):
         return
     if hasattr(e, "kind") and not isinstance(e, Slice):
@@ -55,10 +58,11 @@ def _expressions(e: Any) -> Iterator[Expr]:
 def _of_base(e: Expr, tap: Tap) -> bool:
     """Whether it reads the base, by itself or by what its names stand for."""
     lets = {s.names[0]: s.value for s in tap.edit.row.form if isinstance(s, Let)}
+    base = {*_BASE, "z", "h"} if tap.edit.site.kind.is_weight else _BASE
     for n in walk(e):
         if isinstance(n, Apply) and "." in (dotted(n.function) or ""):
             return True
-        if isinstance(n, Name) and (n.id in _BASE or (n.id in lets and lets[n.id] != e and _of_base(lets[n.id], tap))):
+        if isinstance(n, Name) and (n.id in base or (n.id in lets and lets[n.id] != e and _of_base(lets[n.id], tap))):
             return True
     return False
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from judges import HOLDS, JUDGES, SHOWS, folding, merged
+from properties.counting import of_one_size
 from safetensors.torch import load_file
 from trial import Trial, Unstable, deviation
 
@@ -180,7 +181,9 @@ def numbers(plan: Plan) -> list[dict[str, int]]:
             known = {**s.sizes, **known}
         layers = len(stack.blocks)
         known |= {"L": layers, "depth": stack.depth, "L_cross": layers if any(s.name == "cross" for s in sites) else 0}
-        known |= {"L_gate": len({s.layer for s in sites if s.name == "ffn.gate"})}
+        known |= {
+            n: len({s.layer for s in sites if s.name == at}) for n, at in (("L_gate", "ffn.gate"), ("L_mixer", "mixer"))
+        }
         known |= {f"L_{stack.name}": layers} if stack.name else {}
         out.append(
             known | {k: v for k, v in plan.method.arguments.items() if isinstance(v, int) and not isinstance(v, bool)}
@@ -209,5 +212,7 @@ def counted(t: Trial, folder: Path | None = None) -> dict[str, tuple[int, int]]:
     said = counts(t.plan.method)  # with what it reads of trained adapters written out
     values = numbers(t.plan)
     assert sum(p.numel() for p in t.model.parameters() if p.requires_grad) == sum(x.numel() for x in learned.values())
+    if not of_one_size(t.plan):
+        return {}
     known = [n for n in found if not any("`" in w and w.startswith("what ") for w in said[n].words)]
     return {n: (said[n].number(*values), found[n]) for n in known}

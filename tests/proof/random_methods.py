@@ -11,13 +11,15 @@ import re
 
 from random_expressions import NONE, Draw, Sizes, Type, type_of, words
 
-from unipelt.language.sites import SITES
+from unipelt.language.sites import signature
 
 PARAMS = "r: int = 3, l: int = 4, n: int = 2, alpha: float = 1.5, p: float = 0.3, act: activation = gelu"
 WEIGHTS = {
     "attn": 4, "ffn": 4, "block": 3, "attn.q": 3, "attn.k": 2, "attn.v": 3, "attn.o": 2, "ffn.up": 2, "ffn.down": 2, "ffn.gate": 1,
     "attn.heads": 5, "ffn.hidden": 3, "embed": 3, "embed.words": 2, "head": 1, "final": 1, "cross": 1, "cross.v": 1, "cross.heads": 1,
     "block.input": 1, "attn.input": 0.5, "ffn.input": 0.5, "cross.q": 0.3, "cross.k": 0.3, "cross.o": 0.3, "cross.input": 0.3,
+    "attn.q.weight": 0.7, "attn.v.weight": 0.4, "ffn.up.weight": 0.5, "ffn.down.weight": 0.4, "embed.weight": 0.3, "head.weight": 0.2,
+    "attn.norm.weight": 0.4, "ffn.norm.weight": 0.4, "ffn.norm.bias": 0.3, "final.weight": 0.2,
 }  # fmt: skip
 #: Sites whose scopes have the same sizes.
 _ALIKE = {
@@ -35,6 +37,8 @@ def _insertion(d: Draw) -> tuple[str, Type]:
     site, h = d.site, type_of(d.site.h)
     x = type_of(site.x) if site.x is not None else None
     options: list[tuple[str, Type]] = [("sequential", h)]
+    if site.of:  # a parameter of the base: z is the weight itself
+        return "", h
     if x is not None:
         parallel = h if site.parallel == "q" else x
         options += [("parallel", parallel)] * 4 + [
@@ -58,11 +62,12 @@ def _scope(d: Draw) -> dict[str, Type]:
 
 
 def _row(rng: random.Random, name: str, site: str) -> str:
-    found = SITES[site]
+    found = signature(site)
+    assert found is not None
     d = Draw(rng, found, site.split(".")[0])
     insert, z = _insertion(d)
     d.body.scope = {**_scope(d), "z": z}
-    d.z = {"parallel": str(found.parallel), "sequential": "h"}.get(insert, insert)
+    d.z = {"parallel": str(found.parallel), "sequential": "h", "": "h"}.get(insert, insert)
     out = type_of(found.h)[1]
     prompt = found.takes_rows and d.chance(0.6)
     if prompt:  # rows are the same for every token
@@ -120,7 +125,7 @@ def _row(rng: random.Random, name: str, site: str) -> str:
     sites = site if not d.chance(0.2) else ", ".join([site, *d.rng.sample(_ALIKE.get(site, [site]), 1)])
     lines = "\n      ".join(form)
     compose = "\n      ".join(d.body.lines)
-    said = f"insert {insert}\n    " if d.chance(0.9) or "z" in words(lines + gate) else ""
+    said = f"insert {insert}\n    " if insert and (d.chance(0.9) or "z" in words(lines + gate)) else ""
     return (f"  use {{\n    {layers}modify {sites}\n    {said}form {{\n      {lines}\n    }}\n    compose {{\n      {compose}\n    }}\n"
             f"  }} as {name}{gate}")  # fmt: skip
 

@@ -156,7 +156,17 @@ class Trial:
         torch.manual_seed(seed)
         with torch.no_grad(), Exact():
             found = {n: self.at_tokens(t) for n, t in outputs(self.model, inputs, **more).items()}
-        return Pass(found, list(self.seen))
+        return Pass(found, self.once_each())
+
+    def once_each(self) -> list[Tap]:
+        """What was seen of a pass; of a weight that several modules use the first time alone: whether a later one computes it
+        again or finds it kept says nothing about the method."""
+        known, found = set[int](), list[Tap]()
+        for tap in self.seen:
+            if not tap.edit.site.kind.is_weight or id(tap.edit) not in known:
+                found.append(tap)
+            known.add(id(tap.edit))
+        return found
 
     def at_tokens(self, t: torch.Tensor) -> torch.Tensor:
         return unipelt.at_tokens(self.model, t) if t.dim() == 3 and self.kind not in ENCODER_DECODERS else t

@@ -146,7 +146,14 @@ def test_what_is_asked_while_an_adapter_is_merged(adapted: nn.Module) -> None:
 def test_a_merge_that_needs_a_bias_where_there_is_none() -> None:
     m = model("llama")
     text = "method m { modify attn.q insert parallel form { b: [d_out] ~ ones  delta = b } compose h + delta }"
-    unipelt.apply(m, unipelt.parse(text))
+    plan = unipelt.apply(m, unipelt.parse(text))
+    assert (
+        plan.properties["mergeable"]
+        == "no: `m`: the merged `model.layers.0.self_attn.q_proj` would need a bias, and it has none"
+    )
+    assert (
+        unipelt.plan(model("bert"), unipelt.parse(text)).properties["mergeable"] == "yes"
+    )  # a map with a bias holds it
     before, acting = state(m), output(m)
     said = refused("E0564", unipelt.merge, m, "default")
     assert "`model.layers.0.self_attn.q_proj` would need a bias" in said and "save the adapter" in said

@@ -227,6 +227,7 @@ class Plan:
     head: HeadUse = ""
     leaks: tuple[Diagnostic, ...] = field(default=(), repr=False)
     inputs: tuple[PlannedInput, ...] = ()
+    unabsorbed: str = ""  # why no map of this model absorbs edits that a formula says are affine
 
     @property
     def runs_once(self) -> Cut | None:
@@ -240,7 +241,10 @@ class Plan:
         if any(s.causal for s in self.sites.stacks):  # an encoder beside it may look ahead
             ahead = judged([e.typing for e in self.edits if e.site.causal])
             found |= {name: ahead[name] for name in ("causal", "cache-consistent")}
-        return {name: v.value if v.value == "yes" else f"{v.value}: {v.reason}" for name, v in found.items()}
+        said = {name: v.value if v.value == "yes" else f"{v.value}: {v.reason}" for name, v in found.items()}
+        if self.unabsorbed and said["mergeable"] == "yes":
+            said["mergeable"] = f"no: {self.unabsorbed}"
+        return said
 
     def table(self) -> list[dict[str, Any]]:
         """One entry for each row and site name: where, how often, which tensors, how many parameters."""

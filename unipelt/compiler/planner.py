@@ -36,6 +36,7 @@ from ..language.sites import SiteSignature, TensorType
 from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
+from .absorbed import without_bias
 from . import at_attach, coverage, totals
 from .coverage import common_sizes
 from .grids import Grids
@@ -88,6 +89,17 @@ def plan(
     if result.leaks and not allow_future:
         raise PeltError(result.leaks)
     return result
+
+
+#: What a plan says of a row whose verdict is no, and of one that no rule decides.
+DECODES_OTHERWISE = (
+    "reads other positions, so decoding with a cache differs (use_cache=False does not)",
+    "may read other positions, and decoding with a cache differs then (use_cache=False does not)",
+)
+READS_PADS = (
+    "pad positions take part, so the output depends on how a batch is padded",
+    "pad positions may take part, and the output depends on how a batch is padded then",
+)
 
 
 class _Builder:
@@ -224,14 +236,11 @@ class _Builder:
                     help=("select the first tokens" if typing.tokens else "gate each token by itself (`token_gate`) or use a running mean")
                     + "; allow_future=True (`--allow-future`) applies the method as it is" + ("; in the encoder it may stand as it is" if "encoder" in self.stacks else ""),
                 )  # fmt: skip
-            elif cache_consistent(typing).value == "no":
-                self.judged.setdefault(
-                    "reads other positions, so decoding with a cache differs (use_cache=False does not)", []
-                ).append(row.name)
-        if padding_invariant(typing).value == "no" and getattr(self.model, "main_input_name", "") not in UNPADDED:
-            self.judged.setdefault(
-                "pad positions take part, so the output depends on how a batch is padded", []
-            ).append(row.name)
+            elif (said := cache_consistent(typing).value) != "yes":
+                self.judged.setdefault(DECODES_OTHERWISE[said != "no"], []).append(row.name)
+        said = padding_invariant(typing).value
+        if said != "yes" and getattr(self.model, "main_input_name", "") not in UNPADDED:
+            self.judged.setdefault(READS_PADS[said != "no"], []).append(row.name)
         self.needs += [f'a tokenizer (for `tokens since "{c.text}"`)' for c in typing.tokens if c.text is not None]
         names: dict[str, str] = {}
         for t in typing.tensors:
@@ -489,5 +498,5 @@ class _Builder:
             self.method, self.sites, tuple(self.edits), self.tensors, tuple(self.copies.values()), folded, counts,
             tuple(dict.fromkeys(said)), (*dict.fromkeys(self.needs), *at_attach.data_needed(self.edits)), type(self.model).__name__, self.labels,
             head_use(self.model, self.label_map, self.edits, self.copies.values()), tuple(self.leaks.values()),
-            totals.inputs(self.edits),
+            totals.inputs(self.edits), without_bias(self.model, self.sites, self.edits),
         )  # fmt: skip

@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 from ..anatomy.columns import Columns, joined, taken
-from ..anatomy.sites import View
 from ..anatomy.quantised import as_map, as_stored, stored_as_map
+from ..compiler.absorbed import absorber
 from ..compiler.drawn import SEED
 from ..compiler.hosting import Parameter
 from ..compiler.plan import PlannedEdit
 from ..compiler.trained import parameters_of
 from ..language.report.diagnostics import error
 from .edits import Edit
-from .registry import Attached, record
+from .registry import record
 from .seam import edit_at
 from .weights import Use, edited
 
@@ -50,7 +50,8 @@ def each_merged(model: nn.Module, names: tuple[str, ...], exact: bool = False) -
         row = edits[0].edit.row
         for attribute, t in _of_host(model, path, host, edits, copied, known).items():
             if t is None:
-                raise error("E0564", f"the merged `{path}` would need a bias, and it has none", row.span)
+                raise error("E0564", f"the merged `{path}` would need a bias, and it has none", row.span,
+                            help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
             p = known[path, attribute]
             before = shared.setdefault(p.path, t) if len(p.uses) > 1 else t
             there = {id(model.get_submodule(h)) for h in by_host}
@@ -68,7 +69,7 @@ def _by_host(model: nn.Module, names: tuple[str, ...]) -> dict[str, list[Absorbe
     found: dict[str, list[Absorbed]] = {}
     for name, attached in ((n, record(model, n)) for n in names):
         for e in attached.plan.edits:
-            into = absorber(attached, e)
+            into = absorber(attached.plan.sites, e)
             assert into is not None  # else it was refused
             found.setdefault(into.module, []).append(Absorbed(name, e, into.columns))
             as_map_here = stored_as_map(model.get_submodule(into.module))
@@ -123,15 +124,6 @@ def _rewritten(model: nn.Module, W: torch.Tensor, edits: list[Absorbed]) -> torc
 def _changed(a: torch.Tensor, b: torch.Tensor) -> bool:
     # What is not a number has changed, too.
     return a.shape != b.shape or not bool((a - b).abs().max() <= 1e-12 * max(1.0, float(b.abs().max())))
-
-
-def absorber(attached: Attached, e: PlannedEdit) -> View | None:
-    """The linear map that absorbs an edit; None where the model has none there."""
-    into = e.site.kind.into
-    if into == e.site.name or e.site.kind.is_weight:
-        return e.site.view
-    found = (s.view for s in attached.plan.sites.named(into, e.site.stack) if s.layer == e.site.layer)
-    return next(found, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from ..anatomy.sizes import weight_shape
 from ..anatomy.quantised import is_quantised
 from ..language.report.diagnostics import Diagnostic, PeltError, error
 from ..language.analyse.row_verdicts import mergeable
-from .absorbing import absorber, each_merged, merged_values
+from ..compiler.absorbed import absorber
+from .absorbing import each_merged, merged_values
 from .hanging import rehang
 from .heads import agree
 from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
@@ -220,7 +221,7 @@ def _refuse_rows(attached: Attached) -> None:
 def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
     """Refuses to merge into what is no linear map of plain numbers."""
     for e in attached.plan.edits:
-        into = absorber(attached, e)
+        into = absorber(attached.plan.sites, e)
         if into is None:
             raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: this model has no site `{e.site.kind.into}` "
                         "there, which could absorb it", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip

@@ -25,7 +25,9 @@ def sizes_of(plan: Any) -> list[dict[str, int]]:
         depth = len(s.blocks)
         cross = depth if any(x.name == "cross" for x in sites) else 0
         values = {**sites[0].sizes, "L": depth if s.main else 0, "L_cross": cross, "depth": s.depth}
-        values |= {"L_gate": len({x.layer for x in sites if x.name == "ffn.gate"})}
+        values |= {
+            n: len({x.layer for x in sites if x.name == at}) for n, at in (("L_gate", "ffn.gate"), ("L_mixer", "mixer"))
+        }
         values |= {f"L_{s.name}": depth} if s.name else {}
         values |= {n: v for n, v in plan.method.arguments.items() if isinstance(v, int)}
         found.append(values)

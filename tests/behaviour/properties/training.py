@@ -104,7 +104,19 @@ def seed(case: Case) -> None:
     unipelt.remove(m, "c")
 
 
-_RANDOM = ("normal", "truncated_normal", "uniform", "kaiming", "xavier", "torch_linear", "orthogonal", "sampled")
+_RANDOM = (
+    "choice",
+    "permutation",
+    "integers",
+    "normal",
+    "truncated_normal",
+    "uniform",
+    "kaiming",
+    "xavier",
+    "torch_linear",
+    "orthogonal",
+    "sampled",
+)
 
 
 def _starts(plan: Any) -> set[str]:

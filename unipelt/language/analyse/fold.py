@@ -31,8 +31,13 @@ class Fold:
     owner: Owner
 
 
-#: What a fold may not read: the base, and what each forward pass draws.
-_BASE = frozenset(("W", "bias", "scale", "log_mass", "chance"))
+#: What a fold may not read: the base (at a weight, `h` is the base's too), and what each forward pass draws.
+_BASE = frozenset(("W", "bias", "h", "scale", "log_mass", "chance"))
+
+
+def is_decided(e: Any) -> bool:
+    """Whether an expression is a choice that sizes and arguments decide, not whether the model trains."""
+    return isinstance(e, Choose) and Name("training") not in set(walk(e.test))
 
 
 @once
@@ -95,7 +100,7 @@ class _Folder:
     def hoist(self, line: Binding, e: Any) -> Any:
         """What takes the place of an expression; None where it is looked into."""
         whole = self.whole(e)
-        if isinstance(e, Choose) and Name("training") not in set(walk(e.test)):
+        if is_decided(e):
             return whole  # a site's sizes may decide against a branch, which need not fit them
         if isinstance(whole, Name) or (isinstance(whole, (Attr, Index)) and isinstance(whole.value, Name)):
             return whole

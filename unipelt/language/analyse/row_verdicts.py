@@ -16,7 +16,7 @@ from ..once import once
 from ..types.rows import in_training
 from ..types.selections import Chosen, late
 from ..types.typed import Binding, TypedRow
-from .fold import fold_form
+from .fold import fold_form, is_decided
 from ..types.initialisers import INITIALISERS
 from ..types.inputs import changes_length
 from ..ir import Row
@@ -288,7 +288,9 @@ def foldable(t: TypedRow) -> Verdict:
     """Whether learned tensors only make others, which can be computed once after training and stored in their place."""
     _, folds = fold_form(t)
     if not folds:
-        return Verdict("no", "no line of the form computes anything from learned tensors alone", t.row.span)
+        choices = any(is_decided(n) for s in t.row.form for n in walk(s))
+        left = ", and choices stay as they are" if choices else ""
+        return Verdict("no", f"no line of the form computes anything from learned tensors alone{left}", t.row.span)
     names = sorted({n.id for f in folds for n in walk(f.value) if isinstance(n, Name)} & {x.name for x in t.tensors})
     made = f"{len(folds)} tensor{'s' * (len(folds) > 1)}"
     return Verdict(

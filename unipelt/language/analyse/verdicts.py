@@ -13,7 +13,7 @@ from ..types.algebra import Atom, Term, TooLarge, atoms
 from ..check.methods import anywhere, open_paths, sites_of
 from .method import analyse
 from ..types.inputs import changes_length
-from ..types.members import read_of
+from ..types.members import averaged, read_of
 from ..ir import Method, Row
 from .meaning import meaning, row_meaning
 from ..syntax.printer import to_text
@@ -59,14 +59,16 @@ def _bounded(rule: Callable[[TypedRow], Verdict], t: TypedRow) -> Verdict:
 
 
 #: Verdicts that adapters which a row reads do not change: they act as outside training, and nothing of them is learned.
-_OWN = ("foldable", "deterministic in training")
+_OWN = ("deterministic in training",)
 
 
 def _of_members(name: str, verdict: Verdict, t: TypedRow) -> Verdict:
     """The verdict on a row that reads adapters, which its own lines alone do not decide unless they decide against it."""
     read = read_of(t.row.parts, t.params)
-    if not read or name in _OWN or (verdict.value == "no" and name != "identity at start"):
+    if not read or name in _OWN or (verdict.value == "no" and name not in _SOME and name != "identity at start"):
         return verdict
+    if name in _SOME and (verdict.value == "yes" or not averaged(t.row.parts, t.params)):
+        return verdict  # without weights the members' tensors are as they were saved, and nothing is made of them
     reason = f"on `{to_text(read[0].value)}`: what its members do is known where the method is attached"
     return Verdict("depends", reason, read[0].span)
 
@@ -222,7 +224,7 @@ def _apart(a: Placed | None, b: Placed | None) -> bool:
 
 def _all(found: Sequence[Verdict], rows: Sequence[str], name: str, otherwise: Verdict) -> Verdict:
     """The verdict over all rows: one that decides comes before one that does not know. Of several rows the reason names its own."""
-    order = ("yes", "no") if name in _SOME else ("no", "depends", "unknown", "yes")
+    order = ("yes", "depends", "unknown", "no") if name in _SOME else ("no", "depends", "unknown", "yes")
     if not found:
         return otherwise
     first = min(found, key=lambda v: order.index(v.value))

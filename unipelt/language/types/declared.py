@@ -30,6 +30,8 @@ from ..syntax.nodes import (
 from .values import Distribution, IndexType, NumberType, Poison, Value, WordType
 
 MAX_ENTRIES = 2**31
+#: What differs from site to site, whatever owns the tensors that start from it. `h` is read where it is a weight.
+OF_THE_BASE = frozenset(("W", "bias", "x", "h"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +144,9 @@ class Declared:
         elif s.exact:
             exact = s.start
             value = self._read(s.start)
-            of_layer = {"W", "bias", "x", *(x.name for x in before if not x.owner.every_layer)}
+            of_layer = {*OF_THE_BASE, *(x.name for x in before if not x.owner.every_layer)}
             self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
-            of_site = bool(
-                value.reads & {"W", "bias", "x", *(x.name for x in before if x.of_site or not x.owner.shared)}
-            )
+            of_site = bool(value.reads & {*OF_THE_BASE, *(x.name for x in before if x.of_site or not x.owner.shared)})
             anew = next((n for n in (*DRAWN, PROGRESS) if n in value.reads), None)
             if anew is not None:
                 self.inf.fail("E0370", f"`{s.name}` starts as one value, and `{anew}` differs from one forward pass to the next", s.start.span,

@@ -121,7 +121,7 @@ class RowChecker(Declared, Trained):
                 scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
         scope |= {n: Value(NumberType(), reads=frozenset({n})) for n in site.numbers}
         h_type = self.h = self._bound(site.h)
-        h = Value(h_type) if site.is_weight else reading(h_type, "h")
+        h = Value(h_type, reads=frozenset({"h"})) if site.is_weight else reading(h_type, "h")
         inf.sizes["d_out"] = h_type.sizes[-1]
         x_type = h_type if site.is_weight else self._bound(site.x) if site.x is not None else None
         if x_type is not None:
