@@ -13,6 +13,16 @@ from ..anatomy.windows import cap, window
 from ..language.types.softmax import shares_softmax
 from .plan import PlannedEdit
 
+#: What a plan says of a row whose verdict is no, and of one that no rule decides.
+DECODES_OTHERWISE = (
+    "reads other positions, so decoding with a cache differs (use_cache=False does not)",
+    "may read other positions, and decoding with a cache differs then (use_cache=False does not)",
+)
+READS_PADS = (
+    "pad positions take part, so the output depends on how a batch is padded",
+    "pad positions may take part, and the output depends on how a batch is padded then",
+)
+
 
 def of_the_base(model: nn.Module) -> list[str]:
     """Notes in words, for the person who applies a method."""

@@ -40,7 +40,7 @@ from .absorbed import without_bias
 from . import at_attach, coverage, totals
 from .coverage import common_sizes
 from .grids import Grids
-from .notes import of_attention, of_rows, of_the_base
+from .notes import DECODES_OTHERWISE, READS_PADS, of_attention, of_rows, of_the_base
 from .held import held, said_of_tied
 from .hosting import Parameter, refused_heads
 from .labels import Labels, label_map, own_labels, scores_examples
@@ -89,17 +89,6 @@ def plan(
     if result.leaks and not allow_future:
         raise PeltError(result.leaks)
     return result
-
-
-#: What a plan says of a row whose verdict is no, and of one that no rule decides.
-DECODES_OTHERWISE = (
-    "reads other positions, so decoding with a cache differs (use_cache=False does not)",
-    "may read other positions, and decoding with a cache differs then (use_cache=False does not)",
-)
-READS_PADS = (
-    "pad positions take part, so the output depends on how a batch is padded",
-    "pad positions may take part, and the output depends on how a batch is padded then",
-)
 
 
 class _Builder:
