@@ -108,3 +108,47 @@ def test_a_plain_export_names_the_remedy_where_there_is_one(tmp_path: Path) -> N
     with pytest.raises(PeltError, match="E0844") as caught:
         unipelt.export_peft(adapted("llama", "lora+prefix_tuning"), tmp_path / "out", "mine")
     assert "--as" not in str(caught.value)
+
+
+def resnet() -> torch.nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], num_labels=3)
+    return ResNetForImageClassification(config).eval()
+
+
+POINT, WIDE = (f"resnet.encoder.stages.1.layers.1.layer.{i}.convolution" for i in (0, 1))
+
+
+def test_a_convolution_of_one_position_is_a_linear_map_to_peft_too(tmp_path: Path) -> None:
+    """Its factors are convolutions there; they go out, are opened, and come back to the bit."""
+    m, x = resnet(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    unipelt.apply(m, unipelt.parse(f'method c {{ use lora(r=2, at=[module("{POINT}")]) }}'), "mine")
+    randomise(m, "mine")
+    wanted = m(pixel_values=x).logits
+    unipelt.export_peft(m, tmp_path / "own", "mine")
+    unipelt.export_as_lora(m, tmp_path / "as", "mine")
+    for folder in ("own", "as"):
+        theirs = peft.PeftModel.from_pretrained(resnet(), tmp_path / folder).eval()
+        torch.testing.assert_close(theirs(pixel_values=x).logits, wanted, rtol=1e-5, atol=1e-5)
+    back = resnet()
+    unipelt.import_peft(back, tmp_path / "own", "mine")
+    assert torch.equal(back(pixel_values=x).logits, wanted)
+    unipelt.export_peft(back, tmp_path / "again", "mine")
+    a, b = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("own", "again"))
+    assert a.keys() == b.keys() and all(torch.equal(t, b[k]) for k, t in a.items())
+
+
+def test_what_peft_has_at_no_convolution_and_we_at_no_wide_one(tmp_path: Path) -> None:
+    m = resnet()
+    unipelt.apply(m, unipelt.parse(f'method c {{ use lokr(f=2, at=[module("{POINT}")]) }}'), "mine")
+    with pytest.raises(PeltError, match="is a convolution"):
+        unipelt.export_peft(m, tmp_path / "no", "mine")
+    theirs = peft.get_peft_model(resnet(), peft.LoraConfig(r=2, target_modules=[WIDE]))
+    theirs.save_pretrained(tmp_path / "wide")
+    other = resnet()
+    before = state(other)
+    with pytest.raises(PeltError) as caught:
+        unipelt.import_peft(other, tmp_path / "wide", "mine")
+    assert caught.value.diagnostics[0].code.startswith("E") and state(other) == before

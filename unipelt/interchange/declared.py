@@ -39,6 +39,7 @@ class Declared:
     copies: str = ""
     factors: Mapping[str, str] = field(default_factory=dict)
     shift: Mapping[str, str] = field(default_factory=dict)
+    convolutions: bool = False
     of_base: Mapping[str, str] = field(default_factory=dict)
     decided: Mapping[str, list[Any]] = field(default_factory=dict)
     listed: Mapping[str, str] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..anatomy.base import NAME, children
 from ..anatomy.quantised import as_map, stored_as_map
+from ..anatomy.sizes import weight_shape
 from ..compiler.plan import Plan
 from ..compiler.trained import parameters_of
 from ..language.report.diagnostics import PeltError, error
@@ -119,6 +120,8 @@ def _copied(plan: Plan) -> set[str]:
 
 def is_map(module: nn.Module) -> bool:
     """Whether a module is a linear map that two factors can stand beside, as every library of them has it."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return weight_shape(module) is not None
     return isinstance(module, nn.Linear) or stored_as_map(module) and not isinstance(module, nn.Embedding)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..runtime.registry import record, unwrapped
 from . import folders
+from .convolutions import spread
 from .declared import by_factors, no_counterpart
 from .factors import Factored, Tick, factored
 from .peft_out import serving_problem, settings, targets, turned
@@ -78,4 +79,4 @@ def _folder(model: nn.Module, found: Factored) -> tuple[dict[str, Any], dict[str
         d.arguments[d.factors["scale"]]: float(found.rank), "target_modules": targets(model, set(found.maps)),
         **turned(model, d, found.maps), d.shift["setting"]: bool(found.biases),
         **({"modules_to_save": sorted(found.whole)} if found.whole else {}),
-    }, tensors  # fmt: skip
+    }, spread(model, d, tensors)  # fmt: skip

@@ -23,6 +23,7 @@ from ..runtime.references import load
 from ..runtime.registry import unwrapped
 from ..runtime.saving import state_dict
 from . import folders
+from .convolutions import flat
 from .declared import Declared, declared_for
 from .filling import Source, filled, leftover, misshapen
 from .places import FRONT, depth, host, in_model, key, modules_of, of_base, sites, sourced, widest
@@ -43,6 +44,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     d = declared_for(config)
     tensors, copied = _copies(model, d, tensors)
     front = in_model(model, modules_of(d, tensors)) if d.of_modules else {}
+    tensors = flat(model, d, tensors, front) if d.of_modules else tensors
     at_input = _listed(config, d.inputs, front)
     method, notes = (_training(model, d, copied), []) if d.copies else _method(model, d, config, front, at_input)
     heads = {k: t for k, t in tensors.items() if not _of_rows(d, k)}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import base_modules
+from ..anatomy.quantised import stored_as_map
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import is_norm
 from ..language.ir import Method, Row
@@ -27,6 +28,7 @@ from ..runtime.saving import state_dict
 from ..variants.recognise import Match, arguments_of, recognise_row
 from . import folders
 from .declared import Declared, declarations, no_counterpart
+from .convolutions import spread
 from .factors import with_remedy
 from .fused import NOTE, by_map, joined
 from .filling import Apart, Source, emptied
@@ -119,7 +121,7 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     problem = serving_problem(config) if serving else None
     if problem is not None:
         raise no_counterpart(f"a serving engine would not read it: {problem}")
-    folders.write(place, folders.PEFT, config, tensors)
+    folders.write(place, folders.PEFT, config, spread(model, d, tensors))
     if parts_of:
         warnings.warn(NOTE, stacklevel=2)
     if d.note:
@@ -239,7 +241,7 @@ def settings(model: nn.Module, d: Declared) -> dict[str, Any]:
 def turned(model: nn.Module, d: Declared, paths: Iterable[str]) -> dict[str, bool]:
     """peft's field for maps that store their weight as [d_in, d_out], where the method has it."""
     name = "fan_in_fan_out"
-    return {name: any(not isinstance(model.get_submodule(p), nn.Linear) for p in paths)} if name in d.settings else {}
+    return {name: any(stored_as_map(model.get_submodule(p)) for p in paths)} if name in d.settings else {}
 
 
 def _pattern(path: str, paths: Iterable[str]) -> str:
