@@ -173,3 +173,12 @@ def test_zeros_say_nothing_against_a_sublayer() -> None:
             p.zero_()
     proofs = {s.proof for s in find(model).named("mixer")}
     assert proofs and PROVED not in proofs
+
+
+@pytest.mark.parametrize("made", [lambda: nn.Conv1d(4, 4, 1), lambda: nn.Linear(4, 4)])
+def test_a_weight_that_is_made_of_others_is_not_merged(made: Any) -> None:
+    """Weight norm is a parametrisation: what a merge would write is no parameter."""
+    model = nn.Sequential(nn.Sequential(nn.utils.parametrizations.weight_norm(made())))
+    unipelt.apply(model, unipelt.load("lora", arguments={"r": 2, "at": '[module("0.0")]'}), head=False)
+    with pytest.raises(unipelt.PeltError, match="E0563.*is made of other parameters"):
+        unipelt.merge(model)

@@ -73,12 +73,15 @@ class Hosts:
         return self.leaves(found)[0], not moved and (found == key or scaled), scaled
 
     def unmoved(self, s: Sublayer, x: Key) -> tuple[Call | None, Key | None, Call | None]:
-        """Where a sublayer's tokens are moved about and back again outside all modules: the module that is given the stream's
+        """Where a sublayer's tokens are moved about and back again around its maps: the module that is given the stream's
         tokens before that, what they are, and the module that yields what is added."""
+        host = self.leaves(self.b.origin(s.added.h))
+        widest, read = self._widest(s, [t for i in s.inside if (t := self.r.steps[i]).weight])
+        if host and widest is not None and read is not None and not self._moved(read, s):
+            return widest, read, host[0]
         for key in (k for k, scaled in self._before(x) if not scaled):
             if not self._moved(key, s):
                 reads = self.enters(key) or ([self.b.call] if self.b.is_input(key) else [])
-                host = self.leaves(self.b.origin(s.added.h))
                 return (reads[0], key, host[0]) if reads and host else (None, None, None)
         return None, None, None
 

@@ -234,6 +234,9 @@ def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
         if e.site.kind.into == e.site.name and "x" in e.typing.out.reads and e.site.x != path:
             raise error("E0563", f"the row `{e.row.name}` at `head` cannot be merged: it reads the last hidden states, and `{path}` may read "
                         "something else", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+        if "weight" not in host._parameters and isinstance(weight, torch.Tensor):
+            raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: the weight of `{path}` is made of other parameters "
+                        "at each call", e.row.span, help="take the parametrisation away first: torch.nn.utils.parametrize.remove_parametrizations")  # fmt: skip
         if not isinstance(weight, torch.Tensor) or is_quantised(weight):
             raise error("E0565", f"the weight of `{path}` is quantised, and a merged weight would be rounded to its codes", e.row.span,
                         help="load the base without quantisation, attach the adapter (with force=True) and merge it there")  # fmt: skip
