@@ -30,6 +30,8 @@ MODELS: dict[str, tuple[Any, tuple[str, ...]]] = {
                         kernel_qkv=[3, 3], qkv_projection_method=["dw_bn"] * 2, qkv_bias=[True] * 2, drop_rate=[0.0] * 2,
                         attention_drop_rate=[0.0] * 2, drop_path_rate=[0.0] * 2), ("attn", "attn.q", "attn.k", "attn.v", "ffn")),
     "swinv2": (T.Swinv2Config(**_SWIN), ("attn", "attn.q", "ffn")),
+    "timesformer": (T.TimesformerConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=32,
+                                        patch_size=16, num_frames=2), ("attn.q", "attn.o", "attn.heads", "ffn")),
     "vitdet": (T.VitDetConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, pretrain_image_size=32, patch_size=8),
                ("attn", "ffn", "ffn.up", "block")),
 }  # fmt: skip
@@ -182,3 +184,55 @@ def test_a_weight_that_is_made_of_others_is_not_merged(made: Any) -> None:
     unipelt.apply(model, unipelt.load("lora", arguments={"r": 2, "at": '[module("0.0")]'}), head=False)
     with pytest.raises(unipelt.PeltError, match="E0563.*is made of other parameters"):
         unipelt.merge(model)
+
+
+class ByNeighbours(nn.Module):
+    """A feed-forward layer of convolutions, which moves its tokens about inside and hides some."""
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.up, self.down = nn.Conv1d(d, 2 * d, 3), nn.Conv1d(2 * d, d, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        inner = torch.relu(self.up(nn.functional.pad(x.transpose(1, 2) * mask, (1, 1))))
+        return (self.down(nn.functional.pad(inner * mask, (1, 1))) * mask).transpose(1, 2)
+
+
+class Attends(nn.Module):
+    def __init__(self, d: int):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (m(x).unflatten(-1, (2, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        return self.o(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+
+
+class Layer(nn.Module):
+    def __init__(self, d: int):
+        super().__init__()
+        self.attends, self.ff, self.norm = Attends(d), ByNeighbours(d), nn.LayerNorm(d)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x + self.attends(x))
+        return x + self.ff(x, mask)
+
+
+class Sounds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(8) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+
+def test_a_feed_forward_layer_that_moves_its_tokens_about_inside_is_one_module() -> None:
+    torch.manual_seed(0)
+    found = find(Sounds().eval(), example={"x": torch.randn(1, 6, 8), "mask": torch.ones(1, 1, 6)})
+    assert [(s.view.module, s.x, s.proof) for s in found.named("ffn")] == [
+        (f"layers.{i}.ff", f"layers.{i}.ff", PROVED) for i in range(2)
+    ]
+    assert not found.named("ffn.up") and not found.named("mixer")
