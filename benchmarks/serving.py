@@ -1,6 +1,6 @@
 """A server under load: 32 clients, 50 adapters of four methods, every answer compared with what its adapter writes alone.
 
-    python benchmarks/serving.py [--rounds 3] [--out benchmarks/results/serving.json]
+    python benchmarks/serving.py [--rounds 3] [--minutes M] [--out benchmarks/results/serving.json]
 
 The model: a Llama of 4 layers, width 256, random weights; 12 or 13 adapters each of LoRA, (IA)³, prefix tuning and a bottleneck
 adapter, and three prompts of 4 to 12 tokens for each, 24 tokens written greedily. `unipelt serve` runs in processes of its own, one thread each:
@@ -163,6 +163,7 @@ def requests(seed: int) -> list[tuple[str, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60, help="no round begins after so many")
     parser.add_argument("--out")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -173,10 +174,13 @@ def main() -> None:
         print(f"{len(set(wanted.values()))} different answers of {len(wanted)}", flush=True)
         servers = {n: Served(folder, flags) for n, flags in SERVERS.items()}
         rounds: dict[str, list[dict[str, Any]]] = {n: [] for n in servers}
+        begun = time.monotonic()
         try:
             for k in range(given.rounds + 1):
+                if k > 1 and time.monotonic() - begun > 60 * given.minutes:
+                    break
                 for n, s in servers.items():
-                    asked = requests(k)[: CLIENTS if n in ("switching", "alone") else None]
+                    asked = requests(k)[: (CLIENTS if k else 8) if n in ("switching", "alone") else None]
                     if n == "one":
                         asked = [(f"a{k % len(METHODS)}", j) for _, j in asked]
                     found = asyncio.run(load(s.address, asked, wanted))
@@ -204,7 +208,7 @@ def main() -> None:
         "throughput of mixed, to a request at a time": share("mixed", "alone"),
         "throughput with 12 of 50 in memory, to all": share("few", "mixed"), "adapters read with 12 in memory": read,
         "under change": {n: under_change[n] for n in ("wrong", "tokens a second")}, "servers ended with": ends,
-        "rounds": given.rounds, "torch": torch.__version__,
+        "rounds": len(rounds["mixed"]), "torch": torch.__version__,
     }  # fmt: skip
     print(json.dumps(record, indent=1))
     if given.out:
