@@ -187,8 +187,10 @@ def _mixed(model: nn.Module, examples: Sequence[str | None]) -> Iterator[None]:
             "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
         )
     for n in (n for n in names if n in r.attached):
-        why = alone(model, r.attached[n].plan)
-        if why:
+        a = r.attached[n]
+        if a.alone is None:
+            a.alone = alone(model, a.plan)
+        if why := a.alone:
             raise error("E0853", f"the adapter `{n}` cannot share a batch with others: {why}",
                         help=f"run its examples by themselves: with unipelt.using(model, {n!r})")  # fmt: skip
     r.switch.mixes = True

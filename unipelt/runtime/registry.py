@@ -53,6 +53,7 @@ class Attached:
     #: The ids of the texts by which a row selects tokens.
     texts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     leaving: bool = False  # its removal has begun
+    alone: str | None = None  # why it cannot share a batch with others ("": it can), once that was asked
     #: Of a bank (`runtime.bank`): the tensors that have a slot for each of its adapters.
     stacked: frozenset[str] | None = None
 
