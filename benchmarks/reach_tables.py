@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 #: What is aimed at, in percent: kind, method, which of the types count.
 _AIMS = (
     ("text", ("lora", "adapter"), 95), ("text", ("ia3", "bitfit"), 90), ("text", ("prefix_tuning", "mam", "unipelt"), 90),
-    ("vision", ("lora",), 85), ("speech", ("lora",), 85), ("multimodal", ("lora",), 80), ("multimodal", (VISION,), 60),
+    ("vision", ("lora", "adapter"), 85), ("speech", ("lora", "adapter"), 85), ("multimodal", ("lora",), 80), ("multimodal", (VISION,), 60),
 )  # fmt: skip
 
 
