@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..anatomy.sites import SiteMap, View
-from ..language.analyse.merged import merged_at
-from ..language.analyse.reader import reads
+from ..language.analyse.merged import needs_bias
 from ..language.types.algebra import TooLarge
 from .plan import PlannedEdit
 
@@ -30,9 +29,9 @@ def without_bias(model: nn.Module, sites: SiteMap, edits: Iterable[PlannedEdit])
         if view is None or e.site.kind.is_weight or getattr(model.get_submodule(view.module), "bias", None) is not None:
             continue
         try:
-            merged = merged_at(e.typing)
+            needed = needs_bias(e.typing)
         except TooLarge:
             continue
-        if merged is not None and any(not any("bias" in reads(f) for f in p) for p, _ in merged.bias.products):
+        if needed:
             return f"`{e.row.name}`: the merged `{view.module}` would need a bias, and it has none"
     return ""
