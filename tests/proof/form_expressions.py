@@ -71,8 +71,16 @@ def closed(e: Expr, tap: Tap) -> bool:
     """Whether an expression reads learned tensors and nothing that the model computes, by its names."""
     lets = {s.names[0]: s.value for s in tap.edit.row.form if isinstance(s, Let)}
     learned = {x.name for x in tap.edit.typing.tensors if not x.frozen}
-    names = {n.id for n in walk(e) if isinstance(n, Name)}
-    while more := {n.id for name in names & set(lets) for n in walk(lets[name]) if isinstance(n, Name)} - names:
+    names = _read(e)
+    while more := set().union(*(_read(lets[name]) for name in names & set(lets))) - names:
         names |= more
     of_a_pass = {"x", "z", "h", "q", "residual", "log_mass", *(i.name for i in tap.edit.typing.inputs)}
     return bool(names & learned) and not names & of_a_pass
+
+
+def _read(e: Any) -> set[str]:
+    """The names whose values an expression reads; of a width only the size is read."""
+    if isinstance(e, Apply) and dotted(e.function) == "width":
+        return set()
+    own = {e.id} if isinstance(e, Name) else set()
+    return own.union(*(_read(below) for below in children(e)))

@@ -144,7 +144,7 @@ def causal(t: Trial) -> float | None:
             return x[:, :since]
         return x[..., :since, :] if tap.edit.site.causal and not t.grows and x.dim() > 2 else None
 
-    other = t.marked(other, 7)
+    other = t.marked(other, 7, last=True)
     found = _apart(t.run(inputs), t.run(other), early)
     if any(e.row.tokens for e in t.plan.edits):  # which tokens are selected may depend on how long the text is
         whole = t.batch(rows=2, tokens=24, padded=False, seed=t.seed, at=(2, 20))

@@ -121,12 +121,12 @@ class Trial:
         """A batch for the base (`tiny.batch`), with the text by which rows select tokens at these places."""
         return self.marked(batch(self.kind, **options), *at)
 
-    def marked(self, inputs: Inputs, *places: int) -> Inputs:
-        """The inputs with the text by which rows select tokens at these places, if they do."""
+    def marked(self, inputs: Inputs, *places: int, last: bool = False) -> Inputs:
+        """The inputs with the text by which rows select tokens at these places, if they do; ``last``: in the last stack's alone."""
         if not any(c.word == "since" for e in self.plan.edits for c in e.typing.tokens):
             return inputs
         out = {n: x.clone() for n, x in inputs.items()}
-        for n in {"input_ids", self.ids} & set(out):
+        for n in ({self.ids} if last else {"input_ids", self.ids}) & set(out):
             for place in places:
                 out[n][:, min(place, out[n].shape[1] - 1)] = MARK
         return out

@@ -89,8 +89,8 @@ def needs_bias(t: TypedRow) -> bool:
     found = _through_the_map(t)
     if found is None:
         return False
-    out, source, _, _ = found
-    return any(not any(_reads(f, source) or _reads(f, "bias") for f in factors) for factors, _ in out.products)
+    source, own = found[1], found[3].out  # without the map behind it, which leaves a constant a constant
+    return any(not any(_reads(f, source) or _reads(f, "bias") for f in factors) for factors, _ in own.products)
 
 
 def _through_the_map(t: TypedRow) -> tuple[Term, str, tuple[Size, Size], SiteState] | None:
