@@ -31,7 +31,7 @@ from unipelt.compiler.named import Named
 from unipelt.language.analyse.method import analyse
 from unipelt.language.ir import Method
 from unipelt.language.types.draws import Draw
-from unipelt.runtime import edits
+from unipelt.runtime import straight
 from unipelt.runtime.copies import CopyEdit
 from unipelt.runtime.folding import folded
 
@@ -118,10 +118,10 @@ def _drawn_by_token(side: str = "right") -> Iterator[None]:
         return Named(found.data.narrow(found.axes.index("token"), start, tokens), found.axes)
 
     try:
-        evaluator.numbers = edits.numbers = numbers
+        evaluator.numbers = straight.numbers = numbers
         yield
     finally:
-        evaluator.numbers = edits.numbers = given
+        evaluator.numbers = straight.numbers = given
 
 
 def _changed_ids(ids: torch.Tensor, since: int) -> torch.Tensor:
@@ -146,7 +146,7 @@ def causal(t: Trial) -> float | None:
 
     other = t.marked(other, 7, last=True)
     found = _apart(t.run(inputs), t.run(other), early)
-    if any(e.row.tokens for e in t.plan.edits):  # which tokens are selected may depend on how long the text is
+    if any(c.word != "inserted" for e in t.plan.edits for c in e.typing.tokens):  # which tokens are selected may depend on how long the text is
         whole = t.batch(rows=2, tokens=24, padded=False, seed=t.seed, at=(2, 20))
         cut = {
             n: x[:, :12] if n.startswith(t.ids.removesuffix("input_ids")) and x.dim() == 2 else x
