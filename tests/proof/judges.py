@@ -146,7 +146,9 @@ def causal(t: Trial) -> float | None:
 
     other = t.marked(other, 7, last=True)
     found = _apart(t.run(inputs), t.run(other), early)
-    if any(c.word != "inserted" for e in t.plan.edits for c in e.typing.tokens):  # which tokens are selected may depend on how long the text is
+    if any(
+        c.word != "inserted" for e in t.plan.edits for c in e.typing.tokens
+    ):  # which tokens are selected may depend on how long the text is
         whole = t.batch(rows=2, tokens=24, padded=False, seed=t.seed, at=(2, 20))
         cut = {
             n: x[:, :12] if n.startswith(t.ids.removesuffix("input_ids")) and x.dim() == 2 else x

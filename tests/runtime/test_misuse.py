@@ -53,7 +53,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "with_rows": {"model": None},
     "merge": {"model": None, "name": "a"},
     "unmerge": {"model": None, "name": None},
-    "save_merged": {"model": None, "folder": "new", "name": "a", "tokenizer": None},
+    "save_merged": {"model": None, "folder": "new", "name": "a", "tokenizer": None, "max_shard_size": None},
     "export_onnx": {"model": None, "path": "new.onnx", "names": ()},
     "state_dict": {"model": None, "name": "a"},
     "save": {"model": None, "folder": "new", "name": "a", "fold": True, "card": None, "draws": False},
@@ -63,6 +63,10 @@ CALLS: dict[str, dict[str, Any]] = {
     "push": {"folder": "saved", "name": "user/name", "private": None, "revision": None, "dry_run": True},
     "combine": {"model": None, "weights": {"a": 1.0}, "name": "new", "how": "sum", "rank": None, "density": 0.5, "seed": 0},
     "import_peft": {"model": None, "folder": "saved", "name": "new", "trainable": False},
+    "export_as_lora": {"model": None, "folder": "new", "name": "a", "rank": None, "serving": False, "tick": len},
+    "export_gguf": {"model": None, "path": "new.gguf", "name": "a", "as_lora": False, "rank": None, "tick": len},
+    "bank": {"model": None, "method": LORA, "name": "new", "slots": 2, "folder": None, "labels": None, "allow_future": False, "dtype": None,
+             "patience": 1.0, "force": False},
     "export_peft": {"model": None, "folder": "new", "name": "a", "serving": False},
     "import_adapters": {"model": None, "folder": "saved", "name": "new", "trainable": False, "allow_future": False},
     "export_adapters": {"model": None, "folder": "new", "name": "a"},
@@ -81,13 +85,26 @@ TAKES = {
     "labels": {"count", "texts"}, "problem_type": {"text"}, "tokenizer": {"function", "class", "model", "method"}, "label_words": {"texts", "dict"},
     "dtype": {"dtype"}, "lr": {"count", "rate", "tensor"}, "weight_decay": {"count", "rate", "tensor"}, "batch": {"dict", "sizes"}, "over": {"text"},
     "batches": {"count"}, "data": {"tensor"}, "loss": {"function", "class", "model", "method"}, "value": {"count", "rate"},
-    "example": {"dict", "sizes"}, "output": {"tensor"}, "card": {"dict", "sizes"}, "weights": {"sizes"}, "how": {"text"}, "rank": {"count"}, "density": {"count", "rate", "tensor"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
+    "example": {"dict", "sizes"}, "output": {"tensor"}, "card": {"dict", "sizes"}, "weights": {"sizes"}, "slots": {"count"}, "max_shard_size": {"count"}, "patience": {"count", "rate", "tensor"}, "tick": {"function", "class", "model", "method"}, "how": {"text"}, "rank": {"count"}, "density": {"count", "rate", "tensor"}, "arguments": {"dict", "sizes"}, "revision": {"text"}, "text": {"text"}, "file": {"text"}, "sizes": {"sizes"},
 }  # fmt: skip
-FLAGS = {"head", "allow_future", "lowering", "trainable", "fold", "force", "private", "dry_run", "draws", "serving"}
+FLAGS = {
+    "head",
+    "allow_future",
+    "lowering",
+    "trainable",
+    "fold",
+    "force",
+    "private",
+    "dry_run",
+    "draws",
+    "serving",
+    "as_lora",
+}
 OTHERWISE = {
     ("load", "name"): {"text", "path"},
     ("load", "method"): {"text"},
     ("load", "head"): {"text"},
+    ("bank", "method"): {"method", "text", "path"},
     ("save_merged", "tokenizer"): set(),
     ("apply", "label_words"): {"texts"},
 }
@@ -208,7 +225,11 @@ def test_a_module_that_is_no_model(function: str, adapted: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [f for f in CALLS if "model" in CALLS[f] and {"name", "*names"} & set(CALLS[f]) and f not in ("apply", "attach")],
+    [
+        f
+        for f in CALLS
+        if "model" in CALLS[f] and {"name", "*names"} & set(CALLS[f]) and f not in ("apply", "attach", "bank")
+    ],
 )
 @pytest.mark.parametrize("wrong", ["nobody", "", "a ", "a\0"])
 def test_an_adapter_that_is_not_there(function: str, wrong: str, adapted: nn.Module) -> None:
@@ -233,7 +254,7 @@ def test_an_adapter_that_is_not_there(function: str, wrong: str, adapted: nn.Mod
         (LORA,),
         (nn.Linear(2, 2),),
         ("a", "a"),
-        ({"a": 1},),
+        ({"a": "much"},),
     ],
 )
 def test_names_that_are_given_one_by_one(function: str, names: tuple, adapted: nn.Module) -> None:
