@@ -92,7 +92,7 @@ def _write(model: Any, place: Path, tokenizer: Tokenizer | None, largest: int | 
         except ValueError as e:
             if largest is None:
                 raise
-            raise error("E0750", f"the model could not be written in files of {largest!r}: {e}",
+            raise error("E0750", f"`max_shard_size`: the model could not be written in files of {largest!r}: {e}",
                         help="give a number of bytes, or as `5GB`") from None  # fmt: skip
         if tokenizer is not None:
             tokenizer.save_pretrained(whole)
