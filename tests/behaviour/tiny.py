@@ -268,7 +268,7 @@ def outputs(
     o = model(**{n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}, **more)
     found = {
         n: o[n]
-        for n in ("logits", "last_hidden_state", "pooler_output", "logits_per_text", *also)
+        for n in ("logits", "last_hidden_state", "pooler_output", "text_embeds", "image_embeds", *also)
         if n in o and o[n] is not None
     }
     assert found

@@ -67,35 +67,7 @@ def merged(method: Method) -> list[Merged]:
 @once
 def merged_at(t: TypedRow) -> Merged | None:
     """The weight and bias that absorb a row at a site; None where none can, or where no expression is found for it."""
-    found = _through_the_map(t)
-    if found is None:
-        return None
-    out, source, sizes, place = found
-    halves = _halves(out, source, sizes)
-    if halves is None:
-        return None
-    names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors} | place.axes
-    made = Merged(t.row.name, t.site.name, t.site.into, *halves, names)
-    try:
-        _ = made.weight_expression, made.bias_expression
-    except LookupError:
-        return None
-    return made
-
-
-@once
-def needs_bias(t: TypedRow) -> bool:
-    """Whether a map that absorbs a row needs a bias, whatever the map's own: a term is seen that reads neither."""
-    found = _through_the_map(t)
-    if found is None:
-        return False
-    source, own = found[1], found[3].out  # without the map behind it, which leaves a constant a constant
-    return any(not any(_reads(f, source) or _reads(f, "bias") for f in factors) for factors, _ in own.products)
-
-
-def _through_the_map(t: TypedRow) -> tuple[Term, str, tuple[Size, Size], SiteState] | None:
-    """What a row and the map that absorbs it make of what enters, the name of that, the map's sizes, and how the row was read."""
-    site = t.site
+    site, row = t.site, t.row
     if mergeable(t).value != "yes":
         return None
     found = signature(site.into)
@@ -109,7 +81,26 @@ def _through_the_map(t: TypedRow) -> tuple[Term, str, tuple[Size, Size], SiteSta
         place.h = add(contract(atom("read", W.sizes[:1], "x"), W), bias)
     place.read(t)
     out = add(contract(place.out, W), bias) if before else place.out
-    return out, "h" if before else "x", (W.sizes[0], W.sizes[1]), place
+    halves = _halves(out, "h" if before else "x", (W.sizes[0], W.sizes[1]))
+    if halves is None:
+        return None
+    names = {k: k.split("/")[1].removeprefix("gate.") for k in place.tensors} | place.axes
+    made = Merged(row.name, site.name, site.into, *halves, names)
+    try:
+        _ = made.weight_expression, made.bias_expression
+    except LookupError:
+        return None
+    return made
+
+
+@once
+def needs_bias(t: TypedRow) -> bool:
+    """Whether a map that absorbs a row needs a bias, whatever the map's own: a term of the new ``h`` reads nothing of a pass."""
+    if t.site.is_weight or mergeable(t).value != "yes":
+        return False
+    place = SiteState(t.site.name, {}, evaluation=True)
+    place.read(t)
+    return any(not {n for f in factors for n in reads(f)} - {"W"} for factors, _ in place.out.products)
 
 
 def _halves(t: Term, source: str, sizes: tuple[Size, Size]) -> tuple[Term, Term] | None:

@@ -44,7 +44,8 @@ class Entered:
 
     def __post_init__(self) -> None:
         call, mask = self.call, self.call.mask
-        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
+        # where rows were put in, which tokens are real is known from then
+        if self.layout is None and mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
             raise error("E0796", "tokens are selected by a mask [batch, tokens], and this one is prepared: it has "
                         f"{mask.dim() if isinstance(mask, torch.Tensor) else 'no'} dimensions",
                         help="give a mask of that shape, or none; where generation prepares masks for a static cache, leave "
