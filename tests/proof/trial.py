@@ -71,7 +71,9 @@ class _Eye:
         self.edit, self.seen = edit, seen
 
     def saw(self, h: torch.Tensor, out: torch.Tensor, c: Context) -> None:
-        self.seen.append(Tap(self.edit, h.clone(), out.clone(), c))  # an out may be a view of a tensor
+        self.seen.append(
+            Tap(self.edit, h.detach().clone(), out.detach().clone(), c)
+        )  # an out may be a view of a tensor
 
 
 _BASES: dict[tuple[str, int, bool], nn.Module] = {}
@@ -123,12 +125,15 @@ class Trial:
 
     def marked(self, inputs: Inputs, *places: int, last: bool = False) -> Inputs:
         """The inputs with the text by which rows select tokens at these places, if they do; ``last``: in the last stack's alone."""
-        if not any(c.word == "since" for e in self.plan.edits for c in e.typing.tokens):
+        chosen = [c for e in self.plan.edits for c in e.typing.tokens if c.word == "since"]
+        if not chosen:
             return inputs
+        text = chosen[0].ids or (MARK,)
         out = {n: x.clone() for n, x in inputs.items()}
         for n in ({self.ids} if last else {"input_ids", self.ids}) & set(out):
             for place in places:
-                out[n][:, min(place, out[n].shape[1] - 1)] = MARK
+                for i, number in enumerate(text):
+                    out[n][:, min(place + i, out[n].shape[1] - 1)] = number
         return out
 
     def watch(self, adapter: str, plan: Plan) -> None:
@@ -155,7 +160,7 @@ class Trial:
         self.seen.clear()
         torch.manual_seed(seed)
         with torch.no_grad(), Exact():
-            found = {n: self.at_tokens(t) for n, t in outputs(self.model, inputs, **more).items()}
+            found = {n: self.at_tokens(t).detach().clone() for n, t in outputs(self.model, inputs, **more).items()}
         return Pass(found, self.once_each())
 
     def once_each(self) -> list[Tap]:
@@ -197,6 +202,7 @@ def trial(kind: str, method: Method, **options: Any) -> Iterator[Trial]:
 
 def deviation(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest difference, relative to the largest entry where that is above 1."""
+    a, b = a.detach(), b.detach()  # an output may be a trained tensor itself
     if a.shape != b.shape:
         return float("inf")
     if not a.numel():

@@ -237,11 +237,13 @@ def counts(method: Method) -> dict[str, Count]:
             in_layers += (f"what `{name}` stores, which folds in some layers",)
         else:
             folds.append((own, after))
+    drawing = {t.row.name for t in analyse(method).rows if any(x.frozen for x in t.tensors)}
+    kept = tuple(w.replace(" learns ", " draws ", 1) for w in unknown if w.split("`")[1] in drawing)
     copies = tuple(unknown) + tuple(w for t in method.trains if (w := _words(t)) and not _of_head(t))
     heads = tuple(_words(t) for t in method.trains if _of_head(t))
     return {
         "trained": counting.count(trained, copies), "stored": counting.count(stored, copies + in_layers, tuple(folds)),
-        "frozen": counting.count(frozen), "head": counting.count(head, heads),
+        "frozen": counting.count(frozen, kept), "head": counting.count(head, heads),
     }  # fmt: skip
 
 
