@@ -269,3 +269,9 @@ def test_the_code_is_laid_out_and_linted() -> None:
             timeout=120,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """They are imported by their names alone, so that of two the second would not run."""
+    names = sorted(p.name for p in (ROOT / "tests").rglob("test_*.py"))
+    assert [a for a, b in zip(names, names[1:]) if a == b] == []

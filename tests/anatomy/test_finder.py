@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -83,7 +83,11 @@ def test_what_no_anatomy_describes_is_found_the_same_without_weights(kind: str) 
         empty = cls(config(**options)).eval()
     found = find(model)
     assert not found.anatomy and not found.unknown and found.named("attn")
-    assert searched(empty) == searched(model)
+    known = searched(model)
+    if kind == "smolvlm":  # it leaves pictures out by their values, so on meta none runs beside a text
+        assert known.named("projector")
+        known = replace(known, sites=tuple(s for s in known.sites if s.name != "projector"))
+    assert searched(empty) == known
 
 
 def at(sites: SiteMap, name: str) -> tuple[str, tuple[tuple[int, int], ...] | None]:

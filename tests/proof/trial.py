@@ -164,14 +164,11 @@ class Trial:
         return Pass(found, self.once_each())
 
     def once_each(self) -> list[Tap]:
-        """What was seen of a pass; of a weight that several modules use the first time alone: whether a later one computes it
-        again or finds it kept says nothing about the method."""
-        known, found = set[int](), list[Tap]()
-        for tap in self.seen:
-            if not tap.edit.site.kind.is_weight or id(tap.edit) not in known:
-                found.append(tap)
-            known.add(id(tap.edit))
-        return found
+        """What was seen of a pass, weights last and once: whether a module that uses one too computes it again or finds it kept
+        says nothing about the method."""
+        weights = {id(tap.edit): tap for tap in reversed(self.seen) if tap.edit.site.kind.is_weight}
+        others = [tap for tap in self.seen if not tap.edit.site.kind.is_weight]
+        return others + sorted(weights.values(), key=lambda tap: (tap.edit.site.label, tap.edit.row.name))
 
     def at_tokens(self, t: torch.Tensor) -> torch.Tensor:
         return unipelt.at_tokens(self.model, t) if t.dim() == 3 and self.kind not in ENCODER_DECODERS else t

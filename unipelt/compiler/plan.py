@@ -239,10 +239,9 @@ class Plan:
         """Verdicts at the sites of this model, in words."""
         found = judged([e.typing for e in self.edits])
         if any(s.causal for s in self.sites.stacks):  # an encoder beside it may look ahead
-            causal = {s.name for s in self.sites.stacks if s.causal}
             ahead = judged([e.typing for e in self.edits if e.site.causal])
-            # what a decoder reads of an encoder is all there, and is kept in the cache too
-            kept = judged([e.typing for e in self.edits if e.site.stack in causal])
+            # what a decoder reads of its encoder is all there, and is kept in the cache too
+            kept = judged([e.typing for e in self.edits if e.site.causal or e.site.kind.cross])
             found |= {"causal": ahead["causal"], "cache-consistent": kept["cache-consistent"]}
         said = {name: v.value if v.value == "yes" else f"{v.value}: {v.reason}" for name, v in found.items()}
         if self.unabsorbed and said["mergeable"] == "yes":

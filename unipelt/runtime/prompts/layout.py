@@ -30,15 +30,15 @@ class Rows:
 
 
 def sums(rows: Sequence[Rows], batch: int) -> list[int]:
-    """How many rows each example has."""
+    """How many rows each example has; one number, where all have the same: the size of a batch need not be known then."""
+    if all(r.who is None for r in rows):
+        return [sum(r.count for r in rows)]
     return [sum(r.count for r in rows if r.who is None or b in r.who) for b in range(batch)]
 
 
 def most(rows: Sequence[Rows]) -> int:
     """How many rows an example has at most."""
-    if all(r.who is None for r in rows):
-        return sum(r.count for r in rows)
-    return max(sums(rows, 1 + max(b for r in rows for b in r.who or ())))
+    return max(sums(rows, 1 + max((b for r in rows for b in r.who or ()), default=0)))
 
 
 class Layout:
