@@ -166,9 +166,12 @@ class Trial:
     def once_each(self) -> list[Tap]:
         """What was seen of a pass, weights last and once: whether a module that uses one too computes it again or finds it kept
         says nothing about the method."""
-        weights = {id(tap.edit): tap for tap in reversed(self.seen) if tap.edit.site.kind.is_weight}
+        weights: dict[int, Tap] = {}
+        for tap in self.seen:
+            if tap.edit.site.kind.is_weight:
+                weights.setdefault(id(tap.edit), tap)
         others = [tap for tap in self.seen if not tap.edit.site.kind.is_weight]
-        return others + sorted(weights.values(), key=lambda tap: (tap.edit.site.label, tap.edit.row.name))
+        return others + sorted(weights.values(), key=lambda tap: tap.edit.site.label)
 
     def at_tokens(self, t: torch.Tensor) -> torch.Tensor:
         return unipelt.at_tokens(self.model, t) if t.dim() == 3 and self.kind not in ENCODER_DECODERS else t
