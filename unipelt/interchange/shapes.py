@@ -6,13 +6,14 @@ share one of theirs: a layer among the layers, a part of a fused map among the p
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal
 
-from ..compiler.helpers import orthonormal
+from ..compiler.helpers import orthonormal, skew
 from ..compiler.plan import PlannedEdit
 
 #: Words that are followed by numbers, and by how many.
@@ -61,6 +62,10 @@ def ours(
             if t.shape[:1] != (1,):
                 raise RuntimeError("it has several rows")
             t = t[0]
+        elif word == "skew":
+            t = _above(t)
+        elif word == "halved":
+            t = t.unflatten(0, (2, -1))
         elif word == "split":
             t = t.reshape(shape if t.dim() == 1 else t.shape)
         elif word == "flat":
@@ -95,6 +100,10 @@ def theirs(t: torch.Tensor, how: str, edit: PlannedEdit, of: int = 1) -> tuple[t
             t = t[None]
         elif word == "flat":
             t = t[None] if edit.site.side == "input" else t[:, None]
+        elif word == "skew":
+            t = skew(t, (1 + isqrt(1 + 8 * t.shape[-1])) // 2)
+        elif word == "halved":
+            t = t.flatten(0, 1)
         elif word == "split":
             t = t.reshape(-1)
         elif word == "T":
@@ -104,6 +113,14 @@ def theirs(t: torch.Tensor, how: str, edit: PlannedEdit, of: int = 1) -> tuple[t
         elif word == "flip":
             t = t.flip(-1)
     return (t,)
+
+
+def _above(t: torch.Tensor) -> torch.Tensor:
+    """The numbers [..., b (b - 1) / 2] above the diagonal of the skew part of square matrices [..., b, b], row by row."""
+    if t.dim() < 2 or t.shape[-1] != t.shape[-2]:
+        raise RuntimeError("it has no square matrices")
+    row, column = torch.triu_indices(*t.shape[-2:], offset=1)
+    return ((t - t.mT) / 2)[..., row, column]
 
 
 def part_of(how: str, rank: int, of: int) -> tuple[int, int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,9 @@ from ..language.report.diagnostics import error
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A variant of a method of the library: its arguments, the lines in which it differs, its name among the rows and its gate."""
+    """A variant of a method of the library: its arguments, the lines in which it differs, its name among the rows and its gate.
+
+    The lines may call the arguments that are numbers by their names."""
 
     base: str
     name: str
@@ -26,8 +29,10 @@ def union(parts: Sequence[Part], name: str) -> Method:
     """The method that uses all of the parts, under a name."""
     texts, uses = [], []
     for i, p in enumerate(parts):
-        given = ", ".join(f"{n} = {_written(v)}" for n, v in p.arguments.items())
-        texts.append(f"method part_{i} from {p.base}({given}) {{ {p.lines} }}")
+        own = {n: v for n, v in p.arguments.items() if isinstance(v, (int, float)) and re.search(rf"\b{n}\b", p.lines)}
+        declared = ", ".join(f"{n}: {type(v).__name__} = {v!r}" for n, v in own.items())
+        given = ", ".join(f"{n} = {n if n in own else _written(v)}" for n, v in p.arguments.items())
+        texts.append(f"method part_{i}{f'({declared})' if own else ''} from {p.base}({given}) {{ {p.lines} }}")
         uses.append(f"use part_{i} as {p.name}" + (f" gated by {p.gate}" if p.gate else ""))
     return parse("\n".join([*texts, f"method {name} {{ {'  '.join(uses)} }}"]), name=name)
 
