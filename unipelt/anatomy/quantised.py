@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
-from .base import children
+from .base import base_parameters, children
 from ..language.report.diagnostics import error
 
 #: The types of numbers that are what they say. Shorter ones are codes: they mean something only together with their scales.
@@ -69,10 +70,7 @@ def _dequantised(module: Any, name: str, own: Any) -> torch.Tensor | None:
     if _knows_its_values(own) or own.is_quantized:
         return own.dequantize()
     if name == "weight" and is_packed(module):
-        module._save_to_state_dict(
-            {}, "", False
-        )  # by which the library stores the codes as they were, until the next call
-        own = module.weight.detach()
+        return _unpacked(module.weight)
     state = getattr(getattr(module, name), "quant_state", None)
     scales = getattr(getattr(module, name), "SCB", None)
     if scales is None:  # where they are once the map has been called
@@ -84,6 +82,30 @@ def _dequantised(module: Any, name: str, own: Any) -> torch.Tensor | None:
     return (
         functional.dequantize_4bit(own, state) if state is not None else functional.int8_vectorwise_dequant(own, scales)
     )
+
+
+def _unpacked(weight: Any) -> torch.Tensor:
+    """What packed codes stand for; they stay packed. The library's way back loses the order of the scales of rows with several blocks,
+    and rounds scales that were codes themselves once more: here they are put back as they were when packed."""
+    from bitsandbytes import functional
+
+    state = copy.copy(weight.quant_state)
+    scales, state.original_nested = state.absmax, False
+    codes, state = functional._convert_weight_packed_for_cpu_inverse(weight.detach(), state)
+    state.absmax = scales.T.reshape(-1).float()
+    return functional.dequantize_4bit(codes, state)
+
+
+def plain_dtype(model: nn.Module, own: torch.Tensor) -> torch.dtype:
+    """The type of what a parameter of a model stands for: its own, and of codes the one that the model's other weights have.
+
+    Libraries name for codes the type that they dequantise into, which need not be the model's.
+    """
+    if not is_quantised(own):
+        return own.dtype
+    others = (p.dtype for _, p in base_parameters(model) if not is_quantised(p))
+    said = getattr(getattr(model, "config", None), "dtype", None)
+    return next(others, said if said in PLAIN else torch.get_default_dtype())
 
 
 def unreadable(module: nn.Module, name: str) -> Exception:

@@ -213,6 +213,7 @@ def merge(
 
     import unipelt
 
+    from ..runtime.dequantised import sizes_of
     from ..training.models import quiet
     from ..training.saved import attach_also, load_adapted
 
@@ -220,10 +221,13 @@ def merge(
     names = [name, *(attach_also(adapted, place, opening) for place in also or ())]
     with quiet():
         unipelt.save_merged(adapted, out, names, tokenizer=tokenizer, max_shard_size=max_shard_size)
+        sizes = sizes_of(adapted, out)
     if as_json:
-        emit({"ok": True, "folder": out})
+        emit({"ok": True, "folder": out, **({"dequantised": sizes._asdict()} if sizes is not None else {})})
     else:
         say(f"merged into {out}: a plain model for `from_pretrained`")
+        if sizes is not None:
+            say(str(sizes))
 
 
 def push(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..anatomy.columns import Columns, joined, taken
-from ..anatomy.quantised import as_map, as_stored, stored_as_map
+from ..anatomy.quantised import as_map, as_stored, plain_dtype, stored_as_map, values
 from ..compiler.absorbed import absorber
 from ..compiler.drawn import SEED
 from ..compiler.hosting import Parameter
@@ -35,7 +35,7 @@ def merged_values(model: nn.Module, names: tuple[str, ...]) -> dict[str, torch.T
 
 def each_merged(model: nn.Module, names: tuple[str, ...], exact: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """New values of base parameters with adapters in it, one after the other, in the base's type or, ``exact``, in float64; a later
-    value stands for an earlier of its path."""
+    value stands for an earlier of its path. Of a quantised weight the values that it stands for are changed."""
     copied: dict[str, torch.Tensor] = {}
     for attached in (record(model, n) for n in names):
         trained = attached.values()
@@ -61,7 +61,7 @@ def each_merged(model: nn.Module, names: tuple[str, ...], exact: bool = False) -
             if others:
                 raise error("E0749", f"`{path}.{attribute}` is tied to `{others[0]}`, which merging would change too", row.span,
                             help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
-            yield p.path, t if exact else t.to(model.get_parameter(p.path).dtype)
+            yield p.path, t if exact else t.to(plain_dtype(model, model.get_parameter(p.path)))
 
 
 def _by_host(model: nn.Module, names: tuple[str, ...]) -> dict[str, list[Absorbed]]:
@@ -88,7 +88,9 @@ def _of_host(
     def own(attribute: str) -> torch.Tensor | None:
         found = getattr(host, attribute, None)
         p = known.get((path, attribute))
-        return None if found is None else copied.get(p.path, found.detach()) if p is not None else found.detach()
+        if found is None:
+            return None
+        return copied[p.path] if p is not None and p.path in copied else values(host, attribute, found).detach()
 
     weight, bias = own("weight"), own("bias")
     assert weight is not None

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..anatomy.interrupts import finish
 from ..anatomy.sizes import weight_shape
-from ..anatomy.quantised import is_quantised
+from ..anatomy.quantised import is_quantised, unreadable
 from ..language.report.diagnostics import Diagnostic, PeltError, error
 from ..language.analyse.row_verdicts import mergeable
 from ..compiler.absorbed import absorber
@@ -28,11 +28,15 @@ from .switch import Weighted
 
 @dataclass
 class Merged:
-    """Which adapters went into the base, in what order; the values that were written over, and the parameters that were taken out."""
+    """Which adapters went into the base, in what order; the values that were written over, and the parameters that were taken out.
+
+    ``unwritten`` are new values of quantised weights, by path: codes would round them, so they are for a folder alone.
+    """
 
     names: tuple[str, ...]
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
     replaced: dict[str, nn.Parameter] = field(default_factory=dict)
+    unwritten: dict[str, torch.Tensor] = field(default_factory=dict)
     was_active: tuple[str, ...] = ()
 
     @property
@@ -47,6 +51,12 @@ def merge(model: nn.Module, name: str = "default") -> None:
     adapter can follow: then the base computes what both computed when they were active together, in this order. Nothing is
     changed if anything fails.
     """
+    absorb(model, name)
+
+
+def absorb(model: nn.Module, name: str, quantised: bool = False) -> None:
+    """As `merge`. Where ``quantised`` weights are allowed, their new values are put down beside the model, which does not compute
+    with them: `Merged.unwritten`."""
     model = unwrapped(model)
     record(model, name)
     r = registry(model)
@@ -63,7 +73,7 @@ def merge(model: nn.Module, name: str = "default") -> None:
     if is_sharded(model):
         raise error("E0660", "the model is sharded, and merging writes whole weights",
                     help="unipelt.save the adapter, and attach and merge it on a model that is not sharded")  # fmt: skip
-    _refuse(model, name)
+    _refuse(model, name, quantised)
     if before is None:
         _absorb(model, r, (name,), r.switch.active)
         return
@@ -105,7 +115,7 @@ def _instead(model: nn.Module, r: Registry, names: tuple[str, ...], before: Merg
     def back() -> None:
         if r.merged is not None:
             _undo(model, r, r.merged)
-        r.merged = again = Merged(before.names, was_active=before.was_active)
+        r.merged = again = Merged(before.names, unwritten=before.unwritten, was_active=before.was_active)
         _write(model, kept, again)
         r.heads.merge(r.heads.of(before.names))
         r.switch.active = ()
@@ -171,7 +181,9 @@ def _write(model: nn.Module, values: dict[str, torch.Tensor], merged: Merged) ->
     with torch.no_grad():
         for n, t in values.items():
             old = model.get_parameter(n)
-            if t.shape == old.shape:
+            if is_quantised(old):
+                merged.unwritten[n] = t
+            elif t.shape == old.shape:
                 merged.originals[n] = old.detach().clone()
                 old.copy_(t)
             else:
@@ -195,10 +207,10 @@ def _put(model: nn.Module, path: str, p: nn.Parameter) -> None:
         module.out_features = len(p)
 
 
-def _refuse(model: nn.Module, name: str) -> Attached:
+def _refuse(model: nn.Module, name: str, quantised: bool = False) -> Attached:
     attached = record(model, name)
     _refuse_rows(attached)
-    _refuse_hosts(model, attached)
+    _refuse_hosts(model, attached, quantised)
     if any(t.device.type == "meta" for t in attached.values().values()):
         raise error("E0574", f"the adapter `{name}` is on the meta device and has no values to merge")
     return attached
@@ -218,8 +230,8 @@ def _refuse_rows(attached: Attached) -> None:
         raise PeltError(problems)
 
 
-def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
-    """Refuses to merge into what is no linear map of plain numbers."""
+def _refuse_hosts(model: nn.Module, attached: Attached, quantised: bool) -> None:
+    """Refuses to merge into what is no linear map of plain numbers or, where that is allowed, of codes that can be read."""
     for e in attached.plan.edits:
         into = absorber(attached.plan.sites, e)
         if into is None:
@@ -237,6 +249,8 @@ def _refuse_hosts(model: nn.Module, attached: Attached) -> None:
         if "weight" not in host._parameters and isinstance(weight, torch.Tensor):
             raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: the weight of `{path}` is made of other parameters "
                         "at each call", e.row.span, help="take the parametrisation away first: torch.nn.utils.parametrize.remove_parametrizations")  # fmt: skip
-        if not isinstance(weight, torch.Tensor) or is_quantised(weight):
+        if quantised and not isinstance(weight, torch.Tensor):
+            raise unreadable(host, "weight")
+        if not quantised and (not isinstance(weight, torch.Tensor) or is_quantised(weight)):
             raise error("E0565", f"the weight of `{path}` is quantised, and a merged weight would be rounded to its codes", e.row.span,
-                        help="load the base without quantisation, attach the adapter (with force=True) and merge it there")  # fmt: skip
+                        help="unipelt.save_merged(model, folder, name), which writes the merged model with dequantised weights")  # fmt: skip

@@ -9,14 +9,15 @@ from os.path import exists, isdir
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
-from ..anatomy.base import NAME
 from ..anatomy.interrupts import ended_by
 from ..language.report.diagnostics import error
+from .dequantised import plain_state, refuse_unreadable, without_quantiser
 from .hanging import rehang
 from .heads import is_view, plain
-from .merge import merge, refuse_weighed, unmerge
+from .merge import absorb, refuse_weighed, unmerge
 from .registry import record, registry, unwrapped
 
 
@@ -37,6 +38,10 @@ def save_merged(
     comes along with its labels, in shape and in the configuration; weights keep their type, and what is tied stays so.
     ``max_shard_size`` (bytes, or as ``"5GB"``) bounds the files, as transformers does. The model itself is as before afterwards.
     The folder must not exist, or be empty; it is whole or not there. Raises `PeltError` where `merge` does.
+
+    Quantised weights are written as what they stand for (the base computes with these), in the type of the others, and the
+    configuration says nothing of codes: the folder is larger than the base. Where a library also rounds what enters a map
+    (bitsandbytes in 8 bits does), the folder's outputs are those without that rounding. Codes that cannot be read are refused (E0565).
     """
     model = unwrapped(model)
     names = (name,) if isinstance(name, str) else tuple(name)
@@ -50,6 +55,7 @@ def save_merged(
     r = registry(model)
     assert r is not None
     refuse_weighed(r, names)
+    refuse_unreadable(model)
     merged_before = r.merged.names if r.merged is not None else ()
     config: Any = model.config
     active = r.switch.active
@@ -68,19 +74,21 @@ def save_merged(
                 r.switch.active = tuple(n for n in active if n not in names)
                 rehang(model, r)
             for n in names:
-                merge(model, n)
+                absorb(model, n, quantised=True)
             model.config = (
                 plain(config) if is_view(config) else copy.deepcopy(config)
             )  # `save_pretrained` writes into it
-            _write(model, place, tokenizer, max_shard_size)
+            with without_quantiser(model):
+                _write(model, r.merged.unwritten if r.merged is not None else {}, place, tokenizer, max_shard_size)
     except OSError as e:
         raise error("E0750", f"the model could not be written to {place}: {e.strerror or e}") from e
     return place
 
 
-def _write(model: Any, place: Path, tokenizer: Tokenizer | None, largest: int | str | None) -> None:
-    # What lives in the model under the reserved name is the adapter, now inactive; the rest is the plain model.
-    state = {n: t for n, t in model.state_dict().items() if NAME not in n.split(".")}
+def _write(
+    model: Any, unwritten: dict[str, torch.Tensor], place: Path, tokenizer: Tokenizer | None, largest: int | str | None
+) -> None:
+    state = plain_state(model, unwritten)
     options = {} if largest is None else {"max_shard_size": largest}
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as staging:
