@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:peft counts the positions:UserWarning"),
     pytest.mark.filterwarnings("ignore:peft saves the rows:UserWarning"),
     pytest.mark.filterwarnings("ignore:peft computes two butterfly:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
     pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias:UserWarning"),
     pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
@@ -61,6 +63,7 @@ FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
     "fourierft": ("llama", lambda: peft.FourierFTConfig(n_frequency=20, scaling=50.0, target_modules=QV), BOTH),
     "fourierft of another seed": ("llama", lambda: peft.FourierFTConfig(n_frequency=20, random_loc_seed=3, target_modules=["up_proj"]), {"ffn.up"}),
     "waveft": ("llama", lambda: peft.WaveFTConfig(n_frequency=30, scaling=5.0, target_modules=["q_proj", "down_proj"]), {"attn.q", "ffn.down"}),
+    "shira": ("llama", lambda: peft.ShiraConfig(r=3, target_modules=["q_proj", "v_proj", "up_proj"]), {*BOTH, "ffn.up"}),
     "loha": ("llama", lambda: peft.LoHaConfig(r=2, alpha=3, target_modules=QV, rank_pattern={"v_proj": 3}), WEIGHTS),
     "lokr": ("llama", lambda: peft.LoKrConfig(r=3, alpha=6, decompose_factor=4, target_modules=["q_proj", "o_proj"]), {"attn.q", "attn.o"}),
     "lokr of two products": (
@@ -231,6 +234,7 @@ def test_settings_that_mean_something_else(changes: dict[str, Any], code: str, t
     "name, changes, code, said",
     [
         ("boft", {"boft_block_size": 0, "boft_block_num": 4}, "E0841", "boft_block_"), ("boft", {"boft_dropout": 0.1}, "E0841", "boft_dropout"),
+        ("shira", {"mask_type": "mine"}, "E0841", "mask_type"), ("shira", {"fan_in_fan_out": True}, "E0841", "fan_in_fan_out"), ("shira", {"r": 2}, "E0842", "shira_indices"),
         ("boft", {"boft_n_butterfly_factor": 3}, "E0841", "boft_n_butterfly_factor"),
         ("boft", {"boft_n_butterfly_factor": 2}, "E0842", "boft_R"),  # what peft writes without its kernel
     ],
@@ -432,6 +436,39 @@ def test_arguments_that_differ_between_modules(tmp_path: Path) -> None:
 def test_fields_that_decide_whole_numbers(name: str, change: dict[str, Any], said: str, tmp_path: Path) -> None:
     saved(name, tmp_path, **change)
     assert said in refused(tmp_path, "E0840")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [(lambda t: t + 40, r"no places in a weight \[32, 32\]"), (lambda t: -t - 1, "no places"), (lambda t: t * 0, "a place twice"), (lambda t: t[:, 1:], "shape"), (lambda t: t[0], "shape"), (lambda t: t.float(), "no places")],
+)  # fmt: skip
+def test_places_that_a_folder_keeps(change: Any, said: str, tmp_path: Path) -> None:
+    saved("shira", tmp_path)
+    key = "base_model.model.model.layers.0.self_attn.q_proj.shira_indices"
+    changed(tmp_path, lambda t: t.update({key: change(t[key]).contiguous()}))
+    assert re.search(said, refused(tmp_path, "E0842"))
+
+
+def test_places_that_were_drawn_here(tmp_path: Path) -> None:
+    """Any places go out, in the order in which they were drawn."""
+    m = model("llama")
+    unipelt.apply(m, unipelt.load("shira_r", arguments={"r": 2}), name="mine")
+    randomise(m, "mine")
+    unipelt.export_peft(m, tmp_path / "out", "mine")
+    torch.testing.assert_close(of_peft("llama", tmp_path / "out"), of_ours(m, ""), rtol=1e-5, atol=1e-5)
+    other = model("llama")
+    unipelt.apply(other, unipelt.load("shira"), name="mine")
+    with pytest.raises(PeltError, match="`shira` is not among peft's"):
+        unipelt.export_peft(other, tmp_path / "other", "mine")
+
+
+@pytest.mark.parametrize(
+    "count, known", [("3 * d_in + 3 * d_out", True), ("3 * d_in + 2 * d_out", False), ("3 * d_in", False)]
+)
+def test_recognition_of_a_rank_in_a_sum(count: str, known: bool) -> None:
+    form = f"frozen I: [{count}] ~ choice(d_in * d_out)  c: [{count}] ~ zeros  delta = z @ scatter(c, I, d_in, d_out)"
+    method = unipelt.parse(f"method mine {{ modify attn.v, ffn.up insert parallel form {{ {form} }} compose add }}")
+    assert ("shira_r(r = 3)" in recognise(method).sentence) == known
 
 
 def test_a_pair_that_is_too_small(tmp_path: Path) -> None:

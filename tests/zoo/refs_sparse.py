@@ -24,8 +24,7 @@ def placed(rows: torch.Tensor, columns: torch.Tensor, d_out: int) -> torch.Tenso
     return columns.long() * d_out + rows.long()
 
 
-@reference("shira", by="peft", against="live peft, SHiRA with its random mask")
-def shira() -> float:
+def _shira(method: Any) -> float:
     config = peft.ShiraConfig(r=2, random_seed=3, target_modules=["q_proj"])
 
     def fixed(name: str, model: Any) -> torch.Tensor:
@@ -35,8 +34,17 @@ def shira() -> float:
     def into(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
         return state[f"{theirs(name)}.shira_weight.default"]
 
-    method = library("shira", one_in=8, at="attn.q")  # 32 * 32 / 8 = 2 * (32 + 32)
     return beside_peft(method, config, into, fixed=fixed)
+
+
+@reference("shira", by="peft", against="live peft, SHiRA with its random mask")
+def shira() -> float:
+    return _shira(library("shira", one_in=8, at="attn.q"))  # 32 * 32 / 8 = 2 * (32 + 32)
+
+
+@reference("shira_r", by="peft", against="live peft, SHiRA with its random mask")
+def shira_r() -> float:
+    return _shira(library("shira_r", r=2, at="attn.q"))
 
 
 @reference("waveft", by="peft", against="live peft, WaveFT with db1")

@@ -29,6 +29,7 @@ SAME = {
 NUMBERS = {
     ("adapt_former", "scaled_parallel_adapter"): "two published names of one form, of other sizes and scale",
     ("lora", "rslora"): "the scale is another function of the rank, as published under its own name",
+    ("shira", "shira_r"): "the number of entries is a share of the weight, as published, or a rank's, as in peft",
     (
         "shira_wm",
         "super_tuning",

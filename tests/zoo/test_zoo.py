@@ -30,7 +30,7 @@ KINDS = ("llama", "bert_labels", "gpt2")
 #: Arguments of methods whose own ask for more than a small weight has.
 SMALLER = {
     "oft_v2": {"b": 8},  # the inner size of these models is 48
-    "waveft": {"n": 60}, "mora": {"side": 8}, "miss": {"r": 8}, "miss_mini": {"r": 8, "m": 4}, "bat": {"r": 8}, "quanta": {"n1": 4, "n2": 4},
+    "waveft": {"n": 60}, "shira_r": {"r": 2}, "mora": {"side": 8}, "miss": {"r": 8}, "miss_mini": {"r": 8, "m": 4}, "bat": {"r": 8}, "quanta": {"n1": 4, "n2": 4},
     "c3a": {"b": 8}, "road": {"g": 8}, "road_2": {"g": 8}, "road_4": {"g": 8}, "vb_lora": {"n": 16, "b": 8},
     "maple": {"d_text": small.WIDTH, "deep": 2}, "xprompt": {"pieces": 4}, "mhr": {"splits": 2},
     "loretta": {"n1": 4, "n2": 2}, "svft_random": {"n": 60},

@@ -126,6 +126,11 @@ def declarations() -> tuple[Declared, ...]:
     )
 
 
+def of_whole_numbers() -> tuple[str, ...]:
+    """The ends of the keys of those tensors that are whole numbers."""
+    return tuple(f".{k}" for d in declarations() for k, how in d.tensors.values() if how == "places")
+
+
 def declared_for(config: Mapping[str, Any]) -> Declared:
     """The method that a configuration of peft means. Raises `PeltError` with what has no counterpart."""
     wanted = str(config.get("peft_type"))

@@ -55,6 +55,10 @@ def filled(
                 t = ours(tuple(tensors[k] for k in keys), s.how, e, shape, s.rank, s.of)
             except (RuntimeError, IndexError):
                 raise misshapen(place, keys[0], tensors[keys[0]]) from None
+            except ValueError as e:
+                raise error(
+                    "E0842", f"the tensor `{keys[0]}` in {place} is broken: {e}", help="copy the folder again"
+                ) from None
             if tuple(t.shape) != shape:
                 raise misshapen(place, keys[0], tensors[keys[0]], shape)
             if n in found and not torch.equal(found[n], t):

@@ -20,6 +20,7 @@ from ..language.report.diagnostics import error
 
 _LARGEST_CONFIG, _LARGEST = 2**20, 2**36
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WHOLE = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,9 @@ def written_by(folder: Path) -> Format:
     return ADAPTERS if isinstance(config, dict) and "config" in config and "peft_type" not in config else PEFT
 
 
-def read(folder: Path, form: Format) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The configuration and the tensors. Raises `PeltError`; no code of a pickle is run."""
+def read(folder: Path, form: Format, whole: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The configuration and the tensors; the ends of the names of those that may be of ``whole`` numbers. Raises `PeltError`; no
+    code of a pickle is run."""
     if not isdir(folder):
         raise error("E0840", f"there is no folder {folder}", help="check the path and the spelling")
     pickled = not exists(folder / form.weights) and exists(folder / form.pickled)
@@ -81,6 +83,8 @@ def read(folder: Path, form: Format) -> tuple[dict[str, Any], dict[str, torch.Te
     if not isinstance(config, dict):
         raise error("E0840", f"{folder / form.config} is broken: it is no object", help="copy the folder again")
     for name, t in tensors.items():
+        if t.dtype in _WHOLE and name.endswith(whole):
+            continue
         if t.dtype not in _FLOATS or not torch.isfinite(t).all():
             raise error("E0842", f"the tensor `{name}` in {folder} holds NaN, infinity or whole numbers")
     return config, tensors

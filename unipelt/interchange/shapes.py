@@ -37,7 +37,7 @@ def keys_of(key: str, how: str) -> tuple[str, ...]:
 def ours(
     given: tuple[torch.Tensor, ...], how: str, edit: PlannedEdit, shape: tuple[int, ...], rank: int, of: int
 ) -> torch.Tensor:
-    """Our tensor, of a shape, made of theirs. Raises `RuntimeError` or `IndexError` where it cannot be."""
+    """Our tensor, of a shape, made of theirs. Raises `RuntimeError` or `IndexError` where it cannot be, `ValueError` where its numbers cannot."""
     if how == "householder":
         return _rotation(*given).mT
     t = given[0]
@@ -66,6 +66,8 @@ def ours(
             t = _above(t)
         elif word == "halved":
             t = t.unflatten(0, (2, -1))
+        elif word == "places":
+            t = _counted(t, edit.sizes["d_in"], edit.sizes["d_out"])
         elif word == "split":
             t = t.reshape(shape if t.dim() == 1 else t.shape)
         elif word == "flat":
@@ -104,6 +106,8 @@ def theirs(t: torch.Tensor, how: str, edit: PlannedEdit, of: int = 1) -> tuple[t
             t = skew(t, (1 + isqrt(1 + 8 * t.shape[-1])) // 2)
         elif word == "halved":
             t = t.flatten(0, 1)
+        elif word == "places":
+            t = torch.stack((t % edit.sizes["d_out"], t // edit.sizes["d_out"])).int()
         elif word == "split":
             t = t.reshape(-1)
         elif word == "T":
@@ -119,8 +123,22 @@ def _above(t: torch.Tensor) -> torch.Tensor:
     """The numbers [..., b (b - 1) / 2] above the diagonal of the skew part of square matrices [..., b, b], row by row."""
     if t.dim() < 2 or t.shape[-1] != t.shape[-2]:
         raise RuntimeError("it has no square matrices")
-    row, column = torch.triu_indices(*t.shape[-2:], offset=1)
+    b = t.shape[-1]
+    row, column = torch.triu_indices(b, b, 1)
     return ((t - t.mT) / 2)[..., row, column]
+
+
+def _counted(t: torch.Tensor, d_in: int, d_out: int) -> torch.Tensor:
+    """Entries [n] of a map [d_in, d_out], counted row by row, of their rows and columns [2, n] in a weight [d_out, d_in]."""
+    if t.dim() != 2 or len(t) != 2:
+        raise RuntimeError("it has no row of rows and row of columns")
+    row, column = t.long()
+    if t.is_floating_point() or not ((row >= 0) & (row < d_out) & (column >= 0) & (column < d_in)).all():
+        raise ValueError(f"its numbers are no places in a weight [{d_out}, {d_in}]")
+    found = column * d_out + row
+    if len(found.unique()) != len(found):
+        raise ValueError("it has a place twice")
+    return found
 
 
 def part_of(how: str, rank: int, of: int) -> tuple[int, int, int] | None:

@@ -137,9 +137,17 @@ def _close(p: Size, m: Size) -> bool:
 
 
 def _unknown(p: Size, m: Size, name: str) -> Size | None:
-    """The value of the one unknown of a monomial: ``k name = m`` or ``k / name = m``."""
-    if len(p.terms) != 1 or not m.terms:
+    """The value of the one unknown of a monomial, ``k name = m`` or ``k / name = m``, or a number of times that a sum is taken:
+    ``name (d_in + d_out) = m``."""
+    if not m.terms:
         return None
+    if len(p.terms) != 1:
+        if any(dict(monomial).get(name) != 1 for monomial, _ in p.terms):
+            return None
+        once = p / Size.of(name)
+        monomial, c = once.terms[0]
+        times = Size.of(dict(m.terms).get(monomial, Fraction(0)) / c)
+        return times if once * times == m else None
     exponent = dict(p.terms[0][0]).get(name, 0)
     if exponent == 1:
         return m / (p / Size.of(name))
