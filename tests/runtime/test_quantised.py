@@ -261,7 +261,7 @@ def test_a_plan_says_that_maps_are_packed():
     said = [w for w in unipelt.plan(model, unipelt.parse(LORA)).warnings if "packed" in w]
     assert (
         len(said) == 1
-        and "`model.state_dict()` unpacks them" in said[0]
+        and "load the base anew" in said[0]
         and "`model.layers.0.self_attn.q_proj` and 13 others" in said[0]
     )
 

@@ -44,7 +44,7 @@ def of_the_base(model: nn.Module) -> list[str]:
     if packed:
         said.append(
             f"{_named(packed)} {'is' if len(packed) == 1 else 'are'} packed for a CPU since a call in evaluation mode, and no gradient flows "
-            "through: `model.state_dict()` unpacks them; train in train mode, and unpack again after each evaluation"
+            "through: load the base anew, and train in train mode (unpacking by `model.state_dict()` may mix up the scales of their codes)"
         )
     return said
 
