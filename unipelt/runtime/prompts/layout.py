@@ -38,7 +38,8 @@ def sums(rows: Sequence[Rows], batch: int) -> list[int]:
 
 def most(rows: Sequence[Rows]) -> int:
     """How many rows an example has at most."""
-    return max(sums(rows, 1 + max((b for r in rows for b in r.who or ()), default=0)))
+    last = [b for r in rows if r.who is not None for b in r.who]
+    return max(sums(rows, 1 + max(last) if last else 0))
 
 
 class Layout:
