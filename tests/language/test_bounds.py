@@ -9,6 +9,7 @@ import fuzzing
 import pytest
 
 from unipelt.language import loading
+from unipelt.language.analyse import canonical, meaning
 from unipelt.language.library import parse_path
 from unipelt.language.check.names import names_of
 from unipelt.language.syntax.nodes import MethodDef
@@ -105,3 +106,8 @@ def test_the_library_is_far_from_the_bound_on_a_file():
             if isinstance(d, MethodDef):
                 loading.resolve(d, names)
         assert names.lines < loading.MAX_LINES / 50, path.name
+
+
+def test_a_number_that_no_float_holds_has_a_meaning():
+    """It is what the argument is divided by, or divides."""
+    canonical.canonical(meaning.meaning(loading.load("corda")(alpha=1e-308)))

@@ -184,7 +184,10 @@ def _word(p: str, names: Mapping[Any, str]) -> S.Expr:
 def _number(c: Size) -> S.Expr:
     n = c.number
     if n is not None and n.denominator != 1:
-        return S.Number(float(n))
+        try:
+            return S.Number(float(n))
+        except OverflowError:
+            raise LookupError(str(n)) from None
     return parse_expression(c.text)
 
 

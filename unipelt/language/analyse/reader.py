@@ -90,7 +90,10 @@ def written(size: Size) -> str:
     n = size.number
     if n is None or n.denominator == 1:
         return str(size)
-    return str(n) if n.denominator < 100 else repr(float(n))
+    try:
+        return str(n) if n.denominator < 100 else repr(float(n))
+    except OverflowError:  # larger than any float
+        return str(n)
 
 
 class SiteState:
