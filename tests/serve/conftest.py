@@ -12,24 +12,13 @@ TRAINING = str(Path(__file__).parent.parent / "training")
 if TRAINING not in sys.path:
     sys.path.insert(0, TRAINING)
 
-from served import METHODS, TEMPLATE, Plain, adapted, write_adapter
-from tiny_hf import write_bert, write_tokenizer
+from served import METHODS, TEMPLATE, Heard, Plain, adapted, write_adapter
+from tiny_hf import write_bert, write_llama
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("serve") / "base"
-    tokenizer = write_tokenizer(folder, chat_template=TEMPLATE)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2000, bos_token_id=2, eos_token_id=3, pad_token_id=0, initializer_range=0.2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return str(folder)
+    return write_llama(tmp_path_factory.mktemp("serve") / "base", positions=2000, chat_template=TEMPLATE)
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +43,8 @@ def plain(written: tuple[Path, Plain]) -> Plain:
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_bert(tmp_path_factory.mktemp("serve") / "bert")
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()

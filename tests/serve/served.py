@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from names import name as named
 
-#: Adapters by name, each a method with arguments. The last one cannot share a batch: it puts rows among the tokens.
+from unipelt.serve.listener import Listener
+
+#: Adapters by name, each a method with arguments. Completions of the last one run by themselves: it puts rows among the tokens.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ann": ("lora", {"r": 2}), "bob": ("ia3", {}), "cy": ("prefix_tuning", {"l": 3}), "di": ("pfeiffer", {"r": 3}),
     "eve": ("prompt_tuning", {"l": 3}),
@@ -15,6 +18,18 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}you{% endif %}"
 )
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.adapters: Counter[str] = Counter()
+        self.batches: list[tuple[int, int]] = []
+
+    def adapter(self, what: str) -> None:
+        self.adapters[what] += 1
+
+    def batch(self, texts: int, adapters: int) -> None:
+        self.batches.append((texts, adapters))
 
 
 def adapted(base: str, auto: str = "AutoModelForCausalLM") -> Any:

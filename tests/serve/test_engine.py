@@ -7,14 +7,13 @@ import shutil
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from served import METHODS, Plain, adapted, alone, write_adapter
+from served import METHODS, Heard, Plain, adapted, alone, write_adapter
 
 import unipelt
 from unipelt.runtime.registry import registry
@@ -22,30 +21,12 @@ from unipelt.language.report.diagnostics import PeltError
 from unipelt.serve.decoding import Decoding, Model, Row
 from unipelt.serve.engine import Engine
 from unipelt.serve.jobs import Completed, Completion
-from unipelt.serve.listener import Listener
 from unipelt.serve.opening import open_engine
 from unipelt.serve.options import ServeOptions
 from unipelt.serve.refusals import Refusal
 from unipelt.serve.sampling import Sampling
 
 PROMPTS = ([2, 5, 9], [2, 14, 6, 8, 21], [2, 19])
-
-
-class Heard(Listener):
-    def __init__(self) -> None:
-        self.adapters: Counter[str] = Counter()
-        self.batches: list[tuple[int, int]] = []
-
-    def adapter(self, what: str) -> None:
-        self.adapters[what] += 1
-
-    def batch(self, texts: int, adapters: int) -> None:
-        self.batches.append((texts, adapters))
-
-
-@pytest.fixture
-def heard() -> Heard:
-    return Heard()
 
 
 @pytest.fixture
@@ -312,7 +293,8 @@ def test_names_are_looked_up_and_never_become_paths(opened, folder: Path, tmp_pa
     assert set(e.catalogue.table.entries) == set(METHODS)
 
 
-def test_folders_of_peft_are_read(base: str, tmp_path: Path) -> None:
+def test_folders_of_peft_are_read(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a bank finds no memory nothing is left in the model, and the next request may find some."""
     import peft
 
     with warnings.catch_warnings():
@@ -320,8 +302,17 @@ def test_folders_of_peft_are_read(base: str, tmp_path: Path) -> None:
         settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
         model = peft.get_peft_model(adapted(base), settings)
         model.save_pretrained(tmp_path / "of_peft")
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
     with open_engine(base, [tmp_path / "of_peft"]) as e:
+        with monkeypatch.context() as patch:
+            patch.setattr(unipelt, "bank", full)
+            assert refused(lambda: answer(ask(e, "of_peft"))).code == "adapter_unusable"
+        assert not in_model(e)
         assert answer(ask(e, "of_peft", PROMPTS[1], 8)).ids == alone(model.eval(), PROMPTS[1], 8)
+        assert len(in_model(e)) == 1 and not unipelt.adapters(e.shelf.model), "it is in a bank, and there alone"
 
 
 # ---------------------------------------------------------------- limits, ends, faults

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from served import adapted, write_adapter
-from test_engine import Heard
+from served import Heard, adapted, write_adapter
 
+import unipelt
 from unipelt.serve.app import make_app
+from unipelt.serve.jobs import Prediction
 from unipelt.serve.opening import open_engine
 from unipelt.serve.options import ServeOptions
 from unipelt.training.saved import load_run, predict_run
@@ -43,11 +44,6 @@ def classifiers(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     record(folder / "pairs", bert, labels=LABELS["two"], titles=LABELS["two"], texts=("premise", "claim"))
     write_adapter(model, folder / "plain", "ia3", {}, 6, labels=("x", "y"))
     return folder
-
-
-@pytest.fixture
-def heard() -> Heard:
-    return Heard()
 
 
 @pytest.fixture
@@ -82,6 +78,8 @@ def test_predictions_are_those_of_the_command(client: TestClient, classifiers: P
     by_name = [dict(zip(("claim", "premise"), reversed(pair))) for pair in PAIRED]
     assert ask(client, "pairs", by_name).json() == r.json()
     assert {a["label"] for a in ask(client, "plain", TEXTS).json()["predictions"]} <= {"x", "y"}
+    model = client.app.state.server.engine.shelf.model  # type: ignore[attr-defined]
+    assert not unipelt.adapters(model), "with heads of their own, too, they stand in banks"
 
 
 @pytest.mark.parametrize(
@@ -130,8 +128,6 @@ def test_adapters_with_the_base_s_head_share_a_batch(bert: str, tmp_path: Path, 
         write_adapter(model, tmp_path / "all" / name, method, arguments, i, head=False)
         record(tmp_path / "all" / name, base, labels=titles, titles=titles)
     engine = open_engine(base, [tmp_path / "all"], ServeOptions(reload=0), heard)
-    from unipelt.serve.jobs import Prediction
-
     names = [*methods, None, *methods]
     jobs = [Prediction(n, 60, len(TEXTS), inputs=TEXTS, cut=True) for n in names]
     with engine:

@@ -135,15 +135,15 @@ def write_gpt2(folder: Path) -> str:
     return str(folder)
 
 
-def write_llama(folder: Path) -> str:
+def write_llama(folder: Path, positions: int = 64, **special: str) -> str:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = write_tokenizer(folder)
+    tokenizer = write_tokenizer(folder, **special)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=2, eos_token_id=3, pad_token_id=0, initializer_range=0.2,
+        num_key_value_heads=2, max_position_embeddings=positions, bos_token_id=2, eos_token_id=3, pad_token_id=0, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)

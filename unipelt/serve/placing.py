@@ -1,6 +1,8 @@
 """Where an adapter stands in the model: in a bank of its method, whose rows are computed in one product, or by itself.
 
-By itself stands what cannot be in a bank: what cannot share a batch, or has other frozen draws than the bank's. A method has as many banks as its adapters need; one without adapters is closed.
+Adapters share a bank that have the same method, arguments and labels; prompts and heads of their own are no obstacle. By itself stands
+an adapter that cannot share a batch, one whose frozen draws are not the bank's, one that is too large for two slots, and one that
+another library wrote with a head. A method has as many banks as its adapters need; one without adapters is closed.
 """
 
 from __future__ import annotations
@@ -75,14 +77,19 @@ class Placing:
             self._close(next(kind for kind, banks in self.banks.items() if bank in banks), bank)
 
     def _foreign(self, entry: Entry) -> Placed:
-        """Another library's adapters become a method's, whose tensors a bank takes."""
+        """An adapter of another library: it is read into the model, and goes into a bank from there unless it has a head."""
         placed = self._by_itself(unipelt.attach(self.model, entry.folder, self._name()))
         if placed.plan.labels is not None or placed.plan.copies:
             return placed
-        method, given = placed.plan.method, unipelt.state_dict(self.model, placed.inside)
-        banked = self._in_bank((as_file(method), "", False), method, entry, given)
+        method = placed.plan.method
+        try:
+            given = unipelt.state_dict(self.model, placed.inside)
+            banked = self._in_bank((as_file(method), "", False), method, entry, given)
+        except BaseException:
+            self.take_out(placed)
+            raise
         if banked is not None:
-            unipelt.remove(self.model, placed.inside)
+            self.take_out(placed)
         return banked or placed
 
     def _by_itself(self, inside: str) -> Placed:
