@@ -95,7 +95,7 @@ def senseless(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     names = [n for n, _ in model.named_parameters() if n.endswith("bias")]
     if names and not _learns(model, inputs, names):
-        last = ", ".join(sorted({n.rpartition(".")[2] if n.count(".") else n for n in names}))
+        last = ", ".join(sorted({n.rpartition(".")[2] for n in names}))
         found["bitfit"] = f"the output has no gradient by any of its {len(names)} biases ({last})"
     sites = find(model)
     if not sites.named("ffn.hidden") and (why := sites.refused.get("ffn.down", "")).startswith(_OF_EXPERTS):

@@ -51,6 +51,17 @@ def picture(n: int = 32, examples: int = 1) -> torch.Tensor:
     return torch.randn(examples, 3, n, n, generator=torch.Generator().manual_seed(1))
 
 
+def trained(model: Any) -> list[torch.Tensor]:
+    return [p for g in unipelt.parameter_groups(model, lr=1.0) for p in g["params"]]
+
+
+def draw(model: Any) -> None:
+    """Random numbers for all that is trained."""
+    with torch.no_grad():
+        for p in trained(model):
+            p.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+
+
 def places(sites: SiteMap) -> set[Any]:
     return {
         (s.label, s.view.module, s.view.columns, s.view.layout, s.x, s.residual, tuple(s.sizes.items()))
@@ -72,24 +83,21 @@ def test_the_numbers_of_a_token_are_its_channels(kind: str) -> None:
     """As a hook by hand has it, for pictures of any size, several at a time."""
     model = built(kind)
     unipelt.apply(model, SCALED, head=False)
-    scales = {p: torch.rand(p.shape[-1], generator=torch.Generator().manual_seed(i)) + 0.5
-              for i, p in enumerate(p for g in unipelt.parameter_groups(model, lr=1.0) for p in g["params"])}  # fmt: skip
+    given = trained(model)
+    scales = [torch.rand(p.shape[-1], generator=torch.Generator().manual_seed(i)) + 0.5 for i, p in enumerate(given)]
     with torch.no_grad():
-        for p, s in scales.items():
+        for p, s in zip(given, scales, strict=True):
             p.copy_(s.reshape(p.shape))
     mixers = find(built(kind)).named("mixer")
     got = {n: model(pixel_values=picture(n, 2)).last_hidden_state for n in (32, 64)}
     unipelt.remove(model)
-    by_hand = iter(scales.values())
-    for s in mixers:
-        scale = next(by_hand)
+    for s, scale in zip(mixers, scales, strict=True):
 
         def hook(_: nn.Module, args: tuple, out: torch.Tensor, scale: torch.Tensor = scale) -> torch.Tensor:
             return out * scale[:, None, None]
 
         model.get_submodule(s.view.module).register_forward_hook(hook)
         assert s.sizes["d_model"] == len(scale)
-    assert next(by_hand, None) is None
     for n, t in got.items():
         torch.testing.assert_close(t, model(pixel_values=picture(n, 2)).last_hidden_state)
 
@@ -98,10 +106,7 @@ def test_a_convolution_of_one_position_is_a_projection_that_merges() -> None:
     model = built("resnet")
     base = model(pixel_values=picture()).last_hidden_state
     unipelt.apply(model, unipelt.load("lora", arguments={"r": 2, "at": "[mixer.in, mixer.out]"}), head=False)
-    with torch.no_grad():
-        for g in unipelt.parameter_groups(model, lr=1.0):
-            for p in g["params"]:
-                p.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    draw(model)
     adapted = model(pixel_values=picture()).last_hidden_state
     unipelt.merge(model)
     torch.testing.assert_close(model(pixel_values=picture()).last_hidden_state, adapted, rtol=1e-4, atol=1e-4)
@@ -127,10 +132,7 @@ def test_rows_and_columns_are_tokens() -> None:
     model = T.SamVisionModel(config).eval()
     base = model(pixel_values=picture()).last_hidden_state
     unipelt.apply(model, unipelt.load("unipelt_apl", arguments={"ra": 2, "l": 2, "rl": 2, "mid": 4}), head=False)
-    with torch.no_grad():
-        for g in unipelt.parameter_groups(model, lr=1.0):
-            for p in g["params"]:
-                p.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    draw(model)
     one, two = (model(pixel_values=t).last_hidden_state for t in (picture(), torch.cat([picture(), picture() + 1])))
     torch.testing.assert_close(two[:1], one)  # an example's gates read that example
     assert not torch.allclose(one, base)

@@ -30,16 +30,22 @@ def ids(n: int = 5) -> torch.Tensor:
     return torch.arange(10, 10 + n)[None]
 
 
+def draw(model: nn.Module) -> None:
+    """Puts drawn numbers on top of what the tensors of the method `m` start from."""
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for group in unipelt.parameter_groups(model, "m", 1e-3):
+            for p in group["params"]:
+                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+
+
 def moved(model: nn.Module, method: Any, **inputs: Any) -> float:
     """How far a method with drawn tensors moves the first output; that it leaves the model as it was is asserted."""
     inputs = inputs or {"input_ids": ids()}
     with torch.no_grad():
         base = model(**inputs)[0].clone()
         unipelt.apply(model, method, name="m", seed=0, head=False)
-        g = torch.Generator().manual_seed(3)
-        for group in unipelt.parameter_groups(model, "m", 1e-3):
-            for p in group["params"]:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
+        draw(model)
         now = model(**inputs)[0].clone()
         unipelt.remove(model, "m")
         assert torch.equal(model(**inputs)[0], base)
@@ -238,11 +244,9 @@ def test_tokens_that_stand_before_the_examples_are_known_for_it(meta: bool) -> N
         return
     method = unipelt.load("unipelt_apl", arguments={"ra": 4, "l": 3, "rl": 4, "mid": 8})
     unipelt.apply(model, method, name="m", seed=0, head=False, allow_future=True)
-    g = torch.Generator().manual_seed(3)
+    draw(model)
+    g = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        for group in unipelt.parameter_groups(model, "m", 1e-3):
-            for p in group["params"]:
-                p.add_(torch.randn(p.shape, generator=g) * 0.3)
         words, given = torch.randint(5, 60, (3, 4), generator=g), torch.randint(5, 60, (3, 4), generator=g)
         together = model(input_ids=words, decoder_input_ids=given)[0]
         for i in range(3):

@@ -16,16 +16,10 @@ from unipelt.anatomy.find import find
 SCALED = unipelt.parse("method scaled { modify projector  compose { s: [d_out] ~ ones  out = h * s } }")
 #: Its projector; whether that makes one token of several, so that what enters has no token for each that leaves.
 MODELS: dict[str, tuple[Any, str, bool]] = {
-    "llava": (
-        T.LlavaForConditionalGeneration,
-        "model.multi_modal_projector",
-        False,
-    ),  # the last block of the tower but one is read
-    "paligemma": (
-        T.PaliGemmaForConditionalGeneration,
-        "model.multi_modal_projector",
-        False,
-    ),  # beside a pooler that nothing reads
+    # the last block of the tower but one is read
+    "llava": (T.LlavaForConditionalGeneration, "model.multi_modal_projector", False),
+    # beside a pooler that nothing reads
+    "paligemma": (T.PaliGemmaForConditionalGeneration, "model.multi_modal_projector", False),
     "qwen2_vl": (T.Qwen2VLForConditionalGeneration, "model.visual.merger", True),
 }
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .comparing import blended, same
 from .evaluating import evaluating
 from .interrupts import ended_by
-from .judge import Open
-from .comparing import blended, same
+from .judge import Open, whole_block
 from .sites import Site, Stack
 from .trial import Trial, logits, without_cache
 
@@ -34,7 +34,7 @@ def why(t: Trial, i: int, s: Site) -> str:
 def _summed(t: Trial, s: Site) -> str:
     """Where a block as a whole is a sublayer, what is normed behind it is its sum with the stream."""
     path = t.path(s.block)
-    if not s.kind.is_sublayer or s.view.module != path:
+    if not whole_block(s, path):
         return ""
     h, r, normed = t.left.get(path), t.entered.get(s.residual or ""), t.entered.get(s.norm or "")
     if h is None or r is None or normed is None or same(normed, r):

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from .columns import taken
-from .layout import Layout
-from .own_attention import parted
 from .comparing import affine, blended, multiple, proportional, rows_of, same, totals, within
+from .own_attention import parted
 from .replay import at_module, first_column, Nudge, nudged, Nudges, Seen
 from .sites import Site, View
 
@@ -128,22 +127,18 @@ class Block:
 
     def wrong(self, s: Site) -> str:
         """Why a site is not what the map says; `Open` where that cannot be told; nothing where it is."""
-        places = (s.view.module, s.x, None if self._whole(s) else s.residual)
+        places = (s.view.module, s.x, None if whole_block(s, self.path) else s.residual)
         missing = [p for p in places if p and p not in self.seen[()].entered]
         if missing:
             return f"`{missing[0]}` is not passed through in `{self.path}`"
         return self._sizes(s) or self._kind(s)
-
-    def _whole(self, s: Site) -> bool:
-        """Whether the block as a whole is the sublayer, so that its sum is made outside (see `around`)."""
-        return s.kind.is_sublayer and s.view.module == self.path
 
     def _kind(self, s: Site) -> str:
         part = _part(s)
         if s.name == "block":
             return "" if s.view.module == s.x == self.path else f"`{s.view.module}` is not its block `{self.path}`"
         if s.kind.is_sublayer:
-            return (self._residual(s) if not self._whole(s) else "") or self._reads(s)
+            return ("" if whole_block(s, self.path) else self._residual(s)) or self._reads(s)
         if s.kind.has_heads:
             return self._heads(s)
         if part == "input":
@@ -167,7 +162,7 @@ class Block:
         if kind.has_heads or here is None:
             return ""
         symbol = str(kind.h.sizes[-1])
-        axis = (s.view.layout or Layout()).axis
+        axis = s.view.lies.axis
         if here.dim() < -axis or here.shape[axis] != s.sizes.get(symbol):
             return f"`{s.view.module}` has {here.shape[max(axis, -here.dim())]} numbers there, and `{symbol}` is {s.sizes.get(symbol)}"
         x = self.entered(s.x)
@@ -227,7 +222,7 @@ class Block:
         norm_in, norm_out = self.entered(s.norm, nudges), self.seen[nudges].left.get(s.norm or "")
         states = self._states(nudges)
         if r is not None and h is not None and None in (s.factor, s.keeps):
-            axis, shape = (s.view.layout or Layout()).axis, h.shape
+            axis, shape = s.view.lies.axis, h.shape
             h, r, *after = (t.movedim(axis, -1) if t.shape == shape else t for t in (h, r, *(on for _, on in states)))
             return "" if any(blended(h, r, on, s.factor, s.keeps) for on in after) else self._not_the_sum(s)
         for total in self._totals(s, r, h, nudges) if r is not None and h is not None else ():
@@ -282,7 +277,7 @@ class Block:
             if after and any(not same(self.at(s.view, n), h) for n in self._of_input(t)):
                 return f"`{s.full_name}` changes with what enters `{t.x}`, which comes later"
         called = self._first_call(with_x) is not None
-        rows, there = (rows_of(t if s.view.layout is None else s.view.layout.into(t)) for t in (h, moved))
+        rows, there = (rows_of(s.view.lies.into(t)) for t in (h, moved))
         mixes = len(rows) > 1 and not same(there[1:], rows[1:])
         if s.kind.cross:
             return (
@@ -471,7 +466,7 @@ class Block:
         zero, one, two = ts
         if zero is None or one is None or two is None or same(one, zero):
             return f"what enters `{down.view.module}` does not change with what `{s.view.module}` yields"
-        wide = zero.shape[(down.view.layout or Layout()).axis]
+        wide = zero.shape[down.view.lies.axis]
         if wide != s.sizes.get("d_ff"):
             return f"{wide} numbers enter `{down.view.module}`, and `d_ff` is {s.sizes.get('d_ff')}"
         linear = affine(zero, one, two)
@@ -495,3 +490,8 @@ class Block:
 
 def _part(s: Site) -> str:
     return s.name.rpartition(".")[2]
+
+
+def whole_block(s: Site, block: str) -> bool:
+    """Whether a site is a sublayer that the block of this path is as a whole, so that its sum is made outside (see `around`)."""
+    return s.kind.is_sublayer and s.view.module == block

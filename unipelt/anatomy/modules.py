@@ -111,31 +111,24 @@ def _where(sites: SiteMap, path: str) -> tuple[Stack | None, int | None, str]:
     return (inside[0] if inside else None), None, ""
 
 
-def _conv(module: nn.Module) -> type:
-    """The class of torch that a convolution is of."""
-    return next(c for c in type(module).__mro__ if c.__module__ == "torch.nn.modules.conv")
-
-
 def place_of(model: nn.Module, path: str) -> Place:
     """What is known of the module of a path."""
     module = model.get_submodule(path)
     parent = path.rpartition(".")[0]
     if isinstance(model.get_submodule(parent), nn.MultiheadAttention):
         return Place(refused="torch's attention computes with its weight and never calls it")
+    no_map = frozenset(["W", "bias"])
     if isinstance(module, nn.modules.conv._ConvNd):
         beyond, layout = beyond_a_position(module), Layout(-1 - len(module.kernel_size), module.stride)
         if beyond:
             return Place(refused=beyond)
-        own = "forward" not in {
-            n for c in type(module).__mro__[: type(module).__mro__.index(_conv(module))] for n in vars(c)
-        }
-        lacks = frozenset() if own else frozenset(["W", "bias"])  # it computes with other numbers than its weight's
+        torchs = type(module).forward.__module__ == nn.modules.conv.__name__
+        lacks = frozenset() if torchs else no_map  # another forward computes with other numbers than its weight's
         return Place(module.in_channels, module.out_channels, layout, lacks)
     known = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or features(module) is not None
     shape = weight_shape(module) if known else None
     if shape is not None:
         return Place(*shape)
-    no_map = frozenset(["W", "bias"])
     if isinstance(module, nn.Embedding):
         return Place(module.embedding_dim, module.embedding_dim, lacks=no_map | {"x"})
     if isinstance(module, (*_BESIDE, nn.GroupNorm)):

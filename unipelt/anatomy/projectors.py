@@ -14,16 +14,15 @@ def projectors(r: Recording, stacks: Sequence[Stack], root: str, sizes: dict[str
     inside = tuple(f"{b}." for own in blocks.values() for b in own)
     ends = [r.of(blocks[s.name][0])[:1] for s in stacks if s.main]
     reading = [c[0] for c in ends if c]
-    for stack in stacks:
-        ways = [(c[-1], main) for b in reversed(blocks[stack.name]) if (c := r.of(b)) for main in reading]
-        for last, main in [] if stack.main else ways:  # of some towers the last block's output is not what is read
+    for stack in (s for s in stacks if not s.main):
+        # from the last block on: of some towers that one's output is not what is read
+        for last, main in ((c[-1], main) for b in reversed(blocks[stack.name]) if (c := r.of(b)) for main in reading):
             call = _between(r, last, main, inside)
             if call is None or call.first is None or call.left is None:
                 continue
             own = {**sizes, "d_model": r.width(call.left), "d_x": r.width(call.first)}
-            same = r.positions(call.left) == r.positions(
-                call.first
-            )  # else several tokens become one, and `x` and `h` do not meet
+            # else several tokens become one, and `x` and `h` do not meet
+            same = r.positions(call.left) == r.positions(call.first)
             yield Site("projector", View(call.path), own, stack=stack.name, x=call.path, tokens=stack.name, proof=NOT_YET,
                        lacks=frozenset() if same else frozenset(["x"]))  # fmt: skip
             break

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .comparing import same, rms
 from .columns import Columns, joined, taken
+from .comparing import rms, same
 from .interrupts import ended_by
 from .received import received
 from .sites import View
@@ -77,6 +77,7 @@ def first_column(view: View) -> Nudges:
 
 
 def nudged(at: Nudge, times: float, row: int | None = None) -> Nudges:
+    """That nudge alone, so many times as far, and of one row only where one is given."""
     return (Nudge(at.module, at.columns, at.enters, times, row),)
 
 
@@ -122,18 +123,11 @@ def _together(
     n = _rows(len(every), stream.numel())
     every = [*every, *[()] * (n - len(every))]
 
-    made: dict[int, torch.Tensor] = {}  # what enters twice is one tensor still
+    def repeated(t: torch.Tensor) -> torch.Tensor:
+        return t.repeat(n, *[1] * (t.dim() - 1)) if t.dim() > 1 and t.shape[0] == 1 else t
 
-    def repeated(v: Any) -> Any:
-        if isinstance(v, torch.Tensor):
-            if id(v) not in made:
-                made[id(v)] = v.repeat(n, *[1] * (v.dim() - 1)) if v.dim() > 1 and v.shape[0] == 1 else v
-            return made[id(v)]
-        if type(v) in (tuple, list):
-            return type(v)(repeated(i) for i in v)
-        return {k: repeated(i) for k, i in v.items()} if type(v) is dict else v
-
-    all_ = _run(block, repeated(args), repeated(dict(kwargs)), modules, every, None)
+    args, kwargs = with_tensors((args, dict(kwargs)), repeated)
+    all_ = _run(block, args, kwargs, modules, every, None)
     rows = [Seen() for _ in every]
     for kind in ("entered", "left"):
         for path, t in getattr(all_, kind).items():
@@ -227,15 +221,32 @@ def _run(
     return seen
 
 
-def anew(v: Any) -> Any:
+def anew(given: Any) -> Any:
     """What a block is given, with copies of the caches in it: some models make one in every pass, and a block writes into it."""
     from transformers.cache_utils import Cache
 
-    if isinstance(v, Cache):
-        return copy.deepcopy(v)
+    return _mapped(given, lambda v: copy.deepcopy(v) if isinstance(v, Cache) else v)
+
+
+def with_tensors(given: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """What a block is given, with each of its tensors changed. One that is there twice is one tensor still."""
+    made: dict[int, torch.Tensor] = {}
+
+    def changed(v: Any) -> Any:
+        if not isinstance(v, torch.Tensor):
+            return v
+        if id(v) not in made:
+            made[id(v)] = change(v)
+        return made[id(v)]
+
+    return _mapped(given, changed)
+
+
+def _mapped(v: Any, change: Callable[[Any], Any]) -> Any:
+    """Tuples, lists and dicts as they are, however deep, with everything else in them changed."""
     if type(v) in (tuple, list):
-        return type(v)(anew(i) for i in v)
-    return {k: anew(i) for k, i in v.items()} if type(v) is dict else v
+        return type(v)(_mapped(i, change) for i in v)
+    return {k: _mapped(i, change) for k, i in v.items()} if type(v) is dict else change(v)
 
 
 def first(values: Iterable[Any]) -> torch.Tensor | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch

@@ -29,6 +29,11 @@ class View:
     enters: bool = False
     layout: Layout | None = None  # where the numbers lie, if [batch, token, d] is not sure
 
+    @property
+    def lies(self) -> Layout:
+        """Where the numbers lie: [batch, token, d] unless `layout` says otherwise."""
+        return self.layout or Layout()
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:

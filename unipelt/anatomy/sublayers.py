@@ -18,6 +18,8 @@ BENDS = frozenset(
 _MIXES = ("conv", "scan", "cumsum", "cumprod", "fft", "logcumsumexp", "roll", "flip", "constant_pad_nd")
 _CHOOSES = ("topk", "sort", "argmax", "max")
 _PRODUCTS = ("bmm", "baddbmm", "mm", "matmul")
+#: A map of so many times fewer positions than its sublayer has reads pooled tokens: it yields a factor for the channels.
+_POOLED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,8 @@ def sublayers(b: Block) -> list[Sublayer]:
     """The sublayers of a block, in the order in which they are added to its stream."""
     found = [_sublayer(b, a, [t.total for t in b.added[:i]]) for i, a in enumerate(b.added)]
     kinds = {s.kind for s in found}
-    if (
-        kinds & {"attn", "cross"} and "ffn" not in kinds
-    ):  # convolutions stand beside attention as feed-forward layers do
+    if kinds & {"attn", "cross"} and "ffn" not in kinds:
+        # convolutions stand beside attention as feed-forward layers do
         mixing = [s for s in found if s.kind == "mixer" and _convolves(b, s)]
         if mixing:
             again = mixing[-1]
@@ -320,7 +321,7 @@ def _mixer(b: Block, found: Sublayer, steps: list[Step]) -> None:
     found.kind = "mixer"
     stop = found.stop
     tokens = b.r.positions(found.added.h)
-    maps = [s for s in steps if s.weight and s.op != "convolution" and b.r.positions(s.outs[0]) * 64 >= tokens]
+    maps = [s for s in steps if s.weight and s.op != "convolution" and b.r.positions(s.outs[0]) * _POOLED >= tokens]
     places = {s.at for s in maps}
     first = [s for s in maps if not any(b.walk(i, stop) & places for i in s.ins)]
     last = b.nearest(found.added.h, stop)

@@ -177,11 +177,9 @@ def _evidence(s: Site, m: SiteMap) -> str:
     """By what a site is known, in words."""
     if m.anatomy:
         return f"written in the anatomy {m.anatomy}"
-    by = "" if s.factor == 1 else "learned numbers" if s.factor is None else f"{s.factor:.4g}"
-    kept = (
-        "" if s.keeps == 1 else f", which is multiplied by {'learned numbers' if s.keeps is None else f'{s.keeps:.4g}'}"
-    )
-    return s.kind.shown_by + kept + (f", after it is multiplied by {by}" if by else "")
+    factor, keeps = ("learned numbers" if n is None else f"{n:.4g}" for n in (s.factor, s.keeps))
+    kept = "" if s.keeps == 1 else f", which is multiplied by {keeps}"
+    return s.kind.shown_by + kept + ("" if s.factor == 1 else f", after it is multiplied by {factor}")
 
 
 def _folded(reasons: Mapping[str, str]) -> list[LeftData]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +16,9 @@ from .base import base_modules
 from .calls import calls
 from .evaluating import evaluating
 from .interrupts import ended_by
-from .judge import Block, Open
 from .comparing import rms
-from .replay import anew, first, replay
+from .judge import Block, Open, whole_block
+from .replay import anew, first, replay, with_tensors
 from .sites import Site, SiteMap, Stack
 from .sizes import weight_shape
 
@@ -90,7 +90,7 @@ class Trial:
                     self.path(block), [(i, s) for i, s in enumerate(self.sites.sites) if s.block == block], names
                 )
             outside = {p for s in self.around() for p in (s.view.module, s.x) if p is not None}
-            whole = [s for s in self.sites.sites if s.kind.is_sublayer and s.view.module == self.path(s.block)]
+            whole = [s for s in self.sites.sites if whole_block(s, self.path(s.block))]
             outside |= {p for s in whole for p in (s.residual, s.norm) if p is not None}
             outside |= {
                 p for s in self.around() for t in self.sites.stacks if t.name == s.stack for p in self.bridges(s, t)
@@ -127,7 +127,7 @@ class Trial:
         def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if not busy[0] and path not in self.left:
                 self.order.append(path)
-                kept.append(cast(tuple, anew(_copied((args, kwargs)))))
+                kept.append(anew(with_tensors((args, kwargs), _copied)))
 
         def leave(_: nn.Module, args: tuple, output: Any) -> None:
             found = first(output if isinstance(output, (tuple, list)) else [output])
@@ -167,14 +167,9 @@ class Trial:
             self.why.update(dict.fromkeys(numbers, why))
 
 
-def _copied(v: Any, made: dict[int, torch.Tensor] | None = None) -> Any:
-    """Tensors as they are now, in whatever holds them: a block may write over what enters it. One that is there twice is one still."""
-    made = {} if made is None else made
-    if isinstance(v, torch.Tensor):
-        return made.setdefault(id(v), v.detach().clone())
-    if type(v) in (tuple, list):
-        return type(v)(_copied(i, made) for i in v)
-    return {k: _copied(i, made) for k, i in v.items()} if type(v) is dict else v
+def _copied(t: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is now: a block may write over what enters it."""
+    return t.detach().clone()
 
 
 def logits(output: Any) -> list[torch.Tensor]:
