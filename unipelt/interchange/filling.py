@@ -55,9 +55,9 @@ def filled(
                 t = ours(tuple(tensors[k] for k in keys), s.how, e, shape, s.rank, s.of)
             except (RuntimeError, IndexError):
                 raise misshapen(place, keys[0], tensors[keys[0]]) from None
-            except ValueError as e:
+            except ValueError as reason:
                 raise error(
-                    "E0842", f"the tensor `{keys[0]}` in {place} is broken: {e}", help="copy the folder again"
+                    "E0842", f"the tensor `{keys[0]}` in {place} is broken: {reason}", help="copy the folder again"
                 ) from None
             if tuple(t.shape) != shape:
                 raise misshapen(place, keys[0], tensors[keys[0]], shape)
@@ -83,7 +83,7 @@ def emptied(plan: Plan, source: Sources, values: Mapping[str, torch.Tensor]) -> 
                     raise Apart(f"its `{label}` are other numbers than peft draws from `{s.key}`")
                 continue
             for k, t in zip(keys_of(s.key, s.how), theirs(values[n], s.how, e, s.of)):
-                part = part_of(s.how, s.rank, s.of)
+                part = part_of(s.how, e, s.rank, s.of)
                 if part is not None:
                     beside.setdefault(k, (s.how, {}, part[1], part[2]))[1][part[0]] = t
                 elif k in found and not torch.equal(found[k], t):

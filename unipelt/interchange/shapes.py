@@ -6,6 +6,8 @@ share one of theirs: a layer among the layers, a part of a fused map among the p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -16,17 +18,133 @@ from torch.nn.utils.parametrizations import orthogonal
 from ..compiler.helpers import orthonormal, skew
 from ..compiler.plan import PlannedEdit
 
-#: Words that are followed by numbers, and by how many.
-_NUMBERS = {"joined": 1, "layers": 1, "padded": 1, "columns": 2, "rows": 2}
+#: A part of a tensor: which one, of how many, and along which size they stand.
+Part = tuple[int, int, int]
 
 
-def _words(how: str) -> list[tuple[str, list[int]]]:
-    left = how.split()
-    found = []
-    while left:
-        word = left.pop(0)
-        found.append((word, [int(left.pop(0)) for _ in range(_NUMBERS.get(word, 0))]))
+@dataclass(frozen=True, slots=True)
+class At:
+    """Where a word is read: its numbers, the edit, and what the head of this file says; ``shape`` is ours, on the way in."""
+
+    numbers: tuple[int, ...]
+    edit: PlannedEdit
+    rank: int = 0
+    of: int = 1
+    shape: tuple[int, ...] = ()
+
+
+def _same(t: torch.Tensor, at: At) -> torch.Tensor:
+    return t
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What makes ours of theirs, and theirs of ours; how many numbers follow the word; which part of theirs ours is, None where it
+    is the whole."""
+
+    ours: Callable[[torch.Tensor, At], torch.Tensor] = _same
+    theirs: Callable[[torch.Tensor, At], torch.Tensor] = _same
+    numbers: int = 0
+    part: Callable[[At], Part | None] = lambda at: None
+
+
+def _joined(t: torch.Tensor, at: At) -> torch.Tensor:
+    """[l, layer, 2, group, d_head] → [group, l, d_head]"""
+    size = at.edit.site.sizes
+    together = t.reshape(at.shape[-2], at.of, 2, size["groups"], size["d_head"])
+    return together[:, at.rank, at.numbers[0]].transpose(0, 1)
+
+
+def _of_layer(t: torch.Tensor, at: At) -> torch.Tensor:
+    size = at.edit.site.sizes
+    return t.reshape(at.of, 2, size["groups"], size["d_head"], *t.shape[1:])[at.rank, at.numbers[0]]
+
+
+def _part(at: At, dim: int) -> Part:
+    return at.numbers[0], at.numbers[1], dim
+
+
+def _cut(t: torch.Tensor, part: Part) -> torch.Tensor:
+    rank, of, dim = part
+    if t.shape[dim] % of:
+        raise RuntimeError(f"it has no {of} parts")
+    return t.tensor_split(of, dim=dim)[rank]
+
+
+def _padded(t: torch.Tensor, at: At) -> torch.Tensor:
+    dim = at.numbers[0]
+    if t.shape[dim] != at.of:
+        raise RuntimeError("it has another size than the largest map")
+    padded = t.new_zeros(at.shape)
+    padded.narrow(dim, 0, at.of).copy_(t)
+    return padded
+
+
+def _row(t: torch.Tensor, at: At) -> torch.Tensor:
+    if t.shape[:1] != (1,):
+        raise RuntimeError("it has several rows")
+    return t[0]
+
+
+def _above(t: torch.Tensor, at: At) -> torch.Tensor:
+    """The numbers [..., b (b - 1) / 2] above the diagonal of the skew part of square matrices [..., b, b], row by row."""
+    if t.dim() < 2 or t.shape[-1] != t.shape[-2]:
+        raise RuntimeError("it has no square matrices")
+    b = t.shape[-1]
+    row, column = torch.triu_indices(b, b, 1)
+    return ((t - t.mT) / 2)[..., row, column]
+
+
+def _counted(t: torch.Tensor, at: At) -> torch.Tensor:
+    """Entries [n] of a map [d_in, d_out], counted row by row, of their rows and columns [2, n] in a weight [d_out, d_in]."""
+    d_in, d_out = at.edit.sizes["d_in"], at.edit.sizes["d_out"]
+    if t.dim() != 2 or len(t) != 2:
+        raise RuntimeError("it has no row of rows and row of columns")
+    row, column = t.long()
+    if t.is_floating_point() or not ((row >= 0) & (row < d_out) & (column >= 0) & (column < d_in)).all():
+        raise ValueError(f"its numbers are no places in a weight [{d_out}, {d_in}]")
+    found = column * d_out + row
+    if len(found.unique()) != len(found):
+        raise ValueError("it has a place twice")
     return found
+
+
+def _uncounted(t: torch.Tensor, at: At) -> torch.Tensor:
+    d_out = at.edit.sizes["d_out"]
+    return torch.stack((t % d_out, t // d_out)).int()
+
+
+_WORDS = {
+    "same": Word(),
+    "line": Word(),  # see `whole`
+    "T": Word(lambda t, at: t.mT, lambda t, at: t.mT),
+    "swap": Word(lambda t, at: t.transpose(0, 1), lambda t, at: t.transpose(0, 1)),
+    "flip": Word(lambda t, at: t.flip(-1), lambda t, at: t.flip(-1)),
+    "flat": Word(lambda t, at: t.reshape(-1), lambda t, at: t[None] if at.edit.site.side == "input" else t[:, None]),
+    "split": Word(lambda t, at: t.reshape(at.shape if t.dim() == 1 else t.shape), lambda t, at: t.reshape(-1)),
+    "row": Word(_row, lambda t, at: t[None]),
+    "halved": Word(lambda t, at: t.unflatten(0, (2, -1)), lambda t, at: t.flatten(0, 1)),
+    "skew": Word(_above, lambda t, at: skew(t, (1 + isqrt(1 + 8 * t.shape[-1])) // 2)),
+    "places": Word(_counted, _uncounted),
+    "padded": Word(_padded, lambda t, at: t.narrow(at.numbers[0], 0, at.of), 1),
+    "joined": Word(
+        _joined,
+        lambda t, at: t.transpose(0, 1).reshape(t.shape[1], -1),
+        1,
+        lambda at: (2 * at.rank + at.numbers[0], 2 * at.of, 1),
+    ),
+    "layers": Word(_of_layer, lambda t, at: t.flatten(0, 1), 1, lambda at: (2 * at.rank + at.numbers[0], 2 * at.of, 0)),
+    "parts": Word(
+        lambda t, at: _cut(t, (at.rank, at.of, 0)), part=lambda at: (at.rank, at.of, 0) if at.of > 1 else None
+    ),
+    "rows": Word(lambda t, at: _cut(t, _part(at, 0)), numbers=2, part=lambda at: _part(at, 0)),
+    "columns": Word(lambda t, at: _cut(t, _part(at, -1)), numbers=2, part=lambda at: _part(at, -1)),
+}
+
+
+def _words(how: str) -> list[tuple[Word, tuple[int, ...]]]:
+    left = iter(how.split())
+    return [(word := _WORDS[name], tuple(int(next(left)) for _ in range(word.numbers))) for name in left]
 
 
 def keys_of(key: str, how: str) -> tuple[str, ...]:
@@ -41,50 +159,9 @@ def ours(
     if how == "householder":
         return _rotation(*given).mT
     t = given[0]
-    size = edit.site.sizes
     for word, numbers in _words(how):
-        if word == "joined":  # [l, layer, 2, group, d_head] → [group, l, d_head]
-            whole = t.reshape(shape[-2], of, 2, size["groups"], size["d_head"])
-            t = whole[:, rank, numbers[0]].transpose(0, 1)
-        elif word == "layers":
-            t = t.reshape(of, 2, size["groups"], size["d_head"], *t.shape[1:])[rank, numbers[0]]
-        elif word == "parts":
-            t = _part(t, rank, of, 0)
-        elif word == "padded":
-            if t.shape[numbers[0]] != of:
-                raise RuntimeError("it has another size than the largest map")
-            padded = t.new_zeros(shape)
-            padded.narrow(numbers[0], 0, of).copy_(t)
-            t = padded
-        elif word in ("rows", "columns"):
-            t = _part(t, numbers[0], numbers[1], 0 if word == "rows" else -1)
-        elif word == "row":
-            if t.shape[:1] != (1,):
-                raise RuntimeError("it has several rows")
-            t = t[0]
-        elif word == "skew":
-            t = _above(t)
-        elif word == "halved":
-            t = t.unflatten(0, (2, -1))
-        elif word == "places":
-            t = _counted(t, edit.sizes["d_in"], edit.sizes["d_out"])
-        elif word == "split":
-            t = t.reshape(shape if t.dim() == 1 else t.shape)
-        elif word == "flat":
-            t = t.reshape(-1)
-        elif word == "T":
-            t = t.mT
-        elif word == "swap":
-            t = t.transpose(0, 1)
-        elif word == "flip":
-            t = t.flip(-1)
+        t = word.ours(t, At(numbers, edit, rank, of, shape))
     return t
-
-
-def _part(t: torch.Tensor, rank: int, of: int, dim: int) -> torch.Tensor:
-    if t.shape[dim] % of:
-        raise RuntimeError(f"it has no {of} parts")
-    return t.tensor_split(of, dim=dim)[rank]
 
 
 def theirs(t: torch.Tensor, how: str, edit: PlannedEdit, of: int = 1) -> tuple[torch.Tensor, ...]:
@@ -92,65 +169,16 @@ def theirs(t: torch.Tensor, how: str, edit: PlannedEdit, of: int = 1) -> tuple[t
     if how == "householder":
         return _rotated(t.mT)
     for word, numbers in reversed(_words(how)):
-        if word == "joined":
-            t = t.transpose(0, 1).reshape(t.shape[1], -1)
-        elif word == "layers":
-            t = t.flatten(0, 1)
-        elif word == "padded":
-            t = t.narrow(numbers[0], 0, of)
-        elif word == "row":
-            t = t[None]
-        elif word == "flat":
-            t = t[None] if edit.site.side == "input" else t[:, None]
-        elif word == "skew":
-            t = skew(t, (1 + isqrt(1 + 8 * t.shape[-1])) // 2)
-        elif word == "halved":
-            t = t.flatten(0, 1)
-        elif word == "places":
-            t = torch.stack((t % edit.sizes["d_out"], t // edit.sizes["d_out"])).int()
-        elif word == "split":
-            t = t.reshape(-1)
-        elif word == "T":
-            t = t.mT
-        elif word == "swap":
-            t = t.transpose(0, 1)
-        elif word == "flip":
-            t = t.flip(-1)
+        t = word.theirs(t, At(numbers, edit, of=of))
     return (t,)
 
 
-def _above(t: torch.Tensor) -> torch.Tensor:
-    """The numbers [..., b (b - 1) / 2] above the diagonal of the skew part of square matrices [..., b, b], row by row."""
-    if t.dim() < 2 or t.shape[-1] != t.shape[-2]:
-        raise RuntimeError("it has no square matrices")
-    b = t.shape[-1]
-    row, column = torch.triu_indices(b, b, 1)
-    return ((t - t.mT) / 2)[..., row, column]
-
-
-def _counted(t: torch.Tensor, d_in: int, d_out: int) -> torch.Tensor:
-    """Entries [n] of a map [d_in, d_out], counted row by row, of their rows and columns [2, n] in a weight [d_out, d_in]."""
-    if t.dim() != 2 or len(t) != 2:
-        raise RuntimeError("it has no row of rows and row of columns")
-    row, column = t.long()
-    if t.is_floating_point() or not ((row >= 0) & (row < d_out) & (column >= 0) & (column < d_in)).all():
-        raise ValueError(f"its numbers are no places in a weight [{d_out}, {d_in}]")
-    found = column * d_out + row
-    if len(found.unique()) != len(found):
-        raise ValueError("it has a place twice")
-    return found
-
-
-def part_of(how: str, rank: int, of: int) -> tuple[int, int, int] | None:
-    """Which part of theirs ours is, of how many, and along which size they stand; None where it is the whole."""
-    for word, numbers in _words(how):
-        if word in ("joined", "layers"):
-            return 2 * rank + numbers[0], 2 * of, 1 if word == "joined" else 0
-        if word in ("rows", "columns"):
-            return numbers[0], numbers[1], 0 if word == "rows" else -1
-        if word == "parts" and of > 1:
-            return rank, of, 0
-    return None
+def part_of(how: str, edit: PlannedEdit, rank: int, of: int) -> Part | None:
+    """Which part of theirs ours is; None where it is the whole."""
+    if how == "householder":
+        return None
+    parts = (word.part(At(numbers, edit, rank, of)) for word, numbers in _words(how))
+    return next((p for p in parts if p is not None), None)
 
 
 def whole(t: torch.Tensor, how: str) -> torch.Tensor:
