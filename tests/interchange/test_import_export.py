@@ -62,6 +62,14 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists() and not (tmp_path / "x").exists()
 
 
+def test_tensors_of_whole_numbers_come_in(tmp_path: Path) -> None:
+    m = written(tmp_path / "base")
+    unipelt.apply(m, unipelt.load("shira_r", arguments={"r": 2}), "mine")
+    unipelt.export_peft(m, tmp_path / "theirs", "mine")
+    call("import", tmp_path / "theirs", "-m", tmp_path / "base", "-o", tmp_path / "ours", "--task", "causal-lm")
+    assert "scatter" in (tmp_path / "ours" / "method.pelt").read_text()
+
+
 def test_what_peft_has_not_goes_as_two_factors(tmp_path: Path) -> None:
     m = written(tmp_path / "base")
     unipelt.apply(m, unipelt.load("lora+ia3"), "mine")

@@ -27,7 +27,7 @@ class Head:
     labels: int | Sequence[str] | None
 
 
-def head_of(model: nn.Module, at: Path, adapter: str) -> Head | None:
+def head_of(model: nn.Module, at: Path) -> Head | None:
     """The head of a folder, for a model; None where there is none. Raises `PeltError`."""
     if not exists(at / folders.HEAD.config):
         return None

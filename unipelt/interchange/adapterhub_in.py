@@ -40,7 +40,7 @@ def import_adapters(
     at = Path(folder)
     config, tensors = folders.read(at, folders.ADAPTERS)
     adapter, configs, notes = _checked(model, config)
-    head = head_of(model, at, adapter)
+    head = head_of(model, at)
     place = Place.of(model)
     method = written(configs, place)
     tensors = _from_base(model, tensors)

@@ -260,9 +260,8 @@ def _candidate(meaning: Meaning, at: Sequence[str], fixed: Mapping[str, Any]) ->
 
 def _entries(meaning: Meaning, place: Place) -> list[tuple[Sites, list[tuple[str, set[str]]]]]:
     """For each entry of its sites the names there and the sites of this model that they are."""
-    names = {n: getattr(place.family, n) for n in ("self", "intermediate", "output")}
     return [
-        (s, [(at.format(**names), {x.full_name for x in place.sites(at.format(**names))}) for at in s.at])
+        (s, [(at, {x.full_name for x in place.sites(at)}) for at in map(place.named, s.at)])
         for s in meaning.architecture.sites
     ]
 

@@ -42,6 +42,11 @@ class Place:
         """The sites of a name, in every stack or in the one that it names."""
         return [s for s in self.map.sites if at in (s.name, s.full_name) and not s.path]
 
+    def named(self, at: str) -> str:
+        """The name of a site in a declaration, as this family has it."""
+        f = self.family
+        return at.format(self=f.self, intermediate=f.intermediate, output=f.output)
+
     def path(self, site: Site) -> str:
         """Where in the base the library hangs what it adds at a site."""
         place = self.family.places.get(site.name)
@@ -130,8 +135,7 @@ def written(configs: Sequence[Mapping[str, Any]], place: Place) -> Written:
 
 def _parts(config: Mapping[str, Any], meaning: Meaning, place: Place) -> list[Part]:
     """The rows of one configuration: one for each run of layers with the same arguments, and for each site that the lines name."""
-    names = {n: getattr(place.family, n) for n in ("self", "intermediate", "output")}
-    meant = [at.format(**names) for s in meaning.architecture.sites if s.on(config) for at in s.at]
+    meant = [place.named(at) for s in meaning.architecture.sites if s.on(config) for at in s.at]
     at = [name for name in dict.fromkeys(meant) if place.sites(name)]
     if not at:
         raise error("E0843", f"the adapter stands at {', '.join(f'`{n}`' for n in meant) or 'no site'}, and this model has no such site",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os.path import exists, isdir
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors.torch import save as pack
 
 from ..language.files import contents, reason, replace
 from ..language.report.diagnostics import error
+from .declared import of_whole_numbers
 
 _LARGEST_CONFIG, _LARGEST = 2**20, 2**36
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -25,7 +26,11 @@ _WHOLE = (torch.int32, torch.int64)
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What a library calls its files. ``unpickled``: whether a pickle is read, by torch's reader of plain tensors, which runs no code."""
+    """What a library calls its files.
+
+    ``unpickled``: whether a pickle is read, by torch's reader of plain tensors, which runs no code. ``whole``: the ends of the names
+    of those tensors that may be of whole numbers.
+    """
 
     library: str
     config: str
@@ -33,6 +38,7 @@ class Format:
     pickled: str
     unpickled: bool
     writer: str
+    whole: Callable[[], tuple[str, ...]] = tuple
 
     @property
     def owner(self) -> str:
@@ -40,7 +46,7 @@ class Format:
 
 
 PEFT = Format("peft", "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", False,
-              "the folder that `save_pretrained` of peft's model wrote")  # fmt: skip
+              "the folder that `save_pretrained` of peft's model wrote", of_whole_numbers)  # fmt: skip
 ADAPTERS = Format("adapters", "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin", True,
                   "the folder that `save_adapter` wrote")  # fmt: skip
 #: The head that `adapters` writes beside an adapter.
@@ -61,9 +67,8 @@ def written_by(folder: Path) -> Format:
     return ADAPTERS if isinstance(config, dict) and "config" in config and "peft_type" not in config else PEFT
 
 
-def read(folder: Path, form: Format, whole: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The configuration and the tensors; the ends of the names of those that may be of ``whole`` numbers. Raises `PeltError`; no
-    code of a pickle is run."""
+def read(folder: Path, form: Format) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The configuration and the tensors. Raises `PeltError`; no code of a pickle is run."""
     if not isdir(folder):
         raise error("E0840", f"there is no folder {folder}", help="check the path and the spelling")
     pickled = not exists(folder / form.weights) and exists(folder / form.pickled)
@@ -83,7 +88,7 @@ def read(folder: Path, form: Format, whole: tuple[str, ...] = ()) -> tuple[dict[
     if not isinstance(config, dict):
         raise error("E0840", f"{folder / form.config} is broken: it is no object", help="copy the folder again")
     for name, t in tensors.items():
-        if t.dtype in _WHOLE and name.endswith(whole):
+        if t.dtype in _WHOLE and name.endswith(form.whole()):
             continue
         if t.dtype not in _FLOATS or not torch.isfinite(t).all():
             raise error("E0842", f"the tensor `{name}` in {folder} holds NaN, infinity or whole numbers")
@@ -108,16 +113,19 @@ def write(folder: Path, form: Format, config: Mapping[str, Any], tensors: Mappin
     """Both files; the configuration comes last, so a folder that was cut short is not taken for an adapter.
 
     A library that reads pickles by default gets one; tensors that are one object are then stored once."""
-    own = {id(t): t.detach().cpu().contiguous().clone() for t in tensors.values()}
-    plain = {n: own[id(t)] for n, t in tensors.items()}
+
+    def plain(t: torch.Tensor) -> torch.Tensor:
+        return t.detach().cpu().contiguous().clone()
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if form.unpickled:
+            own = {id(t): plain(t) for t in tensors.values()}
             stream = io.BytesIO()
-            torch.save(plain, stream)
+            torch.save({n: own[id(t)] for n, t in tensors.items()}, stream)
             replace(folder / form.pickled, stream.getvalue())
         else:
-            replace(folder / form.weights, pack({n: t.clone() for n, t in plain.items()}, {"format": "pt"}))
+            replace(folder / form.weights, pack({n: plain(t) for n, t in tensors.items()}, {"format": "pt"}))
         replace(folder / form.config, (json.dumps(dict(sorted(config.items())), indent=2) + "\n").encode())
     except OSError as e:
         raise error("E0575", f"the adapter could not be written to {folder}: {reason(e)}") from None

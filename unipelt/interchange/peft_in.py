@@ -24,7 +24,7 @@ from ..runtime.registry import unwrapped
 from ..runtime.saving import state_dict
 from . import folders
 from .convolutions import flat
-from .declared import Declared, declared_for, of_whole_numbers
+from .declared import Declared, declared_for
 from .filling import Source, filled, leftover, misshapen
 from .places import FRONT, depth, host, in_model, key, modules_of, of_base, sites, sourced, widest
 from .texts import Part, like, union
@@ -40,7 +40,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     """
     model = unwrapped(model)
     place = Path(folder)
-    config, tensors = folders.read(place, folders.PEFT, of_whole_numbers())
+    config, tensors = folders.read(place, folders.PEFT)
     d = declared_for(config)
     tensors, copied = _copies(model, d, tensors)
     front = in_model(model, modules_of(d, tensors)) if d.of_modules else {}
