@@ -72,7 +72,8 @@ def export_adapters(model: nn.Module, folder: str | Path, name: str = "default")
         raise not_written(f"it trains `{besides}` besides")
     try:
         place = Place.of(model)
-        pieces = _pieces(plan, place)
+        groups = _groups(plan, place)
+        pieces = _pieces(groups)
         configs = [_config(p, place) for p in pieces]
         method = written(configs, place)
     except PeltError as e:
@@ -84,7 +85,8 @@ def export_adapters(model: nn.Module, folder: str | Path, name: str = "default")
     if apart is not None:
         raise not_written(f"at {apart[0]} it has {apart[1]}, where the library has {apart[2]}")
     values = state_dict(model, name)
-    tensors = _tensors(model, plan, pieces, method, values, place, name)
+    rows = {r.name: (n, p.meaning) for of_piece, p in groups for r, n in zip(of_piece, p.meaning.rows)}
+    tensors = _tensors(model, plan, rows, method, values, place, name)
     front = f"{place.map.prefix}." if place.map.prefix else ""
     base = getattr(model, "config", None)
     header = {
@@ -113,14 +115,15 @@ def export_adapters(model: nn.Module, folder: str | Path, name: str = "default")
 
 
 def _tensors(
-    model: nn.Module, plan: Plan, pieces: Sequence[Piece], method: Written, values: Mapping[str, torch.Tensor], place: Place, name: str
+    model: nn.Module, plan: Plan, rows: Mapping[str, tuple[str, Meaning]], method: Written, values: Mapping[str, torch.Tensor],
+    place: Place, name: str,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Their tensors by keys from the base on, those that stand there again included."""
+    """Their tensors by keys from the base on, those that stand there again included; ``rows`` has what each of the plan's rows is, as
+    `Written` has it."""
     again = Resolved(method.method).planned(
         model, head=False, allow_future=True, labels=None, problem_type=None, example=None
     )
     ours: dict[tuple[str, ...], torch.Tensor] = {}
-    rows = _rows(plan, place)
     for e in plan.edits:
         row, meaning = rows[e.row.name]
         for label, n in e.tensors.items():
@@ -150,35 +153,27 @@ def _edits(plan: Plan, row: Row) -> list[PlannedEdit]:
     return [e for e in plan.edits if e.row.name == row.name]
 
 
-def _meanings(place: Place) -> list[Meaning]:
-    return [m for a in architectures().values() for m in a.meanings(place.family.norms)]
-
-
-def _groups(plan: Plan, place: Place) -> list[tuple[tuple[Row, ...], Meaning, Piece]]:
-    """The method's rows, those together that one configuration says, with what they are."""
+def _groups(plan: Plan, place: Place) -> list[tuple[Sequence[Row], Piece]]:
+    """The method's rows, those together that one configuration says, with what they are. Raises `PeltError` for what none says."""
+    if not plan.method.rows:
+        raise not_written("it has no row")
     rows = list(plan.method.rows)
-    known = _meanings(place)
-    found = []
+    known = [m for a in architectures().values() for m in a.meanings(place.family.norms)]
+    found: list[tuple[Sequence[Row], Piece]] = []
     while rows:
-        hit = next(((m, p) for m in known if (p := _as(m, rows[: len(m.rows)], plan, place)) is not None), None)
-        if hit is None:
+        piece = next((p for m in known if (p := _as(m, rows[: len(m.rows)], plan, place)) is not None), None)
+        if piece is None:
             raise not_written(f"its row `{rows[0].name}` is nothing that a configuration says")
-        meaning, piece = hit
-        found.append((tuple(rows[: len(meaning.rows)]), meaning, piece))
-        del rows[: len(meaning.rows)]
+        count = len(piece.meaning.rows)
+        found.append((rows[:count], piece))
+        rows = rows[count:]
     return found
 
 
-def _rows(plan: Plan, place: Place) -> dict[str, tuple[str, Meaning]]:
-    return {r.name: (n, m) for rows, m, _ in _groups(plan, place) for r, n in zip(rows, m.rows)}
-
-
-def _pieces(plan: Plan, place: Place) -> list[Piece]:
-    """What each configuration says. Raises `PeltError` for what none says."""
+def _pieces(groups: Sequence[tuple[Sequence[Row], Piece]]) -> list[Piece]:
+    """What each configuration says. Raises `PeltError` where they cannot be used together."""
     pieces: list[Piece] = []
-    if not plan.method.rows:
-        raise not_written("it has no row")
-    for _, _, piece in _groups(plan, place):
+    for _, piece in groups:
         both = next(((i, p) for i, old in enumerate(pieces) if (p := old.joined(piece)) is not None), None)
         if both is not None:
             pieces[both[0]] = both[1]
@@ -258,28 +253,27 @@ def _candidate(meaning: Meaning, at: Sequence[str], fixed: Mapping[str, Any]) ->
     )
 
 
-def _entries(meaning: Meaning, place: Place) -> list[tuple[Sites, list[tuple[str, set[str]]]]]:
-    """For each entry of its sites the names there and the sites of this model that they are."""
-    return [
-        (s, [(at, {x.full_name for x in place.sites(at)}) for at in map(place.named, s.at)])
-        for s in meaning.architecture.sites
-    ]
-
-
-def _on(meaning: Meaning, sites: frozenset[str], place: Place) -> list[tuple[Sites, bool]]:
+def _entries(
+    meaning: Meaning, sites: frozenset[str], place: Place
+) -> list[tuple[Sites, list[tuple[str, set[str]]], bool]]:
+    """For each entry of its sites the names that this model has, with the sites that they are, and whether all are among some."""
     found = []
-    for s, ats in _entries(meaning, place):
-        all_ = set().union(*(m for _, m in ats))
-        found.append((s, bool(all_) and all_ <= sites))
+    for s in meaning.architecture.sites:
+        ats = [(at, {x.full_name for x in place.sites(at)}) for at in map(place.named, s.at)]
+        ats = [(at, m) for at, m in ats if m]
+        found.append((s, ats, bool(ats) and all(m <= sites for _, m in ats)))
     return found
 
 
 def _stated(meaning: Meaning, sites: frozenset[str], place: Place) -> list[str] | None:
     """The names of the sites, where the fields of a configuration say exactly them."""
-    on = [s for s, yes in _on(meaning, sites, place) if yes]
-    ats = [(at, m) for s, found in _entries(meaning, place) if s in on for at, m in found if m]
-    always = [s for s in meaning.architecture.sites if not s.field and s not in on]
-    if always or set().union(*(m for _, m in ats)) != sites or ("{site}" in meaning.lines and len(ats) != 1):
+    entries = _entries(meaning, sites, place)
+    ats = [x for _, found, on in entries if on for x in found]
+    if (
+        any(not s.field and not on for s, _, on in entries)
+        or set().union(*(m for _, m in ats)) != sites
+        or ("{site}" in meaning.lines and len(ats) != 1)
+    ):
         return None
     return [at for at, _ in ats]
 
@@ -293,13 +287,12 @@ def _config(piece: Piece, place: Place) -> dict[str, Any]:
     except KeyError as e:
         raise not_written(f"`adapters` has no word for {e}") from None
     config |= dict.fromkeys(kind.training, 0.0)
-    there = {id(s): any(m for _, m in found) for s, found in _entries(piece.meaning, place)}
-    for s, yes in _on(piece.meaning, piece.sites, place):
+    for s, found, on in _entries(piece.meaning, piece.sites, place):
         if s.entry:
             rest = [x for x in config[s.field] if x != s.entry]
-            config[s.field] = [*rest, s.entry] if yes else rest
+            config[s.field] = [*rest, s.entry] if on else rest
         elif s.field:
-            config[s.field] = yes if there[id(s)] else kind.fields[s.field]
+            config[s.field] = on if found else kind.fields[s.field]
     depth = place.map.main[0].depth
     layers = sorted(piece.arguments)
     if any(x.layer is not None for name in piece.sites for x in place.sites(name)) and layers != list(range(depth)):

@@ -9,18 +9,14 @@ import torch
 from torch import nn
 
 from .declared import Declared, no_counterpart
-from .places import FRONT
-
-
-def _suffixes(d: Declared) -> list[str]:
-    return [suffix for suffix, _ in d.tensors.values()]
+from .places import module_of
 
 
 def spread(model: nn.Module, d: Declared, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors for peft, those at a convolution [a, b] as [a, b, 1, 1]. Raises `PeltError` for a method that peft has not there."""
     found = {}
     for k, t in tensors.items():
-        path = next((k[len(FRONT) : -len(s) - 1] for s in _suffixes(d) if d.of_modules and k.endswith(f".{s}")), None)
+        path = module_of(d, k)
         module = model.get_submodule(path) if path is not None else None
         if isinstance(module, nn.modules.conv._ConvNd):
             if not d.convolutions:
@@ -36,8 +32,8 @@ def flat(
     """The tensors of peft's, those at a convolution of one position as of a linear map; ``here`` has our path for each of peft's."""
     found = {}
     for k, t in tensors.items():
-        path = next((k[len(FRONT) : -len(s) - 1] for s in _suffixes(d) if k.endswith(f".{s}")), "")
-        at = model.get_submodule(here[path]) if path in here else None
+        path = module_of(d, k)
+        at = model.get_submodule(here[path]) if path is not None and path in here else None
         pointwise = isinstance(at, nn.modules.conv._ConvNd) and t.dim() > 2 and prod(t.shape[2:]) == 1
         found[k] = t.flatten(1) if pointwise and d.convolutions else t
     return found

@@ -62,15 +62,15 @@ def depth(model: nn.Module) -> int:
     return max((s.depth for s in find(model).stacks), default=1)
 
 
+def module_of(d: Declared, k: str) -> str | None:
+    """The module that a key of peft's is of, as peft calls it; None where it is none's, or no key of the method's tensors."""
+    found = (k[len(FRONT) : -len(s) - 1] for s, _ in d.tensors.values() if k.startswith(FRONT) and k.endswith(f".{s}"))
+    return next(found, None) if d.of_modules else None
+
+
 def modules_of(d: Declared, keys: Iterable[str]) -> list[str]:
     """The modules of peft's keys, as peft calls them; what has no place here is left out."""
-    suffixes = {suffix for suffix, _ in d.tensors.values() if not suffix.startswith(WHOLE)}
-    found: dict[str, None] = {}
-    for k in keys:
-        suffix = next((s for s in suffixes if k.startswith(FRONT) and k.endswith(f".{s}")), None)
-        if suffix is not None:
-            found[k[len(FRONT) : -len(suffix) - 1]] = None
-    return list(found)
+    return list(dict.fromkeys(path for k in keys if (path := module_of(d, k)) is not None))
 
 
 def in_model(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
