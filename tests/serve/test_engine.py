@@ -344,7 +344,7 @@ def test_the_queue_is_bounded_and_cancelled_texts_leave(opened, plain: Plain) ->
     assert (why.status, why.code) == (429, "queue_full")
     waiting[0].cancel()
     first.cancel()
-    e.forget()
+    e.wake()
     for job in (waiting[0], first):
         assert refused(lambda job=job: answer(job)).code == "cancelled"
     assert answer(waiting[1]).ids == plain.write("cy", PROMPTS[0], 6)

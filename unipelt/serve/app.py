@@ -19,12 +19,12 @@ from ..language.report.diagnostics import counted, near
 from .engine import Engine, told
 from .guard import Guard
 from .jobs import Completed, Completion, Job, Prediction
-from .labelling import Labelling
 from .metrics import Metrics
-from .refusals import Refusal, stopping, wrong
+from .refusals import Refusal, cancelled, stopping, use_predict, wrong
 from .sampling import Sampling
 from .schemas import Chat, Completions, Continued, Predict
 from .texts import Reader
+from .writing import Writing
 
 #: How often a request looks whether its client is still there, in seconds.
 _GLANCE = 0.2
@@ -36,7 +36,7 @@ class Server:
     def __init__(self, engine: Engine, metrics: Metrics):
         self.engine, self.metrics, self.options = engine, metrics, engine.options
         self.catalogue = engine.catalogue
-        self.reader = None if isinstance(engine.work, Labelling) else Reader(engine.work.tokenizer)  # type: ignore[attr-defined]
+        self.reader = Reader(engine.work.tokenizer) if isinstance(engine.work, Writing) else None
         self.started = int(time.time())
 
     def adapter(self, model: str) -> str | None:
@@ -67,7 +67,7 @@ class Server:
     def cancel(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             job.cancel()
-        self.engine.forget()
+        self.engine.wake()
 
     def completions(
         self, asked: Continued, model: str | None, prompts: Sequence[Sequence[int]], most: int | None, usual: int
@@ -100,7 +100,7 @@ class Server:
                 for d in done:
                     d.result()
                 if waiting and await request.is_disconnected():
-                    raise wrong("cancelled", "the client has gone", status=499)
+                    raise cancelled()
         except BaseException:
             self.cancel(jobs)
             for w in waiting:
@@ -140,7 +140,7 @@ def make_app(engine: Engine, metrics: Metrics | None = None, runs: bool = False)
 def _writing(app: FastAPI, server: Server) -> None:
     def reader() -> Reader:
         if server.reader is None:
-            raise wrong("wrong_endpoint", f"this server's model is for {server.engine.work.kind}: use /predict")  # type: ignore[attr-defined]
+            raise use_predict(server.engine.work.kind)
         return server.reader
 
     @app.post("/v1/completions")
@@ -241,8 +241,6 @@ def _event(value: dict[str, Any]) -> str:
 def _predicting(app: FastAPI, server: Server) -> None:
     @app.post("/predict")
     async def predict(asked: Predict, request: Request) -> Any:
-        if server.reader is not None:
-            raise wrong("wrong_endpoint", "this server completes texts: use /v1/completions")
         adapter = server.adapter(asked.model)
         job = Prediction(adapter, server.options.timeout, len(asked.inputs), inputs=asked.inputs, cut=asked.truncate)
         server.submit(job)
@@ -325,7 +323,7 @@ def _malformed(errors: Sequence[Any]) -> Refusal:
         )
     place = [str(part) for part in e["loc"][1:]]
     # A union names each of its kinds; what the client wrote is the field.
-    field = next(iter(place), "") or None
+    field = place[0] or None
     if len({str(other["loc"][1]) for other in errors if len(other["loc"]) > 1}) == 1 and len(errors) > 1:
         return wrong("wrong_value", f"`{field}` has none of the forms that it may have", field)
     shown = ".".join(place)

@@ -35,10 +35,13 @@ class Entry:
     folder: Path
     stamp: Stamp
 
+    def has(self, file: str) -> bool:
+        return any(name == file for name, *_ in self.stamp)
+
     @property
     def foreign(self) -> bool:
         """Whether another library wrote it."""
-        return not any(name == MANIFEST for name, *_ in self.stamp)
+        return not self.has(MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,10 @@ class Catalogue:
         """Raises `Refusal` for a name that no adapter has."""
         entry = self.table.entries.get(name)
         if entry is None:
-            raise self.unknown(name)
+            raise self._unknown(name)
         return entry
 
-    def unknown(self, name: str) -> Refusal:
+    def _unknown(self, name: str) -> Refusal:
         known = [self.base, *self.table.entries]
         shown = name if len(name) <= 80 else f"{name[:80]}…"
         close = near(name[:80], known)

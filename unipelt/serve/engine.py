@@ -11,7 +11,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from operator import is_
 from typing import Any, Protocol
 
 from .catalogue import Catalogue
@@ -25,8 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class Work(Protocol):
-    """What a server's model is for. Its methods are called by the engine's thread, but for `check`."""
+    """What a server's model is for, of the task ``kind``. Its methods are called by the engine's thread, but for `check`."""
 
+    kind: str
+    tokenizer: Any
     listener: Listener
 
     def check(self, job: Job) -> None:
@@ -53,7 +57,6 @@ class Engine:
     def __init__(self, work: Work, shelf: Shelf, catalogue: Catalogue, options: ServeOptions):
         self.work, self.shelf, self.catalogue, self.options = work, shelf, catalogue, options
         self._waiting: deque[Job] = deque()
-        self._texts = 0  # that wait
         self._running = 0
         self._changed = threading.Condition()
         self._stopping = False
@@ -81,9 +84,8 @@ class Engine:
         with self._changed:
             if self._stopping or not self.alive:
                 raise stopping()
-            if self._texts + job.size > self.options.max_queue:
-                raise queue_full(self._texts)
-            self._texts += job.size
+            if self.waiting + job.size > self.options.max_queue:
+                raise queue_full(self.waiting)
             self._waiting.append(job)
             self._changed.notify_all()
         return job
@@ -121,15 +123,16 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many texts wait."""
-        return self._texts
+        with self._changed:
+            return sum(job.size for job in self._waiting)
 
     @property
     def running(self) -> int:
         """How many requests are computed."""
         return self._running
 
-    def forget(self) -> None:
-        """Wakes the engine: a job was cancelled."""
+    def wake(self) -> None:
+        """A job was cancelled: the engine looks at once."""
         with self._changed:
             self._changed.notify_all()
 
@@ -146,39 +149,35 @@ class Engine:
             log.exception("the engine ended")
         finally:  # nobody is to wait for ever
             self._stopping = True
-            self._end(
-                self.work.running(), broken("stopped", "the server was stopped before the answer was complete", 503)
-            )
+            cut = self.work.running()
+            self.work.leave(cut)
+            for job in cut:
+                self._finish(job, broken("stopped", "the server was stopped before the answer was complete", 503))
             for job in self._taken(lambda job: True):
                 job.refuse(stopping())
 
     def _rest(self) -> bool:
-        """Waits until there is something to do; False when all is done."""
+        """Waits for something to do, half a second at most; False when all is done, or the time for it is over."""
         with self._changed:
-            while not self._waiting and not self.work.running():
+            if not self._waiting and not self.work.running():
                 if self._stopping:
                     return False
                 self._changed.wait(0.5)
-                self.shelf.tidy()
-            return not (self._until is not None and time.monotonic() > self._until)
+            return self._until is None or time.monotonic() <= self._until
 
     def _give_up(self) -> None:
         """Ends what was cancelled and what has taken too long."""
-        over = [(job, why) for job in self.work.running() if (why := job.over()) is not None]
-        self.work.leave([job for job, _ in over])
-        for job, why in over:
-            self._finish(job, why)
-        for job in self._taken(lambda job: job.over() is not None):
-            job.refuse(job.over() or stopping())
+        over = [job for job in self.work.running() if job.over()]
+        self.work.leave(over)
+        for job in over + self._taken(lambda job: job.over() is not None):
+            self._finish(job, job.over())
 
-    def _taken(self, wanted: Any) -> list[Job]:
+    def _taken(self, wanted: Callable[[Job], bool]) -> list[Job]:
         """Takes jobs out of the queue."""
         with self._changed:
             found = [job for job in self._waiting if wanted(job)]
             if found:
-                left = [job for job in self._waiting if job not in found]
-                self._waiting = deque(left)
-                self._texts = sum(job.size for job in left)
+                self._waiting = deque(job for job in self._waiting if job not in found)
         return found
 
     def _admit(self) -> None:
@@ -192,15 +191,12 @@ class Engine:
                     job.loaded = self.shelf.take(job.adapter)
                     if job.loaded is None:
                         return
-                self._next()
+                with self._changed:
+                    self._waiting.popleft()
                 self.work.begin(job)
             except Exception as e:  # noqa: BLE001
-                self._taken(lambda other, job=job: other is job)
+                self._taken(partial(is_, job))
                 self._finish(job, e)
-
-    def _next(self) -> None:
-        with self._changed:
-            self._texts -= self._waiting.popleft().size
 
     def _step(self) -> None:
         self._running = len(self.work.running())
@@ -209,12 +205,6 @@ class Engine:
         for job, found in self.work.step():
             self._finish(job, found)
         self._running = len(self.work.running())
-
-    def _end(self, jobs: Iterable[Job], why: Refusal) -> None:
-        jobs = list(jobs)
-        self.work.leave(jobs)
-        for job in jobs:
-            self._finish(job, why)
 
     def _finish(self, job: Job, found: Any) -> None:
         """Hands an answer, or the reason why there is none, to who waits for it."""

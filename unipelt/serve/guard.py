@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from .refusals import Refusal, wrong
 
@@ -36,7 +37,7 @@ class Guard:
         try:
             body = await self._body(scope, receive)
         except Refusal as e:
-            await _answer(e, sending)
+            await JSONResponse(e.to_json(), e.status, {"connection": "close"})(scope, receive, sending)
         else:
             if body is not None:
                 await self.app(scope, _again(body, receive), sending)
@@ -80,10 +81,3 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receiving
-
-
-async def _answer(why: Refusal, send: Send) -> None:
-    body = json.dumps(why.to_json()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]  # fmt: skip
-    await send({"type": "http.response.start", "status": why.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -21,13 +21,13 @@ from ..training.tasks import task_from_json, task_without_data
 from ..training.tasks.evaluation import predict
 from ..training.tasks.task import Predicting, Task
 from .catalogue import Entry
-from .listener import SILENT, Listener
 from .jobs import Job, Prediction
+from .listener import SILENT, Listener
 from .options import OF_TEXTS, ServeOptions
 from .placing import Placed
-from .refusals import wrong
+from .refusals import use_predict, wrong
 from .texts import need_unicode
-from .trial import NotFinite, alike
+from .trial import alike, need_finite
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class Labelling:
 
     def look(self, entry: Entry, placed: Placed) -> Known:
         """The adapter's task, and whether it shares. Raises what makes it unusable."""
-        record = entry.folder / TASK
-        if any(name == TASK for name, *_ in entry.stamp):
-            task = task_from_json(read_json(record).get("task", {}))
+        if entry.has(TASK):
+            task = task_from_json(read_json(entry.folder / TASK).get("task", {}))
             fits = task.kind in OF_TEXTS and task.auto_for(self.model.config) == type(task).auto_for(self.model.config)
             if not fits or task.kind != self.kind:
                 raise ValueError(f"it was trained for {task.kind}, and the server's model was loaded for {self.kind}")
@@ -83,8 +82,7 @@ class Labelling:
                 return [torch.as_tensor(x).float() for x in task.outputs(self.model, batch, encoded, chosen)]
 
         (wanted,) = outputs([0], inside)
-        if not torch.isfinite(wanted).all():
-            raise NotFinite("it makes scores that are no numbers")
+        need_finite(wanted)
         try:
             together = outputs([0, 1], [inside, None])
         except PeltError:
@@ -98,7 +96,7 @@ class Labelling:
 
     def check(self, job: Job) -> None:
         if not isinstance(job, Prediction):
-            raise wrong("wrong_endpoint", f"this server's model is for {self.kind}: use /predict")
+            raise use_predict(self.kind)
         if job.adapter is None and self.base is None:
             raise wrong("no_head", f"the base has no trained head for {self.kind}: name an adapter", "model")
         if job.size > self.options.max_batch:
@@ -120,7 +118,10 @@ class Labelling:
                 raise wrong("wrong_inputs", f"the task reads {counted(len(wanted), 'text')} for each input, none of them empty: {', '.join(wanted)}",
                             "inputs")  # fmt: skip
         if not job.cut:
-            cut = _or_wrong(lambda: task.cut_of(job.inputs, self.tokenizer))
+            try:
+                cut = task.cut_of(job.inputs, self.tokenizer)
+            except PeltError as e:
+                raise _as_refusal(e) from None
             if cut:
                 raise wrong("context_length_exceeded", f"{cut} of {counted(len(job.inputs), 'input')} {'is' if cut == 1 else 'are'} longer than the {task.longest} "
                             "that the adapter was trained with: shorten them, or send \"truncate\": true to have them cut", "inputs")  # fmt: skip
@@ -138,13 +139,7 @@ class Labelling:
         first = self._pending[0]
         chosen = [job for job in self._pending if self._together(first, job)]
         self.leave(chosen)
-        try:
-            found = self._predict(chosen)
-        except Exception as e:  # noqa: BLE001
-            if len(chosen) == 1:
-                return [(first, _as_refusal(e))]
-            return [outcome for job in chosen for outcome in self._alone(job)]
-        return list(zip(chosen, found))
+        return self._outcomes(chosen)
 
     # ------------------------------------------------------------ batches
 
@@ -159,26 +154,29 @@ class Labelling:
         x, y = self._known(a), self._known(b)
         return x.shares and y.shares and x.task == y.task and not self.options.one_at_a_time
 
-    def _alone(self, job: Prediction) -> list[tuple[Job, Any]]:
-        """One request by itself, after it failed among others: whose fault it was shows."""
+    def _outcomes(self, jobs: Sequence[Prediction]) -> list[tuple[Job, Any]]:
+        """The answers of several requests. After a fault each runs by itself, which shows whose it was."""
         try:
-            return [(job, self._predict([job])[0])]
+            return list(zip(jobs, self._predict(jobs)))
         except Exception as e:  # noqa: BLE001
-            return [(job, _as_refusal(e))]
+            if len(jobs) == 1:
+                return [(jobs[0], _as_refusal(e))]
+            return [outcome for job in jobs for outcome in self._outcomes([job])]
 
     def _predict(self, jobs: Sequence[Prediction]) -> list[list[dict[str, Any]]]:
         """The answers of several requests, in one batch."""
         task = self._known(jobs[0]).task
         inputs = [given for job in jobs for given in job.inputs]
         who = [job.inside for job in jobs for _ in job.inputs]
-        alike = len(set(who)) == 1
+        adapters = set(who)
 
         def around(chosen: Sequence[int]) -> AbstractContextManager[Any]:
             return unipelt.using(self.model, [who[i] for i in chosen])
 
-        self.listener.batch(len(inputs), len(set(who)))
-        how = Predicting(self.options.max_batch, around=None if alike else around)
-        with quiet(), unipelt.using(self.model, who[0] if alike else None):
+        self.listener.batch(len(inputs), len(adapters))
+        one = len(adapters) == 1
+        how = Predicting(self.options.max_batch, around=None if one else around)
+        with quiet(), unipelt.using(self.model, who[0] if one else None):
             answers = iter(predict(self.model, task, inputs, self.tokenizer, how))
         return [[next(answers) for _ in job.inputs] for job in jobs]
 
@@ -196,15 +194,8 @@ def _in_order(given: Any, wanted: Sequence[str]) -> Sequence[str]:
     return [given.get(n, "") for n in wanted]
 
 
-def _or_wrong(what: Any) -> Any:
-    """A mistake in the texts is the client's."""
-    try:
-        return what()
-    except PeltError as e:
-        raise _as_refusal(e) from None
-
-
 def _as_refusal(e: BaseException) -> BaseException:
+    """A mistake in the texts is the client's."""
     if isinstance(e, PeltError):
         return wrong("wrong_inputs", e.diagnostics[0].message, "inputs")
     return e

@@ -74,7 +74,7 @@ def _kind_of_adapters(catalogue: Catalogue) -> str | None:
     """The task that most adapters were trained for, as far as their folders say so."""
     found: Counter[str] = Counter()
     for entry in catalogue.table.entries.values():
-        if (entry.folder / TASK).exists():
+        if entry.has(TASK):
             try:
                 record = read_json(entry.folder / TASK).get("task")
             except PeltError:  # it is refused when it is asked for

@@ -29,8 +29,12 @@ def broken(code: str, message: str, status: int = 500) -> Refusal:
     return Refusal(status, "server_error", code, message)
 
 
-def too_long(tokens: int, room: int, param: str = "prompt") -> Refusal:
-    return wrong("context_length_exceeded", f"the text has {tokens} tokens, and at most {room} are read here: shorten it", param)  # fmt: skip
+def too_long(tokens: int, room: int) -> Refusal:
+    return wrong("context_length_exceeded", f"the text has {tokens} tokens, and at most {room} are read here: shorten it", "prompt")  # fmt: skip
+
+
+def use_predict(kind: str) -> Refusal:
+    return wrong("wrong_endpoint", f"this server's model is for {kind}: use /predict")
 
 
 def queue_full(most: int) -> Refusal:

@@ -66,15 +66,12 @@ class Shelf:
         entry = self.catalogue.find(name)
         there = self._now.get(name)
         if there is None or there.entry.stamp != entry.stamp:
-            if there is not None and self._failed.get(name) == entry.stamp:
-                pass  # what was read before goes on
-            elif there is None and self._failed.get(name) == entry.stamp:
-                raise _unusable(name)
-            else:
+            if self._failed.get(name) != entry.stamp:
                 if len(self) >= self.most and not self._make_room(besides=there):
                     return None
                 there = self._read(entry, there)
-        assert there is not None
+            elif there is None:  # else what was read before goes on
+                raise _unusable(name)
         there.users += 1
         there.used = next(self._clock)
         return there

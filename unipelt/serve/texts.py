@@ -25,28 +25,24 @@ class Reader:
         self._tokenizer, self._reading = copy.deepcopy(tokenizer), threading.Lock()
         self.words = len(tokenizer)
 
-    @property
-    def talks(self) -> bool:
-        return bool(getattr(self._tokenizer, "chat_template", None))
-
-    def prompt(self, given: str | Sequence[int], param: str = "prompt") -> list[int]:
+    def prompt(self, given: str | Sequence[int]) -> list[int]:
         """The tokens of a text, or tokens that are given as such; with what the tokenizer puts in front."""
         if not isinstance(given, str):
             wrong_id = next((i for i in given if not 0 <= i < self.words), None)
             if wrong_id is not None:
-                raise wrong("invalid_token", f"there is no token {wrong_id}: the model has {self.words}", param)
+                raise wrong("invalid_token", f"there is no token {wrong_id}: the model has {self.words}", "prompt")
             ids = list(given)
         else:
-            need_unicode(given, param)
+            need_unicode(given, "prompt")
             with self._reading:
                 ids = beginning(self._tokenizer) + ids_of(given, self._tokenizer)
         if not ids:
-            raise wrong("empty_prompt", "the prompt is empty: there is no token to go on from", param)
+            raise wrong("empty_prompt", "the prompt is empty: there is no token to go on from", "prompt")
         return ids
 
     def talk(self, messages: list[dict[str, str]]) -> list[int]:
         """The tokens of a conversation in which the assistant speaks next."""
-        if not self.talks:
+        if not getattr(self._tokenizer, "chat_template", None):
             raise wrong(
                 "no_chat_template", "the model's tokenizer has no chat template: use /v1/completions", "messages"
             )
@@ -73,17 +69,21 @@ class Written:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
         self.ids: list[int] = []
         self._tokenizer, self._stop, self._told = tokenizer, tuple(stop), 0
+        self._text: str | None = ""  # None: not decoded since the last token
         self.stopped = False
 
     def text(self) -> str:
         """The text so far, up to the first of the texts that end it."""
-        whole = self._tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        cut = min((at for s in self._stop if (at := whole.find(s)) >= 0), default=None)
-        self.stopped = cut is not None
-        return whole[:cut]
+        if self._text is None:
+            whole = self._tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            cut = min((at for s in self._stop if (at := whole.find(s)) >= 0), default=None)
+            self.stopped = cut is not None
+            self._text = whole[:cut]
+        return self._text
 
     def add(self, token: int) -> None:
         self.ids.append(token)
+        self._text = None
         if self._stop:
             self.text()
 

@@ -30,23 +30,28 @@ class NotFinite(Exception):
     """The adapter makes scores that are no numbers."""
 
 
+def need_finite(scores: torch.Tensor) -> None:
+    """Raises `NotFinite`."""
+    if not torch.isfinite(scores).all():
+        raise NotFinite("it makes scores that are no numbers")
+
+
 def alike(model: nn.Module, found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether two results are the same but for the rounding of the model's dtype."""
     share = _NEAR.get(next(p.dtype for p in model.parameters()), _NEAR_HALF)
     return bool((found - expected).abs().max() <= share * expected.abs().max().clamp(min=1e-6))
 
 
-def need_finite(model: Model, adapter: str) -> None:
-    """Raises `NotFinite` for an adapter that makes of a short text what is no number."""
-    if not torch.isfinite(Decoding(model).begin([Row(range(3), adapter)])).all():
-        raise NotFinite("it makes scores that are no numbers")
+def tried_briefly(model: Model, adapter: str) -> None:
+    """A short text under an adapter whose ways are known. Raises `NotFinite`, and what the model raises."""
+    need_finite(Decoding(model).begin([Row(range(3), adapter)]))
 
 
 def tried(model: Model, adapter: str | None, words: int, rows: int = 0) -> Ways:
-    """Two short texts of chance, three tokens each, under an adapter that puts ``rows`` among the tokens. Raises `NotFinite`, and what
-    the model raises.
+    """How an adapter's texts may run, tried with random prompts of 3 and 7 tokens and two tokens after each. The adapter puts ``rows``
+    among the tokens. Raises `NotFinite`, and what the model raises.
 
-    An adapter's rows are in the cache of every text beside it, and what stays when it leaves would not know them: it shares nothing.
+    An adapter with rows shares nothing: the cache of every text beside it is longer by them, and nothing shortens it when the adapter leaves.
     """
     g = torch.Generator().manual_seed(0)
     long, short = (torch.randint(0, words, (n,), generator=g).tolist() for n in (7, 3))
@@ -62,8 +67,7 @@ def tried(model: Model, adapter: str | None, words: int, rows: int = 0) -> Ways:
         return torch.cat([*found, d.step()])
 
     wanted = alone(short, adapter, 0)
-    if not torch.isfinite(wanted).all():
-        raise NotFinite("it makes scores that are no numbers")
+    need_finite(wanted)
 
     def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
         return alike(model.model, found, expected)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .options import ServeOptions
 from .placing import Placed
 from .refusals import broken, cancelled, too_long, wrong
 from .texts import Written
-from .trial import Ways, need_finite, tried
+from .trial import Ways, tried, tried_briefly
 
 
 @dataclass(eq=False)
@@ -31,19 +32,16 @@ class _Text:
     ways: Ways
     written: Written
     chance: torch.Generator | None
-    end: Any = field(default=None)
 
 
 class Writing:
     """See `engine.Work`."""
 
+    kind = "causal-lm"
+
     def __init__(self, model: Any, tokenizer: Any, options: ServeOptions, listener: Listener = SILENT):
-        self.model, self.tokenizer, self.options, self.listener = (
-            Model(model, tokenizer.pad_token_id),
-            tokenizer,
-            options,
-            listener,
-        )
+        self.model = Model(model, tokenizer.pad_token_id)
+        self.tokenizer, self.options, self.listener = tokenizer, options, listener
         if not self.model.remembers:
             raise TypeError("no cache among its arguments")
         self.longest = longest_text(model)
@@ -59,7 +57,7 @@ class Writing:
         """How an adapter's texts may run: tried for the first one of a method, as it depends on the method and not on the values."""
         kind = (placed.plan.method, placed.bank is not None)
         if kind in self._known:
-            need_finite(self.model, placed.inside)
+            tried_briefly(self.model, placed.inside)
         else:
             self._known[kind] = tried(self.model, placed.inside, self.words, placed.rows)
         return self._known[kind]
@@ -161,7 +159,7 @@ class Writing:
         over: list[Row] = []
         for i, row in enumerate(list(rows)):
             text: _Text = row.owner
-            if not largest[i] - largest[i] == 0:  # NaN and infinity
+            if not math.isfinite(largest[i]):
                 ended.append((text.job, broken("not_finite", "the model made no numbers of this text")))
                 over.append(row)
                 continue
