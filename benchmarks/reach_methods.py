@@ -203,6 +203,7 @@ def _norms(model: nn.Module) -> tuple[str, ...]:
 
 
 def _named(found: Sequence[str]) -> tuple[str, ...]:
+    """The first of these modules as one site, `module("…")`; nothing where all of them are the head's."""
     inside = [n for n in found if n.count(".") > 1][:MOST]  # not the head
     return (f'module("{"|".join(n.replace(".", "[.]") for n in inside)}")',) if inside else ()
 

@@ -93,19 +93,18 @@ def surveyed(found: Type) -> dict[str, Any]:
 def senseless(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, str]:
     """The methods that mean nothing on a model that has what they ask for by name, and why: by facts, not by what is refused."""
     found: dict[str, str] = {}
-    names = [n for n, _ in model.named_parameters() if n.endswith("bias")]
-    if names and not _learns(model, inputs, names):
-        last = ", ".join(sorted({n.rpartition(".")[2] for n in names}))
-        found["bitfit"] = f"the output has no gradient by any of its {len(names)} biases ({last})"
+    biases = {n: p for n, p in model.named_parameters() if n.endswith("bias")}
+    if biases and not _learns(model, inputs, list(biases.values())):
+        last = ", ".join(sorted({n.rpartition(".")[2] for n in biases}))
+        found["bitfit"] = f"the output has no gradient by any of its {len(biases)} biases ({last})"
     sites = find(model)
     if not sites.named("ffn.hidden") and (why := sites.refused.get("ffn.down", "")).startswith(_OF_EXPERTS):
         found["ia3"] = f"no inner activation is every token's: {why}"
     return found
 
 
-def _learns(model: nn.Module, inputs: Mapping[str, Any], names: list[str]) -> bool:
+def _learns(model: nn.Module, inputs: Mapping[str, Any], chosen: list[nn.Parameter]) -> bool:
     """Whether the output has a gradient by some of these parameters."""
-    chosen = [p for n, p in model.named_parameters() if n in set(names)]
     try:
         for p in chosen:
             p.requires_grad_(True)

@@ -241,7 +241,7 @@ def _sublayer_sites(
     kind = s.kind
     reads, x = hosts.input(s)
     host, still, scaled = hosts.output(s, x)
-    if host is None and x is not None and (found := hosts.unmoved(s, x))[2] is not None:
+    if host is None and x is not None and (found := hosts.unmoved(s, x)) is not None:
         (reads, x, host), still = found, True
     residual = hosts.residual(s, x, reads, host) if still else None
     norm = hosts.norm(s, x) if still else None
@@ -429,7 +429,7 @@ def _outside(model: nn.Module, at: Ends, mine: list[Site], name: str, causal: bo
     for site, view, width in at.views():
         if width is None:  # of a picture's channels no prompt can be made, and what stands there is no table of tokens
             continue
-        own = {**sizes, "d_model": width, "d_x": width} if width else sizes
+        own = {**sizes, "d_model": width, "d_x": width}
         x = view.module if SITES[site].x is not None else None
         at_words = SITES[site].times == "input" and at.words is not None and view == at.words[0]
         beside: dict[str, Any] = dict(factor=at.factor, scaled=at.scaled) if at_words else {}

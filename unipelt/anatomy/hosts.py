@@ -72,18 +72,20 @@ class Hosts:
         found, scaled = ways[0]
         return self.leaves(found)[0], not moved and (found == key or scaled), scaled
 
-    def unmoved(self, s: Sublayer, x: Key) -> tuple[Call | None, Key | None, Call | None]:
+    def unmoved(self, s: Sublayer, x: Key) -> tuple[Call, Key, Call] | None:
         """Where a sublayer's tokens are moved about and back again around its maps: the module that is given the stream's
-        tokens before that, what they are, and the module that yields what is added."""
-        host = self.leaves(self.b.origin(s.added.h))
+        tokens before that, what they are, and the module that yields what is added. None where there are no such modules."""
+        host = next(iter(self.leaves(self.b.origin(s.added.h))), None)
+        if host is None:
+            return None
         widest, read = self._widest(s, [t for i in s.inside if (t := self.r.steps[i]).weight])
-        if host and widest is not None and read is not None and not self._moved(read, s):
-            return widest, read, host[0]
+        if widest is not None and read is not None and not self._moved(read, s):
+            return widest, read, host
         for key in (k for k, scaled in self._before(x) if not scaled):
             if not self._moved(key, s):
                 reads = self.enters(key) or ([self.b.call] if self.b.is_input(key) else [])
-                return (reads[0], key, host[0]) if reads and host else (None, None, None)
-        return None, None, None
+                return (reads[0], key, host) if reads else None
+        return None
 
     def _moved(self, x: Key, s: Sublayer) -> bool:
         """Whether the stream's tokens are put in another order, or others among them, before a sublayer reads them."""

@@ -80,7 +80,7 @@ class Site:
     their module computes attention, ``""`` by a function of transformers' interface, ``sdpa`` by a call of torch's, ``softmax``
     written out, ``distances`` so with a bias for each head and key (see `own_attention`).
     ``next_to_map``: nothing stands between h and the linear map that could absorb an edit. ``with_others``: what the map
-    yields is summed with what experts yield, the map whose input h is included. ``also`` are the other modules that use a parameter which is edited here (a tied one).
+    here yields (h, or what is made of h) is summed with what experts yield. ``also`` are the other modules that use a parameter which is edited here (a tied one).
     """
 
     name: str
