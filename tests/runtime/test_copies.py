@@ -310,6 +310,23 @@ def test_a_module_that_holds_others_runs_once_with_a_copy_of_what_it_owns() -> N
     handle.remove()
 
 
+def test_copies_in_the_place_of_a_module_act_with_weights() -> None:
+    m = scaling()
+    for name, value in (("a", 1.5), ("b", 2.0)):
+        unipelt.apply(m, copies("*.gamma"), name)
+        with torch.no_grad():
+            for t in unipelt.state_dict(m, name).values():
+                t.fill_(value)
+    unipelt.activate(m, {"a": 0.5, "b": 1})
+    weighed = out(m)
+    unipelt.remove(m, "b")
+    with torch.no_grad():
+        for t in unipelt.state_dict(m, "a").values():
+            t.fill_(1 + 0.5 * 0.5 + 1.0)
+    unipelt.activate(m, "a")
+    torch.testing.assert_close(weighed, out(m))
+
+
 class Leaky(nn.Module):
     """Calls its map, and takes that one's bias off again by half."""
 

@@ -71,7 +71,7 @@ class CopyEdit(Holding):
         """What a twin yields in place of its host, with these copies. What it notes in itself is noted in the host.
 
         It has the host's seam: what attention functions are given as their module has the edits at its heads."""
-        host = self._base[0]
+        host = self.host
         twin = with_parameters(host, {n: t for c in (*earlier, self) for n, t in c.values().items()})
         twin.__dict__["_modules"] = {NAME: host._modules[NAME]}
         before = dict(twin.__dict__)

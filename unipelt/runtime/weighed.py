@@ -56,6 +56,10 @@ class WeighedCopies(CopyEdit):
         self.copies = tuple(copies)  # in a tuple: they must not become children a second time
         self.watchers: tuple[Any, ...] = tuple(w for c, _ in copies for w in c.watchers)
 
+    @property
+    def host(self) -> nn.Module:
+        return self.copies[0][0].host
+
     def values(self) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         for c, weight in self.copies:
@@ -65,7 +69,7 @@ class WeighedCopies(CopyEdit):
         return found
 
     def _new(self, args: tuple, kwargs: Any, output: torch.Tensor, earlier: Sequence[CopyEdit]) -> Any:
-        return with_parameters(self.copies[0][0].host, self.values())(*args, **kwargs)
+        return with_parameters(self.host, self.values())(*args, **kwargs)
 
 
 def _own(c: CopyEdit, name: str) -> torch.Tensor:
@@ -76,10 +80,11 @@ def _own(c: CopyEdit, name: str) -> torch.Tensor:
 
 def weighed(found: Sequence[tuple[str, Any]], weights: dict[str, float]) -> list[tuple[str, Any]]:
     """The edits of adapters at a host with their weights, copies first and as one."""
-    copies = [(e, weights[n]) for n, e in found if isinstance(e, CopyEdit)]
+    copies = [(n, e) for n, e in found if isinstance(e, CopyEdit)]
     rest = [(n, e if weights[n] == 1 else Weighed(e, weights[n])) for n, e in found if not isinstance(e, CopyEdit)]
-    first = [(n, WeighedCopies(copies)) for n, e in found if isinstance(e, CopyEdit)][-1:]
-    return [*first, *rest]
+    if not copies:
+        return rest
+    return [(copies[-1][0], WeighedCopies([(e, weights[n]) for n, e in copies])), *rest]
 
 
 def unweighable(plan: Plan) -> str:
