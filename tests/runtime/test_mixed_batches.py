@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from names import name as named
+from one_by_one import alone, batch
 from small import model, randomise
 from torch import nn
 
@@ -33,22 +34,6 @@ def with_adapters(kind: str, *names: str) -> nn.Module:
         unipelt.apply(m, load(name), name=name, seed=i, allow_future=True)
         randomise(m, name)
     return m.eval()
-
-
-def batch(n: int, padded: bool = True) -> dict[str, torch.Tensor]:
-    ids = torch.randint(3, 20, (n, 7), generator=torch.Generator().manual_seed(n))
-    mask = torch.ones_like(ids)
-    if padded:
-        mask[::2, 5:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def alone(m: nn.Module, who: list[str | None], x: dict[str, torch.Tensor]) -> torch.Tensor:
-    out = []
-    for i, name in enumerate(who):
-        with unipelt.using(m, name):
-            out.append(m(**{n: t[i : i + 1] for n, t in x.items()})[0])
-    return torch.cat(out)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])

@@ -9,6 +9,7 @@ import pytest
 import small
 import torch
 from names import name as named
+from one_by_one import alone, outputs
 from small import randomise
 from torch import nn
 
@@ -80,20 +81,12 @@ def batch(m: nn.Module, n: int, padded: bool) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, **({"attention_mask": mask} if padded else {}), **more}
 
 
-def alone(m: nn.Module, who: list[str | None], x: dict[str, torch.Tensor]) -> list[Any]:
-    out = []
-    for i, n in enumerate(who):
-        with torch.no_grad(), unipelt.using(m, n):
-            out.append(m(**{k: t[i : i + 1] for k, t in x.items()}))
-    return out
-
-
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama", "gpt2", "mistral", "opt", "t5", "mamba", "gpt2_labels"])
 @pytest.mark.parametrize("padded", [True, False])
 def test_prompts_of_different_lengths_share_a_batch(kind: str, padded: bool) -> None:
     m, who = with_rows(kind)
     x = batch(m, len(who), padded or kind == "gpt2_labels")
-    expected = torch.cat([out[0] for out in alone(m, who, x)])
+    expected = alone(m, who, x)
     with torch.no_grad(), unipelt.using(m, who):
         out = m(**x)
     found = out[0]
@@ -102,7 +95,7 @@ def test_prompts_of_different_lengths_share_a_batch(kind: str, padded: bool) -> 
     torch.testing.assert_close(found[real], expected[real], rtol=1e-6, atol=1e-6)
     assert len({tuple(row.flatten()[-4:].tolist()) for row in expected}) >= len(set(who)) - 1, "the adapters differ"
     if kind == "bert":  # what is pooled at the first place
-        pooled = torch.cat([o.pooler_output for o in alone(m, who, x)])
+        pooled = torch.cat([o.pooler_output for o in outputs(m, who, x)])
         torch.testing.assert_close(out.pooler_output, pooled, rtol=1e-6, atol=1e-6)
 
 
@@ -140,7 +133,7 @@ def test_embeddings_in_the_place_of_ids() -> None:
     x = {"inputs_embeds": m.get_input_embeddings()(batch(m, 3, padded=False)["input_ids"]).detach()}
     with torch.no_grad(), unipelt.using(m, who):
         found = m(**x)[0]
-    torch.testing.assert_close(found, torch.cat([o[0] for o in alone(m, who, x)]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, alone(m, who, x), rtol=1e-6, atol=1e-6)
 
 
 def test_a_bank_of_prompts_beside_others(tmp_path: Path) -> None:
@@ -154,7 +147,7 @@ def test_a_bank_of_prompts_beside_others(tmp_path: Path) -> None:
     x = batch(m, 4, padded=True)
     who: list[str | None] = ["eve", "two", None, "ann"]
     real = x["attention_mask"].bool()
-    expected = torch.cat([alone(t, [n], {k: v[i : i + 1] for k, v in x.items()})[0][0] for i, (t, n) in enumerate(zip((twin, m, m, twin), who))])  # fmt: skip
+    expected = torch.cat([alone(t, [n], {k: v[i : i + 1] for k, v in x.items()}) for i, (t, n) in enumerate(zip((twin, m, m, twin), who))])  # fmt: skip
     with torch.no_grad(), unipelt.using(m, who):
         torch.testing.assert_close(m(**x)[0][real], expected[real], rtol=1e-6, atol=1e-6)
 
@@ -201,7 +194,7 @@ def test_heads_of_different_labels_share_a_batch(kind: str) -> None:
     m = with_heads(kind)
     who: list[str | None] = ["two", None, "seven", "row", "base"]
     x = batch(m, len(who), padded=True)
-    expected = [o.logits[0] for o in alone(m, who, x)]
+    expected = [o.logits[0] for o in outputs(m, who, x)]
     assert [len(row) for row in expected] == [2, 3, 7, 5, 3]
     with torch.no_grad(), unipelt.using(m, who):
         found = m(**x).logits
@@ -241,7 +234,7 @@ def test_a_bank_with_heads(tmp_path: Path) -> None:
         bank.add("other", tmp_path / "other")
     who: list[str | None] = ["bob", "two", None, "ann"]
     x = batch(m, 4, padded=True)
-    expected = [alone(t, [n], {k: v[i : i + 1] for k, v in x.items()})[0].logits[0] for i, (t, n) in enumerate(zip((twin, m, m, twin), who))]  # fmt: skip
+    expected = [outputs(t, [n], {k: v[i : i + 1] for k, v in x.items()})[0].logits[0] for i, (t, n) in enumerate(zip((twin, m, m, twin), who))]  # fmt: skip
     assert unipelt.labels(m, "ann") == unipelt.labels(twin, "ann")
     with torch.no_grad(), unipelt.using(m, who):
         found = m(**x).logits
