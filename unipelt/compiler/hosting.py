@@ -26,9 +26,10 @@ class Parameter:
 def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str]]:
     """The modules in whose twins a trained copy of the parameter lives, each with its name for it; none: it cannot be trained.
 
-    A twin computes what its module does, on the same input: a leaf module's. Where only modules that hold others own the
-    parameter, as an embedding layer owns the token of a class, the twin shares those, and they run twice; within a block, whose
-    attention may write into a cache, it computes in their place (`stands_in`). Around a block there is none. A copy of what a
+    A twin computes what its module does, on the same input; it is that of a leaf module, if one has the parameter. The twin of a
+    module that holds others, as an embedding layer that owns the token of a class, shares what it holds, which runs twice; within a
+    block, whose attention may write into a cache, the twin computes in its module's place (`stands_in`). A module that holds a
+    block has no twin. A copy of what a
     module reads past the one that holds it lives in the twin of the one that reads it.
     """
     called = [_caller(model, m, n) for m, n in p.uses if m]
@@ -36,9 +37,8 @@ def hosts(model: nn.Module, sites: SiteMap, p: Parameter) -> list[tuple[str, str
     if readers is not None:
         names = {r: _names_from(r, p) for r in readers}
         twins = {f"{r}.{n.rpartition('.')[0]}" for r, own in names.items() for n in own if "." in n}
-        read = [
-            [(r, n) for n in own] for r, own in names.items() if r not in twins
-        ]  # a twin's child has the copy already
+        # a twin's child has the copy already
+        read = [[(r, n) for n in own] for r, own in names.items() if r not in twins]
         served = all(uses and _may_host(model, sites, uses[0][0]) for uses in read)
         return [use for uses in read for use in uses] if served else []
     called = [_with_siblings(model, sites, m, n) for m, n in called]

@@ -229,7 +229,7 @@ class Plan:
     inputs: tuple[PlannedInput, ...] = ()
     unabsorbed: str = ""  # why no map of this model absorbs edits that a formula says are affine
 
-    @property
+    @cached_property
     def runs_once(self) -> Cut | None:
         """The blocks below everything that is edited or trained: with `--cache-trunk` they run once for each example."""
         return runs_once(self)

@@ -18,7 +18,7 @@ from ..language.ir import Method
 from ..language.report.diagnostics import error
 from .heads import agree
 from .prompts.pictures import pictured
-from .registry import Registry, record, registry, unwrapped
+from .registry import Registry, record, refuse_merged, registry, unwrapped
 from .sharding import settle
 from .switch import Mixture, Weighted
 from .weighed import unweighable
@@ -96,14 +96,12 @@ def _chosen(model: nn.Module, names: Sequence[str], what: str) -> Registry:
                 help=f"unipelt.{what}(model, {given})",
             )
         record(model, n)
-    if names and (r := registry(model)) is not None and r.merged is not None:
-        raise error(
-            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
-        )
+    r = registry(model)
+    if names and r is not None:
+        refuse_merged(r)
     twice = [n for n, count in Counter(names).items() if count > 1]
     if twice:
         raise error("E0558", f"the adapter `{twice[0]}` is named twice", help="name it once")
-    r = registry(model)
     if r is None:
         raise error("E0550", "this model has no adapter", help="attach one: unipelt.apply(model, method, name=…)")
     agree(model, {n: r.attached[n].plan for n in names})
@@ -151,8 +149,9 @@ def using(model: nn.Module, *names: str | None | Sequence[str | None] | Mapping[
     """
     model = unwrapped(model)
     r = registry(model)
-    if len(names) == 1 and (isinstance(names[0], (list, tuple)) or _banked(r, names[0])):
-        with _mixed(model, names[0] if isinstance(names[0], (list, tuple)) else [names[0]]):  # type: ignore[list-item]
+    first = names[0] if len(names) == 1 else None
+    if isinstance(first, (list, tuple)) or _banked(r, first):
+        with _mixed(model, first if isinstance(first, (list, tuple)) else [first]):  # type: ignore[list-item]
             yield model
         return
     if not names or (None in names and len(names) > 1):
@@ -182,10 +181,8 @@ def _mixed(model: nn.Module, examples: Sequence[str | None]) -> Iterator[None]:
     if r is None:
         yield
         return
-    if names and r.merged is not None:
-        raise error(
-            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
-        )
+    if names:
+        refuse_merged(r)
     for n in (n for n in names if n in r.attached):
         a = r.attached[n]
         if a.alone is None:

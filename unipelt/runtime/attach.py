@@ -30,7 +30,7 @@ from .hanging import hang_adapter, refuse_namesake, take_down
 from .members import Resolved, resolved
 from .offload import value_of
 from .prompts.hooks import InputHooks
-from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
+from .registry import Attached, Registry, record, refuse_in_use, refuse_merged, registry, unwrapped
 from .sharding import is_sharded
 from .starts import LabelWords, StartData, Starts, Tokenizer, at_least, selecting_texts
 from .switch import ADAPTER_NAME, Switch, without
@@ -119,10 +119,8 @@ def refuse_new(model: nn.Module, name: str, dtype: torch.dtype | None) -> None:
             help="torch.float32, or leave it out",
         )
     r = registry(model)
-    if r is not None and r.merged is not None:
-        raise error(
-            "E0554", f"the adapter `{r.merged.name}` is merged into the base", help="unipelt.unmerge(model) first"
-        )
+    if r is not None:
+        refuse_merged(r)
     if is_sharded(model):
         raise error("E0556", "the model is sharded already, and gradients of what is added now would not be reduced",
                     help="apply the method first, then shard (fully_shard)")  # fmt: skip
@@ -235,8 +233,7 @@ def remove(model: nn.Module, name: str = "default") -> None:
         record(model, name)
     assert r is not None
     refuse_in_use(r, name)
-    if r.merged is not None and name in r.merged.names:
-        raise error("E0554", f"the adapter `{name}` is merged into the base", help="unipelt.unmerge(model) first")
+    refuse_merged(r, name)
     finish(lambda: take_out(model, r, name))
 
 

@@ -221,7 +221,8 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
             ]
             behind.append(Hook(encoder, inputs.leave_encoder, always=True))
         else:
-            before, behind = [*before, *_towers(model, base, r)[0]], [*behind, *_towers(model, base, r)[1]]
+            own_before, own_behind = _towers(model, base, r)
+            before, behind = [*before, *own_before], [*behind, *own_behind]
         r.mask_taps = r.mask_taps or [MaskTap(r.switch, s, m, inputs) for s, m in zip(r.sites.stacks, towers)]
         # behind what makes a mask longer
         before += [Hook(m, tap.enters, before=True, named=True) for tap, m in zip(r.mask_taps, towers)]

@@ -18,15 +18,9 @@ class Instead(StandIn):
     def __init__(self, module: nn.Module):
         super().__init__(module, "forward")
 
-    @property
-    def __code__(self) -> Any:  # torch.export asks where a forward is written
-        return type(self.owner).forward.__code__
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module: nn.Module = self.owner
-        seam = seam_of(module)
-        copies = [e for _, e in seam.live("forward")] if seam is not None else []
-        if seam is None or not copies:
+        seam = seam_of(self.owner)
+        if seam is None or not (copies := [e for _, e in seam.live("forward")]):
             return self.own()(*args, **kwargs)
         if seam.switch.mixes and seam.switch.mixture() is not None:
             raise error("E0853", f"`{seam.path}` holds other modules, and its parameters cannot differ between the rows of a batch",

@@ -25,7 +25,7 @@ from ..language.syntax.nodes import ListOf, String
 from .folder import listed_shapes, read_manifest, read_method, read_tensors
 from .hub import located, public_name, repository
 from .redrawn import drawn_again, listed
-from .registry import record, registry, unwrapped
+from .registry import record, refuse_merged, registry, unwrapped
 from .same_base import compare_base
 from .sharding import settle, whole
 
@@ -175,8 +175,7 @@ def _found(model: nn.Module, name: str, of: str) -> Found:
     r = registry(model)
     if r is not None and name in r.attached:
         attached = record(model, name)
-        if r.merged is not None and name in r.merged.names:
-            raise error("E0554", f"the adapter `{name}` is merged into the base", help="unipelt.unmerge(model) first")
+        refuse_merged(r, name)
         return Found(name, attached.method, attached.plan)
     if not isdir(name) and repository(name) is None:
         there = list(r.attached) if r is not None else []

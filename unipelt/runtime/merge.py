@@ -18,10 +18,11 @@ from ..anatomy.quantised import is_quantised, unreadable
 from ..language.report.diagnostics import Diagnostic, PeltError, error
 from ..language.analyse.row_verdicts import mergeable
 from ..compiler.absorbed import absorber
+from ..compiler.plan import PlannedEdit
 from .absorbing import each_merged, merged_values
 from .hanging import rehang
 from .heads import agree
-from .registry import Attached, Registry, record, refuse_in_use, registry, unwrapped
+from .registry import Attached, Registry, record, refuse_in_use, refuse_merged, registry, unwrapped
 from .sharding import is_sharded
 from .switch import Weighted
 
@@ -132,8 +133,8 @@ def _instead(model: nn.Module, r: Registry, names: tuple[str, ...], before: Merg
 def refuse_changes(model: nn.Module, name: str) -> Attached:
     """Refuses as `merge` does what cannot be merged; else the adapter."""
     r = registry(model)
-    if r is not None and r.merged is not None:
-        raise error("E0554", f"the adapter `{r.merged.name}` is merged already", help="unipelt.unmerge(model) first")
+    if r is not None:
+        refuse_merged(r)
     return _refuse(model, name)
 
 
@@ -216,6 +217,10 @@ def _refuse(model: nn.Module, name: str, quantised: bool = False) -> Attached:
     return attached
 
 
+#: What to do with an adapter that cannot be merged.
+_SAVE = "save the adapter instead: unipelt.save(model, folder, name)"
+
+
 def _refuse_rows(attached: Attached) -> None:
     problems: list[Diagnostic] = []
     seen: set[str] = set()
@@ -225,30 +230,33 @@ def _refuse_rows(attached: Attached) -> None:
             seen.add(e.row.name)
             problems.append(Diagnostic(
                 "E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: {verdict.reason}", verdict.span,
-                label="this forbids it", help="save the adapter instead: unipelt.save(model, folder, name)"))  # fmt: skip
+                label="this forbids it", help=_SAVE))  # fmt: skip
     if problems:
         raise PeltError(problems)
 
 
 def _refuse_hosts(model: nn.Module, attached: Attached, quantised: bool) -> None:
     """Refuses to merge into what is no linear map of plain numbers or, where that is allowed, of codes that can be read."""
+
+    def no_map(e: PlannedEdit, why: str, remedy: str = _SAVE) -> PeltError:
+        return error(
+            "E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: {why}", e.row.span, help=remedy
+        )
+
     for e in attached.plan.edits:
         into = absorber(attached.plan.sites, e)
         if into is None:
-            raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: this model has no site `{e.site.kind.into}` "
-                        "there, which could absorb it", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+            raise no_map(e, f"this model has no site `{e.site.kind.into}` there, which could absorb it")
         path = into.module
         host = model.get_submodule(path)
         weight = getattr(host, "weight", None)
         if weight_shape(host) is None and not (e.site.kind.of and not e.site.kind.has_weight):
-            raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: `{path}` is a {type(host).__name__}, which is no "
-                        "single linear map", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+            raise no_map(e, f"`{path}` is a {type(host).__name__}, which is no single linear map")
         if e.site.kind.into == e.site.name and "x" in e.typing.out.reads and e.site.x != path:
-            raise error("E0563", f"the row `{e.row.name}` at `head` cannot be merged: it reads the last hidden states, and `{path}` may read "
-                        "something else", e.row.span, help="save the adapter instead: unipelt.save(model, folder, name)")  # fmt: skip
+            raise no_map(e, f"it reads the last hidden states, and `{path}` may read something else")
         if "weight" not in host._parameters and isinstance(weight, torch.Tensor):
-            raise error("E0563", f"the row `{e.row.name}` at `{e.site.name}` cannot be merged: the weight of `{path}` is made of other parameters "
-                        "at each call", e.row.span, help="take the parametrisation away first: torch.nn.utils.parametrize.remove_parametrizations")  # fmt: skip
+            raise no_map(e, f"the weight of `{path}` is made of other parameters at each call",
+                         "take the parametrisation away first: torch.nn.utils.parametrize.remove_parametrizations")  # fmt: skip
         if quantised and not isinstance(weight, torch.Tensor):
             raise unreadable(host, "weight")
         if not quantised and (not isinstance(weight, torch.Tensor) or is_quantised(weight)):

@@ -166,14 +166,12 @@ def record(model: nn.Module, name: str) -> Attached:
             f"an adapter is called by its name, which is a text, not {name!r}",
             help=f"this model has: {', '.join(r.attached)}",
         )
-    if name in r.banks or (bank := r.banked(name)) is not None:
-        if name in r.banks:
-            raise error(
-                "E0854",
-                f"`{name}` is a bank, and no adapter",
-                help="name one that is in it; `bank.close()` takes it out",
-            )
-        raise error("E0854", f"`{name}` is in the bank `{bank.name}`, where adapters only act in a `using` block",  # type: ignore[union-attr]
+    if name in r.banks:
+        raise error(
+            "E0854", f"`{name}` is a bank, and no adapter", help="name one that is in it; `bank.close()` takes it out"
+        )
+    if (bank := r.banked(name)) is not None:
+        raise error("E0854", f"`{name}` is in the bank `{bank.name}`, where adapters only act in a `using` block",
                     help="attach its folder by itself: unipelt.attach(model, folder)")  # fmt: skip
     if name not in r.attached:
         own = [n for n in r.attached if n not in r.banks]
@@ -186,6 +184,16 @@ def record(model: nn.Module, name: str) -> Attached:
             help=f"finish it: unipelt.remove(model, {name!r})",
         )
     return r.attached[name]
+
+
+def refuse_merged(r: Registry, name: str | None = None) -> None:
+    """An error where an adapter, or the one of this name, is merged into the base."""
+    if r.merged is not None and name in (None, *r.merged.names):
+        raise error(
+            "E0554",
+            f"the adapter `{name or r.merged.name}` is merged into the base",
+            help="unipelt.unmerge(model) first",
+        )
 
 
 def refuse_in_use(r: Registry, name: str | None) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..anatomy.interrupts import ended_by
+from ..language.files import reason
 from ..language.report.diagnostics import error
 from .dequantised import plain_state, refuse_unreadable, without_quantiser
 from .hanging import rehang
@@ -81,7 +82,7 @@ def save_merged(
             with without_quantiser(model):
                 _write(model, r.merged.unwritten if r.merged is not None else {}, place, tokenizer, max_shard_size)
     except OSError as e:
-        raise error("E0750", f"the model could not be written to {place}: {e.strerror or e}") from e
+        raise error("E0750", f"the model could not be written to {place}: {reason(e)}") from e
     return place
 
 

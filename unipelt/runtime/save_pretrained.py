@@ -161,7 +161,7 @@ def _write(
     try:
         replace(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
     except OSError as e:
-        raise error("E0575", f"the adapters could not be written to {folder}: {e.strerror or e}") from e
+        raise error("E0575", f"the adapters could not be written to {folder}: {reason(e)}") from e
 
 
 def _from(

@@ -41,15 +41,10 @@ class Within(StandIn):
     def called(self, module: nn.Module, args: tuple) -> None:
         """Nothing is done before a call."""
 
-    @property
-    def __code__(self) -> Any:  # torch.export asks where a forward is written
-        return type(self.owner).forward.__code__
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module: nn.Module = self.owner
         seam = seam_of(module)
-        edits = seam.live("attention") if seam is not None else []
-        if seam is None or not edits:
+        if seam is None or not (edits := seam.live("attention")):
             return self.own()(*args, **kwargs)
         if torch.compiler.is_compiling():
             raise error("E0547", f"{type(module).__name__} computes attention by itself: edits at its heads are put in while it runs, and a "
