@@ -24,7 +24,7 @@ from ...compiler.plan import Plan, PlannedInput, PlannedPrompt
 from ...language.report.diagnostics import error
 from .arguments import Given, marks_for, take, value_for
 from .call import Call, grow, named_arguments, refuse
-from .layout import Layout, Rows, most, sums
+from .layout import Layout, Rows, most, ragged
 from .pictures import Unplaced, pictured
 from .room import Room
 from .selected import reads_text
@@ -158,7 +158,7 @@ class InputHooks:
         if states is None:
             return None
         rows = self._rows(grows, states.shape[0])
-        if mask is None and len(set(sums(rows, states.shape[0]))) > 1:  # some of the states are those of pads
+        if mask is None and ragged(rows, states.shape[0]):  # some of the states are those of pads
             mask = torch.ones((states.shape[0], states.shape[1] - most(rows)), dtype=torch.long, device=states.device)
         if mask is None or mask.dim() != 2:
             return None
@@ -264,16 +264,20 @@ class InputHooks:
         refuse(call, rows)
         if self.room is not None:
             self.room.refuse(call, rows)
-        front, ragged = self.sites.main[0].causal, len(set(sums(rows, batch))) > 1
-        told = "position_ids" in inspect.signature(call.model.forward).parameters or (self.room and self.room.masked)
-        if ragged and front and self.sites.main[0].learned_positions and not told:
+        main, pads = self.sites.main[0], ragged(rows, batch)
+        if pads and main.causal and main.learned_positions and not self._is_told(call.model):
             raise error("E0853", f"the adapters of this batch put different numbers of rows among the tokens, and {type(call.model).__name__} "
                         "takes no positions, so that some texts would be shifted", help="run the examples of each by themselves")  # fmt: skip
-        if ragged and call.mask is None:  # pads are among the tokens now
+        if pads and call.mask is None:  # pads are among the tokens now
             seen = call.seen - most(rows) if call.seen else 0
             shape = (batch, seen + call.tokens.shape[1])
             call.named["attention_mask"] = torch.ones(shape, dtype=torch.long, device=call.tokens.device)
-        return Layout(rows, call.shape, call.mask, call.tokens.device, front)
+        return Layout(rows, call.shape, call.mask, call.tokens.device, main.causal)
+
+    def _is_told(self, model: nn.Module) -> bool:
+        """Whether a model can be told the tokens' positions: by an argument, or by the mask."""
+        by_mask = self.room is not None and self.room.masked
+        return by_mask or "position_ids" in inspect.signature(model.forward).parameters
 
     def _marks(self, call: Call, fills: list[Prompt], given: Given, layout: Layout | None) -> torch.Tensor | None:
         """Which tokens are the pseudo-tokens of the text, in the sequence as long as it will be."""

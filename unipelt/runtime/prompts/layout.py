@@ -36,6 +36,11 @@ def sums(rows: Sequence[Rows], batch: int) -> list[int]:
     return [sum(r.count for r in rows if r.who is None or b in r.who) for b in range(batch)]
 
 
+def ragged(rows: Sequence[Rows], batch: int) -> bool:
+    """Whether some examples have fewer rows than others, so that they get pads."""
+    return len(set(sums(rows, batch))) > 1
+
+
 def most(rows: Sequence[Rows]) -> int:
     """How many rows an example has at most."""
     last = [b for r in rows if r.who is not None for b in r.who]
