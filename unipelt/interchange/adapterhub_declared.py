@@ -271,19 +271,13 @@ def architectures() -> dict[str, Architecture]:
     for name, said in _file()["methods"].items():
         fields = dict(_file()["fields"][name])
         none = fields.pop("none")
-        found[name] = Architecture(
-            name,
-            said["row"],
-            {**fields, **dict.fromkeys(none)},
-            tuple(Sites(s["at"], s.get("field", ""), s.get("entry", ""), s.get("if", "")) for s in said["sites"]),
-            {step: tuple(Case(**c) for c in cases) for step, cases in said["steps"].items()},
-            said.get("ignored", ()),
-            said.get("training", ()),
-            said.get("again", {}),
-            said.get("before", {}),
-            said.get("several", False),
-            said.get("unnamed", False),
-        )
+        own = {
+            **said,
+            "fields": {**fields, **dict.fromkeys(none)},
+            "sites": tuple(Sites(**s) for s in said["sites"]),
+            "steps": {step: tuple(Case(**c) for c in cases) for step, cases in said["steps"].items()},
+        }
+        found[name] = Architecture(name, **own)
     return found
 
 

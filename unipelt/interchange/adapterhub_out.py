@@ -14,10 +14,8 @@ from ..compiler.plan import Plan, PlannedEdit
 from ..language.analyse.canonical import difference
 from ..language.analyse.meaning import bound
 from ..language.ir import Method, Row
-from ..language.loading import parse
 from ..language.report.diagnostics import PeltError
 from ..language.syntax.nodes import Number
-from ..language.syntax.printer import to_text
 from ..runtime.hub import public_name
 from ..runtime.members import Resolved
 from ..runtime.references import load
@@ -29,6 +27,7 @@ from .filling import Apart, emptied
 from .adapterhub_declared import Meaning, Sites, architectures, not_written
 from .adapterhub_heads import written_head
 from .adapterhub_places import Place, Written, written
+from .texts import freed
 
 #: The version whose layout is written.
 VERSION = "adapters.1.3.0"
@@ -238,19 +237,11 @@ def _of_tokens(plan: Plan, row: Row) -> dict[str, Any]:
 
 def _candidate(meaning: Meaning, at: Sequence[str], fixed: Mapping[str, Any]) -> Method:
     """The method that a meaning is, its arguments free."""
-    known = {p.name: p for p in load(meaning.base).params}
     free = [n for n in meaning.arguments if n not in meaning.tokens]
     lines = meaning.lines.replace("{site}", at[0])
     for n in free:
         lines = lines.replace(f"{{{n}}}", n)
-    declared = ", ".join(
-        f"{n}: {known[n].type} = {to_text(known[n].default)}" if n in known else f"{n}: float = 4.0" for n in free
-    )  # type: ignore[arg-type]
-    given = ", ".join([*(f"{n} = {n}" for n in free if n in known), *(f"{n} = {v!r}" for n, v in fixed.items())])
-    return parse(
-        f"method candidate({declared}) from {meaning.base}({given}) {{ modify {', '.join(at)}\n{lines} }}",
-        name="candidate",
-    )
+    return freed(meaning.base, free, f"modify {', '.join(at)}\n{lines}", fixed)
 
 
 def _entries(

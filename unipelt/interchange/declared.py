@@ -13,6 +13,7 @@ from ..language.report.diagnostics import PeltError, error, near
 from ..resources import folder
 
 FILE = "peft.toml"
+MERGED_THERE = "merge it with peft (`merge_and_unload`), and use the merged model"
 #: Fields of every configuration of peft that say nothing of what is computed once the tensors are there.
 _SILENT = frozenset(
     "auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type target_modules exclude_modules "
@@ -147,7 +148,7 @@ def declared_for(config: Mapping[str, Any]) -> Declared:
         if problem is None:
             return d
     raise error("E0841", f"an adapter of peft's {wanted} with these settings has no counterpart here: {problems[0]}",
-                help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
+                help=MERGED_THERE)  # fmt: skip
 
 
 #: The code of what peft has no place for.

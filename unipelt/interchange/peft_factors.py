@@ -67,11 +67,11 @@ def _folder(model: nn.Module, found: Factored) -> tuple[dict[str, Any], dict[str
     d = by_factors()
     tensors: dict[str, torch.Tensor] = {}
     for path in found.maps:
-        for label, t in zip((d.factors["down"], d.factors["up"]), found.padded(path, model)):
-            tensors[key(d, d.tensors[label][0], path)] = t.mT
+        down, up = found.padded(path, model)
+        for label, t in (("down", down), ("up", up)):
+            tensors[key(d, d.tensors[d.factors[label]][0], path)] = t.mT
         if found.biases:
-            t = found.biases.get(path, torch.zeros(t.shape[1]))
-            tensors[key(d, d.shift["key"], path)] = t
+            tensors[key(d, d.shift["key"], path)] = found.biases.get(path, torch.zeros(up.shape[1]))
     for path, own in found.whole.items():
         tensors |= {f"{FRONT}{path}.{n}": t for n, t in own.items()}
     return {

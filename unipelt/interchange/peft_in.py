@@ -24,7 +24,7 @@ from ..runtime.registry import unwrapped
 from ..runtime.saving import state_dict
 from . import folders
 from .convolutions import flat
-from .declared import Declared, declared_for
+from .declared import MERGED_THERE, Declared, declared_for
 from .filling import Source, filled, leftover, misshapen
 from .places import FRONT, depth, host, in_model, key, modules_of, of_base, sites, sourced, widest
 from .texts import Part, like, union
@@ -162,7 +162,7 @@ def _values(
         k = f"{FRONT}{c.parameter.path}"
         if d.copies and not c.head and k not in heads:
             raise error("E0841", f"{place} trains some modules of a name, and not `{c.parameter.path}`, which has it too",
-                        help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
+                        help=MERGED_THERE)  # fmt: skip
         t = heads.get(k, model.get_parameter(c.parameter.path))
         if tuple(t.shape) != tuple(c.parameter.shape):
             raise misshapen(place, k, t, tuple(c.parameter.shape))
@@ -170,5 +170,5 @@ def _values(
         found[c.name] = t
     left = sorted(set(tensors) - used)
     if left:
-        raise leftover(place, left, d.name, "merge it with peft (`merge_and_unload`), and use the merged model")
+        raise leftover(place, left, d.name, MERGED_THERE)
     return found

@@ -18,9 +18,7 @@ from ..anatomy.quantised import stored_as_map
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import is_norm
 from ..language.ir import Method, Row
-from ..language.loading import parse
 from ..language.report.diagnostics import PeltError
-from ..language.syntax.printer import to_text
 from ..runtime.hub import public_name
 from ..runtime.references import load
 from ..runtime.registry import record, unwrapped
@@ -34,6 +32,7 @@ from .fused import NOTE, by_map, joined
 from .filling import Apart, Source, emptied
 from .places import FRONT, depth, host, key, of_base, sizes, sourced, widest
 from .shapes import deciding, theirs
+from .texts import freed
 
 #: How the name of a class of transformers ends, and what peft calls the task.
 TASKS = {
@@ -174,10 +173,7 @@ def _own(d: Declared) -> Method:
     plain = load(d.name)
     if not d.lines:
         return plain
-    free = [p for p in plain.params if p.name in d.arguments]
-    declared = ", ".join(f"{p.name}: {p.type} = {to_text(p.default)}" for p in free if p.default is not None)
-    given = ", ".join(f"{p.name} = {p.name}" for p in free)
-    return parse(f"method own({declared}) from {d.name}({given}) {{ {d.lines} }}", name="own")
+    return freed(d.name, [p.name for p in plain.params if p.name in d.arguments], d.lines)
 
 
 def _last(plan: Plan, row: Row) -> list[int] | None:

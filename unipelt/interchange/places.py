@@ -12,7 +12,7 @@ from ..anatomy.find import find
 from ..anatomy.spelled import spelled
 from ..compiler.plan import Plan, PlannedEdit
 from ..language.report.diagnostics import error
-from .declared import Declared
+from .declared import MERGED_THERE, Declared
 from .filling import Source
 from .shapes import decided
 
@@ -93,7 +93,7 @@ def sites(model: nn.Module, places: Iterable[str], d: Declared, at_input: frozen
     named, inputs = spelled(model, places, at_input)
     if inputs:
         raise error("E0841", f"the input of `{min(inputs)}` is rescaled, and no site is there",
-                    help="merge it with peft (`merge_and_unload`), and use the merged model")  # fmt: skip
+                    help=MERGED_THERE)  # fmt: skip
     return [f"{name}.weight" if d.at == "weight" else name for name in named]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from ..language.ir import Method
 from ..language.loading import parse
 from ..language.report.diagnostics import error
+from ..language.syntax.printer import to_text
+from ..runtime.references import load
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,16 @@ def union(parts: Sequence[Part], name: str) -> Method:
         texts.append(f"method part_{i}{f'({declared})' if own else ''} from {p.base}({given}) {{ {p.lines} }}")
         uses.append(f"use part_{i} as {p.name}" + (f" gated by {p.gate}" if p.gate else ""))
     return parse("\n".join([*texts, f"method {name} {{ {'  '.join(uses)} }}"]), name=name)
+
+
+def freed(base: str, free: Sequence[str], lines: str, fixed: Mapping[str, Any] | None = None) -> Method:
+    """A variant of a method of the library, some of its arguments free and others fixed; a free one that it has not is a number of the lines."""
+    known = {p.name: p for p in load(base).params}
+    own = [n for n in free if n in known]
+    declared = [f"{n}: {known[n].type} = {to_text(known[n].default)}" for n in own]  # type: ignore[arg-type]
+    declared += [f"{n}: float = 4.0" for n in free if n not in known]
+    given = [*(f"{n} = {n}" for n in own), *(f"{n} = {v!r}" for n, v in (fixed or {}).items())]
+    return parse(f"method freed({', '.join(declared)}) from {base}({', '.join(given)}) {{ {lines} }}", name="freed")
 
 
 def _written(value: Any) -> str:
