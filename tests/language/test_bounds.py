@@ -10,6 +10,7 @@ import pytest
 
 from unipelt.language import loading
 from unipelt.language.analyse import canonical, meaning
+from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.library import parse_path
 from unipelt.language.check.names import names_of
 from unipelt.language.syntax.nodes import MethodDef
@@ -111,3 +112,11 @@ def test_the_library_is_far_from_the_bound_on_a_file():
 def test_a_number_that_no_float_holds_has_a_meaning():
     """It is what the argument is divided by, or divides."""
     canonical.canonical(meaning.meaning(loading.load("corda")(alpha=1e-308)))
+
+
+def test_an_argument_that_has_the_name_of_a_size_is_refused_where_the_size_is_required_to_be_another():
+    """The size is replaced by the other one, and the argument is not: the row was read again for ever."""
+    row = "modify mixer.in insert parallel form { require d_mix == 2 * d_inner  b: [d_out] ~ zeros  delta = b } compose h + delta"
+    with pytest.raises(PeltError) as e:
+        loading.parse(f"method m(d_mix: int = 8) {{ {row} }}")
+    assert [d.code for d in e.value.diagnostics] == ["E0231"]

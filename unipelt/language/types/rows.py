@@ -245,6 +245,8 @@ class RowChecker(Declared, Trained):
         a, b = known
         for one, other in ((a, b), (b, a)) if a != Size.of("d_model") else ((b, a), (a, b)):
             name = next(iter(one.symbols), "")
+            if name in dict(self.sizes.equal):
+                continue  # it is an argument of that name, which is a mistake of its own
             if name in (*SIZES, "d_in", "d_out") and one == Size.of(name) and name not in other.symbols:
                 self.alike = name, other
                 return
