@@ -345,6 +345,13 @@ class _Inside:
         for earlier in reversed(before):  # what several rows make of one h counts together
             if earlier.out.shape == h.shape and torch.equal(earlier.out, h):
                 h = earlier.h
+        weights = [w for w in (*before, *after) if w.edit.site.kind.is_weight and w.edit.site.view == site.view]
+        for m, x in self.entered if weights else ():  # what a row left of the map's weight
+            if m is self.t.model.get_submodule(site.view.module):
+                bias = taken(m.bias, site.view.columns) if m.bias is not None else 0.0
+                y = x @ weights[-1].out + bias
+                if y.shape == h.shape and deviation(y, h) <= HOLDS:
+                    return _vectors(x), _vectors(tap.out)
         for x, y in [*((x, m.forward(x)) for m, x in self.entered), *self.copied]:
             if site.view.columns is not None and site.view.columns.ranges[-1][1] > y.shape[-1]:
                 continue  # another map, which has fewer columns
