@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from epochs import trained
 from names import name as named
 from safetensors.torch import load_file
 from small import model
@@ -75,22 +76,6 @@ def calls(m: nn.Module, blocks: list[nn.Module]) -> list[int]:
 
 def blocks_of(m: nn.Module) -> list[nn.Module]:
     return list(max((x for x in m.modules() if isinstance(x, nn.ModuleList)), key=len))
-
-
-def trained(
-    m: nn.Module, given: list[dict[str, torch.Tensor]], epochs: int = 3
-) -> tuple[list[float], dict[str, torch.Tensor]]:
-    optimizer = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.05)
-    losses = []
-    for epoch in range(epochs):
-        order = [given[(i + epoch) % len(given)] for i in range(len(given))]
-        for x in order:
-            loss = m(**x).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-    return losses, unipelt.state_dict(m)
 
 
 @pytest.mark.parametrize("kind", ["bert_labels", "llama", "gpt2", "vit"])

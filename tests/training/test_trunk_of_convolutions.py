@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from epochs import trained
 from names import name as named
 from small import model
 from torch import nn
@@ -37,19 +38,6 @@ def pictures() -> list[dict[str, torch.Tensor]]:
         {"pixel_values": torch.randn(2, 3, size, size, generator=g), "labels": torch.tensor([0, 2])}
         for size in (32, 48, 32)
     ]
-
-
-def trained(m: nn.Module, given: list[dict[str, torch.Tensor]]) -> tuple[list[float], dict[str, torch.Tensor]]:
-    optimizer = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.05)
-    losses = []
-    for _ in range(3):
-        for x in given:
-            loss = m(**x).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-    return losses, unipelt.state_dict(m)
 
 
 def adapted(kind: str, method: Any = None) -> nn.Module:
