@@ -6,7 +6,7 @@ import pytest
 from names import name as named, spec
 
 from unipelt.language.analyse.canonical import difference
-from unipelt.language.report.diagnostics import PeltError
+from unipelt.language.report.diagnostics import PeltError, nearest
 from unipelt.language.loading import definition, load
 from unipelt.language.check.space import space_of
 from unipelt.variants.generate import generate
@@ -105,3 +105,8 @@ def test_members_of_parents_that_mean_different_things_by_one_name(tmp_path, oth
     assert len(members) == 8
     for m, path in zip(members, written, strict=True):
         assert difference(load(path), m.method) is None, path.read_text()
+
+
+def test_letters_in_another_order_are_the_nearest_word():
+    assert nearest("haed", ["head", "head2", "had", "hard"]) == "head"
+    assert nearest("heads", ["head", "tail"]) == "head"  # else that which shares most

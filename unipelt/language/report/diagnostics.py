@@ -51,10 +51,10 @@ def error(code: str, message: str, span: Span = NOWHERE, **more) -> PeltError:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The nearest known word, or nothing."""
-    return next(
-        iter(get_close_matches(word, [k for k in islice(known, MAX_COMPARED) if k != word], n=1, cutoff=cutoff)), ""
-    )
+    """The nearest known word, or nothing. Of the close ones that with the same letters, which are in another order."""
+    others = [k for k in islice(known, MAX_COMPARED) if k != word]
+    found = get_close_matches(word, others, n=8, cutoff=cutoff)
+    return next((k for k in found if sorted(k) == sorted(word)), found[0] if found else "")
 
 
 def repeated(words: Iterable[str]) -> list[str]:
