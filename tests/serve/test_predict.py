@@ -18,6 +18,7 @@ from unipelt.serve.app import make_app
 from unipelt.serve.jobs import Prediction
 from unipelt.serve.opening import open_engine
 from unipelt.serve.options import ServeOptions
+from unipelt.serve.refusals import Refusal
 from unipelt.training.saved import load_run, predict_run
 from unipelt.training.tasks.classification import SequenceClassification
 
@@ -103,6 +104,13 @@ def test_what_is_refused(client: TestClient, model: str, inputs: Any, status: in
     r = client.post("/predict", content=json.dumps({"model": model, "inputs": inputs}), headers={"Content-Type": "application/json"})  # fmt: skip
     assert (r.status_code, r.json()["error"]["code"]) == (status, code) and words in r.json()["error"]["message"]
     assert ask(client, "two", TEXTS).status_code == 200
+
+
+def test_what_never_fits_the_queue_is_not_told_to_try_again(bert: str, classifiers: Path) -> None:
+    engine = open_engine(bert, [classifiers], ServeOptions(reload=0, task="sequence-classification", max_queue=2))
+    with engine, pytest.raises(Refusal, match="at most 2 texts") as caught:
+        engine.submit(Prediction("two", 60, 3, inputs=TEXTS[:3]))
+    assert caught.value.status == 400
 
 
 def test_long_texts_are_cut_where_the_client_says_so(client: TestClient) -> None:

@@ -99,8 +99,9 @@ class Labelling:
             raise use_predict(self.kind)
         if job.adapter is None and self.base is None:
             raise wrong("no_head", f"the base has no trained head for {self.kind}: name an adapter", "model")
-        if job.size > self.options.max_batch:
-            raise wrong("too_many_inputs", f"at most {counted(self.options.max_batch, 'text')} in a request", "inputs")
+        most = min(self.options.max_batch, self.options.max_queue)
+        if job.size > most:
+            raise wrong("too_many_inputs", f"at most {counted(most, 'text')} in a request", "inputs")
         for given in job.inputs:
             for text in [given] if isinstance(given, str) else given.values() if isinstance(given, Mapping) else given:
                 need_unicode(text, "inputs")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..language.report.diagnostics import PeltError, error
+from ..language.report.diagnostics import PeltError, counted, error
 from ..runtime.hub import TASK
 from ..training.folder import read_json
 from ..training.models import load_config, load_plain, load_tokenizer
@@ -49,7 +49,7 @@ def open_engine(
         headed = task_of(kind).pretrained or _class_for(config, kind) in (config.architectures or ())
         work = Labelling(loaded, tokenizer, options, kind, headed and kind != "pet", listener)
     shelf = Shelf(loaded, catalogue, options.max_adapters, work.look, listener, options.force, tokenizer)
-    say(f"`{catalogue.base}` for {kind}, with {len(catalogue.table.entries)} adapters")
+    say(f"`{catalogue.base}` for {kind}, with {counted(len(catalogue.table.entries), 'adapter')}")
     for folder, reason in catalogue.table.refused.items():
         say(f"{folder} is not served: {reason}")
     return Engine(work, shelf, catalogue, options)

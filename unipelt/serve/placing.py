@@ -61,11 +61,11 @@ class Placing:
         manifest = read_manifest(entry.folder)
         method = read_method(entry.folder, manifest)
         kind = (as_file(method), repr(manifest.get("labels")), bool(manifest["head"]))
-        placed = self._in_bank(kind, entry.folder, entry, entry.folder)
-        if placed is None:
-            inside = unipelt.attach(self.model, entry.folder, self._name(), force=self.force, tokenizer=self.tokenizer)
-            placed = self._by_itself(inside)
-        return placed
+        banked = self._in_bank(kind, entry.folder, entry, entry.folder)
+        if banked is not None:
+            return banked
+        inside = unipelt.attach(self.model, entry.folder, self._name(), force=self.force, tokenizer=self.tokenizer)
+        return self._by_itself(inside)
 
     def take_out(self, placed: Placed) -> None:
         bank = placed.bank

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..language.report.diagnostics import counted
+
 
 class Refusal(Exception):
     """``kind`` says whose mistake it is, ``code`` which one; ``param`` is the field of the request that is meant."""
@@ -37,8 +39,9 @@ def use_predict(kind: str) -> Refusal:
     return wrong("wrong_endpoint", f"this server's model is for {kind}: use /predict")
 
 
-def queue_full(most: int) -> Refusal:
-    return Refusal(429, "rate_limit_error", "queue_full", f"{most} texts are waiting already: try again in a moment")
+def queue_full(waiting: int) -> Refusal:
+    message = f"the queue has no room ({counted(waiting, 'text')} waiting): try again in a moment"
+    return Refusal(429, "rate_limit_error", "queue_full", message)
 
 
 def stopping() -> Refusal:
