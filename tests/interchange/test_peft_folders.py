@@ -58,6 +58,9 @@ FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
     "vera": ("llama", lambda: peft.VeraConfig(r=4, target_modules=QV), {"attn.q", "attn.v"}),
     "vera of several sizes": ("llama", lambda: peft.VeraConfig(r=4, target_modules=["q_proj", "up_proj", "v_proj"]), {"attn.q", "ffn.up", "attn.v"}),
     "vera at a narrow map": ("llama", lambda: peft.VeraConfig(r=4, target_modules=["v_proj"]), {"attn.v"}),
+    "randlora": ("llama", lambda: peft.RandLoraConfig(r=5, randlora_alpha=9, target_modules=["q_proj", "v_proj", "down_proj"]), {*BOTH, "ffn.down"}),
+    "randlora at a narrow map": ("llama", lambda: peft.RandLoraConfig(r=4, target_modules=["v_proj"]), {"attn.v"}),
+    "randlora of stored maps": ("gpt2", lambda: peft.RandLoraConfig(r=4, target_modules=["c_fc"], fan_in_fan_out=True), {"ffn.up"}),
     "trained tokens": ("llama", lambda: peft.TrainableTokensConfig(token_indices=[3, 5, 11, 12]), {"embed.weight"}),
     "adaption prompt": ("llama", lambda: peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=2, task_type="CAUSAL_LM"), {"attn.heads"}),
     "fourierft": ("llama", lambda: peft.FourierFTConfig(n_frequency=20, scaling=50.0, target_modules=QV), BOTH),
@@ -184,7 +187,13 @@ def test_in_and_out(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method, sites", [("lora", "[attn.q, ffn.down]"), ("rslora", "[attn.o]"), ("dora", "[attn.k.weight]")]
+    "method, sites",
+    [
+        ("lora", "[attn.q, ffn.down]"),
+        ("rslora", "[attn.o]"),
+        ("dora", "[attn.k.weight]"),
+        ("randlora", "[attn.q, attn.v]"),
+    ],
 )
 def test_out_and_in_again(method: str, sites: str, tmp_path: Path) -> None:
     m = model("llama")
@@ -235,6 +244,11 @@ def test_settings_that_mean_something_else(changes: dict[str, Any], code: str, t
     [
         ("boft", {"boft_block_size": 0, "boft_block_num": 4}, "E0841", "boft_block_"), ("boft", {"boft_dropout": 0.1}, "E0841", "boft_dropout"),
         ("shira", {"mask_type": "mine"}, "E0841", "mask_type"), ("shira", {"fan_in_fan_out": True}, "E0841", "fan_in_fan_out"), ("shira", {"r": 2}, "E0842", "shira_indices"),
+        ("dora", {"use_rslora": True}, "E0841", "`use_dora` is True and `use_rslora` is True"),  # each of them there is
+        ("lora", {"init_lora_weights": "pissa"}, "E0841", "here: `init_lora_weights` is 'pissa'\n"), ("lora", {"peft_type": "XLORA"}, "E0841", "those that have: "),
+        ("randlora", {"save_projection": False}, "E0841", "save_projection"), ("randlora", {"sparse": True}, "E0841", "`sparse`"),
+        ("randlora", {"very_sparse": True}, "E0841", "very_sparse"), ("randlora", {"randlora_dropout": 0.1}, "E0841", "randlora_dropout"),
+        ("randlora", {"r": 4}, "E0842", "randlora_"),
         ("boft", {"boft_n_butterfly_factor": 3}, "E0841", "boft_n_butterfly_factor"),
         ("boft", {"boft_n_butterfly_factor": 2}, "E0842", "boft_R"),  # what peft writes without its kernel
     ],
@@ -388,6 +402,21 @@ def test_delora_of_another_base(tmp_path: Path) -> None:
     key = "base_model.model.model.layers.0.self_attn.q_proj.delora_w_norm"
     changed(tmp_path, lambda t: t.update({key: t[key] * 1.1}))
     assert "another base" in refused(tmp_path, "E0842")
+
+
+def test_copies_of_what_the_model_has_once(tmp_path: Path) -> None:
+    """Those that each module has besides must be copies, and may be missing."""
+    saved("randlora", tmp_path)
+    expected = of_peft("llama", tmp_path)
+    key = "base_model.model.model.layers.0.self_attn.q_proj.randlora_B"
+    changed(tmp_path, lambda t: t.update({key: t[key] + 1}))
+    assert "is to be a copy of `base_model.randlora_B`" in refused(tmp_path, "E0842")
+    changed(tmp_path, lambda t: t.pop(key))
+    m = model("llama")
+    unipelt.import_peft(m, tmp_path)
+    torch.testing.assert_close(of_ours(m, ""), expected, rtol=1e-5, atol=1e-5)
+    changed(tmp_path, lambda t: t.pop("base_model.randlora_B"))
+    assert "lacks the tensor `base_model.randlora_B`" in refused(tmp_path, "E0842")
 
 
 def test_tensors_that_are_one_and_differ(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from ..language.report.diagnostics import PeltError, error, near
+from ..language.report.diagnostics import PeltError, error
 from ..resources import folder
 
 FILE = "peft.toml"
@@ -42,6 +42,7 @@ class Declared:
     shift: Mapping[str, str] = field(default_factory=dict)
     convolutions: bool = False
     of_base: Mapping[str, str] = field(default_factory=dict)
+    copied: Mapping[str, str] = field(default_factory=dict)
     decided: Mapping[str, list[Any]] = field(default_factory=dict)
     listed: Mapping[str, str] = field(default_factory=dict)
     widest: str = ""
@@ -65,6 +66,11 @@ class Declared:
         """Our arguments that no field of peft's says by itself."""
         return {*self.listed, self.widest}
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The ends of the keys of its rows."""
+        return *(k for k, _ in self.tensors.values()), *self.copied.values()
+
     def entries(self, config: Mapping[str, Any], rows: int) -> dict[str, Any]:
         """Our arguments that are the count and the entries of a list, of numbers of so many rows. Raises `PeltError`."""
         found: dict[str, Any] = {}
@@ -78,16 +84,18 @@ class Declared:
             found[ours] = f"listed({', '.join(map(str, value))})" if found else len(value)
         return found
 
-    def problem(self, config: Mapping[str, Any]) -> str | None:
-        """Why a configuration does not mean this method; None where it does."""
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
+        """Why a configuration does not mean this method: the settings that it has not."""
         known = {*self.arguments.values(), *self.patterns.values(), *self.written, *self.ignored, self.inputs, *_SILENT}
-        for name, value in config.items():
-            if name in self.settings:
-                if not any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.settings[name]):
-                    return f"`{name}` is {value!r}"
-            elif name not in known and not any(value == u for u in _UNUSED):
-                return f"`{name}` is {value!r}"
-        return None
+        return [
+            f"`{name}` is {value!r}"
+            for name, value in config.items()
+            if not (
+                any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.settings[name])
+                if name in self.settings
+                else name in known or any(value == u for u in _UNUSED)
+            )
+        ]
 
     def values(self, config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         """Our arguments, for the module of a path where some have others."""
@@ -138,16 +146,13 @@ def declared_for(config: Mapping[str, Any]) -> Declared:
     of_type = [d for d in declarations() if d.type == wanted]
     if not of_type:
         types = sorted({d.type for d in declarations()})
-        raise error(
-            "E0841",
-            f"peft's {wanted} has no counterpart here",
-            help=near(wanted, types) or f"those that have: {', '.join(types)}",
-        )
-    problems = [d.problem(config) for d in of_type]
-    for d, problem in zip(of_type, problems):
-        if problem is None:
-            return d
-    raise error("E0841", f"an adapter of peft's {wanted} with these settings has no counterpart here: {problems[0]}",
+        raise error("E0841", f"peft's {wanted} has no counterpart here", help=f"those that have: {', '.join(types)}")
+    problems = [d.problems(config) for d in of_type]
+    fewest = min(map(len, problems))
+    if not fewest:
+        return of_type[problems.index([])]
+    nearest = dict.fromkeys(p for of_one in problems if len(of_one) == fewest for p in of_one)
+    raise error("E0841", f"an adapter of peft's {wanted} with these settings has no counterpart here: {' and '.join(nearest)}",
                 help=MERGED_THERE)  # fmt: skip
 
 

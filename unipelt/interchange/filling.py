@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..compiler.plan import Plan, PlannedEdit
 from ..language.report.diagnostics import PeltError, error
-from .shapes import keys_of, ours, part_of, theirs, whole
+from .shapes import Sizes, keys_of, ours, part_of, theirs, whole
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a tensor of ours is found: its key, what makes it of it (see `shapes`), and its place among those that share the key."""
+    """Where a tensor of ours is found: its key, what makes it of it (see `shapes`), its place among those that share the key, and the
+    sizes that the words of ``how`` call by name."""
 
     key: str
     how: str
     rank: int = 0
     of: int = 1
     lost: str = ""  # what to do where the library left it out itself
+    sizes: Sizes = field(default_factory=dict)
     given: torch.Tensor | None = None  # what a field of the configuration decides
 
 
@@ -52,7 +54,7 @@ def filled(
             used.update(keys)
             shape = plan.tensors[n].shape
             try:
-                t = ours(tuple(tensors[k] for k in keys), s.how, e, shape, s.rank, s.of)
+                t = ours(tuple(tensors[k] for k in keys), s.how, e, shape, s.rank, s.of, s.sizes)
             except (RuntimeError, IndexError):
                 raise misshapen(place, keys[0], tensors[keys[0]]) from None
             except ValueError as reason:
@@ -82,7 +84,7 @@ def emptied(plan: Plan, source: Sources, values: Mapping[str, torch.Tensor]) -> 
                 if not torch.equal(values[n].cpu(), s.given):
                     raise Apart(f"its `{label}` are other numbers than peft draws from `{s.key}`")
                 continue
-            for k, t in zip(keys_of(s.key, s.how), theirs(values[n], s.how, e, s.of)):
+            for k, t in zip(keys_of(s.key, s.how), theirs(values[n], s.how, e, s.of, s.sizes)):
                 part = part_of(s.how, e, s.rank, s.of)
                 if part is not None:
                     beside.setdefault(k, (s.how, {}, part[1], part[2]))[1][part[0]] = t

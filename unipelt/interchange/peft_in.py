@@ -94,7 +94,7 @@ def _training(model: nn.Module, d: Declared, paths: set[str]) -> Method:
 
 
 def _of_rows(d: Declared, k: str) -> bool:
-    return any(k == s or (d.of_modules and k.endswith(f".{s}")) for s, _ in d.tensors.values())
+    return any(k == s or (d.of_modules and k.endswith(f".{s}")) for s in d.keys)
 
 
 def _listed(config: Mapping[str, Any], field: str, front: Mapping[str, str]) -> frozenset[str]:
@@ -142,7 +142,8 @@ def _values(
 
     def source(e: PlannedEdit, label: str) -> Source:
         try:
-            return sourced(d, plan, config, e, label, there.get(host(e), host(e)), layers)
+            path = there.get(host(e), host(e))
+            return sourced(d, plan, config, e, label, path, layers, d.values(config, path))
         except RuntimeError as reason:
             field = d.decided[label][0]
             raise error("E0840", f"`{field}` = {config.get(field)!r} in {place} decides nothing: {reason}") from None
@@ -157,6 +158,13 @@ def _values(
             ):
                 raise error("E0842", f"`{k}` in {place} is of another base: this model's weight has other norms",
                             help="load the model that the adapter was trained on")  # fmt: skip
+            used.add(k)
+    for label, suffix in d.copied.items():
+        whole = d.tensors[label][0]
+        for k in (key(d, suffix, path) for path in front):
+            if k in tensors and not torch.equal(tensors[k], tensors[whole]):
+                raise error("E0842", f"`{k}` in {place} is to be a copy of `{whole}`, and has other numbers",
+                            help="copy the folder again")  # fmt: skip
             used.add(k)
     for c in plan.copies:
         k = f"{FRONT}{c.parameter.path}"

@@ -84,7 +84,7 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     fields = {f: deciding(values[plan.edits[0].tensors[n]], how, *rest) for n, (f, how, *rest) in d.decided.items()}
 
     def source(e: PlannedEdit, label: str) -> Source:
-        return sourced(d, plan, fields, e, label, host(e), layers)
+        return sourced(d, plan, fields, e, label, host(e), layers, by_path[host(e)])
 
     try:
         tensors |= emptied(apart, source, values)
@@ -96,6 +96,8 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
                 tensors[key(d, suffix, path)] = of_base(model.get_submodule(path), how)
             except TypeError as e:
                 raise no_counterpart(str(e)) from None
+    for label, suffix in d.copied.items():
+        tensors |= {key(d, suffix, path): tensors[d.tensors[label][0]] for path in by_path}
     config = {**_config(model, d, plan.edits, matches, by_path, layers), **fields}
     trained = {c.parameter.path: values[c.name] for c in plan.copies}
     for path, norm in copied.items():

@@ -38,17 +38,23 @@ def key(d: Declared, suffix: str, path: str) -> str:
 
 
 def sourced(
-    d: Declared, plan: Plan, config: Mapping[str, Any], e: PlannedEdit, label: str, path: str, layers: int
-) -> Source:
-    """Where a tensor of an edit is found in peft's folder; ``path`` is its module's there. Raises `RuntimeError` for a field that decides nothing."""
+    d: Declared, plan: Plan, config: Mapping[str, Any], e: PlannedEdit, label: str, path: str, layers: int,
+    arguments: Mapping[str, Any],
+) -> Source:  # fmt: skip
+    """Where a tensor of an edit is found in peft's folder; ``path`` is its module's there, ``arguments`` are ours at it. Raises
+    `RuntimeError` for a field that decides nothing."""
     if label in d.decided:
         field, how = d.decided[label][:2]
         return Source(field, how, given=decided(config.get(field), how, e, plan.tensors[e.tensors[label]].shape))
     suffix, how = d.tensors[label]
-    of = layers
-    if "padded" in how:
-        of = max(other.sizes[("d_in", "d_out")[int(how.split()[-1])]] for other in plan.edits)
-    return Source(key(d, suffix, path), how, e.site.layer or 0, of)
+    of_maps = _of_maps(plan) if "padded" in how else {}
+    return Source(key(d, suffix, path), how, e.site.layer or 0, layers, sizes={**arguments, **of_maps})
+
+
+def _of_maps(plan: Plan) -> dict[str, int]:
+    """The largest number of inputs and of outputs of a plan's maps, and the smaller and the larger of the two."""
+    d_in, d_out = (max(e.sizes[n] for e in plan.edits) for n in ("d_in", "d_out"))
+    return {"d_in": d_in, "d_out": d_out, "least": min(d_in, d_out), "most": max(d_in, d_out)}
 
 
 def widest(model: nn.Module, paths: Iterable[str]) -> int:

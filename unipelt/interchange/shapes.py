@@ -1,14 +1,15 @@
 """How tensors of another library and ours become each other: the words behind a key in ``specs/peft.toml`` and ``specs/adapters.toml``.
 
 Words are read from left to right on the way in, from right to left on the way out. ``rank`` is the place of a tensor among ``of`` that
-share one of theirs: a layer among the layers, a part of a fused map among the parts. Of what is padded ``of`` is the size without zeros.
+share one of theirs: a layer among the layers, a part of a fused map among the parts. Behind a word stand numbers, then sizes by their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isqrt
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ Part = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Where a word is read: its numbers, the edit, and what the head of this file says; ``shape`` is ours, on the way in."""
+    """Where a word is read: its numbers and sizes, the edit, and what the head of this file says; ``shape`` is ours, on the way in."""
 
     numbers: tuple[int, ...]
+    sizes: tuple[int, ...]
     edit: PlannedEdit
     rank: int = 0
     of: int = 1
@@ -39,13 +41,14 @@ def _same(t: torch.Tensor, at: At) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What makes ours of theirs, and theirs of ours; how many numbers follow the word; which part of theirs ours is, None where it
-    is the whole."""
+    """What makes ours of theirs, and theirs of ours; how many numbers, and then sizes, follow the word; which part of theirs ours is,
+    None where it is the whole."""
 
     ours: Callable[[torch.Tensor, At], torch.Tensor] = _same
     theirs: Callable[[torch.Tensor, At], torch.Tensor] = _same
     numbers: int = 0
     part: Callable[[At], Part | None] = lambda at: None
+    sizes: int = 0
 
 
 def _joined(t: torch.Tensor, at: At) -> torch.Tensor:
@@ -72,18 +75,26 @@ def _cut(t: torch.Tensor, part: Part) -> torch.Tensor:
 
 
 def _padded(t: torch.Tensor, at: At) -> torch.Tensor:
-    dim = at.numbers[0]
-    if t.shape[dim] != at.of:
-        raise RuntimeError("it has another size than the largest map")
-    padded = t.new_zeros(at.shape)
-    padded.narrow(dim, 0, at.of).copy_(t)
+    (dim,), (size,) = at.numbers, at.sizes
+    if t.shape[dim] != size:
+        raise RuntimeError("it has another size than the maps ask for")
+    padded = t.new_zeros(*t.shape[:dim], at.shape[dim], *t.shape[dim + 1 :])
+    padded.narrow(dim, 0, size).copy_(t)
     return padded
 
 
-def _row(t: torch.Tensor, at: At) -> torch.Tensor:
-    if t.shape[:1] != (1,):
+def _single(t: torch.Tensor, at: At) -> torch.Tensor:
+    """Without a size that is 1."""
+    (dim,) = at.numbers or (0,)
+    if t.shape[dim] != 1:
         raise RuntimeError("it has several rows")
-    return t[0]
+    return t.select(dim, 0)
+
+
+def _unparted(t: torch.Tensor, at: At) -> torch.Tensor:
+    if t.shape[-1] != at.sizes[0]:
+        raise RuntimeError("it has parts of another size")
+    return t.flatten(-2)
 
 
 def _above(t: torch.Tensor, at: At) -> torch.Tensor:
@@ -122,11 +133,13 @@ _WORDS = {
     "flip": Word(lambda t, at: t.flip(-1), lambda t, at: t.flip(-1)),
     "flat": Word(lambda t, at: t.reshape(-1), lambda t, at: t[None] if at.edit.site.side == "input" else t[:, None]),
     "split": Word(lambda t, at: t.reshape(at.shape if t.dim() == 1 else t.shape), lambda t, at: t.reshape(-1)),
-    "row": Word(_row, lambda t, at: t[None]),
+    "row": Word(_single, lambda t, at: t[None]),
+    "single": Word(_single, lambda t, at: t.unsqueeze(at.numbers[0]), 1),
+    "parted": Word(_unparted, lambda t, at: t.unflatten(-1, (-1, at.sizes[0])), sizes=1),
     "halved": Word(lambda t, at: t.unflatten(0, (2, -1)), lambda t, at: t.flatten(0, 1)),
     "skew": Word(_above, lambda t, at: skew(t, (1 + isqrt(1 + 8 * t.shape[-1])) // 2)),
     "places": Word(_counted, _uncounted),
-    "padded": Word(_padded, lambda t, at: t.narrow(at.numbers[0], 0, at.of), 1),
+    "padded": Word(_padded, lambda t, at: t.narrow(at.numbers[0], 0, at.sizes[0]), 1, sizes=1),
     "joined": Word(
         _joined,
         lambda t, at: t.transpose(0, 1).reshape(t.shape[1], -1),
@@ -142,9 +155,26 @@ _WORDS = {
 }
 
 
-def _words(how: str) -> list[tuple[Word, tuple[int, ...]]]:
+#: How large what a size is called is.
+Sizes = Mapping[str, int]
+
+
+def _size(name: str, sizes: Sizes) -> int:
+    """Of a size ``a`` or, with ``a/b``, of as many b as it takes to hold a; 0 where nobody has said."""
+    whole_, _, step = (sizes.get(n, 0) for n in name.partition("/"))
+    return -(-whole_ // step) * step if step else whole_
+
+
+def _words(how: str, sizes: Sizes = MappingProxyType({})) -> list[tuple[Word, tuple[int, ...], tuple[int, ...]]]:
     left = iter(how.split())
-    return [(word := _WORDS[name], tuple(int(next(left)) for _ in range(word.numbers))) for name in left]
+    return [
+        (
+            word := _WORDS[name],
+            tuple(int(next(left)) for _ in range(word.numbers)),
+            tuple(_size(next(left), sizes) for _ in range(word.sizes)),
+        )
+        for name in left
+    ]
 
 
 def keys_of(key: str, how: str) -> tuple[str, ...]:
@@ -153,23 +183,31 @@ def keys_of(key: str, how: str) -> tuple[str, ...]:
 
 
 def ours(
-    given: tuple[torch.Tensor, ...], how: str, edit: PlannedEdit, shape: tuple[int, ...], rank: int, of: int
+    given: tuple[torch.Tensor, ...],
+    how: str,
+    edit: PlannedEdit,
+    shape: tuple[int, ...],
+    rank: int,
+    of: int,
+    sizes: Sizes,
 ) -> torch.Tensor:
     """Our tensor, of a shape, made of theirs. Raises `RuntimeError` or `IndexError` where it cannot be, `ValueError` where its numbers cannot."""
     if how == "householder":
         return _rotation(*given).mT
     t = given[0]
-    for word, numbers in _words(how):
-        t = word.ours(t, At(numbers, edit, rank, of, shape))
+    for word, numbers, own in _words(how, sizes):
+        t = word.ours(t, At(numbers, own, edit, rank, of, shape))
     return t
 
 
-def theirs(t: torch.Tensor, how: str, edit: PlannedEdit, of: int = 1) -> tuple[torch.Tensor, ...]:
+def theirs(
+    t: torch.Tensor, how: str, edit: PlannedEdit, of: int = 1, sizes: Sizes = MappingProxyType({})
+) -> tuple[torch.Tensor, ...]:
     """Their tensors, in the order of `keys_of`, made of ours; or the part of them that `part_of` says."""
     if how == "householder":
         return _rotated(t.mT)
-    for word, numbers in reversed(_words(how)):
-        t = word.theirs(t, At(numbers, edit, of=of))
+    for word, numbers, own in reversed(_words(how, sizes)):
+        t = word.theirs(t, At(numbers, own, edit, of=of))
     return (t,)
 
 
@@ -177,7 +215,7 @@ def part_of(how: str, edit: PlannedEdit, rank: int, of: int) -> Part | None:
     """Which part of theirs ours is; None where it is the whole."""
     if how == "householder":
         return None
-    parts = (word.part(At(numbers, edit, rank, of)) for word, numbers in _words(how))
+    parts = (word.part(At(numbers, own, edit, rank, of)) for word, numbers, own in _words(how))
     return next((p for p in parts if p is not None), None)
 
 

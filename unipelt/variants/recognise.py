@@ -170,9 +170,10 @@ def arguments_of(
     left = tuple(p for p in other.params if p.name not in fixed)
     other = replace(bound(replace(other, params=held)), params=left) if fixed else other
     whole = bound(replace(method, rows=(row,), trains=(), requires=()))
+    there = replace(other.rows[0], sites=whole.rows[0].sites)  # where sizes have the names that they have in the row
     try:
         lines = lines_of(meaning(_alone(whole, whole.rows[0])))
-        patterns = patterns_of(other.name, _alone(other, other.rows[0]))
+        patterns = patterns_of(other.name, _alone(other, there))
     except PeltError:  # it has no meaning without the tokens that it selects
         return None
     key = key_of_lines(lines[0][1])
