@@ -136,6 +136,14 @@ REFUTED = [
     ("a part of zeros beside what is drawn", "modify attn.k insert parallel form { A: [d_in, d_model] ~ zeros B: [d_in, d_model] ~ normal(0.1) delta = z @ A[:, : d_out] + z @ B[:, : d_out] } compose h + delta", "identity at start", "no"),
     ("the branch of training", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = z @ B if training else z @ A } compose h + delta", "identity at start", "yes"),
     ("a draw that ones take away", "modify ffn insert parallel form { A: [d_in, 2] ~ ones B: [2, d_out] ~ normal(0.1) delta = (z - mean(z)) @ A @ B } compose h + delta", "identity at start", "unknown"),
+    ("a choice between two zeros in a weight", "modify attn.v.weight form { b: [] ~ zeros c: [4] ~ normal(0.3) e: [4] ~ normal(0.3) delta = b } compose h + c @ e * delta", "identity at start", "yes"),
+    ("rows that are one number less their mean", "modify attn.v insert parallel form { A: [d_in, 4] ~ normal(0.3) B: [4, d_out] ~ zeros u = z @ A @ (B - 0.3) delta = u - mean(u) } compose h + delta", "identity at start", "unknown"),
+    ("noise outside training", "modify attn.heads insert parallel form { delta = noise[batch, token, d_out] * exp(q) } compose h * delta", "mergeable", "unknown"),
+    ("what bends and cancels out", "modify attn.q insert parallel form { B: [d_in, d_out] ~ zeros delta = tanh(z) @ B + z @ B - tanh(z) @ B } compose h + delta", "mergeable", "unknown"),
+    ("what is read and cancels out", "modify attn.heads insert parallel form { delta = q - z } compose h + delta", "mergeable", "yes"),
+    ("shares of one number among other positions", "modify ffn.up insert parallel form { frozen C: [d_in, d_out] ~ constant(0.5) b: [] ~ normal(0.1) delta = softmax(running_mean(z @ C)) * b } compose h + delta", "mergeable", "unknown"),
+    ("what one map alone may read", f"modify cross.input insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + delta", "mergeable", "unknown"),
+    ("what several maps read", f"modify attn.input insert sequential form {{ {LOW} delta = z @ A @ B }} compose h + delta", "mergeable", "no"),
     ("a matrix that starts as the identity", "modify ffn insert sequential form { A: [d_in, d_out] ~ identity delta = z @ A } compose delta", "identity at start", "unknown"),
 ]  # fmt: skip
 

@@ -51,9 +51,9 @@ def test_there_is_a_judge_for_every_verdict():
 
 
 def test_the_library_asks_every_judge_both_ways():
-    """Nothing in the language reduces over a batch, so no method says no there; the judge is tried by itself below."""
+    """None of the classics reduces over a batch, so none says no there; the judge is tried by itself below."""
     said = {(n, v.value) for m in [*map(unipelt.load, METHODS), parse(NOT_COMMUTING)] for n, v in verdicts(m).items()}
-    assert {(n, value) for n in JUDGES for value in ("yes", "no")} - said == {("batch-independent", "no")}
+    assert {(n, value) for n in JUDGES for value in ("yes", "no")} - said <= {("batch-independent", "no")}
 
 
 def test_the_judge_of_batches_can_tell(monkeypatch):

@@ -100,7 +100,26 @@ def needs_bias(t: TypedRow) -> bool:
         return False
     place = SiteState(t.site.name, {}, evaluation=True)
     place.read(t)
-    return any(not {n for f in factors for n in reads(f)} - {"W"} for factors, _ in place.out.products)
+    return not _vanishes(place.out)
+
+
+def _vanishes(part: Any) -> bool:
+    """Whether what is affine in what a pass gives is 0 where that is 0: each summand has a factor that is."""
+    if isinstance(part, Term):
+        return all(any(map(_vanishes, factors)) for factors, _ in part.products)
+    if part.kind == "read":
+        return part.parts[0] != "W"
+    inner = [p for p in part.parts if isinstance(p, (Atom, Term))]
+    if part.kind in ("chain", "times"):
+        return any(map(_vanishes, inner))
+    if part.kind != "call":
+        return bool(inner) and all(map(_vanishes, inner))
+    name, entry = part.parts[0], PRIMITIVES.get(str(part.parts[0]))
+    if not reads(part) - {"W"}:
+        return False
+    if name in ("concat", "if"):
+        return all(map(_vanishes, inner[name == "if" :]))
+    return any(map(_vanishes, inner[: 2 if entry is not None and entry.bilinear else 1]))
 
 
 def _halves(t: Term, source: str, sizes: tuple[Size, Size]) -> tuple[Term, Term] | None:

@@ -6,6 +6,7 @@ only read. What rows do to one another is `properties`. No method has a name her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,11 +22,22 @@ from ..types.initialisers import INITIALISERS
 from ..types.inputs import changes_length
 from ..ir import Row
 from .meaning import RowMeaning, row_meaning
+from .reader import reads
 from ..types.primitives import entry_of
 from ..sizes import Size
 from ..report.texts import place
 from ..syntax.printer import to_text
-from .start import at_start, called, calls_one_number, compares, may_cancel, random_tensors, settled, undecided
+from .start import (
+    at_start,
+    called,
+    calls_one_number,
+    compares,
+    may_cancel,
+    multiplies_one_number,
+    random_tensors,
+    settled,
+    undecided,
+)
 from ..syntax.nodes import NOWHERE, Apply, Choose, Index, Input, Name, Span, children, walk
 from ..types.values import AFFINE, NumberType
 
@@ -150,7 +162,7 @@ def mergeable(t: TypedRow) -> Verdict:
     if t.out.placed is not None:
         return Verdict("no", "it replaces some tokens", row.span)
     if t.out.chunk is not None:
-        return Verdict("no", "it reads other positions", t.out.chunk)
+        return _unless_it_cancels(t, Verdict("no", "it reads other positions", t.out.chunk))
     if t.out.degree > AFFINE:
         span = t.out.bends or row.span
         if _levelled(t):
@@ -162,6 +174,8 @@ def mergeable(t: TypedRow) -> Verdict:
         given = next((s.name for s in row.form if isinstance(s, Input) and s.span == span), None)
         if given is not None:
             return Verdict("no", f"it depends on `{given}`, which each call gives anew", span)
+        if _degree(row_meaning(t).out) <= 1:
+            return Verdict("unknown", "what is not affine in the input may come to nothing", span)
         return Verdict("no", "the output is not an affine function of the input", span)
     if site.of and not site.has_weight:
         return Verdict("yes", f"it is `{site.name}` itself that is edited", _out(row))
@@ -169,7 +183,8 @@ def mergeable(t: TypedRow) -> Verdict:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))
     if site.into:
         # What a head reads may enter its map itself: that is known on a model.
-        outside = sorted(t.out.reads & {*dict(site.scope), *(("x",) if site.into != site.name else ())})
+        read = t.out.reads & reads(row_meaning(t).out)  # what cancels out is read by no map
+        outside = sorted(read & {*dict(site.scope), *(("x",) if site.into != site.name else ())})
         for number in row.reads.intersection(site.numbers):
             return Verdict(
                 "unknown", f"it reads `{number}`, which only the attention itself knows", _reading(row, number)
@@ -180,7 +195,29 @@ def mergeable(t: TypedRow) -> Verdict:
         return Verdict(
             "no", f"it reads `{outside[0]}`, which no linear map beside `{site.name}` reads", _reading(row, outside[0])
         )
+    if site.side == "input" and site.cross:
+        reason = f"only on a model is it known whether one linear map alone reads what enters `{site.name}`"
+        return Verdict("unknown", reason, _site(t))  # the keys are made of another stack's tokens
     return Verdict("no", f"no linear map beside `{site.name}` could absorb it", _site(t))
+
+
+def _degree(part: Any) -> float:
+    """How often a term multiplies what a pass gives: 1 where it is affine in that; without end where it is called with anything
+    that is not known to be linear."""
+    if isinstance(part, Term):
+        return max((sum(map(_degree, factors)) for factors, _ in part.products), default=0)
+    if part.kind == "read":
+        return 0 if part.parts[0] in ("W", "bias") else 1
+    found = [_degree(p) for p in part.parts if isinstance(p, (Atom, Term))]
+    if part.kind == "call" and len(part.parts) == 1:
+        return math.inf  # something of another kind: what a trained adapter makes of the input
+    return (
+        sum(found)
+        if part.kind in ("chain", "times")
+        else max(found, default=0)
+        if part.kind != "call" or not any(found)
+        else math.inf
+    )
 
 
 def _levelled(t: TypedRow) -> bool:
@@ -191,7 +228,13 @@ def _levelled(t: TypedRow) -> bool:
     )
     calls = [(n, e) for n in t.row.nodes if (e := entry_of(n)) is not None]
     shares = [n for n, e in calls if e.shares]
-    return bool(shares) and (levels or any(n.args[0].value in shares for n, e in calls if e.totals))
+    totals = [n for n, e in calls if e.totals]
+    return bool(shares) and (levels or any(n.args[0].value == s and _over(n, s) for n in totals for s in shares))
+
+
+def _over(total: Apply, share: Apply) -> bool:
+    """Whether a total is taken over what shares are shares of: over the tokens, those of entries are no number."""
+    return set(share.args[1:]) <= set(total.args[1:]) if share.args[1:] else not total.args[1:]
 
 
 def _tied(t: TypedRow) -> bool:
@@ -235,6 +278,10 @@ def identity_at_start(t: TypedRow) -> Verdict:
             _out(t.row),
         )
     extra = add(start, scaled(h, Size.of(-1)))
+    if drawn and multiplies_one_number(start, edit.tensors):
+        return Verdict(
+            "unknown", "what is drawn meets a matrix of one number everywhere, and may cancel out", _out(t.row)
+        )
     if drawn and may_cancel(extra, drawn):
         return Verdict("unknown", "what is drawn obeys equations of its own, by which it may cancel out", _out(t.row))
     if drawn and compares(start):

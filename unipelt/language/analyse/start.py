@@ -52,10 +52,13 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
         inner = _atom(a.parts[0], tensors)
         if not inner.products:
             return sum_of([], a.sizes)
+        if _constant(inner) is not None:
+            return Term(inner.products, a.sizes)
         return turn(inner) if _changed(a.parts, [inner]) else plain
     if a.kind in ("sum", "sized"):
         inner = at_start(a.parts[0], tensors)
-        return inner if not inner.products or _constant(inner) is not None else plain
+        decided = _constant(inner) is not None or (a.kind == "sum" and inner.products != a.parts[0].products)
+        return Term(inner.products, a.sizes) if decided else plain
     name, *args = a.parts
     values = [at_start(v, tensors) if isinstance(v, Term) else v for v in args]
     first = values[0] if values else None
@@ -124,6 +127,13 @@ def calls_one_number(part: Any, tensors: Mapping[Any, Learned]) -> bool:
     """Whether something is called with one number everywhere: rows of what it gives may all be the same, and add up to 0."""
     calls = ([p for p in a.parts if isinstance(p, Term)] for a in atoms(part) if a.kind == "call")
     return any(args and all(_constant(at_start(p, tensors)) is not None for p in args) for args in calls)
+
+
+def multiplies_one_number(part: Any, tensors: Mapping[Any, Learned]) -> bool:
+    """Whether a product has a matrix that is one number everywhere, and not 0: its rows or columns are then the same, and their
+    differences 0."""
+    factors = (_constant(_atom(p, tensors)) for a in atoms(part) if a.kind == "chain" for p in a.parts)
+    return any(c is not None and c.terms for c in factors)
 
 
 def _constant(t: Term) -> Size | None:
