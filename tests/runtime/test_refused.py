@@ -160,6 +160,30 @@ def test_a_merge_that_needs_a_bias_where_there_is_none() -> None:
     assert state(m) == before and torch.equal(output(m), acting)
 
 
+@pytest.mark.parametrize(("delta", "needed"), [
+    ("concat(z @ A, b)", True),
+    ("concat(z @ A, 0 * b)", False),
+    ("sum(split(z @ C + concat(b, b), half), half) @ D", True),
+    ("join(split(z @ C, half), half)", False),
+    ("((z @ A + b) if r > 2 else z @ A) @ D", True),
+    ("(z @ A) @ (D + D) * (b @ b)", False),
+])  # fmt: skip
+def test_a_bias_is_needed_where_a_number_stands_beside_the_input(delta: str, needed: bool) -> None:
+    """The plan says of a map without a bias what merging does, however deep in a formula the number stands."""
+    m = model("llama")
+    tensors = "A: [d_in, d_out/2] ~ normal(0.1) C: [d_in, d_out] ~ normal(0.1) D: [d_out/2, d_out] ~ normal(0.1) b: [d_out/2] ~ ones"
+    plan = unipelt.apply(m, unipelt.parse(
+        f"method m(r: int = 3) {{ modify attn.q insert parallel form {{ axis half = 2 {tensors} delta = {delta} }} compose h + delta }}"))  # fmt: skip
+    if needed:
+        assert "would need a bias" in plan.properties["mergeable"]
+        refused("E0564", unipelt.merge, m, "default")
+    else:
+        before = output(m)
+        assert plan.properties["mergeable"] == "yes"
+        unipelt.merge(m, "default")
+        assert torch.allclose(output(m), before, atol=1e-4)
+
+
 def test_an_adapter_without_values(tmp_path: Path) -> None:
     with torch.device("meta"):
         m = model("bert")
