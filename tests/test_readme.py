@@ -107,7 +107,9 @@ def write() -> None:
         names: dict = {}
         for block in blocks("python"):
             new = ""
-            for example in doctest.DocTestParser().get_examples(block):
+            if not (examples := doctest.DocTestParser().get_examples(block)):
+                continue  # a sketch, which is not run
+            for example in examples:
                 lines = example.source.rstrip("\n").split("\n")
                 new += "\n".join([f">>> {lines[0]}"] + [f"... {x}" for x in lines[1:]]) + "\n"
                 if example.exc_msg is not None or "..." in example.want:
