@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as T
 from names import name as named
+from shrunk import shrunk
 
 import unipelt
 from unipelt.anatomy import find as finding
@@ -290,3 +291,27 @@ def test_a_map_of_another_model_names_modules_that_are_not_there() -> None:
     sound.forward = lambda: None
     found, wrong = tried(replace(find(model_of(T.BertConfig(**SIZES))), sites=()), sound, sound, {"ids": 3})
     assert "a pass of Wav2Vec2Model with the given example fails" in wrong[""]
+
+
+def test_a_feed_forward_layer_that_some_tokens_pass_is_refused() -> None:
+    """Higgs Audio has one for words and one for sounds: of a text the second is given nothing."""
+    model = model_of(shrunk("higgs_audio_v2"))
+    sites = find(model)
+    assert "ffn.hidden" not in sites.names() and "attn.q" in sites.names()
+    assert (
+        sites.refused["ffn.hidden"]
+        == "`model.layers.0.audio_mlp.down_proj` has some of the 5 tokens that enter `model.layers.0`, and not all"
+    )
+
+
+def test_keys_from_a_tower_that_the_map_has_not_are_refused_with_weights_and_without() -> None:
+    config = T.Blip2QFormerConfig(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+                                  encoder_hidden_size=24, cross_attention_frequency=1)  # fmt: skip
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            model = T.Blip2QFormerModel(config).eval()
+            example = {"query_embeds": torch.randn(1, 5, WIDTH), "encoder_hidden_states": torch.randn(1, 7, 24)}
+        sites = find(model, example)
+        assert "no stack `encoder`" in sites.refused["cross.k"] and "no stack `encoder`" in sites.refused["cross.v"]
+        assert {"cross.q", "cross.heads"} <= set(sites.names()) and not {"cross.k", "cross.v"} & set(sites.names())
+        assert all(not {"cross.k", "cross.v"} & s.bases.keys() for s in sites.sites)

@@ -11,8 +11,8 @@ from torch import nn
 from .comparing import blended, same
 from .evaluating import evaluating
 from .interrupts import ended_by
-from .judge import Open, whole_block
-from .sites import Site, Stack
+from .judge import Open
+from .sites import Site, Stack, whole_block
 from .trial import Trial, logits, without_cache
 
 

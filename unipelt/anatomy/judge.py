@@ -14,7 +14,7 @@ from .columns import taken
 from .comparing import affine, blended, multiple, proportional, rows_of, same, totals, within
 from .own_attention import parted
 from .replay import at_module, first_column, Nudge, nudged, Nudges, Seen
-from .sites import Site, View
+from .sites import Site, View, whole_block
 
 #: What is received at each place of an attention function.
 _RECEIVED = ("q", "k", "v")
@@ -165,6 +165,9 @@ class Block:
         axis = s.view.lies.axis
         if here.dim() < -axis or here.shape[axis] != s.sizes.get(symbol):
             return f"`{s.view.module}` has {here.shape[max(axis, -here.dim())]} numbers there, and `{symbol}` is {s.sizes.get(symbol)}"
+        enters = self.entered(s.rows)
+        if enters is not None and here.numel() // here.shape[axis] != (tokens := enters.shape[:2].numel()):
+            return f"`{s.view.module}` has some of the {tokens} tokens that enter `{s.rows}`, and not all"
         x = self.entered(s.x)
         size = s.sizes.get("d_x" if kind.has_weight else "d_model")
         if kind.x is not None and x is not None and (x.dim() < -axis or x.shape[axis] != size):
@@ -490,8 +493,3 @@ class Block:
 
 def _part(s: Site) -> str:
     return s.name.rpartition(".")[2]
-
-
-def whole_block(s: Site, block: str) -> bool:
-    """Whether a site is a sublayer that the block of this path is as a whole, so that its sum is made outside (see `around`)."""
-    return s.kind.is_sublayer and s.view.module == block

@@ -220,3 +220,8 @@ class SiteMap:
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(s.name for s in self.sites))
+
+
+def whole_block(s: Site, block: str) -> bool:
+    """Whether a site is a sublayer that the block of this path is as a whole, so that its sum is made outside (see `around`)."""
+    return s.kind.is_sublayer and s.view.module == block

@@ -17,9 +17,9 @@ from .calls import calls
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .comparing import rms
-from .judge import Block, Open, whole_block
+from .judge import Block, Open
 from .replay import anew, first, replay, with_tensors
-from .sites import Site, SiteMap, Stack
+from .sites import Site, SiteMap, Stack, whole_block
 from .sizes import weight_shape
 
 
