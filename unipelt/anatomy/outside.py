@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .heads import word_embeddings
+from .laid import lies
 from .record import SAME, Call, Key, Recording, Step
 from .sites import View
 
@@ -44,7 +45,7 @@ def ends(model: nn.Module, r: Recording, start: Call, stop: Call) -> Ends:
     table = _words(model, r, entering)
     words: tuple[View, int | None] | None = None
     if table is not None:
-        words = View(table.path), r.shapes[table.left or 0][-1]
+        words = _view(r, table.path, table.left or 0), r.shapes[table.left or 0][-1]
     yields = _yields(r, entering, start, table)
     maker = r.made_by.get(entering)
     if maker is not None and maker.op == "projection" and [c.path for c in yields] == [maker.weight]:
@@ -58,7 +59,7 @@ def ends(model: nn.Module, r: Recording, start: Call, stop: Call) -> Ends:
         embed = words
     elif yields:
         c = max(yields, key=lambda c: c.order)
-        embed = View(c.path), _width(r, c.left or 0)
+        embed = _view(r, c.path, c.left or 0), _width(r, c.left or 0)
     else:
         embed = View(start.path, enters=True), _width(r, start.first)
     positions = table is None or table.left is None or _adds(r, entering, r.origin(table.left))
@@ -154,8 +155,13 @@ def _final(r: Recording, last: Call) -> tuple[View, int | None] | None:
     for c in r.calls:
         behind = c.first is not None and c.start >= last.stop and r.origin(c.first) == left and c.path not in last.outer
         if behind and c.left is not None and r.norms(c):
-            return View(c.path), _width(r, c.left)
+            return _view(r, c.path, c.left), _width(r, c.left)
     return None
+
+
+def _view(r: Recording, path: str, key: Key) -> View:
+    """What leaves a module, where its tokens may lie before the examples."""
+    return View(path, layout=lies(r, key, pictures=False))
 
 
 def _width(r: Recording, key: Key) -> int | None:

@@ -13,8 +13,11 @@ from torch import nn
 from ...language.report.diagnostics import error
 from .layout import Layout, Rows, most
 
-#: Arguments with an entry for each token, and the entry of a row.
-_ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0}
+#: Arguments with an entry for each token, and the entry of a row: it is on no page (`bbox`), and words are of kind 0.
+_ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0, "bbox": 0, "bbox_first_token_mask": 0,
+            "mm_token_type_ids": 0}  # fmt: skip
+#: Those of them that may have fractions.
+_FRACTIONS = ("inputs_embeds", "bbox")
 #: Arguments that hold the number of a token for each example.
 _NUMBERS = ("start_positions", "end_positions")
 #: What an argument with a cache is called: from transformers 5.24 on, and before (and by callers that still say so).
@@ -143,11 +146,7 @@ def grow(call: Call, layout: Layout, own_positions: Callable[[Call], torch.Tenso
         return
     for name, fill in (("input_ids", _filler(call.model)), ("inputs_embeds", 0), *_ALIGNED.items()):
         t = named.get(name)
-        if (
-            isinstance(t, torch.Tensor)
-            and t.shape[:2] == shape
-            and (name == "inputs_embeds" or not t.is_floating_point())
-        ):
+        if isinstance(t, torch.Tensor) and t.shape[:2] == shape and (name in _FRACTIONS or not t.is_floating_point()):
             named[name] = layout.spread(t, fill)
     types = named.get("token_type_ids")
     if isinstance(types, torch.Tensor) and types.shape[1:] == shape[1:]:
@@ -168,13 +167,24 @@ def _positions(call: Call, layout: Layout, own_positions: Callable[[Call], torch
     if call.seen:
         named["position_ids"] = position + layout.moved
         return
-    if position.dim() != 2 or position.shape[1] != layout.shape[1] or position.shape[0] not in (1, layout.shape[0]):
+    if (
+        position.dim() not in (2, 3)
+        or position.shape[-1] != layout.shape[1]
+        or position.shape[-2] not in (1, layout.shape[0])
+    ):
         raise error("E0545", f"a prompt needs a position for each token, [batch, tokens] = {list(layout.shape)}, not {list(position.shape)}",
                     help="give `position_ids` of that shape, or none")  # fmt: skip
     if still and call.mask is None:
         # without a mask, transformers reads repeated positions as packed sequences
         named["attention_mask"] = torch.ones(layout.shape, dtype=torch.long, device=position.device)
-    named["position_ids"] = layout.positions(position)
+    if position.dim() == 2:
+        named["position_ids"] = layout.positions(position)
+        return
+    told = position.is_meta or not torch.compiler.is_compiling() and bool((position == position[:1]).all())
+    if any(r.after != 0 for r in layout.kinds) and not told:
+        raise error("E0545", "tokens of a picture have positions in its rows and columns, and how many a prompt behind them would follow is not told",
+                    help="put the prompt before the text")  # fmt: skip
+    named["position_ids"] = torch.stack([layout.positions(p) for p in position])
 
 
 def _filler(model: nn.Module) -> int:
