@@ -235,3 +235,23 @@ def test_factors_of_the_sum_are_said() -> None:
     flat = [" ".join(s.split()) for s in said]
     assert "multiplied by 0.5" in flat[0] and "multiplied by learned numbers" in flat[1]
     assert "added to the residual, which is multiplied by 2, after it is multiplied by 0.5" in flat[2]
+
+
+def test_where_a_site_s_numbers_lie_is_said() -> None:
+    """Behind the parts of a picture or before them, tokens before examples; nothing where they are [batch, token, d]."""
+    pictures = T.ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)
+    turned = T.XLNetConfig(vocab_size=64, d_model=32, n_layer=1, n_head=4, d_inner=48)
+    told = {}
+    for config in (pictures, turned):
+        found = unipelt.sites(model_of(config))
+        tower = found.to_json()["towers"][0]
+        inside = [s for b in tower["blocks"] for part in b["sublayers"] for s in part["sites"]]
+        told[config.model_type] = {s["site"]: s["layout"] for s in [*inside, *tower["outside"]]}, str(found)
+    layouts, words = told["xlnet"]
+    assert (
+        layouts["embed.words"] == {"axis": -1, "stride": [], "turned": True} and "tokens come before examples" in words
+    )
+    layouts, words = told["convnext"]
+    assert layouts["block"] == {"axis": -3, "stride": [], "turned": False} and "its numbers are dimension -3" in words
+    (granite,) = unipelt.sites(model_of(OTHERS["granite"])).tree.towers
+    assert all(s.layout is None for b in granite.blocks for part in b.sublayers for s in part.sites)

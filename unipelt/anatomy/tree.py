@@ -21,9 +21,18 @@ _NUMBER_IN = re.compile(r"(?<=\.)\d+(?=[.`])")
 
 
 @dataclass(frozen=True, slots=True)
+class LayoutData:
+    """Where a site's numbers lie, as `Layout` says it: ``axis`` is counted from the last dimension, ``turned``: tokens come before examples."""
+
+    axis: int
+    stride: list[int]
+    turned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SiteData:
     """One site. ``module`` is the one whose output (``side`` says: or input, or attention function) it is; ``columns`` are its own of
-    that output, as ranges (the second number not included), None: all.
+    that output, as ranges (the second number not included), None: all. ``layout``: where the numbers lie, None: [batch, token, d].
 
     ``size``: the last dimensions of h; ``d_in``: of what a projection reads. ``each``: what there is one range of columns for.
     ``factor`` and ``keeps`` are those of `Site`.
@@ -34,6 +43,7 @@ class SiteData:
     side: str
     columns: list[list[int]] | None
     each: str
+    layout: LayoutData | None
     d_in: int | None
     size: list[int]
     x: str | None
@@ -168,6 +178,7 @@ def _site(s: Site, block: str, m: SiteMap) -> SiteData:
     size = [s.sizes[n] for n in heads + last if n in s.sizes]
     return SiteData(
         s.name, at(s.view.module) or "", "input" if s.view.enters else s.side, None if columns is None else [list(r) for r in columns.ranges], each,
+        None if (lies := s.view.layout) is None else LayoutData(lies.axis, [*lies.stride], lies.turned),
         s.sizes.get(str(W.sizes[0])) if W is not None else None, size,
         at(s.x), at(s.residual), at(s.norm), s.factor, s.keeps, _evidence(s, m), s.proof,
     )  # fmt: skip

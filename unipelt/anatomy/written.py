@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from ..language.report.diagnostics import counted
 from .columns import Columns
-from .tree import BLOCK, BlocksData, LeftData, SiteData, SitesData, TowerData
+from .tree import BLOCK, BlocksData, LayoutData, LeftData, SiteData, SitesData, TowerData
 
 #: Columns of a text where nobody says how many there are.
 WIDTH = 80
@@ -82,12 +82,22 @@ def _size(s: SiteData) -> str:
 def _about(s: SiteData, found: SitesData) -> str:
     """What stands around a site, and by what it is known, where the first line of the text does not say it of all."""
     parts = [s.evidence] if found.known != "anatomy" and s.evidence else []
+    parts += _lies(s.layout) if s.layout is not None else []
     for name, path in (("x", s.x), ("residual", s.residual), ("norm", s.norm)):
         if path is not None and path != s.module:
             parts.append(f"{name}{'' if name == 'norm' else ' enters'} {path or 'the model'}")
     if found.proof == "some proved":
         parts.append(s.proof)
     return "; ".join(filter(None, parts))
+
+
+def _lies(layout: LayoutData) -> list[str]:
+    """What of the order of dimensions is not as usual, in words."""
+    parts = [f"its numbers are dimension {layout.axis}"] if layout.axis != -1 else []
+    parts += ["tokens come before examples"] if layout.turned else []
+    if any(n > 1 for n in layout.stride):
+        parts.append(f"one of {' × '.join(map(str, layout.stride))} positions is read")
+    return parts
 
 
 def _left(title: str, left: list[LeftData], width: int) -> list[str]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 LANGUAGE_VERSION = "1.4"
 SCHEMA = "unipelt-ir/1.2"
 TYPES_SCHEMA = "unipelt-types/1.1"
-SITES_SCHEMA = "unipelt-sites/1.0"
+#: 1.1: where a site's numbers lie.
+SITES_SCHEMA = "unipelt-sites/1.1"
 #: 1.2: frozen draws are left out.
 FORMAT = "unipelt-adapter/1.2"
 
