@@ -181,10 +181,16 @@ def _built(found: Type, config: Any, device: str) -> nn.Module:
         model = (
             found.built(config).eval().requires_grad_(False)
         )  # torch takes other kernels where gradients are asked for
-    for p in model.parameters():
-        if p.dim() > 1 and not p.is_meta and not p.any():
-            p.normal_(0.0, 0.02)  # a map that starts at zero is not zero once it was trained
+    for p in (*model.parameters(), *_kept_buffers(model)):
+        if p.dim() > 1 and p.is_floating_point() and not p.is_meta and not p.any():
+            p.normal_(0.0, 0.02)  # a map or a codebook that starts at zero is not zero once it was trained
     return model
+
+
+def _kept_buffers(model: nn.Module) -> list[torch.Tensor]:
+    """The buffers that are stored with a model's weights."""
+    stored = model.state_dict().keys()
+    return [b for n, b in model.named_buffers() if n in stored]
 
 
 def _finite(model: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -197,7 +203,9 @@ def _decodes(found: Type, model: Any, inputs: Mapping[str, Any], record: dict[st
     """Ids to decode, where the base's own cache gives what one pass gives."""
     if not found.generates or "input_ids" not in inputs or set(inputs) & set(_PICTURES):
         return None
-    ids = next(examples(model, tokens=7))["input_ids"]
+    ids = next((g["input_ids"] for g in examples(model, tokens=7) if g.keys() == inputs.keys()), None)
+    if ids is None:
+        return None
     try:
         error = decoding_error(model, ids)
     except Exception as e:
