@@ -146,15 +146,15 @@ def causal(t: Trial) -> float | None:
 
     other = t.marked(other, 7, last=True)
     found = _apart(t.run(inputs), t.run(other), early)
-    if any(
-        c.word != "inserted" for e in t.plan.edits for c in e.typing.tokens
-    ):  # which tokens are selected may depend on how long the text is
+    # which tokens are selected may depend on how long the text is, and where rows stand among them
+    if t.grows or any(c.word != "inserted" for e in t.plan.edits for c in e.typing.tokens):
         whole = t.batch(rows=2, tokens=24, padded=False, seed=t.seed, at=(2, 20))
         cut = {
             n: x[:, :12] if n.startswith(t.ids.removesuffix("input_ids")) and x.dim() == 2 else x
             for n, x in whole.items()
         }
-        since = 12
+        # what follows a text may be foretold by rows behind it
+        since = 12 - any(e.prompt is not None and e.prompt.behind is None for e in t.plan.edits)
         with _drawn_by_token():
             found = max(found, _apart(t.run(cut), t.run(whole), early))
     return found

@@ -334,6 +334,23 @@ def test_rows_behind_the_text_and_a_cache(kind: str) -> None:
             assert logits[behind:-1].argmax(-1).tolist() == new[b, 6:].tolist()
 
 
+@pytest.mark.parametrize("compose", ["prepend(delta, h)", "prepend(delta, h, 2)", "append(delta, h)"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_rows_behind_the_text_foretell_is_said(kind: str, compose: str) -> None:
+    """No token sees them, but what follows the last one is foretold from them, whichever that is; a loss within the text is not."""
+    m, tokens = model(kind, dtype=torch.float64), ids(shape=(2, 7))
+    plan = unipelt.apply(m, rows(compose))
+    behind = compose.startswith("append")
+    assert plan.properties["causal"] == "yes" and any("only what follows that" in w for w in plan.warnings) == behind
+    with torch.no_grad():
+        apart = (m(input_ids=tokens).logits[:, :5] - m(input_ids=tokens[:, :5]).logits).abs().amax((0, 2))
+    assert apart[:4].max() < 1e-9 and (apart[4] > 1e-7) == behind
+    m(input_ids=tokens, labels=tokens).loss.backward()
+    gradients = [p.grad.abs().max() for p in m.parameters() if p.requires_grad]
+    assert gradients and (max(gradients) == 0) == behind
+    assert not any("only what follows" in w for w in unipelt.plan(model("bert"), rows(compose)).warnings)
+
+
 def test_pads_behind_the_text_in_a_cache_are_refused() -> None:
     m, tokens = model("llama"), ids(shape=(2, 6))
     unipelt.apply(m, rows("append(delta, h)"))

@@ -18,6 +18,11 @@ DECODES_OTHERWISE = (
     "reads other positions, so decoding with a cache differs (use_cache=False does not)",
     "may read other positions, and decoding with a cache differs then (use_cache=False does not)",
 )
+#: Of rows behind the text of a language model.
+FORETELLS_THE_END = (
+    "its rows stand behind the last token, and only what follows that is foretold from them: a token's logits are others once the text "
+    "goes on, and a loss of the text's own next tokens does not train the rows"
+)
 READS_PADS = (
     "pad positions take part, so the output depends on how a batch is padded",
     "pad positions may take part, and the output depends on how a batch is padded then",

@@ -29,7 +29,7 @@ from ..language.members import asks
 from ..language.types.layers import by_layer, chosen, layered, least
 from ..language.types.initialisers import INITIALISERS
 from ..language.check.outside import not_one, selects
-from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant
+from ..language.analyse.row_verdicts import cache_consistent, causal, padding_invariant, stands_behind
 from ..language.types.rows import distinct, lacking, require, typed_row
 from ..language.types.typed import Sizes, TypedRow
 from ..language.sites import SiteSignature, TensorType
@@ -40,7 +40,7 @@ from .absorbed import without_bias
 from . import at_attach, coverage, totals
 from .coverage import common_sizes
 from .grids import Grids
-from .notes import DECODES_OTHERWISE, READS_PADS, of_attention, of_rows, of_the_base
+from .notes import DECODES_OTHERWISE, FORETELLS_THE_END, READS_PADS, of_attention, of_rows, of_the_base
 from .held import held, said_of_tied
 from .hosting import Parameter, refused_heads
 from .labels import Labels, label_map, own_labels, scores_examples
@@ -227,6 +227,8 @@ class _Builder:
                 )  # fmt: skip
             elif (said := cache_consistent(typing).value) != "yes":
                 self.judged.setdefault(DECODES_OTHERWISE[said != "no"], []).append(row.name)
+        if site.causal and stands_behind(typing) and is_language_model(self.model):
+            self.judged.setdefault(FORETELLS_THE_END, []).append(row.name)
         said = padding_invariant(typing).value
         if said != "yes" and getattr(self.model, "main_input_name", "") not in UNPADDED:
             self.judged.setdefault(READS_PADS[said != "no"], []).append(row.name)

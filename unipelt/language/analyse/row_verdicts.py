@@ -79,9 +79,17 @@ def causal(t: TypedRow) -> Verdict:
             else "the last tokens are others in a longer text"
         )
         return _unless_it_cancels(t, Verdict("no", reason, choice.span))
+    if t.out.future is None and stands_behind(t):
+        return Verdict("yes", "its rows stand behind the text, where no token sees them", t.out.chunk or t.row.span)
     if t.out.future is None and t.out.chunk is not None:
         return Verdict("yes", "the other positions that it reads are not later ones", t.out.chunk)
     return _apart_from_others(t, t.out.future)
+
+
+def stands_behind(t: TypedRow) -> bool:
+    """Whether the row puts rows behind the text. Of a causal model's tokens none sees them; what follows the last token, whichever
+    that is in a text, is foretold from them."""
+    return t.out.placed is not None and t.out.placed.word == "append"
 
 
 def _all_there(t: TypedRow) -> bool:
@@ -141,7 +149,11 @@ def cache_consistent(t: TypedRow) -> Verdict:
     if "chance" in t.out.reads:
         return Verdict("no", "it differs from one forward pass to the next", t.row.span)
     if t.out.chunk is not None and not _all_there(t):
-        reason = "this reads other positions, and a step with a cache sees only its own chunk"
+        reason = (
+            "the rows stand behind the last token, and a step with a cache does not move them"
+            if stands_behind(t)
+            else "this reads other positions, and a step with a cache sees only its own chunk"
+        )
         return _at_some(t, _unless_it_cancels(t, Verdict("no", reason, t.out.chunk)))
     if (choice := _chosen_late(t)) is not None:
         reason = "a step with a cache cannot change what was selected before, and the longer text selects other tokens"
