@@ -19,12 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def seconds(arguments: list[str], runs: int) -> dict[str, float]:
+def seconds(arguments: list[str], runs: int, remembered: bool = True) -> dict[str, float]:
     """Seconds on the clock, and the least processor seconds, which other work on the machine disturbs less."""
     found, used = [], []
     with tempfile.TemporaryDirectory() as cache:
         # An installed package has its modules compiled; so has this process's, wherever it may write them.
-        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPYCACHEPREFIX": cache}
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        env |= {"PYTHONPYCACHEPREFIX": cache, "UNIPELT_CACHE": cache if remembered else "off"}
         for _ in range(runs + 1):
             begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run(arguments, check=True, capture_output=True, cwd=ROOT, env=env)
@@ -51,6 +52,10 @@ def main() -> None:
         "python -c pass": seconds([sys.executable, "-c", "pass"], args.runs),
         "unipelt check specs": seconds([*program, "check", "specs"], args.runs),
         "unipelt check specs/lora.pelt": seconds([*program, "check", "specs/lora.pelt"], args.runs),
+        "unipelt check specs, nothing remembered": seconds([*program, "check", "specs"], args.runs, False),
+        "unipelt check specs/lora.pelt, nothing remembered": seconds(
+            [*program, "check", "specs/lora.pelt"], args.runs, False
+        ),
         "load of the machine": [round(x, 1) for x in os.getloadavg()],
         "processors": os.cpu_count(),
         "heavy imports": heavy.strip().splitlines()[-1],

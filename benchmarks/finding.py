@@ -31,6 +31,7 @@ from unipelt.anatomy.base import base_modules, base_of
 from unipelt.anatomy.prove import proved
 from unipelt.anatomy.search import search
 from unipelt.anatomy.sites import SiteMap
+from unipelt.language import cache
 
 
 def main() -> None:
@@ -118,7 +119,7 @@ def with_weights(config: Any, rounds: int) -> dict[str, Any]:
 def on_meta(config: Any) -> dict[str, Any]:
     method = unipelt.load("lora")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[stored.FOLDER] = folder
+        os.environ[cache.FOLDER] = folder
         stored.forget()
         model = built(config, "meta")
         search_ = taken(lambda: searched(model))
@@ -128,7 +129,7 @@ def on_meta(config: Any) -> dict[str, Any]:
         stored.forget()
         third = built(config, "meta")
         disk = taken(lambda: unipelt.plan(third, method))
-        os.environ.pop(stored.FOLDER)
+        os.environ.pop(cache.FOLDER)
     found = {"search": search_, "first plan": first, "plan from memory": memory, "plan from the folder": disk}
     return {"parameters": sum(p.numel() for p in model.parameters()), **{n: round(x, 3) for n, x in found.items()}}
 

@@ -16,11 +16,12 @@ from torch import nn
 import unipelt
 from unipelt.anatomy import find as finding, stored
 from unipelt.anatomy.search import search as real_search
+from unipelt.language import cache
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv(stored.FOLDER, str(tmp_path / "maps"))
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path / "maps"))
     stored.forget()
     yield tmp_path / "maps"
     stored.forget()
@@ -129,15 +130,15 @@ def test_a_folder_that_cannot_be_written_and_none_at_all(
     folder.write_text("a file")
     assert unipelt.sites(model_of(OTHERS["granite"], meta=True)).map.sites and folder.read_text() == "a file"
     for off in ("off", "0"):
-        monkeypatch.setenv(stored.FOLDER, off)
-        assert stored.cache_folder() is None
-    monkeypatch.delenv(stored.FOLDER)
+        monkeypatch.setenv(cache.FOLDER, off)
+        assert cache.folder() is None
+    monkeypatch.delenv(cache.FOLDER)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent))
-    assert stored.cache_folder() == folder.parent / "unipelt"
+    assert cache.folder() == folder.parent / "unipelt"
 
 
 def test_memory_keeps_the_last_maps(searches: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(stored.FOLDER, "off")
+    monkeypatch.setenv(cache.FOLDER, "off")
     monkeypatch.setattr(stored, "KEPT", 1)
     for kind in ("granite", "gpt_neox", "gpt_neox", "granite"):
         unipelt.sites(model_of(OTHERS[kind], meta=True))

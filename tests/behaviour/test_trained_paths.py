@@ -16,6 +16,7 @@ from unipelt.anatomy import stored
 from unipelt.anatomy.base import base_modules, base_of
 from unipelt.anatomy.find import find
 from unipelt.anatomy.search import search
+from unipelt.language import cache
 from names import name as named
 from tiny import DESCRIBED, build
 
@@ -170,7 +171,7 @@ def test_a_head_that_the_model_itself_reads_is_refused() -> None:
 
 
 def test_who_reads_a_parameter_is_stored_with_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(stored.FOLDER, str(tmp_path))
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path))
     maps = []
     for _ in range(3):  # found, from memory, from the folder
         maps.append(find(model_of(MIXERS["mamba"])).read_past)

@@ -9,8 +9,10 @@ import pytest
 from unipelt.language.report.diagnostics import Diagnostic, PeltError
 from unipelt.language.check.elaborate import drafts
 from unipelt.language.check.names import Names
-from unipelt.language.loading import Checked, check, check_all, check_text
+from unipelt.language.loading import Checked, check, check_all, check_text, load
 from unipelt.language.syntax.parser import parse
+from unipelt.resources import folder
+from names import name as named
 
 BROKEN = """form f(r: int) {
   A: [d_in, r] ~ zeros
@@ -60,6 +62,17 @@ def test_a_file_given_twice_has_its_mistakes_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.pelt"
     path.write_text(BROKEN)
     assert len(mistakes(check_all([path, path, tmp_path]))) == 1
+
+
+def test_files_of_the_library_are_called_as_they_were_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder("specs").parent)
+    specs = folder("specs").name
+    paths = [Path(specs, "adapters.pelt"), Path(specs, "blocks.pelt")]  # the first uses forms of the second
+    methods = [c.method for c in check_all(paths) if c.method is not None]
+    assert {line.span.file for m in methods for r in m.rows for line in r.form} == {*map(str, paths)}
+    assert {m.span.file for m in methods} == {str(paths[0])}
+    (row,) = load(named("pfeiffer")).rows
+    assert {line.span.file for line in row.form} == {str(folder("specs") / "blocks.pelt")}
 
 
 def test_sites_that_are_not_bound_are_no_mistake() -> None:

@@ -1,33 +1,29 @@
 """Maps that a search found, by architecture: of two models of one class, configuration and structure, one is searched.
 
-In memory for this process; and as JSON in a folder, for models that are made of modules of transformers and torch alone. The
-folder is ``UNIPELT_CACHE`` (``off``: none), else ``unipelt`` in the user's cache folder. What cannot be read there is searched
-anew. Nothing of what a search finds depends on weights: a map is stored before it is proved, and each model's proof is its own.
+In memory for this process; and as JSON in a folder (`unipelt.language.cache`), for models that are made of modules of
+transformers and torch alone. Nothing of what a search finds depends on weights: a map is stored before it is proved, and each
+model's proof is its own.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import asdict, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..language.files import replace
+from ..language import cache
 from ..language.sites import SITES
 from .base import NAME, base_modules, base_parameters
 from .columns import Columns
 from .layout import Layout
 from .sites import Site, SiteMap, Stack, View
 
-#: The folder, or ``off``.
-FOLDER = "UNIPELT_CACHE"
 #: Maps that are kept in memory, and in the folder.
 KEPT, FILES = 64, 256
 #: Packages whose modules are what their version says.
@@ -59,8 +55,7 @@ class Architecture:
         import transformers
 
         told = [[p, f"{type(m).__module__}.{type(m).__qualname__}", *map(str, _told(m))] for p, m in self._modules]
-        text = json.dumps([torch.__version__, transformers.__version__, _finder(), self._tied, told])
-        return f"sites-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+        return cache.name_of("sites", torch.__version__, transformers.__version__, _finder(), self._tied, told)
 
 
 def _tied(model: nn.Module) -> tuple[tuple[str, str], ...]:
@@ -81,11 +76,10 @@ def _told(m: nn.Module) -> tuple[Hashable, ...]:
     return shapes, numbers, m.extra_repr(), f"{told} {getattr(config, '_attn_implementation', '')}"
 
 
-@cache
+@functools.cache
 def _finder() -> str:
     """What the finder is: its own text, since another one may find more."""
-    files = [*Path(__file__).parent.glob("*.py"), Path(__file__).parent.parent / "language" / "sites.py"]
-    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()
+    return cache.digest([*Path(__file__).parent.glob("*.py"), Path(__file__).parent.parent / "language" / "sites.py"])
 
 
 def stored(a: Architecture) -> SiteMap | None:
@@ -93,8 +87,7 @@ def stored(a: Architecture) -> SiteMap | None:
     if a.key is None:
         return None
     if a.key not in _found:
-        folder = cache_folder() if a.versioned else None
-        read = _read(folder / a.name(), a.paths) if folder is not None else None
+        read = _read(cache.get(a.name()), a.paths) if a.versioned and cache.folder() is not None else None
         if read is None:
             return None
         _keep(a, read)
@@ -103,39 +96,17 @@ def stored(a: Architecture) -> SiteMap | None:
 
 
 def store(a: Architecture, sites: SiteMap) -> None:
-    """Keeps a map that was found and not proved. A folder that cannot be written is left alone."""
+    """Keeps a map that was found and not proved."""
     if a.key is None:
         return
     _keep(a, sites)
-    folder = cache_folder() if a.versioned else None
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / a.name(), json.dumps(_data(sites), separators=(",", ":")).encode())
-        old = sorted(folder.glob("sites-*.json"), key=lambda f: f.stat().st_mtime)
-        for file in old[:-FILES]:
-            file.unlink(missing_ok=True)
-    except OSError:
-        pass
+    if a.versioned and cache.folder() is not None:
+        cache.put("sites", {a.name(): _data(sites)}, FILES)
 
 
 def forget() -> None:
     """Forgets the maps in memory."""
     _found.clear()
-
-
-def cache_folder() -> Path | None:
-    """Where maps are kept; None where they are not."""
-    named = os.environ.get(FOLDER, "")
-    if named.lower() in ("off", "0", "no"):
-        return None
-    if named:
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unipelt"
-    except RuntimeError:  # nobody's home
-        return None
 
 
 def _keep(a: Architecture, sites: SiteMap) -> None:
@@ -170,10 +141,9 @@ def _view(v: View) -> list[Any]:
     return [v.module, v.columns.ranges if v.columns is not None else None, v.enters, lies]
 
 
-def _read(file: Path, paths: set[str]) -> SiteMap | None:
-    """The map in a file; None where there is none, or none of a model with these modules."""
+def _read(d: Any, paths: set[str]) -> SiteMap | None:
+    """The map in an entry; None where there is none, or none of a model with these modules."""
     try:
-        d = json.loads(file.read_bytes())
         stacks = tuple(Stack(**{**s, "blocks": tuple(s["blocks"])}) for s in d["stacks"])
         sites = tuple(_site_of(s) for s in d["sites"])
         named = {
@@ -187,7 +157,7 @@ def _read(file: Path, paths: set[str]) -> SiteMap | None:
         if not {r for readers in past.values() for r in readers} <= paths:
             return None
         return SiteMap("", d["prefix"], stacks, sites, tuple(d["head"]), d["refused"], d["uncovered"], past)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

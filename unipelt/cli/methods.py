@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from ..language.report.diagnostics import PeltError, counted, error, near, plural
-from ..language.loading import Checked, Entry, check_all, library, pelt_files
+from ..language.loading import Checked, Entry, library, pelt_files
+from ..language.remembered import check_all
 from .output import columns, cut, emit, report, say, tell
 
 
@@ -15,7 +16,7 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
     try:
         if fix:
             _fix(paths, quiet=as_json or as_sarif)
-        found = check_all(paths)
+        found = check_all(paths, lambda n: as_json or (n <= SHOWN and not as_sarif))
     except PeltError as e:
         if not as_sarif:
             raise
@@ -46,7 +47,7 @@ def check_paths(paths: list[Path], as_json: bool, as_sarif: bool = False, fix: b
         for c in found:
             if c.spoilt:
                 tell(f"{c.kind} {c.name}: broken by {', '.join(c.spoilt)}")
-            elif not c.diagnostics and c.method is not None:
+            elif not c.diagnostics and c.kind == "method":
                 verdicts = ", ".join(f"{k}: {v.value}" for k, v in c.properties.items())
                 tell(f"{c.kind} {c.name}: ok ({verdicts})")
             elif not c.diagnostics and c.space:

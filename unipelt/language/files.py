@@ -7,7 +7,6 @@ author cannot see but the user can. The hub's cache, whose snapshots link to the
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -69,14 +68,18 @@ def reason(e: Exception) -> str:
     return str(getattr(e, "strerror", None) or e or type(e).__name__)
 
 
-def replace(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Writes a file beside its place under a name of its own, syncs it and renames it. Raises OSError; nothing is then left."""
-    part = path.with_name(f"{part_prefix(path.name)}{secrets.token_hex(4)}")
+def replace(path: Path, data: bytes, mode: int | None = None, synced: bool = True) -> None:
+    """Writes a file beside its place under a name of its own, syncs it and renames it. Raises OSError; nothing is then left.
+
+    Without ``synced`` the machine may lose it when it stops: for what can be made again.
+    """
+    part = path.with_name(f"{part_prefix(path.name)}{os.urandom(4).hex()}")
     try:
         with open(part, "xb") as f:  # a file of its own: never through a link that lies there
             f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
+            if synced:
+                f.flush()
+                os.fsync(f.fileno())
         if mode is not None:
             os.chmod(part, mode)
         os.replace(part, path)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
+from os.path import realpath
 from pathlib import Path
 
 from ..resources import folder
@@ -69,23 +73,45 @@ def summaries() -> dict[Key, str]:
     return found
 
 
-_FILES: dict[tuple[Path, str], File] = {}
+_FILES: dict[tuple[Path, str, str], File] = {}
+_NAMES: ContextVar[Mapping[Path, str] | None] = ContextVar("_NAMES", default=None)
+
+
+@contextmanager
+def called(files: Sequence[Path]) -> Iterator[None]:
+    """Within it messages call these files as they are named here, also where the library or an import brings them in."""
+    token = _NAMES.set({_resolved(f): str(f) for f in reversed(files)})
+    try:
+        yield
+    finally:
+        _NAMES.reset(token)
+
+
+def _named(path: Path) -> str | None:
+    return (_NAMES.get() or {}).get(path)
+
+
+def _resolved(path: Path) -> Path:
+    """Where a path leads; itself where nobody can say, which reading it then tells."""
+    try:
+        return Path(realpath(path))
+    except ValueError:
+        return path
 
 
 def parse_path(path: Path) -> File:
     """A parsed file. The same file with the same text is parsed once in a process."""
-    source = read(path)
-    key = (path.resolve(), source.text)
+    file = _resolved(path)
+    source = read(path, _named(file))
+    key = (file, source.file, source.text)
     if key not in _FILES:
         if len(_FILES) > MAX_READ:
             _FILES.clear()
-        _FILES[key] = parse(source.text, str(path))
+        _FILES[key] = parse(source)
     return _FILES[key]
 
 
-_CALLED: set[str] = (
-    set()
-)  # the files of the library that were read, as spans call them: relative where they were named so
+_CALLED: set[str] = set()  # the files of the library that were read, as spans call them
 
 
 def of_library(span: Span) -> bool:
@@ -94,7 +120,7 @@ def of_library(span: Span) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _parsed(path: Path) -> dict[Key, Definition]:
+def _parsed(path: Path, named: str | None) -> dict[Key, Definition]:
     found = parse_path(path).definitions
     _CALLED.update(d.span.file for d in found)
     return {key_of(d): d for d in found}
@@ -106,4 +132,4 @@ def library_names(what: str) -> list[str]:
 
 def library_definition(what: str, name: str) -> Definition | None:
     path = index().get((what, name))
-    return _parsed(path).get((what, name)) if path else None
+    return _parsed(path, _named(path)).get((what, name)) if path else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from os.path import exists, isdir, isfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .check.alternatives import check_space
 from .check.definitions import called_definition, check_body
@@ -17,12 +17,15 @@ from .types.rows import distinct
 from .report.diagnostics import Diagnostic, PeltError, counted, error, near
 from .check.elaborate import elaborate, is_space
 from .ir import Method
-from .library import Key, index, key_of, library_definition, library_names, parse_path, summaries, title
+from .library import Key, called, index, key_of, library_definition, library_names, parse_path, summaries, title
 from .check.names import Names, names_of
 from .analyse.owned import hints
 from .syntax.parser import parse as parse_file
 from .check.space import space_of
 from .syntax.nodes import BodyDef, Definition, File, MethodDef, Name, walk
+
+if TYPE_CHECKING:
+    from .analyse.row_verdicts import Verdict
 
 MAX_LINES = 20_000  # of a file, once what its definitions call is in its place
 
@@ -39,16 +42,19 @@ class Checked:
     members: int = 0  # of a space, before any is looked at
     spoilt: tuple[str, ...] = ()  # the definitions whose mistakes, reported there, break this one too
     hints: tuple[Diagnostic, ...] = ()  # of a method without mistakes: what may not be meant
+    recalled: Mapping[str, Verdict] = field(
+        default_factory=dict, repr=False
+    )  # verdicts of a check before (`remembered`)
 
     def __repr__(self) -> str:
         return f"<checked: {self.kind} {self.name}, {counted(len(self.diagnostics), 'mistake') if self.diagnostics else 'no mistake'}>"
 
     @property
-    def properties(self) -> dict:
+    def properties(self) -> Mapping[str, Verdict]:
         """The verdicts (`unipelt.language.analyse.verdicts`) of a method without mistakes."""
         from .analyse.verdicts import verdicts
 
-        return verdicts(self.method) if self.method is not None else {}
+        return verdicts(self.method) if self.method is not None else self.recalled
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +203,7 @@ def _chosen(file: File, name: str | None, path: str | None) -> MethodDef:
 
 def check(path: str | Path) -> list[Checked]:
     """Every definition of a ``.pelt`` file, or of every such file below a folder, with its mistakes."""
-    path = Path(path)
-    if isdir(path):
-        return check_all(pelt_files(path))
-    try:
-        file = parse_path(path)
-    except PeltError as e:
-        return [Checked(path.name, "file", e.diagnostics)]
-    return _check_file(file, path)
+    return check_all([Path(path)])
 
 
 def pelt_files(path: Path) -> list[Path]:
@@ -221,7 +220,18 @@ def pelt_files(path: Path) -> list[Path]:
 
 def check_all(paths: Sequence[Path]) -> list[Checked]:
     """Every definition of several files and folders, each mistake once."""
-    return _once([c for p in paths for c in check(p)])
+    files = [f for p in paths for f in pelt_files(p)]
+    with called(files):
+        return once([c for f in files for c in check_file(f)])
+
+
+def check_file(path: Path) -> list[Checked]:
+    """Every definition of a file."""
+    try:
+        file = parse_path(path)
+    except PeltError as e:
+        return [Checked(path.name, "file", e.diagnostics)]
+    return _definitions(file, path)
 
 
 def check_text(text: str, file: str) -> list[Checked]:
@@ -230,10 +240,10 @@ def check_text(text: str, file: str) -> list[Checked]:
         parsed = parse_file(text, file)
     except PeltError as e:
         return [Checked(Path(file).name, "file", e.diagnostics)]
-    return _check_file(parsed, Path(file))
+    return _definitions(parsed, Path(file))
 
 
-def _check_file(file: File, path: Path) -> list[Checked]:
+def _definitions(file: File, path: Path) -> list[Checked]:
     try:
         names = names_of(file, path)
     except PeltError as e:
@@ -255,7 +265,7 @@ def _check_file(file: File, path: Path) -> list[Checked]:
             )
         else:
             out.append(found.get(key_of(d)) or Checked(d.name, "anatomy"))
-    return _once(out)
+    return once(out)
 
 
 def _too_long(d: Definition, names: Names, ends: list[str]) -> Checked | None:
@@ -292,7 +302,7 @@ def _used(definitions: Sequence[Definition], names: Names) -> set[Key]:
     return used
 
 
-def _once(found: list[Checked]) -> list[Checked]:
+def once(found: list[Checked]) -> list[Checked]:
     """Each mistake is reported where it is met first: a broken form is one mistake, however many methods use it, and what
     a method says of the same place is another view of it.
 

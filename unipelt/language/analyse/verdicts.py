@@ -15,6 +15,7 @@ from .method import analyse
 from ..types.inputs import changes_length
 from ..types.members import averaged, read_of
 from ..ir import Method, Row
+from ..once import once
 from .meaning import meaning, row_meaning
 from ..syntax.printer import to_text
 from ..types.primitives import PRIMITIVES, entry_of
@@ -102,6 +103,7 @@ def _passes_nothing_on(t: TypedRow) -> bool:
         return False
 
 
+@once
 def verdicts(method: Method) -> dict[str, Verdict]:
     """The method's verdicts. Checks the method."""
     typings = analyse(method).rows
