@@ -441,7 +441,7 @@ def test_ctrl_c_at_any_line_leaves_no_adapter_in_use_and_no_thread_waiting(tmp_p
         "block": block, "replace": lambda: bank.replace("bob", own["b"]),
         "come and go": lambda: (bank.add("new", own["b"]), bank.evict("new"))[0],
     }  # fmt: skip
-    here = ("runtime/slots.py", "runtime/bank.py", "runtime/acting.py", "runtime/switch.py")
+    here = ("runtime/slots.py", "runtime/bank.py", "runtime/acting.py", "runtime/switch.py", "runtime/mixture.py")
     for what, call in calls.items():
         passed = lines(call, here)
         # a trace stops at a lock's `with` before it is released, where Python lets no Ctrl-C in

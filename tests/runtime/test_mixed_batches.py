@@ -15,6 +15,7 @@ from torch import nn
 
 import unipelt
 from unipelt.language.report.diagnostics import PeltError
+from unipelt.runtime.mixture import Mixture
 from unipelt.runtime.registry import registry
 
 #: Eleven methods of six families.
@@ -63,6 +64,43 @@ def test_frozen_maps_run_once() -> None:
     with torch.no_grad(), unipelt.using(m, ["lora", None, "ia3", "lora"]):
         m(**batch(4))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "who, editing, parts",
+    [
+        ("aabbcc", "b", ["aa-", "bb", "cc-"]), ("aabbcc", "bc", ["aa-", "bb", "cc"]), ("aaccbb", "b", ["aacc-", "bb"]),
+        ("abcab", "b", ["bb", "aca-"]), ("abc", "", ["abc-"]), ("aa", "a", ["aa"]), ("ab-", "ab", ["a", "b", "--"]),
+    ],
+)  # fmt: skip
+def test_rows_that_nothing_edits_stay_together(who: str, editing: str, parts: list[str]) -> None:
+    """A ``-`` behind a part: it is the base's there."""
+    mixture = Mixture.of([None if c == "-" else c for c in who])
+    split = mixture.split(len(who), tuple(editing))
+    rows = torch.arange(len(who))[:, None]
+    found = [p.of(rows) for p in split.parts]
+    said = ["".join(who[i] for i in t[:, 0]) + ("-" if p.name is None else "") for p, t in zip(split.parts, found)]
+    assert said == parts and torch.equal(split.together(found), rows)
+
+
+def test_what_a_mixture_found_out_serves_the_next_block() -> None:
+    """Blocks of the same names share it, whether a block has gradients or not; another adapter of a name is seen."""
+    m = with_adapters("llama", "lora", "ia3")
+    who, x = ["lora", "ia3", "lora"], batch(3, padded=False)
+    with torch.inference_mode(), unipelt.using(m, who):
+        expected = m(**x)[0].clone()
+    with unipelt.using(m, who):
+        found = m(**x)[0]
+        found.sum().backward()
+    torch.testing.assert_close(found, expected)
+    unipelt.remove(m, "lora")
+    unipelt.apply(m, load("pfeiffer"), name="lora", seed=9)
+    randomise(m, "lora")
+    m.eval()
+    with torch.no_grad():
+        with unipelt.using(m, who):
+            found = m(**x)[0]
+        torch.testing.assert_close(found, alone(m, who, x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -20,7 +20,8 @@ from .heads import agree
 from .prompts.pictures import pictured
 from .registry import Registry, record, refuse_merged, registry, unwrapped
 from .sharding import settle
-from .switch import Mixture, Weighted
+from .mixture import Mixture
+from .switch import Weighted
 from .weighed import unweighable
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _mixed(model: nn.Module, examples: Sequence[str | None]) -> Iterator[None]:
         for b in sorted(banks):  # in one order for all threads, so that none waits for another that waits for it
             found = stack.enter_context(r.banks[b].held(banks[b]))
             held |= {n: (b, slot) for n, slot in found.items()}
-        with r.switch.holder.using(Mixture.of(examples, held)):
+        with r.switch.holder.using(r.switch.holder.mixture(examples, held)):
             yield
 
 

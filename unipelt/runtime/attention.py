@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .edits import Edit, Rows
 from .kernels import Call, Kernel, fits, kernel_of, log_mass, scores_of, with_sinks
 from .told_apart import WIDEST, together, told_apart
 from .seam import Seam, seam_of
-from .switch import Group, Mixture
+from .mixture import Group, Mixture
 
 
 class Wrapped:
@@ -31,10 +32,10 @@ class Wrapped:
     def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                  attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:  # fmt: skip
         seam = seam_of(module)
+        if seam is not None and seam.switch.mixes and (mixture := seam.switch.mixture()) is not None:
+            return self._mixed(seam, mixture, Call(module, query, key, value, attention_mask, kwargs))
         if seam is None or not (edits := seam.live("attention")):
             return self.base(module, query, key, value, attention_mask, **kwargs)
-        if seam.switch.mixes and (mixture := seam.switch.mixture()) is not None:
-            return self._mixed(seam, mixture, Call(module, query, key, value, attention_mask, kwargs))
         kernel = kernel_of(self.name)
         if kernel is None or kwargs.get("cache") is not None:
             what = f"the masks of the attention implementation {self.name}" if kernel is None else "a cache in pages"
@@ -44,27 +45,21 @@ class Wrapped:
     def _mixed(self, seam: Seam, mixture: Mixture, call: Call) -> Any:
         """A batch whose examples have adapters of their own: the rows of each by themselves, since rows of keys differ in number."""
         batch = call.query.shape[0]
-        groups = mixture.groups(batch)
-        if not any(g.name is not None and seam.of("attention", (g.name,)) for g in groups):
+        split, holder = seam.split(mixture, "attention", batch), seam.switch.holder
+        if split is None:
             return self.base(call.module, call.query, call.key, call.value, call.mask, **call.kwargs)
-        parts = []
-        for group in groups:
 
-            def of(t: Any, group: Group = group) -> Any:
+        def of(group: Group, function: Callable) -> torch.Tensor:
+            def rows(t: Any) -> Any:
                 whole = isinstance(t, torch.Tensor) and t.dim() > 1 and t.shape[0] == batch
                 return group.of(t) if whole else t
 
-            with seam.switch.holder.of_rows(group):
-                own, _ = self(
-                    call.module,
-                    of(call.query),
-                    of(call.key),
-                    of(call.value),
-                    of(call.mask),
-                    **{n: of(v) for n, v in call.kwargs.items()},
-                )
-            parts.append(own)
-        return mixture.together(parts), None
+            given = (rows(t) for t in (call.query, call.key, call.value, call.mask))
+            return function(call.module, *given, **{n: rows(v) for n, v in call.kwargs.items()})[0]
+
+        return split.together([
+            of(g, self.base) if g.name is None else holder.of_rows(g, partial(of, g, self)) for g in split.parts
+        ]), None  # fmt: skip
 
 
 def install() -> None:

@@ -19,7 +19,8 @@ from torch import nn
 from ..compiler.labels import Labels, labels_of_base
 from ..compiler.plan import Plan
 from ..language.report.diagnostics import error
-from .switch import Mixture, Switch
+from .mixture import Mixture
+from .switch import Switch
 
 _TAKEN = "labels"
 

@@ -32,7 +32,7 @@ class Stacked:
         part = self.holder.part
         if part is None:  # outside a pass, where only the shape counts
             return t[0]
-        return t[part.slot] if part.slot is not None else t.index_select(0, part.slots_on(t.device))
+        return t[part.slot] if part.slot is not None else t.index_select(0, part.slots.on(t.device))
 
 
 class Holding(nn.Module):

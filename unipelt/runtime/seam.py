@@ -7,7 +7,7 @@ come through taps: pre-hooks that leave a tensor in the thread's holder, from wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -30,7 +30,8 @@ from .hooks import Hook
 from .penalties import NOTED
 from .prompts.pictures import Unplaced
 from .prompts.selected import ENTERED
-from .switch import Group, Mixture, Switch, Weighted
+from .mixture import Group, Mixture, Split, mixed
+from .switch import Switch, Weighted
 from .weighed import weighed
 from .weights import Changes, Use, Weights, acts, added, called, looked_up, rewritten, value_in
 
@@ -123,6 +124,8 @@ class Seam(nn.Module):
         self.adapters = nn.ModuleDict()
         #: `live` by what acts; emptied where edits change
         self.chosen: dict[tuple[str, tuple[str, ...], tuple[float, ...]], list[tuple[str, Any]]] = {}
+        #: by side, which adapters of the last mixture have edits there, and whether some of them cannot be computed together
+        self.last: dict[str, tuple[Mixture, tuple[str, ...], bool]] = {}
         #: the columns that edits have, with how many edits have the very same ones
         self.columns: Counter[Columns] = Counter()
         #: whether some of them have numbers in common
@@ -152,6 +155,25 @@ class Seam(nn.Module):
         if found is None:
             found = self.chosen[side, acting, weights] = self._live(side, acting)
         return found
+
+    def split(self, mixture: Mixture, side: str, batch: int) -> Split | None:
+        """How a batch is computed at a side of the host; None where no adapter of the mixture has edits there.
+
+        The rows of a bank are computed together, or, where an edit cannot (one of a weight, which is the same for a batch), by slots.
+        """
+        last = self.last.get(side)
+        if last is None or last[0] is not mixture:
+            edits = {name: found for name in mixture if (found := self.of(side, (name,)))}
+            apart = not all(e.batched for found in edits.values() for _, e in found) if side != "attention" else False
+            last = self.last[side] = mixture, tuple(edits), apart
+        _, editing, apart = last
+        if not editing:
+            return None
+        if batch == 1 < len(mixture.examples):
+            raise error("E0852", f"one row came to `{self.path}`, and {len(mixture.examples)} adapters were named, one for each example",
+                        help="name as many as the batch has examples; a method that changes what all of them share, as positions, runs by "
+                        "itself: with unipelt.using(model, NAME)")  # fmt: skip
+        return mixture.split(batch, editing, apart)
 
     def _live(self, side: str, acting: tuple[str, ...]) -> list[tuple[str, Any]]:
         found = []
@@ -192,6 +214,7 @@ class Seam(nn.Module):
     def _changed(self, edits: Iterable[Any], more: int) -> None:
         """Other edits are here now: these (1), or these no longer (-1)."""
         self.chosen.clear()
+        self.last.clear()
         own = [e.columns for e in edits if e.columns is not None]
         if own:  # as many as the host has projections, however many adapters there are
             self.columns.update({c: more * n for c, n in Counter(own).items()})
@@ -209,15 +232,11 @@ class Seam(nn.Module):
     # ------------------------------------------------------------ hooks
 
     def on_input(self, host: nn.Module, args: tuple, kwargs: dict) -> Any:
-        edits = self.live("input")
-        if not edits:
-            return None
-        h = first_entered(args, kwargs)
         if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
-            h = mixed(self, mixture, "input", h, lambda part, _: self._entering(host, part, self.live("input")))
-        else:
-            h = self._entering(host, h, edits)
-        return _with_first(args, kwargs, h)
+            h = mixed(self, mixture, "input", first_entered(args, kwargs), lambda part, _: self._entering(host, part, self.live("input")))  # fmt: skip
+            return None if h is None else _with_first(args, kwargs, h)
+        edits = self.live("input")
+        return _with_first(args, kwargs, self._entering(host, first_entered(args, kwargs), edits)) if edits else None
 
     def _entering(self, host: nn.Module, h: torch.Tensor, edits: Sequence[tuple[str, Any]]) -> torch.Tensor:
         """What enters the host, as the edits there leave it."""
@@ -226,22 +245,12 @@ class Seam(nn.Module):
         return h
 
     def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
+            return self._mixed_output(mixture, host, args, kwargs, output)
         edits = self.live("output")
         if not edits:
             return None
         h = output if isinstance(output, torch.Tensor) else element(output)
-        if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
-            x = first_entered(args, kwargs) if args or kwargs else None
-            entering = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
-            if len(entering) > 1 and any(isinstance(e, CopyEdit) or e.of_weight for _, e in edits):
-                raise error("E0853", f"`{self.path}` is called with several tensors, and its parameters cannot differ between the rows of a batch",
-                            help="run the examples of its adapter by themselves: with unipelt.using(model, NAME)")  # fmt: skip
-
-            def of_rows(part: torch.Tensor, group: Group) -> torch.Tensor:
-                entered = (group.of(x),) if x is not None else ()
-                return element(self.on_output(host, entered, {}, part))
-
-            return _with_element(output, mixed(self, mixture, "output", h, of_rows))
         x = first_tensor(args, kwargs)
         if len(edits) == 1 and edits[0][1].alone:
             name, only = edits[0]
@@ -276,6 +285,21 @@ class Seam(nn.Module):
             else:
                 h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
         return _with_element(output, joined(h, parts) if parts else h)
+
+    def _mixed_output(self, mixture: Mixture, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """As `on_output`, of a batch whose examples have adapters of their own."""
+        x = first_tensor(args, kwargs)
+
+        def of_rows(part: torch.Tensor, group: Group) -> torch.Tensor:
+            entering = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+            if len(entering) > 1 and any(isinstance(e, CopyEdit) or e.of_weight for _, e in self.live("output")):
+                raise error("E0853", f"`{self.path}` is called with several tensors, and its parameters cannot differ between the rows of a batch",
+                            help="run the examples of its adapter by themselves: with unipelt.using(model, NAME)")  # fmt: skip
+            entered = (group.of(x),) if x is not None else ()
+            return element(self.on_output(host, entered, {}, part))
+
+        new = mixed(self, mixture, "output", output if isinstance(output, torch.Tensor) else element(output), of_rows)
+        return None if new is None else _with_element(output, new)
 
     def _rewritten(
         self, host: nn.Module, edits: Sequence[tuple[str, Any]], copies: Sequence[CopyEdit], args: tuple, kwargs: Mapping[str, Any],
@@ -329,7 +353,8 @@ class Seam(nn.Module):
     def put_prompts(self, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """Every acting adapter's prompts, where embeddings were given, which pass by the host."""
         if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
-            return mixed(self, mixture, "output", h, lambda part, _: self.put_prompts(part, host))
+            new = mixed(self, mixture, "output", h, lambda part, _: self.put_prompts(part, host))
+            return h if new is None else new
         for name, edit in self.live("output"):
             if isinstance(edit, Edit) and edit.prompt is not None:
                 h = self.put_prompt(name, edit, h, host)
@@ -405,27 +430,6 @@ class Seam(nn.Module):
                 raise error("E0543", f"the argument `{declared}` is not there: a part of the model was called by itself, past the "
                             "model that the adapter was applied to", help="call the model that was given to unipelt.apply")  # fmt: skip
             given[declared] = current.inputs[declared]
-
-
-def mixed(
-    seam: Seam, mixture: Mixture, side: str, h: torch.Tensor, edited: Callable[[torch.Tensor, Group], torch.Tensor]
-) -> torch.Tensor:
-    """h of a batch whose examples have adapters of their own: ``edited(rows of h, group)`` for each adapter that edits here.
-
-    The rows of a bank are computed together, or, where an edit cannot (one of a weight, which is the same for a batch), by slots.
-    """
-    if h.shape[0] == 1 < len(mixture.examples):
-        raise error("E0852", f"one row came to `{seam.path}`, and {len(mixture.examples)} adapters were named, one for each example",
-                    help="name as many as the batch has examples; a method that changes what all of them share, as positions, runs by "
-                    "itself: with unipelt.using(model, NAME)")  # fmt: skip
-    parts, apart = [], any(not e.batched for _, e in seam.of(side, mixture))
-    for group in mixture.groups(h.shape[0], apart):
-        part = group.of(h)
-        if group.name is not None and seam.of(side, (group.name,)):
-            with seam.switch.holder.of_rows(group):
-                part = edited(part, group).to(h.dtype)
-        parts.append(part)
-    return mixture.together(parts, apart)
 
 
 def _rank(item: tuple[str, Any]) -> int:
