@@ -315,3 +315,11 @@ def test_keys_from_a_tower_that_the_map_has_not_are_refused_with_weights_and_wit
         assert "no stack `encoder`" in sites.refused["cross.k"] and "no stack `encoder`" in sites.refused["cross.v"]
         assert {"cross.q", "cross.heads"} <= set(sites.names()) and not {"cross.k", "cross.v"} & set(sites.names())
         assert all(not {"cross.k", "cross.v"} & s.bases.keys() for s in sites.sites)
+
+
+def test_attention_within_the_windows_of_a_picture_has_the_heads_of_each() -> None:
+    """SAM's first layer computes it for four windows and four heads in one dimension, its second for the whole picture."""
+    model = model_of(T.SamVisionConfig(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, image_size=64, window_size=2,
+                                       global_attn_indexes=[1], output_channels=16, mlp_dim=48))  # fmt: skip
+    sites = find(model)
+    assert [(s.layer, s.proof) for s in sites.named("attn.q")] == [(0, "proved"), (1, "proved")], sites.refused

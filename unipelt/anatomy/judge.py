@@ -326,7 +326,9 @@ class Block:
         if changed != [_RECEIVED[place]]:
             return f"attention receives it as {' and '.join(changed)}, not as {_RECEIVED[place]} alone"
         a, b = plain[place].double(), moved[place].double()
-        far = (b - a).abs()  # [batch, heads, tokens, d_head], or batch and heads in one
+        far, heads = (b - a).abs(), s.sizes.get("heads", 1)  # [batch, heads, tokens, d_head], or batch and heads in one
+        if far.dim() == 3 and len(far) % heads == 0:  # the windows of a picture are examples
+            far = far.unflatten(0, (-1, heads))
         most = far.amax(-2) if far.dim() < 4 else far.amax((0, -2))
         whole, width = most.numel(), int(s.sizes[str(s.kind.h.sizes[-1])])
         if bool((most <= within(plain[place]) * b.abs().max()).any()):
