@@ -141,7 +141,7 @@ def causal(t: Trial) -> float | None:
 
     def early(x: torch.Tensor, tap: Tap | None) -> torch.Tensor | None:
         if tap is None:
-            return x[:, :since]
+            return x[:, :since] if x.dim() > 2 else None  # what is pooled is at no token
         return x[..., :since, :] if tap.edit.site.causal and not t.grows and x.dim() > 2 else None
 
     other = t.marked(other, 7, last=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from ..language.syntax import nodes as S
@@ -27,6 +28,7 @@ class Pattern:
     lines: tuple[Canonical, ...]  # of each site
     params: Mapping[str, S.Param]
     biases: str
+    fixed: Mapping[str, Any]  # arguments that have a value here
 
 
 def lines_of(found: Meaning, starts: bool = False) -> list[tuple[str, Canonical]]:
@@ -42,7 +44,7 @@ def key_of_lines(c: Canonical) -> str:
 def patterns_of(name: str, method: Method) -> list[tuple[str, Pattern]]:
     """Every row of a method as a pattern, under the skeleton of each of its sites; one that reads another's tensors is none by itself."""
     out: list[tuple[str, Pattern]] = []
-    for variant in _variants(method):
+    for variant, fixed in _variants(method):
         for row in (r for r in variant.rows if not _borrows(r, variant)):
             single = replace(variant, rows=(replace(row, gate=None),), trains=(), requires=())
             found = meaning(single, arguments=False)
@@ -51,7 +53,7 @@ def patterns_of(name: str, method: Method) -> list[tuple[str, Pattern]]:
                     continue
                 lines = lines_of(m)
                 p = Pattern(name, row.name, len(method.rows) == 1, tuple(s for s, _ in lines),
-                             tuple(c for _, c in lines), {q.name: q for q in method.params}, biases)  # fmt: skip
+                             tuple(c for _, c in lines), {q.name: q for q in method.params}, biases, fixed)  # fmt: skip
                 out += [(key, p) for key in sorted({key_of_lines(c) for _, c in lines})]
     return out
 
@@ -69,15 +71,23 @@ def compared(row: Row, method: Method) -> dict[str, Any]:
     return {"modify": sorted(columns["modify"].split(", ")), **others}
 
 
-def _variants(method: Method) -> list[Method]:
-    """The method with every argument unknown; and once more with the arguments at 0 that are 0 by default, as 0 removes a term."""
-    zero = {p.name for p in method.params if isinstance(p.default, S.Number) and p.default.value == 0}
-    if not zero:
-        return [method]
-    fixed = replace(method, params=tuple(p for p in method.params if p.name in zero))
-    left = tuple(p for p in method.params if p.name not in zero)
-    rest = bound(replace(method, params=fixed.params))
-    return [method, replace(rest, params=left)]
+def _variants(method: Method) -> list[tuple[Method, Mapping[str, Any]]]:
+    """The method with every argument unknown; once more with the arguments at 0 that are 0 by default, as 0 removes a term; and with
+    each truth value that a choice may read."""
+    zero = {p.name: 0 for p in method.params if isinstance(p.default, S.Number) and p.default.value == 0}
+    asked = [p.name for p in method.params if p.type == "bool"]
+    choices = (
+        [dict(zip(asked, values)) for values in product((False, True), repeat=len(asked))] if len(asked) < 4 else [{}]
+    )
+    fixed = [*({**c, **z} for c in choices for z in ({}, zero)[: 1 + bool(zero)])]
+    return [(method, {}), *((with_bound(method, f), f) for f in fixed if f)]
+
+
+def with_bound(method: Method, fixed: Mapping[str, Any]) -> Method:
+    """The method with some arguments bound, the others unknown."""
+    held = tuple(p for p in method(**fixed).params if p.name in fixed)
+    left = tuple(p for p in method.params if p.name not in fixed)
+    return replace(bound(replace(method, params=held)), params=left)
 
 
 def without_biases(found: Meaning) -> Meaning:

@@ -22,7 +22,7 @@ from ..language.report.diagnostics import PeltError
 from ..language.analyse.meaning import bound, meaning
 from ..language.syntax.printer import to_text
 from .catalogue import catalogue, known, of_rows, with_skeleton
-from .patterns import Pattern, compared, key_of_lines, lines_of, patterns_of, without_biases
+from .patterns import Pattern, compared, key_of_lines, lines_of, patterns_of, with_bound, without_biases
 from .solve import Solution, fits
 
 
@@ -48,7 +48,7 @@ class Match:
         return self.plain and not self.starts
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{k} = {v}" for k, v in self.arguments.items())
+        shown = ", ".join(f"{k} = {str(v).lower() if isinstance(v, bool) else v}" for k, v in self.arguments.items())
         text = f"{self.name}({shown})" if shown else self.name
         if self.sites:
             text += f" at {', '.join(self.sites)}"
@@ -136,6 +136,7 @@ def recognise_row(method: Method, row: Row) -> list[Match]:
             solution = _everywhere(p, lines)
             if solution is None or (own and p.biases):  # the latter is the same as without stripping
                 continue
+            solution = replace(solution, arguments={**solution.arguments, **p.fixed})
             place = (p.method, p.row, tuple(sorted(solution.arguments.items())))
             other, theirs = _bound_row(*place)
             if _inputs(whole, mine) != _inputs(other, theirs):
@@ -166,9 +167,7 @@ def arguments_of(
 
     Some are ``fixed``. What the row does not depend on is left out.
     """
-    held = tuple(p for p in other(**fixed).params if p.name in fixed)
-    left = tuple(p for p in other.params if p.name not in fixed)
-    other = replace(bound(replace(other, params=held)), params=left) if fixed else other
+    other = with_bound(other, fixed) if fixed else other
     whole = bound(replace(method, rows=(row,), trains=(), requires=()))
     there = replace(other.rows[0], sites=whole.rows[0].sites)  # where sizes have the names that they have in the row
     try:
@@ -180,7 +179,7 @@ def arguments_of(
     for _, p in (x for x in patterns if x[0] == key and not x[1].biases):
         found = _everywhere(p, lines)
         if found is not None and found.activation is None:
-            return found.arguments
+            return {**found.arguments, **p.fixed}
     return None
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
+from itertools import islice, permutations
 from typing import Any
 
 from ..language.syntax import nodes as S
@@ -16,16 +18,16 @@ from ..language.report.diagnostics import PeltError
 from ..language.types.fitting import plain
 from ..language.types.infer import Inference
 from ..language.syntax.parser import parse_expression
-from ..language.sites import SIZES
+from ..language.syntax.printer import to_text
+from ..language.types.primitives import PRIMITIVES
+from ..language.sites import NUMBERS
 from ..language.sizes import Size
 from ..language.types.values import NumberType, Value
 from .patterns import key_of_lines
 
 
-#: Sizes that a symbol such as ``ceil(d_in / n)`` may read.
-_SIZES = {name: Size.of(name) for name in (*SIZES, "d_in", "d_out")}
-
-
+#: How many ways are tried to lay parts upon each other that may stand in any order.
+MOST = 120
 #: Where a polynomial, such as one below a line, leaves out the sign of a product.
 _PRODUCT = re.compile(r"(?<=[\w)]) (?=[A-Za-z_(])")
 #: A whole number of more digits than an expression may have: below a decimal that became a fraction, a power of 2.
@@ -46,12 +48,29 @@ class Solution:
     activation: tuple[str, str] | None = None
 
 
-def solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> Solution | None:
+def solve(pairs: Sequence[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> Solution | None:
     """Arguments under which every leaf of a pattern is that of the method; None where there are none.
 
     One activation may stand for another everywhere.
     """
-    known: dict[str, Size] = {}
+    found = (_solved(read, params) for read in islice(_readings(list(pairs)), MOST))
+    return next((f for f in found if f is not None), None)
+
+
+def _readings(pairs: list[tuple[Leaf, Leaf]]) -> Iterator[list[tuple[Leaf, Leaf]]]:
+    """The pairs, with those of parts that may stand in any order laid upon each other in each."""
+    at = next((n for n, (p, m) in enumerate(pairs) if p.kind == m.kind == "any"), None)
+    if at is None:
+        yield pairs
+        return
+    p, m = pairs[at]
+    for order in permutations(m.value) if len(p.value) == len(m.value) else ():
+        if all(len(a) == len(b) for a, b in zip(p.value, order)):
+            inner = [pair for a, b in zip(p.value, order) for pair in zip(a, b)]
+            yield from _readings([*pairs[:at], *inner, *pairs[at + 1 :]])
+
+
+def _solved(pairs: list[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> Solution | None:
     words: dict[str, str] = {}
     instead: dict[str, str] = {}
     left: list[tuple[Size, Size]] = []
@@ -64,7 +83,20 @@ def solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> 
             if asked.setdefault(name, mine.value) != mine.value:
                 return None
         else:
-            left.append((pattern.value, mine.value))
+            left.append((pattern.value, _evaluated(mine.value, {})))
+    changed = [(a, b) for a, b in instead.items() if a != b]
+    numbers = _numbers(left, {}, params, again=True) if len(changed) < 2 else None
+    if numbers is None:
+        return None
+    return Solution({**words, **numbers}, (changed[0][1], changed[0][0]) if changed else None)
+
+
+def _numbers(
+    left: list[tuple[Size, Size]], known: Mapping[str, Size], params: Mapping[str, S.Param], again: bool
+) -> dict[str, Any] | None:
+    """The arguments that are numbers. Of several in one equation all but one are supposed to have their defaults (``again``: each in
+    turn), as have those that stand in nothing but `ceil(d_in / n)` and the like."""
+    known = dict(known)
     while left:
         later: list[tuple[Size, Size]] = []
         for p, m in left:
@@ -83,20 +115,42 @@ def solve(pairs: Iterable[tuple[Leaf, Leaf]], params: Mapping[str, S.Param]) -> 
                 known[unknown[0]] = found
         if len(later) == len(left):
             supposed = _defaults({s for p, _ in left for s in p.symbols if "(" in s}, params, known)
-            if not supposed:
-                return None
-            known |= supposed
-        left = later
-    changed = [(a, b) for a, b in instead.items() if a != b]
-    if len(changed) > 1:
-        return None
-    out: dict[str, Any] = dict(words)
-    for name, size in known.items():
-        n = size.number
-        if n is None or (params[name].type == "int" and n.denominator != 1):
+            if supposed:
+                return _numbers(later, known | supposed, params, again)
+            asked = [n for n in params if any(n in p.symbols for p, _ in left)]
+            tries = ({n: v} for n in asked if (v := _default(params[n])) is not None)
+            for one in tries if again else islice(tries, 1):
+                if (numbers := _numbers(later, known | one, params, again=False)) is not None:
+                    return numbers
             return None
-        out[name] = int(n) if params[name].type == "int" else float(f"{float(n):.12g}")
-    return Solution(out, (changed[0][1], changed[0][0]) if changed else None)
+        left = later
+    out: dict[str, Any] = {}
+    for name, size in known.items():
+        value = _argument(size, params[name])
+        if value is None:
+            return None
+        out[name] = value
+    return out
+
+
+def _argument(size: Size, param: S.Param) -> Any:
+    """A value for a parameter: a number, or an expression in what each layer knows of itself; None where it can have none."""
+    n = size.number
+    if n is None:
+        if size == _default(param):
+            return plain(param.default)
+        read = {x.id for x in S.walk(parse_expression(size.text)) if isinstance(x, S.Name)} - PRIMITIVES.keys()
+        return size.text if read <= set(NUMBERS) else None
+    if param.type == "int":
+        return int(n) if n.denominator == 1 else None
+    return float(f"{float(n):.12g}")
+
+
+def _default(param: S.Param) -> Size | None:
+    """The default of a parameter that is a number, or an expression of such."""
+    if param.type not in ("int", "float") or param.default is None or isinstance(param.default, S.ListOf):
+        return None
+    return _polynomial(param.default, {})
 
 
 def _defaults(opaque: Iterable[str], params: Mapping[str, S.Param], known: Mapping[str, Size]) -> dict[str, Size]:
@@ -105,29 +159,60 @@ def _defaults(opaque: Iterable[str], params: Mapping[str, S.Param], known: Mappi
     for symbol in opaque:
         with suppress(PeltError):  # a name of its own
             read |= {n.id for n in S.walk(_expression(symbol)) if isinstance(n, S.Name)}
-    found = {n: plain(p.default) for n, p in params.items() if n in read and n not in known and p.default is not None}
-    return {n: Size.of(v) for n, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    found = {n: _default(p) for n, p in params.items() if n in read and n not in known}
+    return {n: v for n, v in found.items() if v is not None}
 
 
 def _evaluated(p: Size, known: Mapping[str, Size]) -> Size:
-    """A polynomial whose opaque symbols, such as ``sqrt(r)``, are computed where what they read is known."""
-    values = {
-        k: Value(NumberType(v, int(n) if n.denominator == 1 else float(n)))
-        for k, v in known.items()
-        if (n := v.number) is not None
-    }
+    """A polynomial whose opaque symbols, such as ``sqrt(d_in / r)``, are read anew with what is known: those that are equal have one
+    text then, whoever wrote them."""
     new: dict[str, Size] = {}
     for symbol in p.symbols:
         if "(" in symbol:
-            try:
-                found = Inference(dict(values), _SIZES).infer(_expression(symbol)).type
-            except PeltError:  # a name of its own
-                continue
-            if isinstance(found, NumberType) and found.value is not None:
-                new[symbol] = Size.of(Fraction(found.value))
-            elif isinstance(found, NumberType) and found.size is not None and found.size != Size.of(symbol):
-                new[symbol] = found.size  # of sizes of the site, which no argument is
+            with suppress(PeltError):  # a name of its own
+                new[symbol] = _polynomial(_expression(symbol), known)
     return p.bind(new) if new else p
+
+
+def _polynomial(e: S.Expr, known: Mapping[str, Size]) -> Size:
+    """A number of an expression, as a polynomial in what is not known and in calls of it."""
+    match e:
+        case S.Name(id):
+            return known.get(id, Size.of(id))
+        case S.Number(value):
+            return Size.of(Fraction(value))
+        case S.Negative(value):
+            return -_polynomial(value, known)
+        case S.Binary("+" | "-" | "*" | "/" as op, left, right):
+            a, b = _polynomial(left, known), _polynomial(right, known)
+            if op != "/" or b.terms:
+                return {"+": a.__add__, "-": a.__sub__, "*": a.__mul__, "/": a.__truediv__}[op](b)
+        case S.Binary("**", left, S.Number(int() as times)) if 0 < times < 9:
+            return reduce(Size.__mul__, [_polynomial(left, known)] * times)
+        case S.Binary(op, left, right):
+            a, b = _polynomial(left, known), _polynomial(right, known)
+            found = _number(lambda x, y: S.Binary(op, x, y), a, b)
+            return found or Size.of(f"({a.text}) {op} ({b.text})")
+        case S.Apply(function, args):
+            inner = [_polynomial(a.value, known) for a in args]
+            found = _number(lambda *names: S.Apply(function, tuple(map(S.Arg, names))), *inner)
+            return found or Size.of(f"{to_text(function)}({', '.join(x.text for x in inner)})")
+    return Size.of(to_text(e))
+
+
+def _number(made: Callable[..., S.Expr], *of: Size) -> Size | None:
+    """What is made of some numbers; None where one is not known, or what is made is none."""
+    values = {}
+    for i, n in enumerate(size.number for size in of):
+        if n is None:
+            return None
+        values[f"v{i}"] = Value(NumberType(None, int(n) if n.denominator == 1 else float(n)))
+    try:
+        found = Inference(values, {}).infer(made(*map(S.Name, values))).type
+    except PeltError:  # a name of its own
+        return None
+    known = isinstance(found, NumberType) and found.value is not None and math.isfinite(found.value)
+    return Size.of(Fraction(found.value)) if known else None  # type: ignore[union-attr, arg-type]
 
 
 def _close(p: Size, m: Size) -> bool:
@@ -138,9 +223,11 @@ def _close(p: Size, m: Size) -> bool:
 
 def _unknown(p: Size, m: Size, name: str) -> Size | None:
     """The value of the one unknown of a monomial, ``k name = m`` or ``k / name = m``, or a number of times that a sum is taken:
-    ``name (d_in + d_out) = m``."""
+    ``name (d_in + d_out) = m``; more may be added to it, ``name + 1 = m``."""
+    beside = Size(tuple((monomial, c) for monomial, c in p.terms if name not in dict(monomial)))
+    p, m = p - beside, m - beside
     if not m.terms:
-        return None
+        return Size.of(0) if beside.terms and all(dict(monomial)[name] > 0 for monomial, _ in p.terms) else None
     if len(p.terms) != 1:
         if any(dict(monomial).get(name) != 1 for monomial, _ in p.terms):
             return None

@@ -7,10 +7,10 @@ recognised (`unipelt.variants.recognise`); what was erased is kept in the same o
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from ..types.algebra import Atom, Term, atoms
@@ -23,14 +23,12 @@ from .start import tensors_of
 from ..sizes import Size
 
 
-_END = re.compile(r"[^\[\],:·\s][^\[\],:]*")  # what stands at an end of a range, in its text
-
-
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """What a skeleton leaves out: a coefficient, a size, a multiple or an activation."""
+    """What a skeleton leaves out: a coefficient, a size, a multiple or an activation. ``any``: of parts that read the same, whose order
+    nothing tells, the leaves of each."""
 
-    kind: str  # number, size, word
+    kind: str  # number, size, word, any
     value: Any
 
 
@@ -98,6 +96,19 @@ def _first(left: list[tuple[str, str]], right: list[tuple[str, str]]) -> tuple[s
 
 
 # ---------------------------------------------------------------- writing
+
+_Written = tuple[str, tuple[Leaf, ...]]
+
+
+def _sorted(parts: Iterable[_Written]) -> tuple[list[str], tuple[Leaf, ...]]:
+    """The texts of parts that may stand in any order, sorted, and all their leaves."""
+    texts: list[str] = []
+    leaves: tuple[Leaf, ...] = ()
+    for text, alike in groupby(sorted(parts, key=lambda p: p[0]), key=lambda p: p[0]):
+        own = [found for _, found in alike]
+        texts += [text] * len(own)
+        leaves += own[0] if len(own) == 1 else (Leaf("any", tuple(own)),) if own[0] else ()
+    return texts, leaves
 
 
 class _Writer:
@@ -176,15 +187,15 @@ class _Writer:
         if not self.erase or name not in site.ranges:
             return name, ()
         ends = [self._size(end, site) for end in site.ranges[name]]
-        return _END.sub("#", name), tuple(leaf for _, own in ends for leaf in own)
+        return _without_ends(name), tuple(leaf for _, own in ends for leaf in own)
 
     def _term(self, t: Term, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
         if not t.products:
             return "0", ()
         parts = []
         for factors, c in t.products:
-            inner = sorted(self._atom(a, site) for a in factors)
-            text, leaves = " * ".join(x for x, _ in inner), tuple(v for _, own in inner for v in own)
+            inner, leaves = _sorted(self._atom(a, site) for a in factors)
+            text = " * ".join(inner)
             number, first = self._size(c, site, "number")
             number = (
                 f"({number})" if c.number is None and text and not (self.erase or number.isidentifier()) else number
@@ -193,8 +204,8 @@ class _Writer:
                 text = f"{number} * {text}" if text else number
                 leaves = (*first, *leaves)
             parts.append((text, leaves))
-        parts.sort(key=lambda p: p[0])
-        return " + ".join(p[0] for p in parts), tuple(v for _, own in parts for v in own)
+        texts, all_leaves = _sorted(parts)
+        return " + ".join(texts), all_leaves
 
     def _atom(self, a: Atom, site: SiteMeaning) -> tuple[str, tuple[Leaf, ...]]:
         if a.kind == "read":
@@ -221,9 +232,9 @@ class _Writer:
             if a.kind == "chain":  # one that is not flattened is another product
                 found = [(f"({x})" if p.kind == "chain" else x, own) for p, (x, own) in zip(a.parts, found)]
             if a.kind == "times":
-                found.sort()
-            text = (" @ " if a.kind == "chain" else " * ").join(x for x, _ in found)
-            return (text if a.kind == "chain" else f"({text})"), tuple(v for _, own in found for v in own)
+                texts, leaves = _sorted(found)
+                return f"({' * '.join(texts)})", leaves
+            return " @ ".join(x for x, _ in found), tuple(v for _, own in found for v in own)
         name, *args = a.parts
         shown, leaves = self._range(name, site)
         plain = name.removeprefix("?")
@@ -241,6 +252,9 @@ class _Writer:
         shape = (*t.shape[:-2], t.shape[-1], t.shape[-2]) if key in self.turned else t.shape
         sizes = [self._size(s, site) for s in shape]
         per = [self._axis(word, site) for word in t.owner.per]
+        if self.erase and t.owner.span is not None:  # one for each group of so many layers
+            whole = replace(t.owner, span=None)
+            per = [("layers(#)", self._size(t.owner.span, site)[1]), *(self._axis(word, site) for word in whole.per)]
         per = sorted(per, key=lambda p: p[0]) if self.erase else per  # which else follow the text of their sizes
         scope = ", ".join(word for word, _ in per)
         text = f"{'frozen ' if t.frozen else ''}[{', '.join(x for x, _ in sizes)}]{f' per {scope}' if scope else ''}"
@@ -252,6 +266,18 @@ class _Writer:
         if key in self.turned and not (t.start is not None and t.start.known is not None and t.start.known.alike):
             start += " turned"
         return Line(self.names.get(key, key), text, tuple(v for _, own in sizes for v in own), start)
+
+
+def _without_ends(name: str) -> str:
+    """The text of a range with `#` for each end, in whose brackets commas may stand."""
+    out, depth = "", 0
+    for c in name:
+        if not depth and (c in "[],:·" or (c == " " and out[-1:] != "#")):
+            out += c
+        elif out[-1:] != "#":
+            out += "#"
+        depth += (c == "(") - (c == ")")
+    return out
 
 
 def _hash(text: str) -> str:
