@@ -11,26 +11,25 @@ are named in words. Non-goal: the numbers of a model; a plan counts them (and a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from math import prod
 
-from ..types.arguments import parameters
+from .amounts import ALIKE, NONE, OF_A_PART, Amount, Count, LayerSum, Shared
 from .method import analyse
 from ..check.methods import open_paths
 from ..types.declared import TensorTyping
 from ..types.owners import Owner
 from ..types.typed import TypedRow
 from .fold import fold_form
-from ..types.infer import Inference
 from ..ir import Method, Trained
-from ..types.layers import by_layer, chosen, layered
+from ..types.layers import by_layer, layered
+from ..syntax.parser import parse_expression
 from ..syntax.printer import to_text
 from ..sites import SIZES, STACKS, TensorType
 from ..sizes import Size
-from ..syntax.nodes import Param, Selection, Tensor
-from ..types.values import NumberType, Value
+from ..syntax.nodes import Selection, Tensor
 
 _WHOLE = {
     "*": "every parameter",
@@ -38,10 +37,6 @@ _WHOLE = {
     "*.norm.*": "every norm's parameters",
     "head": "the model's own head",
 }
-_ALIKE = {"d_q": Size.of("heads") * Size.of("d_head"), "d_kv": Size.of("groups") * Size.of("d_head")}  # fmt: skip
-_NONE = Size(())
-#: Symbols that say how many layers of a stack a site is confined to (none, if there are none), and whether there are some.
-_OF_A_PART = re.compile(r"(?:L|has)_(\w+)")
 
 
 #: What the symbols of a formula mean that are no arguments; an encoder–decoder has the sum over its stacks.
@@ -62,143 +57,13 @@ def symbols(formulas: Iterable[str], arguments: Iterable[str] = ()) -> dict[str,
         for w in sorted(met)
         if re.fullmatch(r"sum_layer\w*", w)
     }
-    others = {w: _of_a_tower(w) for w in sorted(met - set(SYMBOLS)) if _OF_A_PART.fullmatch(w)}
+    others = {w: _of_a_tower(w) for w in sorted(met - set(SYMBOLS)) if OF_A_PART.fullmatch(w)}
     return {n: meaning for n, meaning in SYMBOLS.items() if n in met} | others | sums
 
 
 def _of_a_tower(symbol: str) -> str:
     front, _, name = symbol.partition("_")
     return f"layers of the {name}" if front == "L" else f"1 for the {name}, else 0"
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSum:
-    """``sum_layer(size)`` over the layers of a selection, of ``depth`` (a symbol) there are."""
-
-    size: Size
-    selection: Selection | None
-    depth: str
-
-    def __str__(self) -> str:
-        of = "" if self.selection is None or self.selection.word == "all" else f", {to_text(self.selection)}"
-        text = self.size.text
-        bare = text[1:-1] if text in self.size.symbols and text.startswith("(") else text
-        return f"sum_layer{self.depth[1:]}({bare}{of})"
-
-    def number(self, values: Mapping[str, int], params: Sequence[Param]) -> int:
-        depth = values[self.depth]
-        word = self.selection.word if self.selection is not None else "all"
-        ends = (
-            [_value(to_text(v), {**values, "depth": depth}) for v in self.selection.values]
-            if self.selection is not None
-            else []
-        )
-        total = 0
-        for layer in chosen(word, ends, depth):
-            numbers = {"layer": layer, "depth": depth}
-            total += _number(self.size, {**_bound(params, numbers), **values, **numbers})
-        return total
-
-
-def _bound(params: Sequence[Param], numbers: Mapping[str, int]) -> dict[str, int]:
-    """The arguments that are numbers once ``numbers`` (``layer``, ``depth``) are known, and those."""
-    found = {n: v.type for n, v in parameters(params, True, numbers).items()}
-    return {n: t.value for n, t in found.items() if isinstance(t, NumberType) and isinstance(t.value, int)} | dict(
-        numbers
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """A tensor that the layers of a whole model share: one for each shape that it has in the stacks, or in those that have a ``part``."""
-
-    tensor: str
-    shape: tuple[Size, ...]
-    part: str
-
-    @property
-    def size(self) -> Size:
-        return prod(self.shape, start=Size.of(1))
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """What is counted in every stack, what once in the whole model, what in the first stack, which the input enters, and what
-    all layers share."""
-
-    each: Size = _NONE
-    once: Size = _NONE
-    first: Size = _NONE
-    shared: tuple[Shared, ...] = ()
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(
-            self.each + other.each, self.once + other.once, self.first + other.first, self.shared + other.shared
-        )
-
-    @property
-    def size(self) -> Size:
-        shared = {x.tensor: x.size for x in self.shared}
-        return sum(shared.values(), self.each + self.once + self.first)
-
-    def number(self, stacks: Sequence[Mapping[str, int]]) -> int:
-        """The count on a model whose stacks have these sizes."""
-        shapes = {
-            (x.tensor, tuple(_number(s, known) for s in x.shape))
-            for x in self.shared
-            for known in stacks
-            if not x.part or known.get(f"L_{x.part}")
-        }
-        return (
-            sum(_number(self.each, known) for known in stacks)
-            + _number(self.once, stacks[-1])
-            + _number(self.first, stacks[0])
-            + sum(prod(shape) for _, shape in shapes)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """A polynomial, and in words what has none. ``folds`` pairs a row's amount as declared with that after folding;
-    the smaller of the two is stored. ``sums`` are what symbols like ``sum_layer(r)`` stand for, ``params`` the arguments."""
-
-    amount: Amount = Amount()
-    words: tuple[str, ...] = ()
-    folds: tuple[tuple[Amount, Amount], ...] = ()
-    sums: Mapping[str, LayerSum] = field(default_factory=dict)
-    params: tuple[Param, ...] = ()
-
-    @property
-    def size(self) -> Size:
-        return self.amount.size
-
-    def number(self, values: Mapping[str, int], *more: Mapping[str, int]) -> int:
-        """The count on a model: ``values`` are its sizes, ``L``, ``L_cross`` and the arguments that are one number each;
-        for an encoder–decoder the encoder's (with ``L_encoder``), then the decoder's. Words are not counted."""
-        stacks = [self._known(v) for v in (values, *more)]
-        return self.amount.number(stacks) + sum(min(a.number(stacks), b.number(stacks)) for a, b in self.folds)
-
-    def _known(self, values: Mapping[str, int]) -> dict[str, int]:
-        """A stack's values with all that follows from them."""
-        symbols = {s for a in (self.amount, *(f for pair in self.folds for f in pair)) for s in a.size.symbols}
-        params = {p.name for p in self.params}
-        words = {w for s in (*symbols, *(s.depth for s in self.sums.values())) for w in re.findall(r"\w+", s)}
-        depths = {f"L_{m[1]}": values.get(f"L_{m[1]}", 0) for w in words - params if (m := _OF_A_PART.fullmatch(w))}
-        depth = {"depth": values.get("depth", values["L"])} if "L" in values else {}
-        full = {
-            **_bound(self.params, depth),
-            **depths,
-            **{f"has_{n.removeprefix('L_')}": int(layers > 0) for n, layers in depths.items()},
-            **values,
-        }
-        return {**full, **{n: s.number(full, self.params) for n, s in self.sums.items() if n in symbols}}
-
-    def __str__(self) -> str:
-        total = self.size
-        for _, after in self.folds:
-            total = total + after.size
-        parts = ([str(total)] if total.terms or not self.words else []) + list(self.words)
-        return " + ".join(parts) + (" (folded)" if self.folds else "")
 
 
 def counts(method: Method) -> dict[str, Count]:
@@ -288,7 +153,7 @@ class _Counting:
         )
         if owner.each == "model" and not (t.site.once or t.site.times == "input"):
             return key, Amount(
-                shared=(Shared(f"{t.row.name}.{label}", tuple(s.bind(_ALIKE) for s in (*copies, *type_.sizes)), part),)
+                shared=(Shared(f"{t.row.name}.{label}", tuple(s.bind(ALIKE) for s in (*copies, *type_.sizes)), part),)
             )
         if owner.each == "model":
             return (*key[:2], "", *key[3:]), Amount(once=size)
@@ -304,8 +169,8 @@ class _Counting:
     def over_layers(self, t: TypedRow, size: Size) -> Size:
         """The size summed over the row's layers: times their number, but for the symbols that depend on the layer."""
         depth = f"L_{part}" if (part := _part(t)) else "L"
-        total = _NONE
-        for monomial, factor in size.bind({**_ALIKE, "depth": Size.of(depth)}).terms:
+        total = NONE
+        for monomial, factor in size.bind({**ALIKE, "depth": Size.of(depth)}).terms:
             inner, outer = Size.of(1), Size.of(factor)
             for symbol, exponent in monomial:
                 power = Size((((((symbol, exponent),)), Fraction(1)),))
@@ -319,8 +184,6 @@ class _Counting:
         return total
 
     def varies(self, symbol: str) -> bool:
-        from ..syntax.parser import parse_expression
-
         return by_layer(parse_expression(symbol), self.layered)
 
     def folds_by_layer(self, found: list[TypedRow]) -> bool:
@@ -358,7 +221,7 @@ def _total(entries: Mapping[_Key, Amount]) -> Amount:
         return any((each, site, w, *rest) in entries for w in wider)
 
     total = sum((amount for key, amount in entries.items() if not within(key)), Amount())
-    return replace(total, each=total.each.bind(_ALIKE), once=total.once.bind(_ALIKE), first=total.first.bind(_ALIKE))
+    return replace(total, each=total.each.bind(ALIKE), once=total.once.bind(ALIKE), first=total.first.bind(ALIKE))
 
 
 def _at_most(value: str, depth: str) -> Size:
@@ -404,30 +267,3 @@ def _words(t: Trained) -> str:
     if t.layers is None or t.layers.word == "all":
         return what
     return f"{what} in {_selected(t.layers, 'L')} layers"
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def _number(size: Size, values: Mapping[str, int]) -> int:
-    """The value of a polynomial; its opaque symbols (`min(top, L)`) are expressions of the language."""
-    known = dict(values)
-    for name, product in _ALIKE.items():  # within what is no polynomial, such as `ceil(d_kv / 2)`
-        number = product.bind(known).number
-        known |= {name: int(number)} if number is not None and name not in known else {}
-    for symbol in size.symbols - set(known):
-        known[symbol] = _value(symbol, known)
-    total = size.bind(known).number
-    assert total is not None and total.denominator == 1, f"unbound size {size}"
-    return int(total)
-
-
-def _value(text: str, values: Mapping[str, int]) -> int:
-    """The whole number that an expression of the language is."""
-    from ..syntax.parser import parse_expression
-
-    names = {n: Value(NumberType(Size.of(v) if isinstance(v, int) else None, v)) for n, v in values.items()}
-    found = Inference(names, {}).infer(parse_expression(text)).type
-    if not isinstance(found, NumberType) or not isinstance(found.value, (int, Fraction)):
-        raise KeyError(text)
-    return int(found.value)
