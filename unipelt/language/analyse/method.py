@@ -18,8 +18,9 @@ from ..once import once
 from ..report.diagnostics import Diagnostic, Label, PeltError, error, near
 from ..sites import NUMBERS, SIZES, signature, site_name
 from ..sizes import Size
-from ..syntax.nodes import NOWHERE, Expr, Param, Selection
+from ..syntax.nodes import NOWHERE, Param, Selection
 from ..types.arguments import parameters
+from ..types.declared import multiple
 from ..types.infer import Inference
 from ..types.inputs import disagreement
 from ..types.layers import WORDS, least
@@ -102,8 +103,10 @@ def _analysed(method: Method, sizes: Sizes) -> TypedMethod:
             problems += [_from_afar(d, method, row) for d in anywhere(sound, row)[1]]
     for selection in (*(r.layers for r in method.rows), *(t.layers for t in method.trains)):
         problems += _selection(selection, method.params) if selection is not None else []
-    for multiple in (t.lr for t in method.trains if t.lr is not None):
-        problems += _multiple(multiple, method.params)
+    for lr in (t.lr for t in method.trains if t.lr is not None):
+        inf = Inference(parameters(method.params, False), {})
+        multiple(inf, lr, inf.infer(lr))
+        problems += inf.problems
     clash = disagreement([i for t in rows for i in t.inputs])
     if clash is not None and not problems:
         problems.append(clash)
@@ -135,16 +138,6 @@ def _selection(selection: Selection, params: Sequence[Param]) -> list[Diagnostic
         if value is not None and value < low:
             return [Diagnostic("E0514", said, e.span)]
     return []
-
-
-def _multiple(lr: Expr, params: Sequence[Param]) -> list[Diagnostic]:
-    inf = Inference(parameters(params, False), {})
-    t = inf.infer(lr).type
-    if isinstance(t, NumberType) and t.value is not None and t.value < 0:
-        return [Diagnostic("E0345", f"a learning-rate multiple is at least 0, not {t.value:g}", lr.span)]
-    if isinstance(t, (NumberType, Poison)):
-        return inf.problems
-    return [Diagnostic("E0345", f"a learning-rate multiple is a number, not {t}", lr.span)]
 
 
 def _from_afar(d: Diagnostic, method: Method, row: Row) -> Diagnostic:

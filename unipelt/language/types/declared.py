@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +66,16 @@ class TensorTyping:
     def label(self) -> str:
         """The last part of the tensor's name in a state dict."""
         return f"{self.part}.{self.name}" if self.part else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """How a tensor starts: drawn, or as what an expression gives. ``below`` and ``of_site`` are those of `TensorTyping`."""
+
+    drawn: Distribution | None = None
+    exact: Expr | None = None
+    below: Size | None = None
+    of_site: bool = False
 
 
 class Declared:
@@ -135,58 +146,13 @@ class Declared:
             return None
         t = TensorType(owner.axes, tuple(x for x in sizes if x is not None))
         before = [b.declared for b in self.bindings if isinstance(b.declared, TensorTyping)]
-        start, exact, below, of_site = None, None, None, False
-        drawn = s.start.function if isinstance(s.start, Apply) else s.start
-        if s.exact and isinstance(drawn, Name) and drawn.id in INITIALISERS and drawn.id not in self.inf.names:
-            sign = inside(Span(s.span.file, s.span.start, s.start.span.start), r"(=)\s*$")
-            self.inf.fail("E0301", f"there is no `{drawn.id}` here: it is a distribution", drawn.span,
-                          help=f"write `~` before a distribution: `~ {to_text(s.start)}`", edits=put("~", sign) if sign else ())  # fmt: skip
-        elif s.exact:
-            exact = s.start
-            value = self._read(s.start)
-            of_layer = {*OF_THE_BASE, *(x.name for x in before if not x.owner.every_layer)}
-            self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
-            of_site = bool(value.reads & {*OF_THE_BASE, *(x.name for x in before if x.of_site or not x.owner.shared)})
-            anew = next((n for n in (*DRAWN, PROGRESS) if n in value.reads), None)
-            if anew is not None:
-                self.inf.fail("E0370", f"`{s.name}` starts as one value, and `{anew}` differs from one forward pass to the next", s.start.span,
-                              help=f"leave `{anew}` out of the start")  # fmt: skip
-            borrowed = sorted(n for n in value.reads if n in self.inf.names and "." in n)
-            if borrowed:
-                self.inf.fail("E0376", f"`{s.name}` starts from `{borrowed[0]}`, which is another row's", s.start.span,
-                              help="start it from tensors of its own row")  # fmt: skip
-            below = value.type.below if isinstance(value.type, IndexType) else None
-            found = value.type.fits if isinstance(value.type, IndexType) else value.type
-            if anew is None and not isinstance(found, Poison) and found != t:
-                later = isinstance(value.type, TensorType) and bool(value.type.axes & {"batch", "token"})
-                self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span,
-                              help="a start is computed once, before any token: write it of `W` where the site has one, of tensors declared "
-                              "above, or draw it, as in `~ constant(2)`" if later else "")  # fmt: skip
-        else:
-            start = self._distribution(s.start)
-            if start is not None and INITIALISERS[start.name].whole:
-                below = self._below(s, start, t)
-                if below is None:
-                    return None
-            if start is not None and INITIALISERS[start.name].matrix and len(t.sizes) < 2:
-                self.inf.fail("E0371", f"`{start.name}` has rows and columns, and `{s.name}` is {t}", s.start.span,
-                              help="declare two sizes, or start from another distribution, such as `normal(0.02)`")  # fmt: skip
-        if below is not None and not s.frozen:
+        start = self._start(s, t, before)
+        if start is None:
+            return None
+        if start.below is not None and not s.frozen:
             self.inf.fail("E0374", f"`{s.name}` holds whole numbers, which are not trained", s.span,
                           help=f"keep them as they are drawn: `frozen {s.name}: …`")  # fmt: skip
-        lr = None
-        if s.lr is not None:
-            v = self._read(s.lr)
-            if not isinstance(v.type, (NumberType, Poison)):
-                self.inf.fail("E0345", f"a learning-rate multiple is a number, not {v.type}", s.lr.span)
-            elif isinstance(v.type, NumberType) and v.type.value is not None:
-                lr = float(v.type.value)
-                if lr < 0:
-                    self.inf.fail("E0345", f"a learning-rate multiple is at least 0, not {lr:g}", s.lr.span)
-            elif "scale" in v.reads:
-                self.inf.fail(
-                    "E0373", f"`{to_text(s.lr)}` is not known when training begins", s.lr.span, help="write a number"
-                )
+        lr = multiple(self.inf, s.lr, self._read(s.lr)) if s.lr is not None else None
         if self.varies and owner.several_layers:
             which = "every layer" if owner.every_layer else "several layers"
             self.inf.fail("E0367", f"`{s.name}` is one tensor for {which} (`per {', '.join(owner.per)}`), so neither its sizes nor how it "
@@ -201,7 +167,53 @@ class Declared:
         if twice is not None:
             self.inf.fail("E0348", f"the tensor `{s.name}` is declared twice in this row", s.span,
                           labels=(Label(twice.declaration.span, "the first time"),))  # fmt: skip
-        return TensorTyping(s.name, t, owner, start, exact, s.frozen, lr, s, part, below, of_site)
+        return TensorTyping(
+            s.name, t, owner, start.drawn, start.exact, s.frozen, lr, s, part, start.below, start.of_site
+        )
+
+    def _start(self, s: Tensor, t: TensorType, before: Sequence[TensorTyping]) -> _Start | None:
+        """How a tensor starts; None where nobody can say what it then holds. ``before``: the tensors declared above it."""
+        if not s.exact:
+            return self._drawn(s, t)
+        word = s.start.function if isinstance(s.start, Apply) else s.start
+        if isinstance(word, Name) and word.id in INITIALISERS and word.id not in self.inf.names:
+            sign = inside(Span(s.span.file, s.span.start, s.start.span.start), r"(=)\s*$")
+            self.inf.fail("E0301", f"there is no `{word.id}` here: it is a distribution", word.span,
+                          help=f"write `~` before a distribution: `~ {to_text(s.start)}`", edits=put("~", sign) if sign else ())  # fmt: skip
+            return _Start()
+        return self._exact(s, t, before)
+
+    def _drawn(self, s: Tensor, t: TensorType) -> _Start | None:
+        start, below = self._distribution(s.start), None
+        if start is not None and INITIALISERS[start.name].whole:
+            below = self._below(s, start, t)
+            if below is None:
+                return None
+        if start is not None and INITIALISERS[start.name].matrix and len(t.sizes) < 2:
+            self.inf.fail("E0371", f"`{start.name}` has rows and columns, and `{s.name}` is {t}", s.start.span,
+                          help="declare two sizes, or start from another distribution, such as `normal(0.02)`")  # fmt: skip
+        return _Start(start, below=below)
+
+    def _exact(self, s: Tensor, t: TensorType, before: Sequence[TensorTyping]) -> _Start:
+        value = self._read(s.start)
+        of_layer = {*OF_THE_BASE, *(x.name for x in before if not x.owner.every_layer)}
+        self.varies = self.varies or bool(value.reads & of_layer)  # each layer has its own
+        anew = next((n for n in (*DRAWN, PROGRESS) if n in value.reads), None)
+        if anew is not None:
+            self.inf.fail("E0370", f"`{s.name}` starts as one value, and `{anew}` differs from one forward pass to the next", s.start.span,
+                          help=f"leave `{anew}` out of the start")  # fmt: skip
+        borrowed = sorted(n for n in value.reads if n in self.inf.names and "." in n)
+        if borrowed:
+            self.inf.fail("E0376", f"`{s.name}` starts from `{borrowed[0]}`, which is another row's", s.start.span,
+                          help="start it from tensors of its own row")  # fmt: skip
+        found = value.type.fits if isinstance(value.type, IndexType) else value.type
+        if anew is None and not isinstance(found, Poison) and found != t:
+            later = isinstance(value.type, TensorType) and bool(value.type.axes & {"batch", "token"})
+            self.inf.fail("E0344", f"`{s.name}` is declared as {t} and starts as {value.type}", s.start.span,
+                          help="a start is computed once, before any token: write it of `W` where the site has one, of tensors declared "
+                          "above, or draw it, as in `~ constant(2)`" if later else "")  # fmt: skip
+        of_site = bool(value.reads & {*OF_THE_BASE, *(x.name for x in before if x.of_site or not x.owner.shared)})
+        return _Start(None, s.start, value.type.below if isinstance(value.type, IndexType) else None, of_site)
 
     def _below(self, s: Tensor, start: Distribution, t: TensorType) -> Size | None:
         """What whole numbers that are drawn are less than; distinct ones must be there as many as are asked for."""
@@ -345,3 +357,16 @@ class Declared:
         else:
             return
         self.inf.fail("E0372", said, e.span, help=spec.doc)
+
+
+def multiple(inf: Inference, lr: Expr, v: Value) -> float | None:
+    """A learning-rate multiple, which has the value ``v``, as far as it is a number here."""
+    if not isinstance(v.type, (NumberType, Poison)):
+        inf.fail("E0345", f"a learning-rate multiple is a number, not {v.type}", lr.span)
+    elif isinstance(v.type, NumberType) and v.type.value is not None:
+        if v.type.value < 0:
+            inf.fail("E0345", f"a learning-rate multiple is at least 0, not {v.type.value:g}", lr.span)
+        return float(v.type.value)
+    elif "scale" in v.reads:
+        inf.fail("E0373", f"`{to_text(lr)}` is not known when training begins", lr.span, help="write a number")
+    return None
