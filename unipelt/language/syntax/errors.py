@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ..report.diagnostics import Diagnostic, Label, instead, nearest, put
@@ -80,116 +81,158 @@ def _character(text: str, at: int, file: str, offset: int) -> Diagnostic:
     return Diagnostic("E0103", f"{name} means nothing here", span(1), help=help_, edits=edits)
 
 
+@dataclass(frozen=True, slots=True)
+class _Unexpected:
+    """A token that cannot stand where it does: the terminals that could, and the token ``before`` it. ``text`` begins at ``offset``
+    of its file."""
+
+    token: Any
+    before: Any
+    allowed: set[str]
+    state: Any
+    text: str
+    file: str
+    offset: int
+
+    @property
+    def at_end(self) -> bool:
+        return self.token.type == "$END"
+
+    @property
+    def place(self) -> Span:
+        """The token's first line; the end of what is written, where the text ends too early."""
+        if self.at_end:
+            return self.behind(len(self.text))
+        start = self.token.start_pos
+        return self.span(start, start + max(1, len(str(self.token).split("\n", 1)[0])))
+
+    def span(self, start: int, end: int) -> Span:
+        return Span(self.file, self.offset + start, self.offset + end)
+
+    def behind(self, at: int) -> Span:
+        """The empty place behind what is written before a place."""
+        end = len(self.text[:at].rstrip())
+        return self.span(end, end)
+
+    @property
+    def in_method(self) -> bool:
+        """Whether the innermost open brace is that of a method or a row."""
+        types = [getattr(v, "type", "") for v in self.state.value_stack]
+        while types and types.pop() != "LBRACE":
+            pass
+        words = [t for t in types if t.startswith("_")]
+        return bool(words) and words[-1] in ("_METHOD", "_USE")
+
+
 def _token(failure: Any, text: str, file: str, offset: int) -> Diagnostic:
-    token = failure.token
     state = failure.interactive_parser.parser_state
-    allowed = acceptable(state)
-    before = state.value_stack[-1] if state.value_stack else None
-    before = before if hasattr(before, "type") else None
-    at_end = token.type == "$END"
+    last = state.value_stack[-1] if state.value_stack else None
+    before = last if hasattr(last, "type") else None
+    u = _Unexpected(failure.token, before, acceptable(state), state, text, file, offset)
+    return next(d for look in _LOOKS if (d := look(u)) is not None)
 
-    def span(start: int, end: int) -> Span:
-        return Span(file, offset + start, offset + end)
 
-    if at_end:
-        end = len(text.rstrip())
-        opened = _open_brackets(text)
-        if opened:
-            return Diagnostic(
-                "E0102",
-                f"`{text[opened[-1]]}` is not closed",
-                span(opened[-1], opened[-1] + 1),
-                label="opened here",
-                labels=(Label(span(end, end), f"expected {expected(allowed)}"),),
-                help=f"add `{'})]'['{(['.index(text[opened[-1]])]}`",
-                # Where a brace should close is plain at the end of the text; an expression may go on in many ways.
-                edits=put("\n}", span(end, end)) if text[opened[-1]] == "{" else (),
-            )
-        place, found = span(end, end), "the end of the text"
-    else:
-        place = span(token.start_pos, token.start_pos + max(1, len(str(token).split("\n", 1)[0])))
-        found = f"`{_shown(str(token))}`" if token.type not in ("STRING", "LONGSTRING") else _WORDS[token.type]
+def _ends_too_early(u: _Unexpected) -> Diagnostic | None:
+    opened = _open_brackets(u.text) if u.at_end else []
+    if not opened:
+        return None
+    sign = u.text[opened[-1]]
+    return Diagnostic(
+        "E0102", f"`{sign}` is not closed", u.span(opened[-1], opened[-1] + 1), label="opened here",
+        labels=(Label(u.place, f"expected {expected(u.allowed)}"),), help=f"add `{_CLOSING[sign]}`",
+        # Where a brace should close is plain at the end of the text; an expression may go on in many ways.
+        edits=put("\n}", u.place) if sign == "{" else (),
+    )  # fmt: skip
 
-    declares = re.compile(r":\s*\[").match(text, token.start_pos or 0)  # a tensor called by a keyword, not a clause
-    if (
-        before is not None
-        and token.type in ("EQUAL", "COLON")
-        and str(before) in _CLAUSES
-        and _in_method(state)
-        and not declares
-    ):
-        return Diagnostic(
-            "E0101", f"`{token}` does not belong after `{before}`: its value follows directly", place,
-            help=f"leave the `{token}` out", edits=put("", place),
-        )  # fmt: skip
 
-    ends = [
-        p
-        for p in (token.start_pos if not at_end else None, before.start_pos if before is not None else None)
-        if p is not None
-    ]
-    empty = next((m for p in ends if (m := _EMPTY.search(text[:p]))), None) if _in_method(state) else None
-    if empty:
-        return Diagnostic("E0101", f"`{empty[1]}` needs something to name", span(*empty.span(1)), help=_NAMES[empty[1]])
+def _sign_behind_a_clause(u: _Unexpected) -> Diagnostic | None:
+    if u.before is None or u.token.type not in ("EQUAL", "COLON") or str(u.before) not in _CLAUSES or not u.in_method:
+        return None
+    if re.compile(r":\s*\[").match(u.text, u.token.start_pos):  # a tensor called by a keyword, not a clause
+        return None
+    return Diagnostic("E0101", f"`{u.token}` does not belong after `{u.before}`: its value follows directly", u.place,
+                      help=f"leave the `{u.token}` out", edits=put("", u.place))  # fmt: skip
 
-    # A keyword that was meant as a name, or a name that was meant as a keyword, may show itself one token later.
-    keyword = before if token.type in ("EQUAL", "COLON") else token
-    if keyword is not None and _is_word(keyword.type) and re.compile(r"\s*(?:=(?!=)|:)").match(text, keyword.end_pos):
-        return Diagnostic(
-            "E0105",
-            f"`{keyword}` is a word of the language and cannot name a tensor or a value",
-            span(keyword.start_pos, keyword.end_pos),
-            label="reserved",
-            help=f"choose another name, for example `{keyword}_`",
-            edits=put(f"{keyword}_", span(keyword.start_pos, keyword.end_pos)),
-        )
-    if before is not None and before.type == "NAME" and {"COLON", "EQUAL"} <= allowed <= {"COLON", "EQUAL", "COMMA"}:
-        return _no_beginning(before, _in_method(state), span, text)
-    opened = _unclosed(state, token, allowed)
-    if opened is not None:
-        sign = _CLOSING[str(opened)]
-        end = len(text[: token.start_pos].rstrip())
-        commented = "#" in text[text.rfind("\n", 0, end) + 1 : end]
-        return Diagnostic(
-            "E0102", f"`{opened}` is not closed", span(opened.start_pos, opened.end_pos), label="opened here",
-            labels=(Label(place, f"expected {expected(allowed)}"),), help=f"add `{sign}`",
-            edits=() if commented else put(("\n" if sign == "}" else "") + sign, span(end, end)),
-        )  # fmt: skip
-    if token.type == "NUMBER" and allowed == {"NAME"} and text[token.start_pos - 1 : token.start_pos] == ".":
-        begin = re.compile(r"[\w.]*$").search(text[: token.start_pos])
-        whole = text[begin.start() if begin else token.start_pos : token.end_pos]
-        return Diagnostic("E0103", f"`{_shown(whole)}` is not a number", span(token.end_pos - len(whole), token.end_pos),
-                          help="a number has one point")  # fmt: skip
-    message = f"expected {expected(allowed)}, found {found}"
-    help_, new = _help(token, text, allowed) or _other_help(token, text, allowed, before)
-    if isinstance(new, tuple):
-        new, place_ = new
-        return Diagnostic("E0101", message, place, help=help_, edits=put(new, span(*place_)))
-    return Diagnostic("E0101", message, place, help=help_, edits=put(new, place) if new is not None else ())
+
+def _clause_without_a_name(u: _Unexpected) -> Diagnostic | None:
+    ends = [t.start_pos for t in (None if u.at_end else u.token, u.before) if t is not None]
+    found = next((m for at in ends if (m := _EMPTY.search(u.text[:at]))), None) if u.in_method else None
+    if found is None:
+        return None
+    return Diagnostic("E0101", f"`{found[1]}` needs something to name", u.span(*found.span(1)), help=_NAMES[found[1]])
+
+
+def _keyword_as_a_name(u: _Unexpected) -> Diagnostic | None:
+    """A keyword that was meant as a name, or a name that was meant as a keyword, may show itself one token later."""
+    keyword = u.before if u.token.type in ("EQUAL", "COLON") else u.token
+    if keyword is None or not _is_word(keyword.type):
+        return None
+    if not re.compile(r"\s*(?:=(?!=)|:)").match(u.text, keyword.end_pos):
+        return None
+    place = u.span(keyword.start_pos, keyword.end_pos)
+    return Diagnostic("E0105", f"`{keyword}` is a word of the language and cannot name a tensor or a value", place, label="reserved",
+                      help=f"choose another name, for example `{keyword}_`", edits=put(f"{keyword}_", place))  # fmt: skip
+
+
+def _not_closed(u: _Unexpected) -> Diagnostic | None:
+    opened = _unclosed(u)
+    if opened is None:
+        return None
+    sign, end = _CLOSING[str(opened)], u.behind(u.token.start_pos)
+    at = end.start - u.offset
+    commented = "#" in u.text[u.text.rfind("\n", 0, at) + 1 : at]
+    return Diagnostic(
+        "E0102", f"`{opened}` is not closed", u.span(opened.start_pos, opened.end_pos), label="opened here",
+        labels=(Label(u.place, f"expected {expected(u.allowed)}"),), help=f"add `{sign}`",
+        edits=() if commented else put(("\n" if sign == "}" else "") + sign, end),
+    )  # fmt: skip
+
+
+def _number_with_two_points(u: _Unexpected) -> Diagnostic | None:
+    token = u.token
+    if token.type != "NUMBER" or u.allowed != {"NAME"} or u.text[token.start_pos - 1 : token.start_pos] != ".":
+        return None
+    begin = re.compile(r"[\w.]*$").search(u.text[: token.start_pos])
+    whole = u.text[begin.start() if begin else token.start_pos : token.end_pos]
+    place = u.span(token.end_pos - len(whole), token.end_pos)
+    return Diagnostic("E0103", f"`{_shown(whole)}` is not a number", place, help="a number has one point")
+
+
+def _anything_else(u: _Unexpected) -> Diagnostic:
+    found = (
+        f"`{_shown(str(u.token))}`" if u.token.type not in ("STRING", "LONGSTRING", "$END") else _WORDS[u.token.type]
+    )
+    help_, new = _help(u) or _other_help(u)
+    new, place = new if isinstance(new, tuple) else (new, u.place)
+    return Diagnostic("E0101", f"expected {expected(u.allowed)}, found {found}", u.place, help=help_,
+                      edits=put(new, place) if new is not None else ())  # fmt: skip
 
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _CLOSERS = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
 
 
-def _unclosed(state: Any, token: Any, allowed: set[str]) -> Any:
+def _unclosed(u: _Unexpected) -> Any:
     """The innermost open bracket, where what is found can only stand behind its end."""
-    opened = next((v for v in reversed(state.value_stack) if getattr(v, "type", "") in _CLOSERS), None)
-    if opened is None or _CLOSERS[opened.type] not in allowed:
+    opened = next((v for v in reversed(u.state.value_stack) if getattr(v, "type", "") in _CLOSERS), None)
+    if opened is None or _CLOSERS[opened.type] not in u.allowed:
         return None
     ends = {*_CLOSERS.values()} - {_CLOSERS[opened.type]} if opened.type != "LBRACE" else set()
     ends |= {"LBRACE", "TILDE"} if opened.type != "LBRACE" else set()
-    word = _is_word(token.type) and str(token) in (*_CLAUSES, *_DEFINITIONS)
-    return opened if token.type in ends or word else None
+    word = _is_word(u.token.type) and str(u.token) in (*_CLAUSES, *_DEFINITIONS)
+    return opened if u.token.type in ends or word else None
 
 
 def _is_word(terminal: str) -> bool:
     return terminal.startswith("_") or terminal == "FROZEN"
 
 
-def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnostic:
+def _no_beginning(u: _Unexpected) -> Diagnostic | None:
     """A name stands where a clause or a statement begins, and is neither a keyword nor declared."""
-    place = span(word.start_pos, word.end_pos)
+    word, in_method, text = u.before, u.in_method, u.text
+    if word is None or word.type != "NAME" or not {"COLON", "EQUAL"} <= u.allowed <= {"COLON", "EQUAL", "COMMA"}:
+        return None
+    place = u.span(word.start_pos, word.end_pos)
     shown = _shown(str(word))
     known = (*(("as", "gated", *_CLAUSES) if in_method else ()), *_STATEMENTS) if len(word) < 40 else ()
     rest = text[word.end_pos :].lstrip()
@@ -199,14 +242,14 @@ def _no_beginning(word: Any, in_method: bool, span: Any, text: str) -> Diagnosti
         return Diagnostic(
             "E0101", "a gate belongs after a `use` and its name, not among the clauses of a row", place, help=_GATED
         )
-    end = len(text[: word.start_pos].rstrip())
-    if in_method and str(word) in {s.split(".")[0] for s in (*SITES, *STACKS)} and _LIST.search(text[:end]):
-        otherwise = {"help": "separate several with commas", "edits": put(",", span(end, end))}
+    sites = {s.split(".")[0] for s in (*SITES, *STACKS)}
+    if in_method and str(word) in sites and _LIST.search(text[: word.start_pos].rstrip()):
+        otherwise = {"help": "separate several with commas", "edits": put(",", u.behind(word.start_pos))}
     elif rest[:1] == "~":
         otherwise = {"help": f"a tensor needs its sizes: `{shown}: [sizes] ~ distribution`"}
     elif rest[:1] == "[":
         otherwise = {"help": f"a tensor is declared `{shown}: [sizes] ~ distribution`",
-                     "edits": put(":", span(word.end_pos, word.end_pos))}  # fmt: skip
+                     "edits": put(":", u.span(word.end_pos, word.end_pos))}  # fmt: skip
     elif rest[:1] in ("(", "."):
         otherwise = {"help": "give the value a name: `name = …`"}
     found = instead(str(word), known, place, cutoff=0.7)
@@ -225,17 +268,9 @@ _NAMES = {
 _LIST = re.compile(r"\b(?:modify|train)\s+[\w.*]+(?:\s*,\s*[\w.*]+)*$")
 
 
-def _in_method(state: Any) -> bool:
-    """Whether the innermost open brace is that of a method or a row."""
-    types = [getattr(v, "type", "") for v in state.value_stack]
-    while types and types.pop() != "LBRACE":
-        pass
-    words = [t for t in types if t.startswith("_")]
-    return bool(words) and words[-1] in ("_METHOD", "_USE")
-
-
-def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None] | None:
+def _help(u: _Unexpected) -> tuple[str, Any] | None:
     """What to do, and the text that stands in the token's place then, if that is plain."""
+    token, text, allowed = u.token, u.text, u.allowed
     before = text[token.start_pos - 1 : token.start_pos]
     if "_METHOD" in allowed and token.type == "NAME":
         found = nearest(str(token), _DEFINITIONS) if len(token) < 40 else ""
@@ -261,8 +296,9 @@ def _help(token: Any, text: str, allowed: set[str]) -> tuple[str, str | None] | 
     return None
 
 
-def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[str, Any]:
+def _other_help(u: _Unexpected) -> tuple[str, Any]:
     """As `_help`, for words in the wrong dress; an edit may have a place of its own."""
+    token, text, allowed, before = u.token, u.text, u.allowed, u.before
     word = _shown(str(token))
     if allowed == {"LSQB"} and token.type == "NAME":
         return f"write sizes in brackets: `[{word}]`", f"[{token}]"
@@ -273,12 +309,10 @@ def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[
     if allowed == {"STRING"} and token.type == "NAME":
         end = re.compile(r"[^\s;]*").match(text, token.start_pos)
         path = end.group() if end else str(token)
-        return f'write the name of a file in quotes: `"{_shown(path)}"`', (
-            f'"{path}"',
-            (token.start_pos, token.start_pos + len(path)),
-        )
+        place = u.span(token.start_pos, token.start_pos + len(path))
+        return f'write the name of a file in quotes: `"{_shown(path)}"`', (f'"{path}"', place)
     if token.type == "NAME" and getattr(before, "type", "") == "NAME" and {"LBRACE", "LPAR"} <= allowed:
-        return f"a name is one word: `{_shown(str(before))}_{word}`", ("_", (before.end_pos, token.start_pos))
+        return f"a name is one word: `{_shown(str(before))}_{word}`", ("_", u.span(before.end_pos, token.start_pos))
     if token.type == "COLON" and "DOTDOT" in allowed:
         return "a range is written `a .. b`", ".."
     if token.type == "LONGSTRING" and "_MODIFY" in allowed:
@@ -286,8 +320,15 @@ def _other_help(token: Any, text: str, allowed: set[str], before: Any) -> tuple[
     if token.type == "_GATED":
         return _GATED, None
     if allowed == {"_BY"}:
-        return "a row is `gated by` a gate", ("by ", (token.start_pos, token.start_pos))
+        return "a row is `gated by` a gate", ("by ", u.span(token.start_pos, token.start_pos))
     return "", None
+
+
+#: Who looks at a token, in turn; the last one always has something to say.
+_LOOKS = (
+    _ends_too_early, _sign_behind_a_clause, _clause_without_a_name, _keyword_as_a_name, _no_beginning, _not_closed,
+    _number_with_two_points, _anything_else,
+)  # fmt: skip
 
 
 def acceptable(state: Any) -> set[str]:
