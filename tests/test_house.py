@@ -127,6 +127,23 @@ def test_files_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 500
 
 
+def test_only_the_table_of_types_walks_a_row_to_find_out_types() -> None:
+    """Who wants a type looks it up in a `TypedRow`: elsewhere no function both infers and goes through form, gate and composition."""
+    walking = {"form", "gate", "compose", "parts", "bindings"}
+    found, inferring = [], 0
+    for path in FILES:
+        if path.is_relative_to(PACKAGE / "language" / "types"):
+            continue
+        for function in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)):
+            read = {n.attr for n in ast.walk(function) if isinstance(n, ast.Attribute)}
+            called = read | {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
+            infers = bool(called & {"Inference", "infer", "RowChecker", "check_row"})
+            inferring += infers
+            if infers and read & walking:
+                found.append(f"{path.relative_to(PACKAGE)}: {function.name}")
+    assert found == [] and inferring > 3
+
+
 def run(script: str, folder: Path = ROOT, **env: str) -> str:
     import os
 
