@@ -59,11 +59,13 @@ def pour(text: str) -> None:
 def emit(value: Any) -> None:
     """A result for programs, on stdout: JSON in which what cannot be seen is written as an escape."""
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
-    print("\n".join("".join(c if c.isprintable() else _json_escape(c) for c in line) for line in text.split("\n")))
+    print("\n".join(line if line.isprintable() else "".join(map(_json_character, line)) for line in text.split("\n")))
 
 
-def _json_escape(char: str) -> str:
-    """A character as JSON's escape: one or two units of UTF-16."""
+def _json_character(char: str) -> str:
+    """A character as JSON writes it: one that cannot be seen as an escape, of one or two units of UTF-16."""
+    if char.isprintable():
+        return char
     units = char.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
