@@ -20,7 +20,7 @@ WIDTH, INNER, VOCAB, HEAD = 32, 48, 64, 8
 SIZES: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                              intermediate_size=INNER, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
                              initializer_range=0.3)  # fmt: skip
-FUSED = ('like: "llama"  attn.q: "self_attn.qkv_proj[0/2]"  attn.k: "self_attn.qkv_proj[2/4]"  attn.v: "self_attn.qkv_proj[3/4]" '
+FUSED = ('like: "pre_norm"  attn.q: "self_attn.qkv_proj[0/2]"  attn.k: "self_attn.qkv_proj[2/4]"  attn.v: "self_attn.qkv_proj[3/4]" '
          'ffn.gate: "mlp.gate_up_proj[0/2]"  ffn.up: "mlp.gate_up_proj[1/2]"')  # fmt: skip
 #: The columns of each projection's module; queries are half of theirs, keys and values a quarter each.
 WHERE = {

@@ -19,6 +19,7 @@ from tiny import batch, build
 from torch import nn
 
 import unipelt
+from unipelt.anatomy import stored
 from unipelt.language.analyse.counts import counts
 from unipelt.language.analyse.method import analyse
 from unipelt.language.analyse.row_verdicts import causal, mergeable
@@ -344,8 +345,10 @@ def left_out() -> list[tuple[str, str]]:
 def forgetting() -> Iterator[None]:
     """What is remembered of sites is asked anew, before and after."""
     signature.cache_clear()
+    stored.forget()
     yield
     signature.cache_clear()
+    stored.forget()
 
 
 @pytest.mark.sampled(3)

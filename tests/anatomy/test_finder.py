@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as T
+from maps import written
 from names import name as named
 from tiny import DESCRIBED, FOUND, build
 from torch import nn
@@ -24,6 +25,10 @@ from unipelt.anatomy.towers import towers
 SIZES: dict[str, Any] = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
                              max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
 GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+T5: dict[str, Any] = dict(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=0)
+BART: dict[str, Any] = dict(vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+                            encoder_ffn_dim=48, decoder_ffn_dim=40, max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+                            decoder_start_token_id=2)  # fmt: skip
 
 
 def searched(model: nn.Module) -> SiteMap:
@@ -38,9 +43,21 @@ def told(sites: SiteMap) -> dict[tuple[str, str], Site]:
 @pytest.mark.parametrize("kind", DESCRIBED)
 def test_the_finder_agrees_with_the_anatomies(kind: str) -> None:
     """In everything: towers, modules, sizes, which columns, what may be called, where tokens enter, the head."""
-    model = build(kind)
-    want, got = find(model), searched(model)
-    assert want.anatomy and not got.anatomy
+    agrees(build(kind))
+
+
+@pytest.mark.parametrize("config", [
+    T.Qwen3Config(**GROUPED), T.SmolLM3Config(**{**GROUPED, "num_hidden_layers": 4}), T.OlmoConfig(**SIZES), T.XLMRobertaConfig(**SIZES),
+    T.CamembertConfig(**SIZES), T.ViTConfig(**{n: SIZES[n] for n in ("hidden_size", "num_hidden_layers", "num_attention_heads")}, image_size=12,
+    patch_size=4), T.UMT5Config(**T5), T.PegasusConfig(**BART), T.BlenderbotConfig(**BART), T.BlenderbotSmallConfig(**BART), T.MarianConfig(**BART),
+], ids=lambda c: c.model_type)  # fmt: skip
+def test_it_agrees_with_them_on_types_that_are_built_alike(config: Any) -> None:
+    agrees(model_of(config))
+
+
+def agrees(model: nn.Module) -> None:
+    want, got = written(model), searched(model)
+    assert not got.anatomy
     assert (got.stacks, got.head, got.prefix) == (want.stacks, want.head, want.prefix)
     a, b = told(want), told(got)
     assert set(b) == set(a)

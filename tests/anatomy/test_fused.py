@@ -36,7 +36,7 @@ NEOX = (SUBLAYERS.format(attn="post_attention_dropout", ffn="post_mlp_dropout") 
     "self_attention", "attention").replace('"word_embeddings"', '"emb_dropout"').replace('"ln_f"', '"final_layer_norm"')  # fmt: skip
 for part, word in enumerate("qkv"):
     BLOOM, NEOX = (a.replace(f"[{word} of q k v per group]", f"[{part}/3 per head]") for a in (BLOOM, NEOX))
-PHI3 = ('like: "llama"  ' + "  ".join(f'attn.{w}: "self_attn.qkv_proj[{w} of q k v]"' for w in "qkv")
+PHI3 = ('like: "pre_norm"  ' + "  ".join(f'attn.{w}: "self_attn.qkv_proj[{w} of q k v]"' for w in "qkv")
         + '  ffn.gate: "mlp.gate_up_proj[0/2]"  ffn.up: "mlp.gate_up_proj[1/2]"')  # fmt: skip
 
 

@@ -50,10 +50,12 @@ def test_every_site_and_every_linear_map_is_in_the_tree(model: nn.Module) -> Non
         told += [(s["site"], s["module"]) for s in t["outside"]]
     told += [(s["site"], s["module"]) for s in data["between"]]
     assert sorted(told) == sorted((s.name, s.view.module) for s in found.map.sites)
-    if found.map.anatomy:
-        return  # what an anatomy leaves out it does not list
     covered = {module for name, module in told if SITES[name].has_weight}
-    maps = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    maps = {
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and not f"{n}.".startswith(tuple(f"{h}." for h in found.map.head))
+    }
     left = {n.removesuffix(".weight") for n in found.map.uncovered}
     assert maps <= covered | left and not covered & left
     assert sum(u["count"] for u in data["uncovered"]) == len(found.map.uncovered) and all(
@@ -89,7 +91,6 @@ def test_the_text_says_sizes_columns_evidence_and_factors() -> None:
     assert "softmax of q kᵀ, added to the residual, after it is multiplied by 0.5" in flat
     assert "*.attention.query_key_value columns [0:8, 24:32, 48:56, …] per head  32 → 32" in neox
     assert "not yet proved" in str(unipelt.sites(model_of(OTHERS["granite"], meta=True))).splitlines()[0]
-    assert f"sites of the anatomy {named('bert')}" in str(unipelt.sites(build("bert")))
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -205,7 +206,6 @@ def test_plans_say_how_the_sites_are_known() -> None:
     assert found.to_json()["sites"] == {"known": "found", "proof": "proved"} and not found.to_json()["anatomy"]
     meta = unipelt.plan(model_of(OTHERS["granite"], meta=True), lora)
     assert str(meta).splitlines()[0].endswith("(2 layers, sites found, not yet proved)")
-    assert f"(2 layers, anatomy {named('bert')})" in str(unipelt.plan(build("bert"), lora))
 
 
 def test_a_compiled_model_is_the_model_that_it_wraps() -> None:

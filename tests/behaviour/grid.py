@@ -26,7 +26,7 @@ MODELS = {
     "mbart": "MBartForConditionalGeneration", "whisper": "WhisperForConditionalGeneration",
     "distilbert_head": "DistilBertForSequenceClassification", "albert": "AlbertModel", "opt": "OPTForCausalLM",
     "vit_head": "ViTForImageClassification",
-    # of these no anatomy is known
+    # built otherwise
     "phi3": "Phi3ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM", "mixtral": "MixtralForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM", "gemma2": "Gemma2ForCausalLM", "smolvlm": "SmolVLMForConditionalGeneration",
     "modernbert": "ModernBertModel", "deberta_v2_head": "DebertaV2ForSequenceClassification", "granite": "GraniteForCausalLM",

@@ -61,7 +61,7 @@ _OPT: dict[str, Any] = dict(
 MARK = int(torch.randint(5, VOCAB, (1, 7), generator=torch.Generator().manual_seed(0))[0, 2])
 FRAMES = 12  # of sound, twice as many as the Whisper encoder's positions
 
-#: Those that an anatomy of the library describes.
+#: Those of which a map is written down, with which what is found is compared (`tests/anatomy/written`).
 DESCRIBED = {
     "bert": (BertModel, BertConfig, _ENCODER),
     "bert_head": (BertForSequenceClassification, BertConfig, {**_ENCODER, "num_labels": 3}),
@@ -111,7 +111,7 @@ DESCRIBED = {
     ),
 }  # fmt: skip
 IMAGE = 4  # the token in whose place a picture stands
-#: Those that none describes: their sites are found by what flows where.
+#: Those of which none is.
 FOUND: dict[str, Any] = {
     # queries, keys and values in one map, gate and up in another
     "phi3": (T.Phi3ForCausalLM, T.Phi3Config, {**_GROUPED, "original_max_position_embeddings": 64}),

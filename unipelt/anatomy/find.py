@@ -1,7 +1,7 @@
-"""Finds a model's sites: by an `anatomy` of the library for its type, else by what flows where in a recorded pass (`search`).
+"""Finds a model's sites: by what flows where in a recorded pass (`search`), unless an `anatomy` of one's own says them.
 
-Several anatomies may be for one type (gated feed-forward layers or not, norms before or behind): the first that fits counts.
-Anatomies of one's own stand in files that the environment variable ``UNIPELT_ANATOMIES`` names; they come first, and are proved.
+Anatomies stand in files that the environment variable ``UNIPELT_ANATOMIES`` names; they come first, and are proved. Several may be
+for one type (gated feed-forward layers or not, norms before or behind): the first that fits counts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from torch import nn
 
 from ..language.report.diagnostics import PeltError, error
 from ..language.sites import SITES
-from ..language.library import library_definition, library_names, parse_path
+from ..language.library import library_definition, parse_path
 from .base import NAME, base_modules, base_of
 from ..language.syntax.nodes import AnatomyDef
 from .brought import lacks_weights
 from .entries import Entries, blocks_of, conditions, missing, stacks_of
 from .examples import Inputs
 from .heads import lone_head
-from .prove import past_the_interface, proved, tried, unproved, without_heads
+from .prove import proved, tried, unproved, without_heads
 from .read import read
 from .remembered import recall, remember
 from .search import search
@@ -33,19 +32,11 @@ from .stored import Architecture, store, stored
 
 #: Files with anatomies of one's own, separated as paths are in PATH.
 OWN = "UNIPELT_ANATOMIES"
-#: Mistakes that say that a model's modules are of another kind than an anatomy says: what flows where says what they are.
-_OTHERWISE = ("E0504", "E0506", "E0507", "E0701")
 #: Modules of a block that a message lists.
 LISTED = 24
 
 
-@lru_cache(maxsize=1)
 def anatomies() -> tuple[AnatomyDef, ...]:
-    """The anatomies of the library."""
-    return tuple(_whole(n) for n in library_names("anatomy"))
-
-
-def own_anatomies() -> tuple[AnatomyDef, ...]:
     """Those of the files in ``UNIPELT_ANATOMIES``."""
     files = [Path(f) for f in os.environ.get(OWN, "").split(os.pathsep) if f]
     own = {d.name: d for f in files for d in parse_path(f).definitions if isinstance(d, AnatomyDef)}
@@ -75,7 +66,7 @@ def config_of(model: nn.Module) -> Any:
 
 
 def find(model: nn.Module, example: Mapping[str, Any] | None = None) -> SiteMap:
-    """The map of a model's sites: of an anatomy for its type that fits it, else what a recorded pass shows.
+    """The map of a model's sites: of an anatomy of one's own for its type, else what a recorded pass shows.
 
     ``example``: keyword arguments of a pass, where they cannot be guessed. Where nothing is found the map has no sites, and
     `SiteMap.unknown` says why.
@@ -87,19 +78,9 @@ def find(model: nn.Module, example: Mapping[str, Any] | None = None) -> SiteMap:
     base = base_of(model)
     prefix = next((n for n, m in base_modules(model) if m is base), "")
     kind = str(getattr(config, "model_type", "")).replace("-", "_")
-    own = [a for a in own_anatomies() if kind in a.models]
-    known = own or [a for a in anatomies() if kind in a.models]
-    fitting = [a for a in known if fits(a, base, config)]
-    if own:
-        return _own(own, fitting, model, base, prefix)
-    try:
-        if fitting:
-            sites = read(fitting[0], present(fitting[0], base), model, base, prefix)
-            if not past_the_interface(sites, model):
-                return sites
-    except PeltError as e:
-        if e.diagnostics[0].code not in _OTHERWISE:
-            raise
+    known = [a for a in anatomies() if kind in a.models]
+    if known:
+        return _own(known, [a for a in known if fits(a, base, config)], model, base, prefix)
     try:
         return _searched(model, base, prefix, dict(example) if example is not None else None)
     except PeltError as e:

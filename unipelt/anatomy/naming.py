@@ -23,10 +23,10 @@ _WORDS = (
 
 def names_of(model: nn.Module, found: list[tuple[Tower, set[str]]]) -> tuple[dict[str, str], set[str]]:
     """Each tower's name by its path (nothing where there is one), and the paths of the towers that a bare name means."""
-    if len(found) <= 1:
-        return {t.path: "" for t, _ in found}, {t.path for t, _ in found}
-    crossing = [t for t, kinds in found if "cross" in kinds]
     config: Any = getattr(model, "config", None)
+    if len(found) <= 1:
+        return {t.path: _alone(type(config), t) for t, _ in found}, {t.path for t, _ in found}
+    crossing = [t for t, kinds in found if "cross" in kinds]
     if len(found) == 2 and (getattr(config, "is_encoder_decoder", False) or crossing == [found[1][0]]):
         names = {found[0][0].path: "encoder", found[1][0].path: "decoder"}
         return names, set(names)
@@ -41,6 +41,12 @@ def names_of(model: nn.Module, found: list[tuple[Tower, set[str]]]) -> tuple[dic
         names[t.path] = hint
     main = {p for p, n in names.items() if n == "text"} or {p for p, n in names.items() if n == "decoder"} or set(names)
     return names, main
+
+
+def _alone(config: type, t: Tower) -> str:
+    """The name of a tower that has no other beside it: none, unless it is one half of what its type of model has two of."""
+    last = t.module.rpartition(".")[2]
+    return last if getattr(config, "is_encoder_decoder", False) and last in ("encoder", "decoder") else ""
 
 
 def _hint(model: nn.Module, t: Tower) -> str:

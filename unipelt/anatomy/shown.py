@@ -71,7 +71,7 @@ class Sites:
 def sites(model: nn.Module, example: Mapping[str, Any] | None = None) -> Sites:
     """The sites of a model: where each is, its sizes and columns, by what it is known, and what no site covers.
 
-    An anatomy of the library or of one's own says it, or a small pass shows it (with weights each site is then proved by
+    An anatomy of one's own says it, or a small pass shows it (with weights each site is then proved by
     numbers; on the meta device it is not yet). ``example``: keyword arguments of the model's forward, where a pass's inputs
     cannot be guessed (tensors of few tokens are enough). What was found is remembered, so that `plan` and `apply` use it.
     Nothing is left behind in the model. Where no sites are known, the tree says why.

@@ -74,8 +74,8 @@ class Site:
     leaves its module. ``rows``: here a module flattens batch and tokens to one dimension; they are those of what enters
     this module. ``factor``: by what the model multiplies h before it adds it to the residual, or before the first block reads
     it (None: by learned numbers, one for each entry), ``keeps``: by what the residual (None as there); ``scaled``: whether the module there has
-    multiplied the entries of the table of words already. ``proof`` says how the place is known: nothing for a tested anatomy,
-    ``proved`` by the numbers of a pass, or ``not yet proved``. A module that is named by its path has its ``path`` from the
+    multiplied the entries of the table of words already. ``proof`` says how the place is known:
+    ``proved`` by the numbers of a pass, or ``not yet proved``; nothing where an anatomy is read again with adapters in the model. A module that is named by its path has its ``path`` from the
     base, and ``lacks`` what cannot be read there (no linear map has no ``W``). ``attends`` is about heads: how
     their module computes attention, ``""`` by a function of transformers' interface, ``sdpa`` by a call of torch's, ``softmax``
     written out, ``distances`` so with a bias for each head and key (see `own_attention`).
@@ -172,7 +172,7 @@ class SiteMap:
 
     @property
     def proof(self) -> str:
-        """What every site's `Site.proof` says, or ``some proved``; nothing for a tested anatomy."""
+        """What every site's `Site.proof` says, or ``some proved``; nothing where it was not asked again."""
         proofs = {s.proof for s in self.sites}
         return proofs.pop() if len(proofs) == 1 else "some proved" if proofs else ""
 
