@@ -105,7 +105,7 @@ def write() -> None:
             text = text.replace(f"```console\n{block}```", f"```console\n{new}```")
         os.chdir(folder)
         names: dict = {}
-        for block in (b for b in blocks("python") if ">>>" in b):
+        for block in blocks("python"):
             new = ""
             if not (examples := doctest.DocTestParser().get_examples(block)):
                 continue  # a sketch, which is not run

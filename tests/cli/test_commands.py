@@ -264,7 +264,7 @@ def test_sites_of_a_folder_a_configuration_and_a_type(spec, bert, tmp_path):
     assert "layers 0–1" in out and "not yet proved" in out and "columns [0:8, 24:32, 48:56, …] per head" in out
     found = parsed("sites", tmp_path / "neox.json")
     assert found["ok"] and found["sites"]["known"] == "found" and found["sites"]["towers"][0]["depth"] == 2
-    assert parsed("sites", bert)["sites"]["known"] == "anatomy"
+    assert parsed("sites", bert)["sites"]["known"] == "found"
     assert "lm_head" in call("sites", "gpt2", "--task", "causal-lm")[0]
     assert parsed("plan", f"{spec}:small", "--model", "bert")["plan"]["model"] == "BertModel"
 

@@ -23,6 +23,7 @@ from .brought import lacks_weights
 from .entries import Entries, blocks_of, conditions, missing, stacks_of
 from .examples import Inputs
 from .heads import lone_head
+from .packed import apart
 from .prove import proved, tried, unproved, without_heads
 from .read import read
 from .remembered import recall, remember
@@ -79,12 +80,13 @@ def find(model: nn.Module, example: Mapping[str, Any] | None = None) -> SiteMap:
     prefix = next((n for n, m in base_modules(model) if m is base), "")
     kind = str(getattr(config, "model_type", "")).replace("-", "_")
     known = [a for a in anatomies() if kind in a.models]
-    if known:
-        return _own(known, [a for a in known if fits(a, base, config)], model, base, prefix)
-    try:
-        return _searched(model, base, prefix, dict(example) if example is not None else None)
-    except PeltError as e:
-        return _nothing(model, e)
+    with apart(model):
+        if known:
+            return _own(known, [a for a in known if fits(a, base, config)], model, base, prefix)
+        try:
+            return _searched(model, base, prefix, dict(example) if example is not None else None)
+        except PeltError as e:
+            return _nothing(model, e)
 
 
 def _nothing(model: nn.Module, why: PeltError) -> SiteMap:

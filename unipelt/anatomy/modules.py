@@ -18,6 +18,7 @@ from ..language.sites import regular, signature
 from ..language.syntax.nodes import Span
 from .base import base_modules
 from .layout import Layout
+from .packed import IN
 from .quantised import features
 from .sites import Site, SiteMap, Stack, View
 from .sizes import beyond_a_position, weight_shape
@@ -115,7 +116,8 @@ def place_of(model: nn.Module, path: str) -> Place:
     """What is known of the module of a path."""
     module = model.get_submodule(path)
     parent = path.rpartition(".")[0]
-    if isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+    attention = model.get_submodule(parent)
+    if isinstance(attention, nn.MultiheadAttention) and IN not in attention._modules:
         return Place(refused="torch's attention computes with its weight and never calls it")
     no_map = frozenset(["W", "bias"])
     if isinstance(module, nn.modules.conv._ConvNd):

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import prod
-from types import FunctionType
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from .packed import looked_into
 
 #: How a module computes its attention, besides by a function of transformers' interface (``""``): by torch's function, written
 #: out, and written out with a bias that each head has for each key, whatever the query is (ALiBi, Press et al. 2022).
@@ -110,7 +110,7 @@ class OwnAttention(TorchFunctionMode):
             return self.attends(func, args, kwargs)
         if name == "multi_head_attention_forward":
             with self:
-                return _looked_into(func)(*args, **kwargs)
+                return looked_into(func)(*args, **kwargs)
         if name in _PRODUCTS:
             a, b = (*args, *(kwargs[n] for n in ("input", "other", "mat2") if n in kwargs))[:2]
             return self._product(lambda: func(*args, **kwargs), a, b)
@@ -320,11 +320,3 @@ def _number(other: Any) -> float | None:
             return None
         return float("nan") if other.is_meta else float(other.detach())
     return float(other) if isinstance(other, (int, float)) and other else None
-
-
-def _looked_into(function: Any) -> Any:
-    """A function of torch, written in Python, that lets the functions it calls be seen one by one."""
-    seen = {**vars(functional), "has_torch_function": lambda tensors: False}
-    copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy

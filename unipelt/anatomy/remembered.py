@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from .base import base_modules
+from .packed import Apart, InProjection
 from .sites import SiteMap
 
 _found: WeakKeyDictionary[nn.Module, tuple[int, SiteMap]] = WeakKeyDictionary()
@@ -26,6 +27,17 @@ def _structure(model: nn.Module) -> int:
     """What a search depends on: modules, hooks, forwards that were put in place of their own, weights and where they are."""
     told = []
     for path, m in base_modules(model):
+        if isinstance(m, InProjection):  # it comes and goes
+            continue
         own = tuple((n, p.shape, p.dtype, p.is_meta) for n, p in m._parameters.items() if p is not None)
-        told.append((path, id(m), len(m._forward_hooks), len(m._forward_pre_hooks), id(vars(m).get("forward")), own))
+        told.append(
+            (
+                path,
+                id(m),
+                len(m._forward_hooks),
+                len(m._forward_pre_hooks),
+                id(None if isinstance(forward := vars(m).get("forward"), Apart) else forward),
+                own,
+            )
+        )
     return hash(tuple(told))

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,7 @@ from ..language.sites import SITES
 from .base import NAME, base_modules, base_parameters
 from .columns import Columns
 from .layout import Layout
+from .packed import Apart, InProjection
 from .sites import Site, SiteMap, Stack, View
 
 #: Maps that are kept in memory, and in the folder.
@@ -41,9 +43,14 @@ class Architecture:
     def __init__(self, model: nn.Module):
         modules = list(base_modules(model))
         self.paths = {p for p, _ in modules}
+        modules = [(p, m) for p, m in modules if not isinstance(m, InProjection)]  # it comes and goes
         self.versioned = all(type(m).__module__.split(".")[0] in _VERSIONED for _, m in modules)
         own = any(
-            "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks or NAME in m._modules for _, m in modules
+            not isinstance(vars(m).get("forward"), (Apart, NoneType))
+            or m._forward_hooks
+            or m._forward_pre_hooks
+            or NAME in m._modules
+            for _, m in modules
         )
         told: list[Any] = [(p, type(m), type(m).forward, *_told(m)) for p, m in modules]
         self._model, self._modules, self._tied = model, modules, _tied(model)

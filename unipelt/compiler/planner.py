@@ -15,6 +15,7 @@ from torch import nn
 
 from ..anatomy.base import uncompiled
 from ..anatomy.find import find
+from ..anatomy.packed import maps_apart
 from ..anatomy.heads import is_language_model, word_embeddings
 from ..anatomy.sites import Site, SiteMap, Stack
 from ..language.types.arguments import parameters
@@ -57,6 +58,7 @@ NO_STACK = Stack("", 0, (), False, False, False, "")
 UNPADDED = ("pixel_values",)
 
 
+@maps_apart
 def plan(
     model: nn.Module, method: Method, head: bool | None = None, allow_future: bool = False,
     labels: int | Sequence[str] | Labels | None = None, problem_type: str | None = None, example: Mapping[str, Any] | None = None,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..anatomy.columns import Columns, joined, taken
+from ..anatomy.packed import at_map
 from ..anatomy.quantised import as_map, as_stored, plain_dtype, stored_as_map, values
 from ..compiler.absorbed import absorber
 from ..compiler.drawn import SEED
@@ -41,7 +42,8 @@ def each_merged(model: nn.Module, names: tuple[str, ...], exact: bool = False) -
         trained = attached.values()
         copied |= {c.parameter.path: trained[c.name].detach().to(model.get_parameter(c.parameter.path).dtype, copy=True).reshape(c.parameter.shape)
                    for c in attached.plan.copies}  # fmt: skip
-    known = {(m, a): p for p in parameters_of(model).values() for m, a in p.uses}
+    everything = (replace(p, uses=tuple(at_map(model, use) for use in p.uses)) for p in parameters_of(model).values())
+    known = {use: p for p in everything for use in p.uses}
     by_host = _by_host(model, names)
     yield from ((n, t.double() if exact else t) for n, t in copied.items())
     shared: dict[str, torch.Tensor] = {}

@@ -16,6 +16,7 @@ from torch import nn
 from ..anatomy.base import NAME, base_parameters
 from ..anatomy.brought import device_of
 from ..anatomy.interrupts import finish
+from ..anatomy.packed import apart
 from ..anatomy.quantised import is_quantised
 from ..compiler.initialise import draw
 from ..compiler.labels import Labels
@@ -85,14 +86,15 @@ def install(
         model, head=head, allow_future=allow_future, labels=labels, problem_type=problem_type, example=example
     )
     check(planned)
-    of = StartData(tokenizer)
-    if batches is not None:
-        of = StartData.of(model, planned, tokenizer, label_words, batches, int(seed))
-        of = replace(of, given=found.given(model, planned))
-    data = of if batches is not None else None
-    attached = Attached(planned, int(seed), chosen, trainable, texts=selecting_texts(model, planned, of))
-    made = create(model, attached, data, dtype)
-    hang(model, name, attached, made)
+    with apart(model):
+        of = StartData(tokenizer)
+        if batches is not None:
+            of = StartData.of(model, planned, tokenizer, label_words, batches, int(seed))
+            of = replace(of, given=found.given(model, planned))
+        data = of if batches is not None else None
+        attached = Attached(planned, int(seed), chosen, trainable, texts=selecting_texts(model, planned, of))
+        made = create(model, attached, data, dtype)
+        hang(model, name, attached, made)
     return planned
 
 
@@ -180,7 +182,7 @@ def hang(model: nn.Module, name: str, attached: Attached, made: dict[str, torch.
         r = Registry(switch, sites, required, InputHooks(switch, sites))
     else:
         r = before
-    with unchanged(model, r):
+    with apart(model), unchanged(model, r):
         r.attached[name] = attached
         if before is None:
             for p in model.parameters():
@@ -242,12 +244,13 @@ def take_out(model: nn.Module, r: Registry, name: str) -> None:
     attached = r.attached.get(name)
     if attached is None:
         return
-    attached.leaving = True
-    r.switch.active = without(r.switch.active, name)
-    r.receiving -= {name}
-    take_down(model, r, name, attached)
-    if not r.staying:
-        for n, p in base_parameters(model):
-            p.requires_grad_(r.required.get(n, True))
-        model._modules.pop(NAME, None)
-    del r.attached[name]
+    with apart(model):
+        attached.leaving = True
+        r.switch.active = without(r.switch.active, name)
+        r.receiving -= {name}
+        take_down(model, r, name, attached)
+        if not r.staying:
+            for n, p in base_parameters(model):
+                p.requires_grad_(r.required.get(n, True))
+            model._modules.pop(NAME, None)
+        del r.attached[name]

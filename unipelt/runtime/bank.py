@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from ..anatomy.interrupts import ended_by, finish
+from ..anatomy.packed import apart
 from ..compiler.labels import Labels
 from ..compiler.lower import lowerings
 from ..compiler.plan import Plan
@@ -93,7 +94,8 @@ def bank(
     if why:
         raise error("E0853", f"adapters of `{planned.method.name}` cannot share a batch with others: {why}",
                     help="attach them one by one: unipelt.attach")  # fmt: skip
-    made = create(model, attached, None, dtype)
+    with apart(model):
+        made = create(model, attached, None, dtype)
     if any(t.is_meta for t in made.values()):
         raise error("E0855", "the model is on the meta device, where slots hold no values", help="load the base first")
     stacks = {

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME
+from ..anatomy.packed import run_as
 from .holding import Holding, Shared, Stacked, key_of_tensor
 from .offload import PATCHED, kept_elsewhere, value_of
 
@@ -65,7 +66,7 @@ class CopyEdit(Holding):
             bias: Any = self._base[0].bias
             if "meta" not in (trained["bias"].device.type, bias.device.type):
                 return output + (trained["bias"] - bias).to(output.dtype)
-        return self._ready({**others, **trained}, keep=not others)(*args, **kwargs)
+        return run_as(self._base[0], self._ready({**others, **trained}, keep=not others), args, kwargs)
 
     def instead(self, args: tuple, kwargs: Mapping[str, Any], earlier: Sequence[CopyEdit] = ()) -> Any:
         """What a twin yields in place of its host, with these copies. What it notes in itself is noted in the host.

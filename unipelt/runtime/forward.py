@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .hooks import Hook
-from .stand_in import StandIn
+from ..anatomy.stand_in import StandIn
 from .switch import Switch
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..language.report.diagnostics import error
 from .seam import seam_of
-from .stand_in import StandIn
+from ..anatomy.stand_in import StandIn
 
 
 class Instead(StandIn):
@@ -17,6 +17,14 @@ class Instead(StandIn):
 
     def __init__(self, module: nn.Module):
         super().__init__(module, "forward")
+
+    def put(self) -> None:
+        """What stands around the module's own forward stands around this."""
+        around = list(self.standing())
+        if not around:
+            super().put()
+        elif self not in around:
+            self.before, around[-1].before = around[-1].before, self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         seam = seam_of(self.owner)

@@ -34,7 +34,7 @@ from .hub import FOLDER, INDEX
 from .registry import Registry, registry
 from .saving import content, save, state_dict
 from .sharding import is_sharded
-from .stand_in import StandIn
+from ..anatomy.stand_in import StandIn
 from .switch import ADAPTER_NAME, Weighted
 
 #: The most bytes an index may have.

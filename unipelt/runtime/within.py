@@ -20,7 +20,7 @@ from .edits import Edit
 from .hooks import Hook
 from .kernels import Call, kernel_of
 from .seam import Seam, first_entered, seam_of
-from .stand_in import StandIn
+from ..anatomy.stand_in import StandIn
 
 
 class Within(StandIn):

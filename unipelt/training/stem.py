@@ -19,7 +19,7 @@ from ..anatomy.examples import first_that_runs
 from ..anatomy.interrupts import ended_by
 from ..compiler.untouched import Cut, within
 from ..language.report.diagnostics import PeltError
-from ..runtime.stand_in import StandIn
+from ..anatomy.stand_in import StandIn
 
 
 def stem_of(model: nn.Module, cut: Cut) -> tuple[str, ...] | None:

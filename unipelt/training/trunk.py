@@ -22,7 +22,7 @@ from ..anatomy.find import find
 from ..compiler.untouched import Cut, below_edits, below_modules
 from ..language.report.diagnostics import PeltError, error
 from ..runtime.registry import registry, unwrapped
-from ..runtime.stand_in import StandIn
+from ..anatomy.stand_in import StandIn
 from .kept_rows import KeptRows
 from .stem import stem_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -14,15 +15,27 @@ class StandIn:
         self.before = vars(owner).get(name)
 
     def put(self) -> None:
-        setattr(self.owner, self.__name__, self)
+        if self not in self.standing():
+            setattr(self.owner, self.__name__, self)
 
     def take(self) -> None:
-        """Puts back what was there. Where another library has since put its own around this one, it stays, and must do nothing."""
+        """Puts back what was there, also where another of ours stands around it. Where another library has since put its own around
+        this one, it stays, and must do nothing."""
         if vars(self.owner).get(self.__name__) is self:
             if self.before is not None:
                 setattr(self.owner, self.__name__, self.before)
             else:
                 delattr(self.owner, self.__name__)
+        for around in self.standing():
+            if around.before is self:
+                around.before = self.before
+
+    def standing(self) -> Iterator[StandIn]:
+        """What stands there of ours, from the outermost on."""
+        found = vars(self.owner).get(self.__name__)
+        while isinstance(found, StandIn):
+            yield found
+            found = found.before
 
     def own(self) -> Any:
         """What stands in its place without this."""
