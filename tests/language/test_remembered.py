@@ -207,6 +207,15 @@ def test_a_folder_that_serves_nothing_changes_nothing(
     assert not kept.is_dir() or list(kept.iterdir()) == [file] * (spoil == "an entry is a folder")
 
 
+def test_where_something_that_a_check_reads_has_gone_meanwhile_nothing_is_remembered(
+    capsys: pytest.CaptureFixture[str], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("m.pelt").write_text(WELL)
+    real = cache.digest
+    monkeypatch.setattr(cache, "digest", lambda paths: real([*paths, Path("gone.py")]))
+    assert said(capsys, "m.pelt")[0] and not kept.exists()
+
+
 def test_the_folder_stays_small(
     capsys: pytest.CaptureFixture[str], kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

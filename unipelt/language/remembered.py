@@ -45,11 +45,11 @@ class _Seen:
 
 def check_all(paths: Sequence[Path], verdicts: Callable[[int], bool]) -> list[Checked]:
     """As `loading.check_all`, where nobody needs the methods. ``verdicts``: whether they are asked for, of so many definitions."""
-    if cache.folder() is None:
-        return loading.check_all(paths)
     files = list(dict.fromkeys(f for p in paths for f in pelt_files(p)))
+    always = _always_read(files) if cache.folder() is not None else None
+    if always is None:
+        return loading.check_all(paths)
     with called(files):
-        always = _always_read(files)
         seen = [_recalled(f, always) or _checked(f, always) for f in files]
         asked = verdicts(sum(len(s.found) for s in seen))
         if asked:
@@ -84,13 +84,16 @@ def _recalled(path: Path, always: str) -> _Seen | None:
 # ---------------------------------------------------------------- what a check depends on
 
 
-def _always_read(files: Sequence[Path]) -> str:
-    """Of what every check reads, and of what the files are called."""
+def _always_read(files: Sequence[Path]) -> str | None:
+    """Of what every check reads, and of what the files are called; None where something of it cannot be read."""
     language = [f for f in Path(__file__).parent.rglob("*") if "__pycache__" not in f.parts and f.is_file()]
     tables = folder("grammar") / "pelt.tables.json"
     lark = find_spec("lark")
-    read_there = cache.digest([*language, tables, *set(index().values())])
-    parser = str(os.stat(lark.origin).st_mtime_ns) if lark is not None and lark.origin is not None else ""
+    try:
+        read_there = cache.digest([*language, tables, *set(index().values())])
+        parser = os.stat(lark.origin).st_mtime_ns if lark is not None and lark.origin is not None else 0
+    except OSError:  # a file that has gone meanwhile
+        return None
     return cache.name_of(KIND, read_there, parser, sys.version, [(str(f), os.path.realpath(f)) for f in files])
 
 

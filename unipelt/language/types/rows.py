@@ -107,41 +107,12 @@ class RowChecker(Declared, Trained):
     def _read_through(self) -> TypedRow:
         inf, site = self.inf, self.site
         tokens = chosen_tokens(self.row, site, inf)
-        scope: dict[str, Value] = {}
-        if site.x is not None:
-            scope["x"] = reading(self._bound(site.x), "x")
-        if {"batch", "token"} <= site.h.axes:
-            scope[INSERTED] = self._numbers("inserted", INSERTED)
-        for name, t in site.scope:
-            if name == "ids":
-                scope |= self._of_the_text(t)
-                continue
-            scope[name] = reading(self._bound(t), name) if t.axes else Value(self._bound(t), reads=frozenset({name}))
-            if name == "log_mass":
-                scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
-        scope |= {n: Value(NumberType(), reads=frozenset({n})) for n in site.numbers}
         h_type = self.h = self._bound(site.h)
         h = Value(h_type, reads=frozenset({"h"})) if site.is_weight else reading(h_type, "h")
-        inf.sizes["d_out"] = h_type.sizes[-1]
-        x_type = h_type if site.is_weight else self._bound(site.x) if site.x is not None else None
-        if x_type is not None:
-            inf.sizes["d_x"] = x_type.sizes[0]
-        else:
-            self._unknown("d_x", f"is the size of `x`, and there is none at `{site.name}`", "write `d_out`")
-        inf.names |= scope
-        e = _inserted(self.row, site)
+        inf.names |= self._scope()
+        self._sizes_of_the_site(h_type)
         inf.nodes = {}
-        z = self._insertion(e, h)
-        if z is not None:
-            self._bind("z", "insert", z, e)
-            if isinstance(z.type, TensorType) and z.type.sizes:
-                inf.sizes["d_in"] = z.type.sizes[0 if site.is_weight else -1]
-            elif isinstance(z.type, Poison):
-                inf.names["d_in"] = Value(POISON)  # the mistake is said already
-        else:
-            inf.hidden["z"] = "is what `insert` says, and this row has no `insert`"
-            inf.remedies["z"] = "add `insert parallel` or `insert sequential`"
-            inf.sizes["d_in"] = inf.sizes["d_out"]
+        self._bind_z(h)
         inf.hidden["h"] = "is visible to compositions, not to forms and gates"
         self._body(self.row.form, "form")
         gate = None
@@ -189,6 +160,47 @@ class RowChecker(Declared, Trained):
               declared: TensorTyping | InputTyping | None = None, result: int | None = None) -> None:  # fmt: skip
         self.inf.names[name] = value
         self.bindings.append(Binding(name, part, value, self.inf.nodes or {}, e, declared=declared, result=result))
+
+    def _scope(self) -> dict[str, Value]:
+        """What a row may read at its site, but for ``z`` and ``h``."""
+        site = self.site
+        scope: dict[str, Value] = {}
+        if site.x is not None:
+            scope["x"] = reading(self._bound(site.x), "x")
+        if {"batch", "token"} <= site.h.axes:
+            scope[INSERTED] = self._numbers("inserted", INSERTED)
+        for name, t in site.scope:
+            if name == "ids":
+                scope |= self._of_the_text(t)
+                continue
+            scope[name] = reading(self._bound(t), name) if t.axes else Value(self._bound(t), reads=frozenset({name}))
+            if name == "log_mass":
+                scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
+        return scope | {n: Value(NumberType(), reads=frozenset({n})) for n in site.numbers}
+
+    def _sizes_of_the_site(self, h: TensorType) -> None:
+        inf, site = self.inf, self.site
+        inf.sizes["d_out"] = h.sizes[-1]
+        x = h if site.is_weight else self._bound(site.x) if site.x is not None else None
+        if x is not None:
+            inf.sizes["d_x"] = x.sizes[0]
+        else:
+            self._unknown("d_x", f"is the size of `x`, and there is none at `{site.name}`", "write `d_out`")
+
+    def _bind_z(self, h: Value) -> None:
+        """What the form reads, and its size."""
+        inf, e = self.inf, _inserted(self.row, self.site)
+        z = self._insertion(e, h)
+        if z is not None:
+            self._bind("z", "insert", z, e)
+            if isinstance(z.type, TensorType) and z.type.sizes:
+                inf.sizes["d_in"] = z.type.sizes[0 if self.site.is_weight else -1]
+            elif isinstance(z.type, Poison):
+                inf.names["d_in"] = Value(POISON)  # the mistake is said already
+        else:
+            inf.hidden["z"] = "is what `insert` says, and this row has no `insert`"
+            inf.remedies["z"] = "add `insert parallel` or `insert sequential`"
+            inf.sizes["d_in"] = inf.sizes["d_out"]
 
     def _insertion(self, e: Expr | None, h: Value) -> Value | None:
         written, site = self.row.insert, self.site
