@@ -48,8 +48,10 @@ def main() -> None:
                 model = small.model(KINDS[seed % 3], dtype=torch.float64)
                 unipelt.apply(model, method, allow_future=True, lowering=lowering)
                 small.randomise(model, seed=seed)
-                torch.manual_seed(seed)  # `chance` is drawn
-                outputs.append(small.output(model))
+                for _ in range(3):  # in the third pass hosts call functions written for them, where they have any
+                    torch.manual_seed(seed)  # `chance` is drawn
+                    found_now = small.output(model)
+                outputs.append(found_now)
                 if lowering is True:
                     known = [r for e in model.modules() if isinstance(e, Edit) and e.recipes for r in e.recipes.known.values()]  # fmt: skip
         except unipelt.PeltError:

@@ -7,7 +7,8 @@ left to the evaluator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce
 from typing import Any, Literal
@@ -41,7 +42,9 @@ class Recipe:
     (numbers, frozen modules, `MASK`, `PLACES`, `CHOSEN`, `GRID`, what is drawn), and of the row's tensors whose labels are ``own``.
 
     With ``fold`` it takes what that makes of those tensors in their place, which may be kept while they stay as they are.
-    ``draws`` are what is drawn for a pass, by the names in ``besides`` under which it enters.
+    ``draws`` are what is drawn for a pass, by the names in ``besides`` under which it enters. ``computed`` are the labels of the
+    tensors of which it computes something, and does not hand them on alone, and of those that the recipe takes transposed. ``arguments`` are the names of all that the recipe takes in its
+    code, whose ``lines`` and ``ends`` are there to be written into other code (see `bound`).
     """
 
     source: str
@@ -49,8 +52,12 @@ class Recipe:
     besides: tuple[str, ...]
     own: tuple[str, ...]
     function: Any
+    arguments: tuple[str, ...]
+    lines: tuple[str, ...]
+    ends: tuple[str, ...]
     fold: Any = None
     draws: Mapping[str, tuple[Draw, tuple[int, ...]]] = field(default_factory=dict)
+    computed: Set[str] = frozenset()
 
     def __reduce__(self) -> Any:
         raise TypeError("a recipe is written where it is used")
@@ -123,13 +130,27 @@ def _recipe(
     besides = tuple(n for n in wanted if n not in labels and n not in reads)
     own = tuple(n for n in wanted if n in labels)
     draws = {n: body.drawn[n] for n in besides if n in body.drawn}
-    source = _function("recipe", [*(names[n] for n in (*reads, *besides, *own)), *folded], lines, ends)
+    arguments = (*(names[n] for n in (*reads, *besides, *own)), *folded)
+    source = _function("recipe", arguments, lines, ends)
+    code = (arguments, tuple(map(str, lines)), tuple(ends))
+    viewed = {n for n in own if any(re.search(turned(names[n]), t) for t in (*code[1], *ends))}
     if not folded:
-        return Recipe(source, reads, besides, own, _compiled(source), draws=draws)
-    read |= set().union(*(words(line.text) for line in fixed))
+        return Recipe(source, reads, besides, own, compiled(source), *code, draws=draws, computed=frozenset(viewed))
+    computed = set().union(*(words(line.text) for line in fixed))
+    read |= computed
     every = tuple(n for n in names if names[n] in read and n in labels)
     first = _function("fold", [names[n] for n in every], fixed, [*(names[n] for n in own), *folded, ""])
-    return Recipe(f"{first}\n{source}", reads, besides, every, _compiled(source), _compiled(first, "fold"), draws)
+    return Recipe(
+        f"{first}\n{source}",
+        reads,
+        besides,
+        every,
+        compiled(source),
+        *code,
+        compiled(first, "fold"),
+        draws,
+        frozenset(n for n in every if names[n] in computed),
+    )
 
 
 def _function(name: str, arguments: Sequence[str], lines: Sequence[Line], ends: Sequence[str]) -> str:
@@ -137,8 +158,13 @@ def _function(name: str, arguments: Sequence[str], lines: Sequence[Line], ends: 
     return "\n    ".join([f"def {name}({', '.join(arguments)}):", *inner]) + "\n"
 
 
+def turned(name: str) -> str:
+    """What finds the tensor of that name, transposed, in a text."""
+    return rf"(?<![\w.]){name}\.(m?T)\b"
+
+
 @lru_cache(maxsize=4096)
-def _compiled(source: str, name: str = "recipe") -> Any:
+def compiled(source: str, name: str = "recipe") -> Any:
     """The function of a source. Equal sources give the same function, so layers share what a compiler makes of it."""
     scope: dict[str, Any] = {"torch": torch, "F": functional}
     scope |= {n: getattr(m, n) for m in (helpers, again) for n in dir(m) if not n.startswith("_")}

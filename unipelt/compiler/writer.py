@@ -144,8 +144,8 @@ class Writer:
         return is_live(value.text, self.live)
 
     def safe(self, name: str) -> str:
-        """A name of the language as one of Python."""
-        found = name.replace(".", "_").removesuffix("()")
+        """A name of the language as one of Python. Those that begin with an underscore are the code's own (see `bound`)."""
+        found = name.replace(".", "_").removesuffix("()").lstrip("_") or "name"
         while found in _TAKEN or self.taken.get(found, name) != name:
             found += "_"
         self.taken[found] = name

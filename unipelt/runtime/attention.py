@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from ..anatomy.base import NAME
 from ..language.report.diagnostics import error
 from .edits import Edit, Rows
+from .joining import joining
 from .kernels import Call, Kernel, fits, kernel_of, log_mass, scores_of, with_sinks
 from .told_apart import WIDEST, together, told_apart
-from .seam import Seam, seam_of
+from .seam import Seam
 from .mixture import Group, Mixture
 
 
@@ -31,10 +34,27 @@ class Wrapped:
 
     def __call__(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                  attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:  # fmt: skip
-        seam = seam_of(module)
-        if seam is not None and seam.switch.mixes and (mixture := seam.switch.mixture()) is not None:
+        seam = module._modules.get(NAME)
+        if type(seam) is not Seam:
+            return self.base(module, query, key, value, attention_mask, **kwargs)
+        steady = None if is_dynamo_compiling() else seam.switch.holder.steady
+        if steady is None:
+            return self._called(seam, module, query, key, value, attention_mask, kwargs)
+        quick = steady.heads.get(seam)
+        if quick:
+            found = quick(self.base, module, query, key, value, attention_mask, kwargs)
+            if found is not None:
+                return found
+        found = self._called(seam, module, query, key, value, attention_mask, kwargs)
+        if quick is None and steady.learns:
+            steady.heads[seam] = joining(self.base, kernel_of(self.name), seam.live("attention"), steady, query)
+        return found
+
+    def _called(self, seam: Seam, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                attention_mask: torch.Tensor | None, kwargs: dict[str, Any]) -> Any:  # fmt: skip
+        if seam.switch.mixes and (mixture := seam.switch.mixture()) is not None:
             return self._mixed(seam, mixture, Call(module, query, key, value, attention_mask, kwargs))
-        if seam is None or not (edits := seam.live("attention")):
+        if not (edits := seam.live("attention")):
             return self.base(module, query, key, value, attention_mask, **kwargs)
         kernel = kernel_of(self.name)
         if kernel is None or kwargs.get("cache") is not None:

@@ -34,7 +34,8 @@ from .prompts.outputs import Outputs
 from .prompts.hooks import INSIDE
 from .prompts.pictures import pictured
 from .registry import Attached, Registry
-from .seam import Seam, Tap, key_of, seam_of, tap_key, taps
+from .seam import Seam, key_of, seam_of
+from .taps import Tap, tap_key, taps
 from .weights import Use
 from .within import Within
 
@@ -177,6 +178,7 @@ def _not_within(r: Registry, path: str) -> None:
 
 def hang_root(model: nn.Module, r: Registry) -> None:
     """Brings the hooks of the model itself, its base and its stacks up to date with what is attached and watched."""
+    r.switch.kinds.forget()
     asked: frozenset[str] = frozenset().union(*[a.asks for a in r.staying.values()])
     plans = {n: a.plan for n, a in r.staying.items()}
     r.heads.update(model, plans)

@@ -72,6 +72,9 @@ class Kernel:
     join: Callable[[Call, Rows], Call]
     joins: Callable[[Call], bool] = lambda call: True
     tells_mass: bool = False  # whether what it returns beside `out` may be the log of the scores' mass
+    #: Whether a mask of all queries and keys, or none, says all but whether the call is causal; and whether a flag says that.
+    masked: bool = False
+    flagged: bool = False
 
 
 def kernel_of(name: str) -> Kernel | None:
@@ -119,19 +122,19 @@ def _joined(call: Call, rows: Rows, mask: Any, more: dict[str, Any] | None = Non
     if more is not None:
         kwargs = {**kwargs, **more}
     if (bias := kwargs.get("position_bias")) is not None:  # of the tokens alone
-        kwargs = {**kwargs, "position_bias": _free(bias[..., : key.shape[2]], _count(rows), behind)}
+        kwargs = {**kwargs, "position_bias": freed(bias[..., : key.shape[2]], _count(rows), behind)}
     keys, values = ([key], [value]) if behind else ([], [])
     lead, dtype = key.shape[:2], key.dtype
     for k, v in rows:
-        keys.append(k if k.dtype == dtype and k.shape[:2] == lead else _beside(k, key))
-        values.append(v if v.dtype == dtype and v.shape[:2] == lead else _beside(v, value))
+        keys.append(k if k.dtype == dtype and k.shape[:2] == lead else beside(k, key))
+        values.append(v if v.dtype == dtype and v.shape[:2] == lead else beside(v, value))
     if not behind:
         keys.append(key)
         values.append(value)
     return Call(module, query, torch.cat(keys, 2), torch.cat(values, 2), mask, kwargs)
 
 
-def _beside(learned: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def beside(learned: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Learned rows for each example and head of the tokens' keys, or values, and in their dtype."""
     learned = learned.to(tokens.dtype)
     if learned.shape[1] != tokens.shape[1]:  # the module has given each head its group's keys already
@@ -143,7 +146,7 @@ def _count(rows: Rows) -> int:
     return sum(k.shape[2] for k, _ in rows)
 
 
-def _free(mask: torch.Tensor, rows: int, behind: bool = False) -> torch.Tensor:
+def freed(mask: torch.Tensor, rows: int, behind: bool = False) -> torch.Tensor:
     """A mask, boolean or to be added, with so many keys more that nothing hides."""
     return F.pad(mask, (0, rows) if behind else (rows, 0), value=mask.dtype == torch.bool)
 
@@ -156,7 +159,7 @@ def _eager_join(call: Call, rows: Rows) -> Call:
 
 
 def _freed(call: Call, rows: Rows) -> torch.Tensor | None:
-    return None if call.mask is None else _free(call.mask[..., : call.key.shape[2]], _count(rows))
+    return None if call.mask is None else freed(call.mask[..., : call.key.shape[2]], _count(rows))
 
 
 # ---------------------------------------------------------------- sdpa: as eager, or a causal flag aligned at the top left
@@ -186,7 +189,7 @@ def _sdpa_join(call: Call, rows: Rows) -> Call:
     n, count = call.query.shape[2], _count(rows)
     call = call._replace(key=call.key[:, :, :n], value=call.value[:, :, :n])  # later keys are empty: a static cache
     if call.key.shape[2] != n or call.kwargs.get("position_bias") is not None:
-        return _joined(call, rows, _free(_sdpa_seen(call), count), _NOT_CAUSAL)  # type: ignore[arg-type]
+        return _joined(call, rows, freed(_sdpa_seen(call), count), _NOT_CAUSAL)  # type: ignore[arg-type]
     if not torch.compiler.is_compiling():
         return _joined(call, rows, causal_lower_right(n, n + count), _NOT_CAUSAL)
     return _joined(call, rows, None)._replace(query=F.pad(call.query, (0, 0, count, 0)), dropped=count)
@@ -290,7 +293,7 @@ def _flex_join(call: Call, rows: Rows) -> Call:
     if isinstance(mask, BlockMask):
         mask = _extended(mask, n, m, count, call.query.device)
     elif mask is not None:
-        mask = _free(mask[..., :m], count, behind=True)
+        mask = freed(mask[..., :m], count, behind=True)
     return _joined(call, rows, mask, behind=True)
 
 
@@ -311,8 +314,8 @@ def _or_learned(tokens: Callable, m: int, batch: Any, head: Any, q: Any, key: to
 
 
 _KERNELS: dict[Any, Kernel] = {
-    eager_mask: Kernel(lambda call: call.mask, _eager_join),
-    sdpa_mask: Kernel(_sdpa_seen, _sdpa_join),
+    eager_mask: Kernel(lambda call: call.mask, _eager_join, masked=True),
+    sdpa_mask: Kernel(_sdpa_seen, _sdpa_join, masked=True, flagged=True),
     flex_attention_mask: Kernel(_flex_seen, _flex_join, tells_mass=True),
 }
 if (

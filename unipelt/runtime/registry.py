@@ -28,7 +28,7 @@ from .heads import Heads
 from .offload import value_of
 from .prompts.selected import reads_text
 from .hooks import Hook
-from .seam import Tap
+from .taps import Tap
 from .switch import Switch
 
 if TYPE_CHECKING:

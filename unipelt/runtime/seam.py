@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from ..anatomy.base import NAME, base_modules
 from ..anatomy.columns import Columns, joined, taken
@@ -25,27 +25,21 @@ from ..language.report.diagnostics import error
 from ..language.types.draws import PROGRESS
 from ..language.types.primitives import OF_REAL_TOKENS
 from .copies import CopyEdit, element
-from .edits import PLACES, ROWS, Edit, needs
+from .edits import PLACES, ROWS, Edit
 from .hooks import Hook
 from .penalties import NOTED
 from .prompts.pictures import Unplaced
 from .prompts.selected import ENTERED
+from .quick import of_host
 from .mixture import Group, Mixture, Split, mixed
 from .switch import Switch, Weighted
+from .taps import Tap, cells_key, first_entered, shape_key
 from .weighed import weighed
 from .weights import Changes, Use, Weights, acts, added, called, looked_up, rewritten, value_in
 
 Editing = Edit | CopyEdit | Use
 #: Sides of a host whose edits act without a hook of its own.
 NO_HOOK = frozenset(["attention", "forward"])
-
-
-def first_entered(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor:
-    """What enters a module of the base."""
-    found = first_tensor(args, kwargs)
-    if found is None:
-        raise RuntimeError("a module of the base was called without a tensor")
-    return found
 
 
 def _with_first(args: tuple, kwargs: Mapping[str, Any], new: torch.Tensor) -> tuple[tuple, dict]:
@@ -68,51 +62,6 @@ def _with_element(output: Any, new: torch.Tensor) -> Any:
     first = next(iter(changed.keys()))
     changed[first] = new
     return changed
-
-
-class Tap:
-    """A hook of a module of the base that leaves what enters it, or leaves it, in the holder, for the adapters that act.
-
-    One for all adapters that read there: ``keys`` says under which names each of them looks for it.
-    """
-
-    def __init__(self, switch: Switch):
-        self.switch = switch
-        self.keys: dict[str, tuple[str, ...]] = {}
-
-    def hook(self, module: nn.Module, kind: str) -> Hook:
-        """``enters``: the tensor that enters the module, as edits of its input leave it (``before``: as it was before them),
-        ``leaves``: the one that leaves it, ``shape``: batch and tokens of the first, ``cells``: rows and columns of what leaves it."""
-        if kind in ("leaves", "cells"):
-            return Hook(module, self.leaves if kind == "leaves" else self.cells)
-        if kind == "before":
-            return Hook(module, self.before, before=True, named=True, first=True)
-        return Hook(module, self.enters if kind == "enters" else self.shape, before=True, named=True)
-
-    def _acting(self) -> list[str]:
-        keys = self.keys
-        return [key for name in self.switch.live if name in keys for key in keys[name]]
-
-    def enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        for name in self.switch.live:
-            if name in self.keys:
-                for key in self.keys[name]:
-                    self.switch.holder.values[key] = first_entered(args, kwargs)
-
-    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.enters(module, args, kwargs)
-
-    def shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        for key in self._acting():
-            self.switch.holder.values[key] = first_entered(args, kwargs).shape[:-1]
-
-    def cells(self, module: nn.Module, args: tuple, output: Any) -> None:
-        for key in self._acting():
-            self.switch.holder.values[key] = (output.shape[-2], output.shape[-1])
-
-    def leaves(self, module: nn.Module, args: tuple, output: Any) -> None:
-        for key in self._acting():
-            self.switch.holder.values[key] = element(output), torch.is_grad_enabled()
 
 
 class Seam(nn.Module):
@@ -211,9 +160,14 @@ class Seam(nn.Module):
                 self._hook(host, side).take()  # type: ignore[union-attr]
         self._changed(self.adapters._modules.pop(key, None) or (), -1)  # type: ignore[arg-type]
 
+    def train(self, mode: bool = True) -> Seam:
+        self.switch.kinds.forget()
+        return super().train(mode)
+
     def _changed(self, edits: Iterable[Any], more: int) -> None:
         """Other edits are here now: these (1), or these no longer (-1)."""
         self.chosen.clear()
+        self.switch.kinds.forget()
         self.last.clear()
         own = [e.columns for e in edits if e.columns is not None]
         if own:  # as many as the host has projections, however many adapters there are
@@ -232,6 +186,20 @@ class Seam(nn.Module):
     # ------------------------------------------------------------ hooks
 
     def on_input(self, host: nn.Module, args: tuple, kwargs: dict) -> Any:
+        steady = None if is_dynamo_compiling() else self.switch.holder.steady
+        if steady is None:
+            return self._on_input(host, args, kwargs)
+        quick = steady.inputs.get(self)
+        if quick:
+            new = quick(args, kwargs)
+            if new is not None:
+                return ((new, *args[1:]), kwargs) if args else _with_first(args, kwargs, new)
+        new = self._on_input(host, args, kwargs)
+        if quick is None and steady.learns:
+            steady.inputs[self] = of_host(self.live("input"), "input", steady, args, kwargs)
+        return new
+
+    def _on_input(self, host: nn.Module, args: tuple, kwargs: dict) -> Any:
         if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
             h = mixed(self, mixture, "input", first_entered(args, kwargs), lambda part, _: self._entering(host, part, self.live("input")))  # fmt: skip
             return None if h is None else _with_first(args, kwargs, h)
@@ -245,6 +213,21 @@ class Seam(nn.Module):
         return h
 
     def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        steady = None if is_dynamo_compiling() else self.switch.holder.steady
+        if steady is None:
+            return self._on_output(host, args, kwargs, output)
+        quick = steady.outputs.get(self)
+        if quick:
+            new = quick(args, kwargs, output)
+            if new is not None:
+                return new
+        new = self._on_output(host, args, kwargs, output)
+        if quick is None and steady.learns:
+            found = of_host(self.live("output"), "output", steady, args, kwargs, output, self.overlap)
+            steady.outputs[self] = found
+        return new
+
+    def _on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         if self.switch.mixes and (mixture := self.switch.mixture()) is not None:
             return self._mixed_output(mixture, host, args, kwargs, output)
         edits = self.live("output")
@@ -287,7 +270,7 @@ class Seam(nn.Module):
         return _with_element(output, joined(h, parts) if parts else h)
 
     def _mixed_output(self, mixture: Mixture, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        """As `on_output`, of a batch whose examples have adapters of their own."""
+        """As `_on_output`, of a batch whose examples have adapters of their own."""
         x = first_tensor(args, kwargs)
 
         def of_rows(part: torch.Tensor, group: Group) -> torch.Tensor:
@@ -296,7 +279,7 @@ class Seam(nn.Module):
                 raise error("E0853", f"`{self.path}` is called with several tensors, and its parameters cannot differ between the rows of a batch",
                             help="run the examples of its adapter by themselves: with unipelt.using(model, NAME)")  # fmt: skip
             entered = (group.of(x),) if x is not None else ()
-            return element(self.on_output(host, entered, {}, part))
+            return element(self._on_output(host, entered, {}, part))
 
         new = mixed(self, mixture, "output", output if isinstance(output, torch.Tensor) else element(output), of_rows)
         return None if new is None else _with_element(output, new)
@@ -435,38 +418,6 @@ class Seam(nn.Module):
 def _rank(item: tuple[str, Any]) -> int:
     """Edits of a map come before those of the sublayer that ends with it: the order of the data flow."""
     return 0 if isinstance(item[1], CopyEdit) or item[1].of_weight or item[1].kind.has_weight else 1
-
-
-def shape_key(path: str) -> str:
-    """Under which name the holder keeps batch and tokens of what entered a module."""
-    return f"rows:{path}"
-
-
-def cells_key(path: str) -> str:
-    """Under which name the holder keeps in how many rows and columns a convolution cut the picture."""
-    return f"cells:{path}"
-
-
-def taps(planned: PlannedEdit, adapter: str) -> list[tuple[str, str, str]]:
-    """What hooks leave in the holder for an edit: the path of the module, what of it (see `Tap.hook`), under which name."""
-    site = planned.site
-    found = [(site.rows, "shape", shape_key(site.rows))] if site.rows is not None else []
-    if planned.grid is not None:
-        found.append((planned.grid.module, "cells", cells_key(planned.grid.module)))
-    for need, source in (("x", site.x), ("residual", site.residual)):
-        itself = need == "x" and source == site.view.module and site.side == "output"
-        if need in needs(planned) and source is not None and not itself:
-            kind = "leaves" if need == "x" and site.x_leaves else "enters"
-            if (
-                need == "residual" and source == site.x
-            ):  # the stream itself, which edits of the sublayer's input do not change
-                kind = "before"
-            found.append((source, kind, tap_key(planned, adapter, need)))
-    return found
-
-
-def tap_key(planned: PlannedEdit, adapter: str, need: str) -> str:
-    return f"{need}:{adapter}:{planned.site.view.module}:{planned.site.name}:{planned.row.name}"
 
 
 def key_of(name: str) -> str:

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch.compiler import is_compiling
 
 from ..anatomy.interrupts import ended_by
 from .mixture import Group, Mixture
 from .prompts.passes import Pass
+from .steady import Kinds, Steady
 
 T = TypeVar("T")
 #: What an adapter may be called.
@@ -61,6 +63,8 @@ class Holder(threading.local):
         #: The module whose pass this thread is in, and what acts in it from its first hook to its last.
         self.entered: Any = None
         self.acting: tuple[str, ...] = ()
+        #: What hosts do in this pass where nothing has changed since the last one.
+        self.steady: Steady | None = None
         #: The rows of a mixed batch that are computed now.
         self.part: Group | None = None
         self.rows = 0  # how many `with_rows` blocks
@@ -74,7 +78,7 @@ class Holder(threading.local):
 
         def end() -> None:
             del self.blocks[depth:]
-            self.entered = None  # a pass that was broken off has ended
+            self.entered = self.steady = None  # a pass that was broken off has ended
 
         with ended_by(end):
             end()
@@ -120,6 +124,7 @@ class Switch:
         #: Whether examples have ever had adapters of their own here; before that no pass asks. It is never taken back: threads
         #: that counted their blocks could lose one.
         self.mixes = False
+        self.kinds = Kinds()
         #: How far training has come, in [0, 1]: one tensor for good, which compiled code reads.
         self.progress = torch.zeros(())
 
@@ -160,7 +165,11 @@ class Switch:
         holder = self.holder
         if holder.entered is None or holder.entered is module:
             holder.entered, holder.acting, holder.part = module, self.chosen, None
+            if not is_compiling():
+                holder.steady = None if self.mixes else self.kinds.of(holder.acting, holder)
 
     def end(self, module: Any, args: Any, output: Any) -> None:
         if self.holder.entered is module:
             self.holder.entered = None
+            if not is_compiling():
+                self.holder.steady = None

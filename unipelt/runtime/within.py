@@ -19,7 +19,8 @@ from .attention import attend, edited
 from .edits import Edit
 from .hooks import Hook
 from .kernels import Call, kernel_of
-from .seam import Seam, first_entered, seam_of
+from .seam import Seam, seam_of
+from .taps import first_entered
 from ..anatomy.stand_in import StandIn
 
 
