@@ -254,6 +254,25 @@ def test_threads_and_many_adapters(as_ever: Callable) -> None:
     assert 0 < len(kinds.known) <= MOST
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_adapters_that_are_mapped_over(as_ever: Callable) -> None:
+    """Tensors in the place of those that are registered, batched ones among them (`torch.vmap`)."""
+    m = adapted("unipelt_apl_causal")
+    before = as_ever(m, **step(m))
+    own = {n: p.detach() for n, p in m.named_parameters() if "unipelt" in n}
+    both = {n: torch.stack([t, t * 2]) for n, t in own.items()}
+
+    def output(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(m, tensors, kwargs={**step(m), "use_cache": False}).logits
+
+    with torch.no_grad():
+        for _ in range(3):
+            found = torch.vmap(output)(both)
+            for i, one in enumerate(found):
+                torch.testing.assert_close(one, output({n: t[i] for n, t in both.items()}))
+    assert not torch.equal(found[0], found[1]) and torch.equal(small.output(m, **step(m)), before)
+
+
 @pytest.mark.parametrize("copied", (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))), ids=("copied", "pickled"))
 def test_copies_have_functions_of_their_own(copied: Callable[[nn.Module], nn.Module], as_ever: Callable) -> None:
     m = adapted("unipelt_apl_causal")

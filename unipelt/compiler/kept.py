@@ -56,11 +56,16 @@ class Kept:
         ):
             return found.value
         value = make(tensors)
-        if not any(t.is_inference() for t in tensors):  # torch counts no changes of these
-            device = tensors[0].device.type
-            self.values[key] = _Value(
-                device, torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-                [*map(weakref.ref, tensors)], [*map(_version, tensors)], [*map(_place, tensors)], value)  # fmt: skip
+        if any(t.is_inference() for t in tensors):  # torch counts no changes of these
+            return value
+        try:
+            places = [*map(_place, tensors)]
+        except RuntimeError:  # those that `torch.vmap` batches have no data of their own
+            return value
+        device = tensors[0].device.type
+        self.values[key] = _Value(
+            device, torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+            [*map(weakref.ref, tensors)], [*map(_version, tensors)], places, value)  # fmt: skip
         return value
 
     def forget(self) -> None:

@@ -169,4 +169,6 @@ def _bound(
         tensors = edit.recipes.kept.of(ready.recipe.source, tensors, ready.fold)
     elif ready.fold is not None:
         tensors = ready.fold(tensors)
+    if any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in tensors):
+        return False
     return bound(ready.recipe, called, reads, modules, tensors, ready.dtype, steady.holder)

@@ -67,10 +67,14 @@ class Steady:
                 return False
             self.device = t.device.type
             if n in computed and id(t) not in self._met:
+                try:
+                    place = t.data_ptr()
+                except RuntimeError:  # one that `torch.vmap` batches has no data of its own
+                    return False
                 self._met.add(id(t))
                 self._folded.append(t)
                 self._versions.append(t._version)
-                self._places.append(t.data_ptr())
+                self._places.append(place)
         return not (passed_by and (any(self._hooks) or "forward" in vars(module)))
 
     def holds(self) -> bool:
