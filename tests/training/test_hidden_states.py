@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_hf import write_intents, write_rows
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.bert.modeling_bert import BertLayer
 
 import unipelt
 from unipelt.language.report.diagnostics import PeltError
@@ -77,6 +79,23 @@ def test_an_adapted_models_are_those_with_its_adapter_and_without_the_rows_of_a_
     adapted = features(str(tmp_path / "run"), intents, split="test")
     assert (adapted["test.features"] - plain["test.features"]).abs().max() > 1e-2
     assert adapted.about["method"] and adapted.about["layer"] == "the whole base"
+
+
+def test_what_is_above_does_not_run(bert: str, intents: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row is a pass, which ends where its states are taken."""
+    ran: list[int] = []
+    own = BertLayer.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ran.append(id(self))
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(BertLayer, "forward", counted)
+    rows = len(rows_of(intents, "test"))
+    for layer in (0, 1, 2):
+        ran.clear()
+        features(layer, intents, opening=Opening(model=bert), options=SHORT, split="test", batch_size=1)
+        assert [*Counter(ran).values()] == [rows] * layer
 
 
 def test_a_method_names_the_blocks_that_it_leaves_alone(bert: str, intents: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from os.path import exists
 from pathlib import Path
@@ -217,7 +217,8 @@ def _states(
             if given is not None and (given.dim() == 1 or given.is_floating_point()):
                 batch.pop("labels")  # they are of the rows, and a model needs no loss here
             caught.clear()
-            model(**batch)
+            with suppress(_Enough):
+                model(**batch)
             hidden = _of_tokens(model, caught, len(chosen))
             mask = _mask(batch, hidden, pool)
             for row, i in enumerate(chosen):
@@ -246,20 +247,29 @@ def _states(
     return found
 
 
+class _Enough(Exception):
+    """Ends a pass of which no more is asked."""
+
+
 @contextmanager
 def _caught(model: nn.Module, cut: Cut | None) -> Iterator[list[Any]]:
-    """What leaves the place in a pass; a module that is called several times leaves its last."""
+    """What leaves the place in a pass, which a block's ends (`_Enough`); the last of what a base leaves that is called several times."""
     caught: list[Any] = []
+
+    def leaves(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        caught.append(output)
+        if cut is not None:
+            raise _Enough
+
+    def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves(module, args, args[0] if args else next(iter(kwargs.values())))
+
     if cut is None:
-        handle = _whole(model).register_forward_hook(lambda m, args, output: caught.append(output))
+        handle = _whole(model).register_forward_hook(leaves)
     elif cut.blocks:
-        handle = model.get_submodule(cut.path(cut.blocks - 1)).register_forward_hook(
-            lambda m, args, output: caught.append(output)
-        )
+        handle = model.get_submodule(cut.path(cut.blocks - 1)).register_forward_hook(leaves)
     else:
-        handle = model.get_submodule(cut.path(0)).register_forward_pre_hook(
-            lambda m, args, kwargs: caught.append(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True
-        )
+        handle = model.get_submodule(cut.path(0)).register_forward_pre_hook(enters, with_kwargs=True)
     try:
         yield caught
     finally:
