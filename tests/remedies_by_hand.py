@@ -45,6 +45,14 @@ def halved(file: Path) -> None:
 
 
 BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
+    "modify the projection itself, or leave `insert` out: then `z` is the weight": {
+        "E0305-bends": ("ffn.experts.down.weight", "ffn.down"),
+        "E0305-constant": ("attn.q.weight", "attn.q"),
+    },
+    "give the axis another name, or leave the line out": {"E0224-axis-of-the-site": ("    axis expert = 8\n", "")},
+    "declare it, as in `axis expert = 4`; the weights of a layer's own experts have it, as `ffn.experts.down.weight`": {
+        "E0347-no-experts": ("    A: [d_in", "    axis expert = 4\n    A: [d_in")
+    },
     "write `layers(2)` for one tensor in two layers, or `layer` for one in each": {
         "E0392-groups-without-a-number": ("per layers", "per layers(2)")
     },

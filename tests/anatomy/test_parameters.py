@@ -30,6 +30,8 @@ WHERE: dict[str, tuple[str, list[str]]] = {
     **{f"attn.norm.{n}": ("bert", [f"encoder.layer.{i}.attention.output.LayerNorm.{n}" for i in range(LAYERS)]) for n in ("weight", "bias")},
     **{f"ffn.norm.{n}": ("bert", [f"encoder.layer.{i}.output.LayerNorm.{n}" for i in range(LAYERS)]) for n in ("weight", "bias")},
     **{f"cross.norm.{n}": ("bart", [f"model.decoder.layers.{i}.encoder_attn_layer_norm.{n}" for i in range(LAYERS)]) for n in ("weight", "bias")},
+    **{f"ffn.experts.{n}.weight": ("mixtral", [f"model.layers.{i}.mlp.experts.{p}_proj" for i in range(LAYERS)])
+       for n, p in (("up", "gate_up"), ("gate", "gate_up"), ("down", "down"))},
     **{f"mixer.norm.{n}": ("mixed", [f"text.layers.{i}.before_attn.{n}" for i in (0, 2)]) for n in ("weight", "bias")},
 }  # fmt: skip
 
@@ -61,6 +63,12 @@ def whole(site: str) -> unipelt.Method:
     return spec(site, f"P: [{sizes}] ~ normal(1) delta = P")
 
 
+def own_part(name: str, p: torch.Tensor) -> torch.Tensor:
+    """What of a parameter is meant: gate and up of an expert are halves of one."""
+    half = {"gate": 0, "up": 1}.get(name.split(".")[-2]) if "experts" in name else None
+    return p if half is None else p.chunk(2, 1)[half]
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_an_edit_is_the_base_with_another_parameter(name: str) -> None:
     kind, paths = WHERE[name]
@@ -68,11 +76,10 @@ def test_an_edit_is_the_base_with_another_parameter(name: str) -> None:
     before = output(model, kind)
     unipelt.apply(model, whole(name), head=False)
     for (_, P), path in zip(sorted(record(model, "default").trained().items()), paths, strict=True):
-        p = changed.get_parameter(path)
+        p = own_part(name, changed.get_parameter(path))
         with torch.no_grad():
-            p += 0.5 * (
-                P if isinstance(changed.get_submodule(path.rpartition(".")[0]), nn.Embedding) or P.dim() < 2 else P.T
-            )
+            stays = isinstance(changed.get_submodule(path.rpartition(".")[0]), nn.Embedding) or P.dim() < 2
+            p += 0.5 * (P if stays else P.mT)
     expected = output(changed, kind)
     assert not torch.allclose(expected, before, rtol=0, atol=1e-4)
     found = output(model, kind)
@@ -96,11 +103,12 @@ def test_what_the_tables_say_of_a_parameter_is_true(name: str) -> None:
     assert [c.strip() for c in row[1:]] == ["–", said["h"], "–", "`W`"] and said["also"] == "W" and site.shown_by
     kind, paths = WHERE[name]
     plan = unipelt.plan(base(kind), whole(name), head=False)
-    each = sum(base(kind).get_parameter(p).numel() for p in paths)
+    each = sum(own_part(name, base(kind).get_parameter(p)).numel() for p in paths)
     which = "head" if site.times == "head" else "trained"
     assert getattr(plan.counts, which) == each
     width = 16 if kind == "mixed" else 32
     sizes = dict(d_model=width, d_x=mixed.PICTURE, vocab=96, labels=3, L=LAYERS, L_cross=LAYERS, L_mixer=2)
+    sizes |= dict(L_experts=LAYERS, L_gated_experts=LAYERS, d_experts=4, d_expert_ff=64)
     stacks = [{**sizes, "L_cross": 0}, sizes] if kind == "bart" else [sizes]
     assert counts(whole(name))[which].number(*stacks) == each
     (panel,) = diagram(whole(name))

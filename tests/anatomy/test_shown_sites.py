@@ -49,8 +49,8 @@ def test_every_site_and_every_linear_map_is_in_the_tree(model: nn.Module) -> Non
                 told += [(s["site"], s["module"].replace(BLOCK, block, 1)) for block in b["blocks"]]
         told += [(s["site"], s["module"]) for s in t["outside"]]
     told += [(s["site"], s["module"]) for s in data["between"]]
-    assert sorted(told) == sorted((s.name, s.view.module) for s in found.map.sites)
-    covered = {module for name, module in told if SITES[name].has_weight}
+    assert sorted(told) == sorted((s.name, s.view.path) for s in found.map.sites)
+    covered = {module for name, module in told if (kind := SITES.get(name)) is not None and kind.has_weight}
     maps = {
         n
         for n, m in model.named_modules()
@@ -97,15 +97,14 @@ def test_the_text_says_sizes_columns_evidence_and_factors() -> None:
 def test_lines_keep_to_a_width_but_where_a_path_is_longer(width: int) -> None:
     found = unipelt.sites(model_of(OTHERS["mixtral"]))
     long = [line for line in text(found.tree, width).splitlines() if len(line) > width]
-    assert not long or width == 60 and all(" → " in line for line in long)
+    assert not long or width < 120 and all(".mlp." in line for line in long)
 
 
 def test_what_no_site_covers_is_grouped_with_its_reason() -> None:
     found = unipelt.sites(model_of(OTHERS["mixtral"]))
     grouped = {u.path: (u.count, u.reason) for u in found.tree.uncovered}
-    assert grouped["layers.*.mlp.experts.gate_up_proj"] == (2, "one of the experts") and len(grouped) < len(
-        found.map.uncovered
-    )
+    assert grouped["layers.*.mlp.gate.weight"] == (2, "it is used by the module that holds it")
+    assert len(grouped) < len(found.map.uncovered)
     assert "projections that no site covers" in str(found) and "not covered" in repr(found)
     assert not unipelt.sites(model_of(OTHERS["granite"])).tree.uncovered
 

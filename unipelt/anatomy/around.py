@@ -11,7 +11,7 @@ from torch import nn
 from .comparing import blended, same
 from .evaluating import evaluating
 from .interrupts import ended_by
-from .judge import Open
+from .reasons import Open
 from .sites import Site, Stack, whole_block
 from .trial import Trial, logits, without_cache
 

@@ -71,6 +71,32 @@ def interface_watched(call: Callable[[Any, Callable, tuple, dict[str, Any]], Any
             yield
 
 
+@contextmanager
+def experts_together() -> Iterator[None]:
+    """Lets the experts of transformers' models compute all at once, in this thread. Their own way takes one expert after the other, and
+    none of those of which no number says that a token chose them, as on the meta device."""
+    try:
+        from transformers.integrations.moe import ExpertsInterface
+    except ImportError:  # a version whose experts know one way
+        yield
+        return
+    mine = threading.get_ident()
+    with lock:
+        ask = ExpertsInterface.get_interface
+
+        def together(self: Any, implementation: str, default: Callable) -> Callable:
+            at_once = threading.get_ident() == mine and "grouped_mm" in self
+            return ask(self, "grouped_mm" if at_once else implementation, default)
+
+        def end() -> None:
+            if ExpertsInterface.get_interface is together:
+                ExpertsInterface.get_interface = ask  # type: ignore[method-assign]
+
+        with ended_by(end):
+            ExpertsInterface.get_interface = together  # type: ignore[method-assign]
+            yield
+
+
 def called_once(sites: SiteMap, counts: Mapping[str, int]) -> SiteMap:
     """The map without the sites of blocks whose modules are called more than once a layer, or never; `SiteMap.refused` says why."""
     refused: dict[str, str] = {}

@@ -23,7 +23,7 @@ MOVES = SAME | frozenset(
     "roll index index_select movedim swapaxes".split()
 )
 #: Operations of each number by itself: what they yield has the columns of what they are given.
-_EACH = frozenset("clamp clamp_min clamp_max mul div neg add sub".split())
+_EACH = frozenset("clamp clamp_min clamp_max mul div neg add sub add_".split())
 _PLUS = ("add", "add_")
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ..language.sites import SITES
 from .alike import put_into, structure
 from .calls import times as how_often
+from .experts import of_experts
 from .flow import Added, Block
 from .heads import head_modules, word_embeddings
 from .hosts import Hosts
@@ -312,6 +313,8 @@ def _sublayer_sites(
     made += _derived(
         model, r, b, s, reads, views, {**sizes, "d_model": width, "d_x": width}, {**common, "x": beside["x"]}, reasons
     )
+    if s.experts:
+        made += of_experts(b, hosts, s, sizes, common, reasons)
     return made
 
 
@@ -469,7 +472,7 @@ def _with_head(sites: SiteMap, model: nn.Module, base: nn.Module) -> SiteMap:
 
 def _uncovered(r: Recording, sites: list[Site], kept: list[_Inside]) -> dict[str, str]:
     """The linear maps that no site covers, in order, with the reason."""
-    covered = {s.view.module for s in sites if s.kind.has_weight}
+    covered = {s.view.path for s in sites if s.kind.has_weight or s.view.parameter}
     blocks = tuple(f"{path}." for i in kept for path in i.tower.blocks)
     experts = {
         i.r.steps[at - b.call.start + c.start].weight

@@ -12,7 +12,9 @@ import torch
 
 from .columns import taken
 from .comparing import affine, blended, multiple, proportional, rows_of, same, totals, within
+from .judge_experts import judged, nudges_of
 from .own_attention import parted
+from .reasons import Open
 from .replay import at_module, first_column, Nudge, nudged, Nudges, Seen
 from .sites import Site, View, whole_block
 
@@ -24,10 +26,6 @@ _LAST = ("o", "down", "out", "hidden")
 _INNER = {"q_a": ("q",), "q_b": ("q",), "kv_a": ("k", "v"), "kv_b": ("k", "v"), "in": ()}
 
 
-class Open(str):
-    """A reason why nothing can be said of a site, for or against."""
-
-
 @dataclass(slots=True)
 class Block:
     """The sites of a block and what was seen of it. ``path`` is from the model that was given."""
@@ -36,6 +34,7 @@ class Block:
     sites: Sequence[Site]
     names: Mapping[int, str] = field(default_factory=dict)  # the paths of modules by their ids
     stream: float = 1.0  # how large the numbers are that enter
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)  # those with several matrices, by path
     seen: dict[Nudges, Seen] = field(default_factory=dict)
 
     # ------------------------------------------------------------ what is tried
@@ -45,7 +44,9 @@ class Block:
         found: list[Nudges] = [self.later_tokens]
         for s in self.sites:
             part, at = _part(s), at_module(s.view)
-            if s.kind.is_sublayer:
+            if s.view.parameter:
+                found += nudges_of(s)
+            elif s.kind.is_sublayer:
                 found += [*self._of_input(s), self.weighed(s)]
             elif part in _RECEIVED and s.kind.has_weight:
                 found.append(nudged(at, 1))
@@ -131,7 +132,9 @@ class Block:
         missing = [p for p in places if p and p not in self.seen[()].entered]
         if missing:
             return f"`{missing[0]}` is not passed through in `{self.path}`"
-        return self._sizes(s) or self._kind(s)
+        return (
+            judged(self.seen, self.sites, self.parameters, s) if s.view.parameter else self._sizes(s) or self._kind(s)
+        )
 
     def _kind(self, s: Site) -> str:
         part = _part(s)
@@ -480,8 +483,6 @@ class Block:
         if not linear and not same(self.entered(down.view.module, self.pinned(s, at)), zero):
             return f"what enters `{down.view.module}` is not affine in it and depends on more: it is a gate"
         return ""
-
-    # ------------------------------------------------------------ causality
 
     def sees_later(self) -> bool | None:
         """Whether tokens see later ones in the block; None where what enters or leaves it has no entry for each token."""

@@ -19,7 +19,7 @@ from .around import why
 from .brought import lacks_weights
 from .calls import called_once
 from .examples import first_that_runs
-from .judge import Open
+from .reasons import Open
 from .sites import NOT_YET, PROVED, Site, SiteMap, Stack
 from .trial import Trial
 
@@ -172,9 +172,9 @@ def _verdict(t: Trial) -> tuple[SiteMap, dict[str, str]]:
 
 def _uncovered(before: SiteMap, after: SiteMap) -> dict[str, str]:
     """The projections that no site covers, those among them whose sites dropped out."""
-    covered = {s.view.module for s in after.sites if s.kind.has_weight}
-    dropped = {s.view.module: after.refused.get(s.label) or after.refused.get(s.full_name, "") for s in before.sites
-               if s.kind.has_weight and s.view.module not in covered}  # fmt: skip
+    covered = {s.view.path for s in after.sites if s.kind.has_weight or s.view.parameter}
+    dropped = {s.view.path: after.refused.get(s.label) or after.refused.get(s.full_name, "") for s in before.sites
+               if (s.kind.has_weight or s.view.parameter) and s.view.path not in covered}  # fmt: skip
     return {**before.uncovered, **{path: f"its site is left out: {why}" for path, why in dropped.items()}}
 
 

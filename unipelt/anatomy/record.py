@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten
 
 from .axes import axes
 from .base import base_modules, base_parameters
-from .calls import interface_watched
+from .calls import experts_together, interface_watched
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .own_attention import DISTANCES, SDPA, SOFTMAX, Core, OwnAttention
@@ -46,7 +46,14 @@ _NO_TENSORS = frozenset(
     [type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format]
 )
 #: Operations that contract what they are given with a weight.
-_CONTRACTS = frozenset("mm addmm bmm baddbmm linear convolution _grouped_mm".split())
+CONTRACTS = frozenset("mm addmm bmm baddbmm linear convolution _grouped_mm grouped_mm_fallback".split())
+#: Operations whose first operand that is a matrix stands on the left of the product, and where that operand is.
+LEFT = {"mm": 0, "bmm": 0, "_grouped_mm": 0, "grouped_mm_fallback": 0, "addmm": 1, "baddbmm": 1}
+
+
+def of_weight(op: str, dimensions: int) -> bool:
+    """Whether an operation yields the weight that it is given, or matrices of one that has many."""
+    return op in _OF_WEIGHT or (op == "index" and dimensions > 2)
 
 
 @dataclass(slots=True)
@@ -161,7 +168,8 @@ def record(model: nn.Module, run: Callable[[], Any]) -> Recording:
 
 def _recorded(mode: _Mode, run: Callable[[], Any]) -> Recording:
     model = mode.model
-    with evaluating(model), _fast_paths_off(), mode.hooks(), mode.attention(), _Lists(), _Own(mode), mode:
+    grouped = experts_together() if any(p.is_meta for p in model.parameters()) else nullcontext()
+    with evaluating(model), _fast_paths_off(), grouped, mode.hooks(), mode.attention(), _Lists(), _Own(mode), mode:
         run()
     return mode.finished()
 
@@ -292,11 +300,14 @@ class _Mode(TorchDispatchMode):
         r = self.r
         if (
             ins
-            and (name in _OF_WEIGHT or (name in _SCALES and all(i in self.of_weight for i in ins)))
             and ins[0] in self.of_weight
+            and (
+                of_weight(name, len(self.r.shapes[ins[0]]))
+                or (name in _SCALES and all(i in self.of_weight for i in ins))
+            )
         ):
             self.of_weight.update((o, self.of_weight[ins[0]]) for o in step.outs)
-        elif name in _CONTRACTS:
+        elif name in CONTRACTS:
             weights = [i for i in ins if i in self.of_weight]
             whole = [self.of_weight[i] for i in weights if len(self.r.shapes.get(i, (1, 1))) > 1]  # not a bias
             step.weight = whole[-1] if whole and len(weights) < len(ins) else ""

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from .columns import Columns, joined, taken
 from .comparing import rms, same
 from .interrupts import ended_by
+from .products import Products
 from .received import received
 from .sites import View
 
@@ -93,6 +95,8 @@ class Seen:
     heads: dict[int, torch.Tensor] = field(
         default_factory=dict
     )  # by the number of the call, past transformers' interface
+    #: By the path of a parameter with several matrices: a row that entered the first product with one, and what came of it.
+    products: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
 class CannotBeRepeated(Exception):
@@ -101,10 +105,26 @@ class CannotBeRepeated(Exception):
 
 def replay(
     block: nn.Module, at: str, args: tuple, kwargs: Mapping[str, Any], modules: Mapping[str, nn.Module], nudges: Sequence[Nudges],
-    left: torch.Tensor | None,
+    left: torch.Tensor | None, parameters: Mapping[str, torch.Tensor],
 ) -> dict[Nudges, Seen]:  # fmt: skip
     """What is seen in a block with each of the nudges, and with none (``()``). ``at`` is the block's path, ``modules`` are those
-    that are looked at or nudged, by path, ``left`` what the block yielded."""
+    that are looked at or nudged, by path, ``left`` what the block yielded. Of ``parameters`` with several matrices the products are
+    looked at and nudged as modules are; their rows are those of no batch, so each of these nudges has a run of its own."""
+    apart = [n for n in nudges if any(nudge.module in parameters for nudge in n)]
+    found = _of_modules(block, at, args, kwargs, modules, [n for n in nudges if n not in apart], left)
+    if parameters:
+        plain = _run(block, args, kwargs, modules, [()], Seen(), parameters)
+        found |= {n: _run(block, args, kwargs, modules, [n], plain, parameters) for n in apart}
+        found[()].products = plain.products
+        for kind in ("entered", "left"):
+            getattr(found[()], kind).update({p: t for p, t in getattr(plain, kind).items() if p in parameters})
+    return found
+
+
+def _of_modules(
+    block: nn.Module, at: str, args: tuple, kwargs: Mapping[str, Any], modules: Mapping[str, nn.Module], nudges: Sequence[Nudges],
+    left: torch.Tensor | None,
+) -> dict[Nudges, Seen]:  # fmt: skip
     every: list[Nudges] = [(), *nudges]
     with contextlib.suppress(Exception):  # whatever a block raises that is no friend of batches
         found = _together(block, at, args, kwargs, modules, every)
@@ -157,7 +177,8 @@ def _parts(t: torch.Tensor, n: int) -> tuple[torch.Tensor, ...]:
 
 
 def _run(
-    block: nn.Module, args: tuple, kwargs: Mapping[str, Any], modules: Mapping[str, nn.Module], every: Sequence[Nudges], plain: Seen | None
+    block: nn.Module, args: tuple, kwargs: Mapping[str, Any], modules: Mapping[str, nn.Module], every: Sequence[Nudges], plain: Seen | None,
+    parameters: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Seen:  # fmt: skip
     """One call of the block; without ``plain`` the nudges are the parts of a batch, and the first of them is none."""
     seen = Seen()
@@ -215,9 +236,11 @@ def _run(
 
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
-        with received(saw):
+        products = Products(parameters, moved)
+        with received(saw), products if parameters else contextlib.nullcontext():
             args, kwargs = anew((args, dict(kwargs)))
             block(*args, **kwargs)
+        seen.products = products.rows
     return seen
 
 

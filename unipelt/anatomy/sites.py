@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Literal
 
+import torch
+
 from ..language.report.diagnostics import Diagnostic
 from ..language.sites import SITES, Side, SiteSignature, signature
 from .columns import Columns
@@ -22,12 +24,25 @@ class View:
     """A module (path from the model that was given) and, where projections are fused, the site's columns of its output.
 
     ``enters``: what enters the module is meant instead of what leaves it (an embedding that no module yields).
+    ``parameter``: one of the module's own parameters is meant, which has several matrices, and these columns of each;
+    ``turned``: as it is stored, each is [d_out, d_in].
     """
 
     module: str
     columns: Columns | None = None
     enters: bool = False
     layout: Layout | None = None  # where the numbers lie, if [batch, token, d] is not sure
+    parameter: str = ""
+    turned: bool = False
+
+    @property
+    def path(self) -> str:
+        """Of the module, or of the parameter that is meant."""
+        return f"{self.module}.{self.parameter}" if self.parameter else self.module
+
+    def turn(self, t: torch.Tensor) -> torch.Tensor:
+        """The parameter that is meant with [d_in, d_out] of each matrix, from how it is stored or back."""
+        return t.mT if self.turned else t
 
     @property
     def lies(self) -> Layout:
@@ -129,6 +144,11 @@ class Site:
     @property
     def side(self) -> Side:
         return self.kind.side
+
+    @property
+    def parameter(self) -> str:
+        """What the module calls the parameter that h is, or of which a projection's map is made."""
+        return self.view.parameter or self.kind.parameter
 
     @property
     def label(self) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from ..language import cache
-from ..language.sites import SITES
+from ..language.sites import signature
 from .base import NAME, base_modules, base_parameters
 from .columns import Columns
 from .layout import Layout
@@ -145,7 +145,7 @@ def _site(s: Site) -> dict[str, Any]:
 
 def _view(v: View) -> list[Any]:
     lies = None if v.layout is None else [v.layout.axis, v.layout.stride, v.layout.turned]
-    return [v.module, v.columns.ranges if v.columns is not None else None, v.enters, lies]
+    return [v.module, v.columns.ranges if v.columns is not None else None, v.enters, lies, v.parameter, v.turned]
 
 
 def _read(d: Any, paths: set[str]) -> SiteMap | None:
@@ -158,7 +158,7 @@ def _read(d: Any, paths: set[str]) -> SiteMap | None:
             for s in sites
             for p in (s.view.module, s.x, s.residual, s.norm, s.rows, *(v.module for v in s.bases.values()))
         }
-        if not sites or not named - {None} <= paths or not {s.name for s in sites} <= SITES.keys():
+        if not sites or not named - {None} <= paths or any(signature(s.name) is None for s in sites):
             return None
         past = {n: tuple(readers) for n, readers in d["read_past"].items()}
         if not {r for readers in past.values() for r in readers} <= paths:
@@ -175,6 +175,8 @@ def _site_of(d: dict[str, Any]) -> Site:
 
 
 def _view_of(v: list[Any]) -> View:
-    module, ranges, enters, lies = v
+    module, ranges, enters, lies, parameter, turned = v
     columns = None if ranges is None else Columns(tuple((a, b) for a, b in ranges))
-    return View(module, columns, enters, None if lies is None else Layout(lies[0], tuple(lies[1]), lies[2]))
+    return View(
+        module, columns, enters, None if lies is None else Layout(lies[0], tuple(lies[1]), lies[2]), parameter, turned
+    )

@@ -228,8 +228,8 @@ def _feed_forward(b: Block, found: Sublayer, maps: list[Step]) -> None:
 def _gated(b: Block, found: Sublayer, down: Step, stop: list[Key]) -> None:
     """What makes the inner activation: one projection, or the product of two, of which one bends before it."""
     (hidden,) = down.ins[:1]
-    product = _product(b, hidden)
-    factors = b.given(product)[-2:] if product is not None else [hidden]
+    made = product(b, hidden)
+    factors = b.given(made)[-2:] if made is not None else [hidden]
     if len(factors) == 2:
         behind = [b.nearest(f, stop) for f in factors]
         bent = [_bends(b, f, stop) for f in factors]
@@ -265,7 +265,7 @@ def _by_channels(b: Block, s: Step) -> bool:
     return s.op == "convolution" and len(s.args) > 8 and s.args[8] == b.r.width(s.ins[0]) > 1
 
 
-def _product(b: Block, key: Key) -> Step | None:
+def product(b: Block, key: Key) -> Step | None:
     """The product of two activations that a value is, behind norms and copies."""
     for _ in range(8):
         s = b.made.get(key)

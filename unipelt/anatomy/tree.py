@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..language.sites import COUNTED
 from ..language.versions import SITES_SCHEMA
 from .sites import Site, SiteMap, Stack
 
@@ -33,6 +34,8 @@ class LayoutData:
 class SiteData:
     """One site. ``module`` is the one whose output (``side`` says: or input, or attention function) it is; ``columns`` are its own of
     that output, as ranges (the second number not included), None: all. ``layout``: where the numbers lie, None: [batch, token, d].
+    Of the weights of experts ``module`` is the parameter that has a matrix for each, with these columns of each; ``transposed``: each is
+    stored as [d_out, d_in].
 
     ``size``: the last dimensions of h; ``d_in``: of what a projection reads. ``each``: what there is one range of columns for.
     ``factor`` and ``keeps`` are those of `Site`.
@@ -44,6 +47,7 @@ class SiteData:
     columns: list[list[int]] | None
     each: str
     layout: LayoutData | None
+    transposed: bool
     d_in: int | None
     size: list[int]
     x: str | None
@@ -174,12 +178,12 @@ def _site(s: Site, block: str, m: SiteMap) -> SiteData:
     W = dict(s.kind.scope).get("W")
     each = columns.each(head=s.sizes.get("heads", 0), group=s.sizes.get("groups", 0)) if columns is not None else ""
     last = [str(n) for n in s.kind.h.sizes]
-    heads = ["heads"] if s.kind.has_heads else []
+    heads = ["heads"] if s.kind.has_heads else [COUNTED[a] for a in s.kind.own_axes]
     size = [s.sizes[n] for n in heads + last if n in s.sizes]
     return SiteData(
-        s.name, at(s.view.module) or "", "input" if s.view.enters else s.side, None if columns is None else [list(r) for r in columns.ranges], each,
-        None if (lies := s.view.layout) is None else LayoutData(lies.axis, [*lies.stride], lies.turned),
-        s.sizes.get(str(W.sizes[0])) if W is not None else None, size,
+        s.name, at(s.view.path) or "", "input" if s.view.enters else s.side, None if columns is None else [list(r) for r in columns.ranges], each,
+        None if (lies := s.view.layout) is None else LayoutData(lies.axis, [*lies.stride], lies.turned), s.view.turned,
+        s.sizes.get(str(W.sizes[0])) if W is not None and not s.kind.own_axes else None, size,
         at(s.x), at(s.residual), at(s.norm), s.factor, s.keeps, _evidence(s, m), s.proof,
     )  # fmt: skip
 

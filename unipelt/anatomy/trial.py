@@ -17,7 +17,8 @@ from .calls import calls
 from .evaluating import evaluating
 from .interrupts import ended_by
 from .comparing import rms
-from .judge import Block, Open
+from .judge import Block
+from .reasons import Open
 from .replay import anew, first, replay, with_tensors
 from .sites import Site, SiteMap, Stack, whole_block
 from .sizes import weight_shape
@@ -154,12 +155,15 @@ class Trial:
 
     def _judge(self, block: Block, module: nn.Module, args: tuple, kwargs: dict[str, Any], numbers: list[int]) -> None:
         modules = {p: self.model.get_submodule(p) for p in block.modules()}
+        held = (s.view.path for s in block.sites if s.view.parameter)
+        block.parameters = {p: self.model.get_parameter(p) for p in held}
         entered = self.entered.get(block.path)
         block.stream = rms(entered) if entered is not None else 1.0
         try:
-            block.seen = replay(module, block.path, args, kwargs, modules, block.nudges(), self.left[block.path])
+            left = self.left[block.path]
+            block.seen = replay(module, block.path, args, kwargs, modules, block.nudges(), left, block.parameters)
             if more := block.more_nudges():
-                block.seen |= replay(module, block.path, args, kwargs, modules, more, self.left[block.path])
+                block.seen |= replay(module, block.path, args, kwargs, modules, more, left, {})
             self.sees[block.path] = block.sees_later()
             self.why.update({i: block.wrong(s) for i, s in zip(numbers, block.sites)})
         except Exception as e:  # noqa: BLE001 - whatever a strange block raises when it is run again

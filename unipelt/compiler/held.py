@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..anatomy.base import children
+from ..anatomy.quantised import is_quantised
 from ..anatomy.sites import Site, SiteMap
 from ..anatomy.sizes import weight_shape
 from ..language.ir import Row
@@ -33,13 +34,13 @@ def held(
         return site
     if kind.has_labels and label_map is not None:
         site = replace(site, view=replace(site.view, module=label_map))
-    path, name = site.view.module, kind.parameter
+    path, name = site.view.module, site.parameter
     module = model.get_submodule(path)
     if not kind.has_weight and (why := _not_held(module, path, name, site)):
         return Diagnostic("E0747", f"`{kind.name}` of this {type(model).__name__} cannot be edited: {why}", row.span,
-                          help=f"edit what leaves it: modify {kind.of}")  # fmt: skip
+                          help=f"edit what leaves it: modify {kind.of or kind.sublayer}")  # fmt: skip
     here = next((p for p in parameters.values() if (path, name) in p.uses), None)
-    if not kind.has_weight and here is not None:
+    if not kind.has_weight and here is not None and not site.view.parameter:
         shape = here.shape if len(here.shape) < 2 or isinstance(module, nn.Embedding) else weight_shape(module)
         own = {str(s): n for s, n in zip(kind.h.sizes, shape or ()) if not (kind.has_labels and str(s) == "labels")}
         site = replace(site, sizes={**site.sizes, **own})
@@ -63,6 +64,8 @@ def _not_held(module: nn.Module, path: str, name: str, site: Site) -> str:
         return "no module holds it by itself"
     if own is None:
         return f"`{path}`, a {kind}, has no parameter `{name}`"
+    if site.view.parameter:
+        return f"`{path}.{name}` holds codes, which `{path}` computes with as they are" if is_quantised(own) else ""
     if children(module):
         return f"`{path}`, a {kind}, holds other modules"
     matrix = len(site.kind.h.sizes) == 2
@@ -76,10 +79,11 @@ def _with_others(site: Site, row: Row, model: nn.Module, sites: SiteMap, p: Para
     """The site with the other modules that use its parameter, or why one of them could not follow an edit of it."""
     if p is None or len(p.uses) == 1 and not sites.read_past.get(p.path):
         return site
-    here, name = site.view.module, site.kind.parameter
+    here, name = site.view.module, site.parameter
     known = {id(model.get_submodule(here))}
     also: list[str] = []
     wrong = "" if site.view.columns is None else "only some of its columns would change"
+    wrong = "it has a matrix for each expert" if site.view.parameter else wrong
     for m, a in p.uses:
         module = model.get_submodule(m)
         if id(module) not in known:
@@ -94,7 +98,7 @@ def _with_others(site: Site, row: Row, model: nn.Module, sites: SiteMap, p: Para
         return replace(site, also=tuple(also))
     other = next((f"{m}.{a}" for m, a in p.uses if m == also[0]), also[0])
     return Diagnostic("E0749", f"`{here}.{name}` is tied to `{other}`, which the row `{row.name}` would have to change too, and cannot: {wrong}",
-                      row.span, help=f"edit what leaves it: modify {site.kind.of}, insert parallel")  # fmt: skip
+                      row.span, help=f"edit what leaves it: modify {site.kind.of or site.kind.sublayer}, insert parallel")  # fmt: skip
 
 
 def said_of_tied(site: Site, row: Row) -> list[str]:
@@ -105,4 +109,4 @@ def said_of_tied(site: Site, row: Row) -> list[str]:
     there = f"{', '.join(others)} and {last}" if others else last
     drops = any(entry.draws for n in row.nodes if (entry := entry_of(n)) is not None)
     each = ", and in training each of them draws its own dropout" if drops else ""
-    return [f"`{site.view.module}.{site.kind.parameter}` is tied: what is edited of it acts in {there} too{each}"]
+    return [f"`{site.view.module}.{site.parameter}` is tied: what is edited of it acts in {there} too{each}"]

@@ -67,7 +67,10 @@ def _may_host(model: nn.Module, sites: SiteMap, module: str) -> bool:
 
 
 def stands_in(model: nn.Module, sites: SiteMap, module: str) -> bool:
-    """Whether a twin of a module computes in its place: it holds others, and lies within a block or is one."""
+    """Whether a twin of a module computes in its place: it holds others, and lies within a block or is one; or it holds experts, which
+    compute long."""
+    if any(s.view.parameter and s.view.module == module for s in sites.sites):
+        return True
     return not _alone(model.get_submodule(module)) and any(f"{module}.".startswith(b) for b in _blocks(sites))
 
 

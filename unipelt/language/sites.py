@@ -38,6 +38,8 @@ def united_axes(*groups: frozenset[str]) -> frozenset[str]:
 
 
 AXES = ("batch", "group", "head", "token")
+#: Of which size a site's own axis has as many entries.
+COUNTED = {"head": "heads", "group": "groups", "expert": "d_experts"}
 
 
 def axis_order(name: str) -> tuple[int, str]:
@@ -86,7 +88,9 @@ class SiteSignature:
     by_path: bool = False  # whether a regular expression says which modules of a model it is
     of: str = ""  # where h is a parameter of the base: the site whose module holds it
     of_norm: bool = False  # the norm of that site's sublayer holds it
-    parameter: str = "weight"  # what that module calls it
+    parameter: str = (
+        "weight"  # what that module calls it; nothing where that is told apart by what flows where (`View.parameter`)
+    )
 
     inside: str  # in a picture, what the base does there
     x_is: str = ""  # in words
@@ -123,12 +127,17 @@ class SiteSignature:
     @property
     def is_weight(self) -> bool:
         """Whether h is a weight of the base, which no token passes."""
-        return not self.h.axes
+        return "token" not in self.h.axes
 
     @property
     def has_weight(self) -> bool:
         """Whether it is a linear map (or its weight), which rows may read as ``W``."""
-        return any(name == "W" for name, _ in self.scope) and (not self.of or bool(self.into))
+        return any(name == "W" for name, _ in self.scope) and (not self.is_weight or bool(self.into))
+
+    @property
+    def own_axes(self) -> frozenset[str]:
+        """The axes of h that a form may name besides those that it declares: of experts. (What has heads may name groups as well.)"""
+        return self.h.axes - frozenset(AXES)
 
     @property
     def has_heads(self) -> bool:
@@ -234,6 +243,15 @@ def _parameter(name: str, of: str, what: str, *sizes: str, norm: bool = False, g
                          times=at.times, cross=at.cross, mixes=at.mixes, inside=what, h_is=what, shown_by=gives)  # fmt: skip
 
 
+def _of_experts(name: str, shown_by: str, *sizes: str, gated: bool = False) -> SiteSignature:
+    """The weights of a feed-forward layer's experts, one matrix for each, which their module has in one parameter."""
+    h = tensor("expert", *sizes)
+    return SiteSignature(
+        name=f"ffn.experts.{name}.weight", h=h, parallel=None, scope=(("W", h),), owner=Owner("site", h.axes), gated=gated, parameter="",
+        inside="the experts' weights", h_is="the weight of each expert", shown_by=shown_by,
+    )  # fmt: skip
+
+
 SITES: dict[str, SiteSignature] = {
     s.name: s
     for s in (
@@ -298,6 +316,9 @@ PARAMETERS: dict[str, SiteSignature] = {
             for at in ("attn.norm", "cross.norm", "ffn.norm", "mixer.norm", "final")
             for name, what in (("weight", "what the norm multiplies by"), ("bias", "what the norm adds"))
         ),
+        _of_experts("up", "one matrix for each expert; where there is a gate, it does not bend before their product", "d_model", "d_expert_ff"),
+        _of_experts("gate", "one matrix for each expert; it bends before a product", "d_model", "d_expert_ff", gated=True),
+        _of_experts("down", "one matrix for each expert, the last before their sum", "d_expert_ff", "d_model"),
     )
 }  # fmt: skip
 
@@ -308,7 +329,7 @@ SIZES = {
     "d_ff": "inner size of the feed-forward layer", "d_kv": "all heads of the keys or values together", "d_q": "all heads of the queries together",
     "vocab": "entries of the vocabulary", "heads": "attention heads", "groups": "heads of the keys and values", "labels": "labels of the head",
     "d_mix": "size of what a mixer's first projection yields", "d_inner": "size of what a mixer's last projection reads",
-    "d_experts": "experts among which a router chooses", "d_q_rank": "size between the two projections of the queries",
+    "d_experts": "experts among which a router chooses", "d_expert_ff": "inner size of an expert", "d_q_rank": "size between the two projections of the queries",
     "d_kv_a": "size of what the keys' and values' first projection yields",
     "d_kv_rank": "size of what their second projection reads of it", "d_kv_b": "size of what their second projection yields",
 }  # fmt: skip

@@ -7,7 +7,7 @@ evaluated there in float64 and becomes the new weight and bias.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..language.report.diagnostics import error
 from .edits import Edit
 from .registry import record
 from .seam import edit_at
-from .weights import Use, edited
+from .weights import Use, edited, rewritten_matrices
 
 
 def merged_values(model: nn.Module, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -94,6 +94,10 @@ def _of_host(
             return None
         return copied[p.path] if p is not None and p.path in copied else values(host, attribute, found).detach()
 
+    if held := [a for a in edits if a.edit.site.view.parameter]:
+        return _of_experts(model, held, own) | (
+            _of_host(model, path, host, rest, copied, known) if (rest := [a for a in edits if a not in held]) else {}
+        )
     weight, bias = own("weight"), own("bias")
     assert weight is not None
     W = as_map(host, weight).double()
@@ -114,6 +118,23 @@ def _of_host(
         found["weight"] = as_stored(host, W_new)
     if _changed(b_new, b):
         found["bias"] = b_new if bias is not None else None
+    return found
+
+
+def _of_experts(
+    model: nn.Module, edits: list[Absorbed], own: Callable[[str], torch.Tensor | None]
+) -> dict[str, torch.Tensor | None]:
+    """The parameters with a matrix for each expert that edits change."""
+    found: dict[str, torch.Tensor | None] = {}
+    for name in dict.fromkeys(a.edit.site.parameter for a in edits):
+        before = own(name)
+        assert before is not None
+        with torch.no_grad():
+            new = rewritten_matrices(
+                before.double(), [_double(model, a) for a in edits if a.edit.site.parameter == name], {}
+            )
+        if _changed(new, before.double()):
+            found[name] = new
     return found
 
 

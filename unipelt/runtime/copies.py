@@ -69,16 +69,8 @@ class CopyEdit(Holding):
         return run_as(self._base[0], self._ready({**others, **trained}, keep=not others), args, kwargs)
 
     def instead(self, args: tuple, kwargs: Mapping[str, Any], earlier: Sequence[CopyEdit] = ()) -> Any:
-        """What a twin yields in place of its host, with these copies. What it notes in itself is noted in the host.
-
-        It has the host's seam: what attention functions are given as their module has the edits at its heads."""
-        host = self.host
-        twin = with_parameters(host, {n: t for c in (*earlier, self) for n, t in c.values().items()})
-        twin.__dict__["_modules"] = {NAME: host._modules[NAME]}
-        before = dict(twin.__dict__)
-        out = type(host).forward(twin, *args, **kwargs)
-        host.__dict__.update({n: v for n, v in twin.__dict__.items() if n not in before or before[n] is not v})
-        return out
+        """What a twin yields in place of its host, with these copies."""
+        return in_place(self.host, {n: t for c in (*earlier, self) for n, t in c.values().items()}, args, kwargs)
 
     def values(self) -> dict[str, torch.Tensor]:
         """The trained tensors by the module's names for them, wherever they are kept."""
@@ -154,6 +146,18 @@ def with_parameters(host: nn.Module, values: Mapping[str, torch.Tensor]) -> nn.M
     used = {n: _as_used(host, n, t) for n, t in values.items()}
     own = {n: used[n] if n in used else _frozen(host, n) for n in host._parameters}
     return _with(_twin(host, {}), {**used, **own})
+
+
+def in_place(host: nn.Module, values: Mapping[str, torch.Tensor], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """What a twin of a module with other parameters yields in its place. What it notes in itself is noted in the host.
+
+    It has the host's seam: what attention functions are given as their module has the edits at its heads."""
+    twin = with_parameters(host, values)
+    twin.__dict__["_modules"] = {NAME: host._modules[NAME]}
+    before = dict(twin.__dict__)
+    out = type(host).forward(twin, *args, **kwargs)
+    host.__dict__.update({n: v for n, v in twin.__dict__.items() if n not in before or before[n] is not v})
+    return out
 
 
 def _frozen(host: nn.Module, name: str) -> nn.Parameter | None:

@@ -50,10 +50,12 @@ class Edit(Straight):
         super().__init__()
         self.row, self.site, self.insert = planned.typing.acting, planned.site, planned.typing.insert
         # rows that enter among the tokens replace placeholders in what the embeddings yield (see `runtime.prompts`)
-        self.side = "output" if planned.site.side == "prompt" else planned.site.side
+        self.side: str = "output" if planned.site.side == "prompt" else planned.site.side
+        if planned.site.view.parameter:  # its module computes with the new one, once
+            self.side = "forward"
         #: Whether h is the host's weight: it is given that, and what it makes of it acts by `weights`.
         self.of_weight = planned.site.kind.is_weight
-        self.parameter = planned.site.kind.parameter  # which one, as the host calls it
+        self.parameter = planned.site.parameter  # which one, as the host calls it
         self.columns = planned.site.view.columns
         self.lies = planned.site.view.layout  # how the tokens lie that the host reads
         self.layout = None if self.of_weight or planned.site.kind.has_heads else self.lies

@@ -144,6 +144,8 @@ def _hang_edit(
     for path in e.site.also:
         other, seam = _seam(model, r, path)
         seam.add(other, name, Use(edit, stored_as_map(host) is not stored_as_map(other)))
+    if edit.side == "forward":
+        _stand_in(r, e.site.view.module, host)
     for path, kind, key in taps(e, name):
         tap = r.taps.setdefault((path, kind), Tap(r.switch))
         tap.keys = {**tap.keys, name: (*(k for k in tap.keys.get(name, ()) if k != key), key)}
@@ -164,10 +166,16 @@ def _hang_copies(
         if stands_in(model, attached.plan.sites, path):
             edit.side = "forward"
         seam.add(host, name, edit, first=True)  # weight edits precede activation edits
-        if edit.side == "forward" and path not in r.instead:
-            _not_within(r, path)
-            r.instead[path] = Instead(host)
-            r.instead[path].put()
+        if edit.side == "forward":
+            _stand_in(r, path, host)
+
+
+def _stand_in(r: Registry, path: str, host: nn.Module) -> None:
+    """Lets what is live at a module compute in its place."""
+    if path not in r.instead:
+        _not_within(r, path)
+        r.instead[path] = Instead(host)
+        r.instead[path].put()
 
 
 def _not_within(r: Registry, path: str) -> None:

@@ -249,20 +249,21 @@ def _refuse_hosts(model: nn.Module, attached: Attached, quantised: bool) -> None
             raise no_map(e, f"this model has no site `{e.site.kind.into}` there, which could absorb it")
         path = into.module
         host = model.get_submodule(path)
-        weight = getattr(host, "weight", None)
-        if weight_shape(host) is None and not (e.site.kind.of and not e.site.kind.has_weight):
+        attribute = e.site.parameter if e.site.kind.is_weight else "weight"
+        weight = getattr(host, attribute, None)
+        if weight_shape(host) is None and not (e.site.kind.is_weight and not e.site.kind.has_weight):
             raise no_map(e, f"`{path}` is a {type(host).__name__}, which is no single linear map")
         if e.site.kind.into == e.site.name and "x" in e.typing.out.reads and e.site.x != path:
             raise no_map(e, f"it reads the last hidden states, and `{path}` may read something else")
         if (
-            "weight" not in host._parameters
+            attribute not in host._parameters
             and isinstance(weight, torch.Tensor)
             and not isinstance(weight, nn.Parameter)
         ):
             raise no_map(e, f"the weight of `{path}` is made of other parameters at each call",
                          "take the parametrisation away first: torch.nn.utils.parametrize.remove_parametrizations")  # fmt: skip
         if quantised and not isinstance(weight, torch.Tensor):
-            raise unreadable(host, "weight")
+            raise unreadable(host, attribute)
         if not quantised and (not isinstance(weight, torch.Tensor) or is_quantised(weight)):
             raise error("E0565", f"the weight of `{path}` is quantised, and a merged weight would be rounded to its codes", e.row.span,
                         help="unipelt.save_merged(model, folder, name), which writes the merged model with dequantised weights")  # fmt: skip

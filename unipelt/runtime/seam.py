@@ -311,10 +311,14 @@ class Seam(nn.Module):
         own = [e for _, e in edits if e.of_weight and e.parameter == name]
         if not own:
             return {}
+        return self.weights[name].changes(host, own, self.read_by(own), like, copies)
+
+    def read_by(self, edits: Iterable[Any]) -> dict[str, Any]:
+        """What edits of parameters read besides these: what the model is called with, or draws."""
         given: dict[str, Any] = {}
-        for e in own:
+        for e in edits:
             self._called_with(e, given)
-        return self.weights[name].changes(host, own, given, like, copies)
+        return given
 
     def put_prompt(self, name: str, edit: Edit, h: torch.Tensor, host: nn.Module) -> torch.Tensor:
         """A prompt in its place among the tokens; there is none in a step that continues a cache, nor outside a pass of the model."""

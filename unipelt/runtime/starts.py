@@ -200,12 +200,16 @@ def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, An
     parameter that a site is."""
     if not names_in(*exact) & {"W", "bias"}:
         return {}
-    module, columns = model.get_submodule(e.site.view.module), e.site.view.columns
-    name = e.site.kind.parameter if e.site.kind.is_weight else "weight"
+    view = e.site.view
+    module, columns = model.get_submodule(view.module), view.columns
+    name = e.site.parameter if e.site.kind.is_weight else "weight"
     if not isinstance(getattr(module, name, None), torch.Tensor):
         raise unreadable(module, name)
-    W = as_map(module, values(module, name, value_of(module, name)).detach())
+    own = values(module, name, value_of(module, name)).detach()
+    W = view.turn(own) if view.parameter else as_map(module, own)
     W = W.to(at_least(W.dtype, torch.float32))
+    if view.parameter:
+        return {"W": Named(taken(W, columns), tuple(e.site.kind.own_axes))}
     bias = (
         value_of(module, "bias").detach().to(W.dtype)
         if getattr(module, "bias", None) is not None

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..compiler.drawn import SEED
-from ..anatomy.columns import Columns, taken
+from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.layout import Layout
 from ..anatomy.quantised import as_map, as_stored, matrix, unreadable, values
 from ..anatomy.sizes import weight_shape
@@ -167,6 +167,30 @@ def called(
     trained = {n: t for c in copies for n, t in c.values().items()}
     changed = {n: as_stored(host, rewritten(value_in(host, n, copies), c)) for n, c in new.items()}
     return with_parameters(host, {**trained, **changed})(*args, **kwargs)
+
+
+def of_experts(
+    host: nn.Module, edits: Sequence[Rewriting], given: Mapping[str, Any], trained: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The parameters of a module of experts as edits make them, by its names, of the module's own or of ``trained`` copies.
+
+    They are made anew at each call: kept beside the base's, they would be most of a model once more."""
+    found: dict[str, torch.Tensor] = {}
+    for name in dict.fromkeys(e.parameter for e in edits):
+        own = [e for e in edits if e.parameter == name]
+        before = trained[name] if name in trained else value_of(host, name)
+        with torch.autocast(before.device.type, enabled=False):
+            found[name] = rewritten_matrices(before, own, given)
+    return found
+
+
+def rewritten_matrices(before: torch.Tensor, edits: Sequence[Any], given: Mapping[str, Any]) -> torch.Tensor:
+    """A parameter with a matrix for each expert as edits make it, stored as it was."""
+    view = edits[0].site.view
+    W = view.turn(before)
+    new = {c: part for c, (_, part) in edited(W, edits, given).items()}
+    W = new[None] if None in new else joined(W, {c: t.to(W.dtype) for c, t in new.items() if c is not None})
+    return view.turn(W).to(before.dtype).contiguous()
 
 
 def added(h: torch.Tensor, x: torch.Tensor, changes: Changes, layout: Layout | None) -> torch.Tensor:

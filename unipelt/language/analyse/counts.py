@@ -1,7 +1,8 @@
 """Parameter counts as formulas, before any model exists: exact polynomials in the sizes of sites and the arguments.
 
 ``L`` is the number of layers (of those that have the row's sites, where layers differ), ``L_cross`` of those with
-cross-attention, ``L_mixer`` of those with a mixer, ``L_gate`` of those with a gate in the feed-forward layer. An encoder–decoder has the sum over its stacks,
+cross-attention, ``L_mixer`` of those with a mixer, ``L_gate`` of those with a gate in the feed-forward layer,
+``L_experts`` of those with experts, ``L_gated_experts`` of those whose experts have a gate. An encoder–decoder has the sum over its stacks,
 each with its own ``L`` and sizes (``L_cross`` is 0 in the encoder); ``L_encoder``, ``L_decoder``, ``L_vision`` are those of a stack that
 is named, and ``has_cross``, ``has_encoder``, ``has_vision`` are 1 in a stack that has or is that, else 0. ``sum_layer(r)`` is the sum of what depends on
 the layer over those a row is at: ``sum_layer(r, last 2)`` where it selects some. Trained copies of the base's own parameters
@@ -43,6 +44,7 @@ _WHOLE = {
 SYMBOLS = {
     "L": "layers; an encoder–decoder has the sum over its two stacks", "L_cross": "layers with cross-attention", "L_mixer": "layers with a mixer",
     "L_gate": "layers whose feed-forward layer has a gate", "has_gate": "1 for a stack with such layers, else 0",
+    "L_experts": "layers with experts", "L_gated_experts": "layers whose experts have a gate",
     "has_cross": "1 for a stack with cross-attention, else 0", "has_mixer": "1 for a stack with mixers, else 0",
     **{f"L_{name}": f"layers of the {name}" for name in STACKS}, **{f"has_{name}": f"1 for the {name}, else 0" for name in STACKS},
     **{n: SIZES[n] for n in ("heads", "groups", "d_head", "d_model", *SIZES)},
@@ -207,6 +209,8 @@ class _Counting:
 
 def _part(t: TypedRow) -> str:
     """The part of the stacks that a row's site is confined to; none for a site of every stack."""
+    if not t.stack and t.site.own_axes:
+        return "gated_experts" if t.site.gated else "experts"
     if t.site.gated and not t.stack:
         return "gate"
     return "cross" if t.site.cross else "mixer" if t.site.mixes else t.stack or ""

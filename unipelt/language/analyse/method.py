@@ -52,7 +52,7 @@ class TypedMethod:
 
     def of(self, row: Row) -> list[TypedRow]:
         """A row of the method at each of its sites."""
-        return [t for t in self.rows if t.row is row]
+        return [t for t in self.rows if t.row.name == row.name]
 
 
 def analyse(method: Method, sizes: Mapping[str, int] | None = None) -> TypedMethod:

@@ -45,7 +45,7 @@ def hints(method: Method) -> list[Diagnostic]:
     """What is no mistake and may not be meant: a copy for each head, by default, of a tensor whose sizes are no head's."""
     found: dict[tuple, Diagnostic] = {}
     for row, path, t in _tensors(method):
-        if t.declaration.per or any("d_head" in s.symbols for s in t.type.sizes):
+        if t.declaration.per or "head" not in t.owner.axes or any("d_head" in s.symbols for s in t.type.sizes):
             continue
         span, library = t.declaration.span, of_library(t.declaration.span)
         hint = Diagnostic(

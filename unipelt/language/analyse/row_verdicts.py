@@ -189,7 +189,7 @@ def mergeable(t: TypedRow) -> Verdict:
         if _degree(row_meaning(t).out) <= 1:
             return Verdict("unknown", "what is not affine in the input may come to nothing", span)
         return Verdict("no", "the output is not an affine function of the input", span)
-    if site.of and not site.has_weight:
+    if site.is_weight and not site.has_weight:
         return Verdict("yes", f"it is `{site.name}` itself that is edited", _out(row))
     if site.has_weight:
         return Verdict("yes", "affine in the input of the projection, which absorbs it", _out(row))

@@ -23,7 +23,7 @@ from ..types.initialisers import INITIALISERS
 from ..types.primitives import DOMAINS, PRIMITIVES
 from ..types.rows import RowChecker
 from ..types.typed import SYMBOLS
-from ..sites import NUMBERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
+from ..sites import NUMBERS, PARAMETERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
 from ..sizes import Size
 from ..report.texts import after, inside, text_of
 from ..syntax.nodes import Axis, BodyDef, Expr, Input, Let, Name, Param, Span, Statement, Tensor, walk
@@ -172,6 +172,7 @@ def _places() -> Iterator[tuple[SiteSignature, Expr | None, Value | None]]:
             if word != "parallel" or (site.parallel is not None and site not in likely):
                 yield site, Name(word), None
     yield next(weight for n in SITES if (weight := signature(f"{n}.weight"))), None, None
+    yield next(weight for weight in PARAMETERS.values() if weight.own_axes), None, None
     for axis in ("batch", "group", "head"):
         yield called(axis)
 

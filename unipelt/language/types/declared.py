@@ -14,7 +14,7 @@ from .initialisers import INITIALISERS, Initialiser
 from .integers import beyond
 from .owners import OWNERS, Owner
 from ..syntax.printer import to_text
-from ..sites import SiteSignature, TensorType
+from ..sites import COUNTED, SiteSignature, TensorType
 from ..sizes import Size
 from ..report.texts import inside
 from ..syntax.nodes import (
@@ -271,6 +271,13 @@ class Declared:
             elif word.name in self.params and self.params[word.name].type == "scope":
                 each = word.name  # an argument without a value
             elif word.name in self.inf.axes or (word.name in ("head", "group") and self.site.has_heads):
+                axes.add(word.name)
+            elif word.name == "expert":
+                self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`, and the row declares none", word.span,
+                              help="declare it, as in `axis expert = 4`; the weights of a layer's own experts have it, as `ffn.experts.down.weight`")  # fmt: skip
+                self.inf.axes[word.name] = Size.of(
+                    COUNTED[word.name]
+                )  # so that what names it further down is no mistake too
                 axes.add(word.name)
             elif word.name in ("head", "group"):
                 self.inf.fail("E0347", f"`{self.site.name}` has no axis `{word.name}`", word.span,

@@ -13,13 +13,14 @@ from ..report.diagnostics import Diagnostic, PeltError, instead, nearest, put
 from .draws import DRAWN
 from .infer import Inference, bounded, reading
 from .indexing import INSERTED, POSITIONS
+from .on_basis import on_basis, reads_parallel
 from .inputs import InputTyping, changes_length, disagreement, input_typing, placing_problem
 from ..ir import Method, Row
 from .layers import layered
 from .lending import lent
 from .owners import OWNERS
 from ..syntax.printer import to_text
-from ..sites import AXES, RESERVED, SIZES, SiteSignature, TensorType, united_axes
+from ..sites import AXES, COUNTED, RESERVED, SIZES, SiteSignature, TensorType, united_axes
 from ..sizes import Size
 from ..report.texts import before
 from ..syntax.nodes import (
@@ -58,12 +59,13 @@ class RowChecker(Declared, Trained):
     """Checks one row at one kind of site."""
 
     def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes, rows: Sequence[Row] = ()):
-        self.row, self.site, self.sizes, self.rows = row, site, sizes, rows
+        self.site, self.sizes, self.rows = site, sizes, rows
         self.params = {p.name: p for p in params}
         self.bindings: list[Binding] = []
         bound = {n: sizes.of(n) for n in SIZES}
         where = {p.name: "parameter" for p in params} | {"d_in": "last size of z", "d_out": "last size of h"}
         problems: list[Diagnostic] = []
+        self.row = _at(row, site, params, problems)
         known = parameters(params, sizes.values is not None, sizes.numbers, problems)
         values = {p.name: to_text(p.default) for p in params if p.default is not None and p.type in ("int", "float")}
         self.inf = Inference(known, bound, where=where, problems=problems, values=values)
@@ -85,6 +87,7 @@ class RowChecker(Declared, Trained):
         self.inf.lent = partial(lent, self)
         self.varies = False  # whether what was read last depends on the layer
         self.h = site.h
+        self.inf.axes |= {axis: sizes.of(COUNTED[axis]) for axis in site.own_axes}
         self.inf.bases = {n: (sizes.of(a), sizes.of(b)) for n, (a, b) in site.bases}
 
     def _unknown(self, size: str, why: str, remedy: str) -> None:
@@ -173,7 +176,8 @@ class RowChecker(Declared, Trained):
             if name == "ids":
                 scope |= self._of_the_text(t)
                 continue
-            scope[name] = reading(self._bound(t), name) if t.axes else Value(self._bound(t), reads=frozenset({name}))
+            of_pass = t.axes and not site.is_weight
+            scope[name] = reading(self._bound(t), name) if of_pass else Value(self._bound(t), reads=frozenset({name}))
             if name == "log_mass":
                 scope[name] = bounded(replace(scope[name], degree=OTHER), self.row.span)
         return scope | {n: Value(NumberType(), reads=frozenset({n})) for n in site.numbers}
@@ -269,6 +273,13 @@ class RowChecker(Declared, Trained):
             self.inf.fail(
                 "E0224", f"`{s.name}` has a meaning of its own here", s.span, help="give the axis another name"
             )
+        elif s.name in self.site.own_axes:
+            self.inf.fail(
+                "E0224",
+                f"`{s.name}` is an axis of `{self.site.name}` itself",
+                s.span,
+                help="give the axis another name, or leave the line out",
+            )
         elif size is not None and self.inf.axes.setdefault(s.name, size) != size:
             self.inf.fail("E0348", f"the axis `{s.name}` is declared twice in this row, with different sizes", s.span,
                           help="rename one of them")  # fmt: skip
@@ -332,7 +343,7 @@ class RowChecker(Declared, Trained):
                             help="store what is needed of it in a tensor, as in `frozen P: [d_in, r] = U[:, : r]`, and read that")  # fmt: skip
         if not isinstance(out.type, TensorType):
             return inf.fail("E0350", f"`out` replaces `h`, which is {h.type}, and this is {out.type}", span)
-        declared = sorted(out.type.axes & set(inf.axes))
+        declared = sorted(out.type.axes & set(inf.axes) - h.type.axes)
         if declared:
             return inf.fail("E0353", f"`out` still carries the axis `{declared[0]}`", span,
                             help=f"reduce it, for example with `sum(…, {declared[0]})`")  # fmt: skip
@@ -340,6 +351,17 @@ class RowChecker(Declared, Trained):
             return inf.fail("E0350", f"`out` has the type {out.type}, and `h` at `{self.site.name}` is {h.type}", span,
                             where=inf.bindings(*out.type.sizes, *h.type.sizes))  # fmt: skip
         return out
+
+
+def _at(row: Row, site: SiteSignature, params: Sequence[Param], problems: list[Diagnostic]) -> Row:
+    """The row as it is read at a site: at a map's weight one that reads what enters the map is read on the basis of that."""
+    if not (site.is_weight and len(site.h.sizes) == 2 and (site.has_weight or site.own_axes) and reads_parallel(row)):
+        return row
+    found = on_basis(row, params)
+    if isinstance(found, Row):
+        return found
+    problems.append(found)
+    return replace(row, insert=None, form=(), compose=(Let(("out",), Name("h")),), gate=None)
 
 
 def _inserted(row: Row, site: SiteSignature) -> Expr | None:
