@@ -66,6 +66,7 @@ PAIRS: dict[str, tuple[dict[str, Any], Callable[[], peft.PeftConfig]]] = {
     "gralora": ({}, of("GraloraConfig", r=32)),
     "delora": ({}, of("DeloraConfig", r=8)),
     "shira": ({}, of("ShiraConfig", r=8)),
+    "shira_r": ({"r": 8}, of("ShiraConfig", r=8)),
     "psoft": ({}, of("PsoftConfig", r=32)),
     "lily": ({}, of("LilyConfig", r=32, num_B=2, stride_A=1)),
     "glora": ({}, of("GloraConfig", r=4)),

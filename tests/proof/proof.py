@@ -206,7 +206,9 @@ def counted(t: Trial, folder: Path | None = None) -> dict[str, tuple[int, int]]:
             found["frozen" if n not in learned else "head" if n in heads else "trained"] += x.numel()
     if folder is not None:
         file = load_file(unipelt.save(t.model, folder / t.kind, "a", draws=True) / WEIGHTS)
-        found["stored"] = sum(x.numel() for n, x in file.items() if n not in copies) - found["frozen"] - found["head"]
+        # draws that only what is folded reads are gone with it
+        others = copies | heads | {n for n in state if n not in learned}
+        found["stored"] = sum(x.numel() for n, x in file.items() if n not in others)
     else:
         found["stored"] = t.plan.counts.stored - sum(c.parameter.count for c in t.plan.copies if not c.head)
     said = counts(t.plan.method)  # with what it reads of trained adapters written out

@@ -20,6 +20,7 @@ from small import LAYERS, WIDTH, inputs, model, output, randomise, state
 from torch import nn
 
 import unipelt
+from unipelt.language.analyse.counts import counts
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.versions import FORMAT
 from unipelt.runtime.saving import fingerprint
@@ -229,11 +230,14 @@ def test_what_has_no_size_that_is_true_at_all_places_is_stored_as_it_is(tmp_path
              D: [d_in, min(d_in, d_out)] ~ normal(0.1)  E: [min(d_in, d_out), d_out] ~ normal(0.1)
              delta = z @ D @ (A @ C) @ E }  compose h + delta }""")
     m, other = model("llama"), model("llama")
-    unipelt.apply(m, method)
+    plan = unipelt.apply(m, method)
     randomise(m)
     unipelt.save(m, tmp_path / "a")
     unipelt.attach(other, tmp_path / "a")
     assert torch.equal(output(other), output(m))
+    stored = sum(t.numel() for t in load_file(tmp_path / "a" / WEIGHTS).values())
+    assert plan.counts.stored == plan.counts.trained == stored and not plan.folds
+    assert str(counts(method)["stored"]) == str(counts(method)["trained"])  # the formula says nothing of a fold
 
 
 def test_another_architecture_is_refused(saved: Path) -> None:

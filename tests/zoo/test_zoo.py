@@ -18,11 +18,13 @@ import small
 import torch
 from calibrated import batches
 from names import RENAMED, methods
+from safetensors.torch import load_file
 from trained import with_members
 
 import unipelt
 from unipelt.language.syntax.nodes import Apply, Name
 from unipelt.runtime.edits import Edit
+from unipelt.runtime.hub import WEIGHTS
 from unipelt.runtime.registry import record
 from unipelt.runtime.seam import edit_at
 
@@ -104,6 +106,9 @@ def promises(kind: str, method: str, model: torch.nn.Module, plan: unipelt.Plan,
     with unipelt.disabled(model):
         assert torch.equal(small.output(model), base)
     unipelt.save(model, folder)
+    frozen = {n for n, t in plan.tensors.items() if t.frozen}
+    stored = sum(t.numel() for n, t in load_file(folder / WEIGHTS).items() if n not in frozen)
+    assert stored == plan.counts.stored + plan.counts.head
     again = small.model(kind, dtype=torch.float64)
     unipelt.attach(again, folder)
     assert torch.allclose(small.output(again), after, rtol=0, atol=1e-9)

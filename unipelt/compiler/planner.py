@@ -477,7 +477,7 @@ class _Builder:
         if total > MAX_TRAINED:
             raise error("E0346", f"this method would have {total:,} parameters, more than {MAX_TRAINED:,}",
                         help="choose smaller sizes")  # fmt: skip
-        folded, saved = totals.folds(self.edits, self.tensors)
+        folded, saved = totals.folds(self.method, self.edits, self.tensors)
         counts = replace(counts, stored=counts.stored - saved)
         said = [
             *self.warnings,

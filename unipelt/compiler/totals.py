@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ..language.types.declared import TensorTyping
-from ..language.analyse.fold import fold_form
+from ..language.analyse.fold import fold_form, sizes_written
+from ..language.analyse.method import analyse
+from ..language.ir import Method
 from ..language.types.inputs import PSEUDO_TOKENS
 from ..language.syntax.nodes import Tensor
 from ..language.types.values import Distribution
@@ -56,7 +58,9 @@ def rates(tensors: Mapping[str, PlannedTensor], copies: Iterable[PlannedCopy]) -
             "made with `unipelt.parameter_groups(model, name, lr)` does so, and the plain Trainer's own does not"]  # fmt: skip
 
 
-def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) -> tuple[tuple[PlannedFold, ...], int]:
+def folds(
+    method: Method, edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]
+) -> tuple[tuple[PlannedFold, ...], int]:
     """The folds of each row that make the stored adapter smaller, and by how much."""
     in_head = _in_head(edits)
     chosen: list[PlannedFold] = []
@@ -83,7 +87,8 @@ def folds(edits: Sequence[PlannedEdit], tensors: Mapping[str, PlannedTensor]) ->
         old = sum(tensors[n].count for n in before - in_head if not tensors[n].frozen)
         new = sum(tensors[n].count for n in kept - in_head if not tensors[n].frozen)
         new += sum(p.tensor.count for p in planned.values())
-        if planned and new < old:
+        row = next(r for r in method.rows if r.name == name)
+        if planned and new < old and sizes_written(analyse(method).of(row)) is not None:
             chosen += planned.values()
             saved += old - new
     return tuple(chosen), saved

@@ -12,13 +12,10 @@ from ..compiler.evaluator import evaluate
 from ..compiler.named import Named, spread
 from ..compiler.plan import Plan, PlannedFold
 from ..language.analyse.method import analyse
-from ..language.analyse.fold import fold_form
-from ..language.ir import Method, Row
+from ..language.analyse.fold import fold_form, sizes_written
+from ..language.ir import Method
 from ..language.syntax.parser import parse_expression
 from ..language.types.owners import Owner
-from ..language.types.typed import TypedRow
-from ..language.sites import TensorType
-from ..language.sizes import Size
 from ..language.syntax.nodes import Axis, Name, Scope, Tensor
 from .seam import edit_at
 from .sharding import gathered
@@ -39,62 +36,29 @@ def folded(
             continue
         typing = next(e.typing for e in plan.edits if e.row.name == row.name)
         form, folds_ = fold_form(typing)
-        symbolic = _symbolic_folds(plan.method, row)
+        sizes = sizes_written(analyse(plan.method).of(row))
+        assert sizes is not None  # the plan folds no others
         declared = tuple(
-            _declaration(f.name, symbolic[f.name], f.owner, _axes(plan, chosen[row.name], f.name)) for f in folds_
+            _declaration(f.name, sizes[f.name], f.owner, _axes(plan, chosen[row.name], f.name)) for f in folds_
         )
-        if None in declared:
-            rows.append(row)  # its tensors are stored as they are
-            continue
         values |= {f.name: _value(model, name, plan, f, tensors) for f in chosen[row.name]}
         axes = tuple(s for s in form if isinstance(s, Axis))
-        rows.append(
-            replace(row, form=(*axes, *(d for d in declared if d is not None), *(s for s in form if s not in axes)))
-        )
+        rows.append(replace(row, form=(*axes, *declared, *(s for s in form if s not in axes))))
     method = replace(plan.method, rows=tuple(rows))
     keep = _kept(plan, method)
     stored = {n: t for n, t in tensors.items() if n in keep}
     return method, {**stored, **values}
 
 
-def _symbolic_folds(method: Method, row: Row) -> dict[str, list[tuple[TypedRow, TensorType]]]:
-    """The row at each of its sites with the type, in symbols, that each fold has there."""
-    found: dict[str, list[tuple[TypedRow, TensorType]]] = {}
-    for typing in analyse(method).of(row):
-        for f in fold_form(typing)[1]:
-            found.setdefault(f.name, []).append((typing, f.type))
-    return found
-
-
 def _axes(plan: Plan, folds: list[PlannedFold], name: str) -> tuple[str, ...]:
     return next(f.tensor.axes for f in folds if f.fold.name == name)
 
 
-def _declaration(
-    name: str, places: list[tuple[TypedRow, TensorType]], owner: Owner, axes: tuple[str, ...]
-) -> Tensor | None:
-    """A tensor declaration whose sizes are written in the method's own terms; None where no text is true at all its places."""
-    texts = [_size(i, places) for i in range(len(places[0][1].sizes))]
-    if None in texts:
-        return None
-    sizes = tuple(parse_expression(t) for t in texts if t is not None)
+def _declaration(name: str, sizes: tuple[str, ...], owner: Owner, axes: tuple[str, ...]) -> Tensor:
+    """A tensor declaration whose sizes are written in the method's own terms."""
     per = [Scope(w) for w in (*axes, *([owner.each] if owner.shared and owner.each != "layers" else []))]
     per += [Scope("layers", parse_expression(owner.span.text))] if owner.span is not None else []
-    return Tensor(name, sizes, Name("zeros"), per=tuple(per) or (Scope("site"),))
-
-
-def _size(i: int, places: list[tuple[TypedRow, TensorType]]) -> str | None:
-    """The i-th size of a fold as a text that is true at each site of the row: there `d_in` and `d_out` may differ. None where there is none."""
-    typing, type_ = places[0]
-    written = [type_.sizes[i]]
-    symbols = {
-        n: next((s for s in typing.sizes[n].symbols if typing.sizes[n] == Size.of(s)), None) for n in ("d_out", "d_in")
-    }
-    named = {s: Size.of(n) for n, s in symbols.items() if s is not None}
-    written += [type_.sizes[i].bind({s: n}) for s, n in named.items()] + [type_.sizes[i].bind(named)]
-    own_names = [{n: t.sizes[n] for n in ("d_in", "d_out")} for t, _ in places]
-    fits = (w for w in written if all(w.bind(n) == t.sizes[i] for n, (_, t) in zip(own_names, places)))
-    return next((w.text for w in fits), None)
+    return Tensor(name, tuple(map(parse_expression, sizes)), Name("zeros"), per=tuple(per) or (Scope("site"),))
 
 
 def _value(

@@ -23,7 +23,7 @@ from ..check.methods import open_paths
 from ..types.declared import TensorTyping
 from ..types.owners import Owner
 from ..types.typed import TypedRow
-from .fold import fold_form
+from .fold import fold_form, sizes_written
 from ..ir import Method, Trained
 from ..types.layers import by_layer, layered
 from ..syntax.parser import parse_expression
@@ -97,7 +97,7 @@ def counts(method: Method) -> dict[str, Count]:
         frozen = frozen + counting.total((t, x) for t in found for x in t.tensors if x.frozen and not x.lender)
         head = head + counting.total((t, x) for t, x in learned if t.site.times == "head")
         outside_heads = [t for t in found if t.site.times != "head"]
-        after = counting.folded(outside_heads) if name not in lenders else None
+        after = counting.folded(outside_heads) if name not in lenders and sizes_written(every) is not None else None
         if after is None:
             stored = stored + own
         elif counting.folds_by_layer(outside_heads):

@@ -6,6 +6,7 @@ Non-goal: deciding whether folding pays; the plan does, by counting.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from ..types.owners import Owner, owner_of
 from ..types.primitives import entry_of
 from ..types.typed import Binding, TypedRow
 from ..sites import TensorType
+from ..sizes import Size
 from ..syntax.lines import lines_for, names_in
 from ..syntax.tree import descend, large
 from ..syntax.nodes import Attr, Axis, Choose, Expr, Index, Let, Name, Statement, Tensor, rewrite, walk
@@ -45,6 +47,33 @@ def fold_form(t: TypedRow) -> tuple[tuple[Statement, ...], tuple[Fold, ...]]:
     """The form with its largest closed expressions replaced by names, and what those names stand for."""
     folder = _Folder(t)
     return folder.form(), tuple(folder.folds)
+
+
+def sizes_written(places: Sequence[TypedRow]) -> dict[str, tuple[str, ...]] | None:
+    """The sizes of what a row folds as texts that are true at each of its sites, where `d_in` and `d_out` may differ; None where there
+    is none for some: the row is then stored as it is."""
+    found: dict[str, list[tuple[TypedRow, TensorType]]] = {}
+    for t in places:
+        for f in fold_form(t)[1]:
+            found.setdefault(f.name, []).append((t, f.type))
+    texts = {name: tuple(_written(i, at) for i in range(len(at[0][1].sizes))) for name, at in found.items()}
+    if any(None in of for of in texts.values()):
+        return None
+    return {name: tuple(t for t in of if t is not None) for name, of in texts.items()}
+
+
+def _written(i: int, places: Sequence[tuple[TypedRow, TensorType]]) -> str | None:
+    """The i-th size of a fold as a text that is true at each of its sites."""
+    typing, type_ = places[0]
+    symbols = {
+        n: next((s for s in typing.sizes[n].symbols if typing.sizes[n] == Size.of(s)), None) for n in ("d_out", "d_in")
+    }
+    named = {s: Size.of(n) for n, s in symbols.items() if s is not None}
+    size = type_.sizes[i]
+    texts = [size, *(size.bind({s: n}) for s, n in named.items()), size.bind(named)]
+    own = [{n: t.sizes[n] for n in ("d_in", "d_out")} for t, _ in places]
+    fits = (w for w in texts if all(w.bind(n) == t.sizes[i] for n, (_, t) in zip(own, places)))
+    return next((w.text for w in fits), None)
 
 
 class _Folder:
