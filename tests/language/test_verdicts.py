@@ -139,6 +139,8 @@ REFUTED = [
     ("a choice between two zeros in a weight", "modify attn.v.weight form { b: [] ~ zeros c: [4] ~ normal(0.3) e: [4] ~ normal(0.3) delta = b } compose h + c @ e * delta", "identity at start", "yes"),
     ("rows that are one number less their mean", "modify attn.v insert parallel form { A: [d_in, 4] ~ normal(0.3) B: [4, d_out] ~ zeros u = z @ A @ (B - 0.3) delta = u - mean(u) } compose h + delta", "identity at start", "unknown"),
     ("noise outside training", "modify attn.heads insert parallel form { delta = noise[batch, token, d_out] * exp(q) } compose h * delta", "mergeable", "unknown"),
+    ("a draw that meets no noise outside training", "modify ffn insert parallel form { b: [d_out] ~ normal(0.1) delta = (b < chance[d_out]) * noise[d_out] } compose h + delta", "cache-consistent", "yes"),
+    ("a draw outside training", "modify ffn insert parallel form { b: [d_out] ~ normal(0.1) delta = (b < chance[d_out]) * b } compose h + delta", "cache-consistent", "no"),
     ("what bends and cancels out", "modify attn.q insert parallel form { B: [d_in, d_out] ~ zeros delta = tanh(z) @ B + z @ B - tanh(z) @ B } compose h + delta", "mergeable", "unknown"),
     ("what is read and cancels out", "modify attn.heads insert parallel form { delta = q - z } compose h + delta", "mergeable", "yes"),
     ("shares of one number among other positions", "modify ffn.up insert parallel form { frozen C: [d_in, d_out] ~ constant(0.5) b: [] ~ normal(0.1) delta = softmax(running_mean(z @ C)) * b } compose h + delta", "mergeable", "unknown"),

@@ -92,6 +92,11 @@ def stands_behind(t: TypedRow) -> bool:
     return t.out.placed is not None and t.out.placed.word == "append"
 
 
+def _drawn_anew(t: TypedRow) -> bool:
+    """Whether a pass draws numbers for the edit, unless they come to nothing outside training."""
+    return "chance" in t.out.reads and "chance" in called(row_meaning(t).out)
+
+
 def _all_there(t: TypedRow) -> bool:
     """Whether the tokens of the site are an encoder's, which come at once."""
     return "encoder" in (t.stack, t.site.tokens)
@@ -146,7 +151,7 @@ def padding_invariant(t: TypedRow) -> Verdict:
 @once
 def cache_consistent(t: TypedRow) -> Verdict:
     """Whether decoding with a cache equals one full pass: a step sees only its own chunk, so nothing may pool over it."""
-    if "chance" in t.out.reads:
+    if _drawn_anew(t):
         return Verdict("no", "it differs from one forward pass to the next", t.row.span)
     if t.out.chunk is not None and not _all_there(t):
         reason = (
@@ -165,7 +170,7 @@ def cache_consistent(t: TypedRow) -> Verdict:
 def mergeable(t: TypedRow) -> Verdict:
     """Whether the edit can be absorbed by a linear map beside it: ``out`` affine in the input, at a site next to one."""
     row, site = t.row, t.site
-    if "chance" in t.out.reads:
+    if _drawn_anew(t):
         return Verdict("no", "it differs from one forward pass to the next", row.span)
     if row.tokens:
         return Verdict("no", "it changes only some tokens", row.span)
