@@ -84,6 +84,9 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "declare `frozen I: [2]`, or list as many as there are": {
         "E0372-listed-others": [("frozen I: [3]", "frozen I: [2]"), ("T: [3", "T: [2")]
     },
+    "declare `frozen t: [3]`, or list as many as there are": {
+        "E0372-values-others": ("frozen t: [4]", "frozen t: [3]")
+    },
     "read a tensor with it, as in `b[I]`": {
         "E0317-whole-numbers-added": ("b + I", "b[I]"),
         "E0317-whole-numbers-bent": ("b * tanh(I)", "tanh(b[I])"),

@@ -100,6 +100,10 @@ EXAMPLES = {
     "rms_norm": ("rms_norm(x)", "rms_norm(key, 0.1)"),
     "ceil": ("ceil(7 / 2)", "ceil(3)"),
     "floor": ("floor(7 / 2)",),
+    "round": ("round(7 / 2)", "round(5 / 2)", "round(0 - 1.2)", "round(x)"),
+    "nearest": ("nearest(x, v)", "nearest(T, u)", "nearest(M, bx)", "nearest(q, gh)"),
+    "lgamma": ("lgamma(exp(x))", "lgamma(2.5)"),
+    "digamma": ("digamma(exp(x))", "digamma(2.5)"),
     "divides": ("divides(2, 6)", "divides(4, 6)"),
     "mean": (
         "mean(x)",
@@ -148,6 +152,19 @@ EXAMPLES = {
         "conv2d(x @ rows.T, scatter(key, key_places, 3, 1, l, d_model))",
     ),
     "idwt2": ("idwt2(rows[0 : 10, 1 : 3])",),
+    "idct2": ("idct2(M)", "idct2(T)", "idct2(each)"),
+    "givens": (
+        "givens(x, v[: d_model - 1])",
+        "givens(T, T[: d_model - 1, : 2, : 2])",
+        "givens(q, gh[: d_head - 1])",
+        "givens(rows, bx[: d_model - 1])",
+    ),
+    "nearest_indices": (
+        "nearest_indices(v, r)",
+        "nearest_indices(each, 4)",
+        "nearest_indices(M, u, d_model, 3)",
+        "nearest_indices(each, M, r, l)",
+    ),
     "ifft2": ("ifft2(M)", "ifft2(T)", "ifft2(each)"),
     "lstm": ("lstm(rows, gates, again, bias)", "lstm(flip(each_rows), gates, again, bias)"),
     "prepend": ("prepend(rows, x)", "prepend(rows, x, 1)", "prepend(each_rows, x)"),
@@ -340,6 +357,20 @@ def test_an_activation_is_elementwise(name: str) -> None:
         "I[0 : 2]",
         "width(I)",
         "key[of_head]",
+        "nearest_indices(v)",
+        "nearest_indices(v, u, 3)",
+        "nearest_indices(x, 3)",
+        "nearest_indices(v, 0.5)",
+        "nearest_indices(2, 3)",
+        "nearest_indices(v, u, 3, 4)",
+        "nearest(x, M)",
+        "nearest(2, v)",
+        "nearest(x, 2)",
+        "givens(x, v)",
+        "givens(s, v)",
+        "givens(x, 2)",
+        "givens(x, T)",
+        "idct2(v)",
         "scatter(u, I, l)",
         "scatter(v, v, l)",
         "scatter(2, I, l)",
@@ -513,6 +544,67 @@ def test_fourier_transforms_are_the_real_parts_of_sums_of_cosines() -> None:
     assert torch.allclose(value_of("ifft2(X)", X=Named(X)).data, wanted / 12)
 
 
+def test_the_cosine_transform_is_that_of_sums_of_cosines_and_keeps_lengths() -> None:
+    for sizes in ((3, 4), (1, 5)):
+        X = draws(*sizes)
+        bases = []
+        for n in sizes:
+            k, p = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
+            bases.append(torch.cos(math.pi * k * (2 * p + 1) / (2 * n)) * ((2 - 1.0 * (k == 0)) / n).sqrt())
+            assert torch.allclose(bases[-1] @ bases[-1].T, torch.eye(n, dtype=torch.float64))
+        wanted = bases[0].T @ X @ bases[1]
+        assert torch.allclose(value_of("idct2(X)", X=Named(X)).data, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 5, 6, 8])
+def test_givens_rotates_pairs_along_a_tree(n: int) -> None:
+    """By a rotation [n, n] for each pair, one after another; what no angle rotates stays as it is, and lengths do."""
+    angles, z = draws(n - 1), draws(3, n, seed=2)
+    wanted, used, step, left = z.clone(), 0, 1, n
+    while left > 1:
+        for pair in range(left // 2):
+            i, j, (c, s) = 2 * pair * step, (2 * pair + 1) * step, (angles[used].cos(), angles[used].sin())
+            R = torch.eye(n, dtype=torch.float64)
+            R[i, i], R[i, j], R[j, i], R[j, j] = c, s, -s, c
+            wanted, used = wanted @ R, used + 1
+        step, left = 2 * step, (left + 1) // 2
+    assert used == n - 1
+    out = value_of("givens(z, t)", z=Named(z), t=Named(angles)).data
+    assert torch.allclose(out, wanted) and torch.allclose(out.norm(dim=-1), z.norm(dim=-1))
+    blocks = torch.stack([angles.cos(), angles.sin(), -angles.sin(), angles.cos()], -1).reshape(-1, 2, 2)
+    assert torch.allclose(value_of("givens(z, t)", z=Named(z), t=Named(blocks)).data, wanted)
+    assert torch.equal(value_of("givens(z, t)", z=Named(z), t=Named(0 * angles)).data, z)
+    each = draws(3, n - 1, seed=4)  # angles of their own along an axis
+    apart = torch.stack([value_of("givens(z, t)", z=Named(z[i]), t=Named(each[i])).data for i in range(3)])
+    assert torch.equal(value_of("givens(z, t)", z=Named(z, ("expert",)), t=Named(each, ("expert",))).data, apart)
+
+
+def test_nearest_is_one_of_the_numbers_and_learns_them() -> None:
+    x, t = draws(4, 6), draws(5, seed=2).requires_grad_()
+    out = value_of("nearest(x, t)", x=Named(x), t=Named(t)).data
+    which = (x[..., None] - t.detach()).abs().argmin(-1)
+    assert torch.equal(out, t[which])
+    out.sum().backward()
+    assert t.grad is not None and torch.equal(t.grad, which.flatten().bincount(minlength=5).double())
+    half = value_of("nearest(x, t)", x=Named(torch.tensor([0.5, 1.5])), t=Named(torch.tensor([1.0, 0.0, 2.0]))).data
+    assert half.tolist() == [0.0, 1.0], "of two that are as near the smaller"
+    each = Named(torch.stack([draws(5, seed=s) for s in range(3)]), ("expert",))
+    apart = torch.stack([value_of("nearest(x, t)", x=Named(x), t=Named(row)).data for row in each.data])
+    assert torch.equal(value_of("nearest(x, t)", x=Named(x), t=each).data, apart)
+    one = value_of("nearest(x, t)", x=Named(x), t=Named(torch.tensor([3.0]))).data
+    assert torch.equal(one, torch.full((4, 6), 3.0))
+
+
+def test_nearest_indices_are_the_nearest_ones_in_whole_numbers() -> None:
+    a, b = torch.tensor([-3.0, 0.4, 1.6, 9.0, float("nan")]), torch.tensor([0.0, 2.2, 5.0, 0.6, 1.0])
+    assert value_of("nearest_indices(a, 4)", a=Named(a)).data.tolist() == [0, 0, 2, 3, 0]
+    assert value_of("nearest_indices(a, b, 4, 3)", a=Named(a), b=Named(b)).data.tolist() == [0, 2, 8, 10, 1]
+    far = value_of(
+        "nearest_indices(a, b, 20000, 20000)", a=Named(torch.tensor([19999.0])), b=Named(torch.tensor([19999.0]))
+    )
+    assert far.data.tolist() == [20000 * 20000 - 1], "counted in whole numbers, of which floats have too few"
+
+
 def test_the_largest_of_the_tokens_is_that_of_real_ones() -> None:
     x = draws(2, 4, 3)
     mask = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]])
@@ -551,7 +643,7 @@ def test_top_leaves_the_largest_and_no_share_to_the_others() -> None:
 
 
 ONE = ["relu", "tanh", "softmax", "sum", "mean", "logsumexp", "norm", "heads", "max", "min", "layer_norm", "rms_norm", "circulant",
-       "orthonormal", "householder", "fft2", "leaky_relu"]  # fmt: skip
+       "orthonormal", "householder", "fft2", "idct2", "leaky_relu", "round"]  # fmt: skip
 
 
 def random_expression(rng: random.Random, depth: int) -> str:
@@ -574,7 +666,7 @@ def random_expression(rng: random.Random, depth: int) -> str:
             lambda: f"({sub()} > {sub()})",
             lambda: f"{rng.choice(ONE)}({sub()})",
             lambda: f"{rng.choice(['split', 'join'])}({sub()}, {rng.choice(['expert', 'block'])})",
-            lambda: f"{rng.choice(['kron', 'maximum'])}({sub()}, {sub()})",
+            lambda: f"{rng.choice(['kron', 'maximum', 'nearest'])}({sub()}, {sub()})",
             lambda: f"{rng.choice(['top', 'roll'])}({sub()}, 2)",
             lambda: (
                 f"{rng.choice(['sum', 'mean'])}({sub()}, "
@@ -611,7 +703,7 @@ def test_initialisers_have_a_draw() -> None:
     from unipelt.language.types.values import Distribution
 
     for name, spec in INITIALISERS.items():
-        many = 3 * 4 if name == "listed" else spec.arity[0]  # that one has a number for each entry
+        many = 3 * 4 if name in ("listed", "values") else spec.arity[0]  # that one has a number for each entry
         args = tuple(String("a") if spec.text else Number(24 + i if spec.whole else 0.5 + i) for i in range(many))
         given = Distribution(name, args), (2,), (3, 4), Generated(0, "t"), lambda d, n, g: torch.ones(n, 4)
         if name.startswith("given"):  # the values come with trained adapters: nothing is drawn in their place

@@ -39,6 +39,12 @@ BLOCK = "axis block = d_in / b S: [b * (b - 1) / 2] ~ {} per block "
     ("h + delta", "C: [4, 4] ~ normal(0.1) D: [d_in / 4, d_out / 4] ~ zeros delta = z @ kron(C, D)", "yes"),
     ("h + delta", "C: [4, 4] ~ normal(0.1) D: [d_in / 4, d_out / 4] ~ normal(0.1) delta = z @ kron(C, D)", "no"),
     ("h + delta", "c: [d_in] ~ zeros delta = z @ circulant(c)", "yes"),
+    ("delta", "t: [d_in - 1] ~ zeros delta = givens(z, t)", "yes"),
+    ("delta", "t: [d_in - 1] ~ normal(0.3) delta = givens(z, t)", "no"),
+    ("h + delta", "t: [d_in - 1] ~ zeros delta = givens(z, t) - z", "yes"),
+    ("h + delta", "A: [d_in, r] ~ zeros frozen t: [3] ~ values(-1, 0, 2) delta = z @ round(A) @ A.T", "yes"),
+    ("h + delta", "A: [d_in, d_out] ~ zeros frozen t: [3] ~ values(-1, 0.5, 2) delta = z @ nearest(A, t)", "unknown"),
+    ("h + delta", "a: [3] ~ ones I = nearest_indices(a, d_in * d_out) c: [3] ~ zeros delta = z @ scatter(c, I, d_in, d_out)", "yes"),
     # a skew matrix between a vector and itself is 0, a rotation and its inverse are the identity
     ("h + delta", "S: [r * (r - 1) / 2] ~ normal(0.3) u: [r] ~ normal(0.3) delta = z * (u @ skew(S, r) @ u)", "unknown"),
     ("delta", "S: [d_in * (d_in - 1) / 2] ~ normal(0.3) R = skew(S, d_in) delta = z @ cayley(R) @ cayley(-R)", "unknown"),
@@ -96,6 +102,10 @@ MODULES = {
                "delta = sum(softmax(top(z @ w, 2, e), e) * (z @ A), e)",
     "matrices": "C: [2, 2] ~ normal(0.3) D: [d_in / 2, d_out / 2] ~ normal(0.3) V: [d_out, 2] ~ normal(0.3) c: [d_out] ~ normal(0.3) "
                 "delta = roll(z @ kron(C, D) @ householder(V) @ circulant(c), 1) @ orthonormal(V) @ V.T",
+    "planes": "t: [d_in - 1] ~ normal(0.3) M: [d_in - 1, 2, 2] ~ normal(0.3) u: [7] ~ normal(9) c: [7] ~ normal(0.3) "
+              "delta = givens(givens(z, t), M) @ idct2(scatter(c, nearest_indices(u, 2 * u, d_in, d_out), d_in, d_out))",
+    "rounded": "frozen t: [2, 2] ~ values(-1, 0.5, 0.125, 2) A: [d_in, d_out] ~ normal(2) a: [d_out] ~ normal(0.3) "
+               "delta = z @ (nearest(A, sum(t, 0)) + round(A)) * digamma(exp(a)) + lgamma(exp(a)) * sum(nearest(z, sum(t, 1)))",
     "norms": "A: [d_in, r] ~ normal(0.3) B: [r, d_out] ~ normal(0.3) "
              "delta = maximum(layer_norm(z @ A), rms_norm(leaky_relu(z @ A, 0.2), 0.1)) * max(z @ A) * min(z, tokens)[: r] @ B",
 }  # fmt: skip

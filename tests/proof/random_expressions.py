@@ -212,7 +212,9 @@ class Draw:
             (0.3, lambda: f"sqrt(abs({e(sizes, d, token)}) + 0.1)"),
             (0.3, lambda: f"log(1 + abs({e(sizes, d, token)}))"),
             (0.3, lambda: f"exp(tanh({e(sizes, d, token)}))"),
-            (0.15, lambda: f"{self.one('floor', 'ceil')}(3 * {self.group(e(sizes, d, token))})"),
+            (0.15, lambda: f"{self.one('floor', 'ceil', 'round')}(3 * {self.group(e(sizes, d, token))})"),
+            (0.15, lambda: f"{self.one('lgamma', 'digamma')}(0.5 + abs({e(sizes, d, token)}))"),
+            (0.15, lambda: f"nearest({e(sizes, d, token)}, {self.numbers()})"),
             (0.4, lambda: f"stop_gradient({e(sizes, d, token)})"),
             (0.7, lambda: f"drop({e(sizes, d, token)}, {self.one('0.5', '0.3', 'p', '0.0')})"),
             (0.3, lambda: f"-{self.group(e(sizes, d, token))}"),
@@ -237,6 +239,7 @@ class Draw:
             (0.3, lambda: f"roll({e(sizes, d, token)}, {self.one('1', '2', '-1')})"),
             (0.3, lambda: self.apart("maximum({}, {})", e(sizes, d, token), e(sizes, d))),
             (0.2, lambda: f"softmax(top({e(sizes, d, token)}, 2))"),
+            (0.3, lambda: f"givens({e(sizes, d, token)}, {self.planes(s, d)})"),
             (0.4 if s.startswith("d_") else 0, lambda: self.blocks(s, d, token)),
             (0.4 if s in ("r", "l") else 0, lambda: self.ranged(s)),
             (0.3 if not token else 0.1, lambda: self.drawn(s)),
@@ -289,7 +292,7 @@ class Draw:
             (4 if b == "r" and a.startswith("d_") else 0, lambda: f"orthonormal({self.tensor((a, b))})"),
             (2 if a.startswith("d_") and b.startswith("d_") else 0, lambda: self.wavelets(a, b, d)),
             (0.4, lambda: f"kron({e(('1', b), d)}, {e((a, '1'), d)})"),
-            (0.3, lambda: f"{self.one('fft2', 'ifft2')}({e(sizes, d)})"),
+            (0.3, lambda: f"{self.one('fft2', 'ifft2', 'idct2')}({e(sizes, d)})"),
             (0.4 if a == b else 0, lambda: self.rotation(a, d)),
             (0.4, lambda: f"lstm({self.plain((a, b))}, {self.plain((b, f'4 * {b}'))}, {self.plain((b, f'4 * {b}'))}, {self.plain((f'4 * {b}',))})"),
             (1 if self.site.has_heads and b == "d_head" else 0,
@@ -324,6 +327,8 @@ class Draw:
         start = f"~ {draw}({below})"
         if n == "r" and draw != "permutation" and self.chance(0.2):
             start = "~ listed(0, 2, 1)"  # as many as r is
+        if n == "r" and draw != "permutation" and self.chance(0.15):
+            start = f"= nearest_indices({self.plain(('r',))}, {below})"
         if draw == "choice" and self.starts_exactly and self.site.has_weight and self.chance(0.9):
             start = (
                 "= top_indices(abs(W), " + n + ")"
@@ -332,6 +337,20 @@ class Draw:
             )
         self.body.lines.append(f"frozen {name}: [{n}] {start}" + (" per site" if self.site.has_heads else ""))
         return name
+
+    def numbers(self) -> str:
+        """A list of numbers: one that is given, or a tensor."""
+        if self.chance(0.5):
+            return self.plain(("r",))
+        name = self.fresh("t")
+        self.body.lines.append(
+            f"frozen {name}: [3] ~ values(-0.5, 0.1, 1)" + (" per site" if self.site.has_heads else "")
+        )
+        return name
+
+    def planes(self, s: str, d: int) -> str:
+        """Angles of the planes of a vector, or a matrix for each."""
+        return self.plain((f"{s} - 1",) if self.chance(0.6) else (f"{s} - 1", "2", "2"))
 
     def mixed(self, s: str, d: int) -> str | None:
         """A vector of each token, made of other tokens' too."""

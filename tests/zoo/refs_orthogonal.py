@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import peft
+import small
 import torch
 import unipelt
 from recorded import by_recording
 from refs_lora_shared_or_frozen import QV, theirs
-from reference import Seen, beside_peft, by_formula, library, reference
+from reference import Seen, apart, beside_peft, by_formula, library, reference
 from refs_weight_transforms import qv
 
 
@@ -227,3 +230,47 @@ def _() -> float:
         return left @ s.W @ torch.diag(s.m) @ right
 
     return by_formula(library("shoft", r=4), formula)
+
+
+def along_a_tree(n: int, blocks: torch.Tensor) -> torch.Tensor:
+    """The product of a matrix [n, n] for each pair: neighbours first, then those 2 apart, and so on; the pair is multiplied by a block."""
+    product, used, step, left = torch.eye(n, dtype=blocks.dtype), 0, 1, n
+    while left > 1:
+        for pair in range(left // 2):
+            G, at = torch.eye(n, dtype=blocks.dtype), [2 * pair * step, (2 * pair + 1) * step]
+            G[torch.tensor(at)[:, None], torch.tensor(at)] = blocks[used]
+            product, used = product @ G, used + 1
+        step, left = 2 * step, (left + 1) // 2
+    return product
+
+
+@reference("goft", by="formula", against="the product of d - 1 rotations [d, d], times diag(s) W, Ma et al. 2024")
+def _() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        angles = [math.pi * math.tanh(float(t)) for t in s.t["t"]]
+        blocks = torch.tensor(
+            [[[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]] for a in angles], dtype=s.W.dtype
+        )
+        return along_a_tree(len(s.W), blocks).T @ torch.diag(s.s) @ s.W
+
+    return by_formula(library("goft", at="[attn.q.weight, ffn.down.weight]"), formula)
+
+
+def penalty(model: torch.nn.Module) -> torch.Tensor:
+    model.train()(**small.inputs(padded=False))
+    return unipelt.penalties(model).detach()
+
+
+@reference(
+    "qgoft", by="formula", against="the product of d - 1 free matrices of pairs, and |M M^T - I|^2, Ma et al. 2024"
+)
+def _() -> float:
+    method = library("qgoft", gamma=0.3, at="[attn.q.weight, ffn.down.weight]")
+    worst = by_formula(method, lambda s: along_a_tree(len(s.W), s.M).T @ s.W)
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, method)
+    assert float(penalty(model)) == 0, "it starts as the identity"
+    small.randomise(model)
+    found = [t for n, t in unipelt.state_dict(model).items() if n.endswith(".M")]
+    off = sum(((M @ M.mT - torch.eye(2)) ** 2).sum() for M in found)
+    return max(worst, apart(penalty(model), 0.3 / small.LAYERS * off))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import peft
+import small
 import torch
 from recorded import by_recording
-from reference import Seen, beside_peft, by_formula, library, reference
+from reference import Seen, apart, beside_peft, by_formula, library, reference
+
+import unipelt
+from unipelt.runtime.edits import Edit
 
 TARGETS = dict(target_modules=["q_proj", "v_proj"])
 MODULES = {"attn.q": "q_proj", "attn.v": "v_proj"}
@@ -137,3 +142,77 @@ def supra_tuning() -> float:
         return t.T if t.dim() == 2 else t
 
     return beside_peft(library("supra_tuning", one_in=10, r=4, alpha=8.0), config, into)
+
+
+def cosines(n: int) -> torch.Tensor:
+    """The orthonormal cosine transform as a matrix: a frequency in each row."""
+    k, p = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
+    return torch.cos(math.pi * k * (2 * p + 1) / (2 * n)) * ((2 - (k == 0).double()) / n).sqrt()
+
+
+def spectral_places(s: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the coefficients of LoCA: nearest to shares of the sizes."""
+    found = [(t.clamp(0, 0.999) * (n - 1)).round().long() for t, n in zip((s.a, s.b), (s.x.shape[-1], s.h.shape[-1]))]  # type: ignore[union-attr]
+    return found[0], found[1]
+
+
+def of_cosines(s: Seen, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    S = torch.zeros(s.x.shape[-1], s.h.shape[-1], dtype=s.h.dtype)  # type: ignore[union-attr]
+    for i, j, c in zip(rows, columns, s.c, strict=True):
+        S[i, j] += c
+    return s.h + 3 * s.x @ (cosines(S.shape[0]).T @ S @ cosines(S.shape[1]))  # type: ignore[operator]
+
+
+@reference("loca_fixed", by="formula", against="C^T S D by cosine matrices, Du et al. 2025, equation 1 of LoCA")
+def _() -> float:
+    return by_formula(
+        library("loca_fixed", n=20, s=3.0), lambda s: of_cosines(s, s.I // s.h.shape[-1], s.I % s.h.shape[-1])
+    )
+
+
+@reference(
+    "loca",
+    by="formula",
+    against="C^T S D by cosine matrices, and its central differences as the gradient of places, Du et al. 2025",
+)
+def _() -> float:
+    method = library("loca", n=20, s=3.0, learn=0.5)
+    worst = by_formula(method, lambda s: of_cosines(s, *spectral_places(s)))
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, method)
+    small.randomise(model)
+    model.train()
+    edit = next(m for m in model.modules() if isinstance(m, Edit))
+    own = edit.tensors()
+    with torch.no_grad():
+        for name in "ab":
+            own[name].uniform_(-0.1, 1.1, generator=torch.Generator().manual_seed(2))
+    x, h, G = torch.randn(3, 2, 5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    tried = []
+    for steps, progress in ((7, 0.2), (12, 0.2), (29, 0.2), (30, 0.2), (12, 0.5)):
+        own["steps"].fill_(steps)
+        for t in own.values():
+            t.grad = None
+        out = edit(h, {"x": x, "progress": torch.tensor(progress, dtype=torch.float64)})
+        (out * G).sum().backward()
+        s = Seen("", 0, "", h, out, x, t={n: t.detach() for n, t in own.items()})
+        rows, columns = spectral_places(s)
+        worst = max(worst, apart(out, of_cosines(s, rows, columns)))
+        K = 3 * cosines(32) @ torch.einsum("bti,bto->io", x, G) @ cosines(32).T
+        wanted = {n: torch.zeros(20, dtype=torch.float64) for n in "abc"}
+        coefficients = steps % 30 < 10 or progress >= 0.5
+        tried.append(coefficients)
+        if coefficients:
+            wanted["c"] = K[rows, columns]
+        else:
+            for name, i, j in (("a", 1, 0), ("b", 0, 1)):
+                after = K[(rows + i).clamp(max=31), (columns + j).clamp(max=31)]
+                before = K[(rows - i).clamp(min=0), (columns - j).clamp(min=0)]
+                inside = (own[name] >= 0) & (own[name] <= 0.999)
+                wanted[name] = (s.c * (after - before) / 2 * 31 * inside).detach()
+        for name, value in wanted.items():
+            grad = own[name].grad
+            assert grad is not None
+            worst = max(worst, float((grad - value).abs().max() / K.abs().max()))
+    assert tried == [True, False, False, True, True]
+    return worst

@@ -9,11 +9,13 @@ from typing import Any
 import peft
 import small
 import torch
+from peft.tuners.lora.monteclora import MontecloraSampler
 from recorded import by_recording
-from reference import Seen, apart, beside_peft, by_formula, library, reference, run
+from reference import Seen, apart, beside_peft, by_formula, library, reference, run, watched
 from torch.nn import functional as F
 
 import unipelt
+from unipelt.compiler import helpers
 
 
 @reference("adalora", by="peft", against="AdaLoRA's SVD layers, before anything is pruned")
@@ -245,3 +247,57 @@ def _blob() -> float:
             if n.endswith(".R"):
                 t.zero_()
     return max(worst, apart(small.output(model), mean))
+
+
+@reference("monte_clora", by="peft", against="LoraConfig(monteclora_config=…) outside training")
+def _monte_clora_of_peft() -> float:
+    def into(name: str, theirs: dict[str, torch.Tensor]) -> torch.Tensor:
+        layer, kind, tensor = re.match(r"layers\.(\d+)\.attn\.(\w)\.\w+\.(\w+)$", name).groups()  # type: ignore[union-attr]
+        front = f"base_model.model.model.layers.{layer}.self_attn.{kind}_proj.lora_"
+        if tensor in "AB":
+            return theirs[f"{front}{tensor}.default.weight"].T
+        return theirs[f"{front}monteclora_sampler.default.{'std_prior' if tensor == 'd' else 'expert_weights_prior'}"]
+
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], monteclora_config=peft.MontecloraConfig(num_samples=5)
+    )
+    return beside_peft(library("monte_clora", r=4, alpha=8.0, n=5), config, into)
+
+
+@reference(
+    "monte_clora",
+    by="peft",
+    against="peft's MontecloraSampler with the same draws, and the divergences of torch.distributions",
+)
+def _monte_clora_in_training() -> float:
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("monte_clora", r=3, n=4, size=0.5, beta=0.01))
+    small.randomise(model)
+    drawn: list[torch.Tensor] = []
+    make = helpers.normal_numbers
+
+    def noted(*args: Any) -> torch.Tensor:
+        drawn.append(make(*args))
+        return drawn[-1]
+
+    helpers.normal_numbers = noted
+    try:
+        with watched(model.train()) as found, torch.enable_grad():
+            model(**small.inputs(padded=False))
+    finally:
+        helpers.normal_numbers = make
+    worst, total = 0.0, torch.zeros((), dtype=torch.float64)
+    for place, s in enumerate(found):
+        own = {tuple(t.shape): t.double() for t in drawn[3 * place : 3 * place + 3]}
+        theirs = MontecloraSampler(32, 3, 4, sample_scaler=0.5, device="cpu", dtype=torch.float64, buffer_size=1)
+        std, weight = torch.diag(s.d.exp()), s.w.exp()
+        variance = theirs.wishart_reparameterization(std, own[3, 3] @ own[3, 3].T)
+        noise = theirs.multivariate_reparameterization(own[4, 32, 3], variance)
+        share = torch.softmax(theirs.dirichlet_reparameterization(weight, own[4,]), -1)
+        A = s.A + torch.einsum("n,nij->ij", share, noise)
+        worst = max(worst, apart(s.out - s.h, 16 / 3 * torch.einsum("bti,ir,ro->bto", s.x, A, s.B)))
+        prior = torch.distributions.Dirichlet(torch.full((4,), 0.1, dtype=torch.float64))
+        total += torch.distributions.kl_divergence(torch.distributions.Dirichlet(weight), prior)
+        total += (theirs.wishart_kl(std) + theirs.multivariate_kl(variance)).detach()
+    assert len(found) == 2 * small.LAYERS
+    return max(worst, apart(unipelt.penalties(model).detach(), 0.01 / small.LAYERS * total))

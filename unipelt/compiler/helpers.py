@@ -121,6 +121,26 @@ def top_indices(t: torch.Tensor, count: int, k: int) -> torch.Tensor:
     return t.flatten(t.dim() - count).topk(k, dim=-1).indices
 
 
+def nearest_indices(parts: list[torch.Tensor], sizes: list[int]) -> torch.Tensor:
+    """The places nearest to some numbers, in one direction or in rows and columns, counted row by row."""
+    found = [t.detach().nan_to_num(0.0).round().clamp(0, n - 1).to(torch.int64) for t, n in zip(parts, sizes)]
+    return found[0] if len(found) == 1 else found[0] * sizes[1] + found[1]
+
+
+def nearest(x: torch.Tensor, table: torch.Tensor, count: int) -> torch.Tensor:
+    """For each entry of x, whose last ``count`` dimensions are its own, the nearest of the numbers in the table's last one, of two the
+    smaller. One table is looked up; of several each entry meets one number after another: nothing is as large as all pairs."""
+    table = table.sort(-1).values
+    if table.dim() == 1:
+        between = (table[1:].detach() + table[:-1].detach()) / 2
+        return table[torch.bucketize(x.detach(), between)]
+    first, *others = table.reshape(*table.shape[:-1], *(1 for _ in range(count)), table.shape[-1]).unbind(-1)
+    best = first.expand(torch.broadcast_shapes(first.shape, x.shape))
+    for number in others:
+        best = torch.where((x - number).abs() < (x - best).abs(), number, best)
+    return best
+
+
 def fft2(t: torch.Tensor) -> torch.Tensor:
     """The real part of the Fourier transform of the last two dimensions; a copy, since a view of it would keep the imaginary part, too."""
     return torch.fft.fft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype, copy=True)
@@ -129,6 +149,42 @@ def fft2(t: torch.Tensor) -> torch.Tensor:
 def ifft2(t: torch.Tensor) -> torch.Tensor:
     """The real part of the inverse Fourier transform of the last two dimensions; a copy, as of `fft2`."""
     return torch.fft.ifft2(t.float() if t.dtype.itemsize < 4 else t).real.to(t.dtype, copy=True)
+
+
+def idct2(t: torch.Tensor) -> torch.Tensor:
+    """The orthonormal inverse cosine transform of the last two dimensions, each by a Fourier transform of twice its length."""
+    found = t.float() if t.dtype.itemsize < 4 else t
+    for dim in (-2, -1):
+        n = found.shape[dim]
+        k = torch.arange(n, dtype=found.dtype, device=found.device)
+        size = torch.full_like(k, math.sqrt(2 / n))
+        size[0] = math.sqrt(1 / n)
+        turned = torch.polar(size, math.pi / (2 * n) * k)
+        spectrum = found * (turned[:, None] if dim == -2 else turned)
+        found = torch.fft.ifft(spectrum, n=2 * n, dim=dim, norm="forward").narrow(dim, 0, n).real
+    return found.to(t.dtype, copy=True)
+
+
+def givens(z: torch.Tensor, t: torch.Tensor, blocks: bool) -> torch.Tensor:
+    """The last dimension of z with its pairs rotated, or multiplied from the right by blocks [.., 2, 2], along a tree: neighbours, then
+    every second entry with the next such, and so on. What stands second in a pair is done with; one entry is left at the end."""
+    if blocks:
+        a, b, c, d = t.flatten(-2).unbind(-1)
+    else:
+        a, b = t.cos(), t.sin()
+        c, d = -b, a
+    done, places = [], []
+    left, at, used = z, torch.arange(z.shape[-1], device=z.device), 0
+    while (pairs := left.shape[-1] // 2) > 0:
+        first, second, alone = left[..., : 2 * pairs : 2], left[..., 1 : 2 * pairs : 2], left[..., 2 * pairs :]
+        own = [x[..., used : used + pairs] for x in (a, b, c, d)]
+        turned = first * own[0] + second * own[2]
+        done.append(first * own[1] + second * own[3])
+        places.append(at[1 : 2 * pairs : 2])
+        left = torch.cat([turned, alone.expand(*turned.shape[:-1], alone.shape[-1])], -1)
+        at = torch.cat([at[: 2 * pairs : 2], at[2 * pairs :]])
+        used += pairs
+    return torch.cat([left, *done], -1).index_select(-1, torch.cat([at, *places]).argsort())
 
 
 def idwt2(t: torch.Tensor) -> torch.Tensor:

@@ -99,6 +99,8 @@ def draw(
             return g.integers(shape, _whole(d))
         case "listed":
             return torch.tensor([int(_number(d, i)) for i in range(len(d.args))]).reshape(*sizes).expand(shape).clone()
+        case "values":
+            return torch.tensor([_number(d, i) for i in range(len(d.args))]).reshape(*sizes).expand(shape).clone()
         case "permutation" | "choice":
             found = [_distinct(math.prod(sizes), _whole(d), g) for _ in range(math.prod(copies))]
             return torch.stack(found).reshape(shape)

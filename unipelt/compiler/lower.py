@@ -23,7 +23,7 @@ from ..language.types.values import NumberType
 from .evaluator import Context, evaluate
 
 #: Names that stand for the same everywhere outside training, besides the functions on numbers.
-_PLAIN = frozenset(("true", "false", "training", "max", "min", "floor", "ceil", "divides", "abs", "sqrt"))
+_PLAIN = frozenset(("true", "false", "training", "max", "min", "floor", "ceil", "round", "divides", "abs", "sqrt"))
 
 
 #: The lowerings by name.

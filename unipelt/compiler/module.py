@@ -326,6 +326,8 @@ class _Class:
                 return [], f"torch.randint({args[0]}, ({whole}{',' if len(shape) == 1 else ''}))", ""
             case "listed" if len(shape) == 1:
                 return [], f"torch.tensor([{', '.join(args)}])", ""
+            case "values" if shape == sizes:
+                return [], f"torch.tensor([{', '.join(args)}]){f'.reshape({whole})' if len(shape) > 1 else ''}", ""
             case "choice" | "permutation" if len(shape) == 1:
                 return [], f"torch.randperm({args[0]})[:{whole}]", ""
             case "identity":

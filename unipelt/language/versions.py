@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 #: attention, projectors, what enters blocks and sublayers, and their sizes. 1.3: weights as sites, selected tokens, starts from
 #: decompositions and from data, whole numbers, tensors of other rows, groups of layers, mixing among tokens, draws, penalties and
 #: what happens after a step. 1.4: parameters of tables, heads and norms as sites; listed numbers, rows at places;
-#: trained adapters as arguments, convolutions over the parts of a picture.
-LANGUAGE_VERSION = "1.4"
+#: trained adapters as arguments, convolutions over the parts of a picture. 1.5: listed values and the nearest of them, rotations in
+#: planes, cosine transforms, places that numbers name.
+LANGUAGE_VERSION = "1.5"
 SCHEMA = "unipelt-ir/1.2"
 TYPES_SCHEMA = "unipelt-types/1.1"
 #: 1.1: where a site's numbers lie.

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import helpers
-from ..named import Named, Value, elementwise, ordered, refine
+from ..named import Named, Value, elementwise, ordered, refine, spread, union
 
 Function = Callable[..., Value]
 FUNCTIONS: dict[str, Function] = {}
@@ -48,6 +48,8 @@ _curve("sqrt", torch.sqrt, math.sqrt)
 _curve("abs", torch.abs, abs)
 _curve("sin", torch.sin, math.sin)
 _curve("cos", torch.cos, math.cos)
+_curve("lgamma", torch.lgamma, math.lgamma)
+_curve("digamma", torch.digamma, None)
 _curve("identity_map", lambda t: t, lambda v: v)
 _curve("stop_gradient", torch.Tensor.detach, lambda v: v)
 
@@ -68,6 +70,19 @@ def drop(context: Any, a: Value, p: Value) -> Value:
 
 _curve("ceil", torch.ceil, math.ceil)
 _curve("floor", torch.floor, math.floor)
+_curve("round", torch.round, round)
+
+
+@function("nearest")
+def nearest(context: Any, x: Named, table: Named) -> Value:
+    axes, heads = (
+        union(x, table),
+        next((t.data.shape[t.axes.index("head")] for t in (x, table) if "head" in t.axes), None),
+    )
+    x, table = refine(x, axes, heads), refine(table, axes, heads)
+    return Named(helpers.nearest(spread(x, axes, len(x.sizes)), spread(table, axes, 1), len(x.sizes)), axes)
+
+
 FUNCTIONS["divides"] = lambda context, a, b: bool(a) and b % a == 0
 
 

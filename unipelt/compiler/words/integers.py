@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import helpers
-from ..code import Code, Written, refine, spread, text_of, union
+from ..code import Code, Written, broadcast, refine, spread, text_of, union
 from ..named import Named, Value
 from ..named import refine as refined
 from ..named import spread as spreading
@@ -43,3 +43,27 @@ def _scatter(w: Writing, values: Written, places: Written, *sizes: Written) -> W
     lengths = f"[{', '.join(map(text_of, sizes))}]"
     more = (len(rest),) if rest else ()
     return Code(w.helper("scatter", *found, count, lengths, *more), axes, (*map(as_size, sizes), *rest))
+
+
+@function("nearest_indices")
+def nearest_indices(context: Any, *args: Value) -> Value:
+    half = len(args) // 2
+    parts: list[Named] = list(args[:half])  # type: ignore[arg-type]
+    axes = united(parts[0], parts[-1])
+    heads = next((v.data.shape[v.axes.index("head")] for v in parts if "head" in v.axes), None)
+    n = max(len(v.sizes) for v in parts)
+    found = [spreading(refined(v, axes, heads), axes, n) for v in parts]
+    return Named(helpers.nearest_indices(found, [int(v) for v in args[half:]]), axes)  # type: ignore[arg-type]
+
+
+@word("nearest_indices")
+def _nearest_indices(w: Writing, *args: Written) -> Written:
+    half = len(args) // 2
+    parts = [v for v in args[:half] if isinstance(v, Code)]
+    axes = union(parts[0], parts[-1])
+    n = max(len(v.sizes) for v in parts)
+    found = ", ".join(spread(refine(v, axes, w.repeats), axes, n) for v in parts)
+    lengths = ", ".join(map(text_of, args[half:]))
+    return Code(
+        w.helper("nearest_indices", f"[{found}]", f"[{lengths}]"), axes, broadcast(parts[0].sizes, parts[-1].sizes)
+    )

@@ -86,10 +86,21 @@ _curve("sqrt", "torch.sqrt({})", "math.sqrt({})")
 _curve("abs", "torch.abs({})", "abs({})")
 _curve("sin", "torch.sin({})", "math.sin({})")
 _curve("cos", "torch.cos({})", "math.cos({})")
+_curve("lgamma", "torch.lgamma({})", "math.lgamma({})")
+_curve("digamma", "torch.digamma({})")
 _curve("ceil", "torch.ceil({})", "math.ceil({})")
 _curve("floor", "torch.floor({})", "math.floor({})")
+_curve("round", "torch.round({})", "round({})")
 _curve("stop_gradient", "{}.detach()", "{}")
 WORDS["identity_map"] = lambda w, a: a
+
+
+@word("nearest")
+def _nearest(w: Writing, x: Written, table: Written) -> Written:
+    assert isinstance(x, Code) and isinstance(table, Code)
+    axes, n = union(x, table), len(x.sizes)
+    x, table = refine(x, axes, w.repeats), refine(table, axes, w.repeats)
+    return Code(w.helper("nearest", spread(x, axes, n), spread(table, axes, 1, whole=True), n), axes, x.sizes)
 
 
 @word("leaky_relu")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..sites import TensorType
+from ..sites import TensorType, united_axes
 from ..sizes import Size
 from ..syntax.nodes import Expr, Span
 from .primitive import Reporter, Rule, primitive
@@ -49,6 +49,8 @@ for _name, _number, _doc in (
     ("abs", abs, "the absolute value"),
     ("sin", math.sin, "the sine"),
     ("cos", math.cos, "the cosine"),
+    ("lgamma", math.lgamma, "the logarithm of the absolute value of the gamma function"),
+    ("digamma", None, "the derivative of the logarithm of the gamma function"),
 ):
     primitive(_name, (1, 1), _doc, elementwise=True)(_curve(_name, _number))
 
@@ -116,6 +118,20 @@ def _rounding(name: str, round_: Callable[[float], int]) -> Rule:
 
 primitive("ceil", (1, 1), "the next whole number", linear=True)(_rounding("ceil", math.ceil))
 primitive("floor", (1, 1), "the previous whole number", linear=True)(_rounding("floor", math.floor))
+primitive("round", (1, 1), "the nearest whole number, of two the even one", linear=True)(_rounding("round", round))
+
+
+@primitive(
+    "nearest", (2, 2), "nearest(x, t): for each entry of x the nearest of the numbers t: [n], of two the smaller"
+)
+def _nearest(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    x, t = (v.type for v in args)
+    if not isinstance(x, TensorType):
+        return check.fail("E0331", f"`nearest` takes a tensor, not {x}", exprs[0].span)
+    if not isinstance(t, TensorType) or len(t.sizes) != 1:
+        return check.fail("E0331", f"`nearest` takes a list of numbers [n], not {t}", exprs[1].span,
+                          help="declare it, as in `frozen t: [4] ~ values(-1, -0.5, 0, 1)`")  # fmt: skip
+    return bend(join(args, TensorType(united_axes(x.axes, t.axes), x.sizes)), span)
 
 
 @primitive("divides", (2, 2), "whether the first number divides the second")

@@ -189,6 +189,8 @@ class Declared:
             below = self._below(s, start, t)
             if below is None:
                 return None
+        if start is not None and start.name == "values" and not self._as_many(s, start, t):
+            return None
         if start is not None and INITIALISERS[start.name].matrix and len(t.sizes) < 2:
             self.inf.fail("E0371", f"`{start.name}` has rows and columns, and `{s.name}` is {t}", s.start.span,
                           help="declare two sizes, or start from another distribution, such as `normal(0.02)`")  # fmt: skip
@@ -241,17 +243,22 @@ class Declared:
     def _listed(self, s: Tensor, start: Distribution, t: TensorType) -> Size | None:
         """One more than the largest of the numbers of a list, which are as many as the tensor has entries."""
         numbers = [a.value for a in start.args if isinstance(a, Number)]
-        entries = t.entries.bind(self._arguments()).number
         if len(numbers) < len(start.args) or any(not isinstance(n, int) or n < 0 for n in numbers):
             self._wrong_list(
                 "`listed` takes whole numbers of at least 0", s, "write the numbers themselves, as in `listed(3, 17)`"
             )
             return None
-        if entries is not None and entries != len(numbers):
-            said = f"`{s.name}` has {counted(int(entries), 'entry')}, and {counted(len(numbers), 'number')} are listed"
-            self._wrong_list(said, s, f"declare `frozen {s.name}: [{len(numbers)}]`, or list as many as there are")
-            return None
-        return Size.of(max(numbers) + 1)
+        return Size.of(max(numbers) + 1) if self._as_many(s, start, t) else None
+
+    def _as_many(self, s: Tensor, start: Distribution, t: TensorType) -> bool:
+        """Whether there are as many numbers in a list as the tensor has entries."""
+        entries, listed = t.entries.bind(self._arguments()).number, len(start.args)
+        if entries is None or entries == listed:
+            return True
+        said = f"`{s.name}` has {counted(int(entries), 'entry')}, and {counted(listed, 'number')} {'is' if listed == 1 else 'are'} listed"
+        kept = "frozen " if s.frozen else ""
+        self._wrong_list(said, s, f"declare `{kept}{s.name}: [{listed}]`, or list as many as there are")
+        return False
 
     def _wrong_list(self, said: str, s: Tensor, remedy: str) -> None:
         self.inf.fail("E0372", said, s.start.span, help=remedy)

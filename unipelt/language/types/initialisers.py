@@ -63,6 +63,7 @@ INITIALISERS: dict[str, Initialiser] = {
             "integers", (1, 1), "whole numbers below the one given, each drawn by itself", positive=True, whole=True
         ),
         Initialiser("listed", (1, 4096), "the whole numbers given, in their order", drawn=False, whole=True),
+        Initialiser("values", (1, 4096), "the numbers given, in their order, row by row", drawn=False),
         Initialiser(
             "sampled_tokens", (0, 0), "rows of the word embedding, drawn from the vocabulary", words=True, matrix=True
         ),

@@ -60,3 +60,30 @@ def _scatter(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) 
         return check.fail("E0363", f"the places are below {places.below}, and this has {filled} {what}", exprs[1].span,
                           where=check.bindings(places.below, filled), help=f"draw places below {filled}")  # fmt: skip
     return join(args, TensorType(united_axes(v.axes, places.axes), (*sizes, *rest)))
+
+
+@primitive("nearest_indices", (2, 4), "nearest_indices(a, p): for each number of a the place among p that is nearest, from 0 to p - 1; nearest_indices(a, b, p, q): the places in "
+           "the rows a and the columns b of [p, q], counted row by row")  # fmt: skip
+def _nearest_indices(check: Reporter, span: Span, args: list[Value], exprs: list[Expr]) -> Value:
+    half = len(args) // 2
+    if len(args) != 2 * half:
+        return check.fail("E0321", "`nearest_indices` takes numbers and how many places there are, both once or both twice", span,
+                          help="write `nearest_indices(a, p)`, or `nearest_indices(a, b, p, q)`")  # fmt: skip
+    where, lengths = args[:half], [v.type for v in args[half:]]
+    for v, e in zip(where, exprs):
+        if not isinstance(v.type, TensorType):
+            return check.fail("E0331", f"`nearest_indices` takes a tensor of numbers, not {v.type}", e.span)
+        if v.degree > CONSTANT or "batch" in v.type.axes:
+            return check.fail("E0331", "`nearest_indices` says where something stands whatever the input is, and this reads the input", e.span,
+                              help="give it tensors of the row, or what is made of them")  # fmt: skip
+    sizes: list[Size] = []
+    for t, e in zip(lengths, exprs[half:]):
+        if not isinstance(t, NumberType) or t.size is None:
+            return check.fail("E0331", f"`nearest_indices` takes a whole number of places, not {t}", e.span)
+        sizes.append(t.size)
+    found = (
+        where[0] if half == 1 else check.aligned("nearest_indices", where[0], where[1], exprs[0].span, exprs[1].span)
+    )
+    if not isinstance(found.type, TensorType):
+        return found
+    return join((*args, found), IndexType(found.type.axes, found.type.sizes, prod(sizes, start=Size.of(1))))
