@@ -33,7 +33,7 @@ KINDS = ("llama", "bert_labels", "gpt2")
 SMALLER = {
     "oft_v2": {"b": 8},  # the inner size of these models is 48
     "waveft": {"n": 60}, "shira_r": {"r": 2}, "mora": {"side": 8}, "miss": {"r": 8}, "miss_mini": {"r": 8, "m": 4}, "bat": {"r": 8}, "quanta": {"n1": 4, "n2": 4},
-    "c3a": {"b": 8}, "road": {"g": 8}, "road_2": {"g": 8}, "road_4": {"g": 8}, "vb_lora": {"n": 16, "b": 8},
+    "c3a": {"b": 8}, "loftq": {"b": 8}, "loftq_5": {"b": 8}, "road": {"g": 8}, "road_2": {"g": 8}, "road_4": {"g": 8}, "vb_lora": {"n": 16, "b": 8},
     "maple": {"d_text": small.WIDTH, "deep": 2}, "xprompt": {"pieces": 4}, "mhr": {"splits": 2},
     "loretta": {"n1": 4, "n2": 2}, "svft_random": {"n": 60},
 }  # fmt: skip
@@ -174,7 +174,13 @@ def printed(method: str, literal: torch.nn.Module) -> None:
             label = label.replace(".", "_")
             getattr(module, label if label in module.state_dict() else f"{label}_").data.copy_(t.detach())
         values = {n.removeprefix(":").replace(".", "_"): v for n, v in {**given, **e.bases}.items()}
-        values |= {"h": h, "mask": mask, "W": h if e.of_weight else values.get("W")}
+        values = {
+            "progress": torch.ones(()),
+            **values,
+            "h": h,
+            "mask": mask,
+            "W": h if e.of_weight else values.get("W"),
+        }
         if e.kind.pools and h.dim() == 2:  # one token for all, where the model has pooled them
             values["h"], wanted = h[:, None], wanted[:, None]
         entering = [n for n in module.forward.__annotations__ if n != "return"]
