@@ -6,8 +6,12 @@ import re
 from collections.abc import Callable
 
 import peft
+import small
 import torch
 from reference import Seen, apart, beside_peft, by_formula, library, reference, run
+
+import unipelt
+from unipelt.runtime.registry import record
 
 QV = ["q_proj", "v_proj"]
 
@@ -221,3 +225,53 @@ def _() -> float:
         return s.x @ (U * S) @ V.T + s.bias
 
     return by_formula(library("spectral_rotation", r=3), formula)
+
+
+def apart_values(model: torch.nn.Module) -> None:
+    """Makes the singular values of each map evenly spaced: vectors of nearly equal ones depend on rounding."""
+    for name, p in model.named_parameters():
+        if name.endswith(("q_proj.weight", "v_proj.weight")):
+            U, S, Vh = torch.linalg.svd(p.detach().double(), full_matrices=False)
+            p.data.copy_(U * torch.linspace(3, 0.3, len(S), dtype=torch.float64) @ Vh)
+
+
+@reference("osf", by="peft", against="OSFConfig")
+def _() -> float:
+    """The second step is taken with gradients that a hook of theirs projects."""
+
+    def into(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        front = theirs(name)
+        start = state[f"{front}._osf_V_low_init.default"]
+        signs = torch.sign(start.gather(1, start.abs().argmax(1, keepdim=True)))[
+            :, 0
+        ]  # ours have a positive largest entry
+        found = {"U": "V_low", "S": "S_low", "V": "U_low"}[name[-1]]
+        value = state[f"{front}.osf_svd_params.default.{found}"]
+        return value if name[-1] == "S" else (value.T if name[-1] == "U" else value) * signs
+
+    config = peft.OSFConfig(target_modules=QV)
+    return beside_peft(library("osf", at="[attn.q, attn.v]"), config, into, scale=0.05, alter=apart_values)
+
+
+@reference(
+    "lamda", by="formula", against="x W + x U_r (R V^T - S V_r^T), and no gradient of frozen rows, Azizi et al. 2024"
+)
+def _() -> float:
+    def change(s: Seen) -> torch.Tensor:
+        U, S, V = parts(s.W)
+        signs = torch.sign((U[:, :4] * s.A).sum(0))
+        return (U[:, :4] * signs) @ s.R @ s.B.T - (U[:, :4] * S[:4]) @ V[:, :4].T
+
+    worst = by_formula(library("lamda", r=4), lambda s: plain(s, change(s)))
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, library("lamda", r=4, end=0.5))
+    model.train()
+    for progress, learn in ((0.0, 4), (0.3, 2), (0.5, 0), (0.9, 0)):
+        unipelt.progress(model, progress)
+        model.zero_grad()
+        model(**small.inputs(padded=False))[0].square().sum().backward()
+        for name, t in record(model, "default").trained().items():
+            assert t.grad is not None
+            moves = t.grad.abs().amax(0) > 0
+            assert moves.tolist() == ([True] * learn + [False] * (4 - learn) if name.endswith(".B") else [True] * 4)
+    return worst

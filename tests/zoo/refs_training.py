@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import unipelt
 from unipelt.compiler import helpers
+from unipelt.runtime.edits import Edit
 
 
 @reference("adalora", by="peft", against="AdaLoRA's SVD layers, before anything is pruned")
@@ -301,3 +302,80 @@ def _monte_clora_in_training() -> float:
         total += (theirs.wishart_kl(std) + theirs.multivariate_kl(variance)).detach()
     assert len(found) == 2 * small.LAYERS
     return max(worst, apart(unipelt.penalties(model).detach(), 0.01 / small.LAYERS * total))
+
+
+@reference(
+    "diff_pruning",
+    by="formula",
+    against="z z_m w by sigmoids stretched to [-1.5, 1.5] and cut, with the same draws, and the L0 penalty of their code",
+)
+def _diff_pruning() -> float:
+    method = library("diff_pruning", at="[attn.q, ffn.down]", pen=0.01, gate=0.3)
+
+    def gate(alpha: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        u = u.clamp(0.0001, 0.9999)
+        return (torch.sigmoid(torch.log(u) - torch.log1p(-u) + alpha) * 3 - 1.5).clamp(0, 1)
+
+    def change(s: Seen, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return s.h + torch.einsum("bti,io->bto", s.x, gate(s.a, u) * gate(s.b, t) * s.D)
+
+    half = torch.tensor(0.5, dtype=torch.float64)
+    worst = by_formula(method, lambda s: change(s, half, half))
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, method)
+    small.randomise(model)
+    drawn: list[torch.Tensor] = []
+    make = helpers.uniform_numbers
+
+    def noted(*args: Any) -> torch.Tensor:
+        drawn.append(make(*args).double())
+        return drawn[-1]
+
+    helpers.uniform_numbers = noted
+    try:
+        with watched(model.train()) as found, torch.enable_grad():
+            model(**small.inputs(padded=False))
+    finally:
+        helpers.uniform_numbers = make
+    total = torch.zeros((), dtype=torch.float64)
+    for i, s in enumerate(found):
+        u, t = sorted(drawn[2 * i : 2 * i + 2], key=torch.numel, reverse=True)
+        worst = max(worst, apart(s.out, change(s, u, t)))
+        total += torch.sigmoid(s.a).sum() + torch.sigmoid(s.b)
+    assert len(found) == 2 * small.LAYERS and len(drawn) == 2 * len(found)
+    return max(worst, apart(unipelt.penalties(model).detach(), 0.01 * total))
+
+
+@reference(
+    "lt_sft",
+    by="formula",
+    against="x W + x (M D), M by sorting |D| of all layers when the first phase ends, Ansell et al. 2022",
+)
+def _lt_sft() -> float:
+    method = library("lt_sft", at="attn.q", kept=0.1, first=0.5)
+    worst = by_formula(method, lambda s: s.h + torch.einsum("bti,io->bto", s.x, s.M * s.D))
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.apply(model, method)
+    small.randomise(model)
+    model.train()
+    own = {n: t for n, t in unipelt.state_dict(model).items() if n.endswith(".D")}
+    before = torch.stack(list(own.values())).detach().clone()
+    for progress in (0.2, 0.4):
+        unipelt.progress(model, progress)
+        unipelt.after_step(model)
+        assert torch.equal(torch.stack(list(own.values())), before), "nothing is chosen in the first phase"
+    unipelt.progress(model, 0.5)
+    unipelt.after_step(model)
+    n = small.LAYERS * math.ceil(0.1 * 32 * 32)
+    kept = torch.zeros_like(before).flatten()
+    kept[before.flatten().abs().argsort(descending=True)[:n]] = 1
+    for step in range(2):  # the second time nothing is chosen anew
+        masks = [t for m in model.modules() if isinstance(m, Edit) for k, t in m.tensors().items() if k == "M"]
+        assert torch.equal(torch.stack(masks).flatten(), kept)
+        assert bool((torch.stack(list(own.values())) == (0 if step == 0 else 0.3)).all())
+        with torch.no_grad():
+            for t in own.values():
+                t.fill_(0.3)
+        unipelt.progress(model, 0.8)
+        unipelt.after_step(model)
+    return worst

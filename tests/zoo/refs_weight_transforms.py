@@ -208,3 +208,20 @@ def _() -> float:
 def _() -> float:
     config = peft.DeftConfig(r=4, para=True, decomposition_method="qr", target_modules=QV)
     return beside_peft(qv("para", r=4), config, lambda name, state: state[f"{theirs(name)}.deft_P.default"])
+
+
+@reference(
+    "genft",
+    by="formula",
+    against="their generator by torch's linear maps, W as [out, in], Xu et al. 2025 and their code",
+)
+def _genft() -> float:
+    def formula(s: Seen) -> torch.Tensor:
+        F = torch.nn.functional
+        down = lambda x, share, c: F.gelu(F.linear(x, torch.cat([share.T, s.a.T], 0), c))  # noqa: E731
+        up = lambda x, share, e: torch.tanh(F.linear(x, torch.cat([share.T, s.b.T], 1), e))  # noqa: E731
+        rows = up(down(0.5 * s.W.T, s.A1, s.c1), s.B1, s.e1)
+        return s.h + 2 * F.linear(s.x, up(down(rows.T, s.A2, s.c2), s.B2, s.e2))
+
+    method = library("genft", k=5, own=2, s=2.0, ratio=0.5, inner="gelu", outer="tanh", at="attn.q")
+    return by_formula(method, formula)
