@@ -93,7 +93,7 @@ def experts_together() -> Iterator[None]:
                 ExpertsInterface.get_interface = ask  # type: ignore[method-assign]
 
         with ended_by(end):
-            ExpertsInterface.get_interface = together  # type: ignore[method-assign]
+            ExpertsInterface.get_interface = together  # type: ignore[method-assign,assignment]
             yield
 
 

@@ -9,6 +9,14 @@ from unipelt.language.analyse.counts import counts
 
 from .case import Case, holds
 
+#: What a formula calls the layers that have a site.
+_LAYERS = {
+    "L_gate": "ffn.gate",
+    "L_mixer": "mixer",
+    "L_experts": "ffn.experts.down.weight",
+    "L_gated_experts": "ffn.experts.gate.weight",
+}.items()
+
 
 def sizes_of(plan: Any) -> list[dict[str, int]]:
     """What the formulas' sizes are on a model: of each stack its own, with the method's arguments.
@@ -25,9 +33,7 @@ def sizes_of(plan: Any) -> list[dict[str, int]]:
         depth = len(s.blocks)
         cross = depth if any(x.name == "cross" for x in sites) else 0
         values = {**sites[0].sizes, "L": depth if s.main else 0, "L_cross": cross, "depth": s.depth}
-        values |= {
-            n: len({x.layer for x in sites if x.name == at}) for n, at in (("L_gate", "ffn.gate"), ("L_mixer", "mixer"))
-        }
+        values |= {n: len({x.layer for x in sites if x.name == at}) for n, at in _LAYERS}
         values |= {f"L_{s.name}": depth} if s.name else {}
         values |= {n: v for n, v in plan.method.arguments.items() if isinstance(v, int)}
         found.append(values)
