@@ -182,6 +182,24 @@ def test_a_change_is_seen(method: str, change: Callable[[nn.Module], None], as_e
     assert torch.equal(after, as_ever(m, **step(m))) and not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("data", (False, True), ids=("in place", "other data"))
+@pytest.mark.parametrize("method", ("unipelt_apl_causal", "mam", "lora"))
+def test_a_change_of_each_tensor_is_seen(method: str, data: bool, as_ever: Callable) -> None:
+    m = adapted(method)
+    own = [p for n, p in m.named_parameters() if "unipelt" in n and ("layers.1." in n or "layers" not in n)]
+    assert len(own) > 3
+    for t in own:
+        # with one token there is one key, and queries change nothing
+        before = [small.output(m, **given) for given in [small.inputs(), step(m)] * 3][-2]
+        with torch.no_grad():
+            if data:
+                t.data = t * 0.5 + 0.1
+            else:
+                t.mul_(0.5).add_(0.1)
+        assert torch.equal(small.output(m, **step(m)), as_ever(m, **step(m)))
+        assert torch.equal(after := small.output(m), as_ever(m)) and not torch.equal(after, before)
+
+
 def test_gradients_flow_after_passes_without_any() -> None:
     m = adapted("unipelt_apl_causal")
     for _ in range(3):

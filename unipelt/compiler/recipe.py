@@ -135,7 +135,7 @@ def _recipe(
     code = (arguments, tuple(map(str, lines)), tuple(ends))
     viewed = {n for n in own if any(re.search(turned(names[n]), t) for t in (*code[1], *ends))}
     if not folded:
-        return Recipe(source, reads, besides, own, compiled(source), *code, draws=draws, computed=frozenset(viewed))
+        return Recipe(source, reads, besides, own, compiled(source), *code, draws=draws, computed=viewed)
     computed = set().union(*(words(line.text) for line in fixed))
     read |= computed
     every = tuple(n for n in names if names[n] in read and n in labels)
@@ -149,7 +149,7 @@ def _recipe(
         *code,
         compiled(first, "fold"),
         draws,
-        frozenset(n for n in every if names[n] in computed),
+        viewed.union(n for n in every if names[n] in computed),
     )
 
 
