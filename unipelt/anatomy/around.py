@@ -51,8 +51,8 @@ def _tokens(t: Trial, s: Site) -> str:
     if "token" not in s.kind.h.axes:
         return ""
     stack = next((k for k in t.sites.stacks if k.name == s.tokens), None)
-    if stack is None:
-        return f"the map has no stack `{s.tokens}`"
+    if stack is None:  # tokens that come from outside of the map, as a text's into a model of pictures
+        return "" if s.kind.tokens else f"the map has no stack `{s.tokens}`"
     asked = (s.block,) if s.block in stack.blocks and s.causal else stack.blocks  # a block without attention sees none
     known = [sees for b in asked if (sees := t.sees.get(t.path(b))) is not None]
     if not known or any(known) != s.causal or not (t.sites.anatomy or any(known)):

@@ -153,6 +153,8 @@ def _by_name(a: Asked, name: str, found: Inputs) -> Any:
         return a.ones(1, length)
     if name.endswith(("_ids", "task_inputs")):
         return a.ids(a.tokens)
+    if name == "encoder_hidden_states":
+        return a.real(1, a.tokens, a.number(a.width, "cross_attention_dim", "encoder_hidden_size"))
     if name.endswith(("embeds", "hidden_states")):
         return a.real(1, a.tokens, a.width)
     if name.endswith(("input_features", "audio_mel")):
@@ -393,11 +395,14 @@ def _decisions(a: Asked) -> Iterator[Inputs]:
 
 
 def _plain(a: Asked) -> Iterator[Inputs]:
-    """What the first parameters fit: the same for every argument that must be given."""
+    """What the first parameters fit: the same for every argument that must be given, but those whose names say more."""
     names = a.required or list(a.parameters)[:1]
     for leaf in a.leaves():
         for t in _fits(a, leaf):
-            yield {n: t for n in names}
+            told = {n: made for n in names[1:] if (made := _by_name(a, n, {names[0]: t})) is not None}
+            if told:
+                yield {**dict.fromkeys(names, t), **told}
+            yield dict.fromkeys(names, t)
 
 
 def _fits(a: Asked, leaf: nn.Module) -> Iterator[torch.Tensor]:

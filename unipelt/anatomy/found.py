@@ -100,13 +100,8 @@ def found(
         sites += mine
     if whole is not None and len(stacks) > 1 and sites:
         sites += projectors(whole, stacks, root, dict(sites[0].sizes))
-    named = {k.name for k in stacks}
-    unread = {
-        s.full_name: f"the map has no stack `{s.tokens}`, whose tokens it reads" for s in sites if s.tokens not in named
-    }
-    sites = [_without(s, unread) for s in sites if s.full_name not in unread]
     have, labels = {s.full_name for s in sites}, {s.label for s in sites}
-    refused = unread
+    refused: dict[str, str] = {}
     for n, by_block in missing.items():  # in every block, or in those that are named
         if n not in have:
             refused[n] = next(iter(by_block.values()))
@@ -118,12 +113,6 @@ def found(
         model,
         base,
     )
-
-
-def _without(s: Site, refused: Mapping[str, str]) -> Site:
-    """A site without the maps that are no sites, which forms could call there."""
-    tower = s.full_name.removesuffix(s.name)
-    return replace(s, bases={n: v for n, v in s.bases.items() if f"{tower}{n}" not in refused})
 
 
 def _inside(r: Recording, tower: Tower, sums: Mapping[Call, Added] | None = None) -> _Inside | None:

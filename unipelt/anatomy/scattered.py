@@ -34,7 +34,7 @@ def scattered(model: nn.Module, r: Recording) -> list[tuple[Tower, Mapping[Call,
         calls = tuple(sorted(sums, key=lambda c: c.start))
         if len(calls) > 1:
             depth = sum(r.times[c.path] for c in calls)
-            found.append((Tower(path, calls, depth, taker(calls[0], first)), sums))
+            found.append((Tower(path, calls, depth, taker(calls, first)), sums))
     return sorted(found, key=lambda f: f[0].calls[0].start)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -50,7 +51,7 @@ def towers(model: nn.Module, r: Recording) -> list[Tower]:
         if not blocks:
             continue
         calls = sorted((first[b] for b in blocks), key=lambda c: c.start)
-        found.append(Tower(path, tuple(calls), sum(times[b] for b in blocks), taker(calls[0], first)))
+        found.append(Tower(path, tuple(calls), sum(times[b] for b in blocks), taker(calls, first)))
     return sorted(found, key=lambda t: t.calls[0].start)
 
 
@@ -79,12 +80,19 @@ def elements_of(module: nn.Module, path: str, called: dict[str, Call]) -> list[s
 
 
 def _blocks(model: nn.Module, r: Recording, path: str, called: dict[str, Call]) -> list[str]:
-    """The blocks of a list: its elements, or what lies in lists within them where an element is a stage or only holds another list."""
+    """The blocks of a list: its elements, or what lies in lists within them where an element is a stage or only holds another list.
+    An element that adds what came in to what a list of blocks within it makes of that is not itself the block."""
     elements = elements_of(model.get_submodule(path), path, called)
     inner = [
         [b for p in outermost_lists(model.get_submodule(e), e, called) for b in _blocks(model, r, p, called)]
         for e in elements
     ]
+    around = [
+        _sums(r, called[e]) and bool(found) and all(_sums(r, called[b]) for b in found)
+        for e, found in zip(elements, inner)
+    ]
+    if any(around):
+        return [b for e, found, held in zip(elements, inner, around) for b in (found if held else [e])]
     stages = any(_resizes(called[e]) for e in elements) and not any(_sums(r, called[e]) for e in elements)
     if elements and all(inner) and (stages or all(_only_holds(model.get_submodule(e)) for e in elements)):
         return [b for found in inner for b in found]
@@ -111,10 +119,11 @@ def _only_holds(module: nn.Module) -> bool:
     return isinstance(inside[0], _LISTS) and len({type(m) for m in children(inside[0]).values()}) == 1
 
 
-def taker(call: Call, first: dict[str, Call]) -> str:
-    """The innermost module around a tower that takes tokens, pictures or sound; else the one that calls it."""
-    for path in reversed(call.outer):
+def taker(calls: Sequence[Call], first: dict[str, Call]) -> str:
+    """The innermost module around a tower that takes tokens, pictures or sound; else the one around all its blocks."""
+    outer = [p for p in calls[0].outer if all(p in c.outer for c in calls)]
+    for path in reversed(outer):
         taken = inspect.signature(first[path].module.forward).parameters
         if any(n in taken for n in _TAKES):
             return path
-    return call.outer[-1] if call.outer else ""
+    return outer[-1] if outer else ""
