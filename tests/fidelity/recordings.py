@@ -31,8 +31,8 @@ def summary(results: list[tuple[str, float, float, str]]) -> str:
         return f"fidelity: {COUNT} recordings were not run: UNIPELT_FIXTURES is not set"
     explained = {name for name, _, _, why in results if why}
     return (
-        f"fidelity: {len({name for name, *_ in results})} of {COUNT} recordings compared ({len(explained)} with an "
-        f"explained difference of method or call), the others belong to later work; largest error of an output "
-        f"{max((r[1] for r in results), default=0):.1e}, of a gradient {max((r[2] for r in results), default=0):.1e} of "
-        f"its largest entry"
+        f"fidelity: {len({name for name, *_ in results})} of {COUNT} recordings compared in tests/fidelity ({len(explained)} "
+        f"with an explained difference of method or call), the others by the references in tests/zoo; largest error of an "
+        f"output {max((r[1] for r in results), default=0):.1e}, of a gradient "
+        f"{max((r[2] for r in results), default=0):.1e} of its largest entry"
     )
