@@ -34,7 +34,7 @@ def folder() -> Path | None:
         return Path(named)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unipelt"
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # no home folder is known
         return None
 
 
