@@ -11,10 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..report.diagnostics import PeltError, counted, error, instead, put
-from ..types.fitting import EXAMPLES, PARAM_TYPES, as_float, fits, misfit
+from ..types.fitting import EXAMPLES, PARAM_TYPES, as_float, fits, misfit, words_of
 from ..library import title
 from .names import Names
-from ..types.initialisers import INITIALISERS
 from ..types.primitives import PRIMITIVES
 from ..syntax.printer import to_text
 from ..report.texts import inside
@@ -134,7 +133,7 @@ def fitting(value: Expr, type_: str) -> dict[str, Any]:
         and type_ in ("int", "float")
     ):
         return {"help": f"write {value.value}, without quotes", "edits": put(value.value, value.span)}
-    known = {"activation": [n for n, p in PRIMITIVES.items() if p.elementwise], "init": [*INITIALISERS]}.get(type_)
+    known = words_of(type_)
     name = value.function if isinstance(value, Apply) else value
     if known and isinstance(name, Name):
         return instead(name.id, known, name.span, f"known: {', '.join(known)}")

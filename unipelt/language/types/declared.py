@@ -316,10 +316,11 @@ class Declared:
             return word
         return replace(word, name=param.default.id) if isinstance(param.default, Name) else word
 
-    def _distribution(self, e: Expr) -> Distribution | None:
-        if isinstance(e, Name) and e.id in self.params and self.params[e.id].type == "init":
+    def _distribution(self, e: Expr, argument: bool = False) -> Distribution | None:
+        """What a start is drawn from. Within an ``argument`` no name is a parameter: in `zeros: init = zeros` the second is the word."""
+        if not argument and isinstance(e, Name) and e.id in self.params and self.params[e.id].type == "init":
             default = self.params[e.id].default
-            return self._distribution(default) if default is not None else None
+            return self._distribution(default, argument=True) if default is not None else None
         name = e.function if isinstance(e, Apply) else e
         args = tuple(a.value for a in e.args) if isinstance(e, Apply) else ()
         if isinstance(e, Number):

@@ -96,11 +96,18 @@ def as_float(expr: Expr) -> Expr:
     return replace(expr, value=float(expr.value)) if isinstance(expr, Number) else expr
 
 
+def words_of(type_: str) -> tuple[str, ...]:
+    """The words of the language that are arguments of that type."""
+    if type_ == "activation":
+        return tuple(name for name, p in PRIMITIVES.items() if p.elementwise)
+    return tuple(INITIALISERS) if type_ == "init" else ()
+
+
 def misfit(expr: Expr | None, type_: str) -> str:
     """Which item of a list is at fault, or which name may have been meant; no text otherwise."""
     named = expr.function if isinstance(expr, Apply) else expr
-    if isinstance(named, Name) and type_ in ("activation", "init"):
-        return near(named.id, INITIALISERS if type_ == "init" else [n for n, p in PRIMITIVES.items() if p.elementwise])
+    if isinstance(named, Name) and (words := words_of(type_)):
+        return near(named.id, words)
     if not isinstance(expr, ListOf) or type_ not in NUMERIC:
         return ""
     for n, item in enumerate(expr.items, 1):
@@ -124,11 +131,9 @@ def fits(expr: Expr, type_: str) -> bool:
         return isinstance(expr, (Compare, Choose)) or (isinstance(expr, Name) and expr.id in ("true", "false"))
     if type_ == "string":
         return isinstance(expr, String)
-    if type_ == "activation":
-        return isinstance(expr, Name) and expr.id in PRIMITIVES and PRIMITIVES[expr.id].elementwise
-    if type_ == "init":
-        name = expr.function if isinstance(expr, Apply) else expr
-        return isinstance(name, Name) and name.id in INITIALISERS
+    if words := words_of(type_):
+        name = expr.function if isinstance(expr, Apply) and type_ == "init" else expr
+        return isinstance(name, Name) and name.id in words
     if type_ == "scope":
         return isinstance(expr, Name)
     if type_ == "adapters":
