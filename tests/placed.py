@@ -19,6 +19,7 @@ from unipelt.compiler.drawn import SEED
 from unipelt.compiler.module import torch_source
 from unipelt.compiler.recipe import GRID
 from unipelt.language.sites import TensorType
+from unipelt.language.types.draws import PROGRESS
 from unipelt.language.types.indexing import token_indices
 from unipelt.language.types.typed import TypedRow
 from unipelt.runtime.edits import PLACES, Edit
@@ -116,6 +117,8 @@ def edits(method: Any, kind: str, lowering: bool, **starts: Any) -> list[Placed]
 def both(placed: Placed, other: Any, *args: Any, training: bool) -> None:
     """The literal evaluation of an edit and another way to compute it are equal, with the same numbers drawn."""
     h, given, mask = placed.scope()
+    if training and PROGRESS in placed.edit.needs:
+        given[PROGRESS] = torch.tensor(0.4)
     placed.edit.train(training)
     with drawn_by_torch():
         expected = placed.edit(h, dict(given), mask)
@@ -191,6 +194,7 @@ def _compare(placed: Placed, c: Any) -> None:
             "mask": mask,
             "places": given.get(PLACES),
             "grid": given.get(GRID),
+            "progress": given.get(PROGRESS, torch.ones(())),
             **(given[ENTERED].names if ENTERED in given else {}),
             **{n.replace(".", "_"): b for n, b in e.bases.items()},
         }

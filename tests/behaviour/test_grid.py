@@ -68,3 +68,10 @@ def test_cells_are_counted(record_property):
     record_property("figure", f"grid: {len(METHODS)} methods x {len(MODELS)} models x {len(PROPERTIES)} properties: {len(CELLS)} "
                     f"cells filled ({len(set(TRIED))} of them tried here), {total - len(CELLS)} blank, each with its reason")  # fmt: skip
     assert GRID["counts"] == count
+
+
+@pytest.mark.parametrize("name", ["gradients", "side by side"])
+def test_what_a_row_reads_in_training_alone_rests_outside_it(name, bases):
+    case = Case(named("loca"), "llama", bases)
+    assert {n.rsplit(".", 1)[1] for n in case.resting} == {"a", "b"}
+    PROPERTIES[name](case)

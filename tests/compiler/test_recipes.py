@@ -99,6 +99,7 @@ PRINTED = {
     "some tokens": "method m { tokens first 2 modify ffn insert parallel form { b: [d_out] ~ zeros delta = b } compose add }",
     "numbers of tokens": "method m { modify embed.words form { A: [9, d_out] ~ zeros delta = A[positions] } compose h + delta }",
     "a picture": "method m { modify ffn insert parallel form { K: [3, 3, d_in] ~ normal(0.3) delta = conv2d(z, K) } compose add }",
+    "how far training has come": "method m { modify ffn insert parallel form { b: [d_out] ~ zeros delta = b * (2 - progress) } compose add }",
     "a weight": "method m { modify attn.q.weight form { A: [d_in, d_out] ~ zeros delta = W @ (A.T @ A) } compose add }",
 }  # fmt: skip
 

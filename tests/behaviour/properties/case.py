@@ -88,8 +88,8 @@ class Case:
 
     @cached_property
     def resting(self) -> set[str]:
-        """Trained tensors that have a gradient in training alone: what scales noise, which is 0 outside it."""
-        if not any(draws(e.typing) for e in self.plan.edits):
+        """Trained tensors that have a gradient in training alone: what scales noise, which is 0 outside it, or what a row reads there only."""
+        if not any(draws(e.typing) or "training" in e.row.reads for e in self.plan.edits):
             return set()
         m, found = self.bases.get(self.kind, torch.float32, copy_number=1), []
         self.put(m, "resting")
