@@ -172,10 +172,18 @@ def state(m: nn.Module) -> tuple:
 
 
 def smaller(method: Any, n: int) -> Any:
-    """The method with every whole number above 4 that it takes at ``n``; in their proportions, where it needs those."""
+    """The method with every whole number above 4 that it takes at ``n``; in their proportions, where it needs those.
+
+    A number that counts the values which another argument lists stays.
+    """
     from unipelt import PeltError, analyse
 
-    large = {p.name: p.default.value for p in method.params if p.type == "int" and getattr(p.default, "value", 0) > 4}
+    listed = {len(getattr(p.default, "args", ())) for p in method.params}
+    large = {
+        p.name: p.default.value
+        for p in method.params
+        if p.type == "int" and getattr(p.default, "value", 0) > 4 and p.default.value not in listed
+    }
     if not large:
         return method
     found = method(**dict.fromkeys(large, n))

@@ -455,3 +455,17 @@ def test_heads_of_torchs_attention_are_as_computed_by_hand(weights: bool) -> Non
     assert (seen[0] - by_hand).abs().max() <= 1e-5
     unipelt.remove(m, "a")
     assert (m(x) - base).abs().max() <= 1e-6
+
+
+def test_attention_that_is_reordered_and_upcast_computes_what_the_interface_does() -> None:
+    """GPT-2's option: the module multiplies queries and keys itself, in float32."""
+    sizes: Any = dict(n_embd=48, n_layer=2, n_head=4, vocab_size=VOCAB, n_positions=64, bos_token_id=1, eos_token_id=1)
+    own = T.GPT2LMHeadModel(T.GPT2Config(**sizes, reorder_and_upcast_attn=True, attn_implementation="eager")).eval()
+    other = T.GPT2LMHeadModel(T.GPT2Config(**sizes)).eval()
+    other.load_state_dict(own.state_dict())
+    ids = torch.arange(1, 8)[None]
+    before = own(input_ids=ids).logits
+    for m in (own, other):
+        put(m, "prefix_tuning")
+    assert torch.allclose(own(input_ids=ids).logits, other(input_ids=ids).logits, atol=1e-5)
+    assert not torch.allclose(own(input_ids=ids).logits, before, atol=1e-2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from names import name as named
-from small import WIDTH, WORDS, inputs, model, output, randomise, state
+from small import WIDTH, inputs, model, output, randomise, state
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -208,19 +208,6 @@ def test_positions_that_cannot_grow_by_a_prompt(site: str, shape: tuple[int, ...
     assert (
         "[batch, tokens] = [3, 7]" in said and f"not {list(shape)}" in said and "`position_ids` of that shape" in said
     )
-
-
-def test_heads_of_a_model_that_computes_attention_in_a_way_of_its_own() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    sizes: Any = dict(
-        n_embd=WIDTH, n_layer=1, n_head=4, vocab_size=WORDS, n_positions=16, bos_token_id=1, eos_token_id=1
-    )
-    m = GPT2LMHeadModel(GPT2Config(**sizes, reorder_and_upcast_attn=True, attn_implementation="eager")).eval()
-    before = state(m)
-    said = refused("E0547", unipelt.apply, m, unipelt.load(named("prefix_tuning")))
-    assert "reorder_and_upcast_attn" in said and 'set_attn_implementation("sdpa")' in said and state(m) == before
-    unipelt.apply(m, LORA)  # which is not at the heads
 
 
 # ---------------------------------------------------------------- other models in the process

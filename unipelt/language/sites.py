@@ -126,8 +126,8 @@ class SiteSignature:
 
     @property
     def is_weight(self) -> bool:
-        """Whether h is a weight of the base, which no token passes."""
-        return "token" not in self.h.axes
+        """Whether h is a weight of the base, which no example and no token passes."""
+        return not self.h.axes & {"batch", "token"}
 
     @property
     def has_weight(self) -> bool:

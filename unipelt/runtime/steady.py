@@ -63,7 +63,7 @@ class Steady:
                 self._hooks += [module._forward_hooks, module._forward_pre_hooks]
         for n in names:
             t: Any = next((home[n] for home in homes if home.get(n) is not None), None)
-            if type(t) not in (torch.Tensor, nn.Parameter) or t.is_inference():
+            if type(t) not in (torch.Tensor, nn.Parameter) or t.is_inference() or t.is_meta:
                 return False
             self.device = t.device.type
             if n in computed and id(t) not in self._met:

@@ -170,7 +170,7 @@ def _positions(call: Call, layout: Layout, own_positions: Callable[[Call], torch
     if (
         position.dim() not in (2, 3)
         or position.shape[-1] != layout.shape[1]
-        or position.shape[-2] not in (1, layout.shape[0])
+        or position.shape[-2] not in ((1,) if position.dim() == 2 else ()) + layout.shape[:1]
     ):
         raise error("E0545", f"a prompt needs a position for each token, [batch, tokens] = {list(layout.shape)}, not {list(position.shape)}",
                     help="give `position_ids` of that shape, or none")  # fmt: skip
