@@ -42,6 +42,12 @@ def features(module: nn.Module) -> tuple[int, int] | None:
     return found if all(type(n) is int for n in found) and not children(module) else None  # type: ignore[return-value]
 
 
+def without_weight(module: nn.Module) -> tuple[int, int] | None:
+    """(d_in, d_out) of a map that keeps codes and no weight, as GPTQ's and AWQ's do; None for any other module."""
+    coded = any(b is not None and b.dtype not in PLAIN for b in module._buffers.values())
+    return features(module) if coded and "weight" not in module._parameters else None
+
+
 def whole_shape(module: nn.Module, name: str, own: torch.Tensor) -> tuple[int, ...]:
     """The shape of what a module's parameter ``own`` stands for: codes may be packed."""
     if is_quantised(own):

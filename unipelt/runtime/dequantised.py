@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME, base_modules, children
-from ..anatomy.quantised import PLAIN, features, is_quantised, plain_dtype, unreadable, values
+from ..anatomy.quantised import is_quantised, plain_dtype, unreadable, values, without_weight
 from ..compiler.hosting import Parameter
 from ..compiler.trained import parameters_of
 
@@ -20,8 +20,7 @@ from ..compiler.trained import parameters_of
 def refuse_unreadable(model: nn.Module) -> None:
     """`PeltError` (E0565) where a module keeps its weight as codes that are no parameter, which nobody here can read."""
     for _, module in base_modules(model):
-        coded = any(b is not None and b.dtype not in PLAIN for b in module._buffers.values())
-        if features(module) is not None and "weight" not in module._parameters and coded:
+        if without_weight(module) is not None:
             raise unreadable(module, "weight")
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy.base import base_of, base_parameters
+from ..anatomy.base import base_modules, base_of, base_parameters
 from ..anatomy.find import find
-from ..anatomy.quantised import is_quantised, whole_shape
+from ..anatomy.quantised import is_quantised, whole_shape, without_weight
 from ..compiler.labels import labels_of_base
 from ..compiler.plan import Plan
 from ..language.report.diagnostics import error
@@ -81,6 +81,10 @@ def fingerprint(model: nn.Module, state: Mapping[str, torch.Tensor] | None = Non
             flat = whole(merged.get(f"{prefix}{n}", kept).detach()).reshape(-1)
             index = torch.linspace(0, flat.numel() - 1, min(4, flat.numel()), dtype=torch.float64).long()
             samples[n] = [float(f"{v:.6g}") for v in flat[index.to(flat.device)].float().tolist()]
+    # maps that keep codes and no weight stand for one, too
+    coded = [f"{n}.weight:{list(map_[::-1])}" for n, m in base_modules(base) if (map_ := without_weight(m)) is not None]
+    coded = [s for s in coded if not f"{prefix}{s}".startswith(head)]
+    shapes = sorted([*shapes, *coded], key=lambda s: s.partition(":")[0]) if coded else shapes
     return {
         "class": type(base).__name__,
         "model_type": getattr(config, "model_type", ""),
