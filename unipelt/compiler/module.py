@@ -331,7 +331,7 @@ class _Class:
             case "choice" | "permutation" if len(shape) == 1:
                 return [], f"torch.randperm({args[0]})[:{whole}]", ""
             case "identity":
-                return [], f"torch.eye({', '.join(sizes)}).expand({whole}).clone()", ""
+                return [], f"torch.eye({', '.join(sizes[-2:])}).expand({whole}).clone()", ""
             case "orthogonal" if len(shape) == 2:
                 return [], f"nn.init.orthogonal_({empty})", ""
         return [], zeros, f"starts as {to_text(t.declaration.start)}: copy that in"
