@@ -192,6 +192,7 @@ def test_beside_a_library_that_has_a_forward_of_its_own(first: str) -> None:
     else:
         m = add_hook_to_module(model("bert"), counts)
         unipelt.apply(m, unipelt.parse(METHODS["rows"].format(words="embed.words")))
+        counts.calls = 0  # sites are searched by passes of the model as it is
     assert torch.equal(ask(m, "rows"), wanted) and counts.calls == 1
     assert torch.equal(ask(m.forward, "rows"), wanted) and counts.calls > 1
     before, plain = counts.calls, ask(model("bert"), "")
