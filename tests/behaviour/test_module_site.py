@@ -246,10 +246,21 @@ def test_one_tensor_for_all_modules_of_an_expression() -> None:
     assert other.counts.trained == 8 * 3 + 16 * 3 + 3 * (16 + 4)  # one for each size
 
 
+class OtherWidths(nn.Module):
+    """torch's attention whose keys and values have a width of their own, so that its maps are no columns of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, kdim=4, vdim=4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(x, x[..., :4], x[..., :4])[0]
+
+
 @pytest.mark.parametrize("pattern, model, code, said", [
     ("nope", ResNet, "E0528", "`norm1`"), ("mx", ResNet, "E0528", "`mix`"),
     (".*", ResNet, "E0529", "`stem`, a Conv2d"), ("layers", encoder, "E0529", "holds other modules"),
-    (r".*out_proj", encoder, "E0529", "never calls it"), ("norm", encoder, "E0529", "no linear map"),
+    (r".*out_proj", OtherWidths, "E0529", "never calls it"), ("norm", encoder, "E0529", "no linear map"),
 ], ids=lambda v: getattr(v, "__name__", v))  # fmt: skip
 def test_what_fits_no_module_or_a_wrong_one_is_refused(
     pattern: str, model: Callable[[], nn.Module], code: str, said: str
