@@ -550,7 +550,7 @@ def test_the_cosine_transform_is_that_of_sums_of_cosines_and_keeps_lengths() -> 
         bases = []
         for n in sizes:
             k, p = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-            bases.append(torch.cos(math.pi * k * (2 * p + 1) / (2 * n)) * ((2 - 1.0 * (k == 0)) / n).sqrt())
+            bases.append(torch.cos(math.pi * k * (2 * p + 1) / (2 * n)) * ((2 - (k == 0).double()) / n).sqrt())
             assert torch.allclose(bases[-1] @ bases[-1].T, torch.eye(n, dtype=torch.float64))
         wanted = bases[0].T @ X @ bases[1]
         assert torch.allclose(value_of("idct2(X)", X=Named(X)).data, wanted, rtol=0, atol=1e-12)

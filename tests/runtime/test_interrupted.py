@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from small import model, output, state
 from transformers.modeling_utils import AttentionInterface
 
 import unipelt
-from unipelt.anatomy.calls import calls
+from unipelt.anatomy import calls
 from unipelt.anatomy.evaluating import evaluating
 from unipelt.anatomy.find import find
 from unipelt.runtime import attach, save_merged
@@ -41,7 +42,7 @@ def test_a_look_at_a_model_leaves_its_modes_hooks_and_attention_as_they_were() -
     sites, before, ask = find(m), [x.training for x in m.modules()], AttentionInterface.get_interface
 
     def look() -> None:
-        with evaluating(m), calls(m, sites):
+        with evaluating(m), calls.calls(m, sites):
             pass
 
     passed = lines(look, ("anatomy",))
@@ -50,6 +51,9 @@ def test_a_look_at_a_model_leaves_its_modes_hooks_and_attention_as_they_were() -
         assert interrupt(look, at, ("anatomy",))
         assert [x.training for x in m.modules()] == before and AttentionInterface.get_interface is ask, passed[at - 1]
         assert not any(x._forward_pre_hooks for x in m.modules()), passed[at - 1]
+        with ThreadPoolExecutor(1) as other:  # none waits for ever
+            assert other.submit(calls.lock.acquire, timeout=5).result(), passed[at - 1]
+            other.submit(calls.lock.release).result()
 
 
 def test_a_removal_that_is_interrupted_twice_is_finished_by_calling_it_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,20 @@ lock = threading.RLock()
 
 
 @contextmanager
+def _alone() -> Iterator[None]:
+    """Holds the lock. (At the end of a plain `with lock` Ctrl-C could come before it is let go, and every other thread would wait for ever.)"""
+    held: list[bool] = []
+
+    def let_go() -> None:
+        while held:
+            held.pop(), lock.release()
+
+    with ended_by(let_go):
+        held.append(lock.acquire())
+        yield
+
+
+@contextmanager
 def calls(model: nn.Module, sites: SiteMap) -> Iterator[Counter[str]]:
     """Counts the calls of the modules that edits hang on, by path, and those of attention functions, by ``attention:`` and path."""
     found: Counter[str] = Counter()
@@ -53,7 +67,7 @@ def interface_watched(call: Callable[[Any, Callable, tuple, dict[str, Any]], Any
     from transformers.modeling_utils import AttentionInterface
 
     mine = threading.get_ident()
-    with lock:
+    with _alone():
         ask = AttentionInterface.get_interface
 
         def watched(self: Any, implementation: str, default: Callable) -> Callable:
@@ -81,7 +95,7 @@ def experts_together() -> Iterator[None]:
         yield
         return
     mine = threading.get_ident()
-    with lock:
+    with _alone():
         ask = ExpertsInterface.get_interface
 
         def together(self: Any, implementation: str, default: Callable) -> Callable:
