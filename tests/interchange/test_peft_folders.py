@@ -96,8 +96,8 @@ FOLDERS: dict[str, tuple[str, Any, set[str]]] = {
     "prefix": ("llama", lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=L), {"attn.heads"}),
 }  # fmt: skip
 
-#: What comes in, and is refused on the way out: recognition does not see through a series of a given length, and a seed is not kept.
-ONLY_IN = {"oft by Neumann's series", "fourierft of another seed"}
+#: What comes in, and is refused on the way out: a seed is not kept.
+ONLY_IN = {"fourierft of another seed"}
 
 #: What training leaves skew: it starts at 0, and its gradients are skew.
 SKEW = "boft_R.default"
@@ -153,6 +153,7 @@ def of_ours(m: torch.nn.Module, name: str) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("kernel")
+@pytest.mark.filterwarnings("ignore:The cayley-neumann parameterization:UserWarning")  # said of every such folder of any version
 @pytest.mark.parametrize("name", FOLDERS)
 def test_in_and_out(name: str, tmp_path: Path) -> None:
     """The same outputs, the same bits in the folder that is written, and peft opens it."""

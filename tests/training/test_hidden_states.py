@@ -95,7 +95,9 @@ def test_what_is_above_does_not_run(bert: str, intents: str, monkeypatch: pytest
     for layer in (0, 1, 2):
         ran.clear()
         features(layer, intents, opening=Opening(model=bert), options=SHORT, split="test", batch_size=1)
-        assert [*Counter(ran).values()] == [rows] * layer
+        passes = sorted(Counter(ran).values(), reverse=True)
+        searched = min(passes) - (rows if layer == 2 else 0)  # sites are searched by a few passes of the whole model
+        assert searched < 4 and passes == [rows + searched] * layer + [searched] * (2 - layer)
 
 
 def test_a_method_names_the_blocks_that_it_leaves_alone(bert: str, intents: str, tmp_path: Path) -> None:
