@@ -153,7 +153,9 @@ def of_ours(m: torch.nn.Module, name: str) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.filterwarnings("ignore:The cayley-neumann parameterization:UserWarning")  # said of every such folder of any version
+@pytest.mark.filterwarnings(
+    "ignore:The cayley-neumann parameterization:UserWarning"
+)  # said of every such folder of any version
 @pytest.mark.parametrize("name", FOLDERS)
 def test_in_and_out(name: str, tmp_path: Path) -> None:
     """The same outputs, the same bits in the folder that is written, and peft opens it."""

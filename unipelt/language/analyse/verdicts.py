@@ -76,7 +76,9 @@ def _of_members(name: str, verdict: Verdict, t: TypedRow) -> Verdict:
 
 def _beside(verdict: Verdict, row: Row, others: Sequence[TypedRow]) -> Verdict:
     """A "no" of a row, unless what the other rows do may leave nothing of it to be seen."""
-    picks = any((e := entry_of(n)) is not None and e.picks for n in calls_at(row, verdict.span))
+    picks = verdict.span in [c.span for c in row.tokens or ()] or any(
+        (e := entry_of(n)) is not None and e.picks for n in calls_at(row, verdict.span)
+    )
     for o in others:
         if not o.site.is_weight and _passes_nothing_on(o):
             return Verdict(
