@@ -39,19 +39,10 @@ def are_brought(model: nn.Module) -> bool:
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A model that has some of its weights, without any: a copy on the meta device, which no hook brings weights to. Its modules are
-    new, its sizes and paths are not."""
+    """A model that has some of its weights, without any: a copy on the meta device. Its modules are new, its sizes and paths are not."""
     held = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {}
     for t in held:
         empty = torch.empty_like(t, device="meta")
         memo[id(t)] = nn.Parameter(empty, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else empty
-    empty_one = copy.deepcopy(model, memo)
-    for m in empty_one.modules():
-        own = vars(m)
-        if own.pop("_hf_hook", None) is not None:
-            forward = own.pop("_old_forward", None)
-            own.pop("forward", None)
-            if getattr(forward, "__func__", forward) is not type(m).forward and forward is not None:
-                m.forward = forward
-    return empty_one
+    return copy.deepcopy(model, memo)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten
 
 from .axes import axes
 from .base import base_modules, base_parameters
+from .brought import are_brought
 from .calls import experts_together, interface_watched
 from .evaluating import evaluating
 from .interrupts import ended_by
@@ -257,6 +258,11 @@ class _Mode(TorchDispatchMode):
         self.holders: dict[str, set[str]] = {}
         for n, p in base_parameters(model):
             self.holders.setdefault(self.first.setdefault(self.key(p), n), set()).add(n.rpartition(".")[0])
+        #: What accelerate brings: by each path of a parameter, its first. The tensor that stands there now is put away meanwhile.
+        self.brought: dict[str, str] = {}
+        if are_brought(model):
+            self.brought = {n: self.first[self.key(p)] for n, p in base_parameters(model)}
+            self.r.kept.append([p for _, p in base_parameters(model)])
 
     def key(self, t: torch.Tensor) -> Key:
         return id(t) << 10 | self.versions[id(t)]
@@ -275,6 +281,8 @@ class _Mode(TorchDispatchMode):
         if name == "constant_pad_nd" and made[0].shape == given[0].shape:  # by nothing
             name = "clone"
         self.keep(given)
+        if self.brought:
+            self.know_brought()
         ins = [self.key(t) for t in given]
         for read in {self.first[i] for i in ins if i in self.first}:
             self.read(read)
@@ -313,6 +321,15 @@ class _Mode(TorchDispatchMode):
             step.weight = whole[-1] if whole and len(weights) < len(ins) else ""
         r.steps.append(step)
         return out
+
+    def know_brought(self) -> None:
+        """Names the parameters that accelerate has brought to the modules that run: they are other tensors than those before the pass."""
+        for call in self.stack:
+            for n, p in call.module._parameters.items():
+                path = f"{call.path}.{n}" if call.path else n
+                if p is not None and path in self.brought and (key := self.key(p)) not in self.of_weight:
+                    self.r.kept.append(p)
+                    self.of_weight[key], self.first[key] = path, self.brought[path]
 
     def read(self, parameter: str) -> None:
         running = [c.path for c in reversed(self.stack)] or [""]

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from ..language.report.diagnostics import PeltError
 from .base import base_modules
-from .brought import are_brought, lacks_weights, on_meta
+from .brought import lacks_weights, on_meta
 from .examples import Inputs, examples, first_that_runs
 from .found import found
 from .record import Recording, record
@@ -29,16 +29,12 @@ NOT_REACHED = "no pass reached it: give `example={…}` that does"
 
 def search(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | None = None) -> tuple[SiteMap, Inputs]:
     """The map of a model's sites, and the inputs that showed it, as `_searched` has them. A model that has some of its weights
-    only, so that no pass goes from one device to the other, is searched without any; so is one whose weights are brought, where the
-    passes did not show any site."""
+    only, so that no pass goes from one device to the other, is searched without any."""
     try:
-        sites, inputs = _searched(model, base, prefix, example)
+        return _searched(model, base, prefix, example)
     except PeltError:
         if not lacks_weights(model) or all(p.is_meta for p in model.parameters()):
             raise
-    else:
-        if sites.sites or not are_brought(model):
-            return sites, inputs
     empty = on_meta(model)
     example = tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, example)
     return _searched(empty, empty.get_submodule(prefix), prefix, example)
