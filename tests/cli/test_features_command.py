@@ -28,7 +28,9 @@ def test_mistakes(bert, intents, tmp_path):
     assert "error[E0785]" in call("features", 9, "--model", bert, *data, code=1)[1]
     assert "error[E0757]" in call("features", 1, *data, code=1)[1]
     assert "error[E0613]" in call("features", 1, "--model", tmp_path / "none", *data, code=1)[1]
-    call("features", 1, "--model", bert, *data, "--pool", "max", code=2)
+    assert (
+        "is one of mean, first, last, none" in call("features", 1, "--model", bert, *data, "--pool", "max", code=2)[1]
+    )
     (tmp_path / "x.safetensors").write_text("mine")
     assert "error[E0611]" in call("features", 1, "--model", bert, *data, code=1)[1]
     assert [f.name for f in tmp_path.iterdir()] == ["x.safetensors"]

@@ -85,6 +85,7 @@ def test_what_peft_has_not_goes_as_two_factors(tmp_path: Path) -> None:
     assert config["peft_type"] == "LORA" and config["r"] == 3
     for wrong in (["--as", "lora"], ["--to", "peft", "--rank", 3], ["--to", "peft", "--as", "ia3"]):
         call("export", tmp_path / "ours", "-m", tmp_path / "base", "-o", tmp_path / "x.onnx", *wrong, code=2)
+    assert "did you mean `peft`?" in call("export", *here, "--to", "pefft", code=2)
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from ..language.report.diagnostics import error
-from ..training.options import Opening, check
+from ..training.options import Opening, check, one_of
 from .options import AllowFuture, AsJson, Folder
 from .output import emit, say
 
@@ -25,6 +25,8 @@ OPENS = {
     "peft": "PeftModel.from_pretrained(base, {!r}) opens it", "adapters": "model.load_adapter({!r}) of `adapters` opens it",
     "gguf-lora": "`llama-cli -m base.gguf --lora {}` reads it",
 }  # fmt: skip
+#: What `export` writes.
+WRITTEN = ("onnx", *OPENS)
 
 
 def import_(
@@ -95,9 +97,10 @@ def export(
         ),
     ],
     to: Annotated[
-        Literal["onnx", "peft", "adapters", "gguf-lora"],
+        str,
         typer.Option(
-            help="What to write: the model with the adapter, or the adapter alone for peft, AdapterHub's `adapters` or llama.cpp."
+            metavar=f"<{'|'.join(WRITTEN)}>",
+            help="What to write: the model with the adapter, or the adapter alone for peft, AdapterHub's `adapters` or llama.cpp.",
         ),
     ] = "onnx",
     task: Annotated[
@@ -129,6 +132,7 @@ def export(
 ) -> None:
     """Write a saved adapter with its model as an ONNX file, compared with the model by onnxruntime; or the adapter for peft or AdapterHub."""
     check(opening)
+    one_of("to", to, WRITTEN)
     _check_as(to, as_, rank)
     if serving and to != "peft":
         raise typer.BadParameter("--serving goes with `--to peft`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -28,9 +28,10 @@ def features(
         typer.Option(help="Of an adapter's model: behind how many blocks. Default: behind all, and the last norm."),
     ] = None,
     pool: Annotated[
-        Literal["mean", "first", "last", "none"],
+        str,
         typer.Option(
-            help="One vector for each row: the mean of its tokens, the first or the last; none: one for each token."
+            metavar="<mean|first|last|none>",  # the words of `states.Pool`, which needs torch
+            help="One vector for each row: the mean of its tokens, the first or the last; none: one for each token.",
         ),
     ] = "mean",
     split: Annotated[str | None, typer.Option(help="train, validation or test; default: all.")] = None,
@@ -53,7 +54,7 @@ def features(
 
     with ExitStack() as bars:
         found = states_of(
-            what, data, opening=opening, options=task, layer=layer, pool=pool, split=split, batch_size=batch_size, say=say,
+            what, data, opening=opening, options=task, layer=layer, pool=pool, split=split, batch_size=batch_size, say=say,  # type: ignore[arg-type]
             tick=lambda name: bars.enter_context(Ticker(name, False if as_json else None)),
         )  # fmt: skip
     found.save(out)

@@ -83,10 +83,16 @@ def check(options: Any) -> None:
         if value is None:
             continue
         allowed = option.choices or choices(kind)
-        if allowed and value not in allowed:
-            raise wrong(name, f"is one of {', '.join(allowed)}", value, near(str(value), allowed))
+        if allowed:
+            one_of(name, value, allowed)
         if option.rule is not None and not option.rule.holds(value):
             raise wrong(name, option.rule.words, value)
+
+
+def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse a value of an option that is none of its words."""
+    if value not in allowed:
+        raise wrong(name, f"is one of {', '.join(allowed)}", value, near(str(value), allowed))
 
 
 def wrong(name: str, rule: str, value: object, remedy: str = "") -> PeltError:

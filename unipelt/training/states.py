@@ -22,14 +22,14 @@ from ..anatomy.evaluating import evaluating
 from ..anatomy.find import find
 from ..compiler.untouched import Cut
 from ..language.files import reason, replace
-from ..language.report.diagnostics import error, near
+from ..language.report.diagnostics import error
 from ..runtime.hub import public_name, repository
 from ..runtime.prompts.outputs import at_tokens
 from ..runtime.references import load
 from . import data as reading
 from .data import Split
 from .models import load_config, load_model, quiet
-from .options import Opening, TaskOptions, wrong
+from .options import Opening, TaskOptions, one_of, wrong
 from .readers import load_reader
 from .saved import load_run
 from .tasks import task_for
@@ -96,8 +96,7 @@ def features(
     model. ``pool`` makes one vector of a row's tokens: their mean (padding does not count), the first, the last, or, ``none``, leaves
     them. ``split`` names one; by default all are read. ``tick`` is asked for a function for each split. Raises `PeltError`.
     """
-    if pool not in get_args(Pool):
-        raise wrong("pool", f"is one of {', '.join(get_args(Pool))}", pool, near(str(pool), get_args(Pool)))
+    one_of("pool", pool, get_args(Pool))
     if batch_size < 1:
         raise wrong("batch_size", "must be at least 1", batch_size)
     found = reading.read(data, split or "train")
@@ -253,7 +252,7 @@ class _Enough(Exception):
 
 @contextmanager
 def _caught(model: nn.Module, cut: Cut | None) -> Iterator[list[Any]]:
-    """What leaves the place in a pass, which a block's ends (`_Enough`); the last of what a base leaves that is called several times."""
+    """What leaves the place in a pass. At a block the pass ends there (`_Enough`); a whole base may be called several times."""
     caught: list[Any] = []
 
     def leaves(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
