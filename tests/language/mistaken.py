@@ -425,5 +425,5 @@ in_form(
     "after_with_input", "E0303", "A: [d_in] ~ zeros after step { A = A * sum(⟦z⟧) } delta = z * A", "belongs to a pass"
 )
 in_form("layers_unsaid", "E0392", "A: [d_in, d_out] ~ zeros per ⟦layers⟧ delta = z @ A", "does not say how many layers")
-whole("later_method_input", "E0215", "⟦input task: index(3)⟧ use lora", "not built yet")
-whole("later_method_tensor", "E0215", "⟦A: [d_model] ~ zeros⟧ use lora", "not built yet; form")
+whole("later_method_input", "E0215", "⟦input task: index(3)⟧ use lora", "belongs to one row")
+whole("later_method_tensor", "E0215", "⟦A: [d_model] ~ zeros⟧ use lora", "belongs to one row; form")

@@ -48,7 +48,11 @@ def test_what_is_not_linear_in_what_enters_is_refused(form: str, compose: str, w
     with pytest.raises(unipelt.PeltError) as e:
         method(form, compose)
     (d,) = e.value.diagnostics
-    assert d.code == "E0305" and d.message.startswith("at a weight `insert parallel` means") and why in d.message
+    assert (
+        d.code == "E0305"
+        and d.message.startswith("at a weight `insert parallel` needs a row that is linear")
+        and why in d.message
+    )
 
 
 def test_a_gate_that_reads_what_enters_is_refused() -> None:

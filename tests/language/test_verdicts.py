@@ -324,6 +324,7 @@ def test_of_several_rows_the_reason_names_the_one_that_decides():
 @pytest.mark.parametrize("form, name, reason, place_", [
     ("a = running_mean(z)   B: [d_in, d_out] ~ zeros   delta = a @ B", "causal", "positions that it reads are not later ones", "running_mean(z)"),
     ("input who: index(3)   B: [3, d_in, d_out] ~ zeros   delta = z @ B[who]", "mergeable", "`who`, which each call gives anew", "input who"),
+    ("B: [d_in, d_out] = abs(W)   delta = z @ B", "identity at start", "nothing is drawn", "h + delta"),
 ])  # fmt: skip
 def test_a_reason_does_not_contradict_another(form, name, reason, place_):
     text = f"method m {{ modify ffn.up   insert parallel   form {{ {form} }}   compose h + delta }}"

@@ -2,7 +2,7 @@
 
 An entry is found by a file's text, by the names of the files that are checked together (places are told by them), and by all that
 every check reads: the language with its tables of words, the grammar, the library. What the file imports stands in the entry, which
-is of no use once that reads otherwise. A file with mistakes or hints is checked every time.
+is not used once an import has changed. A file with mistakes or hints is checked every time.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _digest(path: Path) -> str:
 
 
 def _reads(path: Path) -> list[tuple[str, str, str]]:
-    """A file and those that it brings in: where each is looked for, where it lies, a digest of its text. None where one is broken."""
+    """A file and those that it brings in: where each is looked for, where it lies, a digest of its text. Empty where one is broken."""
     found: dict[str, tuple[str, str, str]] = {}
     todo = [str(path)]
     try:

@@ -38,7 +38,7 @@ def united_axes(*groups: frozenset[str]) -> frozenset[str]:
 
 
 AXES = ("batch", "group", "head", "token")
-#: Of which size a site's own axis has as many entries.
+#: The size that says how many entries an axis of a site has.
 COUNTED = {"head": "heads", "group": "groups", "expert": "d_experts"}
 
 
@@ -88,9 +88,7 @@ class SiteSignature:
     by_path: bool = False  # whether a regular expression says which modules of a model it is
     of: str = ""  # where h is a parameter of the base: the site whose module holds it
     of_norm: bool = False  # the norm of that site's sublayer holds it
-    parameter: str = (
-        "weight"  # what that module calls it; nothing where that is told apart by what flows where (`View.parameter`)
-    )
+    parameter: str = "weight"  # what that module calls it; empty where only a pass tells (`View.parameter`)
 
     inside: str  # in a picture, what the base does there
     x_is: str = ""  # in words

@@ -228,13 +228,9 @@ def _degree(part: Any) -> float:
     found = [_degree(p) for p in part.parts if isinstance(p, (Atom, Term))]
     if part.kind == "call" and len(part.parts) == 1:
         return math.inf  # something of another kind: what a trained adapter makes of the input
-    return (
-        sum(found)
-        if part.kind in ("chain", "times")
-        else max(found, default=0)
-        if part.kind != "call" or not any(found)
-        else math.inf
-    )
+    if part.kind in ("chain", "times"):
+        return sum(found)
+    return math.inf if part.kind == "call" and any(found) else max(found, default=0)
 
 
 def _levelled(t: TypedRow) -> bool:
@@ -284,7 +280,12 @@ def identity_at_start(t: TypedRow) -> Verdict:
             "unknown", "an activation is asked for its value at a number, and it is an argument", _out(t.row)
         )
     if told and (drawn or any(edit.tensors[k].exact is not None or edit.tensors[k].start_value is None for k in told)):
-        return Verdict("unknown", "what is drawn meets what starts as it is told, and may cancel out", _out(t.row))
+        reason = (
+            "what is drawn meets what starts as it is told, and may cancel out"
+            if drawn
+            else "nothing is drawn, and what the tensors start from may cancel out"
+        )
+        return Verdict("unknown", reason, _out(t.row))
     open_ = [edit.names[k] for k in drawn if not edit.tensors[k].start]
     if open_:
         return Verdict("unknown", f"how `{open_[0]}` starts is an argument that has no value", _declared(t, drawn[-1]))

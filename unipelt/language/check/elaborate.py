@@ -221,7 +221,7 @@ def _apply_clauses(
             parts.requires.append(substitute(clause, bound))
         else:
             what = _SHARED.get(type(clause)) or f"`{getattr(clause, 'word', 'this')}`"
-            raise error("E0215", f"{what} at the level of a method is not built yet", clause.span,
+            raise error("E0215", f"{what} belongs to one row, and this stands at the level of a method", clause.span,
                         help="move it into the row's form or composition")  # fmt: skip
     layers = own["layers"].alternatives[0] if "layers" in own else None
     for clause in trains:

@@ -9,7 +9,7 @@ from typing import Any
 from ..types.arguments import parameters
 from ..report.diagnostics import Diagnostic, PeltError, instead
 from .inline import short_enough, fitting, substitute
-from ..types.fitting import PARAM_TYPES, fits, words_of
+from ..types.fitting import PARAM_TYPES, WORDS, fits, words_of
 from ..sites import NUMBERS, SIZES
 from ..report.texts import inside
 from ..syntax.nodes import Param
@@ -36,7 +36,7 @@ def check_parameters(given: Sequence[Param], owner: str) -> tuple[list[Diagnosti
                                        help="choose another name"))  # fmt: skip
         elif p.name in words_of(p.type):
             # In a text that the definition inherits, the parameter would stand where the word is meant.
-            problems.append(Diagnostic("E0224", f"`{p.name}` is a word of type {p.type} and no parameter's name", p.span,
+            problems.append(Diagnostic("E0224", f"`{p.name}` is already the name of {WORDS[p.type]}", p.span,
                                        help="choose another name"))  # fmt: skip
         elif p.default is not None and not fits(p.default, p.type):
             problems.append(Diagnostic("E0232", f"the default of `{p.name}` does not fit its type {p.type}", p.default.span,

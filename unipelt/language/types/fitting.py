@@ -96,6 +96,10 @@ def as_float(expr: Expr) -> Expr:
     return replace(expr, value=float(expr.value)) if isinstance(expr, Number) else expr
 
 
+#: What words are that are arguments of a type.
+WORDS = {"activation": "an activation", "init": "a distribution"}
+
+
 def words_of(type_: str) -> tuple[str, ...]:
     """The words of the language that are arguments of that type."""
     if type_ == "activation":

@@ -37,7 +37,7 @@ def on_basis(row: Row, params: Sequence[Param]) -> Row | Diagnostic:
         reading.linear.add("h")
         compose = tuple(map(reading.line, row.compose))
     except _NotLinear as e:
-        return Diagnostic("E0305", f"at a weight `insert parallel` means what a row that is linear in what enters makes of the weight: {e.why}",
+        return Diagnostic("E0305", f"at a weight `insert parallel` needs a row that is linear in what enters: {e.why}",
                           e.at.span if e.at.span.file else row.span, help="modify the projection itself, or leave `insert` out: then `z` is the weight")  # fmt: skip
     return replace(row, insert=None, form=form, compose=compose)
 
