@@ -194,6 +194,17 @@ def test_a_copy_of_the_output_projection_and_an_edit_of_it_are_refused_at_once()
         model(x)
 
 
+@pytest.mark.parametrize("sites", [("attn.q",), tuple(PARTS), ("attn.o",)])
+@pytest.mark.parametrize("export", [unipelt.export_peft, unipelt.export_as_lora])
+def test_peft_has_no_place_for_them(export: Any, sites: tuple[str, ...], tmp_path: Path) -> None:
+    """Its own attention computes with the weight of the output projection, past what stands beside it, and has no `in_proj`."""
+    model, _, _ = built("post-norm")
+    unipelt.apply(model, low(*sites))
+    with pytest.raises(unipelt.PeltError, match="E0844.*(in_proj|out_proj)") as caught:
+        export(model, tmp_path / "a")
+    assert "--as lora" not in str(caught.value) and not (tmp_path / "a").exists()
+
+
 def test_a_compiler_is_told() -> None:
     model, x, _ = built("post-norm")
     unipelt.apply(model, low("attn.q"), name="a")

@@ -16,7 +16,7 @@ from .convolutions import spread
 from .declared import by_factors, no_counterpart
 from .factors import Factored, Tick, factored
 from .peft_out import serving_problem, settings, targets, turned
-from .places import FRONT, key
+from .places import FRONT, key, refuse_uncalled
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def export_as_lora(
 
 
 def _folder(model: nn.Module, found: Factored) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    refuse_uncalled(model, found.maps)
     d = by_factors()
     tensors: dict[str, torch.Tensor] = {}
     for path in found.maps:

@@ -30,7 +30,7 @@ from .convolutions import spread
 from .factors import with_remedy
 from .fused import NOTE, by_map, joined
 from .filling import Apart, Source, emptied
-from .places import FRONT, depth, host, key, of_base, sizes, sourced, widest
+from .places import FRONT, depth, host, key, of_base, refuse_uncalled, sizes, sourced, widest
 from .shapes import deciding, theirs
 from .texts import freed
 
@@ -46,12 +46,12 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
 
     The method is recognised by what it computes, whatever it is called; ``specs/peft.toml`` lists those that peft has. Other
     arguments at some modules become peft's patterns, and a trained head one of its ``modules_to_save``. Raises `PeltError` where
-    peft has no such method, where a row other than LoRA's stands in a part of a fused map, and where a row has a gate or tokens of its own, or
-    several methods are combined; a method that merges can be handed on as a merged model (`unipelt.save_merged`). ``serving``
+    peft has no such method, where a row other than LoRA's stands in a part of a fused map, where one stands at a map of torch's own
+    attention, and where a row has a gate or tokens of its own, or several methods are combined; a method that merges can be handed on as a merged model (`unipelt.save_merged`). ``serving``
     keeps to what serving engines read: see `serving_problem`.
     """
     model = unwrapped(model)
-    record(model, name)
+    refuse_uncalled(model, map(host, record(model, name).plan.edits))
     try:
         return _export(model, Path(folder), name, serving)
     except PeltError as e:

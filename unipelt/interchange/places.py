@@ -12,7 +12,7 @@ from ..anatomy.find import find
 from ..anatomy.spelled import spelled
 from ..compiler.plan import Plan, PlannedEdit
 from ..language.report.diagnostics import error
-from .declared import MERGED_THERE, Declared
+from .declared import MERGED_THERE, Declared, no_counterpart
 from .filling import Source
 from .shapes import decided
 
@@ -31,6 +31,14 @@ def of_base(module: nn.Module, how: str) -> torch.Tensor:
 def host(edit: PlannedEdit) -> str:
     """The path of the module that an edit hangs on."""
     return edit.site.view.module
+
+
+def refuse_uncalled(model: nn.Module, paths: Iterable[str]) -> None:
+    """An error (E0844) for a map of torch's attention: that calls none of its maps, so nothing of peft's beside one of them would act."""
+    for path in paths:
+        if isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention):
+            raise no_counterpart(f"`{path}` is a map of torch's attention, and peft has no place for one of these maps alone",
+                                "where the adapter merges, hand on the merged model: `unipelt merge`, or `unipelt.save_merged`")  # fmt: skip
 
 
 def key(d: Declared, suffix: str, path: str) -> str:
