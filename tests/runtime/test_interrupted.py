@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,40 @@ def test_a_look_at_a_model_leaves_its_modes_hooks_and_attention_as_they_were() -
         with ThreadPoolExecutor(1) as other:  # none waits for ever
             assert other.submit(calls.lock.acquire, timeout=5).result(), passed[at - 1]
             other.submit(calls.lock.release).result()
+
+
+def test_the_lock_of_a_look_is_let_go_whatever_instruction_is_the_last() -> None:
+    """Ctrl-C comes between two calls on one line, too."""
+
+    def interrupted(at: int) -> bool:
+        passed = iter(range(1, at + 1))
+
+        def step(frame: Any, event: str, _: Any) -> Any:
+            if event == "opcode" and next(passed, at) == at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return step
+
+        def enter(frame: Any, event: str, _: Any) -> Any:
+            frame.f_trace_opcodes = frame.f_code.co_filename == calls.__file__
+            return step
+
+        before = sys.gettrace()
+        sys.settrace(enter)
+        try:
+            with calls._alone():
+                pass
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    tried = list(takewhile(interrupted, count(1)))
+    assert len(tried) > 20
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(calls.lock.acquire, timeout=5).result()
+        other.submit(calls.lock.release).result()
 
 
 def test_a_removal_that_is_interrupted_twice_is_finished_by_calling_it_again(monkeypatch: pytest.MonkeyPatch) -> None:

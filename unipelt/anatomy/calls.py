@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import starmap
 from typing import Any
 
 from torch import nn
@@ -21,13 +22,14 @@ lock = threading.RLock()
 def _alone() -> Iterator[None]:
     """Holds the lock. (At the end of a plain `with lock` Ctrl-C could come before it is let go, and every other thread would wait for ever.)"""
     held: list[bool] = []
+    release: Iterator[object] = iter(lock.release, None)  # lets it go once, however often it is asked
 
     def let_go() -> None:
-        while held:
-            held.pop(), lock.release()  # type: ignore[func-returns-value]  # in one line: both are done or none
+        if held:
+            next(release, None)
 
     with ended_by(let_go):
-        held.append(lock.acquire())
+        held.extend(starmap(lock.acquire, [()]))  # in one step: Ctrl-C comes before it is taken, or once that is noted
         yield
 
 
