@@ -6,12 +6,11 @@ A stand-in has their buffers; gptqmodel, autoawq and compressed-tensors need com
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from names import name as named
-from test_quantised import IDS, LORA, base, swapped
+from test_quantised import LORA, base, logits, steps, swapped
 from torch import nn
 
 import unipelt
@@ -44,11 +43,6 @@ class Codes(nn.Module):
         return x @ (self.scales[self.g_idx] * (codes - zeros[self.g_idx])).to(x.dtype)
 
 
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
-
-
 def test_its_sites_are_those_of_the_base_without_codes() -> None:
     sites = find(swapped(Codes))
     assert {s.proof for s in sites.sites} == {"proved"}
@@ -59,14 +53,7 @@ def test_an_adapter_acts_trains_is_saved_and_is_attached_again(tmp_path: Path) -
     model = swapped(Codes)
     plain = logits(model)
     unipelt.apply(model, unipelt.parse(LORA), name="a")
-    step = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    losses = []
-    for _ in range(4):
-        loss = model(IDS, labels=IDS).loss
-        step.zero_grad()
-        loss.backward()
-        step.step()
-        losses.append(float(loss.detach()))
+    losses = steps(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5))
     assert losses[-1] < losses[0]
     changed = logits(model)
     unipelt.save(model, tmp_path / "a", "a")

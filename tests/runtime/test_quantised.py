@@ -119,6 +119,18 @@ def logits(model):
         return model(IDS).logits
 
 
+def steps(model, optimizer):
+    """The losses of four steps on the texts themselves."""
+    losses = []
+    for _ in range(4):
+        loss = model(IDS, labels=IDS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def refused(code, call, *args, **kwargs):
     with pytest.raises(unipelt.PeltError) as caught:
         call(*args, **kwargs)
@@ -208,13 +220,7 @@ def test_a_found_base_trains_and_its_adapter_comes_back(family, kind, spec, tmp_
     parameters = [p for g in unipelt.parameter_groups(model, lr=1.0) for p in g["params"]]
     optimizer = torch.optim.SGD(parameters, lr=0.05)
     before = {n: t.clone() for n, t in unipelt.state_dict(model).items()}
-    losses = []
-    for _ in range(4):
-        loss = model(IDS, labels=IDS).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = steps(model, optimizer)
     assert losses[-1] < losses[0]
     assert any(not torch.equal(t, before[n]) for n, t in unipelt.state_dict(model).items())
     model.eval()

@@ -38,12 +38,6 @@ def ordered(axes: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(axes), key=axis_order))
 
 
-def union(a: Named, b: Named) -> tuple[str, ...]:
-    """The axes of both; where head and group meet, group operands repeat."""
-    axes = set(a.axes) | set(b.axes)
-    return ordered(tuple(axes - {"group"} if "head" in axes else axes))
-
-
 def refine(t: Named, axes: tuple[str, ...], heads: int | None) -> Named:
     """A group operand repeated to heads, where ``axes`` has head instead."""
     if "group" not in t.axes or "head" not in axes:
@@ -52,6 +46,18 @@ def refine(t: Named, axes: tuple[str, ...], heads: int | None) -> Named:
     groups = t.data.shape[dim]
     data = t.data if heads in (None, groups) else t.data.repeat_interleave(heads // groups, dim)  # type: ignore[operator]
     return Named(data, tuple("head" if a == "group" else a for a in t.axes))
+
+
+def together(*values: Named) -> tuple[tuple[str, ...], list[Named]]:
+    """The axes of all operands, and the operands themselves; where head and group meet, those of groups are repeated."""
+    found: set[str] = set()
+    heads: int | None = None
+    for v in values:
+        found |= set(v.axes)
+        if heads is None and "head" in v.axes:
+            heads = v.data.shape[v.axes.index("head")]
+    axes = ordered(tuple(found - {"group"} if "head" in found else found))
+    return axes, [refine(v, axes, heads) for v in values]
 
 
 def spread(t: Named, axes: tuple[str, ...], n_sizes: int) -> torch.Tensor:
@@ -71,13 +77,6 @@ def spread(t: Named, axes: tuple[str, ...], n_sizes: int) -> torch.Tensor:
     return data.reshape(shape + [1] * (n_sizes - len(own)) + own)
 
 
-def _heads(a: Named, b: Named) -> int | None:
-    for t in (a, b):
-        if "head" in t.axes:
-            return t.data.shape[t.axes.index("head")]
-    return None
-
-
 def elementwise(op, a: Value, b: Value) -> Value:
     """``op`` over aligned operands; plain numbers stay plain."""
     if not isinstance(a, Named) and not isinstance(b, Named):
@@ -86,9 +85,7 @@ def elementwise(op, a: Value, b: Value) -> Value:
         return Named(op(a, b.data), b.axes)  # type: ignore[union-attr]
     if not isinstance(b, Named):
         return Named(op(a.data, b), a.axes)
-    axes = union(a, b)
-    heads = _heads(a, b)
-    a, b = refine(a, axes, heads), refine(b, axes, heads)
+    axes, (a, b) = together(a, b)
     n = max(a.data.dim() - len(a.axes), b.data.dim() - len(b.axes))
     return Named(op(spread(a, axes, n), spread(b, axes, n)), axes)
 
@@ -98,9 +95,7 @@ def matmul(a: Named, b: Named) -> Named:
     p, q = a.data.dim() - len(a.axes), b.data.dim() - len(b.axes)
     if not b.axes and q <= 2:
         return Named(torch.matmul(a.data, b.data), a.axes)  # the common case: one weight for every position
-    axes = union(a, b)
-    heads = _heads(a, b)
-    a, b = refine(a, axes, heads), refine(b, axes, heads)
+    axes, (a, b) = together(a, b)
     if p > 2 or q > 2:
         return _einsum(a, b, axes, p, q)
     rows = p == 1 and axes and axes[-1] == "token" and "token" not in b.axes and "token" in a.axes

@@ -255,11 +255,7 @@ def _refuse_hosts(model: nn.Module, attached: Attached, quantised: bool) -> None
             raise no_map(e, f"`{path}` is a {type(host).__name__}, which is no single linear map")
         if e.site.kind.into == e.site.name and "x" in e.typing.out.reads and e.site.x != path:
             raise no_map(e, f"it reads the last hidden states, and `{path}` may read something else")
-        if (
-            attribute not in host._parameters
-            and isinstance(weight, torch.Tensor)
-            and not isinstance(weight, nn.Parameter)
-        ):
+        if isinstance(weight, torch.Tensor) and not isinstance(weight, nn.Parameter):
             raise no_map(e, f"the weight of `{path}` is made of other parameters at each call",
                          "take the parametrisation away first: torch.nn.utils.parametrize.remove_parametrizations")  # fmt: skip
         if not isinstance(weight, torch.Tensor):

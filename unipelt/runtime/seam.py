@@ -30,8 +30,8 @@ from .hooks import Hook
 from .penalties import NOTED
 from .prompts.pictures import Unplaced
 from .prompts.selected import ENTERED
-from .quick import of_host
 from .mixture import Group, Mixture, Split, mixed
+from .quick import of_host
 from .switch import Switch, Weighted
 from .taps import Tap, cells_key, first_entered, shape_key
 from .weighed import weighed
@@ -113,7 +113,7 @@ class Seam(nn.Module):
         last = self.last.get(side)
         if last is None or last[0] is not mixture:
             edits = {name: found for name in mixture if (found := self.of(side, (name,)))}
-            apart = not all(e.batched for found in edits.values() for _, e in found) if side != "attention" else False
+            apart = side != "attention" and not all(e.batched for found in edits.values() for _, e in found)
             last = self.last[side] = mixture, tuple(edits), apart
         _, editing, apart = last
         if not editing:
@@ -223,8 +223,7 @@ class Seam(nn.Module):
                 return new
         new = self._on_output(host, args, kwargs, output)
         if quick is None and steady.learns:
-            found = of_host(self.live("output"), "output", steady, args, kwargs, output, self.overlap)
-            steady.outputs[self] = found
+            steady.outputs[self] = of_host(self.live("output"), "output", steady, args, kwargs, output, self.overlap)
         return new
 
     def _on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:

@@ -58,10 +58,8 @@ class Tap:
                 for key in keys:
                     holder.values[key] = entered
                 return
-        for name in self.switch.live:
-            if name in self.keys:
-                for key in self.keys[name]:
-                    self.switch.holder.values[key] = first_entered(args, kwargs)
+        for key in self._acting():
+            self.switch.holder.values[key] = first_entered(args, kwargs)
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.enters(module, args, kwargs)
@@ -99,10 +97,8 @@ def taps(planned: PlannedEdit, adapter: str) -> list[tuple[str, str, str]]:
         itself = need == "x" and source == site.view.module and site.side == "output"
         if need in needs(planned) and source is not None and not itself:
             kind = "leaves" if need == "x" and site.x_leaves else "enters"
-            if (
-                need == "residual" and source == site.x
-            ):  # the stream itself, which edits of the sublayer's input do not change
-                kind = "before"
+            if need == "residual" and source == site.x:
+                kind = "before"  # the stream itself, which edits of the sublayer's input do not change
             found.append((source, kind, tap_key(planned, adapter, need)))
     return found
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import helpers
-from ..named import Named, Value, elementwise, ordered, refine, spread, union
+from ..named import Named, Value, elementwise, ordered, spread, together
 
 Function = Callable[..., Value]
 FUNCTIONS: dict[str, Function] = {}
@@ -75,11 +75,7 @@ _curve("round", torch.round, round)
 
 @function("nearest")
 def nearest(context: Any, x: Named, table: Named) -> Value:
-    axes, heads = (
-        union(x, table),
-        next((t.data.shape[t.axes.index("head")] for t in (x, table) if "head" in t.axes), None),
-    )
-    x, table = refine(x, axes, heads), refine(table, axes, heads)
+    axes, (x, table) = together(x, table)
     return Named(helpers.nearest(spread(x, axes, len(x.sizes)), spread(table, axes, 1), len(x.sizes)), axes)
 
 
@@ -223,13 +219,10 @@ def heads(context: Any, a: Named) -> Value:
 
 @function("concat")
 def concat(context: Any, *parts: Named) -> Value:
-    found = {x for t in parts for x in t.axes}
-    axes = ordered(tuple(found - {"group"} if "head" in found else found))
-    heads = next((t.data.shape[t.axes.index("head")] for t in parts if "head" in t.axes), None)
-    parts = tuple(refine(t, axes, heads) for t in parts)
-    lead = [max(t.data.shape[t.axes.index(x)] for t in parts if x in t.axes) for x in axes]
+    axes, found = together(*parts)
+    lead = [max(t.data.shape[t.axes.index(x)] for t in found if x in t.axes) for x in axes]
     datas = []
-    for t in parts:
+    for t in found:
         shape = [*lead, *t.sizes]
         index = [t.axes.index(x) if x in t.axes else None for x in axes]
         data = t.data.reshape([t.data.shape[i] if i is not None else 1 for i in index] + list(t.sizes))

@@ -6,10 +6,8 @@ from typing import Any
 
 from .. import helpers
 from ..code import Code, Written, broadcast, refine, spread, text_of, union
-from ..named import Named, Value
-from ..named import refine as refined
+from ..named import Named, Value, together
 from ..named import spread as spreading
-from ..named import union as united
 from .evaluated import function
 from .written import Writing, as_size, word
 
@@ -27,10 +25,10 @@ def _top_indices(w: Writing, t: Written, k: Written) -> Written:
 
 @function("scatter")
 def scatter(context: Any, values: Named, places: Named, *sizes: Value) -> Value:
-    axes, count = united(values, places), len(places.sizes)
-    heads = next((t.data.shape[t.axes.index("head")] for t in (values, places) if "head" in t.axes), None)
+    count = len(places.sizes)
     rest = len(values.sizes) - count
-    v, at = (spreading(refined(t, axes, heads), axes, n) for t, n in ((values, count + rest), (places, count)))
+    axes, found = together(values, places)
+    v, at = (spreading(t, axes, n) for t, n in zip(found, (count + rest, count)))
     return Named(helpers.scatter(v, at, count, [int(s) for s in sizes], *([rest] if rest else [])), axes)  # type: ignore[arg-type]
 
 
@@ -49,10 +47,9 @@ def _scatter(w: Writing, values: Written, places: Written, *sizes: Written) -> W
 def nearest_indices(context: Any, *args: Value) -> Value:
     half = len(args) // 2
     parts: list[Named] = list(args[:half])  # type: ignore[arg-type]
-    axes = united(parts[0], parts[-1])
-    heads = next((v.data.shape[v.axes.index("head")] for v in parts if "head" in v.axes), None)
     n = max(len(v.sizes) for v in parts)
-    found = [spreading(refined(v, axes, heads), axes, n) for v in parts]
+    axes, parts = together(*parts)
+    found = [spreading(v, axes, n) for v in parts]
     return Named(helpers.nearest_indices(found, [int(v) for v in args[half:]]), axes)  # type: ignore[arg-type]
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from .. import helpers
 from ..code import Code, Written, refine, spread, text_of, union
-from ..named import Named, Value, ordered
-from ..named import refine as refined
+from ..named import Named, Value, together
 from ..named import spread as spread_out
 from .evaluated import function
 from .of_one import of_one
@@ -16,11 +15,10 @@ from .written import Writing, as_size, word
 
 @function("kron")
 def kron(context: Any, a: Named, b: Named) -> Value:
-    axes = ordered((*a.axes, *b.axes))
-    axes = tuple(x for x in axes if x != "group") if "head" in axes else axes
-    heads = next((t.data.shape[t.axes.index("head")] for t in (a, b) if "head" in t.axes), None)
-    p, q = (spread_out(refined(t, axes, heads), axes, len(a.sizes)) for t in (a, b))
-    return Named((helpers.kron_vectors if len(a.sizes) == 1 else helpers.kron)(p, q), axes)
+    n = len(a.sizes)
+    axes, found = together(a, b)
+    p, q = (spread_out(t, axes, n) for t in found)
+    return Named((helpers.kron_vectors if n == 1 else helpers.kron)(p, q), axes)
 
 
 @word("kron")

@@ -6,8 +6,7 @@ from typing import Any
 
 from .. import helpers
 from ..code import Code, Written, refine, spread, text_of, union
-from ..named import Named, Value, ordered
-from ..named import refine as refined
+from ..named import Named, Value, together
 from ..named import spread as spreading
 from .evaluated import function
 from .written import Writing, word
@@ -16,17 +15,9 @@ from .written import Writing, word
 CAUSAL = ":causal"
 
 
-def _together(context: Any, *values: Named) -> tuple[tuple[str, ...], list[Named]]:
-    """The axes of all, and the values with the heads of their groups."""
-    found = {a for v in values for a in v.axes}
-    axes = ordered(tuple(found - {"group"} if "head" in found else found))
-    heads = next((v.data.shape[v.axes.index("head")] for v in values if "head" in v.axes), None)
-    return axes, [refined(v, axes, heads) for v in values]
-
-
 @function("attention")
 def attention(context: Any, q: Named, k: Named, v: Named) -> Value:
-    axes, parts = _together(context, q, k, v)
+    axes, parts = together(q, k, v)
     one, other, third = (spreading(p, axes, 1) for p in parts)
     return Named(helpers.attention(one, other, third, context.mask, bool(context.names.get(CAUSAL))), axes)
 
@@ -45,7 +36,7 @@ def _convolution(name: str, directions: int, last: Any, written: Any) -> None:
 
     @function(name)
     def convolved(context: Any, z: Named, kernel: Named) -> Value:
-        axes, (z, kernel) = _together(context, z, kernel)
+        axes, (z, kernel) = together(z, kernel)
         n = len(kernel.sizes)
         others = tuple(a for a in axes if a != "token")
         found = getattr(helpers, name)(

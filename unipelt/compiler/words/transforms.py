@@ -6,10 +6,8 @@ from typing import Any
 
 from .. import helpers
 from ..code import Code, Written, refine, spread, union
-from ..named import Named, Value
-from ..named import refine as refined
+from ..named import Named, Value, together
 from ..named import spread as spreading
-from ..named import union as united
 from .evaluated import function
 from .of_one import of_one
 from .written import Writing, word
@@ -20,9 +18,7 @@ for _name in ("fft2", "ifft2", "idct2", "idwt2"):
 
 @function("givens")
 def givens(context: Any, z: Named, t: Named) -> Value:
-    axes = united(z, t)
-    heads = next((v.data.shape[v.axes.index("head")] for v in (z, t) if "head" in v.axes), None)
-    z, t = refined(z, axes, heads), refined(t, axes, heads)
+    axes, (z, t) = together(z, t)
     n, blocks = len(z.sizes), len(t.sizes) == 3
     return Named(helpers.givens(spreading(z, axes, n), spreading(t, axes, n + 2 * blocks), blocks), axes)
 

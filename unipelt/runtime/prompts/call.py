@@ -16,7 +16,7 @@ from .layout import Layout, Rows, most
 #: Arguments with an entry for each token, and the entry of a row: it is on no page (`bbox`), and words are of kind 0.
 _ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0, "bbox": 0, "bbox_first_token_mask": 0,
             "mm_token_type_ids": 0}  # fmt: skip
-#: Those of them that may have fractions.
+#: Arguments with an entry for each token that may be a fraction.
 _FRACTIONS = ("inputs_embeds", "bbox")
 #: Arguments that hold the number of a token for each example.
 _NUMBERS = ("start_positions", "end_positions")
@@ -167,11 +167,7 @@ def _positions(call: Call, layout: Layout, own_positions: Callable[[Call], torch
     if call.seen:
         named["position_ids"] = position + layout.moved
         return
-    if (
-        position.dim() not in (2, 3)
-        or position.shape[-1] != layout.shape[1]
-        or position.shape[-2] not in ((1,) if position.dim() == 2 else ()) + layout.shape[:1]
-    ):
+    if not _of_each_token(position, layout.shape):
         raise error("E0545", f"a prompt needs a position for each token, [batch, tokens] = {list(layout.shape)}, not {list(position.shape)}",
                     help="give `position_ids` of that shape, or none")  # fmt: skip
     if still and call.mask is None:
@@ -185,6 +181,14 @@ def _positions(call: Call, layout: Layout, own_positions: Callable[[Call], torch
         raise error("E0545", "tokens of a picture have positions in its rows and columns, and how many a prompt behind them would follow is not told",
                     help="put the prompt before the text")  # fmt: skip
     named["position_ids"] = torch.stack([layout.positions(p) for p in position])
+
+
+def _of_each_token(position: torch.Tensor, shape: tuple[int, int]) -> bool:
+    """Whether each token of ``shape`` [batch, tokens] has a position: those of one text serve for all, and several kinds of positions,
+    [kinds, batch, tokens], are given for each text."""
+    if position.dim() == 3:
+        return tuple(position.shape[1:]) == shape
+    return position.dim() == 2 and position.shape[0] in (1, shape[0]) and position.shape[1] == shape[1]
 
 
 def _filler(model: nn.Module) -> int:
