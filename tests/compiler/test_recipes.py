@@ -19,6 +19,7 @@ import unipelt
 from unipelt.compiler.lower import LOWERINGS
 from unipelt.compiler.module import torch_source
 from unipelt.runtime.edits import Edit
+from unipelt.runtime.seam import seams
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "proof"))  # random methods are drawn there
 import random_methods
@@ -188,6 +189,24 @@ def test_a_printed_module_starts_as_the_method_does() -> None:
     assert not lora.B.any() and not prefix.b1.any()
     bound_ = (6 / (6 * 300)) ** 0.5
     assert 0.95 * bound_ < lora.A.abs().max().item() <= bound_
+
+
+@pytest.mark.parametrize("frozen", ("", "frozen "))
+@pytest.mark.parametrize("start", ("[3, 2, 2] ~ identity", "[3, 2, 4] ~ identity", "[2, 3] ~ identity", "[2, 2] ~ values(1, 2, 3, 4)", "[2] ~ values(0.5, 1)",
+                                   "[2, 3] ~ constant(2)", "[] ~ constant(2)", "[2] ~ ones"))  # fmt: skip
+def test_a_printed_module_starts_with_the_very_numbers_that_are_not_drawn(start: str, frozen: str) -> None:
+    """Those of stacks of matrices too, and whole numbers as numbers that can be trained."""
+    count = 0 if start.startswith("[]") else start.partition("]")[0].count(",") + 1
+    method = unipelt.parse(
+        f"method m {{ modify ffn  insert parallel  form {{ {frozen}T: {start}  delta = z * {'mean(' * count}T{')' * count} }}  compose h + delta }}"
+    )
+    found: dict[str, Any] = {}
+    exec(torch_source(method), found)
+    model = small.model("llama")
+    unipelt.apply(model, method)
+    wanted = next(e for _, seam in seams(model) for e in seam.modules() if isinstance(e, Edit)).tensors()["T"]
+    here = found["M"]().T
+    assert torch.equal(here, wanted) and here.dtype == wanted.dtype
 
 
 def test_names_that_python_or_torch_have_are_no_trouble() -> None:

@@ -302,7 +302,7 @@ class _Class:
             case "zeros" | "ones" as kind:
                 return [], f"torch.{kind}({whole or '()'})", ""
             case "constant":
-                return [], f"torch.full(({whole}{',' if len(shape) == 1 else ''}), {args[0]})", ""
+                return [], f"{empty}.fill_({args[0]})", ""
             case "normal":
                 mean, std = args if len(args) == 2 else ("0.0", args[0])
                 return [], f"{empty}.normal_({mean}, {std})", ""
@@ -327,7 +327,10 @@ class _Class:
             case "listed" if len(shape) == 1:
                 return [], f"torch.tensor([{', '.join(args)}])", ""
             case "values" if shape == sizes:
-                return [], f"torch.tensor([{', '.join(args)}]){f'.reshape({whole})' if len(shape) > 1 else ''}", ""
+                listed = (
+                    f"torch.tensor([{', '.join(args)}], dtype=torch.get_default_dtype())"  # even where all are whole
+                )
+                return [], f"{listed}.reshape({whole})" if len(shape) > 1 else listed, ""
             case "choice" | "permutation" if len(shape) == 1:
                 return [], f"torch.randperm({args[0]})[:{whole}]", ""
             case "identity":
