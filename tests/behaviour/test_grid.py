@@ -9,7 +9,7 @@ import pytest
 from grid import ALWAYS, MODELS, bare, blank, filled, in_turn, once_each, read, refusal, row
 from names import CLASSICS, RENAMED, name as named
 from properties import PROPERTIES, Case
-from tiny import footprint, small
+from tiny import Bases, footprint, small
 
 import unipelt
 
@@ -75,3 +75,16 @@ def test_what_a_row_reads_in_training_alone_rests_outside_it(name, bases):
     case = Case(named("loca"), "llama", bases)
     assert {n.rsplit(".", 1)[1] for n in case.resting} == {"a", "b"}
     PROPERTIES[name](case)
+
+
+@pytest.mark.parametrize("name", ["diff_pruning", "lamda"])
+def test_what_learns_with_other_values_or_in_training_alone_learns(name, bases):
+    """Gates that start far beyond a clamp; vectors that are frozen when training has ended."""
+    PROPERTIES["gradients"](Case(named(name), "llama", bases))
+
+
+def test_what_never_learns_is_seen(tmp_path):
+    form = "b: [d_out] ~ zeros c: [d_out] ~ constant(9) delta = b + relu(-abs(c)) * progress"
+    (tmp_path / "m.pelt").write_text(f"method m {{ modify attn.q insert parallel form {{ {form} }} compose add }}")
+    with pytest.raises(AssertionError, match=r"layers\.0\.attn\.q\.m\.c"):
+        PROPERTIES["gradients"](Case(str(tmp_path / "m.pelt"), "llama", Bases()))

@@ -86,10 +86,15 @@ class Case:
         with among_members(self.base(), small(self.spec)) as method:
             return unipelt.plan(self.base(), method, allow_future=True)
 
+    @property
+    def knows_training(self) -> bool:
+        """Whether a row reads that there is training, or how far it has come (outside training it has ended)."""
+        return any({"training", "progress"} & set(e.row.reads) for e in self.plan.edits)
+
     @cached_property
     def resting(self) -> set[str]:
         """Trained tensors that have a gradient in training alone: what scales noise, which is 0 outside it, or what a row reads there only."""
-        if not any(draws(e.typing) or "training" in e.row.reads for e in self.plan.edits):
+        if not self.knows_training and not any(draws(e.typing) for e in self.plan.edits):
             return set()
         m, found = self.bases.get(self.kind, torch.float32, copy_number=1), []
         self.put(m, "resting")
