@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from judges import HOLDS, JUDGES, SHOWS, folding, merged
-from properties.counting import of_one_size
+from properties.counting import layers_of, of_one_size
 from safetensors.torch import load_file
 from trial import Trial, Unstable, deviation
 
@@ -165,14 +165,6 @@ def arguments(method: Method) -> dict[str, list[tuple[str, Method]]]:
 
 # ---------------------------------------------------------------- counts
 
-#: What a formula calls the layers that have a site.
-_LAYERS = {
-    "L_gate": "ffn.gate",
-    "L_mixer": "mixer",
-    "L_experts": "ffn.experts.down.weight",
-    "L_gated_experts": "ffn.experts.gate.weight",
-}.items()
-
 
 def numbers(plan: Plan) -> list[dict[str, int]]:
     """What the formulas' symbols stand for on a model, for each of its stacks.
@@ -189,7 +181,7 @@ def numbers(plan: Plan) -> list[dict[str, int]]:
             known = {**s.sizes, **known}
         layers = len(stack.blocks)
         known |= {"L": layers, "depth": stack.depth, "L_cross": layers if any(s.name == "cross" for s in sites) else 0}
-        known |= {n: len({s.layer for s in sites if s.name == at}) for n, at in _LAYERS}
+        known |= layers_of(sites)
         known |= {f"L_{stack.name}": layers} if stack.name else {}
         out.append(
             known | {k: v for k, v in plan.method.arguments.items() if isinstance(v, int) and not isinstance(v, bool)}

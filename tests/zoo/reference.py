@@ -124,6 +124,16 @@ def _map(model: nn.Module, edit: Edit) -> tuple[torch.Tensor | None, torch.Tenso
     return W, W.new_zeros(W.shape[-1]) if bias is None else taken(bias.detach(), edit.columns)
 
 
+def randomised(
+    method: unipelt.Method, kind: str = "llama", scale: float = 0.3, seed: int = 1, **more: Any
+) -> nn.Module:
+    """A small model in float64 that has the method, with its trained tensors moved at random; ``more`` goes to `unipelt.apply`."""
+    model = small.model(kind, dtype=torch.float64)
+    unipelt.apply(model, method, **more)
+    small.randomise(model, seed=seed, scale=scale)
+    return model
+
+
 def run(
     method: unipelt.Method, kind: str = "llama", scale: float = 0.3, seed: int = 1, inputs: Mapping[str, torch.Tensor] | None = None,
     **more: Any,
@@ -132,10 +142,8 @@ def run(
 
     ``kind``: see `small.model` (``bert``, ``bert_labels``, ``gpt2``, ``llama``); ``more`` goes to `unipelt.apply`.
     """
-    model = small.model(kind, dtype=torch.float64)
-    base = small.output(model)
-    unipelt.apply(model, method, allow_future=True, **more)
-    small.randomise(model, seed=seed, scale=scale)
+    base = small.output(small.model(kind, dtype=torch.float64))
+    model = randomised(method, kind, scale, seed, allow_future=True, **more)
     with watched(model) as found:
         after = small.output(model, **dict(inputs or {}))
     assert found, "the method edits nothing here"

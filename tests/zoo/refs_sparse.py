@@ -6,12 +6,10 @@ import math
 from typing import Any
 
 import peft
-import small
 import torch
 from recorded import by_recording
-from reference import Seen, apart, beside_peft, by_formula, library, reference
+from reference import Seen, apart, beside_peft, by_formula, library, randomised, reference
 
-import unipelt
 from unipelt.runtime.edits import Edit
 
 TARGETS = dict(target_modules=["q_proj", "v_proj"])
@@ -178,10 +176,7 @@ def _() -> float:
 def _() -> float:
     method = library("loca", n=20, s=3.0, learn=0.5)
     worst = by_formula(method, lambda s: of_cosines(s, *spectral_places(s)))
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, method)
-    small.randomise(model)
-    model.train()
+    model = randomised(method).train()
     edit = next(m for m in model.modules() if isinstance(m, Edit))
     own = edit.tensors()
     with torch.no_grad():

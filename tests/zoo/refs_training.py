@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import peft
 import small
 import torch
 from peft.tuners.lora.monteclora import MontecloraSampler
 from recorded import by_recording
-from reference import Seen, apart, beside_peft, by_formula, library, reference, run, watched
+from reference import Seen, apart, beside_peft, by_formula, library, randomised, reference, run, watched
+from torch import nn
 from torch.nn import functional as F
 
 import unipelt
 from unipelt.compiler import helpers
 from unipelt.runtime.edits import Edit
+
+
+@contextmanager
+def drawing(word: str) -> Iterator[list[torch.Tensor]]:
+    """What a function of `helpers` draws while this is open, in order."""
+    make, drawn = getattr(helpers, word), []
+
+    def noted(*args: Any) -> torch.Tensor:
+        numbers = make(*args)
+        drawn.append(numbers.double())
+        return numbers
+
+    with mock.patch.object(helpers, word, noted):
+        yield drawn
+
+
+def in_training(model: nn.Module) -> list[Seen]:
+    """What every edit meets in a pass of training, after which the model knows its penalties."""
+    with watched(model.train()) as found, torch.enable_grad():
+        model(**small.inputs(padded=False))
+    return found
 
 
 @reference("adalora", by="peft", against="AdaLoRA's SVD layers, before anything is pruned")
@@ -50,10 +75,7 @@ def _adalora_recorded() -> float:
     against="equations 6 to 12 of Zhang et al. 2023: importance, budget and penalty over six steps",
 )
 def _adalora_budget() -> float:
-    model = small.model("bert_labels", dtype=torch.float64)
-    unipelt.apply(model, library("adalora", r=4, target=1, gamma=0.2))
-    small.randomise(model, scale=0.3)
-    model.train()
+    model = randomised(library("adalora", r=4, target=1, gamma=0.2), "bert_labels").train()
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
@@ -99,9 +121,7 @@ def _adalora_budget() -> float:
 @reference("sora", by="formula", against="W x + s B (g ⊙ A x), and the proximal step of its gate")
 def _sora() -> float:
     error = by_formula(library("sora"), lambda s: s.h + 2 * torch.einsum("btd,dr,r,ro->bto", s.x, s.A, s.g_, s.B))
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, library("sora", xi=0.4))
-    small.randomise(model)
+    model = randomised(library("sora", xi=0.4))
     before = {n: t.clone() for n, t in unipelt.state_dict(model).items()}
     unipelt.after_step(model.train())
     after = unipelt.state_dict(model)
@@ -114,15 +134,8 @@ def _dylora() -> float:
     def first(n: int) -> float:
         return by_formula(library("dylora", r=6, rank=n, alpha=12.0), lambda s: s.h + 2 * (s.x @ s.A[:, :n]) @ s.B[:n])
 
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, library("dylora", r=3, alpha=3.0))
-    small.randomise(model)
-    fixed = []
-    for n in (1, 2, 3):
-        other = small.model("llama", dtype=torch.float64)
-        unipelt.apply(other, library("dylora", r=3, rank=n, alpha=3.0))
-        small.randomise(other)
-        fixed.append(small.output(other))
+    model = randomised(library("dylora", r=3, alpha=3.0))
+    fixed = [small.output(randomised(library("dylora", r=3, rank=n, alpha=3.0))) for n in (1, 2, 3)]
     torch.manual_seed(0)
     drawn = [small.output(model.train()) for _ in range(24)]
     near = [min((apart(d, f), n) for n, f in enumerate(fixed, 1)) for d in drawn]
@@ -142,9 +155,7 @@ def _pvera() -> float:
 
     seen = run(library("pvera", r=8))
     worst = max(apart(s.out, formula(s)) for s in seen)
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, library("pvera", r=8))
-    small.randomise(model)
+    model = randomised(library("pvera", r=8))
     mean, model = small.output(model), model.train()
     torch.manual_seed(0)
     drawn = torch.stack([small.output(model) for _ in range(4)])
@@ -174,11 +185,7 @@ def _adamix() -> float:
     worst = by_formula(
         library("adamix", n=3, r=5), lambda s: one(s, s.down.mean(0), s.b_down.mean(0), s.up.mean(0), s.b_up.mean(0))
     )
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, library("adamix", n=2, r=5))
-    small.randomise(model)
-    from reference import watched
-
+    model = randomised(library("adamix", n=2, r=5))
     pairs = set()
     torch.manual_seed(0)
     for _ in range(8):
@@ -207,15 +214,9 @@ def _lora_moe() -> float:
         return s.h + 8 * torch.einsum("bte,btd,edr,ero->bto", p, s.x, s.A, s.B)
 
     worst = by_formula(library("lora_moe"), formula)
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, library("lora_moe"))
-    small.randomise(model)
-    from reference import watched
-
-    with watched(model.train()) as found, torch.enable_grad():
-        model(**small.inputs(padded=False))
+    model = randomised(library("lora_moe"))
     total = torch.zeros((), dtype=torch.float64)
-    for s in found:
+    for s in in_training(model):
         share = torch.softmax(torch.einsum("btd,ed->bte", s.x, s.w), -1).mean(1)
         total = total + (share.var(-1, unbiased=False) / share.mean(-1)).mean().detach()
     return max(worst, apart(unipelt.penalties(model).detach(), total))
@@ -228,9 +229,7 @@ def _lora_moe() -> float:
 )
 def _blob() -> float:
     worst = by_formula(library("blob"), lambda s: s.h + 2 * torch.einsum("btd,dr,ro->bto", s.x, s.A, s.B))
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, library("blob", beta=0.01))
-    small.randomise(model)
+    model = randomised(library("blob", beta=0.01))
     mean, state = small.output(model), unipelt.state_dict(model)
     wanted = torch.zeros((), dtype=torch.float64)
     for n in (n[:-2] for n in state if n.endswith(".R")):
@@ -271,25 +270,12 @@ def _monte_clora_of_peft() -> float:
     against="peft's MontecloraSampler with the same draws, and the divergences of torch.distributions",
 )
 def _monte_clora_in_training() -> float:
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, library("monte_clora", r=3, n=4, size=0.5, beta=0.01))
-    small.randomise(model)
-    drawn: list[torch.Tensor] = []
-    make = helpers.normal_numbers
-
-    def noted(*args: Any) -> torch.Tensor:
-        drawn.append(make(*args))
-        return drawn[-1]
-
-    helpers.normal_numbers = noted
-    try:
-        with watched(model.train()) as found, torch.enable_grad():
-            model(**small.inputs(padded=False))
-    finally:
-        helpers.normal_numbers = make
+    model = randomised(library("monte_clora", r=3, n=4, size=0.5, beta=0.01))
+    with drawing("normal_numbers") as drawn:
+        found = in_training(model)
     worst, total = 0.0, torch.zeros((), dtype=torch.float64)
     for place, s in enumerate(found):
-        own = {tuple(t.shape): t.double() for t in drawn[3 * place : 3 * place + 3]}
+        own = {tuple(t.shape): t for t in drawn[3 * place : 3 * place + 3]}
         theirs = MontecloraSampler(32, 3, 4, sample_scaler=0.5, device="cpu", dtype=torch.float64, buffer_size=1)
         std, weight = torch.diag(s.d.exp()), s.w.exp()
         variance = theirs.wishart_reparameterization(std, own[3, 3] @ own[3, 3].T)
@@ -321,22 +307,9 @@ def _diff_pruning() -> float:
 
     half = torch.tensor(0.5, dtype=torch.float64)
     worst = by_formula(method, lambda s: change(s, half, half))
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, method)
-    small.randomise(model)
-    drawn: list[torch.Tensor] = []
-    make = helpers.uniform_numbers
-
-    def noted(*args: Any) -> torch.Tensor:
-        drawn.append(make(*args).double())
-        return drawn[-1]
-
-    helpers.uniform_numbers = noted
-    try:
-        with watched(model.train()) as found, torch.enable_grad():
-            model(**small.inputs(padded=False))
-    finally:
-        helpers.uniform_numbers = make
+    model = randomised(method)
+    with drawing("uniform_numbers") as drawn:
+        found = in_training(model)
     total = torch.zeros((), dtype=torch.float64)
     for i, s in enumerate(found):
         u, t = sorted(drawn[2 * i : 2 * i + 2], key=torch.numel, reverse=True)
@@ -354,10 +327,7 @@ def _diff_pruning() -> float:
 def _lt_sft() -> float:
     method = library("lt_sft", at="attn.q", kept=0.1, first=0.5)
     worst = by_formula(method, lambda s: s.h + torch.einsum("bti,io->bto", s.x, s.M * s.D))
-    model = small.model("llama", dtype=torch.float64)
-    unipelt.apply(model, method)
-    small.randomise(model)
-    model.train()
+    model = randomised(method).train()
     own = {n: t for n, t in unipelt.state_dict(model).items() if n.endswith(".D")}
     before = torch.stack(list(own.values())).detach().clone()
     for progress in (0.2, 0.4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import unipelt
@@ -15,7 +16,12 @@ _LAYERS = {
     "L_mixer": "mixer",
     "L_experts": "ffn.experts.down.weight",
     "L_gated_experts": "ffn.experts.gate.weight",
-}.items()
+}
+
+
+def layers_of(sites: Sequence[Any]) -> dict[str, int]:
+    """How many layers have each of these sites, by the symbols of formulas."""
+    return {n: len({s.layer for s in sites if s.name == at}) for n, at in _LAYERS.items()}
 
 
 def sizes_of(plan: Any) -> list[dict[str, int]]:
@@ -33,7 +39,7 @@ def sizes_of(plan: Any) -> list[dict[str, int]]:
         depth = len(s.blocks)
         cross = depth if any(x.name == "cross" for x in sites) else 0
         values = {**sites[0].sizes, "L": depth if s.main else 0, "L_cross": cross, "depth": s.depth}
-        values |= {n: len({x.layer for x in sites if x.name == at}) for n, at in _LAYERS}
+        values |= layers_of(sites)
         values |= {f"L_{s.name}": depth} if s.name else {}
         values |= {n: v for n, v in plan.method.arguments.items() if isinstance(v, int)}
         found.append(values)
