@@ -80,7 +80,7 @@ def test_layers_are_counted_in_each_stack() -> None:
     ("bert", "modify decoder.attn.q", "E0704", "it has one stack: leave `decoder.` out"),
     ("t5", "modify encoder.cross.q", "E0512", "cross.q"),
     ("bert", "modify cross.q, cross.v", "E0512", "no `cross.q`, `cross.v`"),
-    ("bert", "modify cross.q", "E0512", "or modify other sites: attn, "),
+    ("bert", "modify cross.q", "E0512", "or modify other sites: attn, attn.q, attn.k, attn.v, attn.o, attn.heads, attn.input, ffn"),
     ("t5", "modify ffn.gate", "E0512", "ffn.gate"),
     ("albert_head", "layers last 1 modify attn.q", "E0703", "one module serves the 2 layers of this AlbertForSequenceClassification, so layers cannot be selected"),
     ("albert_head", "layers 0..1 modify ffn", "E0703", "layers cannot be selected"),

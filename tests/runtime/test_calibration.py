@@ -117,9 +117,9 @@ def test_nothing_is_kept_of_a_batch_but_sums(text: str, monkeypatch: pytest.Monk
     kept: list[int] = []
 
     def stream() -> Iterator[dict[str, torch.Tensor]]:
-        gc.collect()
+        gc.collect()  # the search for sites has passes of its own, and leaves cycles
         assert not [x for x in entered if x() is not None]
-        entered.clear()  # the search for sites has passes of its own
+        entered.clear()
         for i in range(8):
             assert len(entered) >= i * small.LAYERS and not [x for x in entered if x() is not None]
             kept.append(sum(m.total.numel() for m in measured if m.total is not None))
