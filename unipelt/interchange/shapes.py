@@ -85,9 +85,9 @@ def _padded(t: torch.Tensor, at: At) -> torch.Tensor:
 
 def _single(t: torch.Tensor, at: At) -> torch.Tensor:
     """Without a size that is 1."""
-    (dim,) = at.numbers or (0,)
+    (dim,) = at.numbers
     if t.shape[dim] != 1:
-        raise RuntimeError("it has several rows")
+        raise RuntimeError(f"its size {dim} is not 1")
     return t.select(dim, 0)
 
 
@@ -133,7 +133,6 @@ _WORDS = {
     "flip": Word(lambda t, at: t.flip(-1), lambda t, at: t.flip(-1)),
     "flat": Word(lambda t, at: t.reshape(-1), lambda t, at: t[None] if at.edit.site.side == "input" else t[:, None]),
     "split": Word(lambda t, at: t.reshape(at.shape if t.dim() == 1 else t.shape), lambda t, at: t.reshape(-1)),
-    "row": Word(_single, lambda t, at: t[None]),
     "single": Word(_single, lambda t, at: t.unsqueeze(at.numbers[0]), 1),
     "parted": Word(_unparted, lambda t, at: t.unflatten(-1, (-1, at.sizes[0])), sizes=1),
     "halved": Word(lambda t, at: t.unflatten(0, (2, -1)), lambda t, at: t.flatten(0, 1)),
