@@ -44,9 +44,10 @@ def bound(
     recipe: Recipe, called: str, reads: Mapping[str, Read], modules: Sequence[Any], tensors: Sequence[torch.Tensor],
     own: torch.dtype | None, holder: Any,
 ) -> Callable[..., Any]:  # fmt: skip
-    """The recipe with the frozen ``modules`` that it calls (or what calls them) and its ``tensors``, folded ones among them, called with what `CALLED` says.
+    """The function that computes a recipe, called with what `CALLED` says. Bound are the frozen ``modules`` (or what calls them) and the row's
+    ``tensors``, or what was folded of them.
 
-    ``reads`` has what enters by the language's names for it; ``own`` is the dtype in which the row is computed; in the ``holder`` is
+    ``reads`` has what enters by the language's names for it; ``own`` is the dtype in which the row is computed; the ``holder`` has
     what hooks have left.
     """
     count = len(recipe.reads), len(recipe.reads) + len(recipe.besides)

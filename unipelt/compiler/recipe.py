@@ -43,8 +43,9 @@ class Recipe:
 
     With ``fold`` it takes what that makes of those tensors in their place, which may be kept while they stay as they are.
     ``draws`` are what is drawn for a pass, by the names in ``besides`` under which it enters. ``computed`` are the labels of the
-    tensors of which it computes something, and does not hand them on alone, and of those that the recipe takes transposed. ``arguments`` are the names of all that the recipe takes in its
-    code, whose ``lines`` and ``ends`` are there to be written into other code (see `bound`).
+    tensors from which something is made that may be kept: those that the fold reads, and those that the recipe takes transposed.
+
+    The code has its ``arguments`` by these names, and its ``lines`` and ``ends`` may be written into other code (see `bound`).
     """
 
     source: str

@@ -1,4 +1,5 @@
-"""Learned rows among the keys of an attention in steady passes (see `steady`): the kernels with masks, one query or no causal flag."""
+"""Learned rows among the keys of an attention in steady passes (see `steady`), for kernels with masks: where there is one query, or a mask
+says what each sees."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Kernel:
     join: Callable[[Call, Rows], Call]
     joins: Callable[[Call], bool] = lambda call: True
     tells_mass: bool = False  # whether what it returns beside `out` may be the log of the scores' mass
-    #: Whether a mask of all queries and keys, or none, says all but whether the call is causal; and whether a flag says that.
+    #: Whether a mask of all queries and keys, or none, says what each query sees, but for a causal call; ``flagged``: a flag says that.
     masked: bool = False
     flagged: bool = False
 

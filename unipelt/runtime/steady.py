@@ -27,8 +27,8 @@ MOST = 8
 class Steady:
     """What hosts do in passes of one kind. Each mapping has, by the seam or the tap, its function; False where there is none.
 
-    What `holds` touches lies in no cache when a pass begins, and each tensor costs more than the rest together: so only of those of which
-    something was computed it is asked whether they have changed.
+    When a pass begins, no tensor lies in a processor's cache, so a look at one costs more than all else that `holds` does. It looks only at
+    those from which something was computed beforehand.
     """
 
     def __init__(self, holder: Any) -> None:
@@ -50,8 +50,8 @@ class Steady:
     def rests_on(
         self, module: nn.Module, names: Iterable[str], computed: Container[str] = (), *, passed_by: bool = False
     ) -> bool:
-        """What is written reads tensors of a module by these names, and has what was computed of some; ``passed_by``: it does not call
-        the module, as is meant. False where changes would not be seen."""
+        """Notes that a function reads the tensors of a module by these names, and keeps what was made of the ``computed`` ones.
+        ``passed_by``: it takes the place of a call of the module, whose hooks would not run. False where changes would not be seen."""
         homes = module._parameters, module._buffers
         if id(module) not in self._met:
             self._met.add(id(module))
