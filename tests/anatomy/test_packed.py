@@ -15,7 +15,9 @@ from torch import nn
 
 import unipelt
 from unipelt.anatomy.find import find
+from unipelt.anatomy.packed import apart
 from unipelt.anatomy.stand_in import StandIn
+from unipelt.anatomy.stored import Architecture
 
 WIDTH = 16
 PARTS = {"attn.q": slice(0, 16), "attn.k": slice(16, 32), "attn.v": slice(32, 48)}
@@ -192,6 +194,17 @@ def test_a_copy_of_the_output_projection_and_an_edit_of_it_are_refused_at_once()
     unipelt.activate(model, "a", "b")
     with pytest.raises(unipelt.PeltError, match="E0547.*`out_proj`"):
         model(x)
+
+
+def test_a_forward_that_somebody_put_in_is_seen_behind_what_calls_the_maps() -> None:
+    """The map of a model with one is not kept for others of its architecture."""
+    model, _, path = built("post-norm")
+    attention: Any = model.get_submodule(path.format(0))
+    with apart(model):
+        assert Architecture(model).key is not None
+    attention.forward = attention.forward
+    with apart(model):
+        assert Architecture(model).key is None
 
 
 @pytest.mark.parametrize("sites", [("attn.q",), tuple(PARTS), ("attn.o",)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import starmap
@@ -68,23 +68,12 @@ def interface_watched(call: Callable[[Any, Callable, tuple, dict[str, Any]], Any
     transformers' interface, in this thread."""
     from transformers.modeling_utils import AttentionInterface
 
-    mine = threading.get_ident()
-    with _alone():
-        ask = AttentionInterface.get_interface
+    def watched(ask: Callable[[str], Callable], name: str, known: Container[str]) -> Callable:
+        function = ask(name)
+        return lambda module, *args, **kwargs: call(module, function, args, kwargs)
 
-        def watched(self: Any, implementation: str, default: Callable) -> Callable:
-            function = ask(self, implementation, default)
-            if threading.get_ident() != mine:
-                return function
-            return lambda module, *args, **kwargs: call(module, function, args, kwargs)
-
-        def end() -> None:
-            if AttentionInterface.get_interface is watched:  # nobody has put something else there meanwhile
-                AttentionInterface.get_interface = ask  # type: ignore[method-assign]
-
-        with ended_by(end):
-            AttentionInterface.get_interface = watched  # type: ignore[method-assign,assignment]
-            yield
+    with _answered(AttentionInterface, watched):
+        yield
 
 
 @contextmanager
@@ -96,20 +85,35 @@ def experts_together() -> Iterator[None]:
     except ImportError:  # a version whose experts know one way
         yield
         return
+
+    def together(ask: Callable[[str], Callable], name: str, known: Container[str]) -> Callable:
+        return ask("grouped_mm" if "grouped_mm" in known else name)
+
+    with _answered(ExpertsInterface, together):
+        yield
+
+
+@contextmanager
+def _answered(
+    interface: Any, answer: Callable[[Callable[[str], Callable], str, Container[str]], Callable]
+) -> Iterator[None]:
+    """Lets ``answer`` say which function a module of this thread gets from an interface of transformers. It is given how the interface
+    is asked for a name, the name that the module asks for, and the names that the interface knows."""
     mine = threading.get_ident()
     with _alone():
-        ask = ExpertsInterface.get_interface
+        ask = interface.get_interface
 
-        def together(self: Any, implementation: str, default: Callable) -> Callable:
-            at_once = threading.get_ident() == mine and "grouped_mm" in self
-            return ask(self, "grouped_mm" if at_once else implementation, default)
+        def instead(self: Any, implementation: str, default: Callable) -> Callable:
+            if threading.get_ident() != mine:
+                return ask(self, implementation, default)
+            return answer(lambda name: ask(self, name, default), implementation, self)
 
         def end() -> None:
-            if ExpertsInterface.get_interface is together:
-                ExpertsInterface.get_interface = ask  # type: ignore[method-assign]
+            if interface.get_interface is instead:  # nobody has put something else there meanwhile
+                interface.get_interface = ask
 
         with ended_by(end):
-            ExpertsInterface.get_interface = together  # type: ignore[method-assign,assignment]
+            interface.get_interface = instead
             yield
 
 

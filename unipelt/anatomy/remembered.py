@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from .base import base_modules
-from .packed import Apart, InProjection
+from .packed import InProjection, own_forward
 from .sites import SiteMap
 
 _found: WeakKeyDictionary[nn.Module, tuple[int, SiteMap]] = WeakKeyDictionary()
@@ -30,14 +30,5 @@ def _structure(model: nn.Module) -> int:
         if isinstance(m, InProjection):  # it comes and goes
             continue
         own = tuple((n, p.shape, p.dtype, p.is_meta) for n, p in m._parameters.items() if p is not None)
-        told.append(
-            (
-                path,
-                id(m),
-                len(m._forward_hooks),
-                len(m._forward_pre_hooks),
-                id(None if isinstance(forward := vars(m).get("forward"), Apart) else forward),
-                own,
-            )
-        )
+        told.append((path, id(m), len(m._forward_hooks), len(m._forward_pre_hooks), id(own_forward(m)), own))
     return hash(tuple(told))

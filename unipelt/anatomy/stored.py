@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -23,7 +22,7 @@ from ..language.sites import signature
 from .base import NAME, base_modules, base_parameters
 from .columns import Columns
 from .layout import Layout
-from .packed import Apart, InProjection
+from .packed import InProjection, own_forward
 from .sites import Site, SiteMap, Stack, View
 
 #: Maps that are kept in memory, and in the folder.
@@ -46,10 +45,7 @@ class Architecture:
         modules = [(p, m) for p, m in modules if not isinstance(m, InProjection)]  # it comes and goes
         self.versioned = all(type(m).__module__.split(".")[0] in _VERSIONED for _, m in modules)
         own = any(
-            not isinstance(vars(m).get("forward"), (Apart, NoneType))
-            or m._forward_hooks
-            or m._forward_pre_hooks
-            or NAME in m._modules
+            own_forward(m) is not None or m._forward_hooks or m._forward_pre_hooks or NAME in m._modules
             for _, m in modules
         )
         told: list[Any] = [(p, type(m), type(m).forward, *_told(m)) for p, m in modules]
