@@ -227,6 +227,26 @@ def test_names_that_python_or_torch_have_are_no_trouble() -> None:
     torch.testing.assert_close(module(h, x), expected)
 
 
+@pytest.mark.parametrize("body", [
+    "U: [3, d_out] ~ normal(0.5)  frozen t2: [3] ~ values(-0.5, 0.1, 1)  b: [3] ~ normal(0.3)  D: [d_in, 3] ~ normal(0.5)  "
+    "delta = ((z @ D) * nearest(b, t2)) @ U + (relu(z @ D) * t2) @ U",
+    "t1: [d_in, 3] ~ normal(0.5)  t3: [3, d_out] ~ normal(0.5)  t2 = z @ exp(tanh(t1))  delta = (t2 * sigmoid(t2)) @ t3 + z @ t1 @ t3",
+    "drawn0: [d_out] ~ normal(0.5)  u = chance[site]  drawn1 = u * drawn0  U: [d_in, d_out] ~ normal(0.5)  delta = (z @ U) * drawn1 + chance[batch] * drawn0",
+    "skew: [d_in, 3] ~ normal(0.5)  layer_norm: [3, d_out] ~ normal(0.5)  lean_product: [d_in, 3] ~ normal(0.5)  "
+    "delta = (rms_norm(z @ skew) + z @ lean_product) @ layer_norm",
+    "joined_x: [d_in, 3] ~ normal(0.5)  joined_x_W: [3] ~ normal(0.5)  part_t1: [d_in, 3] ~ normal(0.5)  U: [3, d_out] ~ normal(0.5)  "
+    "delta = ((x @ joined_x + joined_x_W) * (x @ part_t1)) @ U",
+])  # fmt: skip
+def test_names_that_generated_code_has_are_no_trouble(body: str) -> None:
+    method = unipelt.parse(f"method m {{ modify attn.q  insert x  form {{ {body} }}  compose h + delta }}")
+    for one, reference in zip(edits(method, "llama", True), edits(method, "llama", False), strict=True):
+        for training in (False, True):
+            one.edit.train(training)
+            both(reference, one.edit, training=training)
+        assert all(one.edit.recipes.known.values())
+    compare_printed(method, ("llama",))
+
+
 def test_a_gate_over_real_tokens_sees_the_mask_in_rows_of_keys_and_values() -> None:
     text = """
     gate real { w: [d_in] ~ normal(1.0)  g = mean(sigmoid(z @ w), tokens) }

@@ -62,7 +62,7 @@ def joined(lines: Sequence[Line], lean: bool = False, fill: bool = False) -> lis
         if not any(line is other for other in group) or not (len(group) > 1 or (fill and _is_vector(line))):
             out.append(line)
         elif line is group[0]:
-            out += _columns(f"joined_{line.product[0]}", group, lean, fill)  # type: ignore[index]
+            out += _columns(f"_joined_{line.product[0]}", group, lean, fill)  # type: ignore[index]
     return out
 
 
@@ -86,7 +86,7 @@ def _columns(name: str, group: list[Line], lean: bool, fill: bool) -> list[Line]
     else:
         out.append(Line(f"{name}_W", f"{weight}.T" if every else weight))
         product = f"F.linear({given})" if every else f"{x} @ {name}_W"
-    names = [line.name if every or b is None else f"{line.name}_part" for line, b in zip(group, biases)]
+    names = [line.name if every or b is None else f"_part_{line.name}" for line, b in zip(group, biases)]
     if len(group) == 1:
         out.append(Line(names[0], product))
     else:

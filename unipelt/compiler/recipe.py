@@ -210,7 +210,7 @@ class Body:
             elif name in ("chance", PROGRESS):
                 self.writer.names[name] = Code(self._enters(name), (), ())
             elif name in (POSITIONS, INSERTED):
-                self.arguments[name] = self.writer.safe(name.removeprefix(":"))
+                self.arguments[name] = self.writer.safe(name)
                 self.writer.names[name] = Code(self.arguments[name], axes, ())
             elif name in inputs:
                 self.writer.names[name] = Code(self._enters(name), ("batch",), _input_sizes(inputs[name]))

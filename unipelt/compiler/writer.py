@@ -8,6 +8,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ from .code import (
     transposed,
     with_number,
 )
+from . import again, helpers
 from .evaluator import OPERATIONS
 from .named import ordered
 from .less import circular, contracted, is_low_rank, small_first
@@ -79,6 +81,8 @@ _TAKEN = frozenset(
         *keyword.kwlist,
         "__debug__",
         *dir(torch.nn.Module),
+        *dir(helpers),
+        *dir(again),
     )
 )
 
@@ -107,7 +111,6 @@ class Writer:
         self.asks = False  # whether a line asks what is among the largest of all places
         self.called: dict[str, Code] = {}  # functions of adapters that are not known yet, with what they yield
         self.h: Code | None = None  # what is modified, as it enters
-        self.temporary = 0
 
     # ------------------------------------------------------------ statements
 
@@ -144,25 +147,28 @@ class Writer:
         return is_live(value.text, self.live)
 
     def safe(self, name: str) -> str:
-        """A name of the language as one of Python. Those that begin with an underscore are the code's own (see `bound`)."""
-        found = name.replace(".", "_").removesuffix("()").lstrip("_") or "name"
+        """A name of the language, or of the code's own behind a colon, as one of Python. What the code adds later begins with an
+        underscore (see `lines`, `bound`)."""
+        found = name.replace(".", "_").removesuffix("()").lstrip(":_") or "name"
         while found in _TAKEN or self.taken.get(found, name) != name:
             found += "_"
         self.taken[found] = name
         return found
 
+    def fresh(self, stem: str, first: int = 1) -> str:
+        """A name of the code's own that nothing has yet: the stem and a number."""
+        return next(f":{stem}{n}" for n in count(first) if f"{stem}{n}" not in self.taken)
+
     def once(self, value: Code) -> Code:
         """The value under a name of its own, where its text would be repeated."""
         if is_name(value):
             return value
-        self.temporary += 1
-        return self.assign(f"t{self.temporary}", value)
+        return self.assign(self.fresh("t"), value)
 
     def asked(self, value: Code, most: Written) -> Code:
         """A line that waits for 1 at the entries among the largest of all places and 0 elsewhere (see `helpers.at_all_places`)."""
         self.asks = True
-        self.temporary += 1
-        return self.assign(f"t{self.temporary}", Code(f"yield {value.text}, {text_of(most)}", value.axes, value.sizes))
+        return self.assign(self.fresh("t"), Code(f"yield {value.text}, {text_of(most)}", value.axes, value.sizes))
 
     def helper(self, name: str, *args: Any) -> str:
         """A call of a function of `helpers`."""
@@ -273,10 +279,9 @@ class Writer:
             and W.sizes[-1].number is not None
         ):
             if self.is_live(a) and not self.is_live(W) and not (b is not None and self.is_live(b)):
-                self.temporary += 1
                 if not out.sizes:  # what the scalar multiplies has sizes
                     out = replace(out, column=f"({out.text}).unsqueeze(-1)")
-                return self.assign(f"t{self.temporary}", out, (a.text, W, b))
+                return self.assign(self.fresh("t"), out, (a.text, W, b))
         return out
 
     def apart(self, *values: Any) -> tuple[Any, ...]:
@@ -335,7 +340,7 @@ class Writer:
         wanted = draw, tuple(written)
         name = next((n for n, other in self.drawn.items() if other == wanted), None)
         if name is None:
-            name = self.safe(f"drawn{len(self.drawn)}")
+            name = self.safe(self.fresh("drawn", 0))
             self.drawn[name] = wanted  # type: ignore[assignment]
             self.live.add(name)
         return Code(name, axes, sizes)
