@@ -10,7 +10,7 @@ from names import name as named
 
 from unipelt.serve.listener import Listener
 
-#: Adapters by name, each a method with arguments. Completions of the last one run by themselves: it puts rows among the tokens.
+#: Adapters by name, each a method with arguments. The last one puts rows among the tokens.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ann": ("lora", {"r": 2}), "bob": ("ia3", {}), "cy": ("prefix_tuning", {"l": 3}), "di": ("pfeiffer", {"r": 3}),
     "eve": ("prompt_tuning", {"l": 3}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,14 +52,14 @@ def tried(model: Model, adapter: str | None, words: int, rows: int = 0) -> Ways:
     """How an adapter's texts may run, tried with random prompts of 3 and 7 tokens and two tokens after each. The adapter puts ``rows``
     among the tokens. Raises `NotFinite`, and what the model raises.
 
-    An adapter with rows shares nothing: the cache of every text beside it is longer by them, and nothing shortens it when the adapter leaves.
+    To a text, the rows that another one's adapter has more are pads in front, so one that bears no pads shares nothing with rows.
     """
     g = torch.Generator().manual_seed(0)
     long, short = (torch.randint(0, words, (n,), generator=g).tolist() for n in (7, 3))
     then = [int(torch.randint(0, words, (1,), generator=g)) for _ in range(2)]
 
     def row(prompt: list[int], who: str | None, k: int) -> Row:
-        return Row(prompt, who, next=then[k])
+        return Row(prompt, who, next=then[k], inserted=rows if who == adapter else 0)
 
     def alone(prompt: list[int], who: str | None, k: int) -> torch.Tensor:
         d, r = Decoding(model), row(prompt, who, k)
@@ -69,38 +70,43 @@ def tried(model: Model, adapter: str | None, words: int, rows: int = 0) -> Ways:
     wanted = alone(short, adapter, 0)
     need_finite(wanted)
 
-    def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
-        return alike(model.model, found, expected)
+    def same(found: Sequence[torch.Tensor], expected: torch.Tensor) -> bool:
+        return alike(model.model, torch.stack(list(found)), expected)
+
+    def beside(companion: str | None, pads: bool, stays: int) -> bool:
+        """Whether a row (0) and one behind it (1) give the same, and the one that stays when the other has left."""
+        other = long if pads else short
+        expected = wanted, alone(other, companion, 1)
+        d = Decoding(model, joins=False)
+        both = [row(short, adapter, 0), row(other, companion, 1)]
+        found = [d.begin(both), d.step()]
+        d.leave([both[1 - stays]])
+        both[stays].next = then[1]
+        last = d.step()[0]
+        kept = [*(t[stays] for t in found), last]
+        return same(kept, expected[stays]) and same([t[1 - stays] for t in found], expected[1 - stays][:2])
 
     def holds(companion: str | None, pads: bool) -> bool:
-        """Whether a row gives the same in front of another, and when that one has left."""
-        other = long if pads else short
-        d = Decoding(model, joins=False)
         try:
-            both = [row(short, adapter, 0), row(other, companion, 1)]
-            first, second = d.begin(both), d.step()
-            d.leave(both[1:])
-            both[0].next = then[1]
-            third = d.step()
+            return all(beside(companion, pads, stays) for stays in (0, 1))
         except Exception:  # noqa: BLE001 - a model whose cache cannot do this raises what it likes
             return False
-        if not same(torch.stack([first[0], second[0], third[0]]), wanted):
-            return False
-        return companion == adapter or same(torch.stack([first[1], second[1]]), alone(other, companion, 1)[:2])
 
-    def joined() -> bool:
+    def joined(first: str | None, second: str | None) -> bool:
+        """Whether a row gives the same when another one joins it, and that one too, when the first has left."""
         d = Decoding(model)
-        d.begin([row(long, None, 1)])
-        d.step()
+        one, other = row(long, first, 1), row(short, second, 0)
+        mine = [d.begin([one])[0], d.step()[0]]
         if not d.joins:
             return False
-        first = d.begin([row(short, adapter, 0)])
-        second = d.step()
-        d.leave(d.rows[:1])
-        d.rows[0].next = then[1]
-        return same(torch.stack([first[0], second[1], d.step()[0]]), wanted)
+        one.next = then[1]
+        its, both = d.begin([other]), d.step()
+        d.leave([one])
+        other.next = then[1]
+        return same([*mine, both[0]], alone(long, first, 1)) and same([its[0], both[1], d.step()[0]], alone(short, second, 0))  # fmt: skip
 
     pads = holds(adapter, True)
     batches = pads or holds(adapter, False)
-    shares = batches and not rows and (adapter is None or holds(None, pads))
-    return Ways(batches, shares, pads, shares and pads and joined(), rows)
+    shares = batches and (pads or not rows) and (adapter is None or holds(None, pads))
+    joins = shares and pads and joined(None, adapter) and (adapter is None or joined(adapter, None))
+    return Ways(batches, shares, pads, joins, rows)

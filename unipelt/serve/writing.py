@@ -87,7 +87,7 @@ class Writing:
         assert isinstance(job, Completion)
         ways = job.loaded.known if job.loaded is not None else self.base
         self._need_room(job, ways.rows)
-        row = Row(job.prompt, job.inside)
+        row = Row(job.prompt, job.inside, inserted=ways.rows)
         row.owner = _Text(job, row, ways, Written(self.tokenizer, job.stop), job.sampling.generator())
         self._new.append(row.owner)
 
