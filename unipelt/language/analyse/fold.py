@@ -88,7 +88,8 @@ class _Folder:
 
     def form(self) -> tuple[Statement, ...]:
         out: list[Statement] = []
-        late = names_in(*self.row.compose)  # what the composition reads stays bound
+        choices = (n for s in self.row.form if isinstance(s, Let) for n in walk(s.value) if is_decided(n))
+        late = names_in(*self.row.compose, *choices)  # what the composition or a choice reads stays bound
         for s in lines_for(self.row.form, *self.row.compose):
             if isinstance(s, (Tensor, Axis)):
                 continue  # axes stand before the tensors that have them
@@ -130,7 +131,7 @@ class _Folder:
         """What takes the place of an expression; None where it is looked into."""
         whole = self.whole(e)
         if is_decided(e):
-            return whole  # a site's sizes may decide against a branch, which need not fit them
+            return e  # a site's sizes may decide against a branch, which need not fit them
         if isinstance(whole, Name) or (isinstance(whole, (Attr, Index)) and isinstance(whole.value, Name)):
             return whole
         value = line.nodes[id(e)][1] if id(e) in line.nodes else None
