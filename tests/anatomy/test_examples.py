@@ -11,7 +11,7 @@ from shrunk import shrunk
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unipelt.anatomy.examples import examples, first_that_runs
+from unipelt.anatomy.examples import examples, first_that_runs, joined
 from unipelt.language.report.diagnostics import PeltError
 
 
@@ -111,6 +111,20 @@ def test_a_text_with_a_picture_in_its_tokens_places() -> None:
     model.model.visual.register_forward_hook(lambda *a: seen.append(1))
     first_that_runs(model, [found])
     assert seen
+
+
+@pytest.mark.parametrize("model_type, cls, token", [
+    ("deepseek_vl", "DeepseekVLForConditionalGeneration", "image_token_id"), ("glmasr", "GlmAsrForConditionalGeneration", "audio_token_id"),
+    ("minicpmv4_6", "MiniCPMV4_6ForConditionalGeneration", "image_token_id"),
+])  # fmt: skip
+def test_what_stands_in_a_text_has_as_many_places_as_the_model_makes_of_it(
+    model_type: str, cls: str, token: str
+) -> None:
+    """The base's word is asked where the model has none; a sound is as a picture is; so are patches in one row."""
+    model = built(model_type, cls, "cpu")
+    text, _ = first_that_runs(model)
+    inputs, _ = first_that_runs(model, joined(model, text))
+    assert token in vars(model.config) and inputs["input_ids"].shape[1] > text["input_ids"].shape[1]
 
 
 class Two(nn.Module):

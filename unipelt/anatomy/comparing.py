@@ -45,6 +45,18 @@ def rows_of(t: torch.Tensor) -> torch.Tensor:
     return t.reshape(-1, t.shape[-1])
 
 
+def by_head(far: torch.Tensor, heads: int) -> list[torch.Tensor]:
+    """The largest of what is [batch, heads, tokens, d_head], for each head and number. Batch and heads may be one dimension, as
+    the windows of a picture are examples. Where windows stand beside the heads: for every dimension that may be that of the
+    heads, and of all of them where none is as large."""
+    if far.dim() == 3 and len(far) % heads == 0:
+        far = far.unflatten(0, (-1, heads))
+    if far.dim() < 4:
+        return [far.amax(-2)]
+    own = [i for i in range(1, far.dim() - 2) if far.shape[i] == heads] if far.dim() > 4 else []
+    return [far.amax([i for i in range(far.dim() - 1) if i != at]) for at in own] or [far.amax((0, -2))]
+
+
 def multiple(x: torch.Tensor | None, of: torch.Tensor | None) -> bool:
     """Whether one tensor is another times a number (some models scale what a sublayer reads)."""
     if x is None or of is None or x.numel() != of.numel():

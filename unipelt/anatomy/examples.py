@@ -22,6 +22,8 @@ Inputs = dict[str, Any]
 TOKENS = 5
 #: Passes that are tried before nothing is said to run. Each costs a start of the model only: wrong inputs fail early.
 _TRIES = 60
+#: Guesses that are looked at, and passes that are tried, of a text with something beside it.
+_GUESSED, _JOINED = 80, 8
 #: Lengths of text that are tried after the short one: some models fold tokens together.
 _LONGER = (16, 64)
 
@@ -40,6 +42,15 @@ def examples(module: nn.Module, tokens: int = TOKENS) -> Iterator[Inputs]:
             if key not in said:
                 said.add(key)
                 yield full
+
+
+def joined(module: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
+    """The arguments that have what some pass had, and a picture or a sound beside it: few, as each is to be tried."""
+    more = (
+        g for g in islice(examples(module), _GUESSED)
+        if g.keys() >= inputs.keys() and any(isinstance(v, torch.Tensor) and v.dim() > 1 and v.is_floating_point() for n, v in g.items() if n not in inputs)
+    )  # fmt: skip
+    return islice(more, _JOINED)
 
 
 def first_that_runs(
@@ -216,10 +227,16 @@ def _beside_text(a: Asked) -> Iterator[Inputs]:
         next((n for n in ("input_features", "input_values") if n in a.parameters), ""),
     )
     if picture:
-        yield from _in_place(a)
+        yield from _in_place(a, "get_image_features", ("image_token_id", "image_token_index"), _pictures)
         for size in islice(_pictures(a), 12):
             yield {**text, **size}
     if sound:
+        yield from _in_place(
+            a,
+            "get_audio_features",
+            ("audio_token_id", "audio_token_index"),
+            _features if sound == "input_features" else _waves,
+        )
         for found in islice(_features(a) if sound == "input_features" else _waves(a), 6):
             yield {**text, **found}
     if "pixel_values_videos" in a.parameters:
@@ -229,18 +246,22 @@ def _beside_text(a: Asked) -> Iterator[Inputs]:
         yield {**text, "visual_feats": a.real(1, 3, a.number(64, "visual_feat_dim")), "visual_pos": a.real(1, 3, 4)}
 
 
-def _in_place(a: Asked) -> Iterator[Inputs]:
-    """Text in which a picture's tokens stand, as many as the model makes of it."""
-    turn = getattr(a.module, "get_image_features", None)
-    token = a.entry("image_token_id", "image_token_index")
-    if not callable(turn) or not isinstance(token, int):
+def _in_place(
+    a: Asked, turns: str, tokens: tuple[str, str], guesses: Callable[[Asked], Iterator[Inputs]]
+) -> Iterator[Inputs]:
+    """Text in which a picture's tokens or a sound's stand, as many as the model makes of it by the method ``turns``, its own or its base's."""
+    turn = next(
+        (f for m in (a.module, getattr(a.module, "base_model", None)) if callable(f := getattr(m, turns, None))), None
+    )
+    token = a.entry(*tokens)
+    if turn is None or not isinstance(token, int):
         return
-    for picture in islice(_pictures(a), 12):
-        taken = {n: v for n, v in picture.items() if n in a.parameters}
+    for guess in islice(guesses(a), 12):
+        taken = {n: v for n, v in guess.items() if n in a.parameters}
         try:
             with untouched(a.module), evaluating(a.module):
                 rows = _rows(turn(**taken))
-        except Exception:  # noqa: BLE001 - this picture does not fit
+        except Exception:  # noqa: BLE001 - this one does not fit
             continue
         if rows:
             ids = torch.cat([a.ids(2), torch.full((1, rows), token, device=a.device), a.ids(a.tokens - 2, after=2)], 1)
@@ -262,7 +283,7 @@ def _rows(features: Any) -> int:
 
 def _pictures(a: Asked) -> Iterator[Inputs]:
     name = "pixel_values"
-    if any(n in a.parameters for n in ("image_grid_thw", "spatial_shapes", "image_position_ids")):
+    if any(n in a.parameters for n in ("image_grid_thw", "spatial_shapes", "target_sizes", "image_position_ids")):
         yield from _patches(a)
     sizes = list(a.pictures())
     if a.frames and "pixel_values_videos" not in a.parameters:
@@ -318,6 +339,8 @@ def _patches(a: Asked) -> Iterator[Inputs]:
             "pixel_attention_mask": a.ones(1, count),
             "spatial_shapes": a.whole([[side, side]]),
         }
+    if "target_sizes" in a.parameters:  # patches in one row
+        yield {"pixel_values": a.real(1, a.channels, a.patch, a.patch * count), "target_sizes": a.whole([[side, side]])}
     for name in ("pixel_position_ids", "image_position_ids"):
         if name in a.parameters:
             yield {"pixel_values": a.real(1, count, dims), name: a.whole([places])}

@@ -51,7 +51,9 @@ def found(
 ) -> SiteMap:
     """The map of the sites that recordings of a model and of parts of it show. Towers are in the order of the data flow; the head comes
     last. ``whole`` is a recording of a pass through all towers, if there is one."""
-    kept = [inside for r in recordings for t in towers(model, r) if (inside := _inside(r, t)) is not None]
+    seen = {t.path: (r, t) for r in reversed(recordings) for t in towers(model, r)}  # where it is seen first
+    in_order = [(r, t) for r in recordings for t in towers(model, r) if seen[t.path] == (r, t)]
+    kept = [inside for r, t in in_order if (inside := _inside(r, t)) is not None]
     if not kept:
         every = [(r, t, sums) for r in recordings for t, sums in scattered(model, r)]
         kept = [inside for r, t, sums in every if (inside := _inside(r, t, sums)) is not None]

@@ -134,6 +134,8 @@ class Hosts:
         whole = self._whole(x, s, firsts)
         if whole or not self._moved(x, s):
             loose = [c for c in self.enters(x) if all(c.start <= at < c.stop for at in firsts)]
+            if not whole and not loose and (before := self._before_positions(x, s, firsts)) is not None:
+                return before
             if entered := whole or loose or self._any(x, firsts):
                 return entered[0], x
         # a module that moves tokens about inside reads them as they stand in the stream
@@ -144,6 +146,18 @@ class Hosts:
         if widest is not None and read is not None and not self._moved(read, s):
             return widest, read
         return next(iter(self._any(x, firsts)), None), x
+
+    def _before_positions(self, x: Key, s: Sublayer, firsts: list[int]) -> tuple[Call, Key] | None:
+        """Where a module adds something that is not made of the stream (positions) to what it reads, for some of its maps: that
+        module, and what it reads."""
+        step = self.b.made.get(x)
+        given = self.b.given(step) if step is not None and step.op in ("add", "add_") else []
+        for key in given:
+            own = self.b.origin(key)
+            alone = not any(k in self.b.streams for k in given if k != key)
+            if alone and (whole := self._whole(own, s, firsts)):
+                return whole[0], own
+        return None
 
     def _widest(self, s: Sublayer, maps: list[Step]) -> tuple[Call | None, Key | None]:
         """The widest module around all projections of a sublayer that reads the stream, and not its sum; and what it reads."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 
 from .columns import taken
-from .comparing import affine, blended, multiple, proportional, rows_of, same, totals, within
+from .comparing import affine, blended, by_head, multiple, proportional, rows_of, same, totals, within
 from .judge_experts import judged, nudges_of
-from .own_attention import parted
+from .own_attention import divides, parted
 from .reasons import Open
 from .replay import at_module, first_column, Nudge, nudged, Nudges, Seen
 from .sites import Site, View, whole_block
@@ -329,12 +329,9 @@ class Block:
         if changed != [_RECEIVED[place]]:
             return f"attention receives it as {' and '.join(changed)}, not as {_RECEIVED[place]} alone"
         a, b = plain[place].double(), moved[place].double()
-        far, heads = (b - a).abs(), s.sizes.get("heads", 1)  # [batch, heads, tokens, d_head], or batch and heads in one
-        if far.dim() == 3 and len(far) % heads == 0:  # the windows of a picture are examples
-            far = far.unflatten(0, (-1, heads))
-        most = far.amax(-2) if far.dim() < 4 else far.amax((0, -2))
-        whole, width = most.numel(), int(s.sizes[str(s.kind.h.sizes[-1])])
-        if bool((most <= within(plain[place]) * b.abs().max()).any()):
+        each = by_head((b - a).abs(), s.sizes.get("heads", 1))
+        whole, width = each[0].numel(), int(s.sizes[str(s.kind.h.sizes[-1])])
+        if any(bool((most <= within(plain[place]) * b.abs().max()).any()) for most in each):
             return f"of the {whole} numbers that attention receives as {_RECEIVED[place]} it does not move all"
         if whole % width or (place == 0 and whole != width):
             return f"it yields {width} numbers, and attention receives {whole} as {_RECEIVED[place]}"
@@ -413,6 +410,8 @@ class Block:
         said, of = s.sizes.get("heads"), s.sizes.get("groups") or 0
         if s.attends and q.dim() == 3 and said and heads % said == 0:  # batch and heads in one
             heads, groups = said, groups * said // heads
+        if s.attends and q.dim() > 4 and said and divides(q.shape, said):  # with windows beside them
+            heads, groups = said, next((n for n in (said, of) if divides(k.shape, n)), 0)
         if heads != said or not of or groups not in (of, heads) or heads % of:
             return f"attention receives {heads} heads in {groups} groups, and the map says {said} in {of}"
         own = self.sublayer(s)

@@ -72,9 +72,10 @@ def parted(t: torch.Tensor, heads: int) -> torch.Tensor | None:
 
 
 def divides(shape: Sequence[int], heads: int) -> bool:
-    """Whether the dimensions in front of the last two are batch and so many heads."""
+    """Whether the dimensions in front of the last two are batch and so many heads. As many windows beside them may be either."""
     lead = shape[:-2]
-    return len(lead) == 1 and lead[0] % heads == 0 or any(prod(lead[i:]) == heads for i in range(len(lead)))
+    fits = (i for i in range(len(lead)) if prod(lead[i:]) == heads and heads not in lead[1:i])
+    return len(lead) == 1 and lead[0] % heads == 0 or next(fits, None) is not None
 
 
 class OwnAttention(TorchFunctionMode):

@@ -18,7 +18,7 @@ from ..language.report.diagnostics import PeltError
 from .around import why
 from .brought import lacks_weights
 from .calls import called_once
-from .examples import first_that_runs
+from .examples import first_that_runs, joined
 from .reasons import Open
 from .sites import NOT_YET, PROVED, Site, SiteMap, Stack
 from .trial import Trial
@@ -113,6 +113,11 @@ def _trial(sites: SiteMap, model: nn.Module, base: nn.Module, inputs: dict[str, 
         for part in _parts(model, trial, stack):
             with contextlib.suppress(PeltError):  # it stays as it is: not yet proved
                 trial.join(run(part, None))
+    far = tuple(k for k in sites.stacks if not trial.reached(k))
+    if far and inputs is not None and trial.headed:  # towers that run beside a text alone
+        beside = Trial(replace(sites, stacks=far), model, base)
+        with contextlib.suppress(PeltError):
+            trial.join(first_that_runs(model, joined(model, inputs), run=lambda given: beside.run(model, given))[1])
     return trial
 
 

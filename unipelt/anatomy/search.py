@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,14 +14,12 @@ from torch.utils._pytree import tree_map
 from ..language.report.diagnostics import PeltError
 from .base import base_modules
 from .brought import lacks_weights, on_meta
-from .examples import Inputs, examples, first_that_runs
+from .examples import Inputs, first_that_runs, joined
 from .found import found
 from .record import Recording, record
 from .sites import SiteMap
 from .sizes import weight_shape
 
-#: Guesses that are looked at, and passes that are tried, of a text with something beside it.
-_GUESSED, _JOINED = 80, 8
 #: Why no site covers a linear map that did not run.
 NOT_REACHED = "no pass reached it: give `example={…}` that does"
 
@@ -58,6 +55,8 @@ def _searched(model: nn.Module, base: nn.Module, prefix: str, example: Inputs | 
         with suppress(PeltError):  # its linear maps are listed with those that no site covers
             recordings.append(_recorded(model, part, None)[1])
     whole = _all_at_once(model, inputs) if parts and example is None else first
+    if whole is not None and whole is not first:
+        recordings.append(whole)  # of towers that run beside a text alone, and of what stands between towers
     sites = found(model, base, prefix, recordings, whole)
     return replace(sites, uncovered={**sites.uncovered, **_not_reached(model, recordings, sites)}), inputs
 
@@ -75,12 +74,8 @@ def _recorded(model: nn.Module, part: nn.Module, example: Inputs | None) -> tupl
 
 def _all_at_once(model: nn.Module, inputs: Inputs) -> Recording | None:
     """A pass with what some pass had and a picture or a sound beside it, which shows what one tower makes of another; None where none runs."""
-    more = (
-        g for g in islice(examples(model), _GUESSED)
-        if g.keys() >= inputs.keys() and any(isinstance(v, torch.Tensor) and v.dim() > 1 and v.is_floating_point() for n, v in g.items() if n not in inputs)
-    )  # fmt: skip
     with suppress(PeltError):
-        return first_that_runs(model, islice(more, _JOINED), run=lambda given: record(model, lambda: model(**given)))[1]
+        return first_that_runs(model, joined(model, inputs), run=lambda given: record(model, lambda: model(**given)))[1]
     return None
 
 
