@@ -130,6 +130,8 @@ REFUTED = [
     ("a line that a choice reads", "modify ffn form { b: [d_out] ~ zeros u = tanh(b) delta = u if depth > 1 else b } compose h + delta", "foldable", "yes"),
     ("a line that a part of a choice reads", "modify ffn insert sequential form { b: [d_out] ~ zeros u = tanh(b) v = exp(u) delta = z * (v if depth > 1 else u) } compose h + delta", "foldable", "yes"),
     ("what a choice computes", "modify ffn form { b: [d_out] ~ zeros delta = tanh(b) if depth > 1 else b } compose h + delta", "foldable", "no"),
+    ("matrices of zeros in planes", "modify attn.q insert x form { W: [d_in - 1, 2, 2] ~ zeros C: [d_in, d_out] ~ normal(0.1) delta = givens(z, W) @ C } compose h + delta", "identity at start", "yes"),
+    ("angles of zeros in planes", "modify attn.q insert x form { W: [d_in - 1] ~ zeros C: [d_in, d_out] ~ normal(0.1) delta = givens(z, W) @ C } compose h + delta", "identity at start", "no"),
     ("a line with a dropout", "modify ffn form { b: [d_out] ~ zeros u = b + drop(1, 0.0) delta = tanh(u) } compose h + delta", "foldable", "no"),
     ("a norm of zeros", "modify ffn insert parallel form { A: [d_in, d_out] ~ zeros B: [d_in, d_out] ~ normal(0.1) delta = norm(z @ A) * (z @ B) } compose h + delta", "identity at start", "yes"),
     ("rows that are the same meet weights that add up to 0", "modify attn.heads insert parallel form { R: [4, d_model] ~ zeros per site b: [4] ~ normal(0.3) delta = (b - mean(b)) @ heads(attn.v(R)) } compose h + delta", "identity at start", "unknown"),

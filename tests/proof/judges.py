@@ -387,7 +387,8 @@ def merged(t: Trial) -> float | None:
 
 @judge("foldable")
 def foldable(t: Trial) -> float | None:
-    """Of every expression of a form that learned tensors have a part in: how much it differs from input to input.
+    """Of every expression of a form that learned tensors have a part in: how much it differs from input to input, or with the z of
+    another input alone (`x <= z` is always true where z is x).
 
     The least counts. Names, their ranges and transposes are tensors already; what calls or reads the base is not made of
     learned tensors alone.
@@ -399,14 +400,23 @@ def foldable(t: Trial) -> float | None:
         for n, x in t.batch(seed=t.seed + 1).items()
     }
     taps = t.run(t.inputs).taps
-    one, two = _values(taps), _values(t.run(other).taps)
+    others = t.run(other).taps
+    one, two, apart = _values(taps), _values(others), _values([*map(_with_z, taps, others)])
     t.randomise(t.seed + 7)
     drawn = _values(t.run(t.inputs).taps)
     by_name = [closed(e, tap) for tap in taps for e in computed(tap)]
     varies = (
-        deviation(x, y) for x, y, z, own in zip(one, two, drawn, by_name, strict=True) if own or deviation(x, z) > SHOWS
+        max(deviation(x, y), deviation(x, v))
+        for x, y, v, z, own in zip(one, two, apart, drawn, by_name, strict=True)
+        if own or deviation(x, z) > SHOWS
     )
     return min(varies, default=float("inf"))
+
+
+def _with_z(tap: Tap, other: Tap) -> Tap:
+    """An evaluation whose lines read another one's z."""
+    names = {n: other.context.names[n] if n == "z" else v for n, v in tap.context.names.items()}
+    return replace(tap, context=replace(tap.context, names=names))
 
 
 def _values(taps: list[Tap]) -> list[torch.Tensor]:

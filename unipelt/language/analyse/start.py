@@ -76,8 +76,8 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
                 return Term(number(result).products, a.sizes)
         if not first.products and (name.startswith("[") or (name in PRIMITIVES and PRIMITIVES[name].linear)):
             return sum_of([], a.sizes)
-        if name == "givens" and _is_zero(values[1]):  # by no angle
-            return first
+        if name == "givens" and _is_zero(values[1]):  # by no angle; matrices of zeros leave nothing of any pair
+            return first if len(values[1].sizes) == 1 else sum_of([], a.sizes)
         if name == "cayley" and not first.products:
             return unit(a.sizes[-1]) if len(a.sizes) == 2 else plain
         if name in ("split", "join") and first.products != args[0].products and known is None:
