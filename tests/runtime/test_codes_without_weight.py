@@ -1,6 +1,6 @@
 """Bases whose maps keep codes and no `weight`, as GPTQ and AWQ have them: packed codes, zeros and scales by groups, from which a pass computes.
 
-A stand-in has their buffers; gptqmodel, autoawq and compressed-tensors need compilers or accelerators of their own.
+A stand-in has their buffers; `benchmarks/quantised.md` says what was tried with gptqmodel itself.
 """
 
 from __future__ import annotations
@@ -70,6 +70,30 @@ def test_an_adapter_acts_trains_is_saved_and_is_attached_again(tmp_path: Path) -
     changed = logits(other)
     unipelt.merge(other, "a")
     torch.testing.assert_close(logits(other), changed, rtol=1e-4, atol=1e-5)
+
+
+class PackedForACpu(Codes):
+    """gptqmodel's way: the first call in evaluation mode without gradients packs the codes for good, and no gradient flows through then."""
+
+    linear_mode = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.linear_mode is None:
+            self.linear_mode = "train" if self.training or x.requires_grad else "inference"
+        return super().forward(x.detach() if self.linear_mode == "inference" else x)
+
+
+def test_finding_sites_packs_no_codes_and_a_plan_names_those_that_are_packed() -> None:
+    model = swapped(PackedForACpu)
+    unipelt.apply(model.eval(), unipelt.parse(LORA), name="a")
+    assert {m.linear_mode for m in model.modules() if isinstance(m, Codes)} == {None}
+    losses = steps(model.train(), torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5))
+    assert losses[-1] < losses[0]
+    said = "packed for a CPU since a call in evaluation mode, and no gradient flows through"
+    assert said not in str(unipelt.plan(model, unipelt.parse(LORA)))
+    fresh = swapped(PackedForACpu).eval()
+    logits(fresh)
+    assert said in " ".join(str(unipelt.plan(fresh, unipelt.parse(LORA))).split())
 
 
 def test_what_reads_the_weight_is_refused_and_nothing_is_there_afterwards() -> None:

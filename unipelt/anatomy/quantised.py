@@ -36,6 +36,14 @@ def is_packed(module: nn.Module) -> bool:
     return bool(getattr(state, "packing_format_for_cpu", False))
 
 
+def stops_gradients(module: nn.Module) -> bool:
+    """Whether no gradient flows through a map since it was called in evaluation mode: its codes were packed for a CPU then, for good
+    (bitsandbytes, gptqmodel)."""
+    return is_packed(module) or (
+        without_weight(module) is not None and getattr(module, "linear_mode", None) == "inference"
+    )
+
+
 def features(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) as a linear map says them, however its weight is stored."""
     found = getattr(module, "in_features", None), getattr(module, "out_features", None)

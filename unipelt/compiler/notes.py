@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..anatomy.base import base_modules
-from ..anatomy.quantised import is_packed
+from ..anatomy.quantised import is_packed, stops_gradients
 from ..anatomy.windows import cap, window
 from ..language.types.softmax import shares_softmax
 from .plan import PlannedEdit
@@ -34,7 +34,7 @@ def of_the_base(model: nn.Module) -> list[str]:
     modules = list(base_modules(model))
     counting = [n for n, m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
     fast = [n for n, m in modules if isinstance(m, nn.TransformerEncoderLayer)]
-    packed = [n for n, m in modules if is_packed(m)]
+    packed = [n for n, m in modules if stops_gradients(m)]
     said = []
     if counting:
         said.append(
@@ -49,7 +49,9 @@ def of_the_base(model: nn.Module) -> list[str]:
     if packed:
         said.append(
             f"{_named(packed)} {'is' if len(packed) == 1 else 'are'} packed for a CPU since a call in evaluation mode, and no gradient flows "
-            "through: load the base anew, and train in train mode (unpacking by `model.state_dict()` may mix up the scales of their codes)"
+            "through: load the base anew, and train in train mode"
+            + " (unpacking by `model.state_dict()` may mix up the scales of their codes)"
+            * any(is_packed(m) for _, m in modules)
         )
     return said
 
