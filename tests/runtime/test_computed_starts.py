@@ -150,3 +150,26 @@ def test_a_folded_save_keeps_what_was_computed(tmp_path: Path) -> None:
         model = small.model("llama", dtype=torch.float64)
         unipelt.attach(model, tmp_path / folder)
         assert torch.allclose(small.output(model), out, atol=1e-12)
+
+
+@pytest.mark.parametrize("start", ["nearest_indices(b, d_out)", "top_indices(b, 3)"])
+def test_a_folded_save_keeps_what_whole_numbers_start_from(tmp_path: Path, start: str) -> None:
+    """They are known by it: which numbers they can be, and that they are whole."""
+    text = f"""method m {{
+      modify attn.v   insert x
+      form {{
+        b: [5] ~ normal(1)   frozen I: [3] = {start if "top" in start else start.replace("b,", "b[: 3],")}
+        A: [d_in, 30] ~ normal(0.3)   B: [30, 3] ~ normal(0.3)
+        delta = scatter(x @ (tanh(A) @ B), I, d_out)
+      }}
+      compose h + delta
+    }}"""
+    model = small.model("llama", dtype=torch.float64)
+    plan = unipelt.apply(model, parse(text))
+    assert plan.folds
+    small.randomise(model)
+    out = small.output(model)
+    unipelt.save(model, tmp_path / "a")
+    model = small.model("llama", dtype=torch.float64)
+    unipelt.attach(model, tmp_path / "a")
+    assert torch.allclose(small.output(model), out, atol=1e-12)

@@ -107,6 +107,9 @@ class _Folder:
                     continue
             out.append(replace(s, value=descend(s.value, partial(self.hoist, line))))
         used = names_in(*out, *self.row.compose)
+        for s in self.row.form[::-1]:  # whole numbers are told by what they start from, which stays
+            if isinstance(s, Tensor) and s.name in used and s.exact and self.tensors[s.name].below is not None:
+                used |= names_in(self.whole(s).start)
         kept = [s for s in self.row.form if isinstance(s, Axis) or (isinstance(s, Tensor) and s.name in used)]
         return (*(self.alone(s, used) for s in kept), *out)
 
