@@ -26,10 +26,11 @@ import unipelt
 from unipelt.anatomy.columns import taken
 from unipelt.compiler import evaluator
 from unipelt.compiler.drawn import Draws, numbers as numbers_of_a_pass
-from unipelt.compiler.evaluator import evaluate
+from unipelt.compiler.evaluator import bind, evaluate
 from unipelt.compiler.named import Named
 from unipelt.language.analyse.method import analyse
 from unipelt.language.ir import Method
+from unipelt.language.syntax.nodes import Let
 from unipelt.language.types.draws import Draw
 from unipelt.runtime import straight
 from unipelt.runtime.copies import CopyEdit
@@ -387,8 +388,8 @@ def merged(t: Trial) -> float | None:
 
 @judge("foldable")
 def foldable(t: Trial) -> float | None:
-    """Of every expression of a form that learned tensors have a part in: how much it differs from input to input, or with the z of
-    another input alone (`x <= z` is always true where z is x).
+    """Of every expression of a form that learned tensors have a part in: how much it differs from input to input, or where z and
+    frozen tensors are any numbers (`x <= z` is always true where z is x; all columns of a constant matrix are one).
 
     The least counts. Names, their ranges and transposes are tensors already; what calls or reads the base is not made of
     learned tensors alone.
@@ -401,22 +402,34 @@ def foldable(t: Trial) -> float | None:
     }
     taps = t.run(t.inputs).taps
     others = t.run(other).taps
-    one, two, apart = _values(taps), _values(others), _values([*map(_with_z, taps, others)])
+    one, two = _values(taps), _values(others)
+    loose = [_values([_with_noise(a, z) for a, z in zip(taps, of, strict=True)]) for of in (taps, others)]
     t.randomise(t.seed + 7)
     drawn = _values(t.run(t.inputs).taps)
     by_name = [closed(e, tap) for tap in taps for e in computed(tap)]
     varies = (
-        max(deviation(x, y), deviation(x, v))
-        for x, y, v, z, own in zip(one, two, apart, drawn, by_name, strict=True)
+        max(deviation(x, y), deviation(v, w))
+        for x, y, v, w, z, own in zip(one, two, *loose, drawn, by_name, strict=True)
         if own or deviation(x, z) > SHOWS
     )
     return min(varies, default=float("inf"))
 
 
-def _with_z(tap: Tap, other: Tap) -> Tap:
-    """An evaluation whose lines read another one's z."""
-    names = {n: other.context.names[n] if n == "z" else v for n, v in tap.context.names.items()}
-    return replace(tap, context=replace(tap.context, names=names))
+def _with_noise(tap: Tap, other: Tap) -> Tap:
+    """An evaluation whose lines read another one's z, and noise in place of frozen tensors."""
+    g, names = torch.Generator().manual_seed(0), dict(tap.context.names)
+    for t in tap.edit.typing.tensors:
+        old = names.get(t.name)
+        if t.frozen and isinstance(old, Named) and old.data.is_floating_point():
+            names[t.name] = Named(torch.randn(old.data.shape, generator=g, dtype=old.data.dtype), old.axes)
+    if "z" in names:
+        names["z"] = other.context.names["z"]
+    context = replace(tap.context, names=names)
+    with torch.no_grad(), Exact():
+        for s in tap.edit.row.form:
+            if isinstance(s, Let):
+                bind(s, context)
+    return replace(tap, context=context)
 
 
 def _values(taps: list[Tap]) -> list[torch.Tensor]:

@@ -72,6 +72,15 @@ def test_the_judge_of_batches_can_tell(monkeypatch):
         assert JUDGES["batch-independent"](t) > SHOWS
 
 
+def test_the_judge_of_folds_can_tell():
+    """A "no" about a line that could be computed once is not shown."""
+    rest = "compose h + delta"
+    for delta, shown in (("z @ tanh(A)", False), ("tanh(z @ A)", True), ("z @ (A * F)", False), ("(z @ F) @ A", True)):
+        form = f"form {{ A: [d_in, d_out] ~ normal(0.1) frozen F: [d_in, d_out] ~ constant(0.5) delta = {delta} }}"
+        with trial("gpt2", parse(f"method m {{ modify ffn insert parallel {form} {rest} }}")) as t:
+            assert (JUDGES["foldable"](t) > SHOWS) is shown, delta
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.skipif(bool(RENAMED), reason="a name decides nothing here that it does not decide elsewhere")
 @pytest.mark.parametrize("i", range(len(METHODS)), ids=METHODS)
@@ -146,6 +155,15 @@ WRONG_ONCE = {
         "bart", "modify cross.heads insert parallel form { delta = first(q, positions) } compose { b: [d_out] ~ zeros per head out = h + (delta @ b) * delta }"),
     "what is too small to be seen beside small weights": (
         "t5", "modify cross insert h * h form { delta = z } compose { out = h + running_mean(logsumexp(z)) * delta }"),
+    "a comparison that is always true": (
+        "gpt2", "modify attn.o insert stop_gradient(x) form { b: [d_in] ~ normal(0.3) delta = min((x <= z) * b) * tanh(z) } compose { D: [d_in, d_out] ~ zeros out = h + delta @ D }"),
+    "columns of a frozen matrix that are one": (
+        "gpt2", "modify ffn insert parallel form { frozen F: [d_in, r] ~ constant(0.5) D: [r, d_out] ~ normal(0.3) delta = softmax(z @ F) @ D } compose h + delta"),
+    "what a choice reads": (
+        "llama", "modify attn.v insert x form { b: [r] ~ normal(0.3) u = exp(tanh(b)) D: [d_in, r] ~ normal(0.3) B: [r, d_out] ~ zeros "
+        "delta = ((x @ D) * (u if layer < depth / 2 else b)) @ B } compose h + delta"),
+    "matrices of zeros in planes": (
+        "llama", "modify attn.q insert x form { M: [d_in - 1, 2, 2] ~ zeros C: [d_in, d_out] ~ normal(0.3) delta = givens(z, M) @ C } compose h + delta"),
 }  # fmt: skip
 
 
