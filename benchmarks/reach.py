@@ -36,7 +36,7 @@ import transformers.modeling_utils
 from reach_model import surveyed
 from reach_peft import beside
 from reach_tables import beside_table, tables, written
-from reach_types import KINDS, USED, Type, kind, types
+from reach_types import KINDS, LONGER, USED, Type, kind, types
 from state import commit
 
 import unipelt
@@ -86,14 +86,14 @@ def each(
             while left and len(running) < jobs:
                 item = left.pop(0)
                 path = Path(folder) / f"{len(left)}.json"
-                running[child(task, item, path, limit)] = (item, path)
+                running[child(task, item, path, limit * LONGER.get(item.name, 1))] = (item, path)
             pid, status, used = os.wait4(-1, 0)
             item, path = running.pop(pid)
             if path.exists() and status == 0:
                 found = json.loads(path.read_text("utf-8"))
             else:
                 why = (
-                    f"longer than {limit} s"
+                    f"longer than {limit * LONGER.get(item.name, 1)} s"
                     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
                     else f"ended with {status}"
                 )
@@ -108,7 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--used", action="store_true", help="the architectures that people use")
     parser.add_argument("--again", action="store_true", help="those that the record has, too")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=90, help="seconds of a core for each type")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=90,
+        help="seconds of a core for each type; more where `reach_types.LONGER` says why",
+    )
     parser.add_argument("--peft", action="store_true", help="LoRA beside live peft")
     parser.add_argument("--tables", action="store_true", help="nothing but the record's tables")
     parser.add_argument("--readme", action="store_true", help="write the table of README.md, and measure nothing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -28,9 +28,10 @@ from shrunk import configurations
 LARGEST = 150_000_000
 #: What the finder says of feed-forward layers that are experts alone.
 _OF_EXPERTS = "its projections are those of experts"
-#: Passes that are tried of a text with a picture.
+#: Passes that are tried of a text with a picture, or with a sound.
 _PICTURED = 12
 _PICTURES = ("pixel_values", "pixel_values_videos", "pixel_values_images")
+_SOUNDS = ("input_features", "input_values")
 
 
 class Attention(TorchDispatchMode):
@@ -76,17 +77,18 @@ def surveyed(found: Type) -> dict[str, Any]:
         outputs(model, inputs)
     record["softmax attention"] = seen.seen
     record["biases"] = any(n.endswith("bias") for n, _ in model.named_parameters())
-    record |= {"left out": left} if (left := senseless(model, inputs)) else {}
-    subject = Subject(model, meta, inputs, base, _decodes(found, model, inputs, record), seen.seen)
-    pictured = _pictured(model) if record["kind"] == "multimodal" else None
-    if pictured is None:
-        record["methods"] = {name: survey(subject, name).record() for name in METHODS}
-        return record
-    record["picture"] = sorted(pictured)
-    seeing = Subject(model, meta, pictured, outputs(model, pictured), None, True)
+    beside = _beside(model) if record["kind"] == "multimodal" else None
+    record |= {"picture": sorted(beside)} if beside is not None else {}
+    decodes = _decodes(found, model, inputs, record)
+    subject = seeing = Subject(model, meta, inputs, base, decodes, seen.seen)
+    if beside is not None:
+        seeing = Subject(model, meta, beside, outputs(model, beside), None, True)
+    left = senseless(model, seeing.inputs)
+    record |= {"left out": left} if left else {}
     # Every parameter is asked for a change by what trains them all, so that needs every tower.
-    record["methods"] = {n: survey(seeing if n == "bitfit" else subject, n).record() for n in METHODS}
-    record["methods"][VISION] = survey(seeing, "lora", at="vision.attn.q, vision.attn.v").record()
+    record["methods"] = {n: survey(seeing if n == "bitfit" else subject, n).record() for n in METHODS if n not in left}
+    if beside is not None and set(beside) & set(_PICTURES):
+        record["methods"][VISION] = survey(seeing, "lora", at="vision.attn.q, vision.attn.v").record()
     return record
 
 
@@ -217,15 +219,17 @@ def _decodes(found: Type, model: Any, inputs: Mapping[str, Any], record: dict[st
     return ids
 
 
-def _pictured(model: nn.Module) -> Mapping[str, Any] | None:
-    """Inputs with a picture that run; those with text first."""
-    guesses = [g for g in islice(examples(model), 80) if set(g) & set(_PICTURES)]
-    guesses.sort(key=lambda g: "input_ids" not in g)
+def _beside(model: nn.Module) -> Mapping[str, Any] | None:
+    """Inputs with a picture that run, else with a sound, of which the output depends; those with text first."""
 
-    def few() -> Iterator[dict[str, Any]]:
-        yield from guesses[:_PICTURED]
+    def counts(inputs: Mapping[str, Any]) -> None:
+        _finite(model, inputs)
+        if same(outputs(model, shifted(inputs)), outputs(model, inputs)):
+            raise ValueError("the output is the same for another picture")
 
-    try:
-        return first_that_runs(model, few(), run=lambda i: _finite(model, i))[0]
-    except PeltError:
-        return None
+    for names in (_PICTURES, _SOUNDS):
+        guesses = [g for g in islice(examples(model), 80) if set(g) & set(names)]
+        guesses.sort(key=lambda g: "input_ids" not in g)
+        with suppress(PeltError):
+            return first_that_runs(model, guesses[:_PICTURED], run=counts)[0]
+    return None

@@ -48,6 +48,19 @@ USED = (
 ).split()
 
 
+#: Types of which no configuration makes a small model, so that one pass takes seconds of a core: how many times as long they may take.
+LONGER = {
+    # pictures of 512 or 1,024 pixels: thousands of tokens
+    **dict.fromkeys(("sam", "sam2", "sam3_tracker", "sam_hq", "pp_formulanet"), 10),
+    # fifty-five blocks of convolutions
+    "align": 10,
+    # eight pictures of a film at once
+    "videoprism": 10,
+    # a recurrence that torch's own operations compute for 64 tokens at once, however few there are
+    "kimi_linear": 10,
+}
+
+
 @dataclass(frozen=True)
 class Type:
     """A model type, the class that is built of it, and the task it was chosen for."""

@@ -191,6 +191,36 @@ def test_a_method_without_sense_is_left_out_by_a_fact(found: Type, left: dict[st
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_biases_of_a_tower_count_where_it_hears_something() -> None:
+    """In a pass of the text alone no output has a gradient by them."""
+    model, _, inputs = reach_model.built_and_run(Type("glmasr", "GlmAsrForConditionalGeneration", "SPEECH_SEQ_2_SEQ"))
+    heard = reach_model._beside(model)
+    assert heard is not None and "input_features" in heard and "input_features" not in inputs
+    assert "bitfit" in reach_model.senseless(model, inputs) and not reach_model.senseless(model, heard)
+
+
+def test_a_picture_that_changes_nothing_is_none() -> None:
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.eye = nn.Embedding(16, 4), nn.Conv2d(3, 4, 4)
+
+        def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+            if pixel_values is not None and self.sees:
+                return self.words(input_ids) + self.eye(pixel_values).mean((-1, -2))[:, None]
+            return self.words(input_ids)
+
+    torch.manual_seed(0)
+    for sees in (False, True):
+        model = Blind().eval()
+        model.sees = sees
+        assert (reach_model._beside(model) is not None) == sees
+
+
+def test_types_that_take_longer_are_there() -> None:
+    assert set(reach_types.LONGER) <= {t.name for t in types()}
+
+
 def test_the_page_has_the_record_s_table() -> None:
     page = (reach.OUT.parents[1] / "README.md").read_text("utf-8")
     types = json.loads(reach.OUT.read_text("utf-8"))["types"]
