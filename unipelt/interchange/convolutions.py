@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .declared import Declared, no_counterpart
-from .places import module_of
+from .places import module_at, module_of
 
 
 def spread(model: nn.Module, d: Declared, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -17,7 +17,7 @@ def spread(model: nn.Module, d: Declared, tensors: Mapping[str, torch.Tensor]) -
     found = {}
     for k, t in tensors.items():
         path = module_of(d, k)
-        module = model.get_submodule(path) if path is not None else None
+        module = module_at(model, path)
         if isinstance(module, nn.modules.conv._ConvNd):
             if not d.convolutions:
                 raise no_counterpart(f"`{path}` is a convolution, and peft has `{d.name}` at linear maps alone")
@@ -33,7 +33,7 @@ def flat(
     found = {}
     for k, t in tensors.items():
         path = module_of(d, k)
-        at = model.get_submodule(here[path]) if path is not None and path in here else None
+        at = module_at(model, here.get(path or ""))
         pointwise = isinstance(at, nn.modules.conv._ConvNd) and t.dim() > 2 and prod(t.shape[2:]) == 1
         found[k] = t.flatten(1) if pointwise and d.convolutions else t
     return found

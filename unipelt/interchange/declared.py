@@ -41,6 +41,7 @@ class Declared:
     factors: Mapping[str, str] = field(default_factory=dict)
     shift: Mapping[str, str] = field(default_factory=dict)
     convolutions: bool = False
+    parameters: Mapping[str, str] = field(default_factory=dict)
     of_base: Mapping[str, str] = field(default_factory=dict)
     copied: Mapping[str, str] = field(default_factory=dict)
     decided: Mapping[str, list[Any]] = field(default_factory=dict)
@@ -86,7 +87,15 @@ class Declared:
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Why a configuration does not mean this method: the settings that it has not."""
-        known = {*self.arguments.values(), *self.patterns.values(), *self.written, *self.ignored, self.inputs, *_SILENT}
+        known = {
+            *self.arguments.values(),
+            *self.patterns.values(),
+            *self.written,
+            *self.ignored,
+            self.inputs,
+            self.parameters.get("field", ""),
+            *_SILENT,
+        }
         return [
             f"`{name}` is {value!r}"
             for name, value in config.items()

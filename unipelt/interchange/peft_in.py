@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from . import folders
 from .convolutions import flat
 from .declared import MERGED_THERE, Declared, declared_for
 from .filling import Source, filled, leftover, misshapen
-from .places import FRONT, depth, host, in_model, key, modules_of, of_base, sites, sourced, widest
+from .parameters import SHARED, fused, matrices, unnested, where
+from .places import FRONT, depth, host, in_model, key, module_at, modules_of, of_base, sites, sourced, widest
 from .texts import Part, like, union
 
 
@@ -42,7 +44,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     place = Path(folder)
     config, tensors = folders.read(place, folders.PEFT)
     d = declared_for(config)
-    tensors, copied = _copies(model, d, tensors)
+    tensors, copied = _copies(model, d, unnested(model, d, config, tensors))
     front = in_model(model, modules_of(d, tensors))
     tensors = flat(model, d, tensors, front)
     at_input = _listed(config, d.inputs, front)
@@ -116,19 +118,32 @@ def _method(
         )
         groups.setdefault(tuple(values.items()), []).append(path)
     notes = [d.note.format(**dict(arguments)) for arguments in groups if d.note]
-    parts = []
-    for i, (arguments, paths) in enumerate(groups.items()):
-        own = not front or d.at == "own"
-        where = "" if own else f"modify {', '.join(sites(model, [front[p] for p in paths], d, at_input))}"
-        name = d.name if len(groups) == 1 else f"{d.name}_{i + 1}"
+    parts: list[Part] = []
+    for arguments, paths in groups.items():
         given = {**dict(arguments), **({d.widest: widest(model, front.values())} if d.widest else {})}
-        parts.append(Part(d.name, name, given, f"{where}\n{d.lines}"))
-    return union(parts, "from_peft"), notes
+        places = [("", [])] if not front or d.at == "own" else _places(model, d, [front[p] for p in paths], at_input)
+        for layers, names in places:
+            where = f"modify {', '.join(names)} {layers}" if names else ""
+            parts.append(Part(d.name, f"{d.name}_{len(parts) + 1}", given, f"{where}\n{d.lines}"))
+    if len(parts) == 1:
+        parts = [replace(parts[0], name=d.name)]
+    return union(parts, "from_peft"), notes + ([SHARED] if fused(model, front.values()) else [])
+
+
+def _places(
+    model: nn.Module, d: Declared, paths: Sequence[str], at_input: frozenset[str]
+) -> list[tuple[str, list[str]]]:
+    """The sites of some paths, those of some layers apart: each with the line that says of which layers."""
+    of = matrices(model)
+    found = {"": sites(model, [p for p in paths if p not in of], d, at_input)}
+    for layers, names in where(model, [p for p in paths if p in of]).items():
+        found[layers] = [*found.get(layers, []), *names]
+    return [(layers, names) for layers, names in found.items() if names]
 
 
 def _rows(model: nn.Module, path: str | None) -> int:
     """How many rows the table of a module has."""
-    weight = getattr(model.get_submodule(path), "weight", None) if path is not None else None
+    weight = getattr(module_at(model, path), "weight", None)
     return len(weight) if isinstance(weight, torch.Tensor) and weight.dim() else 0
 
 

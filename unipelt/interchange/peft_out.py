@@ -28,9 +28,10 @@ from . import folders
 from .declared import Declared, declarations, no_counterpart
 from .convolutions import spread
 from .factors import with_remedy
-from .fused import NOTE, by_map, joined
+from .fused import by_map, joined
 from .filling import Apart, Source, emptied
-from .places import FRONT, depth, host, key, of_base, refuse_uncalled, sizes, sourced, widest
+from .parameters import named, nested
+from .places import FRONT, depth, host, key, module_at, of_base, refuse_uncalled, sizes, sourced, widest
 from .shapes import deciding, theirs
 from .texts import freed
 
@@ -73,9 +74,11 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     by_path = {host(e): _arguments(d, matches[e.row.name]) for e in plan.edits}
     parts_of = by_map(plan.edits) if d.of_modules else {}
+    notes = []
     for path, own in parts_of.items():
         arguments = [_arguments(d, matches[e.row.name]) for e in own]
-        both, by_path[path] = joined(d, model.get_submodule(path), own, values, arguments)
+        both, by_path[path], note = joined(d, _outputs(model, own[0]), own, values, arguments)
+        notes.append(note)
         for label, t in both.items():
             suffix, how = d.tensors[label]
             (tensors[key(d, suffix, path)],) = theirs(t, how, own[0])
@@ -122,12 +125,20 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     problem = serving_problem(config) if serving else None
     if problem is not None:
         raise no_counterpart(f"a serving engine would not read it: {problem}")
-    folders.write(place, folders.PEFT, config, spread(model, d, tensors))
-    if parts_of:
-        warnings.warn(NOTE, stacklevel=2)
+    folders.write(place, folders.PEFT, config, spread(model, d, nested(model, d, tensors) if d.parameters else tensors))
     if d.note:
-        warnings.warn(d.note.format(**_arguments(d, next(iter(matches.values())))), stacklevel=2)
+        notes.append(d.note.format(**_arguments(d, next(iter(matches.values())))))
+    for note in dict.fromkeys(notes):
+        warnings.warn(note, stacklevel=2)
     return place
+
+
+def _outputs(model: nn.Module, edit: PlannedEdit) -> int:
+    """How many outputs the whole map has that an edit is in."""
+    if edit.site.view.parameter:
+        return edit.site.view.turn(model.get_parameter(host(edit))).shape[-1]
+    module: Any = model.get_submodule(host(edit))
+    return module.weight.shape[0 if isinstance(module, nn.Linear) else -1]
 
 
 def _norms(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
@@ -155,11 +166,17 @@ def _recognised(model: nn.Module, plan: Plan) -> tuple[Declared, dict[str, Match
         found.append({})
         for m in known:  # the best of each name
             found[-1].setdefault(m.name, m)
-        for d in (d for d in declarations() if d.widest or d.lines):  # what recognition by itself does not tell
+        of_experts = any(e.site.view.parameter for e in plan.edits if e.row.name == row.name)
+        for d in declarations():
+            if not (d.widest or d.lines or d.parameters and of_experts):  # what recognition by itself tells
+                continue
             arguments = arguments_of(method, row, _own(d), {d.widest: side} if d.widest else {})
             layers = _last(plan, row) if d.last else []
             if arguments is not None and layers is not None:
                 found[-1][d.key] = Match(d.name, {**arguments, **dict(zip([d.last], layers))})
+        if not found[-1] and of_experts:
+            there = " and ".join(f"`{d.name}`" for d in declarations() if d.parameters)
+            raise no_counterpart(f"its row `{row.name}` is at matrices of experts, where peft has {there} alone")
         if not found[-1]:
             raise no_counterpart(f"its row `{row.name}` is no method of the library")
     for d in declarations():
@@ -212,7 +229,14 @@ def _config(
     for ours_, theirs_ in d.patterns.items():
         config[theirs_] = {_pattern(p, by_path): a[ours_] for p, a in by_path.items() if a[ours_] != common[ours_]}
     if d.of_modules:
-        config.setdefault("target_modules", targets(model, set(by_path)))
+        at_parameters = {p for p in by_path if module_at(model, p) is None}
+        config.setdefault("target_modules", targets(model, by_path.keys() - at_parameters))
+        if at_parameters and not d.parameters:
+            raise no_counterpart(
+                f"`{min(at_parameters)}` has a matrix for each expert, and peft has `{d.name}` at linear maps alone"
+            )
+        if at_parameters:
+            config[d.parameters["field"]] = named(model, at_parameters)
         if d.inputs:
             config[d.inputs] = targets(model, {host(e) for e in edits if e.site.side == "input"})
         config |= turned(model, d, by_path)
@@ -239,7 +263,9 @@ def settings(model: nn.Module, d: Declared) -> dict[str, Any]:
 def turned(model: nn.Module, d: Declared, paths: Iterable[str]) -> dict[str, bool]:
     """peft's field for maps that store their weight as [d_in, d_out], where the method has it."""
     name = "fan_in_fan_out"
-    return {name: any(stored_as_map(model.get_submodule(p)) for p in paths)} if name in d.settings else {}
+    if name not in d.settings:
+        return {}
+    return {name: any(m is not None and stored_as_map(m) for m in (module_at(model, p) for p in paths))}
 
 
 def _pattern(path: str, paths: Iterable[str]) -> str:
@@ -264,6 +290,8 @@ def serving_problem(config: Mapping[str, Any]) -> str | None:
         return "it takes LoRA and rsLoRA alone"
     if config.get("modules_to_save"):
         return f"the trained module `{config['modules_to_save'][0]}` has no place there"
+    if config.get("target_parameters"):
+        return f"the parameter `{config['target_parameters'][0]}` is no linear map"
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         return "all modules have one rank and one scale there"
     if config.get("bias", "none") != "none" or config.get("lora_bias"):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.base import base_parameters
 from ..anatomy.find import find
 from ..anatomy.spelled import spelled
 from ..compiler.plan import Plan, PlannedEdit
@@ -29,8 +30,8 @@ def of_base(module: nn.Module, how: str) -> torch.Tensor:
 
 
 def host(edit: PlannedEdit) -> str:
-    """The path of the module that an edit hangs on."""
-    return edit.site.view.module
+    """The path of the module that an edit hangs on, or of its parameter that has a matrix for each expert."""
+    return edit.site.view.path
 
 
 def refuse_uncalled(model: nn.Module, paths: Iterable[str]) -> None:
@@ -67,7 +68,7 @@ def _of_maps(plan: Plan) -> dict[str, int]:
 
 def widest(model: nn.Module, paths: Iterable[str]) -> int:
     """The largest side of the maps among some modules."""
-    weights = [getattr(model.get_submodule(p), "weight", None) for p in paths]
+    weights = [getattr(module_at(model, p), "weight", None) for p in paths]
     return max((n for w in weights if isinstance(w, torch.Tensor) for n in w.shape), default=1)
 
 
@@ -87,14 +88,26 @@ def modules_of(d: Declared, keys: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(path for k in keys if (path := module_of(d, k)) is not None))
 
 
+def variants(model: nn.Module, path: str) -> tuple[str, str, str]:
+    """A path as it is, and as it would be where a model is the base of this one, or holds it."""
+    front = str(getattr(model, "base_model_prefix", "") or "")
+    return path, f"{front}.{path}", path.removeprefix(f"{front}.")
+
+
+def module_at(model: nn.Module, path: str | None) -> nn.Module | None:
+    """The module of a path; none where the path is a parameter's."""
+    try:
+        return model.get_submodule(path) if path is not None else None
+    except AttributeError:
+        return None
+
+
 def in_model(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     """For each of peft's paths the module's in this model, which may be the base of the one it was trained on, or hold it."""
-    own = {n for n, _ in model.named_modules()}
-    front = str(getattr(model, "base_model_prefix", "") or "")
+    own = {n for n, _ in model.named_modules()} | {n for n, p in base_parameters(model) if p.dim() > 2}
     found = {}
     for path in paths:
-        tried = (path, f"{front}.{path}", path.removeprefix(f"{front}."))
-        place = next((p for p in tried if p in own), None)
+        place = next((p for p in variants(model, path) if p in own), None)
         if place is None:
             raise error("E0843", f"the adapter is for a module `{path}`, and this {type(model).__name__} has none of that path",
                         help="load the model that the adapter was trained on")  # fmt: skip

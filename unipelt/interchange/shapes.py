@@ -130,6 +130,7 @@ _WORDS = {
     "line": Word(),  # see `whole`
     "T": Word(lambda t, at: t.mT, lambda t, at: t.mT),
     "swap": Word(lambda t, at: t.transpose(0, 1), lambda t, at: t.transpose(0, 1)),
+    "own": Word(lambda t, at: t if at.edit.site.view.columns is None else at.edit.site.view.columns.of(t)),
     "flip": Word(lambda t, at: t.flip(-1), lambda t, at: t.flip(-1)),
     "flat": Word(lambda t, at: t.reshape(-1), lambda t, at: t[None] if at.edit.site.side == "input" else t[:, None]),
     "split": Word(lambda t, at: t.reshape(at.shape if t.dim() == 1 else t.shape), lambda t, at: t.reshape(-1)),
