@@ -64,6 +64,10 @@ CONFIGS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "distilbert": ("distilbert", [PREFIX, {**BN, "original_ln_before": True}, LORA]),
     "electra": ("electra", UNIPELT),
     "bart": ("bart", [PREFIX, {**BN, "cross_adapter": True}, {**LORA, "attn_matrices": ["k"]}]),
+    "bart in some layers": ("bart", [{**BN, "cross_adapter": True, "leave_out": [0, 3]}, {**LORA, "leave_out": [1, 2], "attn_matrices": ["q"]}]),
+    "bart with widths of layers": ("bart", [{**BN, "mh_adapter": True, "reduction_factor": {"1": 4, "2": 16, "default": 8}}]),
+    "bart's decoder": ("bart", [{**BN, "leave_out": [0, 1]}, {**PREFIX, "leave_out": [2]}]),
+    "loreft in layers of bart": ("bart", [{**REFT, "layers": [1, 2]}]),
     "bart without some prefixes": ("bart", [{**PREFIX, "encoder_prefix": False, "flat": True}]),
 }  # fmt: skip
 
@@ -320,11 +324,11 @@ def test_gates_that_read_later_positions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kind, text, said",
     [
-        ("bert", "use lora as lora gated by token_gate", "nothing that a configuration says"), ("bert", "use rslora as lora", "at attn.q"),
+        ("bert", "use lora as lora gated by token_gate", "nothing that a configuration says"),
         ("bert", "use lora(at = attn.o) as lora", "nothing"), ("bert", "use lora as a  use ia3 as b", "nothing"), ("bert", "train *.bias", "trains"),
         ("bert", "use lora as lora { tokens last 1 }", "nothing"), ("bert", "use direft(r = 2) as a", "nothing"), ("bert", "use lora(r = 2) as a  use lora(r = 3, at = attn.k) as b", "several"),
-        ("vit", "use lora as lora", "vit"), ("gpt2", "use pfeiffer as a", "nothing"), ("bart", "use pfeiffer as a { layers 0 .. 1 }", "encoder-decoder"),
-        ("bart", "use lora(at = encoder.attn.q) as lora", "nothing"), ("bert", "use pfeiffer(act = leaky_relu) as a", "leaky_relu"),
+        ("vit", "use lora as lora", "vit"), ("gpt2", "use pfeiffer as a", "nothing"), ("bart", "use lora as a { modify encoder.attn.q } use lora(r = 2) as b { modify decoder.attn.q, decoder.cross.q }", "several"),
+        ("bart", "use lora(at = decoder.attn.q) as lora", "nothing"), ("bert", "use pfeiffer(act = leaky_relu) as a", "leaky_relu"),
     ],
 )  # fmt: skip
 def test_what_the_library_cannot_say(kind: str, text: str, said: str, tmp_path: Path) -> None:
@@ -522,3 +526,34 @@ def test_a_declaration_has_what_its_method_has(name: str) -> None:
             labels = {t.name for r in unipelt.analyse(method).rows for t in r.tensors}
             of_rows = {f"{row}.{n}" if row else n for row in m.rows for n in labels}
             assert m.lines or of_rows == set(m.tensors)
+
+
+# ---------------------------------------------------------------- what is said in other words there
+
+
+def test_layers_of_a_decoder_are_counted_behind_those_of_its_encoder(tmp_path: Path) -> None:
+    m = built("bart")
+    own = "use pfeiffer(r = 4) as a { modify encoder.ffn insert sequential layers 1 } use pfeiffer(r = 4) as b { modify decoder.ffn insert sequential layers 0 }"
+    unipelt.apply(m, unipelt.parse(f"method mine {{ {own} }}"), name="mine", head=False)
+    randomise(m, "mine")
+    unipelt.export_adapters(m, tmp_path, "mine")
+    config, tensors = folders.read(tmp_path, folders.ADAPTERS)
+    assert config["config"]["leave_out"] == [0, 3]
+    assert {k.partition(".output_adapters")[0] for k in tensors} == {"encoder.layers.1", "decoder.layers.0"}
+    again = built("bart")
+    unipelt.import_adapters(again, tmp_path)
+    assert torch.equal(out_of(again), out_of(m)) and not torch.equal(out_of(again), out_of(built("bart")))
+
+
+@pytest.mark.parametrize("r", [3, 4, 8])
+def test_a_scale_by_the_root_of_the_rank_is_said_by_alpha(r: int, tmp_path: Path) -> None:
+    """The library divides alpha by the rank and has no field for another scale."""
+    m = built("bert")
+    unipelt.apply(m, unipelt.load("rslora")(r=r, alpha=7.0), name="mine", head=False)
+    randomise(m, "mine")
+    unipelt.export_adapters(m, tmp_path, "mine")
+    config, _ = folders.read(tmp_path, folders.ADAPTERS)
+    assert config["config"]["alpha"] == pytest.approx(7 * r**0.5, rel=1e-15)
+    again = built("bert")
+    unipelt.import_adapters(again, tmp_path)
+    torch.testing.assert_close(out_of(again), out_of(m), rtol=0, atol=1e-6)

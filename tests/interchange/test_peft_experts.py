@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ranks of their own": dict(target_parameters=[UP, DOWN], r=3, lora_alpha=6, rank_pattern={r"0\.mlp\.experts\.gate_up_proj": 5, "q_proj": 2},
                                alpha_pattern={"down_proj": 11}, target_modules=["q_proj"]),
     "some layers": dict(target_parameters=[UP, f"model.layers.1.{DOWN}"], r=3, lora_alpha=6),
-    "root of the rank": dict(target_parameters=[UP, DOWN], r=4, lora_alpha=6, use_rslora=True),
+    "root of the rank": dict(target_parameters=[UP, DOWN], r=3, lora_alpha=6, use_rslora=True),
     "a map as a parameter": dict(target_parameters=[DOWN, "self_attn.q_proj.weight"], r=3, lora_alpha=6),
 }  # fmt: skip
 
@@ -90,6 +90,8 @@ def test_a_folder_comes_in_and_goes_out_to_the_bit(kind: str, settings: str, tmp
     unipelt.attach(again, tmp_path / "ours")
     assert torch.equal(output(again), found)
     config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    first = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    assert all(config[n] == first[n] for n in ("use_rslora", "r", "lora_alpha"))
     assert "is no linear map" in str(serving_problem(config))
 
 

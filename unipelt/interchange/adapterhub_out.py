@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Piece:
     sites: frozenset[str]
     arguments: Mapping[int, Mapping[str, Any]]
 
-    def joined(self, other: Piece) -> Piece | None:
+    def joined(self, other: Piece, place: Place) -> Piece | None:
         """Both in one configuration; None where it cannot say them."""
         if self.meaning is not other.meaning:
             return None
@@ -49,11 +49,24 @@ class Piece:
         rest = [{n: v for n, v in a.items() if n not in sizes} for p in (self, other) for a in p.arguments.values()]
         if any(r != rest[0] for r in rest):
             return None
-        if self.sites == other.sites and not self.arguments.keys() & other.arguments.keys():
-            return replace(self, arguments={**self.arguments, **other.arguments})
-        if not self.sites & other.sites and dict(self.arguments) == dict(other.arguments):
-            return replace(self, sites=self.sites | other.sites)
-        return None
+        mine, its = self.by_stack(place), other.by_stack(place)
+        for stack in mine.keys() & its.keys():
+            (sites, arguments), (others, more) = mine[stack], its[stack]
+            further_layers = sites == others and not arguments.keys() & more.keys()
+            if not further_layers and (sites & others or arguments != more):
+                return None
+        return replace(self, sites=self.sites | other.sites, arguments={**self.arguments, **other.arguments})
+
+    def by_stack(self, place: Place) -> dict[str, tuple[set[str], dict[int, Mapping[str, Any]]]]:
+        """The sites and the arguments by number of layer, of each stack."""
+        found: dict[str, tuple[set[str], dict[int, Mapping[str, Any]]]] = {}
+        for x in place.map.sites:
+            if x.full_name in self.sites:
+                sites, arguments = found.setdefault(x.stack, (set(), {}))
+                sites.add(x.full_name)
+                if (n := place.number(x)) in self.arguments:
+                    arguments[n] = self.arguments[n]
+        return found
 
 
 def export_adapters(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
@@ -72,7 +85,7 @@ def export_adapters(model: nn.Module, folder: str | Path, name: str = "default")
     try:
         place = Place.of(model)
         groups = _groups(plan, place)
-        pieces = _pieces(groups)
+        pieces = _pieces(groups, place)
         configs = [_config(p, place) for p in pieces]
         method = written(configs, place)
     except PeltError as e:
@@ -169,11 +182,11 @@ def _groups(plan: Plan, place: Place) -> list[tuple[Sequence[Row], Piece]]:
     return found
 
 
-def _pieces(groups: Sequence[tuple[Sequence[Row], Piece]]) -> list[Piece]:
+def _pieces(groups: Sequence[tuple[Sequence[Row], Piece]], place: Place) -> list[Piece]:
     """What each configuration says. Raises `PeltError` where they cannot be used together."""
     pieces: list[Piece] = []
     for _, piece in groups:
-        both = next(((i, p) for i, old in enumerate(pieces) if (p := old.joined(piece)) is not None), None)
+        both = next(((i, p) for i, old in enumerate(pieces) if (p := old.joined(piece, place)) is not None), None)
         if both is not None:
             pieces[both[0]] = both[1]
         else:
@@ -202,10 +215,15 @@ def _as(meaning: Meaning, rows: Sequence[Row], plan: Plan, place: Place) -> Piec
         if not edits or any(set(e.tensors) != labels for e in edits) or bool(row.gate) != bool(meaning.gate):
             return None
         sites = frozenset(e.site.full_name for e in edits)
-        layers = [{e.site.layer or 0 for e in edits if e.site.full_name == s} for s in sites]
-        if any(n != layers[0] for n in layers) or (stated := _stated(meaning, sites, place)) is None:
+        layers: dict[str, list[set[int]]] = {}
+        for s in sites:
+            own = [e.site for e in edits if e.site.full_name == s]
+            layers.setdefault(own[0].stack, []).append({place.number(x) for x in own})
+        numbers = {n for of_stack in layers.values() for n in of_stack[0]}
+        alike = all(n == of_stack[0] for of_stack in layers.values() for n in of_stack)
+        if not alike or (stated := _stated(meaning, sites, numbers, place)) is None:
             return None
-        where.add((sites, tuple(sorted(layers[0]))))
+        where.add((sites, tuple(sorted(numbers))))
         try:
             arguments = arguments_of(plan.method, row, _candidate(meaning, stated, fixed))
         except PeltError:
@@ -225,8 +243,8 @@ def _as(meaning: Meaning, rows: Sequence[Row], plan: Plan, place: Place) -> Piec
         found |= whole
     if len(where) != 1:
         return None
-    ((sites, numbers),) = where
-    return Piece(meaning, sites, {n: found for n in numbers})
+    ((sites, own_numbers),) = where
+    return Piece(meaning, sites, {n: found for n in own_numbers})
 
 
 def _of_tokens(plan: Plan, row: Row) -> dict[str, Any]:
@@ -245,23 +263,25 @@ def _candidate(meaning: Meaning, at: Sequence[str], fixed: Mapping[str, Any]) ->
 
 
 def _entries(
-    meaning: Meaning, sites: frozenset[str], place: Place
+    meaning: Meaning, sites: frozenset[str], numbers: Collection[int], place: Place
 ) -> list[tuple[Sites, list[tuple[str, set[str]]], bool]]:
-    """For each entry of its sites the names that this model has, with the sites that they are, and whether all are among some."""
+    """For each entry of its sites the names that this model has, with the sites in some layers that they are, and whether all are among some."""
     found = []
     for s in meaning.architecture.sites:
-        ats = [(at, {x.full_name for x in place.sites(at)}) for at in map(place.named, s.at)]
+        ats = [
+            (at, {x.full_name for x in place.sites(at) if place.number(x) in numbers}) for at in map(place.named, s.at)
+        ]
         ats = [(at, m) for at, m in ats if m]
         found.append((s, ats, bool(ats) and all(m <= sites for _, m in ats)))
     return found
 
 
-def _stated(meaning: Meaning, sites: frozenset[str], place: Place) -> list[str] | None:
-    """The names of the sites, where the fields of a configuration say exactly them."""
-    entries = _entries(meaning, sites, place)
+def _stated(meaning: Meaning, sites: frozenset[str], numbers: Collection[int], place: Place) -> list[str] | None:
+    """The names of the sites in some layers, where the fields of a configuration say exactly them."""
+    entries = _entries(meaning, sites, numbers, place)
     ats = [x for _, found, on in entries if on for x in found]
     if (
-        any(not s.field and not on for s, _, on in entries)
+        any(not s.field and found and not on for s, found, on in entries)
         or set().union(*(m for _, m in ats)) != sites
         or ("{site}" in meaning.lines and len(ats) != 1)
     ):
@@ -278,16 +298,15 @@ def _config(piece: Piece, place: Place) -> dict[str, Any]:
     except KeyError as e:
         raise not_written(f"`adapters` has no word for {e}") from None
     config |= dict.fromkeys(kind.training, 0.0)
-    for s, found, on in _entries(piece.meaning, piece.sites, place):
+    for s, found, on in _entries(piece.meaning, piece.sites, piece.arguments, place):
         if s.entry:
             rest = [x for x in config[s.field] if x != s.entry]
             config[s.field] = [*rest, s.entry] if on else rest
         elif s.field:
             config[s.field] = on if found else kind.fields[s.field]
-    depth = place.map.main[0].depth
+    meant = [place.named(at) for s in kind.sites if s.on(config) for at in s.at]
+    there = sorted({place.number(x) for name in meant for x in place.sites(name) if x.layer is not None})
     layers = sorted(piece.arguments)
-    if any(x.layer is not None for name in piece.sites for x in place.sites(name)) and layers != list(range(depth)):
-        config |= (
-            {"layers": layers} if "layers" in config else {"leave_out": [n for n in range(depth) if n not in layers]}
-        )
+    if there and layers != there:
+        config |= {"layers": layers} if "layers" in config else {"leave_out": [n for n in there if n not in layers]}
     return config

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -41,6 +42,19 @@ class Place:
     def sites(self, at: str) -> list[Site]:
         """The sites of a name, in every stack or in the one that it names."""
         return [s for s in self.map.sites if at in (s.name, s.full_name) and not s.path]
+
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        depths = {s.name: s.depth for s in self.map.stacks}
+        return {name: sum(list(depths.values())[:i]) for i, name in enumerate(depths)}
+
+    def number(self, site: Site) -> int:
+        """The layer of a site as the library counts it: a decoder's layers behind those of its encoder. 0 outside of them."""
+        return self._starts[site.stack] + site.layer if site.layer is not None else 0
+
+    def layer(self, number: int, stack: str) -> int:
+        """The layer of a stack that the library calls a number."""
+        return number - self._starts[stack]
 
     def named(self, at: str) -> str:
         """The name of a site in a declaration, as this family has it."""
@@ -140,42 +154,43 @@ def _parts(config: Mapping[str, Any], meaning: Meaning, place: Place) -> list[Pa
     if not at:
         raise error("E0843", f"the adapter stands at {', '.join(f'`{n}`' for n in meant) or 'no site'}, and this model has no such site",
                     help="load the model that the adapter was trained on")  # fmt: skip
-    layers = _layers(config, [s for name in at for s in place.sites(name)], place)
-    runs = [
-        (dict(arguments), [n for n, _ in run])
-        for arguments, run in groupby(
-            ((n, tuple(meaning.values(config, n, place.width).items())) for n in layers or [0]), key=lambda x: x[1]
-        )
-    ]
-    runs = [(a, chunk) for a, run in runs for chunk in _adjacent(run)]
-    everywhere = len(runs) == 1 and (not layers or len(layers) == place.map.main[0].depth)
-    if len(place.map.stacks) > 1 and layers and (len(runs) > 1 or not everywhere):
-        raise error(
-            "E0841",
-            "an adapter of `adapters` in some layers of an encoder-decoder has no counterpart here",
-            help=REMEDY,
-        )
+    sites = [s for name in at for s in place.sites(name)]
+    layers = _layers(config, sites, place)
+    arguments = {n: meaning.values(config, n, place.width) for n in layers or [0]}
     known = {p.name for p in load(meaning.base).params}
     found = []
-    for arguments, run in runs:
-        for group in [[name] for name in at] if "{site}" in meaning.lines else [at]:
-            lines = meaning.lines.replace("{site}", group[0])
-            for n, v in arguments.items():
+    for names, where, own in _runs(arguments, at, sites, place) if layers else [(at, "", arguments[0])]:
+        for group in [[name] for name in names] if "{site}" in meaning.lines else [names]:
+            lines = meaning.lines.replace("{site}", place.sites(group[0])[0].name)
+            for n, v in own.items():
                 lines = lines.replace(f"{{{n}}}", repr(v))
-            where = f"modify {', '.join(group)}\n"
-            where += "" if everywhere else f"layers {run[0]} .. {run[-1] + 1}\n"
-            inside = {n: v for n, v in arguments.items() if n in known}
-            found.append(Part(meaning.base, "", inside, where + lines, meaning.gate))
+            inside = {n: v for n, v in own.items() if n in known}
+            found.append(Part(meaning.base, "", inside, f"modify {', '.join(group)}\n{where}{lines}", meaning.gate))
     return found
 
 
-def _adjacent(layers: Sequence[int]) -> list[list[int]]:
-    return [[n for _, n in run] for _, run in groupby(enumerate(layers), key=lambda x: x[1] - x[0])]
+def _runs(
+    arguments: Mapping[int, Mapping[str, Any]], at: Sequence[str], sites: Sequence[Site], place: Place
+) -> Iterator[tuple[Sequence[str], str, Mapping[str, Any]]]:
+    """For each run of layers with the same arguments the sites, the line that says which layers, and the arguments."""
+    values = list(arguments.values())
+    if arguments.keys() == {place.number(s) for s in sites} and all(v == values[0] for v in values):
+        yield at, "", values[0]
+        return
+    for stack in dict.fromkeys(s.stack for s in sites):
+        here = [s for s in sites if s.stack == stack]
+        names = at if len(place.map.stacks) == 1 else list(dict.fromkeys(s.full_name for s in here))
+        there = {place.number(s) for s in here}
+        own = sorted(there & arguments.keys())
+        for _, run in groupby(enumerate(own), key=lambda x: (x[1] - x[0], tuple(arguments[x[1]].items()))):
+            numbers = [n for _, n in run]
+            first, last = (place.layer(n, stack) for n in (numbers[0], numbers[-1]))
+            yield names, f"layers {first} .. {last + 1}\n" if len(numbers) < len(there) else "", arguments[numbers[0]]
 
 
 def _layers(config: Mapping[str, Any], sites: Sequence[Site], place: Place) -> list[int]:
-    """The layers that a configuration means; none where its sites are outside of them."""
-    there = sorted({s.layer for s in sites if s.layer is not None})
+    """The layers that a configuration means, as the library counts them; none where its sites are outside of them."""
+    there = sorted({place.number(s) for s in sites if s.layer is not None})
     left_out, only = config.get("leave_out") or [], config.get("layers", "all")
     for name in LAYERS:
         value = config.get(name) or []

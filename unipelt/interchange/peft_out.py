@@ -179,12 +179,18 @@ def _recognised(model: nn.Module, plan: Plan) -> tuple[Declared, dict[str, Match
             raise no_counterpart(f"its row `{row.name}` is at matrices of experts, where peft has {there} alone")
         if not found[-1]:
             raise no_counterpart(f"its row `{row.name}` is no method of the library")
-    for d in declarations():
-        if all(d.key in of_row for of_row in found):
-            return d, {row.name: of_row[d.key] for row, of_row in zip(method.rows, found)}
+    fitting = [d for d in declarations() if all(d.key in of_row for of_row in found)]
+    if fitting:  # of several, the one in which it has plain numbers: what stands under one root here is not another's
+        d = min(fitting, key=lambda d: sum(_is_long(v) for of_row in found for v in of_row[d.key].arguments.values()))
+        return d, {row.name: of_row[d.key] for row, of_row in zip(method.rows, found)}
     names = list(dict.fromkeys(next(iter(of_row.values())).name for of_row in found))
     listed = " and ".join(f"`{n}`" for n in names)
     raise no_counterpart(f"it combines {listed}" if len(names) > 1 else f"{listed} is not among peft's")
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a number has so many digits that nobody wrote it."""
+    return isinstance(value, float) and value != float(f"{value:.8g}")
 
 
 def _own(d: Declared) -> Method:

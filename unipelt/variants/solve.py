@@ -143,7 +143,13 @@ def _argument(size: Size, param: S.Param) -> Any:
         return size.text if read <= set(NUMBERS) else None
     if param.type == "int":
         return int(n) if n.denominator == 1 else None
-    return float(f"{float(n):.12g}")
+    return rounded(float(n))
+
+
+def rounded(x: float) -> float:
+    """A number as it is written: without what comes of rounding."""
+    short = float(f"{x:.12g}")
+    return short if math.isclose(x, short, rel_tol=1e-14) else x
 
 
 def _default(param: S.Param) -> Size | None:
