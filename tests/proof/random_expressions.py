@@ -109,6 +109,8 @@ class Draw:
                 if "head" in scope or not scope
                 else NONE
             )
+        if not scope:  # each expert has its own
+            implied |= frozenset(self.site.own_axes)
         axes = implied | ({per.split()[-1]} if per else NONE)
         if not axes <= self.axes | {"group"}:
             scope, axes = " per site", NONE

@@ -20,6 +20,7 @@ WEIGHTS = {
     "block.input": 1, "attn.input": 0.5, "ffn.input": 0.5, "cross.q": 0.3, "cross.k": 0.3, "cross.o": 0.3, "cross.input": 0.3,
     "attn.q.weight": 0.7, "attn.v.weight": 0.4, "ffn.up.weight": 0.5, "ffn.down.weight": 0.4, "embed.weight": 0.3, "head.weight": 0.2,
     "attn.norm.weight": 0.4, "ffn.norm.weight": 0.4, "ffn.norm.bias": 0.3, "final.weight": 0.2,
+    "ffn.experts.up.weight": 0.4, "ffn.experts.gate.weight": 0.3, "ffn.experts.down.weight": 0.4,
 }  # fmt: skip
 #: Sites whose scopes have the same sizes.
 _ALIKE = {
@@ -37,7 +38,7 @@ def _insertion(d: Draw) -> tuple[str, Type]:
     site, h = d.site, type_of(d.site.h)
     x = type_of(site.x) if site.x is not None else None
     options: list[tuple[str, Type]] = [("sequential", h)]
-    if site.of:  # a parameter of the base: z is the weight itself
+    if site.is_weight:  # a parameter of the base: z is the weight itself
         return "", h
     if x is not None:
         parallel = h if site.parallel == "q" else x

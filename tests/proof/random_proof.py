@@ -11,10 +11,10 @@ from unipelt.language.loading import parse
 
 #: In turn: decoders, of which every verdict asks something, and then whatever takes a method that they refuse.
 FIRST = ("gpt2", "llama", "t5", "gpt2", "llama", "bart", "gpt2", "llama")
-THEN = ("t5", "llama", "bert_head", "vit_head", "whisper", "albert_head")
+THEN = ("t5", "llama", "bert_head", "vit_head", "whisper", "albert_head", "mixtral")
 #: Where a "no" is not shown at once: other models, draws and sizes of the tensors.
 MORE = [(kind, seed, scale) for seed, scale in ((1, 0.05), (2, 1.0), (3, 0.3), (4, 2.0))
-        for kind in ("llama", "gpt2", "t5", "bart", "bert_words", "bert_head")]  # fmt: skip
+        for kind in ("llama", "gpt2", "t5", "bart", "bert_words", "bert_head", "mixtral")]  # fmt: skip
 
 
 def proved(seed: int) -> Proof | str:

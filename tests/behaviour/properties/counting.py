@@ -38,7 +38,8 @@ def sizes_of(plan: Any) -> list[dict[str, int]]:
         sites = [x for x in plan.sites.sites if x.stack == s.name]
         depth = len(s.blocks)
         cross = depth if any(x.name == "cross" for x in sites) else 0
-        values = {**sites[0].sizes, "L": depth if s.main else 0, "L_cross": cross, "depth": s.depth}
+        sizes = {n: v for x in reversed(sites) for n, v in x.sizes.items()}  # some are of one site alone
+        values = {**sizes, "L": depth if s.main else 0, "L_cross": cross, "depth": s.depth}
         values |= layers_of(sites)
         values |= {f"L_{s.name}": depth} if s.name else {}
         values |= {n: v for n, v in plan.method.arguments.items() if isinstance(v, int)}
