@@ -223,6 +223,39 @@ def test_adapters_are_switched_between_two_steps(stand_ins: Any) -> None:
     assert all(near(t, found["sdpa"], name) for name, t in found.items())
 
 
+LATE = unipelt.parse("""method late() {
+  layers 1 .. 2 modify block.input form { P: [3, d_out] ~ normal(1.0) delta = P } compose prepend(delta, h)
+}""")
+
+
+@pytest.mark.parametrize("kernel", ["eager", "flash_attention_2"])
+@pytest.mark.parametrize("more", [(), ("prefix_tuning",)], ids=["alone", "with keys"])
+def test_rows_that_enter_a_later_block_are_hidden(more: tuple[str, ...], kernel: str, stand_ins: Any) -> None:
+    m = build("llama", number(kernel))
+    names = ["a", *more]
+    for name, spec in zip(names, (LATE, *more)):
+        put(m, spec, name)
+    unipelt.activate(m, *names)
+    for padding in ("none", "right", "left"):
+        given = inputs(padding)
+        wanted = real(m, given, "sdpa")
+        assert near(real(m, given, kernel), wanted, kernel)
+        with unipelt.using(m, None):
+            assert float((real(m, given, kernel) - wanted).abs().max()) > 1e-3
+    ids, mask = inputs("left").values()
+    more_of = dict(attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=PAD)
+    use(m, kernel)
+    assert torch.equal(*(m.generate(ids, use_cache=way, **more_of) for way in (True, False)))
+
+
+def test_a_mask_that_is_a_function_of_places_hides_no_rows(stand_ins: Any) -> None:
+    m = build("llama", torch.float64)
+    put(m, LATE)
+    with pytest.raises(unipelt.PeltError) as e:
+        real(m, inputs("none"), "flex_attention")
+    assert e.value.diagnostics[0].code == "E0542" and "sdpa" in e.value.diagnostics[0].help
+
+
 # ---------------------------------------------------------------- fast kernels stay
 
 

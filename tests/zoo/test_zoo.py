@@ -35,7 +35,7 @@ SMALLER = {
     "waveft": {"n": 60}, "shira_r": {"r": 2}, "mora": {"side": 8}, "miss": {"r": 8}, "miss_mini": {"r": 8, "m": 4}, "bat": {"r": 8}, "quanta": {"n1": 4, "n2": 4},
     "c3a": {"b": 8}, "loftq": {"b": 8}, "loftq_5": {"b": 8}, "road": {"g": 8}, "road_2": {"g": 8}, "road_4": {"g": 8}, "vb_lora": {"n": 16, "b": 8},
     "maple": {"d_text": small.WIDTH, "deep": 2}, "xprompt": {"pieces": 4}, "mhr": {"splits": 2},
-    "loretta": {"n1": 4, "n2": 2}, "svft_random": {"n": 60},
+    "loretta": {"n1": 4, "n2": 2}, "svft_random": {"n": 60}, "late_prompt_tuning": {"before": 1}, "late_prompt_tuning_generated": {"before": 1},
 }  # fmt: skip
 #: The rank of methods that take singular vectors of a small weight, which has so many and no more.
 RANK = 4

@@ -172,6 +172,11 @@ class PlannedEdit:
         placed = self.typing.out.placed
         return PlannedPrompt(placed.word, whole(placed.rows), whole(placed.after)) if placed is not None else None
 
+    @property
+    def late(self) -> int | None:
+        """The block that the rows enter; None where they enter the model."""
+        return self.site.layer if self.site.kind.among and self.prompt is not None else None
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedFold:

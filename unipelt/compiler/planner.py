@@ -5,7 +5,6 @@ Every mistake of a method on a model is found here; what the planned edits come 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import starmap
@@ -24,7 +23,7 @@ from ..language.check.methods import first_like, sites_of, varies_by
 from ..language.types.declared import TensorTyping
 from ..language.report.diagnostics import Diagnostic, PeltError, error
 from ..language.types.infer import Inference
-from ..language.types.inputs import changes_length, places_rows
+from ..language.types.inputs import places_rows
 from ..language.ir import Method, Row
 from ..language.members import asks
 from ..language.types.layers import by_layer, chosen, layered, least
@@ -39,6 +38,7 @@ from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
 from .absorbed import without_bias
 from . import at_attach, coverage, totals
+from .among import late, looks_behind, misplaced, no_rows
 from .coverage import common_sizes
 from .grids import Grids
 from .notes import DECODES_OTHERWISE, FORETELLS_THE_END, READS_PADS, of_attention, of_rows, of_the_base
@@ -79,6 +79,7 @@ def plan(
     builder = _Builder(model, method, sites, own_labels(model, sites, labels, problem_type), example)
     for row in method.rows:
         builder.row(row)
+    builder.places()
     for trained in method.trains:
         builder.trained(trained)
     builder.head(head)
@@ -156,40 +157,9 @@ class _Builder:
         sizes = {**site.sizes, **{n: block.sizes[n] for n in ("d_model", "d_x")}}
         return replace(site, layer=block.layer, block=block.block, x=block.view.module, x_leaves=True, sizes=sizes)
 
-    def _no_rows(self, row: Row, site: Site) -> Diagnostic | None:
-        """Why a row of the table cannot act where tokens enter. Masks and positions must grow with rows among them."""
-        name, first = type(self.model).__name__, self.sites.main[0]
-        beside = site.stack not in {s.name for s in self.sites.main}  # a tower of pictures beside that of a text
-        tower = self.model.get_submodule(self.sites.tower(self.sites.stack(site.stack))) if beside else self.model
-        entering = getattr(tower, "main_input_name", "input_ids")
-        # rows among the parts of a picture are put there behind the embeddings: nothing else of a call has an entry for each part
-        widths = {
-            b.sizes["d_model"] for b in self.sites.named("block", site.stack)
-        }  # several: parts are put together on the way
-        alone = beside or len(self.sites.stacks) == 1
-        pictures = entering == "pixel_values" and alone and len(widths) == 1 and changes_length(row)
-        if places_rows(row) and entering != "input_ids" and not pictures:
-            return Diagnostic("E0739", f"prompts are rows among tokens, and this {name} reads none", row.span,
-                              help="prefix tuning does the same in every layer")  # fmt: skip
-        if site.view.enters:
-            return Diagnostic("E0739", f"no module of this {name} yields what `{site.name}` means, so nothing can be put there",
-                              row.span, help=" or ".join(f"put it at `{s.name}`" for s in self.sites.entered() if not s.view.enters))  # fmt: skip
-        if not places_rows(row) or pictures:
-            return None
-        if site.stack != first.name:
-            return Diagnostic("E0739", f"rows stand among the tokens that the model reads, and those enter the {first.name} of this "
-                              f"{name}, not its {site.stack}", row.span,
-                              help=f"modify {site.name}; in the {site.stack} prefix tuning does the same in every layer")  # fmt: skip
-        entered = self.model.get_submodule(first.module) if len(self.sites.main) > 1 else self.model
-        still = site.kind.positions and first.learned_positions and changes_length(row)
-        if still and "position_ids" not in inspect.signature(entered.forward).parameters:
-            return Diagnostic("E0739", f"at `{site.name}` the tokens keep their positions, and this {name} takes none, so rows would shift "
-                              "them", row.span, help="put them at `embed.words`, where the tokens' positions shift")  # fmt: skip
-        return None
-
     def edit(self, row: Row, site: Site) -> None:
-        if site.side == "prompt" and (refused := self._no_rows(row, site)):
-            self.problems.append(refused)
+        if (site.side == "prompt" or places_rows(row)) and (refused := no_rows(self.model, self.sites, row, site)):
+            self.problems += [refused] * ((refused.code, refused.span) not in {(d.code, d.span) for d in self.problems})
             return
         stack = self.stacks.get(site.stack, self.sites.main[-1] if self.sites.stacks else NO_STACK)
         layer = None if stack.shared else site.layer
@@ -241,6 +211,12 @@ class _Builder:
             names[t.label] = planned.name
         numbers = ({"depth": depth} if depth else {}) | ({"layer": layer} if layer is not None else {})
         self.edits.append(PlannedEdit(site, names, typing, numbers, grid))
+
+    def places(self) -> None:
+        """Rows that enter a block behind others: where they stand, and who would read their places before."""
+        pictures = getattr(self.model, "main_input_name", "") in UNPADDED
+        found = [misplaced(e.prompt, self.stacks[e.site.stack], e.row, pictures) for e in late(self.edits) if e.prompt]
+        self.problems += [d for d in (*found, looks_behind(self.edits)) if d is not None][:1]
 
     def signature(self, site: Site) -> SiteSignature:
         """What a site binds on this model: a head that scores examples has no value for each token."""

@@ -80,6 +80,7 @@ class SiteSignature:
     mixes: bool = False  # only in layers with a mixer
     gated: bool = False  # only where the feed-forward layer has a gate
     instead: tuple[str, ...] = ()  # the projections in whose place it yields what attention reads
+    among: bool = False  # whether rows may be put among the tokens there, behind the blocks before
     tokens: str = ""  # the stack whose tokens the axis `token` is, where it is another one
     positions: bool = True  # whether tokens have their positions there
     into: str = ""  # the linear map that can absorb an edit
@@ -103,7 +104,7 @@ class SiteSignature:
     def described(self) -> dict[str, str]:
         """What a form may read here, in words."""
         also = [*dict(self.scope), *self.numbers, *(f"{n}(…)" for n, _ in self.bases), *["heads(…)"] * self.has_heads,
-                *["prepend(delta, h)"] * self.takes_rows]  # fmt: skip
+                *["prepend(delta, h)"] * (self.takes_rows or self.among)]  # fmt: skip
         x = self.x_is if self.x is not None else ""
         return {"x": x, "h": self.h_is, "insert parallel reads": self.parallel or "", "also": ", ".join(also)}
 
@@ -160,7 +161,7 @@ class SiteSignature:
 
     @property
     def takes_rows(self) -> bool:
-        """Whether rows may be put among the tokens."""
+        """Whether tokens enter the model there, among which rows may be put, or in their place."""
         return self.side == "prompt"
 
 
@@ -214,7 +215,9 @@ def _embedded(name: str, h_is: str, shown_by: str, positions: bool) -> SiteSigna
     )  # fmt: skip
 
 
-def _entered(name: str, entry: str, what: str, h_is: str, cross: bool = False, mixes: bool = False) -> SiteSignature:
+def _entered(
+    name: str, entry: str, what: str, h_is: str, cross: bool = False, mixes: bool = False, among: bool = False
+) -> SiteSignature:
     return SiteSignature(
         name=name,
         h=_TOKEN,
@@ -226,6 +229,7 @@ def _entered(name: str, entry: str, what: str, h_is: str, cross: bool = False, m
         shown_by=h_is,
         cross=cross,
         mixes=mixes,
+        among=among,
     )
 
 
@@ -289,7 +293,7 @@ SITES: dict[str, SiteSignature] = {
         _projection("attn.q_b", "d_q_rank", "d_q", "the last projection before the softmax's queries", instead=("attn.q",)),
         _projection("attn.kv_a", "d_model", "d_kv_a", "the projection before `attn.kv_b`"),
         _projection("attn.kv_b", "d_kv_rank", "d_kv_b", "the last projection before the softmax's keys and what it weighs", instead=("attn.k", "attn.v")),
-        _entered("block.input", "block", "the block's input", "enters the block"),
+        _entered("block.input", "block", "the block's input", "enters the block", among=True),
         _sublayer_input("attn"),
         _sublayer_input("cross", cross=True),
         _sublayer_input("ffn"),

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..anatomy.interrupts import finish
+from ..compiler.among import looks_behind
 from ..compiler.labels import Labels, labels_of_base
 from ..compiler.plan import Plan
 from ..language.analyse.row_verdicts import batch_independent
 from ..language.ir import Method
-from ..language.report.diagnostics import error
+from ..language.report.diagnostics import PeltError, error
 from .heads import agree
 from .prompts.pictures import pictured
 from .registry import Registry, record, refuse_merged, registry, unwrapped
@@ -106,6 +107,10 @@ def _chosen(model: nn.Module, names: Sequence[str], what: str) -> Registry:
     if r is None:
         raise error("E0550", "this model has no adapter", help="attach one: unipelt.apply(model, method, name=…)")
     agree(model, {n: r.attached[n].plan for n in names})
+    if any("late" in r.attached[n].asks for n in names):
+        found = looks_behind([e for n in names for e in r.attached[n].plan.edits])
+        if found is not None:
+            raise PeltError([found])
     return r
 
 

@@ -20,6 +20,7 @@ from ..anatomy.base import NAME
 from ..language.report.diagnostics import error
 from .edits import Edit, Rows
 from .joining import joining
+from .prompts.veils import veiled
 from .kernels import Call, Kernel, fits, kernel_of, log_mass, scores_of, with_sinks
 from .told_apart import WIDEST, together, told_apart
 from .seam import Seam
@@ -37,7 +38,12 @@ class Wrapped:
         seam = module._modules.get(NAME)
         if type(seam) is not Seam:
             return self.base(module, query, key, value, attention_mask, **kwargs)
-        steady = None if is_dynamo_compiling() else seam.switch.holder.steady
+        holder = seam.switch.holder
+        if seam.veils is not None and holder.current.veils and (not seam.switch.mixes or holder.part is None):
+            call = Call(module, query, key, value, attention_mask, kwargs)
+            call = veiled(*seam.veils, holder.current, seam.switch.live, kernel_of(self.name), self.name, call)
+            _, query, key, value, attention_mask, kwargs, _ = call
+        steady = None if is_dynamo_compiling() else holder.steady
         if steady is None:
             return self._called(seam, module, query, key, value, attention_mask, kwargs)
         quick = steady.heads.get(seam)

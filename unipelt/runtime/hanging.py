@@ -16,6 +16,8 @@ from torch import nn
 
 from ..anatomy.base import NAME, base_modules, base_of
 from ..anatomy.quantised import stored_as_map
+from ..anatomy.sites import Site
+from ..compiler.among import late, veiled
 from ..compiler.plan import PlannedEdit
 from ..compiler.hosting import hosts, stands_in
 from ..language.report.diagnostics import error
@@ -47,8 +49,11 @@ def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, m
     for e in attached.plan.edits:
         _hang_edit(model, r, name, attached, e, made, shared)
     _hang_copies(model, r, name, attached, made, copies, shared)
+    for site in (veiling := _veiling(attached)):
+        _seam(model, r, site.view.module)[1].veil(name, site)
     rehang(model, r)
     at_heads = {e.site.view.module for e in attached.plan.edits if e.site.side == "attention" and not e.site.attends}
+    at_heads |= {s.view.module for s in veiling}
     if at_heads:
         refuse_bypassing(model, at_heads)
         install()
@@ -59,6 +64,7 @@ def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> N
     if key_of(name) in r.shared:
         del r.shared[key_of(name)]
     places = [m for e in attached.plan.edits for m in (e.site.view.module, *e.site.also)]
+    places += [s.view.module for s in _veiling(attached)]
     for path in dict.fromkeys([*places, *_hosts_of_copies(model, attached)]):
         host = model.get_submodule(path)
         if (seam := seam_of(host)) is not None:
@@ -75,6 +81,14 @@ def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> N
                 tap.hook(model.get_submodule(source[0]), source[1]).take()
                 del r.taps[source]
     rehang(model, r)
+
+
+def _veiling(attached: Attached) -> list[Site]:
+    """The attentions that hide rows which enter later blocks."""
+    deepest: dict[str, int] = {}
+    for e in late(attached.plan.edits):
+        deepest[e.site.stack] = max(deepest.get(e.site.stack, 0), e.late or 0)
+    return [s for stack, block in deepest.items() for s in veiled(attached.plan.sites, stack, block)]
 
 
 def _seam(model: nn.Module, r: Registry, path: str) -> tuple[nn.Module, Seam]:
@@ -238,6 +252,7 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
         before += [Hook(m, tap.enters, before=True, named=True) for tap, m in zip(r.mask_taps, towers)]
         if any(inputs.selecting.values()):
             behind += [Hook(m, tap.leaves) for tap, m in zip(r.mask_taps, towers)]
+    behind += [Hook(m, inputs.leave_embeddings) for m in inputs.embeddings.values()]
     if r.heads.has_labels:  # behind what makes labels longer
         before.append(Hook(model, r.heads.take, before=True, named=True))
         behind.append(Hook(model, r.heads.give, named=True))

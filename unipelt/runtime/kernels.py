@@ -75,6 +75,9 @@ class Kernel:
     #: Whether a mask of all queries and keys, or none, says what each query sees, but for a causal call; ``flagged``: a flag says that.
     masked: bool = False
     flagged: bool = False
+    padded: bool = (
+        False  # whether its mask, [batch, keys], says of keys alone whether they are pads, which are no queries either
+    )
 
 
 def kernel_of(name: str) -> Kernel | None:
@@ -321,4 +324,4 @@ _KERNELS: dict[Any, Kernel] = {
 if (
     not flash_attn_supports_top_left_mask()
 ):  # where it is at the top left, rows before the tokens would hide some of them
-    _KERNELS[flash_attention_mask] = Kernel(_flash_seen, _flash_join, _flash_joins)
+    _KERNELS[flash_attention_mask] = Kernel(_flash_seen, _flash_join, _flash_joins, padded=True)

@@ -63,12 +63,13 @@ class Attached:
 
     @cached_property
     def asks(self) -> frozenset[str]:
-        """What the edits need hooks of the model itself for: rows among the tokens (`prompt`; `grows` where the sequence gets longer),
+        """What the edits need hooks of the model itself for: rows among the tokens (`prompt`; `grows` where the sequence gets longer; `late` where they enter a block),
         arguments (`input`), what a form reads (`tokens`, `chance`, its own `seed`), and what enters the model (`model`)."""
         edits = self.plan.edits
         found = {
-            "prompt": any(e.site.side == "prompt" for e in edits),
+            "prompt": any(e.site.side == "prompt" or e.prompt is not None for e in edits),
             "grows": any(e.prompt is not None and e.prompt.grows for e in edits),
+            "late": any(e.late is not None for e in edits),
             "input": bool(self.plan.inputs),
             "tokens": any(not OF_REAL_TOKENS.isdisjoint(e.row.reads) or reads_text(e) for e in edits),
             "chance": any("chance" in e.row.reads for e in edits),

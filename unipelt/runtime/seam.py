@@ -18,6 +18,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from ..anatomy.base import NAME, base_modules
 from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.passed import first_tensor
+from ..anatomy.sites import Site
 from ..compiler.drawn import SEED
 from ..compiler.plan import PlannedEdit
 from ..compiler.recipe import GRID
@@ -53,7 +54,7 @@ def _with_first(args: tuple, kwargs: Mapping[str, Any], new: torch.Tensor) -> tu
     return args, {**kwargs, name: new}
 
 
-def _with_element(output: Any, new: torch.Tensor) -> Any:
+def with_element(output: Any, new: torch.Tensor) -> Any:
     if isinstance(output, torch.Tensor):
         return new
     if type(output) in (tuple, list):
@@ -80,6 +81,8 @@ class Seam(nn.Module):
         #: whether some of them have numbers in common
         self.overlap = False
         self.weights = {n: Weights(n) for n in ("weight", "bias")}
+        #: Of a block's attention: the stack and the block, where rows enter later ones (see `prompts.veils`)
+        self.veils: tuple[str, int] | None = None
         self.acts = ""  # how the host takes another parameter
 
     def forward(self, x: Any) -> Any:
@@ -151,6 +154,12 @@ class Seam(nn.Module):
                 if getattr(entered, "__func__", None) is Tap.enters:  # so does this one
                     host._forward_pre_hooks.move_to_end(at)  # type: ignore[attr-defined]
 
+    def veil(self, name: str, site: Site) -> None:
+        """Lets the host, a block's attention, hide the rows of an adapter that enter later blocks."""
+        self.veils = (site.stack, site.layer or 0)
+        if key_of(name) not in self.adapters:
+            self.adapters[key_of(name)] = nn.ModuleList().train(self.training)
+
     def drop(self, host: nn.Module, name: str) -> None:
         """Takes out the edits of an adapter, and the hooks that no other one needs. May be repeated."""
         key = key_of(name)
@@ -209,7 +218,10 @@ class Seam(nn.Module):
     def _entering(self, host: nn.Module, h: torch.Tensor, edits: Sequence[tuple[str, Any]]) -> torch.Tensor:
         """What enters the host, as the edits there leave it."""
         for name, edit in edits:
-            h = edit(h, self.gather(name, edit, None, host), self.mask(edit) if edit.pools else None)
+            if edit.prompt is not None:
+                h = self.put_prompt(name, edit, h, host)
+            else:
+                h = edit(h, self.gather(name, edit, None, host), self.mask(edit) if edit.pools else None)
         return h
 
     def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -238,12 +250,12 @@ class Seam(nn.Module):
             name, only = edits[0]
             given = {"x": x} if only.plain and x is not None else self.gather(name, only, x, host)
             new = only(h, given, self.mask(only) if only.pools else None)
-            return new if h is output else _with_element(output, new)
+            return new if h is output else with_element(output, new)
         parts: dict[Columns, torch.Tensor] = {}  # new values of some columns, put into h together
         copies = [e for _, e in edits if isinstance(e, CopyEdit)]
         if copies:  # weight edits precede activation edits, those of other adapters too
             new = copies[-1](args, kwargs, h, copies[:-1])
-            output = _with_element(output, new) if isinstance(new, torch.Tensor) else new
+            output = with_element(output, new) if isinstance(new, torch.Tensor) else new
             h = element(output)
         rewriting = [e for _, e in edits if e.of_weight]
         if rewriting and x is not None:
@@ -266,7 +278,7 @@ class Seam(nn.Module):
                 h = self.put_prompt(name, edit, h, host)
             else:
                 h = edit(h, self.gather(name, edit, x, host), self.mask(edit))
-        return _with_element(output, joined(h, parts) if parts else h)
+        return with_element(output, joined(h, parts) if parts else h)
 
     def _mixed_output(self, mixture: Mixture, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         """As `_on_output`, of a batch whose examples have adapters of their own."""
@@ -281,7 +293,7 @@ class Seam(nn.Module):
             return element(self._on_output(host, entered, {}, part))
 
         new = mixed(self, mixture, "output", output if isinstance(output, torch.Tensor) else element(output), of_rows)
-        return None if new is None else _with_element(output, new)
+        return None if new is None else with_element(output, new)
 
     def _rewritten(
         self, host: nn.Module, edits: Sequence[tuple[str, Any]], copies: Sequence[CopyEdit], args: tuple, kwargs: Mapping[str, Any],
@@ -291,16 +303,16 @@ class Seam(nn.Module):
         h = element(output)
         if self.acts == "map":
             lies = next(e.lies for _, e in edits if e.of_weight)
-            return _with_element(output, added(h, x, self._changes(host, edits, copies, x.dtype), lies))
+            return with_element(output, added(h, x, self._changes(host, edits, copies, x.dtype), lies))
         if self.acts == "table":
-            return _with_element(output, looked_up(h, x, self._changes(host, edits, copies, h.dtype), host))  # type: ignore[arg-type]
+            return with_element(output, looked_up(h, x, self._changes(host, edits, copies, h.dtype), host))  # type: ignore[arg-type]
         new = {}
         for name in self.weights:
             own = value_in(host, name, copies).dtype if host._parameters.get(name) is not None else h.dtype
             if changes := self._changes(host, edits, copies, own, name):
                 new[name] = changes
         found = called(host, new, copies, args, kwargs)
-        return _with_element(output, found.to(h.dtype)) if isinstance(found, torch.Tensor) else found
+        return with_element(output, found.to(h.dtype)) if isinstance(found, torch.Tensor) else found
 
     def _changes(
         self, host: nn.Module, edits: Sequence[tuple[str, Any]], copies: Sequence[CopyEdit], like: torch.dtype,
@@ -323,7 +335,7 @@ class Seam(nn.Module):
         """A prompt in its place among the tokens; there is none in a step that continues a cache, nor outside a pass of the model."""
         current = self.switch.holder.current
         key = (name, edit.site.label, edit.row.name)
-        positions = current.positions.get(key)
+        positions = current.positions.get(key) if edit.side == "output" else current.late.get(key)
         if positions is None:
             return h
         if isinstance(positions, Unplaced):

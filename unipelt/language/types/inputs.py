@@ -91,7 +91,7 @@ def changes_length(row: Row) -> bool:
 
 
 def placing_problem(row: Row, site: SiteSignature) -> Diagnostic | None:
-    """Rows are placed at the model's input, by the composition, once."""
+    """Rows are placed where tokens enter the model or a block, by the composition, once."""
     elsewhere = [
         c for part in (row.insert, *row.form, *(row.gate or ())) if part is not None for c in _placing_calls(part)
     ]
@@ -99,9 +99,13 @@ def placing_problem(row: Row, site: SiteSignature) -> Diagnostic | None:
     if elsewhere:
         return Diagnostic("E0364", f"`{to_text(elsewhere[0].function)}` belongs into the composition", elsewhere[0].span,
                           help=f"compose {to_text(elsewhere[0].function)}(delta, h)")  # fmt: skip
-    if calls and not site.takes_rows:
-        return Diagnostic("E0364", f"rows are placed among the tokens where they enter the model, not at `{site.name}`",
-                          calls[0].span, help="modify embed, or embed.words")  # fmt: skip
+    if calls and not (site.takes_rows or site.among):
+        return Diagnostic("E0364", f"rows are placed among the tokens where they enter the model or a block, not at `{site.name}`",
+                          calls[0].span, help="modify embed, embed.words or block.input")  # fmt: skip
+    if calls and not site.takes_rows and not changes_length(row):
+        return Diagnostic("E0364", f"`{to_text(calls[0].function)}` puts rows in the place of tokens that enter the model, and at "
+                          f"`{site.name}` rows come besides them", calls[0].span,
+                          help="modify embed, or embed.words; here compose prepend(delta, h)")  # fmt: skip
     if changes_length(row):
         parts = (row.insert, *row.form, *(row.gate or ()), *row.compose)
         found = [n for p in parts if p is not None for n in walk(p) if isinstance(n, Name) and n.id == "positions"]

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ...anatomy.sites import SiteMap
+from ...compiler.among import entrance
 from ...compiler.plan import Plan, PlannedInput, PlannedPrompt
 from ...language.report.diagnostics import error
 from .arguments import Given, marks_for, take, value_for
@@ -28,7 +29,9 @@ from .layout import Layout, Rows, most, ragged
 from .pictures import Unplaced, pictured
 from .room import Room
 from .selected import reads_text
-from ..seam import seam_of
+from .veils import veils
+from ..copies import element
+from ..seam import seam_of, with_element
 from ..switch import Switch
 
 #: What the thread's holder has while a pass of the model is under way (see `forward`).
@@ -37,19 +40,21 @@ INSIDE = "inside"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A planned edit that puts rows among the tokens of a stack, at the module ``host``; ``key``: see `Pass.positions`."""
+    """A planned edit that puts rows among the tokens of a stack, at the module ``host``; ``key``: see `Pass.positions`; ``block``:
+    which one they enter, None where they enter the model."""
 
     stack: str
     host: str
     adapter: str
     key: tuple[str, str, str]
     plan: PlannedPrompt
+    block: int | None = None
 
 
 def prompts(plan: Plan, adapter: str) -> tuple[Prompt, ...]:
     """The edits of a plan that put rows among the tokens."""
     return tuple(
-        Prompt(e.site.stack, e.site.view.module, adapter, (adapter, e.site.label, e.row.name), e.prompt)
+        Prompt(e.site.stack, e.site.view.module, adapter, (adapter, e.site.label, e.row.name), e.prompt, e.late)
         for e in plan.edits if e.prompt is not None
     )  # fmt: skip
 
@@ -69,6 +74,7 @@ class InputHooks:
         self.selecting: dict[str, bool] = {}  # adapters that change some tokens, and whether these are found by a text
         self.pictures = False  # whether rows stand among the parts of a picture
         self.towers: dict[str, nn.Module] = {}  # the stacks' modules
+        self.embeddings: dict[str, nn.Module] = {}  # by stack, where the parts of a picture leave theirs
         self.room: Room | None = None  # for rows that move the tokens' positions
         self.tower = sites.main[0].module if len(sites.main) > 1 else ""
         entered = sites.entered()
@@ -87,6 +93,9 @@ class InputHooks:
         self.prompts = {n: known[n] if n in known else prompts(p, n) for n, p in plans.items()}
         self.towers = {s.name: model.get_submodule(self.sites.tower(s)) for s in self.sites.stacks}
         rows = [p for placed in self.prompts.values() for p in placed]
+        entered = {p.stack: entrance(self.sites, p.stack) for p in rows if p.block is not None}
+        self.embeddings = {n: model.get_submodule(s.view.module) for n, s in entered.items()
+                           if s is not None and pictured(model if self._of_model(n) else self.towers[n])}  # fmt: skip
         self.room = Room.of(model, self.sites) if rows else None
 
     # ------------------------------------------------------------ hooks
@@ -103,8 +112,7 @@ class InputHooks:
         current.given = given
         placed = self._acting() if not self.tower else []
         if placed and self.pictures:
-            keys, stack = [p.key for p in placed], self.sites.main[0].name
-            current.positions |= dict.fromkeys(keys, Unplaced(stack, keys, self._rows(placed)))
+            self._await(placed, self.sites.main[0].name)
         elif placed:
             self._make_room(Call(model, named), placed, given)
         return ((), named) if placed or self.names else None
@@ -140,9 +148,24 @@ class InputHooks:
         if self.switch.live and INSIDE not in self.switch.holder.values:
             current.begin()
         for stack in {s.name for s in self.sites.stacks if tower is self.towers.get(s.name)}:
-            placed = [p for p in self._live() if p.stack == stack and p.host not in self.hosts]
-            keys = [p.key for p in placed]
-            current.positions |= dict.fromkeys(keys, Unplaced(stack, keys, self._rows(placed), main=False))
+            placed = [p for p in self._live() if p.stack == stack and not self._of_model(stack)]
+            self._await(placed, stack, main=False)
+
+    def _await(self, placed: Sequence[Prompt], stack: str, main: bool = True) -> None:
+        """Notes that rows wait for the parts of a picture to leave their embeddings."""
+        keys, current = [p.key for p in placed], self.switch.holder.current
+        if keys:
+            waiting = Unplaced(stack, keys, self._rows(placed), [p.block for p in placed], main)
+            current.waiting[stack] = waiting
+            current.positions |= {p.key: waiting for p in placed if p.block is None}
+
+    def leave_embeddings(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Room for rows among the parts of a picture, where all of them enter a block."""
+        current = self.switch.holder.current
+        waiting = next((w for w in current.waiting.values() if module is self.embeddings.get(w.stack)), None)
+        if waiting is None:
+            return None
+        return with_element(output, waiting.make_room(element(output), current))
 
     def leave_encoder(self, encoder: nn.Module, args: tuple, output: Any) -> None:
         self.switch.holder.current.positions = {}  # a decoder may embed its own tokens with the same module
@@ -222,10 +245,17 @@ class InputHooks:
         """Whether an acting adapter finds its tokens by a text."""
         return any(self.selecting.get(name, False) for name in acting)
 
+    def _of_model(self, stack: str) -> bool:
+        """Whether the tokens of a stack are those that the model is called with."""
+        return stack == self.sites.main[0].name
+
     def _acting(self) -> list[Prompt]:
-        """What the acting adapters place, at the words first: those rows stand nearest to the tokens."""
+        """What the acting adapters place, at the words first, then block by block: the first rows stand nearest to the tokens."""
         acting = self._live()
-        return [p for host in self.hosts for p in acting if p.host == host]
+        late = sorted(
+            (p for p in acting if p.block is not None and self._of_model(p.stack)), key=lambda p: p.block or 0
+        )
+        return [*(p for host in self.hosts for p in acting if p.host == host), *late]
 
     def _live(self) -> list[Prompt]:
         return [p for name in self.switch.live for p in self.prompts.get(name, ())]
@@ -241,7 +271,7 @@ class InputHooks:
         """Makes room for the rows and notes where they stand."""
         current = self.switch.holder.current
         if call.continues:
-            current.positions |= dict.fromkeys(p.key for p in placed)
+            current.positions |= dict.fromkeys(p.key for p in placed if p.block is None)
             return
         grows, fills = [p for p in placed if p.plan.grows], [p for p in placed if not p.plan.grows]
         layout = self._layout(call, grows) if grows else None
@@ -249,7 +279,9 @@ class InputHooks:
             marks = self._marks(call, fills, given, layout)
             current.positions |= {p.key: marks for p in fills}
         if layout is not None:
-            current.positions |= {p.key: None if call.seen else index for p, index in zip(grows, layout.rows)}
+            keys, blocks = [p.key for p in grows], [p.block for p in grows]
+            current.veils = veils(self.sites.main[0].name, keys, blocks, layout)
+            current.place(keys, blocks, [None] * len(grows) if call.seen else layout.rows)
             if not call.seen:
                 current.layout = layout
             grow(call, layout, self._own_positions, self.room is not None and self.room.masked)
@@ -272,7 +304,10 @@ class InputHooks:
             seen = call.seen - most(rows) if call.seen else 0
             shape = (batch, seen + call.tokens.shape[1])
             call.named["attention_mask"] = torch.ones(shape, dtype=torch.long, device=call.tokens.device)
-        return Layout(rows, call.shape, call.mask, call.tokens.device, main.causal)
+        shape = call.shape
+        if call.seen and call.mask is None and any(p.block is not None for p in grows):
+            shape = (batch, call.seen - most(rows) + shape[1])  # where those stand is asked in each step
+        return Layout(rows, shape, call.mask, call.tokens.device, main.causal)
 
     def _is_told(self, model: nn.Module) -> bool:
         """Whether a model can be told the tokens' positions: by an argument, or by the mask."""

@@ -57,6 +57,9 @@ class Layout:
         self.shape, self.kinds = shape, tuple(rows)
         has = sums(rows, shape[0])
         self.total = max(has, default=0)
+        self.same = mask is None and all(
+            r.who is None for r in rows
+        )  # whether rows stand at the same places in all texts
         self.ragged = any(n < self.total for n in has)  # whether some examples get pads
         lead = [self.total - n if front else 0 for n in has]
         self.counts = [self._count(r, device) for r in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,9 @@ if TYPE_CHECKING:
     from .arguments import Given
     from ..penalties import Noted
     from .layout import Layout
+    from .pictures import Unplaced
     from .selected import Entered
+    from .veils import Veil
 
 
 class Pass:
@@ -36,8 +39,17 @@ class Pass:
         self.layout: Layout | None = None  # the sequence with a prompt's rows
         #: Where the rows of an edit stand, by adapter, site and row; None in a step that continues a cache.
         self.positions: dict[tuple[str, str, str], Any] = {}
+        self.waiting: dict[str, Unplaced] = {}  # by stack, rows whose places are known behind the embeddings
+        self.late: dict[tuple[str, str, str], Any] = {}  # the same of rows that enter a block
+        self.veils: list[Veil] = []  # the places of those
+        self.behind: dict[Any, torch.Tensor] = {}  # masks of these, by what they are masks of (see `veils`)
+
+    def place(self, keys: Sequence[tuple[str, str, str]], blocks: Sequence[int | None], places: Sequence[Any]) -> None:
+        """Notes where the rows of edits stand; ``blocks``: which one they enter, None where they enter the model."""
+        for key, block, at in zip(keys, blocks, places):
+            (self.positions if block is None else self.late)[key] = at
 
     def end(self) -> None:
         """An embedding or an encoder that is called by itself afterwards is not of this pass."""
-        self.positions = {}
+        self.positions, self.waiting, self.behind = {}, {}, {}
         self.given = None
