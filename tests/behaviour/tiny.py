@@ -319,11 +319,13 @@ def loss(model: nn.Module, inputs: dict[str, torch.Tensor], **more: Any) -> torc
 
 
 #: Arguments of methods at which there is something to see in tiny models: a value for each position of the longest text, a temperature
-#: and bounds that suit their width, words that stand in the texts, an alpha that is the rank, as it is by default, at all maps of a layer.
+#: and bounds that suit their width, words that stand in the texts, an alpha that is the rank, as it is by default, at all maps of a layer,
+#: a block that they have.
 ROOM: dict[str, dict[str, Any]] = {
     "dept": {"s": 48}, "attempt": {"temperature": 4.0}, "coft": {"eps": 0.5}, "coft_shared": {"eps": 0.5}, "cpt": {"eps": 4.0},
     "mtlora": {"s": 1.0}, "maple": {"d_text": 32}, "corda": {"alpha": 4.0}, "corda_ipm": {"alpha": 4.0},
     "sine_lora": {"frequency": 4.0}, "uni_lora": {"n": 512}, "trainable_tokens": {"n": VOCAB, "which": f"permutation({VOCAB})"},
+    "late_prompt_tuning": {"before": 1}, "late_prompt_tuning_generated": {"before": 1},
 }  # fmt: skip
 
 
