@@ -193,7 +193,9 @@ def text(seed: int) -> str:
     if late.random() < 0.04:
         placed = late.choice(("prepend(delta, h)", "prepend(delta, h, 1)", "append(delta, h)"))
         made = late.choice(("delta = T2", "delta = tanh(T2)"))
-        lines.append(f"  use {{ layers first 1 modify block.input form {{ T2: [l, d_model] ~ normal(0.3)  {made} }} compose {placed} }} as u")
+        lines.append(
+            f"  use {{ layers first 1 modify block.input form {{ T2: [l, d_model] ~ normal(0.3)  {made} }} compose {placed} }} as u"
+        )
     if rng.random() < 0.08:
         lines.append(rng.choice(("  train *.norm.*", "  train attn.q", "  train head")))
     return f"method m{seed}({PARAMS}) {{\n" + "\n".join(lines) + "\n}\n"

@@ -98,12 +98,18 @@ def _masked(current: Pass, own: Sequence[int], kernel: Kernel, call: Call, marke
     if not torch.compiler.is_compiling():  # for the other blocks
         current.behind[kept] = behind
     if seen is None:
-        seen = behind.new_ones(()) if kernel.flagged else call.query.new_zeros(())
-    least = False if seen.dtype == torch.bool else torch.finfo(seen.dtype).min
-    mask = torch.where(behind, torch.full((), least, dtype=seen.dtype, device=seen.device), seen)
+        mask = ~behind if kernel.flagged else torch.where(behind, _least(call.query), call.query.new_zeros(()))
+    elif seen.dtype == torch.bool:  # no `where`, which onnxruntime has for numbers alone
+        mask = seen & ~behind
+    else:
+        mask = torch.where(behind, _least(seen), seen)
     return call._replace(
         key=key, value=value, mask=mask, kwargs={**kwargs, "is_causal": False} if kernel.flagged else kwargs
     )
+
+
+def _least(like: torch.Tensor) -> torch.Tensor:
+    return torch.full((), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
 
 
 def _last(marked: torch.Tensor, n: int) -> torch.Tensor:
