@@ -65,6 +65,16 @@ def test_the_file_gives_what_the_model_gives(tmp_path):
         assert names == ["input_ids", "attention_mask", "member"] and apart(wanted, output) <= NEAR
 
 
+def test_rows_that_enter_a_later_block(tmp_path):
+    """The mask that hides them is computed in the file, from the places that are free there."""
+    m = build("bert", layers=2)
+    put(m, unipelt.load(named("late_prompt_tuning"))(l=3, before=1))
+    assert unipelt.export_onnx(m, tmp_path / "m.onnx") <= NEAR
+    for rows, tokens in ((3, 9), (1, 5)):
+        given = batch("bert", rows, tokens, seed=rows)
+        assert apart(m(**given)[0].detach(), run(tmp_path / "m.onnx", given)[1]) <= NEAR
+
+
 @pytest.fixture(scope="module")
 def pictures():
     """A model with its adapter, one of the two traces that it takes to test what is done with one, and its translation."""
