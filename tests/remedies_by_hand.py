@@ -570,7 +570,8 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "compose append(delta, h)": {
         "E0364-placed-by-a-form": [("append(P, z)", "P"), ("compose replace", "compose append(delta, h)")]
     },
-    "modify embed, or embed.words": {"E0364-placed-inside": ("modify  ffn", "modify  embed")},
+    "modify embed, embed.words or block.input": {"E0364-placed-inside": ("modify  ffn", "modify  block.input")},
+    "compose prepend(delta, h), or modify embed": {"E0364-filled-in-a-block": ("fill(delta, h)", "prepend(delta, h)")},
     "write a row of the table for each: `use { … } as name`": {
         "E0364-placed-twice": (
             "  modify  embed\n  form {\n    P: [r, d_out] ~ zeros\n    delta = P\n  }\n  compose append(delta, prepend(delta, h))",

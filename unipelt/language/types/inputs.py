@@ -105,7 +105,7 @@ def placing_problem(row: Row, site: SiteSignature) -> Diagnostic | None:
     if calls and not site.takes_rows and not changes_length(row):
         return Diagnostic("E0364", f"`{to_text(calls[0].function)}` puts rows in the place of tokens that enter the model, and at "
                           f"`{site.name}` rows come besides them", calls[0].span,
-                          help="modify embed, or embed.words; here compose prepend(delta, h)")  # fmt: skip
+                          help="compose prepend(delta, h), or modify embed")  # fmt: skip
     if changes_length(row):
         parts = (row.insert, *row.form, *(row.gate or ()), *row.compose)
         found = [n for p in parts if p is not None for n in walk(p) if isinstance(n, Name) and n.id == "positions"]
