@@ -231,7 +231,7 @@ def test_two_of_one_base_and_the_model_that_holds_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, code",
     [
-        ({"use_qalora": True}, "E0841"), ({"bias": "all"}, "E0841"), ({"init_lora_weights": "pissa"}, "E0841"),
+        ({"use_qalora": True}, "E0841"), ({"bias": "some"}, "E0841"), ({"init_lora_weights": "pissa"}, "E0841"),
         ({"peft_type": "POLY"}, "E0841"), ({"a_new_setting": "on"}, "E0841"), ({"lora_alpha": "six"}, "E0840"),
         ({"alpha_pattern": {"(": 3}}, "E0840"), ({"trainable_token_indices": [1]}, "E0841"), ({"r": 2.5}, "E0840"), ({"r": 5}, "E0842"),
     ],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,12 @@ def import_(
         ),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="The base model.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="The folder to write: an adapter of unipelt's.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", help="The folder to write: an adapter of unipelt's, of several one in each subfolder."
+        ),
+    ],
     task: Annotated[
         str | None,
         typer.Option(help="The task whose model it is for, as in `train`, or base; default: what its folder says."),
@@ -45,36 +51,59 @@ def import_(
     allow_future: AllowFuture = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn an adapter of peft's or of AdapterHub's into one of unipelt's, with the same values."""
-    from ..interchange.brought import import_adapter
+    """Turn an adapter of peft's or of AdapterHub's into one of unipelt's, with the same values; of a folder of several all of them."""
     from ..interchange.folders import read, written_by
+    from ..interchange.several import chosen
 
-    place = Path(folder)
-    form = written_by(place)
-    config, _ = read(place, form)  # before the seconds that a model takes
     if Path(out).exists():
         raise error("E0611", f"`{out}` exists", help="name another folder")
+    found = {}
+    for n, place in chosen(Path(folder), None).items():  # before the seconds that a model takes
+        form = written_by(place)
+        config, _ = read(place, form)
+        found[n] = (form.library, config.get("peft_type"), _task(config, place))
+    tasks = dict.fromkeys(t for _, _, t in found.values())
+    if task is None and len(tasks) > 1:
+        whose = ", ".join(f"`{n}` for {t}" for n, (_, _, t) in found.items())
+        raise typer.BadParameter(f"the adapters are of several tasks ({whose}): name the folder of one, or --task")
 
     import unipelt
 
-    from ..training.models import load_plain, quiet
+    from ..interchange.brought import import_adapter
+    from ..training.models import load_plain
 
-    loaded = load_plain(model, task or _task(config, place))
-    import_adapter(loaded, place, allow_future=allow_future)
-    with quiet():
-        unipelt.save(loaded, out, fold=False)
+    loaded = load_plain(model, task or next(iter(tasks)))
+    import_adapter(loaded, Path(folder), allow_future=allow_future)
+    places = _saved(loaded, list(found), Path(out))
+    texts = {n: str(method) for n, method in unipelt.adapters(loaded).items()}
+    told = {
+        n: {"folder": str(places[n]), "library": library, "peft_type": kind, "text": texts[n]}
+        for n, (library, kind, _) in found.items()
+    }
     if as_json:
-        emit(
-            {
-                "ok": True,
-                "folder": out,
-                "library": form.library,
-                "peft_type": config.get("peft_type"),
-                "text": str(unipelt.adapters(loaded)["default"]),
-            }
-        )
+        emit({"ok": True, **(next(iter(told.values())) if len(told) == 1 else {"folder": out, "adapters": told})})
     else:
-        say(f"written to {out}: unipelt.attach(model, {out!r}) brings it onto the base")
+        for at in places.values():
+            say(f"written to {at}: unipelt.attach(model, {str(at)!r}) brings it onto the base")
+
+
+def _saved(model: Any, names: Sequence[str], out: Path) -> dict[str, Path]:
+    """Writes one adapter to a folder, several to subfolders of it by their names, all or none; where each is."""
+    import unipelt
+
+    from ..training.models import quiet
+
+    with quiet():
+        if len(names) == 1:
+            unipelt.save(model, out, names[0], fold=False)
+            return {names[0]: out}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as room:
+            whole = Path(room) / "all"
+            for n in names:
+                unipelt.save(model, whole / n, n, fold=False)
+            whole.rename(out)
+    return {n: out / n for n in names}
 
 
 def _task(config: Mapping[str, Any], place: Path) -> str:

@@ -23,21 +23,31 @@ from .filling import filled, leftover, misshapen
 from .adapterhub_declared import architecture
 from .adapterhub_heads import Head, head_of
 from .adapterhub_places import Place, Written, once, written
+from .several import each
 
 
 def import_adapters(
-    model: nn.Module, folder: str | Path, name: str = "default", *, trainable: bool = False, allow_future: bool = False
+    model: nn.Module,
+    folder: str | Path,
+    name: str | None = None,
+    *,
+    trainable: bool = False,
+    allow_future: bool = False,
 ) -> str:
     """Attaches an adapter that the library `adapters` saved (active, not trained unless ``trainable``) and returns its name.
 
     ``folder`` is what ``model.save_adapter`` of its version 1 wrote: a bottleneck adapter (Pfeiffer, Houlsby, parallel, with learned
     scales), Compacter, a prefix, a prompt, LoRA, (IA)³, LoReFT, or a union of them (MAM, UniPELT), with the head where there is
-    one. The values are its own to the bit. A ``.bin`` file is read by torch's reader of plain tensors, which runs no code.
+    one. Of a folder of ``save_all_adapters``, with an adapter in each subfolder, the one called ``name`` is attached, or without a name all
+    of them, and the last acts, whose name is returned; a single one gets the name. The values are its own to the bit. A ``.bin`` file is read by torch's reader of plain tensors, which runs no code.
     ``allow_future`` is as in `unipelt.apply`: its gates read all positions, later ones too. Raises `PeltError`, the model untouched,
     for settings that ``specs/adapters.toml`` does not list, for another model, and for broken files.
     """
     model = unwrapped(model)
-    at = Path(folder)
+    return each(model, Path(folder), name, lambda at, own: _import(model, at, own, trainable, allow_future))
+
+
+def _import(model: nn.Module, at: Path, name: str, trainable: bool, allow_future: bool) -> None:
     config, tensors = folders.read(at, folders.ADAPTERS)
     adapter, configs, notes = _checked(model, config)
     head = head_of(model, at)
@@ -62,8 +72,7 @@ def import_adapters(
         kept = state_dict(model, name)
         fill(model, name, {n: found.get(n, t) for n, t in kept.items()})
     for note in (*notes, *method.notes):
-        warnings.warn(note, stacklevel=2)
-    return name
+        warnings.warn(note, stacklevel=5)
 
 
 def _checked(model: nn.Module, config: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]], list[str]]:

@@ -38,6 +38,7 @@ class Declared:
     written: Mapping[str, list[str]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     copies: str = ""
+    biases: tuple[str, ...] = ()
     factors: Mapping[str, str] = field(default_factory=dict)
     shift: Mapping[str, str] = field(default_factory=dict)
     convolutions: bool = False
@@ -88,6 +89,7 @@ class Declared:
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """Why a configuration does not mean this method: the settings that it has not."""
         known = {
+            *(["bias"] if config.get("bias") in self.biases else []),
             *self.arguments.values(),
             *self.patterns.values(),
             *self.written,

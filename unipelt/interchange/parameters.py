@@ -150,7 +150,7 @@ def where(model: nn.Module, paths: Iterable[str]) -> dict[str, list[str]]:
         raise error("E0841", f"the adapter changes `{unknown[0]}`, and no sites are these matrices", help=MERGED_THERE)
     found: dict[str, list[str]] = {}
     for name, own in layers.items():
-        for run in [""] if own == every[name] else _runs(sorted(own)):
+        for run in [""] if own == every[name] else runs(sorted(own)):
             found.setdefault(run, []).append(name)
     return found
 
@@ -161,12 +161,12 @@ def fused(model: nn.Module, paths: Iterable[str]) -> bool:
     return any(s.view.parameter and s.view.columns is not None and s.view.path in wanted for s in find(model).sites)
 
 
-def _runs(layers: list[int]) -> list[str]:
+def runs(layers: list[int]) -> list[str]:
     """Numbers of layers as selections, one for each run without a gap."""
-    runs: list[list[int]] = []
+    found: list[list[int]] = []
     for n in layers:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
+        if found and n == found[-1][-1] + 1:
+            found[-1].append(n)
         else:
-            runs.append([n])
-    return [f"layers {r[0]}..{r[-1] + 1}" for r in runs]
+            found.append([n])
+    return [f"layers {r[0]}..{r[-1] + 1}" for r in found]

@@ -28,32 +28,39 @@ from .convolutions import flat
 from .declared import MERGED_THERE, Declared, declared_for
 from .filling import Source, filled, leftover, misshapen
 from .parameters import SHARED, fused, matrices, unnested, where
+from .peft_whole import Whole, apart
 from .places import FRONT, depth, host, in_model, key, module_at, modules_of, of_base, sites, sourced, widest
+from .several import each
 from .texts import Part, like, union
 
 
-def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, trainable: bool = False) -> str:
+def import_peft(model: nn.Module, folder: str | Path, name: str | None = None, *, trainable: bool = False) -> str:
     """Attaches an adapter that peft saved (active, not trained unless ``trainable``) and returns its name.
 
-    ``folder`` is what ``save_pretrained`` of peft's model wrote; `unipelt.save` then writes the adapter in this library's form. The
-    values are peft's to the bit, and so are ranks and scales of single modules, and a head's. Raises `PeltError`, the model
+    ``folder`` is what ``save_pretrained`` of peft's model wrote; `unipelt.save` then writes the adapter in this library's form. Where it
+    holds several (peft writes each that is not called ``default`` to a subfolder) the one called ``name`` is attached, or without a
+    name all of them, and ``default`` or else the last one acts, whose name is returned; a single one gets the name.
+    The values are peft's to the bit, and so are ranks and scales of single modules, and a head's. Raises `PeltError`, the model
     untouched, for another method or settings than ``specs/peft.toml`` lists, for other modules or shapes than the model has, and
     for broken files; a pickle is not read.
     """
     model = unwrapped(model)
-    place = Path(folder)
+    return each(model, Path(folder), name, lambda place, own: _import(model, place, own, trainable))
+
+
+def _import(model: nn.Module, place: Path, name: str, trainable: bool) -> None:
     config, tensors = folders.read(place, folders.PEFT)
     d = declared_for(config)
-    tensors, copied = _copies(model, d, unnested(model, d, config, tensors))
+    tensors, whole = apart(model, d, config, unnested(model, d, config, tensors), place)
     front = in_model(model, modules_of(d, tensors))
     tensors = flat(model, d, tensors, front)
     at_input = _listed(config, d.inputs, front)
-    method, notes = (_training(model, d, copied), []) if d.copies else _method(model, d, config, front, at_input)
-    heads = {k: t for k, t in tensors.items() if not _of_rows(d, k)}
+    line = "" if d.copies else whole.lines(model)
+    method, notes = (_training(model, d, whole), []) if d.copies else _method(model, d, config, front, at_input, line)
     found: dict[str, torch.Tensor] = {}
 
     def check(plan: Plan) -> None:
-        found.update(_values(model, plan, d, config, tensors, front, heads, place))
+        found.update(_values(model, plan, d, config, tensors, front, whole, place))
 
     with unchanged(model):
         install(
@@ -62,7 +69,7 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
             name,
             0,
             check=check,
-            head=len(heads) > len(copied) or None,
+            head=whole.head or None,
             allow_future=False,
             labels=None,
             trainable=trainable,
@@ -70,33 +77,16 @@ def import_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
         kept = state_dict(model, name)
         fill(model, name, {n: found.get(n, t) for n, t in kept.items()})
     for note in notes:
-        warnings.warn(note, stacklevel=2)
-    return name
+        warnings.warn(note, stacklevel=5)
 
 
-def _copies(
-    model: nn.Module, d: Declared, tensors: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], set[str]]:
-    """The tensors with those of trained copies under the paths of their parameters here, and these paths."""
-    mark = f".{d.copies}."
-    of_copies = {k: k.removeprefix(FRONT).partition(mark) for k in tensors if d.copies and mark in k}
-    here = in_model(model, {module for module, _, _ in of_copies.values()})
-    paths = {k: f"{here[module]}.{parameter}" for k, (module, _, parameter) in of_copies.items()}
-    return {f"{FRONT}{paths[k]}" if k in paths else k: t for k, t in tensors.items()}, set(paths.values())
-
-
-def _training(model: nn.Module, d: Declared, paths: set[str]) -> Method:
-    """The method that trains copies of some parameters: the library's, or one that names them by the ends of their paths."""
+def _training(model: nn.Module, d: Declared, whole: Whole) -> Method:
+    """The method that trains copies of some parameters: the library's, or one that names them."""
     plain = load(d.name)
-    whole, _ = select(model, find(model), plain.trains[0].paths, None)
-    if {p.path for p in whole} == paths:
+    found, _ = select(model, find(model), plain.trains[0].paths, None)
+    if {p.path for p in found} == set(whole.others):
         return plain
-    ends = sorted({".".join(p.split(".")[-2:]) for p in paths})
-    return parse(f"method from_peft {{ train {', '.join(f'*.{e}' for e in ends)} }}", name="from_peft")
-
-
-def _of_rows(d: Declared, k: str) -> bool:
-    return any(k == s or (d.of_modules and k.endswith(f".{s}")) for s in d.keys)
+    return parse(f"method from_peft {{ {whole.lines(model)} }}", name="from_peft")
 
 
 def _listed(config: Mapping[str, Any], field: str, front: Mapping[str, str]) -> frozenset[str]:
@@ -107,9 +97,11 @@ def _listed(config: Mapping[str, Any], field: str, front: Mapping[str, str]) -> 
 
 
 def _method(
-    model: nn.Module, d: Declared, config: Mapping[str, Any], front: Mapping[str, str], at_input: frozenset[str]
-) -> tuple[Method, list[str]]:
-    """The method of the library with peft's arguments, at the modules that peft has; of several rows where arguments differ."""
+    model: nn.Module, d: Declared, config: Mapping[str, Any], front: Mapping[str, str], at_input: frozenset[str],
+    line: str,
+) -> tuple[Method, list[str]]:  # fmt: skip
+    """The method of the library with peft's arguments, at the modules that peft has; of several rows where arguments differ, with a
+    line for what is trained besides."""
     plain = load(d.name)
     groups: dict[tuple[tuple[str, Any], ...], list[str]] = {}
     for path in front or ("",):
@@ -127,7 +119,7 @@ def _method(
             parts.append(Part(d.name, f"{d.name}_{len(parts) + 1}", given, f"{where}\n{d.lines}"))
     if len(parts) == 1:
         parts = [replace(parts[0], name=d.name)]
-    return union(parts, "from_peft"), notes + ([SHARED] if fused(model, front.values()) else [])
+    return union(parts, "from_peft", line), notes + ([SHARED] if fused(model, front.values()) else [])
 
 
 def _places(
@@ -149,7 +141,7 @@ def _rows(model: nn.Module, path: str | None) -> int:
 
 def _values(
     model: nn.Module, plan: Plan, d: Declared, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], front: Mapping[str, str],
-    heads: Mapping[str, torch.Tensor], place: Path,
+    whole: Whole, place: Path,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Our tensors by name. Everything that peft saved is used, everything that the plan has is there."""
     there = {here: path for path, here in front.items()}
@@ -175,23 +167,22 @@ def _values(
                             help="load the model that the adapter was trained on")  # fmt: skip
             used.add(k)
     for label, suffix in d.copied.items():
-        whole = d.tensors[label][0]
+        once = d.tensors[label][0]
         for k in (key(d, suffix, path) for path in front):
-            if k in tensors and not torch.equal(tensors[k], tensors[whole]):
-                raise error("E0842", f"`{k}` in {place} is to be a copy of `{whole}`, and has other numbers",
+            if k in tensors and not torch.equal(tensors[k], tensors[once]):
+                raise error("E0842", f"`{k}` in {place} is to be a copy of `{once}`, and has other numbers",
                             help="copy the folder again")  # fmt: skip
             used.add(k)
+    missed = whole.missed(plan)
+    if missed is not None:
+        raise error("E0841", f"peft's adapter trains parameters that cannot be named here without others, `{missed}` among them",
+                    help=MERGED_THERE)  # fmt: skip
     for c in plan.copies:
-        k = f"{FRONT}{c.parameter.path}"
-        if d.copies and not c.head and k not in heads:
-            raise error("E0841", f"{place} trains some modules of a name, and not `{c.parameter.path}`, which has it too",
-                        help=MERGED_THERE)  # fmt: skip
-        t = heads.get(k, model.get_parameter(c.parameter.path))
+        t = whole.values.get(c.parameter.path, model.get_parameter(c.parameter.path))
         if tuple(t.shape) != tuple(c.parameter.shape):
-            raise misshapen(place, k, t, tuple(c.parameter.shape))
-        used.add(k)
+            raise misshapen(place, f"{FRONT}{c.parameter.path}", t, tuple(c.parameter.shape))
         found[c.name] = t
-    left = sorted(set(tensors) - used)
+    left = sorted(tensors.keys() - used)
     if left:
         raise leftover(place, left, d.name, MERGED_THERE)
     return found

@@ -31,6 +31,7 @@ from .factors import with_remedy
 from .fused import by_map, joined
 from .filling import Apart, Source, emptied
 from .parameters import named, nested
+from .peft_whole import besides
 from .places import FRONT, depth, host, key, module_at, of_base, refuse_uncalled, sizes, sourced, widest
 from .shapes import deciding, theirs
 from .texts import freed
@@ -46,7 +47,8 @@ def export_peft(model: nn.Module, folder: str | Path, name: str = "default", *, 
     """Writes an attached adapter as a folder that peft opens (``PeftModel.from_pretrained(base, folder)``), and returns its path.
 
     The method is recognised by what it computes, whatever it is called; ``specs/peft.toml`` lists those that peft has. Other
-    arguments at some modules become peft's patterns, and a trained head one of its ``modules_to_save``. Raises `PeltError` where
+    arguments at some modules become peft's patterns; a trained head and other modules that are trained whole are its ``modules_to_save``,
+    and trained biases, of all modules or of those with rows, its ``bias``. Raises `PeltError` where
     peft has no such method, where a row other than LoRA's stands in a part of a fused map, where one stands at a map of torch's own
     attention, and where a row has a gate or tokens of its own, or several methods are combined; a method that merges can be handed on as a merged model (`unipelt.save_merged`). ``serving``
     keeps to what serving engines read: see `serving_problem`.
@@ -108,20 +110,10 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
             tensors[f"{FRONT}{path}.{d.copies}.{n}"] = trained.get(f"{path}.{n}", p)
     if copied:
         config["target_modules"] = targets(model, set(copied))
-    saved: set[str] = set()
-    for c in plan.copies:
-        module = c.parameter.path.rpartition(".")[0]
-        if module in copied:
-            continue
-        moved = not torch.equal(values[c.name], model.get_parameter(c.parameter.path))
-        if not c.head:
-            raise no_counterpart(f"it trains `{c.name}` besides")
-        saved |= {module} if moved else set()
-    for c in plan.copies:
-        if c.parameter.path.rpartition(".")[0] in saved:
-            tensors[f"{FRONT}{c.parameter.path}"] = values[c.name]
-    if saved:
-        config["modules_to_save"] = sorted(saved)
+    kept = [c for c in plan.copies if c.parameter.path.rpartition(".")[0] not in copied]
+    beside, said = besides(model, d, kept, trained, set(by_path))
+    tensors |= beside
+    config |= said
     problem = serving_problem(config) if serving else None
     if problem is not None:
         raise no_counterpart(f"a serving engine would not read it: {problem}")
@@ -262,7 +254,7 @@ def settings(model: nn.Module, d: Declared) -> dict[str, Any]:
     return {
         "peft_type": d.type, "task_type": next((t for end, t in TASKS.items() if type(model).__name__.endswith(end)), None),
         "base_model_name_or_path": public_name(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")) or None,
-        "inference_mode": True, **{n: allowed[0] for n, allowed in d.settings.items()},
+        "inference_mode": True, **({"bias": d.biases[0]} if d.biases else {}), **{n: allowed[0] for n, allowed in d.settings.items()},
     }  # fmt: skip
 
 

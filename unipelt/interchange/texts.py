@@ -27,8 +27,8 @@ class Part:
     gate: str = ""
 
 
-def union(parts: Sequence[Part], name: str) -> Method:
-    """The method that uses all of the parts, under a name."""
+def union(parts: Sequence[Part], name: str, lines: str = "") -> Method:
+    """The method that uses all of the parts, under a name, with further lines."""
     texts, uses = [], []
     for i, p in enumerate(parts):
         own = {n: v for n, v in p.arguments.items() if isinstance(v, (int, float)) and re.search(rf"\b{n}\b", p.lines)}
@@ -36,7 +36,7 @@ def union(parts: Sequence[Part], name: str) -> Method:
         given = ", ".join(f"{n} = {n if n in own else _written(v)}" for n, v in p.arguments.items())
         texts.append(f"method part_{i}{f'({declared})' if own else ''} from {p.base}({given}) {{ {p.lines} }}")
         uses.append(f"use part_{i} as {p.name}" + (f" gated by {p.gate}" if p.gate else ""))
-    return parse("\n".join([*texts, f"method {name} {{ {'  '.join(uses)} }}"]), name=name)
+    return parse("\n".join([*texts, f"method {name} {{ {'  '.join([*uses, lines])} }}"]), name=name)
 
 
 def freed(base: str, free: Sequence[str], lines: str, fixed: Mapping[str, Any] | None = None) -> Method:

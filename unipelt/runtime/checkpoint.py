@@ -23,7 +23,7 @@ from ..language.report.diagnostics import error
 from .acting import activate
 from .attach import install, unchanged
 from .save_pretrained import Beside, beside, inside
-from .folder import FOREIGN, listed_shapes, read_manifest, read_method, read_tensors
+from .folder import foreign, listed_shapes, read_manifest, read_method, read_tensors
 from .hub import MANIFEST, located
 from .members import Resolved
 from .redrawn import drawn_again, listed
@@ -44,7 +44,7 @@ def attach(
     A folder that ``model.save_pretrained`` wrote, of a model with adapters, will do: the one called ``name`` is attached, or
     without a name all of them, and those act that acted then; returned is the name of the last of these.
     ``dtype`` and ``allow_future`` are as in `unipelt.apply`; without ``allow_future`` it is what was given when the adapter was made.
-    A folder of peft's or of AdapterHub's `adapters` will do too; it comes in as by `unipelt.import_peft` and `unipelt.import_adapters`.
+    A folder of peft's or of AdapterHub's `adapters`, or one of several of these, will do too; it comes in as by `unipelt.import_peft` and `unipelt.import_adapters`.
     ``arguments`` binds some of the method's anew, those that leave its tensors as they are:
     a scale, how many layers drop.
 
@@ -56,7 +56,7 @@ def attach(
     options = {"trainable": trainable, "tokenizer": tokenizer, "allow_future": allow_future, "dtype": dtype}
     attached: list[str] = []
     at = located(folder)
-    if isfile(at / FOREIGN) and not isfile(at / MANIFEST):
+    if foreign(at):
         given = {"force": force or None, "tokenizer": tokenizer, "arguments": arguments or None, "dtype": dtype}
         for argument in (n for n, v in given.items() if v is not None):
             raise error(
@@ -65,7 +65,7 @@ def attach(
                 help="leave it out",
             )
         bring = view("import_adapter", "interchange.brought")
-        return str(bring(model, at, name or "default", trainable=trainable, allow_future=bool(allow_future)))
+        return str(bring(model, at, name, trainable=trainable, allow_future=bool(allow_future)))
     found = _adapters_in(at, name)
     with unchanged(model):
         for own, place in found.folders.items():

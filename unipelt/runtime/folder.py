@@ -173,6 +173,15 @@ def verify(folder: Path) -> None:
 FOREIGN = "adapter_config.json"
 
 
+def foreign(folder: Path) -> bool:
+    """Whether a folder holds an adapter of another library's, or several, each in a subfolder."""
+    if isfile(folder / MANIFEST) or isfile(folder / INDEX) or not isdir(folder):
+        return False
+    return isfile(folder / FOREIGN) or any(
+        isfile(folder / n / FOREIGN) and not isfile(folder / n / MANIFEST) for n in os.listdir(folder)
+    )
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """``adapter.json``, checked for form and version."""
     if not isdir(folder):
