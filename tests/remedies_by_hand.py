@@ -245,6 +245,24 @@ BY_HAND: dict[str, dict[str, Change | list[Change]]] = {
     "`%` is only a percent sign; divisibility is `divides(b, d)`": {
         "E0103-percent-as-remainder": ("12 % 4 == 0", "divides(4, 12)")
     },
+    "let `z @ A` and what stands behind `then` have one type": {
+        "E0390-carry-of-another-type": ("s @ U\n    delta", "s + z @ A\n    delta")
+    },
+    "let `z` and what stands behind `then` have one type": {"E0390-carry-of-a-mean": ("mean(s, tokens)", "s + z")},
+    "carry what is made of `z`; what all examples share is a tensor `per model`": {
+        "E0390-carry-of-a-tensor": ("A then", "z * A then")
+    },
+    "modify `attn.q`": {"E0390-carry-at-a-weight": ("attn.q.weight", "attn.q\n  insert parallel")},
+    "modify a site within the layers": {"E0390-carry-behind-the-layers": ("final", "block")},
+    "write `carry …` into the row's form": {
+        "E0390-carry-in-a-composition": (
+            "delta = z\n  }\n  compose {\n    carry s = delta then s + delta\n    out = h + s\n  }",
+            "carry s = z then s + z\n    delta = s\n  }\n  compose h + delta",
+        )
+    },
+    "take a composition that adds it: `compose add`": {
+        "E0390-carry-of-shared-softmax": ("compose share_softmax", "compose add")
+    },
     "a number has one point": {"E0103-two-points": ("1.2.3", "1.23")},
     'close it with `"""`': {"E0104-docstring": ("What it does.\n", 'What it does."""\n')},
     "leave out those that change nothing, or name parts of the expression with `name = …`": {

@@ -416,9 +416,48 @@ whole(
     "rows",
 )
 
-# ---------------------------------------------------------------- words that are not built yet
+# ---------------------------------------------------------------- what is carried along depth
 
-in_form("later_carry", "E0390", "⟦carry s = z then 2 * z⟧ delta = z", "not built yet")
+in_form("carry_of_two_types", "E0390", "carry s = z then ⟦mean(s, tokens)⟧ delta = s", "at the next one")
+in_form("carry_of_a_tensor", "E0390", "A: [d_in] ~ zeros carry s = ⟦A⟧ then s delta = z", "examples of a pass")
+in_form("carry_of_a_number", "E0390", "carry s = ⟦2⟧ then s delta = z", "the number 2")
+in_form("carry_of_what_is_there", "E0390", "s = z ⟦carry s = z then s⟧ delta = s", "has a value already")
+in_form("carry_of_z", "E0224", "⟦carry z = z then z⟧ delta = z", "meaning of its own")
+in_form("carry_of_an_argument", "E0223", "⟦carry r = z then r⟧ delta = z", "parameter")
+in_form("carry_read_first", "E0301", "carry s = ⟦s⟧ then z delta = z", "there is no `s`")
+in_form("carry_read_above", "E0301", "delta = ⟦s⟧ carry s = z then s", "there is no `s`")
+in_form("carry_that_does_not_fit", "E0312", "A: [r, r] ~ zeros carry s = z then s @ ⟦A⟧ delta = s", "do not agree")
+whole(
+    "carry_in_a_composition",
+    "E0390",
+    "modify ffn insert parallel form { delta = z } compose { ⟦carry s = h then s + h⟧ out = s }",
+    "composition",
+)
+whole(
+    "carry_in_a_gate",
+    "E0390",
+    "use { modify ffn insert parallel form { delta = z } compose add } as a gated by { ⟦carry s = z then s⟧ g = mean(s) }",
+    "a gate",
+)
+whole(
+    "carry_of_a_weight",
+    "E0390",
+    "modify attn.q.weight form { ⟦carry s = z then s⟧ delta = s } compose h + delta",
+    "same at every pass",
+)
+whole(
+    "carry_outside_the_layers",
+    "E0390",
+    "modify final insert parallel form { ⟦carry s = z then s⟧ delta = s } compose h + delta",
+    "outside the layers",
+)
+whole(
+    "carry_beside_the_tokens",
+    "E0390",
+    "modify attn.heads insert parallel form { K: [r, d_head] ~ zeros scores = q @ K.T ⟦carry s = z then s⟧ delta = softmax(scores) @ K } "
+    "compose share_softmax",
+    "shares the softmax",
+)
 in_form("names_of_one_value", "E0391", "⟦a, b = z⟧ delta = z", "2 names on the left")
 in_form("penalty_with_axes", "E0386", "penalty ⟦sum(z)⟧ delta = z", "one number for the pass")
 in_form(

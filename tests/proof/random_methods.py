@@ -82,6 +82,14 @@ def _row(rng: random.Random, name: str, site: str) -> str:
             2,
             d.chance(0.5),
         )
+    # asked of the lines, so that methods without one are drawn as they were
+    if (
+        not prompt
+        and not found.is_weight
+        and not found.outside_the_layers
+        and random.Random(str(d.body)).random() < 0.1
+    ):
+        _carry(d)
     size: Sizes = ("l", *out) if prompt else out if d.chance(0.85) else ()
     d.let(size, 3, not prompt and d.chance(0.8), "delta")
     vectors = [n for n, (axes, s) in d.body.scope.items() if len(s) == 1 and not axes and n in d.tensors]
@@ -129,6 +137,27 @@ def _row(rng: random.Random, name: str, site: str) -> str:
     said = f"insert {insert}\n    " if insert and (d.chance(0.9) or "z" in words(lines + gate)) else ""
     return (f"  use {{\n    {layers}modify {sites}\n    {said}form {{\n      {lines}\n    }}\n    compose {{\n      {compose}\n    }}\n"
             f"  }} as {name}{gate}")  # fmt: skip
+
+
+def _carry(d: Draw) -> None:
+    """A value that is handed from layer to layer, one for each token or one for each example."""
+    inputs = [n for n, (axes, sizes) in d.body.scope.items() if {"batch", "token"} <= axes and len(sizes) == 1]
+    if not inputs:
+        return
+    read, name, W, n = d.one(*inputs), d.fresh("s"), d.fresh("W"), d.width()
+    axes, (inner,) = d.body.scope[read]
+    start = d.one("normal(0.2) per site", "zeros per site", "normal(0.2) per model")
+    own = f"{read} @ {W}"
+    if d.chance(0.2):
+        own, axes = f"mean({own}, {d.one('tokens', 'positions')})", axes - {"token"}
+    next_ = d.one(
+        f"{name} + {own}", f"tanh({name}) + {own}", f"0.5 * {name} - {own}", f"gelu({name} + {own})", name, f"2 * {own}"
+    )
+    d.body.lines += [
+        f"{W}: [{d.alias(inner)}, {d.alias(n)}] ~ {start}",
+        f"carry {name} = {d.one(own, f'relu({own})')} then {next_}",
+    ]
+    d.body.scope[name] = (axes, (n,))
 
 
 def _after_step(d: Draw, trained: list[str]) -> str:

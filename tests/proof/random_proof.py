@@ -6,6 +6,7 @@ from proof import Proof, prove
 from random_methods import text
 
 from unipelt.language.analyse.method import analyse
+from unipelt.language.types.carried import carries
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.language.loading import parse
 
@@ -28,7 +29,8 @@ def proved(seed: int) -> Proof | str:
     for kind in (FIRST[seed % len(FIRST)], *THEN):
         if kind in refused:
             continue
-        proof = prove(method, [kind], layers=1, more=MORE)
+        several = any(carries(r) for r in method.rows)  # in one layer nothing is handed on
+        proof = prove(method, [kind], layers=2 if several else 1, more=MORE)
         refused |= proof.refused
         if kind not in proof.refused:
             break

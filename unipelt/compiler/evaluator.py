@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 
+from ..language.types.carried import from_before
 from ..language.types.draws import PROGRESS, draw_of
 from ..language.types.indexing import numbers_named
 from ..language.types.layers import layered
 from ..language.syntax.nodes import (
     Apply,
     Attr,
-    Axis,
     Binary,
     Choose,
     Compare,
     Expr,
     Index,
-    Input,
     Later,
     Let,
     ListOf,
@@ -29,11 +28,9 @@ from ..language.syntax.nodes import (
     Negative,
     Number,
     Param,
-    Require,
     Slice,
     Statement,
     String,
-    Tensor,
     dotted,
 )  # fmt: skip
 from .drawn import Draws, numbers, unseeded
@@ -51,7 +48,7 @@ class Context:
     """What expressions read: ``names`` (scope, tensors, lets), the site's sizes, parameters, the callable frozen base
     modules, the mask of real tokens ([batch, token] or None), whether the model trains, where rows stand among the
     tokens (see `functions.prepend`, `functions.fill`), which tokens are the parts of a picture ([rows, columns]), the sizes of the declared axes, what is drawn,
-    the penalties that were met and, after a step, the gradients of tensors by their identity."""
+    the penalties that were met, what is carried to the next layer and, after a step, the gradients of tensors by their identity."""
 
     names: dict[str, Value]
     sizes: Mapping[str, int]
@@ -63,6 +60,7 @@ class Context:
     axes: Mapping[str, int] = field(default_factory=dict)
     draws: Draws = field(default_factory=Draws)
     penalties: list[Value] = field(default_factory=list)
+    carried: dict[str, Value] = field(default_factory=dict)
     gradients: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
@@ -85,11 +83,19 @@ def run(body: Sequence[Statement], context: Context) -> None:
     for s in body:
         if isinstance(s, Let):
             bind(s, context)
-        elif isinstance(s, Later) and s.word != "carry":
-            if context.training and s.word == "penalty":
-                context.penalties.append(evaluate(s.values[0], context))
-        elif not isinstance(s, (Tensor, Axis, Require, Input)):
-            raise NotImplementedError(f"`{s.word}` is not built yet")
+        elif isinstance(s, Later) and s.word == "carry":
+            carry(s, context)
+        elif isinstance(s, Later) and context.training and s.word == "penalty":
+            context.penalties.append(evaluate(s.values[0], context))
+
+
+def carry(s: Later, context: Context) -> None:
+    """Gives a name what is carried: the first value, or, where there is one of the layer before, the next."""
+    name, (first, following) = s.names[0], s.values
+    if (entered := from_before(name)) in context.names:
+        context.names[name] = context.names[entered]
+    value = evaluate(following if entered in context.names else first, context)
+    context.names[name] = context.carried[name] = value
 
 
 def bind(s: Let, context: Context) -> None:

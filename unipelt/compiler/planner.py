@@ -37,7 +37,7 @@ from ..language.sizes import Size
 from ..language.syntax.nodes import NOWHERE, Expr, Selection
 from ..language.types.values import NumberType, Value
 from .absorbed import without_bias
-from . import at_attach, coverage, totals
+from . import along, at_attach, coverage, totals
 from .among import late, looks_behind, misplaced, no_rows
 from .coverage import common_sizes
 from .grids import Grids
@@ -85,7 +85,7 @@ def plan(
     builder.head(head)
     builder.whole_head()
     builder.requirements()
-    builder.problems += own_arguments(model, builder.edits)
+    builder.problems += [*own_arguments(model, builder.edits), *along.refused(builder.edits, sites)]
     if builder.problems:
         raise PeltError(distinct(builder.problems))
     result = builder.plan()
@@ -461,6 +461,7 @@ class _Builder:
             *of_the_base(self.model),
             *of_attention(self.model, self.edits),
             *starmap(of_rows, self.judged.items()),
+            *along.said(self.edits),
             *totals.rates(self.tensors, self.copies.values()),
         ]
         return Plan(

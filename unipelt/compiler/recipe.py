@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
+from ..language.types.carried import from_before
 from ..language.types.draws import PROGRESS, Draw
 from ..language.types.indexing import INSERTED, POSITIONS
 from ..language.types.inputs import InputTyping
@@ -200,6 +201,7 @@ class Body:
         self.arguments: dict[str, str] = {"h": "h"}
         types = {t.label: t.type for t in typing.tensors}
         inputs = {i.name: i for i in typing.inputs}
+        before = {from_before(n): v for n, v in typing.carried.items()}
         self.gate: dict[str, Code] = {}
         self.drawn: dict[str, tuple[Draw, tuple[int, ...]]] = {}  # what is drawn, by the names in `arguments`
         for name, axes in entering.items():
@@ -214,6 +216,10 @@ class Body:
                 self.writer.names[name] = Code(self.arguments[name], axes, ())
             elif name in inputs:
                 self.writer.names[name] = Code(self._enters(name), ("batch",), _input_sizes(inputs[name]))
+            elif name in before:
+                found = before[name].type
+                assert isinstance(found, TensorType)
+                self.writer.names[name] = Code(self._enters(name), axes, found.sizes)
             else:
                 found = typing.values[name].type
                 assert isinstance(found, (TensorType, IndexType))
@@ -270,7 +276,7 @@ class Body:
                 out = w.combined("+", h, w.combined("*", g, change))
         if not isinstance(out, Code):
             raise Unwritten("an out that is a number")
-        ends = [self._whole(out, h), *self._penalty(want)]
+        ends = [self._whole(out, h), *self._penalty(want), *(text_of(v) for v in w.carried.values())]
         if self.row.tokens:
             ends[0] = f"torch.where({self._chosen(h, len(h.sizes))}, {ends[0]}, h)"
         if want == "mass":

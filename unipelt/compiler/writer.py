@@ -14,29 +14,26 @@ from typing import Any
 import torch
 
 from ..language.sizes import Size
+from ..language.types.carried import from_before
 from ..language.types.indexing import numbers_named
 from ..language.types.draws import PROGRESS, Draw, draw_of
 from ..language.syntax.nodes import (
     Apply,
     Attr,
-    Axis,
     Binary,
     Choose,
     Compare,
     Expr,
     Index,
-    Input,
     Later,
     Let,
     ListOf,
     Name,
     Negative,
     Number,
-    Require,
     Slice,
     Statement,
     String,
-    Tensor,
     dotted,
 )  # fmt: skip
 from .code import (
@@ -108,6 +105,7 @@ class Writer:
         self.draws: dict[str, Code] = {}
         self.drawn: dict[str, tuple[Draw, tuple[int, ...]]] = {}  # what enters by names of Python, with its sizes
         self.penalties: list[Written] = []
+        self.carried: dict[str, Code] = {}  # to the next layer
         self.asks = False  # whether a line asks what is among the largest of all places
         self.called: dict[str, Code] = {}  # functions of adapters that are not known yet, with what they yield
         self.h: Code | None = None  # what is modified, as it enters
@@ -119,11 +117,20 @@ class Writer:
         for s in body:
             if isinstance(s, Let):
                 self.bind(s.names[0], self.write(s.value), front)
-            elif isinstance(s, Later) and s.word != "carry":
-                if self.training is not False and s.word == "penalty":
-                    self.penalties.append(self.write(s.values[0]))
-            elif not isinstance(s, (Tensor, Axis, Require, Input)):
-                raise Unwritten(f"`{s.word}`")
+            elif isinstance(s, Later) and s.word == "carry":
+                self.carry(s)
+            elif isinstance(s, Later) and self.training is not False and s.word == "penalty":
+                self.penalties.append(self.write(s.values[0]))
+
+    def carry(self, s: Later) -> None:
+        """A name for what is carried: the first value, or, where one enters from the layer before, the next."""
+        name, (first, following) = s.names[0], s.values
+        if self.training is None:
+            raise Unwritten(f"it carries `{name}` from layer to layer, and a module of one layer has none before it")
+        if (entered := from_before(name)) in self.names:
+            self.names[name] = self.names[entered]
+        self.bind(name, self.write(following if entered in self.names else first))
+        self.carried[name] = self.names[name]  # type: ignore[assignment]
 
     def bind(self, name: str, value: Written, front: str = "") -> None:
         if isinstance(value, Code) and not is_name(value):

@@ -27,6 +27,7 @@ from .syntax.nodes import (
     Axis,
     Expr,
     Input,
+    Later,
     Let,
     Name,
     Number,
@@ -39,6 +40,7 @@ from .syntax.nodes import (
     walk,
 )  # fmt: skip
 from .syntax.printer import to_text
+from .types.carried import carries
 from .types.inputs import places_rows
 from .types.members import read_of
 from .types.rows import typed_row
@@ -164,8 +166,10 @@ def _refused(row: Row) -> str:
         return "it changes the length of the sequence"
     if row.tokens:
         return "it acts on some tokens only"
+    if carries(row):
+        return "it carries something from layer to layer"
     names = {n.value.id for n in row.nodes if isinstance(n, Attr) and isinstance(n.value, Name) and n.name != "T"}
-    own = {n for s in row.parts for n in (s.names if isinstance(s, Let) else (getattr(s, "name", ""),))}
+    own = {n for s in row.parts for n in _bound_by(s)}
     known = SITE_WORDS | own
     lent = sorted(n for n in names if n not in known)
     return f"it reads tensors of the row `{lent[0]}`" if lent else ""
@@ -332,7 +336,7 @@ def _site(path: Path) -> SiteSignature:
 
 def _bound_by(s: Any) -> tuple[str, ...]:
     """The names that a line binds."""
-    return s.names if isinstance(s, Let) else (getattr(s, "name", ""),)
+    return s.names if isinstance(s, (Let, Later)) else (getattr(s, "name", ""),)
 
 
 def _renamed_row(row: Row, names: Mapping[str, str]) -> Row:
@@ -341,7 +345,7 @@ def _renamed_row(row: Row, names: Mapping[str, str]) -> Row:
     def change(n: Any) -> Any:
         if isinstance(n, Name):
             return replace(n, id=names[n.id]) if n.id in names else n
-        if isinstance(n, Let):
+        if isinstance(n, (Let, Later)):
             return replace(n, names=tuple(names.get(x, x) for x in n.names))
         if isinstance(n, (Tensor, Axis, Scope)):
             return replace(n, name=names.get(n.name, n.name))

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 #: decompositions and from data, whole numbers, tensors of other rows, groups of layers, mixing among tokens, draws, penalties and
 #: what happens after a step. 1.4: parameters of tables, heads and norms as sites; listed numbers, rows at places;
 #: trained adapters as arguments, convolutions over the parts of a picture. 1.5: listed values and the nearest of them, rotations in
-#: planes, cosine transforms, places that numbers name.
-LANGUAGE_VERSION = "1.5"
+#: planes, cosine transforms, places that numbers name. 1.6: what is carried from layer to layer.
+LANGUAGE_VERSION = "1.6"
 SCHEMA = "unipelt-ir/1.2"
 TYPES_SCHEMA = "unipelt-types/1.1"
 #: 1.1: where a site's numbers lie.

@@ -17,6 +17,7 @@ from ..compiler.plan import Plan
 from ..language.analyse.row_verdicts import batch_independent
 from ..language.ir import Method
 from ..language.report.diagnostics import PeltError, error
+from ..language.types.carried import carries
 from .heads import agree
 from .prompts.pictures import pictured
 from .registry import Registry, record, refuse_merged, registry, unwrapped
@@ -223,6 +224,8 @@ def alone(model: nn.Module, plan: Plan) -> str:
             return f"`{e.row.name}` puts rows among the parts of a picture"
         if e.row.tokens or {"ids", "positions"} & set(e.row.reads):
             return f"`{e.row.name}` selects tokens"
+        if carries(e.typing.acting):
+            return f"`{e.row.name}` carries something from layer to layer"
         if e.site.rows is not None or e.grid is not None:
             return f"`{e.site.label}` does not keep examples apart"
         if batch_independent(e.typing).value == "no":

@@ -20,6 +20,7 @@ from ..compiler.recipe import CHOSEN, GRID, PLACES, Recipes
 from ..compiler.words.mixing import CAUSAL
 from ..language.report.diagnostics import error
 from ..language.sites import AXES, axis_order
+from ..language.types.carried import carries, from_before
 from ..language.types.draws import PROGRESS
 from ..language.types.indexing import INSERTED, POSITIONS, token_indices
 from ..language.types.primitives import OF_GRID, OF_REAL_TOKENS
@@ -27,6 +28,7 @@ from ..language.types.softmax import shares_softmax
 from ..language.types.told_apart import takes_a_tensor_for_each_example
 from ..language.syntax.nodes import Param
 from .penalties import NOTED, penalised
+from .along import leave, taken
 from .base_call import BaseCall
 from .holding import Shared, Stacked
 from .prompts.selected import chosen_beside, most, of_the_text
@@ -63,13 +65,21 @@ class Edit(Straight):
         self.penalised = penalised(self)
         self.prompt = planned.prompt  # the rows that it puts among the tokens, if it does
         self.inputs = frozenset(i.name for i in planned.typing.inputs)
-        self.types = {
-            n: (tuple(sorted(t.axes, key=axis_order)), len(t.sizes)) for n, t in planned.site.kind.types.items()
-        }
+        self.types = {n: _laid(t) for n, t in planned.site.kind.types.items()}
         self.bases = dict(bases)  # a plain dict: the base's modules must not become children
         self.sizes, self.lengths = planned.sizes, planned.lengths
         self.places = numbers_of({**{a: a for a in (*AXES, *self.lengths)}, **places_of(planned)})
         self.constants = {**constants(params, self.sizes, planned.constants), CAUSAL: planned.site.causal}
+        #: What it carries to the next layer: the names, the chain of layers that hand it on (its adapter's name comes in front where
+        #: it is attached), the layer's number (None where one module serves several), how many there are, whether it is the first.
+        self.carries = carries(self.row)
+        self.types |= {from_before(n): _laid(v.type) for n, v in planned.typing.carried.items()}
+        self.chain, self.layer, self.runs, self.leads = (
+            "",
+            planned.constants.get("layer"),
+            planned.constants.get("depth", 1),
+            False,
+        )
         self.borrowed = dict(borrowed)
         self.shared = [shared] if shared is not None else []  # in a list: it must not become a child
         self.hold(tensors, stacked)
@@ -94,7 +104,7 @@ class Edit(Straight):
                 self.each_recipes = Recipes(
                     self.row, planned.typing, self.lowered, self.constants, self.sizes, self.each
                 )
-        self.rests = "rests" in lowering and rests(self.row, self.constants, self.sizes)
+        self.rests = "rests" in lowering and not self.carries and rests(self.row, self.constants, self.sizes)
         self.heads = {"head": planned.site.sizes.get("heads", 1), "group": planned.site.sizes.get("groups", 1)}
         self.kind = planned.site.kind  # looked up once: a compiler does not see through the site's table
         self.shares = planned.site.kind.has_heads and shares_softmax(planned.row)
@@ -112,11 +122,16 @@ class Edit(Straight):
         self.masked = planned.site.tokens  # the stack whose tokens its axis counts
         #: Whether what the recipe makes of what enters is all that there is to do, where h has so many dimensions.
         self.dims = 4 if self.side == "attention" else 3
-        self.direct = not (self.chosen or self.indices or self.grid or self.gridded or self.penalised or self.rests or self.layout is not None
+        self.direct = not (self.carries or self.chosen or self.indices or self.grid or self.gridded or self.penalised or self.rests or self.layout is not None
                            or planned.site.rows is not None)  # fmt: skip
         #: Whether the model is asked for more than tensors that enter modules or leave them.
         self.asks = bool(
-            self.chosen or self.indices or self.penalised or self.inputs or self.needs & {"chance", SEED, PROGRESS}
+            self.carries
+            or self.chosen
+            or self.indices
+            or self.penalised
+            or self.inputs
+            or self.needs & {"chance", SEED, PROGRESS}
         )
         self.pools = "tokens" in self.needs  # whether it reads which tokens are real
         self.maps = bool(self.needs & {"W", "bias"})  # whether it reads the map of the host
@@ -221,6 +236,8 @@ class Edit(Straight):
     def change(self, h: torch.Tensor, given: Mapping[str, torch.Tensor], mask: torch.Tensor | None, want: str) -> Any:
         """What `forward` returns of a row that does not rest."""
         rows: torch.Tensor | None = None
+        if self.carries:
+            given = taken(self, given, h)
         if self.chosen or self.indices:
             given, rows = of_the_text(self, h, given)
         if self.grid is not None:
@@ -232,12 +249,17 @@ class Edit(Straight):
             out, c = self.evaluate(h, given, mask, want == "still")
             result = out if want == "h" else (out, self._own_mass(c, given, h))
             self._note(given, c.penalties)
+            if self.carries:
+                leave(self, given, {n: v.data for n, v in c.carried.items() if isinstance(v, Named)})
         elif want == "mass":
             out = found[0].to(h.dtype)
             result = out, found[1]
         elif isinstance(found, tuple):
             result = out = found[0].to(h.dtype)
-            self._note(given, found[1:])
+            end = len(found) - len(self.carries)
+            self._note(given, found[1:end])
+            if self.carries:
+                leave(self, given, dict(zip(self.carries, found[end:])))
         else:
             result = out = found.to(h.dtype)
         if rows is not None:  # rows of a prompt have no ids and no positions in the text; heads read none
@@ -346,6 +368,11 @@ class Edit(Straight):
         k, v = (t if t.shape[1] > 1 else t.expand(-1, groups, -1, -1) for t in kv)
         a, b = (None if e is None else wide(e, ("batch", "head", "token")) for e in (low.on_scores, low.on_values))
         return k, v, a, b
+
+
+def _laid(t: Any) -> tuple[tuple[str, ...], int]:
+    """The axes of a tensor of that type, in order, and how many sizes it has."""
+    return tuple(sorted(t.axes, key=axis_order)), len(t.sizes)
 
 
 def needs(planned: PlannedEdit) -> frozenset[str]:

@@ -17,6 +17,7 @@ from torch import nn
 from ..anatomy.base import NAME, base_modules, base_of
 from ..anatomy.quantised import stored_as_map
 from ..anatomy.sites import Site
+from ..compiler.along import chain_of
 from ..compiler.among import late, veiled
 from ..compiler.plan import PlannedEdit
 from ..compiler.hosting import hosts, stands_in
@@ -154,6 +155,10 @@ def _hang_edit(
     edit.chosen = tuple(replace(c, ids=attached.texts[c.text]) if c.text else c for c in edit.chosen)
     attached.registered.update({e.tensors[label]: (edit, key_of_tensor(label)) for label in own})
     edit.taps = {need: tap_key(e, name, need) for need in ("x", "residual") if need in edit.needs}
+    if edit.carries:
+        edit.chain = f"{name}:{chain_of(e)}"
+        others = [o.site.layer for o in attached.plan.edits if chain_of(o) == chain_of(e)]
+        edit.leads = e.site.layer == min((i for i in others if i is not None), default=None)
     seam.add(host, name, edit)
     for path in e.site.also:
         other, seam = _seam(model, r, path)

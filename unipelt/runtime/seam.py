@@ -25,6 +25,7 @@ from ..compiler.recipe import GRID
 from ..language.report.diagnostics import error
 from ..language.types.draws import PROGRESS
 from ..language.types.primitives import OF_REAL_TOKENS
+from .along import CARRIED
 from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit
 from .hooks import Hook
@@ -415,6 +416,8 @@ class Seam(nn.Module):
         current = self.switch.holder.current
         if edit.chosen or edit.indices:
             given[ENTERED] = current.entered.get(edit.masked)
+        if edit.carries and current.carried is not None:
+            given[CARRIED] = current.carried
         if "chance" in edit.needs and current.chance is not None:
             given["chance"] = current.chance
         if SEED in edit.needs and current.seed is not None:

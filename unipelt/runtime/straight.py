@@ -15,12 +15,13 @@ from ..compiler.recipe import CHOSEN, GRID, MASK, PLACES, Recipe, Recipes, Want,
 from ..language.sites import SiteSignature
 from ..language.types.draws import PROGRESS
 from ..language.types.indexing import INSERTED, POSITIONS
+from .along import CARRIED
 from .base_call import BaseCall
 from .holding import Holding, Shared, key_of_tensor
 from .penalties import NOTED
 
 #: What enters a row under no names of the language.
-UNNAMED = (PLACES, CHOSEN, GRID, SEED, NOTED)
+UNNAMED = (PLACES, CHOSEN, GRID, SEED, NOTED, CARRIED)
 
 
 class Places(NamedTuple):

@@ -165,11 +165,12 @@ class Switch:
         holder = self.holder
         if holder.entered is None or holder.entered is module:
             holder.entered, holder.acting, holder.part = module, self.chosen, None
+            holder.current.carried = {}
             if not is_compiling():
                 holder.steady = None if self.mixes else self.kinds.of(holder.acting, holder)
 
     def end(self, module: Any, args: Any, output: Any) -> None:
         if self.holder.entered is module:
-            self.holder.entered = None
+            self.holder.entered = self.holder.current.carried = None
             if not is_compiling():
                 self.holder.steady = None

@@ -36,6 +36,7 @@ class Use(nn.Module):
 
     of_weight, side, columns, alone, prompt, batched = True, "output", None, False, None, False
     chosen: tuple[Any, ...] = ()
+    carries: tuple[str, ...] = ()  # a weight is the same at every pass
     indices: frozenset[str] = frozenset()
     watchers: tuple[Any, ...] = ()  # what watches the edit sees it where it is
 

@@ -19,7 +19,7 @@ from ..sites import TensorType
 from ..sizes import Size
 from ..syntax.lines import lines_for, names_in
 from ..syntax.tree import descend, large
-from ..syntax.nodes import Attr, Axis, Choose, Expr, Index, Let, Name, Statement, Tensor, rewrite, walk
+from ..syntax.nodes import Attr, Axis, Choose, Expr, Index, Later, Let, Name, Statement, Tensor, Then, rewrite, walk
 from ..types.values import CONSTANT, Value
 
 
@@ -82,6 +82,7 @@ class _Folder:
     def __init__(self, t: TypedRow):
         self.row, self.folds = t.acting, list[Fold]()
         self.lines = {id(b.expression): b for b in t.lines("form")}
+        self.carried = {b.name: b for b in t.lines("form") if isinstance(b.expression, Then)}
         self.tensors = {x.name: x for x in t.tensors if not x.part}
         self.bound = {b.name for b in t.lines("form") if b.expression is not None}
         self.constant: dict[str, Expr] = {}
@@ -90,11 +91,11 @@ class _Folder:
         out: list[Statement] = []
         choices = (n for s in self.row.form if isinstance(s, Let) for n in walk(s.value) if is_decided(n))
         late = names_in(*self.row.compose, *choices)  # what the composition or a choice reads stays bound
-        for s in lines_for(self.row.form, *self.row.compose):
+        for s in lines_for(self.row.form, *self.row.compose, training=True):
             if isinstance(s, (Tensor, Axis)):
                 continue  # axes stand before the tensors that have them
             if not isinstance(s, Let):
-                out.append(s)
+                out.append(self.later(s) if isinstance(s, Later) else s)
                 continue
             name, line, whole = s.names[0], self.lines[id(s.value)], self.whole(s.value)
             self.constant.pop(name, None)
@@ -112,6 +113,13 @@ class _Folder:
                 used |= names_in(self.whole(s).start)
         kept = [s for s in self.row.form if isinstance(s, Axis) or (isinstance(s, Tensor) and s.name in used)]
         return (*(self.alone(s, used) for s in kept), *out)
+
+    def later(self, s: Later) -> Later:
+        """A line that binds no value of this layer alone: without the lets that may be gone."""
+        if not s.names:
+            return self.whole(s)  # type: ignore[no-any-return]
+        line = self.carried[s.names[0]]
+        return replace(s, values=tuple(descend(v, partial(self.hoist, line)) for v in s.values))
 
     def alone(self, s: Axis | Tensor, used: set[str]) -> Statement:
         """A declaration without lets, which stand behind it now. What a trained tensor started from may be gone."""

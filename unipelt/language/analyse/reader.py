@@ -28,6 +28,12 @@ from ..types.softmax import shares_softmax
 from ..types.values import IndexType, NumberType, Value, WordType
 
 
+#: What is carried along depth, as a call: under which name the layer before is read, the first value and the next one.
+CARRY = "carry"
+#: What the name begins with under which a term reads what the layer before had.
+CARRIED = "carried "
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """A distribution's name and its arguments, each a number or, where that is not known, its text."""
@@ -110,6 +116,7 @@ class SiteState:
         self.weight: Term | None = None  # of a projection, as its weight edits leave it
         self.edited = False  # whether a row here has edited the weight
         self.training: list[tuple[str, Term]] = []  # penalties, and what tensors become after a step
+        self.carried = 0  # how many values have been carried here
         self.mass: Term | None = None  # ``log_mass``, as the prefixes before have left it
         self.h: Term | None = None
         self.symbols: dict[str, str] = {}
@@ -216,7 +223,9 @@ class Reader:
                 self._let(line.name, e, line.value, line.result)
 
     def _let(self, name: str, e: S.Expr, value: Value, result: int | None) -> None:
-        if result is not None and isinstance(value.type, TensorType):
+        if isinstance(e, S.Then):
+            self._bind(name, self._then(e, value))
+        elif result is not None and isinstance(value.type, TensorType):
             whole = self.term(e, value)
             self._bind(name, call(value.type.sizes, f"result {result + 1}", Term(whole.products, ())))
         elif self._is_plain(value) or isinstance(value.type, WordType):
@@ -230,6 +239,16 @@ class Reader:
                 self.words.add(name)
         else:
             self._bind(name, self.term(e, value))
+
+    def _then(self, e: S.Then, value: Value) -> Term:
+        """What is carried: the first value and the next one, which reads that of the layer before by a name of its own."""
+        self.state.carried += 1
+        before, first = f"{CARRIED}{self.state.carried}", self.term(e.first)
+        self.known[e.name] = atom("read", first.sizes, before)
+        following = self.term(e.next)
+        if following.products == first.products:
+            return first
+        return call(first.sizes, CARRY, before, first, following)
 
     def _named(self, name: str) -> Term:
         """What a name stands for now."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..types.algebra import Atom, Term, add, scaled
+from ..types.carried import carries, from_before
 from ..types.draws import draw_of
 from ..once import once
 from ..types.rows import in_training
@@ -22,12 +23,13 @@ from ..types.initialisers import INITIALISERS
 from ..types.inputs import changes_length
 from ..ir import Row
 from .meaning import RowMeaning, row_meaning
-from .reader import reads
+from .reader import CARRIED, reads
 from ..types.primitives import entry_of
 from ..sizes import Size
 from ..report.texts import place
 from ..syntax.printer import to_text
 from .start import (
+    FIRST_LAYER,
     at_start,
     called,
     calls_one_number,
@@ -38,7 +40,7 @@ from .start import (
     settled,
     undecided,
 )
-from ..syntax.nodes import NOWHERE, Apply, Choose, Index, Input, Name, Span, children, walk
+from ..syntax.nodes import NOWHERE, Apply, Choose, Index, Input, Later, Name, Number, Selection, Span, children, walk
 from ..types.values import AFFINE, NumberType
 
 
@@ -180,6 +182,8 @@ def mergeable(t: TypedRow) -> Verdict:
         return Verdict("no", "it replaces some tokens", row.span)
     if t.out.chunk is not None:
         return _unless_it_cancels(t, Verdict("no", "it reads other positions", t.out.chunk))
+    if (handed := _handed_on(t)) is not None:
+        return handed
     if t.out.degree > AFFINE:
         span = t.out.bends or row.span
         if _levelled(t):
@@ -216,6 +220,26 @@ def mergeable(t: TypedRow) -> Verdict:
         reason = f"only on a model is it known whether one linear map alone reads what enters `{site.name}`"
         return Verdict("unknown", reason, _site(t))  # the keys are made of another stack's tokens
     return Verdict("no", f"no linear map beside `{site.name}` could absorb it", _site(t))
+
+
+def _handed_on(t: TypedRow) -> Verdict | None:
+    """That the edit reads what is carried from layer to layer; None where it does not."""
+    lines = (s for s in t.row.form if isinstance(s, Later) and t.out.reads & {*map(from_before, s.names)})
+    if (line := next(lines, None)) is None:
+        return None
+    if not any(n.startswith(CARRIED) for n in reads(row_meaning(t).out)):
+        return Verdict("unknown", "what it reads of other layers may come to nothing", line.span)
+    if not _several(t.row.layers):
+        return Verdict("unknown", "it may act in one layer alone, where it reads nothing of another", line.span)
+    return Verdict("no", "it reads what other layers have carried to this one", line.span)
+
+
+def _several(layers: Selection | None) -> bool:
+    """Whether a row acts in more than one layer of a model that has some: as far as its selection tells that."""
+    if layers is None or layers.word == "all":
+        return True
+    n = layers.values[0]
+    return layers.word in ("first", "last") and isinstance(n, Number) and n.value > 1
 
 
 def _degree(part: Any) -> float:
@@ -273,6 +297,14 @@ def identity_at_start(t: TypedRow) -> Verdict:
     start, h = at_start(edit.out, edit.tensors), at_start(edit.h, edit.tensors)
     if start.products == h.products:
         return _starts(t, edit)
+    if carries(t.row):
+        first: dict[Any, Any] = {**edit.tensors, FIRST_LAYER: None}
+        if at_start(edit.out, first).products == at_start(edit.h, first).products:
+            return Verdict(
+                "unknown",
+                "it is the identity at the first layer, and what is carried to the others decides",
+                _out(t.row),
+            )
     drawn = random_tensors(start, edit.tensors)
     told = settled(start, edit.tensors)
     if undecided(start, edit.tensors):

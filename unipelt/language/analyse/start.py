@@ -12,9 +12,13 @@ from typing import Any
 
 from ..types.algebra import ONE, Atom, Term, add, atoms, contract, number, regrouped, sum_of, times, turn, unit
 from ..types.primitives import PRIMITIVES
-from .reader import Learned
+from .reader import CARRY, Learned
 from ..sizes import Size
 from ..types.values import NumberType, Value
+
+
+#: Among tensors: every value that is carried along depth is the first one.
+FIRST_LAYER = "the first layer"
 
 
 def at_start(t: Term, tensors: Mapping[Any, Learned]) -> Term:
@@ -36,6 +40,8 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
             return Term(at_start(learned.exact, tensors).products, a.sizes)
         value = learned.start_value
         return plain if value is None else Term(number(value).products, a.sizes)
+    if a.kind == "read" and a.parts[0] in tensors:  # what the layer before had, where that is known to be 0
+        return sum_of([], a.sizes)
     if a.kind in ("read", "call") and not any(isinstance(p, (Atom, Term)) for p in a.parts):
         return plain
     if a.kind == "chain":
@@ -60,6 +66,8 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
         decided = _constant(inner) is not None or (a.kind == "sum" and inner.products != a.parts[0].products)
         return Term(inner.products, a.sizes) if decided else plain
     name, *args = a.parts
+    if name == CARRY:
+        return _carried(a, tensors)
     values = [at_start(v, tensors) if isinstance(v, Term) else v for v in args]
     first = values[0] if values else None
     if name == "**" and _is_zero(first) and isinstance(values[1], Term) and (power := _constant(values[1])) is not None:
@@ -88,6 +96,18 @@ def _atom(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
             if known is not None and all(isinstance(v, Term) and _constant(v) == known for v in values):
                 return Term(number(known).products, a.sizes)
     return plain
+
+
+def _carried(a: Atom, tensors: Mapping[Any, Learned]) -> Term:
+    """What is carried: 0 where it is at the first layer, and at the next one if it was before."""
+    _, before, first, following = a.parts
+    started = at_start(first, tensors)
+    if FIRST_LAYER in tensors:
+        return started
+    known: dict[Any, Any] = {**tensors, before: None}
+    if not started.products and not at_start(following, known).products:
+        return started
+    return Term((((a,), ONE),), a.sizes)
 
 
 def _changed(before: Sequence[Atom], parts: Sequence[Term]) -> bool:

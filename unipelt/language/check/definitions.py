@@ -26,7 +26,8 @@ from ..types.typed import SYMBOLS
 from ..sites import NUMBERS, PARAMETERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
 from ..sizes import Size
 from ..report.texts import after, inside, text_of
-from ..syntax.nodes import Axis, BodyDef, Expr, Input, Let, Name, Param, Span, Statement, Tensor, walk
+from ..syntax.lines import binds
+from ..syntax.nodes import Axis, BodyDef, Expr, Input, Later, Let, Name, Param, Span, Statement, Tensor, walk
 from ..types.values import POISON, Value
 
 #: What a name may mean at some place or other, without having been bound; `SITE_WORDS` begin the modules of a site.
@@ -41,7 +42,7 @@ def bound_names(body: Sequence[Statement], params: Mapping[str, Param], owner: s
     """The names that a body binds and may not: parameters of its ``owner``, and those with a meaning of their own."""
     problems: list[Diagnostic] = []
     for s in body:
-        for name in s.names if isinstance(s, Let) else (s.name,) if isinstance(s, (Tensor, Input)) else ():
+        for name in (s.name,) if isinstance(s, Input) else binds(s):
             if name in params and s.span.file == params[name].span.file:
                 problems.append(Diagnostic(
                     "E0223", f"`{name}` is a parameter of the {owner} and cannot be bound here", s.span,
@@ -115,7 +116,7 @@ def bound_by_forms(names: Names) -> frozenset[str]:
     for node in chain.from_iterable(map(walk, (*names.definitions(), *library))):
         found |= (
             set(node.names)
-            if isinstance(node, Let)
+            if isinstance(node, (Let, Later))
             else {node.name}
             if isinstance(node, (Tensor, Axis, Input))
             else set()
@@ -152,7 +153,7 @@ def at_the_best_place(
 
 def _meaningless(body: Sequence[Statement], given: Set[str]) -> bool:
     """Whether a name is read that neither the body nor any place gives a meaning."""
-    bound = {n for s in body for n in (s.names if isinstance(s, Let) else (getattr(s, "name", ""),))}
+    bound = {n for s in body for n in (s.names if isinstance(s, (Let, Later)) else (getattr(s, "name", ""),))}
     read = {n.id for s in body for n in walk(s) if isinstance(n, Name)}
     return not read <= bound | given | WORDS | SITE_WORDS
 

@@ -15,6 +15,7 @@ from ..types.fitting import EXAMPLES, PARAM_TYPES, as_float, fits, misfit, words
 from ..library import title
 from .names import Names
 from ..types.primitives import PRIMITIVES
+from ..syntax.lines import binds
 from ..syntax.printer import to_text
 from ..report.texts import inside
 from ..syntax.nodes import (
@@ -22,6 +23,7 @@ from ..syntax.nodes import (
     Apply,
     Arg,
     Expr,
+    Later,
     Let,
     ListOf,
     Modify,
@@ -283,13 +285,13 @@ def _called(node: Apply, names: Names) -> str | None:
 
 
 def _prefixed(body: tuple[Statement, ...], prefix: str, z: Expr, result: str) -> list[Statement]:
-    local = {n for s in body for n in (s.names if isinstance(s, Let) else (s.name,) if isinstance(s, Tensor) else ())}
+    local = {n for s in body for n in binds(s)}
     mapping: Mapping = {n: Name(prefix if n == result else f"{prefix}_{n}") for n in local}
     mapping |= {"z": z, "d_in": Apply(Name("width"), (Arg(z),))}
     renamed: list[Statement] = []
     for s in body:
         s = substitute(s, mapping)
-        if isinstance(s, Let):
+        if isinstance(s, (Let, Later)):
             s = replace(s, names=tuple(mapping[n].id for n in s.names))  # type: ignore[union-attr]
         elif isinstance(s, Tensor):
             s = replace(s, name=mapping[s.name].id)  # type: ignore[union-attr]

@@ -234,8 +234,8 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """What belongs to training, and no line of the new `h`: `penalty` (a value) and `after step` (lines). `carry` (two values) is not
-    built yet."""
+    """What belongs to training, and no line of the new `h`: `penalty` (a value) and `after step` (lines). And `carry`, which binds a name
+    to one of two values: at the first layer, and at each further one."""
 
     word: str
     names: tuple[str, ...] = ()
@@ -243,6 +243,18 @@ class Later:
     body: tuple[Let, ...] = ()
     span: Span = _span()
     kind: Literal["later"] = "later"
+
+
+@dataclass(frozen=True, slots=True)
+class Then:
+    """What a `carry` line binds, as the checker knows it: ``first`` at the first layer, ``next`` at each further one, where ``name`` is
+    what the layer before had. No text has it by itself."""
+
+    name: str
+    first: Any
+    next: Any
+    span: Span = _span()
+    kind: Literal["then"] = "then"
 
 
 Statement = Union[Tensor, Let, Axis, Require, Input, Later]

@@ -136,6 +136,9 @@ class Style:
         parts = self.text(e.then, COMPARE), self.text(e.test, COMPARE), self.text(e.other)
         return f"{parts[0]}{self.word('if')}{parts[1]}{self.word('else')}{parts[2]}", CHOOSE
 
+    def then(self, e: S.Then) -> tuple[str, int]:
+        return f"{self.text(e.first)}{self.word('then')}{self.text(e.next)}", CHOOSE
+
     def word(self, word: str) -> str:
         return f" {word} "
 

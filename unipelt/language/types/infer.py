@@ -29,6 +29,7 @@ from ..syntax.nodes import (
     Number,
     Span,
     String,
+    Then,
     dotted,
 )  # fmt: skip
 from .values import AFFINE, POISON, IndexType, NumberType, Poison, Several, Type, Value, WordType, bend, join, product
@@ -212,6 +213,10 @@ class Inference:
             size = -a.type.size if a.type.size is not None else None
             return a.typed(NumberType(size, -a.type.value if a.type.value is not None else None))
         return a
+
+    def _then(self, e: Then) -> Value:
+        """What a `carry` line binds (see `carried`): here with what is known of the name already."""
+        return join(map(self.infer, (e.first, e.next)), self.names[e.name].type)
 
     def _compare(self, e: Compare) -> Value:
         a, b = self.infer(e.left), self.infer(e.right)

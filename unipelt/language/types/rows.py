@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from .arguments import parameters
+from .carried import Carried
 from .declared import Declared, TensorTyping
 from ..once import once
 from ..report.diagnostics import Diagnostic, PeltError, instead, nearest, put
@@ -55,7 +56,7 @@ def lacking(sizes: Mapping[str, int]) -> dict[str, str]:
     }
 
 
-class RowChecker(Declared, Trained):
+class RowChecker(Declared, Trained, Carried):
     """Checks one row at one kind of site."""
 
     def __init__(self, row: Row, site: SiteSignature, params: Sequence[Param], sizes: Sizes, rows: Sequence[Row] = ()):
@@ -246,7 +247,7 @@ class RowChecker(Declared, Trained):
                 found = self._input(s)
                 self._bind(s.name, part, found.value if found is not None else Value(POISON), declared=found)
             elif isinstance(s, Later) and s.word == "carry":
-                self.inf.fail("E0390", f"`{s.word}` is a word of the language that is not built yet", s.span)
+                self.carry(s, part)
             elif isinstance(s, Later):
                 self.later(s, part)
 

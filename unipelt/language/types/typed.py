@@ -17,7 +17,7 @@ from ..once import Remembers, once
 from ..sites import NUMBERS, SiteSignature
 from ..sizes import Size
 from ..syntax.lines import lines_for, names_in
-from ..syntax.nodes import Expr, Let, Name, Number, Param, String, Tensor, walk
+from ..syntax.nodes import Expr, Later, Let, Name, Number, Param, String, Tensor, Then, walk
 from .selections import Chosen
 from .values import Value
 
@@ -133,6 +133,12 @@ class TypedRow(Remembers):
         return tuple(b.declared for b in self.bindings if isinstance(b.declared, InputTyping))
 
     @property
+    @once
+    def carried(self) -> Mapping[str, Value]:
+        """What is carried along depth, by name."""
+        return {b.name: b.value for b in self.bindings if isinstance(b.expression, Then)}
+
+    @property
     def insert(self) -> Expr | None:
         """What z is, as an expression."""
         return next((b.expression for b in self.bindings if b.part == "insert"), None)
@@ -140,15 +146,16 @@ class TypedRow(Remembers):
     @property
     @once
     def acting(self) -> Row:
-        """The row as a forward pass computes it: without the lines that only starts read."""
+        """The row as a forward pass computes it: without the lines that only starts read, and what is carried and not read."""
         row, lines = self.row, (*self.row.form, *(self.row.gate or ()), *self.row.compose)
         starts = [t.exact for t in self.tensors if t.exact is not None]
         wanted, of_passes = {"out", "g", "delta", "scores"}, set[int]()
         for s in reversed(lines):
-            if isinstance(s, Let) and wanted & {*s.names}:
+            if isinstance(s, (Let, Later)) and (wanted & {*s.names} or not s.names):
                 of_passes.add(id(s))
-                wanted |= names_in(s.value)
-        gone = {id(s) for s in lines_for(lines, *starts) if isinstance(s, Let)} - of_passes if starts else set()
+                wanted |= names_in(s)
+        unread = {id(s) for s in lines if isinstance(s, Later)}  # of what is carried
+        gone = unread.union(id(s) for s in lines_for(lines, *starts) if starts and isinstance(s, Let)) - of_passes
         if not gone:
             return row
         form, compose, gate = (

@@ -5,7 +5,7 @@ learned parts along the way of z, where z is taken from, and how delta meets h. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..syntax import nodes as S
 from ..analyse.method import analyse
@@ -101,9 +101,11 @@ class _Way:
     """Follows the input through a form, and on to what is added to h: what meets it on the way, in order."""
 
     def __init__(self, row: Row, shapes: dict[str, str]):
-        self.lets = {
+        self.lets: dict[str, Any] = {
             s.names[0]: s.value for s in (*row.form, *row.compose) if isinstance(s, S.Let) and s.names[0] != "out"
         }
+        carried = (s for s in row.form if isinstance(s, S.Later) and s.names)
+        self.lets |= {s.names[0]: S.Then(s.names[0], s.values[0], s.values[1]) for s in carried}
         self.row = row
         self.shapes = shapes
         self.depth = 0
@@ -132,7 +134,7 @@ class _Way:
         return False
 
     def learned(self, e: S.Expr) -> bool:
-        names = {n.id for n in S.walk(e) if isinstance(n, S.Name)}
+        names = {n.id for n in S.walk(e) if isinstance(n, S.Name)} - {e.name if isinstance(e, S.Then) else ""}
         return any(n in self.shapes or (n in self.lets and n != "delta" and self.learned(self.lets[n])) for n in names)
 
     def way(self, e: S.Expr) -> list[Box]:

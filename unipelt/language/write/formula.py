@@ -7,7 +7,7 @@ line: the lets of the form, those of the composition, and the new ``h``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..analyse.method import analyse
 from ..syntax import nodes as S
@@ -123,12 +123,13 @@ write = UNICODE.text
 
 
 def lines(row: Row, z: S.Expr | None = None, style: Mathematics = UNICODE) -> list[tuple[str, str]]:
-    """(name, formula) of a row: ``z`` where it is read, the form's lets, the gate, and last the new h."""
+    """(name, formula) of a row: ``z`` where it is read, the form's lets and what it carries, the gate, and last the new h."""
     out: list[tuple[str, str]] = []
-    lets = [s for s in row.form if isinstance(s, S.Let)]
+    lets = [s for s in row.form if isinstance(s, S.Let) or (isinstance(s, S.Later) and s.names)]
 
-    def line(s: S.Let) -> tuple[str, str]:
-        return ", ".join(map(style.variable, s.names)), style.text(s.value)
+    def line(s: S.Let | S.Later) -> tuple[str, str]:
+        value: Any = s.value if isinstance(s, S.Let) else S.Then(s.names[0], s.values[0], s.values[1])
+        return ", ".join(map(style.variable, s.names)), style.text(value)
 
     if z is not None and "z" in row.reads:
         out.append((style.variable("z"), style.text(z)))

@@ -9,6 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from .arguments import Given
+    from ..along import Left
     from ..penalties import Noted
     from .layout import Layout
     from .pictures import Unplaced
@@ -29,6 +30,8 @@ class Pass:
         self.seed: torch.Tensor | None = None
         #: What its penalties are; None before the first pass with any.
         self.penalties: Noted | None = None
+        #: What rows have carried so far, by chain (see `along`); None outside a pass.
+        self.carried: dict[str, Left] | None = None
         self.begin()
 
     def begin(self) -> None:
