@@ -9,6 +9,7 @@ A trainer whose library is not installed is listed as not run.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -248,35 +249,67 @@ def sentences(folder: Path) -> dict[str, Any]:
     return {**found, "reloaded": float(gone.abs().max())}
 
 
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference between the tensors of an adapter."""
+    return max(float((a[n] - b[n]).abs().max()) for n in a)
+
+
+def values(m: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: t.detach().clone() for n, t in unipelt.state_dict(m, "mine").items()}
+
+
 @check
 def setfit(folder: Path) -> dict[str, Any]:
+    """SetFit's Trainer hands no checkpoint on; the Trainer of sentence-transformers that it holds takes one."""
     from setfit import SetFitModel, Trainer, TrainingArguments
-
-    rows = Dataset.from_list([{"text": sentence(i), "label": i % 2} for i in range(8)])
     from sklearn.linear_model import LogisticRegression
 
-    m = SetFitModel(model_body=sentence_model(), model_head=LogisticRegression())
-    before = {n: t.clone() for n, t in unipelt.state_dict(unipelt_part(m.model_body), "mine").items()}
-    args = TrainingArguments(output_dir=str(folder / "setfit"), max_steps=STEPS, batch_size=4, save_strategy="steps", save_steps=2,
-                             report_to=[], show_progress_bar=False, body_learning_rate=1e-2)  # fmt: skip
-    t = Trainer(model=m, args=args, train_dataset=rows)
-    for_trainer(t)
-    t.train()
-    after = unipelt.state_dict(unipelt_part(m.model_body), "mine")
-    files = {p.name for p in (folder / "setfit").rglob("*") if p.is_file()}
+    rows = Dataset.from_list([{"text": sentence(i), "label": i % 2} for i in range(8)])
+    texts = [sentence(i) for i in range(20, 30)]
+
+    def run(out: Path, stop: bool = False, resume: Path | None = None) -> Any:
+        m = SetFitModel(model_body=sentence_model(), model_head=LogisticRegression())
+        args = TrainingArguments(output_dir=str(out), max_steps=STEPS, batch_size=4, save_strategy="steps", save_steps=2, save_total_limit=None,
+                                 report_to=[], show_progress_bar=False, body_learning_rate=1e-2, seed=3)  # fmt: skip
+        t = for_trainer(Trainer(model=m, args=args, train_dataset=rows))
+        if stop:
+            t.st_trainer.add_callback(Stop())
+        if resume is not None:
+            t.st_trainer.train = functools.partial(t.st_trainer.train, resume_from_checkpoint=str(resume))
+        t.train()
+        return m
+
+    before = values(unipelt_part(sentence_model()))
+    whole = run(folder / "whole")
+    run(folder / "cut", stop=True)
+    again = run(folder / "cut", resume=folder / "cut" / f"checkpoint-{CUT}")
+    after = values(unipelt_part(whole.model_body))
+    place = folder / "whole" / f"checkpoint-{STEPS}"
+    files = {p.name: p.stat().st_size for p in place.iterdir()}
+    other = AutoModel.from_pretrained(base_folder("minilm", Path()))
+    unipelt.attach(other, place)
+    ids = torch.arange(100, 110)[None]
+    with torch.no_grad():
+        gone = other.eval()(ids)[0] - unipelt_part(whole.model_body).eval()(ids)[0]
     return {
-        "moved": max(float((after[n] - before[n]).abs().max()) for n in after),
-        "whole model written": sorted(set(WHOLE) & files),
-        "adapter written": "adapter.safetensors" in files,
+        "moved": apart(after, before),
+        "resumed": apart(after, values(unipelt_part(again.model_body))),
+        "other predictions": sum(a != b for a, b in zip(whole.predict(texts).tolist(), again.predict(texts).tolist())),
+        "whole model written": sorted(set(WHOLE) & set(files)),
+        "adapter bytes": files.get("adapter.safetensors", 0),
+        "expected bytes": sum(t.numel() * t.element_size() for t in after.values()),
+        "reloaded": float(gone.abs().max()),
     }
 
 
 @check
 def lightning(folder: Path) -> dict[str, Any]:
-    """The three lines: groups for the optimiser, `after_step`, `save`."""
+    """The three lines: groups for the optimiser, `after_step`, and the adapter's tensors in place of the model's in a checkpoint."""
     import lightning as L
 
     class Policy(L.LightningModule):
+        strict_loading = False  # a checkpoint has no base
+
         def __init__(self) -> None:
             super().__init__()
             self.model = adapted(folder, "adalora")
@@ -292,47 +325,98 @@ def lightning(folder: Path) -> dict[str, Any]:
             super().optimizer_step(*args)  # the gradients stay until the next step's zero_grad
             unipelt.after_step(self.model)
 
-    torch.manual_seed(0)
-    policy = Policy()
-    before = {n: t.clone() for n, t in unipelt.state_dict(policy.model, "mine").items()}
-    data = torch.utils.data.DataLoader(torch.randint(4, 20, (24, 8)), batch_size=4)
-    L.Trainer(max_steps=STEPS, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-              accelerator="cpu", default_root_dir=folder).fit(policy, data)  # fmt: skip
-    after = unipelt.state_dict(policy.model, "mine")
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["state_dict"] = values(self.model)
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            found = checkpoint["state_dict"]
+            with torch.no_grad():
+                for n, t in unipelt.state_dict(self.model, "mine").items():
+                    t.copy_(found.pop(n))
+
+    # an epoch is one step: in the middle of one Lightning goes on with a plain loader's first rows
+    rows = torch.randint(4, 20, (4, 8), generator=torch.Generator().manual_seed(0))
+
+    def fit(steps: int, start: Path | None = None) -> tuple[Any, Any]:
+        policy = Policy()
+        t = L.Trainer(max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                      accelerator="cpu", default_root_dir=folder)  # fmt: skip
+        t.fit(policy, torch.utils.data.DataLoader(rows, batch_size=4), ckpt_path=start)
+        return policy, t
+
+    before = values(Policy().model)
+    policy, _ = fit(STEPS)
+    _, stopped = fit(CUT)
+    stopped.save_checkpoint(folder / "cut.ckpt")
+    again, resumed = fit(STEPS, folder / "cut.ckpt")
+    held_there = torch.load(folder / "cut.ckpt", weights_only=False)["state_dict"]
+    after = values(policy.model)
     unipelt.save(policy.model, folder / "saved", "mine", fold=False)
     other = llama(folder)
     unipelt.attach(other, folder / "saved")
     ids = torch.arange(4, 12)[None]
     with torch.no_grad():
         gone = float((other.eval()(ids).logits - policy.model.eval()(ids).logits).abs().max())
-    return {"moved": max(float((after[n] - before[n]).abs().max()) for n in after), "reloaded": gone}
+    return {
+        "moved": apart(after, before), "resumed": apart(after, values(again.model)), "steps": [stopped.global_step, resumed.global_step],
+        "whole model written": not held_there.keys() <= after.keys(), "reloaded": gone,
+    }  # fmt: skip
 
 
 @check
 def accelerate(folder: Path) -> dict[str, Any]:
-    """A loop of one's own: the same lines."""
+    """A loop of one's own: the same lines; `save_state` and `load_state` hold the adapter by accelerate's hooks."""
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=True)
-    m = adapted(folder)
-    optimizer = torch.optim.AdamW(unipelt.parameter_groups(m, "mine", lr=1e-2))
-    model, optimizer = accelerator.prepare(m, optimizer)
-    losses = []
-    for step in range(STEPS):
-        unipelt.progress(m, step / STEPS)
-        ids = torch.randint(4, 20, (4, 8), generator=torch.Generator().manual_seed(step))
-        loss = model(input_ids=ids, labels=ids).loss
-        accelerator.backward(loss)
-        optimizer.step()
-        unipelt.after_step(m)
-        optimizer.zero_grad()
-        losses.append(round(float(loss), 4))
+    def run(steps: int, start: Path | None = None, end: Path | None = None) -> tuple[nn.Module, list[float]]:
+        accelerator = Accelerator(cpu=True)
+        m = adapted(folder)
+        optimizer = torch.optim.AdamW(unipelt.parameter_groups(m, "mine", lr=1e-2))
+        model, optimizer = accelerator.prepare(m, optimizer)
+
+        def write(models: list[Any], weights: list[Any], out: str) -> None:
+            weights.clear()
+            unipelt.save(m, Path(out) / "adapter", "mine", fold=False)
+
+        def read(models: list[Any], out: str) -> None:
+            models.clear()
+            unipelt.restore(m, Path(out) / "adapter", "mine")
+
+        accelerator.register_save_state_pre_hook(write)
+        accelerator.register_load_state_pre_hook(read)
+        if start is not None:
+            accelerator.load_state(str(start))
+        losses = []
+        for step in range(CUT if start is not None else 0, steps):
+            unipelt.progress(m, step / STEPS)
+            ids = torch.randint(4, 20, (4, 8), generator=torch.Generator().manual_seed(step))
+            loss = model(input_ids=ids, labels=ids).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            unipelt.after_step(m)
+            optimizer.zero_grad()
+            losses.append(round(float(loss.detach()), 4))
+        if end is not None:
+            accelerator.save_state(str(end))
+        accelerator.free_memory()
+        return m, losses
+
+    before = values(adapted(folder))
+    m, losses = run(STEPS)
+    run(CUT, end=folder / "cut")
+    again, _ = run(STEPS, start=folder / "cut")
+    after = values(m)
+    files = {p.name for p in (folder / "cut").rglob("*") if p.is_file()}
     unipelt.save(m, folder / "saved", "mine")
     other = llama(folder)
     unipelt.attach(other, folder / "saved")
     ids = torch.arange(4, 12)[None]
     with torch.no_grad():
-        return {"losses": losses, "reloaded": float((other.eval()(ids).logits - m.eval()(ids).logits).abs().max())}
+        gone = float((other.eval()(ids).logits - m.eval()(ids).logits).abs().max())
+    return {
+        "moved": apart(after, before), "resumed": apart(after, values(again)), "whole model written": sorted(set(WHOLE) & files),
+        "losses": losses, "reloaded": gone,
+    }  # fmt: skip
 
 
 def installed(name: str) -> str | None:
@@ -361,12 +445,19 @@ def main() -> None:
                     traceback.print_exc()
                     found[name] = {"failed": f"{type(e).__name__}: {e}"[:300]}
         print(f"{name:12s} {json.dumps(found[name])}", flush=True)
-    record = {
+    record: dict[str, Any] = {
         "versions": {n: installed(n) for n in ("torch", "transformers", "accelerate", *sorted({*NEEDS.values()}))},
         "checks": found,
     }
     if given.out:
-        Path(given.out).write_text(json.dumps(record, indent=1) + "\n")
+        place = Path(given.out)
+        if given.only and place.exists():  # the others stay as they were
+            old = json.loads(place.read_text())
+            record = {
+                "versions": {**old["versions"], **{n: v for n, v in record["versions"].items() if v is not None}},
+                "checks": {**old["checks"], **found},
+            }
+        place.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
