@@ -427,7 +427,7 @@ def _with_noise(tap: Tap, other: Tap) -> Tap:
     context = replace(tap.context, names=names)
     with torch.no_grad(), Exact():
         for s in tap.edit.row.form:
-            if isinstance(s, Let):
+            if isinstance(s, Let) and names.keys() >= set(s.names):  # no start, which is computed once
                 bind(s, context)
     return replace(tap, context=context)
 
