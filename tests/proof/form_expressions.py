@@ -16,6 +16,7 @@ from unipelt.language.syntax.nodes import (
     Choose,
     Expr,
     Index,
+    Later,
     Let,
     Name,
     Number,
@@ -31,12 +32,13 @@ _BASE = ("W", "bias", "scale", "log_mass", "drop", "training", "chance", "noise"
 
 
 def computed(tap: Tap) -> Iterator[Expr]:
-    """The expressions of the form's lines that out reads, but for those of the base."""
-    lets = [s for s in (*tap.edit.row.form, *tap.edit.row.compose) if isinstance(s, Let)]
+    """The expressions of the form's lets that out reads, by what is carried too, but for those of the base."""
+    lets = [s for s in (*tap.edit.row.form, *tap.edit.row.compose) if isinstance(s, (Let, Later))]
     needed = {"out"} | {n.id for s in tap.edit.row.gate or () for n in walk(s) if isinstance(n, Name)}
     for s in reversed(lets):
         if needed & set(s.names):
-            needed |= {n.id for n in walk(s.value) if isinstance(n, Name)}
+            values = s.values if isinstance(s, Later) else (s.value,)
+            needed |= {n.id for v in values for n in walk(v) if isinstance(n, Name)}
     for s in tap.edit.row.form:
         if isinstance(s, Let) and needed & set(s.names):
             yield from (e for e in _expressions(s.value) if not _of_base(e, tap))
