@@ -12,7 +12,7 @@ import unipelt
 from unipelt.language.check.methods import sites_of
 from unipelt.runtime.registry import record
 
-SEEDS = range(9, 17)
+SEEDS = range(28, 36)
 KINDS = ("bert", "llama")
 READING = {
     "out": "form { axis member = of w: [] ~ zeros per member delta = sum(w * of.out, member) } compose { out = delta }",
@@ -80,4 +80,4 @@ def test_most_random_methods_are_members() -> None:
         except unipelt.PeltError:
             continue
         found += not method.trains and what_it_does(method, "bert", "delta") is None
-    assert found >= 3
+    assert found >= 5

@@ -16,7 +16,7 @@ from ..ir import Row
 from ..once import Remembers, once
 from ..sites import NUMBERS, SiteSignature
 from ..sizes import Size
-from ..syntax.lines import lines_for, names_in
+from ..syntax.lines import names_in
 from ..syntax.nodes import Expr, Later, Let, Name, Number, Param, String, Tensor, Then, walk
 from .selections import Chosen
 from .values import Value
@@ -146,16 +146,14 @@ class TypedRow(Remembers):
     @property
     @once
     def acting(self) -> Row:
-        """The row as a forward pass computes it: without the lines that only starts read, and what is carried and not read."""
+        """The row as a forward pass computes it: without the lines that only starts read, or nothing."""
         row, lines = self.row, (*self.row.form, *(self.row.gate or ()), *self.row.compose)
-        starts = [t.exact for t in self.tensors if t.exact is not None]
-        wanted, of_passes = {"out", "g", "delta", "scores"}, set[int]()
+        wanted, gone = {"out", "g", "delta", "scores"}, set[int]()
         for s in reversed(lines):
-            if isinstance(s, (Let, Later)) and (wanted & {*s.names} or not s.names):
-                of_passes.add(id(s))
+            if isinstance(s, (Let, Later)) and s.names and not wanted & {*s.names}:
+                gone.add(id(s))
+            elif isinstance(s, (Let, Later)):
                 wanted |= names_in(s)
-        unread = {id(s) for s in lines if isinstance(s, Later)}  # of what is carried
-        gone = unread.union(id(s) for s in lines_for(lines, *starts) if starts and isinstance(s, Let)) - of_passes
         if not gone:
             return row
         form, compose, gate = (
