@@ -51,20 +51,21 @@ def apart(
 ) -> tuple[dict[str, torch.Tensor], Whole]:
     """The tensors of rows (and what has no place at all), and those of whole parameters. Raises `PeltError`."""
     setting = config.get("bias") if d.biases else None
+    trained, everywhere = setting in d.biases[1:], setting in d.biases[1:2]
     everything = _by_use(model)
     rows: dict[str, torch.Tensor] = {}
     values: dict[str, torch.Tensor] = {}
     biases: set[str] = set()
     for k, t in tensors.items():
         there = k.removeprefix(FRONT)
-        if setting == "all" and there.endswith((_SAVED + BIAS, _ORIGINAL + BIAS)):
+        if everywhere and there.endswith((_SAVED + BIAS, _ORIGINAL + BIAS)):
             own = there.removesuffix(BIAS).rpartition(".")[0] + BIAS
             copy = tensors.get(FRONT + own)
             if copy is not None and (there.endswith(_ORIGINAL + BIAS) or torch.equal(copy, t)):
                 continue  # the one of the base's own, which acts without the adapter; and one that is there twice
         plain = there.replace(f".{d.copies}.", ".") if d.copies else there
-        if setting not in (None, "none"):
-            plain = plain.removesuffix(_BASE + BIAS) + BIAS if plain.endswith(_BASE + BIAS) else plain
+        if trained and plain.endswith(_BASE + BIAS):
+            plain = plain.removesuffix(_BASE + BIAS) + BIAS
         p = next((everything[v] for v in variants(model, plain) if v in everything), None)
         module, mark, _ = there.partition(f".{d.copies}.")
         if p is None and d.copies and mark:
@@ -72,7 +73,7 @@ def apart(
         if p is None or not k.startswith(FRONT):
             rows[k] = t
             continue
-        in_place = plain.endswith(BIAS) and setting in d.biases[1:]
+        in_place = plain.endswith(BIAS) and trained
         if len(p.uses) > 1 and not in_place:
             other = next(f"{m}.{n}" for m, n in p.uses if f"{m}.{n}" != plain)
             raise error(
@@ -81,7 +82,7 @@ def apart(
         if p.path in values and not torch.equal(values[p.path], t):
             raise error("E0842", f"`{k}` in {place} is there twice, with other numbers", help="copy the folder again")
         values[p.path] = t
-        biases |= {p.path} if p.path.endswith(BIAS) and setting == "all" else set()
+        biases |= {p.path} if p.path.endswith(BIAS) and everywhere else set()
     of_head = _head(model)
     return rows, Whole(values, bool(of_head & (values.keys() - biases)), tuple(p for p in values if p not in of_head))
 
@@ -169,12 +170,12 @@ def _biases(
     found = {*plain}
     if not d.biases or not any(p.endswith(BIAS) for p in found):
         return "none", {}
-    _, of_all, of_modules = d.biases
+    of_none, of_all, of_modules = d.biases
     every = {use: p.path for use, p in _by_use(model).items() if use.endswith(BIAS)}
     if {*every.values()} <= found | heads:
         return of_all, every
     own = {use: path for use, path in every.items() if use.removesuffix(BIAS) in rows}
-    return (of_modules, own) if own and {*own.values()} <= found else ("none", {})
+    return (of_modules, own) if own and {*own.values()} <= found else (of_none, {})
 
 
 def _not_whole(d: Declared, module: str, missing: str, trained: list[str]) -> PeltError:

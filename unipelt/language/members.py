@@ -19,7 +19,7 @@ from .ir import Method, Row
 from .member_lines import Average, Lines, Source, insertion, renamed, width
 from .report.diagnostics import error
 from .sites import SiteSignature, signature, site_name
-from .syntax.lines import lines_for
+from .syntax.lines import lines_for, names_of
 from .syntax.nodes import (
     Apply,
     Arg,
@@ -169,7 +169,7 @@ def _refused(row: Row) -> str:
     if carries(row):
         return "it carries something from layer to layer"
     names = {n.value.id for n in row.nodes if isinstance(n, Attr) and isinstance(n.value, Name) and n.name != "T"}
-    own = {n for s in row.parts for n in _bound_by(s)}
+    own = {n for s in row.parts for n in names_of(s)}
     known = SITE_WORDS | own
     lent = sorted(n for n in names if n not in known)
     return f"it reads tensors of the row `{lent[0]}`" if lent else ""
@@ -184,7 +184,7 @@ class _Row:
         self.sites = [_site(p) for p in row.sites]
         self.site = self.sites[0]
         inputs = {s.name for of in rows.values() for m in of for r in m for s in r.parts if isinstance(s, Input)}
-        own = {n for s in row.parts for n in _bound_by(s)}
+        own = {n for s in row.parts for n in names_of(s)}
         taken = {
             *WORDS,
             *SITE_WORDS,
@@ -198,7 +198,7 @@ class _Row:
         self.h = Name("z") if self.z == Name("h") else Name("h")
         self.lines = Lines(row.name, self.site, self.z, self.h, taken, whole.sources)
         # an input is an argument of the model's forward and keeps its name, so what this row calls by that name has another
-        mine = {n for s in row.parts if not isinstance(s, Input) for n in _bound_by(s)}
+        mine = {n for s in row.parts if not isinstance(s, Input) for n in names_of(s)}
         self.row = _renamed_row(row, {n: self.lines.fresh(n) for n in sorted(mine & inputs)})
 
     def written(self) -> Row:
@@ -332,11 +332,6 @@ def _site(path: Path) -> SiteSignature:
     found = signature(site_name(str(path))[1])
     assert found is not None
     return found
-
-
-def _bound_by(s: Any) -> tuple[str, ...]:
-    """The names that a line binds."""
-    return s.names if isinstance(s, (Let, Later)) else (getattr(s, "name", ""),)
 
 
 def _renamed_row(row: Row, names: Mapping[str, str]) -> Row:

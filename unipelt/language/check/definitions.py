@@ -26,7 +26,7 @@ from ..types.typed import SYMBOLS
 from ..sites import NUMBERS, PARAMETERS, RESERVED, SITES, SIZES, STACKS, SiteSignature, TensorType, signature
 from ..sizes import Size
 from ..report.texts import after, inside, text_of
-from ..syntax.lines import binds
+from ..syntax.lines import binds, names_of
 from ..syntax.nodes import Axis, BodyDef, Expr, Input, Later, Let, Name, Param, Span, Statement, Tensor, walk
 from ..types.values import POISON, Value
 
@@ -153,7 +153,7 @@ def at_the_best_place(
 
 def _meaningless(body: Sequence[Statement], given: Set[str]) -> bool:
     """Whether a name is read that neither the body nor any place gives a meaning."""
-    bound = {n for s in body for n in (s.names if isinstance(s, (Let, Later)) else (getattr(s, "name", ""),))}
+    bound = {n for s in body for n in names_of(s)}
     read = {n.id for s in body for n in walk(s) if isinstance(n, Name)}
     return not read <= bound | given | WORDS | SITE_WORDS
 

@@ -13,6 +13,11 @@ def binds(s: Statement) -> tuple[str, ...]:
     return s.names if isinstance(s, (Let, Later)) else (s.name,) if isinstance(s, Tensor) else ()
 
 
+def names_of(s: Any) -> tuple[str, ...]:
+    """The names of a line, those of an axis, an input or another definition too."""
+    return s.names if isinstance(s, (Let, Later)) else (getattr(s, "name", ""),)
+
+
 def names_in(*parts: Any) -> set[str]:
     """The names that stand in some expressions or lines."""
     return {n.id for part in parts for n in walk(part) if isinstance(n, Name)}
