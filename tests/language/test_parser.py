@@ -7,7 +7,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -389,16 +388,25 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_texts_are_answered_in_time(name):
+def test_hostile_texts_are_answered_with_little_work(name):
+    """Calls of functions are counted, of Python's and of C's: some 6 million take a second."""
     tables.load()
-    start = time.process_time()
+    calls = 0
+
+    def count(*_):
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
     try:
         parse(HOSTILE[name])
         assert name == "docstrings"
     except PeltError as e:
         assert 1 <= len(e.diagnostics) <= 50
         assert len(str(e)) < 100_000
-    assert time.process_time() - start < 2  # 1 s is the goal; the machine may be busy
+    finally:
+        sys.setprofile(None)
+    assert calls < 12_000_000  # each call counts twice: as it begins and as it ends
 
 
 def test_what_is_allowed_can_be_walked():

@@ -89,7 +89,7 @@ def test_they_are_spread_as_they_should_be() -> None:
     ],
 )
 def test_where_a_draw_is_the_same(words: str, shape: list[int], alike: str) -> None:
-    m = trained(f"n = {words} delta = z @ A @ B * sum(sum(n)) if false else z @ A @ B".replace("sum(sum(n))", "1"))
+    m = trained(f"n = {words} delta = z @ A @ B + 0 * {'sum(n)' if '4' in words or 'd_in' in words else 'n'}")
     torch.manual_seed(0)
     first = seen(m, "n")
     second = seen(m, "n")
@@ -105,7 +105,7 @@ def test_where_a_draw_is_the_same(words: str, shape: list[int], alike: str) -> N
 
 
 def test_the_same_words_are_the_same_numbers_and_others_are_not() -> None:
-    line = "n = noise[4] - noise[4]  u = noise[2, 4]  v = noise[4] - u[: 1]  delta = z @ A @ B"
+    line = "n = noise[4] - noise[4]  u = noise[2, 4]  v = noise[4] - u[: 1]  delta = z @ A @ B + 0 * sum(n + v)"
     m = trained(line)
     torch.manual_seed(0)
     assert not any(t.any() for t in seen(m, "n")) and all(t.all() for t in seen(m, "v"))

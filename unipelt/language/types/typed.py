@@ -146,9 +146,14 @@ class TypedRow(Remembers):
     @property
     @once
     def acting(self) -> Row:
-        """The row as a forward pass computes it: without the lines that only starts read, or nothing."""
+        """The row as a forward pass computes it: without the lines that only starts read, or nothing. What a size reads stays."""
         row, lines = self.row, (*self.row.form, *(self.row.gate or ()), *self.row.compose)
-        wanted, gone = {"out", "g", "delta", "scores"}, set[int]()
+        sizes = (
+            e
+            for s in lines
+            for e in (s.shape if isinstance(s, Tensor) else () if isinstance(s, (Let, Later)) else (s,))
+        )
+        wanted, gone = {"out", "g", "delta", "scores"} | names_in(*sizes), set[int]()
         for s in reversed(lines):
             if isinstance(s, (Let, Later)) and s.names and not wanted & {*s.names}:
                 gone.add(id(s))
