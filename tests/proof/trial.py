@@ -81,10 +81,13 @@ _BASES: dict[tuple[str, int, bool], nn.Module] = {}
 
 def base(kind: str, layers: int = 2, loud: bool = False) -> nn.Module:
     """A tiny model in float64, built once. ``loud``: with matrices four times as large, where what a row makes of small values
-    would be too small to be seen."""
+    would be too small to be seen. A pad token embeds to numbers: zeros would hide what reads it."""
     if (kind, layers, loud) not in _BASES:
         model = _BASES[kind, layers, loud] = build(kind, torch.float64, layers)
         with torch.no_grad():
+            for m in model.modules():
+                if isinstance(m, nn.Embedding) and m.padding_idx is not None:
+                    m.weight[m.padding_idx] = m.weight[m.padding_idx - 1]
             for p in model.parameters():
                 p.mul_(4.0 if loud and p.dim() > 1 else 1.0)
     return _BASES[kind, layers, loud]
