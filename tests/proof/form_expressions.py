@@ -27,8 +27,8 @@ from unipelt.language.syntax.nodes import (
     walk,
 )
 
-#: Names of the base, or of what varies from pass to pass.
-_BASE = ("W", "bias", "scale", "log_mass", "drop", "training", "chance", "noise")
+#: Names of the base, or of what varies from pass to pass; a token's position is the same in all batches.
+_BASE = ("W", "bias", "scale", "log_mass", "drop", "training", "chance", "noise", "positions")
 
 
 def computed(tap: Tap) -> Iterator[Expr]:

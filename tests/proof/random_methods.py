@@ -87,7 +87,7 @@ def _row(rng: random.Random, name: str, site: str) -> str:
         not prompt
         and not found.is_weight
         and not found.outside_the_layers
-        and random.Random(str(d.body)).random() < 0.1
+        and random.Random("\n".join(d.body.lines)).random() < 0.1
     ):
         _carry(d)
     size: Sizes = ("l", *out) if prompt else out if d.chance(0.85) else ()
