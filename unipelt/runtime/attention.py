@@ -48,9 +48,7 @@ class Wrapped:
             return self._called(seam, module, query, key, value, attention_mask, kwargs)
         quick = steady.heads.get(seam)
         if quick:
-            found = quick(self.base, module, query, key, value, attention_mask, kwargs)
-            if found is not None:
-                return found
+            return quick(self, seam, module, query, key, value, attention_mask, kwargs)
         found = self._called(seam, module, query, key, value, attention_mask, kwargs)
         if quick is None and steady.learns:
             steady.heads[seam] = joining(self.base, kernel_of(self.name), seam.live("attention"), steady, query)

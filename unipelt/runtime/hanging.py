@@ -231,7 +231,7 @@ def _root_hooks(model: nn.Module, r: Registry, asked: Set[str]) -> list[Hook]:
     inputs = r.input_hooks
     base, towers = base_of(model), [model.get_submodule(s.module) for s in r.sites.stacks]
     called = {id(m): m for m in (model, base, *towers)}.values()  # what is called from outside
-    before: list[Hook] = [Hook(m, r.switch.begin, before=True, first=True) for m in called]
+    before: list[Hook] = [Hook(m, r.switch.begin, before=True, named=True, first=True) for m in called]
     behind: list[Hook] = []
     if "chance" in asked:
         before.append(Hook(model, inputs.draw, before=True))

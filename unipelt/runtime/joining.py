@@ -1,5 +1,4 @@
-"""Learned rows among the keys of an attention in steady passes (see `steady`), for kernels with masks: where there is one query, or a mask
-says what each sees."""
+"""Learned rows among the keys of an attention in steady passes (see `steady`), for kernels with masks."""
 
 from __future__ import annotations
 
@@ -10,16 +9,18 @@ import torch
 from torch import nn
 
 from .edits import Edit
-from .kernels import Kernel, beside, freed
+from .kernels import Call, Kernel, beside, freed
 from .quick import left, of_rows
+from .rows_kept import WithRows, layer_of
 from .steady import Steady
 
 
 def joining(
     base: Callable[..., Any], kernel: Kernel | None, edits: Sequence[tuple[str, Any]], steady: Steady, query: torch.Tensor
 ) -> Callable[..., Any] | bool | None:  # fmt: skip
-    """The function ``(base, module, query, key, value, mask, kwargs)`` that gives what attention gives with the rows of these edits among
-    the keys, and None where it is called in another way; False where there is none, None where it cannot be told."""
+    """The function ``(wrapped, seam, module, query, key, value, mask, kwargs)`` that gives what attention gives with the rows of these edits
+    among the keys, and where it is called in another way what the ``wrapped`` function gives as ever; False where there is none, None where
+    it cannot be told."""
     if (
         kernel is None
         or not kernel.masked
@@ -34,29 +35,38 @@ def joining(
     if not rows or None in rows:
         return False
     gated, flagged, own = any(e.lowered.gated for _, e in edits), kernel.flagged, base
-    graded = torch.is_grad_enabled
+    graded, holder = torch.is_grad_enabled, steady.holder
+    stay = all(same is not None for _, same in rows)  # whether they can stay in a cache
 
     def quick(
-        base: Callable[..., Any], module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
+        wrapped: Any, seam: Any, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
         kwargs: dict[str, Any],
     ) -> Any:  # fmt: skip
+        inside = stay and key is holder.with_rows_in
         if (
             graded()
-            or base is not own
+            or wrapped.base is not own
             or type(key) is not torch.Tensor
             or (mask is not None and type(mask) is not torch.Tensor)
+            or (gated and query.shape[2] != 1)
+            or (not _OTHERWISE.isdisjoint(kwargs) and any(kwargs.get(n) is not None for n in _OTHERWISE))
         ):
-            return None
-        if query.shape[2] != 1 and (gated or mask is None):  # a flag may say what a query sees
-            return None
-        if not _OTHERWISE.isdisjoint(kwargs) and any(kwargs.get(n) is not None for n in _OTHERWISE):
-            return None
+            if inside:
+                key, value = key[:, :, many:], value[:, :, many:]
+            return wrapped._called(seam, module, query, key, value, mask, kwargs)
+        if inside:
+            if flagged:
+                kwargs["is_causal"] = False
+            if mask is not None:
+                mask = freed(mask[..., : key.shape[2] - many], many)
+            return own(module, query, key, value, mask, **kwargs)
         batch, groups, length, _ = key.shape
-        keys, values, count = [], [], 0
+        keys, values = [], []
+        count = 0
         for of, same in rows:
             found = same or of()
             if found is None:
-                return None
+                return wrapped._called(seam, module, query, key, value, mask, kwargs)
             k, v, on_scores, on_values = found
             if on_scores is not None:
                 k = k * on_scores
@@ -71,14 +81,20 @@ def joining(
                 v = beside(v, value)
             keys.append(k)
             values.append(v)
+        if mask is None and query.shape[2] != 1:  # a flag may say what a query sees
+            return kernel.join(Call(module, query, key, value, None, kwargs), [*zip(keys, values)]).run(own)
         keys.append(key)
         values.append(value)
-        if mask is not None:
-            mask = freed(mask[..., :length], count)
         if flagged:
             kwargs["is_causal"] = False
-        return base(module, query, torch.cat(keys, 2), torch.cat(values, 2), mask, **kwargs)
+        if mask is not None:
+            mask = freed(mask[..., :length], count)
+        all_keys, all_values = torch.cat(keys, 2), torch.cat(values, 2)
+        if stay and query.shape[2] == 1 and (layer := layer_of(holder.cache, module, key, value)) is not None:
+            WithRows.put(layer, (all_keys, all_values), count, steady)
+        return own(module, query, all_keys, all_values, mask, **kwargs)
 
+    many = sum(same[0].shape[2] for _, same in rows) if stay else 0
     return quick
 
 

@@ -65,6 +65,9 @@ class Holder(threading.local):
         self.acting: tuple[str, ...] = ()
         #: What hosts do in this pass where nothing has changed since the last one.
         self.steady: Steady | None = None
+        #: The cache of this pass, where it is steady, and the keys with learned rows that a layer of it has given (see `rows_kept`).
+        self.cache: Any = None
+        self.with_rows_in: torch.Tensor | None = None
         #: The rows of a mixed batch that are computed now.
         self.part: Group | None = None
         self.rows = 0  # how many `with_rows` blocks
@@ -78,7 +81,8 @@ class Holder(threading.local):
 
         def end() -> None:
             del self.blocks[depth:]
-            self.entered = self.steady = None  # a pass that was broken off has ended
+            # a pass that was broken off has ended
+            self.entered = self.steady = self.cache = self.with_rows_in = None
 
         with ended_by(end):
             end()
@@ -160,7 +164,7 @@ class Switch:
 
     # What is switched while a pass is under way, by another thread, acts from the next pass on: half of an adapter computes nothing.
 
-    def begin(self, module: Any, args: Any) -> None:
+    def begin(self, module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """A hook before a module that a pass may begin with; the modules inside it begin no pass of their own."""
         holder = self.holder
         if holder.entered is None or holder.entered is module:
@@ -168,9 +172,10 @@ class Switch:
             holder.current.carried = {}
             if not is_compiling():
                 holder.steady = None if self.mixes else self.kinds.of(holder.acting, holder)
+                holder.cache, holder.with_rows_in = kwargs.get("past_key_values"), None
 
     def end(self, module: Any, args: Any, output: Any) -> None:
         if self.holder.entered is module:
             self.holder.entered = self.holder.current.carried = None
             if not is_compiling():
-                self.holder.steady = None
+                self.holder.steady = self.holder.cache = self.holder.with_rows_in = None
