@@ -40,18 +40,26 @@ def refused(edits: Sequence[PlannedEdit], sites: SiteMap) -> Iterator[Diagnostic
 
 def said(edits: Sequence[PlannedEdit]) -> Iterator[str]:
     """Of tensors that each place has and only the first layer reads, or all but the first."""
+    for names, silent, first in unread(edits):
+        where = "behind the first layer alone" if first else "at the first layer alone"
+        one = len(names) == 1
+        listed = ", ".join(f"`{n}`" for n in names)
+        yield (f"{listed} of `{silent[0].row.name}` {'is' if one else 'are'} read {where}, and there is one for each site: "
+               f"elsewhere {'it gets' if one else 'they get'} no gradient")  # fmt: skip
+
+
+def unread(edits: Sequence[PlannedEdit]) -> Iterator[tuple[list[str], list[PlannedEdit], bool]]:
+    """Tensors that a place has and does not read, as what is carried begins in one way and goes on in another: their names, the edits that
+    do not read them, and whether that is the first of its chain."""
     for chain in _chains(edits):
         row = chain[0].row
         for name in carries(row) if len(chain) > 1 else ():
-            first, following = _carry(row, name).values
-            for e, other, where in (
-                (first, following, "at the first layer alone"),
-                (following, first, "behind the first layer alone"),
-            ):
+            begins, goes_on = _carry(row, name).values
+            for e, other, silent in ((goes_on, begins, chain[:1]), (begins, goes_on, chain[1:])):
                 few = _tensors(row, e) - _tensors(row, other) - _tensors(row, *_others(row, name))
-                for t in chain[0].typing.tensors:
-                    if t.name in few and not t.part and not t.owner.shared:
-                        yield f"`{t.name}` of `{row.name}` is read {where}, and there is one for each site: elsewhere it gets no gradient"
+                names = [t.name for t in chain[0].typing.tensors if t.name in few and not t.part and not t.owner.shared]
+                if names:
+                    yield names, silent, e is goes_on
 
 
 def _chains(edits: Iterable[PlannedEdit]) -> list[list[PlannedEdit]]:

@@ -21,6 +21,7 @@ from trained import among_members
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 import unipelt
+from unipelt.compiler import along
 from unipelt.compiler.drawn import draws
 
 #: What an edit changes at least, with its tensors randomised.
@@ -93,9 +94,11 @@ class Case:
 
     @cached_property
     def resting(self) -> set[str]:
-        """Trained tensors that have a gradient in training alone: what scales noise, which is 0 outside it, or what a row reads there only."""
+        """Trained tensors that have a gradient in training alone: what scales noise, which is 0 outside it, or what a row reads there only.
+        And those of which the plan says that their place does not read them."""
+        unread = {e.tensors[n] for names, silent, _ in along.unread(self.plan.edits) for e in silent for n in names}
         if not self.knows_training and not any(draws(e.typing) for e in self.plan.edits):
-            return set()
+            return unread
         m, found = self.bases.get(self.kind, torch.float32, copy_number=1), []
         self.put(m, "resting")
         for training in (False, True):
@@ -105,7 +108,7 @@ class Case:
             m.zero_grad()
         m.eval()
         unipelt.remove(m, "resting")
-        return found[1] - found[0]
+        return unread | (found[1] - found[0])
 
     def before(self, dtype: torch.dtype = torch.float32) -> Inputs:
         """What the base yields for `inputs`."""
