@@ -97,3 +97,11 @@ def test_a_gate_is_counted_where_there_is_one() -> None:
     assert str(found) == "L d_ff + L_gate d_ff"
     for kind in ("bert", "llama"):
         assert found.number(sizes(kind, {})) == unipelt.plan(model(kind), method).counts.trained
+
+
+def test_a_row_that_reads_a_number_of_each_token_has_no_width_of_what_enters() -> None:
+    method = unipelt.parse("""method m { modify attn.heads  insert norm(x)
+      form { A: [width(x), 2] ~ normal(1) per site  b: [2] ~ zeros per site  delta = z * (x @ (A @ b)) }  compose h + delta }""")
+    assert formula(method)["trained"] == "2 L d_model + 2 L" and formula(method)["stored"] == "L d_model (folded)"
+    counts = unipelt.plan(model("llama"), method).counts
+    assert (counts.trained, counts.stored) == (3 * 66, 3 * 32)

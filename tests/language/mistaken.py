@@ -194,6 +194,12 @@ whole(
     "modify embed insert ⟦parallel⟧ form { delta = z } compose add",
     "it is an input",
 )
+whole(
+    "insert_number",
+    "E0307",
+    "modify ffn insert ⟦d_model⟧ form { A: [d_out] ~ zeros delta = z * A } compose add",
+    "is a number",
+)
 whole("insert_unknown", "E0301", "modify ffn insert ⟦residul⟧ form { delta = z } compose add", "`residual`")
 whole("unforwarded_name", "E0301", "modify ffn insert parallel form low_rank(r) compose scaled(⟦beta⟧)", "no `beta`")
 in_compose("compose_reads_unbound", "E0301", "{ out = h + ⟦scores⟧ }", "no `scores`")

@@ -397,8 +397,8 @@ def _annotation(name: str, typing: TypedRow) -> str:
 
 def _renamed(typing: TypedRow) -> TypedRow:
     """Where what is read and what is modified differ in size, these are called d_in and d_out, whatever the site calls them."""
-    d_in, d_out = typing.sizes["d_in"], typing.sizes["d_out"]
-    if d_in == d_out or any(len(s.symbols) != 1 or s != Size.of(*s.symbols) for s in (d_in, d_out)):
+    d_in, d_out = typing.sizes.get("d_in"), typing.sizes["d_out"]
+    if d_in is None or d_in == d_out or any(len(s.symbols) != 1 or s != Size.of(*s.symbols) for s in (d_in, d_out)):
         return typing
     names: Mapping[str, Size] = {next(iter(d_in.symbols)): Size.of("d_in"), next(iter(d_out.symbols)): Size.of("d_out")}
 

@@ -65,13 +65,12 @@ def sizes_written(places: Sequence[TypedRow]) -> dict[str, tuple[str, ...]] | No
 def _written(i: int, places: Sequence[tuple[TypedRow, TensorType]]) -> str | None:
     """The i-th size of a fold as a text that is true at each of its sites."""
     typing, type_ = places[0]
-    symbols = {
-        n: next((s for s in typing.sizes[n].symbols if typing.sizes[n] == Size.of(s)), None) for n in ("d_out", "d_in")
-    }
+    ends = [n for n in ("d_out", "d_in") if all(n in t.sizes for t, _ in places)]  # a z that is a number has no d_in
+    symbols = {n: next((s for s in typing.sizes[n].symbols if typing.sizes[n] == Size.of(s)), None) for n in ends}
     named = {s: Size.of(n) for n, s in symbols.items() if s is not None}
     size = type_.sizes[i]
     texts = [size, *(size.bind({s: n}) for s, n in named.items()), size.bind(named)]
-    own = [{n: t.sizes[n] for n in ("d_in", "d_out")} for t, _ in places]
+    own = [{n: t.sizes[n] for n in ends} for t, _ in places]
     fits = (w for w in texts if all(w.bind(n) == t.sizes[i] for n, (_, t) in zip(own, places)))
     return next((w.text for w in fits), None)
 
