@@ -42,14 +42,12 @@ def joining(
         wrapped: Any, seam: Any, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
         kwargs: dict[str, Any],
     ) -> Any:  # fmt: skip
-        inside = stay and key is holder.with_rows_in
+        inside = stay and key is holder.with_rows_in  # and there is one query, in a pass of this kind
         if (
-            graded()
-            or wrapped.base is not own
-            or type(key) is not torch.Tensor
+            wrapped.base is not own
             or (mask is not None and type(mask) is not torch.Tensor)
-            or (gated and query.shape[2] != 1)
             or (not _OTHERWISE.isdisjoint(kwargs) and any(kwargs.get(n) is not None for n in _OTHERWISE))
+            or (not inside and (graded() or type(key) is not torch.Tensor or (gated and query.shape[2] != 1)))
         ):
             if inside:
                 key, value = key[:, :, many:], value[:, :, many:]
