@@ -140,7 +140,8 @@ def test_edits_act_merge_and_leave_nothing_behind(kind: str, tmp_path: Path) -> 
         unipelt.unmerge(model, "a")
         unipelt.remove(model, "a")
         assert structure(model) == before and list(model.state_dict()) == keys and torch.equal(model(x), plain)
-        unipelt.attach(model, tmp_path / "a")
+        # torch multiplies by a tensor that requires a gradient in another way, whose last bits differ on some processors
+        unipelt.attach(model, tmp_path / "a", trainable=True)
         assert torch.equal(model(x), changed)
 
 

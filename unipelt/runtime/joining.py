@@ -88,8 +88,10 @@ def joining(
         if mask is not None:
             mask = freed(mask[..., :length], count)
         all_keys, all_values = torch.cat(keys, 2), torch.cat(values, 2)
-        if stay and query.shape[2] == 1 and (layer := layer_of(holder.cache, module, key, value)) is not None:
-            WithRows.put(layer, (all_keys, all_values), count, steady)
+        if stay and query.shape[2] == 1 and seam.veils is None:  # veils count the keys
+            layer = layer_of(holder.cache, module, key, value)
+            if layer is not None:
+                WithRows.put(layer, (all_keys, all_values), count, steady)
         return own(module, query, all_keys, all_values, mask, **kwargs)
 
     many = sum(same[0].shape[2] for _, same in rows) if stay else 0

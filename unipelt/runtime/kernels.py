@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -183,8 +183,7 @@ def _sdpa_seen(call: Call) -> torch.Tensor | None:
 
 
 def _sdpa_join(call: Call, rows: Rows) -> Call:
-    """The causal flag becomes torch's causal bias at the lower right, which flash and efficient kernels take; a processor takes it as a mask,
-    which all layers share.
+    """The causal flag becomes torch's causal bias at the lower right, which flash and efficient kernels take.
 
     A compiler cannot trace that bias. There the flag stays, and the square is filled up by queries whose outputs are dropped.
     """
@@ -195,20 +194,8 @@ def _sdpa_join(call: Call, rows: Rows) -> Call:
     if call.key.shape[2] != n or call.kwargs.get("position_bias") is not None:
         return _joined(call, rows, freed(_sdpa_seen(call), count), _NOT_CAUSAL)  # type: ignore[arg-type]
     if not torch.compiler.is_compiling():
-        shared = call.query.device.type == "cpu" and n * (n + count) <= 1 << 20
-        mask = (
-            _at_the_lower_right(n, count, torch.is_inference_mode_enabled())
-            if shared
-            else causal_lower_right(n, n + count)
-        )
-        return _joined(call, rows, mask, _NOT_CAUSAL)
+        return _joined(call, rows, causal_lower_right(n, n + count), _NOT_CAUSAL)
     return _joined(call, rows, None)._replace(query=F.pad(call.query, (0, 0, count, 0)), dropped=count)
-
-
-@lru_cache(maxsize=4)
-def _at_the_lower_right(n: int, rows: int, inference: bool) -> torch.Tensor:
-    """Which of so many rows and n keys each of n queries sees. What is made under inference mode is of no use outside it."""
-    return torch.ones(n, n + rows, dtype=torch.bool).tril(rows)
 
 
 # ---------------------------------------------------------------- flash: a mask of padding, causal at the lower right
