@@ -77,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(1)
     plain = base()
     models: dict[str, torch.nn.Module] = {
-        "base": plain,
+        "base": copy.deepcopy(plain),  # as all others are: where weights lie in memory costs some hundredths
         "base again": copy.deepcopy(plain),
         "bare hook": hooked(copy.deepcopy(plain)),
         "unipelt by hand": by_hand(copy.deepcopy(plain)),
