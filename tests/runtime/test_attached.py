@@ -59,6 +59,7 @@ def work(m: nn.Module, method: Any, name: str) -> dict[str, int]:
     return done
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name, kind", [*((n, "bert_labels") for n in METHODS), ("lora", "gpt2")])
 def test_work_does_not_grow_with_the_number_of_attached_adapters(name: str, kind: str) -> None:
     """Of GPT-2's projections three are columns of one module."""
