@@ -16,11 +16,14 @@ from names import name as named
 from safetensors.torch import load_file
 from small import model
 from torch import nn
+from transformers import DynamicCache
 
 import unipelt
 from unipelt.language.report.diagnostics import PeltError
 from unipelt.training import TrainConfig, cache_trunk, train
+from unipelt.runtime import caches
 from unipelt.training.kept_rows import KeptRows
+from unipelt.training.trunk import _keys
 
 LAST = unipelt.parse(
     "method x from lora(r=2) { layers last 1 }"
@@ -278,3 +281,10 @@ def test_auto_leaves_it_and_a_folder_insists(bert: str, intents: str, tmp_path: 
     assert len(reasons) == 2 and "is edited" in reasons[0] and "drops at random" in reasons[1]
     with pytest.raises(PeltError, match="E0783"):
         train(replace(config, out=str(tmp_path / "b"), cache_trunk=str(tmp_path / "kept")))
+
+
+@pytest.mark.parametrize("name", caches.NAMES)
+def test_a_pass_that_goes_on_with_a_cache_runs_as_it_is(name: str) -> None:
+    """Whichever version of transformers named the argument."""
+    given = {"input_ids": torch.tensor([[1, 2]])}
+    assert _keys((), given, None) is not None and _keys((), {**given, name: DynamicCache()}, None) is None

@@ -11,7 +11,7 @@ from torch import nn
 from .edits import Edit
 from .kernels import Call, Kernel, beside, freed
 from .quick import left, of_rows
-from .rows_kept import WithRows, layer_of
+from .rows_in_cache import WithRows, layer_of
 from .steady import Steady
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.compiler import is_compiling
 
 from ..anatomy.interrupts import ended_by
+from . import caches
 from .mixture import Group, Mixture
 from .prompts.passes import Pass
 from .steady import Kinds, Steady
@@ -65,7 +66,7 @@ class Holder(threading.local):
         self.acting: tuple[str, ...] = ()
         #: What hosts do in this pass where nothing has changed since the last one.
         self.steady: Steady | None = None
-        #: The cache of this pass, where it is steady, and the keys with learned rows that a layer of it has given (see `rows_kept`).
+        #: The cache of this pass, where it is steady, and the keys with learned rows that a layer of it has given (see `rows_in_cache`).
         self.cache: Any = None
         self.with_rows_in: torch.Tensor | None = None
         #: The rows of a mixed batch that are computed now.
@@ -172,7 +173,7 @@ class Switch:
             holder.current.carried = {}
             if not is_compiling():
                 holder.steady = None if self.mixes else self.kinds.of(holder.acting, holder)
-                holder.cache, holder.with_rows_in = kwargs.get("past_key_values"), None
+                holder.cache, holder.with_rows_in = caches.given(kwargs), None
 
     def end(self, module: Any, args: Any, output: Any) -> None:
         if self.holder.entered is module:

@@ -21,9 +21,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import unipelt
-
-#: What an argument with a cache is called: from transformers 5.24 on, and before.
-_CACHES = ("cache", "past_key_values")
+from unipelt.runtime import caches
 
 
 @dataclass(eq=False)
@@ -44,7 +42,7 @@ class Model:
     def __init__(self, model: nn.Module, pad: int):
         self.model, self.pad = model, pad
         names = inspect.signature(model.forward).parameters
-        self._cache = next((n for n in _CACHES if n in names), None)
+        self._cache = next((n for n in caches.NAMES if n in names), None)
         self._positions = "position_ids" in names
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
 

@@ -21,6 +21,7 @@ from ..anatomy.base import base_modules
 from ..anatomy.find import find
 from ..compiler.untouched import Cut, below_edits, below_modules
 from ..language.report.diagnostics import PeltError, error
+from ..runtime import caches
 from ..runtime.registry import registry, unwrapped
 from ..anatomy.stand_in import StandIn
 from .kept_rows import KeptRows
@@ -186,7 +187,7 @@ def _keys(args: tuple[Any, ...], kwargs: Mapping[str, Any], config: Any) -> tupl
     """A key for each example of a pass, and how many of its positions are kept (-1: all); None where the pass is to run as it is."""
     wanted = ("output_hidden_states", "output_attentions")
     asked = any(kwargs.get(n) if kwargs.get(n) is not None else getattr(config, n, False) for n in wanted)
-    if asked or kwargs.get("past_key_values") is not None:
+    if asked or caches.given(kwargs) is not None:
         return None
     kwargs = {**{str(i): a for i, a in enumerate(args)}, **kwargs}  # of whatever names
     tensors = {n: v for n, v in kwargs.items() if isinstance(v, torch.Tensor) and n not in _SILENT}

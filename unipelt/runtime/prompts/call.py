@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...language.report.diagnostics import error
+from .. import caches
 from .layout import Layout, Rows, most
 
 #: Arguments with an entry for each token, and the entry of a row: it is on no page (`bbox`), and words are of kind 0.
@@ -20,8 +21,6 @@ _ALIGNED = {"labels": -100, "global_attention_mask": 0, "special_tokens_mask": 0
 _FRACTIONS = ("inputs_embeds", "bbox")
 #: Arguments that hold the number of a token for each example.
 _NUMBERS = ("start_positions", "end_positions")
-#: What an argument with a cache is called: from transformers 5.24 on, and before (and by callers that still say so).
-_CACHES = ("cache", "past_key_values")
 #: What it is called where it holds states alone, which have no positions.
 _STATES = ("cache_params", "state")
 #: Arguments that say of tokens which of them belong together.
@@ -50,7 +49,7 @@ class Call:
 
     @property
     def cache(self) -> Any:
-        return next((c for n in _CACHES if (c := self.named.get(n)) is not None), None)
+        return caches.given(self.named)
 
     @property
     def continues(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...anatomy.sites import Stack
+from .. import caches
 from ..switch import Switch
 from .call import Call, named_arguments
 from .selected import Entered
@@ -69,9 +70,4 @@ class MaskTap:
         """A cache, which may have been made in this call, remembers the ids."""
         entered = self.switch.holder.current.entered.get(self.stack) if self.switch.live and self._selects else None
         if entered is not None and self.inputs.looks_for_text(self.switch.live):
-            entered.remember(entered.call.cache if entered.call.cache is not None else _cache_of(output))
-
-
-def _cache_of(output: Any) -> Any:
-    found = [getattr(output, n, None) for n in ("cache", "past_key_values")]
-    return next((c for c in found if hasattr(c, "get_seq_length")), None)
+            entered.remember(entered.call.cache if entered.call.cache is not None else caches.yielded(output))

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import unipelt
-from unipelt.runtime.rows_kept import WithRows
+from unipelt.runtime.rows_in_cache import WithRows
 from unipelt.runtime.steady import Kinds
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -55,14 +55,16 @@ def as_ever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @torch.no_grad()
 def steps(m: nn.Module, cache: Any, count: int, first: int = 20, batch: int = 2) -> list[torch.Tensor]:
     """The logits of so many tokens, one after the other."""
-    return [m(torch.full((batch, 1), first + i), past_key_values=cache, use_cache=True).logits for i in range(count)]
+    return [
+        m(torch.full((batch, 1), first + i), **small.with_cache(m, cache), use_cache=True).logits for i in range(count)
+    ]
 
 
 @torch.no_grad()
 def begun(m: nn.Module, count: int = 4) -> tuple[Any, list[torch.Tensor]]:
     """A cache that has read a text and so many tokens more."""
     cache = DynamicCache(config=m.config)
-    out = [m(IDS, past_key_values=cache, use_cache=True).logits]
+    out = [m(IDS, **small.with_cache(m, cache), use_cache=True).logits]
     return cache, out + steps(m, cache, count)
 
 
@@ -93,7 +95,7 @@ def test_a_generation_of_padded_texts_and_beams_is_the_same(monkeypatch: pytest.
     for beams in (1, 3):
         m.generate(IDS, **given, num_beams=beams)
         found = m.generate(IDS, **given, num_beams=beams)
-        assert any(kept(found.past_key_values))
+        assert any(kept(small.cache_of(found)))
         with as_ever(monkeypatch):
             expected = m.generate(IDS, **given, num_beams=beams)
         assert torch.equal(found.sequences, expected.sequences)
@@ -101,7 +103,7 @@ def test_a_generation_of_padded_texts_and_beams_is_the_same(monkeypatch: pytest.
 
 
 def _longer(m: nn.Module, cache: Any) -> list[torch.Tensor]:
-    return [m(IDS[:, :3], past_key_values=cache, use_cache=True).logits]
+    return [m(IDS[:, :3], **small.with_cache(m, cache), use_cache=True).logits]
 
 
 def _of_the_base(m: nn.Module, cache: Any) -> list[torch.Tensor]:
@@ -121,7 +123,7 @@ def _mixed(m: nn.Module, cache: Any) -> list[torch.Tensor]:
 
 def _graded(m: nn.Module, cache: Any) -> list[torch.Tensor]:
     with torch.enable_grad():
-        return [m(IDS[:, :1], past_key_values=cache, use_cache=True).logits]
+        return [m(IDS[:, :1], **small.with_cache(m, cache), use_cache=True).logits]
 
 
 def _of_other_values(m: nn.Module, cache: Any) -> list[torch.Tensor]:
