@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as T
-from small import checkpoint_activations
+from small import cache_of, checkpoint_activations, with_cache
 from tiny import VOCAB, batch, build, distance, footprint, look, loss, put, same, trained
 from torch import nn
 from torch.nn import functional as F
@@ -185,9 +185,9 @@ def test_steps_with_a_cache_are_the_whole_pass(way: str) -> None:
     with torch.no_grad():
         whole = own(ids).logits
         first = own(ids[:, :4], use_cache=True)
-        steps, cache = [first.logits], first.past_key_values
+        steps, cache = [first.logits], cache_of(first)
         for i in range(4, ids.shape[1]):
-            out = own(ids[:, i : i + 1], past_key_values=cache, use_cache=True)
+            out = own(ids[:, i : i + 1], **with_cache(own, cache), use_cache=True)
             steps.append(out.logits)
     assert (torch.cat(steps, 1) - whole).abs().max() <= 1e-5
 
@@ -376,7 +376,7 @@ def test_models_that_compute_attention_themselves_have_heads(kind: str) -> None:
     with torch.no_grad():
         whole = m(ids).logits
         first = m(ids[:, :4], use_cache=True)
-        rest = m(ids[:, 4:5], past_key_values=first.past_key_values).logits
+        rest = m(ids[:, 4:5], **with_cache(m, cache_of(first))).logits
     assert (torch.cat([first.logits, rest], 1) - whole[:, :5]).abs().max() <= 1e-5
     unipelt.remove(m, "a")
     assert same(look(m, batch("llama")), base)

@@ -48,8 +48,8 @@ class Model:
 
     @property
     def remembers(self) -> bool:
-        """Whether the model takes a cache of keys and values, as `Decoding` gives it."""
-        return self._cache is not None
+        """Whether the model takes a cache of keys and values, as `Decoding` gives it, and not one of states alone."""
+        return self._cache is not None and not (self.cache().layers and all(self.cache().is_linear))
 
     @cached_property
     def device(self) -> torch.device:
