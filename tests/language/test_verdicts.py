@@ -351,3 +351,14 @@ def test_what_a_form_makes_of_the_weight_is_not_folded():
     text = "method m {{ modify attn.q.weight form {{ A: [d_in, d_out] ~ zeros  delta = {} }} compose h + delta }}"
     said = {e: verdicts(parse(text.format(e)))["foldable"].value for e in ("tanh(z + A)", "z * tanh(A)")}
     assert said == {"tanh(z + A)": "no", "z * tanh(A)": "yes"}
+
+
+def test_rows_of_a_method_whose_own_values_are_too_large_are_not_compared() -> None:
+    """It has a meaning for smaller values."""
+    method = parse("""method m(r: int = 999999999999) {
+      use { modify ffn  insert parallel  form { A: [64, r] ~ zeros  B: [r, d_out] ~ zeros  delta = sum(A, 0) @ B }  compose h + delta } as a
+      use { modify ffn  insert sequential  form { c: [d_out] ~ ones  delta = c }  compose h * delta } as b
+    }""")
+    found = verdicts(method)["rows commute"]
+    assert found.value == "unknown" and "entries" in found.reason
+    assert "entries" not in verdicts(method(r=4))["rows commute"].reason

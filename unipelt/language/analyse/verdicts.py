@@ -21,6 +21,7 @@ from ..syntax.printer import to_text
 from ..types.primitives import PRIMITIVES, entry_of
 from ..types.typed import TypedRow
 from .row_verdicts import RULES, Verdict, calls_at
+from ..report.diagnostics import PeltError
 from ..sites import signature, site_name
 from ..syntax.nodes import NOWHERE, Path, Span
 from ..types.values import CONSTANT, Placed
@@ -162,6 +163,9 @@ def rows_commute(method: Method, typings: Sequence[TypedRow]) -> Verdict:
                 )
             except TooLarge as e:
                 unknown = unknown or Verdict("unknown", e.reason, b.span)
+                continue
+            except PeltError as e:  # with the values that its arguments have by themselves it is no method
+                unknown = unknown or Verdict("unknown", e.diagnostics[0].message, b.span)
                 continue
             if one == other or _apart(placed[a.name], placed[b.name]):
                 continue
