@@ -699,10 +699,12 @@ def test_inputs_are_padded_here() -> None:
 
 @pytest.mark.parametrize("lines", [
     "A: [d_in, 64] ~ normal(1)  C: [64, 1] ~ normal(1)  u = tanh(A @ C)  B: [d_in, 1] = u  K = exp(A @ C)  delta = z @ B @ K.T",
+    "k = 2 * r  A: [d_in, 4] ~ normal(1) lr k  C: [4, 8] ~ normal(1)  D: [8, 1] ~ normal(1)  K = tanh(C @ D)  delta = z @ A @ K @ K.T @ A.T",
+    "k = 0.5 * r  A: [d_in, 4] ~ normal(k)  C: [4, 8] ~ normal(1)  D: [8, 1] ~ normal(1)  K = tanh(C @ D)  delta = z @ A @ K @ K.T @ A.T",
     "n = 2 * r  A: [d_in, n] ~ normal(1)  C: [n, 64] ~ normal(1)  D: [64, 1] ~ normal(1)  K = tanh(C @ D)  delta = z @ A @ K @ K.T @ A.T",
 ])  # fmt: skip
 def test_a_folded_form_names_nothing_that_folding_left_out(lines: str, tmp_path: Path) -> None:
-    """What a tensor started from may be gone, and lets that sizes read stand behind the tensors."""
+    """What a tensor started from may be gone; lets that its sizes, its distribution or its rate read stay."""
     made = unipelt.parse(
         spec(f"method m(r: int = 2) {{ modify ffn insert parallel form {{ {lines} }} compose h + delta }}")
     )

@@ -70,7 +70,6 @@ def tokenizer(text: str, **_: object) -> dict[str, list[int]]:
     return {"input_ids": small.inputs()["input_ids"][0, 2:3].tolist()}
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_keeps_its_promises(method: str, tmp_path: Path) -> None:
     refused = []

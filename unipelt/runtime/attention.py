@@ -45,16 +45,16 @@ class Wrapped:
             _, query, key, value, attention_mask, kwargs, _ = call
         steady = None if is_dynamo_compiling() else holder.steady
         if steady is None:
-            return self._called(seam, module, query, key, value, attention_mask, kwargs)
+            return self.as_ever(seam, module, query, key, value, attention_mask, kwargs)
         quick = steady.heads.get(seam)
         if quick:
             return quick(self, seam, module, query, key, value, attention_mask, kwargs)
-        found = self._called(seam, module, query, key, value, attention_mask, kwargs)
+        found = self.as_ever(seam, module, query, key, value, attention_mask, kwargs)
         if quick is None and steady.learns:
             steady.heads[seam] = joining(self.base, kernel_of(self.name), seam.live("attention"), steady, query)
         return found
 
-    def _called(self, seam: Seam, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    def as_ever(self, seam: Seam, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                 attention_mask: torch.Tensor | None, kwargs: dict[str, Any]) -> Any:  # fmt: skip
         if seam.switch.mixes and (mixture := seam.switch.mixture()) is not None:
             return self._mixed(seam, mixture, Call(module, query, key, value, attention_mask, kwargs))

@@ -37,6 +37,7 @@ def joining(
     gated, flagged, own = any(e.lowered.gated for _, e in edits), kernel.flagged, base
     graded, holder = torch.is_grad_enabled, steady.holder
     stay = all(same is not None for _, same in rows)  # whether they can stay in a cache
+    many = sum(same[0].shape[2] for _, same in rows) if stay else 0
 
     def quick(
         wrapped: Any, seam: Any, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
@@ -51,7 +52,7 @@ def joining(
         ):
             if inside:
                 key, value = key[:, :, many:], value[:, :, many:]
-            return wrapped._called(seam, module, query, key, value, mask, kwargs)
+            return wrapped.as_ever(seam, module, query, key, value, mask, kwargs)
         if inside:
             if flagged:
                 kwargs["is_causal"] = False
@@ -64,7 +65,7 @@ def joining(
         for of, same in rows:
             found = same or of()
             if found is None:
-                return wrapped._called(seam, module, query, key, value, mask, kwargs)
+                return wrapped.as_ever(seam, module, query, key, value, mask, kwargs)
             k, v, on_scores, on_values = found
             if on_scores is not None:
                 k = k * on_scores
@@ -89,12 +90,11 @@ def joining(
             mask = freed(mask[..., :length], count)
         all_keys, all_values = torch.cat(keys, 2), torch.cat(values, 2)
         if stay and query.shape[2] == 1 and seam.veils is None:  # veils count the keys
-            layer = layer_of(holder.cache, module, key, value)
+            layer = layer_of(holder, module, key, value)
             if layer is not None:
                 WithRows.put(layer, (all_keys, all_values), count, steady)
         return own(module, query, all_keys, all_values, mask, **kwargs)
 
-    many = sum(same[0].shape[2] for _, same in rows) if stay else 0
     return quick
 
 

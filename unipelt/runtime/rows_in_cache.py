@@ -13,6 +13,21 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
     from .steady import Steady
+    from .switch import Holder
+
+
+def _of_the_tokens(name: str) -> Any:
+    """An attribute of the plain layer that a layer with rows becomes when it is asked for."""
+
+    def get(layer: WithRows) -> Any:
+        layer.leave()
+        return getattr(layer, name)
+
+    def put(layer: WithRows, new: Any) -> None:
+        layer.leave()
+        setattr(layer, name, new)
+
+    return property(get, put)
 
 
 class WithRows(DynamicLayer):
@@ -25,6 +40,7 @@ class WithRows(DynamicLayer):
     whole: tuple[torch.Tensor, torch.Tensor]  # keys and values [batch, groups, rows + tokens, d]
     rows: int
     steady: Steady
+    keys, values = _of_the_tokens("keys"), _of_the_tokens("values")
 
     @classmethod
     def put(cls, layer: DynamicLayer, whole: tuple[torch.Tensor, torch.Tensor], rows: int, steady: Steady) -> None:
@@ -57,41 +73,21 @@ class WithRows(DynamicLayer):
         keys, values = self.whole
         self.whole = keys.index_select(0, beam_idx.to(keys.device)), values.index_select(0, beam_idx.to(values.device))
 
-    @property
-    def keys(self) -> Any:
-        self.leave()
-        return self.keys
-
-    @keys.setter
-    def keys(self, new: Any) -> None:
-        self.leave()
-        self.keys = new
-
-    @property
-    def values(self) -> Any:
-        self.leave()
-        return self.values
-
-    @values.setter
-    def values(self, new: Any) -> None:
-        self.leave()
-        self.values = new
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         self.leave()
         return self.__reduce_ex__(protocol)
 
 
-def layer_of(cache: Any, module: Any, key: torch.Tensor, value: torch.Tensor) -> DynamicLayer | None:
-    """The plain layer of the cache whose keys and values these are, and in which rows can stay: one of a cache whose layers are all plain,
-    on their device, with one for each block, so that no other block reads them; None where there is none."""
-    at = getattr(module, "layer_idx", None)
-    if type(cache) is not DynamicCache or cache.offloading or type(at) is not int or at >= len(cache.layers):
+def layer_of(holder: Holder, module: Any, key: torch.Tensor, value: torch.Tensor) -> DynamicLayer | None:
+    """The plain layer of this pass's cache whose keys and values these are, where rows can stay in it: all layers are plain, on their
+    device, and one for each block, so that no other block reads them. A cache of which that is not so is not asked again in this pass."""
+    cache, at = holder.cache, getattr(module, "layer_idx", None)
+    if cache is None:
         return None
-    layers: list[Any] = cache.layers
-    layer = layers[at]
-    if type(layer) is not DynamicLayer or layer.keys is not key or layer.values is not value:
-        return None
+    layers: list[Any] = cache.layers if type(cache) is DynamicCache and not cache.offloading else []
     blocks = getattr(getattr(module, "config", None), "num_hidden_layers", None)
-    plain = all(type(x) in (DynamicLayer, WithRows) and x.get_seq_length() for x in layers)
-    return layer if plain and len(layers) == blocks else None
+    if len(layers) != blocks or not all(type(x) in (DynamicLayer, WithRows) and x.get_seq_length() for x in layers):
+        holder.cache = None
+        return None
+    layer = layers[at] if type(at) is int and at < blocks else None
+    return layer if type(layer) is DynamicLayer and layer.keys is key and layer.values is value else None

@@ -66,7 +66,8 @@ class Holder(threading.local):
         self.acting: tuple[str, ...] = ()
         #: What hosts do in this pass where nothing has changed since the last one.
         self.steady: Steady | None = None
-        #: The cache of this pass, where it is steady, and the keys with learned rows that a layer of it has given (see `rows_in_cache`).
+        #: The cache of a steady pass, as long as learned rows may stay in it, and the keys with rows that a layer of it gave last (see
+        #: `rows_in_cache`).
         self.cache: Any = None
         self.with_rows_in: torch.Tensor | None = None
         #: The rows of a mixed batch that are computed now.
@@ -173,7 +174,8 @@ class Switch:
             holder.current.carried = {}
             if not is_compiling():
                 holder.steady = None if self.mixes else self.kinds.of(holder.acting, holder)
-                holder.cache, holder.with_rows_in = caches.given(kwargs), None
+                holder.cache = None if holder.steady is None else caches.given(kwargs)
+                holder.with_rows_in = None
 
     def end(self, module: Any, args: Any, output: Any) -> None:
         if self.holder.entered is module:

@@ -49,7 +49,10 @@ class Model:
     @property
     def remembers(self) -> bool:
         """Whether the model takes a cache of keys and values, as `Decoding` gives it, and not one of states alone."""
-        return self._cache is not None and not (self.cache().layers and all(self.cache().is_linear))
+        if self._cache is None:
+            return False
+        of_states = self.cache().is_linear
+        return not (of_states and all(of_states))
 
     @cached_property
     def device(self) -> torch.device:

@@ -146,14 +146,14 @@ class TypedRow(Remembers):
     @property
     @once
     def acting(self) -> Row:
-        """The row as a forward pass computes it: without the lines that only starts read, or nothing. What a size reads stays."""
+        """The row as a forward pass computes it: without the lines that only exact starts read, or nothing."""
         row, lines = self.row, (*self.row.form, *(self.row.gate or ()), *self.row.compose)
-        sizes = (
-            e
-            for s in lines
-            for e in (s.shape if isinstance(s, Tensor) else () if isinstance(s, (Let, Later)) else (s,))
-        )
-        wanted, gone = {"out", "g", "delta", "scores"} | names_in(*sizes), set[int]()
+        wanted, gone = {"out", "g", "delta", "scores"}, set[int]()
+        for s in lines:
+            if isinstance(s, Tensor):
+                wanted |= names_in(*s.shape, *([] if s.exact else [s.start]), *([s.lr] if s.lr is not None else []))
+            elif not isinstance(s, (Let, Later)):
+                wanted |= names_in(s)
         for s in reversed(lines):
             if isinstance(s, (Let, Later)) and s.names and not wanted & {*s.names}:
                 gone.add(id(s))
