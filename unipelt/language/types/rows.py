@@ -227,7 +227,7 @@ class RowChecker(Declared, Trained, Carried):
         del self.inf.names["h"]
         if not isinstance(z.type, (TensorType, Poison)):
             what = "a number" if isinstance(z.type, NumberType) else z.type
-            return self.inf.fail("E0307", f"`insert` says what the row reads of the pass, and `{to_text(e)}` is {what}", e.span,
+            return self.inf.fail("E0307", f"`insert` takes what the model computes, and `{to_text(e)}` is {what}", e.span,
                                  help="write `insert parallel` or `insert sequential`", edits=put("sequential", e.span))  # fmt: skip
         return z
 
