@@ -337,3 +337,35 @@ def test_a_compiled_layer_is_compiled_once() -> None:
 def without_gradients_left() -> Iterator[None]:
     yield
     torch.set_grad_enabled(True)
+
+
+@pytest.mark.parametrize("method", ("mam", "dora", "unipelt_apl_causal"))
+def test_data_that_come_to_lie_where_others_lay_are_seen(method: str) -> None:
+    """As MeZO trains: other data between passes, often where those of an earlier pass lay, once nobody holds these."""
+    m = adapted(method)
+    own = [p for n, p in m.named_parameters() if "unipelt" in n]
+    for _ in range(3):
+        before = small.output(m, **step(m))
+    for t in own:
+        place = t.data_ptr()
+        for _ in range(20):
+            t.data = t.data * 0.9
+            t.data = t.data + 0.1
+            if t.data_ptr() == place:
+                break
+        after = small.output(m)
+        assert torch.equal(after, small.output(copy.deepcopy(m)))
+    assert not torch.equal(small.output(m, **step(m)), before)
+
+
+@pytest.mark.parametrize("method", ("mam", "dora", "oft", "unipelt_apl_causal"))
+def test_eval_is_enough_where_torch_counted_no_change(method: str) -> None:
+    """Averaged weights are often written so, before an evaluation that calls `eval`."""
+    m = adapted(method)
+    before = [small.output(m) for _ in range(3)][-1]
+    for n, t in m.named_parameters():
+        if "unipelt" in n:
+            t.data.copy_(t.data * 0.5 + 0.1)
+    m.eval()
+    after = small.output(m)
+    assert torch.equal(after, small.output(copy.deepcopy(m))) and not torch.equal(after, before)

@@ -13,7 +13,10 @@ _referent, _version, _place = weakref.ref.__call__, attrgetter("_version"), torc
 
 
 class _Value(NamedTuple):
-    """What was computed on a device, in which modes, and of which tensors: their counts of changes, and where their data were."""
+    """What was computed on a device, in which modes, and of which tensors: their counts of changes, and where their data were.
+
+    ``data`` holds the data themselves, so that no other data can come to lie at their place.
+    """
 
     device: str
     inference: bool
@@ -21,13 +24,14 @@ class _Value(NamedTuple):
     tensors: list[weakref.ref]
     versions: list[int]
     places: list[int]
+    data: list[torch.Tensor]
     value: Any
 
 
 class Kept:
     """Values by keys. Without gradients a value is kept while its tensors stay as they are: the same ones, with their data at the
     same place, which torch did not see change. What is written past torch's count (``t.data.copy_``) shows after a pass with
-    gradients or a change between training and evaluation (`forget`). Copies and pickles of it have nothing yet.
+    gradients or a call of ``train()`` or ``eval()`` (`forget`). Copies and pickles of it have nothing yet.
     """
 
     def __init__(self) -> None:
@@ -65,7 +69,7 @@ class Kept:
         device = tensors[0].device.type
         self.values[key] = _Value(
             device, torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            [*map(weakref.ref, tensors)], [*map(_version, tensors)], places, value)  # fmt: skip
+            [*map(weakref.ref, tensors)], [*map(_version, tensors)], places, [t.detach() for t in tensors], value)  # fmt: skip
         return value
 
     def forget(self) -> None:

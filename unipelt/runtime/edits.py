@@ -142,10 +142,17 @@ class Edit(Straight):
         self.alone = not self.of_weight and self.columns is None and self.prompt is None
 
     def train(self, mode: bool = True) -> Edit:
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Edit:
+        self._forget()  # what moves is not held where it was
+        return super()._apply(*args, **kwargs)
+
+    def _forget(self) -> None:
         for recipes in (self.recipes, self.each_recipes):
             if recipes is not None:
                 recipes.forget()
-        return super().train(mode)
 
     def _differs(self, label: str, stacked: Stacked) -> bool:
         """Whether each adapter of a bank has a tensor of its own."""

@@ -171,8 +171,17 @@ class Seam(nn.Module):
         self._changed(self.adapters._modules.pop(key, None) or (), -1)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> Seam:
-        self.switch.kinds.forget()
+        self._forget()
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Seam:
+        self._forget()  # what moves is not held where it was
+        return super()._apply(*args, **kwargs)
+
+    def _forget(self) -> None:
+        self.switch.kinds.forget()
+        for weights in self.weights.values():
+            weights.kept.forget()
 
     def _changed(self, edits: Iterable[Any], more: int) -> None:
         """Other edits are here now: these (1), or these no longer (-1)."""

@@ -46,6 +46,7 @@ class Steady:
         self._folded: list[torch.Tensor] = []
         self._versions: list[int] = []
         self._places: list[int] = []
+        self._data: list[torch.Tensor] = []  # no other data can come to lie at their places
 
     def rests_on(
         self, module: nn.Module, names: Iterable[str], computed: Container[str] = (), *, passed_by: bool = False
@@ -75,6 +76,7 @@ class Steady:
                 self._folded.append(t)
                 self._versions.append(t._version)
                 self._places.append(place)
+                self._data.append(t.detach())
         return not (passed_by and (any(self._hooks) or "forward" in vars(module)))
 
     def holds(self) -> bool:
