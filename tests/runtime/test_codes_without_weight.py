@@ -5,6 +5,7 @@ A stand-in has their buffers; `benchmarks/quantised.md` says what was tried with
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from names import name as named
 from test_quantised import LORA, base, logits, steps, swapped
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import unipelt
 from unipelt.anatomy.find import find
+from unipelt.anatomy.matrices import matrix
 
 SIZE, EACH = 16, 8  # numbers of a group, 4-bit codes in an int32
 
@@ -25,7 +28,8 @@ class Codes(nn.Module):
     def __init__(self, plain: nn.Linear):
         super().__init__()
         W = plain.weight.detach().T
-        self.in_features, self.out_features, self.bias = *W.shape, None
+        self.in_features, self.out_features = W.shape
+        self.register_buffer("bias", None if plain.bias is None else plain.bias.detach())
         groups = W.reshape(-1, SIZE, W.shape[1])
         scales = ((groups.amax(1) - groups.amin(1)) / 15).clamp(min=1e-8)
         zeros, g = (-groups.amin(1) / scales).round().int(), torch.arange(len(W)) // SIZE
@@ -40,7 +44,8 @@ class Codes(nn.Module):
         shifts = 4 * torch.arange(EACH)
         codes = ((self.qweight[:, None] >> shifts[:, None]) & 15).reshape(self.in_features, -1)
         zeros = ((self.qzeros[..., None] >> shifts) & 15).reshape(len(self.scales), -1)
-        return x @ (self.scales[self.g_idx] * (codes - zeros[self.g_idx])).to(x.dtype)
+        out = x @ (self.scales[self.g_idx] * (codes - zeros[self.g_idx])).to(x.dtype)
+        return out if self.bias is None else out + self.bias
 
 
 def test_its_sites_are_those_of_the_base_without_codes() -> None:
@@ -61,15 +66,54 @@ def test_an_adapter_acts_trains_is_saved_and_is_attached_again(tmp_path: Path) -
     assert torch.equal(logits(model), plain)
     unipelt.attach(model, tmp_path / "a")
     assert torch.equal(logits(model), changed)
-    for act in (unipelt.merge, lambda model, name: unipelt.save_merged(model, tmp_path / "m", name)):
-        with pytest.raises(unipelt.PeltError, match="E0565.*Codes.*cannot be computed here"):
-            act(model, "a")
-        assert torch.equal(logits(model), changed) and not (tmp_path / "m").exists()
-    other = base()  # where the message says that it is to be merged
-    unipelt.attach(other, tmp_path / "a")
-    changed = logits(other)
-    unipelt.merge(other, "a")
-    torch.testing.assert_close(logits(other), changed, rtol=1e-4, atol=1e-5)
+    with pytest.raises(unipelt.PeltError, match="E0565.*would be rounded to its codes"):
+        unipelt.merge(model, "a")
+    assert torch.equal(logits(model), changed)
+
+
+REWRITTEN = """method m {
+  use { modify attn.v.weight form { B: [d_in, d_out] ~ normal(0.02) delta = (z + B) * 1.1 } compose replace } as a
+  use { modify attn.o form { t: [d_out] ~ normal(0.1) delta = t } compose add } as b }"""
+
+
+def biased() -> nn.Module:
+    model = LlamaForCausalLM(LlamaConfig(**base().config.to_dict() | {"attention_bias": True, "mlp_bias": True})).eval()
+    for n, p in model.named_parameters():
+        if n.endswith("bias"):
+            nn.init.normal_(p, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+@pytest.mark.parametrize("method", (LORA, REWRITTEN), ids=("lora", "weights and a bias"))
+def test_it_is_merged_into_a_folder_of_the_numbers_that_the_codes_stand_for(tmp_path: Path, method: str) -> None:
+    model = swapped(Codes, biased())
+    unipelt.apply(model, unipelt.parse(method), name="a")
+    steps(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5))
+    changed, state = logits(model), {n: t.clone() for n, t in model.state_dict().items()}
+    unipelt.save_merged(model, tmp_path / "m", "a")
+    after = model.state_dict()
+    assert state.keys() == after.keys() and all(torch.equal(t, after[n]) for n, t in state.items())
+    assert torch.equal(logits(model), changed) and not any(
+        m._parameters for m in model.modules() if isinstance(m, Codes)
+    )
+    with open(tmp_path / "m" / "config.json") as f:
+        assert "quantization_config" not in json.load(f)
+    plain = type(model).from_pretrained(tmp_path / "m")
+    assert plain.state_dict().keys() == biased().state_dict().keys()
+    torch.testing.assert_close(logits(plain), changed, rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_whose_values_its_calls_do_not_tell_is_refused(tmp_path: Path) -> None:
+    class Curved(Codes):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).relu()
+
+    model = swapped(Curved)
+    unipelt.apply(model, unipelt.parse(LORA), name="a")
+    changed = logits(model)
+    with pytest.raises(unipelt.PeltError, match="E0565.*Curved.*cannot be computed here"):
+        unipelt.save_merged(model, tmp_path / "m", "a")
+    assert torch.equal(logits(model), changed) and not (tmp_path / "m").exists()
 
 
 class PackedForACpu(Codes):
@@ -96,13 +140,34 @@ def test_finding_sites_packs_no_codes_and_a_plan_names_those_that_are_packed() -
     assert said in " ".join(str(unipelt.plan(fresh, unipelt.parse(LORA))).split())
 
 
-def test_what_reads_the_weight_is_refused_and_nothing_is_there_afterwards() -> None:
+@pytest.mark.parametrize("method", ("pissa", "dora"))
+def test_what_reads_the_weight_reads_those_numbers(method: str) -> None:
+    model, plain = swapped(Codes), base()
+    for n, m in model.named_modules():
+        if isinstance(m, Codes):
+            plain.get_submodule(n).weight.data = matrix(m).T
+    for m in (model, plain):
+        unipelt.apply(m, unipelt.load(named(method)))
+        assert steps(m, torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.5))[-1] < 4
+    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-4, atol=1e-5)
+
+
+def test_in_evaluation_a_map_is_asked_for_its_numbers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = swapped(Codes)
+    unipelt.apply(model, unipelt.load(named("dora")))
+    logits(model.eval())
+    asked: list[nn.Module] = []
+    monkeypatch.setattr("unipelt.runtime.weights.matrix", lambda m: asked.append(m) or matrix(m))
+    logits(model)
+    assert not asked
+    model.eval()
+    logits(model)
+    assert asked and len(asked) == len(set(asked))
+
+
+def test_codes_are_not_trained_and_nothing_is_there_afterwards() -> None:
     model = swapped(Codes)
     plain = logits(model)
-    for method, code in (
-        (unipelt.load(named("pissa")), "E0565"),
-        (unipelt.parse("method m { train *.q_proj.weight }"), "E0510"),
-    ):
-        with pytest.raises(unipelt.PeltError, match=code):
-            unipelt.apply(model, method)
-        assert not unipelt.adapters(model) and torch.equal(logits(model), plain)
+    with pytest.raises(unipelt.PeltError, match="E0510"):
+        unipelt.apply(model, unipelt.parse("method m { train *.q_proj.weight }"))
+    assert not unipelt.adapters(model) and torch.equal(logits(model), plain)

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import unipelt
-from unipelt.anatomy.quantised import is_quantised, matrix
+from unipelt.anatomy.matrices import matrix
+from unipelt.anatomy.quantised import is_quantised
 
 LORA = """method m { modify attn.q, ffn.down insert parallel
   form { A: [d_in, 4] ~ normal(0.1)

@@ -15,7 +15,7 @@ from transformers import (
 
 import unipelt
 from unipelt.anatomy.find import find
-from unipelt.anatomy.quantised import matrix
+from unipelt.anatomy.matrices import matrix
 
 LORA = """method m { modify attn.q, attn.o insert parallel
   form { A: [d_in, 4] ~ normal(0.1)

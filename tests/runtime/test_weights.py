@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import unipelt
-from unipelt.anatomy.quantised import as_map, as_stored
+from unipelt.anatomy.matrices import as_map, as_stored
 from unipelt.runtime.registry import record
 from unipelt.runtime.seam import seams
 

@@ -110,7 +110,7 @@ def watched(model: nn.Module) -> Iterator[list[Seen]]:
 
 def _map(model: nn.Module, edit: Edit) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     from unipelt.anatomy.columns import taken
-    from unipelt.anatomy.quantised import as_map
+    from unipelt.anatomy.matrices import as_map
 
     try:
         module = model.get_submodule(edit.site.view.module)

@@ -127,33 +127,4 @@ def unreadable(module: nn.Module, name: str) -> Exception:
     own = getattr(module, name, None)
     kind = f" ({own.dtype})".replace("torch.", "") if isinstance(own, torch.Tensor) else ""
     return error("E0565", f"the {name} of a {type(module).__name__} is quantised{kind}, and its values cannot be computed here",
-                 help="load the base without quantisation; bitsandbytes, quanto and torchao can be read")  # fmt: skip
-
-
-def matrix(module: nn.Module) -> torch.Tensor:
-    """The weight of a linear map as [d_in, d_out], whichever way the module stores it; codes are turned into numbers."""
-    own = getattr(module, "weight", None)
-    if not isinstance(own, torch.Tensor):
-        raise unreadable(module, "weight")
-    return as_map(module, values(module, "weight", own))
-
-
-def as_map(module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """A linear map's weight as [d_in, d_out], whichever way the module stores it; a convolution of one position is one, too.
-
-    A table of embeddings maps ids as rows of an identity, so its weight is what it is; what is no matrix is, too.
-    """
-    return weight if weight.dim() < 2 or stored_as_map(module) else weight.flatten(1).T
-
-
-def stored_as_map(module: nn.Module) -> bool:
-    """Whether a module stores its weight as [d_in, d_out]; torch's linear maps store the transpose."""
-    return isinstance(module, nn.Embedding) or type(module).__name__ == "Conv1D"
-
-
-def as_stored(module: nn.Module, W: torch.Tensor) -> torch.Tensor:
-    """[d_in, d_out] as the module stores its weight."""
-    if W.dim() < 2 or stored_as_map(module):
-        return W
-    kernel = getattr(module, "kernel_size", ()) if isinstance(module, nn.modules.conv._ConvNd) else ()
-    return W.T.reshape(*W.T.shape, *kernel)
+                 help="load the base without quantisation; bitsandbytes, quanto, torchao, GPTQ and AWQ can be read")  # fmt: skip

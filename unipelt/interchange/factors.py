@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME, children
-from ..anatomy.quantised import as_map, stored_as_map
+from ..anatomy.matrices import as_map, stored_as_map
 from ..anatomy.sizes import weight_shape
 from ..compiler.plan import Plan
 from ..compiler.trained import parameters_of

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import base_modules
-from ..anatomy.quantised import stored_as_map
+from ..anatomy.matrices import stored_as_map
 from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import is_norm
 from ..language.ir import Method, Row

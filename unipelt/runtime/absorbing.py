@@ -16,7 +16,8 @@ from torch import nn
 
 from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.packed import at_map
-from ..anatomy.quantised import as_map, as_stored, plain_dtype, stored_as_map, values
+from ..anatomy.matrices import as_map, as_stored, stored_as_map
+from ..anatomy.quantised import plain_dtype, values
 from ..compiler.absorbed import absorber
 from ..compiler.drawn import SEED
 from ..compiler.hosting import Parameter

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from ..anatomy.quantised import as_map
+from ..anatomy.matrices import as_map
 from ..anatomy.spelled import spelled
 from ..compiler.plan import Plan
 from ..language.ir import as_file

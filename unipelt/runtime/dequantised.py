@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,20 +12,41 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME, base_modules, children
+from ..anatomy.interrupts import ended_by
+from ..anatomy.matrices import matrix
 from ..anatomy.quantised import is_quantised, plain_dtype, unreadable, values, without_weight
 from ..compiler.hosting import Parameter
 from ..compiler.trained import parameters_of
 
 
-def refuse_unreadable(model: nn.Module) -> None:
-    """`PeltError` (E0565) where a module keeps its weight as codes that are no parameter, which nobody here can read."""
-    for _, module in base_modules(model):
-        if without_weight(module) is not None:
-            raise unreadable(module, "weight")
+@contextmanager
+def with_weights(model: nn.Module) -> Iterator[frozenset[str]]:
+    """Inside, maps that keep codes and no weight (GPTQ's, AWQ's) have a weight, and a bias if any, as torch's linear maps have them; yielded
+    are the names of the codes in a state dict. `PeltError` (E0565) where a map's values cannot be computed."""
+    coded = {n: m for n, m in base_modules(model) if without_weight(m) is not None}
+    biases = {n: b for n, m in coded.items() if (b := m._buffers.get("bias")) is not None}
+
+    def end() -> None:
+        for n, m in coded.items():
+            m._parameters.pop("weight", None)
+            if n in biases:
+                m._parameters.pop("bias", None)
+                m._buffers["bias"] = biases[n]
+
+    with ended_by(end):
+        for n, m in coded.items():
+            m._parameters["weight"] = nn.Parameter(matrix(m).T.contiguous(), requires_grad=False)
+            if n in biases:
+                m._buffers.pop("bias")
+                m._parameters["bias"] = nn.Parameter(biases[n].clone(), requires_grad=False)
+        yield frozenset(f"{n}.{b}" for n, m in coded.items() for b in m._buffers)
 
 
-def plain_state(model: nn.Module, unwritten: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The base's tensors by name, codes dequantised; ``unwritten`` are values that take the place of quantised parameters.
+def plain_state(
+    model: nn.Module, unwritten: Mapping[str, torch.Tensor], codes: Set[str] = frozenset()
+) -> dict[str, torch.Tensor]:
+    """The base's tensors by name, but for the ``codes``, those that parameters hold dequantised; ``unwritten`` are values that take the
+    place of quantised parameters.
 
     What a library keeps beside its codes is left out. A parameter of several modules is one tensor under all of its names.
     """
@@ -49,7 +70,7 @@ def plain_state(model: nn.Module, unwritten: Mapping[str, torch.Tensor]) -> dict
         turned = t.dim() == 2 and getattr(getattr(host, "source_cls", None), "__name__", "") == "Conv1D"
         t = (t.T if turned else t).contiguous()
         state |= {f"{m}.{a}" if m else a: t for m, a in p.uses}
-    return state
+    return {n: t for n, t in state.items() if n not in codes}
 
 
 def _collect(module: nn.Module, prefix: str, coded: set[int], into: dict[str, Any]) -> None:
@@ -130,7 +151,7 @@ class Sizes(NamedTuple):
 
 def sizes_of(model: nn.Module, folder: str | Path) -> Sizes | None:
     """The sizes of a folder that `save_merged` wrote and of the base in memory; None where nothing of it is quantised."""
-    coded = len(_coded(model))
+    coded = len(_coded(model)) + sum(without_weight(m) is not None for _, m in base_modules(model))
     if not coded:
         return None
     written = sum(f.stat().st_size for f in Path(folder).glob("*.safetensors"))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..anatomy.base import NAME, base_modules, base_of
-from ..anatomy.quantised import stored_as_map
+from ..anatomy.matrices import stored_as_map
 from ..anatomy.sites import Site
 from ..compiler.along import chain_of
 from ..compiler.among import late, veiled

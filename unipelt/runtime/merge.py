@@ -258,9 +258,6 @@ def _refuse_hosts(model: nn.Module, attached: Attached, quantised: bool) -> None
         if isinstance(weight, torch.Tensor) and not isinstance(weight, nn.Parameter):
             raise no_map(e, f"the weight of `{path}` is made of other parameters at each call",
                          "take the parametrisation away first: torch.nn.utils.parametrize.remove_parametrizations")  # fmt: skip
-        if not isinstance(weight, torch.Tensor):
-            raise error("E0565", f"the weight of `{path}`, a {type(host).__name__}, is quantised, and its values cannot be computed here", e.row.span,
-                        help="save the adapter, attach it to the base without quantisation, and merge it there")  # fmt: skip
-        if not quantised and is_quantised(weight):
+        if not isinstance(weight, torch.Tensor) or (not quantised and is_quantised(weight)):
             raise error("E0565", f"the weight of `{path}` is quantised, and a merged weight would be rounded to its codes", e.row.span,
                         help="unipelt.save_merged(model, folder, name), which writes the merged model with dequantised weights")  # fmt: skip

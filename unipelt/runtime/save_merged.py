@@ -15,7 +15,7 @@ from torch import nn
 from ..anatomy.interrupts import ended_by
 from ..language.files import reason
 from ..language.report.diagnostics import error
-from .dequantised import plain_state, refuse_unreadable, without_quantiser
+from .dequantised import plain_state, with_weights, without_quantiser
 from .hanging import rehang
 from .heads import is_view, plain
 from .merge import absorb, refuse_weighed, unmerge
@@ -42,7 +42,8 @@ def save_merged(
 
     Quantised weights are written as what they stand for (the base computes with these), in the type of the others, and the
     configuration says nothing of codes: the folder is larger than the base. Where a library also rounds what enters a map
-    (bitsandbytes in 8 bits does), the folder's outputs are those without that rounding. Codes that cannot be read are refused (E0565).
+    (bitsandbytes in 8 bits does), the folder's outputs are those without that rounding. A map that keeps codes and no weight (GPTQ's, AWQ's) is
+    asked what it makes of unit vectors. Codes that cannot be read are refused (E0565).
     """
     model = unwrapped(model)
     names = (name,) if isinstance(name, str) else tuple(name)
@@ -56,7 +57,6 @@ def save_merged(
     r = registry(model)
     assert r is not None
     refuse_weighed(r, names)
-    refuse_unreadable(model)
     merged_before = r.merged.names if r.merged is not None else ()
     config: Any = model.config
     active = r.switch.active
@@ -70,7 +70,7 @@ def save_merged(
             rehang(model, r)
 
     try:
-        with ended_by(as_before):
+        with with_weights(model) as codes, ended_by(as_before):
             if len(names) > 1:  # each of them alone, as `merge` wants it
                 r.switch.active = tuple(n for n in active if n not in names)
                 rehang(model, r)
@@ -80,16 +80,16 @@ def save_merged(
                 plain(config) if is_view(config) else copy.deepcopy(config)
             )  # `save_pretrained` writes into it
             with without_quantiser(model):
-                _write(model, r.merged.unwritten if r.merged is not None else {}, place, tokenizer, max_shard_size)
+                unwritten = r.merged.unwritten if r.merged is not None else {}
+                _write(model, plain_state(model, unwritten, codes), place, tokenizer, max_shard_size)
     except OSError as e:
         raise error("E0750", f"the model could not be written to {place}: {reason(e)}") from e
     return place
 
 
 def _write(
-    model: Any, unwritten: dict[str, torch.Tensor], place: Path, tokenizer: Tokenizer | None, largest: int | str | None
+    model: Any, state: dict[str, torch.Tensor], place: Path, tokenizer: Tokenizer | None, largest: int | str | None
 ) -> None:
-    state = plain_state(model, unwritten)
     options = {} if largest is None else {"max_shard_size": largest}
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as staging:

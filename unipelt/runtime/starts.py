@@ -12,7 +12,8 @@ from torch import nn
 
 from ..anatomy.base import base_parameters
 from ..anatomy.columns import taken
-from ..anatomy.quantised import as_map, unreadable, values
+from ..anatomy.matrices import as_map, matrix
+from ..anatomy.quantised import unreadable, values
 from ..compiler.at_attach import data_needed, lines_of_starts
 from ..compiler.evaluator import Context, bind, constants, evaluate
 from ..compiler.initialise import start
@@ -203,10 +204,13 @@ def _map(model: nn.Module, exact: Sequence[Any], e: PlannedEdit) -> dict[str, An
     view = e.site.view
     module, columns = model.get_submodule(view.module), view.columns
     name = e.site.parameter if e.site.kind.is_weight else "weight"
-    if not isinstance(getattr(module, name, None), torch.Tensor):
+    if isinstance(getattr(module, name, None), torch.Tensor):
+        own = values(module, name, value_of(module, name)).detach()
+        W = view.turn(own) if view.parameter else as_map(module, own)
+    elif name == "weight":
+        W = matrix(module)
+    else:
         raise unreadable(module, name)
-    own = values(module, name, value_of(module, name)).detach()
-    W = view.turn(own) if view.parameter else as_map(module, own)
     W = W.to(at_least(W.dtype, torch.float32))
     if view.parameter:
         return {"W": Named(taken(W, columns), tuple(e.site.kind.own_axes))}

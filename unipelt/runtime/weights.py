@@ -20,7 +20,8 @@ from torch.nn import functional
 from ..compiler.drawn import SEED
 from ..anatomy.columns import Columns, joined, taken
 from ..anatomy.layout import Layout
-from ..anatomy.quantised import as_map, as_stored, matrix, unreadable, values
+from ..anatomy.matrices import as_map, as_stored, matrix
+from ..anatomy.quantised import unreadable, values, without_weight
 from ..anatomy.sizes import weight_shape
 from ..compiler.kept import Kept
 from .copies import CopyEdit, with_parameters
@@ -89,13 +90,20 @@ class Weights:
             or any(kept_elsewhere(m) for e in edits for m in (e, *e.shared))
         ):
             return self._computed(host, edits, given, like, copies)
-        read = [value_of(host, self.name)] if self.name in host._parameters else [matrix(host)]
+        read = self._own(host)
         read += [t for m in copies for t in m.values().values()]
         read += [t for e in edits for t in e.registered()]
         key = (like, *(e.identity for e in edits), *map(id, copies))
         if key not in self.kept.values:
             self.kept.forget()  # one for each host, whatever acts
         return self.kept.of(key, read, lambda _: self._computed(host, edits, given, like, copies))
+
+    def _own(self, host: nn.Module) -> list[torch.Tensor]:
+        """What the parameter is made of."""
+        if self.name in host._parameters:
+            return [value_of(host, self.name)]
+        coded = without_weight(host) is not None
+        return [b for b in host._buffers.values() if b is not None] if coded else [matrix(host)]
 
     def _computed(
         self,
