@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--rounds 60] [--out benchmarks/results/overhead.json]
 
 A tiny Llama of eight layers. In each round every entry runs once, in a random order, so that a drift of the machine meets
-all alike; ratios of the thread's processor time are taken within a round and their median is reported. A/A is the base against
-itself: its distance from 1 is the noise. Beside peft with the same rows, a bare hook with the same two products, the least that LoRA can cost, and UniPELT
+all alike; ratios of the thread's processor time are taken within a round and their median is reported. Where a model lies in memory costs a
+hundredth or two, so there are several copies of each, which take turns. A/A is the base against itself: its distance from 1 is the noise. Beside peft with the same rows, a bare hook with the same two products, the least that LoRA can cost, and UniPELT
 written by hand.
 With ``--rounds 0`` nothing is timed: torch's operators and calls of Python functions are counted, which has no noise, and put into the record.
 """
@@ -67,17 +67,10 @@ def peft_models(model: LlamaForCausalLM) -> dict[str, torch.nn.Module]:
     return {f"peft {n}": get_peft_model(copy.deepcopy(model), c).eval() for n, c in configs.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--generate", type=int, default=64, help="tokens of a generation; 0: none")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    plain = base()
+def made(plain: LlamaForCausalLM) -> dict[str, torch.nn.Module]:
+    """A copy for each entry."""
     models: dict[str, torch.nn.Module] = {
-        "base": copy.deepcopy(plain),  # as all others are: where weights lie in memory costs some hundredths
+        "base": copy.deepcopy(plain),
         "base again": copy.deepcopy(plain),
         "bare hook": hooked(copy.deepcopy(plain)),
         "unipelt by hand": by_hand(copy.deepcopy(plain)),
@@ -86,16 +79,32 @@ def main() -> None:
         model = copy.deepcopy(plain)
         unipelt.apply(model, unipelt.load(name)(**arguments))
         models[title] = model.eval()
-    models |= peft_models(plain)
+    return models | peft_models(plain)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--generate", type=int, default=64, help="tokens of a generation; 0: none")
+    parser.add_argument("--copies", type=int, default=3, help="of each model")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    plain = base()
+    models: dict[str, list[torch.nn.Module]] = {}
+    for _ in range(args.copies if args.rounds else 1):
+        for title, m in made(plain).items():
+            models.setdefault(title, []).append(m)
     ids = torch.tensor([[5]])
     if not args.rounds:
         record = json.loads(args.out.read_text()) if args.out.exists() else {}
-        record["counts"] = counted(models, lambda m: m(input_ids=ids, use_cache=False))
+        record["counts"] = counted({n: m[0] for n, m in models.items()}, lambda m: m(input_ids=ids, use_cache=False))
         args.out.write_text(json.dumps(record, indent=1) + "\n")
         for n, v in record["counts"].items():
             print(f"{n:26} {v['operators']:6.1f} operators {v['calls']:6.1f} calls for each layer, beside the base's")
         return
-    record = {"machine": {"threads": 1, "torch": torch.__version__}, "rounds": args.rounds,
+    record = {"machine": {"threads": 1, "torch": torch.__version__}, "rounds": args.rounds, "copies": args.copies,
               "one token": measured(models, lambda m: m(input_ids=ids, use_cache=False), args.rounds, 5)}  # fmt: skip
     if args.generate:
 
@@ -108,7 +117,7 @@ def main() -> None:
                 do_sample=False,
             )
 
-        record["generate"] = measured(models, run, max(args.rounds // 6, 3), 1)
+        record["generate"] = measured(models, run, max(args.rounds // 3, 3), 1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(record, indent=1) + "\n")
     for job in ("one token", "generate"):
@@ -158,18 +167,23 @@ def counted(
 
 @torch.no_grad()
 def measured(
-    models: dict[str, torch.nn.Module], run: Callable[[torch.nn.Module], object], rounds: int, repeats: int
+    models: dict[str, list[torch.nn.Module]], run: Callable[[torch.nn.Module], object], rounds: int, repeats: int
 ) -> dict[str, dict[str, float]]:
     """Ratios within a round: to the base, and to peft and the bare hook where they have the row."""
     order, rng = list(models), random.Random(0)
     times: dict[str, list[float]] = {n: [] for n in models}
-    for r in range(rounds + 2):
+    copies = len(models["base"])
+    turns: dict[str, list[int]] = {}
+    for r in range(rounds + 2 * copies):
         rng.shuffle(order)
+        if r % copies == 0:  # which copies meet in a round differs
+            turns = {n: rng.sample(range(copies), copies) for n in models}
         for n in order:
+            m = models[n][turns[n][r % copies]]
             begun = time.thread_time()
             for _ in range(repeats):
-                run(models[n])
-            if r >= 2:  # the first rounds warm up
+                run(m)
+            if r >= 2 * copies:  # the first rounds warm up
                 times[n].append(time.thread_time() - begun)
     pairs = {n: (n, "base") for n in models if n != "base"}
     pairs |= {f"{n} / peft": (n, f"peft {n}") for n in METHODS if f"peft {n}" in models}

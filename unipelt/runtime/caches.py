@@ -10,7 +10,8 @@ NAMES = ("cache", "past_key_values")
 
 def given(named: Mapping[str, Any]) -> Any:
     """The cache among the named arguments of a call; None where there is none."""
-    return next((c for n in NAMES if (c := named.get(n)) is not None), None)
+    found = named.get(NAMES[0])
+    return found if found is not None else named.get(NAMES[1])
 
 
 def yielded(output: Any) -> Any:

@@ -43,22 +43,19 @@ def joining(
         wrapped: Any, seam: Any, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
         kwargs: dict[str, Any],
     ) -> Any:  # fmt: skip
-        inside = stay and key is holder.with_rows_in  # and there is one query, in a pass of this kind
-        if (
-            wrapped.base is not own
-            or (mask is not None and type(mask) is not torch.Tensor)
-            or (not _OTHERWISE.isdisjoint(kwargs) and any(kwargs.get(n) is not None for n in _OTHERWISE))
-            or (not inside and (graded() or type(key) is not torch.Tensor or (gated and query.shape[2] != 1)))
-        ):
-            if inside:
-                key, value = key[:, :, many:], value[:, :, many:]
-            return wrapped.as_ever(seam, module, query, key, value, mask, kwargs)
-        if inside:
+        plain = wrapped.base is own and (mask is None or type(mask) is torch.Tensor)
+        if not _OTHERWISE.isdisjoint(kwargs) and any(kwargs.get(n) is not None for n in _OTHERWISE):
+            plain = False
+        if stay and key is holder.with_rows_in:  # there is one query, in a pass of this kind
+            if not plain:
+                return wrapped.as_ever(seam, module, query, key[:, :, many:], value[:, :, many:], mask, kwargs)
             if flagged:
                 kwargs["is_causal"] = False
             if mask is not None:
                 mask = freed(mask[..., : key.shape[2] - many], many)
             return own(module, query, key, value, mask, **kwargs)
+        if not plain or graded() or type(key) is not torch.Tensor or (gated and query.shape[2] != 1):
+            return wrapped.as_ever(seam, module, query, key, value, mask, kwargs)
         batch, groups, length, _ = key.shape
         keys, values = [], []
         count = 0
