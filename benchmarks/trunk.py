@@ -25,6 +25,7 @@ from unipelt.training import cache_trunk
 METHODS = {
     "probing": "method m { use probing as m }",
     "LoRA in the last 2 of 6 layers": "method m from lora { layers last 2 }",
+    "adapter (Pfeiffer) in the last 2 of 6 layers": "method m from pfeiffer { layers last 2 }",
     "UniPELT in the last 2 of 6 layers": "method m { layers last 2  use unipelt_apl as m }",
     "LoRA in the last layer": "method m from lora { layers last 1 }",
 }
@@ -79,7 +80,7 @@ def main() -> None:
         found[name] = {"blocks once": trunk.blocks, "faster": statistics.median(ratios), "from": ratios[0], "to": ratios[-1],
                        "A/A": statistics.median(control), "first epoch, s": first, "later, s": statistics.median(t[0] for t in times)}  # fmt: skip
         print(
-            f"{name:36s} {found[name]['faster']:6.2f} times faster ({ratios[0]:.2f}–{ratios[-1]:.2f}), A/A {found[name]['A/A']:.2f}",
+            f"{name:46s} {found[name]['faster']:6.2f} times faster ({ratios[0]:.2f}–{ratios[-1]:.2f}), A/A {found[name]['A/A']:.2f}",
             flush=True,
         )
     if given.out:
