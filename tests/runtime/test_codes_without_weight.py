@@ -5,6 +5,7 @@ A stand-in has their buffers; `benchmarks/quantised.md` says what was tried with
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from names import name as named
 from test_quantised import LORA, base, logits, steps, swapped
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import unipelt
 from unipelt.anatomy.find import find
@@ -101,6 +102,24 @@ def test_it_is_merged_into_a_folder_of_the_numbers_that_the_codes_stand_for(tmp_
     plain = type(model).from_pretrained(tmp_path / "m")
     assert plain.state_dict().keys() == biased().state_dict().keys()
     torch.testing.assert_close(logits(plain), changed, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_model_that_stores_its_weights_turned_over_gets_them_so(tmp_path: Path) -> None:
+    """GPT-2's maps are [d_in, d_out], some of them square, and codes say nothing of that."""
+    torch.manual_seed(0)
+    plain = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=64, n_layer=2, n_head=4, n_positions=32)).eval()
+    model = copy.deepcopy(plain)
+    for n, m in [*plain.named_modules()]:
+        if type(m).__name__ == "Conv1D":
+            linear = nn.Linear(*m.weight.shape)
+            linear.weight.data, linear.bias.data = m.weight.T, m.bias
+            host, _, name = n.rpartition(".")
+            setattr(model.get_submodule(host), name, Codes(linear))
+    unipelt.apply(model, unipelt.parse(LORA), name="a")
+    steps(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5))
+    changed = logits(model.eval())
+    unipelt.save_merged(model, tmp_path / "m", "a")
+    torch.testing.assert_close(logits(GPT2LMHeadModel.from_pretrained(tmp_path / "m")), changed, rtol=1e-4, atol=1e-5)
 
 
 def test_a_map_whose_values_its_calls_do_not_tell_is_refused(tmp_path: Path) -> None:

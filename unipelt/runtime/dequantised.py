@@ -13,18 +13,32 @@ from torch import nn
 
 from ..anatomy.base import NAME, base_modules, children
 from ..anatomy.interrupts import ended_by
-from ..anatomy.matrices import matrix
+from ..anatomy.matrices import matrix, stored_as_map
 from ..anatomy.quantised import is_quantised, plain_dtype, unreadable, values, without_weight
 from ..compiler.hosting import Parameter
 from ..compiler.trained import parameters_of
+from ..language.report.diagnostics import error
+
+
+class Codes(NamedTuple):
+    """Of maps that keep codes and no weight: the names of the codes in a state dict, and of the weights that the plain model stores turned over."""
+
+    names: Set[str] = frozenset()
+    turned: Set[str] = frozenset()
+
+
+_NONE = Codes()
 
 
 @contextmanager
-def with_weights(model: nn.Module) -> Iterator[frozenset[str]]:
-    """Inside, maps that keep codes and no weight (GPTQ's, AWQ's) have a weight, and a bias if any, as torch's linear maps have them; yielded
-    are the names of the codes in a state dict. `PeltError` (E0565) where a map's values cannot be computed."""
+def with_weights(model: nn.Module) -> Iterator[Codes]:
+    """Inside, maps that keep codes and no weight (GPTQ's, AWQ's) have a weight, and a bias if any, as torch's linear maps have them.
+
+    `PeltError` (E0565) where a map's values cannot be computed.
+    """
     coded = {n: m for n, m in base_modules(model) if without_weight(m) is not None}
     biases = {n: b for n, m in coded.items() if (b := m._buffers.get("bias")) is not None}
+    turned = _turned(model, coded) if coded else frozenset()
 
     def end() -> None:
         for n, m in coded.items():
@@ -39,11 +53,26 @@ def with_weights(model: nn.Module) -> Iterator[frozenset[str]]:
             if n in biases:
                 m._buffers.pop("bias")
                 m._parameters["bias"] = nn.Parameter(biases[n].clone(), requires_grad=False)
-        yield frozenset(f"{n}.{b}" for n, m in coded.items() for b in m._buffers)
+        yield Codes(frozenset(f"{n}.{b}" for n, m in coded.items() for b in m._buffers), turned)
+
+
+def _turned(model: Any, coded: Mapping[str, nn.Module]) -> frozenset[str]:
+    """The weights that the model as its class builds it, without codes, stores as [d_in, d_out]."""
+    config = copy.deepcopy(model.config)
+    for part in _configurations(config):
+        vars(part).pop("quantization_config", None)
+    try:
+        with torch.device("meta"):
+            plain = type(model)(config)
+        return frozenset(f"{n}.weight" for n in coded if stored_as_map(plain.get_submodule(n)))
+    except Exception:  # noqa: BLE001 - of foreign code
+        name, module = next(iter(coded.items()))
+        raise error("E0565", f"the weight of `{name}`, a {type(module).__name__}, is quantised, and a {type(model).__name__} without codes cannot be built "
+                    "here, which would tell how it stores it", help="load the base without quantisation, attach the adapter, and merge it there") from None  # fmt: skip
 
 
 def plain_state(
-    model: nn.Module, unwritten: Mapping[str, torch.Tensor], codes: Set[str] = frozenset()
+    model: nn.Module, unwritten: Mapping[str, torch.Tensor], codes: Codes = _NONE
 ) -> dict[str, torch.Tensor]:
     """The base's tensors by name, but for the ``codes``, those that parameters hold dequantised; ``unwritten`` are values that take the
     place of quantised parameters.
@@ -70,7 +99,7 @@ def plain_state(
         turned = t.dim() == 2 and getattr(getattr(host, "source_cls", None), "__name__", "") == "Conv1D"
         t = (t.T if turned else t).contiguous()
         state |= {f"{m}.{a}" if m else a: t for m, a in p.uses}
-    return {n: t for n, t in state.items() if n not in codes}
+    return {n: t.T.contiguous() if n in codes.turned else t for n, t in state.items() if n not in codes.names}
 
 
 def _collect(module: nn.Module, prefix: str, coded: set[int], into: dict[str, Any]) -> None:
