@@ -193,8 +193,9 @@ def test_safetensors_and_the_old_scale(tmp_path: Path) -> None:
     assert any(p.requires_grad for p in m.parameters())
     config = tmp_path / "adapter_config.json"
     config.write_text(config.read_text().replace("adapters.1.3.0", "adapters.1.0.1"))
-    with pytest.warns(UserWarning, match="did not scale"):
+    with pytest.warns(UserWarning, match="did not scale") as said:
         unipelt.attach(m, tmp_path, "b")
+    assert said[0].filename == __file__
     unscaled = out_of(adapted("bert", [{**LORA, "alpha": 3}]))
     torch.testing.assert_close(out_of(m), unscaled, rtol=1e-6, atol=1e-6)
 

@@ -328,8 +328,9 @@ def test_parts_of_a_fused_map_become_one_lora(tmp_path: Path) -> None:
     unipelt.apply(m, unipelt.parse(f"method mine {{ {rows} }}"), name="mine")
     base = of_ours(model("gpt2"), "")
     randomise(m, "mine")
-    with pytest.warns(UserWarning, match="equal but for rounding"):
+    with pytest.warns(UserWarning, match="equal but for rounding") as said:
         unipelt.export_peft(m, tmp_path / "out", "mine")
+    assert said[0].filename == __file__
     found = of_ours(m, "")
     assert (found - base).abs().max() > 1e-2
     torch.testing.assert_close(of_peft("gpt2", tmp_path / "out"), found, rtol=1e-5, atol=1e-5)

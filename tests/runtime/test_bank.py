@@ -231,8 +231,9 @@ def test_broken_folders_in_a_banks_folder_are_listed(tmp_path: Path) -> None:
         bank.add("bob", own)
     (tmp_path / "bob" / "adapter.json").write_text("{")
     (tmp_path / "no.name").mkdir()
-    with pytest.warns(UserWarning, match=r"bob .*; no\.name"):
+    with pytest.warns(UserWarning, match=r"bob .*; no\.name") as said:
         bank = unipelt.bank(model("llama"), load(**TINY), folder=tmp_path)
+    assert said[0].filename == __file__
     assert bank.names == ("ann",)
 
 
@@ -529,8 +530,9 @@ def test_what_an_adapter_in_a_bank_does_not_do(tmp_path: Path) -> None:
     with pytest.raises(PeltError, match="E0553"):
         unipelt.apply(m, load("ia3"), name="ann")
     assert unipelt.adapters(m) == {} and torch.equal(run(m, None, batch(1)), base)
-    with pytest.warns(UserWarning, match="`users` are banks"):
+    with pytest.warns(UserWarning, match="`users` are banks") as said:
         m.save_pretrained(tmp_path / "model")
+    assert said[0].filename == __file__
 
 
 @pytest.mark.parametrize("name, code", [("per_user_prefixes", "E0853"), ("loreft", "E0853")])

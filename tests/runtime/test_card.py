@@ -145,8 +145,9 @@ def test_a_card_by_hand_is_kept(tmp_path, edited):
     assert not replaceable(tmp_path / "a" / README)
     model = small.model("bert_labels")
     unipelt.apply(model, unipelt.parse(SPEC), "mine")
-    with pytest.warns(UserWarning, match="it is kept"):
+    with pytest.warns(UserWarning, match="it is kept") as said:
         unipelt.save(model, tmp_path / "a", "mine", card=CARD)
+    assert said[0].filename == __file__
     assert (tmp_path / "a" / README).read_text() == text
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -207,8 +207,9 @@ def test_a_compiled_model_s_too(tmp_path: Path) -> None:
 
 def test_a_part_of_the_model_is_written_alone_and_says_so(tmp_path: Path) -> None:
     m = wear()
-    with pytest.warns(UserWarning, match="`a` are of the whole model.*save_pretrained of the model"):
+    with pytest.warns(UserWarning, match="`a` are of the whole model.*save_pretrained of the model") as said:
         m.bert.save_pretrained(tmp_path)
+    assert said[0].filename == __file__
     assert sorted(load_file(tmp_path / "model.safetensors")) == sorted(model("bert_labels").bert.state_dict())
     assert not (tmp_path / INDEX).exists()
 
@@ -223,8 +224,9 @@ def test_with_an_adapter_merged_into_the_base(tmp_path: Path) -> None:
     wear("two", "bitfit", m)
     unipelt.activate(m, "one")
     unipelt.merge(m, "one")
-    with pytest.warns(UserWarning, match="`two` are of the base without `one`"):
+    with pytest.warns(UserWarning, match="`two` are of the base without `one`") as said:
         m.save_pretrained(tmp_path / "beside")
+    assert said[0].filename == __file__
     for folder in ("alone", "beside"):
         assert close(out(loaded(tmp_path / folder)), acting) and not (tmp_path / folder / INDEX).exists()
     with warnings.catch_warnings():
@@ -244,8 +246,9 @@ def test_of_a_state_dict_that_was_gathered(tmp_path: Path) -> None:
     other = loaded(tmp_path / "whole")
     unipelt.attach(other, tmp_path / "whole")
     assert close(out(other), acting)
-    with pytest.warns(UserWarning, match="`a` are not in the state dict"):
+    with pytest.warns(UserWarning, match="`a` are not in the state dict") as said:
         m.save_pretrained(tmp_path / "base", state_dict=model("bert_labels").state_dict())
+    assert said[0].filename == __file__
     assert not (tmp_path / "base" / INDEX).exists() and torch.equal(
         out(loaded(tmp_path / "base")), out(model("bert_labels"))
     )

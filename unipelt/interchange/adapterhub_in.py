@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from ..compiler.plan import Plan
 from ..language.report.diagnostics import error
+from ..language.report.warned import warn
 from ..runtime.attach import install, unchanged
 from ..runtime.checkpoint import fill
 from ..runtime.members import Resolved
@@ -72,7 +72,7 @@ def _import(model: nn.Module, at: Path, name: str, trainable: bool, allow_future
         kept = state_dict(model, name)
         fill(model, name, {n: found.get(n, t) for n, t in kept.items()})
     for note in (*notes, *method.notes):
-        warnings.warn(note, stacklevel=5)
+        warn(note)
 
 
 def _checked(model: nn.Module, config: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..compiler.trained import select
 from ..language.ir import Method
 from ..language.loading import parse
 from ..language.report.diagnostics import error
+from ..language.report.warned import warn
 from ..runtime.attach import install, unchanged
 from ..runtime.checkpoint import fill
 from ..runtime.members import Resolved
@@ -77,7 +77,7 @@ def _import(model: nn.Module, place: Path, name: str, trainable: bool) -> None:
         kept = state_dict(model, name)
         fill(model, name, {n: found.get(n, t) for n, t in kept.items()})
     for note in notes:
-        warnings.warn(note, stacklevel=5)
+        warn(note)
 
 
 def _training(model: nn.Module, d: Declared, whole: Whole) -> Method:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from ..compiler.plan import Plan, PlannedEdit
 from ..compiler.trained import is_norm
 from ..language.ir import Method, Row
 from ..language.report.diagnostics import PeltError
+from ..language.report.warned import warn
 from ..runtime.hub import public_name
 from ..runtime.references import load
 from ..runtime.registry import record, unwrapped
@@ -121,7 +121,7 @@ def _export(model: nn.Module, place: Path, name: str, serving: bool) -> Path:
     if d.note:
         notes.append(d.note.format(**_arguments(d, next(iter(matches.values())))))
     for note in dict.fromkeys(notes):
-        warnings.warn(note, stacklevel=2)
+        warn(note)
     return place
 
 

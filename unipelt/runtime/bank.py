@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from ..compiler.plan import Plan
 from ..language.files import reason
 from ..language.ir import Method, as_file
 from ..language.report.diagnostics import PeltError, error
+from ..language.report.warned import warn
 from .acting import alone
 from .attach import create, hang, refuse_name, refuse_new, take_out
 from .checkpoint import check_whole_numbers, compare_shapes, head_of, tensors_in
@@ -378,7 +378,7 @@ class Bank:
             except PeltError as e:
                 left.append(f"{place.name} ({e.diagnostics[0].message})")
         if left:
-            warnings.warn(f"of {self.folder} these are not in the bank: {'; '.join(left)}", stacklevel=4)
+            warn(f"of {self.folder} these are not in the bank: {'; '.join(left)}")
 
     def _take_in(self, place: Path) -> None:
         refuse_name(self.model, place.name)

@@ -5,7 +5,6 @@ The files are read, and distrusted, in `runtime.folder`; `saving` writes them.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from os.path import isfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..compiler.plan import Plan
 from ..compiler.trained import has_head
 from ..language.above import view
 from ..language.report.diagnostics import error
+from ..language.report.warned import warn
 from .acting import activate
 from .attach import install, unchanged
 from .save_pretrained import Beside, beside, inside
@@ -107,8 +107,8 @@ def _attach(
         plan = install(model, Resolved(method), chosen, int(manifest.get("seed") or 0), check=check,
                        **{**head_of(model, folder, manifest), **options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
         if allowed is None and plan.leaks:
-            warnings.warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
-                          "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning, stacklevel=4)  # fmt: skip
+            warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
+                          "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning)  # fmt: skip
         fill(model, chosen, tensors)
     return chosen
 

@@ -14,7 +14,6 @@ import os
 import shlex
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping
 from os.path import exists, isdir, isfile
 from pathlib import Path
@@ -31,6 +30,7 @@ from ..language.ir import Method
 from ..language.loading import parse
 from ..language.report.source import refuse_link, source_of
 from ..language.versions import FORMAT, LANGUAGE_VERSION, UPDATE, Version, named, refusal
+from ..language.report.warned import warn
 from .card import replaceable
 from .hub import FETCHED, FOLDER, INDEX, MANIFEST, METHOD, README, RUN, WEIGHTS
 
@@ -67,10 +67,7 @@ def write(
     bring_back(folder)
     if README in files and not replaceable(folder / README):
         del files[README]
-        warnings.warn(
-            f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written",
-            stacklevel=5,
-        )
+        warn(f"{folder / README} was not written by unipelt or has been edited: it is kept, and no card is written")
     whole = {**manifest, "sha256": {n: hashlib.sha256(files[n]).hexdigest() for n in (WEIGHTS, METHOD)}}
     files[MANIFEST] = (
         json.dumps(whole, indent=1, ensure_ascii=False, default=str) + "\n"

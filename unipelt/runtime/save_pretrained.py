@@ -13,7 +13,6 @@ import inspect
 import json
 import math
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os.path import exists, isdir, isfile
@@ -30,6 +29,7 @@ from ..language.report.diagnostics import PeltError, error
 from ..language.files import contents, leaves, reason, replace
 from ..language.report.source import refuse_link
 from ..language.versions import FORMAT, UPDATE, named, refusal
+from ..language.report.warned import warn
 from .hub import FOLDER, INDEX
 from .registry import Registry, registry
 from .saving import content, save, state_dict
@@ -183,7 +183,7 @@ def _from(
 
 def _warn(names: list[str], why: str, then: str) -> None:
     which = ", ".join(f"`{n}`" for n in names)
-    warnings.warn(f"the adapters {which} {why} ({then})", stacklevel=4)
+    warn(f"the adapters {which} {why} ({then})")
 
 
 def hang(model: nn.Module, r: Registry) -> None:

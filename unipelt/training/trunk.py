@@ -7,7 +7,6 @@ epochs compute only what is above. Probing, top layers and deep variants train m
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..anatomy.base import base_modules
 from ..anatomy.find import find
 from ..compiler.untouched import Cut, below_edits, below_modules
 from ..language.report.diagnostics import PeltError, error
+from ..language.report.warned import warn
 from ..runtime import caches
 from ..runtime.registry import registry, unwrapped
 from ..anatomy.stand_in import StandIn
@@ -104,7 +104,7 @@ class Trunk:
         path = next((p for p, m in self.norms.items() if m.training), None)
         if path is not None and not self.warned:
             self.warned = True
-            warnings.warn(f"the blocks run in each pass: {_over_batches(path)}", stacklevel=2)
+            warn(f"the blocks run in each pass: {_over_batches(path)}")
         return path is not None
 
     def _leave(self, *_: Any) -> None:
