@@ -56,6 +56,59 @@ def test_a_model_that_is_wrapped_for_several_devices(adapted: nn.Module) -> None
     assert unipelt.active(adapted) == ("b",)
 
 
+QUERY = "encoder.layer.1.attention.self.query"
+
+
+def put(m: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """Puts a module in another one's place, which is returned."""
+    host, _, name = path.rpartition(".")
+    old = m.get_submodule(path)
+    setattr(m.get_submodule(host), name, new)
+    return old
+
+
+def test_a_module_was_replaced_since(adapted: nn.Module, tmp_path: Path) -> None:
+    """The adapter is said to act no more, its tensors are saved, and attached again it acts."""
+    acting = output(adapted)
+    new = nn.Linear(WIDTH, WIDTH)
+    new.load_state_dict({n: t for n, t in adapted.get_submodule(QUERY).state_dict().items() if "unipelt" not in n})
+    put(adapted, QUERY, new)
+    assert not torch.equal(output(adapted), acting)
+    for call in (unipelt.activate, unipelt.merge, lambda m, n: unipelt.parameter_groups(m, n, lr=1e-3)):
+        assert f"`{QUERY}`" in refused("E0559", call, adapted, "b")
+    assert unipelt.active(adapted) == ("b",)
+    folder = unipelt.save(adapted, tmp_path / "b", "b")
+    unipelt.remove(adapted, "b")
+    unipelt.attach(adapted, folder, "b")
+    unipelt.activate(adapted, "b")
+    assert torch.equal(output(adapted), acting)
+
+
+def test_a_module_was_wrapped_since(adapted: nn.Module) -> None:
+    """As peft wraps it: what hangs at it acts still."""
+    acting = output(adapted)
+    put(adapted, QUERY, nn.Sequential(adapted.get_submodule(QUERY)))
+    for n in ("a", "b"):
+        unipelt.activate(adapted, n)
+    assert torch.equal(output(adapted), acting)
+
+
+@pytest.mark.parametrize("method", ["lora", "parallel_adapter"])
+def test_hooks_were_put_on_another_module(method: str) -> None:
+    """As torch's dynamic quantisation does, without the named arguments."""
+    m = model("bert")
+    unipelt.apply(m, unipelt.load(named(method)))
+    for path, host in [*m.named_modules()]:
+        if host._forward_hooks or host._forward_pre_hooks:
+            new = nn.Linear(4, 4) if isinstance(host, nn.Linear) else nn.Identity()
+            for hook in host._forward_pre_hooks.values():
+                new.register_forward_pre_hook(hook)
+            for hook in host._forward_hooks.values():
+                new.register_forward_hook(hook)
+            if path:
+                assert type(new).__name__ in refused("E0559", new, torch.zeros(1, 1, 4))
+
+
 @pytest.mark.parametrize("place", ["", "encoder.layer.1.attention.self.query"])
 @pytest.mark.parametrize("thing", [nn.Identity(), "a text"], ids=["child", "attribute"])
 def test_something_of_the_name_that_edits_go_by(place: str, thing: Any) -> None:

@@ -21,6 +21,7 @@ from ..language.types.carried import carries
 from .heads import agree
 from .prompts.pictures import pictured
 from .registry import Registry, record, refuse_merged, registry, unwrapped
+from .replaced import refuse_replaced
 from .sharding import settle
 from .mixture import Mixture
 from .switch import Weighted
@@ -62,11 +63,13 @@ def activate(model: nn.Module, *names: str | Mapping[str, float]) -> None:
 
     This is one setting of the model, for all threads: what another thread activates acts here too, from the next pass on. To
     serve several users, choose in each thread: ``with unipelt.using(model, "ann"): …``. Raises `PeltError` for a name
-    that the model does not have.
+    that the model does not have, and where a module at which an adapter acts was replaced.
     """
     model = unwrapped(model)
     acting = _weighed(model, names)
     r = _chosen(model, acting, "activate")
+    for n in acting:
+        refuse_replaced(model, n)
     settle(model)
 
     def commit() -> None:
@@ -268,6 +271,7 @@ def parameter_groups(
         raise TypeError("parameter_groups() needs a number for `lr`")
     lr, weight_decay = float(lr), float(weight_decay)
     model = unwrapped(model)
+    refuse_replaced(model, name)
     rates = rates_of(model, [name])
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for p in record(model, name).trained().values():

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from ..language.report.diagnostics import PeltError, error
+
 #: Where torch notes how a hook is called.
 _FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
@@ -47,3 +49,9 @@ class Hook:
 
     def _hooks(self) -> dict[int, Callable[..., Any]]:
         return self.module._forward_pre_hooks if self.before else self.module._forward_hooks
+
+
+def moved(module: nn.Module) -> PeltError:
+    """The mistake of a library that puts the hooks of a module on one that takes its place, and calls them otherwise."""
+    return error("E0559", f"a {type(module).__name__} has taken the place of a module at which an adapter acts, and the adapter cannot act there",
+                 help="replace modules first and apply then, or merge before: unipelt.merge(model, name)")  # fmt: skip

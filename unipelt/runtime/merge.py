@@ -23,6 +23,7 @@ from .absorbing import each_merged, merged_values
 from .hanging import rehang
 from .heads import agree
 from .registry import Attached, Registry, record, refuse_in_use, refuse_merged, registry, unwrapped
+from .replaced import refuse_replaced
 from .sharding import is_sharded
 from .switch import Weighted
 
@@ -210,6 +211,7 @@ def _put(model: nn.Module, path: str, p: nn.Parameter) -> None:
 
 def _refuse(model: nn.Module, name: str, quantised: bool = False) -> Attached:
     attached = record(model, name)
+    refuse_replaced(model, name)
     _refuse_rows(attached)
     _refuse_hosts(model, attached, quantised)
     if any(t.device.type == "meta" for t in attached.values().values()):

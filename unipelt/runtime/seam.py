@@ -28,7 +28,7 @@ from ..language.types.primitives import OF_REAL_TOKENS
 from .along import CARRIED
 from .copies import CopyEdit, element
 from .edits import PLACES, ROWS, Edit
-from .hooks import Hook
+from .hooks import Hook, moved
 from .penalties import NOTED
 from .prompts.pictures import Unplaced
 from .prompts.selected import ENTERED
@@ -204,7 +204,9 @@ class Seam(nn.Module):
 
     # ------------------------------------------------------------ hooks
 
-    def on_input(self, host: nn.Module, args: tuple, kwargs: dict) -> Any:
+    def on_input(self, host: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
+        if kwargs is None:
+            raise moved(host)
         steady = None if is_dynamo_compiling() else self.switch.holder.steady
         if steady is None:
             return self._on_input(host, args, kwargs)
@@ -234,7 +236,9 @@ class Seam(nn.Module):
                 h = edit(h, self.gather(name, edit, None, host), self.mask(edit) if edit.pools else None)
         return h
 
-    def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any = moved) -> Any:
+        if output is moved:
+            raise moved(host)
         steady = None if is_dynamo_compiling() else self.switch.holder.steady
         if steady is None:
             return self._on_output(host, args, kwargs, output)

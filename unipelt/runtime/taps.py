@@ -13,7 +13,7 @@ from ..anatomy.passed import first_tensor
 from ..compiler.plan import PlannedEdit
 from .copies import element
 from .edits import needs
-from .hooks import Hook
+from .hooks import Hook, moved
 from .switch import Switch
 
 
@@ -48,7 +48,9 @@ class Tap:
         keys = self.keys
         return [key for name in self.switch.live if name in keys for key in keys[name]]
 
-    def enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def enters(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if kwargs is None:
+            raise moved(module)
         if not is_dynamo_compiling() and (steady := (holder := self.switch.holder).steady) is not None:
             entered = args[0] if args else kwargs.get("hidden_states")
             if type(entered) is torch.Tensor:
@@ -61,10 +63,12 @@ class Tap:
         for key in self._acting():
             self.switch.holder.values[key] = first_entered(args, kwargs)
 
-    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def before(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         self.enters(module, args, kwargs)
 
-    def shape(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def shape(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if kwargs is None:
+            raise moved(module)
         for key in self._acting():
             self.switch.holder.values[key] = first_entered(args, kwargs).shape[:-1]
 
