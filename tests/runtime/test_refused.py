@@ -84,13 +84,39 @@ def test_a_module_was_replaced_since(adapted: nn.Module, tmp_path: Path) -> None
     assert torch.equal(output(adapted), acting)
 
 
+SHARED = "method s { modify attn.q insert parallel form { A: [d_in, 2] ~ normal(1.0) per model B: [2, d_out] ~ normal(1.0) per model delta = z @ A @ B } compose add }"
+
+
+@pytest.mark.parametrize(
+    "method, path",
+    [(SHARED, QUERY), ("method b { train *.bias }", QUERY), (SHARED, "encoder.layer.1.attention")],
+    ids=["tensors of the whole model", "a copy", "a module around it"],
+)
+def test_whatever_hung_there(method: str, path: str) -> None:
+    m = model("bert")
+    before = output(m)
+    unipelt.apply(m, unipelt.parse(method), "x")
+    randomise(m, "x")
+    old = put(m, path, nn.Identity())
+    assert "where the adapter `x` would act" in refused("E0559", unipelt.activate, m, "x")
+    unipelt.remove(m, "x")
+    assert not unipelt.adapters(m)
+    put(m, path, model("bert").get_submodule(path))
+    assert torch.equal(output(m), before) and old is not m.get_submodule(path)
+
+
 def test_a_module_was_wrapped_since(adapted: nn.Module) -> None:
-    """As peft wraps it: what hangs at it acts still."""
+    """As peft wraps it: what hangs at it acts still, and can be taken out."""
     acting = output(adapted)
     put(adapted, QUERY, nn.Sequential(adapted.get_submodule(QUERY)))
     for n in ("a", "b"):
         unipelt.activate(adapted, n)
     assert torch.equal(output(adapted), acting)
+    for n in ("a", "b"):
+        unipelt.remove(adapted, n)
+    assert torch.equal(output(adapted), output(model("bert"))) and not any(
+        "unipelt" in n for n, _ in adapted.named_parameters()
+    )
 
 
 @pytest.mark.parametrize("method", ["lora", "parallel_adapter"])

@@ -15,7 +15,7 @@ from .quantised import PLAIN, unreadable, values, without_weight
 _ROWS = 1024
 
 
-def called_for(module: Any) -> torch.Tensor:
+def by_its_calls(module: Any) -> torch.Tensor:
     """[d_in, d_out], what a map without a weight computes with: what it makes of unit vectors, whichever library's it is.
 
     Nothing is left of it in the module. `PeltError` (E0565) where the map takes numbers of no type, or does not do with other numbers
@@ -60,7 +60,7 @@ def matrix(module: nn.Module) -> torch.Tensor:
     own = getattr(module, "weight", None)
     if not isinstance(own, torch.Tensor):
         if without_weight(module) is not None:
-            return called_for(module)
+            return by_its_calls(module)
         raise unreadable(module, "weight")
     return as_map(module, values(module, "weight", own))
 

@@ -27,7 +27,7 @@ def lean_product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None
     hooks = _hooks_of_kept() if type(norm).__name__ == "NativeLayerNormBackward0" else None
     # What others keep for the norm they may give but once; and x may have been changed since.
     if hooks is None or x._version or not isinstance(getattr(norm._raw_saved_input, "data", None), torch.Tensor):
-        return narrow_product(x, W, b)
+        return _narrow_product(x, W, b)
     at, entries, dtype = x.data_ptr(), x.numel(), x.dtype
     keep, give = hooks
 
@@ -42,10 +42,10 @@ def lean_product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None
         return give(kept[0])
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return narrow_product(x, W, b)
+        return _narrow_product(x, W, b)
 
 
-def narrow_product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+def _narrow_product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
     """``x @ W + b``. Where each of a few columns lies in a piece, the kernels for CPUs take a third of the time, forward and backward. Whether
     W is laid so does not depend on ``x``: parts of a batch are summed in the order of the whole."""
     if W.dim() == 2 and W.shape[1] < 16 and W.shape[0] >= 256 and W.device.type == "cpu":

@@ -252,6 +252,7 @@ def rates_of(model: nn.Module, names: Iterable[str] | None = None) -> dict[int, 
     settle(model)
     found: dict[int, tuple[float, bool]] = {}
     for name in adapters(model) if names is None else names:
+        refuse_replaced(model, name)
         a = record(model, name)
         multiples = {n: t.lr for n, t in a.plan.tensors.items()} | {c.name: c.lr for c in a.plan.copies}
         found |= {id(p): (multiples[n], p.dim() > 1) for n, p in a.trained().items()}
@@ -271,7 +272,6 @@ def parameter_groups(
         raise TypeError("parameter_groups() needs a number for `lr`")
     lr, weight_decay = float(lr), float(weight_decay)
     model = unwrapped(model)
-    refuse_replaced(model, name)
     rates = rates_of(model, [name])
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for p in record(model, name).trained().values():

@@ -108,7 +108,7 @@ def _attach(
                        **{**head_of(model, folder, manifest), **options, "allow_future": allowed is None or bool(allowed)})  # fmt: skip
         if allowed is None and plan.leaks:
             warn(f"the adapter in {folder} sees later positions of a causal model, and its record, which is an older one, does not "
-                          "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning)  # fmt: skip
+                 "say that this was allowed: pass allow_future=True, without which it will be refused", DeprecationWarning)  # fmt: skip
         fill(model, chosen, tensors)
     return chosen
 

@@ -23,11 +23,8 @@ from ..language.report.diagnostics import error
 class Codes(NamedTuple):
     """Of maps that keep codes and no weight: the names of the codes in a state dict, and of the weights that the plain model stores turned over."""
 
-    names: Set[str] = frozenset()
-    turned: Set[str] = frozenset()
-
-
-_NONE = Codes()
+    names: Set[str]
+    turned: Set[str]
 
 
 @contextmanager
@@ -71,9 +68,7 @@ def _turned(model: Any, coded: Mapping[str, nn.Module]) -> frozenset[str]:
                     "here, which would tell how it stores it", help="load the base without quantisation, attach the adapter, and merge it there") from None  # fmt: skip
 
 
-def plain_state(
-    model: nn.Module, unwritten: Mapping[str, torch.Tensor], codes: Codes = _NONE
-) -> dict[str, torch.Tensor]:
+def plain_state(model: nn.Module, unwritten: Mapping[str, torch.Tensor], codes: Codes) -> dict[str, torch.Tensor]:
     """The base's tensors by name, but for the ``codes``, those that parameters hold dequantised; ``unwritten`` are values that take the
     place of quantised parameters.
 

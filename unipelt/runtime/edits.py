@@ -141,15 +141,8 @@ class Edit(Straight):
         #: Whether h is the whole of what leaves the host, and each edit there makes of it the next.
         self.alone = not self.of_weight and self.columns is None and self.prompt is None
 
-    def train(self, mode: bool = True) -> Edit:
-        self._forget()
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Edit:
-        self._forget()  # what moves is not held where it was
-        return super()._apply(*args, **kwargs)
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Lets go of what was folded of its tensors."""
         for recipes in (self.recipes, self.each_recipes):
             if recipes is not None:
                 recipes.forget()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Set
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -37,7 +38,7 @@ from .prompts.outputs import Outputs
 from .prompts.hooks import INSIDE
 from .prompts.pictures import pictured
 from .registry import Attached, Registry
-from .seam import Seam, key_of, seam_of
+from .seam import Seam, key_of, seam_at, seam_of
 from .taps import Tap, tap_key, taps
 from .weights import Use
 from .within import Within
@@ -45,12 +46,14 @@ from .within import Within
 
 def hang_adapter(model: nn.Module, r: Registry, name: str, attached: Attached, made: dict[str, torch.Tensor]) -> None:
     """Everything that an adapter, which the registry has already, needs in the model; ``made`` are its tensors and copies by name."""
-    copies = _hosts_of_copies(model, attached)
+    copies, veiling = _hosts_of_copies(model, attached), _veiling(attached)
+    at = [m for e in attached.plan.edits for m in (e.site.view.module, *e.site.also)]
+    attached.places = (*dict.fromkeys([*at, *(s.view.module for s in veiling), *copies]),)
     shared = _share(r, name, attached, made, copies)
     for e in attached.plan.edits:
         _hang_edit(model, r, name, attached, e, made, shared)
     _hang_copies(model, r, name, attached, made, copies, shared)
-    for site in (veiling := _veiling(attached)):
+    for site in veiling:
         _seam(model, r, site.view.module)[1].veil(name, site)
     rehang(model, r)
     at_heads = {e.site.view.module for e in attached.plan.edits if e.site.side == "attention" and not e.site.attends}
@@ -64,11 +67,9 @@ def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> N
     """What `hang_adapter` hung, as much of it as there is, so that it may be called again; the adapter is marked as leaving."""
     if key_of(name) in r.shared:
         del r.shared[key_of(name)]
-    places = [m for e in attached.plan.edits for m in (e.site.view.module, *e.site.also)]
-    places += [s.view.module for s in _veiling(attached)]
-    for path in dict.fromkeys([*places, *_hosts_of_copies(model, attached)]):
-        host = model.get_submodule(path)
-        if (seam := seam_of(host)) is not None:
+    for path in attached.places:
+        if (found := seam_at(model, path)) is not None:
+            host, seam = found
             seam.drop(host, name)
             if path in r.instead and not any(e.side == "forward" for edits in seam.adapters.values() for e in edits):  # type: ignore[attr-defined]
                 _not_within(r, path)
@@ -79,7 +80,8 @@ def take_down(model: nn.Module, r: Registry, name: str, attached: Attached) -> N
         if (tap := r.taps.get(source)) is not None:
             tap.keys = {n: keys for n, keys in tap.keys.items() if n != name}
             if not tap.keys:
-                tap.hook(model.get_submodule(source[0]), source[1]).take()
+                with suppress(AttributeError):  # another module may have taken the place of one around it
+                    tap.hook(model.get_submodule(source[0]), source[1]).take()
                 del r.taps[source]
     rehang(model, r)
 

@@ -52,6 +52,8 @@ class Attached:
     registered: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     #: The ids of the texts by which a row selects tokens.
     texts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    #: The paths of the modules at which it hangs.
+    places: tuple[str, ...] = ()
     leaving: bool = False  # its removal has begun
     alone: str | None = None  # why it cannot share a batch with others ("": it can), once that was asked
     #: Of a bank (`runtime.bank`): the tensors that have a slot for each of its adapters.

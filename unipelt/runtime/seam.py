@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import Any
 
@@ -42,6 +43,7 @@ from .weights import Changes, Use, Weights, acts, added, called, looked_up, rewr
 Editing = Edit | CopyEdit | Use
 #: Sides of a host whose edits act without a hook of its own.
 NO_HOOK = frozenset(["attention", "forward"])
+_NOT_GIVEN = object()
 
 
 def _with_first(args: tuple, kwargs: Mapping[str, Any], new: torch.Tensor) -> tuple[tuple, dict]:
@@ -182,6 +184,9 @@ class Seam(nn.Module):
         self.switch.kinds.forget()
         for weights in self.weights.values():
             weights.kept.forget()
+        for edit in self.modules():
+            if isinstance(edit, Edit):
+                edit.forget()
 
     def _changed(self, edits: Iterable[Any], more: int) -> None:
         """Other edits are here now: these (1), or these no longer (-1)."""
@@ -236,8 +241,8 @@ class Seam(nn.Module):
                 h = edit(h, self.gather(name, edit, None, host), self.mask(edit) if edit.pools else None)
         return h
 
-    def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any = moved) -> Any:
-        if output is moved:
+    def on_output(self, host: nn.Module, args: tuple, kwargs: dict, output: Any = _NOT_GIVEN) -> Any:
+        if output is _NOT_GIVEN:
             raise moved(host)
         steady = None if is_dynamo_compiling() else self.switch.holder.steady
         if steady is None:
@@ -459,6 +464,15 @@ def key_of(name: str) -> str:
 def seam_of(module: nn.Module) -> Seam | None:
     found = module._modules.get(NAME)
     return found if isinstance(found, Seam) else None
+
+
+def seam_at(model: nn.Module, path: str) -> tuple[nn.Module, Seam] | None:
+    """The host of a path, and its seam, also where another module was put around it since; None where they are not in the model."""
+    with suppress(AttributeError):
+        host = model.get_submodule(path)
+        if (seam := seam_of(host)) is not None:
+            return host, seam
+    return next(((host, seam) for host, seam in seams(model) if seam.path == path), None)
 
 
 def edit_at(model: nn.Module, name: str, planned: PlannedEdit) -> Edit:
